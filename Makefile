@@ -1,0 +1,28 @@
+# `make train` and `make test` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
+PYTHON ?= python3
+WORKDIR ?= runs/online_retail
+FLAGFILE ?= experiments/flagfiles/online_retail.flags
+
+VENV := .venv
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
+# Written last, so an install that was cut short is done again; another version or another setup.cfg starts afresh.
+INSTALLED := $(VENV)/installed-$(VERSION)
+
+.PHONY: train test clean
+.DEFAULT_GOAL := train
+
+train: $(INSTALLED)
+	$(VENV)/bin/python -m experiments.train --flagfile=$(FLAGFILE) --workdir=$(WORKDIR) $(ARGS)
+
+test: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("error: $(PYTHON) is too old: Python 3.11 or later is needed, PYTHON=... picks it" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[all]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,193 @@
+"""Request-grouped batches: one context, M targets, fixed shapes, padded and masked, from columns in memory."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gr4ad_jax.config import DataConfig
+from gr4ad_jax.data import history, trends
+from gr4ad_jax.data.history import Lines
+from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.trends import Trends
+
+PADDING, HISTORY, NEIGHBOR, RISING = range(4)  # slot kinds
+SLOT_FEATURES = history.FEATURES + trends.FEATURES + ("neighbor_score", "price")
+USER_FEATURES = history.USER_FEATURES
+
+
+class RequestBatch(NamedTuple):
+  """B requests. S context slots: history, then co-bought neighbours, then rising ads."""
+
+  slot_kind_BS: np.ndarray  # int32, PADDING, HISTORY, NEIGHBOR or RISING
+  slot_codes_BST: np.ndarray  # int32, UA-SID of the slot's ad
+  slot_features_BSF: np.ndarray  # float32, SLOT_FEATURES
+  user_features_BF: np.ndarray  # float32, USER_FEATURES
+  target_codes_BMT: np.ndarray  # int32
+  target_mask_BM: np.ndarray  # bool
+  target_value_BM: np.ndarray  # float32, money
+  target_depth_BM: np.ndarray  # int32, 0 is the shallowest behaviour
+  user_value_B: np.ndarray  # float32, the user's mean value a visit before the request, money
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+  """SplitMix64's finaliser: a hash of 64-bit counters, the random key of a line in an epoch."""
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+class RequestContexts:
+  """Turns request numbers into batches.
+
+  Args:
+    lines: every line that may be history or target.
+    codes_NT: UA-SID of each ad.
+    price_N: list price of each ad, money, NaN where unknown.
+    popularity: counts that are visible to these requests.
+    neighbors: co-visit neighbours.
+    config: numbers of slots and targets.
+    min_depth: shallowest behaviour that is a target.
+  """
+
+  def __init__(self, lines: Lines, codes_NT, price_N, popularity: Trends, neighbors: Neighbors, config: DataConfig,
+               min_depth: int = 0):  # fmt: skip
+    self.lines, self.config, self.popularity, self.neighbors = lines, config, popularity, neighbors
+    self.codes_NT, self.min_depth = codes_NT, min_depth
+    self._log_price = np.log1p(np.nan_to_num(price_N)).astype(np.float32)
+    self._rising = popularity.rising(config.rising_slots) if config.rising_slots else None
+    num = len(lines.request_time)
+    self._neighbor_ids = np.full((num, config.neighbor_slots), -2, np.int32)  # -2: not looked up yet
+    self._neighbor_scores = np.zeros((num, config.neighbor_slots), np.float16)
+
+  def prepare(self, requests: np.ndarray) -> None:
+    """Looks the neighbours of many requests up at once, so that later batches only gather."""
+    missing = requests[self._neighbor_ids[requests, :1].ravel() == -2] if self.config.neighbor_slots else requests[:0]
+    for begin in range(0, len(missing), 2048):
+      some = missing[begin : begin + 2048]
+      rows = history.history_rows(self.lines, some, self.config.history_slots)
+      self._neighbors_of(some, rows)
+
+  def _neighbors_of(self, requests, rows_BS):
+    row = np.maximum(rows_BS, 0)
+    gap = self.lines.request_visit[requests][:, None] - self.lines.request_visit[self.lines.request[row]]
+    decay = self.lines.decayed_count[row] * history.DECAY ** (gap - 1)
+    ids, scores = self.neighbors.unseen(self.lines, requests, rows_BS, decay, self.config.neighbor_slots)
+    self._neighbor_ids[requests], self._neighbor_scores[requests] = ids, scores
+
+  def slots(self, requests: np.ndarray):
+    """Ads of the context slots.
+
+    Returns:
+      ads [B, S] int32 (-1 in padding), kinds [B, S] int32, history lines [B, history_slots].
+    """
+    rows = history.history_rows(self.lines, requests, self.config.history_slots)
+    parts = [np.where(rows >= 0, self.lines.ad[np.maximum(rows, 0)], -1)]
+    kinds = [np.full(rows.shape[1], HISTORY)]
+    if self.config.neighbor_slots:
+      self.prepare(requests)
+      parts.append(self._neighbor_ids[requests])
+      kinds.append(np.full(self.config.neighbor_slots, NEIGHBOR))
+    if self._rising is not None:
+      parts.append(self._rising[self.popularity.bucket(self.lines.request_time[requests])])
+      kinds.append(np.full(self.config.rising_slots, RISING))
+    ads = np.concatenate(parts, axis=1)
+    return ads, np.where(ads >= 0, np.concatenate(kinds), PADDING).astype(np.int32), rows
+
+  def targets(self, requests: np.ndarray, draw: np.ndarray | int = 0):
+    """Draws at most M target lines a request, without replacement.
+
+    Args:
+      requests: [B] request numbers.
+      draw: which draw, one number or [B]; the same number gives the same targets.
+
+    Returns:
+      [B, M] line numbers, -1 in padding.
+    """
+    out = np.full((len(requests), self.config.targets), -1, np.int64)
+    salt_B = _mix((np.broadcast_to(draw, len(requests)).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    for b, r in enumerate(requests):
+      line = np.arange(self.lines.request_first[r], self.lines.request_first[r + 1])
+      if self.min_depth:
+        line = line[self.lines.depth[line] >= self.min_depth]
+      if len(line) > self.config.targets:
+        line = line[np.argsort(_mix(line.astype(np.uint64) ^ salt_B[b]), kind="stable")[: self.config.targets]]
+      out[b, : len(line)] = line
+    return out
+
+  def batch(self, requests: np.ndarray, draw: np.ndarray | int = 0) -> RequestBatch:
+    """Assembles the batch of `requests` ([B]); `draw` picks their targets (see `targets`)."""
+    lines, codes = self.lines, self.codes_NT
+    requests = np.asarray(requests)
+    ads, kinds, rows = self.slots(requests)
+    slot = np.maximum(ads, 0)
+    past = rows.shape[1]
+    features = np.zeros((*ads.shape, len(SLOT_FEATURES)), np.float32)
+    split = len(history.FEATURES)
+    features[:, :past, :split] = history.history_features(lines, requests, rows)
+    features[..., split:-2] = self.popularity.features(lines.request_time[requests], slot)
+    features[:, past : past + self.config.neighbor_slots, -2] = self._neighbor_scores[requests]
+    features[..., -1] = self._log_price[slot]
+    features[kinds == PADDING] = 0
+    target = self.targets(requests, draw)
+    row = np.maximum(target, 0)
+    users = history.user_features(lines, requests)
+    spent = np.expm1(2 * users[:, USER_FEATURES.index("value_per_visit")])
+    return RequestBatch(kinds, codes[slot], features, users, codes[lines.ad[row]], target >= 0,
+                        np.where(target >= 0, lines.value[row], 0), lines.depth[row].astype(np.int32), spent)  # fmt: skip
+
+
+def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:
+  """A batch of the shapes and dtypes that a config gives, all zero: what a model is initialised and restored with."""
+  slots, targets = config.history_slots + config.neighbor_slots + config.rising_slots, config.targets
+  f32, i32 = np.float32, np.int32
+  shapes = {
+    "slot_kind_BS": ((slots,), i32),
+    "slot_codes_BST": ((slots, levels), i32),
+    "slot_features_BSF": ((slots, len(SLOT_FEATURES)), f32),
+    "user_features_BF": ((len(USER_FEATURES),), f32),
+    "target_codes_BMT": ((targets, levels), i32),
+    "target_mask_BM": ((targets,), bool),
+    "target_value_BM": ((targets,), f32),
+    "target_depth_BM": ((targets,), i32),
+    "user_value_B": ((), f32),
+  }
+  return RequestBatch(**{name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()})
+
+
+class TrainingOrder:
+  """Which requests make up a step: a pure function of seed and step.
+
+  Every epoch is a new permutation. A process takes its own rows of the step's global batch, so the order of the data does
+  not depend on how many processes there are, and the data position is the step number.
+  """
+
+  def __init__(self, requests: np.ndarray, batch_size: int, seed: int):
+    if not len(requests):
+      raise ValueError("there is no training request")
+    self.requests, self.batch_size, self.seed = np.asarray(requests), batch_size, seed
+    self._epoch, self._permutation = -1, None
+
+  @property
+  def steps_per_epoch(self) -> float:
+    """Steps in one pass over the requests."""
+    return len(self.requests) / self.batch_size
+
+  def _shuffled(self, epoch: int) -> np.ndarray:
+    if epoch != self._epoch:
+      bits = np.random.Philox(key=np.array([self.seed, epoch], np.uint64))
+      self._permutation, self._epoch = np.random.Generator(bits).permutation(self.requests), epoch
+    return self._permutation
+
+  def step(self, step: int, process: int = 0, processes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """This process' rows of a step.
+
+    Returns:
+      Request numbers [batch_size / processes] and the epoch in which each is drawn.
+    """
+    if self.batch_size % processes:
+      raise ValueError(f"batch_size={self.batch_size} is not a multiple of {processes} processes")
+    each = self.batch_size // processes
+    position = step * self.batch_size + process * each + np.arange(each)
+    epochs = position // len(self.requests)
+    rows = [self._shuffled(int(e))[position[epochs == e] % len(self.requests)] for e in np.unique(epochs)]
+    return np.concatenate(rows), epochs

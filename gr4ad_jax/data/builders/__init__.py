@@ -1,0 +1,12 @@
+"""TFDS builders, one a data set. Needs the `data` extra."""
+
+from gr4ad_jax.data.builders.ad_log import AdLog
+from gr4ad_jax.data.builders.amazon_reviews import AmazonReviews
+from gr4ad_jax.data.builders.base import TableBuilder
+from gr4ad_jax.data.builders.online_retail import OnlineRetail
+
+BUILDERS: dict[str, type[TableBuilder]] = {
+  "ad_log": AdLog,
+  "amazon_reviews": AmazonReviews,
+  "online_retail": OnlineRetail,
+}

@@ -1,0 +1,46 @@
+"""The money scale of a data set: equal-probability eCPM bins and the clip of a heavy tail."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class EcpmBins:
+  """Bins of the eCPM token (method.md §3.1); bin b holds edges[b-1] < value <= edges[b].
+
+  Attributes:
+    edges: ascending inner edges, money; ties leave fewer than were asked for.
+    means: mean clipped value of each bin, money; as many as were asked for, the last ones 0 where ties left no bin.
+    clip: 99th percentile of the values, money.
+  """
+
+  edges: np.ndarray
+  means: np.ndarray
+  clip: float
+
+  @classmethod
+  def fit(cls, values: np.ndarray, bins: int) -> "EcpmBins":
+    """Cuts the training values [L] so that every bin is as likely as the next."""
+    edges = np.unique(np.quantile(values, np.arange(1, bins) / bins)).astype(np.float32)
+    clip = float(np.quantile(values, 0.99))
+    which = np.searchsorted(edges, values.astype(np.float32), side="left")
+    total = np.bincount(which, np.minimum(values, clip), bins)
+    return cls(edges, (total / np.maximum(np.bincount(which, minlength=bins), 1)).astype(np.float32), clip)
+
+  def save(self, directory: str) -> None:
+    """Writes `ecpm.json`."""
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, "ecpm.json")
+    with open(path + ".part", "w", encoding="utf-8") as file:
+      json.dump({"edges": self.edges.tolist(), "means": self.means.tolist(), "clip": self.clip}, file)
+    os.replace(path + ".part", path)
+
+  @classmethod
+  def load(cls, directory: str) -> "EcpmBins":
+    """Reads what `save` wrote."""
+    with open(os.path.join(directory, "ecpm.json"), encoding="utf-8") as file:
+      saved = json.load(file)
+    return cls(np.asarray(saved["edges"], np.float32), np.asarray(saved["means"], np.float32), saved["clip"])

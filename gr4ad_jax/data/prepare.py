@@ -1,0 +1,91 @@
+"""`load_dataset`: a data set by its config, prepared on first use and read back whole or not at all."""
+
+import contextlib
+import fcntl
+import io
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from gr4ad_jax.config import DataConfig
+from gr4ad_jax.data.schema import DataError, Dataset, Report
+
+_log = logging.getLogger(__name__)
+
+
+def default_data_dir() -> str:
+  """The folder of prepared data sets in the user's cache."""
+  return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gr4ad_jax", "data")
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+  """The data set of a config, with its report; prepares it where that was not done yet.
+
+  Prepared data lie in `<data_dir>/<fingerprint>`, and the fingerprint changes with the source's bytes and with the
+  options, so nothing stale is served. What is read back is compared with a digest of what was written; a part that is
+  missing or damaged is prepared again. Processes that start together prepare once.
+
+  Raises:
+    DataError: bad input, in one line, before anything is written.
+    ImportError: the `data` extra is missing.
+  """
+  from gr4ad_jax.data.builders import BUILDERS
+  from gr4ad_jax.data.builders.base import PARTS
+
+  make = BUILDERS[config.dataset]
+  root = os.path.join(config.data_dir or default_data_dir(), make.fingerprint(config))
+  parts = _stored(make, config, root)
+  if len(parts) < len(PARTS):
+    tables = make.read(config)
+    with _alone(root):
+      parts = _stored(make, config, root)  # another process may have been first
+      for part in PARTS:
+        if part not in parts:
+          _prepare(make, config, part, root, tables)
+    parts = _stored(make, config, root)
+    if len(parts) < len(PARTS):
+      raise DataError(f"{root}: the prepared data cannot be read back; is the disk sound?")
+  (ads, _), (events, notes) = parts["ads"], parts["events"]
+  report = Report(**notes["report"])
+  _log.info("%s: %s", config.dataset, report)
+  return Dataset(config.dataset, ads, events, tuple(notes["behaviors"]), report)
+
+
+def _stored(make: type, config: DataConfig, root: str) -> dict[str, tuple]:
+  """(columns, metadata) of each part that lies whole in `root`."""
+  from gr4ad_jax.data.builders.base import PARTS
+
+  parts = {}
+  for part in PARTS:
+    try:
+      builder = make(data=config, config=part, data_dir=root)
+      if os.path.isdir(builder.data_dir):
+        parts[part] = builder.stored(), dict(builder.info.metadata)
+    except Exception as error:  # a damaged file can raise almost anything, and all of it means: prepare again
+      reason = repr(error).splitlines()[0]
+      _log.warning("%s: '%s' is damaged and is prepared again (%s)", root, part, reason)
+  return parts
+
+
+def _prepare(make: type, config: DataConfig, part: str, root: str, tables: Dataset) -> None:
+  """Writes one part, in place of what an interrupted run left; TFDS gives it its name only when it is whole."""
+  import tensorflow_datasets as tfds
+
+  folder = os.path.join(root, make.name, part)
+  if os.path.isdir(folder):
+    shutil.rmtree(folder)
+  tfds.disable_progress_bar()
+  builder = make(data=config, tables=tables, config=part, data_dir=root)
+  with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
+    builder.download_and_prepare(download_dir=downloads)
+
+
+@contextlib.contextmanager
+def _alone(root: str) -> Iterator[None]:
+  """One process at a time in `root`; the lock goes with the process that holds it."""
+  os.makedirs(root, exist_ok=True)
+  with open(os.path.join(root, ".lock"), "a") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield

@@ -1,0 +1,77 @@
+"""The one schema: an ad table and an event log, as columns in memory."""
+
+import dataclasses
+
+import numpy as np
+
+SPLITS = ("train", "valid", "test")
+
+
+class DataError(ValueError):
+  """Bad input data; the message names file, column, row and value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdTable:
+  """N ads by column. An ad's row number is its index everywhere in the library."""
+
+  ad_id: np.ndarray  # [N] str
+  text: np.ndarray  # [N] str
+  account_id: np.ndarray  # [N] str
+  category: np.ndarray  # [N] str, "" where unknown
+  conversion_type: np.ndarray  # [N] str, "" where unknown
+  form: np.ndarray  # [N] str, ad form that picks the text template, "" where unknown
+  price: np.ndarray  # [N] float32, money, NaN where unknown
+  created: np.ndarray  # [N] int64, unix seconds, -1 where unknown
+  vectors: np.ndarray | None = None  # [N, D] float32, precomputed content vectors
+
+  def __len__(self):
+    return len(self.ad_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class EventLog:
+  """E events by column, in order of user, then visit, then time, then position in the log."""
+
+  user_id: np.ndarray  # [U] str, what `user` counts
+  user: np.ndarray  # [E] int32
+  request: np.ndarray  # [E] int32, visit number: 0, 1, … over the whole log, ascending
+  ad: np.ndarray  # [E] int32, row of the ad table
+  time: np.ndarray  # [E] int64, unix seconds
+  behavior: np.ndarray  # [E] int8, depth: 0 is the shallowest
+  value: np.ndarray  # [E] float32, money
+  quantity: np.ndarray  # [E] float32, units
+  split: np.ndarray  # [E] int8, index into SPLITS; all events of a request share it
+
+  def __len__(self):
+    return len(self.ad)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What reading a source did: counts, and the rows that are not in the event log."""
+
+  ads: int
+  users: int
+  events: dict[str, int]  # by split
+  requests: dict[str, int]  # by split
+  rows: int  # of the source's event file
+  merged: int = 0  # rows added to another row of the same line
+  dropped: dict[str, int] = dataclasses.field(default_factory=dict)  # rows set aside, by reason
+
+  def __str__(self):
+    parts = [f"{self.ads} ads", f"{self.users} users"]
+    parts += [f"{self.events[s]} events in {self.requests[s]} requests of {s}" for s in SPLITS]
+    parts += [f"{self.rows} rows read"] + ([f"{self.merged} merged"] if self.merged else [])
+    return ", ".join(parts + [f"{count} dropped ({reason})" for reason, count in self.dropped.items()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A prepared data set."""
+
+  name: str
+  ads: AdTable
+  events: EventLog
+  behaviors: tuple[str, ...]  # shallowest first
+  report: Report | None = None

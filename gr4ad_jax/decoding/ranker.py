@@ -1,0 +1,80 @@
+"""Requests in, ranked ads out: batches, compiled beam search, expansion of UA-SIDs to ads."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from gr4ad_jax.config import SearchConfig
+from gr4ad_jax.data.batches import RequestBatch, RequestContexts
+from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.decoding.beam import Beams, beam_search
+from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.sid.index import SidIndex
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+  """Ranked ads of R requests, best first.
+
+  Attributes:
+    ad_RK: int32 rows of the ad table, -1 where the beams ran out.
+    logp_RK: float32 log-probability of the ad's UA-SID.
+    value_RK: float32 predicted eCPM given the UA-SID, money.
+  """
+
+  ad_RK: np.ndarray
+  logp_RK: np.ndarray
+  value_RK: np.ndarray
+
+
+class Ranker:
+  """A compiled search over one index. One shape of batch is compiled once.
+
+  Args:
+    model: the module.
+    index: the ads that exist.
+    ecpm: money of the eCPM bins.
+    config: beam widths and final order.
+  """
+
+  def __init__(self, model: GR4AD, index: SidIndex, ecpm: EcpmBins, config: SearchConfig):
+    self.index, self._trie, self._means = index, Trie.of(index), ecpm.means
+
+    def search(params, batch, trie, means):
+      return beam_search(model, params, batch, trie, means, widths=config.beams, value_power=config.value_power)
+
+    self._search = jax.jit(search)
+
+  def beams(self, params: Any, batch: RequestBatch) -> Beams:
+    """Ranked UA-SIDs of a batch, on the device."""
+    return self._search(params, batch, self._trie, self._means)
+
+  def rank(self, params: Any, contexts: RequestContexts, requests: np.ndarray, k: int, batch_size: int = 64) -> Ranking:
+    """The best k ads of each request.
+
+    Args:
+      params: the model's parameters.
+      contexts: turns request numbers into batches.
+      requests: [R] request numbers; the last batch is filled up with copies, so that one shape is compiled.
+      k: ads a request.
+      batch_size: requests a batch.
+    """
+    found = []
+    for begin in range(0, len(requests), batch_size):
+      some = requests[begin : begin + batch_size]
+      full = np.concatenate([some, np.repeat(some[-1:], batch_size - len(some))])
+      beams = jax.device_get(self.beams(params, contexts.batch(full)))
+      found.append(jax.tree.map(lambda x, n=len(some): x[:n], self._expand(beams, k)))
+    return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+  def _expand(self, beams: Beams, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ad_RK = self.index.expand(beams.leaf_BW, k)
+    leaf_RK = np.where(ad_RK >= 0, self.index.ad_leaf[ad_RK], -1)
+    order = np.argsort(beams.leaf_BW, axis=1, kind="stable")
+    ranked = np.take_along_axis(beams.leaf_BW, order, axis=1)
+    at = np.stack([np.searchsorted(row, leaves) for row, leaves in zip(ranked, leaf_RK, strict=True)])
+    beam_RK = np.take_along_axis(order, np.minimum(at, order.shape[1] - 1), axis=1)
+    return ad_RK, np.take_along_axis(beams.logp_BW, beam_RK, axis=1), np.take_along_axis(beams.value_BW, beam_RK, axis=1)

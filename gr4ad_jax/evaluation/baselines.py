@@ -1,0 +1,203 @@
+"""Six rankers without gradient training: what any model has to beat.
+
+All are fitted on the same history, the lines (user, visit, ad) of the splits before the one that is predicted: train
+for valid, train and valid for test, of all users. Nothing is masked: an ad bought before may be recommended again.
+Wherever scores tie, and for users without a history, popularity decides, then the ad's row.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+
+from gr4ad_jax.data import schema
+from gr4ad_jax.evaluation import protocols
+
+NAMES = (
+  "popularity",
+  "personal_frequency",
+  "personal_recency",
+  "personal_revenue_recency",
+  "ease",
+  "ease_plus_recency",
+)
+DECAY = 0.9  # weight of a visit over the visit after it
+EASE_PENALTY = 200.0
+EASE_RECENCY = 0.2  # weight of personal recency beside EASE's score
+EASE_MAX_ADS = 20_000  # N^2 floats twice, N^3 multiplications
+CHUNK_CELLS = 8_000_000  # scores held in memory at a time
+
+
+class TooManyAdsError(ValueError):
+  """The catalogue is too large for a method whose time grows with its cube."""
+
+
+class Baselines:
+  """The six baselines, fitted on what is known before `requests`.
+
+  Inside, an ad is known by its popularity rank (0: most lines), so that column order breaks ties.
+
+  Attributes:
+    popularity_N: lines of each ad in the history.
+  """
+
+  def __init__(self, dataset: schema.Dataset, requests: protocols.EvalRequests):
+    """Reads the history's lines. Raises ValueError where requests are of the train split."""
+    events, num_ads = dataset.events, len(dataset.ads)
+    seen_E = protocols.history_events(dataset, requests.split)
+    line, self._value = protocols.lines(events.request[seen_E], events.ad[seen_E], events.value[seen_E], num_ads)
+    visit, first, visit_of_line = np.unique(line[:, 0], return_index=True, return_inverse=True)
+    user_of_visit = events.user[np.searchsorted(events.request, visit)]
+    last_visit = np.zeros(len(events.user_id), np.int64)
+    np.maximum.at(last_visit, user_of_visit, np.arange(len(visit)))  # a user's visits are numbered without a gap
+    self._user = user_of_visit[visit_of_line]
+    self._decay = DECAY ** (last_visit[self._user] - visit_of_line)
+    self.popularity_N = np.bincount(line[:, 1], minlength=num_ads)
+    self._ad_of_column = np.argsort(-self.popularity_N, kind="stable").astype(np.int32)
+    column_of_ad = np.empty(num_ads, np.int64)
+    column_of_ad[self._ad_of_column] = np.arange(num_ads)
+    self._column = column_of_ad[line[:, 1]]
+    self._shape = (len(events.user_id), num_ads)
+    self._requests = requests
+
+  def rank(self, name: str, k: int) -> np.ndarray:
+    """Top k ads of each request by one of NAMES.
+
+    Returns:
+      [R, k] int32 ad rows, -1 beyond the catalogue's size.
+
+    Raises:
+      ValueError: an unknown name.
+      TooManyAdsError: EASE on a catalogue above EASE_MAX_ADS.
+    """
+    if name not in NAMES:
+      raise ValueError(f"baseline {name!r} is unknown; allowed: {', '.join(NAMES)}")
+    scores_of = getattr(self, name)
+    user_R, num_ads = self._requests.user, self._shape[1]
+    rankings_RK = np.full((len(user_R), k), -1, np.int32)
+    step = max(1, CHUNK_CELLS // num_ads)
+    for begin in range(0, len(user_R), step):
+      scores_CN = scores_of(user_R[begin : begin + step])
+      rankings_RK[begin : begin + step, : min(k, num_ads)] = self._ad_of_column[top_k(scores_CN, min(k, num_ads))]
+    return rankings_RK
+
+  def popularity(self, user_C: np.ndarray) -> np.ndarray:
+    """Lines of the ad in everyone's history; [C, N] like every score below, columns by popularity rank."""
+    return np.broadcast_to(self.popularity_N[self._ad_of_column], (len(user_C), self._shape[1]))
+
+  def personal_frequency(self, user_C: np.ndarray) -> np.ndarray:
+    """Visits in which the user bought the ad."""
+    return self._count_UN[user_C].toarray()
+
+  def personal_recency(self, user_C: np.ndarray) -> np.ndarray:
+    """Sum of 0.9^visits-ago over the user's lines of the ad; the last visit of the history is 0 visits ago."""
+    return self._recency_UN[user_C].toarray()
+
+  def personal_revenue_recency(self, user_C: np.ndarray) -> np.ndarray:
+    """Sum of value * 0.9^visits-ago, a line's value clipped at the 99th percentile of the history's lines."""
+    return self._revenue_UN[user_C].toarray()
+
+  def ease(self, user_C: np.ndarray) -> np.ndarray:
+    """EASE with an L2 penalty of 200 on binary user-ad rows, fitted on and applied to the whole history."""
+    return self._binary_UN[user_C] @ self._ease_weights_NN
+
+  def ease_plus_recency(self, user_C: np.ndarray) -> np.ndarray:
+    """EASE's raw score + 0.2 * personal recency, neither normalised."""
+    return self.ease(user_C) + EASE_RECENCY * self.personal_recency(user_C)
+
+  @functools.cached_property
+  def _count_UN(self):
+    return self._matrix(np.ones(len(self._user)))
+
+  @functools.cached_property
+  def _binary_UN(self):
+    return (self._count_UN > 0).astype(np.float32)
+
+  @functools.cached_property
+  def _recency_UN(self):
+    return self._matrix(self._decay)
+
+  @functools.cached_property
+  def _revenue_UN(self):
+    return self._matrix(self._decay * np.minimum(self._value, np.percentile(self._value, protocols.VALUE_PERCENTILE)))
+
+  @functools.cached_property
+  def _ease_weights_NN(self):
+    return ease_weights(self._binary_UN, EASE_PENALTY)
+
+  def _matrix(self, weight: np.ndarray) -> scipy.sparse.csr_matrix:
+    return scipy.sparse.csr_matrix((weight, (self._user, self._column)), self._shape)
+
+
+def rank_all(
+  dataset: schema.Dataset, requests: protocols.EvalRequests, k: int, names: Sequence[str] = NAMES
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Ranks with each of `names`.
+
+  Returns:
+    Name -> [R, k] int32 ad rows, -1 padding; and name -> reason for those that the catalogue's size rules out.
+
+  Raises:
+    ValueError: an unknown name, or requests of the train split.
+  """
+  fitted = Baselines(dataset, requests)
+  rankings, skipped = {}, {}
+  for name in names:
+    try:
+      rankings[name] = fitted.rank(name, k)
+    except TooManyAdsError as reason:
+      skipped[name] = str(reason)
+  return rankings, skipped
+
+
+def ease_weights(binary_UN: scipy.sparse.csr_matrix, penalty: float) -> np.ndarray:
+  """EASE's closed-form item-item weights (Steck, 2019, "Embarrassingly Shallow Autoencoders", equation 8).
+
+  Args:
+    binary_UN: which user has which ad.
+    penalty: L2 penalty, above 0.
+
+  Returns:
+    [N, N] float32 with a zero diagonal; scores are binary_UN @ weights.
+
+  Raises:
+    TooManyAdsError: N above EASE_MAX_ADS.
+    ValueError: a penalty that leaves the matrix singular.
+  """
+  num_ads = binary_UN.shape[1]
+  if num_ads > EASE_MAX_ADS:
+    raise TooManyAdsError(f"EASE inverts a matrix of ads by ads: {num_ads:,} ads are above its limit, {EASE_MAX_ADS:,}")
+  gram_NN = (binary_UN.T @ binary_UN).toarray(order="F").astype(np.float32, copy=False)
+  gram_NN[np.diag_indices(num_ads)] += penalty
+  factor_NN, failed = scipy.linalg.lapack.spotrf(gram_NN, lower=0, overwrite_a=True)
+  if failed:
+    raise ValueError(f"EASE's matrix is not positive definite at penalty {penalty}; it must be above 0")
+  inverse_NN, _ = scipy.linalg.lapack.spotri(factor_NN, lower=0, overwrite_c=True)  # only the upper triangle is written
+  inverse_NN = np.triu(inverse_NN)
+  inverse_NN += np.triu(inverse_NN, 1).T
+  inverse_NN /= -np.diag(inverse_NN).copy()
+  inverse_NN[np.diag_indices(num_ads)] = 0.0
+  return inverse_NN
+
+
+def top_k(scores_CN: np.ndarray, k: int) -> np.ndarray:
+  """Columns of the k largest scores of each row, largest first; of equal scores the lower column stands first.
+
+  Args:
+    scores_CN: finite scores.
+    k: 1 to N.
+
+  Returns:
+    [C, k] int64.
+  """
+  num_ads = scores_CN.shape[1]
+  threshold_C1 = np.partition(scores_CN, num_ads - k, axis=1)[:, num_ads - k, None]
+  above_CN = scores_CN > threshold_C1
+  tied_CN = scores_CN == threshold_C1
+  room_C1 = k - above_CN.sum(axis=1, keepdims=True)
+  chosen_CN = above_CN | (tied_CN & (np.cumsum(tied_CN, axis=1) <= room_C1))
+  column_CK = np.nonzero(chosen_CN)[1].reshape(-1, k)
+  order_CK = np.argsort(-np.take_along_axis(scores_CN, column_CK, axis=1), axis=1, kind="stable")
+  return np.take_along_axis(column_CK, order_CK, axis=1)

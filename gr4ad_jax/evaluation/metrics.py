@@ -1,0 +1,185 @@
+"""Ranking metrics of requests, and their bootstrap intervals over users.
+
+Every metric is a ratio of sums over requests: recall and ndcg divide by the number of requests, revenue by the value
+that could have been hit. Resampling users then re-weighs numerators and denominators alike.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gr4ad_jax.evaluation import protocols
+
+RESAMPLES = 1000
+COVERAGE = 0.95
+CHUNK_CELLS = 4_000_000  # draws held in memory at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+  """A metric's parts by request: numerator_R and denominator_R, [R] float64, in the same unit."""
+
+  numerator_R: np.ndarray
+  denominator_R: np.ndarray
+
+  @property
+  def value(self) -> float:
+    """Sum over sum."""
+    return float(self.numerator_R.sum() / self.denominator_R.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A point estimate on the real sample, with the bounds of its central 95 % bootstrap interval."""
+
+  mean: float
+  low: float
+  high: float
+
+
+def check_rankings(rankings_RK: np.ndarray, requests: protocols.EvalRequests, k: int, num_ads: int) -> None:
+  """Looks a system's output over before it is scored.
+
+  Args:
+    rankings_RK: ad rows, best first, -1 where a list is short; a row per request.
+    requests: what was to be ranked.
+    k: the deepest cut that will be asked for.
+    num_ads: N.
+
+  Raises:
+    ValueError: a wrong shape or dtype, fewer than k columns, a row outside [-1, N), or an ad twice in one list.
+  """
+  if rankings_RK.ndim != 2 or len(rankings_RK) != len(requests) or not np.issubdtype(rankings_RK.dtype, np.integer):
+    found = f"{rankings_RK.dtype}{list(rankings_RK.shape)}"
+    raise ValueError(f"rankings are {found}; integers [{len(requests)}, K] are needed")
+  if rankings_RK.shape[1] < k:
+    raise ValueError(f"rankings have {rankings_RK.shape[1]} columns; a cut at {k} needs as many (pad with -1)")
+  wrong = (rankings_RK < -1) | (rankings_RK >= num_ads)
+  if wrong.any():
+    row, column = np.argwhere(wrong)[0]
+    raise ValueError(f"rankings row {row} names ad {rankings_RK[row, column]}; ads go from 0 to {num_ads - 1}")
+  sorted_RK = np.sort(rankings_RK, axis=1)
+  twice = (sorted_RK[:, 1:] == sorted_RK[:, :-1]) & (sorted_RK[:, 1:] >= 0)
+  if twice.any():
+    row, column = np.argwhere(twice)[0]
+    raise ValueError(f"rankings row {row} names ad {sorted_RK[row, column]} more than once")
+
+
+def per_request(rankings_RK: np.ndarray, requests: protocols.EvalRequests, ks: Sequence[int]) -> dict[str, Ratio]:
+  """recall@K, ndcg@K and revenue@K of each request, relevance binary.
+
+  recall@K = hits / min(K, basket); ndcg@K = sum of 1 / log2(rank + 1) over the hits, divided by that of a list whose
+  first min(K, basket) ranks are hits; revenue@K is left out where the targets carry no value.
+
+  Args:
+    rankings_RK: ad rows, best first, -1 padding, no ad twice in a list (see `check_rankings`).
+    requests: R requests with their targets.
+    ks: cuts, none deeper than K.
+
+  Returns:
+    Metric name -> its parts [R].
+  """
+  hit_value_RK, hit_RK = _hits(rankings_RK, requests)
+  basket_R = np.diff(requests.target_start)
+  value_R = np.bincount(requests.target_row, weights=requests.target_value, minlength=len(requests))
+  discount_K = 1.0 / np.log2(np.arange(rankings_RK.shape[1]) + 2)
+  best_K = np.cumsum(discount_K)
+  one_R = np.ones(len(requests))
+  found = {}
+  for k in ks:
+    reachable_R = np.minimum(k, basket_R)
+    found[f"recall@{k}"] = Ratio(hit_RK[:, :k].sum(axis=1) / reachable_R, one_R)
+    found[f"ndcg@{k}"] = Ratio(hit_RK[:, :k] @ discount_K[:k] / best_K[reachable_R - 1], one_R)
+    if value_R.any():
+      found[f"revenue@{k}"] = Ratio(hit_value_RK[:, :k].sum(axis=1), value_R)
+  return found
+
+
+def _hits(rankings_RK: np.ndarray, requests: protocols.EvalRequests) -> tuple[np.ndarray, np.ndarray]:
+  """Value of the target at each rank [R, K] float64, 0 where there is none, and whether there is one [R, K] bool."""
+  width = 1 + int(max(rankings_RK.max(initial=-1), requests.target_ad.max(initial=-1)))
+  target_key = requests.target_row * width + requests.target_ad  # ascending: rows, then ads within a row
+  key_RK = np.arange(len(requests))[:, None] * width + rankings_RK
+  place_RK = np.minimum(np.searchsorted(target_key, key_RK), len(target_key) - 1)
+  hit_RK = (target_key[place_RK] == key_RK) & (rankings_RK >= 0)
+  return np.where(hit_RK, requests.target_value[place_RK].astype(np.float64), 0.0), hit_RK
+
+
+def resample(ratios: Sequence[Ratio], user_R: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+  """Redraws the users with replacement and takes every metric anew (Efron and Tibshirani, 1993, chapter 13).
+
+  The draws depend on `user_R`, `resamples` and `seed` only, so that metrics of different systems are paired.
+
+  Args:
+    ratios: F metrics of the same R requests.
+    user_R: user of each request; a user's requests are drawn together.
+    resamples: redrawn samples, S.
+    seed: seed of the draws.
+
+  Returns:
+    [S, F] float64; NaN where the denominator of a sample is 0.
+  """
+  user_ids, user_R = np.unique(user_R, return_inverse=True)
+  users = len(user_ids)
+  parts = [part for ratio in ratios for part in (ratio.numerator_R, ratio.denominator_R)]
+  sums_UF2 = np.stack([np.bincount(user_R, weights=part, minlength=users) for part in parts], axis=1)
+  rng = np.random.default_rng(seed)
+  samples = []
+  for begin in range(0, resamples, max(1, CHUNK_CELLS // users)):
+    size = min(max(1, CHUNK_CELLS // users), resamples - begin)
+    drawn_SU = rng.integers(users, size=(size, users)) + np.arange(size)[:, None] * users
+    count_SU = np.bincount(drawn_SU.ravel(), minlength=size * users).reshape(size, users)
+    samples.append(count_SU.astype(np.float64) @ sums_UF2)
+  sums_SF2 = np.concatenate(samples)
+  numerator_SF, denominator_SF = sums_SF2[:, ::2], sums_SF2[:, 1::2]
+  return np.divide(numerator_SF, denominator_SF, out=np.full_like(numerator_SF, np.nan), where=denominator_SF > 0)
+
+
+def interval(value: float, samples_S: np.ndarray) -> Interval:
+  """A value with the central 95 % of its resamples; resamples without a denominator (NaN) are passed over."""
+  tail = (1 - COVERAGE) / 2
+  low, high = np.nanquantile(samples_S, [tail, 1 - tail])
+  return Interval(value, float(low), float(high))
+
+
+def bootstrap(
+  ratios: Mapping[str, Ratio], user_R: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Interval]:
+  """95 % intervals of one system's metrics over users; see `resample`."""
+  samples_SF = resample(list(ratios.values()), user_R, resamples, seed)
+  return {name: interval(ratio.value, samples_SF[:, f]) for f, (name, ratio) in enumerate(ratios.items())}
+
+
+def paired_difference(a: Ratio, b: Ratio, user_R: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+  """a - b of one metric of two systems on the same requests, both scored on the same resamples of the users."""
+  samples_S2 = resample([a, b], user_R, resamples, seed)
+  return interval(a.value - b.value, samples_S2[:, 0] - samples_S2[:, 1])
+
+
+def catalogue(rankings_RK: np.ndarray, popularity_N: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
+  """How the recommendations spread over the ads.
+
+  Args:
+    rankings_RK: ad rows, -1 padding.
+    popularity_N: lines of each ad in the history.
+    ks: cuts.
+
+  Returns:
+    For each K: coverage@K, the share of the N ads that is recommended at all; top_decile@K, the share of the
+    recommendations that goes to the most popular tenth of the ads; gini@K of the ads' recommendation counts (0 is even,
+    towards 1 uneven).
+  """
+  num_ads = len(popularity_N)
+  top = np.argsort(-popularity_N, kind="stable")[: math.ceil(num_ads / 10)]
+  found = {}
+  for k in ks:
+    shown = rankings_RK[:, :k]
+    count_N = np.bincount(shown[shown >= 0], minlength=num_ads)
+    total = max(1, count_N.sum())
+    rank_N = np.arange(1, num_ads + 1)
+    found[f"coverage@{k}"] = float((count_N > 0).mean())
+    found[f"top_decile@{k}"] = float(count_N[top].sum() / total)
+    found[f"gini@{k}"] = float(((2 * rank_N - num_ads - 1) @ np.sort(count_N)) / (num_ads * total))
+  return found

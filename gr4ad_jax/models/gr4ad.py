@@ -1,0 +1,191 @@
+"""GR4AD: context, LazyAR decoder, level heads, eCPM head, MTP branch and history copy, put together."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.data.batches import HISTORY, PADDING, RequestBatch
+from gr4ad_jax.models.context import Context, ContextProcessor
+from gr4ad_jax.models.history_bias import biased_logp
+from gr4ad_jax.models.history_copy import Copy, HistoryCopy, mix, no_copy, sequence_match
+from gr4ad_jax.models.layers import Linear
+from gr4ad_jax.models.lazy_decoder import Cache, LazyDecoder
+
+NUM_KINDS = 4  # slot kinds of data/batches.py
+
+
+@flax.struct.dataclass
+class Start:
+  """All that a request computes once, whatever its number of sequences.
+
+  Attributes:
+    context: keys, values and slots.
+    lazy_B1TD: states after the K lazy layers, for all levels.
+    slot_codes_BST: UA-SIDs of the slots.
+    history_BS: slots of the user's history.
+    copyable_BS: slots that the copy path may name.
+  """
+
+  context: Context
+  lazy_B1TD: jax.Array
+  slot_codes_BST: jax.Array
+  history_BS: jax.Array
+  copyable_BS: jax.Array
+
+
+class Outputs(NamedTuple):
+  """What training needs of M sequences a request; log-probabilities and logits are float32.
+
+  Attributes:
+    logp_BM: log p(y | X), copy path and history bias included.
+    generated_logp_BMT: log p(s_t | s_<t, X) of the decoder alone.
+    ecpm_logits_BMV: scores of the eCPM bins.
+    mtp_logp_BMT: log p(s_t) by the MTP branch, which sees no code.
+    gate_B: mass g of the copy path.
+  """
+
+  logp_BM: jax.Array
+  generated_logp_BMT: jax.Array
+  ecpm_logits_BMV: jax.Array
+  mtp_logp_BMT: jax.Array
+  gate_B: jax.Array
+
+
+def next_code_logp(logits_BMV: jax.Array, code_BM: jax.Array) -> jax.Array:
+  """log p of one level's codes: [B, M] float32. Raises nothing; a code outside [0, V) is clamped."""
+  logp = jax.nn.log_softmax(logits_BMV.astype(jnp.float32))  # f32: bf16 loses the tail of a 16k softmax
+  return jnp.take_along_axis(logp, code_BM[..., None], axis=-1)[..., 0]
+
+
+class GR4AD(nn.Module):
+  """The model over one shape, `[B, M, T]`: targets, candidates and beams are all sequences of a request.
+
+  Attributes:
+    config: model settings.
+    codebooks: codes a level, length T.
+    remat: recompute decoder activations in the backward pass.
+  """
+
+  config: ModelConfig
+  codebooks: tuple[int, ...]
+  remat: bool = False
+
+  def setup(self):
+    c = self.config
+    self.dtype = compute_dtype(c)
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.5), ("vocab", "embed"))
+    self.tables = [self.param(f"codes_{t}", init, (v, c.width)) for t, v in enumerate(self.codebooks)]
+    self.bos = self.param("bos", nn.with_logical_partitioning(nn.initializers.normal(0.5), ("embed",)), (c.width,))
+    self.processor = ContextProcessor(c, NUM_KINDS)
+    self.decoder = LazyDecoder(c, len(self.codebooks) + 1, self.remat)
+    self.heads = [Linear(v, ("embed", "vocab"), bias=True, name=f"head_{t}") for t, v in enumerate(self.codebooks)]
+    self.ecpm_head = Linear(c.ecpm_bins, ("embed", "vocab"), bias=True)
+    if c.copy != "off":
+      self.copier = HistoryCopy()
+    if c.history_bias:
+      self.bias = self.param("history_bias", nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
+
+  def start(self, batch: RequestBatch, *, train: bool = False) -> Start:
+    """Context and lazy layers."""
+    slots = sum(self.embed(t, batch.slot_codes_BST[..., t]) for t in range(len(self.codebooks)))
+    context = self.processor(slots, batch.slot_kind_BS, batch.slot_features_BSF, batch.user_features_BF, train=train)
+    history_BS = batch.slot_kind_BS == HISTORY
+    copyable_BS = batch.slot_kind_BS > PADDING if self.config.copy == "context" else history_BS
+    return Start(context, self.decoder.lazy(context, train=train), batch.slot_codes_BST, history_BS, copyable_BS)
+
+  def embed(self, level: int, code: jax.Array) -> jax.Array:
+    """Embeddings of codes of one level: [..., D] in the compute dtype."""
+    return jnp.take(self.tables[level], code, axis=0).astype(self.dtype)
+
+  def copy_path(self, start: Start, first_BD: jax.Array) -> Copy:
+    """The copy distribution, from the level-1 state."""
+    if self.config.copy == "off":
+      return no_copy(start.copyable_BS)
+    return self.copier(first_BD, start.context.slots_BSD, start.copyable_BS)
+
+  def step(self, start: Start, previous_BM: jax.Array, level: int, caches: list[Cache] | None):
+    """One level of decoding for M beams a request.
+
+    Args:
+      start: the request's shared part.
+      previous_BM: codes of the level before; ignored at level 0.
+      level: 0 to T; level T is the eCPM token.
+      caches: of the late layers, None at level 0.
+
+    Returns:
+      States [B, M, D], head logits [B, M, V] and the extended caches.
+    """
+    token = jnp.broadcast_to(self.bos.astype(self.dtype), (*previous_BM.shape, self.bos.shape[0])) if level == 0 else self.embed(level - 1, previous_BM)
+    m = start.lazy_B1TD[:, :, level : level + 1]
+    h_BM1D, caches = self.decoder(m, token[:, :, None], start.context, train=False, caches=caches)
+    head = self.heads[level] if level < len(self.codebooks) else self.ecpm_head
+    return h_BM1D[:, :, 0], head(h_BM1D[:, :, 0]).astype(jnp.float32), caches
+
+  def seen(self, start: Start, codes_BMT: jax.Array) -> jax.Array:
+    """[B, M] bool: is the UA-SID one of the user's history?"""
+    return (sequence_match(start.slot_codes_BST, codes_BMT) & start.history_BS[:, None]).any(-1)
+
+  def final_logp(self, start: Start, logp_BM: jax.Array, codes_BMT: jax.Array) -> jax.Array:
+    """The item-level score that ranks finished sequences: log p(y | X), plus the bias where y is of the history.
+
+    It is not normalised: the constant that `__call__` takes off is the same for all sequences of a request.
+    """
+    return logp_BM + self.bias * self.seen(start, codes_BMT) if self.config.history_bias else logp_BM
+
+  def __call__(self, batch: RequestBatch, codes_BMT: jax.Array, *, train: bool = False) -> Outputs:
+    """Scores M given sequences a request: the forward of training, preference learning and ranking.
+
+    Args:
+      batch: requests; their targets are not read.
+      codes_BMT: UA-SIDs to score.
+      train: apply dropout.
+    """
+    start = self.start(batch, train=train)
+    M = codes_BMT.shape[1]
+    if self.config.history_bias:  # the latest ads of the history are scored alongside, for the bias' normaliser
+      past_BH = _latest(start.history_BS, self.config.history_bias_ads)
+      past_BHT = jnp.take_along_axis(start.slot_codes_BST, jnp.maximum(past_BH, 0)[..., None], axis=1)
+      out = self.score(start, jnp.concatenate([codes_BMT, past_BHT], axis=1), train=train)
+      logp_BM, past_logp_BH = out.logp_BM[:, :M], out.logp_BM[:, M:]
+      size_B = start.history_BS.sum(-1)
+      logp_BM = biased_logp(logp_BM, self.seen(start, codes_BMT), past_logp_BH, past_BH >= 0, size_B, self.bias)
+      kept = (x[:, :M] for x in (out.generated_logp_BMT, out.ecpm_logits_BMV, out.mtp_logp_BMT))
+      return Outputs(logp_BM, *kept, out.gate_B)
+    return self.score(start, codes_BMT, train=train)
+
+  def score(self, start: Start, codes_BMT: jax.Array, *, train: bool) -> Outputs:
+    """Decoder, heads and copy path on M sequences a request, without the history bias."""
+    B, M, T = codes_BMT.shape
+    tokens = [jnp.broadcast_to(self.bos.astype(self.dtype), (B, M, self.config.width))]
+    tokens += [self.embed(t, codes_BMT[..., t]) for t in range(T)]
+    h_BMTD, _ = self.decoder(start.lazy_B1TD, jnp.stack(tokens, axis=2), start.context, train=train)
+    free_B1TD, _ = self.decoder.late(start.lazy_B1TD, start.context, train=train)
+    generated, mtp = [], []
+    for t in range(T):
+      generated.append(next_code_logp(self.heads[t](h_BMTD[:, :, t]), codes_BMT[..., t]))
+      logp_B1V = jax.nn.log_softmax(self.heads[t](free_B1TD[:, :, t]).astype(jnp.float32))
+      mtp.append(jnp.take_along_axis(logp_B1V[:, 0], codes_BMT[..., t], axis=-1))
+    generated_logp_BMT = jnp.stack(generated, axis=-1)
+    copy = self.copy_path(start, h_BMTD[:, 0, 0])
+    attention = jnp.exp(copy.log_attention_BS)
+    matched = jnp.einsum("bs,bms->bm", attention, sequence_match(start.slot_codes_BST, codes_BMT).astype(jnp.float32))
+    logp_BM = mix(copy, generated_logp_BMT.sum(-1), matched)
+    ecpm = self.ecpm_head(h_BMTD[:, :, T]).astype(jnp.float32)
+    return Outputs(logp_BM, generated_logp_BMT, ecpm, jnp.stack(mtp, axis=-1), jnp.exp(copy.log_gate_B))
+
+
+def _latest(history_BS: jax.Array, number: int) -> jax.Array:
+  """[B, number] int32: the last slots where `history_BS` is true, -1 where there are fewer."""
+  position = jnp.where(history_BS, jnp.arange(history_BS.shape[1]), -1)
+  return jax.lax.top_k(position, min(number, history_BS.shape[1]))[0]
+
+
+def compute_dtype(config: ModelConfig):
+  """Matmul dtype: as asked, or bfloat16 where there is an accelerator."""
+  if config.compute_dtype != "auto":
+    return jnp.dtype(config.compute_dtype)
+  return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)

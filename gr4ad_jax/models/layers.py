@@ -1,0 +1,80 @@
+"""Plain functions and thin modules that every model here is made of. Activations flow in the compute dtype, parameters are f32."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NEG = -1e9  # a masked logit: far below any real one, and finite, so that gradients stay finite
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+  """Root-mean-square norm over the last axis, taken in float32 (bf16 squares lose small activations)."""
+  x32 = x.astype(jnp.float32)
+  x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+  return (x32 * scale).astype(x.dtype)
+
+
+def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Array) -> jax.Array:
+  """Grouped-query attention.
+
+  Args:
+    q_BQHd: queries; H is a multiple of G.
+    k_BSGd: keys.
+    v_BSGd: values.
+    mask: boolean, broadcasts to [B, Q, S]; False hides a key.
+
+  Returns:
+    [B, Q, H·d].
+  """
+  B, Q, H, d = q_BQHd.shape
+  G = k_BSGd.shape[2]
+  q = q_BQHd.reshape(B, Q, G, H // G, d)
+  logits = jnp.einsum("bqghd,bsgd->bghqs", q, k_BSGd, preferred_element_type=jnp.float32) / jnp.sqrt(d).astype(jnp.float32)
+  logits = jnp.where(mask[:, None, None], logits, NEG)  # (B, 1, 1, Q, S)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v_BSGd.dtype)  # softmax in f32: bf16 sums drift over long contexts
+  return jnp.einsum("bghqs,bsgd->bqghd", weights, v_BSGd).reshape(B, Q, H * d)
+
+
+class Linear(nn.Module):
+  """A linear map of the last axis, flattened to one 2-D matmul (3-D ones are slow on CPU).
+
+  Attributes:
+    features: output width.
+    axes: logical names of the kernel's two axes (parallel/mesh.py).
+    bias: add a bias.
+    scale: variance of the initial kernel times its input width.
+  """
+
+  features: int
+  axes: tuple[str | None, str | None] = ("embed", "mlp")
+  bias: bool = False
+  scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    init = nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal") if self.scale else nn.initializers.zeros
+    kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features))
+    out = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    if self.bias:
+      out += self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,)).astype(x.dtype)
+    return out.reshape(*x.shape[:-1], self.features)
+
+
+class RMSNorm(nn.Module):
+  """`rms_norm` with its learned scale."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return rms_norm(x, self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (None,)), (x.shape[-1],)))
+
+
+class GatedFFN(nn.Module):
+  """W_o [ silu(W_g x) * W_u x ]: the gated feed-forward of method.md §2.2."""
+
+  hidden: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    gate_up = Linear(2 * self.hidden, name="in_proj")(x)
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return Linear(x.shape[-1], ("mlp", "embed"), name="out_proj")(nn.silu(gate) * up)

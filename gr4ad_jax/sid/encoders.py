@@ -1,0 +1,107 @@
+"""Content vectors of ads: from text by a frozen encoder, or precomputed by any model of the user's."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from gr4ad_jax.data import schema
+from gr4ad_jax.sid import templates as forms
+
+
+def encode(ads: schema.AdTable, encoder: str, templates: Mapping[str, tuple[str, ...]] = forms.TEMPLATES) -> np.ndarray:
+  """Unit vectors of N ads.
+
+  Precedence: 1. `ads.vectors`, where the table brings them; 2. what `encoder` names.
+
+  Args:
+    ads: the ads.
+    encoder: "wordllama"; a .npy file, [N, D] in table order; a .parquet file with `ad_id` and `vector` columns, matched
+      by ad (without `ad_id`: in table order); or a folder that holds a sentence-transformers model.
+    templates: ad form -> clauses of its text.
+
+  Returns:
+    [N, D] float32 of length 1; an ad without any text keeps a zero vector.
+
+  Raises:
+    schema.DataError: vectors of the wrong shape, not finite, or missing for an ad.
+    FileNotFoundError: there is no such file or folder.
+    ImportError: the encoder's package is not installed; names the extra.
+  """
+  if ads.vectors is not None:
+    vectors_ND, source = ads.vectors, "ads.vectors"
+  elif encoder == "wordllama":
+    vectors_ND, source = _wordllama(forms.verbalise(ads, templates)), encoder
+  elif not os.path.exists(encoder):
+    raise FileNotFoundError(f"encoder {encoder!r}: neither 'wordllama' nor an existing .npy, .parquet or model folder")
+  elif encoder.endswith(".npy"):
+    vectors_ND, source = _numpy_file(encoder), encoder
+  elif encoder.endswith(".parquet"):
+    vectors_ND, source = _parquet_file(encoder, ads), encoder
+  elif os.path.isdir(encoder):
+    vectors_ND, source = _sentence_transformer(forms.verbalise(ads, templates), encoder), encoder
+  else:
+    raise schema.DataError(f"{encoder}: vectors are read from .npy or .parquet")
+  return _unit(_checked(np.asarray(vectors_ND), ads, source))
+
+
+def _checked(vectors_ND: np.ndarray, ads: schema.AdTable, source: str) -> np.ndarray:
+  if vectors_ND.ndim != 2 or vectors_ND.shape[0] != len(ads) or not vectors_ND.shape[1]:
+    raise schema.DataError(f"{source}: vectors have shape {vectors_ND.shape}; [{len(ads)}, D] is needed, a row per ad")
+  if vectors_ND.dtype.kind not in "fiu":
+    raise schema.DataError(f"{source}: vectors have dtype {vectors_ND.dtype}; numbers are needed")
+  bad = np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))
+  if len(bad):
+    raise schema.DataError(f"{source}, row {bad[0]} (ad {ads.ad_id[bad[0]]}): the vector is not finite")
+  return vectors_ND.astype(np.float32)
+
+
+def _unit(vectors_ND: np.ndarray) -> np.ndarray:
+  return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+
+
+def _wordllama(texts: list[str]) -> np.ndarray:
+  try:
+    import wordllama
+  except ImportError as error:
+    raise ImportError("wordllama is missing: pip install 'gr4ad_jax[text]'") from error
+  folder = os.path.dirname(wordllama.__file__)  # the 256-wide table ships in the wheel: nothing is downloaded
+  return wordllama.WordLlama.load(cache_dir=folder, disable_download=True).embed(texts, norm=False)
+
+
+def _sentence_transformer(texts: list[str], folder: str) -> np.ndarray:
+  try:
+    from sentence_transformers import SentenceTransformer
+  except ImportError as error:
+    raise ImportError("sentence_transformers is missing: pip install sentence-transformers") from error
+  return SentenceTransformer(folder, local_files_only=True).encode(texts, show_progress_bar=False)
+
+
+def _numpy_file(path: str) -> np.ndarray:
+  try:
+    return np.load(path, allow_pickle=False)
+  except ValueError as error:
+    raise schema.DataError(f"{path}: not a plain .npy array ({error})") from error
+
+
+def _parquet_file(path: str, ads: schema.AdTable) -> np.ndarray:
+  try:
+    import pyarrow.parquet as pq
+  except ImportError as error:
+    raise ImportError("pyarrow is missing: pip install 'gr4ad_jax[data]'") from error
+  table = pq.read_table(path)
+  if "vector" not in table.column_names:
+    raise schema.DataError(f"{path}: no column 'vector' (it has {', '.join(table.column_names)})")
+  rows = table.column("vector").to_pylist()
+  width = len(rows[0]) if rows and rows[0] is not None else 0
+  for row, vector in enumerate(rows):
+    if vector is None or len(vector) != width or None in vector:
+      raise schema.DataError(f"{path}, column vector, row {row}: {width} numbers are needed")
+  vectors_ND = np.asarray(rows, np.float32)
+  if "ad_id" not in table.column_names:
+    return vectors_ND
+  row_of = {str(ad): row for row, ad in enumerate(table.column("ad_id").to_pylist())}
+  missing = [str(ad) for ad in ads.ad_id if str(ad) not in row_of]
+  if missing:
+    raise schema.DataError(f"{path}, column ad_id: no vector for ad {missing[0]} ({len(missing)} ads lack one)")
+  return vectors_ND[[row_of[str(ad)] for ad in ads.ad_id]]

@@ -1,0 +1,183 @@
+"""How good a tokenizer is: the codes (collisions, use, balance) and the vectors (item-to-item recall)."""
+
+import dataclasses
+
+import numpy as np
+
+from gr4ad_jax.data import schema
+from gr4ad_jax.sid import encoders, kmeans, swing, tokenizer, tower
+
+CUTS = (1, 5, 10)
+UNSEEN = 0.1  # share of ads kept from the tower in the unseen-ads figure
+
+
+def code_quality(codes_NT: np.ndarray, codebooks: tuple[int, ...]) -> dict:
+  """Collisions, use and balance of UA-SIDs.
+
+  Args:
+    codes_NT: UA-SID of each ad.
+    codebooks: codes a level.
+
+  Returns:
+    items_per_sid (ads over distinct UA-SIDs), collision_rate (share of ads whose UA-SID is not theirs alone),
+    utilisation (distinct UA-SIDs over the product of the codebooks), most_in_prefix (ads of the fullest prefix), and by
+    level the entropy in bits, the perplexity, the codes used and the largest code's ads over the mean of the codebook.
+  """
+  num_ads = len(codes_NT)
+  _, size = np.unique(codes_NT, axis=0, return_counts=True)
+  _, prefix = np.unique(codes_NT[:, :-1], axis=0, return_counts=True)
+  levels = []
+  for code_N, codebook in zip(codes_NT.T, codebooks, strict=True):
+    count = np.bincount(code_N, minlength=codebook)
+    share = count[count > 0] / num_ads
+    entropy = float(-(share * np.log2(share)).sum()) + 0.0
+    levels.append({
+      "codes": int(codebook),
+      "used": int((count > 0).sum()),
+      "entropy_bits": entropy,
+      "perplexity": 2.0**entropy,
+      "largest_over_mean": float(count.max() * codebook / num_ads),
+    })
+  return {
+    "items_per_sid": num_ads / len(size),
+    "collision_rate": float(size[size > 1].sum() / num_ads),
+    "utilisation": len(size) / float(np.prod(np.asarray(codebooks, np.float64))),
+    "most_in_prefix": int(prefix.max()),
+    "levels": levels,
+  }
+
+
+def item_recall(
+  vectors_ND: np.ndarray,
+  truth: swing.Neighbors,
+  known: swing.Neighbors | None = None,
+  queries: np.ndarray | None = None,
+) -> dict[str, float]:
+  """Item-to-item recall of vectors against neighbours.
+
+  For a query ad i with at least one true neighbour, all other ads are ranked by dot product, its known neighbours left
+  out; recall@K = true neighbours among the first K / min(K, true neighbours), averaged over queries.
+
+  Args:
+    vectors_ND: unit vectors.
+    truth: the neighbours to be found.
+    known: neighbours that were trained on and are no candidates; none by default.
+    queries: ad rows to ask for; all by default.
+
+  Returns:
+    {"recall@1": …, "recall@5": …, "recall@10": …, "queries": count}; recalls are NaN without a query.
+  """
+  queries = np.arange(len(vectors_ND)) if queries is None else queries
+  queries = queries[(truth.ads_NK[queries] >= 0).any(axis=1)]
+  hits = {cut: [] for cut in CUTS}
+  for at in range(0, len(queries), 1024):
+    asked = queries[at : at + 1024]
+    score = vectors_ND[asked] @ vectors_ND.T
+    score[np.arange(len(asked)), asked] = -np.inf
+    if known is not None:
+      row, slot = np.nonzero(known.ads_NK[asked] >= 0)
+      score[row, known.ads_NK[asked[row], slot]] = -np.inf
+    best = np.argsort(-score, axis=1, kind="stable")[:, : max(CUTS)]
+    found = (best[:, :, None] == truth.ads_NK[asked][:, None, :]).any(axis=2)
+    wanted = (truth.ads_NK[asked] >= 0).sum(axis=1)
+    for cut in CUTS:
+      hits[cut].append(found[:, :cut].sum(axis=1) / np.minimum(cut, wanted))
+  recall = {f"recall@{cut}": float(np.concatenate(h).mean()) if h else float("nan") for cut, h in hits.items()}
+  return recall | {"queries": len(queries)}
+
+
+def quality_report(
+  fitted: tokenizer.Tokenizer,
+  ads: schema.AdTable,
+  events: schema.EventLog,
+  codes_NT: np.ndarray,
+  *,
+  unseen: bool = True,
+) -> dict:
+  """Everything that is reported of a tokenizer; JSON-able.
+
+  Item-to-item recall asks for the Swing pairs that the tower was not trained on (`tokenizer.HELD_OUT`). A query's own
+  trained neighbours are no candidates, for trained and content vectors alike; ads that only list the query as theirs
+  stay, as distractors. The two ads of a held-out pair were seen in other pairs. The `unseen` figure is stricter: a
+  second tower of the same settings never meets a tenth of the ads, neither as anchor, positive nor negative; those ask
+  for all their neighbours among all ads.
+
+  Args:
+    fitted: the tokenizer.
+    ads: the ads it was fitted on.
+    events: the log it was fitted on.
+    codes_NT: their UA-SIDs.
+    unseen: whether to train that second tower.
+
+  Returns:
+    {"ads", "codebooks", "last_level", "codes": {"hash", "probe"}, "item_recall": {"content", "trained"},
+    "unseen_ads": {"content", "trained"} or None, "moved_by_balance": share of ads whose first code is not the nearest}.
+
+  Raises:
+    schema.DataError: bad vectors, as in `encoders.encode`.
+  """
+  config = fitted.config
+  text_ND = encoders.encode(ads, config.encoder)
+  vectors_ND = fitted.embed(ads)
+  neighbors = tokenizer.co_occurrence(events, len(ads), config, fitted.seed)
+  pairs, held_out = neighbors.split(tokenizer.HELD_OUT, fitted.seed)
+  prefix_NP = codes_NT[:, :-1]
+  codes = {
+    mode: code_quality(tokenizer.last_level(ads, prefix_NP, config.codebooks[-1], mode), config.codebooks)
+    for mode in ("hash", "probe")
+  }
+  nearest_N = kmeans.nearest(vectors_ND, fitted.centroids[0], 1)[0][:, 0]
+  report = {
+    "ads": len(ads),
+    "codebooks": list(config.codebooks),
+    "last_level": config.last_level,
+    "codes": codes,
+    "moved_by_balance": float((nearest_N != codes_NT[:, 0]).mean()),
+    "item_recall": {
+      "content": item_recall(text_ND, held_out, pairs),
+      "trained": item_recall(vectors_ND, held_out, pairs),
+    },
+    "unseen_ads": None,
+  }
+  if unseen and fitted.tower is not None:
+    report["unseen_ads"] = _unseen_recall(fitted, ads, neighbors, text_ND)
+  return report
+
+
+def _unseen_recall(
+  fitted: tokenizer.Tokenizer, ads: schema.AdTable, neighbors: swing.Neighbors, text_ND: np.ndarray
+) -> dict[str, dict]:
+  """Item-to-item recall for ads that a tower of the same settings never met."""
+  hidden_N = np.random.default_rng(fitted.seed).random(len(ads)) < UNSEEN
+  shown, asked = np.flatnonzero(~hidden_N), np.flatnonzero(hidden_N)
+  columns = {field.name: getattr(ads, field.name) for field in dataclasses.fields(ads)}
+  shown_ads = schema.AdTable(**{name: column if column is None else column[shown] for name, column in columns.items()})
+  options = tokenizer.tower_settings(fitted.config) | {"seed": fitted.seed}
+  second = tower.fit_tower(text_ND[shown], shown_ads, neighbors.among(shown), **options)
+  return {
+    "content": item_recall(text_ND, neighbors, queries=asked),
+    "trained": item_recall(second.embed(text_ND, ads), neighbors, queries=asked),
+  }
+
+
+def format_report(report: dict) -> str:
+  """The report as Markdown tables."""
+  hashed, probed = report["codes"]["hash"], report["codes"]["probe"]
+  lines = [f"{report['ads']} ads, codebooks {tuple(report['codebooks'])}, last level: {report['last_level']}", ""]
+  lines += ["| UA-SIDs | hash | probe |", "|---|---|---|"]
+  for name, form in {"items_per_sid": "{:.4f}", "collision_rate": "{:.2%}", "utilisation": "{:.3%}"}.items():
+    lines.append(f"| {name.replace('_', ' ')} | {form.format(hashed[name])} | {form.format(probed[name])} |")
+  lines.append(f"| most in a prefix | {hashed['most_in_prefix']} | {probed['most_in_prefix']} |")
+  lines += ["", "| level | codes | used | entropy, bits | perplexity | largest / mean |", "|---|---|---|---|---|---|"]
+  lines += [
+    f"| {number} | {level['codes']} | {level['used']} | {level['entropy_bits']:.2f} | {level['perplexity']:.1f} "
+    f"| {level['largest_over_mean']:.2f} |"
+    for number, level in enumerate(report["codes"][report["last_level"]]["levels"], start=1)
+  ]
+  lines += ["", "| item-to-item recall | queries | @1 | @5 | @10 |", "|---|---|---|---|---|"]
+  groups = [("held-out pairs", report["item_recall"]), ("unseen ads", report["unseen_ads"])]
+  for name, group in groups:
+    for vectors, recall in (group or {}).items():
+      figures = " | ".join(f"{recall[f'recall@{cut}']:.4f}" for cut in CUTS)
+      lines.append(f"| {name}, {vectors} vectors | {recall['queries']} | {figures} |")
+  return "\n".join(lines) + "\n"

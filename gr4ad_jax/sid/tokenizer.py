@@ -1,0 +1,211 @@
+"""The UA-SID tokenizer: content -> tower -> balanced residual k-means -> hashed last level (GR4AD §UA-SID, MGMR)."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import zipfile
+
+import numpy as np
+
+from gr4ad_jax import config as settings
+from gr4ad_jax.data import schema
+from gr4ad_jax.sid import encoders, kmeans, swing, tower
+
+HELD_OUT = 0.1  # share of Swing pairs that no tower is trained on; the quality report is measured on them
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """A fitted tokenizer.
+
+  Attributes:
+    config: the settings it was fitted with.
+    seed: seed it was fitted with.
+    centroids: one [V_t, D] float32 array a level, the last level aside.
+    tower: the embedding tower; None where `tower_steps` is 0 and the content vectors serve as they are.
+  """
+
+  config: settings.SidConfig
+  seed: int
+  centroids: tuple[np.ndarray, ...]
+  tower: tower.Tower | None
+
+  @property
+  def codebooks(self) -> tuple[int, ...]:
+    """Codes a level."""
+    return self.config.codebooks
+
+  def embed(self, ads: schema.AdTable) -> np.ndarray:
+    """Unified ad embeddings, [N, D] float32 of length 1, of ads fitted on or never seen."""
+    text_ND = encoders.encode(ads, self.config.encoder)
+    return text_ND if self.tower is None else self.tower.embed(text_ND, ads)
+
+  def encode(self, ads: schema.AdTable, existing_codes_NT: np.ndarray | None = None) -> np.ndarray:
+    """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size.
+
+    Args:
+      ads: N new ads.
+      existing_codes_NT: UA-SIDs already given; in probe mode new ads keep clear of them, and they never move.
+
+    Returns:
+      [N, T] int32 codes.
+    """
+    residual_ND = self.embed(ads)
+    levels = []
+    for centroids_CD in self.centroids:
+      if residual_ND.shape[1] != centroids_CD.shape[1]:
+        raise schema.DataError(
+          f"vectors are {residual_ND.shape[1]} wide; the tokenizer was fitted on {centroids_CD.shape[1]}"
+        )
+      code_N = kmeans.nearest(residual_ND, centroids_CD, 1)[0][:, 0]
+      residual_ND = residual_ND - centroids_CD[code_N]
+      levels.append(code_N)
+    return last_level(ads, np.stack(levels, axis=1), self.codebooks[-1], self.config.last_level, existing_codes_NT)
+
+  def save(self, directory: str) -> None:
+    """Writes `tokenizer.npz`, arrays and settings in one file, under a temporary name first."""
+    os.makedirs(directory, exist_ok=True)
+    arrays = {f"centroids/{level}": value for level, value in enumerate(self.centroids)}
+    about = {"config": dataclasses.asdict(self.config), "seed": self.seed, "price": None}
+    if self.tower is not None:
+      arrays |= {f"tower/{name}": value for name, value in self.tower.params.items()}
+      about["price"] = self.tower.price
+    part = os.path.join(directory, "tokenizer.part.npz")
+    np.savez(part, about=np.asarray(json.dumps(about)), **arrays)
+    os.replace(part, os.path.join(directory, "tokenizer.npz"))
+
+  @classmethod
+  def load(cls, directory: str) -> "Tokenizer":
+    """Reads what `save` wrote.
+
+    Raises:
+      FileNotFoundError: there is no tokenizer.
+      schema.DataError: the file is damaged or incomplete.
+    """
+    path = os.path.join(directory, "tokenizer.npz")
+    try:
+      with np.load(path, allow_pickle=False) as saved:
+        arrays = {name: saved[name] for name in saved.files}
+      about = json.loads(str(arrays.pop("about")))
+      config = settings.SidConfig(**about["config"] | {"codebooks": tuple(about["config"]["codebooks"])})
+      centroids = tuple(arrays[f"centroids/{level}"] for level in range(len(config.codebooks) - 1))
+    except FileNotFoundError as error:
+      raise FileNotFoundError(f"{path}: no tokenizer here") from error
+    except (OSError, EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+      raise schema.DataError(f"{path}: not a whole tokenizer file ({error!r})") from error
+    if tuple(map(len, centroids)) != config.codebooks[:-1]:
+      raise schema.DataError(f"{path}: centroids of {[len(c) for c in centroids]} codes, codebooks {config.codebooks}")
+    params = {name.removeprefix("tower/"): value for name, value in arrays.items() if name.startswith("tower/")}
+    if not config.tower_steps:
+      return cls(config, about["seed"], centroids, None)
+    content_width = params["skip/kernel"].shape[0] if "skip/kernel" in params else 0
+    expected = tower.expected_shapes(config.tower_width, content_width)
+    if {name: value.shape for name, value in params.items()} != expected:
+      raise schema.DataError(f"{path}: the tower's parameters are not those of width {config.tower_width}")
+    return cls(config, about["seed"], centroids, tower.Tower(params, tuple(about["price"])))
+
+
+def fit(
+  ads: schema.AdTable,
+  events: schema.EventLog,
+  config: settings.SidConfig,
+  *,
+  seed: int,
+  log: logging.Logger | None = None,
+) -> tuple[Tokenizer, np.ndarray]:
+  """Fits encoder vectors, Swing, tower and codebooks; only training events are used.
+
+  Args:
+    ads: N ads.
+    events: the log.
+    config: settings; needs two levels or more.
+    seed: of everything random; the same seed gives the same codes.
+    log: told of progress.
+
+  Returns:
+    The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced: `encode` on the same ads may differ.
+
+  Raises:
+    settings.ConfigError: fewer than two levels, or an empty one.
+    schema.DataError: bad vectors, forms, or no co-occurrence to learn from.
+  """
+  if len(config.codebooks) < 2 or min(config.codebooks) < 1:
+    raise settings.ConfigError(f"codebooks {config.codebooks}: two levels or more, of a code or more, are needed")
+  text_ND = encoders.encode(ads, config.encoder)
+  trained = None
+  if config.tower_steps:
+    pairs, _ = co_occurrence(events, len(ads), config, seed).split(HELD_OUT, seed)
+    trained = tower.fit_tower(text_ND, ads, pairs, **tower_settings(config), seed=seed, log=log)
+  residual_ND = text_ND if trained is None else trained.embed(text_ND, ads)
+  centroids, levels = [], []
+  for level, size in enumerate(config.codebooks[:-1]):
+    centroids_CD, code_N = kmeans.balanced_kmeans(
+      residual_ND, size, iterations=config.kmeans_iterations, seed=seed + level
+    )
+    residual_ND = residual_ND - centroids_CD[code_N]
+    centroids.append(centroids_CD)
+    levels.append(code_N)
+    if log:
+      count = np.bincount(code_N, minlength=size)
+      log.info("level %d: %d of %d codes used, %d ads in the largest", level + 1, (count > 0).sum(), size, count.max())
+  codes_NT = last_level(ads, np.stack(levels, axis=1), config.codebooks[-1], config.last_level)
+  return Tokenizer(config, seed, tuple(centroids), trained), codes_NT
+
+
+def co_occurrence(events: schema.EventLog, num_ads: int, config: settings.SidConfig, seed: int) -> swing.Neighbors:
+  """Swing neighbours from the training visits, by the settings; a tower learns all of them but `HELD_OUT`."""
+  return swing.fit_swing(events, num_ads, alpha=config.swing_alpha, neighbors=config.swing_neighbors, seed=seed)
+
+
+def tower_settings(config: settings.SidConfig) -> dict:
+  """The keyword arguments of `tower.fit_tower` that the settings hold."""
+  return {"width": config.tower_width, "steps": config.tower_steps, "temperature": config.tower_temperature}
+
+
+def last_level(
+  ads: schema.AdTable,
+  prefix_NP: np.ndarray,
+  size: int,
+  mode: str,
+  existing_codes_NT: np.ndarray | None = None,
+) -> np.ndarray:
+  """Completes prefixes by a hash of business features (ad, account, conversion type).
+
+  "hash" keeps the hash. "probe" walks from it to the first code that is free in the prefix, round the end; ads are
+  served in the order of a hash of their id, so the order of the table does not matter. A full prefix leaves the hash: a
+  collision.
+
+  Args:
+    ads: N ads.
+    prefix_NP: [N, T-1] codes of the levels before.
+    size: codes of the last level.
+    mode: "hash" or "probe".
+    existing_codes_NT: UA-SIDs that are taken.
+
+  Returns:
+    [N, T] int32.
+
+  Raises:
+    ValueError: existing codes of another number of levels.
+  """
+  if existing_codes_NT is not None and existing_codes_NT.shape[1:] != (prefix_NP.shape[1] + 1,):
+    raise ValueError(f"existing codes have shape {existing_codes_NT.shape}; [N, {prefix_NP.shape[1] + 1}] is needed")
+  keys = ["\x1f".join(map(str, key)) for key in zip(ads.ad_id, ads.account_id, ads.conversion_type, strict=True)]
+  code_N = np.asarray([stable_hash(key) % size for key in keys], np.int32)
+  if mode == "probe":
+    taken: dict[tuple[int, ...], set[int]] = {}
+    for code in [] if existing_codes_NT is None else np.asarray(existing_codes_NT).tolist():
+      taken.setdefault(tuple(code[:-1]), set()).add(code[-1])
+    for row in sorted(range(len(ads)), key=lambda row: (stable_hash(str(ads.ad_id[row])), keys[row])):
+      used = taken.setdefault(tuple(prefix_NP[row].tolist()), set())
+      walk = ((int(code_N[row]) + offset) % size for offset in range(size))
+      code_N[row] = next((code for code in walk if code not in used), code_N[row])
+      used.add(int(code_N[row]))
+  return np.concatenate([prefix_NP, code_N[:, None]], axis=1).astype(np.int32)
+
+
+def stable_hash(text: str) -> int:
+  """64-bit hash that is the same in every process."""
+  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,220 @@
+"""The unified ad embedding: a small tower over content vector and structured fields, trained on co-occurrence."""
+
+import dataclasses
+import functools
+import logging
+import zlib
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gr4ad_jax.data import schema
+from gr4ad_jax.sid import swing
+
+BUCKETS = 256  # hash buckets of categories, and of accounts; 0 is "unknown"
+FIELD_WIDTH = 16
+HIDDEN = 512
+ANCHORS = 256  # a step's anchors; it brings as many of their positives, and half as many ads at random
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 0.01
+CHUNK = 8192  # ads embedded at once
+
+
+class TowerNet(nn.Module):
+  """Unit vector of an ad: a linear map of its content vector plus an MLP over everything known of it."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, text_ND: jax.Array, fields: dict[str, jax.Array]) -> jax.Array:
+    """[N, D] content vectors and the `Features` columns -> [N, width] of length 1."""
+    category = nn.Embed(BUCKETS, FIELD_WIDTH, name="category")(fields["category"])
+    account = nn.Embed(BUCKETS, FIELD_WIDTH, name="account")(fields["account"])
+    known = jnp.concatenate([text_ND, fields["price"], category, account], axis=-1)
+    hidden = nn.gelu(nn.Dense(HIDDEN, name="hidden")(nn.LayerNorm(name="norm")(known)))
+    skip = nn.Dense(self.width, use_bias=False, name="skip")(text_ND)
+    z_ND = skip + nn.Dense(self.width, kernel_init=nn.initializers.normal(1e-3), name="out")(hidden)
+    return z_ND * jax.lax.rsqrt(jnp.sum(z_ND * z_ND, axis=-1, keepdims=True) + 1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+  """A trained tower.
+
+  Attributes:
+    params: parameters of `TowerNet`, by slash-joined name, float32.
+    price: mean and standard deviation of log(1 + price) over the ads it was fitted on.
+  """
+
+  params: dict[str, np.ndarray]
+  price: tuple[float, float]
+
+  @property
+  def width(self) -> int:
+    """Width of the vectors it makes."""
+    return self.params["out/kernel"].shape[1]
+
+  def embed(self, text_ND: np.ndarray, ads: schema.AdTable) -> np.ndarray:
+    """[N, width] float32 unit vectors of ads, seen in training or not."""
+    expected = self.params["skip/kernel"].shape[0]
+    if text_ND.shape != (len(ads), expected):
+      raise schema.DataError(f"content vectors have shape {text_ND.shape}; the tower takes [{len(ads)}, {expected}]")
+    fields = _fields(ads, self.price)
+    params = _nested(self.params)
+    parts = [
+      _apply(self.width, params, text_ND[at : at + CHUNK], {k: v[at : at + CHUNK] for k, v in fields.items()})
+      for at in range(0, len(ads), CHUNK)
+    ]
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def expected_shapes(width: int, content_width: int) -> dict[str, tuple[int, ...]]:
+  """Name and shape of each parameter of a tower; lets a saved one be checked."""
+  blank = {"price": jnp.zeros((1, 2)), "category": jnp.zeros(1, jnp.int32), "account": jnp.zeros(1, jnp.int32)}
+  params = jax.eval_shape(TowerNet(width).init, jax.random.key(0), jnp.zeros((1, content_width)), blank)["params"]
+  return {name: leaf.shape for name, leaf in _flat(params).items()}
+
+
+def multi_positive_info_nce(
+  z_BD: jax.Array, positive_BB: jax.Array, candidate_BB: jax.Array, temperature: float
+) -> jax.Array:
+  """Mean over anchors of −log( Σ_{j∈P_i} exp(z_i·z_j/τ) / Σ_{k≠i} exp(z_i·z_k/τ) ) (GR4AD, arXiv:2602.22732).
+
+  Args:
+    z_BD: unit vectors.
+    positive_BB: bool, j is a positive of i.
+    candidate_BB: bool, k may stand in the denominator; holds the positives and never i itself.
+    temperature: τ.
+
+  Returns:
+    Scalar, nats; anchors without positives do not count, and 0 where none has any.
+  """
+  chex.assert_rank([z_BD, positive_BB, candidate_BB], 2)
+  logits_BB = z_BD @ z_BD.T / temperature
+  above_B = jax.nn.logsumexp(jnp.where(positive_BB, logits_BB, -1e9), axis=1)
+  below_B = jax.nn.logsumexp(jnp.where(candidate_BB, logits_BB, -1e9), axis=1)
+  counts_B = positive_BB.any(axis=1)
+  return jnp.where(counts_B, below_B - above_B, 0).sum() / jnp.maximum(counts_B.sum(), 1)
+
+
+def fit_tower(
+  text_ND: np.ndarray,
+  ads: schema.AdTable,
+  neighbors: swing.Neighbors,
+  *,
+  width: int,
+  steps: int,
+  temperature: float,
+  seed: int,
+  log: logging.Logger | None = None,
+) -> Tower:
+  """Trains the tower with AdamW under a cosine; the loss is taken within batches of anchors, positives and random ads.
+
+  Args:
+    text_ND: content vectors of the N ads.
+    ads: their structured fields.
+    neighbors: positives, by Swing.
+    width: width of the vectors.
+    steps: optimiser steps.
+    temperature: of the loss.
+    seed: of initialisation and batches; the same seed gives the same tower.
+    log: told the loss now and then.
+
+  Raises:
+    schema.DataError: no ad has a positive, so there is nothing to learn from.
+  """
+  anchors = np.flatnonzero((neighbors.ads_NK >= 0).any(axis=1))
+  if not len(anchors):
+    raise schema.DataError("events: no two ads are ever taken together in training; set tower_steps to 0")
+  log_price = np.log1p(np.maximum(ads.price[np.isfinite(ads.price)], 0))
+  price = (float(log_price.mean()), float(log_price.std()) or 1.0) if len(log_price) else (0.0, 1.0)
+  data = {
+    "text": jnp.asarray(text_ND),
+    "fields": jax.tree.map(jnp.asarray, _fields(ads, price)),
+    "anchors": jnp.asarray(anchors),
+    "positives": jnp.asarray(neighbors.ads_NK),
+    "log_weight": jnp.log(jnp.asarray(neighbors.similarity_NK)),  # -inf where there is none: never drawn
+  }
+  key = jax.random.key(seed)
+  params = TowerNet(width).init(key, data["text"][:1], jax.tree.map(lambda x: x[:1], data["fields"]))["params"]
+  params["skip"]["kernel"] = jnp.asarray(_principal_directions(text_ND, width))
+  state = (params, _optimiser(steps).init(params))
+  for number in range(steps):
+    state, loss = _train_step(width, steps, state, data, key, number, temperature)
+    if log and (number % 100 == 0 or number == steps - 1):
+      log.info("tower step %d of %d: InfoNCE %.4f", number + 1, steps, float(loss))
+  return Tower({name: np.asarray(leaf) for name, leaf in _flat(state[0]).items()}, price)
+
+
+def _optimiser(steps: int) -> optax.GradientTransformation:
+  return optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1)), weight_decay=WEIGHT_DECAY)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _train_step(width, steps, state, data, key, number, temperature):
+  """One step; a batch is A anchors, a positive of each drawn by similarity, and A/2 ads at random."""
+  params, opt_state = state
+  key_anchor, key_positive, key_other = jax.random.split(jax.random.fold_in(key, number), 3)
+  num_anchors = min(ANCHORS, data["text"].shape[0])
+  anchor = jax.random.choice(key_anchor, data["anchors"], (num_anchors,))
+  slot = jax.random.categorical(key_positive, data["log_weight"][anchor])
+  other = jax.random.randint(key_other, (num_anchors // 2,), 0, data["text"].shape[0])
+  ad_B = jnp.concatenate([anchor, data["positives"][anchor, slot], other])
+  same_BB = ad_B[:, None] == ad_B
+  first_B = jnp.argmax(same_BB, axis=1) == jnp.arange(len(ad_B))  # an ad drawn twice is one candidate
+  candidate_BB = ~same_BB & first_B[None, :]
+  positive_BB = (data["positives"][ad_B][:, :, None] == ad_B).any(axis=1) & candidate_BB  # (B, K, 1) == (B,)
+
+  def loss_of(params):
+    fields = jax.tree.map(lambda x: x[ad_B], data["fields"])
+    z_BD = TowerNet(width).apply({"params": params}, data["text"][ad_B], fields)
+    return multi_positive_info_nce(z_BD, positive_BB, candidate_BB, temperature)
+
+  loss, grads = jax.value_and_grad(loss_of)(params)
+  updates, opt_state = _optimiser(steps).update(grads, opt_state, params)
+  return (optax.apply_updates(params, updates), opt_state), loss
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(width, params, text_ND, fields):
+  return TowerNet(width).apply({"params": params}, text_ND, fields)
+
+
+def _fields(ads: schema.AdTable, price: tuple[float, float]) -> dict[str, np.ndarray]:
+  """Price [N, 2] (standardised logarithm, whether known), category and account [N] buckets."""
+  known = np.isfinite(ads.price)
+  scaled = (np.log1p(np.maximum(np.where(known, ads.price, 0), 0)) - price[0]) / price[1]
+  columns = np.stack([np.where(known, np.clip(scaled, -5, 5), 0), known], axis=1).astype(np.float32)
+  return {"price": columns, "category": _buckets(ads.category), "account": _buckets(ads.account_id)}
+
+
+def _buckets(values: np.ndarray) -> np.ndarray:
+  """[N] strings -> [N] int32 in [0, BUCKETS): 0 for "", else a CRC."""
+  names, row = np.unique(values, return_inverse=True)
+  of_name = [1 + zlib.crc32(str(name).encode()) % (BUCKETS - 1) if name else 0 for name in names]
+  return np.asarray(of_name, np.int32)[row]
+
+
+def _principal_directions(text_ND: np.ndarray, width: int) -> np.ndarray:
+  """[D, width] start of the skip map: it keeps the dot products of the content vectors as well as `width` allows."""
+  _, vectors = np.linalg.eigh((text_ND.T @ text_ND).astype(np.float64))
+  start = np.zeros((text_ND.shape[1], width), np.float32)
+  kept = min(width, text_ND.shape[1])
+  start[:, :kept] = vectors[:, ::-1][:, :kept]
+  return start
+
+
+def _flat(nested: dict) -> dict:
+  return {"/".join(part.key for part in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(nested)[0]}
+
+
+def _nested(flat: dict[str, np.ndarray]) -> dict:
+  nested: dict = {}
+  for name, leaf in flat.items():
+    module, leaf_name = name.split("/")
+    nested.setdefault(module, {})[leaf_name] = leaf
+  return nested

@@ -1,0 +1,176 @@
+"""Checkpoints of a run: the two most recent and the best. The only importer of orbax.
+
+A checkpoint is a directory named after its step, written under a temporary name and renamed when whole, so a process
+killed in mid-save leaves the checkpoint before it as the last one.
+"""
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from gr4ad_jax.training.state import TrainState, abstract
+
+_KEEP = 2
+
+
+class Restored(NamedTuple):
+  """What a checkpoint held.
+
+  Attributes:
+    state: on the devices, and in the shardings, of the target.
+    data: position in the data, such as {"next_step": 400}.
+    metadata: what the caller gave when saving.
+  """
+
+  state: TrainState
+  data: dict
+  metadata: dict
+
+
+class Checkpointer:
+  """Saves in the background, keeps the last two and the best, restores into given shardings. A context manager.
+
+  Args:
+    directory: of the run's checkpoints; made if need be, unless `read_only`.
+    best_metric: name of the valid metric that ranks checkpoints; higher is better.
+    read_only: for evaluation and serving: never writes, never cleans up.
+
+  Raises:
+    FileNotFoundError: `read_only`, and there is no such directory.
+  """
+
+  def __init__(self, directory: str, *, best_metric: str | None = None, read_only: bool = False):
+    self._directory, self._best_metric = os.path.abspath(directory), best_metric
+    if read_only and not os.path.isdir(directory):
+      raise FileNotFoundError(f"{directory} is missing: no checkpoint was saved there")
+    kept = [preservation_policy.LatestN(_KEEP)]
+    if best_metric:
+      kept.append(
+        preservation_policy.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
+      )
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        best_fn=self._score if best_metric else None,
+        preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+      ),
+      item_names=("params", "opt_state", "data", "metadata"),
+      item_handlers={
+        "params": ocp.StandardCheckpointHandler(),
+        "opt_state": ocp.StandardCheckpointHandler(),
+        "data": ocp.JsonCheckpointHandler(),
+        "metadata": ocp.JsonCheckpointHandler(),
+      },
+    )
+
+  def _score(self, metrics: dict) -> float:
+    value = metrics.get(self._best_metric, -math.inf)
+    return -math.inf if math.isnan(value) else value
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps of the whole checkpoints, ascending."""
+    return sorted(self._manager.all_steps())
+
+  @property
+  def best_step(self) -> int | None:
+    """Step of the checkpoint with the highest `best_metric`; None where no checkpoint has it."""
+    best = self._manager.best_step() if self._best_metric else None
+    return best if best is not None and self._best_metric in (self._manager.metrics(best) or {}) else None
+
+  def save(self, state: TrainState, *, data: dict, metadata: dict | None = None, metrics: dict | None = None) -> None:
+    """Copies the state off the devices, then writes it in the background; a step that is already saved is left as is.
+
+    Args:
+      state: its arrays may be donated as soon as this returns.
+      data: position in the data, JSON.
+      metadata: anything else to keep, JSON.
+      metrics: valid metrics of this step, floats; none where it was not evaluated.
+    """
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    items = ocp.args.Composite(
+      params=ocp.args.StandardSave(state.params),
+      opt_state=ocp.args.StandardSave(state.opt_state),
+      data=ocp.args.JsonSave(data),
+      metadata=ocp.args.JsonSave(metadata or {}),
+    )
+    self._manager.save(step, args=items, metrics=(metrics or {}) if self._best_metric else None, force=True)
+
+  def restore(self, target: TrainState, which: int | str = "last") -> Restored:
+    """Reads a whole checkpoint.
+
+    Args:
+      target: shapes, dtypes and shardings to restore into: a state, or `state.abstract` of one.
+      which: 'last', 'best' or a step.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+      ValueError: it holds another model.
+    """
+    step = self._resolve(which)
+    items = self._read(
+      step,
+      params=ocp.args.StandardRestore(abstract(target.params)),
+      opt_state=ocp.args.StandardRestore(abstract(target.opt_state)),
+      data=ocp.args.JsonRestore(),
+      metadata=ocp.args.JsonRestore(),
+    )
+    number = jax.device_put(jax.numpy.asarray(step, target.step.dtype), target.step.sharding)
+    return Restored(TrainState(number, items["params"], items["opt_state"]), items["data"], items["metadata"])
+
+  def restore_params(self, target: Any, which: int | str = "best") -> Any:
+    """Reads only the parameters: for evaluation and serving.
+
+    Args:
+      target: shapes, dtypes and shardings to restore into: `state.abstract_params`, or parameters.
+      which: 'last', 'best' (the last, where none was evaluated) or a step.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+      ValueError: it holds another model.
+    """
+    return self._read(self._resolve(which), params=ocp.args.StandardRestore(abstract(target)))["params"]
+
+  def _read(self, step: int, **items: Any) -> ocp.args.Composite:
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**items))
+    except ValueError as error:
+      reason = " ".join(str(error).split())[:300]
+      raise ValueError(f"{self._directory}/{step} holds another model than the one asked for: {reason}") from error
+
+  def _resolve(self, which: int | str) -> int:
+    steps = self.steps
+    if not steps:
+      raise FileNotFoundError(f"{self._directory} holds no whole checkpoint")
+    if which == "last":
+      return steps[-1]
+    if which == "best":
+      best = self.best_step
+      return steps[-1] if best is None else best
+    if which not in steps:
+      raise FileNotFoundError(f"{self._directory} holds no checkpoint {which!r}; it has {steps}, 'last' and 'best'")
+    return which
+
+  def wait(self) -> None:
+    """Returns when all saves are on disk; raises what a background save raised."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then lets go of the background threads."""
+    self.wait()
+    self._manager.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()

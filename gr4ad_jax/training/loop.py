@@ -1,0 +1,206 @@
+"""The training loop: step, log, evaluate, save; stop on NaN, and save first when asked to stop."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from gr4ad_jax.training.checkpoint import Checkpointer
+from gr4ad_jax.training.preemption import Preemption
+from gr4ad_jax.training.prefetch import Prefetcher
+from gr4ad_jax.training.state import TrainState
+from gr4ad_jax.training.writers import Writer
+
+
+class DivergedError(RuntimeError):
+  """Loss or gradient stopped being finite; the message names the step and the last good checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """Where a run stands.
+
+  Attributes:
+    step: steps done.
+    total_steps: steps of the whole run.
+    steps_per_second: since this process' first step, evaluations and saves left out; 0 until it is known.
+    eta_seconds: of the steps that remain, at that rate.
+    metrics: of step `step`.
+    valid: valid metrics, where the step was evaluated.
+    log: whether `step` is one of every `log_every`, or the last.
+  """
+
+  step: int
+  total_steps: int
+  steps_per_second: float
+  eta_seconds: float
+  metrics: dict[str, float]
+  valid: dict[str, float]
+  log: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+  """How a run ended.
+
+  Attributes:
+    state: the last state.
+    status: 'done', or 'preempted': saved after a request to stop; the same command goes on from there.
+    valid_metrics: of the last evaluation of this process; empty where there was none.
+  """
+
+  state: TrainState
+  status: str
+  valid_metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """When things happen, in steps.
+
+  Attributes:
+    total_steps: length of the run, counted from step 0, resumed or not.
+    log_every: between metric lines.
+    eval_every: between evaluations; 0: only at the end.
+    save_every: between checkpoints; evaluated steps and the last one are saved as well.
+  """
+
+  total_steps: int
+  log_every: int = 20
+  eval_every: int = 0
+  save_every: int = 200
+
+  def last(self, step: int) -> bool:
+    """Whether the run ends at `step`."""
+    return step >= self.total_steps
+
+  def logs(self, step: int) -> bool:
+    """Whether `step` has a metric line."""
+    return step % self.log_every == 0 or self.last(step)
+
+  def evaluates(self, step: int) -> bool:
+    """Whether `step` is evaluated."""
+    return self.last(step) or bool(self.eval_every) and step % self.eval_every == 0
+
+  def saves(self, step: int) -> bool:
+    """Whether `step` is saved."""
+    return step % self.save_every == 0 or self.evaluates(step)
+
+
+class _Clock:
+  """Rate of the steps, without compilation, evaluations and saves."""
+
+  def __init__(self):
+    self._steps, self._seconds, self._since = 0, 0.0, None
+
+  def step_done(self) -> None:
+    now = time.monotonic()
+    if self._since is not None:
+      self._seconds += now - self._since
+      self._steps += 1
+    self._since = now
+
+  def pause(self) -> None:
+    self._since = None
+
+  @property
+  def rate(self) -> float:
+    return self._steps / self._seconds if self._seconds else 0.0
+
+
+class _Run:
+  """The bookkeeping of one call of `fit`."""
+
+  def __init__(self, schedule, checkpointer, writer, evaluate_fn, on_progress, metadata):
+    self.schedule, self.checkpointer, self.writer = schedule, checkpointer, writer
+    self.evaluate_fn, self.on_progress, self.metadata = evaluate_fn, on_progress, metadata
+    self.clock = _Clock()
+    self.valid_metrics: dict[str, float] = {}
+
+  def fetch(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+    """Waits for the metrics of a step; raises DivergedError if they are not finite."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not values.pop("finite"):
+      saved = self.checkpointer.steps if self.checkpointer else []
+      kept = f"the last good checkpoint is step {saved[-1]}" if saved else "no checkpoint was saved before it"
+      raise DivergedError(f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}; {kept}")
+    self.clock.step_done()
+    return values
+
+  def report(self, step: int, metrics: dict[str, float], valid: dict[str, float]) -> None:
+    """Tells the callback and, where a line is due, the writer."""
+    logs, rate = self.schedule.logs(step), self.clock.rate
+    scalars = {f"train/{name}": value for name, value in metrics.items()} if logs else {}
+    scalars |= {f"valid/{name}": value for name, value in valid.items()}
+    if self.writer and scalars:
+      self.writer.write(step, scalars)
+    if self.on_progress:
+      eta = (self.schedule.total_steps - step) / rate if rate else math.inf
+      self.on_progress(Progress(step, self.schedule.total_steps, rate, eta, metrics, valid, logs))
+
+  def boundary(self, step: int, state: TrainState, metrics: dict[str, float], stop: bool) -> None:
+    """Evaluates, if that is due and there is time; reports; saves."""
+    valid = {}
+    if self.evaluate_fn and self.schedule.evaluates(step) and not stop:
+      valid = self.valid_metrics = {name: float(value) for name, value in self.evaluate_fn(state).items()}
+    self.report(step, metrics, valid)
+    if self.checkpointer:
+      self.checkpointer.save(state, data={"next_step": step}, metadata=self.metadata, metrics=valid or None)
+    self.clock.pause()
+
+
+def fit(
+  state: TrainState,
+  train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+  make_batch: Callable[[int], Any],
+  schedule: Schedule,
+  *,
+  checkpointer: Checkpointer | None = None,
+  writer: Writer | None = None,
+  evaluate_fn: Callable[[TrainState], dict[str, float]] | None = None,
+  metadata: dict | None = None,
+  on_progress: Callable[[Progress], None] | None = None,
+) -> FitResult:
+  """Trains from `state.step` to the end of the schedule.
+
+  A step's batch and randomness depend on its number alone, so a run that is resumed from a checkpoint is, number by
+  number, the run that was never stopped.
+
+  Args:
+    state: fresh or restored; donated.
+    train_step: of `make_train_step`.
+    make_batch: step number -> batch on the devices; called ahead of time, in a thread.
+    schedule: when to stop, log, evaluate and save.
+    checkpointer: keeps checkpoints; None: none are kept.
+    writer: takes `train/…` and `valid/…` scalars, one line a step at most.
+    evaluate_fn: state -> valid metrics; the checkpointer ranks by one of them.
+    metadata: JSON kept with each checkpoint.
+    on_progress: called once a step, one step late.
+
+  Raises:
+    DivergedError: a step's loss or gradient is not finite; the state of that step is not saved.
+  """
+  run = _Run(schedule, checkpointer, writer, evaluate_fn, on_progress, metadata)
+  status, waiting = "done", None
+  with Preemption() as preemption, Prefetcher(make_batch, int(state.step), schedule.total_steps) as batches:
+    try:
+      for number, batch in batches:
+        state, metrics = train_step(state, batch)
+        step = number + 1
+        if waiting:  # the step before: the devices already work on this one
+          run.report(waiting[0], run.fetch(*waiting), {})
+        waiting = (step, metrics)
+        stop = preemption.asked(step) and not schedule.last(step)
+        if stop or schedule.saves(step):
+          run.boundary(step, state, run.fetch(*waiting), stop)
+          waiting = None
+        if stop:
+          status = "preempted"
+          break
+    finally:
+      if checkpointer:
+        checkpointer.wait()
+  return FitResult(state, status, run.valid_metrics)

@@ -1,0 +1,127 @@
+"""A run from its config: model, parameters, training; everything lies in the workdir."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from gr4ad_jax.config import Config
+from gr4ad_jax.data.batches import TrainingOrder, zero_batch
+from gr4ad_jax.decoding.ranker import Ranker
+from gr4ad_jax.evaluation import metrics, protocols
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.training import loop
+from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.checkpoint import Checkpointer
+from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.step import make_train_step
+from gr4ad_jax.training.vsl_task import make_vsl_loss
+from gr4ad_jax.training.writers import open_writers
+
+BEST_METRIC = "recall@10"
+
+
+def build_model(config: Config) -> GR4AD:
+  """The module of a config."""
+  return GR4AD(config.model, config.sid.codebooks, config.training.remat)
+
+
+def init_params(model: GR4AD, config: Config) -> Any:
+  """Fresh parameters, boxed with their logical axes; the same for the same seed."""
+  batch = zero_batch(config.data, len(config.sid.codebooks))
+  return model.init(jax.random.key(config.training.seed), batch, batch.target_codes_BMT)["params"]
+
+
+def checkpoint_dir(config: Config) -> str:
+  """Where a run's checkpoints lie."""
+  return os.path.join(config.workdir, "checkpoints")
+
+
+def best_metric(config: Config) -> str | None:
+  """What ranks checkpoints: nothing where valid is learned from, since it then judges no model."""
+  return None if config.training.fit_splits == "train+valid" else BEST_METRIC
+
+
+def load_params(config: Config, model: GR4AD, which: int | str = "best") -> Any:
+  """Parameters of a trained run: the best on valid, the last, or those of a step.
+
+  Raises:
+    FileNotFoundError: there is no such checkpoint.
+    ValueError: the checkpoint holds another model.
+  """
+  mesh = mesh_lib.make_mesh(jax.local_devices()[:1])
+  abstract = jax.eval_shape(lambda: init_params(model, config))
+  shardings = mesh_lib.param_shardings(abstract, mesh)
+  target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), nn.meta.unbox(abstract), shardings)
+  with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config), read_only=True) as checkpointer:
+    return checkpointer.restore_params(target, which)
+
+
+def valid_evaluation(config: Config, inputs: Inputs, model: GR4AD) -> Callable[[Any], dict[str, float]]:
+  """Params -> recall, NDCG and revenue at the protocol's cuts, on a fixed sample of valid requests."""
+  requests = protocols.eval_requests(inputs.dataset, "valid", config.data.target_behavior)
+  rows = np.random.default_rng(0).permutation(len(requests))[: config.training.eval_requests]
+  requests = requests.take(np.sort(rows))
+  ks = protocols.protocol_of(inputs.dataset.name).ks
+  contexts = inputs.contexts(config, "valid")
+  ranker = Ranker(model, inputs.index, inputs.ecpm, config.search)
+
+  def evaluate(params) -> dict[str, float]:
+    ranking = ranker.rank(params, contexts, requests.request, max(ks))
+    return {name: float(ratio.value) for name, ratio in metrics.per_request(ranking.ad_RK, requests, ks).items()}
+
+  return evaluate
+
+
+def total_steps(config: Config, order: TrainingOrder) -> int:
+  """Length of a run in steps."""
+  steps = max(1, round(order.steps_per_epoch * config.training.epochs))
+  return min(steps, config.training.max_steps) if config.training.max_steps else steps
+
+
+def train(config: Config, inputs: Inputs, on_progress: Callable[[loop.Progress], None] | None = None) -> loop.FitResult:
+  """Trains a run, from its last whole checkpoint where there is one.
+
+  Args:
+    config: of the run.
+    inputs: data, tokenizer and features.
+    on_progress: told after every step.
+
+  Raises:
+    DivergedError: the loss stopped being finite.
+    ValueError: the workdir's checkpoints hold another model.
+  """
+  t = config.training
+  mesh = mesh_lib.make_mesh()
+  model = build_model(config)
+  order = TrainingOrder(inputs.requests(*t.fit_splits.split("+")), config.data.batch_size, t.seed)
+  contexts = inputs.contexts(config, "train")
+  steps = total_steps(config, order)
+  optimizer = state_lib.make_optimizer(t, steps)
+  state = state_lib.init_state(lambda: init_params(model, config), optimizer, mesh)
+  step_fn = make_train_step(
+    make_vsl_loss(model, config.objective, inputs.ecpm), optimizer, t.seed, t.accumulate, state_lib.shardings_of(state)
+  )
+
+  def make_batch(step: int):
+    requests, draw = order.step(step, jax.process_index(), jax.process_count())
+    return mesh_lib.put_batch(contexts.batch(requests, draw), mesh)
+
+  evaluate_fn = None
+  if best_metric(config):
+    evaluate = valid_evaluation(config, inputs, model)
+    evaluate_fn = lambda state: evaluate(state.params)  # noqa: E731
+  schedule = loop.Schedule(steps, t.log_every, t.eval_every if evaluate_fn else 0, t.save_every)
+  with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config)) as checkpointer:
+    if checkpointer.steps:
+      state = checkpointer.restore(state_lib.abstract(state)).state
+    writer = open_writers(config.workdir, int(state.step))
+    try:
+      return loop.fit(state, step_fn, make_batch, schedule, checkpointer=checkpointer, writer=writer,
+                      evaluate_fn=evaluate_fn, on_progress=on_progress)  # fmt: skip
+    finally:
+      writer.close()

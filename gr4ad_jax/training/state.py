@@ -1,0 +1,116 @@
+"""Train state, optimiser and initialisation, sharded from the start."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from gr4ad_jax.config import TrainConfig
+from gr4ad_jax.parallel import mesh as mesh_lib
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that changes from step to step.
+
+  Attributes:
+    step: int32 scalar, optimiser steps done; also the number of the next batch.
+    params: pytree of float32 parameters.
+    opt_state: the optimiser's moments and counts.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+class Optimizer(NamedTuple):
+  """An optax transformation, with its schedule to report.
+
+  Attributes:
+    init: params -> opt_state.
+    update: (grads, opt_state, params) -> (updates, opt_state).
+    learning_rate: steps done -> learning rate of the next step.
+  """
+
+  init: Callable
+  update: Callable
+  learning_rate: Callable[[jax.Array], jax.Array]
+
+
+def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
+  """AdamW with linear warm-up, cosine decay to 0 at `total_steps` and a limit on the global gradient norm.
+
+  Decay is for arrays of two axes or more: kernels and code tables. Biases, norm scales and other vectors have none.
+  Warm-up takes at most half of the run, so that a short trial run still reaches its peak.
+
+  Args:
+    config: rates and limits; clip_norm = 0 means no limit.
+    total_steps: length of the run, steps.
+  """
+  warmup = min(config.warmup_steps, total_steps // 2)
+
+  def learning_rate(step):
+    rise = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
+    progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
+    return config.learning_rate * rise * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+  adamw = optax.adamw(
+    learning_rate,
+    weight_decay=config.weight_decay,
+    mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
+  )
+  chain = optax.chain(optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(), adamw)
+  return Optimizer(chain.init, chain.update, learning_rate)
+
+
+def abstract_params(init_fn: Callable[[], Any], mesh: Mesh) -> Any:
+  """Shapes, dtypes and shardings of the parameters that `init_fn` would make: the target of a restore."""
+  return _placed(jax.eval_shape(init_fn), mesh)
+
+
+def abstract_state(init_fn: Callable[[], Any], optimizer: Optimizer, mesh: Mesh) -> TrainState:
+  """Shapes, dtypes and shardings of `init_state(init_fn, optimizer, mesh)`, without computing it."""
+  return _placed(jax.eval_shape(lambda: _fresh(init_fn, optimizer)), mesh)
+
+
+def init_state(init_fn: Callable[[], Any], optimizer: Optimizer, mesh: Mesh) -> TrainState:
+  """Initialises the state on its devices; no device ever holds more than its part.
+
+  Args:
+    init_fn: () -> params, pure; may be boxed with logical axis names (`model.init(key, …)["params"]`).
+    optimizer: whose moments take the sharding of their parameters.
+    mesh: the mesh.
+
+  Returns:
+    The unboxed state at step 0.
+  """
+  shardings = shardings_of(abstract_state(init_fn, optimizer, mesh))
+  return jax.jit(lambda: nn.meta.unbox(_fresh(init_fn, optimizer)), out_shardings=shardings)()
+
+
+def shardings_of(tree: Any) -> Any:
+  """The sharding of every array of a state, abstract or on devices."""
+  return jax.tree.map(lambda array: array.sharding, tree)
+
+
+def abstract(tree: Any) -> Any:
+  """Shapes, dtypes and shardings of a state, or of a part of one, without its values: the target of a restore."""
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+
+
+def _fresh(init_fn, optimizer) -> TrainState:
+  params = init_fn()
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def _placed(boxed: Any, mesh: Mesh) -> Any:
+  def place(leaf, sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(place, nn.meta.unbox(boxed), mesh_lib.param_shardings(boxed, mesh))

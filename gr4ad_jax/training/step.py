@@ -1,0 +1,67 @@
+"""One optimiser step as a pure, jitted function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gr4ad_jax.training.state import Optimizer, TrainState
+
+LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def make_train_step(
+  loss_fn: LossFn, optimizer: Optimizer, seed: int, accumulate: int = 1, state_shardings: Any = None
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+  """Builds `step(state, batch) -> (state, metrics)`; the given state is donated, so its buffers are gone afterwards.
+
+  Args:
+    loss_fn: (params, batch, key) -> (scalar loss, scalar metrics); the loss is a mean over the batch's leading axis.
+    optimizer: the optimiser.
+    seed: with the step number it fixes all randomness of a step, so a resumed run is the same run.
+    accumulate: micro-batches that the leading axis B is split into; their mean gradient makes the step.
+    state_shardings: of the state that comes back (`shardings_of(state)`); None: as the compiler finds best.
+
+  Returns:
+    The step. Its metrics are scalars: those of the loss, `loss`, `grad_norm` (before the limit), `learning_rate`, and
+    `finite`, True where loss and gradient are.
+  """
+
+  def gradient(params, batch, key):
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
+    return grads, {**metrics, "loss": loss}
+
+  def accumulated(params, batch, key):
+    def micro(total, inputs):
+      part, number = inputs
+      found = gradient(params, part, jax.random.fold_in(key, number))
+      return jax.tree.map(jnp.add, total, found), None
+
+    parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    total, _ = jax.lax.scan(micro, zeros, (parts, jnp.arange(accumulate)))
+    return jax.tree.map(lambda x: x / accumulate, total)
+
+  def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    grads, metrics = (gradient if accumulate == 1 else accumulated)(state.params, batch, key)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    norm = optax.tree.norm(grads)
+    metrics |= {
+      "grad_norm": norm,
+      "learning_rate": optimizer.learning_rate(state.step),
+      "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm),
+    }
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+  return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+  """[B, ...] -> [parts, B / parts, ...]; part i is rows i, i + parts, …, so a device's run of rows stays on it."""
+  if x.shape[0] % parts:
+    raise ValueError(f"a batch of {x.shape[0]} rows cannot be split into {parts} micro-batches")
+  return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

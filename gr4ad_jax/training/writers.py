@@ -1,0 +1,109 @@
+"""Where scalars go: JSON lines and tensorboard files, behind one small protocol. Only process 0 writes."""
+
+import json
+import logging
+import os
+from typing import Protocol
+
+import jax
+
+
+class Writer(Protocol):
+  """A sink of scalars by step."""
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Keeps the scalars of a step."""
+
+  def close(self) -> None:
+    """Puts all on disk."""
+
+
+class JsonlWriter:
+  """One JSON object a line, `{"step": …, …}`, on disk as soon as `write` returns.
+
+  Args:
+    path: the file, appended to.
+    resume_step: the step that the run resumes from; later lines, and a torn last one, are dropped, so that no step
+      stands there twice.
+  """
+
+  def __init__(self, path: str, resume_step: int = 0):
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    if os.path.exists(path):
+      _truncate(path, resume_step)
+    self._file = open(path, "a", encoding="utf-8")
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Appends a line."""
+    self._file.write(json.dumps({"step": step, **{name: float(value) for name, value in scalars.items()}}) + "\n")
+    self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+
+def _truncate(path: str, resume_step: int) -> None:
+  with open(path, encoding="utf-8") as file:
+    lines = file.readlines()
+  kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resume_step]
+  with open(path + ".part", "w", encoding="utf-8") as file:
+    file.writelines(kept)
+  os.replace(path + ".part", path)
+
+
+class TensorboardWriter:
+  """Tensorboard event files, through tensorboardX.
+
+  Args:
+    directory: of the event files.
+    resume_step: the step that the run resumes from; tensorboard hides what an earlier run wrote after it.
+
+  Raises:
+    ImportError: tensorboardX is not installed.
+  """
+
+  def __init__(self, directory: str, resume_step: int = 0):
+    try:
+      import tensorboardX
+    except ImportError as error:
+      raise ImportError("tensorboardX is missing: pip install 'gr4ad_jax[log]'") from error
+    self._writer = tensorboardX.SummaryWriter(directory, purge_step=resume_step + 1 if resume_step else None)
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Adds a point to each curve."""
+    for name, value in scalars.items():
+      self._writer.add_scalar(name, float(value), step)
+
+  def close(self) -> None:
+    """Flushes and closes the event file."""
+    self._writer.close()
+
+
+class MultiWriter:
+  """Passes scalars on to several writers, or to none."""
+
+  def __init__(self, writers: list[Writer]):
+    self._writers = writers
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Writes to each."""
+    for writer in self._writers:
+      writer.write(step, scalars)
+
+  def close(self) -> None:
+    """Closes each."""
+    for writer in self._writers:
+      writer.close()
+
+
+def open_writers(workdir: str, resume_step: int = 0) -> MultiWriter:
+  """Writers of a run: `metrics.jsonl`, and `tensorboard/` where tensorboardX is installed; none but on process 0."""
+  if jax.process_index() != 0:
+    return MultiWriter([])
+  writers: list[Writer] = [JsonlWriter(os.path.join(workdir, "metrics.jsonl"), resume_step)]
+  try:
+    writers.append(TensorboardWriter(os.path.join(workdir, "tensorboard"), resume_step))
+  except ImportError as error:
+    logging.info("No tensorboard files: %s", error)
+  return MultiWriter(writers)

@@ -1,0 +1,178 @@
+"""Columns of CSV and Parquet files, and each kind of bad input by its message."""
+
+import datetime
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gr4ad_jax.config import ConfigError, DataConfig
+from gr4ad_jax.data import prepare, tables
+from gr4ad_jax.data.schema import DataError
+
+ADS = "ad_id,text,account_id,price,created\n0012,a  red\tmug ,acme,3.5,2024-01-01\n13,,zoo,,\n"
+EVENTS = (
+  "user_id,ad_id,time,behavior,value,quantity\n"
+  "u1,0012,2024-01-02T00:00:00Z,click,,\n"
+  "u1,13,1704153660.9,purchase,2.5,3\n"
+  "u2,0012,2024-01-02 02:00:00+01:00,cart,0,1\n"
+)
+
+
+@pytest.fixture
+def config(tmp_path):
+  (tmp_path / "ads.csv").write_text(ADS)
+  (tmp_path / "events.csv").write_text(EVENTS)
+  return DataConfig(
+    dataset="ad_log", data_dir=str(tmp_path / "prepared"), ads_path=str(tmp_path / "ads.csv"),
+    events_path=str(tmp_path / "events.csv"),
+  )
+
+
+def test_cells_of_a_csv_pair(config):
+  ads = tables.ad_table(tables.read_file(config.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL))
+  assert ads.ad_id.tolist() == ["0012", "13"]
+  assert ads.text.tolist() == ["a red mug", ""]
+  assert ads.category.tolist() == ["", ""]
+  np.testing.assert_array_equal(ads.price, np.array([3.5, np.nan], np.float32))
+  assert ads.created.tolist() == [1704067200, -1]
+  cells = tables.read_file(config.events_path, tables.EVENT_COLUMNS, tables.EVENT_OPTIONAL)
+  log, dropped = tables.event_log(cells, ads, tables.EventRules(("click", "cart", "purchase")))
+  assert not dropped
+  assert log.time.tolist() == [1704153600, 1704153660, 1704157200]
+  assert log.behavior.tolist() == [0, 2, 1]
+  assert log.value.tolist() == [0, 2.5, 0]
+  assert log.quantity.tolist() == [1, 3, 1]
+  assert log.request.tolist() == [0, 0, 1]
+
+
+def test_parquet_types_give_the_same_columns(tmp_path):
+  moment = datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone(datetime.timedelta(hours=1)))
+  naive = datetime.datetime(2024, 1, 1, 23)
+  for name, time in {
+    "zone": pa.array([moment, moment], pa.timestamp("us", tz="Europe/Berlin")),
+    "naive": pa.array([naive, naive], pa.timestamp("ns")),
+    "unix": pa.array([1704150000, 1704150000]),
+    "text": pa.array(["2024-01-01T23:00:00.5", "20240101T230000"], pa.large_string()),
+    "words": pa.array(["2024-01-01 23:00", "2024-01-02 00:00+01:00"]).dictionary_encode(),
+  }.items():
+    path = str(tmp_path / f"{name}.parquet")
+    user = pa.array([7, 8]) if name == "unix" else pa.array(["7", "8"]).dictionary_encode()
+    pq.write_table(pa.table({"user_id": user, "ad_id": pa.array(["1", "1"], pa.string_view()), "time": time}), path)
+    cells = tables.read_file(path, tables.EVENT_COLUMNS)
+    assert cells["time"].times().tolist() == [1704150000, 1704150000], name
+    assert cells["user_id"].text().tolist() == ["7", "8"], name
+    assert cells["ad_id"].text().tolist() == ["1", "1"], name
+
+
+def test_vectors_of_a_list_column(tmp_path):
+  path = str(tmp_path / "ads.parquet")
+  columns = {"ad_id": ["a", "b"], "text": ["", ""], "account_id": ["x", "x"]}
+  for kind in (pa.list_(pa.float64()), pa.list_(pa.float32(), 2), pa.large_list(pa.float32())):
+    pq.write_table(pa.table(columns | {"vector": pa.array([[1, 2], [3, 4]], kind)}), path)
+    ads = tables.ad_table(tables.read_file(path, tables.AD_COLUMNS, tables.AD_OPTIONAL))
+    np.testing.assert_array_equal(ads.vectors, np.array([[1, 2], [3, 4]], np.float32))
+  for bad, problem in (([[1.0, 2.0], [3.0]], "another length"), ([[1.0], [np.nan]], "finite"), ([[], [1.0]], "empty")):
+    pq.write_table(pa.table(columns | {"vector": pa.array(bad, pa.list_(pa.float32()))}), path)
+    with pytest.raises(DataError, match=problem):
+      tables.ad_table(tables.read_file(path, tables.AD_COLUMNS, tables.AD_OPTIONAL))
+
+
+# (file, text in it, what takes its place, the message)
+BAD_CELLS = [
+  ("ads", ADS, "", r"ads.csv: column 'ad_id' is missing; the file has no columns"),
+  ("ads", "text,", "title,", r"ads.csv: column 'text' is missing; the file has ad_id, title, account_id"),
+  ("ads", ",price,", ",text,", r"ads.csv: column 'text' stands there twice"),
+  ("ads", ADS.split("\n", 1)[1], "", r"ads.csv: no rows"),
+  ("ads", "\n13,", "\n0012,", r"ads.csv: column 'ad_id', row 2: '0012' is already the ad of row 1"),
+  ("ads", "\n13,", "\n ,", r"ads.csv: column 'ad_id', row 2: ' ' is empty"),
+  ("ads", ",zoo,", ",,", r"ads.csv: column 'account_id', row 2: '' is empty"),
+  ("ads", "3.5", "-3.5", r"ads.csv: column 'price', row 1: '?-3.5'? is negative"),
+  ("ads", "3.5", "cheap", r"ads.csv: column 'price', row 1: 'cheap' is not a number"),
+  ("ads", "3.5", "nan", r"ads.csv: column 'price', row 1: 'nan' is not a number"),
+  ("ads", "2024-01-01", "2024-13-01", r"ads.csv: column 'created', row 1: '2024-13-01' is no time"),
+  ("ads", "zoo,,", "zoo,,,,", r"ads.csv: row 2: 7 cells, the header has 5"),
+  ("events", EVENTS.split("\n", 1)[1], "", r"events.csv: no rows"),
+  ("events", "user_id,", "user,", r"events.csv: column 'user_id' is missing"),
+  ("events", "u2,", ",", r"events.csv: column 'user_id', row 3: '' is empty"),
+  ("events", "u1,13", "u1,14", r"events.csv: column 'ad_id', row 2: '14' is not in the ad table"),
+  ("events", "cart", "view", r"events.csv: column 'behavior', row 3: 'view' is not one of click, cart, purchase"),
+  ("events", "2.5", "-1", r"events.csv: column 'value', row 2: '?-1'? is negative"),
+  ("events", "2.5", "inf", r"events.csv: column 'value', row 2: '?inf'? is not a finite"),
+  ("events", "2.5", "1e39", r"events.csv: column 'value', row 2: '?1e39'? is not a finite"),
+  ("events", "2.5,3", "2.5,-3", r"events.csv: column 'quantity', row 2: '?-3'? is negative"),
+  ("events", "1704153660.9", "", r"events.csv: column 'time', row 2: '' is empty, a time is needed"),
+  ("events", "1704153660.9", "now", r"events.csv: column 'time', row 2: 'now' is no time"),
+  ("events", "1704153660.9", "1704153660900", r"events.csv: column 'time', row 2: '?1704153660900'? is no time from"),
+]
+
+
+@pytest.mark.parametrize("file,old,new,message", BAD_CELLS)
+def test_bad_input_is_named_and_leaves_nothing(config, tmp_path, file, old, new, message):
+  path = tmp_path / f"{file}.csv"
+  text = path.read_text()
+  assert text.count(old) == 1
+  path.write_text(text.replace(old, new))
+  with pytest.raises(DataError, match=message) as caught:
+    prepare.load_dataset(config)
+  assert "\n" not in str(caught.value)
+  assert sorted(os.listdir(tmp_path)) == ["ads.csv", "events.csv"]
+
+
+def change(config, **fields):
+  return DataConfig(**{**vars(config), **fields})
+
+
+@pytest.mark.parametrize("field", ["ads_path", "events_path"])
+def test_bad_paths_are_named(config, tmp_path, field):
+  (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
+  (tmp_path / "broken.csv").write_bytes(b"user_id,ad_id,time,text,account_id\n\xff\xfe,1,2,3,4\n")
+  (tmp_path / "table.xlsx").write_bytes(b"")
+  before = sorted(os.listdir(tmp_path))
+  for path, message in {
+    "": f"{field} is not set",
+    str(tmp_path / "none.csv"): f"none.csv: no such file \\({field}\\)",
+    str(tmp_path / "table.xlsx"): f"{field} must end in .parquet or .csv",
+    str(tmp_path / "broken.parquet"): "broken.parquet: not a readable Parquet file",
+    str(tmp_path / "broken.csv"): "broken.csv: not",
+  }.items():
+    with pytest.raises(DataError, match=message) as caught:
+      prepare.load_dataset(change(config, **{field: path}))
+    assert "\n" not in str(caught.value)
+  assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("column,values,message", [
+  ("value", pa.array([True]), "column 'value' holds bool, a number is needed"),
+  ("user_id", pa.array([1.0]), "column 'user_id' holds double, text or whole numbers is needed"),
+  ("time", pa.array([True]), "column 'time' holds bool, a time is needed"),
+  ("value", pa.array([float("nan")]), "column 'value', row 1: nan is not a finite"),
+  ("time", pa.array([None], pa.timestamp("s")), "column 'time', row 1: None is empty"),
+])
+def test_wrong_types_are_named(config, tmp_path, column, values, message):
+  columns = {"user_id": ["u"], "ad_id": ["13"], "time": [5], "value": [1.0]} | {column: values}
+  path = str(tmp_path / "events.parquet")
+  pq.write_table(pa.table(columns), path)
+  with pytest.raises(DataError, match=message):
+    prepare.load_dataset(change(config, events_path=path))
+  assert not os.path.exists(config.data_dir)
+
+
+def test_behaviors_must_be_distinct(config):
+  for behaviors in ((), ("click", "click")):
+    with pytest.raises(ConfigError, match="distinct"):
+      prepare.load_dataset(change(config, behaviors=behaviors))
+  assert not os.path.exists(config.data_dir)
+
+
+def test_unknown_ads_are_set_aside_when_asked(config, tmp_path):
+  path = tmp_path / "events.csv"
+  path.write_text(EVENTS.replace("u1,13", "u1,14"))
+  dataset = prepare.load_dataset(change(config, on_unknown_ad="drop"))
+  assert dataset.report.dropped == {"ad not in the ad table": 1}
+  assert dataset.report.rows == 3 and len(dataset.events) == 2
+  path.write_text("user_id,ad_id,time\nu1,14,5\n")
+  with pytest.raises(DataError, match="no event is left"):
+    prepare.load_dataset(change(config, on_unknown_ad="drop"))

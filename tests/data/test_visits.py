@@ -1,0 +1,64 @@
+"""Visits, their order and their splits, against a loop over events."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr4ad_jax.data import visits
+from gr4ad_jax.data.schema import SPLITS
+
+EVENTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40), st.integers(0, 5)), min_size=1, max_size=40)
+
+
+def ordered(events, *, by_id, gap=0):
+  user, time, request = np.array(events).T
+  size = len(events)
+  return visits.ordered_log(
+    np.array(list("abcde"), object), user=user, ad=np.arange(size), time=time, behavior=np.zeros(size),
+    value=np.arange(size) / 2, quantity=np.ones(size), request=request if by_id else None, gap_seconds=gap,
+  )
+
+
+def by_loops(events, *, by_id, gap=0):
+  """[(user, rows of the visit in order, split)] in the order of the log."""
+  rows = []
+  for user in sorted({event[0] for event in events}):
+    own = sorted((time, row, request) for row, (who, time, request) in enumerate(events) if who == user)
+    groups = {}
+    last = None
+    for time, row, request in own:
+      key = request if by_id else len(groups) - 1 + (last is None or time - last >= gap)
+      groups.setdefault(key, []).append((time, row))
+      last = time
+    own_visits = sorted(groups.values(), key=lambda visit: (visit[0][0], min(row for _, row in visit)))
+    for number, visit in enumerate(own_visits):
+      from_end = len(own_visits) - 1 - number
+      split = {0: "test", 1: "valid"}.get(from_end, "train") if len(own_visits) >= 3 else "train"
+      rows.append((user, [row for _, row in visit], split))
+  return rows
+
+
+def check(log, expected):
+  assert log.request.tolist() == [number for number, (_, rows, _) in enumerate(expected) for _ in rows]
+  assert log.ad.tolist() == [row for _, rows, _ in expected for row in rows]
+  assert [SPLITS[split] for split in log.split] == [split for _, rows, split in expected for _ in rows]
+  assert log.user_id[log.user].tolist() == ["abcde"[user] for user, rows, _ in expected for _ in rows]
+  assert log.user.max() == len(log.user_id) - 1
+  np.testing.assert_array_equal(log.value, log.ad / 2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(EVENTS)
+def test_visits_by_request_id(events):
+  check(ordered(events, by_id=True), by_loops(events, by_id=True))
+
+
+@settings(max_examples=200, deadline=None)
+@given(EVENTS, st.integers(0, 8))
+def test_visits_by_pause(events, gap):
+  check(ordered(events, by_id=False, gap=gap), by_loops(events, by_id=False, gap=gap))
+
+
+def test_held_out_visits_are_the_last_two_of_three_or_more():
+  split = visits.split_of_visits(np.array([7, 7, 2, 2, 2, 5, 5, 5, 5, 9]))
+  assert [SPLITS[s][:2] for s in split] == ["tr", "tr", "tr", "va", "te", "tr", "tr", "va", "te", "tr"]

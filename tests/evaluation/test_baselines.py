@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr4ad_jax import config
+from gr4ad_jax.data import schema
+from gr4ad_jax.evaluation import baselines, metrics, protocols
+
+
+def rank(dataset, name, k=6, split="test"):
+  return baselines.Baselines(dataset, protocols.eval_requests(dataset, split)).rank(name, k).tolist()
+
+
+# Lines of the shop's history at test: ad 1 three times; ad 3 twice; ads 0, 2 and 4 once; ad 5 never.
+def test_popularity_counts_lines_and_breaks_ties_by_row(shop):
+  assert rank(shop, "popularity") == [[1, 3, 0, 2, 4, 5]] * 2
+  assert rank(shop, "popularity", split="valid") == [[1, 3, 4, 0, 2, 5]] * 2
+
+
+def test_personal_frequency_counts_visits(shop):
+  # User 0: ad 3 in two visits, ads 1 and 2 in one; the rest by popularity. User 1: ads 1 and 0 once.
+  assert rank(shop, "personal_frequency") == [[3, 1, 2, 0, 4, 5], [1, 0, 3, 2, 4, 5]]
+
+
+def test_personal_recency_prefers_late_visits(shop):
+  # User 0: ad 3 has .9 + .81, ad 2 1, ad 1 .81. User 1: ad 0 1, ad 1 .9.
+  assert rank(shop, "personal_recency") == [[3, 2, 1, 0, 4, 5], [0, 1, 3, 2, 4, 5]]
+  assert rank(shop, "personal_recency", split="valid") == [[3, 1, 4, 0, 2, 5], [1, 3, 4, 0, 2, 5]]
+
+
+def test_personal_revenue_recency_weighs_by_clipped_value(shop):
+  # User 0: ad 2 about 85 after the clip, ad 3 .9 * 7 + .81 * 5, ad 1 .81.
+  assert rank(shop, "personal_revenue_recency") == [[2, 3, 1, 0, 4, 5], [0, 1, 3, 2, 4, 5]]
+
+
+def test_ease_weights_are_the_ridge_regression_without_self():
+  """Column j of the weights solves the ridge regression of ad j on the other ads."""
+  binary = (np.random.default_rng(0).random((40, 5)) < 0.5).astype(np.float32)
+  weights = baselines.ease_weights(scipy.sparse.csr_matrix(binary), 2.0)
+  for j in range(5):
+    others = [i for i in range(5) if i != j]
+    x = binary[:, others]
+    expected = np.linalg.solve(x.T @ x + 2.0 * np.eye(4), x.T @ binary[:, j])
+    np.testing.assert_allclose(weights[others, j], expected, atol=1e-5)
+    assert weights[j, j] == 0
+
+
+def test_ease_follows_co_occurrence_and_recency_adds_to_it(make_dataset):
+  rows = []
+  for user in range(4):  # ads 2 and 3 go together
+    rows += [(user, user, 2, 1, "train"), (user, user, 3, 1, "train")]
+  rows += [(4, 4, 0, 1, "train"), (5, 5, 3, 1, "train"), (5, 6, 1, 1, "test")]
+  dataset = make_dataset(rows, num_ads=5)
+  assert rank(dataset, "ease", k=2) == [[2, 3]]  # what goes with ad 3, not ad 3 itself
+  assert rank(dataset, "ease_plus_recency", k=2) == [[3, 2]]
+
+
+def test_user_without_history_gets_popular_ads(make_dataset):
+  rows = [(0, 0, 2, 1, "train"), (0, 1, 2, 1, "train"), (0, 1, 1, 1, "train"), (1, 2, 0, 1, "test")]
+  dataset = make_dataset(rows, num_ads=3)
+  for name in baselines.NAMES:
+    assert rank(dataset, name, k=3) == [[2, 1, 0]], name
+
+
+def test_list_longer_than_the_catalogue_is_padded(shop):
+  assert rank(shop, "popularity", k=8) == [[1, 3, 0, 2, 4, 5, -1, -1]] * 2
+
+
+def test_chunks_leave_the_ranking_unchanged(shop, monkeypatch):
+  whole = [rank(shop, name) for name in baselines.NAMES]
+  monkeypatch.setattr(baselines, "CHUNK_CELLS", 1)
+  assert [rank(shop, name) for name in baselines.NAMES] == whole
+
+
+def test_large_catalogue_skips_ease_with_a_reason(shop, monkeypatch):
+  monkeypatch.setattr(baselines, "EASE_MAX_ADS", 5)
+  rankings, skipped = baselines.rank_all(shop, protocols.eval_requests(shop, "test"), 3)
+  assert list(rankings) == list(baselines.NAMES[:4])
+  assert set(skipped) == {"ease", "ease_plus_recency"}
+  assert "6 ads are above its limit, 5" in skipped["ease"]
+
+
+def test_unknown_name(shop):
+  with pytest.raises(ValueError, match="'random' is unknown; allowed: popularity"):
+    rank(shop, "random")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 8), st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), min_size=1, max_size=5))
+def test_top_k_is_a_stable_sort(k, scores):
+  scores = np.array(scores, np.float32)
+  expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+  np.testing.assert_array_equal(baselines.top_k(scores, k), expected)
+
+
+# Reference test scores of the protocol: recall@10, ndcg@10, recall@50, revenue@10, revenue@50.
+REFERENCE = {
+  "popularity": (0.0870, 0.0953, 0.1481, 0.0631, 0.1646),
+  "personal_frequency": (0.2797, 0.2843, 0.3724, 0.1969, 0.3879),
+  "personal_recency": (0.2784, 0.2809, 0.3776, 0.1940, 0.3898),
+  "personal_revenue_recency": (0.2458, 0.2405, 0.3640, 0.2057, 0.3948),
+  "ease": (0.2018, 0.1985, 0.3356, 0.1361, 0.3450),
+  "ease_plus_recency": (0.2721, 0.2737, 0.3885, 0.1885, 0.3948),
+}
+
+
+@pytest.mark.slow
+def test_online_retail_baselines_reach_their_reference_scores(tmp_path):
+  pytest.importorskip("tensorflow_datasets")
+  from gr4ad_jax.data import prepare
+
+  dataset = prepare.load_dataset(config.DataConfig(dataset="online_retail", data_dir=str(tmp_path)))
+  requests = protocols.eval_requests(dataset, "test")
+  before_test = dataset.events.split < schema.SPLITS.index("test")
+  counts = (len(dataset.events.user_id), len(dataset.ads), int(before_test.sum()), len(np.unique(requests.user)))
+  assert counts == (4907, 3740, 471461, 2513)
+  assert len(requests.target_ad) / len(requests) == pytest.approx(19.4, abs=0.05)
+  rankings, skipped = baselines.rank_all(dataset, requests, 50)
+  assert not skipped
+  for name, expected in REFERENCE.items():
+    found = metrics.per_request(rankings[name], requests, (10, 50))
+    measured = [found[m].value for m in ("recall@10", "ndcg@10", "recall@50", "revenue@10", "revenue@50")]
+    np.testing.assert_allclose(measured, expected, atol=2e-4, err_msg=name)

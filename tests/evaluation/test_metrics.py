@@ -1,0 +1,188 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr4ad_jax.evaluation import metrics, protocols
+
+NUM_ADS = 9
+KS = (1, 3, 6)
+
+
+@st.composite
+def problems(draw):
+  """Requests with baskets and values, and a ranking of each with some padding."""
+  baskets = draw(st.lists(st.sets(st.integers(0, NUM_ADS - 1), min_size=1), min_size=1, max_size=6))
+  rankings = np.full((len(baskets), max(KS)), -1, np.int32)
+  for row in rankings:
+    length = draw(st.integers(0, max(KS)))
+    row[:length] = draw(st.permutations(range(NUM_ADS)))[:length]
+  sizes = [len(basket) for basket in baskets]
+  value = draw(st.lists(st.floats(0.125, 100, width=32), min_size=sum(sizes), max_size=sum(sizes)))
+  requests = protocols.EvalRequests(
+    split="test",
+    request=np.arange(len(baskets), dtype=np.int32),
+    user=np.array(draw(st.lists(st.integers(0, 3), min_size=len(baskets), max_size=len(baskets))), np.int32),
+    target_start=np.append(0, np.cumsum(sizes)),
+    target_ad=np.array([ad for basket in baskets for ad in sorted(basket)], np.int32),
+    target_value=np.array(value, np.float32),
+  )
+  return rankings, requests
+
+
+def by_hand(rankings, requests, k):
+  """The same metrics, a request and a rank at a time."""
+  recall, ndcg, hit_value, all_value = [], [], 0.0, 0.0
+  for r, ranking in enumerate(rankings):
+    rows = range(requests.target_start[r], requests.target_start[r + 1])
+    basket = {int(requests.target_ad[p]): float(requests.target_value[p]) for p in rows}
+    hits, gain = 0, 0.0
+    for rank, ad in enumerate(ranking[:k], 1):
+      if int(ad) in basket:
+        hits += 1
+        gain += 1 / math.log2(rank + 1)
+        hit_value += basket[int(ad)]
+    reachable = min(k, len(basket))
+    recall.append(hits / reachable)
+    ndcg.append(gain / sum(1 / math.log2(rank + 1) for rank in range(1, reachable + 1)))
+    all_value += sum(basket.values())
+  return {f"recall@{k}": np.mean(recall), f"ndcg@{k}": np.mean(ndcg), f"revenue@{k}": hit_value / all_value}
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems())
+def test_metrics_equal_the_loop(problem):
+  rankings, requests = problem
+  found = metrics.per_request(rankings, requests, KS)
+  expected = {name: value for k in KS for name, value in by_hand(rankings, requests, k).items()}
+  assert set(found) == set(expected)
+  for name, ratio in found.items():
+    assert ratio.value == pytest.approx(expected[name], abs=1e-9), name
+    assert len(ratio.numerator_R) == len(requests)
+
+
+@settings(max_examples=30, deadline=None)
+@given(problems())
+def test_best_list_scores_one(problem):
+  _, requests = problem
+  ideal = np.full((len(requests), NUM_ADS), -1, np.int32)
+  for r in range(len(requests)):
+    order = slice(requests.target_start[r], requests.target_start[r + 1])
+    ads = requests.target_ad[order][np.argsort(-requests.target_value[order])]
+    ideal[r, : len(ads)] = ads
+  found = metrics.per_request(ideal, requests, (2, NUM_ADS))
+  for name in ("recall@2", "ndcg@2", f"recall@{NUM_ADS}", f"ndcg@{NUM_ADS}", f"revenue@{NUM_ADS}"):
+    assert found[name].value == pytest.approx(1.0)
+
+
+def test_revenue_is_left_out_where_nothing_has_a_value():
+  requests = protocols.EvalRequests(
+    "test", np.array([0]), np.array([0]), np.array([0, 1]), np.array([1]), np.zeros(1, np.float32)
+  )
+  assert set(metrics.per_request(np.array([[1, 2]]), requests, (2,))) == {"recall@2", "ndcg@2"}
+
+
+@pytest.mark.parametrize(
+  ("rankings", "message"),
+  [
+    (np.array([[1, 2, 1], [0, 1, 2]]), "row 0 names ad 1 more than once"),
+    (np.array([[1, 2, 3], [0, 9, 2]]), "row 1 names ad 9; ads go from 0 to 5"),
+    (np.array([[1, 2, -2], [0, 1, 2]]), "row 0 names ad -2"),
+    (np.array([[1, 2], [0, 1]]), "2 columns; a cut at 3"),
+    (np.array([[1, 2, 3]]), r"int64\[1, 3\]; integers \[2, K\]"),
+    (np.ones((2, 3)), r"float64\[2, 3\]"),
+  ],
+)
+def test_bad_rankings_are_refused(shop, rankings, message):
+  with pytest.raises(ValueError, match=message):
+    metrics.check_rankings(rankings, protocols.eval_requests(shop, "test"), 3, len(shop.ads))
+
+
+def test_padding_may_repeat(shop):
+  padded = np.array([[1, -1, -1], [-1, -1, -1]])
+  requests = protocols.eval_requests(shop, "test")
+  metrics.check_rankings(padded, requests, 3, len(shop.ads))
+  assert metrics.per_request(padded, requests, (3,))["recall@3"].value == 0
+
+
+def _noisy(seed, users=400):
+  rng = np.random.default_rng(seed)
+  return metrics.Ratio(rng.random(users), np.ones(users)), np.arange(users)
+
+
+def test_bootstrap_is_set_by_its_seed():
+  ratio, user = _noisy(0)
+  first, again, other = (metrics.bootstrap({"x": ratio}, user, seed=seed)["x"] for seed in (1, 1, 2))
+  assert first == again
+  assert first != other
+  assert first.low < first.mean < first.high
+
+
+def test_interval_has_the_width_of_the_standard_error():
+  ratio, user = _noisy(0)
+  found = metrics.bootstrap({"x": ratio}, user)["x"]
+  error = ratio.numerator_R.std() / math.sqrt(len(user))
+  assert found.mean == pytest.approx(ratio.numerator_R.mean())
+  assert (found.high - found.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
+
+
+def test_chunks_of_draws_leave_the_samples_unchanged(monkeypatch):
+  ratio, user = _noisy(0, users=50)
+  whole = metrics.resample([ratio], user, resamples=64)
+  monkeypatch.setattr(metrics, "CHUNK_CELLS", 50 * 7)
+  np.testing.assert_allclose(metrics.resample([ratio], user, resamples=64), whole, rtol=1e-12)
+
+
+def test_a_users_requests_are_drawn_together():
+  """Four users whose requests are ten copies: the interval is that of four draws, not of forty."""
+  value = np.array([0.0, 0.0, 1.0, 1.0])
+  alone = metrics.Ratio(value, np.ones(4))
+  copied = metrics.Ratio(np.repeat(value, 10), np.ones(40))
+  first = metrics.resample([alone], np.array([7, 3, 9, 5]))
+  second = metrics.resample([copied], np.repeat([7, 3, 9, 5], 10))
+  np.testing.assert_allclose(first, second)
+  np.testing.assert_allclose(np.unique(first), [0, 0.25, 0.5, 0.75, 1])
+
+
+def test_paired_difference_is_tighter_than_the_systems_apart():
+  a, user = _noisy(0)
+  b = metrics.Ratio(a.numerator_R - 0.01, a.denominator_R)
+  difference = metrics.paired_difference(a, b, user)
+  for bound in (difference.mean, difference.low, difference.high):
+    assert bound == pytest.approx(0.01)
+  same = metrics.paired_difference(a, a, user)
+  assert (same.mean, same.low, same.high) == (0, 0, 0)
+  unrelated = metrics.paired_difference(a, _noisy(1)[0], user)
+  error = math.sqrt(2 / 12 / len(user))  # of the difference of two means of independent uniform numbers
+  assert (unrelated.high - unrelated.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
+
+
+def test_interval_of_a_difference_covers_the_truth_about_95_times_in_100():
+  covered = 0
+  for trial in range(400):
+    (a, user), (b, _) = _noisy(2 * trial + 1000, users=100), _noisy(2 * trial + 1001, users=100)
+    found = metrics.paired_difference(a, b, user, resamples=400, seed=trial)
+    covered += found.low <= 0 <= found.high
+  assert 0.91 <= covered / 400 <= 0.985  # three standard errors about 0.95
+
+
+def test_ratio_of_sums_is_resampled_as_a_ratio():
+  ratio = metrics.Ratio(np.array([2.0, 30.0, 0.0]), np.array([4.0, 60.0, 0.0]))
+  samples = metrics.resample([ratio], np.arange(3))[:, 0]
+  np.testing.assert_allclose(samples[~np.isnan(samples)], 0.5)
+  assert np.isnan(samples).any()  # a sample of the third user alone has no denominator
+  assert metrics.interval(ratio.value, samples) == metrics.Interval(0.5, 0.5, 0.5)
+
+
+def test_catalogue():
+  popularity = np.array([9, 0, 0, 0, 0, 1, 0, 0, 0, 0])
+  found = metrics.catalogue(np.array([[0, 5], [0, -1], [0, 2]]), popularity, (1, 2))
+  assert found["coverage@1"] == pytest.approx(0.1)
+  assert found["coverage@2"] == pytest.approx(0.3)
+  assert found["top_decile@1"] == 1
+  assert found["top_decile@2"] == pytest.approx(3 / 5)
+  assert found["gini@1"] == pytest.approx(0.9)
+  even = metrics.catalogue(np.arange(10)[None], popularity, (10,))
+  assert even["gini@10"] == pytest.approx(0)

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from gr4ad_jax.evaluation import protocols
+
+
+def test_requests_join_the_lines_of_an_ad_and_clip_their_value(shop):
+  requests = protocols.eval_requests(shop, "test")
+  np.testing.assert_array_equal(requests.request, [3, 6])
+  np.testing.assert_array_equal(requests.user, [0, 1])
+  np.testing.assert_array_equal(requests.target_start, [0, 2, 3])
+  np.testing.assert_array_equal(requests.target_ad, [0, 3, 2])
+  clip = np.percentile([6, 5, 8], 99)
+  np.testing.assert_allclose(requests.target_value, [6, 5, clip], rtol=1e-6)
+  assert clip < 8
+
+
+def test_target_behavior_sets_the_shallowest_hit(make_dataset):
+  rows = [(0, 0, 1, 0, "train", 0), (0, 1, 0, 0, "test", 0), (0, 1, 1, 2, "test", 1), (0, 1, 2, 3, "test", 2)]
+  rows += [(1, 2, 0, 0, "test", 0)]
+  log = make_dataset(rows, 3, "ad_log", ("click", "cart", "purchase"))
+  np.testing.assert_array_equal(protocols.eval_requests(log, "test").request, [1, 2])
+  carts = protocols.eval_requests(log, "test", "cart")
+  np.testing.assert_array_equal(carts.request, [1])  # the visit with clicks alone has no target
+  np.testing.assert_array_equal(carts.target_ad, [1, 2])
+  with pytest.raises(ValueError, match="'view' is unknown; allowed: click, cart, purchase"):
+    protocols.eval_requests(log, "test", "view")
+  with pytest.raises(ValueError, match="no event of behaviour"):
+    protocols.eval_requests(log, "valid")
+
+
+def test_history_of_test_holds_valid_and_history_of_valid_does_not(shop):
+  test, valid = (protocols.history_events(shop, split) for split in ("test", "valid"))
+  np.testing.assert_array_equal(np.unique(shop.events.request[test]), [0, 1, 2, 4, 5, 7])
+  np.testing.assert_array_equal(np.unique(shop.events.request[valid]), [0, 1, 4, 7])
+  with pytest.raises(ValueError, match="'train' is unknown here; allowed: valid, test"):
+    protocols.history_events(shop, "train")
+
+
+def test_take_keeps_rows_whole(shop):
+  requests = protocols.eval_requests(shop, "test")
+  swapped = requests.take([1, 0])
+  np.testing.assert_array_equal(swapped.request, [6, 3])
+  np.testing.assert_array_equal(swapped.target_start, [0, 1, 3])
+  np.testing.assert_array_equal(swapped.target_ad, [2, 0, 3])
+  np.testing.assert_array_equal(swapped.target_value, requests.target_value[[2, 0, 1]])
+  assert len(requests.take(np.array([], int))) == 0
+
+
+KS = {"online_retail": (10, 50), "ad_log": (10, 50), "amazon_reviews": (5, 10)}
+
+
+@pytest.mark.parametrize(("name", "ks"), KS.items())
+def test_each_data_set_has_a_protocol_that_speaks_of_seen_ads(name, ks):
+  protocol = protocols.protocol_of(name)
+  assert protocol.ks == ks
+  assert "ads seen before are left" in protocol.text
+
+
+def test_unknown_data_set():
+  with pytest.raises(ValueError, match="allowed: online_retail, amazon_reviews, ad_log"):
+    protocols.protocol_of("movies")

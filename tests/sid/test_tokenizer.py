@@ -1,0 +1,155 @@
+"""Fit, encode, probe, save and load of the UA-SID tokenizer."""
+
+import dataclasses
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr4ad_jax import config
+from gr4ad_jax.data import schema
+from gr4ad_jax.sid import encoders, report, tokenizer
+
+SETTINGS = config.SidConfig(codebooks=(8, 4, 16), tower_width=16, tower_steps=60)
+
+
+def with_vectors(ads, seed=5):
+  """The ads with random content vectors."""
+  return dataclasses.replace(ads, vectors=np.random.default_rng(seed).normal(size=(len(ads), 24)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def fitted(shop):
+  ads, events = shop
+  ads = with_vectors(ads)
+  return ads, events, *tokenizer.fit(ads, events, SETTINGS, seed=0)
+
+
+def test_fit_gives_valid_balanced_distinct_codes(fitted):
+  ads, _, tok, codes = fitted
+  assert codes.shape == (120, 3) and codes.dtype == np.int32
+  assert (codes >= 0).all() and (codes < SETTINGS.codebooks).all()
+  for level in (0, 1):
+    assert np.bincount(codes[:, level]).max() <= 1.5 * 120 / SETTINGS.codebooks[level]
+  assert len(np.unique(codes, axis=0)) == 120
+  assert tok.codebooks == (8, 4, 16)
+
+
+def test_same_seed_same_codes(fitted):
+  ads, events, _, codes = fitted
+  np.testing.assert_array_equal(tokenizer.fit(ads, events, SETTINGS, seed=0)[1], codes)
+
+
+def test_encode_is_the_nearest_path_and_mostly_the_fitted_one(fitted):
+  ads, _, tok, codes = fitted
+  encoded = tok.encode(ads)
+  z = tok.embed(ads)
+  first = np.argmin(((z[:, None] - tok.centroids[0]) ** 2).sum(axis=2), axis=1)
+  np.testing.assert_array_equal(encoded[:, 0], first)
+  rest = z - tok.centroids[0][first]
+  np.testing.assert_array_equal(encoded[:, 1], np.argmin(((rest[:, None] - tok.centroids[1]) ** 2).sum(axis=2), axis=1))
+  assert (encoded[:, 0] == codes[:, 0]).mean() > 0.7
+
+
+def test_new_ads_keep_clear_of_the_old(fitted, make):
+  ads, _, tok, codes = fitted
+  new = dataclasses.replace(ads, ad_id=np.char.add("new", ads.ad_id))  # the same content, advertised anew
+  encoded = tok.encode(new, codes)
+  taken = set(map(tuple, codes.tolist()))
+  size = np.unique(np.concatenate([codes, encoded])[:, :2], axis=0, return_counts=True)
+  room = {tuple(prefix): count <= 16 for prefix, count in zip(size[0].tolist(), size[1], strict=True)}
+  inside = [tuple(code) for code in encoded.tolist() if room[tuple(code[:2])]]
+  assert len(inside) > 60 and not taken & set(inside) and len(set(inside)) == len(inside)
+  one = tok.encode(dataclasses.replace(make[0](1), vectors=new.vectors[:1], ad_id=np.array(["solo"])), codes)
+  assert one.shape == (1, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(prefixes=st.lists(st.integers(0, 3), min_size=1, max_size=40), size=st.integers(1, 9), seed=st.integers(0, 99))
+def test_probing_fills_a_prefix_before_it_collides(make, prefixes, size, seed):
+  ads = make[0](len(prefixes))
+  prefix = np.asarray(prefixes, np.int32)[:, None]
+  hashed = tokenizer.last_level(ads, prefix, size, "hash")
+  probed = tokenizer.last_level(ads, prefix, size, "probe")
+  for value in set(prefixes):
+    codes = probed[prefix[:, 0] == value, 1]
+    assert len(np.unique(codes)) == min(len(codes), size)
+    assert len(np.unique(hashed[prefix[:, 0] == value, 1])) <= len(np.unique(codes))
+  order = np.random.default_rng(seed).permutation(len(prefixes))
+  columns = {f.name: getattr(ads, f.name) for f in dataclasses.fields(ads)}
+  shuffled = schema.AdTable(**{k: v if v is None else v[order] for k, v in columns.items()})
+  np.testing.assert_array_equal(tokenizer.last_level(shuffled, prefix[order], size, "probe"), probed[order])
+
+
+def test_hash_is_of_business_features_and_never_changes(make):
+  ads = make[0](2, ad_id=np.array(["a", "a"]), account_id=np.array(["x", "y"]))
+  codes = tokenizer.last_level(ads, np.zeros((2, 1), np.int32), 1 << 20, "hash")
+  assert codes[0, 1] != codes[1, 1]
+  assert tokenizer.stable_hash("a") == 0x2F42665B399EF840  # else saved indices and new ads would disagree
+
+
+def test_existing_codes_of_another_depth_are_refused(make):
+  with pytest.raises(ValueError, match=r"\[N, 2\]"):
+    tokenizer.last_level(make[0](1), np.zeros((1, 1), np.int32), 4, "probe", np.zeros((3, 3), np.int32))
+
+
+def test_without_tower_the_content_vectors_serve(fitted):
+  ads, events, _, _ = fitted
+  plain = dataclasses.replace(SETTINGS, tower_steps=0, last_level="hash")
+  tok, codes = tokenizer.fit(ads, events, plain, seed=0)
+  assert tok.tower is None
+  np.testing.assert_allclose(tok.embed(ads), encoders.encode(ads, ""), rtol=1e-5)
+  np.testing.assert_array_equal(codes, tokenizer.last_level(ads, codes[:, :2], 16, "hash"))
+  narrow = dataclasses.replace(ads, vectors=ads.vectors[:, :5])
+  with pytest.raises(schema.DataError, match="5 wide"):
+    tok.encode(narrow)
+
+
+@pytest.mark.parametrize("steps", [60, 0])
+def test_save_then_load_is_the_same_tokenizer(fitted, tmp_path, steps):
+  ads, events, tok, _ = fitted
+  if not steps:
+    tok, _ = tokenizer.fit(ads, events, dataclasses.replace(SETTINGS, tower_steps=0), seed=0)
+  tok.save(str(tmp_path))
+  assert os.listdir(tmp_path) == ["tokenizer.npz"]
+  loaded = tokenizer.Tokenizer.load(str(tmp_path))
+  assert loaded.config == tok.config and loaded.seed == tok.seed
+  np.testing.assert_array_equal(loaded.encode(ads), tok.encode(ads))
+
+
+def test_damaged_files_are_named(fitted, tmp_path):
+  _, _, tok, _ = fitted
+  with pytest.raises(FileNotFoundError, match="no tokenizer"):
+    tokenizer.Tokenizer.load(str(tmp_path))
+  tok.save(str(tmp_path))
+  path = tmp_path / "tokenizer.npz"
+  whole = path.read_bytes()
+  for content in (whole[: len(whole) // 2], b"", b"not an archive"):
+    path.write_bytes(content)
+    with pytest.raises(schema.DataError, match="tokenizer.npz: not a whole"):
+      tokenizer.Tokenizer.load(str(tmp_path))
+  with np.load(io.BytesIO(whole)) as saved:
+    arrays = {name: saved[name] for name in saved.files if name != "tower/out/kernel"}
+  np.savez(path, **arrays)
+  with pytest.raises(schema.DataError, match="parameters are not those"):
+    tokenizer.Tokenizer.load(str(tmp_path))
+
+
+def test_one_level_is_refused(shop):
+  with pytest.raises(config.ConfigError, match="two levels"):
+    tokenizer.fit(*shop, dataclasses.replace(SETTINGS, codebooks=(8,)), seed=0)
+
+
+def test_report_of_a_fitted_tokenizer(fitted):
+  ads, events, tok, codes = fitted
+  found = report.quality_report(tok, ads, events, codes)
+  assert json.loads(json.dumps(found)) == found
+  assert found["codes"]["probe"]["items_per_sid"] == 1.0 <= found["codes"]["hash"]["items_per_sid"]
+  assert found["item_recall"]["trained"]["recall@10"] > found["item_recall"]["content"]["recall@10"]
+  assert found["unseen_ads"]["trained"]["queries"] > 0
+  text = report.format_report(found)
+  assert "| items per sid |" in text and "unseen ads, trained vectors" in text

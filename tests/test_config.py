@@ -1,0 +1,95 @@
+"""Every knob has a name of its own, a range that its default meets, and a one-line error."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gr4ad_jax import config as config_lib
+
+
+def _with(**settings) -> config_lib.Config:
+  sections = {}
+  for section, kind in config_lib.SECTIONS.items():
+    names = {field.name for field in dataclasses.fields(kind)}
+    sections[section] = kind(**{name: value for name, value in settings.items() if name in names})
+  return config_lib.Config(**sections)
+
+
+def test_knob_names_are_unique_over_all_sections():
+  names = [field.name for kind in config_lib.SECTIONS.values() for field in dataclasses.fields(kind)]
+  assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("preset", config_lib.PRESETS)
+def test_defaults_and_presets_are_allowed(preset):
+  config = config_lib.Config(model=config_lib.PRESETS[preset])
+  assert config_lib.validate(config) is config
+
+
+@pytest.mark.parametrize(
+  ("settings", "flag", "words"),
+  [
+    ({"layers": 0}, "--layers=0", "at least 1"),
+    ({"layers": 2.0}, "--layers=2.0", "a whole number"),
+    ({"layers": True}, "--layers=True", "a whole number"),
+    ({"dropout": 0.95}, "--dropout=0.95", "0 to 0.9"),
+    ({"dropout": float("nan")}, "--dropout=nan", "a number"),
+    ({"dataset": "movies"}, "--dataset=movies", "'online_retail' or"),
+    ({"kv_split": 3}, "--kv_split=3", "1 or 2"),
+    ({"remat": 1}, "--remat=1", "true or false"),
+    ({"codebooks": (256, 0, 18)}, "--codebooks=256,0,18", "at least 1"),
+    ({"codebooks": ()}, "--codebooks=", "one or more"),
+    ({"lazy_layers": 3}, "--lazy_layers=3", "0 to 2, as --layers=3"),
+    ({"kv_layers": 4}, "--kv_layers=4", "1 to 3, as --layers=3"),
+    ({"heads": 5}, "--heads=5", "a divisor of --width=64"),
+    ({"kv_groups": 3}, "--kv_groups=3", "a divisor of --heads=4"),
+    ({"beams": (8, 8)}, "--beams=8,8", "3 widths"),
+    ({"accumulate": 5}, "--accumulate=5", "a divisor of --batch_size=64"),
+    ({"dataset": "ad_log"}, "--ads_path=", "needs an ad table"),
+    ({"dataset": "ad_log", "ads_path": "a.csv"}, "--events_path=", "needs an event log"),
+    (
+      {"dataset": "ad_log", "ads_path": "a.csv", "events_path": "e.csv", "target_behavior": "view"},
+      "--target_behavior=view",
+      "click,cart,purchase",
+    ),
+  ],
+)
+def test_what_is_not_allowed_is_told_in_one_line(settings, flag, words):
+  with pytest.raises(config_lib.ConfigError) as error:
+    config_lib.validate(_with(**settings))
+  message = str(error.value)
+  assert message.startswith(f"{flag} is not allowed") and words in message and "\n" not in message
+
+
+@given(
+  layers=st.integers(1, 12),
+  dropout=st.floats(0, 0.9),
+  codebooks=st.lists(st.integers(1, 512), min_size=1, max_size=5).map(tuple),
+  encoder=st.text(),
+)
+def test_json_round_trip(layers, dropout, codebooks, encoder):
+  config = _with(layers=layers, lazy_layers=0, dropout=dropout, codebooks=codebooks, beams=codebooks, encoder=encoder)
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    ("{", "not JSON"),
+    ("[]", "an object with the sections"),
+    ('{"model": 3}', "an object with the sections"),
+    ('{"modle": {}}', "'modle' is not known"),
+    ('{"model": {"layres": 3}}', "'layres' is not known"),
+    ('{"model": {"layers": "three"}}', "--layers=three is not allowed"),
+  ],
+)
+def test_damaged_json_is_refused(text, words):
+  with pytest.raises(config_lib.ConfigError, match=words):
+    config_lib.from_json(text)
+
+
+def test_json_keys_left_out_keep_their_defaults():
+  assert config_lib.from_json(json.dumps({"model": {"layers": 5}})).model == config_lib.ModelConfig(layers=5)

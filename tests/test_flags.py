@@ -1,0 +1,119 @@
+"""Flags become the config: defaults, then the preset or the saved run, then what was given."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags as absl_flags
+
+from experiments import flags
+from gr4ad_jax import config as config_lib
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_BINARY = """
+from experiments import flags
+from gr4ad_jax.data import schema
+flags.define_flags()
+def main(argv):
+  del argv
+  config = flags.config_from_flags()
+  if config.data.ads_path:
+    raise schema.DataError("ads.csv, row 3")
+  print("width", config.model.width)
+flags.run(main)
+"""
+
+
+def _parsed(*arguments: str) -> absl_flags.FlagValues:
+  values = absl_flags.FlagValues()
+  flags.define_flags(values)
+  values(["binary", *arguments])
+  return values
+
+
+def test_every_knob_has_a_flag_with_its_default():
+  assert flags.config_from_flags(_parsed()) == config_lib.Config()
+
+
+def test_each_type_of_flag():
+  values = _parsed(
+    "--layers=4", "--dropout=0.2", "--noremat", "--history_bias", "--last_level=hash", "--beams=4, 8,16",
+    "--behaviors=view,buy", "--workdir=runs/x",
+  )  # fmt: skip
+  config = flags.config_from_flags(values)
+  assert config.workdir == "runs/x"
+  assert (config.model.layers, config.model.dropout) == (4, 0.2)
+  assert (config.training.remat, config.model.history_bias) == (False, True)
+  assert config.sid.last_level == "hash"
+  assert (config.search.beams, config.data.behaviors) == ((4, 8, 16), ("view", "buy"))
+
+
+def test_given_flags_win_over_the_preset_even_at_the_default_value():
+  default = config_lib.ModelConfig().layers
+  config = flags.config_from_flags(_parsed(f"--layers={default}", "--preset=0.03b", "--lazy_layers=1"))
+  assert config.model == dataclasses.replace(config_lib.PRESETS["0.03b"], layers=default, lazy_layers=1)
+
+
+def test_flagfiles_nest_and_later_flags_win(tmp_path):
+  (tmp_path / "base.flags").write_text("# a comment\n--layers=5\n--seed=7\n--width=32\n")
+  (tmp_path / "run.flags").write_text(f"--flagfile={tmp_path}/base.flags\n--seed=8\n")
+  config = flags.config_from_flags(_parsed(f"--flagfile={tmp_path}/run.flags", "--width=128"))
+  assert (config.model.layers, config.training.seed, config.model.width) == (5, 8, 128)
+
+
+def test_workdir_config_then_given_search_flags(tmp_path):
+  trained = flags.config_from_flags(_parsed(f"--workdir={tmp_path}", "--preset=0.03b", "--seed=3"))
+  flags.save_config(trained)
+  assert flags.config_from_workdir(_parsed(f"--workdir={tmp_path}")) == trained
+  config = flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--beams=4,8,16", "--compute_dtype=float32"))
+  assert (config.search.beams, config.model.compute_dtype, config.training.seed) == ((4, 8, 16), "float32", 3)
+  same = flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--preset=0.03b", "--layers=9"))
+  assert same.model == trained.model
+
+
+def test_another_model_than_the_runs_is_refused(tmp_path):
+  flags.save_config(flags.config_from_flags(_parsed(f"--workdir={tmp_path}")))
+  with pytest.raises(config_lib.ConfigError, match="--layers=4 is not allowed: .* has 3"):
+    flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--layers=4"))
+  with pytest.raises(config_lib.ConfigError, match="--width=320 is not allowed: .* has 64"):
+    flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--preset=0.03b", "--layers=3", "--lazy_layers=2"))
+  with pytest.raises(config_lib.ConfigError, match="--codebooks=8,8,8 is not allowed: .* has 256,64,18"):
+    flags.save_config(flags.config_from_flags(_parsed(f"--workdir={tmp_path}", "--codebooks=8,8,8")))
+
+
+def test_workdir_without_a_run_is_told(tmp_path):
+  with pytest.raises(FileNotFoundError, match="config.json"):
+    flags.config_from_workdir(_parsed(f"--workdir={tmp_path}"))
+  with pytest.raises(config_lib.ConfigError, match="--workdir="):
+    flags.config_from_workdir(_parsed())
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess:
+  command = [sys.executable, "-c", _BINARY, *arguments]
+  return subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--layer=3"], "Did you mean: layers"),
+    (["--layers=three"], "a whole number, at least 1"),
+    (["--lazy_layers=3"], "--lazy_layers=3 is not allowed: 0 to 2, as --layers=3"),
+    (["--dataset=movies"], "'online_retail' or"),
+    (["--flagfile=absent.flags"], "absent.flags"),
+    (["layers"], "'layers' is not a flag"),
+    (["--ads_path=ads.csv"], "ads.csv, row 3"),
+  ],
+)
+def test_mistakes_end_with_one_line_and_status_2(arguments, message):
+  done = _run(*arguments)
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+  assert not done.stdout
+
+
+def test_a_good_command_line_runs_main():
+  done = _run("--preset=0.08b")
+  assert (done.returncode, done.stdout) == (0, "width 576\n")

@@ -1,0 +1,92 @@
+"""What is kept, what comes back, and what is said when it does not fit."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gr4ad_jax.training.checkpoint import Checkpointer
+from gr4ad_jax.training.state import abstract
+from tests.training import toy
+
+
+def _at(state, step, value):
+  params = jax.tree.map(lambda p: p * 0 + value, state.params)
+  return state.replace(step=state.step * 0 + step, params=params)
+
+
+def _same(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.fixture(scope="module")
+def state():
+  return toy.setup(10)[0]
+
+
+def test_last_two_and_best_are_kept(tmp_path, state):
+  scores = {1: 0.1, 2: 0.9, 3: None, 4: float("nan"), 5: 0.3}
+  with Checkpointer(str(tmp_path), best_metric="recall") as checkpointer:
+    for step, score in scores.items():
+      metrics = None if score is None else {"recall": score}
+      checkpointer.save(_at(state, step, step), data={"next_step": step}, metadata={"note": "x"}, metrics=metrics)
+    checkpointer.wait()
+    assert checkpointer.steps == [2, 4, 5] and checkpointer.best_step == 2
+  with Checkpointer(str(tmp_path), best_metric="recall", read_only=True) as reader:
+    restored = reader.restore(state, "last")
+    assert int(restored.state.step) == 5 and _same(restored.state, _at(state, 5, 5))
+    assert (restored.data, restored.metadata) == ({"next_step": 5}, {"note": "x"})
+    assert _same(reader.restore_params(state.params), _at(state, 2, 2).params)
+    assert _same(reader.restore_params(state.params, 4), _at(state, 4, 4).params)
+
+
+def test_best_is_the_last_where_none_was_evaluated(tmp_path, state):
+  with Checkpointer(str(tmp_path), best_metric="recall") as checkpointer:
+    for step in (1, 2):
+      checkpointer.save(_at(state, step, step), data={})
+    checkpointer.wait()
+    assert checkpointer.best_step is None
+    assert _same(checkpointer.restore_params(state.params, "best"), _at(state, 2, 2).params)
+
+
+def test_restore_is_bitwise_and_into_the_given_shardings(tmp_path):
+  state, step, batch_at = toy.setup(10)
+  for number in range(3):
+    state, _ = step(state, batch_at(number))
+  with Checkpointer(str(tmp_path)) as checkpointer:
+    checkpointer.save(state, data={"next_step": 3})
+    checkpointer.wait()
+    restored = checkpointer.restore(abstract(state)).state
+  assert jax.tree.structure(restored) == jax.tree.structure(state) and _same(restored, state)
+  assert jax.tree.map(lambda a: (a.sharding, a.dtype), restored) == jax.tree.map(lambda a: (a.sharding, a.dtype), state)
+
+
+def test_a_saved_step_is_left_as_is(tmp_path, state):
+  with Checkpointer(str(tmp_path)) as checkpointer:
+    checkpointer.save(_at(state, 1, 1), data={})
+    checkpointer.save(_at(state, 1, 2), data={})
+    assert _same(checkpointer.restore(state).state.params, _at(state, 1, 1).params)
+
+
+def test_what_does_not_fit_is_told_in_one_line(tmp_path, state):
+  with pytest.raises(FileNotFoundError, match="absent is missing"):
+    Checkpointer(str(tmp_path / "absent"), read_only=True)
+  assert not (tmp_path / "absent").exists()
+  with Checkpointer(str(tmp_path)) as checkpointer:
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+      checkpointer.restore(state)
+    checkpointer.save(_at(state, 3, 1), data={})
+    checkpointer.wait()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 7; it has \[3\]"):
+      checkpointer.restore(state, 7)
+    for other in (toy.setup(10, width=12)[0].params, {"another": state.params["Dense_0"]["bias"]}):
+      with pytest.raises(ValueError, match="holds another model") as error:
+        checkpointer.restore_params(other)
+      assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_is_plain_about_its_position(tmp_path, state):
+  with Checkpointer(str(tmp_path)) as checkpointer:
+    checkpointer.save(_at(state, 4, 1), data={"next_step": 4})
+  assert json.loads((tmp_path / "4" / "data" / "metadata").read_text()) == {"next_step": 4}

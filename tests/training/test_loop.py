@@ -1,0 +1,127 @@
+"""The loop resumes bit for bit, saves when it is asked to stop, and never keeps a broken state."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr4ad_jax.training import loop
+from gr4ad_jax.training.checkpoint import Checkpointer
+from tests.training import toy
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _lines(workdir):
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _same(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def _program(workdir, total_steps, save_every, seconds, width=8):
+  command = [sys.executable, "-m", "tests.training.toy", workdir, total_steps, save_every, seconds, width]
+  command, environment = [str(word) for word in command], os.environ | {"JAX_PLATFORMS": "cpu"}
+  pipe = subprocess.PIPE
+  return subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("whole")
+  seen = []
+  result = toy.train(workdir, 20, 5, on_progress=seen.append)
+  return workdir, result, seen
+
+
+def test_what_a_run_leaves(uninterrupted):
+  workdir, result, seen = uninterrupted
+  assert result.status == "done" and int(result.state.step) == 20 and result.valid_metrics == {"score": -12.0}
+  lines = _lines(workdir)
+  assert [line["step"] for line in lines] == list(range(2, 21, 2))
+  assert [line["step"] for line in lines if "valid/score" in line] == [8, 16, 20]
+  assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/absolute_error"} <= set(lines[0])
+  assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+  with Checkpointer(str(workdir / "checkpoints"), best_metric="score", read_only=True) as checkpointer:
+    assert checkpointer.steps == [8, 16, 20] and checkpointer.best_step == 8
+
+
+def test_progress_is_told_every_step(uninterrupted):
+  _, _, seen = uninterrupted
+  assert [progress.step for progress in seen] == list(range(1, 21))
+  assert [progress.step for progress in seen if progress.log] == list(range(2, 21, 2))
+  assert seen[-1].steps_per_second > 0 and seen[-1].eta_seconds == 0
+  assert seen[7].valid == {"score": 0.0} and not seen[8].valid
+
+
+def test_a_finished_run_is_left_alone(uninterrupted):
+  workdir, result, _ = uninterrupted
+  lines = _lines(workdir)
+  again = toy.train(workdir, 20, 5)
+  assert again.status == "done" and _same(again.state, result.state) and _lines(workdir) == lines
+
+
+def test_sigterm_saves_and_the_resumed_run_is_the_same_run(uninterrupted, tmp_path):
+  whole, result, _ = uninterrupted
+  process = _program(tmp_path, 20, 100, 0.2)
+  for line in process.stdout:
+    if line == "6\n":
+      process.send_signal(signal.SIGTERM)
+      break
+  out, error = process.communicate(timeout=60)
+  assert process.returncode == 0, error
+  assert out.endswith("preempted\n")
+  with Checkpointer(str(tmp_path / "checkpoints"), read_only=True) as checkpointer:
+    assert 6 < checkpointer.steps[-1] < 20
+  resumed = toy.train(tmp_path, 20, 100)
+  assert resumed.status == "done" and _same(resumed.state, result.state)
+  assert _lines(tmp_path) == _lines(whole)
+
+
+def test_kill_in_mid_save_goes_on_from_the_last_whole_step(tmp_path):
+  total, width = 6, 200_000  # about 15 MB of state: a save takes long enough to be caught
+  killed, whole = tmp_path / "killed", tmp_path / "whole"
+  process = _program(killed, total, 1, 0.0, width)
+  deadline = time.monotonic() + 60
+  caught = False
+  while not caught and process.poll() is None and time.monotonic() < deadline:
+    names = os.listdir(killed / "checkpoints") if (killed / "checkpoints").exists() else []
+    caught = any(name.isdigit() for name in names) and not all(name.isdigit() for name in names)
+  process.send_signal(signal.SIGKILL)
+  process.communicate(timeout=60)
+  assert caught and process.returncode == -signal.SIGKILL
+  with Checkpointer(str(killed / "checkpoints"), read_only=True) as checkpointer:
+    assert 0 < checkpointer.steps[-1] < total
+  resumed, expected = toy.train(killed, total, 100, width=width), toy.train(whole, total, 100, width=width)
+  assert _same(resumed.state, expected.state) and _lines(killed) == _lines(whole)
+  assert all(name.isdigit() for name in os.listdir(killed / "checkpoints"))
+
+
+def test_stop_on_nan_keeps_the_last_good_step(tmp_path):
+  state, step, batch_at = toy.setup(20)
+
+  def broken_batch(number):
+    batch = batch_at(number)
+    return batch | {"y": batch["y"] * jnp.nan} if number == 9 else batch
+
+  with Checkpointer(str(tmp_path)) as checkpointer:
+    with pytest.raises(loop.DivergedError, match="at step 10; the last good checkpoint is step 8"):
+      loop.fit(state, step, broken_batch, loop.Schedule(20, save_every=2), checkpointer=checkpointer)
+    assert checkpointer.steps == [6, 8]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpointer.restore(toy.setup(20)[0]).state))
+
+
+def test_signal_handlers_come_back():
+  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  state, step, batch_at = toy.setup(2)
+  loop.fit(state, step, batch_at, loop.Schedule(2))
+  assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
