@@ -14,6 +14,14 @@ from absl import app, flags, logging
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.data import schema
 
+_FREE = (
+  "data_dir", "ads_path", "events_path", "epochs", "max_steps", "remat", "log_every", "eval_every", "eval_requests",
+  "save_every",
+)  # fmt: skip
+"""What a trained run may change: where its data lie (their content is compared), its length, and how often it tells."""
+
+_MISTAKES = (config_lib.ConfigError, schema.DataError, OSError, ImportError)
+
 flags.disclaim_key_flags()  # the flags belong to the binary that calls define_flags, so that its --help lists them
 
 
@@ -84,15 +92,43 @@ def config_from_workdir(flag_values: flags.FlagValues = flags.FLAGS) -> config_l
   return config
 
 
+def config_from_flags_or_workdir(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.Config:
+  """`config_from_workdir` where a run lies in the workdir, else `config_from_flags`, the workdir checked."""
+  if os.path.exists(os.path.join(flag_values.workdir, config_lib.CONFIG_FILE)):
+    return config_from_workdir(flag_values)
+  config = config_from_flags(flag_values)
+  check_workdir(config)
+  return config
+
+
+def check_workdir(config: config_lib.Config) -> None:
+  """Refuses a workdir that cannot hold this run: a workdir is one run, and config.json tells how it was made.
+
+  Model and codes never change. Once there is a checkpoint, nothing that shapes the training does either, but its
+  length: with more --epochs or --max_steps it goes on, under the learning-rate schedule of the new length.
+
+  Raises:
+    ConfigError: no --workdir, a file in its place, or a run with another setting there; or a damaged config.json.
+  """
+  if not config.workdir:
+    raise config_lib.ConfigError("--workdir= is not allowed: name the directory that the run is to live in")
+  if os.path.exists(config.workdir) and not os.path.isdir(config.workdir):
+    raise config_lib.ConfigError(f"--workdir={config.workdir} is not allowed: a file of that name is in the way")
+  if os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
+    saved = config_lib.load_config(config.workdir)
+    _refuse_another_model(config, saved)
+    if config_lib.is_trained(config.workdir):
+      _refuse_change(config, saved, ("data", "objective", "training"), but=_FREE)
+
+
 def save_config(config: config_lib.Config) -> None:
   """Writes <workdir>/config.json, whole or not at all.
 
   Raises:
-    ConfigError: the workdir already holds a run of another model or other codes.
+    ConfigError: as `check_workdir` does.
   """
+  check_workdir(config)
   path = os.path.join(config.workdir, config_lib.CONFIG_FILE)
-  if os.path.exists(path):
-    _refuse_another_model(config, config_lib.load_config(config.workdir))
   os.makedirs(config.workdir, exist_ok=True)
   with open(path + ".part", "w", encoding="utf-8") as file:
     file.write(config_lib.to_json(config))
@@ -101,11 +137,18 @@ def save_config(config: config_lib.Config) -> None:
 
 def _refuse_another_model(config: config_lib.Config, saved: config_lib.Config) -> None:
   """Raises ConfigError where a parameter's shape or a code's meaning would differ from the saved run's."""
-  for section in ("sid", "model"):
+  _refuse_change(config, saved, ("sid", "model"), but=("compute_dtype",))
+
+
+def _refuse_change(
+  config: config_lib.Config, saved: config_lib.Config, sections: Sequence[str], but: Sequence[str]
+) -> None:
+  """Raises ConfigError for the first knob of `sections`, those of `but` aside, that is not the saved run's."""
+  text = _KnobSerializer().serialize
+  for section in sections:
     for field in _fields(section):
       ours, theirs = (getattr(getattr(c, section), field.name) for c in (config, saved))
-      if ours != theirs and field.name != "compute_dtype":
-        text = _KnobSerializer().serialize
+      if ours != theirs and field.name not in but:
         raise config_lib.ConfigError(
           f"--{field.name}={text(ours)} is not allowed: the run in {config.workdir} has {text(theirs)}"
         )
@@ -125,17 +168,21 @@ def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> con
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-  """`app.run(main)`, with the user's mistakes told in one line: `error: …`, exit status 2."""
+  """`app.run(main)`, with the user's mistakes told in one line: `error: …`, exit status 2; 130 after Ctrl-C."""
 
   def guarded(argv: Sequence[str]) -> int | None:
     if len(argv) > 1:
       print(f"error: {argv[1]!r} is not a flag; flags look like --name=value", file=sys.stderr)
       return 2
     if not flags.FLAGS["verbosity"].present:
-      logging.set_verbosity(logging.WARNING)  # the checkpointing library tells a great deal
+      logging.set_verbosity(logging.WARNING)
+      logging.get_absl_logger().setLevel("ERROR")  # the checkpointing library tells a great deal through it
     try:
       return main(argv)
-    except (config_lib.ConfigError, schema.DataError, FileNotFoundError, ImportError) as error:
+    except KeyboardInterrupt:
+      print("\ninterrupted; the same command starts over, or goes on from the last checkpoint", file=sys.stderr)
+      return 130
+    except _MISTAKES as error:
       logging.debug("Where it happened:", exc_info=True)  # shown with --verbosity=1
       print(f"error: {error}", file=sys.stderr)
       return 2

@@ -6,6 +6,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
@@ -14,13 +15,15 @@ from experiments import flags as flags_lib
 from gr4ad_jax.config import ConfigError, load_config
 from gr4ad_jax.data import tables
 from gr4ad_jax.data.prepare import load_dataset
-from gr4ad_jax.data.schema import EventLog
+from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.serving.recommender import Recommender
+from gr4ad_jax.serving.recommender import Recommendation, Recommender
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of a trained run.")
 _USER = flags.DEFINE_string("user", "", "user_id of the event log that the run was trained on.")
-_HISTORY = flags.DEFINE_string("history", "", "A .csv or .parquet file with ad_id and time, and, as known, behavior, value, quantity, request_id.")
+_HISTORY = flags.DEFINE_string(
+  "history", "", "A .csv or .parquet file of one user: ad_id, time; if known behavior, value, quantity, request_id."
+)
 _K = flags.DEFINE_integer("k", 10, "Ads wanted.", lower_bound=1)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a step.")
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object instead of a table.")
@@ -29,31 +32,44 @@ _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object instead of a 
 def user_log(workdir: str, user: str) -> EventLog:
   """All that the log holds of one user. Raises ConfigError for a user that it lacks."""
   events = load_dataset(load_config(workdir).data).events
-  if user not in events.user_id:
-    raise ConfigError(f"--user={user} is not allowed: the event log has no such user_id; one that it has is {events.user_id[0]}")
-  number = int(np.flatnonzero(events.user_id == user)[0])
-  mine = events.user == number
+  number = np.flatnonzero(events.user_id == user)
+  if not len(number):
+    one = events.user_id[0]
+    raise ConfigError(f"--user={user} is not allowed: the event log has no such user_id; one that it has is {one}")
+  mine = events.user == number[0]
   columns = {f.name: getattr(events, f.name)[mine] for f in dataclasses.fields(EventLog) if f.name != "user_id"}
-  return EventLog(events.user_id[[number]], **columns | {"user": np.zeros(mine.sum(), np.int32)})
+  return EventLog(events.user_id[number], **columns | {"user": np.zeros(mine.sum(), np.int32)})
 
 
 def file_log(recommender: Recommender, path: str) -> EventLog:
-  """The history in a file, checked like an event log. Raises DataError."""
+  """The history in a file, checked like an event log; `user_id` may be left out. Raises DataError."""
   tables.check_file("history", path)
-  optional = tuple(name for name in tables.EVENT_OPTIONAL)
-  cells = tables.read_file(path, ("ad_id", "time"), optional)
-  cells["user_id"] = tables.constant("user_id", "user", len(cells["ad_id"]))
-  gap = recommender.config.data.session_gap_minutes
-  return tables.event_log(cells, recommender.ads, tables.EventRules(recommender.behaviors, session_gap_minutes=gap))[0]
+  cells = tables.read_file(path, ("ad_id", "time"), ("user_id", *tables.EVENT_OPTIONAL))
+  if "user_id" not in cells:
+    cells["user_id"] = tables.constant("user_id", "user", len(cells["ad_id"]))
+  rules = tables.EventRules(recommender.behaviors, "error", recommender.config.data.session_gap_minutes)
+  log = tables.event_log(cells, recommender.ads, rules)[0]
+  if len(log.user_id) > 1:
+    raise DataError(f"{path}: column 'user_id' names {len(log.user_id)} users; a history is of one")
+  return log
+
+
+def format_list(found: Sequence[Recommendation]) -> str:
+  """A ranked list as aligned lines."""
+  width = max([len("ad_id"), *(len(ad.ad_id) for ad in found)])
+  lines = [f"{'':>3}  {'ad_id':<{width}} {'score':>7} {'eCPM':>8}  text"]
+  for rank, ad in enumerate(found, 1):
+    lines.append(f"{rank:>3}  {ad.ad_id:<{width}} {ad.score:>7.3f} {ad.ecpm:>8.2f}  {ad.text}")
+  return "\n".join(lines)
 
 
 def main(argv):
   """Prints one ranked list."""
   del argv
-  if bool(_USER.value) == bool(_HISTORY.value):
-    raise ConfigError("--user and --history: exactly one of them is needed")
   if not _WORKDIR.value:
     raise ConfigError("--workdir= is not allowed: name the directory of a trained run")
+  if bool(_USER.value) == bool(_HISTORY.value):
+    raise ConfigError("--user and --history: exactly one of them is needed")
   enable_compilation_cache()
   checkpoint = int(_CHECKPOINT.value) if _CHECKPOINT.value.isdigit() else _CHECKPOINT.value
   recommender = Recommender.load(_WORKDIR.value, checkpoint)
@@ -61,10 +77,8 @@ def main(argv):
   found = recommender.recommend_log(events, _K.value)[0]
   if _JSON.value:
     print(json.dumps({"user": _USER.value or None, "ads": [dataclasses.asdict(ad) for ad in found]}))
-    return 0
-  print(f"{'':>3}  {'ad_id':<12} {'score':>7} {'eCPM':>8}  text")
-  for rank, ad in enumerate(found, 1):
-    print(f"{rank:>3}  {ad.ad_id:<12} {ad.score:>7.3f} {ad.ecpm:>8.2f}  {ad.text}")
+  else:
+    print(format_list(found))
   return 0
 
 

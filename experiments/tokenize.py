@@ -1,4 +1,4 @@
-"""Fits UA-SIDs alone, writes tokenizer and index into the workdir, and reports their quality.
+"""Fits UA-SIDs alone, or takes those of a run; keeps them in the workdir and reports their quality.
 
   python -m experiments.tokenize --workdir=runs/online_retail
 """
@@ -6,7 +6,6 @@
 import os
 
 from experiments import flags as flags_lib
-from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
@@ -17,13 +16,12 @@ from gr4ad_jax.training import inputs as inputs_lib
 def main(argv):
   """Fits, keeps and judges the tokenizer."""
   del argv
-  config = flags_lib.config_from_flags()
-  if not config.workdir:
-    raise ConfigError("--workdir= is not allowed: name the directory that the run is to live in")
+  config = flags_lib.config_from_flags_or_workdir()
   enable_compilation_cache()
-  flags_lib.save_config(config)
   dataset = load_dataset(config.data)
-  tokenizer, index = inputs_lib.fit_tokenizer(config, dataset)
+  tokenizer, index = inputs_lib.tokenizer_of(config, dataset)
+  flags_lib.save_config(config)
+  inputs_lib.save_tokenizer(config, dataset, tokenizer, index)
   found = report_lib.quality_report(tokenizer, dataset.ads, dataset.events, index.codes_NT)
   path = os.path.join(config.workdir, "eval", "sid.json")
   tables.write_json(path, found)

@@ -9,14 +9,15 @@ import time
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.serving import examples
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import loop, run, scoring
 
-_EVALUATE = flags.DEFINE_boolean("evaluate", True, "Evaluate on test, draw plots and show a few recommendations at the end.")
+_EVALUATE = flags.DEFINE_boolean(
+  "evaluate", True, "At the end, evaluate on test, draw plots and show a few recommendations."
+)
 
 
 def _duration(seconds: float) -> str:
@@ -42,24 +43,43 @@ def main(argv):
   """Runs a training from flags."""
   del argv
   config = flags_lib.config_from_flags()
-  if not config.workdir:
-    raise ConfigError("--workdir= is not allowed: name the directory that the run is to live in")
+  flags_lib.check_workdir(config)
   enable_compilation_cache()
   began = time.monotonic()
   print(f"run directory: {config.workdir}", flush=True)
-  flags_lib.save_config(config)
   inputs = inputs_lib.prepare_inputs(config)
-  print(f"{config.data.dataset}: {inputs.dataset.report}", flush=True)
-  print(f"UA-SIDs: {inputs.index.num_leaves} for {len(inputs.dataset.ads)} ads, codebooks {inputs.index.codebooks}", flush=True)
-  result = run.train(config, inputs, show_progress)
+  inputs_lib.check_same_log(config, inputs.dataset)
+  flags_lib.save_config(config)  # not before all input is known to be good
+  inputs_lib.save_inputs(config, inputs)
+  dataset, index = inputs.dataset, inputs.index
+  print(f"{dataset.name}: {dataset.report}", flush=True)
+  print(f"UA-SIDs: {index.num_leaves} for {len(dataset.ads)} ads, codebooks {index.codebooks}", flush=True)
+  stepped = False
+
+  def on_progress(progress: loop.Progress) -> None:
+    nonlocal stepped
+    stepped = True
+    show_progress(progress)
+
+  try:
+    result = run.train(config, inputs, on_progress)
+  except loop.DivergedError as error:
+    print(f"error: {error}; try a lower --learning_rate in another workdir", file=sys.stderr)
+    return 1
+  done = int(result.state.step)
   if result.status == "preempted":
-    print(f"stopped and saved at step {int(result.state.step)}; the same command goes on from there", flush=True)
+    print(f"stopped and saved at step {done}; the same command goes on from there", flush=True)
     return 0
-  print(f"trained {int(result.state.step)} steps, {_duration(time.monotonic() - began)} since the start", flush=True)
-  if _EVALUATE.value:
+  if stepped:
+    print(f"trained {done} steps, {_duration(time.monotonic() - began)} since the start", flush=True)
+  else:
+    print(f"the run was finished already, at step {done}: nothing is trained again", flush=True)
+  if _EVALUATE.value and inputs.has_targets(config, "test"):
     found, ranking = scoring.evaluate_run(config, inputs, "test")
     print(tables.format_table(found), flush=True)
-    print(examples.describe(inputs.dataset, ranking, config.data.target_behavior), flush=True)
+    print(examples.describe(dataset, ranking, config.data.target_behavior), flush=True)
+  elif _EVALUATE.value:
+    print("nothing to evaluate on: no user has the three visits that it takes", flush=True)
   print(f"the run lies in {config.workdir}", flush=True)
   return 0
 

@@ -50,7 +50,7 @@ class SidConfig:
     "wordllama",
     "Text encoder: 'wordllama', a sentence-transformers folder, or .npy/.parquet vectors of the ads in table order.",
   )
-  codebooks: tuple[int, ...] = knob((256, 64, 18), "Codes a level, first to last; the last level is hashed.", low=1)
+  codebooks: tuple[int, ...] = knob((256, 64, 24), "Codes a level, first to last; the last level is hashed.", low=1)
   last_level: str = knob(
     "probe",
     "Last level: hash of business features, or hash then first free code of the prefix.",
@@ -70,14 +70,18 @@ class ModelConfig:
 
   layers: int = knob(3, "Decoder layers (L).", low=1)
   lazy_layers: int = knob(2, "Lazy layers (K), 0 to L-1: computed once a request, without tokens.", low=0)
-  width: int = knob(64, "Model width (D).", low=8)
-  heads: int = knob(4, "Query heads (H).", low=1)
-  kv_groups: int = knob(4, "Key/value groups of the context (G).", low=1)
+  width: int = knob(128, "Model width (D).", low=8)
+  heads: int = knob(2, "Query heads (H).", low=1)
+  kv_groups: int = knob(1, "Key/value groups of the context (G).", low=1)
   kv_layers: int = knob(1, "Key/value sets of the context (L_kv).", low=1)
   kv_split: int = knob(1, "1: values are the keys; 2: separate (S_kv).", choices=(1, 2))
   ffn_multiple: int = knob(4, "Feed-forward width over model width.", low=1)
   dropout: float = knob(0.1, "Dropout rate.", low=0, high=0.9)
-  copy: str = knob("context", "Slots whose ads the copy path may name: none, the history's, or also neighbours and rising ads.", choices=("off", "history", "context"))
+  copy: str = knob(
+    "context",
+    "Slots whose ads the copy path may name: none, the history's, or also neighbours and rising ads.",
+    choices=("off", "history", "context"),
+  )
   history_bias: bool = knob(False, "Learn a signed bias on the history's ads in the item-level score.")
   history_bias_ads: int = knob(16, "Latest ads of the history that the bias' normaliser is estimated on.", low=1)
   ecpm_bins: int = knob(16, "Equal-probability bins of the eCPM token.", low=2)
@@ -105,7 +109,11 @@ class ObjectiveConfig:
 class TrainConfig:
   """Optimiser and loop."""
 
-  fit_splits: str = knob("train", "What is learned from: train alone, to choose settings on valid; or valid too, for a last run.", choices=("train", "train+valid"))
+  fit_splits: str = knob(
+    "train",
+    "What is learned from: train alone, to choose settings on valid; or valid too, for a last run.",
+    choices=("train", "train+valid"),
+  )
   epochs: float = knob(3.0, "Passes over the training requests.", low=0)
   max_steps: int = knob(0, "Stop after this many steps; 0: no limit beyond epochs.", low=0)
   learning_rate: float = knob(2e-3, "Peak learning rate of AdamW.", low=0)
@@ -116,7 +124,9 @@ class TrainConfig:
   remat: bool = knob(False, "Recompute decoder activations in the backward pass.")
   seed: int = knob(0, "Seed of initialisation, order and dropout.", low=0)
   log_every: int = knob(20, "Steps between metric lines.", low=1)
-  eval_every: int = knob(200, "Steps between valid evaluations; 0: only at the end. None where valid is learned from.", low=0)
+  eval_every: int = knob(
+    200, "Steps between valid evaluations; 0: only at the end. None where valid is learned from.", low=0
+  )
   eval_requests: int = knob(512, "Valid requests of a periodic evaluation.", low=1)
   save_every: int = knob(200, "Steps between checkpoints.", low=1)
 
@@ -142,7 +152,7 @@ class Config:
   search: SearchConfig = SearchConfig()
 
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"  # of a workdir
 SECTIONS = {f.name: f.type for f in dataclasses.fields(Config) if f.name != "workdir"}
 
 
@@ -275,6 +285,12 @@ def load_config(workdir: str) -> Config:
     raise FileNotFoundError(f"{workdir} holds no {CONFIG_FILE}: name the directory of a trained run")
   with open(path, encoding="utf-8") as file:
     return dataclasses.replace(from_json(file.read()), workdir=workdir)
+
+
+def is_trained(workdir: str) -> bool:
+  """Whether a run has a whole checkpoint: from then on its data, objective and optimiser stay as they are."""
+  folder = os.path.join(workdir, CHECKPOINTS)
+  return os.path.isdir(folder) and any(name.isdigit() for name in os.listdir(folder))
 
 
 def _refuse_unknown(given: dict, known: tuple[str, ...], where: str) -> None:

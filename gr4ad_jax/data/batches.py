@@ -104,7 +104,9 @@ class RequestContexts:
       [B, M] line numbers, -1 in padding.
     """
     out = np.full((len(requests), self.config.targets), -1, np.int64)
-    salt_B = _mix((np.broadcast_to(draw, len(requests)).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    salt_B = _mix(
+      (np.broadcast_to(draw, len(requests)).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    )
     for b, r in enumerate(requests):
       line = np.arange(self.lines.request_first[r], self.lines.request_first[r + 1])
       if self.min_depth:
@@ -132,8 +134,17 @@ class RequestContexts:
     row = np.maximum(target, 0)
     users = history.user_features(lines, requests)
     spent = np.expm1(2 * users[:, USER_FEATURES.index("value_per_visit")])
-    return RequestBatch(kinds, codes[slot], features, users, codes[lines.ad[row]], target >= 0,
-                        np.where(target >= 0, lines.value[row], 0), lines.depth[row].astype(np.int32), spent)  # fmt: skip
+    return RequestBatch(
+      slot_kind_BS=kinds,
+      slot_codes_BST=codes[slot],
+      slot_features_BSF=features,
+      user_features_BF=users,
+      target_codes_BMT=codes[lines.ad[row]],
+      target_mask_BM=target >= 0,
+      target_value_BM=np.where(target >= 0, lines.value[row], 0),
+      target_depth_BM=lines.depth[row].astype(np.int32),
+      user_value_B=spent,
+    )
 
 
 def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:
@@ -157,8 +168,8 @@ def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:
 class TrainingOrder:
   """Which requests make up a step: a pure function of seed and step.
 
-  Every epoch is a new permutation. A process takes its own rows of the step's global batch, so the order of the data does
-  not depend on how many processes there are, and the data position is the step number.
+  Every epoch is a new permutation. A process takes its own rows of the step's global batch, so the order of the data
+  does not depend on how many processes there are, and the data position is the step number.
   """
 
   def __init__(self, requests: np.ndarray, batch_size: int, seed: int):

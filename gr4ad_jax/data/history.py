@@ -1,8 +1,8 @@
 """What a user did with each ad before a request, as running columns over the log's lines.
 
-A *line* is one (request, ad) pair: several events of one ad in one visit are one line with the deepest behaviour and the
-summed value and quantity. Running columns hold, at every line, the totals of its (user, ad) pair up to and including it,
-so the state before any request is a gather: no pass over the history, no per-user object.
+A *line* is one (request, ad) pair: several events of one ad in one visit are one line with the deepest behaviour and
+the summed value and quantity. Running columns hold, at every line, the totals of its (user, ad) pair up to and
+including it, so the state before any request is a gather: no pass over the history, no per-user object.
 """
 
 import dataclasses
@@ -154,7 +154,10 @@ def history_features(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) ->
   return out
 
 
-USER_FEATURES = ("visits", "gap_days", "tenure_days", "lines_per_visit", "value_per_visit", "distinct_share", "season_sin", "season_cos")
+USER_FEATURES = (
+  "visits", "gap_days", "tenure_days", "lines_per_visit", "value_per_visit", "distinct_share",
+  "season_sin", "season_cos",
+)  # fmt: skip
 
 
 def user_features(lines: Lines, requests: np.ndarray) -> np.ndarray:
@@ -174,8 +177,8 @@ def user_features(lines: Lines, requests: np.ndarray) -> np.ndarray:
   year = 2 * np.pi * time / (365.25 * DAY)
   return np.stack([
     np.log1p(visits),
-    np.log1p((time - previous) / DAY) / 2,
-    np.log1p((time - begin) / DAY) / 2,
+    np.log1p(np.maximum(time - previous, 0) / DAY) / 2,
+    np.log1p(np.maximum(time - begin, 0) / DAY) / 2,
     np.log1p((here - first) / some),
     np.log1p((spent[here] - spent[first]) / some) / 2,
     (fresh[here] - fresh[first]) / np.maximum(here - first, 1),

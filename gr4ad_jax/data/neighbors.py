@@ -22,7 +22,9 @@ class Neighbors:
   cosine: np.ndarray
 
   @classmethod
-  def fit(cls, request: np.ndarray, ad: np.ndarray, num_ads: int, neighbors: int = 32, shrink: float = 10.0) -> "Neighbors":
+  def fit(
+    cls, request: np.ndarray, ad: np.ndarray, num_ads: int, neighbors: int = 32, shrink: float = 10.0
+  ) -> "Neighbors":
     """Counts the visits in which two ads stand together.
 
     A visit of n ads weighs 1/log2(2 + n): a wholesaler's long order says less of each pair.

@@ -53,6 +53,11 @@ def source_files(data: DataConfig) -> dict[str, str]:
   return paths
 
 
+def constant(column: str, value: str, size: int) -> Cells:
+  """A column of one text, for a file that need not have it."""
+  return Cells("", column, optional("pyarrow").array([value] * size))
+
+
 def one_line(texts: np.ndarray) -> np.ndarray:
   """[N] texts with every run of white space as one space, none at the ends."""
   return np.array([" ".join(text.split()) for text in texts], object)

@@ -38,7 +38,7 @@ class Trends:
     return cls(origin, width, np.cumsum(counts.reshape(buckets + 1, num_ads), axis=0, dtype=np.int32))
 
   def bucket(self, time: np.ndarray) -> np.ndarray:
-    """The bucket in which each moment lies; only events of earlier buckets count for it. Moments past the end count all."""
+    """The bucket in which each moment lies: only earlier buckets count for it. A moment past the end counts all."""
     return np.clip((time - self.origin) / (self.width * DAY), 0, len(self.seen) - 1).astype(np.int64)
 
   def _window(self, bucket: np.ndarray, days: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Beam search over the trie: lazy layers once a request, late layers per beam, one context for all beams.
 
-Scores are those of the unconstrained softmax, copy path included: a prefix's copied mass is the attention on the history
-ads that agree with it, so prefix probabilities add up and the search is exact (method.md §2.4).
+Scores are those of the unconstrained softmax, copy path included: a prefix's copied mass is the attention on the slots
+whose ads agree with it, so prefix probabilities add up and the search is exact (method.md §2.4).
 """
 
 import flax.struct
@@ -41,7 +41,18 @@ def _take(tree, parent_BW):
   return jax.tree.map(gather, tree)
 
 
-def beam_search(model: GR4AD, params, batch, trie: Trie, bin_value_V: jax.Array, *, widths: tuple[int, ...], value_power: float = 0.0) -> Beams:
+def _mass_by_code(match_BWS: jax.Array, code_BS: jax.Array, codes: int) -> jax.Array:
+  """[B, W, V]: copied mass of each next code of each beam."""
+  if match_BWS.shape[1] == 1:  # level 1 has the largest codebook and one beam: no [B, S, V] array
+    rows = jnp.arange(len(code_BS))[:, None]
+    return jnp.zeros((len(code_BS), codes)).at[rows, code_BS].add(match_BWS[:, 0])[:, None]
+  # f32 throughout: a probability's error must stay far below the gaps between beams
+  return jnp.einsum("bws,bsv->bwv", match_BWS, jax.nn.one_hot(code_BS, codes), precision="highest")
+
+
+def beam_search(
+  model: GR4AD, params, batch, trie: Trie, bin_value_V: jax.Array, *, widths: tuple[int, ...], value_power: float = 0.0
+) -> Beams:
   """The best existing UA-SIDs of each request.
 
   Args:
@@ -71,12 +82,13 @@ def beam_search(model: GR4AD, params, batch, trie: Trie, bin_value_V: jax.Array,
     logp_BWV = jax.nn.log_softmax(logits_BWV)
     generated_BWC = generated_BW[..., None] + jnp.take_along_axis(logp_BWV, code_BWC, axis=-1)
     slot_code_BS = start.slot_codes_BST[..., level]
-    onehot_BSV = jax.nn.one_hot(slot_code_BS, logits_BWV.shape[-1])
-    mass_BWV = jnp.einsum("bws,bsv->bwv", state["match"], onehot_BSV)
+    mass_BWV = _mass_by_code(state["match"], slot_code_BS, logits_BWV.shape[-1])
     total_BWC = mix(copy, generated_BWC, jnp.take_along_axis(mass_BWV, code_BWC, axis=-1))
     total_BWC = jnp.where(valid_BWC, total_BWC, -jnp.inf)
     if level:
-      total_BWC = jnp.where(jnp.isneginf(state["prefix"][..., -1:]), -jnp.inf, total_BWC)  # an empty beam has no children
+      total_BWC = jnp.where(
+        jnp.isneginf(state["prefix"][..., -1:]), -jnp.inf, total_BWC
+      )  # an empty beam has no children
     W, C = total_BWC.shape[1:]
     logp_BW, flat_BW = jax.lax.top_k(total_BWC.reshape(B, W * C), min(widths[level], W * C))
     state, caches = _take((state, caches), flat_BW // C)

@@ -21,8 +21,8 @@ class Ranking:
 
   Attributes:
     ad_RK: int32 rows of the ad table, -1 where the beams ran out.
-    logp_RK: float32 log-probability of the ad's UA-SID.
-    value_RK: float32 predicted eCPM given the UA-SID, money.
+    logp_RK: float32 log-probability of the ad's UA-SID, -inf where there is no ad.
+    value_RK: float32 predicted eCPM given the UA-SID, money, 0 where there is no ad.
   """
 
   ad_RK: np.ndarray
@@ -63,11 +63,11 @@ class Ranker:
       batch_size: requests a batch.
     """
     found = []
-    for begin in range(0, len(requests), batch_size):
+    for begin in range(0, max(len(requests), 1), batch_size):
       some = requests[begin : begin + batch_size]
-      full = np.concatenate([some, np.repeat(some[-1:], batch_size - len(some))])
+      full = np.resize(some if len(some) else [0], batch_size)
       beams = jax.device_get(self.beams(params, contexts.batch(full)))
-      found.append(jax.tree.map(lambda x, n=len(some): x[:n], self._expand(beams, k)))
+      found.append([column[: len(some)] for column in self._expand(beams, k)])
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
   def _expand(self, beams: Beams, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -77,4 +77,5 @@ class Ranker:
     ranked = np.take_along_axis(beams.leaf_BW, order, axis=1)
     at = np.stack([np.searchsorted(row, leaves) for row, leaves in zip(ranked, leaf_RK, strict=True)])
     beam_RK = np.take_along_axis(order, np.minimum(at, order.shape[1] - 1), axis=1)
-    return ad_RK, np.take_along_axis(beams.logp_BW, beam_RK, axis=1), np.take_along_axis(beams.value_BW, beam_RK, axis=1)
+    logp_RK, value_RK = (np.take_along_axis(x, beam_RK, axis=1) for x in (beams.logp_BW, beams.value_BW))
+    return ad_RK, np.where(ad_RK >= 0, logp_RK, -np.inf), np.where(ad_RK >= 0, value_RK, 0.0)

@@ -112,13 +112,15 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
     Requests with one target or more; an ad's events in a request are one line, their values added.
 
   Raises:
-    ValueError: an unknown split or behaviour, or a split in which nothing counts as a target.
+    ValueError: an unknown split or behaviour.
+    schema.DataError: a split in which nothing counts as a target.
   """
   events = dataset.events
   depth = _depth(dataset.behaviors, target_behavior)
   chosen = (events.split == _split_index(split, schema.SPLITS)) & (events.behavior >= depth)
   if not chosen.any():
-    raise ValueError(f"split {split!r} of {dataset.name} has no event of behaviour {target_behavior or 'any'!r}")
+    behavior = target_behavior or "any"
+    raise schema.DataError(f"split {split!r} of {dataset.name} is empty: it has no event of behaviour {behavior!r}")
   line, value = lines(events.request[chosen], events.ad[chosen], events.value[chosen], len(dataset.ads))
   request, start = np.unique(line[:, 0], return_index=True)
   first = np.searchsorted(events.request, request)  # `request` ascends over the log

@@ -50,19 +50,20 @@ class ContextProcessor(nn.Module):
     """
     c = self.config
     D = c.width
-    kind = self.param("kind", nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "mlp")), (self.num_kinds, 2 * D))
     user = Linear(2 * D, bias=True, name="user_in")(user_features_BF.astype(slot_codes_BSD.dtype))
-    hidden = Linear(2 * D, bias=True, name="features_in")(slot_features_BSF.astype(slot_codes_BSD.dtype))
-    hidden += Linear(2 * D, name="codes_in")(slot_codes_BSD)
-    hidden += jnp.take(kind, slot_kind_BS, axis=0).astype(hidden.dtype) + user[:, None]
-    slots = Linear(D, ("mlp", "embed"), name="slots_out")(nn.gelu(hidden))
-    slots = nn.Dropout(c.dropout)(slots, deterministic=not train)
-    profile = Linear(D, ("mlp", "embed"), name="user_out")(nn.gelu(user))
+    kind_BSF = jax.nn.one_hot(slot_kind_BS, self.num_kinds, dtype=slot_codes_BSD.dtype)
+    about = jnp.concatenate([slot_codes_BSD, slot_features_BSF.astype(slot_codes_BSD.dtype), kind_BSF], axis=-1)
+    hidden = Linear(2 * D, name="slots_in")(about) + user[:, None]
+    slots = Linear(D, ("mlp", "embed"), name="slots_out")(nn.relu(hidden))
+    slots = nn.Dropout(c.dropout, broadcast_dims=(1,))(slots, deterministic=not train)
+    profile = Linear(D, ("mlp", "embed"), name="user_out")(nn.relu(user))
     both = jnp.concatenate([profile[:, None], slots], axis=1)  # (B, 1 + S, D)
     head = D // c.heads
     blocks = Linear(c.kv_layers * c.kv_split * c.kv_groups * head, name="blocks")(both)
     blocks = blocks.reshape(*both.shape[:2], c.kv_layers, c.kv_split, c.kv_groups * head)
-    normed = [[RMSNorm(name=f"norm_{i}_{j}")(blocks[:, :, i, j]) for j in range(c.kv_split)] for i in range(c.kv_layers)]
+    normed = [
+      [RMSNorm(name=f"norm_{i}_{j}")(blocks[:, :, i, j]) for j in range(c.kv_split)] for i in range(c.kv_layers)
+    ]
     split = [[x.reshape(*both.shape[:2], c.kv_groups, head) for x in pair] for pair in normed]
     mask = jnp.concatenate([jnp.ones_like(slot_kind_BS[:, :1], bool), slot_kind_BS > 0], axis=1)
     return Context(tuple(p[0] for p in split), tuple(p[-1] for p in split), mask, slots)

@@ -56,7 +56,7 @@ class Outputs(NamedTuple):
 
 
 def next_code_logp(logits_BMV: jax.Array, code_BM: jax.Array) -> jax.Array:
-  """log p of one level's codes: [B, M] float32. Raises nothing; a code outside [0, V) is clamped."""
+  """log p of one level's codes: [B, M] float32. Raises nothing; a code past the last one gives NaN."""
   logp = jax.nn.log_softmax(logits_BMV.astype(jnp.float32))  # f32: bf16 loses the tail of a 16k softmax
   return jnp.take_along_axis(logp, code_BM[..., None], axis=-1)[..., 0]
 
@@ -119,7 +119,10 @@ class GR4AD(nn.Module):
     Returns:
       States [B, M, D], head logits [B, M, V] and the extended caches.
     """
-    token = jnp.broadcast_to(self.bos.astype(self.dtype), (*previous_BM.shape, self.bos.shape[0])) if level == 0 else self.embed(level - 1, previous_BM)
+    if level:
+      token = self.embed(level - 1, previous_BM)
+    else:
+      token = jnp.broadcast_to(self.bos.astype(self.dtype), (*previous_BM.shape, self.config.width))
     m = start.lazy_B1TD[:, :, level : level + 1]
     h_BM1D, caches = self.decoder(m, token[:, :, None], start.context, train=False, caches=caches)
     head = self.heads[level] if level < len(self.codebooks) else self.ecpm_head
@@ -147,11 +150,12 @@ class GR4AD(nn.Module):
     start = self.start(batch, train=train)
     M = codes_BMT.shape[1]
     if self.config.history_bias:  # the latest ads of the history are scored alongside, for the bias' normaliser
-      past_BH = _latest(start.history_BS, self.config.history_bias_ads)
+      distinct_BS = _distinct(start)
+      past_BH = _latest(distinct_BS, self.config.history_bias_ads)
       past_BHT = jnp.take_along_axis(start.slot_codes_BST, jnp.maximum(past_BH, 0)[..., None], axis=1)
       out = self.score(start, jnp.concatenate([codes_BMT, past_BHT], axis=1), train=train)
       logp_BM, past_logp_BH = out.logp_BM[:, :M], out.logp_BM[:, M:]
-      size_B = start.history_BS.sum(-1)
+      size_B = distinct_BS.sum(-1)
       logp_BM = biased_logp(logp_BM, self.seen(start, codes_BMT), past_logp_BH, past_BH >= 0, size_B, self.bias)
       kept = (x[:, :M] for x in (out.generated_logp_BMT, out.ecpm_logits_BMV, out.mtp_logp_BMT))
       return Outputs(logp_BM, *kept, out.gate_B)
@@ -172,10 +176,17 @@ class GR4AD(nn.Module):
     generated_logp_BMT = jnp.stack(generated, axis=-1)
     copy = self.copy_path(start, h_BMTD[:, 0, 0])
     attention = jnp.exp(copy.log_attention_BS)
-    matched = jnp.einsum("bs,bms->bm", attention, sequence_match(start.slot_codes_BST, codes_BMT).astype(jnp.float32))
+    match_BMS = sequence_match(start.slot_codes_BST, codes_BMT).astype(jnp.float32)
+    matched = jnp.einsum("bs,bms->bm", attention, match_BMS, precision="highest")
     logp_BM = mix(copy, generated_logp_BMT.sum(-1), matched)
     ecpm = self.ecpm_head(h_BMTD[:, :, T]).astype(jnp.float32)
     return Outputs(logp_BM, generated_logp_BMT, ecpm, jnp.stack(mtp, axis=-1), jnp.exp(copy.log_gate_B))
+
+
+def _distinct(start: Start) -> jax.Array:
+  """[B, S] bool: slots of the history whose UA-SID no later slot of the history carries; ads can share one."""
+  same_BSS = sequence_match(start.slot_codes_BST, start.slot_codes_BST) & start.history_BS[:, None]
+  return start.history_BS & ~jnp.triu(same_BSS, k=1).any(-1)
 
 
 def _latest(history_BS: jax.Array, number: int) -> jax.Array:

@@ -26,6 +26,8 @@ def biased_logp(logp_BM: jax.Array, seen_BM: jax.Array, history_logp_BH: jax.Arr
   """
   chex.assert_rank([logp_BM, seen_BM, history_logp_BH, history_mask_BH, history_size_B, bias], [2, 2, 2, 2, 1, 0])
   counted_B = history_mask_BH.sum(-1)
-  mass_B = jnp.where(history_mask_BH, jnp.exp(history_logp_BH), 0.0).sum(-1) * history_size_B / jnp.maximum(counted_B, 1)
+  mass_B = (
+    jnp.where(history_mask_BH, jnp.exp(history_logp_BH), 0.0).sum(-1) * history_size_B / jnp.maximum(counted_B, 1)
+  )
   mass_B = jnp.clip(mass_B, 0.0, 1 - 1e-4)  # an estimate can pass 1, a log of nothing can't be learned from
   return logp_BM + jnp.where(seen_BM, bias, 0.0) - jnp.log1p(jnp.expm1(bias) * mass_B)[:, None]

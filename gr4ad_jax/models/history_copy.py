@@ -37,7 +37,7 @@ class HistoryCopy(nn.Module):
     """
     D = slots_BSD.shape[-1]
     query = Linear(D, bias=True, name="query")(first_BD)
-    hidden = nn.gelu(Linear(D, name="slot")(slots_BSD) + query[:, None])
+    hidden = nn.relu(Linear(D, name="slot")(slots_BSD) + query[:, None])
     product = jnp.einsum("bd,bsd->bs", Linear(D, name="dot")(first_BD), slots_BSD) / jnp.sqrt(D).astype(slots_BSD.dtype)
     score_BS = (Linear(1, ("mlp", None), name="score")(hidden)[..., 0] + product).astype(jnp.float32)
     score_BS = jnp.where(mask_BS, score_BS, NEG)

@@ -1,4 +1,7 @@
-"""Plain functions and thin modules that every model here is made of. Activations flow in the compute dtype, parameters are f32."""
+"""Plain functions and thin modules that every model here is made of.
+
+Activations flow in the compute dtype; parameters are float32.
+"""
 
 import flax.linen as nn
 import jax
@@ -29,10 +32,15 @@ def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Ar
   B, Q, H, d = q_BQHd.shape
   G = k_BSGd.shape[2]
   q = q_BQHd.reshape(B, Q, G, H // G, d)
-  logits = jnp.einsum("bqghd,bsgd->bghqs", q, k_BSGd, preferred_element_type=jnp.float32) / jnp.sqrt(d).astype(jnp.float32)
+  logits = jnp.einsum("bqghd,bsgd->bghqs", q, k_BSGd, preferred_element_type=jnp.float32) / jnp.sqrt(d).astype(
+    jnp.float32
+  )
   logits = jnp.where(mask[:, None, None], logits, NEG)  # (B, 1, 1, Q, S)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v_BSGd.dtype)  # softmax in f32: bf16 sums drift over long contexts
-  return jnp.einsum("bghqs,bsgd->bqghd", weights, v_BSGd).reshape(B, Q, H * d)
+  # Softmax in f32: bf16 sums drift over long contexts. Dividing after the product saves a pass over [Q, S].
+  weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+  total_BQGH1 = jnp.einsum("bghqs->bqgh", weights)[..., None]
+  read = jnp.einsum("bghqs,bsgd->bqghd", weights.astype(v_BSGd.dtype), v_BSGd, preferred_element_type=jnp.float32)
+  return (read / total_BQGH1).astype(v_BSGd.dtype).reshape(B, Q, H * d)
 
 
 class Linear(nn.Module):
@@ -52,11 +60,17 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal") if self.scale else nn.initializers.zeros
+    init = (
+      nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal")
+      if self.scale
+      else nn.initializers.zeros
+    )
     kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features))
     out = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
     if self.bias:
-      out += self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,)).astype(x.dtype)
+      out += self.param(
+        "bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,)
+      ).astype(x.dtype)
     return out.reshape(*x.shape[:-1], self.features)
 
 

@@ -12,7 +12,7 @@ Cache = tuple[jax.Array, jax.Array]  # self-attention keys and values of earlier
 
 
 class DecoderBlock(nn.Module):
-  """Cross-attention to the context, causal self-attention over levels, gated feed-forward; each pre-normed and residual.
+  """Cross-attention to the context, causal self-attention over levels, gated feed-forward; pre-normed and residual.
 
   Attributes:
     config: model settings.
@@ -23,7 +23,7 @@ class DecoderBlock(nn.Module):
   kv: int
 
   @nn.compact
-  def __call__(self, h_BMTD: jax.Array, context: Context, *, train: bool, cache: Cache | None = None):
+  def __call__(self, h_BMTD: jax.Array, context: Context, train: bool, cache: Cache | None = None):
     """Runs the block on M sequences a request.
 
     Args:
@@ -37,7 +37,7 @@ class DecoderBlock(nn.Module):
     """
     B, M, T, D = h_BMTD.shape
     H, head = self.config.heads, D // self.config.heads
-    drop = nn.Dropout(self.config.dropout, deterministic=not train)
+    drop = nn.Dropout(self.config.dropout, broadcast_dims=(1, 2), deterministic=not train)
 
     q = Linear(D, name="cross_q")(RMSNorm(name="cross_norm")(h_BMTD)).reshape(B, M * T, H, head)
     read = attend(q, context.keys[self.kv], context.values[self.kv], context.mask_BS[:, None])
@@ -82,11 +82,13 @@ class LazyDecoder(nn.Module):
 
   def setup(self):
     c = self.config
-    block = nn.remat(DecoderBlock, static_argnums=()) if self.remat else DecoderBlock
+    block = nn.remat(DecoderBlock, static_argnums=(3,)) if self.remat else DecoderBlock
     self.blocks = [block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)]
     self.fuse = Fuse()
     self.out_norm = RMSNorm()
-    self.level = self.param("level", nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed")), (self.positions, c.width))
+    self.level = self.param(
+      "level", nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed")), (self.positions, c.width)
+    )
 
   def lazy(self, context: Context, *, train: bool) -> jax.Array:
     """Parallel stage: m^(K) [B, 1, T, D], without any token; once a request, for all beams."""
@@ -94,14 +96,14 @@ class LazyDecoder(nn.Module):
     level = self.level.astype(context.slots_BSD.dtype)
     m_B1TD = jnp.broadcast_to(level, (B, 1, *level.shape))
     for block in self.blocks[: self.config.lazy_layers]:
-      m_B1TD, _ = block(m_B1TD, context, train=train)
+      m_B1TD, _ = block(m_B1TD, context, train)
     return m_B1TD
 
   def late(self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None):
     """Layers K+1 to L and the output norm. Returns the states and one cache a layer."""
     after = []
     for i, block in enumerate(self.blocks[self.config.lazy_layers :]):
-      h_BMTD, cache = block(h_BMTD, context, train=train, cache=caches[i] if caches else None)
+      h_BMTD, cache = block(h_BMTD, context, train, caches[i] if caches else None)
       after.append(cache)
     return self.out_norm(h_BMTD), after
 

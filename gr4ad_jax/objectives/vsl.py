@@ -6,7 +6,10 @@ import jax.numpy as jnp
 
 
 def ecpm_bin(value_BM: jax.Array, edges_V: jax.Array) -> jax.Array:
-  """Equal-probability bin of each value, [B, M] int32: bin b holds edges[b-1] < value <= edges[b]; V edges cut V+1 bins."""
+  """Equal-probability bin of each value, [B, M] int32.
+
+  Bin b holds edges[b-1] < value <= edges[b]; V edges cut V + 1 bins.
+  """
   return jnp.searchsorted(edges_V, value_BM, side="left").astype(jnp.int32)
 
 
@@ -38,7 +41,11 @@ def value_weights(
   """
   chex.assert_rank([value_BM, depth_BM, user_value_B], [2, 2, 1])
   chex.assert_equal_shape([value_BM, depth_BM, mask_BM])
-  grown = {"none": jnp.ones_like(value_BM), "log": 0.1 + jnp.log1p(value_BM), "linear": jnp.clip(value_BM, 0.01, value_clip)}[growth]
+  grown = {
+    "none": jnp.ones_like(value_BM),
+    "log": 0.1 + jnp.log1p(value_BM),
+    "linear": jnp.clip(value_BM, 0.01, value_clip),
+  }[growth]
   weight = grown * (1 + depth_weight * depth_BM) * (1 + user_value_B[:, None]) ** user_weight
   weight = jnp.where(mask_BM, weight, 0.0)
   return weight * mask_BM.sum() / jnp.maximum(weight.sum(), 1e-9)

@@ -46,11 +46,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(DATA))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """A copy on every device."""
-  return NamedSharding(mesh, PartitionSpec())
-
-
 def put_batch(batch: Any, mesh: Mesh) -> Any:
   """Makes global arrays of a pytree of this process' rows.
 
@@ -90,7 +85,8 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
   specs = nn.logical_to_mesh(nn.get_partition_spec(abstract_params), LOGICAL_RULES)
 
   def place(leaf, spec):
-    axes = [name if name is None or size % mesh.shape[name] == 0 else None for size, name in zip(leaf.shape, spec)]  # noqa: B905
+    sized = zip(leaf.shape, spec, strict=False)  # a spec may be shorter than the shape: the rest is whole
+    axes = [name if name is None or size % mesh.shape[name] == 0 else None for size, name in sized]
     return NamedSharding(mesh, PartitionSpec(*axes))
 
   return jax.tree.map(place, nn.meta.unbox(abstract_params), specs)

@@ -20,14 +20,15 @@ def describe(dataset: Dataset, ranking: Ranking, target_behavior: str = "", user
   requests = protocols.eval_requests(dataset, "test", target_behavior)
   events, ads = dataset.events, dataset.ads
   lines = []
-  for row in np.linspace(0, len(requests) - 1, users + 2).astype(int)[1:-1]:
+  for row in np.unique(np.linspace(0, len(requests) - 1, users + 2).astype(int)[1:-1]):
     before = np.flatnonzero((events.user == requests.user[row]) & (events.request < requests.request[row]))
     taken = set(requests.target_ad[requests.target_start[row] : requests.target_start[row + 1]].tolist())
-    lines.append(f"\ncustomer {events.user_id[requests.user[row]]}, {len(np.unique(events.request[before]))} visits so far")
+    visits = len(np.unique(events.request[before]))
+    lines.append(f"\ncustomer {events.user_id[requests.user[row]]}, {visits} visits so far")
     lately = dict.fromkeys(events.ad[before][::-1].tolist())
     lines.append("  lately: " + "; ".join(str(ads.text[ad]) for ad in list(lately)[:k]))
     for ad, logp, value in zip(ranking.ad_RK[row, :k], ranking.logp_RK[row], ranking.value_RK[row], strict=False):
       if ad >= 0:
-        again = "again" if ad in lately else "new  "
-        lines.append(f"  {'*' if ad in taken else ' '} {again} {ads.text[ad]}  (p {np.exp(logp):.3f}, eCPM {value:.2f})")
+        star, again = "*" if ad in taken else " ", "again" if ad in lately else "new  "
+        lines.append(f"  {star} {again} {ads.text[ad]}  (p {np.exp(logp):.3f}, eCPM {value:.2f})")
   return "\n".join([*lines, "\n* taken on the next visit"])

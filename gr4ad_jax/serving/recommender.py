@@ -1,13 +1,14 @@
 """Recommendations from Python: `Recommender.load(workdir).recommend(history, k=10)`."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.config import load_config
+from gr4ad_jax.config import is_trained, load_config
 from gr4ad_jax.data import ad_store, history, visits
 from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.ecpm import EcpmBins
@@ -64,6 +65,8 @@ class Recommender:
       FileNotFoundError: no run, or no such checkpoint, lies there.
     """
     config = load_config(workdir)
+    if not is_trained(workdir):
+      raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
     index, ads = SidIndex.load(folder["index"]), ad_store.load_ads(folder["index"])
     features = Trends.load(folder["features"]), Neighbors.load(folder["features"])
@@ -78,11 +81,12 @@ class Recommender:
     Args:
       events: the user's history in any order: ad ids, or mappings with `ad_id` and, as known, `time` (unix seconds),
         `behavior`, `value` (money), `quantity`, `request_id`. May be empty. Without times, one visit just before `now`.
-      k: ads wanted.
+      k: ads wanted; fewer come back where the last beam width holds fewer.
       now: unix seconds of the request; None: the end of the log that the run was trained on, or of this history.
 
     Raises:
-      DataError: an unknown ad, behaviour or field, a bad number; the message names entry and value.
+      DataError: an unknown ad, behaviour or field, a bad number, an event after `now`; the message names the value.
+      ValueError: k below 1.
     """
     now = self._now([event.get("time") for event in events if isinstance(event, Mapping)]) if now is None else now
     return self.recommend_log(self.log_of(events, now), k, now)[0]
@@ -91,15 +95,19 @@ class Recommender:
     """The best k ads for every user of an event log whose ads are rows of `ads`; see `recommend`.
 
     Raises:
-      ValueError: k below 1, or above the beam width.
+      DataError: an event after `now`.
+      ValueError: k below 1.
     """
-    limit = min(self.config.search.beams[-1], len(self.ads))
-    if not 1 <= k <= limit:
-      raise ValueError(f"k={k} is not allowed: 1 to {limit}, the last beam width")
-    now = self._now(events.time.tolist()) if now is None else now
+    if k < 1:
+      raise ValueError(f"k={k} is not allowed: at least 1")
+    latest = int(events.time.max(initial=0))
+    now = self._now([latest]) if now is None else now
+    if latest > now:
+      raise DataError(f"now={now} is not allowed: the history goes on to {latest}")
     lines = history.build_lines(_with_open_visit(events, now), len(self.ads))
     last = np.flatnonzero(np.append(np.diff(lines.request_user) > 0, True))  # the open visits
-    contexts = RequestContexts(lines, self._ranker.index.codes_NT, self.ads.price, self._trends, self._neighbors, self.config.data)
+    codes_NT, data = self._ranker.index.codes_NT, self.config.data
+    contexts = RequestContexts(lines, codes_NT, self.ads.price, self._trends, self._neighbors, data)
     size = min(_LARGEST_BATCH, 1 << (len(last) - 1).bit_length())
     ranking = self._ranker.rank(self._params, contexts, last, k, size)
     return [self._named(*rows) for rows in zip(ranking.ad_RK, ranking.logp_RK, ranking.value_RK, strict=True)]
@@ -138,14 +146,15 @@ class Recommender:
     numbers = []
     for field, default in (("time", now - 1), ("value", 0.0), ("quantity", 1.0)):
       given = event.get(field, default)
-      if not isinstance(given, (int, float, np.number)) or isinstance(given, bool) or not np.isfinite(given) or given < 0:
+      if not _is_number(given) or given < 0:
         raise DataError(f"{where}: {field} {given!r} is not allowed: a number, at least 0")
       numbers.append(given)
-    return self._row[str(event["ad_id"])], numbers[0], self.behaviors.index(behavior), *numbers[1:], event.get("request_id")
+    depth = self.behaviors.index(behavior)
+    return self._row[str(event["ad_id"])], numbers[0], depth, *numbers[1:], event.get("request_id")
 
   def _now(self, times: Sequence) -> int:
-    end = self._trends.origin + int((len(self._trends.seen) - 1) * self._trends.width * history.DAY)
-    return max([end, *(int(t) + 1 for t in times if isinstance(t, (int, float, np.number)) and np.isfinite(t))])
+    end = self._trends.origin + math.ceil((len(self._trends.seen) - 1) * self._trends.width * history.DAY)
+    return max([end, *(int(t) + 1 for t in times if _is_number(t))])
 
   def _named(self, ad_K, logp_K, value_K) -> list[Recommendation]:
     found = []
@@ -154,6 +163,10 @@ class Recommender:
         about = (str(column[ad]) for column in (self.ads.ad_id, self.ads.text, self.ads.account_id))
         found.append(Recommendation(*about, float(logp), float(value), tuple(self._ranker.index.codes_NT[ad].tolist())))
     return found
+
+
+def _is_number(given: Any) -> bool:
+  return isinstance(given, (int, float, np.number)) and not isinstance(given, bool) and bool(np.isfinite(given))
 
 
 def _with_open_visit(events: EventLog, now: int) -> EventLog:

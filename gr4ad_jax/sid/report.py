@@ -110,8 +110,8 @@ def quality_report(
     unseen: whether to train that second tower.
 
   Returns:
-    {"ads", "codebooks", "last_level", "codes": {"hash", "probe"}, "item_recall": {"content", "trained"},
-    "unseen_ads": {"content", "trained"} or None, "moved_by_balance": share of ads whose first code is not the nearest}.
+    {"ads", "codebooks", "last_level", "codes": {"hash", "probe"}, "item_recall": {"content", "trained"} or
+    None without a query, "unseen_ads": the same, "moved_by_balance": share of ads whose first code is not the nearest}.
 
   Raises:
     schema.DataError: bad vectors, as in `encoders.encode`.
@@ -133,10 +133,10 @@ def quality_report(
     "last_level": config.last_level,
     "codes": codes,
     "moved_by_balance": float((nearest_N != codes_NT[:, 0]).mean()),
-    "item_recall": {
+    "item_recall": _measured({
       "content": item_recall(text_ND, held_out, pairs),
       "trained": item_recall(vectors_ND, held_out, pairs),
-    },
+    }),
     "unseen_ads": None,
   }
   if unseen and fitted.tower is not None:
@@ -146,7 +146,7 @@ def quality_report(
 
 def _unseen_recall(
   fitted: tokenizer.Tokenizer, ads: schema.AdTable, neighbors: swing.Neighbors, text_ND: np.ndarray
-) -> dict[str, dict]:
+) -> dict[str, dict] | None:
   """Item-to-item recall for ads that a tower of the same settings never met."""
   hidden_N = np.random.default_rng(fitted.seed).random(len(ads)) < UNSEEN
   shown, asked = np.flatnonzero(~hidden_N), np.flatnonzero(hidden_N)
@@ -154,10 +154,15 @@ def _unseen_recall(
   shown_ads = schema.AdTable(**{name: column if column is None else column[shown] for name, column in columns.items()})
   options = tokenizer.tower_settings(fitted.config) | {"seed": fitted.seed}
   second = tower.fit_tower(text_ND[shown], shown_ads, neighbors.among(shown), **options)
-  return {
+  return _measured({
     "content": item_recall(text_ND, neighbors, queries=asked),
     "trained": item_recall(second.embed(text_ND, ads), neighbors, queries=asked),
-  }
+  })
+
+
+def _measured(recalls: dict[str, dict]) -> dict[str, dict] | None:
+  """The recalls, or None where there was no query to measure them on."""
+  return recalls if all(recall["queries"] for recall in recalls.values()) else None
 
 
 def format_report(report: dict) -> str:

@@ -1,23 +1,26 @@
 """What a run computes before it trains, and keeps in its workdir: tokenizer, index, features, eCPM bins.
 
-  tokenizer/  tokenizer.npz      index/  codes.npz, ads.npz      features/  neighbors.npz, trends.npz, behaviors.json, ecpm.json
+  tokenizer/  tokenizer.npz
+  index/      codes.npz, ads.npz
+  features/   neighbors.npz, trends.npz, ecpm.json, log.json
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
 
 import numpy as np
 
-from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax.config import Config, ConfigError, is_trained
 from gr4ad_jax.data import ad_store, history
 from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.history import Lines
 from gr4ad_jax.data.neighbors import Neighbors
 from gr4ad_jax.data.prepare import load_dataset
-from gr4ad_jax.data.schema import SPLITS, Dataset
+from gr4ad_jax.data.schema import SPLITS, Dataset, EventLog
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
 from gr4ad_jax.sid.index import SidIndex
@@ -41,6 +44,12 @@ class Inputs:
     """Request numbers of the given splits, ascending."""
     return np.flatnonzero(np.isin(self.lines.request_split, [SPLITS.index(split) for split in splits]))
 
+  def has_targets(self, config: Config, split: str) -> bool:
+    """Whether a split holds anything to predict."""
+    events, target = self.dataset.events, config.data.target_behavior
+    depth = self.dataset.behaviors.index(target) if target else 0
+    return bool(((events.split == SPLITS.index(split)) & (events.behavior >= depth)).any())
+
   def contexts(self, config: Config, split: str) -> RequestContexts:
     """The batches of a split; 'train' means all that is learned from.
 
@@ -53,60 +62,94 @@ class Inputs:
     trends = Trends.fit(events.time[seen], events.ad[seen], len(self.dataset.ads))
     behaviors, target = self.dataset.behaviors, config.data.target_behavior
     depth = behaviors.index(target) if target else 0
-    return RequestContexts(self.lines, self.index.codes_NT, self.dataset.ads.price, trends, self.neighbors, config.data, depth)
+    ads, codes_NT = self.dataset.ads, self.index.codes_NT
+    return RequestContexts(self.lines, codes_NT, ads.price, trends, self.neighbors, config.data, depth)
 
 
-def fit_tokenizer(config: Config, dataset: Dataset) -> tuple[Tokenizer, SidIndex]:
-  """The run's tokenizer and index: those of the workdir, or fitted and kept there.
+def tokenizer_of(config: Config, dataset: Dataset) -> tuple[Tokenizer, SidIndex]:
+  """The tokenizer and index of the workdir, or fitted where it has none; nothing is written.
 
   Raises:
     ConfigError: the workdir was made from another ad table.
+    DataError: ads that cannot be encoded, or a log without co-occurrence.
   """
   tokenizer_dir, index_dir = (os.path.join(config.workdir, name) for name in ("tokenizer", "index"))
-  if os.path.exists(os.path.join(index_dir, "codes.npz")):
+  if config.workdir and os.path.exists(os.path.join(index_dir, "codes.npz")):
     if not ad_store.same_ads(ad_store.load_ads(index_dir), dataset.ads):
       raise ConfigError(f"--workdir={config.workdir} is not allowed: its run was made from another ad table")
     return Tokenizer.load(tokenizer_dir), SidIndex.load(index_dir)
   tokenizer, codes_NT = tokenizer_lib.fit(dataset.ads, dataset.events, config.sid, seed=config.training.seed, log=_log)
-  index = SidIndex.build(codes_NT, tokenizer.codebooks)
-  tokenizer.save(tokenizer_dir)
-  ad_store.save_ads(dataset.ads, index_dir)
-  index.save(index_dir)  # last: its presence says that the others are whole
-  return tokenizer, index
+  return tokenizer, SidIndex.build(codes_NT, tokenizer.codebooks)
+
+
+def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index: SidIndex) -> None:
+  """Keeps tokenizer, index and ad table in the workdir, where they do not lie there yet."""
+  tokenizer_dir, index_dir = (os.path.join(config.workdir, name) for name in ("tokenizer", "index"))
+  if not os.path.exists(os.path.join(index_dir, "codes.npz")):
+    tokenizer.save(tokenizer_dir)
+    ad_store.save_ads(dataset.ads, index_dir)
+    index.save(index_dir)  # last: its presence says that the others are whole
 
 
 def prepare_inputs(config: Config) -> Inputs:
-  """Loads the data set, then takes tokenizer and features from the workdir, or fits them on train and keeps them.
+  """Loads the data set, then takes tokenizer and features from the workdir, or fits them on what is learned from.
+
+  Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing there. Features are
+  taken from a trained run only: before its first checkpoint they follow the settings.
 
   Raises:
     DataError: bad data.
     ConfigError: the workdir was made from another ad table.
   """
   dataset = load_dataset(config.data)
-  tokenizer, index = fit_tokenizer(config, dataset)
+  tokenizer, index = tokenizer_of(config, dataset)
   lines = history.build_lines(dataset.events, len(dataset.ads))
   features_dir = os.path.join(config.workdir, "features")
-  if os.path.exists(os.path.join(features_dir, "ecpm.json")):
+  if is_trained(config.workdir):
     neighbors, ecpm = Neighbors.load(features_dir), EcpmBins.load(features_dir)
   else:
-    train = lines.request_split[lines.request] < len(config.training.fit_splits.split("+"))
-    neighbors = Neighbors.fit(lines.request[train], lines.ad[train], len(dataset.ads))
-    ecpm = EcpmBins.fit(lines.value[train], config.model.ecpm_bins)
-    neighbors.save(features_dir)
-    Trends.fit(dataset.events.time, dataset.events.ad, len(dataset.ads)).save(features_dir)  # for use: all that is known
-    _save_behaviors(dataset.behaviors, features_dir)
-    ecpm.save(features_dir)
+    fitted = lines.request_split[lines.request] < len(config.training.fit_splits.split("+"))
+    neighbors = Neighbors.fit(lines.request[fitted], lines.ad[fitted], len(dataset.ads))
+    ecpm = EcpmBins.fit(lines.value[fitted], config.model.ecpm_bins)
   return Inputs(dataset, tokenizer, index, lines, neighbors, ecpm)
 
 
-def _save_behaviors(behaviors: tuple[str, ...], directory: str) -> None:
-  path = os.path.join(directory, "behaviors.json")
+def check_same_log(config: Config, dataset: Dataset) -> None:
+  """Raises ConfigError where the workdir holds a run that was trained on another event log."""
+  if is_trained(config.workdir) and _load_log(config)["digest"] != _digest(dataset.events):
+    raise ConfigError(f"--workdir={config.workdir} is not allowed: its run was trained on another event log")
+
+
+def save_inputs(config: Config, inputs: Inputs) -> None:
+  """Keeps in the workdir all that a recommender needs besides the parameters; a trained run keeps what it has."""
+  dataset, features_dir = inputs.dataset, os.path.join(config.workdir, "features")
+  if is_trained(config.workdir):
+    return
+  save_tokenizer(config, dataset, inputs.tokenizer, inputs.index)
+  inputs.neighbors.save(features_dir)
+  inputs.ecpm.save(features_dir)
+  # For use, not for training: all that is known counts.
+  Trends.fit(dataset.events.time, dataset.events.ad, len(dataset.ads)).save(features_dir)
+  path = os.path.join(features_dir, "log.json")
   with open(path + ".part", "w", encoding="utf-8") as file:
-    json.dump(behaviors, file)
+    json.dump({"behaviors": list(dataset.behaviors), "digest": _digest(dataset.events)}, file)
   os.replace(path + ".part", path)
 
 
 def load_behaviors(config: Config) -> tuple[str, ...]:
   """Behaviours of a run's data, shallowest first."""
-  with open(os.path.join(config.workdir, "features", "behaviors.json"), encoding="utf-8") as file:
-    return tuple(json.load(file))
+  return tuple(_load_log(config)["behaviors"])
+
+
+def _load_log(config: Config) -> dict:
+  with open(os.path.join(config.workdir, "features", "log.json"), encoding="utf-8") as file:
+    return json.load(file)
+
+
+def _digest(events: EventLog) -> str:
+  """SHA-256 over the numeric columns of a log."""
+  made = hashlib.sha256()
+  for field in dataclasses.fields(events):
+    column = getattr(events, field.name)
+    made.update(b"" if column.dtype == object else np.ascontiguousarray(column).tobytes())
+  return made.hexdigest()

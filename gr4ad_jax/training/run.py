@@ -4,11 +4,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
-from gr4ad_jax.config import Config
+from gr4ad_jax.config import CHECKPOINTS, Config
 from gr4ad_jax.data.batches import TrainingOrder, zero_batch
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
@@ -38,7 +37,7 @@ def init_params(model: GR4AD, config: Config) -> Any:
 
 def checkpoint_dir(config: Config) -> str:
   """Where a run's checkpoints lie."""
-  return os.path.join(config.workdir, "checkpoints")
+  return os.path.join(config.workdir, CHECKPOINTS)
 
 
 def best_metric(config: Config) -> str | None:
@@ -54,9 +53,7 @@ def load_params(config: Config, model: GR4AD, which: int | str = "best") -> Any:
     ValueError: the checkpoint holds another model.
   """
   mesh = mesh_lib.make_mesh(jax.local_devices()[:1])
-  abstract = jax.eval_shape(lambda: init_params(model, config))
-  shardings = mesh_lib.param_shardings(abstract, mesh)
-  target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), nn.meta.unbox(abstract), shardings)
+  target = state_lib.abstract_params(lambda: init_params(model, config), mesh)
   with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config), read_only=True) as checkpointer:
     return checkpointer.restore_params(target, which)
 
@@ -77,10 +74,31 @@ def valid_evaluation(config: Config, inputs: Inputs, model: GR4AD) -> Callable[[
   return evaluate
 
 
-def total_steps(config: Config, order: TrainingOrder) -> int:
-  """Length of a run in steps."""
-  steps = max(1, round(order.steps_per_epoch * config.training.epochs))
-  return min(steps, config.training.max_steps) if config.training.max_steps else steps
+class Trainer:
+  """The parts of a training: order of the data, batches, step, optimiser and a fresh state on the mesh.
+
+  Args:
+    config: of the run.
+    inputs: data, tokenizer and features.
+  """
+
+  def __init__(self, config: Config, inputs: Inputs):
+    self.config, t = config, config.training
+    self.model, self.mesh = build_model(config), mesh_lib.make_mesh()
+    self.order = TrainingOrder(inputs.requests(*t.fit_splits.split("+")), config.data.batch_size, t.seed)
+    self.contexts = inputs.contexts(config, "train")
+    steps = max(1, round(self.order.steps_per_epoch * t.epochs))
+    self.total_steps = min(steps, t.max_steps) if t.max_steps else steps
+    self.optimizer = state_lib.make_optimizer(t, self.total_steps)
+    self.state = state_lib.init_state(lambda: init_params(self.model, config), self.optimizer, self.mesh)
+    loss_fn = make_vsl_loss(self.model, config.objective, inputs.ecpm)
+    shardings = state_lib.shardings_of(self.state)
+    self.step = make_train_step(loss_fn, self.optimizer, t.seed, t.accumulate, shardings)
+
+  def make_batch(self, step: int):
+    """This process' rows of a step, put on the mesh."""
+    requests, draw = self.order.step(step, jax.process_index(), jax.process_count())
+    return mesh_lib.put_batch(self.contexts.batch(requests, draw), self.mesh)
 
 
 def train(config: Config, inputs: Inputs, on_progress: Callable[[loop.Progress], None] | None = None) -> loop.FitResult:
@@ -95,33 +113,26 @@ def train(config: Config, inputs: Inputs, on_progress: Callable[[loop.Progress],
     DivergedError: the loss stopped being finite.
     ValueError: the workdir's checkpoints hold another model.
   """
-  t = config.training
-  mesh = mesh_lib.make_mesh()
-  model = build_model(config)
-  order = TrainingOrder(inputs.requests(*t.fit_splits.split("+")), config.data.batch_size, t.seed)
-  contexts = inputs.contexts(config, "train")
-  steps = total_steps(config, order)
-  optimizer = state_lib.make_optimizer(t, steps)
-  state = state_lib.init_state(lambda: init_params(model, config), optimizer, mesh)
-  step_fn = make_train_step(
-    make_vsl_loss(model, config.objective, inputs.ecpm), optimizer, t.seed, t.accumulate, state_lib.shardings_of(state)
-  )
-
-  def make_batch(step: int):
-    requests, draw = order.step(step, jax.process_index(), jax.process_count())
-    return mesh_lib.put_batch(contexts.batch(requests, draw), mesh)
-
-  evaluate_fn = None
-  if best_metric(config):
-    evaluate = valid_evaluation(config, inputs, model)
-    evaluate_fn = lambda state: evaluate(state.params)  # noqa: E731
-  schedule = loop.Schedule(steps, t.log_every, t.eval_every if evaluate_fn else 0, t.save_every)
+  t, trainer = config.training, Trainer(config, inputs)
+  state = trainer.state  # 1. fresh parameters
+  judged = best_metric(config) and inputs.has_targets(config, "valid")
+  evaluate = valid_evaluation(config, inputs, trainer.model) if judged else None
+  schedule = loop.Schedule(trainer.total_steps, t.log_every, t.eval_every if evaluate else 0, t.save_every)
   with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config)) as checkpointer:
     if checkpointer.steps:
+      # 2. the run's own last whole checkpoint wins
       state = checkpointer.restore(state_lib.abstract(state)).state
     writer = open_writers(config.workdir, int(state.step))
     try:
-      return loop.fit(state, step_fn, make_batch, schedule, checkpointer=checkpointer, writer=writer,
-                      evaluate_fn=evaluate_fn, on_progress=on_progress)  # fmt: skip
+      return loop.fit(
+        state,
+        trainer.step,
+        trainer.make_batch,
+        schedule,
+        checkpointer=checkpointer,
+        writer=writer,
+        evaluate_fn=(lambda state: evaluate(state.params)) if evaluate else None,
+        on_progress=on_progress,
+      )
     finally:
       writer.close()

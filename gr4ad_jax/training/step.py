@@ -46,7 +46,7 @@ def make_train_step(
     return jax.tree.map(lambda x: x / accumulate, total)
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
     grads, metrics = (gradient if accumulate == 1 else accumulated)(state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     norm = optax.tree.norm(grads)

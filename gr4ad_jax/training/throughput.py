@@ -1,0 +1,117 @@
+"""How fast the data path and the train step are, against what plain `jnp.dot` reaches on the same shapes."""
+
+import collections
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Matmul = tuple[int, int, int, int, str]  # batch, rows, contraction, columns, dtype
+
+
+def matmuls_of(fn: Callable, *args: Any) -> collections.Counter:
+  """Every matrix product that a function runs, with how often: read off its jaxpr, loops unrolled.
+
+  Args:
+    fn: a function JAX can trace.
+    *args: its arguments, arrays or shapes.
+
+  Returns:
+    Counter of (batch, rows, contraction, columns, dtype).
+  """
+  found: collections.Counter = collections.Counter()
+
+  def walk(jaxpr, times):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name == "dot_general":
+        found[_shape(eqn)] += times
+      inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
+      for value in eqn.params.values():
+        for sub in value if isinstance(value, (tuple, list)) else (value,):
+          if hasattr(sub, "jaxpr"):
+            sub = sub.jaxpr
+          if hasattr(sub, "eqns"):
+            walk(sub, inner)
+
+  walk(jax.make_jaxpr(fn)(*args).jaxpr, 1)
+  return found
+
+
+def _shape(eqn) -> Matmul:
+  (contract, _), (batch, _) = eqn.params["dimension_numbers"]
+  left, right = (v.aval for v in eqn.invars)
+  b, k = math.prod(left.shape[i] for i in batch), math.prod(left.shape[i] for i in contract)
+  return b, left.size // (b * k), k, right.size // (b * k), str(left.dtype)
+
+
+def flops(matmuls: collections.Counter) -> float:
+  """Multiplications and additions of a list of matrix products."""
+  return float(sum(2 * b * m * k * n * times for (b, m, k, n, _), times in matmuls.items()))
+
+
+def plain_dots(matmuls: collections.Counter, seconds: float = 0.02) -> Callable[[], float]:
+  """A timer of the same products, each alone, by `jnp.dot` (`jnp.matmul` where there is a batch axis).
+
+  Args:
+    matmuls: what `matmuls_of` found.
+    seconds: spent on each shape at each call, at least one run.
+
+  Returns:
+    () -> seconds that all products take, one after the other, at that rate.
+  """
+  runs = []
+  for (b, m, k, n, dtype), times in matmuls.items():
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (b, m, k) if b > 1 else (m, k), dtype)
+    y = jax.random.normal(key, (b, k, n) if b > 1 else (k, n), dtype)
+    dot = jax.jit(jnp.matmul if b > 1 else jnp.dot)
+    jax.block_until_ready(dot(x, y))
+    runs.append((dot, x, y, times))
+
+  def measure() -> float:
+    total = 0.0
+    for dot, x, y, times in runs:
+      count, begin = 0, time.perf_counter()
+      while count == 0 or time.perf_counter() - begin < seconds:
+        jax.block_until_ready(dot(x, y))
+        count += 1
+      total += times * (time.perf_counter() - begin) / count
+    return total
+
+  return measure
+
+
+def interleaved(timers: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
+  """Runs each timer in turn, `repetitions` times over, so that a machine's drift meets all of them alike."""
+  seconds: dict[str, list[float]] = {name: [] for name in timers}
+  for _ in range(repetitions):
+    for name, timer in timers.items():
+      seconds[name].append(timer())
+  return seconds
+
+
+def spread(values: list[float]) -> dict[str, float]:
+  """Median, least and greatest."""
+  return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def machine() -> dict[str, Any]:
+  """What the figures were measured on."""
+  device = jax.devices()[0]
+  return {
+    "platform": device.platform,
+    "device": device.device_kind,
+    "devices": jax.device_count(),
+    "cores": os.cpu_count(),
+    "processor": platform.processor() or platform.machine(),
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+    "numpy": np.__version__,
+  }

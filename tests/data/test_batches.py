@@ -1,0 +1,183 @@
+"""Batches: what a request becomes, which targets are drawn, which requests make up a step."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr4ad_jax.config import DataConfig
+from gr4ad_jax.data import batches, history
+from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, PADDING, RISING, RequestContexts, TrainingOrder, zero_batch
+from gr4ad_jax.data.history import build_lines
+from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.trends import Trends
+from tests.data import logs
+
+CONFIG = DataConfig(history_slots=5, neighbor_slots=3, rising_slots=2, targets=3)
+CODES = np.random.default_rng(0).integers(0, 9, (logs.ADS, 3)).astype(np.int32)
+PRICE = np.append(np.arange(logs.ADS - 1, dtype=np.float32), np.nan).astype(np.float32)
+
+
+def make_contexts(events=None, config=CONFIG, min_depth=0, fit_on=None):
+  events = logs.make_log(5, users=8) if events is None else events
+  known = events if fit_on is None else fit_on
+  known_lines, lines = (build_lines(x, logs.ADS) for x in (known, events))
+  trends = Trends.fit(known.time, known.ad, logs.ADS)
+  near = Neighbors.fit(known_lines.request, known_lines.ad, logs.ADS, 4)
+  return RequestContexts(lines, CODES, PRICE, trends, near, config, min_depth)
+
+
+@pytest.fixture(scope="module")
+def contexts():
+  return make_contexts()
+
+
+@pytest.fixture(scope="module")
+def whole(contexts):
+  return contexts.batch(np.arange(len(contexts.lines.request_time)))
+
+
+def test_slots_are_history_then_neighbours_then_rising_ads(contexts, whole):
+  lines, kinds = contexts.lines, whole.slot_kind_BS
+  requests = np.arange(len(lines.request_time))
+  ads, found, rows = contexts.slots(requests)
+  np.testing.assert_array_equal(found, kinds)
+  expected = np.repeat([HISTORY, NEIGHBOR, RISING], [5, 3, 2])
+  assert ((kinds == expected) | (kinds == PADDING)).all() and {0, 1, 2, 3} == set(kinds.ravel().tolist())
+  np.testing.assert_array_equal(kinds == PADDING, ads < 0)
+  np.testing.assert_array_equal(rows, history.history_rows(lines, requests, 5))
+  np.testing.assert_array_equal(ads[:, :5], np.where(rows >= 0, lines.ad[rows], -1))
+  np.testing.assert_array_equal(whole.slot_codes_BST[ads >= 0], CODES[ads[ads >= 0]])
+  for r in requests:
+    past = set(ads[r, :5][ads[r, :5] >= 0].tolist())
+    near = ads[r, 5:8][ads[r, 5:8] >= 0].tolist()
+    assert len(set(near)) == len(near) and not past & set(near)
+  rising = contexts.popularity.rising(2)[contexts.popularity.bucket(lines.request_time[requests])]
+  np.testing.assert_array_equal(ads[:, 8:], rising)
+
+
+def test_slot_features_stand_in_their_columns(contexts, whole):
+  requests = np.arange(len(contexts.lines.request_time))
+  ads, kinds, rows = contexts.slots(requests)
+  column = {name: whole.slot_features_BSF[..., i] for i, name in enumerate(batches.SLOT_FEATURES)}
+  real = kinds != PADDING
+  assert np.isfinite(whole.slot_features_BSF).all() and (whole.slot_features_BSF[~real] == 0).all()
+  past = history.history_features(contexts.lines, requests, rows)
+  for i, name in enumerate(history.FEATURES):
+    np.testing.assert_array_equal(column[name][:, :5], past[..., i], err_msg=name)
+    assert (column[name][:, 5:] == 0).all(), name
+  popular = contexts.popularity.features(contexts.lines.request_time, np.maximum(ads, 0))
+  np.testing.assert_array_equal(column["share_28"][real], popular[..., 1][real])
+  np.testing.assert_allclose(column["price"][real], np.log1p(np.nan_to_num(PRICE))[ads[real]], rtol=1e-6)
+  assert ((column["neighbor_score"] > 0) == (kinds == NEIGHBOR)).all()
+  assert (np.diff(column["neighbor_score"][:, 5:8]) <= 0).all()
+
+
+def test_targets_are_the_requests_lines(contexts, whole):
+  lines = contexts.lines
+  sizes = np.diff(lines.request_first)
+  assert (whole.target_mask_BM.sum(1) == np.minimum(sizes, 3)).all() and sizes.max() > 3 > sizes.min()
+  row = contexts.targets(np.arange(len(sizes)))
+  for r in range(len(sizes)):
+    drawn = row[r][row[r] >= 0]
+    assert len(set(drawn.tolist())) == len(drawn) and (lines.request[drawn] == r).all()
+    assert (row[r, len(drawn) :] == -1).all()
+    n = len(drawn)
+    np.testing.assert_array_equal(whole.target_codes_BMT[r, :n], CODES[lines.ad[drawn]])
+    np.testing.assert_array_equal(whole.target_value_BM[r, :n], lines.value[drawn])
+    np.testing.assert_array_equal(whole.target_depth_BM[r, :n], lines.depth[drawn])
+  assert (whole.target_value_BM[~whole.target_mask_BM] == 0).all()
+
+
+def test_draws_differ_and_are_even():
+  contexts = make_contexts(config=dataclasses.replace(CONFIG, targets=1))
+  requests = np.flatnonzero(np.diff(contexts.lines.request_first) == 4)[:1]
+  drawn = contexts.targets(np.repeat(requests, 4000), np.arange(4000))[:, 0]
+  share = np.bincount(drawn - contexts.lines.request_first[requests[0]], minlength=4) / 4000
+  np.testing.assert_allclose(share, 0.25, atol=0.03)
+  np.testing.assert_array_equal(contexts.targets(requests, 7), contexts.targets(requests, 7))
+
+
+def test_a_row_depends_on_its_request_and_draw_alone(contexts, whole):
+  requests, draw = np.array([7, 2, 2, 11]), np.array([0, 0, 5, 0])
+  some = make_contexts().batch(requests, draw)
+  jax.tree.map(np.testing.assert_array_equal, some[:4], tuple(x[requests] for x in whole[:4]))
+  for i in range(4):
+    alone = contexts.batch(requests[i : i + 1], draw[i : i + 1])
+    jax.tree.map(np.testing.assert_array_equal, alone, jax.tree.map(lambda x, i=i: x[i : i + 1], some))
+
+
+def test_looking_neighbours_up_ahead_changes_nothing(whole):
+  contexts = make_contexts()
+  contexts.prepare(np.arange(len(contexts.lines.request_time)))
+  jax.tree.map(np.testing.assert_array_equal, contexts.batch(np.arange(len(contexts.lines.request_time))), whole)
+
+
+def test_a_context_knows_neither_its_request_nor_anything_later():
+  events = logs.make_log(5, users=8)
+  before = make_contexts(events, fit_on=events)
+  for r in range(2, len(before.lines.request_time), 3):
+    after = make_contexts(logs.replaced_from(events, r), fit_on=events)  # the counts are shared, as at test time
+    one, other = (x.batch(np.array([r])) for x in (before, after))
+    for name in ("slot_kind_BS", "slot_codes_BST", "slot_features_BSF", "user_features_BF", "user_value_B"):
+      np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+def test_user_value_is_the_mean_of_the_visits_before(contexts, whole):
+  lines = contexts.lines
+  for r in range(len(lines.request_time)):
+    past = lines.value[(lines.request_user[lines.request] == lines.request_user[r]) & (lines.request < r)].sum()
+    assert whole.user_value_B[r] == pytest.approx(past / max(lines.request_visit[r], 1), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("min_depth", [1, 2])
+def test_only_deep_lines_are_targets(min_depth):
+  contexts = make_contexts(min_depth=min_depth)
+  batch = contexts.batch(np.arange(len(contexts.lines.request_time)))
+  assert batch.target_depth_BM[batch.target_mask_BM].min() == min_depth
+  for r, mask in enumerate(batch.target_mask_BM):
+    deep = contexts.lines.depth[contexts.lines.request_first[r] : contexts.lines.request_first[r + 1]] >= min_depth
+    assert mask.sum() == min(deep.sum(), 3)
+  assert (batch.target_mask_BM.sum(1) == 0).any()
+  assert (batch.slot_kind_BS == make_contexts().batch(np.arange(len(batch.user_value_B))).slot_kind_BS).all()
+
+
+@pytest.mark.parametrize("slots", [(5, 3, 2), (1, 0, 0), (40, 20, 0), (2, 0, 30)])
+def test_zero_batch_is_a_batch_without_content(slots):
+  config = DataConfig(history_slots=slots[0], neighbor_slots=slots[1], rising_slots=slots[2], targets=4)
+  real, empty = make_contexts(config=config).batch(np.array([3, 0, 6])), zero_batch(config, 3, rows=3)
+  assert [(x.shape, x.dtype) for x in real] == [(x.shape, x.dtype) for x in empty]
+  assert all((x == 0).all() for x in empty)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.sampled_from([4, 8]), st.integers(0, 2**31), st.sampled_from([1, 2, 4]))
+def test_order_is_of_seed_and_step_whatever_the_processes(number, batch_size, seed, processes):
+  requests = 3 * np.arange(number) + 1
+  order, other = TrainingOrder(requests, batch_size, seed), TrainingOrder(requests, batch_size, seed)
+  steps = [order.step(step) for step in range(2 * number // batch_size + 2)]
+  for step in reversed(range(len(steps))):  # any step can be asked for first
+    parts = [other.step(step, process, processes) for process in range(processes)]
+    for whole, part in zip(steps[step], zip(*parts, strict=True), strict=True):
+      np.testing.assert_array_equal(np.concatenate(part), whole)
+  rows, epochs = (np.concatenate(column) for column in zip(*steps, strict=True))
+  for epoch in range(2):
+    np.testing.assert_array_equal(np.sort(rows[epochs == epoch]), requests)
+  assert order.steps_per_epoch == number / batch_size
+
+
+def test_epochs_and_seeds_shuffle_differently():
+  requests = np.arange(64)
+  first, second = (TrainingOrder(requests, 64, 1).step(step)[0] for step in (0, 1))
+  other = TrainingOrder(requests, 64, 2).step(0)[0]
+  assert all((x != y).any() for x, y in ((first, second), (first, other), (first, requests)))
+
+
+def test_impossible_orders_are_refused():
+  with pytest.raises(ValueError, match="no training request"):
+    TrainingOrder(np.zeros(0, int), 4, 0)
+  with pytest.raises(ValueError, match="batch_size=6 is not a multiple of 4 processes"):
+    TrainingOrder(np.arange(9), 6, 0).step(0, 1, 4)

@@ -1,0 +1,105 @@
+"""Popularity at a moment and rising ads, against loops over the events."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gr4ad_jax.data import trends
+from gr4ad_jax.data.history import DAY
+from gr4ad_jax.data.trends import WINDOWS, Trends
+from tests.data import logs
+
+
+@pytest.fixture(params=["days", "wide buckets"])
+def fitted(request, monkeypatch):
+  events = logs.make_log(3, users=20)
+  if request.param == "wide buckets":
+    monkeypatch.setattr(trends, "_MAX_CELLS", 150)
+  found = Trends.fit(events.time, events.ad, logs.ADS)
+  assert (found.width > 1) == (request.param == "wide buckets")
+  return events, found
+
+
+def bucket_of(fitted, moment):
+  return math.floor((moment - fitted.origin) / (fitted.width * DAY))
+
+
+def moments(events):
+  first, last = int(events.time.min()), int(events.time.max())
+  midnight = last // DAY * DAY
+  return np.array([first + DAY, *np.linspace(first, last, 9).astype(int), midnight, last + DAY, last + 400 * DAY])
+
+
+def test_features_equal_a_loop(fitted):
+  events, found = fitted
+  time_B = moments(events)
+  features = found.features(time_B, np.tile(np.arange(logs.ADS), (len(time_B), 1)))
+  assert features.shape == (len(time_B), logs.ADS, len(trends.FEATURES)) and features.dtype == np.float32
+  last = len(found.seen) - 1
+  for b, moment in enumerate(time_B):
+    now = min(bucket_of(found, moment), last)
+    log_shares = []
+    for days in WINDOWS:
+      span = max(1, round(days / found.width))
+      inside = [now - span <= bucket_of(found, t) < now for t in events.time]
+      count = np.bincount(events.ad[inside], minlength=logs.ADS)
+      log_shares.append(np.log((count + 0.5) / (count.sum() + 0.5 * logs.ADS) * logs.ADS))
+    np.testing.assert_allclose(features[b, :, :3], np.stack(log_shares, axis=-1), atol=1e-5)
+    np.testing.assert_allclose(features[b, :, 3], log_shares[0] - log_shares[1], atol=1e-5)
+
+
+def test_every_event_is_counted_and_none_of_the_same_day_or_later():
+  events = logs.make_log(3, users=20)
+  found = Trends.fit(events.time, events.ad, logs.ADS)
+  np.testing.assert_array_equal(found.seen[-1], np.bincount(events.ad, minlength=logs.ADS))
+  for moment in moments(events):
+    before = found.seen[found.bucket(np.array([moment]))][0]
+    earlier = events.ad[events.time // DAY < moment // DAY]
+    np.testing.assert_array_equal(before, np.bincount(earlier, minlength=logs.ADS))
+
+
+def test_events_of_the_moment_and_later_change_nothing(fitted):
+  events, found = fitted
+  ads, changed = np.arange(logs.ADS)[None], False
+  for moment in moments(events):
+    other = Trends.fit(events.time, np.where(events.time >= moment, 0, events.ad), logs.ADS)
+    here = np.array([moment])
+    np.testing.assert_array_equal(other.features(here, ads), found.features(here, ads))
+    np.testing.assert_array_equal(other.rising(5)[other.bucket(here)], found.rising(5)[found.bucket(here)])
+    changed |= (other.seen != found.seen).any()
+  assert changed
+
+
+def test_rising_is_the_order_of_the_rise(fitted):
+  events, found = fitted
+  for slots in (4, logs.ADS + 2):
+    rising = found.rising(slots)
+    assert rising.shape == (len(found.seen), slots) and rising.dtype == np.int32
+    assert (rising[0] == -1).all()
+    for b in range(1, len(found.seen)):
+      week, month = (max(b - max(1, round(days / found.width)), 0) for days in (7, 28))
+      last = np.array([bucket_of(found, t) for t in events.time])
+      counts = [np.bincount(events.ad[(start <= last) & (last < b)], minlength=logs.ADS) for start in (week, month)]
+      rise = (counts[0] - counts[1] / 4) / np.sqrt(counts[1] / 4 + 1)
+      best = np.sort(rise[rise > 0])[::-1][:slots]
+      here = rising[b][rising[b] >= 0]
+      assert len(set(here.tolist())) == len(here) == len(best) and (rising[b, len(best) :] == -1).all()
+      np.testing.assert_allclose(rise[here], best, atol=1e-9)
+
+
+def test_no_event_at_all():
+  none = Trends.fit(np.zeros(0, np.int64), np.zeros(0, np.int32), 3)
+  np.testing.assert_allclose(none.features(np.array([5 * DAY]), np.array([[0, 2]])), 0, atol=1e-6)
+  assert (none.rising(2) == -1).all()
+
+
+def test_file_round_trip(fitted, tmp_path):
+  events, found = fitted
+  found.save(str(tmp_path))
+  back = Trends.load(str(tmp_path))
+  time_B = moments(events)
+  ads = np.tile(np.arange(logs.ADS), (len(time_B), 1))
+  np.testing.assert_array_equal(back.features(time_B, ads), found.features(time_B, ads))
+  assert (back.origin, back.width) == (found.origin, found.width)
+  assert [path.name for path in tmp_path.iterdir()] == ["trends.npz"]

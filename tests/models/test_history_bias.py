@@ -1,0 +1,67 @@
+"""The signed bias of the history: normalisation, identity, gradients; and inside the model."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr4ad_jax.data.batches import HISTORY
+from gr4ad_jax.models.history_bias import biased_logp
+from tests.models import tiny
+
+WORLD = 12
+
+
+def biased(logits, number, bias, counted=None):
+  """All 12 sequences' log p', the first `number` of them being the history, `counted` of those scored."""
+  logp = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))[None]
+  seen = jnp.arange(WORLD)[None] < number
+  counted = number if counted is None else counted
+  history, mask = logp[:, :8], jnp.arange(8)[None] < counted
+  with jax.numpy_rank_promotion("raise"):
+    return logp, biased_logp(logp, seen, history, mask, jnp.asarray([number]), jnp.asarray(bias, jnp.float32))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-4, 4), min_size=WORLD, max_size=WORLD), st.integers(0, 8), st.floats(-20, 5))
+def test_biased_probabilities_sum_to_one(logits, number, bias):
+  logp, out = biased(logits, number, bias)
+  np.testing.assert_allclose(np.exp(out).sum(), 1, rtol=1e-4)
+  expected = logp + bias * (np.arange(WORLD) < number)
+  np.testing.assert_allclose(out, jax.nn.log_softmax(expected), atol=1e-4)
+
+
+def test_no_bias_and_no_history_change_nothing():
+  logits = np.random.default_rng(0).normal(size=WORLD)
+  for number, bias in ((5, 0.0), (0, -3.0), (0, 3.0)):
+    logp, out = biased(logits, number, bias)
+    np.testing.assert_allclose(out, logp, atol=1e-6)
+
+
+def test_a_part_of_an_even_history_stands_for_all_of_it():
+  part, whole = (biased(np.zeros(WORLD), 8, -2.0, counted)[1] for counted in (4, 8))
+  np.testing.assert_allclose(part, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", [-200.0, 0.0, 40.0])
+@pytest.mark.parametrize("bias", [-30.0, 0.0, 10.0])
+def test_gradients_are_finite_where_the_history_holds_nothing_or_all(level, bias):
+  logits = jnp.where(jnp.arange(WORLD) < 6, level, 0.0)
+  grads = jax.grad(lambda logits, b: biased(logits, 6, b)[1].sum(), argnums=(0, 1))(logits, bias)
+  chex.assert_tree_all_finite((biased(logits, 6, bias)[1], grads))
+
+
+def test_the_models_normaliser_counts_a_shared_uasid_once():
+  batch = tiny.make_batch()
+  model = tiny.make_model(layers=1, lazy_layers=0, history_bias=True)
+  run = tiny.jit(lambda p, b, c: model.apply({"params": p}, b, c).logp_BM)
+  params = tiny.make_params(model, bias=2.0)
+  assert (batch.slot_codes_BST[:2, 0] == batch.slot_codes_BST[:2, 2]).all()
+  logp, plain = (run(params | {"history_bias": np.float32(b)}, batch, tiny.every_code(batch)) for b in (2.0, 0.0))
+  past = [batch.slot_codes_BST[b, batch.slot_kind_BS[b] == HISTORY] for b in range(4)]
+  seen = np.array([[(code == codes).all(-1).any() for code in tiny.ALL_CODES] for codes in past])
+  np.testing.assert_allclose(logp, jax.nn.log_softmax(plain + 2.0 * seen), atol=1e-5)
+  assert seen[:2].any(1).all() and not seen[2:].any()  # neighbours and rising ads are not history

@@ -1,0 +1,86 @@
+"""Layers against NumPy, and the sizes of the presets."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr4ad_jax.config import PRESETS
+from gr4ad_jax.data.batches import zero_batch
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.layers import GatedFFN, Linear, attend, rms_norm
+from tests.models import tiny
+
+
+def naive_attention(q_BQHd, k_BSGd, v_BSGd, mask_BQS):
+  B, Q, H, d = q_BQHd.shape
+  out = np.zeros((B, Q, H, d))
+  for b, q, h in np.ndindex(B, Q, H):
+    group = h // (H // k_BSGd.shape[2])
+    keys = np.flatnonzero(mask_BQS[b, q])
+    score = k_BSGd[b, keys, group] @ q_BQHd[b, q, h] / np.sqrt(d)
+    weight = np.exp(score - score.max())
+    out[b, q, h] = weight / weight.sum() @ v_BSGd[b, keys, group]
+  return out.reshape(B, Q, H * d)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_attend_equals_a_loop(heads, groups, shared):
+  rng = np.random.default_rng(heads + groups)
+  q, k, v = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, heads, 5), (2, 4, groups, 5), (2, 4, groups, 5)))
+  mask = rng.random((2, 1 if shared else 3, 4)) < 0.6  # (B, 1, S): a context; (B, Q, S): causal
+  mask[..., 0] = True
+  full = np.broadcast_to(mask, (2, 3, 4))
+  np.testing.assert_allclose(attend(q, k, v, jnp.asarray(mask)), naive_attention(q, k, v, full), atol=1e-5)
+
+
+def test_attend_ignores_what_is_hidden():
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=s).astype(np.float32) for s in ((1, 2, 2, 4), (1, 3, 2, 4), (1, 3, 2, 4)))
+  mask = jnp.asarray([[[True, False, True]]])
+  before = attend(q, k, v, mask)
+  k[:, 1], v[:, 1] = 1e4, -1e4
+  np.testing.assert_array_equal(attend(q, k, v, mask), before)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3), st.floats(-2, 2, width=32))
+def test_rms_norm_is_the_formula(row, scale):
+  x = np.asarray(row, np.float64)
+  expected = x / np.sqrt(np.mean(x**2) + 1e-6) * scale
+  found = rms_norm(jnp.asarray(row, jnp.float32), jnp.full(3, scale))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rms_norm_keeps_the_dtype_and_squares_in_float32():
+  x = jnp.full((1, 256), 3e-3, jnp.bfloat16)
+  out = rms_norm(x, jnp.ones(256))
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_allclose(out.astype(jnp.float32), 3e-3 / np.sqrt(9e-6 + 1e-6), rtol=1e-2)
+
+
+def test_linear_and_gated_ffn_are_their_formulas():
+  x = np.random.default_rng(1).normal(size=(2, 3, 4)).astype(np.float32)
+  linear = Linear(5, bias=True)
+  params = nn.meta.unbox(linear.init(jax.random.key(0), x))["params"]
+  params["bias"] = params["bias"] + 0.5
+  np.testing.assert_allclose(linear.apply({"params": params}, x), x @ params["kernel"] + 0.5, atol=1e-5)
+  ffn = GatedFFN(6)
+  params = nn.meta.unbox(ffn.init(jax.random.key(1), x))["params"]
+  gate, up = np.split(x @ params["in_proj"]["kernel"], 2, axis=-1)
+  expected = (gate / (1 + np.exp(-gate)) * up) @ params["out_proj"]["kernel"]
+  np.testing.assert_allclose(ffn.apply({"params": params}, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("b")])
+def test_preset_has_the_size_of_its_name(name):
+  model = GR4AD(PRESETS[name], (16384, 4096, 1024))
+  batch = zero_batch(tiny.DATA, 3)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, batch.target_codes_BMT)["params"])
+  size = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e9
+  assert size == pytest.approx(float(name[:-1]), rel=0.1)
+  assert model.config.width == 64 * model.config.heads and (model.config.layers, model.config.lazy_layers) == (9, 6)

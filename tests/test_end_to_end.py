@@ -1,0 +1,289 @@
+"""From a CSV pair to recommendations, by the binaries a user calls; what they do with bad input and signals."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from gr4ad_jax import config as config_lib
+from gr4ad_jax.serving.recommender import Recommender
+from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training import run as run_lib
+from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.checkpoint import Checkpointer
+from tests import tiny
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_LONG = ("--epochs=100", "--max_steps=150", "--save_every=20", "--eval_every=0", "--noevaluate")
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  return tiny.write_log(tmp_path_factory.mktemp("log"))
+
+
+@pytest.fixture(scope="module")
+def trained(source, tmp_path_factory):
+  """A finished run with its evaluation: the workdir, and what the binary said."""
+  workdir = tmp_path_factory.mktemp("runs") / "tiny"
+  cadence = ("--epochs=4", "--eval_every=6", "--save_every=5")
+  done = tiny.run("train", *tiny.source_flags(source), *tiny.SETTINGS, *cadence, f"--workdir={workdir}")
+  assert (done.status, done.err) == (0, "")
+  return workdir, done
+
+
+def _found(workdir, *arguments):
+  done = tiny.run("recommend", f"--workdir={workdir}", "--json", *arguments)
+  assert (done.status, done.err) == (0, "")
+  return json.loads(done.out)
+
+
+def test_train_leaves_a_whole_run(trained):
+  workdir, done = trained
+  assert {"config.json", "tokenizer", "index", "features", "checkpoints", "metrics.jsonl", "eval"} <= set(
+    os.listdir(workdir)
+  )
+  assert "24 ads, 10 users" in done.out and "step 15/15" in done.out and "personal_recency" in done.out
+  metrics = json.loads((workdir / "eval" / "metrics.json").read_text())
+  assert (metrics["dataset"], metrics["split"], metrics["users"]) == ("ad_log", "test", 10)
+  assert metrics["protocol"] and {"gr4ad", "popularity", "ease"} <= set(metrics["systems"])
+  for score in metrics["systems"]["gr4ad"].values():
+    assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
+  for picture in ("comparison.png", "training.png"):
+    assert (workdir / "eval" / picture).read_bytes().startswith(b"\x89PNG")
+  assert not [name for _, _, names in os.walk(workdir) for name in names if ".part" in name]
+
+
+def test_a_finished_run_is_not_trained_again(trained, source):
+  workdir, first = trained
+  lines = (workdir / "metrics.jsonl").read_text()
+  cadence = ("--epochs=4", "--eval_every=6", "--save_every=5")
+  again = tiny.run("train", *tiny.source_flags(source), *tiny.SETTINGS, *cadence, f"--workdir={workdir}")
+  assert again.status == 0 and "finished already, at step 15" in again.out
+  assert again.out[again.out.index("ad_log, test") :] == first.out[first.out.index("ad_log, test") :]
+  assert (workdir / "metrics.jsonl").read_text() == lines
+
+
+def test_a_trained_run_refuses_other_settings(trained, source):
+  workdir, _ = trained
+  before = (workdir / "config.json").read_text()
+  for changed, message in {
+    "--learning_rate=0.1": "--learning_rate=0.1 is not allowed",
+    "--width=32": "--width=32 is not allowed",
+    "--codebooks=4,4,6": "--codebooks=4,4,6 is not allowed",
+    "--fit_splits=train+valid": "--fit_splits=train+valid is not allowed",
+  }.items():
+    arguments = ("--epochs=4", f"--workdir={workdir}", changed)
+    done = tiny.run("train", *tiny.source_flags(source), *tiny.SETTINGS, *arguments)
+    assert done.status == 2 and done.err.startswith(f"error: {message}") and done.err.count("\n") == 1
+  other = tiny.write_log(source / "other", seed=1)
+  done = tiny.run("train", *tiny.source_flags(other), *tiny.SETTINGS, "--epochs=4", f"--workdir={workdir}")
+  assert done.status == 2 and "another ad table" in done.err
+  (other / "ads.csv").write_bytes((source / "ads.csv").read_bytes())
+  done = tiny.run("train", *tiny.source_flags(other), *tiny.SETTINGS, "--epochs=4", f"--workdir={workdir}")
+  assert done.status == 2 and "another event log" in done.err
+  assert (workdir / "config.json").read_text() == before
+
+
+def test_evaluate_and_tokenize_take_the_workdir(trained):
+  workdir, _ = trained
+  done = tiny.run("evaluate", f"--workdir={workdir}", "--split=valid", "--beams=4,4,4")
+  assert (done.status, done.err) == (0, "") and "ad_log, valid: 10 users" in done.out
+  assert json.loads((workdir / "eval" / "metrics.json").read_text())["split"] == "valid"
+  done = tiny.run("tokenize", f"--workdir={workdir}")
+  assert (done.status, done.err) == (0, "") and "collision rate" in done.out
+  assert json.loads((workdir / "eval" / "sid.json").read_text())["ads"] == 24
+
+
+def test_recommend_says_the_same_in_every_way(trained, source, tmp_path):
+  workdir, _ = trained
+  by_user = _found(workdir, "--user=u3", "--k=5")
+  assert by_user["user"] == "u3" and len(by_user["ads"]) == 5
+  assert {"ad_id", "text", "account_id", "score", "ecpm", "codes"} == set(by_user["ads"][0])
+  scores = [ad["score"] for ad in by_user["ads"]]
+  assert scores == sorted(scores, reverse=True) and all(np.isfinite(scores))
+  with open(source / "events.csv", newline="") as file:
+    mine = [event for event in csv.DictReader(file) if event["user_id"] == "u3"]
+  history = tmp_path / "history.csv"
+  columns = ("ad_id", "time", "behavior", "value", "request_id")
+  tiny.write_csv(history, columns, [[event[name] for name in columns] for event in mine])
+  assert _found(workdir, f"--history={history}", "--k=5")["ads"] == by_user["ads"]
+  seconds = [int(np.datetime64(event["time"]).astype("datetime64[s]").astype(int)) for event in mine]
+  events = [
+    {"ad_id": event["ad_id"], "time": second, "value": float(event["value"])}
+    | {name: event[name] for name in ("behavior", "request_id")}
+    for event, second in zip(mine, seconds, strict=True)
+  ]
+  in_python = Recommender.load(str(workdir)).recommend(events, k=5)
+  assert [ad.ad_id for ad in in_python] == [ad["ad_id"] for ad in by_user["ads"]]
+  np.testing.assert_allclose([ad.score for ad in in_python], scores, rtol=1e-6)
+  table = tiny.run("recommend", f"--workdir={workdir}", "--user=u3", "--k=5")
+  assert [line.split()[1] for line in table.out.splitlines()[1:]] == [ad["ad_id"] for ad in by_user["ads"]]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ((), "--user and --history"),
+    (("--user=u1", "--history=x.csv"), "--user and --history"),
+    (("--user=nobody",), "no such user_id"),
+    (("--history=absent.csv",), "absent.csv: no such file"),
+    (("--user=u1", "--checkpoint=7"), "no checkpoint 7"),
+    (("--user=u1", "--k=0"), "k"),
+  ],
+)
+def test_recommend_tells_mistakes_in_one_line(trained, arguments, message):
+  done = tiny.run("recommend", f"--workdir={trained[0]}", *arguments)
+  assert (done.status, done.out) == (2, "")
+  assert done.err.startswith("error: ") and message in done.err and done.err.count("\n") == 1
+
+
+def test_a_history_file_is_checked(trained, tmp_path):
+  path = tmp_path / "history.csv"
+  for header, row, message in (
+    (("ad_id", "time"), ("ad99", 1), "'ad99' is not in the ad table"),
+    (("ad_id",), ("ad01",), "column 'time' is missing"),
+    (("ad_id", "time"), ("ad01", "soon"), "'soon' is no time"),
+  ):
+    tiny.write_csv(path, header, [row])
+    done = tiny.run("recommend", f"--workdir={trained[0]}", f"--history={path}")
+    assert done.status == 2 and message in done.err and done.err.count("\n") == 1
+  tiny.write_csv(path, ("user_id", "ad_id", "time"), [("a", "ad01", 1), ("b", "ad02", 1)])
+  assert "a history is of one" in tiny.run("recommend", f"--workdir={trained[0]}", f"--history={path}").err
+
+
+def _edit(folder, name, column, row, value):
+  """Sets one cell of a CSV file."""
+  with open(folder / name, newline="") as file:
+    header, *table = csv.reader(file)
+  table[row][header.index(column)] = value
+  tiny.write_csv(folder / name, header, table)
+
+
+def _drop_column(folder, name, column):
+  with open(folder / name, newline="") as file:
+    header, *table = csv.reader(file)
+  at = header.index(column)
+  tiny.write_csv(folder / name, header[:at] + header[at + 1 :], [row[:at] + row[at + 1 :] for row in table])
+
+
+@pytest.mark.parametrize(
+  ("spoil", "arguments", "message"),
+  [
+    (lambda f: (f / "events.csv").unlink(), (), "events.csv: no such file"),
+    (lambda f: _drop_column(f, "events.csv", "time"), (), "column 'time' is missing"),
+    (lambda f: _edit(f, "ads.csv", "price", 2, "cheap"), (), "column 'price', row 3: 'cheap' is not a number"),
+    (lambda f: _edit(f, "events.csv", "ad_id", 4, "ad99"), (), "column 'ad_id', row 5: 'ad99' is not in the ad table"),
+    (lambda f: _edit(f, "ads.csv", "ad_id", 7, "ad00"), (), "row 8: 'ad00' is already the ad of row 1"),
+    (lambda f: _edit(f, "events.csv", "value", 0, "-1"), (), "column 'value', row 1: '-1' is negative"),
+    (lambda f: _edit(f, "events.csv", "time", 1, "yesterday"), (), "column 'time', row 2: 'yesterday' is no time"),
+    (lambda f: _edit(f, "events.csv", "behavior", 1, "look"), (), "row 2: 'look' is not one of click, cart, purchase"),
+    (lambda f: tiny.write_csv(f / "events.csv", tiny.EVENT_HEADER, []), (), "events.csv: no rows"),
+    (lambda f: None, ("--lazy_layers=2",), "--lazy_layers=2 is not allowed: 0 to 1"),
+    (lambda f: None, ("--beams=8,8",), "--beams=8,8 is not allowed: 3 widths"),
+    (lambda f: None, ("--learning_rat=1",), "Did you mean: learning_rate"),
+    (lambda f: None, ("--encoder=absent.npy",), "absent.npy"),
+    (lambda f: None, ("--workdir=",), "--workdir= is not allowed"),
+  ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, spoil, arguments, message):
+  folder = tiny.write_log(tmp_path / "log")
+  spoil(folder)
+  workdir = tmp_path / "run"
+  done = tiny.run("train", *tiny.source_flags(folder), *tiny.SETTINGS, f"--workdir={workdir}", *arguments)
+  assert done.status == 2
+  assert done.err.startswith("error: ") and message in done.err and done.err.count("\n") == 1
+  assert not workdir.exists()
+  if "--encoder" not in str(arguments):  # there the data are good, and stay prepared
+    assert not (folder / "data").exists()
+
+
+def test_a_workdir_that_is_no_run_is_told(tmp_path):
+  for binary, arguments in {"evaluate": (), "recommend": ("--user=u1",)}.items():
+    done = tiny.run(binary, f"--workdir={tmp_path}", *arguments)
+    assert done.status == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert "config.json" in done.err
+  (tmp_path / "file").write_text("")
+  done = tiny.run("train", f"--workdir={tmp_path}/file")
+  assert done.status == 2 and "a file of that name is in the way" in done.err
+  assert os.listdir(tmp_path) == ["file"]
+
+
+def _bare_log(folder, users, visits, ads):
+  """Only the needed columns: no value, no behaviour, no request_id."""
+  folder.mkdir()
+  table = [[f"a{i}", f"thing {i}", "x"] for i in range(ads)]
+  tiny.write_csv(folder / "ads.csv", ("ad_id", "text", "account_id"), table)
+  taken = [(u, v, k) for u in range(users) for v in range(visits) for k in range(2)]
+  rows = [[f"u{u}", f"a{(u + v + k) % ads}", 1_700_000_000 + 86_400 * v + 60 * k] for u, v, k in taken]
+  tiny.write_csv(folder / "events.csv", ("user_id", "ad_id", "time"), rows)
+  return folder
+
+
+@pytest.mark.parametrize(("visits", "said"), [(4, "recall@10"), (2, "nothing to evaluate on")])
+def test_the_smallest_logs_train(tmp_path, visits, said):
+  """Three ads, fewer than beams, codes or cuts; no money; and, with two visits a user, nothing held out."""
+  folder = _bare_log(tmp_path / "log", users=4, visits=visits, ads=3)
+  workdir = tmp_path / "run"
+  settings = ("--behaviors=click", "--max_steps=2", "--layers=1", "--lazy_layers=0", f"--workdir={workdir}")
+  done = tiny.run("train", *tiny.source_flags(folder), *tiny.SETTINGS, *settings)
+  assert (done.status, done.err) == (0, "") and said in done.out
+  assert ("revenue@10" in done.out) is False
+  assert {ad["ad_id"] for ad in _found(workdir, "--user=u0", "--k=50")["ads"]} == {"a0", "a1", "a2"}
+
+
+def _start(source, workdir):
+  command = [sys.executable, "-m", "experiments.train", *tiny.source_flags(source), *tiny.SETTINGS, *_LONG]
+  pipe = subprocess.PIPE
+  return subprocess.Popen(
+    [*command, f"--workdir={workdir}"], cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=pipe, stderr=pipe,
+    text=True,
+  )  # fmt: skip
+
+
+def _until(process, word):
+  for line in process.stdout:
+    if word in line:
+      return
+  pytest.fail(f"ended without saying {word!r}: {process.stderr.read()}")
+
+
+def _last_state(workdir):
+  config = config_lib.load_config(str(workdir))
+  target = run_lib.Trainer(config, inputs_lib.prepare_inputs(config)).state
+  with Checkpointer(str(workdir / "checkpoints"), best_metric=run_lib.BEST_METRIC, read_only=True) as checkpointer:
+    return checkpointer.restore(state_lib.abstract(target)).state
+
+
+def test_stopped_and_killed_runs_end_as_the_uninterrupted_one(source, tmp_path):
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  arguments = (*tiny.source_flags(source), *tiny.SETTINGS, *_LONG)
+  assert tiny.run("train", *arguments, f"--workdir={whole}").status == 0
+  stopped = _start(source, broken)
+  _until(stopped, "step 4/")
+  stopped.send_signal(signal.SIGTERM)
+  out, err = stopped.communicate(timeout=120)
+  assert (stopped.returncode, err) == (0, "") and "stopped and saved at step" in out
+  killed = _start(source, broken)
+  _until(killed, "step ")
+  killed.kill()
+  killed.communicate(timeout=120)
+  assert tiny.run("train", *arguments, f"--workdir={broken}").status == 0
+  states = [_last_state(workdir) for workdir in (whole, broken)]
+  assert [int(state.step) for state in states] == [150, 150]
+  for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+  def lines(workdir):  # but for what only a resumed run has: no valid metrics are written where it was stopped
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+  assert [line for line in lines(broken) if line["step"] % 2 == 0] == lines(whole)

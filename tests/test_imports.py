@@ -1,0 +1,75 @@
+"""The core needs no extra, nothing needs TensorFlow, and a missing extra is named in one line."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_OPTIONAL = (
+  "tensorflow_datasets", "array_record", "grain", "wordllama", "pandas", "pyarrow", "matplotlib", "tensorboardX",
+  "sentence_transformers", "fastapi", "uvicorn",
+)  # fmt: skip
+_BLOCK = f"""
+import sys
+class Block:
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] in {_OPTIONAL}:
+      raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+def _python(code: str) -> subprocess.CompletedProcess:
+  return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=_ROOT)
+
+
+def _modules() -> list[str]:
+  files = sorted((_ROOT / "gr4ad_jax").rglob("*.py"))
+  names = [".".join(file.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+  return [name for name in names if not name.startswith("gr4ad_jax.data.builders")]  # they are the `data` extra's
+
+
+def test_core_trainer_and_decoder_need_no_extra():
+  binaries = [f"experiments.{name}" for name in ("train", "evaluate", "tokenize", "recommend")]
+  done = _python(_BLOCK + "\n".join(f"import {name}" for name in (*_modules(), *binaries)) + """
+found = [name for name in ("tensorflow", "torch") if name in sys.modules]
+assert not found, found
+""")
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+  ("code", "message"),
+  [
+    ("from gr4ad_jax.config import DataConfig; from gr4ad_jax.data.prepare import load_dataset; "
+     "load_dataset(DataConfig())", "tensorflow_datasets is missing: pip install 'gr4ad_jax[data]'"),
+    ("from gr4ad_jax.data import tables; tables.constant('x', 'y', 1)",
+     "pyarrow is missing: pip install 'gr4ad_jax[data]'"),
+    ("from gr4ad_jax.evaluation.plots import plot_comparison; plot_comparison({'systems': {'a': {'m': {}}}}, 'x.png')",
+     "matplotlib is missing: pip install 'gr4ad_jax[plots]'"),
+    ("from gr4ad_jax.training.writers import TensorboardWriter; TensorboardWriter('x')",
+     "tensorboardX is missing: pip install 'gr4ad_jax[log]'"),
+    ("from gr4ad_jax.sid.encoders import _wordllama; _wordllama(['a'])",
+     "wordllama is missing: pip install 'gr4ad_jax[text]'"),
+  ],
+)  # fmt: skip
+def test_a_missing_extra_is_named(code, message):
+  done = _python(_BLOCK + code)
+  assert done.returncode != 0 and done.stderr.splitlines()[-1] == f"ImportError: {message}"
+
+
+def test_a_binary_says_it_in_one_line(tmp_path):
+  done = _python(_BLOCK + f"""
+import runpy
+sys.argv = ["train", "--workdir={tmp_path}/run", "--data_dir={tmp_path}/data"]
+runpy.run_module("experiments.train", run_name="__main__")
+""")
+  assert done.returncode == 2 and not (tmp_path / "run").exists()
+  assert done.stderr == "error: tensorflow_datasets is missing: pip install 'gr4ad_jax[data]'\n"
+
+
+def test_preparing_data_does_not_import_tensorflow():
+  done = _python("import sys; import gr4ad_jax.data.builders; assert 'tensorflow' not in sys.modules")
+  assert done.returncode == 0, done.stderr

@@ -1,0 +1,93 @@
+"""The recommender in Python: no history, short histories, bad entries, and many users at once."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gr4ad_jax.data.schema import DataError, EventLog
+from gr4ad_jax.serving.recommender import Recommender
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tiny.write_log(tmp_path_factory.mktemp("log"))
+  arguments = ("--max_steps=2", "--noevaluate", "--layers=1", "--lazy_layers=0", f"--workdir={folder}/run")
+  done = tiny.run("train", *tiny.source_flags(folder), *tiny.SETTINGS, *arguments)
+  assert (done.status, done.err) == (0, "")
+  return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def recommender(workdir):
+  return Recommender.load(str(workdir))
+
+
+def test_without_a_history_there_is_still_a_list(recommender):
+  found = recommender.recommend([], k=5)
+  assert len(found) == 5 and len({ad.ad_id for ad in found}) == 5
+  assert all(np.isfinite(ad.score) and ad.ecpm >= 0 for ad in found)
+  assert len(recommender.recommend([], k=50)) == 8  # what the last beam width holds
+
+
+def test_the_history_counts(recommender):
+  lists = {tuple(ad.score for ad in recommender.recommend(events)) for events in ([], ["ad01"], ["ad07", "ad08"])}
+  assert len(lists) == 3
+
+
+def test_an_id_is_short_for_an_event(recommender):
+  assert recommender.recommend(["ad03", "ad05"]) == recommender.recommend([{"ad_id": "ad03"}, {"ad_id": "ad05"}])
+
+
+def test_the_order_of_entries_is_that_of_their_times(recommender):
+  events = [{"ad_id": f"ad{n:02d}", "time": 1_704_000_000 + 86_400 * n, "value": float(n)} for n in range(4)]
+  assert recommender.recommend(events) == recommender.recommend(events[::-1])
+
+
+@pytest.mark.parametrize(
+  ("event", "message"),
+  [
+    ("ad99", "entry 2: ad_id 'ad99' is not in the ad table"),
+    ({"time": 3}, "entry 2: ad_id None is not in the ad table"),
+    ({"ad_id": "ad01", "behavior": "look"}, "entry 2: behavior 'look' is not known; allowed: click, cart, purchase"),
+    ({"ad_id": "ad01", "value": -1}, "entry 2: value -1 is not allowed"),
+    ({"ad_id": "ad01", "time": "now"}, "entry 2: time 'now' is not allowed"),
+    ({"ad_id": "ad01", "price": 3}, "entry 2: field 'price' is not known"),
+  ],
+)
+def test_bad_entries_are_named(recommender, event, message):
+  with pytest.raises(DataError, match=message):
+    recommender.recommend(["ad00", event])
+
+
+def test_an_event_after_now_is_refused(recommender):
+  with pytest.raises(DataError, match="now=1000 is not allowed: the history goes on to 2000"):
+    recommender.recommend([{"ad_id": "ad01", "time": 2000}], now=1000)
+  with pytest.raises(ValueError, match="k=0"):
+    recommender.recommend([], k=0)
+
+
+def test_many_users_get_what_each_gets_alone(recommender):
+  now = 1_800_000_000
+  histories = [["ad01"], ["ad02", "ad04"]]
+  logs = [recommender.log_of([{"ad_id": ad, "time": now - 99} for ad in ads], now) for ads in histories]
+  columns = {f.name: np.concatenate([getattr(log, f.name) for log in logs]) for f in dataclasses.fields(EventLog)}
+  columns["user"] = np.repeat(np.arange(2, dtype=np.int32), [1, 2])
+  columns["request"] = columns["user"].copy()
+  columns["user_id"] = np.array(["a", "b"])
+  together = recommender.recommend_log(EventLog(**columns), 5, now)
+  for found, log in zip(together, logs, strict=True):
+    alone = recommender.recommend_log(log, 5, now)[0]
+    assert [ad.ad_id for ad in found] == [ad.ad_id for ad in alone]
+    np.testing.assert_allclose([ad.score for ad in found], [ad.score for ad in alone], rtol=1e-4)
+
+
+def test_a_run_without_a_checkpoint_is_told(workdir, tmp_path):
+  with pytest.raises(FileNotFoundError, match="config.json"):
+    Recommender.load(str(tmp_path))
+  (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+  with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
+    Recommender.load(str(tmp_path))
