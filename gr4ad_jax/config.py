@@ -76,7 +76,7 @@ class ModelConfig:
   kv_layers: int = knob(1, "Key/value sets of the context (L_kv).", low=1)
   kv_split: int = knob(1, "1: values are the keys; 2: separate (S_kv).", choices=(1, 2))
   ffn_multiple: int = knob(4, "Feed-forward width over model width.", low=1)
-  dropout: float = knob(0.1, "Dropout rate.", low=0, high=0.9)
+  dropout: float = knob(0.3, "Dropout rate.", low=0, high=0.9)
   copy: str = knob(
     "context",
     "Slots whose ads the copy path may name: none, the history's, or also neighbours and rising ads.",
