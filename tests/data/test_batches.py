@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -104,16 +105,16 @@ def test_draws_differ_and_are_even():
 def test_a_row_depends_on_its_request_and_draw_alone(contexts, whole):
   requests, draw = np.array([7, 2, 2, 11]), np.array([0, 0, 5, 0])
   some = make_contexts().batch(requests, draw)
-  jax.tree.map(np.testing.assert_array_equal, some[:4], tuple(x[requests] for x in whole[:4]))
+  chex.assert_trees_all_equal(some[:4], tuple(x[requests] for x in whole[:4]))
   for i in range(4):
     alone = contexts.batch(requests[i : i + 1], draw[i : i + 1])
-    jax.tree.map(np.testing.assert_array_equal, alone, jax.tree.map(lambda x, i=i: x[i : i + 1], some))
+    chex.assert_trees_all_equal(alone, jax.tree.map(lambda x, i=i: x[i : i + 1], some))
 
 
 def test_looking_neighbours_up_ahead_changes_nothing(whole):
   contexts = make_contexts()
   contexts.prepare(np.arange(len(contexts.lines.request_time)))
-  jax.tree.map(np.testing.assert_array_equal, contexts.batch(np.arange(len(contexts.lines.request_time))), whole)
+  chex.assert_trees_all_equal(contexts.batch(np.arange(len(contexts.lines.request_time))), whole)
 
 
 def test_a_context_knows_neither_its_request_nor_anything_later():
