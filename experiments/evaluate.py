@@ -15,7 +15,8 @@ from gr4ad_jax.training import scoring
 
 _SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which requests to predict.")
 _BESIDE = flags.DEFINE_list(
-  "beside", [], "Workdirs of other runs on the same data, for the same table; name_seed0, name_seed1, … are averaged."
+  "beside", [], "Workdirs of other runs on the same data, for the same table; folders that differ by _seed<n> alone, "
+  "that of --workdir among them, are averaged."
 )
 
 

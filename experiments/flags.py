@@ -13,12 +13,7 @@ from absl import app, flags, logging
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.data import schema
-
-_FREE = (
-  "data_dir", "ads_path", "events_path", "epochs", "max_steps", "remat", "log_every", "eval_every", "eval_requests",
-  "save_every",
-)  # fmt: skip
-"""What a trained run may change: where its data lie (their content is compared), its length, and how often it tells."""
+from gr4ad_jax.training import workdir as workdir_lib
 
 _MISTAKES = (config_lib.ConfigError, schema.DataError, OSError, ImportError)
 
@@ -28,7 +23,9 @@ flags.disclaim_key_flags()  # the flags belong to the binary that calls define_f
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines --workdir, --preset and a flag for every knob of the config."""
   flags.DEFINE_string("workdir", "", "The run's directory: all that it reads back lies here.", flag_values=flag_values)
-  flags.DEFINE_enum("preset", "tiny", list(config_lib.PRESETS), "Model size.", flag_values=flag_values)
+  codebooks, beams = map(config_lib.shown, (config_lib.LARGE_CODEBOOKS, config_lib.LARGE_BEAMS))
+  help_text = f"Sizes of a new run: the model's and, of all but tiny, --codebooks={codebooks} --beams={beams}."
+  flags.DEFINE_enum("preset", "tiny", list(config_lib.PRESETS), help_text, flag_values=flag_values)
   for section in config_lib.SECTIONS:
     for field in _fields(section):
       help_text = field.metadata["help"]
@@ -61,7 +58,7 @@ class _KnobParser(flags.ArgumentParser):
 
 class _KnobSerializer(flags.ArgumentSerializer):
   def serialize(self, value: typing.Any) -> str:
-    return ",".join(str(element) for element in value) if isinstance(value, tuple) else str(value)
+    return config_lib.shown(value)
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.Config:
@@ -70,25 +67,25 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib
   Raises:
     ConfigError: a flag, or a pair of flags, that is not allowed.
   """
-  preset = config_lib.PRESETS[flag_values.preset]
-  return _with_given(config_lib.Config(workdir=flag_values.workdir, model=preset), flag_values)
+  preset = config_lib.preset(flag_values.preset)
+  return _with_given(dataclasses.replace(preset, workdir=flag_values.workdir), flag_values)
 
 
 def config_from_workdir(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.Config:
   """The config that a run was trained with, then the flags that were given: those of the search, say.
 
   Raises:
-    ConfigError: no --workdir, a config.json that is damaged, a flag that is not allowed, or one that asks for another
-      model or other codes than the run's.
+    ConfigError: no --workdir, a config.json that is damaged, a flag that is not allowed, or one that would make it
+      another run (see `workdir.check_workdir`).
     FileNotFoundError: the workdir holds no config.json.
   """
   if not flag_values.workdir:
     raise config_lib.ConfigError("--workdir= is not allowed: name the directory of a trained run")
-  saved = base = config_lib.load_config(flag_values.workdir)
+  base = config_lib.load_config(flag_values.workdir)
   if flag_values["preset"].present:
     base = dataclasses.replace(base, model=config_lib.PRESETS[flag_values.preset])
   config = _with_given(base, flag_values)
-  _refuse_another_model(config, saved)
+  workdir_lib.check_workdir(config)
   return config
 
 
@@ -97,61 +94,8 @@ def config_from_flags_or_workdir(flag_values: flags.FlagValues = flags.FLAGS) ->
   if os.path.exists(os.path.join(flag_values.workdir, config_lib.CONFIG_FILE)):
     return config_from_workdir(flag_values)
   config = config_from_flags(flag_values)
-  check_workdir(config)
+  workdir_lib.check_workdir(config)
   return config
-
-
-def check_workdir(config: config_lib.Config) -> None:
-  """Refuses a workdir that cannot hold this run: a workdir is one run, and config.json tells how it was made.
-
-  Model and codes never change. Once there is a checkpoint, nothing that shapes the training does either, but its
-  length: with more --epochs or --max_steps it goes on, under the learning-rate schedule of the new length.
-
-  Raises:
-    ConfigError: no --workdir, a file in its place, or a run with another setting there; or a damaged config.json.
-  """
-  if not config.workdir:
-    raise config_lib.ConfigError("--workdir= is not allowed: name the directory that the run is to live in")
-  if os.path.exists(config.workdir) and not os.path.isdir(config.workdir):
-    raise config_lib.ConfigError(f"--workdir={config.workdir} is not allowed: a file of that name is in the way")
-  if os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
-    saved = config_lib.load_config(config.workdir)
-    _refuse_another_model(config, saved)
-    if config_lib.is_trained(config.workdir):
-      _refuse_change(config, saved, ("data", "objective", "training"), but=_FREE)
-
-
-def save_config(config: config_lib.Config) -> None:
-  """Writes <workdir>/config.json, whole or not at all.
-
-  Raises:
-    ConfigError: as `check_workdir` does.
-  """
-  check_workdir(config)
-  path = os.path.join(config.workdir, config_lib.CONFIG_FILE)
-  os.makedirs(config.workdir, exist_ok=True)
-  with open(path + ".part", "w", encoding="utf-8") as file:
-    file.write(config_lib.to_json(config))
-  os.replace(path + ".part", path)
-
-
-def _refuse_another_model(config: config_lib.Config, saved: config_lib.Config) -> None:
-  """Raises ConfigError where a parameter's shape or a code's meaning would differ from the saved run's."""
-  _refuse_change(config, saved, ("sid", "model"), but=("compute_dtype",))
-
-
-def _refuse_change(
-  config: config_lib.Config, saved: config_lib.Config, sections: Sequence[str], but: Sequence[str]
-) -> None:
-  """Raises ConfigError for the first knob of `sections`, those of `but` aside, that is not the saved run's."""
-  text = _KnobSerializer().serialize
-  for section in sections:
-    for field in _fields(section):
-      ours, theirs = (getattr(getattr(c, section), field.name) for c in (config, saved))
-      if ours != theirs and field.name not in but:
-        raise config_lib.ConfigError(
-          f"--{field.name}={text(ours)} is not allowed: the run in {config.workdir} has {text(theirs)}"
-        )
 
 
 def _fields(section: str) -> tuple[dataclasses.Field, ...]:

@@ -12,14 +12,14 @@ import numpy as np
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.config import ConfigError, load_config
+from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data import tables
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.serving.recommender import Recommendation, Recommender
+from gr4ad_jax.training import inputs
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of a trained run.")
 _USER = flags.DEFINE_string("user", "", "user_id of the event log that the run was trained on.")
 _HISTORY = flags.DEFINE_string(
   "history", "", "A .csv or .parquet file of one user: ad_id, time; if known behavior, value, quantity, request_id."
@@ -29,9 +29,11 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a ste
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object instead of a table.")
 
 
-def user_log(workdir: str, user: str) -> EventLog:
-  """All that the log holds of one user. Raises ConfigError for a user that it lacks."""
-  events = load_dataset(load_config(workdir).data).events
+def user_log(config: Config, user: str) -> EventLog:
+  """All that a run's log holds of one user. Raises ConfigError for a user that it lacks, or where the log changed."""
+  dataset = load_dataset(config.data)
+  inputs.check_same_log(config, dataset)
+  events = dataset.events
   number = np.flatnonzero(events.user_id == user)
   if not len(number):
     one = events.user_id[0]
@@ -66,14 +68,13 @@ def format_list(found: Sequence[Recommendation]) -> str:
 def main(argv):
   """Prints one ranked list."""
   del argv
-  if not _WORKDIR.value:
-    raise ConfigError("--workdir= is not allowed: name the directory of a trained run")
+  config = flags_lib.config_from_workdir()
   if bool(_USER.value) == bool(_HISTORY.value):
     raise ConfigError("--user and --history: exactly one of them is needed")
   enable_compilation_cache()
   checkpoint = int(_CHECKPOINT.value) if _CHECKPOINT.value.isdigit() else _CHECKPOINT.value
-  recommender = Recommender.load(_WORKDIR.value, checkpoint)
-  events = user_log(_WORKDIR.value, _USER.value) if _USER.value else file_log(recommender, _HISTORY.value)
+  recommender = Recommender.load(config.workdir, checkpoint, config.search, config.model.compute_dtype)
+  events = user_log(config, _USER.value) if _USER.value else file_log(recommender, _HISTORY.value)
   found = recommender.recommend_log(events, _K.value)[0]
   if _JSON.value:
     print(json.dumps({"user": _USER.value or None, "ads": [dataclasses.asdict(ad) for ad in found]}))
@@ -83,4 +84,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  flags_lib.define_flags()
   flags_lib.run(main)

@@ -11,6 +11,7 @@ from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.sid import report as report_lib
 from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training import workdir as workdir_lib
 
 
 def main(argv):
@@ -20,7 +21,7 @@ def main(argv):
   enable_compilation_cache()
   dataset = load_dataset(config.data)
   tokenizer, index = inputs_lib.tokenizer_of(config, dataset)
-  flags_lib.save_config(config)
+  workdir_lib.save_config(config)
   inputs_lib.save_tokenizer(config, dataset, tokenizer, index)
   found = report_lib.quality_report(tokenizer, dataset.ads, dataset.events, index.codes_NT)
   path = os.path.join(config.workdir, "eval", "sid.json")

@@ -14,6 +14,7 @@ from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.serving import examples
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import loop, run, scoring
+from gr4ad_jax.training import workdir as workdir_lib
 
 _EVALUATE = flags.DEFINE_boolean(
   "evaluate", True, "At the end, evaluate on test, draw plots and show a few recommendations."
@@ -43,13 +44,14 @@ def main(argv):
   """Runs a training from flags."""
   del argv
   config = flags_lib.config_from_flags()
-  flags_lib.check_workdir(config)
+  workdir_lib.check_workdir(config)
+  run.check_batch_size(config)
   enable_compilation_cache()
   began = time.monotonic()
   print(f"run directory: {config.workdir}", flush=True)
   inputs = inputs_lib.prepare_inputs(config)
   inputs_lib.check_same_log(config, inputs.dataset)
-  flags_lib.save_config(config)  # not before all input is known to be good
+  workdir_lib.save_config(config)  # not before all input is known to be good
   inputs_lib.save_inputs(config, inputs)
   dataset, index = inputs.dataset, inputs.index
   print(f"{dataset.name}: {dataset.report}", flush=True)

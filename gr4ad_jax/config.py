@@ -31,7 +31,7 @@ class DataConfig:
   events_path: str = knob("", "ad_log, amazon_reviews: the event log (.parquet or .csv).")
   behaviors: tuple[str, ...] = knob(("click", "cart", "purchase"), "ad_log: behaviours, shallowest first.")
   on_unknown_ad: str = knob(
-    "error", "An event of an ad that the table lacks: stop, or set it aside.", choices=("error", "drop")
+    "error", "ad_log: an event of an ad that the table lacks: stop, or set it aside.", choices=("error", "drop")
   )
   session_gap_minutes: float = knob(30.0, "ad_log without request_id: a pause this long starts a new visit.", low=0)
   target_behavior: str = knob("", "Shallowest behaviour that counts as a hit; empty: any.")
@@ -98,8 +98,8 @@ class ObjectiveConfig:
   lambda_mtp: float = knob(0.1, "Weight of the MTP branch.", low=0)
   value_weight: str = knob(
     "log",
-    "w_behavior's growth with money: none, log(1+value), or value clipped at its 99th percentile.",
-    choices=("none", "log", "linear"),
+    "w_behavior's growth with money: none, log(1+value), or root or value of what the 99th percentile clips.",
+    choices=("none", "log", "sqrt", "linear"),
   )
   depth_weight: float = knob(1.0, "w_behavior's growth per step of depth (click < cart < purchase).", low=0)
   user_weight: float = knob(0.0, "Exponent of a user's long-term value in w_user; 0 treats users alike.", low=0, high=1)
@@ -114,15 +114,15 @@ class TrainConfig:
     "What is learned from: train alone, to choose settings on valid; or valid too, for a last run.",
     choices=("train", "train+valid"),
   )
-  epochs: float = knob(3.0, "Passes over the training requests.", low=0)
+  epochs: float = knob(3.0, "Passes over the training requests; --max_steps may end them sooner.", low=1e-3)
   max_steps: int = knob(0, "Stop after this many steps; 0: no limit beyond epochs.", low=0)
   learning_rate: float = knob(2e-3, "Peak learning rate of AdamW.", low=0)
   warmup_steps: int = knob(50, "Linear warm-up, steps.", low=0)
   weight_decay: float = knob(0.01, "AdamW's decoupled decay, matrices only.", low=0)
   clip_norm: float = knob(1.0, "Global gradient norm limit; 0: none.", low=0)
-  accumulate: int = knob(1, "Micro-batches a step.", low=1)
+  accumulate: int = knob(1, "Micro-batches a step; each normalises its loss by its own targets.", low=1)
   remat: bool = knob(False, "Recompute decoder activations in the backward pass.")
-  seed: int = knob(0, "Seed of initialisation, order and dropout.", low=0)
+  seed: int = knob(0, "Seed of initialisation, order and dropout.", low=0, high=2**31 - 1)
   log_every: int = knob(20, "Steps between metric lines.", low=1)
   eval_every: int = knob(
     200, "Steps between valid evaluations; 0: only at the end. None where valid is learned from.", low=0
@@ -152,6 +152,7 @@ class Config:
   search: SearchConfig = SearchConfig()
 
 
+BEHAVIORS = {"online_retail": ("purchase",), "amazon_reviews": ("review",)}  # of data sets that have no --behaviors
 CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"  # of a workdir
 SECTIONS = {f.name: f.type for f in dataclasses.fields(Config) if f.name != "workdir"}
 
@@ -169,6 +170,17 @@ PRESETS = {
   "0.32b": _sized(1280),
 }
 """Model sizes by name; the four large ones carry the paper's names (method.md §2.5)."""
+
+LARGE_CODEBOOKS, LARGE_BEAMS = (16384, 4096, 1024), (512, 512, 512)  # the paper's; most parameters are the codes'
+
+
+def preset(name: str) -> Config:
+  """The config of a size of `PRESETS`: the large ones come with the paper's codebooks and beams (method.md §1, §4)."""
+  if name == "tiny":
+    return Config()
+  return Config(
+    sid=SidConfig(codebooks=LARGE_CODEBOOKS), model=PRESETS[name], search=SearchConfig(beams=LARGE_BEAMS)
+  )
 
 
 def allowed(field: dataclasses.Field) -> str:
@@ -204,34 +216,40 @@ def _check_field(field: dataclasses.Field, value: Any) -> None:
   if good and field.metadata["high"] is not None:
     good = all(element <= field.metadata["high"] for element in elements)
   if not good:
-    raise ConfigError(f"--{field.name}={_shown(value)} is not allowed: {allowed(field)}")
+    raise ConfigError(f"--{field.name}={shown(value)} is not allowed: {allowed(field)}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+  """A knob's value as its flag is written: `128,256,512`."""
   return ",".join(str(element) for element in value) if isinstance(value, (tuple, list)) else str(value)
 
 
 def _check_pairs(config: Config) -> None:
   """Raises ConfigError on two settings that contradict each other."""
   data, model, levels = config.data, config.model, len(config.sid.codebooks)
+  behaviors = BEHAVIORS.get(data.dataset, data.behaviors)
   rules = (
     (data.dataset == "online_retail" or bool(data.ads_path), "ads_path", f"--dataset={data.dataset} needs an ad table"),
     (data.dataset == "online_retail" or bool(data.events_path), "events_path",
      f"--dataset={data.dataset} needs an event log"),
-    (data.dataset != "ad_log" or data.target_behavior in ("", *data.behaviors), "target_behavior",
-     f"one of --behaviors={_shown(data.behaviors)}, or empty"),
+    (len(set(data.behaviors)) == len(data.behaviors), "behaviors", "distinct names, shallowest first"),
+    (data.target_behavior in ("", *behaviors), "target_behavior",
+     f"a behaviour of {data.dataset}, one of {shown(behaviors)}; or empty"),
+    (data.on_unknown_ad == "error" or data.dataset == "ad_log", "on_unknown_ad",
+     f"only 'error', as --dataset={data.dataset}"),
+    (levels >= 2, "codebooks", "2 levels or more: the last is hashed"),
     (model.lazy_layers < model.layers, "lazy_layers", f"0 to {model.layers - 1}, as --layers={model.layers}"),
     (model.kv_layers <= model.layers, "kv_layers", f"1 to {model.layers}, as --layers={model.layers}"),
     (model.width % model.heads == 0, "heads", f"a divisor of --width={model.width}"),
     (model.heads % model.kv_groups == 0, "kv_groups", f"a divisor of --heads={model.heads}"),
     (len(config.search.beams) == levels, "beams",
-     f"{levels} widths, one a level of --codebooks={_shown(config.sid.codebooks)}"),
+     f"{levels} widths, one a level of --codebooks={shown(config.sid.codebooks)}"),
     (data.batch_size % config.training.accumulate == 0, "accumulate", f"a divisor of --batch_size={data.batch_size}"),
   )
   values = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}
   for holds, name, words in rules:
     if not holds:
-      raise ConfigError(f"--{name}={_shown(values[name])} is not allowed: {words}")
+      raise ConfigError(f"--{name}={shown(values[name])} is not allowed: {words}")
 
 
 def validate(config: Config) -> Config:
@@ -290,7 +308,7 @@ def load_config(workdir: str) -> Config:
 def is_trained(workdir: str) -> bool:
   """Whether a run has a whole checkpoint: from then on its data, objective and optimiser stay as they are."""
   folder = os.path.join(workdir, CHECKPOINTS)
-  return os.path.isdir(folder) and any(name.isdigit() for name in os.listdir(folder))
+  return bool(workdir) and os.path.isdir(folder) and any(name.isdigit() for name in os.listdir(folder))
 
 
 def _refuse_unknown(given: dict, known: tuple[str, ...], where: str) -> None:

@@ -25,7 +25,8 @@ def test_knob_names_are_unique_over_all_sections():
 
 @pytest.mark.parametrize("preset", config_lib.PRESETS)
 def test_defaults_and_presets_are_allowed(preset):
-  config = config_lib.Config(model=config_lib.PRESETS[preset])
+  config = config_lib.preset(preset)
+  assert config.model == config_lib.PRESETS[preset]
   assert config_lib.validate(config) is config
 
 
@@ -48,6 +49,14 @@ def test_defaults_and_presets_are_allowed(preset):
     ({"width": 64, "heads": 4, "kv_groups": 3}, "--kv_groups=3", "a divisor of --heads=4"),
     ({"codebooks": (8, 8, 8), "beams": (8, 8)}, "--beams=8,8", "3 widths"),
     ({"batch_size": 64, "accumulate": 5}, "--accumulate=5", "a divisor of --batch_size=64"),
+    ({"codebooks": (8,), "beams": (8,)}, "--codebooks=8", "2 levels or more"),
+    ({"behaviors": ("click", "click")}, "--behaviors=click,click", "distinct"),
+    ({"on_unknown_ad": "drop"}, "--on_unknown_ad=drop", "as --dataset=online_retail"),
+    ({"target_behavior": "click"}, "--target_behavior=click", "online_retail, one of purchase; or empty"),
+    ({"dataset": "amazon_reviews", "ads_path": "a", "events_path": "e", "target_behavior": "purchase"},
+     "--target_behavior=purchase", "amazon_reviews, one of review; or empty"),
+    ({"seed": 2**31}, f"--seed={2**31}", f"0 to {2**31 - 1}"),
+    ({"epochs": 0}, "--epochs=0", "at least 0.001"),
     ({"dataset": "ad_log"}, "--ads_path=", "needs an ad table"),
     ({"dataset": "ad_log", "ads_path": "a.csv"}, "--events_path=", "needs an event log"),
     (
@@ -67,7 +76,7 @@ def test_what_is_not_allowed_is_told_in_one_line(settings, flag, words):
 @given(
   layers=st.integers(1, 12),
   dropout=st.floats(0, 0.9),
-  codebooks=st.lists(st.integers(1, 512), min_size=1, max_size=5).map(tuple),
+  codebooks=st.lists(st.integers(1, 512), min_size=2, max_size=5).map(tuple),
   encoder=st.text(),
 )
 def test_json_round_trip(layers, dropout, codebooks, encoder):

@@ -5,11 +5,14 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags as absl_flags
 
 from experiments import flags
 from gr4ad_jax import config as config_lib
+from gr4ad_jax.training import run
+from gr4ad_jax.training import workdir as workdir_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _BINARY = """
@@ -65,7 +68,7 @@ def test_flagfiles_nest_and_later_flags_win(tmp_path):
 
 def test_workdir_config_then_given_search_flags(tmp_path):
   trained = flags.config_from_flags(_parsed(f"--workdir={tmp_path}", "--preset=0.03b", "--seed=3"))
-  flags.save_config(trained)
+  workdir_lib.save_config(trained)
   assert flags.config_from_workdir(_parsed(f"--workdir={tmp_path}")) == trained
   config = flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--beams=4,8,16", "--compute_dtype=float32"))
   assert (config.search.beams, config.model.compute_dtype, config.training.seed) == ((4, 8, 16), "float32", 3)
@@ -75,13 +78,36 @@ def test_workdir_config_then_given_search_flags(tmp_path):
 
 def test_another_model_than_the_runs_is_refused(tmp_path):
   trained = ["--layers=3", "--lazy_layers=2", "--width=64", "--heads=4", "--codebooks=8,8,6"]
-  flags.save_config(flags.config_from_flags(_parsed(f"--workdir={tmp_path}", *trained)))
+  workdir_lib.save_config(flags.config_from_flags(_parsed(f"--workdir={tmp_path}", *trained)))
   with pytest.raises(config_lib.ConfigError, match="--layers=4 is not allowed: .* has 3"):
     flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--layers=4"))
   with pytest.raises(config_lib.ConfigError, match="--width=320 is not allowed: .* has 64"):
     flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--preset=0.03b", "--layers=3", "--lazy_layers=2"))
   with pytest.raises(config_lib.ConfigError, match="--codebooks=8,8,8 is not allowed: .* has 8,8,6"):
-    flags.save_config(flags.config_from_flags(_parsed(f"--workdir={tmp_path}", *trained, "--codebooks=8,8,8")))
+    workdir_lib.save_config(flags.config_from_flags(_parsed(f"--workdir={tmp_path}", *trained, "--codebooks=8,8,8")))
+
+
+def test_of_a_trained_run_only_the_search_and_the_free_knobs_differ(tmp_path):
+  workdir_lib.save_config(flags.config_from_flags(_parsed(f"--workdir={tmp_path}", "--seed=3")))
+  (tmp_path / config_lib.CHECKPOINTS / "7").mkdir(parents=True)
+  for given in ("--seed=4", "--fit_splits=train+valid", "--history_slots=5", "--target_behavior=purchase"):
+    with pytest.raises(config_lib.ConfigError, match=f"{given.split('=')[0]}=.* is not allowed: the run in") as error:
+      flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", given))
+    assert "\n" not in str(error.value)
+  given = ("--seed=3", "--value_power=0.5", "--beams=4,4,4", "--data_dir=elsewhere", "--epochs=9")
+  config = flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", *given))
+  assert (config.search.value_power, config.data.data_dir, config.training.epochs) == (0.5, "elsewhere", 9)
+
+
+@pytest.mark.parametrize("size", ["0.03b", "0.08b"])
+def test_a_large_preset_has_its_size(size):
+  config = flags.config_from_flags(_parsed(f"--preset={size}"))
+  assert (config.sid.codebooks, config.search.beams) == ((16384, 4096, 1024), (512, 512, 512))
+  shapes = jax.eval_shape(lambda: run.init_params(run.build_model(config), config))
+  count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  assert abs(count / (1e9 * float(size[:-1])) - 1) < 0.1
+  given = flags.config_from_flags(_parsed(f"--preset={size}", "--codebooks=8,8", "--beams=4,4"))
+  assert (given.sid.codebooks, given.search.beams) == ((8, 8), (4, 4))
 
 
 def test_workdir_without_a_run_is_told(tmp_path):

@@ -1,10 +1,14 @@
 """The quickstart notebook is valid, committed without outputs, and runs from its first cell to its last."""
 
+import json
 import os
 import pathlib
 import sys
 
 import pytest
+
+from gr4ad_jax import config as config_lib
+from gr4ad_jax.training import workdir as workdir_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _NOTEBOOK = _ROOT / "experiments" / "colab" / "quickstart.ipynb"
@@ -23,6 +27,20 @@ def test_it_is_clean(nbformat):
     if cell.cell_type == "code":
       assert not cell.outputs and cell.execution_count is None
       assert "/home/" not in cell.source and "/work/" not in cell.source and "/content/" not in cell.source
+
+
+def test_a_change_of_a_trained_run_is_refused(tmp_path, monkeypatch):
+  sources = {cell["id"]: "".join(cell["source"]) for cell in json.loads(_NOTEBOOK.read_text())["cells"]}
+  monkeypatch.setenv("QUICKSTART_WORKDIR", str(tmp_path / "run"))
+  monkeypatch.setenv("QUICKSTART_STEPS", "8")
+  names = {}
+  exec(sources["settings"], names)
+  workdir_lib.save_config(names["config"])
+  (tmp_path / "run" / config_lib.CHECKPOINTS / "8").mkdir(parents=True)
+  exec(sources["settings"], {})  # the same again
+  with pytest.raises(config_lib.ConfigError, match="--width=64 is not allowed: the run in"):
+    exec(sources["settings"].replace('config_lib.PRESETS["tiny"]', "config_lib.ModelConfig(width=64)"), {})
+  assert "json" not in sources["data"] and "workdir_lib.save_config(config)" in sources["data"]
 
 
 @pytest.mark.slow

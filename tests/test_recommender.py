@@ -1,10 +1,12 @@
 """The recommender in Python: no history, short histories, bad entries, and many users at once."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from gr4ad_jax.config import ConfigError, SearchConfig
 from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.serving.recommender import Recommender
 from tests import tiny
@@ -83,6 +85,22 @@ def test_many_users_get_what_each_gets_alone(recommender):
     alone = recommender.recommend_log(log, 5, now)[0]
     assert [ad.ad_id for ad in found] == [ad.ad_id for ad in alone]
     np.testing.assert_allclose([ad.score for ad in found], [ad.score for ad in alone], rtol=1e-4)
+
+
+def test_the_search_of_a_call_wins_over_the_runs(workdir):
+  narrow = Recommender.load(str(workdir), search=SearchConfig(beams=(2, 3, 4)), compute_dtype="float32")
+  assert len(narrow.recommend([], k=50)) == 4
+  with pytest.raises(ConfigError, match="--beams=2,2 is not allowed"):
+    Recommender.load(str(workdir), search=SearchConfig(beams=(2, 2)))
+
+
+def test_the_binary_takes_flags_of_the_search(workdir, tmp_path):
+  (tmp_path / "search.flags").write_text("--beams=2,3,4\n--value_power=0.5\n")
+  arguments = (f"--workdir={workdir}", f"--flagfile={tmp_path}/search.flags", "--user=u1", "--k=50", "--json")
+  done = tiny.run("recommend", *arguments)
+  assert (done.status, done.err) == (0, "") and len(json.loads(done.out)["ads"]) == 4
+  done = tiny.run("recommend", *arguments, "--seed=9")
+  assert done.status == 2 and "--seed=9 is not allowed" in done.err and done.err.count("\n") == 1
 
 
 def test_a_run_without_a_checkpoint_is_told(workdir, tmp_path):

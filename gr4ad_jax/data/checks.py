@@ -3,6 +3,7 @@
 Rows are counted from 1 and do not count a header. A cell is *empty* where it is null or, as text, blank.
 """
 
+import datetime
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -81,11 +82,17 @@ class Cells:
   def times(self, default: int | None = None) -> np.ndarray:
     """Timestamps, ISO 8601 text (UTC where no zone is given) or unix seconds, as [E] int64 unix seconds.
 
-    Fractions of a second are cut off. Empty cells become `default`, or are refused where that is None.
+    Fractions of a second are cut off. Empty cells become `default`, or are refused where that is None. So are texts
+    that are a bare year or a date without dashes (1900 to 2100): as unix seconds they would lie in 1970.
     """
     arrow = optional("pyarrow")
     kind = self.array.type
     if arrow.types.is_string(kind):
+      codes, values = self.labels(allow_empty=True)
+      date = np.fromiter((_is_bare_date(value.strip()) for value in values), bool, len(values))
+      self._refuse(
+        date[codes], "may be a date or unix seconds: write 2025-03-01 or unix seconds", lambda row: values[codes[row]]
+      )
       value_E, empty_E = self._parsed(_to_seconds, "is no time: unix seconds, ISO 8601 or a timestamp is needed")
     elif arrow.types.is_timestamp(kind) or arrow.types.is_date(kind):
       array = self.array.cast(arrow.timestamp("s", tz=getattr(kind, "tz", None)), safe=False)
@@ -159,6 +166,17 @@ class Cells:
 def _to_numbers(values: np.ndarray) -> np.ndarray:
   """Texts to float64, NaN where a text is no number."""
   return optional("pandas").to_numeric(values, errors="coerce").astype(np.float64)
+
+
+def _is_bare_date(text: str) -> bool:
+  """Whether a text is a year, or YYYYMMDD of a day, from 1900 to 2100."""
+  if not (text.isascii() and text.isdigit() and len(text) in (4, 8) and 1900 <= int(text[:4]) <= 2100):
+    return False
+  try:
+    datetime.date(int(text[:4]), int(text[4:6] or 1), int(text[6:] or 1))
+  except ValueError:
+    return False
+  return True
 
 
 def _to_seconds(values: np.ndarray) -> np.ndarray:

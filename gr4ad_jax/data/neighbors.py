@@ -1,6 +1,8 @@
 """Ads that are taken in the same visits: cosine of visits, and a request's unseen neighbours.
 
-Fitted on visits, not on users: a user-level fit would hold the very targets that training asks for.
+Fitted on visits, not on users: a user-level fit would count each target with its user's whole history. A training
+request's own visit is still in the counts: it pairs its targets with each other, some of them ads of the history. So
+a little leaks: of the new targets, .1451 stood among the 64 neighbour slots, and .1426 with the own visit left out.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ import numpy as np
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
 from gr4ad_jax.data.checks import Cells, bad_cell, optional
+from gr4ad_jax.data.forms import TEMPLATES
 from gr4ad_jax.data.schema import AdTable, DataError, EventLog
 
 AD_COLUMNS = ("ad_id", "text", "account_id")
@@ -69,7 +70,7 @@ def ad_table(cells: dict[str, Cells]) -> AdTable:
   Runs of white space in `text` become one space.
 
   Raises:
-    DataError: a bad cell, an ad that stands there twice.
+    DataError: a bad cell, an ad that stands there twice, a form without a template (`data/forms.py`).
   """
   size = len(cells["ad_id"])
   ad_row, ad_id = cells["ad_id"].labels()
@@ -81,6 +82,8 @@ def ad_table(cells: dict[str, Cells]) -> AdTable:
     raise bad_cell(ids.path, ids.column, row, ad_id[ad_row[row]], f"is already the ad of row {first + 1}")
   blank = np.full(size, "", object)
   words = {name: cells[name].text(allow_empty=True) if name in cells else blank for name in AD_OPTIONAL[:3]}
+  if "form" in cells:
+    _check_forms(cells["form"])
   return AdTable(
     ad_id=ad_id,
     text=one_line(cells["text"].text(allow_empty=True)),
@@ -90,6 +93,15 @@ def ad_table(cells: dict[str, Cells]) -> AdTable:
     vectors=cells["vector"].vectors() if "vector" in cells else None,
     **words,
   )
+
+
+def _check_forms(form_cells: Cells) -> None:
+  codes, values = form_cells.labels(allow_empty=True)
+  unknown_N = np.fromiter((bool(value) and value not in TEMPLATES for value in values), bool, len(values))[codes]
+  if unknown_N.any():
+    row = int(np.argmax(unknown_N))
+    problem = f"is not one of {', '.join(TEMPLATES)}, nor empty"
+    raise bad_cell(form_cells.path, form_cells.column, row, values[codes[row]], problem)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ that could have been hit. Resampling users then re-weighs numerators and denomin
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -142,20 +142,6 @@ def interval(value: float, samples_S: np.ndarray) -> Interval:
   tail = (1 - COVERAGE) / 2
   low, high = np.nanquantile(samples_S, [tail, 1 - tail])
   return Interval(value, float(low), float(high))
-
-
-def bootstrap(
-  ratios: Mapping[str, Ratio], user_R: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Interval]:
-  """95 % intervals of one system's metrics over users; see `resample`."""
-  samples_SF = resample(list(ratios.values()), user_R, resamples, seed)
-  return {name: interval(ratio.value, samples_SF[:, f]) for f, (name, ratio) in enumerate(ratios.items())}
-
-
-def paired_difference(a: Ratio, b: Ratio, user_R: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-  """a - b of one metric of two systems on the same requests, both scored on the same resamples of the users."""
-  samples_S2 = resample([a, b], user_R, resamples, seed)
-  return interval(a.value - b.value, samples_S2[:, 0] - samples_S2[:, 1])
 
 
 def catalogue(rankings_RK: np.ndarray, popularity_N: np.ndarray, ks: Sequence[int]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """GR4AD: context, LazyAR decoder, level heads, eCPM head, MTP branch and history copy, put together."""
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -56,8 +57,8 @@ class Outputs(NamedTuple):
 
 
 def next_code_logp(logits_BMV: jax.Array, code_BM: jax.Array) -> jax.Array:
-  """log p of one level's codes: [B, M] float32. Raises nothing; a code past the last one gives NaN."""
-  logp = jax.nn.log_softmax(logits_BMV.astype(jnp.float32))  # f32: bf16 loses the tail of a 16k softmax
+  """log p of one level's codes, of float32 logits: [B, M]. Raises nothing; a code past the last one gives NaN."""
+  logp = jax.nn.log_softmax(logits_BMV)
   return jnp.take_along_axis(logp, code_BM[..., None], axis=-1)[..., 0]
 
 
@@ -82,8 +83,10 @@ class GR4AD(nn.Module):
     self.bos = self.param("bos", nn.with_logical_partitioning(nn.initializers.normal(0.5), ("embed",)), (c.width,))
     self.processor = ContextProcessor(c, NUM_KINDS)
     self.decoder = LazyDecoder(c, len(self.codebooks) + 1, self.remat)
-    self.heads = [Linear(v, ("embed", "vocab"), bias=True, name=f"head_{t}") for t, v in enumerate(self.codebooks)]
-    self.ecpm_head = Linear(c.ecpm_bins, ("embed", "vocab"), bias=True)
+    # Logits are float32: bfloat16 ones lose the tail of a 16k softmax.
+    head = functools.partial(Linear, axes=("embed", "vocab"), bias=True, out_dtype=jnp.float32)
+    self.heads = [head(v, name=f"head_{t}") for t, v in enumerate(self.codebooks)]
+    self.ecpm_head = head(c.ecpm_bins)
     if c.copy != "off":
       self.copier = HistoryCopy()
     if c.history_bias:
@@ -126,7 +129,7 @@ class GR4AD(nn.Module):
     m = start.lazy_B1TD[:, :, level : level + 1]
     h_BM1D, caches = self.decoder(m, token[:, :, None], start.context, train=False, caches=caches)
     head = self.heads[level] if level < len(self.codebooks) else self.ecpm_head
-    return h_BM1D[:, :, 0], head(h_BM1D[:, :, 0]).astype(jnp.float32), caches
+    return h_BM1D[:, :, 0], head(h_BM1D[:, :, 0]), caches
 
   def seen(self, start: Start, codes_BMT: jax.Array) -> jax.Array:
     """[B, M] bool: is the UA-SID one of the user's history?"""
@@ -171,7 +174,7 @@ class GR4AD(nn.Module):
     generated, mtp = [], []
     for t in range(T):
       generated.append(next_code_logp(self.heads[t](h_BMTD[:, :, t]), codes_BMT[..., t]))
-      logp_B1V = jax.nn.log_softmax(self.heads[t](free_B1TD[:, :, t]).astype(jnp.float32))
+      logp_B1V = jax.nn.log_softmax(self.heads[t](free_B1TD[:, :, t]))
       mtp.append(jnp.take_along_axis(logp_B1V[:, 0], codes_BMT[..., t], axis=-1))
     generated_logp_BMT = jnp.stack(generated, axis=-1)
     copy = self.copy_path(start, h_BMTD[:, 0, 0])
@@ -179,7 +182,7 @@ class GR4AD(nn.Module):
     match_BMS = sequence_match(start.slot_codes_BST, codes_BMT).astype(jnp.float32)
     matched = jnp.einsum("bs,bms->bm", attention, match_BMS, precision="highest")
     logp_BM = mix(copy, generated_logp_BMT.sum(-1), matched)
-    ecpm = self.ecpm_head(h_BMTD[:, :, T]).astype(jnp.float32)
+    ecpm = self.ecpm_head(h_BMTD[:, :, T])
     return Outputs(logp_BM, generated_logp_BMT, ecpm, jnp.stack(mtp, axis=-1), jnp.exp(copy.log_gate_B))
 
 

@@ -38,11 +38,12 @@ class HistoryCopy(nn.Module):
     D = slots_BSD.shape[-1]
     query = Linear(D, bias=True, name="query")(first_BD)
     hidden = nn.relu(Linear(D, name="slot")(slots_BSD) + query[:, None])
-    product = jnp.einsum("bd,bsd->bs", Linear(D, name="dot")(first_BD), slots_BSD) / jnp.sqrt(D).astype(slots_BSD.dtype)
-    score_BS = (Linear(1, ("mlp", None), name="score")(hidden)[..., 0] + product).astype(jnp.float32)
-    score_BS = jnp.where(mask_BS, score_BS, NEG)
+    dot_BD = Linear(D, name="dot")(first_BD)
+    product = jnp.einsum("bd,bsd->bs", dot_BD, slots_BSD, preferred_element_type=jnp.float32)
+    added = Linear(1, ("mlp", None), name="score", out_dtype=jnp.float32)(hidden)[..., 0]
+    score_BS = jnp.where(mask_BS, added + product / jnp.sqrt(D).astype(jnp.float32), NEG)
     log_attention = jnp.where(mask_BS, jax.nn.log_softmax(score_BS), NEG)
-    gate = Linear(1, ("embed", None), bias=True, name="gate")(first_BD)[..., 0].astype(jnp.float32)
+    gate = Linear(1, ("embed", None), bias=True, name="gate", out_dtype=jnp.float32)(first_BD)[..., 0]
     some = mask_BS.any(-1)
     log_gate = jnp.where(some, jax.nn.log_sigmoid(gate), NEG)
     log_rest = jnp.where(some, jax.nn.log_sigmoid(-gate), 0.0)

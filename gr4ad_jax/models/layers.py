@@ -50,27 +50,24 @@ class Linear(nn.Module):
     features: output width.
     axes: logical names of the kernel's two axes (parallel/mesh.py).
     bias: add a bias.
-    scale: variance of the initial kernel times its input width.
+    out_dtype: dtype of what comes out, bias added; None: the input's. Logits ask for float32: the matmul sums in it
+      anyway, and a bfloat16 logit of 8 has steps of 1/16.
   """
 
   features: int
   axes: tuple[str | None, str | None] = ("embed", "mlp")
   bias: bool = False
-  scale: float = 1.0
+  out_dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    init = (
-      nn.initializers.variance_scaling(self.scale, "fan_in", "truncated_normal")
-      if self.scale
-      else nn.initializers.zeros
-    )
-    kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features))
-    out = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+    init = nn.with_logical_partitioning(nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"), self.axes)
+    kernel = self.param("kernel", init, (x.shape[-1], self.features))
+    flat = x.reshape(-1, x.shape[-1])
+    out = jnp.matmul(flat, kernel.astype(x.dtype), preferred_element_type=self.out_dtype)
     if self.bias:
-      out += self.param(
-        "bias", nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]), (self.features,)
-      ).astype(x.dtype)
+      init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+      out += self.param("bias", init, (self.features,)).astype(out.dtype)
     return out.reshape(*x.shape[:-1], self.features)
 
 

@@ -31,7 +31,8 @@ def value_weights(
     depth_BM: its behaviour's depth, 0 the shallowest.
     user_value_B: the user's long-term value, money a visit.
     mask_BM: which targets are real.
-    growth: 'none', 'log' (0.1 + log(1 + value)) or 'linear' (value clipped at `value_clip`).
+    growth: 'none', 'log' (0.1 + log(1 + value)), 'sqrt' or 'linear' (both of the value clipped at
+      `value_clip`).
     depth_weight: w_behavior's factor is 1 + depth_weight · depth.
     user_weight: exponent of w_user = (1 + user_value)^user_weight.
     value_clip: money.
@@ -44,6 +45,7 @@ def value_weights(
   grown = {
     "none": jnp.ones_like(value_BM),
     "log": 0.1 + jnp.log1p(value_BM),
+    "sqrt": jnp.sqrt(jnp.clip(value_BM, 0.01, value_clip)),
     "linear": jnp.clip(value_BM, 0.01, value_clip),
   }[growth]
   weight = grown * (1 + depth_weight * depth_BM) * (1 + user_value_B[:, None]) ** user_weight

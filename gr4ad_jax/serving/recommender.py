@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.config import is_trained, load_config
+from gr4ad_jax.config import SearchConfig, is_trained, load_config, validate
 from gr4ad_jax.data import ad_store, history, visits
 from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.ecpm import EcpmBins
@@ -54,17 +54,28 @@ class Recommender:
     self._row = {str(ad): row for row, ad in enumerate(ads.ad_id)}
 
   @classmethod
-  def load(cls, workdir: str, checkpoint: int | str = "best") -> "Recommender":
+  def load(
+    cls,
+    workdir: str,
+    checkpoint: int | str = "best",
+    search: SearchConfig | None = None,
+    compute_dtype: str | None = None,
+  ) -> "Recommender":
     """Opens a trained run.
 
     Args:
       workdir: the run's directory; nothing else is read.
       checkpoint: 'best', 'last' or a step.
+      search: beams and order of the lists; None: the run's own.
+      compute_dtype: of the matmuls, as in `ModelConfig`; None: the run's own.
 
     Raises:
       FileNotFoundError: no run, or no such checkpoint, lies there.
+      ConfigError: a search, or a dtype, that is not allowed for this run.
     """
     config = load_config(workdir)
+    model_config = dataclasses.replace(config.model, compute_dtype=compute_dtype or config.model.compute_dtype)
+    config = validate(dataclasses.replace(config, search=search or config.search, model=model_config))
     if not is_trained(workdir):
       raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}

@@ -24,7 +24,7 @@ def encode(ads: schema.AdTable, encoder: str, templates: Mapping[str, tuple[str,
     [N, D] float32 of length 1; an ad without any text keeps a zero vector.
 
   Raises:
-    schema.DataError: vectors of the wrong shape, not finite, or missing for an ad.
+    schema.DataError: vectors of the wrong shape, not finite, or missing for an ad; rows are counted from 1.
     FileNotFoundError: there is no such file or folder.
     ImportError: the encoder's package is not installed; names the extra.
   """
@@ -52,7 +52,7 @@ def _checked(vectors_ND: np.ndarray, ads: schema.AdTable, source: str) -> np.nda
     raise schema.DataError(f"{source}: vectors have dtype {vectors_ND.dtype}; numbers are needed")
   bad = np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))
   if len(bad):
-    raise schema.DataError(f"{source}, row {bad[0]} (ad {ads.ad_id[bad[0]]}): the vector is not finite")
+    raise schema.DataError(f"{source}, row {bad[0] + 1} (ad {ads.ad_id[bad[0]]}): the vector is not finite")
   return vectors_ND.astype(np.float32)
 
 
@@ -96,7 +96,7 @@ def _parquet_file(path: str, ads: schema.AdTable) -> np.ndarray:
   width = len(rows[0]) if rows and rows[0] is not None else 0
   for row, vector in enumerate(rows):
     if vector is None or len(vector) != width or None in vector:
-      raise schema.DataError(f"{path}, column vector, row {row}: {width} numbers are needed")
+      raise schema.DataError(f"{path}, column vector, row {row + 1}: {width} numbers are needed")
   vectors_ND = np.asarray(rows, np.float32)
   if "ad_id" not in table.column_names:
     return vectors_ND

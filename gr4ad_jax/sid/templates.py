@@ -6,25 +6,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from gr4ad_jax.data import schema
-
-TEMPLATES: dict[str, tuple[str, ...]] = {
-  "live_stream": ("Live stream by {account_id}", "{text}", "about {category}"),
-  "off_site": ("{text}", "industry {category}", "advertiser {account_id}", "goal {conversion_type}"),
-  "virtual_product": ("Virtual product", "{text}", "genre {category}", "value {price:.2f}"),
-  "product": ("{text}", "product of {category}", "price {price:.2f}"),
-  "short_video": ("Short video", "{text}", "topic {category}", "creator {account_id}"),
-  "local_service": ("Local service", "{text}", "trade {category}", "from {price:.2f}"),
-}
-DEFAULT = ("{text}", "{category}")  # of ads without a form
-
-FIELDS = ("text", "account_id", "category", "conversion_type", "price")
+from gr4ad_jax.data.forms import DEFAULT, FIELDS, TEMPLATES
 
 
 def verbalise(ads: schema.AdTable, templates: Mapping[str, tuple[str, ...]] = TEMPLATES) -> list[str]:
   """The text of each ad: its form's clauses, less those that name an unknown field.
 
   A template is a tuple of format strings over the fields text, account_id, category, conversion_type and price; the
-  clauses are joined by ". ". Another form is one more entry: `{**TEMPLATES, "podcast": ("{text}", "on {category}")}`.
+  clauses are joined by ". ". Another form is one more entry: `TEMPLATES["podcast"] = ("{text}", "on {category}")`, of
+  the table in `data/forms.py` that the `form` column is checked against when a file is read; or a table of one's own.
 
   Args:
     ads: N ads; the form "" takes `DEFAULT`, which leaves plain text as it is.
@@ -34,14 +24,15 @@ def verbalise(ads: schema.AdTable, templates: Mapping[str, tuple[str, ...]] = TE
     N strings, "" where nothing is known of an ad.
 
   Raises:
-    schema.DataError: an ad's form has no template, or a template names a field that ads lack.
+    schema.DataError: an ad's form has no template (rows are counted from 1), or a template names a field that ads lack.
   """
   forms = np.unique(ads.form)
   for form in forms:
     if form and form not in templates:
       row = int(np.flatnonzero(ads.form == form)[0])
       known = ", ".join(sorted(templates))
-      raise schema.DataError(f"ads.form, row {row} (ad {ads.ad_id[row]}): {str(form)!r} is not in {known}, nor empty")
+      where = f"ads.form, row {row + 1} (ad {ads.ad_id[row]})"
+      raise schema.DataError(f"{where}: {str(form)!r} is not in {known}, nor empty")
   clauses = {str(form): [(c, _fields(c, str(form))) for c in (templates[form] if form else DEFAULT)] for form in forms}
   columns = {field: getattr(ads, field) for field in FIELDS}
   texts = []

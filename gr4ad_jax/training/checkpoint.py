@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.training.state import TrainState, abstract
 
 _KEEP = 2
@@ -114,9 +115,9 @@ class Checkpointer:
 
     Raises:
       FileNotFoundError: no such checkpoint.
-      ValueError: it holds another model.
+      ConfigError: it holds another model.
     """
-    step = self._resolve(which)
+    step = self.resolve(which)
     items = self._read(
       step,
       params=ocp.args.StandardRestore(abstract(target.params)),
@@ -136,18 +137,19 @@ class Checkpointer:
 
     Raises:
       FileNotFoundError: no such checkpoint.
-      ValueError: it holds another model.
+      ConfigError: it holds another model.
     """
-    return self._read(self._resolve(which), params=ocp.args.StandardRestore(abstract(target)))["params"]
+    return self._read(self.resolve(which), params=ocp.args.StandardRestore(abstract(target)))["params"]
 
   def _read(self, step: int, **items: Any) -> ocp.args.Composite:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except ValueError as error:
       reason = " ".join(str(error).split())[:300]
-      raise ValueError(f"{self._directory}/{step} holds another model than the one asked for: {reason}") from error
+      raise ConfigError(f"{self._directory}/{step} holds another model than the one asked for: {reason}") from error
 
-  def _resolve(self, which: int | str) -> int:
+  def resolve(self, which: int | str) -> int:
+    """Step of 'last', 'best' (the last, where none was evaluated) or a step. Raises FileNotFoundError."""
     steps = self.steps
     if not steps:
       raise FileNotFoundError(f"{self._directory} holds no whole checkpoint")

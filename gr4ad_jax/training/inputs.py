@@ -67,39 +67,40 @@ class Inputs:
 
 
 def tokenizer_of(config: Config, dataset: Dataset) -> tuple[Tokenizer, SidIndex]:
-  """The tokenizer and index of the workdir, or fitted where it has none; nothing is written.
+  """The tokenizer and index of a trained run; before its first checkpoint, fitted anew. Nothing is written.
 
   Raises:
-    ConfigError: the workdir was made from another ad table.
+    ConfigError: the workdir's run was trained on another ad table.
     DataError: ads that cannot be encoded, or a log without co-occurrence.
   """
   tokenizer_dir, index_dir = (os.path.join(config.workdir, name) for name in ("tokenizer", "index"))
-  if config.workdir and os.path.exists(os.path.join(index_dir, "codes.npz")):
+  if config.workdir and is_trained(config.workdir):
     if not ad_store.same_ads(ad_store.load_ads(index_dir), dataset.ads):
-      raise ConfigError(f"--workdir={config.workdir} is not allowed: its run was made from another ad table")
+      raise ConfigError(f"--workdir={config.workdir} is not allowed: its run was trained on another ad table")
     return Tokenizer.load(tokenizer_dir), SidIndex.load(index_dir)
   tokenizer, codes_NT = tokenizer_lib.fit(dataset.ads, dataset.events, config.sid, seed=config.training.seed, log=_log)
   return tokenizer, SidIndex.build(codes_NT, tokenizer.codebooks)
 
 
 def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index: SidIndex) -> None:
-  """Keeps tokenizer, index and ad table in the workdir, where they do not lie there yet."""
+  """Keeps tokenizer, index and ad table in the workdir, in place of older ones; a trained run keeps what it has."""
+  if is_trained(config.workdir):
+    return
   tokenizer_dir, index_dir = (os.path.join(config.workdir, name) for name in ("tokenizer", "index"))
-  if not os.path.exists(os.path.join(index_dir, "codes.npz")):
-    tokenizer.save(tokenizer_dir)
-    ad_store.save_ads(dataset.ads, index_dir)
-    index.save(index_dir)  # last: its presence says that the others are whole
+  tokenizer.save(tokenizer_dir)
+  ad_store.save_ads(dataset.ads, index_dir)
+  index.save(index_dir)  # last: its presence says that the others are whole
 
 
 def prepare_inputs(config: Config) -> Inputs:
   """Loads the data set, then takes tokenizer and features from the workdir, or fits them on what is learned from.
 
-  Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing there. Features are
-  taken from a trained run only: before its first checkpoint they follow the settings.
+  Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing there. Tokenizer and
+  features are taken from a trained run only: before its first checkpoint they follow data, settings and seed.
 
   Raises:
     DataError: bad data.
-    ConfigError: the workdir was made from another ad table.
+    ConfigError: the workdir's run was trained on another ad table.
   """
   dataset = load_dataset(config.data)
   tokenizer, index = tokenizer_of(config, dataset)

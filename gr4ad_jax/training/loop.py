@@ -141,10 +141,14 @@ class _Run:
       eta = (self.schedule.total_steps - step) / rate if rate else math.inf
       self.on_progress(Progress(step, self.schedule.total_steps, rate, eta, metrics, valid, logs))
 
-  def boundary(self, step: int, state: TrainState, metrics: dict[str, float], stop: bool) -> None:
-    """Evaluates, if that is due and there is time; reports; saves."""
+  def boundary(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
+    """Evaluates, if that is due; reports; saves.
+
+    A run that is asked to stop at such a step evaluates too, some seconds: the resumed run begins after the step, so
+    its metrics would be missing for good, and 'best' could be another step than the uninterrupted run's.
+    """
     valid = {}
-    if self.evaluate_fn and self.schedule.evaluates(step) and not stop:
+    if self.evaluate_fn and self.schedule.evaluates(step):
       valid = self.valid_metrics = {name: float(value) for name, value in self.evaluate_fn(state).items()}
     self.report(step, metrics, valid)
     if self.checkpointer:
@@ -166,8 +170,8 @@ def fit(
 ) -> FitResult:
   """Trains from `state.step` to the end of the schedule.
 
-  A step's batch and randomness depend on its number alone, so a run that is resumed from a checkpoint is, number by
-  number, the run that was never stopped.
+  A step's batch and randomness depend on its number alone, and a stop waits for an evaluation that is due, so a run
+  that is resumed from a checkpoint is, number by number, the run that was never stopped.
 
   Args:
     state: fresh or restored; donated.
@@ -195,7 +199,7 @@ def fit(
         waiting = (step, metrics)
         stop = preemption.asked(step) and not schedule.last(step)
         if stop or schedule.saves(step):
-          run.boundary(step, state, run.fetch(*waiting), stop)
+          run.boundary(step, state, run.fetch(*waiting))
           waiting = None
         if stop:
           status = "preempted"

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gr4ad_jax.config import CHECKPOINTS, Config
+from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError
 from gr4ad_jax.data.batches import TrainingOrder, zero_batch
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
@@ -45,12 +45,28 @@ def best_metric(config: Config) -> str | None:
   return None if config.training.fit_splits == "train+valid" else BEST_METRIC
 
 
+def check_batch_size(config: Config) -> None:
+  """Raises ConfigError where a step's requests cannot be shared out over the devices and micro-batches."""
+  devices, accumulate = jax.device_count(), config.training.accumulate
+  if config.data.batch_size % (devices * accumulate):
+    raise ConfigError(
+      f"--batch_size={config.data.batch_size} is not allowed: a multiple of {devices * accumulate}, "
+      f"{devices} device{'s' * (devices > 1)} times --accumulate={accumulate}"
+    )
+
+
+def scored_step(config: Config) -> int:
+  """Step of the checkpoint that `load_params` takes as the best. Raises FileNotFoundError where there is none."""
+  with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config), read_only=True) as checkpointer:
+    return checkpointer.resolve("best")
+
+
 def load_params(config: Config, model: GR4AD, which: int | str = "best") -> Any:
   """Parameters of a trained run: the best on valid, the last, or those of a step.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
-    ValueError: the checkpoint holds another model.
+    ConfigError: the checkpoint holds another model.
   """
   mesh = mesh_lib.make_mesh(jax.local_devices()[:1])
   target = state_lib.abstract_params(lambda: init_params(model, config), mesh)
@@ -80,9 +96,13 @@ class Trainer:
   Args:
     config: of the run.
     inputs: data, tokenizer and features.
+
+  Raises:
+    ConfigError: the devices cannot share a batch.
   """
 
   def __init__(self, config: Config, inputs: Inputs):
+    check_batch_size(config)
     self.config, t = config, config.training
     self.model, self.mesh = build_model(config), mesh_lib.make_mesh()
     self.order = TrainingOrder(inputs.requests(*t.fit_splits.split("+")), config.data.batch_size, t.seed)
@@ -111,7 +131,7 @@ def train(config: Config, inputs: Inputs, on_progress: Callable[[loop.Progress],
 
   Raises:
     DivergedError: the loss stopped being finite.
-    ValueError: the workdir's checkpoints hold another model.
+    ConfigError: the workdir's checkpoints hold another model, or the devices cannot share a batch.
   """
   t, trainer = config.training, Trainer(config, inputs)
   state = trainer.state  # 1. fresh parameters

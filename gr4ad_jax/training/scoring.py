@@ -1,13 +1,23 @@
-"""A trained run, scored beside the simple methods under its data set's protocol."""
+"""A trained run, scored beside other runs and the simple methods under its data set's protocol."""
 
+import dataclasses
 import os
+import re
 from collections.abc import Sequence
 
-from gr4ad_jax.config import Config, ConfigError, load_config
+from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_config
+from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.data.neighbors import Neighbors
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.evaluation import baselines, plots, protocols, tables
+from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import run
-from gr4ad_jax.training.inputs import Inputs, prepare_inputs
+from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.workdir import FREE, changes
+
+MAIN = "gr4ad"  # the system of the scored run, and of its further seeds
+_PATHS = ("data_dir", "ads_path", "events_path")
+_OF_A_SEED = ("seed", "compute_dtype", *(name for name in FREE if name not in ("epochs", "max_steps")))
 
 
 def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k: int) -> Ranking:
@@ -18,21 +28,62 @@ def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k
   return ranker.rank(params, inputs.contexts(config, requests.split), requests.request, k)
 
 
-def rank_beside(workdirs: Sequence[str], config: Config, requests: protocols.EvalRequests, k: int) -> dict:
-  """{folder name: rankings} of other runs on the same data; runs whose names differ by `_seed<n>` alone are one system.
+def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]:
+  """Other runs by the system that they are seeds of: folders whose names differ by `_seed<n>` alone are one system.
+
+  Args:
+    config: of the scored run; runs that share its name are further seeds of it, under `MAIN`, and searched as it is.
+    beside: workdirs of the other runs.
+
+  Returns:
+    {system: configs}, `MAIN` first and the scored run its first.
 
   Raises:
-    ConfigError: a run on another data set.
-    FileNotFoundError: a folder that holds no run.
+    ConfigError: a run twice, a name that the table has for another system, or seeds whose settings differ.
+    FileNotFoundError: a folder that holds no trained run.
   """
-  systems: dict[str, list] = {}
-  for workdir in workdirs:
-    other = load_config(workdir)
-    if other.data.dataset != config.data.dataset:
-      raise ConfigError(f"--beside={workdir} is not allowed: a run on {config.data.dataset}, not {other.data.dataset}")
-    name = os.path.basename(os.path.normpath(workdir)).split("_seed")[0]
-    systems.setdefault(name, []).append(rank_run(other, prepare_inputs(other), requests, k).ad_RK)
+  systems, stem = {MAIN: [config]}, _stem(config.workdir)
+  names = {_folder(config.workdir)}
+  for workdir in beside:
+    refused = f"--beside={workdir} is not allowed"
+    other, name = load_config(workdir), _stem(workdir)
+    if not is_trained(workdir):
+      raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+    if _folder(workdir) in names:
+      raise ConfigError(f"{refused}: a run named {_folder(workdir)!r} is in the table already")
+    names.add(_folder(workdir))
+    if name == stem:
+      name, other = MAIN, dataclasses.replace(other, search=config.search)
+    elif name in (MAIN, *baselines.NAMES):
+      raise ConfigError(f"{refused}: the table has a system {name!r} already; rename the folder")
+    first = systems.setdefault(name, [other])[0]
+    for knob, ours, theirs in changes(other, first, tuple(SECTIONS), but=_OF_A_SEED):
+      raise ConfigError(f"{refused}: a seed of {name!r} with --{knob}={ours}, where {first.workdir} has {theirs}")
+    if other is not first:
+      systems[name].append(other)
   return systems
+
+
+def view_through(config: Config, inputs: Inputs) -> Inputs:
+  """The data set of `inputs`, seen through another trained run's tokenizer and features.
+
+  Raises:
+    ConfigError: that run was made from another ad table or event log.
+  """
+  try:
+    inputs_lib.check_same_log(config, inputs.dataset)
+    tokenizer, index = inputs_lib.tokenizer_of(config, inputs.dataset)
+  except ConfigError as error:
+    raise ConfigError(str(error).replace("--workdir", "--beside", 1)) from error
+  folder = os.path.join(config.workdir, "features")
+  neighbors, ecpm = Neighbors.load(folder), EcpmBins.load(folder)
+  return dataclasses.replace(inputs, tokenizer=tokenizer, index=index, neighbors=neighbors, ecpm=ecpm)
+
+
+def settings_of(config: Config) -> dict:
+  """Every knob of a run by its name, but for where its data lie."""
+  knobs = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}
+  return {name: value for name, value in knobs.items() if name not in _PATHS}
 
 
 def evaluate_run(config: Config, inputs: Inputs, split: str, beside: Sequence[str] = ()) -> tuple[dict, Ranking]:
@@ -42,22 +93,47 @@ def evaluate_run(config: Config, inputs: Inputs, split: str, beside: Sequence[st
     config: of the run.
     inputs: its data, tokenizer and features.
     split: 'valid' or 'test'.
-    beside: workdirs of other runs for the same table.
+    beside: workdirs of other runs for the same table; see `group_runs`.
 
   Returns:
-    What `tables.results` found, and the run's ranking of the split's requests.
+    What `tables.results` found, with the checkpoint and the settings of the run; and its ranking of the split's
+    requests.
+
+  Raises:
+    ConfigError: runs that cannot stand in one table: see `group_runs` and `view_through`; or one that has learned from
+      the split.
+    FileNotFoundError: a run without a checkpoint.
   """
+  systems = group_runs(config, beside)
+  runs = [seed for seeds in systems.values() for seed in seeds]
+  for seed in runs:
+    if split in seed.training.fit_splits.split("+"):
+      raise ConfigError(f"--split={split} is not allowed: the run in {seed.workdir} has learned from it")
+  inputs_lib.check_same_log(config, inputs.dataset)
+  views = {seed.workdir: view_through(seed, inputs) for seed in runs[1:]} | {config.workdir: inputs}
   requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
   k = max(protocols.protocol_of(inputs.dataset.name).ks)
-  ranking = rank_run(config, inputs, requests, k)
+  rankings = {
+    name: [rank_run(seed, views[seed.workdir], requests, k) for seed in seeds] for name, seeds in systems.items()
+  }
   simple, skipped = baselines.rank_all(inputs.dataset, requests, k)
-  systems = {"gr4ad": ranking.ad_RK} | rank_beside(beside, config, requests, k) | simple
-  seen = {"gr4ad": "biased" if config.model.history_bias else "left"}
-  found = tables.results(inputs.dataset, split, systems, config.data.target_behavior, skipped, seen)
+  ranked = {name: [ranking.ad_RK for ranking in seeds] for name, seeds in rankings.items()} | simple
+  seen = {name: "biased" if seeds[0].model.history_bias else "left" for name, seeds in systems.items()}
+  found = tables.results(inputs.dataset, split, ranked, config.data.target_behavior, skipped, seen)
+  found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
   folder = os.path.join(config.workdir, "eval")
   tables.write_json(os.path.join(folder, "metrics.json"), found)
   plots.plot_comparison(found, os.path.join(folder, "comparison.png"))
   curve = os.path.join(config.workdir, "metrics.jsonl")
   if os.path.exists(curve):
     plots.plot_training(curve, os.path.join(folder, "training.png"))
-  return found, ranking
+  return found, rankings[MAIN][0]
+
+
+def _folder(workdir: str) -> str:
+  return os.path.basename(os.path.abspath(workdir))
+
+
+def _stem(workdir: str) -> str:
+  """Name of the system that a run is a seed of: its folder's, without `_seed<n>`."""
+  return re.sub(r"_seed\d+$", "", _folder(workdir))

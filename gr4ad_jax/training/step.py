@@ -18,10 +18,11 @@ def make_train_step(
   """Builds `step(state, batch) -> (state, metrics)`; the given state is donated, so its buffers are gone afterwards.
 
   Args:
-    loss_fn: (params, batch, key) -> (scalar loss, scalar metrics); the loss is a mean over the batch's leading axis.
+    loss_fn: (params, batch, key) -> (scalar loss, scalar metrics); the loss is a mean over the batch.
     optimizer: the optimiser.
     seed: with the step number it fixes all randomness of a step, so a resumed run is the same run.
-    accumulate: micro-batches that the leading axis B is split into; their mean gradient makes the step.
+    accumulate: micro-batches that the leading axis B is split into; their mean gradient makes the step. Each is
+      normalised by targets of its own, so a masked or weighted mean differs slightly from that of the full batch.
     state_shardings: of the state that comes back (`shardings_of(state)`); None: as the compiler finds best.
 
   Returns:

@@ -43,6 +43,9 @@ def test_same_ads_tells_order_content_and_length():
   assert same_ads(ads, make_ads())
   assert not same_ads(ads, make_ads(TEXTS[:-1]))
   assert not same_ads(ads, make_ads(TEXTS[::-1]))
+  assert not same_ads(ads, dataclasses.replace(ads, price=np.where(np.isnan(ads.price), 1, ads.price)))
+  assert not same_ads(ads, dataclasses.replace(ads, price=ads.price * 2))
+  assert not same_ads(ads, dataclasses.replace(ads, created=ads.created + 1))
   assert not same_ads(ads, dataclasses.replace(ads, category=np.array(["x"] + [""] * 5)))
 
 

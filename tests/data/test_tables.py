@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gr4ad_jax.config import ConfigError, DataConfig
-from gr4ad_jax.data import prepare, tables
+from gr4ad_jax.data import checks, forms, prepare, tables
 from gr4ad_jax.data.schema import DataError
 
 ADS = "ad_id,text,account_id,price,created\n0012,a  red\tmug ,acme,3.5,2024-01-01\n13,,zoo,,\n"
@@ -119,6 +119,37 @@ def test_bad_input_is_named_and_leaves_nothing(config, tmp_path, file, old, new,
     prepare.load_dataset(config)
   assert "\n" not in str(caught.value)
   assert sorted(os.listdir(tmp_path)) == ["ads.csv", "events.csv"]
+
+
+@pytest.mark.parametrize("text,seconds", [
+  ("20250301", None), (" 20250301 ", None), ("1999", None), ("2100", None),
+  ("2025-03-01", 1740787200), ("1740787200", 1740787200), ("100", 100), ("20251301", 20251301), ("21010101", 21010101),
+  ("1899", 1899), ("20250301T000000", 1740787200), ("20250301.0", 20250301),
+])  # fmt: skip
+def test_a_bare_date_is_not_taken_for_seconds(text, seconds):
+  cells = checks.Cells("log.csv", "time", pa.array(["100", text]))
+  if seconds is not None:
+    assert cells.times().tolist() == [100, seconds]
+  else:
+    message = f"log.csv: column 'time', row 2: '{text}' may be a date or unix seconds: write 2025-03-01 or unix seconds"
+    with pytest.raises(DataError, match=message):
+      cells.times()
+
+
+def test_numbers_of_a_numeric_column_are_seconds():
+  assert checks.Cells("log.parquet", "time", pa.array([20250301, 2025])).times().tolist() == [20250301, 2025]
+
+
+def test_forms_are_those_of_the_template_table(config, tmp_path, monkeypatch):
+  header, *rows = ADS.splitlines()
+  (tmp_path / "ads.csv").write_text(f"{header},form\n{rows[0]},product\n{rows[1]},podcast\n")
+  message = r"ads.csv: column 'form', row 2: 'podcast' is not one of live_stream, .*, nor empty"
+  with pytest.raises(DataError, match=message):
+    prepare.load_dataset(config)
+  assert sorted(os.listdir(tmp_path)) == ["ads.csv", "events.csv"]
+  monkeypatch.setitem(forms.TEMPLATES, "podcast", ("{text}", "on {category}"))
+  ads = tables.ad_table(tables.read_file(config.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL))
+  assert ads.form.tolist() == ["product", "podcast"]
 
 
 def change(config, **fields):

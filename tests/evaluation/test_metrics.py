@@ -112,9 +112,18 @@ def _noisy(seed, users=400):
   return metrics.Ratio(rng.random(users), np.ones(users)), np.arange(users)
 
 
-def test_bootstrap_is_set_by_its_seed():
+def _interval(ratio, user, **settings):
+  return metrics.interval(ratio.value, metrics.resample([ratio], user, **settings)[:, 0])
+
+
+def _difference(a, b, user, **settings):
+  samples_S2 = metrics.resample([a, b], user, **settings)
+  return metrics.interval(a.value - b.value, samples_S2[:, 0] - samples_S2[:, 1])
+
+
+def test_resamples_are_set_by_their_seed():
   ratio, user = _noisy(0)
-  first, again, other = (metrics.bootstrap({"x": ratio}, user, seed=seed)["x"] for seed in (1, 1, 2))
+  first, again, other = (_interval(ratio, user, seed=seed) for seed in (1, 1, 2))
   assert first == again
   assert first != other
   assert first.low < first.mean < first.high
@@ -122,7 +131,7 @@ def test_bootstrap_is_set_by_its_seed():
 
 def test_interval_has_the_width_of_the_standard_error():
   ratio, user = _noisy(0)
-  found = metrics.bootstrap({"x": ratio}, user)["x"]
+  found = _interval(ratio, user)
   error = ratio.numerator_R.std() / math.sqrt(len(user))
   assert found.mean == pytest.approx(ratio.numerator_R.mean())
   assert (found.high - found.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
@@ -149,12 +158,12 @@ def test_a_users_requests_are_drawn_together():
 def test_paired_difference_is_tighter_than_the_systems_apart():
   a, user = _noisy(0)
   b = metrics.Ratio(a.numerator_R - 0.01, a.denominator_R)
-  difference = metrics.paired_difference(a, b, user)
+  difference = _difference(a, b, user)
   for bound in (difference.mean, difference.low, difference.high):
     assert bound == pytest.approx(0.01)
-  same = metrics.paired_difference(a, a, user)
+  same = _difference(a, a, user)
   assert (same.mean, same.low, same.high) == (0, 0, 0)
-  unrelated = metrics.paired_difference(a, _noisy(1)[0], user)
+  unrelated = _difference(a, _noisy(1)[0], user)
   error = math.sqrt(2 / 12 / len(user))  # of the difference of two means of independent uniform numbers
   assert (unrelated.high - unrelated.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
 
@@ -163,7 +172,7 @@ def test_interval_of_a_difference_covers_the_truth_about_95_times_in_100():
   covered = 0
   for trial in range(400):
     (a, user), (b, _) = _noisy(2 * trial + 1000, users=100), _noisy(2 * trial + 1001, users=100)
-    found = metrics.paired_difference(a, b, user, resamples=400, seed=trial)
+    found = _difference(a, b, user, resamples=400, seed=trial)
     covered += found.low <= 0 <= found.high
   assert 0.91 <= covered / 400 <= 0.985  # three standard errors about 0.95
 

@@ -168,3 +168,16 @@ def test_next_code_logp_is_the_softmax_of_its_level():
   exact = logits.astype(np.float64)
   exact = np.take_along_axis(exact - np.log(np.exp(exact).sum(-1, keepdims=True)), code[..., None], -1)[..., 0]
   np.testing.assert_allclose(next_code_logp(jnp.asarray(logits), jnp.asarray(code)), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_of_a_bfloat16_model_are_float32():
+  model, names = tiny.make_model(compute_dtype="bfloat16"), ("head_0", "head_1", "head_2", "ecpm_head", "score", "gate")
+  run = tiny.jit(
+    lambda p, b, c: model.apply({"params": p}, b, c, capture_intermediates=lambda module, _: module.name in names)[1]
+  )
+  found = run(tiny.make_params(model), tiny.make_batch(), tiny.every_code(tiny.make_batch()))["intermediates"]
+  found |= found.pop("copier")  # score and gate
+  for name in names:
+    logits = found[name]["__call__"][0]
+    assert logits.dtype == jnp.float32
+    assert (logits != logits.astype(jnp.bfloat16)).any(), name

@@ -76,6 +76,16 @@ def test_linear_and_gated_ffn_are_their_formulas():
   np.testing.assert_allclose(ffn.apply({"params": params}, x), expected, atol=1e-5)
 
 
+def test_linear_sums_and_adds_its_bias_in_the_dtype_asked_for():
+  x = jnp.asarray(np.random.default_rng(2).normal(size=(3, 64)), jnp.bfloat16)
+  params = {"kernel": jnp.full((64, 2), 0.5), "bias": jnp.asarray([1e-3, 100.001])}
+  assert Linear(2, bias=True).apply({"params": params}, x).dtype == jnp.bfloat16
+  found = Linear(2, bias=True, out_dtype=jnp.float32).apply({"params": params}, x)
+  expected = np.asarray(x, np.float64).sum(1, keepdims=True) / 2 + params["bias"]
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("b")])
 def test_preset_has_the_size_of_its_name(name):
   model = GR4AD(PRESETS[name], (16384, 4096, 1024))

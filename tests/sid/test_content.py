@@ -29,7 +29,7 @@ def test_table_can_be_extended(make):
   make_ads, _ = make
   ads = make_ads(1, form=np.array(["podcast"]))
   assert templates.verbalise(ads, templates.TEMPLATES | {"podcast": ("Podcast", "{text}")}) == ["Podcast. red mug"]
-  with pytest.raises(schema.DataError, match=r"row 0 \(ad ad0\): 'podcast' is not in .*short_video"):
+  with pytest.raises(schema.DataError, match=r"row 1 \(ad ad0\): 'podcast' is not in .*short_video"):
     templates.verbalise(ads)
   with pytest.raises(schema.DataError, match="unknown field sponsor"):
     templates.verbalise(ads, {"podcast": ("{sponsor}",)})
@@ -58,7 +58,7 @@ def test_numpy_file_in_table_order_and_its_errors(make, tmp_path):
   with pytest.raises(schema.DataError, match=r"v.npy: vectors have shape \(4, 4\); \[5, D\]"):
     encoders.encode(make_ads(5), path)
   np.save(path, np.array([[1, 2], [np.inf, 0]]))
-  with pytest.raises(schema.DataError, match=r"row 1 \(ad ad1\): the vector is not finite"):
+  with pytest.raises(schema.DataError, match=r"row 2 \(ad ad1\): the vector is not finite"):
     encoders.encode(make_ads(2), path)
   np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
   with pytest.raises(schema.DataError, match="not a plain .npy"):
@@ -75,7 +75,7 @@ def test_parquet_file_is_matched_by_ad(make, tmp_path):
   with pytest.raises(schema.DataError, match="no vector for ad ad2"):
     encoders.encode(make_ads(3), path)
   pq.write_table(pa.table({"ad_id": ["ad0", "ad1"], "vector": [[0.0, 2.0], [1.0]]}), path)
-  with pytest.raises(schema.DataError, match="column vector, row 1"):
+  with pytest.raises(schema.DataError, match="column vector, row 2"):
     encoders.encode(make_ads(2), path)
   pq.write_table(pa.table({"ad_id": ["ad0"]}), path)
   with pytest.raises(schema.DataError, match="no column 'vector'"):

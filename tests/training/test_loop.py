@@ -87,6 +87,22 @@ def test_sigterm_saves_and_the_resumed_run_is_the_same_run(uninterrupted, tmp_pa
   assert _lines(tmp_path) == _lines(whole)
 
 
+def test_a_stop_at_an_evaluated_step_evaluates_first(uninterrupted, tmp_path):
+  """Step 8 is the best one: without its evaluation the resumed run would keep another."""
+  whole, result, _ = uninterrupted
+
+  def stop_at_8(progress):
+    if progress.step == 7:  # told while step 8 runs
+      signal.raise_signal(signal.SIGTERM)
+
+  stopped = toy.train(tmp_path, 20, 100, on_progress=stop_at_8)
+  assert (stopped.status, int(stopped.state.step), stopped.valid_metrics) == ("preempted", 8, {"score": 0.0})
+  resumed = toy.train(tmp_path, 20, 100)
+  assert resumed.status == "done" and _same(resumed.state, result.state) and _lines(tmp_path) == _lines(whole)
+  with Checkpointer(str(tmp_path / "checkpoints"), best_metric="score", read_only=True) as checkpointer:
+    assert checkpointer.steps == [8, 16, 20] and checkpointer.best_step == 8
+
+
 def test_kill_in_mid_save_goes_on_from_the_last_whole_step(tmp_path):
   total, width = 6, 200_000  # about 15 MB of state: a save takes long enough to be caught
   killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -1,0 +1,150 @@
+"""What may stand in one table: seeds of the scored run, other runs on the same data, nothing that learned the split."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import ConfigError, load_config, to_json
+from gr4ad_jax.data import ad_store
+from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training import run, scoring
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+_ARGUMENTS = (*tiny.SETTINGS, "--max_steps=2", "--noevaluate", "--layers=1", "--lazy_layers=0")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  return tiny.write_log(tmp_path_factory.mktemp("log"))
+
+
+@pytest.fixture(scope="module")
+def main(source):
+  workdir = source / "runs" / "base_seed0"
+  done = tiny.run("train", *tiny.source_flags(source), *_ARGUMENTS, f"--workdir={workdir}")
+  assert (done.status, done.err) == (0, "")
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def inputs(main):
+  return inputs_lib.prepare_inputs(load_config(str(main)))
+
+
+@pytest.fixture
+def copied(main, tmp_path):
+  """Makes a run of the same parameters under another name, with other settings in its config.json."""
+
+  def copy(name, **settings):
+    folder = tmp_path / name
+    shutil.copytree(main, folder)
+    config = load_config(str(folder))
+    for section in ("data", "model", "training", "search"):
+      known = {key: value for key, value in settings.items() if hasattr(getattr(config, section), key)}
+      config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **known)})
+    (folder / "config.json").write_text(to_json(config))
+    return str(folder)
+
+  return copy
+
+
+@pytest.fixture
+def fake_ranks(monkeypatch):
+  """Replaces the models by a list of ads that starts with the run's seed; returns the configs that were ranked."""
+  ranked = []
+
+  def rank_run(config, inputs, requests, k):
+    ranked.append(config)
+    ad_RK = np.full((len(requests), k), -1, np.int32)
+    ad_RK[:, 0] = config.training.seed
+    return Ranking(ad_RK, np.zeros(ad_RK.shape, np.float32), np.zeros(ad_RK.shape, np.float32))
+
+  monkeypatch.setattr(scoring, "rank_run", rank_run)
+  return ranked
+
+
+def test_metrics_say_what_was_scored(main, inputs):
+  config = load_config(str(main))
+  scoring.evaluate_run(config, inputs, "test")
+  found = json.loads((main / "eval" / "metrics.json").read_text())
+  assert found["checkpoint"] == 2
+  expected = {"seed": 0, "fit_splits": "train", "beams": [8, 8, 8], "value_power": 0.0, "lazy_layers": 0,
+              "copy": "context", "history_bias": False}  # fmt: skip
+  assert expected.items() <= found["settings"].items() and "ads_path" not in found["settings"]
+
+
+def test_runs_named_alike_are_seeds_of_one_system(main, inputs, copied, fake_ranks):
+  config = load_config(str(main))
+  config = dataclasses.replace(config, search=dataclasses.replace(config.search, value_power=1.0))
+  beside = [copied("base_seed1", seed=1), copied("base_seed2", seed=2), copied("biased_seed0", history_bias=True),
+            copied("biased_seed1", history_bias=True, seed=1)]  # fmt: skip
+  found, ranking = scoring.evaluate_run(config, inputs, "test", beside)
+  assert (found["seeds"]["gr4ad"], found["seeds"]["biased"]) == (3, 2)
+  assert (found["seen"]["gr4ad"], found["seen"]["biased"]) == ("left", "biased")
+  assert list(found["systems"])[:2] == ["gr4ad", "biased"] and "biased" in found["ahead"]
+  assert (ranking.ad_RK[:, 0] == 0).all()
+  assert [other.search.value_power for other in fake_ranks] == [1, 1, 1, 0, 0]
+
+
+def test_names_of_the_table_are_kept_apart(main, inputs, copied, fake_ranks):
+  config = load_config(str(main))
+  for name in ("ease", "gr4ad", "popularity_seed3"):
+    with pytest.raises(ConfigError, match=f"{name} is not allowed: the table has a system"):
+      scoring.evaluate_run(config, inputs, "test", [copied(name)])
+  twice = copied("x")
+  for beside in ([str(main)], [twice, twice + "/"]):
+    with pytest.raises(ConfigError, match="is in the table already"):
+      scoring.evaluate_run(config, inputs, "test", beside)
+  with pytest.raises(ConfigError, match="a seed of 'gr4ad' with --copy=off, where .* has context"):
+    scoring.evaluate_run(config, inputs, "test", [copied("base_seed7", copy="off")])
+  with pytest.raises(FileNotFoundError, match="config.json"):
+    scoring.evaluate_run(config, inputs, "test", [str(main / "absent")])
+  assert not fake_ranks
+
+
+def test_a_run_that_learned_from_the_split_is_refused(inputs, copied, fake_ranks):
+  learned, plain = copied("learned", fit_splits="train+valid"), copied("plain")
+  with pytest.raises(ConfigError, match="--split=valid is not allowed: the run in .*learned has learned from it"):
+    scoring.evaluate_run(load_config(learned), inputs, "valid")
+  with pytest.raises(ConfigError, match="--split=valid is not allowed"):
+    scoring.evaluate_run(load_config(plain), inputs, "valid", [learned])
+  assert not fake_ranks
+  scoring.evaluate_run(load_config(learned), inputs, "test", [plain])
+
+
+def test_other_data_are_refused(main, inputs, copied, fake_ranks):
+  config, log = load_config(str(main)), inputs.dataset.events
+  changed = dataclasses.replace(inputs.dataset, events=dataclasses.replace(log, value=log.value + 1))
+  with pytest.raises(ConfigError, match="another event log"):
+    scoring.evaluate_run(config, dataclasses.replace(inputs, dataset=changed), "test")
+  other = copied("other")
+  about = f"{other}/features/log.json"
+  notes = json.loads(open(about).read()) | {"digest": "0"}
+  with open(about, "w") as file:
+    json.dump(notes, file)
+  with pytest.raises(ConfigError, match="--beside=.*other is not allowed: its run was .* another event log"):
+    scoring.evaluate_run(config, inputs, "test", [other])
+  ads = copied("ads")
+  table = inputs.dataset.ads
+  ad_store.save_ads(dataclasses.replace(table, price=table.price + 1), f"{ads}/index")
+  with pytest.raises(ConfigError, match="--beside=.*ads is not allowed: its run was .* another ad table"):
+    scoring.evaluate_run(config, inputs, "test", [ads])
+  assert not fake_ranks
+
+
+def test_a_checkpoint_of_another_model_is_one_line(inputs, copied):
+  with pytest.raises(ConfigError, match="holds another model") as error:
+    scoring.evaluate_run(load_config(copied("wider", width=32)), inputs, "test")
+  assert "\n" not in str(error.value)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(main, inputs, monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 3)
+  with pytest.raises(ConfigError, match="--batch_size=8 is not allowed: a multiple of 3, 3 devices"):
+    run.Trainer(load_config(str(main)), inputs)

@@ -1,0 +1,77 @@
+"""Tokenizer and index follow the settings until a run is trained, and stay as they are from then on."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import Config, ConfigError, DataConfig, SidConfig, TrainConfig
+from gr4ad_jax.data.prepare import load_dataset
+from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.sid.tokenizer import Tokenizer
+from gr4ad_jax.training import inputs
+
+SID = SidConfig(codebooks=(4, 3, 6), tower_steps=0, kmeans_iterations=2)
+
+
+def write(path, rows):
+  with open(path, "w", newline="", encoding="utf-8") as file:
+    csv.writer(file).writerows(rows)
+  return str(path)
+
+
+@pytest.fixture
+def config(tmp_path):
+  """24 ads with vectors of their own, 20 users of two visits."""
+  rng = np.random.default_rng(0)
+  encoder = str(tmp_path / "vectors.npy")
+  np.save(encoder, rng.normal(size=(24, 8)))
+  ads = [[f"ad{n}", "tea", "shop", 1 + n] for n in range(24)]
+  visits = [(u, a, 3600 * v) for u in range(20) for v in range(2) for a in rng.choice(24, 4, replace=False)]
+  return Config(
+    workdir=str(tmp_path / "run"),
+    data=DataConfig(
+      dataset="ad_log", data_dir=str(tmp_path / "data"),
+      ads_path=write(tmp_path / "ads.csv", [["ad_id", "text", "account_id", "price"], *ads]),
+      events_path=write(
+        tmp_path / "events.csv", [["user_id", "ad_id", "time"], *((f"u{u}", f"ad{a}", t) for u, a, t in visits)]
+      ),
+    ),
+    sid=dataclasses.replace(SID, encoder=encoder),
+  )  # fmt: skip
+
+
+def of_seed(config, seed):
+  return dataclasses.replace(config, training=TrainConfig(seed=seed))
+
+
+def stored(config):
+  return Tokenizer.load(f"{config.workdir}/tokenizer"), SidIndex.load(f"{config.workdir}/index")
+
+
+def test_codes_follow_the_seed_until_a_run_is_trained(config, tmp_path):
+  dataset = load_dataset(config.data)
+  for seed in (0, 1):
+    tokenizer, index = inputs.tokenizer_of(of_seed(config, seed), dataset)
+    assert tokenizer.seed == seed
+    inputs.save_tokenizer(config, dataset, tokenizer, index)
+    kept_tokenizer, kept_index = stored(config)
+    assert kept_tokenizer.seed == seed
+    np.testing.assert_array_equal(kept_index.codes_NT, index.codes_NT)
+  (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
+  tokenizer, index = inputs.tokenizer_of(of_seed(config, 2), dataset)
+  assert tokenizer.seed == 1
+  np.testing.assert_array_equal(index.codes_NT, kept_index.codes_NT)
+  inputs.save_tokenizer(config, dataset, dataclasses.replace(tokenizer, seed=2), index)
+  assert stored(config)[0].seed == 1
+
+
+def test_only_a_trained_run_refuses_another_ad_table(config, tmp_path):
+  dataset = load_dataset(config.data)
+  inputs.save_tokenizer(config, dataset, *inputs.tokenizer_of(config, dataset))
+  dearer = dataclasses.replace(dataset, ads=dataclasses.replace(dataset.ads, price=2 * dataset.ads.price))
+  assert len(inputs.tokenizer_of(config, dearer)[1].codes_NT) == 24
+  (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
+  with pytest.raises(ConfigError, match="another ad table"):
+    inputs.tokenizer_of(config, dearer)
