@@ -1,41 +1,65 @@
 """How popular each ad is at a moment, and which ads rise, from counts in time buckets."""
 
 import dataclasses
+import functools
 import os
 
 import numpy as np
 
-from gr4ad_jax.data.history import DAY
+from gr4ad_jax.data.history import DAY, Lines
 
 WINDOWS = (7, 28, 91)  # days
-FEATURES = ("share_7", "share_28", "share_91", "trend")
-_MAX_CELLS = 50_000_000  # 200 MB of int32: with more ads the buckets grow longer
+CHARACTER = 182  # days over which an ad's repeat share and mean value are taken
+FEATURES = ("share_7", "share_28", "share_91", "trend", "repeat_share", "mean_value")
+_MAX_CELLS = 20_000_000  # 240 MB in all: with more ads the buckets grow longer
+_PRIOR_LINES, _PRIOR_REPEATS = 4.0, 1.0  # what an ad without lines is taken to have had
 
 
 @dataclasses.dataclass(frozen=True)
 class Trends:
-  """Cumulative event counts by time bucket.
+  """Cumulative counts of lines by time bucket.
 
   Attributes:
     origin: unix seconds where bucket 0 begins.
     width: days a bucket.
-    seen: [buckets + 1, N] int32; seen[b] counts events before bucket b begins.
+    seen: [buckets + 1, N] int32; seen[b] counts lines before bucket b begins.
+    repeats: [buckets + 1, N] int32, those of them whose user had taken the ad before.
+    value: [buckets + 1, N] float32, their summed log(1 + value).
   """
 
   origin: int
   width: float
   seen: np.ndarray
+  repeats: np.ndarray
+  value: np.ndarray
 
   @classmethod
-  def fit(cls, time: np.ndarray, ad: np.ndarray, num_ads: int) -> "Trends":
-    """Counts events, given as unix seconds [E] and ad rows [E]."""
+  def fit(cls, lines: Lines, num_ads: int, shown_L: np.ndarray | None = None) -> "Trends":
+    """Counts lines, or those of the mask `shown_L` [L] alone."""
+    shown_L = np.ones(len(lines.ad), bool) if shown_L is None else shown_L
+    time, ad = lines.request_time[lines.request[shown_L]], lines.ad[shown_L]
     origin = int(time.min()) // DAY * DAY if len(time) else 0
     days = (int(time.max()) - origin) // DAY + 1 if len(time) else 1
     width = max(1.0, days * num_ads / _MAX_CELLS)
     bucket = ((time - origin) / (width * DAY)).astype(np.int64)
     buckets = int(np.ceil(days / width))
-    counts = np.bincount((bucket + 1) * num_ads + ad, minlength=(buckets + 1) * num_ads)
-    return cls(origin, width, np.cumsum(counts.reshape(buckets + 1, num_ads), axis=0, dtype=np.int32))
+
+    def cumulated(weight_L, dtype):
+      sums = np.bincount((bucket + 1) * num_ads + ad, weight_L, (buckets + 1) * num_ads)
+      return np.cumsum(sums.reshape(buckets + 1, num_ads), axis=0).astype(dtype)
+
+    repeats = cumulated(lines.count[shown_L] > 1, np.int32)
+    return cls(origin, width, cumulated(None, np.int32), repeats, cumulated(np.log1p(lines.value[shown_L]), np.float32))
+
+  @functools.cached_property
+  def _total(self) -> np.ndarray:
+    """[buckets + 1] lines of all ads."""
+    return self.seen.sum(axis=1, dtype=np.int64)
+
+  @functools.cached_property
+  def _mean_value(self) -> np.ndarray:
+    """[buckets + 1] mean log(1 + value) of the lines so far."""
+    return self.value.sum(axis=1) / np.maximum(self._total, 1)
 
   def bucket(self, time: np.ndarray) -> np.ndarray:
     """The bucket in which each moment lies: only earlier buckets count for it. A moment past the end counts all."""
@@ -45,21 +69,26 @@ class Trends:
     return np.maximum(bucket - max(1, round(days / self.width)), 0)
 
   def features(self, time_B: np.ndarray, ad_BS: np.ndarray) -> np.ndarray:
-    """Trailing popularity of ads at request time, as in FEATURES.
+    """Trailing popularity and character of ads at request time, as in FEATURES.
 
     Returns:
-      [B, S, len(FEATURES)] float32: log of each window's share against a uniform share, and the change between windows.
+      [B, S, len(FEATURES)] float32: log of each window's share against a uniform share; the change between the two
+      shortest windows; 4 x the share of repeats; mean log(1 + value). The last two are drawn towards a prior.
     """
     bucket = self.bucket(time_B)
     now = self.seen[bucket[:, None], ad_BS]
-    total = self.seen.sum(axis=1, dtype=np.int64)
+    total = self._total
     logs = []
     for days in WINDOWS:
       then = self._window(bucket, days)
       count = now - self.seen[then[:, None], ad_BS]
       share = (count + 0.5) / ((total[bucket] - total[then])[:, None] + 0.5 * self.seen.shape[1])
       logs.append(np.log(share * self.seen.shape[1]))
-    return np.stack([*logs, logs[0] - logs[1]], axis=-1).astype(np.float32)
+    at, before = (bucket[:, None], ad_BS), (self._window(bucket, CHARACTER)[:, None], ad_BS)
+    count = now - self.seen[before] + _PRIOR_LINES
+    repeat = 4 * (self.repeats[at] - self.repeats[before] + _PRIOR_REPEATS) / count
+    value = (self.value[at] - self.value[before] + _PRIOR_LINES * self._mean_value[bucket, None]) / count
+    return np.stack([*logs, logs[0] - logs[1], repeat, value], axis=-1).astype(np.float32)
 
   def rising(self, slots: int) -> np.ndarray:
     """Ads whose last week stands highest above their last four weeks, for every bucket.
@@ -82,11 +111,11 @@ class Trends:
     """Writes `trends.npz`."""
     os.makedirs(directory, exist_ok=True)
     part = os.path.join(directory, "trends.part.npz")
-    np.savez_compressed(part, origin=self.origin, width=self.width, seen=self.seen)
+    np.savez_compressed(part, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
     os.replace(part, os.path.join(directory, "trends.npz"))
 
   @classmethod
   def load(cls, directory: str) -> "Trends":
     """Reads what `save` wrote."""
     with np.load(os.path.join(directory, "trends.npz"), allow_pickle=False) as saved:
-      return cls(int(saved["origin"]), float(saved["width"]), saved["seen"])
+      return cls(int(saved["origin"]), float(saved["width"]), saved["seen"], saved["repeats"], saved["value"])

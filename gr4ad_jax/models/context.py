@@ -17,7 +17,7 @@ class Context:
     keys: L_kv arrays [B, S+1, G, d_head]; slot 0 is the user's profile.
     values: L_kv arrays of the same shape.
     mask_BS: [B, S+1] bool.
-    slots_BSD: [B, S, D] slot states, without the profile.
+    slots_BSD: [B, S, D] slot states, without the profile and without dropout: the copy path ranks by their details.
   """
 
   keys: tuple[jax.Array, ...]
@@ -55,9 +55,9 @@ class ContextProcessor(nn.Module):
     about = jnp.concatenate([slot_codes_BSD, slot_features_BSF.astype(slot_codes_BSD.dtype), kind_BSF], axis=-1)
     hidden = Linear(2 * D, name="slots_in")(about) + user[:, None]
     slots = Linear(D, ("mlp", "embed"), name="slots_out")(nn.relu(hidden))
-    slots = nn.Dropout(c.dropout, broadcast_dims=(1,))(slots, deterministic=not train)
+    read = nn.Dropout(c.dropout, broadcast_dims=(1,))(slots, deterministic=not train)
     profile = Linear(D, ("mlp", "embed"), name="user_out")(nn.relu(user))
-    both = jnp.concatenate([profile[:, None], slots], axis=1)  # (B, 1 + S, D)
+    both = jnp.concatenate([profile[:, None], read], axis=1)  # (B, 1 + S, D)
     head = D // c.heads
     blocks = Linear(c.kv_layers * c.kv_split * c.kv_groups * head, name="blocks")(both)
     blocks = blocks.reshape(*both.shape[:2], c.kv_layers, c.kv_split, c.kv_groups * head)

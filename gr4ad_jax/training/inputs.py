@@ -56,10 +56,9 @@ class Inputs:
     Popularity counts what is visible there (never the day of the request itself): for test, and where valid is learned
     from, train and valid; otherwise train.
     """
-    events = self.dataset.events
     fitted = len(config.training.fit_splits.split("+"))
-    seen = events.split < max(SPLITS.index(split), fitted)
-    trends = Trends.fit(events.time[seen], events.ad[seen], len(self.dataset.ads))
+    shown_L = self.lines.request_split[self.lines.request] < max(SPLITS.index(split), fitted)
+    trends = Trends.fit(self.lines, len(self.dataset.ads), shown_L)
     behaviors, target = self.dataset.behaviors, config.data.target_behavior
     depth = behaviors.index(target) if target else 0
     ads, codes_NT = self.dataset.ads, self.index.codes_NT
@@ -130,7 +129,7 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   inputs.neighbors.save(features_dir)
   inputs.ecpm.save(features_dir)
   # For use, not for training: all that is known counts.
-  Trends.fit(dataset.events.time, dataset.events.ad, len(dataset.ads)).save(features_dir)
+  Trends.fit(inputs.lines, len(dataset.ads)).save(features_dir)
   path = os.path.join(features_dir, "log.json")
   with open(path + ".part", "w", encoding="utf-8") as file:
     json.dump({"behaviors": list(dataset.behaviors), "digest": _digest(dataset.events)}, file)

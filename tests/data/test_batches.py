@@ -26,7 +26,7 @@ def make_contexts(events=None, config=CONFIG, min_depth=0, fit_on=None):
   events = logs.make_log(5, users=8) if events is None else events
   known = events if fit_on is None else fit_on
   known_lines, lines = (build_lines(x, logs.ADS) for x in (known, events))
-  trends = Trends.fit(known.time, known.ad, logs.ADS)
+  trends = Trends.fit(known_lines, logs.ADS)
   near = Neighbors.fit(known_lines.request, known_lines.ad, logs.ADS, 4)
   return RequestContexts(lines, CODES, PRICE, trends, near, config, min_depth)
 

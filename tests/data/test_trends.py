@@ -1,22 +1,36 @@
 """Popularity at a moment and rising ads, against loops over the events."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from gr4ad_jax.data import trends
-from gr4ad_jax.data.history import DAY
+from gr4ad_jax.data.history import DAY, build_lines
 from gr4ad_jax.data.trends import WINDOWS, Trends
 from tests.data import logs
 
 
+def one_event_a_line(events):
+  """The log with the first event of each ad in a visit, all at the visit's first moment: events are lines."""
+  _, first, visit = np.unique(events.request, return_index=True, return_inverse=True)
+  keep = np.sort(np.unique(events.request.astype(np.int64) * logs.ADS + events.ad, return_index=True)[1])
+  events = dataclasses.replace(events, time=events.time[first][visit])
+  columns = [f.name for f in dataclasses.fields(events) if f.name != "user_id"]
+  return dataclasses.replace(events, **{name: getattr(events, name)[keep] for name in columns})
+
+
+def fit(events):
+  return Trends.fit(build_lines(events, logs.ADS), logs.ADS)
+
+
 @pytest.fixture(params=["days", "wide buckets"])
 def fitted(request, monkeypatch):
-  events = logs.make_log(3, users=20)
+  events = one_event_a_line(logs.make_log(3, users=20))
   if request.param == "wide buckets":
     monkeypatch.setattr(trends, "_MAX_CELLS", 150)
-  found = Trends.fit(events.time, events.ad, logs.ADS)
+  found = fit(events)
   assert (found.width > 1) == (request.param == "wide buckets")
   return events, found
 
@@ -49,9 +63,28 @@ def test_features_equal_a_loop(fitted):
     np.testing.assert_allclose(features[b, :, 3], log_shares[0] - log_shares[1], atol=1e-5)
 
 
+def test_repeats_and_values_equal_a_loop(fitted):
+  events, found = fitted
+  time_B = moments(events)
+  features = found.features(time_B, np.tile(np.arange(logs.ADS), (len(time_B), 1)))
+  span, last = max(1, round(trends.CHARACTER / found.width)), len(found.seen) - 1
+  order = [(int(user), int(ad)) for user, ad in zip(events.user, events.ad, strict=True)]
+  again = np.array([pair in order[:i] for i, pair in enumerate(order)])
+  when = np.array([bucket_of(found, t) for t in events.time])
+  for b, moment in enumerate(time_B):
+    now = min(bucket_of(found, moment), last)
+    so_far = np.log1p(events.value[when < now])
+    for ad in range(logs.ADS):
+      mine = (when >= now - span) & (when < now) & (events.ad == ad)
+      prior = 4 * so_far.mean() if len(so_far) else 0
+      value = np.log1p(events.value[mine]).sum() + prior
+      expected = [4 * (again[mine].sum() + 1) / (mine.sum() + 4), value / (mine.sum() + 4)]
+      np.testing.assert_allclose(features[b, ad, 4:], expected, rtol=1e-4)
+
+
 def test_every_event_is_counted_and_none_of_the_same_day_or_later():
-  events = logs.make_log(3, users=20)
-  found = Trends.fit(events.time, events.ad, logs.ADS)
+  events = one_event_a_line(logs.make_log(3, users=20))
+  found = fit(events)
   np.testing.assert_array_equal(found.seen[-1], np.bincount(events.ad, minlength=logs.ADS))
   for moment in moments(events):
     before = found.seen[found.bucket(np.array([moment]))][0]
@@ -63,7 +96,9 @@ def test_events_of_the_moment_and_later_change_nothing(fitted):
   events, found = fitted
   ads, changed = np.arange(logs.ADS)[None], False
   for moment in moments(events):
-    other = Trends.fit(events.time, np.where(events.time >= moment, 0, events.ad), logs.ADS)
+    later = events.time >= moment
+    value = np.where(later, 9 * events.value + 1, events.value).astype(np.float32)
+    other = fit(dataclasses.replace(events, ad=np.where(later, 0, events.ad), value=value))
     here = np.array([moment])
     np.testing.assert_array_equal(other.features(here, ads), found.features(here, ads))
     np.testing.assert_array_equal(other.rising(5)[other.bucket(here)], found.rising(5)[found.bucket(here)])
@@ -89,8 +124,11 @@ def test_rising_is_the_order_of_the_rise(fitted):
 
 
 def test_no_event_at_all():
-  none = Trends.fit(np.zeros(0, np.int64), np.zeros(0, np.int32), 3)
-  np.testing.assert_allclose(none.features(np.array([5 * DAY]), np.array([[0, 2]])), 0, atol=1e-6)
+  events = one_event_a_line(logs.make_log(3, users=2))
+  lines = build_lines(events, logs.ADS)
+  none = Trends.fit(lines, logs.ADS, np.zeros(len(lines.ad), bool))
+  found = none.features(np.array([5 * DAY]), np.array([[0, 2]]))
+  np.testing.assert_allclose(found, [[[0, 0, 0, 0, 1, 0]] * 2], atol=1e-6)
   assert (none.rising(2) == -1).all()
 
 
