@@ -37,7 +37,8 @@ def loop_weights(x, growth, depth_weight, user_weight, clip):
   out = np.zeros((B, M))
   for b, m in np.argwhere(x["mask"]):
     value = float(x["value"][b, m])
-    grown = {"none": 1.0, "log": 0.1 + math.log(1 + value), "linear": min(max(value, 0.01), clip)}[growth]
+    clipped = min(max(value, 0.01), clip)
+    grown = {"none": 1.0, "log": 0.1 + math.log(1 + value), "sqrt": math.sqrt(clipped), "linear": clipped}[growth]
     out[b, m] = grown * (1 + depth_weight * x["depth"][b, m]) * (1 + float(x["user"][b])) ** user_weight
   return out / max(out[x["mask"]].mean(), 1e-9)
 
@@ -67,7 +68,7 @@ def loss_of(x, weight, lambda_ecpm=0.3, lambda_mtp=0.2):
     return vsl.vsl_loss(*columns, lambda_ecpm=lambda_ecpm, lambda_mtp=lambda_mtp)
 
 
-@pytest.mark.parametrize("growth", ["none", "log", "linear"])
+@pytest.mark.parametrize("growth", ["none", "log", "sqrt", "linear"])
 @pytest.mark.parametrize(("depth_weight", "user_weight"), [(1.5, 0.4), (0.0, 0.0)])
 def test_weights_equal_a_loop_and_have_mean_one(growth, depth_weight, user_weight):
   x = make_inputs()

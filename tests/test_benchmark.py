@@ -1,0 +1,25 @@
+"""The benchmark of training, on a log of ten users."""
+
+import json
+
+import pytest
+
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+
+def test_figures_are_printed_and_written(tmp_path):
+  source = tiny.write_log(tmp_path)
+  out = tmp_path / "figures.json"
+  done = tiny.run(
+    "benchmark", *tiny.source_flags(source), *tiny.SETTINGS, "--max_steps=9", "--repetitions=2", f"--out={out}"
+  )
+  assert (done.status, done.err) == (0, "")
+  figures = json.loads(out.read_text())
+  assert figures["repetitions"] == 2 and figures["shapes"]["D"] == 16
+  second = figures["seconds"]
+  assert 0 < second["batch"]["low"] <= second["batch"]["median"] <= second["batch"]["high"]
+  assert figures["step_gflops"] == pytest.approx(figures["matmul_gflop_per_step"] / second["step"]["median"])
+  assert f"{figures['share_of_plain_dot']['median']:.2f} of the plain rate" in done.out
+  assert not (tmp_path / "runs").exists()
