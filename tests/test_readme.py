@@ -38,6 +38,6 @@ def test_what_it_names_is_there():
   from gr4ad_jax import config
 
   knobs = {name for section in config.SECTIONS.values() for name in section.__dataclass_fields__}
-  binaries = {"workdir", "preset", "flagfile", "help", "user", "history", "json", "k", "split", "beside"}
+  binaries = {"workdir", "preset", "flagfile", "help", "user", "history", "json", "k", "split", "beside", "suite"}
   for flag in set(re.findall(r"--(\w+)", _README)):
     assert flag in knobs | binaries, flag

@@ -76,6 +76,12 @@ def swing_row(baskets_UI: sparse.csr_matrix, weight_U: np.ndarray, alpha: float)
   return np.bincount(entry.col, weights=reach_IU[entry.col, entry.row], minlength=baskets_UI.shape[1])
 
 
+def _distinct_pairs(basket_E: np.ndarray, ad_E: np.ndarray) -> np.ndarray:
+  """[P, 2] distinct (basket, ad), baskets numbered 0, 1, …"""
+  _, basket = np.unique(basket_E, return_inverse=True)
+  return np.unique(np.stack([basket, ad_E], axis=1), axis=0)
+
+
 def fit_swing(
   events: schema.EventLog,
   num_ads: int,
@@ -87,6 +93,8 @@ def fit_swing(
   seed: int = 0,
 ) -> Neighbors:
   """The `neighbors` most similar ads of each ad by Swing over the visits of training (split 0), as its users.
+
+  Where no visit holds two ads, the users are the log's own.
 
   A popular ad is judged by a random `max_users_per_item` of its visits, and an immense basket by a random
   `max_items_per_user` of its items; below those caps the result is exact. Equal similarities go by ad row.
@@ -104,12 +112,13 @@ def fit_swing(
     Neighbours, similarity above zero only.
   """
   train = events.split == 0
-  _, user = np.unique(events.request[train], return_inverse=True)
-  pairs = np.unique(np.stack([user, events.ad[train]], axis=1), axis=0)
+  pairs = _distinct_pairs(events.request[train], events.ad[train])
+  if len(pairs) == len(np.unique(pairs[:, 0])):  # one ad a visit, as in a log of reviews
+    pairs = _distinct_pairs(events.user[train], events.ad[train])
   rng = np.random.default_rng(seed)
   pairs = pairs[rng.permutation(len(pairs))]
   pairs = pairs[_rank_within(pairs[:, 0]) < max_items_per_user]
-  num_users = int(user.max(initial=-1)) + 1
+  num_users = int(pairs[:, 0].max(initial=-1)) + 1
   baskets = sparse.csr_matrix((np.ones(len(pairs), np.float32), (pairs[:, 0], pairs[:, 1])), (num_users, num_ads))
   weight = 1 / np.sqrt(np.maximum(baskets.getnnz(axis=1), 1)).astype(np.float32)
   kept = pairs[_rank_within(pairs[:, 1]) < max_users_per_item]

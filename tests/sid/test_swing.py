@@ -1,5 +1,6 @@
 """Swing equals its formula, looks at training only, and its pairs are parted fairly."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -79,3 +80,14 @@ def test_among_renumbers():
   part = whole.among(np.array([0, 2]))
   np.testing.assert_array_equal(part.ads_NK, [[1, -1], [0, -1]])
   np.testing.assert_array_equal(part.similarity_NK, [[3, 0], [4, 0]])
+
+
+def test_ads_of_a_user_count_where_every_visit_holds_one(make):
+  _, make_events = make
+  baskets = [[0, 1, 2], [1, 2], [0, 2, 3]]
+  visits = make_events(baskets)
+  single = dataclasses.replace(visits, request=np.arange(len(visits), dtype=np.int32))
+  users, baskets_found = swing.fit_swing(single, 4, neighbors=3), swing.fit_swing(visits, 4, neighbors=3)
+  np.testing.assert_array_equal(users.ads_NK, baskets_found.ads_NK)
+  np.testing.assert_array_equal(users.similarity_NK, baskets_found.similarity_NK)
+  assert (users.ads_NK >= 0).any()
