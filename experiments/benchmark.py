@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments import flags as flags_lib
 from gr4ad_jax.evaluation import tables
+from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import run, throughput
@@ -60,7 +61,7 @@ def measure_training(config, repetitions: int) -> dict:
       "L": config.model.layers,
       "K": config.model.lazy_layers,
     },
-    "dtype": str(run.build_model(config).config.compute_dtype),
+    "dtype": str(compute_dtype(config.model)),
     "repetitions": repetitions,
     "seconds": {name: throughput.spread(values) for name, values in seconds.items()},
     "matmul_gflop_per_step": work / 1e9,

@@ -130,6 +130,11 @@ class TrainConfig:
   eval_requests: int = knob(512, "Valid requests of a periodic evaluation.", low=1)
   save_every: int = knob(200, "Steps between checkpoints.", low=1)
 
+  @property
+  def fitted(self) -> tuple[str, ...]:
+    """The splits that are learned from, in order of time."""
+    return tuple(self.fit_splits.split("+"))
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:

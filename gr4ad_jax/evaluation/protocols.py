@@ -116,7 +116,7 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
     schema.DataError: a split in which nothing counts as a target.
   """
   events = dataset.events
-  depth = _depth(dataset.behaviors, target_behavior)
+  depth = target_depth(dataset.behaviors, target_behavior)
   chosen = (events.split == _split_index(split, schema.SPLITS)) & (events.behavior >= depth)
   if not chosen.any():
     behavior = target_behavior or "any"
@@ -160,7 +160,8 @@ def _split_index(split: str, allowed: tuple[str, ...]) -> int:
   return schema.SPLITS.index(split)
 
 
-def _depth(behaviors: tuple[str, ...], target_behavior: str) -> int:
+def target_depth(behaviors: tuple[str, ...], target_behavior: str) -> int:
+  """Depth of the shallowest behaviour that counts as a hit; empty: any. Raises ValueError for a name not known."""
   if not target_behavior:
     return 0
   if target_behavior not in behaviors:

@@ -22,6 +22,7 @@ from gr4ad_jax.data.neighbors import Neighbors
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import SPLITS, Dataset, EventLog
 from gr4ad_jax.data.trends import Trends
+from gr4ad_jax.evaluation import protocols
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.tokenizer import Tokenizer
@@ -47,7 +48,7 @@ class Inputs:
   def has_targets(self, config: Config, split: str) -> bool:
     """Whether a split holds anything to predict."""
     events, target = self.dataset.events, config.data.target_behavior
-    depth = self.dataset.behaviors.index(target) if target else 0
+    depth = protocols.target_depth(self.dataset.behaviors, target)
     return bool(((events.split == SPLITS.index(split)) & (events.behavior >= depth)).any())
 
   def contexts(self, config: Config, split: str) -> RequestContexts:
@@ -56,11 +57,9 @@ class Inputs:
     Popularity counts what is visible there (never the day of the request itself): for test, and where valid is learned
     from, train and valid; otherwise train.
     """
-    fitted = len(config.training.fit_splits.split("+"))
-    shown_L = self.lines.request_split[self.lines.request] < max(SPLITS.index(split), fitted)
+    shown_L = self.lines.request_split[self.lines.request] < max(SPLITS.index(split), len(config.training.fitted))
     trends = Trends.fit(self.lines, len(self.dataset.ads), shown_L)
-    behaviors, target = self.dataset.behaviors, config.data.target_behavior
-    depth = behaviors.index(target) if target else 0
+    depth = protocols.target_depth(self.dataset.behaviors, config.data.target_behavior)
     ads, codes_NT = self.dataset.ads, self.index.codes_NT
     return RequestContexts(self.lines, codes_NT, ads.price, trends, self.neighbors, config.data, depth)
 
@@ -73,7 +72,7 @@ def tokenizer_of(config: Config, dataset: Dataset) -> tuple[Tokenizer, SidIndex]
     DataError: ads that cannot be encoded, or a log without co-occurrence.
   """
   tokenizer_dir, index_dir = (os.path.join(config.workdir, name) for name in ("tokenizer", "index"))
-  if config.workdir and is_trained(config.workdir):
+  if is_trained(config.workdir):
     if not ad_store.same_ads(ad_store.load_ads(index_dir), dataset.ads):
       raise ConfigError(f"--workdir={config.workdir} is not allowed: its run was trained on another ad table")
     return Tokenizer.load(tokenizer_dir), SidIndex.load(index_dir)
@@ -104,14 +103,19 @@ def prepare_inputs(config: Config) -> Inputs:
   dataset = load_dataset(config.data)
   tokenizer, index = tokenizer_of(config, dataset)
   lines = history.build_lines(dataset.events, len(dataset.ads))
-  features_dir = os.path.join(config.workdir, "features")
   if is_trained(config.workdir):
-    neighbors, ecpm = Neighbors.load(features_dir), EcpmBins.load(features_dir)
+    neighbors, ecpm = load_features(config)
   else:
-    fitted = lines.request_split[lines.request] < len(config.training.fit_splits.split("+"))
+    fitted = lines.request_split[lines.request] < len(config.training.fitted)
     neighbors = Neighbors.fit(lines.request[fitted], lines.ad[fitted], len(dataset.ads))
     ecpm = EcpmBins.fit(lines.value[fitted], config.model.ecpm_bins)
   return Inputs(dataset, tokenizer, index, lines, neighbors, ecpm)
+
+
+def load_features(config: Config) -> tuple[Neighbors, EcpmBins]:
+  """The neighbours and eCPM bins that a trained run keeps."""
+  folder = os.path.join(config.workdir, "features")
+  return Neighbors.load(folder), EcpmBins.load(folder)
 
 
 def check_same_log(config: Config, dataset: Dataset) -> None:

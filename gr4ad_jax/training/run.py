@@ -42,7 +42,7 @@ def checkpoint_dir(config: Config) -> str:
 
 def best_metric(config: Config) -> str | None:
   """What ranks checkpoints: nothing where valid is learned from, since it then judges no model."""
-  return None if config.training.fit_splits == "train+valid" else BEST_METRIC
+  return None if "valid" in config.training.fitted else BEST_METRIC
 
 
 def check_batch_size(config: Config) -> None:
@@ -105,7 +105,7 @@ class Trainer:
     check_batch_size(config)
     self.config, t = config, config.training
     self.model, self.mesh = build_model(config), mesh_lib.make_mesh()
-    self.order = TrainingOrder(inputs.requests(*t.fit_splits.split("+")), config.data.batch_size, t.seed)
+    self.order = TrainingOrder(inputs.requests(*t.fitted), config.data.batch_size, t.seed)
     self.contexts = inputs.contexts(config, "train")
     steps = max(1, round(self.order.steps_per_epoch * t.epochs))
     self.total_steps = min(steps, t.max_steps) if t.max_steps else steps

@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 
 from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_config
-from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.data.neighbors import Neighbors
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.evaluation import baselines, plots, protocols, tables
 from gr4ad_jax.training import inputs as inputs_lib
@@ -75,8 +73,7 @@ def view_through(config: Config, inputs: Inputs) -> Inputs:
     tokenizer, index = inputs_lib.tokenizer_of(config, inputs.dataset)
   except ConfigError as error:
     raise ConfigError(str(error).replace("--workdir", "--beside", 1)) from error
-  folder = os.path.join(config.workdir, "features")
-  neighbors, ecpm = Neighbors.load(folder), EcpmBins.load(folder)
+  neighbors, ecpm = inputs_lib.load_features(config)
   return dataclasses.replace(inputs, tokenizer=tokenizer, index=index, neighbors=neighbors, ecpm=ecpm)
 
 
@@ -107,7 +104,7 @@ def evaluate_run(config: Config, inputs: Inputs, split: str, beside: Sequence[st
   systems = group_runs(config, beside)
   runs = [seed for seeds in systems.values() for seed in seeds]
   for seed in runs:
-    if split in seed.training.fit_splits.split("+"):
+    if split in seed.training.fitted:
       raise ConfigError(f"--split={split} is not allowed: the run in {seed.workdir} has learned from it")
   inputs_lib.check_same_log(config, inputs.dataset)
   views = {seed.workdir: view_through(seed, inputs) for seed in runs[1:]} | {config.workdir: inputs}
