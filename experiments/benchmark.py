@@ -1,99 +1,65 @@
-"""Measures a run's speed on this machine; each figure beside its counterpart, interleaved.
+"""Measures speed on this machine; each figure beside its counterpart, interleaved.
 
   python -m experiments.benchmark --suite=train --workdir=runs/online_retail --out=train.json
+  python -m experiments.benchmark --suite=decode --peer --out=decode.json
+  python -m experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512 --batches=1,8,32
+  python -m experiments.benchmark --suite=index --out=index.json
+  python -m experiments.benchmark --suite=serve --workdir=runs/online_retail --out=serve.json
 
---suite=train: the data path against the train step, and the step's rate in matrix products against that of plain
-jnp.dot on the same shapes.
+train: the data path against the train step, and the step's rate against plain jnp.dot on the same shapes.
+decode: LazyAR with progressive widths against an autoregressive search and, with --peer, against a T5 of
+  transformers; an ablation; the share of the matmul peak. The model has random weights.
+throughput: requests a second of one search of any size, and the most within --target_ms; random weights.
+index: size, changes and merges of the real-time index at 10 thousand to 10 million ads, and what it costs a search.
+serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams on and off.
 """
 
-import statistics
-import time
+import logging
+import sys
 
-import jax
 from absl import flags
 
 from experiments import flags as flags_lib
+from gr4ad_jax.benchmarks import decode, index, serve_load, throughput, training
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import tables
-from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import run, throughput
 
-flags.DEFINE_enum("suite", "train", ["train"], "What to measure.")
+_SUITE = flags.DEFINE_enum("suite", "train", ["train", "decode", "throughput", "index", "serve"], "What to measure.")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; empty: they are only printed.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Interleaved measurements of each figure.", lower_bound=1)
+_PEER = flags.DEFINE_boolean("peer", False, "decode: the T5 peer too; needs the extra 'peer'.")
+_ADS = flags.DEFINE_list("ads", [], "index, throughput: numbers of ads; empty: 10,000 to 10,000,000; 1,000,000.")
+_BATCHES = flags.DEFINE_list("batches", ["1", "8"], "throughput: requests searched at once.")
+_MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.", lower_bound=0.05)
 
 
-def measure_training(config, repetitions: int) -> dict:
-  """Seconds of one batch, one train step and the step's matmuls alone."""
-  inputs = inputs_lib.prepare_inputs(config)
-  trainer = run.Trainer(config, inputs)
-  state, number = trainer.state, 0
-  batch = trainer.make_batch(0)
-  matmuls = throughput.matmuls_of(trainer.step, state, batch)
-
-  def one_batch():
-    nonlocal number
-    number += 1
-    begin = time.perf_counter()
-    jax.block_until_ready(trainer.make_batch(number))
-    return time.perf_counter() - begin
-
-  def one_step():
-    nonlocal state
-    begin = time.perf_counter()
-    state, metrics = trainer.step(state, batch)
-    jax.block_until_ready(metrics)
-    return time.perf_counter() - begin
-
-  timers = {"batch": one_batch, "step": one_step, "plain_dots": throughput.plain_dots(matmuls)}
-  throughput.interleaved(timers, 2)  # compiles and warms up
-  seconds = throughput.interleaved(timers, repetitions)
-  work = throughput.flops(matmuls)
-  median = {name: statistics.median(values) for name, values in seconds.items()}
-  return {
-    "machine": throughput.machine(),
-    "shapes": {
-      "B": config.data.batch_size,
-      "M": config.data.targets,
-      "S": int(batch.slot_kind_BS.shape[1]),
-      "D": config.model.width,
-      "L": config.model.layers,
-      "K": config.model.lazy_layers,
-    },
-    "dtype": str(compute_dtype(config.model)),
-    "repetitions": repetitions,
-    "seconds": {name: throughput.spread(values) for name, values in seconds.items()},
-    "matmul_gflop_per_step": work / 1e9,
-    "step_gflops": work / median["step"] / 1e9,
-    "plain_dot_gflops": work / median["plain_dots"] / 1e9,
-    "share_of_plain_dot": throughput.spread(
-      [p / s for p, s in zip(seconds["plain_dots"], seconds["step"], strict=True)]
-    ),
-    "batches_per_step": throughput.spread([s / b for b, s in zip(seconds["batch"], seconds["step"], strict=True)]),
-  }
-
-
-def summary(figures: dict) -> str:
-  """The figures of `measure_training` in words."""
-  milliseconds = {name: 1e3 * value["median"] for name, value in figures["seconds"].items()}
-  return "\n".join([
-    f"machine          {figures['machine']}",
-    f"one batch        {milliseconds['batch']:.1f} ms",
-    f"one train step   {milliseconds['step']:.1f} ms, {figures['step_gflops']:.1f} GFLOP/s in matrix products",
-    f"plain jnp.dot    {milliseconds['plain_dots']:.1f} ms for the same, {figures['plain_dot_gflops']:.1f} GFLOP/s",
-    f"share reached    {figures['share_of_plain_dot']['median']:.2f} of the plain rate",
-    f"data path        {figures['batches_per_step']['median']:.1f} batches in the time of one step",
-  ])
+def _numbers(name: str, given) -> tuple[int, ...]:
+  """Whole numbers of a flag, at least 1. Raises ConfigError."""
+  if not given or not all(str(number).isdigit() and int(number) for number in given):
+    raise ConfigError(f"--{name}={','.join(map(str, given))} is not allowed: whole numbers, at least 1")
+  return tuple(map(int, given))
 
 
 def main(argv):
   """Prints the figures of a suite."""
   del argv
-  config = flags_lib.config_from_flags()
+  logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
   enable_compilation_cache()
-  figures = measure_training(config, _REPETITIONS.value)
-  print(summary(figures))
+  if _SUITE.value == "train":
+    suite, figures = training, training.measure(flags_lib.config_from_flags(), _REPETITIONS.value)
+  elif _SUITE.value == "decode":
+    suite, figures = decode, decode.measure(_REPETITIONS.value, _PEER.value)
+  elif _SUITE.value == "throughput":
+    config, batches = flags_lib.config_from_flags(), _numbers("batches", _BATCHES.value)
+    ads = _numbers("ads", _ADS.value or ["1000000"])[0]
+    suite, figures = throughput, throughput.measure(config, batches, _REPETITIONS.value, ads)
+  elif _SUITE.value == "index":
+    sizes = _numbers("ads", _ADS.value or index.SIZES)
+    suite, figures = index, index.measure(_REPETITIONS.value, sizes)
+  else:
+    suite, figures = serve_load, serve_load.measure(flags_lib.config_from_workdir(), _MINUTES.value, _OUT.value)
+  print(suite.summary(figures))
   if _OUT.value:
     tables.write_json(_OUT.value, figures)
   return 0

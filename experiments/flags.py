@@ -5,6 +5,7 @@ Order of precedence, strongest last: the defaults, `--preset` (or the workdir's 
 
 import dataclasses
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from gr4ad_jax import config as config_lib
+from gr4ad_jax import presets
 from gr4ad_jax.data import schema
 from gr4ad_jax.training import workdir as workdir_lib
 
@@ -23,9 +25,9 @@ flags.disclaim_key_flags()  # the flags belong to the binary that calls define_f
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines --workdir, --preset and a flag for every knob of the config."""
   flags.DEFINE_string("workdir", "", "The run's directory: all that it reads back lies here.", flag_values=flag_values)
-  codebooks, beams = map(config_lib.shown, (config_lib.LARGE_CODEBOOKS, config_lib.LARGE_BEAMS))
+  codebooks, beams = map(config_lib.shown, (presets.LARGE_CODEBOOKS, presets.LARGE_BEAMS))
   help_text = f"Sizes of a new run: the model's and, of all but tiny, --codebooks={codebooks} --beams={beams}."
-  flags.DEFINE_enum("preset", "tiny", list(config_lib.PRESETS), help_text, flag_values=flag_values)
+  flags.DEFINE_enum("preset", "tiny", list(presets.PRESETS), help_text, flag_values=flag_values)
   for section in config_lib.SECTIONS:
     for field in _fields(section):
       help_text = field.metadata["help"]
@@ -48,6 +50,8 @@ class _KnobParser(flags.ArgumentParser):
   def parse(self, argument: typing.Any) -> typing.Any:
     if not isinstance(argument, str):
       return argument
+    if self._is_tuple and re.fullmatch(r"\d+(-\d+)+", argument):
+      argument = argument.replace("-", ",")  # 128-256-512, as beam schedules are written
     try:
       parts = [part.strip() for part in argument.split(",")] if self._is_tuple else [argument]
       values = tuple(self._convert(part) for part in parts if part or not self._is_tuple)
@@ -67,8 +71,8 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib
   Raises:
     ConfigError: a flag, or a pair of flags, that is not allowed.
   """
-  preset = config_lib.preset(flag_values.preset)
-  return _with_given(dataclasses.replace(preset, workdir=flag_values.workdir), flag_values)
+  size = presets.preset(flag_values.preset)
+  return _with_given(dataclasses.replace(size, workdir=flag_values.workdir), flag_values)
 
 
 def config_from_workdir(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.Config:
@@ -83,7 +87,7 @@ def config_from_workdir(flag_values: flags.FlagValues = flags.FLAGS) -> config_l
     raise config_lib.ConfigError("--workdir= is not allowed: name the directory of a trained run")
   base = config_lib.load_config(flag_values.workdir)
   if flag_values["preset"].present:
-    base = dataclasses.replace(base, model=config_lib.PRESETS[flag_values.preset])
+    base = dataclasses.replace(base, model=presets.PRESETS[flag_values.preset])
   config = _with_given(base, flag_values)
   workdir_lib.check_workdir(config)
   return config

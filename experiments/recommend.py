@@ -8,17 +8,15 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-import numpy as np
 from absl import flags
 
 from experiments import flags as flags_lib
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data import tables
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.serving.contexts import UserHistories
 from gr4ad_jax.serving.recommender import Recommendation, Recommender
-from gr4ad_jax.training import inputs
 
 _USER = flags.DEFINE_string("user", "", "user_id of the event log that the run was trained on.")
 _HISTORY = flags.DEFINE_string(
@@ -31,16 +29,12 @@ _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object instead of a 
 
 def user_log(config: Config, user: str) -> EventLog:
   """All that a run's log holds of one user. Raises ConfigError for a user that it lacks, or where the log changed."""
-  dataset = load_dataset(config.data)
-  inputs.check_same_log(config, dataset)
-  events = dataset.events
-  number = np.flatnonzero(events.user_id == user)
-  if not len(number):
-    one = events.user_id[0]
+  histories = UserHistories.load(config)
+  log = histories.log_of(user)
+  if log is None:
+    one = histories.user_ids[0]
     raise ConfigError(f"--user={user} is not allowed: the event log has no such user_id; one that it has is {one}")
-  mine = events.user == number[0]
-  columns = {f.name: getattr(events, f.name)[mine] for f in dataclasses.fields(EventLog) if f.name != "user_id"}
-  return EventLog(events.user_id[number], **columns | {"user": np.zeros(mine.sum(), np.int32)})
+  return log
 
 
 def file_log(recommender: Recommender, path: str) -> EventLog:

@@ -124,9 +124,7 @@ class TrainConfig:
   remat: bool = knob(False, "Recompute decoder activations in the backward pass.")
   seed: int = knob(0, "Seed of initialisation, order and dropout.", low=0, high=2**31 - 1)
   log_every: int = knob(20, "Steps between metric lines.", low=1)
-  eval_every: int = knob(
-    200, "Steps between valid evaluations; 0: only at the end. None where valid is learned from.", low=0
-  )
+  eval_every: int = knob(200, "Steps between valid evaluations, unless valid is learned from; 0: at the end.", low=0)
   eval_requests: int = knob(512, "Valid requests of a periodic evaluation.", low=1)
   save_every: int = knob(200, "Steps between checkpoints.", low=1)
 
@@ -140,8 +138,50 @@ class TrainConfig:
 class SearchConfig:
   """Beam search over the index."""
 
-  beams: tuple[int, ...] = knob((128, 128, 128), "Beam width after each level.", low=1)
-  value_power: float = knob(0.0, "Final order by p * E[value]^power.", low=0)
+  beams: tuple[int, ...] = knob((128, 128, 128), "Beam width after each level, as 128,256,512 or 128-256-512.", low=1)
+  order: str = knob(
+    "likelihood",
+    "Final order of the list: p, E[value], or p * E[value]^value_power.",
+    choices=("likelihood", "ecpm", "blend"),
+  )
+  value_power: float = knob(0.3, "Weight of the predicted value with --order=blend.", low=0)
+  ecpm_beams: int = knob(0, "Likeliest final beams that get an eCPM, and are answered; 0: all.", low=0)
+  precut: str = knob(
+    "auto",
+    "What goes before the global top k: nothing, short blocks' maxima, or each beam's own top k; the same result.",
+    choices=("auto", "off", "blocks", "beams"),
+  )
+  quantize: str = knob(
+    "none",
+    "Precision of the weights in search: as trained, int8 a column, or fp8 with fp8 activations.",
+    choices=("none", "int8", "fp8"),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+  """The server: batching, traffic-aware beams, cache, limits."""
+
+  host: str = knob("127.0.0.1", "Address to listen on.")
+  port: int = knob(8080, "Port to listen on; 0: any free one.", low=0, high=65535)
+  buckets: tuple[int, ...] = knob((1, 2, 4, 8), "Batch sizes that are compiled; a batch is padded to the next.", low=1)
+  max_wait_ms: float = knob(2.0, "How long a batch waits for more requests, ms.", low=0)
+  queue_size: int = knob(256, "Requests that may wait; one more is refused with 503.", low=1)
+  deadline_ms: float = knob(1000.0, "Deadline of a request that names none, ms.", low=1)
+  target_ms: float = knob(100.0, "Latency that the traffic-aware beams hold at the 99th percentile, ms.", low=1)
+  tabs: bool = knob(True, "Traffic-aware beam widths (TABS); off: always --beams.")
+  tabs_factors: tuple[float, ...] = knob(
+    (0.25, 0.5, 1.0, 1.6), "Widths that TABS chooses among, as factors of --beams.", low=0.01, high=16
+  )
+  cache_seconds: float = knob(60.0, "Life of a cached answer, seconds; 0: no cache.", low=0)
+  cache_entries: int = knob(10_000, "Answers that the cache holds.", low=1)
+  reload_seconds: float = knob(5.0, "How often a newer checkpoint is looked for, seconds; 0: never.", low=0)
+  max_k: int = knob(100, "Most ads that a request may ask for.", low=1)
+  max_history: int = knob(2_000, "Most events of a history in a request.", low=1)
+  max_body_kb: int = knob(512, "Largest body of a request, KiB.", low=1)
+  token_file: str = knob("", "File with the bearer token that requests must carry; empty: none is asked for.")
+  overlay: int = knob(1_024, "Changes of a level of the index that are held beside its main part.", low=16)
+  fallback_segments: int = knob(8, "Segments of users that have a popularity list of their own.", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,37 +195,12 @@ class Config:
   objective: ObjectiveConfig = ObjectiveConfig()
   training: TrainConfig = TrainConfig()
   search: SearchConfig = SearchConfig()
+  serving: ServeConfig = ServeConfig()
 
 
 BEHAVIORS = {"online_retail": ("purchase",), "amazon_reviews": ("review",)}  # of data sets that have no --behaviors
 CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"  # of a workdir
 SECTIONS = {f.name: f.type for f in dataclasses.fields(Config) if f.name != "workdir"}
-
-
-def _sized(width: int) -> ModelConfig:
-  """A model of the paper's shape (L = 9, K = 6, head size 64) at a width."""
-  return ModelConfig(layers=9, lazy_layers=6, width=width, heads=width // 64, kv_groups=width // 64)
-
-
-PRESETS = {
-  "tiny": ModelConfig(),
-  "0.03b": _sized(320),
-  "0.08b": _sized(576),
-  "0.16b": _sized(832),
-  "0.32b": _sized(1280),
-}
-"""Model sizes by name; the four large ones carry the paper's names (method.md §2.5)."""
-
-LARGE_CODEBOOKS, LARGE_BEAMS = (16384, 4096, 1024), (512, 512, 512)  # the paper's; most parameters are the codes'
-
-
-def preset(name: str) -> Config:
-  """The config of a size of `PRESETS`: the large ones come with the paper's codebooks and beams (method.md §1, §4)."""
-  if name == "tiny":
-    return Config()
-  return Config(
-    sid=SidConfig(codebooks=LARGE_CODEBOOKS), model=PRESETS[name], search=SearchConfig(beams=LARGE_BEAMS)
-  )
 
 
 def allowed(field: dataclasses.Field) -> str:
@@ -235,20 +250,33 @@ def _check_pairs(config: Config) -> None:
   behaviors = BEHAVIORS.get(data.dataset, data.behaviors)
   rules = (
     (data.dataset == "online_retail" or bool(data.ads_path), "ads_path", f"--dataset={data.dataset} needs an ad table"),
-    (data.dataset == "online_retail" or bool(data.events_path), "events_path",
-     f"--dataset={data.dataset} needs an event log"),
+    (
+      data.dataset == "online_retail" or bool(data.events_path),
+      "events_path",
+      f"--dataset={data.dataset} needs an event log",
+    ),
     (len(set(data.behaviors)) == len(data.behaviors), "behaviors", "distinct names, shallowest first"),
-    (data.target_behavior in ("", *behaviors), "target_behavior",
-     f"a behaviour of {data.dataset}, one of {shown(behaviors)}; or empty"),
-    (data.on_unknown_ad == "error" or data.dataset == "ad_log", "on_unknown_ad",
-     f"only 'error', as --dataset={data.dataset}"),
+    (
+      data.target_behavior in ("", *behaviors),
+      "target_behavior",
+      f"a behaviour of {data.dataset}, one of {shown(behaviors)}; or empty",
+    ),
+    (
+      data.on_unknown_ad == "error" or data.dataset == "ad_log",
+      "on_unknown_ad",
+      f"only 'error', as --dataset={data.dataset}",
+    ),
     (levels >= 2, "codebooks", "2 levels or more: the last is hashed"),
+    (math.prod(config.sid.codebooks) < 1 << 63, "codebooks", "a product below 2^63"),
     (model.lazy_layers < model.layers, "lazy_layers", f"0 to {model.layers - 1}, as --layers={model.layers}"),
     (model.kv_layers <= model.layers, "kv_layers", f"1 to {model.layers}, as --layers={model.layers}"),
     (model.width % model.heads == 0, "heads", f"a divisor of --width={model.width}"),
     (model.heads % model.kv_groups == 0, "kv_groups", f"a divisor of --heads={model.heads}"),
-    (len(config.search.beams) == levels, "beams",
-     f"{levels} widths, one a level of --codebooks={shown(config.sid.codebooks)}"),
+    (
+      len(config.search.beams) == levels,
+      "beams",
+      f"{levels} widths, one a level of --codebooks={shown(config.sid.codebooks)}",
+    ),
     (data.batch_size % config.training.accumulate == 0, "accumulate", f"a divisor of --batch_size={data.batch_size}"),
   )
   values = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gr4ad_jax import config as config_lib
+from gr4ad_jax import presets
 
 
 def _with(**settings) -> config_lib.Config:
@@ -23,10 +24,10 @@ def test_knob_names_are_unique_over_all_sections():
   assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("preset", config_lib.PRESETS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
 def test_defaults_and_presets_are_allowed(preset):
-  config = config_lib.preset(preset)
-  assert config.model == config_lib.PRESETS[preset]
+  config = presets.preset(preset)
+  assert config.model == presets.PRESETS[preset]
   assert config_lib.validate(config) is config
 
 
@@ -53,8 +54,11 @@ def test_defaults_and_presets_are_allowed(preset):
     ({"behaviors": ("click", "click")}, "--behaviors=click,click", "distinct"),
     ({"on_unknown_ad": "drop"}, "--on_unknown_ad=drop", "as --dataset=online_retail"),
     ({"target_behavior": "click"}, "--target_behavior=click", "online_retail, one of purchase; or empty"),
-    ({"dataset": "amazon_reviews", "ads_path": "a", "events_path": "e", "target_behavior": "purchase"},
-     "--target_behavior=purchase", "amazon_reviews, one of review; or empty"),
+    (
+      {"dataset": "amazon_reviews", "ads_path": "a", "events_path": "e", "target_behavior": "purchase"},
+      "--target_behavior=purchase",
+      "amazon_reviews, one of review; or empty",
+    ),
     ({"seed": 2**31}, f"--seed={2**31}", f"0 to {2**31 - 1}"),
     ({"epochs": 0}, "--epochs=0", "at least 0.001"),
     ({"dataset": "ad_log"}, "--ads_path=", "needs an ad table"),

@@ -11,6 +11,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from gr4ad_jax import config as config_lib
+from gr4ad_jax import presets
 from gr4ad_jax.training import run
 from gr4ad_jax.training import workdir as workdir_lib
 
@@ -56,7 +57,7 @@ def test_each_type_of_flag():
 def test_given_flags_win_over_the_preset_even_at_the_default_value():
   default = config_lib.ModelConfig().layers
   config = flags.config_from_flags(_parsed(f"--layers={default}", "--preset=0.03b", "--lazy_layers=1"))
-  assert config.model == dataclasses.replace(config_lib.PRESETS["0.03b"], layers=default, lazy_layers=1)
+  assert config.model == dataclasses.replace(presets.PRESETS["0.03b"], layers=default, lazy_layers=1)
 
 
 def test_flagfiles_nest_and_later_flags_win(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 _ROOT = pathlib.Path(__file__).parents[1]
 _OPTIONAL = (
   "tensorflow_datasets", "array_record", "grain", "wordllama", "pandas", "pyarrow", "matplotlib", "tensorboardX",
-  "sentence_transformers", "fastapi", "uvicorn",
+  "sentence_transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client",
+  "httpx", "torch", "transformers",
 )  # fmt: skip
 _BLOCK = f"""
 import sys
@@ -28,15 +29,20 @@ def _python(code: str) -> subprocess.CompletedProcess:
 def _modules() -> list[str]:
   files = sorted((_ROOT / "gr4ad_jax").rglob("*.py"))
   names = [".".join(file.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
-  return [name for name in names if not name.startswith("gr4ad_jax.data.builders")]  # they are the `data` extra's
+  extras = ("gr4ad_jax.data.builders", "gr4ad_jax.serving.app", "gr4ad_jax.serving.schemas")  # of `data` and `serve`
+  return [name for name in names if not name.startswith(extras)]
 
 
 def test_core_trainer_and_decoder_need_no_extra():
   binaries = [f"experiments.{name}" for name in ("train", "evaluate", "tokenize", "recommend")]
-  done = _python(_BLOCK + "\n".join(f"import {name}" for name in (*_modules(), *binaries)) + """
+  done = _python(
+    _BLOCK
+    + "\n".join(f"import {name}" for name in (*_modules(), *binaries))
+    + """
 found = [name for name in ("tensorflow", "torch") if name in sys.modules]
 assert not found, found
-""")
+"""
+  )
   assert done.returncode == 0, done.stderr
 
 
@@ -61,11 +67,14 @@ def test_a_missing_extra_is_named(code, message):
 
 
 def test_a_binary_says_it_in_one_line(tmp_path):
-  done = _python(_BLOCK + f"""
+  done = _python(
+    _BLOCK
+    + f"""
 import runpy
 sys.argv = ["train", "--workdir={tmp_path}/run", "--data_dir={tmp_path}/data"]
 runpy.run_module("experiments.train", run_name="__main__")
-""")
+"""
+  )
   assert done.returncode == 2 and not (tmp_path / "run").exists()
   assert done.stderr == "error: tensorflow_datasets is missing: pip install 'gr4ad_jax[data]'\n"
 

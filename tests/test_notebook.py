@@ -39,7 +39,7 @@ def test_a_change_of_a_trained_run_is_refused(tmp_path, monkeypatch):
   (tmp_path / "run" / config_lib.CHECKPOINTS / "8").mkdir(parents=True)
   exec(sources["settings"], {})  # the same again
   with pytest.raises(config_lib.ConfigError, match="--width=64 is not allowed: the run in"):
-    exec(sources["settings"].replace('config_lib.PRESETS["tiny"]', "config_lib.ModelConfig(width=64)"), {})
+    exec(sources["settings"].replace("config_lib.ModelConfig()", "config_lib.ModelConfig(width=64)"), {})
   assert "json" not in sources["data"] and "workdir_lib.save_config(config)" in sources["data"]
 
 

@@ -95,7 +95,7 @@ def test_the_search_of_a_call_wins_over_the_runs(workdir):
 
 
 def test_the_binary_takes_flags_of_the_search(workdir, tmp_path):
-  (tmp_path / "search.flags").write_text("--beams=2,3,4\n--value_power=0.5\n")
+  (tmp_path / "search.flags").write_text("--beams=2-3-4\n--order=blend\n")
   arguments = (f"--workdir={workdir}", f"--flagfile={tmp_path}/search.flags", "--user=u1", "--k=50", "--json")
   done = tiny.run("recommend", *arguments)
   assert (done.status, done.err) == (0, "") and len(json.loads(done.out)["ads"]) == 4

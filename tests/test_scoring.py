@@ -74,14 +74,14 @@ def test_metrics_say_what_was_scored(main, inputs):
   scoring.evaluate_run(config, inputs, "test")
   found = json.loads((main / "eval" / "metrics.json").read_text())
   assert found["checkpoint"] == 2
-  expected = {"seed": 0, "fit_splits": "train", "beams": [8, 8, 8], "value_power": 0.0, "lazy_layers": 0,
+  expected = {"seed": 0, "fit_splits": "train", "beams": [8, 8, 8], "order": "likelihood", "lazy_layers": 0,
               "copy": "context", "history_bias": False}  # fmt: skip
-  assert expected.items() <= found["settings"].items() and "ads_path" not in found["settings"]
+  assert expected.items() <= found["settings"].items() and not {"ads_path", "port"} & set(found["settings"])
 
 
 def test_runs_named_alike_are_seeds_of_one_system(main, inputs, copied, fake_ranks):
   config = load_config(str(main))
-  config = dataclasses.replace(config, search=dataclasses.replace(config.search, value_power=1.0))
+  config = dataclasses.replace(config, search=dataclasses.replace(config.search, order="blend"))
   beside = [copied("base_seed1", seed=1), copied("base_seed2", seed=2), copied("biased_seed0", history_bias=True),
             copied("biased_seed1", history_bias=True, seed=1)]  # fmt: skip
   found, ranking = scoring.evaluate_run(config, inputs, "test", beside)
@@ -89,7 +89,7 @@ def test_runs_named_alike_are_seeds_of_one_system(main, inputs, copied, fake_ran
   assert (found["seen"]["gr4ad"], found["seen"]["biased"]) == ("left", "biased")
   assert list(found["systems"])[:2] == ["gr4ad", "biased"] and "biased" in found["ahead"]
   assert (ranking.ad_RK[:, 0] == 0).all()
-  assert [other.search.value_power for other in fake_ranks] == [1, 1, 1, 0, 0]
+  assert [other.search.order for other in fake_ranks] == ["blend"] * 3 + ["likelihood"] * 2
 
 
 def test_names_of_the_table_are_kept_apart(main, inputs, copied, fake_ranks):

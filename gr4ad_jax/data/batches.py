@@ -52,9 +52,7 @@ class RequestContexts:
   def __init__(self, lines: Lines, codes_NT, price_N, popularity: Trends, neighbors: Neighbors, config: DataConfig,
                min_depth: int = 0):  # fmt: skip
     self.lines, self.config, self.popularity, self.neighbors = lines, config, popularity, neighbors
-    self.codes_NT, self.min_depth = codes_NT, min_depth
-    self._log_price = np.log1p(np.nan_to_num(price_N)).astype(np.float32)
-    self._rising = popularity.rising(config.rising_slots) if config.rising_slots else None
+    self.codes_NT, self.price_N, self.min_depth = codes_NT, price_N, min_depth
     num = len(lines.request_time)
     self._neighbor_ids = np.full((num, config.neighbor_slots), -2, np.int32)  # -2: not looked up yet
     self._neighbor_scores = np.zeros((num, config.neighbor_slots), np.float16)
@@ -69,9 +67,10 @@ class RequestContexts:
 
   def _neighbors_of(self, requests, rows_BS):
     row = np.maximum(rows_BS, 0)
+    ads = np.where(rows_BS >= 0, self.lines.ad[row], -1)
     gap = self.lines.request_visit[requests][:, None] - self.lines.request_visit[self.lines.request[row]]
     decay = self.lines.decayed_count[row] * history.DECAY ** (gap - 1)
-    ids, scores = self.neighbors.unseen(self.lines, requests, rows_BS, decay, self.config.neighbor_slots)
+    ids, scores = self.neighbors.unseen(ads, decay, self.config.neighbor_slots)
     self._neighbor_ids[requests], self._neighbor_scores[requests] = ids, scores
 
   def slots(self, requests: np.ndarray):
@@ -87,8 +86,9 @@ class RequestContexts:
       self.prepare(requests)
       parts.append(self._neighbor_ids[requests])
       kinds.append(np.full(self.config.neighbor_slots, NEIGHBOR))
-    if self._rising is not None:
-      parts.append(self._rising[self.popularity.bucket(self.lines.request_time[requests])])
+    if self.config.rising_slots:
+      bucket = self.popularity.bucket(self.lines.request_time[requests])
+      parts.append(self.popularity.rising(bucket, self.config.rising_slots))
       kinds.append(np.full(self.config.rising_slots, RISING))
     ads = np.concatenate(parts, axis=1)
     return ads, np.where(ads >= 0, np.concatenate(kinds), PADDING).astype(np.int32), rows
@@ -128,7 +128,7 @@ class RequestContexts:
     features[:, :past, :split] = history.history_features(lines, requests, rows)
     features[..., split:-2] = self.popularity.features(lines.request_time[requests], slot)
     features[:, past : past + self.config.neighbor_slots, -2] = self._neighbor_scores[requests]
-    features[..., -1] = self._log_price[slot]
+    features[..., -1] = np.log1p(np.nan_to_num(self.price_N[slot]))
     features[kinds == PADDING] = 0
     target = self.targets(requests, draw)
     row = np.maximum(target, 0)

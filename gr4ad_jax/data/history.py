@@ -6,6 +6,7 @@ including it, so the state before any request is a gather: no pass over the hist
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -41,6 +42,16 @@ class Lines:
   request_visit: np.ndarray  # [R] int32, the user's visits before this one
   request_split: np.ndarray  # [R] int8
   user_first: np.ndarray  # [R] first line of the request's user
+
+  @functools.cached_property
+  def spent(self) -> np.ndarray:
+    """[L + 1] float64, money of all lines before each."""
+    return np.concatenate([[0.0], np.cumsum(self.value, dtype=np.float64)])
+
+  @functools.cached_property
+  def fresh(self) -> np.ndarray:
+    """[L + 1] lines before each that are a user's first of an ad."""
+    return np.concatenate([[0], np.cumsum(self.count == 1)])
 
 
 def _accumulate(key: np.ndarray, visit: np.ndarray, value: np.ndarray, time: np.ndarray, request: np.ndarray):
@@ -172,16 +183,14 @@ def user_features(lines: Lines, requests: np.ndarray) -> np.ndarray:
   time = lines.request_time[requests]
   previous = np.where(visits > 0, lines.request_time[requests - 1], time)
   begin = lines.request_time[lines.request[np.minimum(first, len(lines.request) - 1)]]
-  spent = np.concatenate([[0.0], np.cumsum(lines.value, dtype=np.float64)])
-  fresh = np.concatenate([[0], np.cumsum(lines.count == 1)])
   year = 2 * np.pi * time / (365.25 * DAY)
   return np.stack([
     np.log1p(visits),
     np.log1p(np.maximum(time - previous, 0) / DAY) / 2,
     np.log1p(np.maximum(time - begin, 0) / DAY) / 2,
     np.log1p((here - first) / some),
-    np.log1p((spent[here] - spent[first]) / some) / 2,
-    (fresh[here] - fresh[first]) / np.maximum(here - first, 1),
+    np.log1p((lines.spent[here] - lines.spent[first]) / some) / 2,
+    (lines.fresh[here] - lines.fresh[first]) / np.maximum(here - first, 1),
     np.sin(year),
     np.cos(year),
   ], axis=-1).astype(np.float32)  # fmt: skip

@@ -11,9 +11,7 @@ import os
 import numpy as np
 import scipy.sparse
 
-from gr4ad_jax.data.history import Lines
-
-_MAX_CELLS = 8_000_000  # dense scores held at a time
+_CHUNK = 16  # histories scored at a time: their candidates stay in the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,40 +55,48 @@ class Neighbors:
     values[row[keep], rank[keep]] = cosine[order][keep]
     return cls(ids, values)
 
-  def unseen(self, lines: Lines, requests: np.ndarray, rows_BS: np.ndarray, decay_BS: np.ndarray, slots: int):
-    """The ads closest to a request's history that are not in it.
+  def unseen(self, ads_BS: np.ndarray, weight_BS: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ads closest to histories that are not in them.
+
+    An ad's score is the sum, over the history, of weight times cosine. Work and memory grow with the history, not with
+    the number of ads. A row's result depends on that row alone; of equal scores the lower ad row comes first.
 
     Args:
-      lines: the log's lines.
-      requests: [B] request numbers.
-      rows_BS: history lines (`history_rows`).
-      decay_BS: weight of each history slot.
-      slots: ads kept a request.
+      ads_BS: distinct ads of each history, -1 in padding. Rows that the fit did not have are without neighbours.
+      weight_BS: weight of each of them, positive.
+      slots: ads kept a history.
 
     Returns:
       Ad rows [B, slots] int32 (-1 where fewer) and scores [B, slots] float32, best first.
     """
-    num_ads = len(self.ids)
-    row, column = np.nonzero(self.ids >= 0)
-    similar = scipy.sparse.csr_matrix((self.cosine[row, column], (row, self.ids[row, column])), (num_ads, num_ads))
-    ids = np.full((len(requests), slots), -1, np.int32)
-    scores = np.zeros((len(requests), slots), np.float32)
-    kept = min(slots, num_ads)
-    chunk = max(1, _MAX_CELLS // num_ads)
-    for begin in range(0, len(requests), chunk):
-      rows, weight = rows_BS[begin : begin + chunk], decay_BS[begin : begin + chunk]
-      b, s = np.nonzero(rows >= 0)
-      ads = lines.ad[rows[b, s]]
-      history = scipy.sparse.csr_matrix((weight[b, s], (b, ads)), (len(rows), num_ads))
-      dense = (history @ similar).toarray()
-      dense[b, ads] = 0
-      top = np.argpartition(-dense, kept - 1, axis=1)[:, :kept]
-      score = np.take_along_axis(dense, top, axis=1)
-      order = np.lexsort((top, -score), axis=1)
-      top, score = np.take_along_axis(top, order, axis=1), np.take_along_axis(score, order, axis=1)
-      ids[begin : begin + chunk, :kept] = np.where(score > 0, top, -1)
-      scores[begin : begin + chunk, :kept] = score
+    ids = np.full((len(ads_BS), slots), -1, np.int32)
+    scores = np.zeros((len(ads_BS), slots), np.float32)
+    for begin in range(0, len(ads_BS), _CHUNK):
+      part = slice(begin, begin + _CHUNK)
+      row, ad, score = _best(*self._scored(ads_BS[part], weight_BS[part]), slots)
+      rank = np.arange(len(row)) - np.searchsorted(row, row)
+      kept = rank < slots
+      ids[part][row[kept], rank[kept]] = ad[kept]
+      scores[part][row[kept], rank[kept]] = score[kept]
     return ids, scores
+
+  def _scored(self, ads_BS: np.ndarray, weight_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, ad and score of every ad that is near a history and not in it, in order of row, then ad."""
+    b, s = np.nonzero((ads_BS >= 0) & (ads_BS < len(self.ids)))
+    own = ads_BS[b, s]
+    ad_C, weight_C = self.ids[own].ravel(), (weight_BS[b, s, None] * self.cosine[own]).ravel()
+    # The history's own ads are candidates of weight -inf: no sum with one of them in it is positive.
+    ad_C, weight_C = np.concatenate([ad_C, own]), np.concatenate([weight_C, np.full(len(own), -np.inf)])
+    row_C = np.concatenate([np.repeat(b, self.ids.shape[1]), b])
+    if not (ad_C >= 0).any():
+      return row_C[:0], ad_C[:0], weight_C[:0]
+    low, high = (ad_C & 0xFFFF).astype(np.uint16), (ad_C >> 16).astype(np.int16)
+    order = np.lexsort((low, high, row_C.astype(np.uint16)))  # 16-bit keys: NumPy sorts them by radix
+    ad_C, row_C = ad_C[order], row_C[order]
+    first = np.flatnonzero(np.append(True, (ad_C[1:] != ad_C[:-1]) | (row_C[1:] != row_C[:-1])))
+    score = np.add.reduceat(weight_C[order], first)
+    near = (score > 0) & (ad_C[first] >= 0)
+    return row_C[first[near]], ad_C[first[near]], score[near]
 
   def save(self, directory: str) -> None:
     """Writes `neighbors.npz`."""
@@ -104,3 +110,16 @@ class Neighbors:
     """Reads what `save` wrote."""
     with np.load(os.path.join(directory, "neighbors.npz"), allow_pickle=False) as saved:
       return cls(saved["ids"], saved["cosine"])
+
+
+def _best(row: np.ndarray, ad: np.ndarray, score: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """At least the `slots` best of each row, where it has as many; by row, the best first, then the lower ad."""
+  end = np.cumsum(np.bincount(row))
+  cut = np.zeros(len(end))
+  for r, of_row in enumerate(np.split(score, end[:-1])):
+    if len(of_row) > slots:
+      cut[r] = np.partition(of_row, len(of_row) - slots)[len(of_row) - slots]
+  good = score >= cut[row]
+  row, ad, score = row[good], ad[good], score[good]
+  order = np.lexsort((-score, row))  # stable: ads ascend
+  return row[order], ad[order], score[order]

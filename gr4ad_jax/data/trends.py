@@ -57,6 +57,11 @@ class Trends:
     return self.seen.sum(axis=1, dtype=np.int64)
 
   @functools.cached_property
+  def _risen(self) -> dict[tuple[int, int], np.ndarray]:
+    """Rising ads by (bucket, slots)."""
+    return {}
+
+  @functools.cached_property
   def _mean_value(self) -> np.ndarray:
     """[buckets + 1] mean log(1 + value) of the lines so far."""
     return self.value.sum(axis=1) / np.maximum(self._total, 1)
@@ -71,40 +76,53 @@ class Trends:
   def features(self, time_B: np.ndarray, ad_BS: np.ndarray) -> np.ndarray:
     """Trailing popularity and character of ads at request time, as in FEATURES.
 
+    Ads that the fit did not have, with rows from N on, are taken to have had no line.
+
     Returns:
       [B, S, len(FEATURES)] float32: log of each window's share against a uniform share; the change between the two
       shortest windows; 4 x the share of repeats; mean log(1 + value). The last two are drawn towards a prior.
     """
-    bucket = self.bucket(time_B)
-    now = self.seen[bucket[:, None], ad_BS]
-    total = self._total
+    bucket, total, num_ads = self.bucket(time_B), self._total, self.seen.shape[1]
+    known_BS = ad_BS < num_ads
+    ad_BS = np.where(known_BS, ad_BS, 0)
+
+    def lately(sums, then):
+      return (sums[bucket[:, None], ad_BS] - sums[then[:, None], ad_BS]) * known_BS
+
     logs = []
     for days in WINDOWS:
       then = self._window(bucket, days)
-      count = now - self.seen[then[:, None], ad_BS]
-      share = (count + 0.5) / ((total[bucket] - total[then])[:, None] + 0.5 * self.seen.shape[1])
-      logs.append(np.log(share * self.seen.shape[1]))
-    at, before = (bucket[:, None], ad_BS), (self._window(bucket, CHARACTER)[:, None], ad_BS)
-    count = now - self.seen[before] + _PRIOR_LINES
-    repeat = 4 * (self.repeats[at] - self.repeats[before] + _PRIOR_REPEATS) / count
-    value = (self.value[at] - self.value[before] + _PRIOR_LINES * self._mean_value[bucket, None]) / count
+      share = (lately(self.seen, then) + 0.5) / ((total[bucket] - total[then])[:, None] + 0.5 * num_ads)
+      logs.append(np.log(share * num_ads))
+    then = self._window(bucket, CHARACTER)
+    count = lately(self.seen, then) + _PRIOR_LINES
+    repeat = 4 * (lately(self.repeats, then) + _PRIOR_REPEATS) / count
+    value = (lately(self.value, then) + _PRIOR_LINES * self._mean_value[bucket, None]) / count
     return np.stack([*logs, logs[0] - logs[1], repeat, value], axis=-1).astype(np.float32)
 
-  def rising(self, slots: int) -> np.ndarray:
-    """Ads whose last week stands highest above their last four weeks, for every bucket.
+  def rising(self, bucket_B: np.ndarray, slots: int) -> np.ndarray:
+    """Ads whose last week stands highest above their last four weeks. A bucket's are looked up once, then kept.
 
     Returns:
-      [buckets + 1, slots] int32 ad rows, the fastest riser first, -1 where fewer rise.
+      [B, slots] int32 ad rows, the fastest riser first, -1 where fewer rise.
     """
-    slots_here = min(slots, self.seen.shape[1])
-    out = np.full((len(self.seen), slots), -1, np.int32)
-    for b in range(1, len(self.seen)):
-      week = self.seen[b] - self.seen[self._window(np.array(b), 7)]
-      base = (self.seen[b] - self.seen[self._window(np.array(b), 28)]) / 4
-      rise = (week - base) / np.sqrt(base + 1)
-      top = np.argpartition(-rise, slots_here - 1)[:slots_here]
-      top = top[np.lexsort((top, -rise[top]))]
-      out[b, :slots_here] = np.where(rise[top] > 0, top, -1)
+    here, inverse = np.unique(bucket_B, return_inverse=True)
+    made = self._risen
+    for bucket in here.tolist():
+      if (bucket, slots) not in made:
+        made[bucket, slots] = self._rising(bucket, slots)
+    return np.stack([made[bucket, slots] for bucket in here.tolist()])[inverse]
+
+  def _rising(self, bucket: int, slots: int) -> np.ndarray:
+    """[slots] int32, as `rising`."""
+    out = np.full(slots, -1, np.int32)
+    week = self.seen[bucket] - self.seen[self._window(np.array(bucket), 7)]
+    base = (self.seen[bucket] - self.seen[self._window(np.array(bucket), 28)]) / 4
+    rise = (week - base) / np.sqrt(base + 1)
+    kept = min(slots, len(rise))
+    top = np.argpartition(-rise, kept - 1)[:kept]
+    top = top[np.lexsort((top, -rise[top]))]
+    out[:kept] = np.where(rise[top] > 0, top, -1)
     return out
 
   def save(self, directory: str) -> None:

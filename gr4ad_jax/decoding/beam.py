@@ -8,9 +8,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.decoding.trie import Trie
-from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.history_copy import mix
+from gr4ad_jax.config import SearchConfig
+from gr4ad_jax.decoding import topk
+from gr4ad_jax.decoding.trie import NO_NODE, Children, Trie
+from gr4ad_jax.models.gr4ad import GR4AD, Start
+from gr4ad_jax.models.history_copy import Copy, mix
+
+_PLAIN = SearchConfig()
 
 
 @flax.struct.dataclass
@@ -18,8 +22,8 @@ class Beams:
   """Ranked UA-SIDs of B requests, best first.
 
   Attributes:
-    leaf_BW: int32 leaf of the index, -1 where the beam is empty.
-    logp_BW: log p(y | X), float32.
+    leaf_BW: int32 node of the last depth, -1 where the beam is empty.
+    logp_BW: log p(y | X), float32, -inf where the beam is empty.
     value_BW: expected eCPM of the ad given the context, money.
     codes_BWT: int32 UA-SIDs.
     prefix_logp_BWT: log p of every prefix of the UA-SID.
@@ -32,6 +36,18 @@ class Beams:
   prefix_logp_BWT: jax.Array
 
 
+@flax.struct.dataclass
+class _State:
+  """W beams between two levels; `match_BWS` is the copy attention on slots that still agree with each beam."""
+
+  node_BW: jax.Array
+  last_BW: jax.Array
+  generated_BW: jax.Array
+  codes_BWT: jax.Array
+  prefix_BWT: jax.Array
+  match_BWS: jax.Array | None
+
+
 def _take(tree, parent_BW):
   """Gathers the beams `parent_BW` along axis 1 of every leaf of a tree."""
 
@@ -41,69 +57,143 @@ def _take(tree, parent_BW):
   return jax.tree.map(gather, tree)
 
 
-def _mass_by_code(match_BWS: jax.Array, code_BS: jax.Array, codes: int) -> jax.Array:
-  """[B, W, V]: copied mass of each next code of each beam."""
-  if match_BWS.shape[1] == 1:  # level 1 has the largest codebook and one beam: no [B, S, V] array
-    rows = jnp.arange(len(code_BS))[:, None]
-    return jnp.zeros((len(code_BS), codes)).at[rows, code_BS].add(match_BWS[:, 0])[:, None]
+class _Level:
+  """The candidates of one level: log p of any (beam, code), by the decoder and by the copy path."""
+
+  def __init__(self, state: _State, logits_BWV: jax.Array, copy: Copy | None, slot_code_BS: jax.Array):
+    self._state, self._logits, self._copy = state, logits_BWV, copy
+    self._total_BW = state.generated_BW - jax.nn.logsumexp(logits_BWV, axis=-1)  # the unconstrained normaliser
+    if copy is not None:
+      self._slot_of_BV, self._mass_BWS = _mass_by_slot(state.match_BWS, slot_code_BS, logits_BWV.shape[-1])
+
+  def generated(self, beam_BX: jax.Array, code_BX: jax.Array) -> jax.Array:
+    """[B, X] log-probability of prefix and code under the decoder alone."""
+    V = self._logits.shape[-1]
+    flat_BWV = self._logits.reshape(len(self._logits), -1)
+    logit_BX = jnp.take_along_axis(flat_BWV, beam_BX * V + code_BX, axis=1)
+    return logit_BX + jnp.take_along_axis(self._total_BW, beam_BX, axis=1)
+
+  def total(self, beam_BX: jax.Array, code_BX: jax.Array) -> jax.Array:
+    """[B, X] log-probability of prefix and code, copy path included."""
+    generated_BX = self.generated(beam_BX, code_BX)
+    if self._copy is None:
+      return generated_BX
+    slots = self._mass_BWS.shape[-1]
+    slot_BX = jnp.take_along_axis(self._slot_of_BV, code_BX, axis=1)
+    flat_BWS = self._mass_BWS.reshape(len(self._mass_BWS), -1)
+    mass_BX = jnp.take_along_axis(flat_BWS, beam_BX * slots + jnp.minimum(slot_BX, slots - 1), axis=1)
+    return mix(self._copy, generated_BX, jnp.where(slot_BX < slots, mass_BX, 0.0))
+
+
+def _mass_by_slot(match_BWS: jax.Array, code_BS: jax.Array, codes: int) -> tuple[jax.Array, jax.Array]:
+  """Copied mass of each next code of each beam, kept by slot: S is smaller than V.
+
+  Returns:
+    [B, V] the first slot with each code, S where none has it; [B, W, S] mass of that slot's code.
+  """
+  B, S = code_BS.shape
+  rows = jnp.arange(B)[:, None]
+  slot_of_BV = jnp.full((B, codes), S, jnp.int32).at[rows, code_BS].min(jnp.arange(S, dtype=jnp.int32))
+  same_BSS = (code_BS[:, :, None] == code_BS[:, None]).astype(jnp.float32)
   # f32 throughout: a probability's error must stay far below the gaps between beams
-  return jnp.einsum("bws,bsv->bwv", match_BWS, jax.nn.one_hot(code_BS, codes), precision="highest")
+  return slot_of_BV, jnp.einsum("bws,bst->bwt", match_BWS, same_BSS, precision="highest")
+
+
+def _advance(level: int, state: _State, here: _Level, trie: Trie, width: int, precut: str, slot_code_BS):
+  """The best children of all beams: the next state, and the beams that they come from."""
+  found: Children = trie.children(level, state.node_BW)
+  B, W, C = found.code_BWC.shape
+  beam_BX = jnp.broadcast_to(jnp.repeat(jnp.arange(W), C), (B, W * C))
+  code_BX, node_BX = found.code_BWC.reshape(B, -1), found.node_BWC.reshape(B, -1)
+  total_BWC = jnp.where(found.valid_BWC, here.total(beam_BX, code_BX).reshape(B, W, C), -jnp.inf)
+  extra = 0 if found.code_P is None else len(found.code_P)
+  k = min(width, W * C)
+  logp_BW, at_BW = topk.top_k(total_BWC, k, topk.choose(precut, W * C, k))
+  if extra:
+    code_BP = jnp.broadcast_to(found.code_P, found.beam_BP.shape)
+    beam_BP = jnp.minimum(found.beam_BP, W - 1)
+    total_BP = jnp.where(found.beam_BP < W, here.total(beam_BP, jnp.maximum(code_BP, 0)), -jnp.inf)
+    logp_BW, at_BW = topk.merge_top_k(logp_BW, at_BW, total_BP, W * C, min(width, k + extra))
+    node_BP = jnp.broadcast_to(trie.overlay_node(level, jnp.arange(extra)), beam_BP.shape)
+    beam_BX, code_BX, node_BX = (
+      jnp.concatenate(pair, axis=1)
+      for pair in ((beam_BX, beam_BP), (code_BX, jnp.maximum(code_BP, 0)), (node_BX, node_BP))
+    )
+  beam_BW, code_BW, node_BW = (jnp.take_along_axis(x, at_BW, axis=1) for x in (beam_BX, code_BX, node_BX))
+  generated_BW = here.generated(beam_BW, code_BW)
+  state = _take(state, beam_BW)
+  match_BWS = state.match_BWS
+  if match_BWS is not None:
+    match_BWS = match_BWS * (slot_code_BS[:, None] == code_BW[..., None])  # (B, 1, S) == (B, W, 1)
+  state = _State(
+    node_BW=jnp.where(jnp.isneginf(logp_BW), NO_NODE, node_BW),
+    last_BW=code_BW,
+    generated_BW=generated_BW,
+    codes_BWT=jnp.concatenate([state.codes_BWT, code_BW[..., None]], axis=-1),
+    prefix_BWT=jnp.concatenate([state.prefix_BWT, logp_BW[..., None]], axis=-1),
+    match_BWS=match_BWS,
+  )
+  return state, beam_BW
+
+
+def _ordered(state: _State, caches, logp_BW, value_of, search: SearchConfig):
+  """The final order: predicts the eCPM of the beams that are asked for, and sorts by what `--order` names."""
+  if search.ecpm_beams and search.ecpm_beams < logp_BW.shape[1]:
+    best_BW = jax.lax.top_k(logp_BW, search.ecpm_beams)[1]
+    state, logp_BW, caches = _take((state, logp_BW, caches), best_BW)
+  value_BW = value_of(state, caches)
+  worth_BW = jnp.log(jnp.maximum(value_BW, 1e-6))
+  score_BW = {
+    "likelihood": logp_BW,
+    "ecpm": jnp.where(jnp.isneginf(logp_BW), -jnp.inf, worth_BW),
+    "blend": logp_BW + search.value_power * worth_BW,
+  }[search.order]
+  leaf_BW = jnp.where(state.node_BW == NO_NODE, -1, state.node_BW)
+  found = (leaf_BW, logp_BW, value_BW, state.codes_BWT, state.prefix_BWT)
+  return Beams(*_take(found, jnp.argsort(-score_BW, axis=1, stable=True)))
 
 
 def beam_search(
-  model: GR4AD, params, batch, trie: Trie, bin_value_V: jax.Array, *, widths: tuple[int, ...], value_power: float = 0.0
-) -> Beams:
+  model: GR4AD, variables, batch, trie: Trie, bin_value_V: jax.Array | None, *, widths: tuple[int, ...],
+  search: SearchConfig = _PLAIN,
+) -> Beams:  # fmt: skip
   """The best existing UA-SIDs of each request.
 
   Args:
     model: the module.
-    params: its parameters.
+    variables: its parameters, as `{"params": …}`, with the scales of quantised ones where there are any.
     batch: requests (`RequestBatch`); targets are not read.
     trie: what exists.
-    bin_value_V: mean money of each eCPM bin.
-    widths: beams kept after each level; a level with fewer prefixes keeps them all.
-    value_power: final order by p · E[value]^value_power.
+    bin_value_V: mean money of each eCPM bin; None: no eCPM is predicted, all values are 0.
+    widths: beams kept after each level, in place of `search.beams`; a level with fewer prefixes keeps them all.
+    search: final order, eCPM and pre-cut.
 
   Returns:
-    Beams in final order.
+    Beams in final order; `ecpm_beams` of them, where that is set and smaller.
   """
-  variables = {"params": params}
-  start = model.apply(variables, batch, method="start")
+  start: Start = model.apply(variables, batch, method="start")
   B, S, T = start.slot_codes_BST.shape
-  node_BW, generated_BW = jnp.zeros((B, 1), jnp.int32), jnp.zeros((B, 1), jnp.float32)
-  state = {"codes": jnp.zeros((B, 1, 0), jnp.int32), "prefix": jnp.zeros((B, 1, 0)), "match": jnp.ones((B, 1, S))}
-  caches, copy, last_BW = None, None, jnp.zeros((B, 1), jnp.int32)
+  copies = model.config.copy != "off"
+  first_BW = jnp.zeros((B, 1), jnp.int32)
+  empty_BWT = jnp.zeros((B, 1, 0))
+  match_BWS = jnp.ones((B, 1, S)) if copies else None
+  state = _State(first_BW, first_BW, jnp.zeros((B, 1)), empty_BWT.astype(jnp.int32), empty_BWT, match_BWS)
+  caches, copy = None, None
   for level in range(T):
-    h_BWD, logits_BWV, caches = model.apply(variables, start, last_BW, level, caches, method="step")
-    if level == 0:
+    h_BWD, logits_BWV, caches = model.apply(variables, start, state.last_BW, level, caches, method="step")
+    if level == 0 and copies:
       copy = model.apply(variables, start, h_BWD[:, 0], method="copy_path")
-      state["match"] *= jnp.exp(copy.log_attention_BS)[:, None]  # mass that still agrees with each beam
-    child_BWC, code_BWC, valid_BWC = trie.children(level, node_BW)
-    logp_BWV = jax.nn.log_softmax(logits_BWV)
-    generated_BWC = generated_BW[..., None] + jnp.take_along_axis(logp_BWV, code_BWC, axis=-1)
+      state = state.replace(match_BWS=jnp.exp(copy.log_attention_BS)[:, None])
     slot_code_BS = start.slot_codes_BST[..., level]
-    mass_BWV = _mass_by_code(state["match"], slot_code_BS, logits_BWV.shape[-1])
-    total_BWC = mix(copy, generated_BWC, jnp.take_along_axis(mass_BWV, code_BWC, axis=-1))
-    total_BWC = jnp.where(valid_BWC, total_BWC, -jnp.inf)
-    if level:
-      total_BWC = jnp.where(
-        jnp.isneginf(state["prefix"][..., -1:]), -jnp.inf, total_BWC
-      )  # an empty beam has no children
-    W, C = total_BWC.shape[1:]
-    logp_BW, flat_BW = jax.lax.top_k(total_BWC.reshape(B, W * C), min(widths[level], W * C))
-    state, caches = _take((state, caches), flat_BW // C)
+    here = _Level(state, logits_BWV, copy, slot_code_BS)
+    state, beam_BW = _advance(level, state, here, trie, widths[level], search.precut, slot_code_BS)
+    caches = _take(caches, beam_BW)
+  logp_BW = model.apply(variables, start, state.prefix_BWT[..., -1], state.codes_BWT, method="final_logp")
 
-    def pick(x_BWC, flat_BW=flat_BW):
-      return jnp.take_along_axis(x_BWC.reshape(B, -1), flat_BW, axis=1)
+  def value_of(state, caches):
+    if bin_value_V is None:
+      return jnp.zeros_like(state.generated_BW)
+    _, ecpm_BWV, _ = model.apply(variables, start, state.last_BW, T, caches, method="step")
+    return jax.nn.softmax(ecpm_BWV) @ bin_value_V
 
-    node_BW, last_BW, generated_BW = pick(child_BWC), pick(code_BWC), pick(generated_BWC)
-    state["match"] *= slot_code_BS[:, None] == last_BW[..., None]  # (B, 1, S) == (B, W, 1)
-    state["codes"] = jnp.concatenate([state["codes"], last_BW[..., None]], axis=-1)
-    state["prefix"] = jnp.concatenate([state["prefix"], logp_BW[..., None]], axis=-1)
-  _, ecpm_BWV, _ = model.apply(variables, start, last_BW, T, caches, method="step")
-  value_BW = jax.nn.softmax(ecpm_BWV) @ bin_value_V
-  leaf_BW = jnp.where(jnp.isneginf(logp_BW), -1, node_BW)
-  logp_BW = model.apply(variables, start, logp_BW, state["codes"], method="final_logp")
-  found = (leaf_BW, logp_BW, value_BW, state["codes"], state["prefix"])
-  score_BW = logp_BW + value_power * jnp.log(jnp.maximum(value_BW, 1e-6)) if value_power else logp_BW
-  return Beams(*_take(found, jnp.argsort(-score_BW, axis=1, stable=True)))
+  return _ordered(state, caches, logp_BW, value_of, search)

@@ -1,15 +1,16 @@
 """Requests in, ranked ads out: batches, compiled beam search, expansion of UA-SIDs to ads."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from gr4ad_jax.config import SearchConfig
-from gr4ad_jax.data.batches import RequestBatch, RequestContexts
+from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.decoding.beam import Beams, beam_search
+from gr4ad_jax.decoding.beam import Beams
+from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.sid.index import SidIndex
@@ -30,6 +31,13 @@ class Ranking:
   value_RK: np.ndarray
 
 
+class Contexts(Protocol):
+  """What turns request numbers into batches, as `RequestContexts` does."""
+
+  def batch(self, requests: np.ndarray) -> RequestBatch:
+    """The batch of `requests` [B]."""
+
+
 class Ranker:
   """A compiled search over one index. One shape of batch is compiled once.
 
@@ -41,18 +49,17 @@ class Ranker:
   """
 
   def __init__(self, model: GR4AD, index: SidIndex, ecpm: EcpmBins, config: SearchConfig):
-    self.index, self._trie, self._means = index, Trie.of(index), ecpm.means
-
-    def search(params, batch, trie, means):
-      return beam_search(model, params, batch, trie, means, widths=config.beams, value_power=config.value_power)
-
-    self._search = jax.jit(search)
+    self.index, self._trie, self._beams = index, Trie.of(index), config.beams
+    self._searcher = Searcher(model, ecpm, config)
 
   def beams(self, params: Any, batch: RequestBatch) -> Beams:
     """Ranked UA-SIDs of a batch, on the device."""
-    return self._search(params, batch, self._trie, self._means)
+    return self._search(self._searcher.variables(params), batch)
 
-  def rank(self, params: Any, contexts: RequestContexts, requests: np.ndarray, k: int, batch_size: int = 64) -> Ranking:
+  def _search(self, variables: dict, batch: RequestBatch) -> Beams:
+    return self._searcher.compiled_on_demand(variables, batch, self._trie, self._beams)
+
+  def rank(self, params: Any, contexts: Contexts, requests: np.ndarray, k: int, batch_size: int = 64) -> Ranking:
     """The best k ads of each request.
 
     Args:
@@ -62,11 +69,11 @@ class Ranker:
       k: ads a request.
       batch_size: requests a batch.
     """
-    found = []
+    found, variables = [], self._searcher.variables(params)
     for begin in range(0, max(len(requests), 1), batch_size):
       some = requests[begin : begin + batch_size]
       full = np.resize(some if len(some) else [0], batch_size)
-      beams = jax.device_get(self.beams(params, contexts.batch(full)))
+      beams = jax.device_get(self._search(variables, contexts.batch(full)))
       found.append([column[: len(some)] for column in self._expand(beams, k)])
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
 

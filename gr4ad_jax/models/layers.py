@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gr4ad_jax.models import quantized
+
 NEG = -1e9  # a masked logit: far below any real one, and finite, so that gradients stay finite
 
 
@@ -64,7 +66,11 @@ class Linear(nn.Module):
     init = nn.with_logical_partitioning(nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"), self.axes)
     kernel = self.param("kernel", init, (x.shape[-1], self.features))
     flat = x.reshape(-1, x.shape[-1])
-    out = jnp.matmul(flat, kernel.astype(x.dtype), preferred_element_type=self.out_dtype)
+    if self.has_variable("scales", "kernel"):
+      scale_F = self.get_variable("scales", "kernel")
+      out = quantized.matmul(flat, kernel, scale_F, self.out_dtype or x.dtype)
+    else:
+      out = jnp.matmul(flat, kernel.astype(x.dtype), preferred_element_type=self.out_dtype)
     if self.bias:
       init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
       out += self.param("bias", init, (self.features,)).astype(out.dtype)

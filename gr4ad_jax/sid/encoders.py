@@ -1,7 +1,9 @@
 """Content vectors of ads: from text by a frozen encoder, or precomputed by any model of the user's."""
 
+import functools
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -61,20 +63,30 @@ def _unit(vectors_ND: np.ndarray) -> np.ndarray:
 
 
 def _wordllama(texts: list[str]) -> np.ndarray:
+  return _wordllama_model().embed(texts, norm=False)
+
+
+@functools.cache  # a server encodes one new ad at a time: the table is read once
+def _wordllama_model() -> Any:
   try:
     import wordllama
   except ImportError as error:
     raise ImportError("wordllama is missing: pip install 'gr4ad_jax[text]'") from error
   folder = os.path.dirname(wordllama.__file__)  # the 256-wide table ships in the wheel: nothing is downloaded
-  return wordllama.WordLlama.load(cache_dir=folder, disable_download=True).embed(texts, norm=False)
+  return wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
 
 
 def _sentence_transformer(texts: list[str], folder: str) -> np.ndarray:
+  return _sentence_model(folder).encode(texts, show_progress_bar=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _sentence_model(folder: str) -> Any:
   try:
     from sentence_transformers import SentenceTransformer
   except ImportError as error:
     raise ImportError("sentence_transformers is missing: pip install sentence-transformers") from error
-  return SentenceTransformer(folder, local_files_only=True).encode(texts, show_progress_bar=False)
+  return SentenceTransformer(folder, local_files_only=True)
 
 
 def _numpy_file(path: str) -> np.ndarray:

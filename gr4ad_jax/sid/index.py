@@ -9,6 +9,8 @@ import os
 
 import numpy as np
 
+from gr4ad_jax.sid.trie_arrays import check_codes, pack, run_starts, trie_of_keys
+
 
 @dataclasses.dataclass(frozen=True)
 class SidIndex:
@@ -37,32 +39,27 @@ class SidIndex:
     """Sorts the ads by code and reads the trie off the order.
 
     Raises:
-      ValueError: a code outside its level's codebook, or a shape that is not [N >= 1, T].
+      ValueError: a code outside its level's codebook, a shape that is not [N >= 1, T], or codebooks of 2^63 UA-SIDs or
+        more.
     """
     codes_NT = np.ascontiguousarray(codes_NT, np.int32)
-    if codes_NT.ndim != 2 or codes_NT.shape[1] != len(codebooks) or not len(codes_NT):
-      raise ValueError(f"codes have shape {codes_NT.shape}; {len(codebooks)} levels and at least one ad are needed")
-    if (codes_NT < 0).any() or (codes_NT >= np.asarray(codebooks)).any():
-      raise ValueError(f"a UA-SID code lies outside its codebook {codebooks}")
-    order = np.lexsort(codes_NT.T[::-1])  # stable: equal codes keep the ads' order
-    sorted_NT = codes_NT[order]
-    changed = np.ones(len(order), bool)
-    changed[1:] = False
-    child_start, node_code = [], []
-    parent_first = np.array([0])  # first sorted row of each node of the depth above
-    for level in range(len(codebooks)):
-      changed = changed.copy()
-      changed[1:] |= sorted_NT[1:, level] != sorted_NT[:-1, level]
-      first = np.flatnonzero(changed)
-      child_start.append(np.append(np.searchsorted(first, parent_first), len(first)).astype(np.int32))
-      node_code.append(sorted_NT[first, level])
-      parent_first = first
-    leaf_of_sorted = np.cumsum(changed) - 1
+    check_codes(codes_NT, codebooks)
+    if not len(codes_NT):
+      raise ValueError("no codes: an index holds at least one ad")
+    key_N = pack(codes_NT, codebooks)
+    order = np.argsort(key_N, kind="stable")  # stable: equal codes keep the ads' order
+    sorted_key = key_N[order]
+    first = run_starts(sorted_key)
+    child_start, node_code = map(tuple, trie_of_keys(sorted_key[first], codebooks))
+    leaf_start = np.append(first, len(order)).astype(np.int32)
     ad_leaf = np.empty(len(order), np.int32)
-    ad_leaf[order] = leaf_of_sorted
-    leaf_start = np.append(parent_first, len(order)).astype(np.int32)
-    trie = (tuple(child_start), tuple(node_code))
-    return cls(tuple(codebooks), codes_NT, *trie, leaf_start, order.astype(np.int32), ad_leaf)
+    ad_leaf[order] = np.repeat(np.arange(len(first), dtype=np.int32), np.diff(leaf_start))
+    return cls(tuple(codebooks), codes_NT, child_start, node_code, leaf_start, order.astype(np.int32), ad_leaf)
+
+  @property
+  def fanout(self) -> tuple[int, ...]:
+    """Most children of any node, a level."""
+    return tuple(int(np.diff(start).max()) for start in self.child_start)
 
   @property
   def num_leaves(self) -> int:

@@ -31,13 +31,15 @@ def code_quality(codes_NT: np.ndarray, codebooks: tuple[int, ...]) -> dict:
     count = np.bincount(code_N, minlength=codebook)
     share = count[count > 0] / num_ads
     entropy = float(-(share * np.log2(share)).sum()) + 0.0
-    levels.append({
-      "codes": int(codebook),
-      "used": int((count > 0).sum()),
-      "entropy_bits": entropy,
-      "perplexity": 2.0**entropy,
-      "largest_over_mean": float(count.max() * codebook / num_ads),
-    })
+    levels.append(
+      {
+        "codes": int(codebook),
+        "used": int((count > 0).sum()),
+        "entropy_bits": entropy,
+        "perplexity": 2.0**entropy,
+        "largest_over_mean": float(count.max() * codebook / num_ads),
+      }
+    )
   return {
     "items_per_sid": num_ads / len(size),
     "collision_rate": float(size[size > 1].sum() / num_ads),
@@ -133,10 +135,12 @@ def quality_report(
     "last_level": config.last_level,
     "codes": codes,
     "moved_by_balance": float((nearest_N != codes_NT[:, 0]).mean()),
-    "item_recall": _measured({
-      "content": item_recall(text_ND, held_out, pairs),
-      "trained": item_recall(vectors_ND, held_out, pairs),
-    }),
+    "item_recall": _measured(
+      {
+        "content": item_recall(text_ND, held_out, pairs),
+        "trained": item_recall(vectors_ND, held_out, pairs),
+      }
+    ),
     "unseen_ads": None,
   }
   if unseen and fitted.tower is not None:
@@ -154,10 +158,12 @@ def _unseen_recall(
   shown_ads = schema.AdTable(**{name: column if column is None else column[shown] for name, column in columns.items()})
   options = tokenizer.tower_settings(fitted.config) | {"seed": fitted.seed}
   second = tower.fit_tower(text_ND[shown], shown_ads, neighbors.among(shown), **options)
-  return _measured({
-    "content": item_recall(text_ND, neighbors, queries=asked),
-    "trained": item_recall(second.embed(text_ND, ads), neighbors, queries=asked),
-  })
+  return _measured(
+    {
+      "content": item_recall(text_ND, neighbors, queries=asked),
+      "trained": item_recall(second.embed(text_ND, ads), neighbors, queries=asked),
+    }
+  )
 
 
 def _measured(recalls: dict[str, dict]) -> dict[str, dict] | None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import zipfile
+from collections.abc import Callable, Set
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from gr4ad_jax import config as settings
 from gr4ad_jax.data import schema
 from gr4ad_jax.sid import encoders, kmeans, swing, tower
 
+# UA-SIDs that are taken: all of them, [N, T], or a function from the codes before the last to those taken as the last.
+Existing = np.ndarray | Callable[[tuple[int, ...]], Set[int]]
 HELD_OUT = 0.1  # share of Swing pairs that no tower is trained on; the quality report is measured on them
 
 
@@ -42,12 +45,12 @@ class Tokenizer:
     text_ND = encoders.encode(ads, self.config.encoder)
     return text_ND if self.tower is None else self.tower.embed(text_ND, ads)
 
-  def encode(self, ads: schema.AdTable, existing_codes_NT: np.ndarray | None = None) -> np.ndarray:
+  def encode(self, ads: schema.AdTable, existing: Existing | None = None) -> np.ndarray:
     """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size.
 
     Args:
       ads: N new ads.
-      existing_codes_NT: UA-SIDs already given; in probe mode new ads keep clear of them, and they never move.
+      existing: UA-SIDs already given; in probe mode new ads keep clear of them, and they never move.
 
     Returns:
       [N, T] int32 codes.
@@ -62,7 +65,7 @@ class Tokenizer:
       code_N = kmeans.nearest(residual_ND, centroids_CD, 1)[0][:, 0]
       residual_ND = residual_ND - centroids_CD[code_N]
       levels.append(code_N)
-    return last_level(ads, np.stack(levels, axis=1), self.codebooks[-1], self.config.last_level, existing_codes_NT)
+    return last_level(ads, np.stack(levels, axis=1), self.codebooks[-1], self.config.last_level, existing)
 
   def save(self, directory: str) -> None:
     """Writes `tokenizer.npz`, arrays and settings in one file, under a temporary name first."""
@@ -169,7 +172,7 @@ def last_level(
   prefix_NP: np.ndarray,
   size: int,
   mode: str,
-  existing_codes_NT: np.ndarray | None = None,
+  existing: Existing | None = None,
 ) -> np.ndarray:
   """Completes prefixes by a hash of business features (ad, account, conversion type).
 
@@ -182,7 +185,7 @@ def last_level(
     prefix_NP: [N, T-1] codes of the levels before.
     size: codes of the last level.
     mode: "hash" or "probe".
-    existing_codes_NT: UA-SIDs that are taken.
+    existing: UA-SIDs that are taken.
 
   Returns:
     [N, T] int32.
@@ -190,20 +193,33 @@ def last_level(
   Raises:
     ValueError: existing codes of another number of levels.
   """
-  if existing_codes_NT is not None and existing_codes_NT.shape[1:] != (prefix_NP.shape[1] + 1,):
-    raise ValueError(f"existing codes have shape {existing_codes_NT.shape}; [N, {prefix_NP.shape[1] + 1}] is needed")
+  taken = _taken(existing, prefix_NP.shape[1] + 1)
   keys = ["\x1f".join(map(str, key)) for key in zip(ads.ad_id, ads.account_id, ads.conversion_type, strict=True)]
   code_N = np.asarray([stable_hash(key) % size for key in keys], np.int32)
   if mode == "probe":
-    taken: dict[tuple[int, ...], set[int]] = {}
-    for code in [] if existing_codes_NT is None else np.asarray(existing_codes_NT).tolist():
-      taken.setdefault(tuple(code[:-1]), set()).add(code[-1])
+    used_below: dict[tuple[int, ...], set[int]] = {}
     for row in sorted(range(len(ads)), key=lambda row: (stable_hash(str(ads.ad_id[row])), keys[row])):
-      used = taken.setdefault(tuple(prefix_NP[row].tolist()), set())
+      prefix = tuple(prefix_NP[row].tolist())
+      if prefix not in used_below:
+        used_below[prefix] = set(taken(prefix))
+      used = used_below[prefix]
       walk = ((int(code_N[row]) + offset) % size for offset in range(size))
       code_N[row] = next((code for code in walk if code not in used), code_N[row])
       used.add(int(code_N[row]))
   return np.concatenate([prefix_NP, code_N[:, None]], axis=1).astype(np.int32)
+
+
+def _taken(existing: Existing | None, levels: int) -> Callable[[tuple[int, ...]], Set[int]]:
+  """The taken last codes by prefix."""
+  if callable(existing):
+    return existing
+  below: dict[tuple[int, ...], set[int]] = {}
+  if existing is not None:
+    if existing.shape[1:] != (levels,):
+      raise ValueError(f"existing codes have shape {existing.shape}; [N, {levels}] is needed")
+    for code in np.asarray(existing).tolist():
+      below.setdefault(tuple(code[:-1]), set()).add(code[-1])
+  return lambda prefix: below.get(prefix, set())
 
 
 def stable_hash(text: str) -> int:

@@ -14,6 +14,7 @@ from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.workdir import FREE, changes
 
 MAIN = "gr4ad"  # the system of the scored run, and of its further seeds
+_SCORED = tuple(section for section in SECTIONS if section != "serving")
 _PATHS = ("data_dir", "ads_path", "events_path")
 _OF_A_SEED = ("seed", "compute_dtype", *(name for name in FREE if name not in ("epochs", "max_steps")))
 
@@ -55,7 +56,7 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
     elif name in (MAIN, *baselines.NAMES):
       raise ConfigError(f"{refused}: the table has a system {name!r} already; rename the folder")
     first = systems.setdefault(name, [other])[0]
-    for knob, ours, theirs in changes(other, first, tuple(SECTIONS), but=_OF_A_SEED):
+    for knob, ours, theirs in changes(other, first, _SCORED, but=_OF_A_SEED):
       raise ConfigError(f"{refused}: a seed of {name!r} with --{knob}={ours}, where {first.workdir} has {theirs}")
     if other is not first:
       systems[name].append(other)
@@ -78,8 +79,8 @@ def view_through(config: Config, inputs: Inputs) -> Inputs:
 
 
 def settings_of(config: Config) -> dict:
-  """Every knob of a run by its name, but for where its data lie."""
-  knobs = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}
+  """Every knob of a run by its name, but for where its data lie and how it is served."""
+  knobs = {name: value for section in _SCORED for name, value in vars(getattr(config, section)).items()}
   return {name: value for name, value in knobs.items() if name not in _PATHS}
 
 

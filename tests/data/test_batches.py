@@ -56,7 +56,7 @@ def test_slots_are_history_then_neighbours_then_rising_ads(contexts, whole):
     past = set(ads[r, :5][ads[r, :5] >= 0].tolist())
     near = ads[r, 5:8][ads[r, 5:8] >= 0].tolist()
     assert len(set(near)) == len(near) and not past & set(near)
-  rising = contexts.popularity.rising(2)[contexts.popularity.bucket(lines.request_time[requests])]
+  rising = contexts.popularity.rising(contexts.popularity.bucket(lines.request_time[requests]), 2)
   np.testing.assert_array_equal(ads[:, 8:], rising)
 
 

@@ -1,5 +1,6 @@
 """Co-visit neighbours against a loop over visits."""
 
+import dataclasses
 import itertools
 import math
 import warnings
@@ -53,34 +54,67 @@ def test_order_of_visits_does_not_matter(lines):
   np.testing.assert_allclose(one.cosine, other.cosine, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cells", [1, 8_000_000])
-@pytest.mark.parametrize("slots", [2, ADS + 3])
-def test_unseen_equals_a_loop_and_is_never_of_the_history(lines, slots, cells, monkeypatch):
-  monkeypatch.setattr(neighbors, "_MAX_CELLS", cells)
+@pytest.fixture
+def histories(lines):
+  """Ads and weights of every request's history: distinct ads, padding in between too."""
+  rows = history.history_rows(lines, np.arange(len(lines.request_time)), 9)
+  rng = np.random.default_rng(1)
+  return np.where((rows >= 0) & (rng.random(rows.shape) < 0.8), lines.ad[rows], -1), 0.1 + rng.random(rows.shape)
+
+
+@pytest.mark.parametrize("chunk", [1, 16])
+@pytest.mark.parametrize("slots", [1, 2, ADS + 3])
+def test_unseen_equals_a_loop_and_is_never_of_the_history(lines, histories, slots, chunk, monkeypatch):
+  monkeypatch.setattr(neighbors, "_CHUNK", chunk)
   found = Neighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
-  requests = np.arange(len(lines.request_time))
-  rows = history.history_rows(lines, requests, 9)
-  decay = np.random.default_rng(1).random(rows.shape)
-  ids, scores = found.unseen(lines, requests, rows, decay, slots)
-  assert ids.shape == scores.shape == (len(requests), slots) and ids.dtype == np.int32 and scores.dtype == np.float32
-  for r in requests:
-    score, past = np.zeros(ADS), set()
-    for row, weight in zip(rows[r], decay[r], strict=True):
-      if row >= 0:
-        past.add(int(lines.ad[row]))
-        for near, cosine in zip(found.ids[lines.ad[row]], found.cosine[lines.ad[row]], strict=True):
+  ids, scores = found.unseen(*histories, slots)
+  assert ids.shape == scores.shape == (len(histories[0]), slots)
+  assert ids.dtype == np.int32 and scores.dtype == np.float32
+  for r, (ads, weights) in enumerate(zip(*histories, strict=True)):
+    score, past = np.zeros(ADS), set(ads[ads >= 0].tolist())
+    for ad, weight in zip(ads, weights, strict=True):
+      if ad >= 0:
+        for near, cosine in zip(found.ids[ad], found.cosine[ad], strict=True):
           score[near] += weight * cosine if near >= 0 else 0
     score[list(past)] = 0
     here = ids[r][ids[r] >= 0]
     assert not past & set(here.tolist()) and len(here) == min(slots, (score > 0).sum())
     np.testing.assert_allclose(scores[r, : len(here)], np.sort(score)[::-1][: len(here)], rtol=1e-5)
     np.testing.assert_allclose(scores[r, : len(here)], score[here], rtol=1e-5)
-    assert (scores[r, len(here) :] == 0).all()
+    assert (scores[r, len(here) :] == 0).all() and (ids[r, len(here) :] == -1).all()
+
+
+def test_a_history_gets_the_same_alone_and_among_others(lines, histories):
+  found = Neighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
+  together = found.unseen(*histories, 3)
+  for r in range(len(histories[0])):
+    for one, all_of_them in zip(found.unseen(*(x[r : r + 1] for x in histories), 3), together, strict=True):
+      np.testing.assert_array_equal(one[0], all_of_them[r])
+
+
+def test_of_equal_scores_the_lower_row_comes_first():
+  same = Neighbors(np.tile([3, 1, 0, 2], (70_000, 1)).astype(np.int32), np.ones((70_000, 4), np.float32))
+  far = dataclasses.replace(same, ids=same.ids + 69_990)  # rows beyond 16 bits
+  ads, weight = np.array([[9, 69_999, -1], [-1, -1, -1]]), np.ones((2, 3))
+  for found, shift in ((same, 0), (far, 69_990)):
+    ids, scores = found.unseen(ads, weight, 3)
+    np.testing.assert_array_equal(ids, [[shift, shift + 1, shift + 2], [-1, -1, -1]])
+    np.testing.assert_array_equal(scores, [[2, 2, 2], [0, 0, 0]])
+
+
+def test_an_ad_that_came_later_has_no_neighbours(lines, histories):
+  found = Neighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
+  ads, weight = histories
+  later = np.where(ads >= 0, ads, ADS + 5)
+  for one, other in zip(found.unseen(later, weight, 4), found.unseen(ads, weight, 4), strict=True):
+    np.testing.assert_array_equal(one, other)
 
 
 def test_no_line_at_all():
   none = Neighbors.fit(np.zeros(0, np.int32), np.zeros(0, np.int32), 4)
   assert (none.ids == -1).all() and (none.cosine == 0).all()
+  ids, scores = none.unseen(np.array([[1, 2]]), np.ones((1, 2)), 3)
+  assert (ids == -1).all() and (scores == 0).all()
 
 
 def test_file_round_trip(lines, tmp_path):

@@ -101,15 +101,35 @@ def test_events_of_the_moment_and_later_change_nothing(fitted):
     other = fit(dataclasses.replace(events, ad=np.where(later, 0, events.ad), value=value))
     here = np.array([moment])
     np.testing.assert_array_equal(other.features(here, ads), found.features(here, ads))
-    np.testing.assert_array_equal(other.rising(5)[other.bucket(here)], found.rising(5)[found.bucket(here)])
+    np.testing.assert_array_equal(other.rising(other.bucket(here), 5), found.rising(found.bucket(here), 5))
     changed |= (other.seen != found.seen).any()
   assert changed
+
+
+def test_an_ad_that_came_later_is_as_one_without_lines(fitted):
+  events, _ = fitted
+  events = dataclasses.replace(events, ad=np.where(events.ad == 2, 3, events.ad).astype(np.int32))
+  found = fit(events)
+  later = np.array([[logs.ADS, 0, logs.ADS + 7]])
+  for moment in moments(events):
+    one = found.features(np.array([moment]), later)[0]
+    np.testing.assert_array_equal(one[[0, 2]], np.repeat(found.features(np.array([moment]), np.array([[2]]))[0], 2, 0))
+    np.testing.assert_array_equal(one[1], found.features(np.array([moment]), np.array([[0]]))[0, 0])
+
+
+def test_rising_ads_do_not_depend_on_what_was_asked_before(fitted):
+  _, found = fitted
+  every = found.rising(np.arange(len(found.seen)), 3)
+  asked = np.array([len(found.seen) - 1, 2, 2, 0])
+  np.testing.assert_array_equal(found.rising(asked, 3), every[asked])
+  np.testing.assert_array_equal(found.rising(asked, 2), every[asked, :2])
+  np.testing.assert_array_equal(dataclasses.replace(found).rising(asked, 3), every[asked])
 
 
 def test_rising_is_the_order_of_the_rise(fitted):
   events, found = fitted
   for slots in (4, logs.ADS + 2):
-    rising = found.rising(slots)
+    rising = found.rising(np.arange(len(found.seen)), slots)
     assert rising.shape == (len(found.seen), slots) and rising.dtype == np.int32
     assert (rising[0] == -1).all()
     for b in range(1, len(found.seen)):
@@ -129,7 +149,7 @@ def test_no_event_at_all():
   none = Trends.fit(lines, logs.ADS, np.zeros(len(lines.ad), bool))
   found = none.features(np.array([5 * DAY]), np.array([[0, 2]]))
   np.testing.assert_allclose(found, [[[0, 0, 0, 0, 1, 0]] * 2], atol=1e-6)
-  assert (none.rising(2) == -1).all()
+  assert (none.rising(np.array([0, 1]), 2) == -1).all()
 
 
 def test_file_round_trip(fitted, tmp_path):

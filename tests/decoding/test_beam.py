@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.sid.index import SidIndex
@@ -36,7 +37,8 @@ class System:
   def search(self, index, widths=FULL, **kwargs):
     key = (index.codes_NT.tobytes(), widths, tuple(kwargs.items()))
     if key not in self._found:
-      run = tiny.jit(lambda p, b, t: beam_search(self.model, p, b, t, BIN_VALUES, widths=widths, **kwargs))
+      how = {"widths": widths, "search": SearchConfig(**kwargs)}
+      run = tiny.jit(lambda p, b, t: beam_search(self.model, {"params": p}, b, t, BIN_VALUES, **how))
       self._found[key] = jax.device_get(run(self.params, self.batch, Trie.of(index)))
     return self._found[key]
 
@@ -136,7 +138,7 @@ def test_prefix_probabilities_add_up(plain):
 
 def test_value_is_that_of_the_training_forward_and_reorders(plain):
   index = some_index()
-  plainly, valued = plain.search(index), plain.search(index, FULL, value_power=0.8)
+  plainly, valued = plain.search(index), plain.search(index, FULL, order="blend", value_power=0.8)
   filled = plainly.leaf_BW >= 0
   value_BM = np.asarray(jax.nn.softmax(plain.out.ecpm_logits_BMV) @ BIN_VALUES)
   expected = np.take_along_axis(value_BM, tiny.code_id(plainly.codes_BWT), axis=1)

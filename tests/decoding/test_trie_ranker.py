@@ -28,7 +28,8 @@ def test_children_walk_to_every_leaf_and_no_further(index):
   for level in range(3):
     grown = []
     for prefix, node in found:
-      child, code, valid = (np.asarray(x)[0, 0] for x in trie.children(level, np.array([[node]])))
+      c = trie.children(level, np.array([[node]]))
+      child, code, valid = (np.asarray(x)[0, 0] for x in (c.node_BWC, c.code_BWC, c.valid_BWC))
       grown += [((*prefix, int(c)), int(n)) for n, c, ok in zip(child, code, valid, strict=True) if ok]
     found = grown
   assert sorted({tuple(row) for row in index.codes_NT.tolist()}) == [prefix for prefix, _ in found]
@@ -41,7 +42,7 @@ def ranked(index):
   """A ranker with its parameters and the four requests of the tiny batch."""
   model, batch = tiny.make_model(layers=2, lazy_layers=1), tiny.make_batch()
   contexts = types.SimpleNamespace(batch=lambda requests: jax.tree.map(lambda x: x[requests], batch))
-  ranker = Ranker(model, index, ECPM, SearchConfig(beams=(7, 35, 140), value_power=0.5))
+  ranker = Ranker(model, index, ECPM, SearchConfig(beams=(7, 35, 140), order="blend", value_power=0.5))
   return ranker, tiny.make_params(model), contexts
 
 

@@ -1,5 +1,8 @@
 """Templates and encoders: what text an ad becomes, whose vectors are used, and what is refused."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -44,6 +47,19 @@ def test_wordllama_gives_unit_vectors_of_meaning(make):
   assert z[0] @ z[1] > z[0] @ z[2]
 
 
+def test_models_are_loaded_once(make, tmp_path, monkeypatch):
+  loaded = []
+
+  def load(folder, **_):
+    loaded.append(folder)
+    return types.SimpleNamespace(encode=lambda texts, **_: np.ones((len(texts), 3)))
+
+  monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=load))
+  for _ in range(3):
+    assert encoders.encode(make[0](2), str(tmp_path)).shape == (2, 3)
+  assert loaded == [str(tmp_path)]
+
+
 def test_vectors_of_the_table_come_first(make, tmp_path):
   make_ads, _ = make
   ads = make_ads(3, vectors=2 * np.eye(3, dtype=np.float32))
@@ -68,6 +84,7 @@ def test_numpy_file_in_table_order_and_its_errors(make, tmp_path):
 def test_parquet_file_is_matched_by_ad(make, tmp_path):
   pa = pytest.importorskip("pyarrow")
   import pyarrow.parquet as pq
+
   make_ads, _ = make
   path = str(tmp_path / "v.parquet")
   pq.write_table(pa.table({"ad_id": ["ad1", "x", "ad0"], "vector": [[0.0, 2.0], [1.0, 1.0], [5.0, 0.0]]}), path)

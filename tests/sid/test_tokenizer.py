@@ -64,6 +64,8 @@ def test_new_ads_keep_clear_of_the_old(fitted, make):
   room = {tuple(prefix): count <= 16 for prefix, count in zip(size[0].tolist(), size[1], strict=True)}
   inside = [tuple(code) for code in encoded.tolist() if room[tuple(code[:2])]]
   assert len(inside) > 60 and not taken & set(inside) and len(set(inside)) == len(inside)
+  below = {prefix: {code[-1] for code in taken if code[:-1] == prefix} for prefix in {code[:-1] for code in taken}}
+  np.testing.assert_array_equal(tok.encode(new, lambda prefix: below.get(prefix, set())), encoded)
   one = tok.encode(dataclasses.replace(make[0](1), vectors=new.vectors[:1], ad_id=np.array(["solo"])), codes)
   assert one.shape == (1, 3)
 

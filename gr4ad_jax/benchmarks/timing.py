@@ -1,4 +1,4 @@
-"""How fast the data path and the train step are, against what plain `jnp.dot` reaches on the same shapes."""
+"""Timing: interleaved repetitions, a function's matrix products, and the rate of `jnp.dot` as the roof."""
 
 import collections
 import math
@@ -88,6 +88,26 @@ def plain_dots(matmuls: collections.Counter, seconds: float = 0.02) -> Callable[
   return measure
 
 
+def matmul_peak(sizes: tuple[int, ...] = (1024, 2048, 4096), dtype: str = "float32") -> Callable[[], float]:
+  """A timer of the machine's roof: () -> seconds a FLOP of square `jnp.dot`, the best of several sizes."""
+  dots = []
+  for size in sizes:
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    dot = jax.jit(jnp.dot)
+    jax.block_until_ready(dot(x, x))
+    dots.append((dot, x, 2.0 * size**3))
+
+  def measure() -> float:
+    rates = []
+    for dot, x, work in dots:
+      begin = time.perf_counter()
+      jax.block_until_ready(dot(x, x))
+      rates.append((time.perf_counter() - begin) / work)
+    return min(rates)
+
+  return measure
+
+
 def interleaved(timers: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
   """Runs each timer in turn, `repetitions` times over, so that a machine's drift meets all of them alike."""
   seconds: dict[str, list[float]] = {name: [] for name in timers}
@@ -100,6 +120,11 @@ def interleaved(timers: dict[str, Callable[[], float]], repetitions: int) -> dic
 def spread(values: list[float]) -> dict[str, float]:
   """Median, least and greatest."""
   return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
+  """Spread of the ratios of two interleaved rows of seconds."""
+  return spread([a / b for a, b in zip(slow, fast, strict=True)])
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,248 @@
+"""Decoding: lazy layers with progressive widths against their counterparts, interleaved in one run.
+
+  speed     LazyAR at 128-256-512 against the same model with K = 0 at 512-512-512, and against the T5 peer at 512 beams
+  ablation  the full setting with one thing switched off at a time
+  roof      the share of the matmul peak, which is measured in the same run
+
+FLOPs are those of the matrix products in the program; nothing else is counted.
+"""
+
+import dataclasses
+import logging
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.benchmarks import peer, synthetic, timing
+from gr4ad_jax.config import ModelConfig, SearchConfig
+from gr4ad_jax.decoding.beam import beam_search
+from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.quantized import quantize
+from gr4ad_jax.sid.index import SidIndex
+
+_log = logging.getLogger(__name__)
+
+CODEBOOKS, SLOTS = (1024, 1024, 1024), 255  # with the profile, a context of 256
+PROGRESSIVE, FIXED = (128, 256, 512), (512, 512, 512)
+
+
+class UnsharedContext(GR4AD):
+  """GR4AD whose beams each read their own copy of the context's keys and values, as without beam sharing."""
+
+  def step(self, start, previous_BM, level, caches):
+    B, M = previous_BM.shape
+
+    def own(x):  # (B, ...) -> (B·M, ...), a real copy: the barrier keeps the compiler from reading one for all
+      return jax.lax.optimization_barrier(jnp.repeat(x, M, axis=0))
+
+    start = start.replace(context=jax.tree.map(own, start.context), lazy_B1TD=jnp.repeat(start.lazy_B1TD, M, axis=0))
+    caches = jax.tree.map(lambda x: x.reshape(B * M, 1, *x.shape[2:]), caches)
+    h_BWD, logits_BWV, caches = super().step(start, previous_BM.reshape(B * M, 1), level, caches)
+    return (
+      h_BWD.reshape(B, M, -1),
+      logits_BWV.reshape(B, M, -1),
+      jax.tree.map(lambda x: x.reshape(B, M, *x.shape[2:]), caches),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """One search to be timed: a model, its widths and how they are searched."""
+
+  batch: int = 1
+  width: int = 256
+  layers: int = 9
+  lazy_layers: int = 6
+  widths: tuple[int, ...] = PROGRESSIVE
+  copy: str = "off"  # the paper's model; the copy path is a row of its own
+  dtype: str = "float32"
+  quantize: str = "none"
+  precut: str = "auto"
+  ecpm: bool = False
+  shared: bool = True
+
+  def model_config(self) -> ModelConfig:
+    """Heads of 64."""
+    heads = self.width // 64
+    return ModelConfig(layers=self.layers, lazy_layers=self.lazy_layers, width=self.width, heads=heads, kv_groups=heads,
+                       copy=self.copy, compute_dtype=self.dtype)  # fmt: skip
+
+
+class Decode:
+  """A compiled search as a timer: each call gives the seconds of one search of the batch.
+
+  Args:
+    setting: what is searched how.
+    codes_NT: the catalogue.
+    trie: its trie on the device.
+  """
+
+  def __init__(self, setting: Setting, codes_NT: np.ndarray, trie: Trie):
+    self.setting = setting
+    kind = GR4AD if setting.shared else UnsharedContext
+    module, params = synthetic.model(setting.model_config(), CODEBOOKS, SLOTS, kind)
+    batch = jax.device_put(synthetic.requests(codes_NT, SLOTS, setting.batch))
+    means = jnp.arange(setting.model_config().ecpm_bins, dtype=jnp.float32) if setting.ecpm else None
+    search = SearchConfig(precut=setting.precut)
+    self._args = (quantize(params, setting.quantize), batch, trie)
+    self._run = jax.jit(lambda v, b, t: beam_search(module, v, b, t, means, widths=setting.widths, search=search))
+    self.gflop = timing.flops(timing.matmuls_of(self._run, *self._args)) / 1e9
+    self.parameters = sum(x.size for x in jax.tree.leaves(params))
+    self._program = self._run.lower(*self._args).compile()
+    self()
+
+  def __call__(self) -> float:
+    begin = time.perf_counter()
+    jax.block_until_ready(self._program(*self._args))
+    return time.perf_counter() - begin
+
+  def over(self, trie: Trie):
+    """The beams found over another trie of the same shapes."""
+    return jax.block_until_ready(self._program(*self._args[:2], trie))
+
+
+def _figures(setting: Setting, timer: Decode, seconds: list[float], peak: list[float]) -> dict:
+  """A setting's time, rate and share of the roof."""
+  shares = [timer.gflop * 1e9 * best / second for best, second in zip(peak, seconds, strict=True)]
+  return {
+    "setting": dataclasses.asdict(setting),
+    "seconds": timing.spread(seconds),
+    "matmul_gflop": timer.gflop,
+    "gflops": timer.gflop / statistics.median(seconds),
+    "share_of_peak": timing.spread(shares),
+  }
+
+
+def _timed(settings: dict[str, Setting], codes_NT, trie, repetitions: int, more: dict[str, Callable] | None = None):
+  """Times settings, the matmul peak and `more`, interleaved: (figures by name, seconds by name)."""
+  timers = {name: Decode(setting, codes_NT, trie) for name, setting in settings.items()}
+  _log.info("compiled %s", ", ".join(timers))
+  everything = {**timers, **(more or {}), "peak": timing.matmul_peak()}
+  timing.interleaved(everything, 1)
+  seconds = timing.interleaved(everything, repetitions)
+  figures = {name: _figures(settings[name], timers[name], seconds[name], seconds["peak"]) for name in timers}
+  return figures, seconds, timers
+
+
+def speed(codes_NT: np.ndarray, trie: Trie, batch: int, repetitions: int, with_peer: bool) -> dict:
+  """LazyAR with progressive widths against K = 0 with fixed ones, and the peer."""
+  lazy = Setting(batch)
+  settings = {
+    "lazy": lazy,
+    "autoregressive": dataclasses.replace(lazy, lazy_layers=0, widths=FIXED),
+    "lazy_ecpm": dataclasses.replace(lazy, ecpm=True),
+    "autoregressive_ecpm": dataclasses.replace(lazy, lazy_layers=0, widths=FIXED, ecpm=True),
+    "lazy_copy": dataclasses.replace(lazy, copy="context", ecpm=True),
+  }
+  figures, seconds, timers = _timed(settings, codes_NT, trie, repetitions)
+  found = {
+    "figures": figures,
+    "parameters": timers["lazy"].parameters,
+    "autoregressive_over_lazy": timing.ratio(seconds["autoregressive"], seconds["lazy"]),
+    "autoregressive_over_lazy_with_ecpm": timing.ratio(seconds["autoregressive_ecpm"], seconds["lazy_ecpm"]),
+  }
+  if with_peer:
+    found["peer"] = against_peer(timers["lazy"], codes_NT, batch, max(2, repetitions // 4))
+  return found
+
+
+def against_peer(lazy: Decode, codes_NT: np.ndarray, batch: int, repetitions: int) -> dict:
+  """The T5 of `transformers` at 512 beams: `generate` in float32 and in bfloat16, and with one context for all beams.
+
+  `generate` takes requests one after the other here: several at once took it longer.
+  """
+  kept = peer.keep_memory()  # as its best times need
+
+  def one_by_one(**settings):
+    timer = peer.t5_decode(codes_NT, CODEBOOKS, lazy.parameters, **settings)
+    sizes[len(sizes)] = timer.parameters
+    return lambda: sum(timer() for _ in range(batch))
+
+  sizes: dict[int, int] = {}
+  peers = {
+    "t5": one_by_one(),
+    "t5_bfloat16": one_by_one(dtype="bfloat16"),
+    "t5_shared_context": one_by_one(share_context=True),
+  }
+  everything = {**peers, "lazy": lazy}
+  timing.interleaved(everything, 2)  # first calls are slow
+  seconds = timing.interleaved(everything, repetitions)
+  return {
+    "parameters": sizes[0],
+    "keeps_memory": kept,
+    "seconds": {name: timing.spread(values) for name, values in seconds.items()},
+    "over_lazy": {name: timing.ratio(seconds[name], seconds["lazy"]) for name in peers},
+  }
+
+
+def ablation(codes_NT: np.ndarray, trie: Trie, batch: int, repetitions: int) -> dict:
+  """The full setting, then each part switched off alone, or put in place of another; ratios to the full setting."""
+  full = Setting(batch, ecpm=True)
+  settings = {
+    "full": full,
+    "lazy layers off": dataclasses.replace(full, lazy_layers=0),
+    "progressive widths off": dataclasses.replace(full, widths=FIXED),
+    "shared context off": dataclasses.replace(full, shared=False),
+    "pre-cut off": dataclasses.replace(full, precut="off"),
+    "pre-cut per beam": dataclasses.replace(full, precut="beams"),
+    "bfloat16": dataclasses.replace(full, dtype="bfloat16"),
+    "int8 weights": dataclasses.replace(full, quantize="int8"),
+    "copy path on": dataclasses.replace(full, copy="context"),
+  }
+  figures, seconds, _ = _timed(settings, codes_NT, trie, repetitions)
+  return {"figures": figures, "over_full": {name: timing.ratio(seconds[name], seconds["full"]) for name in settings}}
+
+
+def measure(repetitions: int, with_peer: bool, ads: int = 100_000) -> dict:
+  """All of the suite, on a made-up catalogue."""
+  codes_NT = synthetic.catalogue(ads, CODEBOOKS)
+  trie = Trie.of(SidIndex.build(codes_NT, CODEBOOKS))
+  wide = Setting(8, width=512)
+  found = {
+    "machine": timing.machine(),
+    "shapes": {"L": 9, "K": 6, "T": 3, "codebooks": CODEBOOKS, "context": SLOTS + 1, "ads": ads},
+    "repetitions": repetitions,
+  }
+  for batch in (1, 8):
+    found[f"speed_batch_{batch}"] = speed(codes_NT, trie, batch, repetitions, with_peer)
+    _log.info("measured batch %d", batch)
+  found["ablation"] = ablation(codes_NT, trie, 1, repetitions)
+  roof = {"width 512": wide, "width 512, eCPM, copy": dataclasses.replace(wide, ecpm=True, copy="context")}
+  found["roof_batch_8"] = _timed(roof, codes_NT, trie, repetitions)[0]
+  return found
+
+
+def summary(figures: dict) -> str:
+  """The figures of `measure` in words."""
+  lines = [f"machine  {figures['machine']}"]
+  for batch in (1, 8):
+    part = figures[f"speed_batch_{batch}"]
+    lines.append(f"batch {batch}, {part['parameters'] / 1e6:.1f} M parameters")
+    lines += _rows(part["figures"])
+    plain, valued = (_times(part[f"autoregressive_over_lazy{what}"]) for what in ("", "_with_ecpm"))
+    lines.append(f"  K = 0 at 512-512-512 over lazy at 128-256-512: {plain}; with eCPM {valued}")
+    if "peer" in part:
+      ratios = part["peer"]["over_lazy"].items()
+      lines += [f"  {name} at 512 beams over lazy: {_times(ratio)}" for name, ratio in ratios]
+  lines += ["ablation, batch 1", *_rows(figures["ablation"]["figures"])]
+  lines += [
+    f"  {name:<24} {_times(ratio)} the full setting's time" for name, ratio in figures["ablation"]["over_full"].items()
+  ]
+  return "\n".join([*lines, "roof, batch 8", *_rows(figures["roof_batch_8"])])
+
+
+def _times(ratio: dict) -> str:
+  return f"{ratio['median']:.2f} x [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def _rows(figures: dict) -> list[str]:
+  return [
+    f"  {name:<24} {1e3 * row['seconds']['median']:8.1f} ms  {row['matmul_gflop']:7.2f} GFLOP  "
+    f"{row['share_of_peak']['median']:.2f} of the matmul peak"
+    for name, row in figures.items()
+  ]  # fmt: skip

@@ -1,0 +1,196 @@
+"""Load on a recommendation server: arrivals that do not wait for answers, over plain sockets, at little cost a request.
+
+Generator and server may share two cores, so requests are written as bytes on connections that stay open. A latency
+counts from the moment the request was due, not from when it was sent, so a generator that falls behind hides nothing.
+"""
+
+import asyncio
+import itertools
+import json
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Phase(NamedTuple):
+  """A stretch of Poisson arrivals."""
+
+  name: str
+  rate: float  # requests a second
+  seconds: float
+
+
+class Reply(NamedTuple):
+  """An HTTP answer; names of headers are in lower case."""
+
+  status: int
+  headers: Mapping[str, str]
+  body: bytes
+
+
+class Outcome(NamedTuple):
+  """What became of one request."""
+
+  due: float  # seconds from the beginning of the load
+  late: float  # seconds from due to sent
+  seconds: float  # from due to the whole answer, or to giving up
+  status: int  # of HTTP; 0: no answer
+  source: str  # 'model', 'cache' or 'fallback'; '' where there is none
+  width: int  # last beam width of the answer; 0 where there is none
+  retry_after: bool  # whether a refusal said when to come again
+
+
+class Client:
+  """HTTP/1.1 over connections that are kept; one event loop.
+
+  Args:
+    address: as http://127.0.0.1:8080.
+    token: bearer token; empty: none.
+    connections: most that are open at once; further requests wait, and their latency grows.
+    timeout: seconds after which a request is given up.
+  """
+
+  def __init__(self, address: str, token: str = "", connections: int = 512, timeout: float = 30.0):
+    parts = urllib.parse.urlsplit(address)
+    self._host, self._port, self._timeout = parts.hostname, parts.port or 80, timeout
+    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+    self._fixed = f"Host: {parts.netloc}\r\n{authorization}Content-Type: application/json\r\nContent-Length: "
+    self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    self._slots = asyncio.Semaphore(connections)
+
+  async def request(self, method: str, path: str, body: bytes = b"") -> Reply:
+    """One exchange.
+
+    Raises:
+      OSError: no connection, or one that broke; a kept one that the server had closed is replaced once.
+      TimeoutError: no whole answer in time.
+      ValueError: an answer that is not HTTP/1.1 with a Content-Length.
+    """
+    head = f"{method} {path} HTTP/1.1\r\n{self._fixed}{len(body)}\r\n\r\n".encode()
+    async with self._slots, asyncio.timeout(self._timeout):
+      if self._idle:
+        try:
+          return await self._exchange(self._idle.pop(), head + body)
+        except (OSError, EOFError):
+          pass
+      try:
+        return await self._exchange(await asyncio.open_connection(self._host, self._port), head + body)
+      except EOFError as error:
+        raise ConnectionError(f"{method} {path}: the server closed the connection") from error
+
+  async def _exchange(self, connection, message: bytes) -> Reply:
+    reader, writer = connection
+    try:
+      writer.write(message)
+      first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+      pairs = (line.partition(":") for line in lines if line)
+      headers = {name.lower(): value.strip() for name, _, value in pairs}
+      if not first.startswith("HTTP/1.1 ") or "content-length" not in headers:
+        raise ValueError(f"not an HTTP/1.1 answer with a Content-Length: {first!r}")
+      body = await reader.readexactly(int(headers["content-length"]))
+    except BaseException:
+      writer.close()
+      raise
+    if headers.get("connection", "").lower() == "close":
+      writer.close()
+    else:
+      self._idle.append(connection)
+    return Reply(int(first[9:12]), headers, body)
+
+  def close(self) -> None:
+    """Closes the connections that no request holds."""
+    while self._idle:
+      self._idle.pop()[1].close()
+
+
+async def users_of(client: Client, count: int = 1000) -> list[str]:
+  """User ids that the server knows, at most `count`, which is at most 1000. Raises ValueError where it tells none."""
+  return await _told(client, f"/v1/users?limit={count}", "users")
+
+
+async def target_of(client: Client) -> float:
+  """The latency that the server holds, ms. Raises ValueError where it tells none."""
+  return await _told(client, "/v1/stats", "target_ms")
+
+
+async def _told(client: Client, path: str, field: str):
+  """A field, neither empty nor 0, of a JSON answer."""
+  reply = await client.request("GET", path)
+  found = json.loads(reply.body).get(field) if reply.status == 200 else None
+  if not found:
+    raise ValueError(f"GET {path}: no {field!r} in the answer, status {reply.status}")
+  return found
+
+
+def requests_of(users: Sequence[str], seed: int, skew: float = 1.0, **fields) -> Iterator[bytes]:
+  """Endless bodies of /v1/recommend: the r-th most frequent user asks in proportion to 1 / r^skew.
+
+  Args:
+    users: ids; which of them is the most frequent is drawn.
+    seed: of the draw.
+    skew: 0 treats users alike.
+    **fields: of every request, as k=10, cache=False.
+  """
+  rng = np.random.default_rng(seed)
+  bodies = [json.dumps({"user": users[u]} | fields).encode() for u in rng.permutation(len(users))]
+  weight = np.arange(1, len(users) + 1, dtype=np.float64) ** -skew
+  while True:
+    for u in rng.choice(len(users), 4096, p=weight / weight.sum()):
+      yield bodies[u]
+
+
+def arrivals(phases: Sequence[Phase], seed: int) -> np.ndarray:
+  """Seconds from the beginning at which requests are due, ascending: a Poisson process in each phase."""
+  rng, begin, due = np.random.default_rng(seed), 0.0, []
+  for phase in phases:
+    count = rng.poisson(phase.rate * phase.seconds)
+    due.append(begin + np.sort(rng.random(count)) * phase.seconds)
+    begin += phase.seconds
+  return np.concatenate(due)
+
+
+async def open_loop(client: Client, bodies: Iterator[bytes], phases: Sequence[Phase], seed: int = 0) -> list[Outcome]:
+  """Sends every request when it is due, however the earlier ones fare; outcomes in order of due times."""
+  clock = asyncio.get_running_loop().time
+  begin, tasks = clock(), []
+  for due in arrivals(phases, seed).tolist():
+    if (wait := begin + due - clock()) > 0:
+      await asyncio.sleep(wait)
+    tasks.append(asyncio.create_task(_ask(client, next(bodies), begin, due)))
+  return list(await asyncio.gather(*tasks))
+
+
+async def closed_loop(
+  client: Client, bodies: Iterator[bytes], workers: int, seconds: float, pause: float = 0.05
+) -> list[Outcome]:
+  """Each worker asks again when it is answered, `pause` seconds later where it was not; in order of sending."""
+  clock = asyncio.get_running_loop().time
+  begin = clock()
+
+  async def work() -> list[Outcome]:
+    found = []
+    while (now := clock() - begin) < seconds:
+      found.append(await _ask(client, next(bodies), begin, now))
+      if found[-1].status != 200:
+        await asyncio.sleep(pause)
+    return found
+
+  done = await asyncio.gather(*(work() for _ in range(workers)))
+  return sorted(itertools.chain.from_iterable(done))
+
+
+async def _ask(client: Client, body: bytes, begin: float, due: float) -> Outcome:
+  """One request; whatever goes wrong is an outcome too."""
+  clock = asyncio.get_running_loop().time
+  late, status, source, width, retry_after = clock() - begin - due, 0, "", 0, False
+  try:
+    reply = await client.request("POST", "/v1/recommend", body)
+    status, retry_after = reply.status, "retry-after" in reply.headers
+    if status == 200:
+      answer = json.loads(reply.body)
+      source, width = answer["source"], (answer["beams"] or [0])[-1]
+  except (OSError, TimeoutError, ValueError, LookupError, TypeError):
+    status = 0
+  return Outcome(due, late, clock() - begin - due, status, source, width, retry_after)

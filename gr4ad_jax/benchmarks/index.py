@@ -1,0 +1,168 @@
+"""The real-time index: size, changes, merges, and what the constraint costs a search, up to 10 million ads.
+
+The unconstrained search is the same program over all codes, without any trie: what exists is not looked up.
+"""
+
+import dataclasses
+import logging
+import time
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.benchmarks import synthetic, timing
+from gr4ad_jax.benchmarks.decode import CODEBOOKS, Decode, Setting
+from gr4ad_jax.decoding.searcher import TrieFeed
+from gr4ad_jax.decoding.trie import Children, Trie
+from gr4ad_jax.sid.live_index import LiveIndex
+
+_log = logging.getLogger(__name__)
+
+SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+CHANGES = 200
+
+
+@flax.struct.dataclass
+class AllCodes(Trie):
+  """Stands in for a trie: every code may follow every prefix."""
+
+  @classmethod
+  def make(cls) -> "AllCodes":
+    """Over the codebooks of the benchmark."""
+    return cls((), (), None, CODEBOOKS)
+
+  def children(self, level: int, node_BW: jax.Array) -> Children:
+    """All codes, for each beam."""
+    code_BWC = jnp.broadcast_to(jnp.arange(self.fanout[level]), (*node_BW.shape, self.fanout[level]))
+    return Children(node_BW[..., None] * self.fanout[level] + code_BWC, code_BWC, jnp.ones_like(code_BWC, bool))
+
+
+@dataclasses.dataclass
+class _Changing:
+  """A live index of `ads` ads with changes in its overlay, its trie on the device and the figures so far."""
+
+  ads: int
+
+  def __post_init__(self):
+    codes_NT = synthetic.catalogue(self.ads, CODEBOOKS)
+    begin = time.perf_counter()
+    self.index = LiveIndex(codes_NT, CODEBOOKS)
+    built = time.perf_counter() - begin
+    self.sample_NT, self.feed = codes_NT[:100_000].copy(), TrieFeed(self.index)
+    self.feed.trie()
+    self.figures = {
+      "ads": self.ads,
+      "leaves": self.index.num_leaves,
+      "fanout": self.index.arrays().fanout,
+      "build_seconds": built,
+      "bytes_per_ad": self.index.nbytes / self.ads,
+    }
+
+  def change(self) -> None:
+    """Adds and removes `CHANGES` ads each, every one followed by a look at the newest trie, as before a batch."""
+    rng = np.random.default_rng(1)
+    adds, removes, uploads = [], [], []
+    for number in range(CHANGES):
+      code = np.array([rng.integers(0, size) for size in CODEBOOKS])
+      begin = time.perf_counter()
+      self.index.set(self.ads + number, code)
+      adds.append(time.perf_counter() - begin)
+      begin = time.perf_counter()
+      jax.block_until_ready(self.feed.trie().overlay_TQP)
+      uploads.append(time.perf_counter() - begin)
+      begin = time.perf_counter()
+      self.index.set(int(rng.integers(0, self.ads)), None)
+      removes.append(time.perf_counter() - begin)
+    self.last = code
+    self.figures |= {
+      "add_seconds": timing.spread(adds),
+      "remove_seconds": timing.spread(removes),
+      "upload_seconds": timing.spread(uploads),
+    }
+
+  def add_to_generable(self, program) -> None:
+    """Seconds from a change to the end of the first search that can generate the new ad."""
+    code = (self.last + 1) % np.asarray(CODEBOOKS)
+    begin = time.perf_counter()
+    self.index.set(self.ads + CHANGES, code)
+    program(self.feed.trie())
+    self.figures["add_to_generable_seconds"] = time.perf_counter() - begin
+    assert reachable(self.feed.trie(), code), "the new ad is not in the trie"
+
+  def merge(self) -> None:
+    """Folds the overlay in."""
+    begin = time.perf_counter()
+    self.index.merge()
+    self.figures["merge_seconds"] = time.perf_counter() - begin
+
+
+def reachable(trie: Trie, code_T: np.ndarray) -> bool:
+  """Whether a search over the trie is offered this UA-SID."""
+  node = 0
+  for level, code in enumerate(code_T):
+    found = jax.device_get(trie.children(level, jnp.array([[node]])))
+    main = np.flatnonzero(found.valid_BWC[0, 0] & (found.code_BWC[0, 0] == code))
+    more = np.flatnonzero((found.beam_BP[0] == 0) & (found.code_P == code)) if found.code_P is not None else []
+    if len(main):
+      node = int(found.node_BWC[0, 0, main[0]])
+    elif len(more):
+      node = int(trie.overlay_node(level, int(more[0])))
+    else:
+      return False
+  return True
+
+
+def measure(repetitions: int, sizes: tuple[int, ...] = SIZES, batches: tuple[int, ...] = (1, 8)) -> dict:
+  """All of the suite: each size alone first, then the searches of all sizes and the unconstrained one, interleaved."""
+  made = []
+  for ads in sizes:
+    one = _Changing(ads)
+    one.change()
+    made.append(one)
+    _log.info("%d ads: built in %.1f s", ads, one.figures["build_seconds"])
+  found = {"machine": timing.machine(), "codebooks": CODEBOOKS, "repetitions": repetitions}
+  for batch in batches:
+    setting = Setting(batch, ecpm=True)
+    timers = {str(one.ads): Decode(setting, one.sample_NT, one.feed.trie()) for one in made}
+    if batch == batches[0]:
+      for one in made:
+        one.add_to_generable(timers[str(one.ads)].over)
+    timers["unconstrained"] = Decode(setting, made[0].sample_NT, AllCodes.make())
+    timing.interleaved(timers, 1)
+    seconds = timing.interleaved(timers, repetitions)
+    _log.info("searched at batch %d", batch)
+    smallest, free = seconds[str(made[0].ads)], seconds["unconstrained"]
+    found[f"decode_batch_{batch}"] = {
+      "seconds": {name: timing.spread(values) for name, values in seconds.items()},
+      "over_smallest": {str(one.ads): timing.ratio(seconds[str(one.ads)], smallest) for one in made},
+      "over_unconstrained": {str(one.ads): timing.ratio(seconds[str(one.ads)], free) for one in made},
+    }
+  for one in made:
+    one.merge()
+  found["index"] = [one.figures for one in made]
+  return found
+
+
+def summary(figures: dict) -> str:
+  """The figures of `measure` in words."""
+  lines = [f"machine  {figures['machine']}"]
+  for one in figures["index"]:
+    ms = {name: 1e3 * one[f"{name}_seconds"]["median"] for name in ("add", "remove", "upload")}
+    lines.append(
+      f"{one['ads']:>11,} ads  {one['bytes_per_ad']:.1f} bytes an ad, built in {one['build_seconds']:.1f} s, merged in "
+      f"{one['merge_seconds']:.1f} s; add {ms['add']:.2f} ms, remove {ms['remove']:.2f} ms, to the device "
+      f"{ms['upload']:.2f} ms; add to generable {1e3 * one['add_to_generable_seconds']:.0f} ms"
+    )
+  for batch in (1, 8):
+    part = figures.get(f"decode_batch_{batch}")
+    if part is None:
+      continue
+    lines.append(f"search, batch {batch}: unconstrained {1e3 * part['seconds']['unconstrained']['median']:.1f} ms")
+    for ads, ratio in part["over_unconstrained"].items():
+      lines.append(
+        f"{int(ads):>11,} ads  {1e3 * part['seconds'][ads]['median']:.1f} ms, "
+        f"{ratio['median']:.3f} of the unconstrained, {part['over_smallest'][ads]['median']:.3f} of the smallest index"
+      )
+  return "\n".join(lines)

@@ -1,0 +1,303 @@
+"""How a server holds its latency target: steady load, three times its capacity, and afterwards; TABS on and off.
+
+The server runs as its own process and is measured from outside: what is answered, when, with which beam width, and how
+much memory the process holds. The result cache is passed by, so that every accepted request costs a search.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gr4ad_jax.benchmarks import http_load
+from gr4ad_jax.benchmarks.http_load import Client, Outcome, Phase
+from gr4ad_jax.benchmarks.load_chart import plot_load
+from gr4ad_jax.evaluation import tables
+
+COMMAND = (sys.executable, "-m", "experiments.serve")
+IDLE, STEADY, OVERLOAD = 0.1, 0.5, 3.0  # loads, as shares of the capacity
+WORKERS = 64  # of the closed loop that finds the capacity: more than wait for one batch
+REQUEST = {"k": 10, "cache": False, "fallback": False}
+_MEBI = 2**20
+Told = Callable[[str], None]
+
+
+class Load(NamedTuple):
+  """What was measured."""
+
+  phases: Sequence[Phase]
+  outcomes: Sequence[Outcome]  # in order of due times
+  memory: Sequence[tuple[float, int]]  # every second: seconds from the beginning, bytes that the server holds
+  target: float  # the server's, seconds
+
+
+class Server:
+  """A server process, for a `with` statement: ready inside, told to end (SIGTERM) after.
+
+  Args:
+    workdir: of the run that it serves.
+    flags: further flags, as --tabs=false.
+    command: what starts it; it prints its address.
+    patience: seconds until it must be ready, and until it must have ended.
+
+  Attributes:
+    address: as http://127.0.0.1:8080.
+    status: how the process ended.
+
+  Raises:
+    RuntimeError: it ended, or was not ready in time; with the last line that it wrote.
+  """
+
+  def __init__(self, workdir: str, flags: Sequence[str] = (), command: Sequence[str] = COMMAND, patience: float = 600):
+    self._arguments = [*command, f"--workdir={workdir}", "--port=0", *flags]
+    self._patience, self.address, self.status = patience, "", None
+
+  def __enter__(self) -> "Server":
+    self._log = tempfile.TemporaryFile("w+")
+    self._process = subprocess.Popen(self._arguments, stdout=self._log, stderr=subprocess.STDOUT)
+    try:
+      self.address = self._wait_for_address()
+    except BaseException:
+      self.__exit__()
+      raise
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._process.send_signal(signal.SIGTERM)
+    try:
+      self.status = self._process.wait(self._patience)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self.status = self._process.wait()
+    self._log.close()
+
+  def memory(self) -> int:
+    """Bytes of memory that the process holds (Linux)."""
+    with open(f"/proc/{self._process.pid}/statm", encoding="ascii") as file:
+      return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+  def _wait_for_address(self) -> str:
+    end = time.monotonic() + self._patience
+    while time.monotonic() < end:
+      written = self._written()
+      if found := re.search(r"https?://[^\s/]+", written):
+        return found[0]
+      if self._process.poll() is not None:
+        break
+      time.sleep(0.05)
+    last = (self._written().strip().splitlines() or ["it wrote nothing"])[-1]
+    raise RuntimeError(f"the server did not start: {last}")
+
+  def _written(self) -> str:
+    return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
+
+
+def run_suite(
+  workdir: str,
+  minutes: float,
+  out: str = "",
+  *,
+  command: Sequence[str] = COMMAND,
+  told: Told = lambda _: None,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Loads a server of a run with TABS, then one without, and writes figures and chart.
+
+  With TABS: its capacity is found; then come idle, steady load, overload and steady load again, each for a tenth of
+  `minutes` (overload twice that); then steady load for `minutes`. Without TABS: the same at the same rates, without the
+  last part.
+
+  Args:
+    workdir: a trained run.
+    minutes: of the long steady load.
+    out: JSON file of the figures, the chart beside it as .png; empty: neither is written.
+    command: what starts the server.
+    told: hears of every part before it begins.
+    seed: of arrivals and users.
+
+  Returns:
+    A dict for JSON: `capacity` a second of both; and of both, as `tabs` and `fixed`, what `report` returns.
+
+  Raises:
+    RuntimeError: the server did not start, or is no server of this library.
+  """
+  part = 6 * minutes  # seconds: a tenth of the minutes
+  found: dict[str, Any] = {"minutes": minutes, "request": REQUEST, "capacity": {}}
+  rate = 0.0
+  for name, flags in (("tabs", ("--tabs=true",)), ("fixed", ("--tabs=false",))):
+    told(f"{name}: starting the server")
+    with Server(workdir, flags, command) as server:
+      capacity = asyncio.run(find_capacity(server.address, part, seed))
+      rate = rate or capacity
+      found["capacity"][name] = capacity
+      told(f"{name}: {capacity:.1f} requests a second at most; now idle, steady, overload, steady")
+      phases = _timeline(rate, part)
+      if name == "tabs":
+        phases.append(Phase("long", STEADY * rate, 60 * minutes))
+      measured = asyncio.run(load(server, phases, seed))
+    found[name] = report(measured) | {"exit_status": server.status}
+  if out:
+    tables.write_json(out, found)
+    plot_load(found, os.path.splitext(out)[0] + ".png")
+  return found
+
+
+def _timeline(rate: float, part: float) -> list[Phase]:
+  steady = STEADY * rate
+  return [
+    Phase("idle", IDLE * rate, part),
+    Phase("steady", steady, part),
+    Phase("overload", OVERLOAD * rate, 2 * part),
+    Phase("recovery", steady, part),
+  ]
+
+
+async def find_capacity(address: str, seconds: float, seed: int = 0) -> float:
+  """Searched answers a second where requests never run out; the first quarter of the time is left out.
+
+  Raises:
+    RuntimeError: the server tells no users, or answers no request.
+  """
+  async with _requests(address, seed) as (client, bodies):
+    outcomes = await http_load.closed_loop(client, bodies, WORKERS, seconds)
+  ends = [o.due + o.seconds for o in outcomes if o.status == 200]
+  count = sum(seconds / 4 <= end < seconds for end in ends)
+  if not count:
+    raise RuntimeError(f"the server answered none of {len(outcomes)} requests")
+  return count / (0.75 * seconds)
+
+
+async def load(server: Server, phases: Sequence[Phase], seed: int = 0) -> Load:
+  """Sends the phases' requests when they are due, and watches the server meanwhile."""
+  begin, memory = time.monotonic(), []
+
+  async def watch() -> None:
+    while True:
+      memory.append((time.monotonic() - begin, server.memory()))
+      await asyncio.sleep(1)
+
+  async with _requests(server.address, seed) as (client, bodies):
+    target = await http_load.target_of(client) / 1e3
+    watching = asyncio.create_task(watch())
+    try:
+      outcomes = await http_load.open_loop(client, bodies, phases, seed)
+    finally:
+      watching.cancel()
+  return Load(phases, outcomes, memory, target)
+
+
+@contextlib.asynccontextmanager
+async def _requests(address: str, seed: int):
+  """A client, and endless requests of the server's own users."""
+  client = Client(address)
+  try:
+    try:
+      users = await http_load.users_of(client)
+    except (OSError, ValueError) as error:
+      raise RuntimeError(f"{address} is no server of this library: {error}") from error
+    yield client, http_load.requests_of(users, seed, **REQUEST)
+  finally:
+    client.close()
+
+
+def report(measured: Load) -> dict[str, Any]:
+  """Figures of a load: `phases`, each by `summary`, with its memory; what `holds`; and `seconds`, a point for each."""
+  phases, target = measured.phases, measured.target
+  begins = np.cumsum([0.0, *(phase.seconds for phase in phases)])
+  due_R = np.array([outcome.due for outcome in measured.outcomes])
+  taken, resident = np.array(measured.memory, np.float64).reshape(-1, 2).T
+  points = _points(measured.outcomes, begins[-1])
+  figures = {}
+  for phase, begin, end in zip(phases, begins, begins[1:], strict=False):
+    mine = measured.outcomes[slice(*np.searchsorted(due_R, [begin, end]))]
+    figures[phase.name] = summary(mine, phase.seconds)
+    figures[phase.name]["memory_mib"] = _ends(resident[(begin <= taken) & (taken < end)] / _MEBI)
+    if phase.name == "recovery":
+      figures[phase.name]["seconds_until_steady"] = _settled(points, begin, end, target)
+  return {"target_ms": 1e3 * target, "phases": figures, "holds": holds(figures, target), "seconds": points}
+
+
+def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
+  """A stretch of time: counts, rates a second, latencies in ms. All but answers and refusals (503) are errors."""
+  accepted = [o for o in outcomes if o.status == 200 and o.source != "fallback"]
+  refused = [o for o in outcomes if o.status == 503]
+  fallback = sum(o.status == 200 and o.source == "fallback" for o in outcomes)
+  return {
+    "seconds": seconds,
+    "offered_per_s": len(outcomes) / seconds,
+    "accepted_per_s": len(accepted) / seconds,
+    "requests": len(outcomes),
+    "accepted": len(accepted),
+    "fallback": fallback,
+    "refused": len(refused),
+    "refused_without_retry_after": sum(not o.retry_after for o in refused),
+    "errors": len(outcomes) - len(accepted) - len(refused) - fallback,
+    "accepted_ms": _latencies(accepted),
+    "refused_ms": _latencies(refused),
+    "mean_width": float(np.mean([o.width for o in accepted])) if accepted else None,
+    "generator_late_ms": float(1e3 * np.quantile([o.late for o in outcomes], 0.99)) if outcomes else None,
+  }
+
+
+def holds(figures: Mapping[str, Mapping[str, Any]], target: float) -> dict[str, bool]:
+  """The promises of the server, each kept or not, as far as the phases tell; target in seconds."""
+  kept = {"no_errors": not any(phase["errors"] for phase in figures.values())}
+  if over := figures.get("overload"):
+    accepted, refused = over["accepted_ms"], over["refused_ms"]
+    kept["overload_p99_within_twice_the_target"] = accepted is not None and accepted["p99"] <= 2e3 * target
+    kept["refused_within_the_target"] = refused is None or refused["p99"] <= 1e3 * target
+    kept["refused_with_retry_after"] = over["refused_without_retry_after"] == 0
+  if again := figures.get("recovery"):
+    kept["recovers"] = again["seconds_until_steady"] is not None
+  if (long := figures.get("long")) and long["memory_mib"]:
+    kept["memory_flat"] = long["memory_mib"]["last"] <= 1.05 * long["memory_mib"]["first"]
+  return kept
+
+
+def _latencies(outcomes: Sequence[Outcome]) -> dict[str, float] | None:
+  if not outcomes:
+    return None
+  values = 1e3 * np.array([o.seconds for o in outcomes])
+  p50, p90, p99 = np.quantile(values, [0.5, 0.9, 0.99]).tolist()
+  return {"p50": p50, "p90": p90, "p99": p99, "most": float(values.max())}
+
+
+def _ends(resident: np.ndarray) -> dict[str, float] | None:
+  """Medians of the first and of the last tenth of the samples, and the greatest, MiB."""
+  if not len(resident):
+    return None
+  tenth = max(1, len(resident) // 10)
+  first, last = np.median(resident[:tenth]), np.median(resident[-tenth:])
+  return {"first": float(first), "last": float(last), "most": float(resident.max())}
+
+
+def _points(outcomes: Sequence[Outcome], seconds: float) -> list[dict[str, Any]]:
+  """A point for every second, of the requests that were due in it."""
+  by_second: list[list[Outcome]] = [[] for _ in range(int(np.ceil(seconds)))]
+  for outcome in outcomes:
+    by_second[int(outcome.due)].append(outcome)
+  keys = ("requests", "accepted", "refused", "errors", "accepted_ms", "mean_width")
+  return [{key: summary(mine, 1.0)[key] for key in keys} for mine in by_second]
+
+
+def _settled(points: Sequence[Mapping[str, Any]], begin: float, end: float, target: float) -> float | None:
+  """Seconds after `begin` from which nothing is refused, fails or takes longer than twice the target; None: never."""
+  span = range(int(np.ceil(begin)), int(end))
+  bad = [second for second in span if not _good(points[second], target)]
+  if not bad:
+    return 0.0
+  return bad[-1] + 1 - begin if bad[-1] != span[-1] else None
+
+
+def _good(point: Mapping[str, Any], target: float) -> bool:
+  within = point["accepted_ms"] is None or point["accepted_ms"]["p99"] <= 2e3 * target
+  return within and not point["refused"] and not point["errors"]

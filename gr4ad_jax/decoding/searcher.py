@@ -1,0 +1,111 @@
+"""Compiled searches: one program for each batch size, beam schedule and shape of the trie.
+
+Parameters and trie are arguments of the programs: a new checkpoint or a changed index needs no compilation. With the
+persistent compilation cache a second start only reads them.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gr4ad_jax.config import SearchConfig
+from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.decoding.beam import Beams, beam_search
+from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.quantized import quantize
+from gr4ad_jax.sid.live_index import LiveIndex
+
+Schedule = tuple[int, ...]
+
+
+def scaled(beams: Schedule, factors: Iterable[float]) -> tuple[Schedule, ...]:
+  """Beam schedules at factors of a base one, narrowest first, without repeats; no width falls below 1."""
+  return tuple(sorted({tuple(max(1, round(width * factor)) for width in beams) for factor in factors}))
+
+
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
+
+
+class TrieFeed:
+  """The newest trie of a live index on the device; the main part goes there once a merge."""
+
+  def __init__(self, index: LiveIndex):
+    self._index, self._main, self._trie, self._versions = index, None, None, (-1, -1)
+
+  def trie(self) -> Trie:
+    """What exists now. Cheap where nothing has changed; not to be called from two threads at once."""
+    main, overlay = self._index.view()
+    if main.version != self._versions[0]:
+      self._main = Trie.of(main)
+    if (main.version, overlay.version) != self._versions:
+      self._trie = self._main.with_overlay(overlay)
+      self._versions = (main.version, overlay.version)
+    return self._trie
+
+
+class Searcher:
+  """Beam searches of one model, compiled ahead of time.
+
+  Args:
+    model: the module.
+    ecpm: money of the eCPM bins.
+    search: order, eCPM, pre-cut and precision; its `beams` are not read, each search names its schedule.
+  """
+
+  def __init__(self, model: GR4AD, ecpm: EcpmBins, search: SearchConfig):
+    self._means, self._quantize = np.asarray(ecpm.means, np.float32), search.quantize
+    self._programs: dict[tuple, Any] = {}
+
+    def run(variables, batch, trie, means, widths):
+      return beam_search(model, variables, batch, trie, means, widths=widths, search=search)
+
+    self._run = jax.jit(run, static_argnames="widths")
+
+  def variables(self, params: Any) -> dict:
+    """What `search` takes: the parameters on the device, in the precision of `--quantize`."""
+    return jax.device_put(quantize(params, self._quantize))
+
+  def prepare(self, variables: dict, row: RequestBatch, buckets: Sequence[int], schedules: Sequence[Schedule],
+              trie: Trie, told: Callable[[int, int, float], None] = lambda *_: None) -> None:  # fmt: skip
+    """Compiles what is missing for every pair of bucket and schedule, and this shape of the trie.
+
+    Args:
+      variables: of `self.variables`.
+      row: a batch of one request, which gives the shapes.
+      buckets: batch sizes.
+      schedules: beam widths a level.
+      trie: gives the shapes.
+      told: hears of progress: programs ready, programs in all, seconds so far.
+    """
+    wanted = [(rows, schedule) for rows in buckets for schedule in schedules]
+    begin = time.monotonic()
+    for done, (rows, schedule) in enumerate(wanted, 1):
+      key = self._key(rows, schedule, trie)
+      if key not in self._programs:
+        shape = jax.tree.map(lambda x, rows=rows: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row)
+        lowered = self._run.lower(_shapes(variables), shape, _shapes(trie), _shapes(self._means), widths=schedule)
+        self._programs[key] = lowered.compile()
+      told(done, len(wanted), time.monotonic() - begin)
+
+  def is_prepared(self, rows: int, schedule: Schedule, trie: Trie) -> bool:
+    """Whether `search` has a program for this batch size, schedule and shape of the trie."""
+    return self._key(rows, schedule, trie) in self._programs
+
+  def search(self, variables: dict, batch: RequestBatch, trie: Trie, schedule: Schedule) -> Beams:
+    """Ranked UA-SIDs of a batch, on the device. Raises KeyError for a shape that `prepare` has not seen."""
+    program = self._programs[self._key(len(batch.slot_kind_BS), schedule, trie)]
+    return program(variables, batch, trie, self._means)
+
+  def compiled_on_demand(self, variables: dict, batch: RequestBatch, trie: Trie, schedule: Schedule) -> Beams:
+    """As `search`, but a new shape is compiled when it first comes: for evaluation, not for a server."""
+    return self._run(variables, batch, trie, self._means, widths=schedule)
+
+  def _key(self, rows: int, schedule: Schedule, trie: Trie) -> tuple:
+    overlay = 0 if trie.overlay_TQP is None else trie.overlay_TQP.shape[-1]
+    return rows, tuple(schedule), trie.fanout, tuple(len(x) for x in (*trie.child_start, *trie.node_code)), overlay

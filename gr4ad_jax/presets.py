@@ -1,0 +1,27 @@
+"""Model sizes by name, with the paper's codebooks and beams for the large ones (method.md §2.5)."""
+
+from gr4ad_jax.config import Config, ModelConfig, SearchConfig, SidConfig
+
+
+def _sized(width: int) -> ModelConfig:
+  """A model of the paper's shape (L = 9, K = 6, head size 64) at a width."""
+  return ModelConfig(layers=9, lazy_layers=6, width=width, heads=width // 64, kv_groups=width // 64)
+
+
+PRESETS = {
+  "tiny": ModelConfig(),
+  "0.03b": _sized(320),
+  "0.08b": _sized(576),
+  "0.16b": _sized(832),
+  "0.32b": _sized(1280),
+}
+"""Model sizes by name; the four large ones carry the paper's names (method.md §2.5)."""
+
+LARGE_CODEBOOKS, LARGE_BEAMS = (16384, 4096, 1024), (512, 512, 512)  # the paper's; most parameters are the codes'
+
+
+def preset(name: str) -> Config:
+  """The config of a size of `PRESETS`: the large ones come with the paper's codebooks and beams (method.md §1, §4)."""
+  if name == "tiny":
+    return Config()
+  return Config(sid=SidConfig(codebooks=LARGE_CODEBOOKS), model=PRESETS[name], search=SearchConfig(beams=LARGE_BEAMS))

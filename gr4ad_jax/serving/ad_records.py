@@ -1,0 +1,152 @@
+"""One ad as the catalogue keeps it: fields that a request may set, checked, and their form in the journal."""
+
+import base64
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gr4ad_jax.data.checks import MAX_NUMBER
+from gr4ad_jax.data.forms import TEMPLATES
+from gr4ad_jax.data.schema import AdTable, DataError
+
+ACTIVE, PAUSED, REMOVED = "active", "paused", "removed"
+WORDS = ("text", "account_id", "category", "conversion_type", "form")
+FIELDS = (*WORDS, "price", "vector", "status")
+MAX_ID, MAX_TEXT, MAX_WIDTH = 512, 20_000, 65_536  # characters, characters, numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class AdRecord:
+  """An ad.
+
+  Attributes:
+    ad_id: its id.
+    text, account_id, category, conversion_type, form: as in `AdTable`, "" where unknown.
+    price: money; None where unknown.
+    vector: content vector, little-endian float32 bytes; None where an encoder makes it.
+    status: 'active', 'paused' or 'removed'.
+  """
+
+  ad_id: str
+  text: str = ""
+  account_id: str = ""
+  category: str = ""
+  conversion_type: str = ""
+  form: str = ""
+  price: float | None = None
+  vector: bytes | None = None
+  status: str = ACTIVE
+
+  @classmethod
+  def of_row(cls, ads: AdTable, row: int) -> "AdRecord":
+    """The ad of a table's row, active."""
+    words = {name: str(getattr(ads, name)[row]) for name in ("ad_id", *WORDS)}
+    return cls(**words, price=None if np.isnan(ads.price[row]) else _short(ads.price[row]))
+
+  @classmethod
+  def made(cls, ad_id: str, fields: Mapping[str, Any], before: "AdRecord | None" = None) -> "AdRecord":
+    """An ad with the given fields, the others as before.
+
+    Args:
+      ad_id: its id.
+      fields: any of `FIELDS`; price and vector may be None.
+      before: the ad as it is; None for a new one, which needs text and account_id.
+
+    Raises:
+      DataError: an id or a field that is not allowed; names field and value.
+    """
+    if before is None:
+      _check_id(ad_id)
+      if missing := [name for name in ("text", "account_id") if name not in fields]:
+        raise DataError(f"ad {ad_id!r}: {missing[0]} is missing; a new ad needs text and account_id")
+    if unknown := sorted(set(fields) - set(FIELDS)):
+      raise DataError(f"ad {ad_id!r}: field {unknown[0]!r} is not known; allowed: {', '.join(FIELDS)}")
+    given = {name: _checked(ad_id, name, value) for name, value in fields.items()}
+    return dataclasses.replace(before or cls(ad_id), **given)
+
+  def same_content(self, other: "AdRecord") -> bool:
+    """Whether nothing that the tokenizer reads differs."""
+    return dataclasses.replace(self, status=other.status) == other
+
+  def table(self) -> AdTable:
+    """An ad table of this ad alone."""
+    words = {name: np.array([getattr(self, name)]) for name in ("ad_id", *WORDS)}
+    price = np.array([np.nan if self.price is None else self.price], np.float32)
+    vectors = None if self.vector is None else np.frombuffer(self.vector, "<f4")[None]
+    return AdTable(**words, price=price, created=np.array([-1]), vectors=vectors)
+
+  def encoded(self, row: int, codes: Sequence[int]) -> bytes:
+    """The ad with its row and UA-SID as JSON."""
+    fields = dataclasses.asdict(self) | {"row": int(row), "codes": [int(code) for code in codes]}
+    if self.vector is not None:
+      fields["vector"] = base64.b64encode(self.vector).decode()
+    return json.dumps({name: value for name, value in fields.items() if value not in ("", None)}).encode()
+
+  @classmethod
+  def decoded(cls, payload: bytes) -> tuple["AdRecord", int, tuple[int, ...]]:
+    """What `encoded` wrote: the ad, its row, its UA-SID."""
+    fields = json.loads(payload)
+    row, codes = fields.pop("row"), tuple(fields.pop("codes"))
+    if "vector" in fields:
+      fields["vector"] = base64.b64decode(fields["vector"])
+    return cls(**fields), row, codes
+
+
+def _check_id(ad_id: Any) -> None:
+  if not isinstance(ad_id, str) or not ad_id.strip() or len(ad_id) > MAX_ID or "\0" in ad_id or not _is_utf8(ad_id):
+    raise DataError(f"ad id {_shown(ad_id)} is not allowed: text of 1 to {MAX_ID} characters")
+
+
+def _checked(ad_id: str, name: str, value: Any) -> Any:
+  """A field's value as it is kept."""
+  if name == "price":
+    good = value is None or (
+      isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
+    )
+    kept, wanted = None if value is None or not good else _short(value), "a number, at least 0"
+  elif name == "vector":
+    kept = None if value is None else _packed(value)
+    good, wanted = value is None or kept is not None, f"1 to {MAX_WIDTH} finite numbers"
+  elif name == "status":
+    kept, good, wanted = value, value in (ACTIVE, PAUSED), f"{ACTIVE!r} or {PAUSED!r}"
+  else:
+    good = isinstance(value, str) and len(value) <= MAX_TEXT and _is_utf8(value)
+    kept, wanted = " ".join(value.split()) if good else "", f"text of at most {MAX_TEXT} characters"
+    if name in ("text", "account_id"):
+      good, wanted = bool(kept), f"text of 1 to {MAX_TEXT} characters"
+    if name == "form" and kept and kept not in TEMPLATES:
+      good, wanted = False, f"one of {', '.join(TEMPLATES)}, or empty"
+  if not good:
+    raise DataError(f"ad {ad_id!r}: {name} {_shown(value)} is not allowed: {wanted}")
+  return kept
+
+
+def _short(price: float) -> float:
+  """A price as float32 holds it, in as few digits as tell it: 0.85, not 0.8500000238418579."""
+  return float(str(np.float32(price)))
+
+
+def _packed(value: Any) -> bytes | None:
+  """A vector as float32 bytes; None for what is none."""
+  try:
+    vector = np.asarray(value, np.float64)
+  except (TypeError, ValueError, OverflowError):
+    return None
+  fits = vector.ndim == 1 and 0 < len(vector) <= MAX_WIDTH and (np.abs(vector) <= MAX_NUMBER).all()  # False for NaN
+  return vector.astype("<f4").tobytes() if fits else None
+
+
+def _is_utf8(text: str) -> bool:
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+def _shown(value: Any) -> str:
+  shown = repr(value)
+  return shown[:80] + "…" if len(shown) > 80 else shown

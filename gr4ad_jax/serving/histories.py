@@ -1,0 +1,123 @@
+"""A user's history as a request brings it: checked entry by entry, then put in order as an event log."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gr4ad_jax.data import visits
+from gr4ad_jax.data.schema import DataError, EventLog
+
+EVENT_FIELDS = ("ad_id", "time", "behavior", "value", "quantity", "request_id")
+_LATEST = 253_402_300_799  # unix seconds, the end of the year 9999
+_MOST = 1e12  # money or units of an event: sums stay finite in float32
+_SHOWN = 80  # characters of a bad value that a message repeats
+
+
+def events_of(
+  events: Sequence[Mapping | str], rows: Callable[[str], int | None], behaviors: Sequence[str], now: int,
+  gap_seconds: float = 1800.0
+) -> EventLog:  # fmt: skip
+  """One user's events, in any order, as a log of one user.
+
+  Args:
+    events: ad ids, or mappings with `ad_id` and, as known, `time` (unix seconds), `behavior`, `value` (money),
+      `quantity`, `request_id`; None counts as left out, `user_id` is passed over. An event without a time was just
+      before `now`.
+    rows: gives the row of an ad id, None where there is no such ad.
+    behaviors: their names, shallowest first; an event without one has the deepest.
+    now: unix seconds of the request.
+    gap_seconds: a pause that starts a new visit, where not every event has a `request_id`.
+
+  Raises:
+    DataError: an unknown ad, behaviour or field, a bad number or `now`, an event after `now`; the message names
+      the entry and the value.
+  """
+  check_now(now)
+  found = [_checked(number, event, rows, behaviors, now) for number, event in enumerate(events)]
+  if not found:
+    return no_events()
+  ad, time, behavior, value, quantity, ids = zip(*found, strict=True)
+  numbers: dict[str, int] = {}
+  request = None if None in ids else np.array([numbers.setdefault(str(i), len(numbers)) for i in ids])
+  log = visits.ordered_log(
+    np.array(["user"]), user=np.zeros(len(found), np.int32), ad=np.array(ad), time=np.array(time, np.int64),
+    behavior=np.array(behavior), value=np.array(value), quantity=np.array(quantity), request=request,
+    gap_seconds=gap_seconds,
+  )  # fmt: skip
+  check_now(now, int(log.time.max()))
+  return log
+
+
+def no_events(users: int = 1) -> EventLog:
+  """The log of users without a history."""
+  none, column = np.zeros(0, np.float32), np.zeros(0, np.int32)
+  return EventLog(
+    user_id=np.full(users, "user"), user=column, request=column, ad=column, time=column.astype(np.int64),
+    behavior=column.astype(np.int8), value=none, quantity=none, split=column.astype(np.int8),
+  )  # fmt: skip
+
+
+def check_now(now: Any, latest: int = 0) -> None:
+  """Raises DataError for a moment that is none, or that lies before `latest`, the last event's (unix seconds)."""
+  if not _is_number(now, _LATEST):
+    raise DataError(f"now={_shown(now)} is not allowed: unix seconds, 0 to {_LATEST}")
+  if latest > now:
+    raise DataError(f"now={now} is not allowed: the history goes on to {latest}")
+
+
+def default_now(times: Iterable[Any], end: int) -> int:
+  """The moment of a request that names none, unix seconds.
+
+  Args:
+    times: of the history's events; what is no time is passed over, as `events_of` names it.
+    end: where the log ends that the run was trained on (`ContextBuilder.end`).
+  """
+  return max([end, *(int(time) + 1 for time in times if _is_number(time, _LATEST))])
+
+
+def _checked(number: int, event: Any, rows: Callable, behaviors: Sequence[str], now: int) -> tuple:
+  """(ad row, time, depth, value, quantity, request id) of one entry."""
+  where = f"history, entry {number + 1}"
+  event = {"ad_id": event} if isinstance(event, str) else event
+  if not isinstance(event, Mapping):
+    raise DataError(f"{where}: {_shown(event)} is neither an ad_id nor a mapping with one")
+  for field in event:
+    if field not in EVENT_FIELDS and field != "user_id":
+      raise DataError(f"{where}: field {_shown(field)} is not known; allowed: {', '.join(EVENT_FIELDS)}")
+  ad_id = event.get("ad_id")
+  row = rows(str(ad_id)) if _is_id(ad_id) else None
+  if row is None:
+    raise DataError(f"{where}: ad_id {_shown(ad_id)} is not in the ad table")
+  behavior = event.get("behavior")
+  behavior = behaviors[-1] if behavior is None else behavior
+  if behavior not in behaviors:
+    raise DataError(f"{where}: behavior {_shown(behavior)} is not known; allowed: {', '.join(behaviors)}")
+  numbers = []
+  for field, default, most in (("time", now - 1, _LATEST), ("value", 0.0, _MOST), ("quantity", 1.0, _MOST)):
+    given = event.get(field)
+    if given is not None and not _is_number(given, most):
+      raise DataError(f"{where}: {field} {_shown(given)} is not allowed: a number, 0 to {most:.0f}")
+    numbers.append(default if given is None else given)
+  request = event.get("request_id")
+  if request is not None and not _is_id(request):
+    raise DataError(f"{where}: request_id {_shown(request)} is not allowed: text or a number, at least 0")
+  return row, numbers[0], behaviors.index(behavior), *numbers[1:], request
+
+
+def _is_id(given: Any) -> bool:
+  return isinstance(given, str) or _is_number(given, 2**63)
+
+
+def _is_number(given: Any, most: float) -> bool:
+  real = isinstance(given, (int, float, np.integer, np.floating)) and not isinstance(given, bool)
+  return real and 0 <= given <= most
+
+
+def _shown(value: Any) -> str:
+  """A bad value, in a length that fits a message."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python writes no whole number of thousands of digits
+    return "of too many digits"
+  return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

@@ -1,0 +1,147 @@
+"""What has changed in a trie since it was made: a few nodes more, and nodes that no ad is left under.
+
+A search offers the children that the main part has and that are not dead, and those that the overlay adds. The arrays
+are all the state there is; they are short, so looking something up is a comparison of a whole one.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from gr4ad_jax.sid.trie_arrays import TrieArrays
+
+
+class IndexFull(RuntimeError):
+  """The overlay has no room for a further change: merge the index, then try again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OverlayArrays:
+  """Changes of a trie of T levels, five int32 [T, P] arrays; -1 marks an unused entry.
+
+  Main nodes of depth t are numbered from 0; entry p of level t - 1 is node capacity_t + p of depth t. So the parent of
+  an added node is a main node or an added one.
+
+  Attributes:
+    add_parent_TP: entry p of level t is a node of depth t + 1, which the main part lacks, under this node of depth t.
+    add_code_TP: its code at level t.
+    dead_parent_TP: parent, a main node of depth t, of a main node under which no ad is active.
+    dead_child_TP: that node, of depth t + 1.
+    dead_code_TP: its code at level t.
+    version: another one after every change.
+  """
+
+  add_parent_TP: np.ndarray
+  add_code_TP: np.ndarray
+  dead_parent_TP: np.ndarray
+  dead_child_TP: np.ndarray
+  dead_code_TP: np.ndarray
+  version: int
+
+
+class Overlay:
+  """The changes of one trie, with room for `room` entries of each kind a level. Not safe for threads."""
+
+  def __init__(self, trie: TrieArrays, room: int):
+    self.trie, self.room = trie, room
+    unused = np.full((5, len(trie.codebooks), room), -1, np.int32)
+    self._add_parent, self._add_code, self._dead_parent, self._dead_child, self._dead_code = unused
+
+  @property
+  def used(self) -> int:
+    """Entries in use of the longest list."""
+    return int(max((self._add_parent >= 0).sum(axis=1).max(), (self._dead_child >= 0).sum(axis=1).max()))
+
+  @property
+  def extra_leaves(self) -> int:
+    """Leaves added less leaves that are dead."""
+    return int((self._add_parent[-1] >= 0).sum() - (self._dead_child[-1] >= 0).sum())
+
+  def copy(self, version: int) -> OverlayArrays:
+    """The state as arrays that no later change touches."""
+    arrays = (self._add_parent, self._add_code, self._dead_parent, self._dead_child, self._dead_code)
+    return OverlayArrays(*(array.copy() for array in arrays), version)
+
+  def open(self, codes: Sequence[int]) -> None:
+    """Makes the UA-SID reachable: revives its dead nodes, adds those that are missing.
+
+    Raises:
+      IndexFull: an entry is missing; the caller sees to it that each list has room before it begins.
+    """
+    node = 0
+    for level, code in enumerate(codes):
+      child = self._main_child(level, node, code)
+      if child >= 0:
+        self._dead_parent[level, self._dead_child[level] == child] = -1
+        self._dead_child[level, self._dead_child[level] == child] = -1
+      else:
+        child = self._added_child(level, node, code)
+        if child < 0:
+          entry = self._unused(self._add_parent[level])
+          self._add_parent[level, entry], self._add_code[level, entry] = node, code
+          child = self.trie.capacity(level + 1) + entry
+      node = child
+
+  def close(self, codes: Sequence[int]) -> None:
+    """Makes a reachable UA-SID unreachable, and every node above it that nothing is left under.
+
+    Raises:
+      IndexFull: as `open` does.
+    """
+    path = self._path(codes)
+    for level in reversed(range(len(codes))):
+      parent, child = path[level], path[level + 1]
+      entry = child - self.trie.capacity(level + 1)
+      if entry >= 0:
+        self._add_parent[level, entry] = -1
+      else:
+        entry = self._unused(self._dead_child[level])
+        columns = (self._dead_parent, self._dead_child, self._dead_code)
+        for column, value in zip(columns, (parent, child, codes[level]), strict=True):
+          column[level, entry] = value
+      if self._main_children(level, parent) + self._count(level, parent):
+        return
+
+  def children(self, prefix: Sequence[int]) -> set[int]:
+    """Codes that lead on from a prefix of fewer than T codes."""
+    node, level = self._path(prefix)[-1], len(prefix)
+    if node < 0:
+      return set()
+    added = self._add_code[level, self._add_parent[level] == node]
+    if node >= self.trie.capacity(level):
+      return set(added.tolist())
+    low, high = self.trie.child_start[level][node : node + 2]
+    dead = self._dead_code[level, self._dead_parent[level] == node]
+    return set(self.trie.node_code[level][low:high].tolist()) - set(dead.tolist()) | set(added.tolist())
+
+  def _path(self, codes: Sequence[int]) -> list[int]:
+    """Nodes from the root down, dead or not; -1 from the first one that is neither in the main part nor added."""
+    path = [0]
+    for level, code in enumerate(codes):
+      node = path[-1]
+      child = -1 if node < 0 else self._main_child(level, node, code)
+      path.append(self._added_child(level, node, code) if child < 0 <= node else child)
+    return path
+
+  def _main_child(self, level: int, node: int, code: int) -> int:
+    return self.trie.child(level, node, code) if node < self.trie.capacity(level) else -1
+
+  def _added_child(self, level: int, node: int, code: int) -> int:
+    found = np.flatnonzero((self._add_parent[level] == node) & (self._add_code[level] == code))
+    return self.trie.capacity(level + 1) + int(found[0]) if len(found) else -1
+
+  def _main_children(self, level: int, node: int) -> int:
+    if node >= self.trie.capacity(level):
+      return 0
+    return int(self.trie.child_start[level][node + 1] - self.trie.child_start[level][node])
+
+  def _count(self, level: int, node: int) -> int:
+    """Children that are added to a node, less those that are dead."""
+    return int((self._add_parent[level] == node).sum() - (self._dead_parent[level] == node).sum())
+
+  def _unused(self, column_P: np.ndarray) -> int:
+    free = np.flatnonzero(column_P < 0)
+    if not len(free):
+      raise IndexFull(f"all {self.room} entries of a level of the index's overlay are in use")
+    return int(free[0])

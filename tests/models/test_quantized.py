@@ -1,0 +1,49 @@
+"""Low-precision weights: how far they may be off, and that the model uses them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr4ad_jax.models.quantized import matmul, quantize
+from tests.models import tiny
+
+
+@pytest.mark.parametrize(("kind", "step"), [("int8", 1 / 254), ("fp8", 1 / 16)])
+def test_a_kernel_is_off_by_half_a_step_of_its_column(kind, step):
+  kernel = np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32) * 10.0 ** np.arange(-3, 4)
+  variables = quantize({"a": {"kernel": kernel, "bias": kernel[0]}}, kind)
+  low, scale_F = variables["params"]["a"]["kernel"], variables["scales"]["a"]["kernel"]
+  assert low.dtype.itemsize == 1 and scale_F.shape == (7,)
+  error = np.abs(np.asarray(low, np.float32) * scale_F - kernel)
+  reach = np.abs(kernel).max(axis=0) if kind == "int8" else np.maximum(np.abs(kernel), np.abs(kernel).max(axis=0) / 64)
+  assert (error <= 1.001 * step * reach).all()
+  assert variables["params"]["a"]["bias"] is not None and "bias" not in variables["scales"]["a"]
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.01), ("fp8", 0.06)])
+def test_the_product_is_near_the_plain_one(kind, bound):
+  rng = np.random.default_rng(1)
+  x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((30, 64), (64, 20)))
+  variables = quantize({"kernel": kernel}, kind)
+  out = matmul(jnp.asarray(x), variables["params"]["kernel"], variables["scales"]["kernel"], jnp.float32)
+  assert np.abs(out - x @ kernel).max() < bound * np.abs(x @ kernel).max()
+  assert np.abs(out - x @ kernel).max() > 0
+
+
+def test_as_trained_nothing_changes():
+  params = {"a": {"kernel": np.ones((2, 2))}}
+  assert quantize(params, "none") == {"params": params}
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.1), ("fp8", 1.0)])
+def test_the_whole_model_runs_on_them(kind, bound):
+  model, batch = tiny.make_model(), tiny.make_batch()
+  params = tiny.make_params(model)
+  codes = tiny.every_code(batch)
+  forward = tiny.jit(lambda v: model.apply(v, batch, codes).logp_BM)
+  plain, low = forward({"params": params}), forward(quantize(params, kind))
+  gap = np.abs(np.asarray(plain) - np.asarray(low))
+  assert 0 < gap.mean() < bound
+  dtypes = {str(x.dtype) for x in jax.tree.leaves(quantize(params, kind))}
+  assert len(dtypes) == 2 and "float32" in dtypes
