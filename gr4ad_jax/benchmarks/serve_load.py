@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gr4ad_jax.benchmarks import http_load
+from gr4ad_jax.benchmarks import http_load, timing
 from gr4ad_jax.benchmarks.http_load import Client, Outcome, Phase
 from gr4ad_jax.benchmarks.load_chart import plot_load
 from gr4ad_jax.evaluation import tables
@@ -131,7 +131,7 @@ def run_suite(
     RuntimeError: the server did not start, or is no server of this library.
   """
   part = 6 * minutes  # seconds: a tenth of the minutes
-  found: dict[str, Any] = {"minutes": minutes, "request": REQUEST, "capacity": {}}
+  found: dict[str, Any] = {"machine": timing.machine(), "minutes": minutes, "request": REQUEST, "capacity": {}}
   rate = 0.0
   for name, flags in (("tabs", ("--tabs=true",)), ("fixed", ("--tabs=false",))):
     told(f"{name}: starting the server")
@@ -149,6 +149,23 @@ def run_suite(
     tables.write_json(out, found)
     plot_load(found, os.path.splitext(out)[0] + ".png")
   return found
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+  """The figures of `run_suite` in words."""
+  lines = []
+  for name in ("tabs", "fixed"):
+    part = found[name]
+    lines.append(f"{name}: {found['capacity'][name]:.1f} requests/s at most, target {part['target_ms']:.0f} ms")
+    for phase, row in part["phases"].items():
+      accepted = row["accepted_ms"] or {"p50": float("nan"), "p99": float("nan")}
+      lines.append(
+        f"  {phase:<9} {row['offered_per_s']:7.1f}/s offered, {row['accepted_per_s']:7.1f}/s answered, p50 "
+        f"{accepted['p50']:6.1f} ms, p99 {accepted['p99']:6.1f} ms, width {row['mean_width'] or 0:5.0f}, "
+        f"{row['refused']} refused, {row['errors']} errors"
+      )
+    lines.append("  " + ", ".join(f"{what.replace('_', ' ')}: {kept}" for what, kept in part["holds"].items()))
+  return "\n".join(lines)
 
 
 def _timeline(rate: float, part: float) -> list[Phase]:

@@ -35,6 +35,8 @@ def test_the_suite_measures_both_servers_and_draws_them(tmp_path):
   assert over["refused_ms"]["p50"] < over["accepted_ms"]["p50"]
   assert (over["mean_width"], fixed["phases"]["overload"]["mean_width"]) == (64, 128)
   assert tabs["phases"]["long"]["memory_mib"]["last"] > 1
+  words = serve_load.in_words(found)
+  assert words.startswith(f"tabs: {found['capacity']['tabs']:.1f} requests/s at most") and "recovers: " in words
   assert sum(point["requests"] for point in tabs["seconds"]) == sum(p["requests"] for p in tabs["phases"].values())
 
 

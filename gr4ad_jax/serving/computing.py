@@ -1,0 +1,157 @@
+"""Computes a batch of queries: histories, contexts, search, ads. Used by one thread at a time."""
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gr4ad_jax.config import Config
+from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.data.schema import DataError, EventLog
+from gr4ad_jax.decoding.searcher import Searcher, TrieFeed
+from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.serving import answers, histories
+from gr4ad_jax.serving.catalog import AdCatalog
+from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories, joined
+from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """Parameters in use: the step of their checkpoint, and what the searcher takes."""
+
+  step: int
+  variables: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+  """An answer, and the rows of the ads that it names."""
+
+  answer: Answer
+  rows: tuple[int, ...]
+
+
+class Computer:
+  """All that a batch needs but the parameters.
+
+  Args:
+    config: of the run and the server.
+    catalog: the ads.
+    users: histories of the log.
+    builder: makes contexts.
+    searcher: compiled searches.
+    schedules: beam widths, narrowest first.
+    behaviors: of the log, shallowest first.
+  """
+
+  def __init__(
+    self, config: Config, catalog: AdCatalog, users: UserHistories, builder: ContextBuilder, searcher: Searcher,
+    schedules: Sequence[tuple[int, ...]], behaviors: Sequence[str],
+  ):  # fmt: skip
+    self.schedules, self._buckets = tuple(schedules), tuple(sorted(config.serving.buckets))
+    self._config, self._catalog, self._users, self.behaviors = config, catalog, users, tuple(behaviors)
+    self._builder, self._searcher, self._feed = builder, searcher, TrieFeed(catalog.index)
+    self._trie: Trie | None = None
+    self._compiling: threading.Thread | None = None
+
+  def prepare(self, variables: Any, told: Callable[[int, int, float], None] = lambda *_: None) -> None:
+    """Compiles every search, for the present shape of the trie; `told` as in `Searcher.prepare`."""
+    self._trie = self._feed.trie()
+    self._compile(variables, self._trie, told)
+
+  def log_of(self, query: Query) -> tuple[EventLog, int]:
+    """A query's history as a log of one user, and the moment of the request.
+
+    Raises:
+      UnknownUser: there is no such user.
+      DataError: an event that is not allowed; the message names it.
+    """
+    if query.user is not None:
+      log = self._users.log_of(query.user)
+      if log is None:
+        raise UnknownUser(query.user)
+      latest = int(log.time[-1]) if len(log) else 0
+      now = histories.default_now([latest], self._builder.end) if query.now is None else query.now
+      histories.check_now(now, latest)
+      return log, now
+    events, now = query.history or (), query.now
+    if now is None:
+      times = (event.get("time") for event in events if isinstance(event, Mapping))
+      now = histories.default_now(times, self._builder.end)
+    gap = 60 * self._config.data.session_gap_minutes
+    return histories.events_of(events, self._catalog.row, self.behaviors, now, gap), now
+
+  def compute(self, queries: Sequence[Query], loaded: Loaded, schedule: int) -> list[Computed | Exception]:
+    """The answer of each query, or what is wrong with it.
+
+    Args:
+      queries: at most as many as the largest bucket.
+      loaded: the parameters.
+      schedule: number of the beam schedule.
+    """
+    results: list[Any] = [self._checked(query) for query in queries]
+    good = [number for number, result in enumerate(results) if not isinstance(result, Exception)]
+    if good:
+      logs, now_B = zip(*(results[number] for number in good), strict=True)
+      beams = self._search(list(logs), np.array(now_B, np.int64), loaded.variables, schedule)
+      found = self._answers([queries[number] for number in good], beams, loaded.step, self.schedules[schedule])
+      for number, answer in zip(good, found, strict=True):
+        results[number] = answer
+    return results
+
+  def _checked(self, query: Query) -> tuple[EventLog, int] | Exception:
+    try:
+      return self.log_of(query)
+    except (DataError, UnknownUser) as error:
+      return error
+
+  def _search(self, logs: list[EventLog], now_B: np.ndarray, variables: Any, schedule: int):
+    batch = padded(self._builder.batch(joined(logs), now_B), self._buckets)
+    trie = self._usable_trie(variables)
+    beams = jax.device_get(self._searcher.search(variables, batch, trie, self.schedules[schedule]))
+    beams = jax.tree.map(lambda x: x[: len(logs)], beams)
+    answers.check_finite(beams)
+    return beams
+
+  def _answers(self, queries: Sequence[Query], beams: Any, step: int, widths: tuple[int, ...]) -> list[Computed]:
+    index, most = self._catalog.index, max(query.k for query in queries)
+    row_BK, beam_BK = index.expand(beams.codes_BWT, beams.leaf_BW >= 0, most)
+    found = []
+    for at, query in enumerate(queries):
+      ranked = answers.ranked_rows(beams, at, row_BK[at, : query.k], beam_BK[at, : query.k])
+      ads = tuple(answers.ad_entry(self._catalog, *entry) for entry in ranked)
+      tree = answers.beam_tree(beams, at) if query.explain else None
+      found.append(Computed(Answer("model", step, widths, ads, tree), tuple(row for row, _, _ in ranked)))
+    return found
+
+  def _usable_trie(self, variables: Any) -> Trie:
+    """The newest trie, or, while searches for a new shape of it are compiled, the last one that has them.
+
+    Ads that came in the meantime wait; those that went are left out all the same, as beams become ads by the index.
+    """
+    newest, largest = self._feed.trie(), self._buckets[-1]
+    if self._searcher.is_prepared(largest, self.schedules[-1], newest):
+      self._trie = newest
+    elif self._compiling is None or not self._compiling.is_alive():
+      _log.warning("the index has outgrown its arrays: compiling in the background")
+      self._compiling = threading.Thread(target=self._compile, args=(variables, newest), name="compiler", daemon=True)
+      self._compiling.start()
+    return self._trie
+
+  def _compile(self, variables: Any, trie: Trie, told: Callable = lambda *_: None) -> None:
+    row = self._builder.batch(histories.no_events(), np.array([self._builder.end]))
+    self._searcher.prepare(variables, row, self._buckets, self.schedules, trie, told)
+
+
+def padded(batch: RequestBatch, buckets: Sequence[int]) -> RequestBatch:
+  """A batch filled up, with copies of its last row, to the next bucket; `buckets` ascend."""
+  size = len(batch.slot_kind_BS)
+  extra = next(bucket for bucket in buckets if bucket >= size) - size
+  return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], extra, axis=0)]), batch) if extra else batch

@@ -1,0 +1,315 @@
+"""The serving engine: a run, opened to answer queries within a latency target while ads, load and checkpoints change.
+
+A query meets, in this order: the result cache, admission, the queue, a batch, the search. What cannot be answered in
+time gets a list of popular ads, or is refused.
+"""
+
+import asyncio
+import bisect
+import concurrent.futures
+import dataclasses
+import logging
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gr4ad_jax.config import Config
+from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.decoding.traffic import BeamController, Costs
+from gr4ad_jax.serving import answers
+from gr4ad_jax.serving.batcher import Batcher, Closed, DeadlinePassed, Limits, Overloaded, Refused
+from gr4ad_jax.serving.computing import Computed, Loaded
+from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
+from gr4ad_jax.serving.metrics import Metrics, Series
+from gr4ad_jax.serving.opening import Opened, open_run
+from gr4ad_jax.serving.reload import Reloader
+from gr4ad_jax.serving.result_cache import ResultCache, digest
+
+_log = logging.getLogger(__name__)
+_TIMINGS = 3  # batches that are timed of each schedule and bucket, before serving
+
+
+class ServingEngine:
+  """Answers queries from several threads, or from an event loop.
+
+  Args:
+    workdir: a trained run; changes of ads are kept in its `live` folder.
+    config: of the run, its search and serving sections as wanted; None: the run's own.
+    checkpoint: 'best', 'last' or a step; a newer one of the same kind is loaded when it appears.
+    told: hears of the compilation: programs ready, programs in all, seconds so far.
+
+  Raises:
+    FileNotFoundError, ConfigError, DataError: as `opening.open_run` does.
+    ImportError: the `serve` extra is missing.
+  """
+
+  def __init__(
+    self, workdir: str, config: Config | None = None, checkpoint: int | str = "best",
+    told: Callable[[int, int, float], None] = lambda *_: None,
+  ):  # fmt: skip
+    self.series, self.metrics = Series(), Metrics(self._readings())
+    opened = open_run(workdir, config, checkpoint, told)
+    try:
+      self._begin(opened)
+    except BaseException:
+      opened.catalog.close()
+      raise
+
+  def _begin(self, opened: Opened) -> None:
+    """Times the searches, then starts the threads."""
+    self.config, self.catalog, self._users = opened.config, opened.catalog, opened.users
+    self._popular, self._searcher, self._computer = opened.popular, opened.searcher, opened.computer
+    self._loaded, serving = opened.loaded, opened.config.serving
+    self._cache = ResultCache(serving.cache_seconds, serving.cache_entries)
+    self.catalog.on_removed.append(self._cache.drop)
+    self._costs = self._timed()
+    schedules, target = self._computer.schedules, serving.target_ms / 1e3
+    start = max(bisect.bisect_right(schedules, self.config.search.beams) - 1, 0)
+    self._controller = BeamController(self._costs, start, target)
+    limits = Limits(max(serving.buckets), serving.max_wait_ms / 1e3, serving.queue_size, target)
+    self._batcher = Batcher(self._run, limits, lambda size: self._costs.seconds(0, size))
+    self.catalog.start()
+    self._reloader = Reloader(opened.source, self._loaded.step, self._use, serving.reload_seconds)
+    self._closing = threading.Event()
+    self._ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)
+    self._ticker.start()
+
+  # Queries
+
+  def submit(self, query: Query) -> concurrent.futures.Future:
+    """Queues a query.
+
+    Returns:
+      A future of its Answer; it may also hold DataError, UnknownUser or a Refused.
+
+    Raises:
+      Overloaded, DeadlinePassed: see `Batcher.submit`.
+    """
+    kept = self._cache.get(self._key(query, self.step), self._controller.schedule) if query.cache else None
+    if kept is not None:
+      future = concurrent.futures.Future()
+      future.set_result(kept)
+      return future
+    return self._batcher.submit(query, time.monotonic() + self._patience(query))
+
+  def recommend(self, query: Query) -> Answer:
+    """Answers a query; waits until its deadline at most.
+
+    Raises:
+      DataError: an entry of the history that is not allowed.
+      UnknownUser: there is no such user.
+      Overloaded, DeadlinePassed: it cannot be answered in time, and the query wants no fallback then.
+    """
+    begin = time.monotonic()
+    try:
+      answer = self.submit(query).result(self._patience(query))
+    except Exception as error:
+      answer = self._instead(query, error, begin)
+    self._count(answer.source, begin)
+    return answer
+
+  async def recommend_async(self, query: Query) -> Answer:
+    """As `recommend`, on an event loop."""
+    begin = time.monotonic()
+    try:
+      future = self.submit(query)
+      if not future.done():  # what was kept is at hand
+        await asyncio.wait_for(asyncio.wrap_future(future), self._patience(query))
+      answer = future.result()
+    except Exception as error:
+      answer = self._instead(query, error, begin)
+    self._count(answer.source, begin)
+    return answer
+
+  def _patience(self, query: Query) -> float:
+    return (self.config.serving.deadline_ms if query.deadline_ms is None else query.deadline_ms) / 1e3
+
+  def _key(self, query: Query, step: int) -> bytes:
+    """Of all that an answer depends on. Moments within the life of an entry count as one."""
+    now = None if query.now is None else int(query.now // max(self.config.serving.cache_seconds, 1.0))
+    return digest(query.user, query.history, query.k, now, query.explain, step)
+
+  def _instead(self, query: Query, error: Exception, begin: float) -> Answer:
+    """The fallback list where the query wants it after such an error; else raises what the caller is to see."""
+    if isinstance(error, (DataError, UnknownUser)):
+      self._count("bad", begin)
+      raise error
+    if isinstance(error, TimeoutError):
+      error = DeadlinePassed("the deadline passed")
+    elif not isinstance(error, Refused):
+      _log.error("a query failed: %s", error)
+      self._count("failed", begin)
+      error = Overloaded("the model failed")
+    wanted = query.fallback if query.fallback is not None else not isinstance(error, Overloaded)
+    if wanted and (answer := self._popular_ads(query)) is not None:
+      return answer
+    self._count("deadline" if isinstance(error, DeadlinePassed) else "refused", begin)
+    raise error
+
+  def _popular_ads(self, query: Query) -> Answer | None:
+    log, _ = self._computer.log_of(query)
+    found = self._popular.best(log, query.k, self.catalog.is_active)
+    ads = tuple(answers.ad_entry(self.catalog, *entry) for entry in found)
+    return Answer("fallback", self._loaded.step, (), ads) if ads else None
+
+  def _count(self, outcome: str, begin: float) -> None:
+    seconds = time.monotonic() - begin
+    self.metrics.request(outcome, seconds)
+    self.series.record(outcome, seconds)
+
+  # Batches, on the batcher's thread
+
+  def _run(self, queries: Sequence[Query]) -> list[Answer | Exception]:
+    begin, moment, loaded = time.monotonic(), self._cache.moment, self._loaded
+    load = self._batcher.load()
+    schedule = self._controller.choose(begin, dataclasses.replace(load, queued=load.queued + len(queries)))
+    self._batcher.expect(self._costs.seconds(schedule, len(queries)))
+    results = self._computer.compute(queries, loaded, schedule)
+    for query, result in zip(queries, results, strict=True):
+      if isinstance(result, Computed) and query.cache:
+        kept = dataclasses.replace(result.answer, source="cache")
+        self._cache.put(self._key(query, loaded.step), kept, result.rows, moment, schedule)
+    seconds = time.monotonic() - begin
+    self._costs.observe(schedule, len(queries), seconds)
+    self.metrics.batch(len(queries), seconds)
+    return [result.answer if isinstance(result, Computed) else result for result in results]
+
+  def _timed(self) -> Costs:
+    """Times every schedule at every bucket, with users of the log."""
+    buckets, table = sorted(self.config.serving.buckets), []
+    for schedule in range(len(self._computer.schedules)):
+      row = []
+      for size in buckets:
+        users = [Query(user=user) for user in self._users.user_ids[:size]]
+        queries = users + [Query(history=())] * (size - len(users))
+        seconds = []
+        for _ in range(1 + _TIMINGS):
+          begin = time.monotonic()
+          self._computer.compute(queries, self._loaded, schedule)
+          seconds.append(time.monotonic() - begin)
+        row.append(statistics.median(seconds[1:]))
+      table.append(row)
+    return Costs(table, buckets)
+
+  # Ads and users
+
+  def put_ad(self, ad_id: str, fields: Mapping[str, Any]) -> str:
+    """Adds or changes an ad; on disk when this returns, and generable from the next batch on.
+
+    Returns:
+      'created' or 'updated'.
+
+    Raises:
+      DataError: a field that is not allowed.
+      Overloaded: the change could not be written; Closed after `close`.
+    """
+    return self._written(self.catalog.put, ad_id, fields)
+
+  def delete_ad(self, ad_id: str) -> bool:
+    """Removes an ad; on disk when this returns. Returns whether there was one."""
+    return self._written(self.catalog.delete, ad_id)
+
+  def _written(self, change: Callable, *arguments: Any) -> Any:
+    if self._closing.is_set():
+      raise Closed("the server is shutting down")
+    try:
+      return change(*arguments)
+    except OSError as error:
+      _log.error("a change of an ad could not be written: %s", error)
+      raise Overloaded("the change could not be written") from error
+
+  def get_ad(self, ad_id: str) -> dict[str, Any] | None:
+    """An ad's fields, codes and status."""
+    return self.catalog.get(ad_id)
+
+  def users(self, prefix: str, limit: int) -> list[str]:
+    """User ids that begin with a prefix, in order."""
+    return self._users.starting_with(prefix, limit)
+
+  def history(self, user: str, limit: int) -> list[dict[str, Any]]:
+    """A user's latest events, latest first. Raises UnknownUser."""
+    log, _ = self._computer.log_of(Query(user=user))
+    events = []
+    for at in range(len(log) - 1, max(len(log) - 1 - limit, -1), -1):
+      ad = self.catalog.ad(int(log.ad[at]))
+      numbers = {name: float(getattr(log, name)[at]) for name in ("value", "quantity")}
+      behavior = self._computer.behaviors[log.behavior[at]]
+      events.append({"ad_id": ad.ad_id, "text": ad.text, "time": int(log.time[at]), "behavior": behavior} | numbers)
+    return events
+
+  # State
+
+  @property
+  def ready(self) -> bool:
+    """Whether queries are answered."""
+    return not self._closing.is_set() and self._batcher.alive
+
+  @property
+  def step(self) -> int:
+    """Step of the checkpoint in use."""
+    return self._loaded.step
+
+  @property
+  def beams(self) -> tuple[int, ...]:
+    """Widths of the latest search."""
+    return self._computer.schedules[self._controller.schedule]
+
+  def reload(self) -> bool:
+    """Looks for another checkpoint now. Returns whether one came into use; raises what is wrong with it."""
+    return self._reloader.look()
+
+  def stats(self) -> dict[str, Any]:
+    """The present state, and a point a second of the last ten minutes."""
+    return {
+      "target_ms": self.config.serving.target_ms,
+      "beams": self.beams,
+      "schedules": self._computer.schedules,
+      "checkpoint": self.step,
+      "ads": self.catalog.index.num_active,
+      "users": len(self._users.user_ids),
+      "cache_entries": len(self._cache),
+      "points": self.series.points(),
+    }
+
+  def close(self) -> None:
+    """Takes no more queries, answers those that wait, and lets go of threads and files."""
+    if self._closing.is_set():
+      return
+    self._closing.set()
+    self._batcher.close()
+    self._reloader.close()
+    self._ticker.join()
+    self.catalog.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def _use(self, step: int, params: Any) -> None:
+    """Swaps the parameters, between two batches."""
+    self._loaded = Loaded(step, self._searcher.variables(params))
+    _log.info("checkpoint %d is in use", step)
+
+  def _tick(self) -> None:
+    while not self._closing.wait(1.0):
+      load = self._batcher.load()
+      self.series.state(queued=load.queued, utilisation=self._utilisation(), beams=self.beams)
+
+  def _utilisation(self) -> float:
+    return round(self._controller.utilisation(self._batcher.load().arrivals), 4)
+
+  def _readings(self) -> dict[str, tuple[str, Callable[[], float]]]:
+    return {
+      "queue_length": ("Requests that wait.", lambda: len(self._batcher)),
+      "utilisation": ("Share of the time that the load needs; above 1 in overload.", self._utilisation),
+      "beam_width": ("Last width of the beams.", lambda: self.beams[-1]),
+      "cache_entries": ("Answers in the cache.", lambda: len(self._cache)),
+      "ads": ("Ads that can be generated.", lambda: self.catalog.index.num_active),
+      "index_fill": ("Share of the index' overlay in use.", lambda: self.catalog.index.fill),
+      "index_bytes": ("Memory of the index, bytes.", lambda: self.catalog.index.nbytes),
+      "checkpoint_step": ("Step of the parameters in use.", lambda: self.step),
+    }  # fmt: skip

@@ -1,0 +1,55 @@
+"""What is asked of the engine, and what it answers: plain data, free of HTTP."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+class UnknownUser(LookupError):
+  """A user id that the event log lacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+  """A request for ads, for a user of the log or for a history; exactly one of the two is given.
+
+  Attributes:
+    user: user id of the event log.
+    history: ad ids, or mappings with `ad_id` and, as known, `time` (unix seconds), `behavior`, `value` (money),
+      `quantity`, `request_id`.
+    k: ads wanted.
+    now: unix seconds of the request; None: the end of the log that the run was trained on, or of this history.
+    deadline_ms: when the answer is of no use any more; None: as configured.
+    cache: whether an answer of the last minute will do.
+    fallback: when a list of popular ads will do. None: where the deadline passes; True: in overload too; False: never.
+    explain: whether to tell the prefixes that led to the answer.
+  """
+
+  user: str | None = None
+  history: tuple[str | Mapping[str, Any], ...] | None = None
+  k: int = 10
+  now: int | None = None
+  deadline_ms: float | None = None
+  cache: bool = True
+  fallback: bool | None = None
+  explain: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """Ranked ads.
+
+  Attributes:
+    source: 'model', 'cache' (the model's answer to the same request, a short while ago) or 'fallback'.
+    checkpoint: step of the parameters.
+    beams: widths of the search; empty for a fallback.
+    ads: best first: ad_id, text, account_id, score (natural log of the probability), ecpm (money), codes.
+    tree: with `explain`: for each level, its prefixes among the final beams: codes, logp (natural log), beams (final
+      beams below it) and, at the last level, ecpm. Else None.
+  """
+
+  source: str
+  checkpoint: int
+  beams: tuple[int, ...]
+  ads: tuple[Mapping[str, Any], ...]
+  tree: tuple[tuple[Mapping[str, Any], ...], ...] | None = None

@@ -1,0 +1,99 @@
+"""Opens a trained run for serving: reads everything, puts the parameters on the device, compiles every search."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+
+from gr4ad_jax.config import Config, is_trained, load_config, validate
+from gr4ad_jax.data import ad_store
+from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.prepare import load_dataset
+from gr4ad_jax.data.trends import Trends
+from gr4ad_jax.decoding.searcher import Searcher, scaled
+from gr4ad_jax.serving.catalog import AdCatalog
+from gr4ad_jax.serving.computing import Computer, Loaded
+from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories
+from gr4ad_jax.serving.fallback import PopularLists
+from gr4ad_jax.serving.reload import CheckpointSource
+from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.sid.tokenizer import Tokenizer
+from gr4ad_jax.training import inputs, run
+
+LIVE = "live"  # of a workdir: what the catalogue writes
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """The parts of an engine.
+
+  Attributes:
+    config: of the run and the server.
+    catalog: the ads, with their index.
+    users: histories of the log.
+    popular: the lists for when the model is too slow.
+    searcher: compiled searches.
+    computer: computes batches; its searches are compiled.
+    source: where parameters come from.
+    loaded: the parameters to begin with.
+  """
+
+  config: Config
+  catalog: AdCatalog
+  users: UserHistories
+  popular: PopularLists
+  searcher: Searcher
+  computer: Computer
+  source: CheckpointSource
+  loaded: Loaded
+
+
+def open_run(
+  workdir: str, config: Config | None = None, checkpoint: int | str = "best",
+  told: Callable[[int, int, float], None] = lambda *_: None,
+) -> Opened:  # fmt: skip
+  """Opens a run.
+
+  Args:
+    workdir: the run's directory; changes of ads are kept in its `live` folder.
+    config: of the run, its search and serving sections as wanted; None: the run's own.
+    checkpoint: 'best', 'last' or a step.
+    told: hears of the compilation: programs ready, programs in all, seconds so far.
+
+  Raises:
+    FileNotFoundError: no run, no such checkpoint, or the event log's source is gone.
+    ConfigError: a setting that is not allowed, or the event log is another one than the run was trained on.
+    DataError: the `live` folder belongs to another index.
+  """
+  config = validate(dataclasses.replace(config or load_config(workdir), workdir=workdir))
+  if not is_trained(workdir):
+    raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+  dataset = load_dataset(config.data)
+  inputs.check_same_log(config, dataset)
+  folder = {name: os.path.join(workdir, name) for name in ("index", "features", "tokenizer", LIVE)}
+  ads, codes_NT = ad_store.load_ads(folder["index"]), SidIndex.load(folder["index"]).codes_NT
+  tokenizer = Tokenizer.load(folder["tokenizer"])
+  catalog = AdCatalog.open(folder[LIVE], ads, codes_NT, tokenizer, overlay=config.serving.overlay)
+  try:
+    trends, neighbors = Trends.load(folder["features"]), Neighbors.load(folder["features"])
+    model, users = run.build_model(config), UserHistories.of(dataset)
+    builder = ContextBuilder(config.data, trends, neighbors, catalog)
+    searcher = Searcher(model, EcpmBins.load(folder["features"]), config.search)
+    schedules = beam_schedules(config)
+    computer = Computer(config, catalog, users, builder, searcher, schedules, inputs.load_behaviors(config))
+    source = CheckpointSource(config, model, checkpoint)
+    step = source.newest()
+    loaded = Loaded(step, searcher.variables(source.load(step)))
+    computer.prepare(loaded.variables, told)
+    popular = PopularLists.fit(dataset.events, len(ads), config.serving.fallback_segments)
+  except BaseException:
+    catalog.close()
+    raise
+  return Opened(config, catalog, users, popular, searcher, computer, source, loaded)
+
+
+def beam_schedules(config: Config) -> tuple[tuple[int, ...], ...]:
+  """The widths that the server may search with, narrowest first."""
+  return scaled(config.search.beams, config.serving.tabs_factors if config.serving.tabs else (1.0,))

@@ -1,0 +1,115 @@
+"""Watches a run's checkpoints, and loads a new one in the background.
+
+Listing a folder tells whether anything changed; only then is a checkpoint opened. One that cannot be read, or that
+holds numbers that are not finite, is told once and left alone, and the parameters in use stay.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.training import run
+from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.checkpoint import Checkpointer
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointSource:
+  """Reads parameters of a run.
+
+  Args:
+    config: of the run.
+    model: its module.
+    which: 'best', 'last' or a step.
+  """
+
+  def __init__(self, config: Config, model: GR4AD, which: int | str = "best"):
+    self._config, self._which = config, which
+    mesh = mesh_lib.make_mesh(jax.local_devices()[:1])
+    self._target = state_lib.abstract_params(lambda: run.init_params(model, config), mesh)
+
+  def newest(self) -> int:
+    """The step that `load` would take. Raises FileNotFoundError where there is none."""
+    with self._open() as checkpointer:
+      return checkpointer.resolve(self._which)
+
+  def load(self, step: int) -> Any:
+    """The parameters of a step.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+      ConfigError: it holds another model, or numbers that are not finite.
+    """
+    params = self._read(step)
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
+      raise ConfigError(f"checkpoint {step} of {self._config.workdir} holds numbers that are not finite")
+    return params
+
+  def listing(self) -> frozenset[str]:
+    """Names in the checkpoints' folder; changes when there is something to look at."""
+    folder = run.checkpoint_dir(self._config)
+    return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
+
+  def _read(self, step: int) -> Any:
+    with self._open() as checkpointer:
+      return checkpointer.restore_params(self._target, step)
+
+  def _open(self) -> Checkpointer:
+    directory, metric = run.checkpoint_dir(self._config), run.best_metric(self._config)
+    return Checkpointer(directory, best_metric=metric, read_only=True)
+
+
+class Reloader:
+  """A thread that looks for a newer checkpoint every few seconds.
+
+  Args:
+    source: where checkpoints come from.
+    step: of the parameters in use.
+    use: called with a step and its parameters, on the thread.
+    seconds: between two looks; 0: no thread, only `look`.
+  """
+
+  def __init__(self, source: CheckpointSource, step: int, use: Callable[[int, Any], None], seconds: float):
+    self._source, self._step, self._use, self._seconds = source, step, use, seconds
+    self._seen, self._lock, self._stop = source.listing(), threading.Lock(), threading.Event()
+    self._thread = threading.Thread(target=self._watch, name="reloader", daemon=True) if seconds else None
+    if self._thread:
+      self._thread.start()
+
+  def look(self) -> bool:
+    """Looks now. Returns whether other parameters came into use; raises what reading a damaged checkpoint does."""
+    with self._lock:
+      listing = self._source.listing()
+      step = self._source.newest()
+      if step == self._step:
+        self._seen = listing
+        return False
+      try:
+        self._use(step, self._source.load(step))
+        self._step = step
+        return True
+      finally:
+        self._seen = listing  # a damaged one is looked at again when something else changes
+
+  def close(self) -> None:
+    """Ends the thread."""
+    self._stop.set()
+    if self._thread:
+      self._thread.join()
+
+  def _watch(self) -> None:
+    while not self._stop.wait(self._seconds):
+      try:
+        if self._source.listing() != self._seen:
+          self.look()
+      except Exception:  # whatever is wrong with a checkpoint, the server goes on with what it has
+        _log.exception("the newest checkpoint cannot be used; step %d stays", self._step)

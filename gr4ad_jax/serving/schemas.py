@@ -1,0 +1,168 @@
+"""The HTTP interface's JSON, with its bounds: what comes in is checked here, and the OpenAPI document is made from it.
+
+Needs the `serve` extra.
+"""
+
+from typing import Annotated, Literal
+
+from gr4ad_jax.config import ServeConfig
+
+try:
+  import pydantic
+except ImportError as error:
+  raise ImportError("pydantic is missing: pip install 'gr4ad_jax[serve]'") from error
+
+_YEAR_9999 = 253_402_300_799  # unix seconds
+_MONEY = 1e12
+
+Id = Annotated[str, pydantic.Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Text = Annotated[str, pydantic.Field(max_length=10_000, pattern=r"^[^\x00]*$")]
+Word = Annotated[str, pydantic.Field(max_length=256, pattern=r"^[^\x00]*$")]
+Time = Annotated[int, pydantic.Field(ge=0, le=_YEAR_9999, description="Unix seconds.")]
+Amount = Annotated[float, pydantic.Field(ge=0, le=_MONEY)]
+
+
+class _Strict(pydantic.BaseModel):
+  """Types are not converted, numbers are finite, unknown fields are refused."""
+
+  model_config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Event(_Strict):
+  """One event of a history."""
+
+  ad_id: Id
+  time: Time | None = pydantic.Field(None, description="Unix seconds; left out: just before `now`.")
+  behavior: Word | None = pydantic.Field(None, description="As in the event log; left out: the deepest.")
+  value: Amount | None = pydantic.Field(None, description="Money; left out: 0.")
+  quantity: Amount | None = pydantic.Field(None, description="Units; left out: 1.")
+  request_id: Word | None = pydantic.Field(None, description="Events that share it are one visit.")
+
+
+class RecommendRequest(_Strict):
+  """Exactly one of `user` and `history` is needed."""
+
+  user: Id | None = pydantic.Field(None, description="A user of the event log.")
+  history: list[Id | Event] | None = pydantic.Field(None, description="The user's events, in any order; ids for short.")
+  k: int = pydantic.Field(10, ge=1, description="Ads wanted.")
+  now: Time | None = pydantic.Field(None, description="Unix seconds of the request; left out: the end of the log.")
+  deadline_ms: float | None = pydantic.Field(None, gt=0, le=60_000, description="Left out: as the server is set.")
+  cache: bool = pydantic.Field(True, description="Whether an answer of the last minute will do.")
+  fallback: bool | None = pydantic.Field(
+    None, description="Popular ads in place of the model's: null: past the deadline; true: in overload too; false: no."
+  )
+  explain: bool = pydantic.Field(False, description="Whether to tell the beam tree.")
+
+  @pydantic.model_validator(mode="after")
+  def _one_of_two(self):
+    if (self.user is None) == (self.history is None):
+      raise ValueError("exactly one of 'user' and 'history' is needed")
+    return self
+
+
+def limited_request(limits: ServeConfig) -> type[RecommendRequest]:
+  """`RecommendRequest` with a server's limits on k and on the length of the history."""
+
+  class LimitedRequest(RecommendRequest):
+    __doc__ = RecommendRequest.__doc__
+    history: list[Id | Event] | None = pydantic.Field(
+      None, max_length=limits.max_history, description="The user's events, in any order; ids for short."
+    )
+    k: int = pydantic.Field(min(10, limits.max_k), ge=1, le=limits.max_k, description="Ads wanted.")
+
+  return LimitedRequest
+
+
+class AdFields(_Strict):
+  """Fields of an ad; those left out, or null, stay as they are. A new ad needs `text` and `account_id`."""
+
+  text: Text | None = None
+  account_id: Word | None = None
+  category: Word | None = None
+  conversion_type: Word | None = None
+  form: Word | None = None
+  price: Amount | None = None
+  vector: list[float] | None = pydantic.Field(None, max_length=8192, description="Content vector of a model of yours.")
+  status: Literal["active", "paused"] | None = None
+
+
+class Ad(pydantic.BaseModel):
+  """A recommended ad."""
+
+  ad_id: str
+  text: str
+  account_id: str
+  score: float = pydantic.Field(description="Natural log of the probability.")
+  ecpm: float = pydantic.Field(description="Predicted value, money.")
+  codes: list[int] = pydantic.Field(description="Its UA-SID.")
+
+
+class Prefix(pydantic.BaseModel):
+  """A node of the beam tree."""
+
+  codes: list[int]
+  logp: float = pydantic.Field(description="Natural log of the prefix' probability.")
+  beams: int = pydantic.Field(description="Final beams below it.")
+  ecpm: float | None = pydantic.Field(None, description="At the last level: predicted value, money.")
+
+
+class Recommendations(pydantic.BaseModel):
+  """The answer to a request."""
+
+  source: Literal["model", "cache", "fallback"]
+  checkpoint: int
+  beams: list[int]
+  latency_ms: float
+  ads: list[Ad]
+  tree: list[list[Prefix]] | None = pydantic.Field(None, description="With `explain`: the prefixes kept at each level.")
+
+
+class StoredAd(pydantic.BaseModel):
+  """An ad of the catalogue."""
+
+  ad_id: str
+  text: str
+  account_id: str
+  category: str
+  conversion_type: str
+  form: str
+  price: float | None
+  status: str
+  codes: list[int]
+
+
+class Written(pydantic.BaseModel):
+  """What became of a write."""
+
+  ad_id: str
+  result: Literal["created", "updated", "deleted"]
+
+
+class Users(pydantic.BaseModel):
+  """User ids, in order."""
+
+  users: list[str]
+
+
+class PastEvent(pydantic.BaseModel):
+  """An event of the log."""
+
+  ad_id: str
+  text: str
+  time: int
+  behavior: str
+  value: float
+  quantity: float
+
+
+class History(pydantic.BaseModel):
+  """A user's events, latest first."""
+
+  user: str
+  events: list[PastEvent]
+
+
+class Problem(pydantic.BaseModel):
+  """Every error has this shape."""
+
+  error: str

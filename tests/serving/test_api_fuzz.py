@@ -1,0 +1,75 @@
+"""Property-based fuzzing from the server's own OpenAPI document: whatever comes, no 5xx but 503, and as documented.
+
+A longer run: SCHEMATHESIS_EXAMPLES=2000 python -m pytest tests/serving/test_api_fuzz.py
+"""
+
+import os
+import shutil
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi import checks
+
+from gr4ad_jax.serving.app import create_app
+from gr4ad_jax.serving.engine import ServingEngine
+from tests.serving.fakes import FakeEngine
+from tests.serving.runs import config_of
+
+# A well-formed request may name an unknown ad or user, or both or none of `user` and `history`: no schema tells that.
+# The router names one method in `Allow` where a path has several.
+NOT_MEANT = [
+  checks.positive_data_acceptance, checks.ensure_resource_availability, checks.use_after_free,
+  checks.allow_header_conformance,
+]  # fmt: skip
+EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "20"))  # of each operation
+
+
+class Switch:
+  """An app that passes on to another: the operations must be known before the tests' fixtures are."""
+
+  def __init__(self, app):
+    self.app = app
+
+  async def __call__(self, scope, receive, send):
+    await self.app(scope, receive, send)
+
+
+plain = create_app(FakeEngine())
+switch = Switch(plain)
+schema = schemathesis.openapi.from_asgi("/openapi.json", switch)
+
+
+@pytest.fixture(scope="module")
+def interface():
+  switch.app = plain
+
+
+@pytest.fixture(scope="module")
+def server(runs, tmp_path_factory):
+  """A server on a tiny run."""
+  workdir = shutil.copytree(runs / "first", tmp_path_factory.mktemp("fuzzed") / "run")
+  with ServingEngine(str(workdir), config_of(workdir), "last") as engine:
+    switch.app = create_app(engine)
+    yield
+
+
+def check(case):
+  response = case.call()
+  assert response.status_code < 500 or response.status_code == 503, response.text
+  case.validate_response(response, excluded_checks=NOT_MEANT)
+
+
+few = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@schema.parametrize()
+@few
+def test_no_request_breaks_the_interface(interface, case):
+  check(case)
+
+
+@schema.parametrize()
+@few
+def test_no_request_breaks_the_server(server, case):
+  check(case)

@@ -1,0 +1,202 @@
+"""The HTTP interface, over a fake engine: what it passes on, what it answers, what it refuses, and in which words."""
+
+import dataclasses
+import json
+
+import pytest
+from starlette.testclient import TestClient
+
+from gr4ad_jax.config import Config, ServeConfig
+from gr4ad_jax.serving.app import create_app
+from gr4ad_jax.serving.batcher import DeadlinePassed, Overloaded
+from gr4ad_jax.serving.messages import Query
+from tests.serving.fakes import FakeEngine
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def engine():
+  return FakeEngine(Config(serving=ServeConfig(max_body_kb=2, max_history=5, max_k=20)))
+
+
+@pytest.fixture
+def client(engine):
+  return TestClient(create_app(engine), raise_server_exceptions=False)
+
+
+def ask(client, **body):
+  return client.post("/v1/recommend", json=body)
+
+
+def test_a_request_is_passed_on_whole(client, engine):
+  event = {"ad_id": "ad2", "time": 5, "value": 1.5}
+  answer = ask(client, history=["ad1", event], k=3, now=9, deadline_ms=50, cache=False, fallback=True, explain=True)
+  assert answer.status_code == 200
+  assert engine.queries == [
+    Query(history=("ad1", event), k=3, now=9, deadline_ms=50, cache=False, fallback=True, explain=True)
+  ]
+  body = answer.json()
+  assert (body["source"], body["checkpoint"], body["beams"]) == ("model", 7, [8, 8, 8])
+  assert [ad["ad_id"] for ad in body["ads"]] == ["ad0", "ad1", "ad2"] and len(body["tree"]) == 3
+  assert body["latency_ms"] >= 0
+
+
+def test_what_is_left_out_has_its_default(client, engine):
+  assert "tree" not in ask(client, user="u1").json()
+  assert engine.queries == [Query(user="u1")]
+
+
+@pytest.mark.parametrize(
+  ("body", "status", "words"),
+  [
+    ({}, 422, "exactly one of 'user' and 'history' is needed"),
+    ({"user": "u1", "history": []}, 422, "exactly one of"),
+    ({"user": "u1", "k": 0}, 422, "body.k: Input should be greater than or equal to 1"),
+    ({"user": "u1", "k": 21}, 422, "less than or equal to 20"),
+    ({"user": "u1", "k": True}, 422, "valid integer"),
+    ({"user": "u1", "K": 3}, 422, "body.K: Extra inputs are not permitted"),
+    ({"user": "u1", "now": -1}, 422, "body.now"),
+    ({"user": "u1", "deadline_ms": 0}, 422, "body.deadline_ms"),
+    ({"user": "a\x00b"}, 422, "body.user"),
+    ({"user": ""}, 422, "body.user"),
+    ({"history": ["ad1"] * 6}, 422, "at most 5 items"),
+    ({"history": [{"ad_id": "ad1", "price": 3}]}, 422, "Extra inputs"),
+    ({"history": [{"ad_id": "ad1", "time": 1e30}]}, 422, "time"),
+    ({"history": ["nope"]}, 400, "history, entry 1: ad_id 'nope' is not in the ad table"),
+    ({"user": "nobody"}, 404, "there is no such user"),
+  ],
+)
+def test_faults_are_named(client, body, status, words):
+  answer = ask(client, **body)
+  assert answer.status_code == status and words in answer.json()["error"] and set(answer.json()) == {"error"}
+
+
+@pytest.mark.parametrize(
+  "body",
+  [
+    b"", b"null", b"[]", b"{", b'"user"', b"\xff\xfe", b"[" * 2000, b'{"user":' * 200, b'{"user":"\\ud800"}',
+    b'{"user":"u1","\\udfff":1}', b'{"user":"u1","k":NaN}', b'{"user":"u1","deadline_ms":Infinity}',
+    b'{"user":"u1","k":' + b"9" * 1900 + b"}", b'{"user":"u1","deadline_ms":1e999}', b'{"user":"u1"}{}',
+    b'{"history":[{"ad_id":"ad1","value":-1e400}]}', b'{"user":"\xed\xa0\x80"}',
+  ],
+)  # fmt: skip
+def test_hostile_bodies_are_refused_in_json(client, body):
+  for headers in (JSON, {}):
+    answer = client.post("/v1/recommend", content=body, headers=headers)
+    assert answer.status_code in (400, 422) and list(answer.json()) == ["error"]
+    assert answer.headers["content-type"] == "application/json" and "Traceback" not in answer.text
+
+
+def test_a_body_too_large_is_refused_with_or_without_its_length(client, engine):
+  fits = json.dumps({"user": "u1"}).encode().ljust(2048)
+  assert client.post("/v1/recommend", content=fits, headers=JSON).status_code == 200
+  answers = [client.post("/v1/recommend", content=body, headers=JSON) for body in (fits + b" ", iter([fits, b" "]))]
+  answers.append(client.put("/v1/ads/x", content=iter([b" "] * 3000), headers=JSON))
+  answers.append(client.post("/v1/recommend", content=b"{}", headers=JSON | {"content-length": "9" * 30}))
+  for answer in answers:
+    assert answer.status_code == 413 and answer.json() == {"error": "the body is larger than 2 KiB"}
+    assert answer.headers["connection"] == "close"
+  assert len(engine.queries) == 1
+
+
+@pytest.mark.parametrize("error", [Overloaded("9 requests are waiting", 2.3), DeadlinePassed("too late")])
+def test_refusals_say_when_to_come_again(client, engine, error):
+  engine.raises = error
+  answer = ask(client, user="u1")
+  assert answer.status_code == 503 and answer.json() == {"error": str(error)}
+  assert answer.headers["retry-after"] == ("3" if isinstance(error, Overloaded) else "1")
+
+
+def test_what_goes_wrong_inside_is_not_told(client, engine):
+  engine.raises = RuntimeError("secret path")
+  answer = ask(client, user="u1")
+  assert answer.status_code == 500 and answer.json() == {"error": "internal error"}
+
+
+def test_an_ad_comes_changes_and_goes(client, engine):
+  path = "/v1/ads/shoes%2F4"
+  assert client.get(path).status_code == 404
+  created = client.put(path, json={"text": "shoes", "account_id": "shop", "price": 3})
+  assert (created.status_code, created.json()) == (201, {"ad_id": "shoes/4", "result": "created"})
+  updated = client.put(path, json={"status": "paused"})
+  assert (updated.status_code, updated.json()["result"]) == (200, "updated")
+  stored = client.get(path).json()
+  assert (stored["ad_id"], stored["text"], stored["status"], stored["price"]) == ("shoes/4", "shoes", "paused", 3)
+  assert client.delete(path).json() == {"ad_id": "shoes/4", "result": "deleted"}
+  assert client.delete(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+  "body", [{"txt": "a"}, {"price": -1}, {"price": "3"}, {"status": "gone"}, {"text": "a\x00"}, {"vector": ["1"]}, []]
+)
+def test_bad_fields_of_an_ad_are_refused(client, body):
+  answer = client.put("/v1/ads/x", json=body)
+  assert answer.status_code == 422 and client.get("/v1/ads/x").status_code == 404
+
+
+def test_a_full_index_is_a_503(client, engine, monkeypatch):
+  def full(*_):
+    raise Overloaded("the index is full")
+
+  monkeypatch.setattr(engine, "put_ad", full)
+  monkeypatch.setattr(engine, "delete_ad", full)
+  answers = client.put("/v1/ads/x", json={"text": "a"}), client.delete("/v1/ads/x")
+  assert [(answer.status_code, answer.headers["retry-after"]) for answer in answers] == [(503, "1")] * 2
+
+
+def test_users_and_their_histories(client):
+  assert client.get("/v1/users").json() == {"users": ["u0", "u1", "u2"]}
+  assert client.get("/v1/users", params={"prefix": "u1", "limit": 5}).json() == {"users": ["u1"]}
+  assert client.get("/v1/users", params={"limit": 0}).status_code == 422
+  found = client.get("/v1/users/u2/history", params={"limit": 2}).json()
+  assert found["user"] == "u2" and [event["ad_id"] for event in found["events"]] == ["ad0", "ad1"]
+  assert client.get("/v1/users/nobody/history").json() == {"error": "there is no such user"}
+
+
+def test_state_is_told(client, engine):
+  assert client.get("/healthz").json() == {"status": "ok"}
+  assert client.get("/readyz").status_code == 200
+  engine.ready = False
+  assert client.get("/readyz").status_code == 503 and client.get("/healthz").status_code == 200
+  assert client.get("/v1/stats").json()["points"][0]["p99_ms"] == 20.5
+  metrics = client.get("/metrics")
+  assert metrics.headers["content-type"].startswith("text/plain") and metrics.text.startswith("#")
+
+
+def test_the_page_may_load_nothing_from_outside(client):
+  page = client.get("/")
+  assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+  assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_unknown_paths_and_methods_are_json_too(client):
+  for answer, status in ((client.get("/nope"), 404), (client.get("/v1/recommend"), 405)):
+    assert answer.status_code == status and list(answer.json()) == ["error"]
+
+
+def test_the_token_is_asked_for(engine):
+  client = TestClient(create_app(engine, "s3cret"))
+  for path in ("/", "/healthz", "/readyz"):
+    assert client.get(path).status_code == 200
+  wrong = ({}, {"authorization": "Bearer s3cre"}, {"authorization": "s3cret"}, {"authorization": b"Bearer \xff"})
+  for path in ("/v1/users", "/v1/stats", "/metrics", "/docs", "/openapi.json", "/v1/ads/ad1", "/nope"):
+    for headers in wrong:
+      answer = client.get(path, headers=headers)
+      assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+      assert answer.json() == {"error": "a bearer token is needed"}
+  assert client.post("/v1/recommend", content=b"x" * 9999).status_code == 401  # before the body is looked at
+  right = {"authorization": "Bearer s3cret"}
+  assert client.get("/v1/users", headers=right).status_code == 200
+  document = client.get("/openapi.json", headers=right).json()
+  assert document["security"] == [{"token": []}] and document["components"]["securitySchemes"]["token"]
+
+
+def test_the_document_tells_every_status(client):
+  document = client.get("/openapi.json").json()
+  assert set(document["paths"]["/v1/recommend"]["post"]["responses"]) == {
+    "200", "400", "401", "404", "413", "422", "503"
+  }  # fmt: skip
+  request = document["components"]["schemas"]["LimitedRequest"]["properties"]
+  assert request["k"]["maximum"] == 20 and request["history"]["anyOf"][0]["maxItems"] == 5
+  assert dataclasses.fields(Query)[0].name in request

@@ -1,0 +1,298 @@
+"""The engine on a tiny trained run: exact answers, ads that come and go, overload, new checkpoints, shutdown."""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.serving.batcher import Closed, DeadlinePassed, Overloaded
+from gr4ad_jax.serving.engine import ServingEngine
+from gr4ad_jax.serving.messages import Query, UnknownUser
+from gr4ad_jax.serving.recommender import Recommender
+from tests.serving.runs import EVERYTHING, FIRST, SECOND, add_checkpoint, config_of
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+
+@pytest.fixture
+def workdir(runs, tmp_path):
+  return shutil.copytree(runs / "first", tmp_path / "run")
+
+
+@pytest.fixture
+def engine(workdir):
+  with ServingEngine(str(workdir), config_of(workdir), "last") as engine:
+    yield engine
+
+
+@pytest.fixture(scope="module")
+def steady(runs, tmp_path_factory):
+  """An engine for tests that change nothing."""
+  workdir = shutil.copytree(runs / "first", tmp_path_factory.mktemp("steady") / "run")
+  with ServingEngine(str(workdir), config_of(workdir), "last") as engine:
+    yield engine
+
+
+def ids(answer):
+  return [ad["ad_id"] for ad in answer.ads]
+
+
+def assert_same(answer, expected):
+  assert ids(answer) == [ad.ad_id for ad in expected]
+  np.testing.assert_allclose([ad["score"] for ad in answer.ads], [ad.score for ad in expected], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose([ad["ecpm"] for ad in answer.ads], [ad.ecpm for ad in expected], rtol=1e-4, atol=1e-5)
+  assert [tuple(ad["codes"]) for ad in answer.ads] == [ad.codes for ad in expected]
+
+
+def test_a_history_gets_what_the_recommender_gives(steady, runs):
+  recommender = Recommender.load(str(runs / "first"), "last", steady.config.search)
+  for events in ([], ["ad03", "ad05"], [{"ad_id": "ad07", "value": 3.0, "behavior": "cart"}]):
+    answer = steady.recommend(Query(history=tuple(events), k=5, cache=False))
+    assert_same(answer, recommender.recommend(events, k=5))
+    assert (answer.source, answer.checkpoint, answer.beams) == ("model", FIRST, EVERYTHING)
+
+
+def test_users_in_one_batch_get_what_each_gets_alone(steady):
+  queries = [Query(user=f"u{n}", k=4, cache=False) for n in range(10)]
+  alone = [steady.recommend(query) for query in queries]
+  together = [future.result(20) for future in [steady.submit(query) for query in queries]]
+  for one, other in zip(alone, together, strict=True):
+    assert ids(one) == ids(other)
+    np.testing.assert_allclose([ad["score"] for ad in one.ads], [ad["score"] for ad in other.ads], rtol=1e-4)
+
+
+def test_a_users_history_is_the_logs(steady):
+  events = steady.history("u3", 1000)
+  assert events == sorted(events, key=lambda event: -event["time"]) and steady.history("u3", 2) == events[:2]
+  given = tuple({k: event[k] for k in ("ad_id", "time", "behavior", "value", "quantity")} for event in events[::-1])
+  assert ids(steady.recommend(Query(history=given, k=9))) == ids(steady.recommend(Query(user="u3", k=9)))
+  assert steady.users("u", 3) == ["u0", "u1", "u2"] and steady.users("u7", 9) == ["u7"] and steady.users("x", 9) == []
+
+
+def test_cached_equals_uncached(steady):
+  query = Query(user="u1", k=6, explain=True)
+  fresh, kept = steady.recommend(query), steady.recommend(query)
+  assert (fresh.source, kept.source) == ("model", "cache") and kept == dataclasses.replace(fresh, source="cache")
+  bypassed = steady.recommend(dataclasses.replace(query, cache=False))
+  assert bypassed.source == "model" and ids(bypassed) == ids(kept)
+  for other in ({"k": 5}, {"user": "u2"}, {"explain": False}, {"now": 1_800_000_000}):
+    assert steady.recommend(dataclasses.replace(query, **other)).source == "model"
+
+
+def test_the_tree_adds_up(steady):
+  answer = steady.recommend(Query(user="u2", k=100, explain=True, cache=False))
+  assert [sum(node["beams"] for node in level) for level in answer.tree] == 3 * [len(answer.tree[2])]
+  for above, below in zip(answer.tree, answer.tree[1:], strict=False):
+    logp = {tuple(node["codes"]): node["logp"] for node in above}
+    assert all(node["logp"] <= logp[tuple(node["codes"][:-1])] + 1e-4 for node in below)
+  assert {tuple(node["codes"]) for node in answer.tree[2]} == {tuple(ad["codes"]) for ad in answer.ads}
+  assert all(node["ecpm"] >= 0 for node in answer.tree[2])
+
+
+@pytest.mark.parametrize(
+  ("query", "error"),
+  [
+    (Query(user="nobody"), UnknownUser),
+    (Query(history=("ad99",)), DataError),
+    (Query(history=({"ad_id": "ad01", "time": 2_000},), now=1_000), DataError),
+    (Query(user="u1", now=1_000), DataError),
+  ],
+)
+def test_faults_are_raised(steady, query, error):
+  with pytest.raises(error):
+    steady.recommend(query)
+  with pytest.raises(error):
+    asyncio.run(steady.recommend_async(query))
+
+
+def test_ads_come_and_go_with_the_next_batch(engine):
+  query = Query(user="u1", k=100)
+  before = ids(engine.recommend(query))
+  assert len(before) == 24 and engine.recommend(query).source == "cache"
+  assert engine.put_ad("new", {"text": "green tea mug", "account_id": "shop1", "price": 3.0}) == "created"
+  assert set(ids(engine.recommend(dataclasses.replace(query, cache=False)))) == {*before, "new"}
+  assert engine.delete_ad("ad05") and not engine.delete_ad("nope")
+  after = engine.recommend(query)  # the kept answer named ad05
+  assert after.source == "model" and set(ids(after)) == {*before, "new"} - {"ad05"}
+  engine.put_ad("ad06", {"status": "paused"})
+  assert set(ids(engine.recommend(query))) == {*before, "new"} - {"ad05", "ad06"}
+  engine.put_ad("ad06", {"status": "active"})
+  assert set(ids(engine.recommend(dataclasses.replace(query, cache=False)))) == {*before, "new"} - {"ad05"}
+  recent = engine.recommend(Query(history=("new", "ad05"), k=3))  # both may stand in histories
+  assert len(recent.ads) == 3
+
+
+def test_changes_outlive_the_engine(workdir):
+  with ServingEngine(str(workdir), config_of(workdir), "last") as engine:
+    engine.put_ad("new", {"text": "green tea mug", "account_id": "shop1"})
+    engine.delete_ad("ad05")
+  with ServingEngine(str(workdir), config_of(workdir), "last") as engine:
+    assert engine.get_ad("new")["text"] == "green tea mug" and engine.get_ad("ad05") is None
+    found = set(ids(engine.recommend(Query(user="u1", k=100))))
+    assert "new" in found and "ad05" not in found
+
+
+def slowed(engine, monkeypatch, seconds):
+  """Makes every batch take so long."""
+  compute = engine._computer.compute
+
+  def slow(*arguments):
+    time.sleep(seconds)
+    return compute(*arguments)
+
+  monkeypatch.setattr(engine._computer, "compute", slow)
+
+
+def test_past_the_deadline_there_is_a_popular_list(steady, monkeypatch):
+  slowed(steady, monkeypatch, 0.3)
+  query, begin = Query(user="u1", k=4, deadline_ms=50, cache=False), time.monotonic()
+  for answer in (steady.recommend(query), asyncio.run(steady.recommend_async(query))):
+    assert answer.source == "fallback" and len(answer.ads) == 4 and answer.beams == ()
+  assert time.monotonic() - begin < 0.3
+  with pytest.raises(DeadlinePassed):
+    steady.recommend(dataclasses.replace(query, fallback=False))
+  time.sleep(0.5)
+
+
+def test_overload_is_refused_unless_the_list_will_do(workdir, monkeypatch):
+  config = config_of(workdir, queue_size=2)
+  with ServingEngine(str(workdir), config, "last") as engine:
+    slowed(engine, monkeypatch, 0.3)
+    queries = [Query(user=f"u{n}", cache=False) for n in range(9)]
+    waiting, refused = [], 0
+    for query in queries:
+      try:
+        waiting.append(engine.submit(query))
+      except Overloaded:
+        refused += 1
+    assert refused >= 5
+    begin = time.monotonic()
+    with pytest.raises(Overloaded):
+      engine.recommend(queries[0])
+    assert engine.recommend(dataclasses.replace(queries[0], fallback=True)).source == "fallback"
+    assert time.monotonic() - begin < 0.2
+    assert all(future.result(20).source == "model" for future in waiting)
+    assert 'gr4ad_requests_total{outcome="refused"} 1.0' in engine.metrics.text().decode()
+
+
+def test_a_model_that_fails_is_replaced_by_the_list(steady, monkeypatch):
+  def broken(*_):
+    raise RuntimeError("no number")
+
+  monkeypatch.setattr(steady._computer, "compute", broken)
+  query = Query(user="u1", k=3, cache=False)
+  with pytest.raises(Overloaded, match="the model failed"):
+    steady.recommend(query)
+  assert steady.recommend(dataclasses.replace(query, fallback=True)).source == "fallback"
+
+
+def test_the_fallback_shows_active_ads_only(engine, monkeypatch):
+  popular = ids(engine.recommend(Query(user="u1", k=24, deadline_ms=1e-3, cache=False)))
+  engine.delete_ad(popular[0])
+  slowed(engine, monkeypatch, 0.3)
+  answer = engine.recommend(Query(user="u1", k=24, deadline_ms=1, cache=False))
+  assert answer.source == "fallback" and popular[0] not in ids(answer)
+  time.sleep(0.4)
+
+
+def test_no_search_is_compiled_while_serving(steady):
+  programs = len(steady._searcher._programs)
+  for size in (1, 2, 3, 4, 9):
+    for future in [steady.submit(Query(user="u1", k=size + 1, cache=False)) for _ in range(size)]:
+      future.result(20)
+  assert len(steady._searcher._programs) == programs == 1
+
+
+@pytest.mark.slow
+def test_many_changes_outgrow_the_arrays_and_are_generable_all_the_same(workdir):
+  with ServingEngine(str(workdir), config_of(workdir, overlay=16), "last") as engine:
+    names = [f"new{n}" for n in range(20)]
+    for n, name in enumerate(names):
+      engine.put_ad(name, {"text": f"thing number {n}", "account_id": f"account{n}"})
+    wanted, until = {*names}, time.monotonic() + 60
+    while not wanted <= set(ids(engine.recommend(Query(user="u1", k=100, cache=False)))):
+      assert time.monotonic() < until
+      time.sleep(0.1)
+
+
+def test_a_newer_checkpoint_comes_into_use_and_no_request_is_lost(runs, workdir):
+  config = config_of(workdir, reload_seconds=0.1)
+  with ServingEngine(str(workdir), config, "last") as engine:
+    stop, steps, failures = threading.Event(), [], []
+
+    def load(seed):
+      while not stop.is_set():
+        try:
+          steps.append(engine.recommend(Query(user=f"u{seed}", fallback=False)).checkpoint)
+        except Exception as error:
+          failures.append(error)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+      loads = [pool.submit(load, seed) for seed in range(3)]
+      time.sleep(0.3)
+      add_checkpoint(runs, workdir)
+      until = time.monotonic() + 30
+      while engine.step == FIRST and time.monotonic() < until:
+        time.sleep(0.02)
+      time.sleep(0.3)
+      stop.set()
+      concurrent.futures.wait(loads)
+    assert not failures and set(steps) == {FIRST, SECOND}
+    answer = engine.recommend(Query(history=("ad03",), k=5))
+    second = Recommender.load(str(runs / "second"), "last", config.search)
+    assert answer.checkpoint == SECOND
+    assert_same(answer, second.recommend(["ad03"], k=5))
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_checkpoint_is_left_alone(runs, workdir, engine, damage):
+  before = engine.recommend(Query(user="u1"))
+  add_checkpoint(runs, workdir)
+  files = [path for path in (workdir / "checkpoints" / str(SECOND)).rglob("*") if path.is_file()]
+  for path in files:
+    if damage == "cut":
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+      path.unlink()
+  with pytest.raises(Exception, match="."):
+    engine.reload()
+  assert engine.step == FIRST and engine.ready
+  assert ids(engine.recommend(Query(user="u1", cache=False))) == ids(before)
+
+
+def test_numbers_that_are_not_finite_are_a_damage(runs, workdir, engine, monkeypatch):
+  add_checkpoint(runs, workdir)
+  source = engine._reloader._source
+  monkeypatch.setattr(source, "_read", lambda step: {"w": np.array([1.0, np.nan], np.float32)})
+  with pytest.raises(ValueError, match="not finite"):
+    engine.reload()
+  assert engine.step == FIRST
+
+
+def test_close_answers_what_waits(workdir):
+  before = set(threading.enumerate())
+  engine = ServingEngine(str(workdir), config_of(workdir), "last")
+  futures = [engine.submit(Query(user=f"u{n}", cache=False)) for n in range(10)]
+  engine.close()
+  assert all(len(future.result(0).ads) == 10 for future in futures) and not engine.ready
+  with pytest.raises(Closed):
+    engine.recommend(Query(user="u1", cache=False))
+  engine.close()
+  ours = ("batcher", "reloader", "ticker", "compiler", "catalogue")
+  assert not [thread for thread in set(threading.enumerate()) - before if thread.name in ours]
+
+
+def test_the_state_is_told(steady):
+  steady.recommend(Query(user="u1"))
+  time.sleep(2.1)
+  stats = steady.stats()
+  assert stats["beams"] == EVERYTHING and stats["ads"] == 24 and stats["users"] == 10 and stats["points"]
+  assert {"time", "requests", "p99_ms", "queued", "utilisation", "beams"} <= set(stats["points"][-1])
+  text = steady.metrics.text().decode()
+  assert "gr4ad_ads 24.0" in text and f"gr4ad_checkpoint_step {FIRST:.1f}" in text and "gr4ad_beam_width 72.0" in text

@@ -1,0 +1,222 @@
+"""The server as a process: start, answer, SIGTERM; kill -9 while it serves, writes or reloads, and start again."""
+
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+
+import pytest
+
+from tests import tiny
+from tests.serving.runs import FIRST, SECOND, add_checkpoint, train
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+_ROOT = pathlib.Path(__file__).parents[1]
+SETTINGS = ("--port=0", "--buckets=2", "--notabs", "--reload_seconds=0.1", "--checkpoint=last", "--deadline_ms=20000",
+            "--target_ms=10000")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  return train(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture
+def workdir(runs, tmp_path):
+  return shutil.copytree(runs / "first", tmp_path / "run")
+
+
+class Server:
+  """`python -m experiments.serve` as a process, up to the line that tells its address."""
+
+  def __init__(self, workdir, *arguments):
+    command = [sys.executable, "-m", "experiments.serve", f"--workdir={workdir}", *SETTINGS, *arguments]
+    self.process = subprocess.Popen(
+      command, cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      text=True,
+    )  # fmt: skip
+    line = self.process.stdout.readline()
+    if not line.startswith("serving on "):
+      self.process.kill()
+      pytest.fail(f"ended without serving: {line}{self.process.communicate()[1]}")
+    self.address = urllib.parse.urlsplit(line.split()[-1]).netloc
+
+  def ask(self, method, path, body=None, headers=None):
+    """(status, JSON) of one request."""
+    connection = http.client.HTTPConnection(self.address, timeout=60)
+    with contextlib.closing(connection):
+      sent = None if body is None else json.dumps(body)
+      connection.request(method, path, sent, {"content-type": "application/json"} | (headers or {}))
+      answer = connection.getresponse()
+      return answer.status, json.loads(answer.read())
+
+  def recommend(self, **body):
+    """The answer to a request, which must be good."""
+    status, answer = self.ask("POST", "/v1/recommend", {"cache": False} | body)
+    assert status == 200, answer
+    return answer
+
+  def end(self, number):
+    """Sends a signal and waits; returns the exit status and what was said on standard error."""
+    self.process.send_signal(number)
+    _, err = self.process.communicate(timeout=60)
+    return self.process.returncode, err
+
+
+@contextlib.contextmanager
+def serving(workdir, *arguments):
+  server = Server(workdir, *arguments)
+  try:
+    yield server
+  finally:
+    server.process.kill()
+    server.process.communicate(timeout=60)
+
+
+def test_start_answer_and_stop(workdir, tmp_path):
+  (tmp_path / "token").write_text("s3cret\n")
+  with serving(workdir, f"--token_file={tmp_path}/token") as server:
+    token = {"authorization": "Bearer s3cret"}
+    assert server.ask("GET", "/readyz")[0] == 200 and server.ask("GET", "/v1/users")[0] == 401
+    assert server.ask("GET", "/v1/users?limit=2", headers=token) == (200, {"users": ["u0", "u1"]})
+    status, answer = server.ask("POST", "/v1/recommend", {"user": "u1", "k": 3}, token)
+    assert status == 200 and len(answer["ads"]) == 3 and answer["source"] == "model"
+    assert server.end(signal.SIGTERM) == (0, "")
+
+
+def test_what_was_begun_is_answered_at_the_end(workdir):
+  with serving(workdir) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
+    begun = [pool.submit(server.recommend, user=f"u{n}") for n in range(8)]
+    time.sleep(0.02)
+    status, err = server.end(signal.SIGTERM)
+    assert (status, err) == (0, "")
+    finished = [future for future in begun if future.exception() is None]
+    lost = [future.exception() for future in begun if future.exception() is not None]
+    assert finished and all(future.result()["ads"] for future in finished)
+    assert all(isinstance(error, ConnectionError) for error in lost)  # came too late to be taken
+    with pytest.raises(ConnectionError):
+      server.recommend(user="u1")
+
+
+def test_sigterm_before_it_serves_is_no_error(workdir):
+  command = [sys.executable, "-m", "experiments.serve", f"--workdir={workdir}", *SETTINGS]
+  process = subprocess.Popen(command, cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE)
+  while not (workdir / "live" / "lock").exists():
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.terminate()
+  assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (("--host=999.1.1.1",), "--host=999.1.1.1"),
+    (("--token_file=absent",), "absent"),
+    (("--checkpoint=99",), "no checkpoint 99"),
+    (("--buckets=0",), "--buckets"),
+  ],
+)
+def test_mistakes_are_one_line(workdir, arguments, message):
+  done = tiny.run("serve", f"--workdir={workdir}", "--port=0", *arguments)
+  assert done.status == 2 and done.err.count("\n") == 1
+  assert done.err.startswith("error: ") and message in done.err
+
+
+def test_a_second_server_on_one_run_is_refused(workdir):
+  with serving(workdir) as server:
+    port = server.address.rpartition(":")[2]
+    for arguments, message in ((("--port=0",), "in use by another process"), ((f"--port={port}",), f"--port={port}")):
+      done = tiny.run("serve", f"--workdir={workdir}", *arguments)
+      assert done.status == 2 and message in done.err and done.err.count("\n") == 1
+
+
+def put_until_it_dies(server, prefix, acknowledged):
+  """Adds ads, and deletes every third again, until the connection breaks; notes what was acknowledged."""
+  for n in range(10_000):
+    name = f"{prefix}{n}"
+    try:
+      assert server.ask("PUT", f"/v1/ads/{name}", {"text": f"thing {n}", "account_id": prefix})[0] == 201
+      acknowledged[name] = True
+      if n % 3 == 0:
+        acknowledged.pop(name)  # neither there nor gone, until the answer comes
+        assert server.ask("DELETE", f"/v1/ads/{name}")[0] == 200
+        acknowledged[name] = False
+    except (OSError, http.client.HTTPException):
+      return
+
+
+def test_kill_9_during_load_loses_nothing_acknowledged(workdir):
+  acknowledged = {}
+  for turn in range(2):
+    with serving(workdir) as server, concurrent.futures.ThreadPoolExecutor(4) as pool:
+      for name, there in acknowledged.items():
+        assert server.ask("GET", f"/v1/ads/{name}")[0] == (200 if there else 404), name
+      stop = threading.Event()
+
+      def recommend(server=server, stop=stop):
+        while not stop.is_set():
+          try:
+            server.recommend(user="u1")
+          except (OSError, http.client.HTTPException):
+            return
+
+      writers = [pool.submit(put_until_it_dies, server, f"{turn}-{w}-", acknowledged) for w in range(2)]
+      readers = [pool.submit(recommend) for _ in range(2)]
+      until = time.monotonic() + 30
+      while len(acknowledged) < 25 * (turn + 1) and time.monotonic() < until:
+        time.sleep(0.005)
+      server.process.kill()
+      stop.set()
+      for future in (*writers, *readers):
+        future.result(60)
+  assert len(acknowledged) >= 50
+  with serving(workdir) as server:
+    assert all(
+      server.ask("GET", f"/v1/ads/{name}")[0] == (200 if there else 404) for name, there in acknowledged.items()
+    )
+    assert server.recommend(user="u1", k=5)["ads"]
+
+
+def test_kill_9_during_a_reload_does_no_harm(runs, workdir):
+  with serving(workdir) as server:
+    assert server.ask("PUT", "/v1/ads/kept", {"text": "tea", "account_id": "shop"})[0] == 201
+    assert server.recommend(user="u1")["checkpoint"] == FIRST
+    add_checkpoint(runs, workdir)
+    time.sleep(0.12)  # it looks ten times a second
+    server.process.kill()
+  with serving(workdir) as server:
+    assert server.recommend(user="u1")["checkpoint"] == SECOND
+    assert server.ask("GET", "/v1/ads/kept")[1]["text"] == "tea"
+
+
+def test_a_newer_checkpoint_comes_into_use_under_load(runs, workdir):
+  with serving(workdir) as server, concurrent.futures.ThreadPoolExecutor(2) as pool:
+    stop = threading.Event()
+
+    def steps():
+      found = []
+      while not stop.is_set():
+        found.append(server.recommend(user="u1", fallback=False)["checkpoint"])
+      return found
+
+    loads = [pool.submit(steps) for _ in range(2)]
+    time.sleep(0.2)
+    add_checkpoint(runs, workdir)
+    until = time.monotonic() + 30
+    while server.ask("GET", "/v1/stats")[1]["checkpoint"] == FIRST and time.monotonic() < until:
+      time.sleep(0.02)
+    time.sleep(0.2)
+    stop.set()
+    for future in loads:
+      found = future.result(60)
+      assert found == sorted(found) and {FIRST, SECOND} == set(found)
