@@ -65,6 +65,9 @@ class Computer:
     """Compiles every search, for the present shape of the trie; `told` as in `Searcher.prepare`."""
     self._trie = self._feed.trie()
     self._compile(variables, self._trie, told)
+    overlay = self._trie.overlay_TQP
+    # A merged index that has outgrown its arrays is compiled for before it is used; changes go on meanwhile.
+    self._catalog.before_merge = lambda main: self._compile(variables, Trie.of(main).replace(overlay_TQP=overlay))
 
   def log_of(self, query: Query) -> tuple[EventLog, int]:
     """A query's history as a log of one user, and the moment of the request.
