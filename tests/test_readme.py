@@ -32,12 +32,17 @@ def test_the_example_runs(tmp_path):
   assert (tmp_path / "runs" / "mine" / "eval" / "metrics.json").exists()
 
 
-def test_what_it_names_is_there():
-  for path in re.findall(r"`((?:experiments|launch|gr4ad_jax)/[\w./]+)`", _README):
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_what_it_names_is_there(page):
+  text = (_ROOT / page).read_text(encoding="utf-8")
+  for path in re.findall(r"`((?:experiments|launch|gr4ad_jax)/[\w./]+)`", text):
     assert (_ROOT / path).exists(), path
   from gr4ad_jax import config
 
   knobs = {name for section in config.SECTIONS.values() for name in section.__dataclass_fields__}
-  binaries = {"workdir", "preset", "flagfile", "help", "user", "history", "json", "k", "split", "beside", "suite"}
-  for flag in set(re.findall(r"--(\w+)", _README)):
+  binaries = {
+    "workdir", "preset", "flagfile", "help", "user", "history", "json", "k", "split", "beside", "suite", "out", "peer",
+    "minutes", "repetitions", "batches", "ads",
+  }  # fmt: skip
+  for flag in set(re.findall(r"--(\w+)", text)):
     assert flag in knobs | binaries, flag

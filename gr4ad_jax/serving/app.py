@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from gr4ad_jax import __version__
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.serving import schemas
+from gr4ad_jax.serving import api_docs, schemas
 from gr4ad_jax.serving.batcher import Overloaded, Refused
 from gr4ad_jax.serving.guard import Guard, json_bytes
 from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
@@ -79,13 +79,18 @@ def create_app(engine: Any, token: str = "") -> fastapi.FastAPI:
     token: bearer token that all but the page, /healthz and /readyz ask for; empty: none.
   """
   app = fastapi.FastAPI(
-    title="gr4ad_jax", version=__version__, description="Generated ads for a user or a history.", redoc_url=None
+    title="gr4ad_jax",
+    version=__version__,
+    description="Generated ads for a user or a history.",
+    docs_url=None,
+    redoc_url=None,  # they load their scripts from outside
   )
   app.add_middleware(Guard, token=token, most=engine.config.serving.max_body_kb * 1024)
   app.include_router(_recommendations(engine))
   app.include_router(_ads(engine))
   app.include_router(_users(engine))
   app.include_router(_state(engine))
+  _add_docs(app)
   _add_error_handlers(app)
   if token:
     _describe_token(app)
@@ -223,6 +228,14 @@ def _state(engine: Any) -> fastapi.APIRouter:
     return fastapi.responses.HTMLResponse(page_text, headers=page_headers)
 
   return router
+
+
+def _add_docs(app: fastapi.FastAPI) -> None:
+  policy = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"}
+
+  @app.get("/docs", include_in_schema=False)
+  async def docs() -> Any:
+    return fastapi.responses.HTMLResponse(api_docs.render(app.openapi()), headers=policy)
 
 
 def _add_error_handlers(app: fastapi.FastAPI) -> None:

@@ -1,6 +1,7 @@
 """The decoding suite: its counterparts do the same work, and its figures agree."""
 
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -46,6 +47,19 @@ def test_figures_hold_their_ratios(small):
     assert row["seconds"]["low"] == min(seconds[name])
     assert 0 < row["share_of_peak"]["median"] < 1
     assert row["gflops"] == pytest.approx(row["matmul_gflop"] / row["seconds"]["median"])
+
+
+def test_the_cache_saves_its_hits():
+  calls = []
+
+  def search():
+    calls.append(1)
+    time.sleep(0.002)
+
+  found = decode.with_cache(search, 2)
+  distinct = round(40 * (1 - found["hits"]))
+  assert 0.15 < found["hits"] < 0.4 and len(calls) == 2 * (40 + distinct)
+  assert found["off_over_on"]["median"] > 1
 
 
 def test_the_unconstrained_search_looks_nothing_up(small):

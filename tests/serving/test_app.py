@@ -1,6 +1,8 @@
 """The HTTP interface, over a fake engine: what it passes on, what it answers, what it refuses, and in which words."""
 
+import base64
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -200,3 +202,24 @@ def test_the_document_tells_every_status(client):
   request = document["components"]["schemas"]["LimitedRequest"]["properties"]
   assert request["k"]["maximum"] == 20 and request["history"]["anyOf"][0]["maxItems"] == 5
   assert dataclasses.fields(Query)[0].name in request
+
+
+def test_the_docs_tell_every_operation_and_load_nothing(client):
+  page = client.get("/docs")
+  assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
+  document = client.get("/openapi.json").json()
+  for path, operations in document["paths"].items():
+    for method, operation in operations.items():
+      assert f"<code>{method.upper()} {path}</code>" in page.text
+      assert all(f"<th>{status}</th>" in page.text for status in operation["responses"])
+  for name in document["components"]["schemas"]:
+    assert f'<h3 id="{name}">' in page.text
+  assert "src=" not in page.text and "http" not in page.text.replace("HTTP", "")
+
+
+def test_the_page_may_run_nothing_but_its_own_script(client):
+  page = client.get("/")
+  script = page.text.split("<script>")[1].split("</script>")[0]
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  policy = page.headers["content-security-policy"]
+  assert f"script-src 'sha256-{digest}'" in policy and "unsafe" not in policy
