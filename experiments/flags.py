@@ -66,12 +66,16 @@ class _KnobSerializer(flags.ArgumentSerializer):
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.Config:
-  """The config of a training run: the preset's sizes, then every flag that was given.
+  """The config of a training run: the preset's sizes, or data, codes and model of --init_from; then the flags given.
 
   Raises:
     ConfigError: a flag, or a pair of flags, that is not allowed.
+    FileNotFoundError: --init_from holds no run.
   """
   size = presets.preset(flag_values.preset)
+  if flag_values.init_from:
+    start = config_lib.load_config(flag_values.init_from)
+    size = dataclasses.replace(start, training=size.training, objective=size.objective, serving=size.serving)
   return _with_given(dataclasses.replace(size, workdir=flag_values.workdir), flag_values)
 
 
@@ -108,11 +112,13 @@ def _fields(section: str) -> tuple[dataclasses.Field, ...]:
 
 def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> config_lib.Config:
   """The config with each knob whose flag was given (on the command line or in a flagfile) replaced, then validated."""
-  sections = {}
-  for section in config_lib.SECTIONS:
-    given = {field.name: flag_values[field.name].value for field in _fields(section) if flag_values[field.name].present}
-    sections[section] = dataclasses.replace(getattr(config, section), **given)
-  return config_lib.validate(dataclasses.replace(config, **sections))
+  given = {
+    field.name: flag_values[field.name].value
+    for section in config_lib.SECTIONS
+    for field in _fields(section)
+    if flag_values[field.name].present
+  }
+  return config_lib.validate(config_lib.with_knobs(config, given))
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

@@ -9,11 +9,12 @@ import time
 from absl import flags
 
 from experiments import flags as flags_lib
+from experiments.progress import RoundProgress, duration, show_progress
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.serving import examples
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import loop, run, scoring
+from gr4ad_jax.training import loop, run, scoring, trainer
 from gr4ad_jax.training import workdir as workdir_lib
 
 _EVALUATE = flags.DEFINE_boolean(
@@ -21,36 +22,19 @@ _EVALUATE = flags.DEFINE_boolean(
 )
 
 
-def _duration(seconds: float) -> str:
-  return "unknown" if seconds == float("inf") else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def show_progress(progress: loop.Progress) -> None:
-  """One line that is rewritten on a terminal; one every --log_every steps elsewhere."""
-  tty = sys.stdout.isatty()
-  if not (progress.log or tty or progress.valid):
-    return
-  line = (
-    f"step {progress.step}/{progress.total_steps}  loss {progress.metrics['loss']:.3f}  "
-    f"{progress.steps_per_second:.2f} steps/s  ETA {_duration(progress.eta_seconds)}"
-  )
-  if progress.valid:
-    line += "  valid " + "  ".join(f"{name} {value:.4f}" for name, value in progress.valid.items())
-  kept = progress.valid or progress.step == progress.total_steps
-  print(f"\r\033[K{line}" if tty else line, end="\n" if kept or not tty else "", flush=True)
-
-
 def main(argv):
   """Runs a training from flags."""
   del argv
   config = flags_lib.config_from_flags()
   workdir_lib.check_workdir(config)
-  run.check_batch_size(config)
+  run.check_start(config)
+  trainer.check_batch_size(config)
   enable_compilation_cache()
   began = time.monotonic()
   print(f"run directory: {config.workdir}", flush=True)
   inputs = inputs_lib.prepare_inputs(config)
   inputs_lib.check_same_log(config, inputs.dataset)
+  run.check_objective(config, inputs)
   workdir_lib.save_config(config)  # not before all input is known to be good
   inputs_lib.save_inputs(config, inputs)
   dataset, index = inputs.dataset, inputs.index
@@ -64,7 +48,7 @@ def main(argv):
     show_progress(progress)
 
   try:
-    result = run.train(config, inputs, on_progress)
+    result = run.train(config, inputs, on_progress, RoundProgress())
   except loop.DivergedError as error:
     print(f"error: {error}; try a lower --learning_rate in another workdir", file=sys.stderr)
     return 1
@@ -73,7 +57,7 @@ def main(argv):
     print(f"stopped and saved at step {done}; the same command goes on from there", flush=True)
     return 0
   if stepped:
-    print(f"trained {done} steps, {_duration(time.monotonic() - began)} since the start", flush=True)
+    print(f"trained {done} steps, {duration(time.monotonic() - began)} since the start", flush=True)
   else:
     print(f"the run was finished already, at step {done}: nothing is trained again", flush=True)
   if _EVALUATE.value and inputs.has_targets(config, "test"):

@@ -1,7 +1,7 @@
-"""Every knob of a run, with its default, its unit and the values it allows.
+"""A run's config: its sections together, checked, and as JSON.
 
-The dataclasses are frozen; `experiments/flags.py` turns each field into a flag of the same name, so a name is unique
-over all of them. `validate` raises `ConfigError` with one line that says what is allowed.
+The dataclasses of `sections.py` are frozen; `experiments/flags.py` turns each field into a flag of the same name, so a
+name is unique over all of them. `validate` raises `ConfigError` with one line that says what is allowed.
 """
 
 import dataclasses
@@ -11,177 +11,18 @@ import os
 import typing
 from typing import Any
 
-
-class ConfigError(ValueError):
-  """A setting, or a pair of settings, that is not allowed; the message says what is."""
-
-
-def knob(default: Any, help: str, *, choices: tuple | None = None, low: float | None = None, high: float | None = None):
-  """A dataclass field with its help text and its range (inclusive; of every element, where the field is a tuple)."""
-  return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-  """Which data set, and the shape of a request."""
-
-  dataset: str = knob("online_retail", "Which data set.", choices=("online_retail", "amazon_reviews", "ad_log"))
-  data_dir: str = knob("", "Where prepared data sets lie; empty: a folder in the user's cache.")
-  ads_path: str = knob("", "ad_log, amazon_reviews: the ad table (.parquet or .csv).")
-  events_path: str = knob("", "ad_log, amazon_reviews: the event log (.parquet or .csv).")
-  behaviors: tuple[str, ...] = knob(("click", "cart", "purchase"), "ad_log: behaviours, shallowest first.")
-  on_unknown_ad: str = knob(
-    "error", "ad_log: an event of an ad that the table lacks: stop, or set it aside.", choices=("error", "drop")
-  )
-  session_gap_minutes: float = knob(30.0, "ad_log without request_id: a pause this long starts a new visit.", low=0)
-  target_behavior: str = knob("", "Shallowest behaviour that counts as a hit; empty: any.")
-  history_slots: int = knob(128, "Context slots for distinct ads of the user's history (S).", low=1)
-  neighbor_slots: int = knob(64, "Context slots for unseen ads co-bought with the history.", low=0)
-  rising_slots: int = knob(32, "Context slots for ads that rise at request time.", low=0)
-  targets: int = knob(16, "Supervised targets a request (M).", low=1)
-  batch_size: int = knob(64, "Requests a step, over all devices (B).", low=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class SidConfig:
-  """UA-SID: how an ad becomes codes."""
-
-  encoder: str = knob(
-    "wordllama",
-    "Text encoder: 'wordllama', a sentence-transformers folder, or .npy/.parquet vectors of the ads in table order.",
-  )
-  codebooks: tuple[int, ...] = knob((256, 64, 24), "Codes a level, first to last; the last level is hashed.", low=1)
-  last_level: str = knob(
-    "probe",
-    "Last level: hash of business features, or hash then first free code of the prefix.",
-    choices=("hash", "probe"),
-  )
-  tower_width: int = knob(128, "Width of the unified ad embedding.", low=2)
-  tower_steps: int = knob(600, "InfoNCE steps of the embedding tower; 0 keeps the encoder's vectors.", low=0)
-  tower_temperature: float = knob(0.07, "InfoNCE temperature.", low=1e-3)
-  swing_alpha: float = knob(1.0, "Swing's smoothing constant.", low=0)
-  swing_neighbors: int = knob(16, "Swing neighbours of an ad that count as positives.", low=1)
-  kmeans_iterations: int = knob(20, "Lloyd iterations a level.", low=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """The decoder and its context (method.md §2)."""
-
-  layers: int = knob(3, "Decoder layers (L).", low=1)
-  lazy_layers: int = knob(2, "Lazy layers (K), 0 to L-1: computed once a request, without tokens.", low=0)
-  width: int = knob(128, "Model width (D).", low=8)
-  heads: int = knob(2, "Query heads (H).", low=1)
-  kv_groups: int = knob(1, "Key/value groups of the context (G).", low=1)
-  kv_layers: int = knob(1, "Key/value sets of the context (L_kv).", low=1)
-  kv_split: int = knob(1, "1: values are the keys; 2: separate (S_kv).", choices=(1, 2))
-  ffn_multiple: int = knob(4, "Feed-forward width over model width.", low=1)
-  dropout: float = knob(0.3, "Dropout rate.", low=0, high=0.9)
-  copy: str = knob(
-    "context",
-    "Slots whose ads the copy path may name: none, the history's, or also neighbours and rising ads.",
-    choices=("off", "history", "context"),
-  )
-  history_bias: bool = knob(False, "Learn a signed bias on the history's ads in the item-level score.")
-  history_bias_ads: int = knob(16, "Latest ads of the history that the bias' normaliser is estimated on.", low=1)
-  ecpm_bins: int = knob(16, "Equal-probability bins of the eCPM token.", low=2)
-  compute_dtype: str = knob(
-    "auto", "Matmul dtype; auto: bfloat16 on accelerators, float32 on CPU.", choices=("auto", "float32", "bfloat16")
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-  """VSL (method.md §3.1)."""
-
-  lambda_ecpm: float = knob(0.1, "Weight of the eCPM token.", low=0)
-  lambda_mtp: float = knob(0.1, "Weight of the MTP branch.", low=0)
-  value_weight: str = knob(
-    "log",
-    "w_behavior's growth with money: none, log(1+value), or root or value of what the 99th percentile clips.",
-    choices=("none", "log", "sqrt", "linear"),
-  )
-  depth_weight: float = knob(1.0, "w_behavior's growth per step of depth (click < cart < purchase).", low=0)
-  user_weight: float = knob(0.0, "Exponent of a user's long-term value in w_user; 0 treats users alike.", low=0, high=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """Optimiser and loop."""
-
-  fit_splits: str = knob(
-    "train",
-    "What is learned from: train alone, to choose settings on valid; or valid too, for a last run.",
-    choices=("train", "train+valid"),
-  )
-  epochs: float = knob(3.0, "Passes over the training requests; --max_steps may end them sooner.", low=1e-3)
-  max_steps: int = knob(0, "Stop after this many steps; 0: no limit beyond epochs.", low=0)
-  learning_rate: float = knob(2e-3, "Peak learning rate of AdamW.", low=0)
-  warmup_steps: int = knob(50, "Linear warm-up, steps.", low=0)
-  weight_decay: float = knob(0.01, "AdamW's decoupled decay, matrices only.", low=0)
-  clip_norm: float = knob(1.0, "Global gradient norm limit; 0: none.", low=0)
-  accumulate: int = knob(1, "Micro-batches a step; each normalises its loss by its own targets.", low=1)
-  remat: bool = knob(False, "Recompute decoder activations in the backward pass.")
-  seed: int = knob(0, "Seed of initialisation, order and dropout.", low=0, high=2**31 - 1)
-  log_every: int = knob(20, "Steps between metric lines.", low=1)
-  eval_every: int = knob(200, "Steps between valid evaluations, unless valid is learned from; 0: at the end.", low=0)
-  eval_requests: int = knob(512, "Valid requests of a periodic evaluation.", low=1)
-  save_every: int = knob(200, "Steps between checkpoints.", low=1)
-
-  @property
-  def fitted(self) -> tuple[str, ...]:
-    """The splits that are learned from, in order of time."""
-    return tuple(self.fit_splits.split("+"))
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-  """Beam search over the index."""
-
-  beams: tuple[int, ...] = knob((128, 128, 128), "Beam width after each level, as 128,256,512 or 128-256-512.", low=1)
-  order: str = knob(
-    "likelihood",
-    "Final order of the list: p, E[value], or p * E[value]^value_power.",
-    choices=("likelihood", "ecpm", "blend"),
-  )
-  value_power: float = knob(0.3, "Weight of the predicted value with --order=blend.", low=0)
-  ecpm_beams: int = knob(0, "Likeliest final beams that get an eCPM, and are answered; 0: all.", low=0)
-  precut: str = knob(
-    "auto",
-    "What goes before the global top k: nothing, short blocks' maxima, or each beam's own top k; the same result.",
-    choices=("auto", "off", "blocks", "beams"),
-  )
-  quantize: str = knob(
-    "none",
-    "Precision of the weights in search: as trained, int8 a column, or fp8 with fp8 activations.",
-    choices=("none", "int8", "fp8"),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class ServeConfig:
-  """The server: batching, traffic-aware beams, cache, limits."""
-
-  host: str = knob("127.0.0.1", "Address to listen on.")
-  port: int = knob(8080, "Port to listen on; 0: any free one.", low=0, high=65535)
-  buckets: tuple[int, ...] = knob((1, 2, 4, 8), "Batch sizes that are compiled; a batch is padded to the next.", low=1)
-  max_wait_ms: float = knob(2.0, "How long a batch waits for more requests, ms.", low=0)
-  queue_size: int = knob(256, "Requests that may wait; one more is refused with 503.", low=1)
-  deadline_ms: float = knob(1000.0, "Deadline of a request that names none, ms.", low=1)
-  target_ms: float = knob(100.0, "Latency that the traffic-aware beams hold at the 99th percentile, ms.", low=1)
-  tabs: bool = knob(True, "Traffic-aware beam widths (TABS); off: always --beams.")
-  tabs_factors: tuple[float, ...] = knob(
-    (0.25, 0.5, 1.0, 1.6), "Widths that TABS chooses among, as factors of --beams.", low=0.01, high=16
-  )
-  cache_seconds: float = knob(60.0, "Life of a cached answer, seconds; 0: no cache.", low=0)
-  cache_entries: int = knob(10_000, "Answers that the cache holds.", low=1)
-  reload_seconds: float = knob(5.0, "How often a newer checkpoint is looked for, seconds; 0: never.", low=0)
-  max_k: int = knob(100, "Most ads that a request may ask for.", low=1)
-  max_history: int = knob(2_000, "Most events of a history in a request.", low=1)
-  max_body_kb: int = knob(512, "Largest body of a request, KiB.", low=1)
-  token_file: str = knob("", "File with the bearer token that requests must carry; empty: none is asked for.")
-  overlay: int = knob(1_024, "Changes of a level of the index that are held beside its main part.", low=16)
-  fallback_segments: int = knob(8, "Segments of users that have a popularity list of their own.", low=1)
+from gr4ad_jax.sections import (
+  ConfigError,
+  DataConfig,
+  ModelConfig,
+  ObjectiveConfig,
+  PreferenceConfig,
+  RewardConfig,
+  SearchConfig,
+  ServeConfig,
+  SidConfig,
+  TrainConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +34,8 @@ class Config:
   sid: SidConfig = SidConfig()
   model: ModelConfig = ModelConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
+  preference: PreferenceConfig = PreferenceConfig()
+  reward: RewardConfig = RewardConfig()
   training: TrainConfig = TrainConfig()
   search: SearchConfig = SearchConfig()
   serving: ServeConfig = ServeConfig()
@@ -277,6 +120,11 @@ def _check_pairs(config: Config) -> None:
       "beams",
       f"{levels} widths, one a level of --codebooks={shown(config.sid.codebooks)}",
     ),
+    (
+      len(config.training.period) == 2 and config.training.period[0] < config.training.period[-1],
+      "period",
+      "begin and end, as 0,0.8",
+    ),
     (data.batch_size % config.training.accumulate == 0, "accumulate", f"a divisor of --batch_size={data.batch_size}"),
   )
   values = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}
@@ -296,6 +144,21 @@ def validate(config: Config) -> Config:
       _check_field(field, getattr(getattr(config, section), field.name))
   _check_pairs(config)
   return config
+
+
+def with_knobs(config: Config, knobs: dict[str, Any]) -> Config:
+  """The config with some knobs replaced, each in the section that has it; not validated.
+
+  Raises:
+    ConfigError: a knob that no section has.
+  """
+  sections = {}
+  for section, kind in SECTIONS.items():
+    names = [field.name for field in dataclasses.fields(kind) if field.name in knobs]
+    sections[section] = dataclasses.replace(getattr(config, section), **{name: knobs[name] for name in names})
+  known = {field.name for kind in SECTIONS.values() for field in dataclasses.fields(kind)}
+  _refuse_unknown(knobs, tuple(sorted(known)), "settings")
+  return dataclasses.replace(config, **sections)
 
 
 def to_json(config: Config) -> str:

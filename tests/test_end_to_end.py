@@ -17,6 +17,7 @@ from gr4ad_jax.serving.recommender import Recommender
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import run as run_lib
 from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training import trainer
 from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import tiny
 
@@ -259,7 +260,7 @@ def _until(process, word):
 
 def _last_state(workdir):
   config = config_lib.load_config(str(workdir))
-  target = run_lib.Trainer(config, inputs_lib.prepare_inputs(config)).state
+  target = trainer.Trainer(config, inputs_lib.prepare_inputs(config)).state
   with Checkpointer(str(workdir / "checkpoints"), best_metric=run_lib.BEST_METRIC, read_only=True) as checkpointer:
     return checkpointer.restore(state_lib.abstract(target)).state
 

@@ -9,12 +9,12 @@ from gr4ad_jax.benchmarks import timing
 from gr4ad_jax.config import Config
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import run
+from gr4ad_jax.training.trainer import Trainer
 
 
 def measure(config: Config, repetitions: int) -> dict:
   """Seconds of one batch, one train step and the step's matmuls alone, interleaved."""
-  trainer = run.Trainer(config, inputs_lib.prepare_inputs(config))
+  trainer = Trainer(config, inputs_lib.prepare_inputs(config))
   state, number = trainer.state, 0
   batch = trainer.make_batch(0)
   matmuls = timing.matmuls_of(trainer.step, state, batch)

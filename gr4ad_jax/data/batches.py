@@ -29,8 +29,8 @@ class RequestBatch(NamedTuple):
   user_value_B: np.ndarray  # float32, the user's mean value a visit before the request, money
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-  """SplitMix64's finaliser: a hash of 64-bit counters, the random key of a line in an epoch."""
+def mix(x: np.ndarray) -> np.ndarray:
+  """SplitMix64's finaliser: a hash of 64-bit counters, such as the random key of a line in an epoch."""
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
@@ -104,7 +104,7 @@ class RequestContexts:
       [B, M] line numbers, -1 in padding.
     """
     out = np.full((len(requests), self.config.targets), -1, np.int64)
-    salt_B = _mix(
+    salt_B = mix(
       (np.broadcast_to(draw, len(requests)).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     )
     for b, r in enumerate(requests):
@@ -112,7 +112,7 @@ class RequestContexts:
       if self.min_depth:
         line = line[self.lines.depth[line] >= self.min_depth]
       if len(line) > self.config.targets:
-        line = line[np.argsort(_mix(line.astype(np.uint64) ^ salt_B[b]), kind="stable")[: self.config.targets]]
+        line = line[np.argsort(mix(line.astype(np.uint64) ^ salt_B[b]), kind="stable")[: self.config.targets]]
       out[b, : len(line)] = line
     return out
 
@@ -170,12 +170,18 @@ class TrainingOrder:
 
   Every epoch is a new permutation. A process takes its own rows of the step's global batch, so the order of the data
   does not depend on how many processes there are, and the data position is the step number.
+
+  Args:
+    requests: request numbers; where `shuffled` is off, in the order that every epoch takes.
+    batch_size: requests a step, over all processes.
+    seed: of the permutations.
+    shuffled: whether an epoch is a permutation.
   """
 
-  def __init__(self, requests: np.ndarray, batch_size: int, seed: int):
+  def __init__(self, requests: np.ndarray, batch_size: int, seed: int, shuffled: bool = True):
     if not len(requests):
       raise ValueError("there is no training request")
-    self.requests, self.batch_size, self.seed = np.asarray(requests), batch_size, seed
+    self.requests, self.batch_size, self.seed, self.shuffled = np.asarray(requests), batch_size, seed, shuffled
     self._epoch, self._permutation = -1, None
 
   @property
@@ -183,7 +189,9 @@ class TrainingOrder:
     """Steps in one pass over the requests."""
     return len(self.requests) / self.batch_size
 
-  def _shuffled(self, epoch: int) -> np.ndarray:
+  def _ordered(self, epoch: int) -> np.ndarray:
+    if not self.shuffled:
+      return self.requests
     if epoch != self._epoch:
       bits = np.random.Philox(key=np.array([self.seed, epoch], np.uint64))
       self._permutation, self._epoch = np.random.Generator(bits).permutation(self.requests), epoch
@@ -200,5 +208,5 @@ class TrainingOrder:
     each = self.batch_size // processes
     position = step * self.batch_size + process * each + np.arange(each)
     epochs = position // len(self.requests)
-    rows = [self._shuffled(int(e))[position[epochs == e] % len(self.requests)] for e in np.unique(epochs)]
+    rows = [self._ordered(int(e))[position[epochs == e] % len(self.requests)] for e in np.unique(epochs)]
     return np.concatenate(rows), epochs

@@ -100,6 +100,11 @@ class Trends:
     value = (lately(self.value, then) + _PRIOR_LINES * self._mean_value[bucket, None]) / count
     return np.stack([*logs, logs[0] - logs[1], repeat, value], axis=-1).astype(np.float32)
 
+  def lately(self, time_B: np.ndarray, days: int = 28) -> np.ndarray:
+    """[B, N] int32, lines of every ad in the last `days` before the day of each moment."""
+    bucket = self.bucket(time_B)
+    return self.seen[bucket] - self.seen[self._window(bucket, days)]
+
   def rising(self, bucket_B: np.ndarray, slots: int) -> np.ndarray:
     """Ads whose last week stands highest above their last four weeks. A bucket's are looked up once, then kept.
 

@@ -97,6 +97,27 @@ def per_request(rankings_RK: np.ndarray, requests: protocols.EvalRequests, ks: S
   return found
 
 
+def value_ndcg(rankings_RK: np.ndarray, requests: protocols.EvalRequests, ks: Sequence[int]) -> dict[str, Ratio]:
+  """NDCG with the targets' value as linear gain: value_ndcg@K of each request with a target of value.
+
+  Arguments as of `per_request`. A request whose targets are all of value 0 counts in neither part.
+  """
+  hit_value_RK, _ = _hits(rankings_RK, requests)
+  discount_K = 1.0 / np.log2(np.arange(rankings_RK.shape[1]) + 2)
+  row, value = requests.target_row, requests.target_value.astype(np.float64)
+  order = np.lexsort((-value, row))
+  place = np.arange(len(row)) - requests.target_start[:-1][row]
+  found = {}
+  for k in ks:
+    gain = np.where(place < k, value[order] / np.log2(place + 2), 0.0)
+    best_R = np.bincount(row, weights=gain, minlength=len(requests))
+    some_R = best_R > 0
+    if some_R.any():
+      got_R = hit_value_RK[:, :k] @ discount_K[:k]
+      found[f"value_ndcg@{k}"] = Ratio(np.where(some_R, got_R / np.where(some_R, best_R, 1), 0.0), some_R.astype(float))
+  return found
+
+
 def _hits(rankings_RK: np.ndarray, requests: protocols.EvalRequests) -> tuple[np.ndarray, np.ndarray]:
   """Value of the target at each rank [R, K] float64, 0 where there is none, and whether there is one [R, K] bool."""
   width = 1 + int(max(rankings_RK.max(initial=-1), requests.target_ad.max(initial=-1)))
@@ -169,3 +190,14 @@ def catalogue(rankings_RK: np.ndarray, popularity_N: np.ndarray, ks: Sequence[in
     found[f"top_decile@{k}"] = float(count_N[top].sum() / total)
     found[f"gini@{k}"] = float(((2 * rank_N - num_ads - 1) @ np.sort(count_N)) / (num_ads * total))
   return found
+
+
+def list_entropy(logp_RK: np.ndarray) -> float:
+  """Mean entropy of lists, nats: of their ads' probabilities, with all that no ad of the list holds as one outcome.
+
+  Args:
+    logp_RK: log-probabilities of distinct outcomes, -inf in padding.
+  """
+  p_RK = np.exp(logp_RK.astype(np.float64))
+  p_RX = np.concatenate([p_RK, np.clip(1 - p_RK.sum(axis=1, keepdims=True), 0, 1)], axis=1)
+  return float(-(p_RX * np.log(np.where(p_RX > 0, p_RX, 1))).sum(axis=1).mean())

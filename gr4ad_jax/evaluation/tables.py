@@ -93,18 +93,18 @@ def format_table(found: Mapping) -> str:
   seeds, seen = found.get("seeds", {}), found.get("seen", {})
   rows = [["system", "seeds", "seen ads", *names]]
   for system, row in systems.items():
-    cells = [_cell(row[metric], row[metric]["mean"] == best[metric]) for metric in names]
+    cells = [cell(row[metric], row[metric]["mean"] == best[metric]) for metric in names]
     rows.append([system, str(seeds.get(system, "")), seen.get(system, ""), *cells])
   lines = [
     f"{found['dataset']}, {found['split']}: {found['users']:,} users. Means with 95 % intervals; best in bold.",
     "",
-    *_aligned(rows),
+    *aligned(rows),
   ]
   if found.get("ahead"):
     rows = [[f"{next(iter(systems))} minus", *names]]
     for system, row in found["ahead"].items():
-      rows.append([system, *(_cell(row[metric], row[metric]["low"] > 0, signed=True) for metric in names)])
-    lines += ["", "Paired differences, in bold where the whole interval is above 0.", "", *_aligned(rows)]
+      rows.append([system, *(cell(row[metric], row[metric]["low"] > 0, signed=True) for metric in names)])
+    lines += ["", "Paired differences, in bold where the whole interval is above 0.", "", *aligned(rows)]
   lines += [f"\nLeft out: {name}: {reason}." for name, reason in found.get("skipped", {}).items()]
   return "\n".join(lines) + f"\n\nProtocol: {found['protocol']}.\n"
 
@@ -152,7 +152,8 @@ def _intervals(ratios: Mapping[str, Mapping[str, metrics.Ratio]], user_R: np.nda
   return scores, ahead
 
 
-def _cell(score: Mapping[str, float], bold: bool, signed: bool = False) -> str:
+def cell(score: Mapping[str, float], bold: bool = False, signed: bool = False) -> str:
+  """A value with its interval: `.2797 [.2700, .2894]`, in bold or with signs where asked."""
   mean, low, high = (_short(score[part], signed) for part in ("mean", "low", "high"))
   return f"**{mean}** [{low}, {high}]" if bold else f"{mean} [{low}, {high}]"
 
@@ -162,7 +163,7 @@ def _short(value: float, signed: bool) -> str:
   return f"{value:{'+' if signed else ''}.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.4f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
   """Markdown rows, the first a header, padded to equal column widths."""
   widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)

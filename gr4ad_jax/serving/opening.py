@@ -19,7 +19,7 @@ from gr4ad_jax.serving.fallback import PopularLists
 from gr4ad_jax.serving.reload import CheckpointSource
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.tokenizer import Tokenizer
-from gr4ad_jax.training import inputs, run
+from gr4ad_jax.training import inputs, trainer
 
 LIVE = "live"  # of a workdir: what the catalogue writes
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def open_run(
   catalog = AdCatalog.open(folder[LIVE], ads, codes_NT, tokenizer, overlay=config.serving.overlay)
   try:
     trends, neighbors = Trends.load(folder["features"]), Neighbors.load(folder["features"])
-    model, users = run.build_model(config), UserHistories.of(dataset)
+    model, users = trainer.build_model(config), UserHistories.of(dataset)
     builder = ContextBuilder(config.data, trends, neighbors, catalog)
     searcher = Searcher(model, EcpmBins.load(folder["features"]), config.search)
     schedules = beam_schedules(config)

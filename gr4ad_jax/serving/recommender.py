@@ -18,7 +18,7 @@ from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.serving.contexts import ContextBuilder, FixedAds, UserHistories
 from gr4ad_jax.serving.histories import check_now, default_now, events_of
 from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.training import inputs, run
+from gr4ad_jax.training import inputs, run, trainer
 
 _LARGEST_BATCH = 64
 
@@ -93,7 +93,7 @@ class Recommender:
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
     index, ads = SidIndex.load(folder["index"]), ad_store.load_ads(folder["index"])
     features = Trends.load(folder["features"]), Neighbors.load(folder["features"])
-    model = run.build_model(config)
+    model = trainer.build_model(config)
     ranker = Ranker(model, index, EcpmBins.load(folder["features"]), config.search)
     params = run.load_params(config, model, checkpoint)
     return cls(config, params, ranker, ads, features, inputs.load_behaviors(config))

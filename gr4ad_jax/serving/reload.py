@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.training import run
+from gr4ad_jax.training import run, trainer
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 
@@ -35,7 +35,7 @@ class CheckpointSource:
   def __init__(self, config: Config, model: GR4AD, which: int | str = "best"):
     self._config, self._which = config, which
     mesh = mesh_lib.make_mesh(jax.local_devices()[:1])
-    self._target = state_lib.abstract_params(lambda: run.init_params(model, config), mesh)
+    self._target = state_lib.abstract_params(lambda: trainer.init_params(model, config), mesh)
 
   def newest(self) -> int:
     """The step that `load` would take. Raises FileNotFoundError where there is none."""

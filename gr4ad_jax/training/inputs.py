@@ -45,6 +45,13 @@ class Inputs:
     """Request numbers of the given splits, ascending."""
     return np.flatnonzero(np.isin(self.lines.request_split, [SPLITS.index(split) for split in splits]))
 
+  def learned(self, config: Config) -> np.ndarray:
+    """Request numbers that a run learns from, ascending; in order of time with --data_order=time."""
+    requests = learned_requests(self.lines, config)
+    if config.training.data_order == "time":
+      return requests[np.argsort(self.lines.request_time[requests], kind="stable")]
+    return requests
+
   def has_targets(self, config: Config, split: str) -> bool:
     """Whether a split holds anything to predict."""
     events, target = self.dataset.events, config.data.target_behavior
@@ -64,17 +71,36 @@ class Inputs:
     return RequestContexts(self.lines, codes_NT, ads.price, trends, self.neighbors, config.data, depth)
 
 
+def learned_requests(lines: Lines, config: Config) -> np.ndarray:
+  """Request numbers of the fitted splits within --period, ascending."""
+  requests = np.flatnonzero(lines.request_split < len(config.training.fitted))
+  if config.training.period == (0.0, 1.0):
+    return requests
+  rank = np.argsort(np.argsort(lines.request_time[requests], kind="stable"))
+  begin, end = (round(share * len(requests)) for share in config.training.period)
+  return requests[(rank >= begin) & (rank < end)]
+
+
+def source_of(config: Config) -> str:
+  """Workdir whose tokenizer and features a run takes: its own once trained, else --init_from's; empty: none."""
+  return config.workdir if is_trained(config.workdir) else config.training.init_from
+
+
 def tokenizer_of(config: Config, dataset: Dataset) -> tuple[Tokenizer, SidIndex]:
-  """The tokenizer and index of a trained run; before its first checkpoint, fitted anew. Nothing is written.
+  """The tokenizer and index of a trained run or of --init_from; where there is neither, fitted anew.
+
+  Nothing is written.
 
   Raises:
-    ConfigError: the workdir's run was trained on another ad table.
+    ConfigError: that run was trained on another ad table.
     DataError: ads that cannot be encoded, or a log without co-occurrence.
   """
-  tokenizer_dir, index_dir = (os.path.join(config.workdir, name) for name in ("tokenizer", "index"))
-  if is_trained(config.workdir):
+  source = source_of(config)
+  if source:
+    tokenizer_dir, index_dir = (os.path.join(source, name) for name in ("tokenizer", "index"))
     if not ad_store.same_ads(ad_store.load_ads(index_dir), dataset.ads):
-      raise ConfigError(f"--workdir={config.workdir} is not allowed: its run was trained on another ad table")
+      flag = "workdir" if source == config.workdir else "init_from"
+      raise ConfigError(f"--{flag}={source} is not allowed: its run was trained on another ad table")
     return Tokenizer.load(tokenizer_dir), SidIndex.load(index_dir)
   tokenizer, codes_NT = tokenizer_lib.fit(dataset.ads, dataset.events, config.sid, seed=config.training.seed, log=_log)
   return tokenizer, SidIndex.build(codes_NT, tokenizer.codebooks)
@@ -103,18 +129,19 @@ def prepare_inputs(config: Config) -> Inputs:
   dataset = load_dataset(config.data)
   tokenizer, index = tokenizer_of(config, dataset)
   lines = history.build_lines(dataset.events, len(dataset.ads))
-  if is_trained(config.workdir):
-    neighbors, ecpm = load_features(config)
+  source = source_of(config)
+  if source:
+    neighbors, ecpm = load_features(source)
   else:
-    fitted = lines.request_split[lines.request] < len(config.training.fitted)
+    fitted = np.isin(lines.request, learned_requests(lines, config))
     neighbors = Neighbors.fit(lines.request[fitted], lines.ad[fitted], len(dataset.ads))
     ecpm = EcpmBins.fit(lines.value[fitted], config.model.ecpm_bins)
   return Inputs(dataset, tokenizer, index, lines, neighbors, ecpm)
 
 
-def load_features(config: Config) -> tuple[Neighbors, EcpmBins]:
+def load_features(workdir: str) -> tuple[Neighbors, EcpmBins]:
   """The neighbours and eCPM bins that a trained run keeps."""
-  folder = os.path.join(config.workdir, "features")
+  folder = os.path.join(workdir, "features")
   return Neighbors.load(folder), EcpmBins.load(folder)
 
 

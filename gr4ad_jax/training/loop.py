@@ -48,7 +48,8 @@ class FitResult:
 
   Attributes:
     state: the last state.
-    status: 'done', or 'preempted': saved after a request to stop; the same command goes on from there.
+    status: 'done', the schedule's end (or `until`) reached; or 'preempted': saved after a request to stop; the same
+      command goes on from there.
     valid_metrics: of the last evaluation of this process; empty where there was none.
   """
 
@@ -66,12 +67,19 @@ class Schedule:
     log_every: between metric lines.
     eval_every: between evaluations; 0: only at the end.
     save_every: between checkpoints; evaluated steps and the last one are saved as well.
+    until: step at which a call of `fit` returns, and saves, though the run goes on; 0: at the end of the run.
   """
 
   total_steps: int
   log_every: int = 20
   eval_every: int = 0
   save_every: int = 200
+  until: int = 0
+
+  @property
+  def end(self) -> int:
+    """Step at which `fit` returns."""
+    return min(self.until or self.total_steps, self.total_steps)
 
   def last(self, step: int) -> bool:
     """Whether the run ends at `step`."""
@@ -87,7 +95,7 @@ class Schedule:
 
   def saves(self, step: int) -> bool:
     """Whether `step` is saved."""
-    return step % self.save_every == 0 or self.evaluates(step)
+    return step % self.save_every == 0 or step == self.end or self.evaluates(step)
 
 
 class _Clock:
@@ -168,7 +176,7 @@ def fit(
   metadata: dict | None = None,
   on_progress: Callable[[Progress], None] | None = None,
 ) -> FitResult:
-  """Trains from `state.step` to the end of the schedule.
+  """Trains from `state.step` to the end of the schedule, or to its `until`.
 
   A step's batch and randomness depend on its number alone, and a stop waits for an evaluation that is due, so a run
   that is resumed from a checkpoint is, number by number, the run that was never stopped.
@@ -189,7 +197,7 @@ def fit(
   """
   run = _Run(schedule, checkpointer, writer, evaluate_fn, on_progress, metadata)
   status, waiting = "done", None
-  with Preemption() as preemption, Prefetcher(make_batch, int(state.step), schedule.total_steps) as batches:
+  with Preemption() as preemption, Prefetcher(make_batch, int(state.step), schedule.end) as batches:
     try:
       for number, batch in batches:
         state, metrics = train_step(state, batch)

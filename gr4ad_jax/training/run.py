@@ -1,4 +1,4 @@
-"""A run from its config: model, parameters, training; everything lies in the workdir."""
+"""A run from its config: where it starts, how it is judged, what is restored; everything lies in the workdir."""
 
 import os
 from collections.abc import Callable
@@ -7,32 +7,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError
-from gr4ad_jax.data.batches import TrainingOrder, zero_batch
+from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, is_trained, load_config
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.training import loop
+from gr4ad_jax.training import loop, rewards
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.training.inputs import Inputs
-from gr4ad_jax.training.step import make_train_step
-from gr4ad_jax.training.vsl_task import make_vsl_loss
+from gr4ad_jax.training.preference_run import PreferenceTrainer, reward_model_of
+from gr4ad_jax.training.state import TrainState
+from gr4ad_jax.training.trainer import Trainer, init_params
+from gr4ad_jax.training.workdir import changes
 from gr4ad_jax.training.writers import open_writers
 
 BEST_METRIC = "recall@10"
-
-
-def build_model(config: Config) -> GR4AD:
-  """The module of a config."""
-  return GR4AD(config.model, config.sid.codebooks, config.training.remat)
-
-
-def init_params(model: GR4AD, config: Config) -> Any:
-  """Fresh parameters, boxed with their logical axes; the same for the same seed."""
-  batch = zero_batch(config.data, len(config.sid.codebooks))
-  return model.init(jax.random.key(config.training.seed), batch, batch.target_codes_BMT)["params"]
 
 
 def checkpoint_dir(config: Config) -> str:
@@ -43,16 +33,6 @@ def checkpoint_dir(config: Config) -> str:
 def best_metric(config: Config) -> str | None:
   """What ranks checkpoints: nothing where valid is learned from, since it then judges no model."""
   return None if "valid" in config.training.fitted else BEST_METRIC
-
-
-def check_batch_size(config: Config) -> None:
-  """Raises ConfigError where a step's requests cannot be shared out over the devices and micro-batches."""
-  devices, accumulate = jax.device_count(), config.training.accumulate
-  if config.data.batch_size % (devices * accumulate):
-    raise ConfigError(
-      f"--batch_size={config.data.batch_size} is not allowed: a multiple of {devices * accumulate}, "
-      f"{devices} device{'s' * (devices > 1)} times --accumulate={accumulate}"
-    )
 
 
 def scored_step(config: Config) -> int:
@@ -90,69 +70,87 @@ def valid_evaluation(config: Config, inputs: Inputs, model: GR4AD) -> Callable[[
   return evaluate
 
 
-class Trainer:
-  """The parts of a training: order of the data, batches, step, optimiser and a fresh state on the mesh.
+def make_trainer(config: Config, inputs: Inputs) -> Trainer:
+  """The trainer of --objective. Raises what its class says."""
+  if config.objective.objective == "vsl":
+    return Trainer(config, inputs)
+  return PreferenceTrainer(config, inputs)
 
-  Args:
-    config: of the run.
-    inputs: data, tokenizer and features.
+
+def check_start(config: Config) -> None:
+  """Raises ConfigError where --init_from names no trained run, or one with another model, codes or data."""
+  start = config.training.init_from
+  if not start:
+    return
+  if not is_trained(start):
+    raise ConfigError(f"--init_from={start} is not allowed: it holds no whole checkpoint; train it first")
+  about = ("sid", "model")
+  for knob, ours, theirs in changes(config, load_config(start), about, but=("dropout", "compute_dtype")):
+    raise ConfigError(f"--{knob}={ours} is not allowed: the run in --init_from={start} has {theirs}")
+
+
+def check_objective(config: Config, inputs: Inputs) -> None:
+  """What a list objective needs beside the data: a reward, and its model.
 
   Raises:
-    ConfigError: the devices cannot share a batch.
+    ConfigError, DataError: see `rewards.resolve`.
+    FileNotFoundError: no reward model was trained where one is needed.
   """
-
-  def __init__(self, config: Config, inputs: Inputs):
-    check_batch_size(config)
-    self.config, t = config, config.training
-    self.model, self.mesh = build_model(config), mesh_lib.make_mesh()
-    self.order = TrainingOrder(inputs.requests(*t.fitted), config.data.batch_size, t.seed)
-    self.contexts = inputs.contexts(config, "train")
-    steps = max(1, round(self.order.steps_per_epoch * t.epochs))
-    self.total_steps = min(steps, t.max_steps) if t.max_steps else steps
-    self.optimizer = state_lib.make_optimizer(t, self.total_steps)
-    self.state = state_lib.init_state(lambda: init_params(self.model, config), self.optimizer, self.mesh)
-    loss_fn = make_vsl_loss(self.model, config.objective, inputs.ecpm)
-    shardings = state_lib.shardings_of(self.state)
-    self.step = make_train_step(loss_fn, self.optimizer, t.seed, t.accumulate, shardings)
-
-  def make_batch(self, step: int):
-    """This process' rows of a step, put on the mesh."""
-    requests, draw = self.order.step(step, jax.process_index(), jax.process_count())
-    return mesh_lib.put_batch(self.contexts.batch(requests, draw), self.mesh)
+  if config.objective.objective != "vsl":
+    rewards.resolve(config.preference, inputs.dataset.ads)
+    reward_model_of(config, inputs)
 
 
-def train(config: Config, inputs: Inputs, on_progress: Callable[[loop.Progress], None] | None = None) -> loop.FitResult:
+def _start_state(config: Config, trainer: Trainer, checkpointer: Checkpointer) -> TrainState:
+  state = trainer.state  # 1. fresh parameters
+  if checkpointer.steps:
+    return checkpointer.restore(state_lib.abstract(state)).state  # 3. the run's own last whole checkpoint wins
+  if config.training.init_from:  # 2. the best ones of another run
+    start = load_config(config.training.init_from)
+    with Checkpointer(checkpoint_dir(start), best_metric=best_metric(start), read_only=True) as other:
+      state = state.replace(params=other.restore_params(state_lib.abstract(state.params)))
+  return state
+
+
+def train(
+  config: Config,
+  inputs: Inputs,
+  on_progress: Callable[[loop.Progress], None] | None = None,
+  on_round: Callable[[str, int, int], None] = lambda *_: None,
+) -> loop.FitResult:
   """Trains a run, from its last whole checkpoint where there is one.
 
   Args:
     config: of the run.
     inputs: data, tokenizer and features.
     on_progress: told after every step.
+    on_round: told of what is done between steps: what, how much of it is done, how much there is.
 
   Raises:
     DivergedError: the loss stopped being finite.
     ConfigError: the workdir's checkpoints hold another model, or the devices cannot share a batch.
   """
-  t, trainer = config.training, Trainer(config, inputs)
-  state = trainer.state  # 1. fresh parameters
+  t, trainer = config.training, make_trainer(config, inputs)
   judged = best_metric(config) and inputs.has_targets(config, "valid")
   evaluate = valid_evaluation(config, inputs, trainer.model) if judged else None
-  schedule = loop.Schedule(trainer.total_steps, t.log_every, t.eval_every if evaluate else 0, t.save_every)
   with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config)) as checkpointer:
-    if checkpointer.steps:
-      # 2. the run's own last whole checkpoint wins
-      state = checkpointer.restore(state_lib.abstract(state)).state
+    state = _start_state(config, trainer, checkpointer)
     writer = open_writers(config.workdir, int(state.step))
     try:
-      return loop.fit(
-        state,
-        trainer.step,
-        trainer.make_batch,
-        schedule,
-        checkpointer=checkpointer,
-        writer=writer,
-        evaluate_fn=(lambda state: evaluate(state.params)) if evaluate else None,
-        on_progress=on_progress,
-      )
+      while True:
+        until = trainer.begin_round(state, writer, on_round) if int(state.step) < trainer.total_steps else 0
+        result = loop.fit(
+          state,
+          trainer.step,
+          trainer.make_batch,
+          loop.Schedule(trainer.total_steps, t.log_every, t.eval_every if evaluate else 0, t.save_every, until),
+          checkpointer=checkpointer,
+          writer=writer,
+          evaluate_fn=(lambda state: evaluate(state.params)) if evaluate else None,
+          on_progress=on_progress,
+        )
+        state = result.state
+        if result.status == "preempted" or int(state.step) >= trainer.total_steps:
+          return result
     finally:
       writer.close()

@@ -9,7 +9,7 @@ from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_con
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.evaluation import baselines, plots, protocols, tables
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import run
+from gr4ad_jax.training import run, trainer
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.workdir import FREE, changes
 
@@ -21,7 +21,7 @@ _OF_A_SEED = ("seed", "compute_dtype", *(name for name in FREE if name not in ("
 
 def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k: int) -> Ranking:
   """The k best ads of each request by a trained run, from its best checkpoint."""
-  model = run.build_model(config)
+  model = trainer.build_model(config)
   ranker = Ranker(model, inputs.index, inputs.ecpm, config.search)
   params = run.load_params(config, model)
   return ranker.rank(params, inputs.contexts(config, requests.split), requests.request, k)
@@ -74,7 +74,7 @@ def view_through(config: Config, inputs: Inputs) -> Inputs:
     tokenizer, index = inputs_lib.tokenizer_of(config, inputs.dataset)
   except ConfigError as error:
     raise ConfigError(str(error).replace("--workdir", "--beside", 1)) from error
-  neighbors, ecpm = inputs_lib.load_features(config)
+  neighbors, ecpm = inputs_lib.load_features(config.workdir)
   return dataclasses.replace(inputs, tokenizer=tokenizer, index=index, neighbors=neighbors, ecpm=ecpm)
 
 

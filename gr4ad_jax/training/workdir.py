@@ -9,7 +9,7 @@ from gr4ad_jax.config import Config, ConfigError
 
 FREE = (
   "data_dir", "ads_path", "events_path", "epochs", "max_steps", "remat", "log_every", "eval_every", "eval_requests",
-  "save_every",
+  "save_every", "candidates_cache", "collapse_entropy", "collapse_coverage",
 )  # fmt: skip
 """What a trained run may change: where its data lie (their content is compared), its length, and how often it tells."""
 
@@ -40,7 +40,7 @@ def check_workdir(config: Config) -> None:
     raise ConfigError(f"--workdir={config.workdir} is not allowed: a file of that name is in the way")
   if not os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
     return
-  fixed = ["sid", "model"] + ["data", "objective", "training"] * config_lib.is_trained(config.workdir)
+  fixed = ["sid", "model"] + ["data", "objective", "preference", "training"] * config_lib.is_trained(config.workdir)
   saved = config_lib.load_config(config.workdir)
   for name, ours, theirs in changes(config, saved, fixed, but=(*FREE, "compute_dtype")):
     raise ConfigError(f"--{name}={ours} is not allowed: the run in {config.workdir} has {theirs}")

@@ -182,3 +182,9 @@ def test_impossible_orders_are_refused():
     TrainingOrder(np.zeros(0, int), 4, 0)
   with pytest.raises(ValueError, match="batch_size=6 is not a multiple of 4 processes"):
     TrainingOrder(np.arange(9), 6, 0).step(0, 1, 4)
+
+
+def test_unshuffled_order_is_the_given_one_every_epoch():
+  order = TrainingOrder(np.array([5, 2, 9, 4]), 3, 0, shuffled=False)
+  taken = np.concatenate([order.step(step)[0] for step in range(4)])
+  np.testing.assert_array_equal(taken, [5, 2, 9, 4] * 3)

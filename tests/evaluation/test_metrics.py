@@ -195,3 +195,16 @@ def test_catalogue():
   assert found["gini@1"] == pytest.approx(0.9)
   even = metrics.catalogue(np.arange(10)[None], popularity, (10,))
   assert even["gini@10"] == pytest.approx(0)
+
+
+def test_value_ndcg_is_dcg_of_money_over_that_of_the_best_list(make_dataset):
+  rows = [(0, 0, 0, 1.0, "train"), (0, 1, 1, 4.0, "test"), (0, 1, 2, 1.0, "test"), (0, 1, 3, 2.0, "test"),
+          (1, 2, 0, 1.0, "train"), (1, 3, 4, 0.0, "test")]  # fmt: skip
+  requests = protocols.eval_requests(make_dataset(rows, num_ads=6), "test")
+  rankings = np.array([[2, 5, 1], [4, 0, 1]])
+  found = metrics.value_ndcg(rankings, requests, (2, 3))
+  money = dict(zip(requests.target_ad, requests.target_value, strict=True))
+  best = money[1] + money[3] / np.log2(3)
+  assert found["value_ndcg@2"].value == pytest.approx(money[2] / best)
+  assert found["value_ndcg@3"].value == pytest.approx((money[2] + money[1] / 2) / (best + money[2] / 2))
+  np.testing.assert_array_equal(found["value_ndcg@3"].denominator_R, [1, 0])

@@ -177,6 +177,7 @@ def test_a_token_is_asked_for(driver, engine):
     visit.wait("#status", "Ready")
     visit.pick("u1")
     visit.ask()
+    assert len(visit.all("#ads tbody tr")) == 10
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -141,3 +141,19 @@ def test_signal_handlers_come_back():
   state, step, batch_at = toy.setup(2)
   loop.fit(state, step, batch_at, loop.Schedule(2))
   assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_run_in_parts_is_the_run_in_one(uninterrupted, tmp_path):
+  state, step, batch_at = toy.setup(20)
+  seen = []
+  with Checkpointer(str(tmp_path / "checkpoints"), best_metric="score") as checkpointer:
+    for until in (7, 13, 0):
+      schedule = loop.Schedule(20, log_every=2, eval_every=8, save_every=100, until=until)
+      result = loop.fit(
+        state, step, batch_at, schedule, checkpointer=checkpointer, on_progress=lambda p: seen.append(p.step),
+        evaluate_fn=lambda s: {"score": -abs(int(s.step) - 8)},
+      )  # fmt: skip
+      state = result.state
+      assert int(state.step) == (until or 20) and checkpointer.steps[-1] == int(state.step)
+  assert seen == list(range(1, 21)) and result.status == "done"
+  assert _same(state.params, uninterrupted[1].state.params)

@@ -1,0 +1,63 @@
+"""The ablation: base, VSL, every list objective on top of it, value at decode time; tuned on valid, scored on test.
+
+  python -m experiments.ablate --flagfile=experiments/flagfiles/online_retail.flags --workdir=runs/ablation
+
+It goes on where it was stopped. Writes <workdir>/ablation.json, ablation.md and ablation.png.
+"""
+
+import logging
+import os
+import sys
+
+from absl import flags
+
+from experiments import flags as flags_lib
+from experiments.progress import RoundProgress, show_progress
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.evaluation import ablation_table
+from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.training import ablation, reward_run, run, trainer
+
+_ROWS = flags.DEFINE_list("rows", [row.name for row in ablation.ROWS], "Rows of the table; vsl is always among them.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
+_EPOCHS = flags.DEFINE_float("preference_epochs", 1.0, "Passes of what starts from the VSL run.", lower_bound=1e-3)
+_RATE = flags.DEFINE_float("preference_learning_rate", 2e-4, "Its learning rate.", lower_bound=0)
+
+
+def _plan() -> ablation.Plan:
+  config = flags_lib.config_from_flags()
+  if not config.workdir:
+    raise ConfigError("--workdir= is not allowed: name the folder that the runs are to live in")
+  if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
+    raise ConfigError(f"--seeds={','.join(_SEEDS.value)} is not allowed: whole numbers, as 0,1,2")
+  trainer.check_batch_size(config)
+  rows = ablation.choose_rows(_ROWS.value)
+  return ablation.Plan(config, rows, tuple(map(int, _SEEDS.value)), _EPOCHS.value, _RATE.value)
+
+
+def main(argv):
+  """Runs the ablation from flags."""
+  del argv
+  plan = _plan()
+  logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+  enable_compilation_cache()
+
+  def train(config, inputs):
+    return run.train(config, inputs, show_progress, RoundProgress())
+
+  def train_reward(config, inputs):
+    return reward_run.train(config, inputs, show_progress)
+
+  try:
+    found = ablation.Ablation(plan, train, train_reward).run()
+  except ablation.Stopped as stopped:
+    print(stopped, flush=True)
+    return 0
+  print(ablation_table.format_markdown(found))
+  print(f"written to {os.path.join(plan.config.workdir, 'ablation.md')}")
+  return 0
+
+
+if __name__ == "__main__":
+  flags_lib.define_flags()
+  flags_lib.run(main)

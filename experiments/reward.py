@@ -1,0 +1,45 @@
+"""Trains the reward model of a run, p(purchase) x E[value | purchase]; goes on where it was stopped.
+
+  python -m experiments.reward --workdir=runs/online_retail
+
+All of it lies in <workdir>/reward; report.json tells how far it can be trusted on valid, unless valid is learned from.
+"""
+
+import sys
+
+from absl import flags
+
+from experiments import flags as flags_lib
+from experiments.progress import RoundProgress, show_progress
+from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training import loop, reward_report, reward_run
+
+_REPORT = flags.DEFINE_boolean("report", True, "At the end, score all ads for valid.")
+
+
+def main(argv):
+  """Trains the reward model of the run that --workdir names."""
+  del argv
+  config = flags_lib.config_from_workdir()
+  reward_run.check_knobs(config)
+  enable_compilation_cache()
+  inputs = inputs_lib.prepare_inputs(config)
+  inputs_lib.check_same_log(config, inputs.dataset)
+  try:
+    result = reward_run.train(config, inputs, show_progress)
+  except loop.DivergedError as error:
+    print(f"error: {error}; try a lower --reward_learning_rate", file=sys.stderr)
+    return 1
+  if result.status == "preempted":
+    print(f"stopped and saved at step {int(result.state.step)}; the same command goes on from there", flush=True)
+    return 0
+  if _REPORT.value and "valid" not in config.training.fitted and inputs.has_targets(config, "valid"):
+    print(reward_report.format_report(reward_report.report(config, inputs, "valid", RoundProgress())), flush=True)
+  print(f"the reward model lies in {reward_run.folder_of(config)}", flush=True)
+  return 0
+
+
+if __name__ == "__main__":
+  flags_lib.define_flags()
+  flags_lib.run(main)

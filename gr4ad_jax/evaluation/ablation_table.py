@@ -1,0 +1,118 @@
+"""An ablation's table: each row's metrics, and its difference from the row that it is a step from, with intervals."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gr4ad_jax.data import schema
+from gr4ad_jax.evaluation import metrics, plots, protocols, tables
+
+KS = (10, 50)
+SHOWN = ("recall@10", "ndcg@10", "revenue@10", "revenue@50", "value_ndcg@10")
+SPREAD = ("coverage@10", "top_decile@10")
+
+
+def results(
+  dataset: schema.Dataset,
+  split: str,
+  rankings: Mapping[str, Sequence[np.ndarray]],
+  parents: Mapping[str, str],
+  target_behavior: str = "",
+) -> dict:
+  """Scores rows on the same requests and the same resamples of the users.
+
+  Args:
+    dataset: a prepared data set.
+    split: 'valid' or 'test'.
+    rankings: row -> rankings [R, K] of each seed, which are averaged request by request.
+    parents: row -> the row that it is a step from, '' for none.
+    target_behavior: shallowest behaviour that counts as a hit; empty: any.
+
+  Returns:
+    A dict for JSON: rows[name] = {metric: {mean, low, high}, coverage@10, top_decile@10}; steps[name] = {parent,
+    metric: {mean, low, high} of the difference}; seeds' own means in by_seed[name][metric].
+
+  Raises:
+    ValueError: rankings that do not fit the requests.
+  """
+  requests = protocols.eval_requests(dataset, split, target_behavior)
+  popularity_N = np.bincount(dataset.events.ad[protocols.history_events(dataset, split)], minlength=len(dataset.ads))
+  ratios, by_seed, rows = {}, {}, {}
+  for name, runs in rankings.items():
+    for run in runs:
+      metrics.check_rankings(run, requests, max(KS), len(dataset.ads))
+    found = [metrics.per_request(run, requests, KS) | metrics.value_ndcg(run, requests, KS) for run in runs]
+    by_seed[name] = {metric: [one[metric].value for one in found] for metric in found[0]}
+    ratios[name] = {
+      metric: metrics.Ratio(np.mean([one[metric].numerator_R for one in found], axis=0), ratio.denominator_R)
+      for metric, ratio in found[0].items()
+    }
+    spread = [metrics.catalogue(run, popularity_N, (10,)) for run in runs]
+    rows[name] = {measure: float(np.mean([one[measure] for one in spread])) for measure in SPREAD}
+  flat = [(name, metric) for name, found in ratios.items() for metric in found]
+  samples_SF = metrics.resample([ratios[name][metric] for name, metric in flat], requests.user)
+  drawn = {key: samples_SF[:, f] for f, key in enumerate(flat)}
+  steps = {name: {"parent": parent} for name, parent in parents.items() if parent in ratios and name in ratios}
+  for name, metric in flat:
+    value, parent = ratios[name][metric].value, parents.get(name, "")
+    rows[name][metric] = dataclasses.asdict(metrics.interval(value, drawn[name, metric]))
+    if name in steps:
+      gain = value - ratios[parent][metric].value
+      steps[name][metric] = dataclasses.asdict(metrics.interval(gain, drawn[name, metric] - drawn[parent, metric]))
+  return {
+    "dataset": dataset.name,
+    "split": split,
+    "protocol": protocols.protocol_of(dataset.name).text,
+    "users": len(np.unique(requests.user)),
+    "rows": rows,
+    "steps": steps,
+    "by_seed": by_seed,
+  }
+
+
+def format_markdown(found: Mapping) -> str:
+  """Two Markdown tables: the rows, and each row's step from its parent, in bold where the interval leaves out 0."""
+  shown = [metric for metric in SHOWN if metric in next(iter(found["rows"].values()))]
+  head = ["row", *shown, *SPREAD]
+  body = [
+    [name, *(tables.cell(row[metric]) for metric in shown), *(f"{row[measure]:.3f}" for measure in SPREAD)]
+    for name, row in found["rows"].items()
+  ]
+  steps = [["step", "from", *shown]]
+  for name, step in found["steps"].items():
+    cells = [tables.cell(step[m], step[m]["low"] > 0 or step[m]["high"] < 0, signed=True) for m in shown]
+    steps.append([name, step["parent"], *cells])
+  seeds = found.get("seeds", [])
+  lines = [
+    f"{found['dataset']}, {found['split']}: {found['users']:,} users, {len(seeds)} seeds. Means with 95 % intervals.",
+    "",
+    *tables.aligned([head, *body]),
+    "",
+    "Paired differences, in bold where the interval leaves out 0.",
+    "",
+    *tables.aligned(steps),
+  ]
+  if found.get("tried"):
+    tried = [["row", "setting", "valid recall@10", "valid revenue@10", ""]]
+    for name, settings in found["tried"].items():
+      for one in settings:
+        words = ", ".join(f"{knob}={value}" for knob, value in one["settings"].items())
+        mark = "chosen" if one["settings"] == found["chosen"][name] else ""
+        tried.append([name, words, f"{one['recall@10']:.4f}", f"{one.get('revenue@10', 0):.4f}", mark])
+    lines += ["", f"Settings that were tried, by {found['chosen_by']}, seed 0.", "", *tables.aligned(tried)]
+  return "\n".join(lines) + f"\n\nProtocol: {found['protocol']}.\n"
+
+
+def write_markdown(found: Mapping, path: str) -> None:
+  """Writes `format_markdown`, whole or not at all."""
+  with open(path + ".part", "w", encoding="utf-8") as file:
+    file.write(format_markdown(found))
+  os.replace(path + ".part", path)
+
+
+def plot(found: Mapping, path: str) -> None:
+  """Draws every row's metrics as bars with intervals."""
+  shown = {name: {m: row[m] for m in SHOWN if m in row} for name, row in found["rows"].items()}
+  plots.plot_comparison({"systems": shown, **{k: found[k] for k in ("dataset", "split", "users")}}, path)

@@ -1,0 +1,127 @@
+"""How far probabilities can be trusted: a monotone correction, errors by decile, AUC and log-loss, all weighted."""
+
+import dataclasses
+
+import numpy as np
+
+PIECES = 16  # points of the correction
+DECILES = 10
+_TINY = 1e-7
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+  """A monotone map of logits, linear between points and of slope 1 beyond them; and a factor of the values.
+
+  Attributes:
+    logits: ascending logits of the model.
+    corrected: the logits that they become, not descending.
+    value_factor: what E[value | purchase] is multiplied with.
+  """
+
+  logits: list[float]
+  corrected: list[float]
+  value_factor: float
+
+  @classmethod
+  def identity(cls) -> "Calibration":
+    """Changes nothing."""
+    return cls([0.0], [0.0], 1.0)
+
+  @classmethod
+  def fit(cls, logit_E, bought_E, weight_E, value_mean_E, value_E) -> "Calibration":
+    """Fits on pairs that the model has not learned from.
+
+    Pairs are cut into runs of equal predicted purchases; where the observed rates fall, neighbouring runs are joined
+    (isotonic regression by pooling adjacent violators, Ayer et al., 1955).
+
+    Args:
+      logit_E: logits of p(purchase).
+      bought_E: bool.
+      weight_E: 1 / inclusion probability.
+      value_mean_E: predicted E[value | purchase], money.
+      value_E: values of the bought ones, money.
+    """
+    predicted_E = _sigmoid(logit_E)
+    if not (bought_E & (weight_E > 0)).any():
+      return cls.identity()
+    order = np.argsort(logit_E, kind="stable")
+    mass = np.cumsum((predicted_E * weight_E)[order])
+    run = np.minimum((mass / mass[-1] * PIECES).astype(int), PIECES - 1)
+    total, expected, observed = (
+      np.bincount(run, x[order], PIECES) for x in (weight_E, predicted_E * weight_E, bought_E * weight_E)
+    )
+    pools: list[list[float]] = []
+    for part in zip(total, expected, observed, strict=True):
+      if part[0] == 0:
+        continue
+      pools.append(list(part))
+      while len(pools) > 1 and pools[-2][2] / pools[-2][0] >= pools[-1][2] / pools[-1][0]:
+        last = pools.pop()
+        pools[-1] = [a + b for a, b in zip(pools[-1], last, strict=True)]
+    rate = [(_logit(e / t), _logit(o / t)) for t, e, o in pools if o > 0]
+    bought = bought_E & (weight_E > 0)
+    paid, thought = ((x * weight_E)[bought].sum() for x in (value_E, value_mean_E))
+    factor = float(paid / thought) if thought > 0 and paid > 0 else 1.0
+    return cls([float(x) for x, _ in rate], [float(y) for _, y in rate], factor)
+
+  def probability(self, logit: np.ndarray) -> np.ndarray:
+    """Corrected probabilities of logits of any shape, float32."""
+    x, y = np.asarray(self.logits), np.asarray(self.corrected)
+    inside = np.interp(logit, x, y)
+    found = np.where(logit < x[0], logit - x[0] + y[0], np.where(logit > x[-1], logit - x[-1] + y[-1], inside))
+    return _sigmoid(found).astype(np.float32)
+
+
+def _sigmoid(x):
+  return 0.5 * (1 + np.tanh(0.5 * np.asarray(x, np.float64)))
+
+
+def _logit(p):
+  p = min(max(p, _TINY), 1 - _TINY)
+  return float(np.log(p) - np.log1p(-p))
+
+
+def auc(score_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None = None) -> float:
+  """Weighted area under the ROC curve: the chance that a bought pair scores above another, ties counted half.
+
+  Returns:
+    NaN where one of the two kinds is missing.
+  """
+  weight_E = np.ones(len(score_E)) if weight_E is None else weight_E.astype(np.float64)
+  _, level = np.unique(score_E, return_inverse=True)
+  yes, no = (np.bincount(level, weight_E * kind) for kind in (bought_E, ~bought_E))
+  below = np.cumsum(no) - no
+  if not yes.sum() or not no.sum():
+    return float("nan")
+  return float((yes * (below + no / 2)).sum() / (yes.sum() * no.sum()))
+
+
+def log_loss(p_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None = None) -> float:
+  """Weighted mean negative log-likelihood, nats."""
+  p = np.clip(p_E.astype(np.float64), _TINY, 1 - _TINY)
+  return float(np.average(-np.where(bought_E, np.log(p), np.log1p(-p)), weights=weight_E))
+
+
+def by_decile(p_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None = None) -> list[dict[str, float]]:
+  """Predicted and observed purchases of ten groups of rising probability, each of a tenth of the predicted purchases.
+
+  Returns:
+    A dict a decile: predicted, observed (sums over the pairs), error: observed / predicted - 1.
+  """
+  weight_E = np.ones(len(p_E)) if weight_E is None else weight_E
+  order = np.argsort(p_E, kind="stable")
+  mass_E = (p_E.astype(np.float64) * weight_E)[order]
+  cumulated = np.cumsum(mass_E)
+  decile = np.minimum(((cumulated - mass_E / 2) / cumulated[-1] * DECILES).astype(int), DECILES - 1)
+  predicted = np.bincount(decile, mass_E, DECILES)
+  observed = np.bincount(decile, (bought_E * weight_E)[order], DECILES)
+  return [
+    {"predicted": float(p), "observed": float(o), "error": float(o / p - 1) if p else 0.0}
+    for p, o in zip(predicted, observed, strict=True)
+  ]
+
+
+def calibration_error(deciles: list[dict[str, float]]) -> float:
+  """Mean of the deciles' absolute relative errors."""
+  return float(np.mean([abs(one["error"]) for one in deciles]))

@@ -1,0 +1,121 @@
+"""A ranker of (request, ad) pairs: crosses (DCN-v2), attention of the ad to the user's history (DIN), two heads.
+
+Wang et al., "DCN V2", WWW 2021; Zhou et al., "Deep Interest Network", KDD 2018; piecewise linear encoding of numbers:
+Gorishniy et al., "On Embeddings for Numerical Features in Tabular Deep Learning", NeurIPS 2022.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.config import RewardConfig
+from gr4ad_jax.data.pair_features import PairBatch
+from gr4ad_jax.models.layers import Linear, RMSNorm, attend
+
+
+def feature_edges(x_EF: np.ndarray, bins: int) -> np.ndarray:
+  """Edges of a piecewise linear encoding: quantiles of each feature, those of its zeros (mostly 'never') left out.
+
+  Args:
+    x_EF: a sample of pairs.
+    bins: pieces of a feature.
+
+  Returns:
+    [F, bins + 1] float32, ascending; ties leave pieces of no width.
+  """
+  out = []
+  for x_E in x_EF.T:
+    some = x_E[x_E != 0] if (x_E != 0).any() else x_E
+    edges = np.quantile(some, np.linspace(0, 1, bins + 1))
+    if len(some) < len(x_E) and edges[0] > 0:
+      edges[0] = 0.0
+    out.append(edges)
+  return np.asarray(out, np.float32)
+
+
+def encode(x: jax.Array, edges_FQ: jax.Array) -> jax.Array:
+  """Piecewise linear encoding: how far each piece is passed, 0 to 1; [..., F] -> [..., F * bins]."""
+  width = edges_FQ[:, 1:] - edges_FQ[:, :-1]
+  slope = jnp.where(width > 1e-6, 1 / jnp.maximum(width, 1e-6), 0.0)
+  passed = jnp.clip((x[..., None] - edges_FQ[:, :-1]) * slope, 0.0, 1.0)
+  return passed.reshape(*x.shape[:-1], -1)
+
+
+class Ranker(nn.Module):
+  """Two heads over pairs of a request and an ad.
+
+  Attributes:
+    config: sizes.
+    codebooks: codes a level.
+    num_ads: ads that have an embedding of their own; those beyond are known by their codes alone.
+  """
+
+  config: RewardConfig
+  codebooks: tuple[int, ...]
+  num_ads: int
+
+  def setup(self):
+    c = self.config
+    D = c.reward_width
+    init = nn.initializers.normal(0.05)
+    vocab = nn.with_logical_partitioning(init, ("vocab", "embed"))
+    self.codes = [self.param(f"codes_{t}", vocab, (size, D)) for t, size in enumerate(self.codebooks)]
+    self.ids = self.param("ids", vocab, (min(self.num_ads, c.reward_ids) + 1, D)) if c.reward_ids else None
+    self.pair_in, self.user_in = Linear(2 * D), Linear(2 * D, bias=True)
+    self.ad_in = Linear(2 * D)
+    self.slot_in, self.null_slot = Linear(2 * D), Linear(2 * D)
+    self.query, self.read_in = Linear(D), Linear(2 * D)
+    self.crosses = [Linear(2 * D, bias=True) for _ in range(c.reward_crosses)]
+    self.deep = [Linear(2 * D, bias=True), Linear(D, bias=True)]
+    self.value_deep = Linear(D, bias=True)
+    self.purchase_out, self.value_out = Linear(1, bias=True), Linear(1, bias=True)
+    self.norm, self.value_norm = RMSNorm(), RMSNorm()
+    self.dropout = nn.Dropout(c.reward_dropout)
+
+  def embed(self, codes: jax.Array, row: jax.Array, train: bool) -> jax.Array:
+    """Ads [...] by their UA-SIDs [..., T] and rows; -1 and rows without an embedding have none."""
+    x = sum(table[codes[..., t]] for t, table in enumerate(self.codes))
+    if self.ids is None:
+      return x
+    buckets = self.ids.shape[0] - 1
+    known = (row >= 0) & (row < self.num_ads)
+    own = self.ids[jnp.where(known, 1 + row % buckets, 0)]
+    if train:
+      known &= jax.random.bernoulli(self.make_rng("dropout"), 1 - self.config.reward_dropout, row.shape)
+    return x + jnp.where(known[..., None], own, 0.0)
+
+  def __call__(self, pairs: PairBatch, edges: dict, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Scores ads.
+
+    Args:
+      pairs: B requests with C ads each.
+      edges: 'pair' and 'user', of `feature_edges`.
+      train: apply dropout.
+
+    Returns:
+      Logit of p(purchase) and log of E[value | purchase] over the scale of the values; [B, C] float32 each.
+    """
+    B, C, _ = pairs.pair_features_BCF.shape
+    ad_BCD = self.embed(pairs.ad_codes_BCT, pairs.ad_row_BC, train)
+    slot_BSD = self.embed(pairs.slot_codes_BST, pairs.slot_row_BS, train)
+    user = self.user_in(encode(pairs.user_features_BF, edges["user"]))
+    slots = self.slot_in(jnp.concatenate([slot_BSD, pairs.slot_features_BSF], axis=-1))
+    slots = jnp.concatenate([self.null_slot(nn.relu(user))[:, None], slots], axis=1)
+    mask = jnp.concatenate([jnp.ones((B, 1), bool), pairs.slot_row_BS >= 0], axis=1)
+    keys, values = jnp.split(slots[:, :, None], 2, axis=-1)  # (B, 1 + S, 1, D)
+    heads = self.config.reward_heads
+    query = self.query(ad_BCD).reshape(B, C, heads, -1)
+    split = (B, -1, heads, query.shape[-1])
+    read_BCD = attend(query, keys.reshape(split), values.reshape(split), mask[:, None])
+    x = self.pair_in(encode(pairs.pair_features_BCF, edges["pair"])) + user[:, None]
+    x += self.ad_in(ad_BCD) + self.read_in(jnp.concatenate([read_BCD, read_BCD * ad_BCD], axis=-1))
+    x = self.norm(x)
+    crossed = x
+    for layer in self.crosses:
+      crossed = x * layer(crossed) + crossed
+    hidden = self.dropout(nn.relu(self.deep[0](x)), deterministic=not train)
+    hidden = nn.relu(self.deep[1](hidden))
+    both = self.dropout(jnp.concatenate([crossed, hidden], axis=-1), deterministic=not train)
+    value = nn.relu(self.value_deep(self.value_norm(both)))
+    return self.purchase_out(both)[..., 0], self.value_out(value)[..., 0]

@@ -1,0 +1,26 @@
+"""Cross-entropy to the normalised reward: the baseline that no preference objective may leave out (findings.md)."""
+
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.objectives import lists
+
+
+def reward_cross_entropy(policy_logp_BM, reference_logp_BM, reward_BM, *, mask_BM=None) -> jax.Array:
+  """-Σ_i q_i log π_i: q the rewards over their sum, π the policy renormalised over the list.
+
+  Args:
+    policy_logp_BM: log p_θ(y | X).
+    reference_logp_BM: not read; the call is that of the other list objectives.
+    reward_BM: money; what is negative counts as 0.
+    mask_BM: which candidates are real; None: all.
+
+  Returns:
+    [B], 0 where no reward is positive.
+  """
+  policy, _, reward, mask = lists.checked(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM)
+  reward = jnp.where(mask, jnp.maximum(reward, 0), 0)
+  total = reward.sum(-1, keepdims=True)
+  share = reward / jnp.where(total > 0, total, 1)
+  logp = policy - lists.masked_log_sum_exp(policy, mask, 1)[:, None]
+  return -jnp.where(share > 0, share * logp, 0).sum(-1)

@@ -1,0 +1,57 @@
+"""The collapse guard: a policy that learns from its own lists must stay diverse (method.md §3.2, findings.md)."""
+
+import logging
+
+import numpy as np
+
+from gr4ad_jax.config import PreferenceConfig
+from gr4ad_jax.evaluation import metrics
+
+COVERAGE_AT = 10
+_log = logging.getLogger(__name__)
+
+
+def diversity(ad_RK: np.ndarray, logp_RK: np.ndarray, num_ads: int) -> dict[str, float]:
+  """How widely a policy spreads over a sample of requests.
+
+  Args:
+    ad_RK: its ranked ads, -1 in padding.
+    logp_RK: their log-probabilities, -inf in padding.
+    num_ads: rows of the ad table.
+
+  Returns:
+    `entropy`: of a list, nats (`metrics.list_entropy`); `coverage@10`: share of the ads that stand in a list of 10.
+  """
+  shown = ad_RK[:, :COVERAGE_AT]
+  coverage = len(np.unique(shown[shown >= 0])) / num_ads
+  return {"entropy": metrics.list_entropy(logp_RK), f"coverage@{COVERAGE_AT}": coverage}
+
+
+class CollapseGuard:
+  """Compares a policy's diversity with that of the start, on samples of one kind and size.
+
+  Args:
+    config: the shares of the start's entropy and coverage below which there is an alarm.
+  """
+
+  def __init__(self, config: PreferenceConfig):
+    self._floor = {"entropy": config.collapse_entropy, f"coverage@{COVERAGE_AT}": config.collapse_coverage}
+    self.start: dict[str, float] | None = None
+
+  def check(self, step: int, found: dict[str, float]) -> list[str]:
+    """Measures that fell too far, each told in the log; the first call sets the start.
+
+    Args:
+      step: of the policy.
+      found: of `diversity`.
+    """
+    if self.start is None:
+      self.start = {name: found[name] for name in self._floor}
+    fallen = [name for name, share in self._floor.items() if found[name] < share * self.start[name]]
+    for name in fallen:
+      _log.warning(
+        "collapse: at step %d the policy's %s is %.4f, below %g of the start's %.4f; lower --preference_weight or "
+        "--learning_rate, or raise --beta's hold on the reference with --refresh_steps",
+        step, name, found[name], self._floor[name], self.start[name],
+      )  # fmt: skip
+    return fallen

@@ -1,0 +1,169 @@
+"""Preference learning as rounds: the reference is refreshed, proposes candidates, and lists are learned from them.
+
+In a round of --refresh_steps the reference is the policy as the round begins. What it proposes for the round's requests
+is what it would have recommended, so with --data_order=time each request is predicted before it is learned from
+(prequential evaluation). The candidates lie in the workdir, so a run that is stopped in mid-round goes on with them.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from gr4ad_jax.config import Config, SearchConfig, load_config
+from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.decoding.ranker import Ranker
+from gr4ad_jax.evaluation import metrics, protocols
+from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.training import collapse
+from gr4ad_jax.training.candidates import CandidateMaker, Candidates, digest
+from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.preference_task import PreferenceBatch, make_preference_loss
+from gr4ad_jax.training.reward_model import RewardModel
+from gr4ad_jax.training.rewards import Rewarder
+from gr4ad_jax.training.state import TrainState
+from gr4ad_jax.training.step import LossFn
+from gr4ad_jax.training.trainer import Trainer
+from gr4ad_jax.training.writers import Writer
+
+_KEPT_ROUNDS = 2
+_GUARDED = 512  # requests of a round that the collapse guard looks at, so that rounds of any length compare
+
+
+class PreferenceTrainer(Trainer):
+  """Trains on candidates with rewards, beside VSL on what was taken.
+
+  Args:
+    config: of the run.
+    inputs: data, tokenizer and features.
+
+  Raises:
+    ConfigError: the devices cannot share a batch, or the reward cannot be had.
+    DataError: a bad file of margins.
+    FileNotFoundError: the reward needs a model, and none was trained.
+  """
+
+  def __init__(self, config: Config, inputs: Inputs):
+    super().__init__(config, inputs)
+    p, self._round = config.preference, None
+    rewarder = Rewarder(p, self.contexts, inputs.dataset.ads, reward_model_of(config, inputs))
+    search = SearchConfig(beams=(p.candidate_beams,) * len(config.sid.codebooks))
+    ranker = Ranker(self.model, inputs.index, inputs.ecpm, search)
+    learned_L = np.isin(inputs.lines.request, self.order.requests)
+    self._maker = CandidateMaker(p, self.contexts, ranker, rewarder, len(inputs.dataset.ads), learned_L)
+    self._guard = collapse.CollapseGuard(p)
+    self._folder = os.path.join(config.workdir, "candidates")
+
+  def make_loss(self) -> LossFn:
+    """VSL and the list objective."""
+    return make_preference_loss(self.model, self.config.objective, self.config.preference, self.inputs.ecpm)
+
+  def make_batch(self, step: int) -> PreferenceBatch:
+    """This process' rows of a step of the round, put on the mesh."""
+    requests, _ = self.order.step(step, jax.process_index(), jax.process_count())
+    return mesh_lib.put_batch(self._with_candidates(requests), self.mesh)
+
+  def begin_round(self, state: TrainState, writer: Writer, told: Callable[[str, int, int], None]) -> int:
+    """Makes the candidates of the round, or takes those that a stopped run left; tells how the policy fares."""
+    step, length = int(state.step), self.config.preference.refresh_steps
+    begin = step // length * length
+    end = min(begin + length, self.total_steps)
+    path = os.path.join(self._folder, f"round_{begin:08d}.npz")
+    requests = np.unique(np.concatenate([self.order.step(s)[0] for s in range(begin, end)]))
+    if os.path.exists(path) and step > begin:
+      self._round = Candidates.load(path)
+    else:
+      self._round = self._make(state, requests, told)
+      self._round.save(path)
+      self._forget_old_rounds()
+    self._tell(begin, writer)
+    return end
+
+  def _make(self, state: TrainState, requests: np.ndarray, told: Callable[[str, int, int], None]) -> Candidates:
+    p = self.config.preference
+    path = None
+    if p.candidates_cache:
+      about = {name: value for name, value in vars(p).items() if name in _SHAPES_CANDIDATES}
+      known = digest(state.params, sorted(about.items()), self.config.data, self.order.requests, requests)
+      path = os.path.join(p.candidates_cache, f"{known}.npz")
+      if os.path.exists(path):
+        return Candidates.load(path)
+    made = self._maker.make(state.params, requests, lambda done: told("candidates", done, len(requests)))
+    if path:
+      made.save(path)
+    return made
+
+  def _forget_old_rounds(self) -> None:
+    for old in sorted(glob.glob(os.path.join(glob.escape(self._folder), "round_*.npz")))[:-_KEPT_ROUNDS]:
+      if re.fullmatch(r"round_\d{8}\.npz", os.path.basename(old)):
+        os.remove(old)
+
+  def _tell(self, step: int, writer: Writer) -> None:
+    """Writes diversity, mean reward and, in order of time, how well the round was predicted."""
+    made = self._round
+    rows = np.random.default_rng(0).permutation(len(made.request_R))[:_GUARDED]
+    found = collapse.diversity(made.policy_RK[rows], made.policy_logp_RK[rows], len(self.inputs.dataset.ads))
+    self._guard.check(step, found)
+    scalars = {f"round/{name}": value for name, value in found.items()}
+    real_RC = made.ad_RC >= 0
+    scalars["round/time"] = float(self.inputs.lines.request_time[made.request_R].min())  # unix seconds
+    scalars["round/reward"] = float(made.reward_RC[real_RC].mean()) if real_RC.any() else 0.0
+    if self.config.training.data_order == "time":
+      scalars |= {f"prequential/{name}": value for name, value in self._prequential(made).items()}
+    writer.write(step, scalars)
+
+  def _prequential(self, made: Candidates) -> dict[str, float]:
+    """Metrics of the policy's lists on the round's requests, before any of them was learned from."""
+    per_split = {}
+    for split in self.config.training.fitted:
+      requests = protocols.eval_requests(self.inputs.dataset, split, self.config.data.target_behavior)
+      here = np.flatnonzero(np.isin(requests.request, made.request_R))
+      if len(here):
+        taken = requests.take(here)
+        lists = made.policy_RK[made.rows_of(taken.request)]
+        for name, ratio in metrics.per_request(lists, taken, (10,)).items():
+          per_split.setdefault(name, []).append(ratio)
+    total = {name: [sum(part.sum() for part in parts) for parts in zip(*((r.numerator_R, r.denominator_R)
+             for r in ratios), strict=True)] for name, ratios in per_split.items()}  # fmt: skip
+    return {name: float(above / below) for name, (above, below) in total.items() if below}
+
+  def _with_candidates(self, requests: np.ndarray) -> PreferenceBatch:
+    """The requests' contexts, their candidates as sequences, and which of these were taken, with their money."""
+    made, lines = self._round, self.inputs.lines
+    row = made.rows_of(requests)
+    ad_BC = made.ad_RC[row]
+    context = self.contexts.batch(requests)
+    line_BM = self.contexts.targets(requests)
+    target_BM = np.where(line_BM >= 0, lines.ad[np.maximum(line_BM, 0)], -2)
+    match_BCM = ad_BC[:, :, None] == target_BM[:, None]  # M targets stand among the C candidates, once each
+    taken_BC, line_BC = match_BCM.any(-1), np.take_along_axis(line_BM, match_BCM.argmax(-1), axis=1)
+    line_BC = np.maximum(line_BC, 0)
+    batch: RequestBatch = context._replace(
+      target_codes_BMT=self.inputs.index.codes_NT[np.maximum(ad_BC, 0)],
+      target_mask_BM=taken_BC,
+      target_value_BM=np.where(taken_BC, lines.value[line_BC], 0),
+      target_depth_BM=np.where(taken_BC, lines.depth[line_BC], 0).astype(np.int32),
+    )
+    return PreferenceBatch(batch, ad_BC >= 0, made.reference_logp_RC[row], made.reward_RC[row])
+
+
+_SHAPES_CANDIDATES = (
+  "policy_candidates", "other_candidates", "pipelines", "candidate_beams", "reward", "margins_path", "reward_power",
+  "exposure", "exposure_weight", "reward_from",
+)  # fmt: skip
+
+
+def reward_model_of(config: Config, inputs: Inputs) -> RewardModel | None:
+  """The reward model of --reward_from, else of --init_from, else of the run itself; None with --reward=logged.
+
+  Raises:
+    FileNotFoundError: none was trained there.
+    ConfigError: it is of other UA-SIDs.
+  """
+  if config.preference.reward == "logged":
+    return None
+  source = config.preference.reward_from or config.training.init_from or config.workdir
+  return RewardModel.load(load_config(source), inputs)

@@ -1,0 +1,78 @@
+"""What a training consists of: the model, its parameters, the order of the data, batches, step and optimiser."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax.data.batches import TrainingOrder, zero_batch
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.state import TrainState
+from gr4ad_jax.training.step import LossFn, make_train_step
+from gr4ad_jax.training.vsl_task import make_vsl_loss
+from gr4ad_jax.training.writers import Writer
+
+
+def build_model(config: Config) -> GR4AD:
+  """The module of a config."""
+  return GR4AD(config.model, config.sid.codebooks, config.training.remat)
+
+
+def init_params(model: GR4AD, config: Config) -> Any:
+  """Fresh parameters, boxed with their logical axes; the same for the same seed."""
+  batch = zero_batch(config.data, len(config.sid.codebooks))
+  return model.init(jax.random.key(config.training.seed), batch, batch.target_codes_BMT)["params"]
+
+
+def check_batch_size(config: Config) -> None:
+  """Raises ConfigError where a step's requests cannot be shared out over the devices and micro-batches."""
+  devices, accumulate = jax.device_count(), config.training.accumulate
+  if config.data.batch_size % (devices * accumulate):
+    raise ConfigError(
+      f"--batch_size={config.data.batch_size} is not allowed: a multiple of {devices * accumulate}, "
+      f"{devices} device{'s' * (devices > 1)} times --accumulate={accumulate}"
+    )
+
+
+class Trainer:
+  """The parts of a training by VSL: order of the data, batches, step, optimiser and a fresh state on the mesh.
+
+  Args:
+    config: of the run.
+    inputs: data, tokenizer and features.
+
+  Raises:
+    ConfigError: the devices cannot share a batch.
+  """
+
+  def __init__(self, config: Config, inputs: Inputs):
+    check_batch_size(config)
+    self.config, self.inputs, t = config, inputs, config.training
+    self.model, self.mesh = build_model(config), mesh_lib.make_mesh()
+    shuffled = t.data_order == "shuffled"
+    self.order = TrainingOrder(inputs.learned(config), config.data.batch_size, t.seed, shuffled)
+    self.contexts = inputs.contexts(config, "train")
+    steps = max(1, round(self.order.steps_per_epoch * t.epochs))
+    self.total_steps = min(steps, t.max_steps) if t.max_steps else steps
+    self.optimizer = state_lib.make_optimizer(t, self.total_steps)
+    self.state = state_lib.init_state(lambda: init_params(self.model, config), self.optimizer, self.mesh)
+    shardings = state_lib.shardings_of(self.state)
+    self.step = make_train_step(self.make_loss(), self.optimizer, t.seed, t.accumulate, shardings)
+
+  def make_loss(self) -> LossFn:
+    """The loss of the training step."""
+    return make_vsl_loss(self.model, self.config.objective, self.inputs.ecpm)
+
+  def make_batch(self, step: int) -> Any:
+    """This process' rows of a step, put on the mesh."""
+    requests, draw = self.order.step(step, jax.process_index(), jax.process_count())
+    return mesh_lib.put_batch(self.contexts.batch(requests, draw), self.mesh)
+
+  def begin_round(self, state: TrainState, writer: Writer, told: Callable[[str, int, int], None]) -> int:
+    """What is done before the steps from `state.step` on; returns the step at which it is to be done again."""
+    del state, writer, told
+    return self.total_steps

@@ -1,0 +1,113 @@
+"""Features of pairs equal those of slots and of plain loops, and know nothing of the request itself or later."""
+
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import DataConfig
+from gr4ad_jax.data import history
+from gr4ad_jax.data.batches import RequestContexts
+from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.pair_features import FEATURES, NeighborFolds, PairFeatures, SparseRows
+from gr4ad_jax.data.trends import Trends
+from tests.data import logs
+
+DATA = DataConfig(history_slots=logs.ADS, neighbor_slots=3, rising_slots=2, targets=3)
+CODES_NT = np.stack([np.arange(logs.ADS) % 3, np.arange(logs.ADS) % 4], axis=1).astype(np.int32)
+EVERY_AD = np.arange(logs.ADS)
+
+
+def made(events, neighbors=None, held_out=True):
+  lines = history.build_lines(events, logs.ADS)
+  neighbors = neighbors or Neighbors.fit(lines.request, lines.ad, logs.ADS)
+  folds = NeighborFolds.fit(lines.request, lines.request_user[lines.request], lines.ad, neighbors, folds=2)
+  price = np.linspace(1, 9, logs.ADS).astype(np.float32)
+  contexts = RequestContexts(lines, CODES_NT, price, Trends.fit(lines, logs.ADS), neighbors, DATA)
+  return PairFeatures(contexts, folds, held_out, np.arange(logs.ADS) % 2)
+
+
+@pytest.fixture(scope="module")
+def features():
+  return made(logs.make_log(seed=4, users=10))
+
+
+def everything(features):
+  requests = np.arange(len(features.lines.request_time))
+  return requests, np.broadcast_to(EVERY_AD, (len(requests), logs.ADS))
+
+
+def test_last_and_own_lines_equal_a_loop(features):
+  requests, ads = everything(features)
+  last, own = features.last_lines(requests, ads), features.own_lines(requests, ads)
+  lines = features.lines
+  for b, request in enumerate(requests):
+    before = {lines.ad[n]: n for n in range(lines.user_first[request], lines.request_first[request])}
+    here = {lines.ad[n]: n for n in range(lines.request_first[request], lines.request_first[request + 1])}
+    np.testing.assert_array_equal(last[b], [before.get(ad, -1) for ad in EVERY_AD])
+    np.testing.assert_array_equal(own[b], [here.get(ad, -1) for ad in EVERY_AD])
+
+
+def test_behaviour_of_an_ad_is_that_of_its_history_slot(features):
+  requests, ads = everything(features)
+  found = features.batch(requests, ads)
+  rows = history.history_rows(features.lines, requests, DATA.history_slots)
+  slots = history.history_features(features.lines, requests, rows)
+  for b, s in np.argwhere(rows >= 0):
+    ad = features.lines.ad[rows[b, s]]
+    np.testing.assert_array_equal(found.pair_features_BCF[b, ad, : slots.shape[-1]], slots[b, s])
+
+
+def test_an_ads_features_do_not_depend_on_the_others_and_padding_has_none(features):
+  requests, ads = everything(features)
+  whole = features.batch(requests, ads).pair_features_BCF
+  some = features.batch(requests, np.stack([[7, -1, 2]] * len(requests))).pair_features_BCF
+  np.testing.assert_array_equal(some[:, 0], whole[:, 7])
+  np.testing.assert_array_equal(some[:, 2], whole[:, 2])
+  assert not some[:, 1].any() and np.isfinite(whole).all()
+
+
+def test_nothing_of_the_request_or_later_is_read():
+  events = logs.make_log(seed=5, users=8)
+  before = made(events)
+  for request in np.unique(events.request)[::4]:
+    after = made(logs.replaced_from(events, request), before.contexts.neighbors)
+    after._folds = before._folds  # what is fitted is fitted on the training's own lines
+    after.contexts.popularity = before.contexts.popularity  # and counts of a day are seen from the next day on
+    user = before.lines.request_user[request]
+    assert user == after.lines.request_user[request]
+    one, two = (x.batch(np.array([request]), EVERY_AD[None]) for x in (before, after))
+    for name, a, b in zip(one._fields, one, two, strict=True):
+      np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_a_training_user_sees_neighbours_that_others_made():
+  events = logs.make_log(seed=6, users=6)
+  lines = history.build_lines(events, logs.ADS)
+  users = lines.request_user[lines.request]
+  whole = Neighbors.fit(lines.request, lines.ad, logs.ADS)
+  folds = NeighborFolds.fit(lines.request, users, lines.ad, whole, folds=2)
+  np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), False), [0, 1, 1])
+  np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), True), [2, 2, 2])
+  kept = users % 2 != 1
+  np.testing.assert_array_equal(folds.ids[1], Neighbors.fit(lines.request[kept], lines.ad[kept], logs.ADS).ids)
+
+
+def test_folds_come_back_from_disk(features, tmp_path):
+  features._folds.save(str(tmp_path))
+  np.testing.assert_array_equal(NeighborFolds.load(str(tmp_path)).cosine, features._folds.cosine)
+
+
+def test_sparse_rows_sum_and_take_the_largest():
+  rows = SparseRows(np.array([0, 0, 1, 0]), np.array([3, 3, 1, -1]), np.array([1.0, 2.0, 5.0, 9.0]), 4)
+  total, most = rows.at(np.array([[3, 1], [1, 0]]))
+  np.testing.assert_array_equal(total, [[3, 0], [5, 0]])
+  np.testing.assert_array_equal(most, [[2, 0], [5, 0]])
+
+
+def test_near_is_the_history_weighted_cosine(features):
+  requests, ads = everything(features)
+  near = features.batch(requests, ads).pair_features_BCF[..., FEATURES.index("near_best")] / 4
+  ids, cosine = features._folds.ids[-1], features._folds.cosine[-1]
+  for b, request in enumerate(requests):
+    past = set(features.lines.ad[features.lines.user_first[request] : features.lines.request_first[request]])
+    expected = [max((cosine[p][ids[p] == ad].max(initial=0) for p in past), default=0) for ad in EVERY_AD]
+    np.testing.assert_allclose(near[b], expected, rtol=1e-6)

@@ -1,0 +1,67 @@
+"""The ablation from flags: tunes on valid, scores seeds on test, goes on where it was stopped, makes nothing twice."""
+
+import json
+
+import pytest
+
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.training import ablation, run
+from tests import tiny
+
+pytestmark = [pytest.mark.usefixtures("compile_cache"), pytest.mark.slow]
+ROWS = "vsl,vsl_decode_value,rspo"
+SMALL = (*tiny.SETTINGS, "--layers=1", "--lazy_layers=0", "--max_steps=2", "--reward_width=8", "--reward_bins=3",
+         "--reward_epochs=1", "--policy_candidates=4", "--other_candidates=1", "--candidate_beams=8", "--seeds=1",
+         f"--rows={ROWS}", "--preference_epochs=1", "--fit_splits=train+valid")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  source = tiny.write_log(tmp_path_factory.mktemp("log"))
+  arguments = (*tiny.source_flags(source), *SMALL, f"--workdir={source / 'ablation'}")
+  done = tiny.run("ablate", *arguments)
+  assert done.status == 0, done.err
+  return source / "ablation", arguments, done
+
+
+def test_table_chart_and_settings_are_written(made):
+  folder, _, done = made
+  found = json.loads((folder / "ablation.json").read_text())
+  assert list(found["rows"]) == ROWS.split(",") and found["seeds"] == [1]
+  assert len(found["tried"]["rspo"]) == len(found["tried"]["vsl_decode_value"]) == 3
+  assert found["chosen"]["rspo"] in [one["settings"] for one in found["tried"]["rspo"]]
+  best = max(found["tried"]["rspo"], key=lambda one: one["revenue@10"])
+  assert found["chosen"]["rspo"] == best["settings"]
+  assert (folder / "ablation.md").read_text() in done.out + "\n" and (folder / "ablation.png").exists()
+
+
+def test_rows_start_from_the_vsl_run_of_their_seed_and_group(made):
+  folder, _, _ = made
+  for group, fitted in (("tune", "train"), ("seed1", "train+valid")):
+    name = "rspo_0" if group == "tune" else "rspo"
+    config = json.loads((folder / group / name / "config.json").read_text())
+    assert config["training"]["init_from"] == str(folder / group / "vsl")
+    assert config["training"]["fit_splits"] == fitted and config["objective"]["objective"] == "rspo"
+    assert config["training"]["seed"] == (1 if group == "seed1" else 0)
+  start = json.loads((folder / "seed1" / "vsl" / "config.json").read_text())
+  assert start["objective"]["objective"] == "vsl" and start["training"]["init_from"] == ""
+
+
+def test_a_second_call_trains_nothing(made, monkeypatch):
+  folder, arguments, _ = made
+  before = json.loads((folder / "ablation.json").read_text())
+  monkeypatch.setattr(run, "train", lambda *_: pytest.fail("trained again"))
+  assert tiny.run("ablate", *arguments).status == 0
+  assert json.loads((folder / "ablation.json").read_text()) == before
+
+
+def test_grids_are_of_one_size():
+  sizes = {len(row.settings()) for row in ablation.ROWS if row.grid}
+  assert sizes == {3}
+
+
+def test_unknown_rows_and_seeds_are_refused(tmp_path):
+  with pytest.raises(ConfigError, match="--rows=magic is not allowed: any of base, vsl"):
+    ablation.choose_rows(["magic"])
+  done = tiny.run("ablate", f"--workdir={tmp_path}", "--seeds=a")
+  assert done.status == 2 and "--seeds=a is not allowed" in done.err

@@ -1,0 +1,125 @@
+"""Rewards: what each name means, a user's own function, exposure, and one-line errors."""
+
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import ConfigError, DataConfig, PreferenceConfig
+from gr4ad_jax.data import history
+from gr4ad_jax.data.batches import RequestContexts
+from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.schema import AdTable, DataError
+from gr4ad_jax.data.trends import Trends
+from gr4ad_jax.training.rewards import Rewarder
+from tests.data import logs
+
+
+class Model:
+  """p = .1 x ad, E[value] = 10."""
+
+  def estimate(self, requests_B, ads_BC):
+    class Found:
+      purchase_BC = (0.1 * np.maximum(ads_BC, 0)).astype(np.float32)
+      value_BC = np.full(ads_BC.shape, 10, np.float32)
+
+    return Found
+
+
+@pytest.fixture(scope="module")
+def contexts():
+  lines = history.build_lines(logs.make_log(seed=3, users=12), logs.ADS)
+  codes_NT = np.zeros((logs.ADS, 2), np.int32)
+  neighbors = Neighbors.fit(lines.request, lines.ad, logs.ADS)
+  data = DataConfig(history_slots=6, neighbor_slots=3, rising_slots=2, targets=3)
+  return RequestContexts(lines, codes_NT, np.ones(logs.ADS, np.float32), Trends.fit(lines, logs.ADS), neighbors, data)
+
+
+@pytest.fixture(scope="module")
+def ads():
+  text = np.array([f"ad{n}" for n in range(logs.ADS)])
+  account = np.array([f"shop{n % 3}" for n in range(logs.ADS)])
+  number = np.zeros(logs.ADS, np.float32)
+  return AdTable(text, text, account, text, text, text, number, number.astype(np.int64))
+
+
+REQUESTS, ADS_BC = np.array([5, 9]), np.array([[1, 2, -1], [8, 0, 3]])
+
+
+def reward(contexts, ads, model=None, **settings):
+  return Rewarder(PreferenceConfig(**settings), contexts, ads, model)(REQUESTS, ADS_BC)
+
+
+def doubled(columns):
+  return 2 * columns.purchase_BC * columns.value_BC
+
+
+def lopsided(columns):
+  return columns.value_BC[:, :1]
+
+
+def test_revenue_is_probability_times_value_and_padding_is_nothing(contexts, ads):
+  np.testing.assert_allclose(reward(contexts, ads, Model()), [[1, 2, 0], [8, 0, 3]], rtol=1e-6)
+
+
+def test_power_and_a_users_own_function(contexts, ads):
+  own = f"{__name__}:doubled"
+  np.testing.assert_allclose(reward(contexts, ads, Model(), reward=own, reward_power=2.0), [[4, 16, 0], [256, 0, 36]])
+
+
+def test_logged_reward_is_what_the_request_paid(contexts, ads):
+  lines = contexts.lines
+  expected = np.zeros(ADS_BC.shape)
+  for b, request in enumerate(REQUESTS):
+    for line in range(lines.request_first[request], lines.request_first[request + 1]):
+      expected[b, ADS_BC[b] == lines.ad[line]] = lines.value[line]
+  own = lines.ad[lines.request_first[5]]
+  everything = Rewarder(PreferenceConfig(reward="logged"), contexts, ads, None)
+  np.testing.assert_allclose(everything(REQUESTS, ADS_BC), expected)
+  assert everything(np.array([5]), np.array([[own]]))[0, 0] == lines.value[lines.request_first[5]]
+
+
+def test_lifetime_grows_with_repeats(contexts, ads):
+  once, ever = (reward(contexts, ads, Model(), reward=name) for name in ("revenue", "lifetime"))
+  repeat = Rewarder(PreferenceConfig(), contexts, ads, Model()).columns(REQUESTS, ADS_BC).repeat_BC
+  assert ((0 <= repeat) & (repeat <= 1)).all() and repeat.max() > 0
+  real = ADS_BC >= 0
+  np.testing.assert_allclose(ever[real], (once / (1 - 0.9 * repeat))[real], rtol=1e-5)
+
+
+def test_margins_come_from_a_file_that_has_every_ad(contexts, ads, tmp_path):
+  path = tmp_path / "margins.csv"
+  path.write_text("ad_id,margin\n" + "".join(f"ad{n},{n / 10}\n" for n in range(logs.ADS)))
+  found = reward(contexts, ads, Model(), reward="margin", margins_path=str(path))
+  np.testing.assert_allclose(found, [[0.1, 0.4, 0], [6.4, 0, 0.9]], rtol=1e-5)
+  path.write_text("ad_id,margin\nad1,.5\n")
+  with pytest.raises(DataError, match="'margin' has no value for ad 'ad0'"):
+    reward(contexts, ads, Model(), reward="margin", margins_path=str(path))
+  with pytest.raises(ConfigError, match="--margins_path="):
+    reward(contexts, ads, Model(), reward="margin")
+
+
+@pytest.mark.parametrize("exposure", ["ad", "account"])
+def test_exposure_lowers_what_is_shown_most(contexts, ads, exposure):
+  plain = reward(contexts, ads, Model())
+  found = reward(contexts, ads, Model(), exposure=exposure, exposure_weight=0.5)
+  seen_BN = contexts.popularity.lately(contexts.lines.request_time[REQUESTS])
+  if exposure == "account":
+    shop = np.arange(logs.ADS) % 3
+    seen_BN = np.stack([[row[shop == s].sum() for s in shop] for row in seen_BN])
+  share = (seen_BN + 1) / (seen_BN + 1).mean(1, keepdims=True)
+  expected = plain * np.take_along_axis(share, np.maximum(ADS_BC, 0), 1) ** -0.5
+  np.testing.assert_allclose(found, np.where(ADS_BC >= 0, expected, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("profit", "revenue, logged, lifetime, margin, or package.module:function"),
+    ("no_such_module:f", "no_such_module"),
+    (f"{__name__}:missing", "missing"),
+    (f"{__name__}:REQUESTS", "not a function"),
+    (f"{__name__}:lopsided", r"finite numbers \[2, 3\]"),
+  ],
+)
+def test_what_is_no_reward_is_told(contexts, ads, name, words):
+  with pytest.raises(ConfigError, match=words):
+    reward(contexts, ads, Model(), reward=name)
