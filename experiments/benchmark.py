@@ -2,6 +2,7 @@
 
   python -m experiments.benchmark --suite=train --workdir=runs/online_retail --out=train.json
   python -m experiments.benchmark --suite=decode --peer --out=decode.json
+  python -m experiments.benchmark --suite=objectives
   python -m experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512 --batches=1,8,32
   python -m experiments.benchmark --suite=index --out=index.json
   python -m experiments.benchmark --suite=serve --workdir=runs/online_retail --out=serve.json
@@ -9,6 +10,7 @@
 train: the data path against the train step, and the step's rate against plain jnp.dot on the same shapes.
 decode: LazyAR with progressive widths against an autoregressive search and, with --peer, against a T5 of
   transformers; an ablation; the share of the matmul peak. The model has random weights.
+objectives: RSPO against S-DPO on lists of 512 candidates, alone and in a training step; memory.
 throughput: requests a second of one search of any size, and the most within --target_ms; random weights.
 index: size, changes and merges of the real-time index at 10 thousand to 10 million ads, and what it costs a search.
 serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams on and off.
@@ -20,12 +22,13 @@ import sys
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.benchmarks import decode, index, serve_load, throughput, training
+from gr4ad_jax.benchmarks import decode, index, objectives, serve_load, throughput, training
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 
-_SUITE = flags.DEFINE_enum("suite", "train", ["train", "decode", "throughput", "index", "serve"], "What to measure.")
+_SUITES = ["train", "decode", "objectives", "throughput", "index", "serve"]
+_SUITE = flags.DEFINE_enum("suite", "train", _SUITES, "What to measure.")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; empty: they are only printed.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Interleaved measurements of each figure.", lower_bound=1)
 _PEER = flags.DEFINE_boolean("peer", False, "decode: the T5 peer too; needs the extra 'peer'.")
@@ -48,6 +51,8 @@ def main(argv):
   enable_compilation_cache()
   if _SUITE.value == "train":
     suite, figures = training, training.measure(flags_lib.config_from_flags(), _REPETITIONS.value)
+  elif _SUITE.value == "objectives":
+    suite, figures = objectives, objectives.measure(flags_lib.config_from_flags(), _REPETITIONS.value)
   elif _SUITE.value == "decode":
     suite, figures = decode, decode.measure(_REPETITIONS.value, _PEER.value)
   elif _SUITE.value == "throughput":

@@ -1,5 +1,6 @@
 """The ablation from flags: tunes on valid, scores seeds on test, goes on where it was stopped, makes nothing twice."""
 
+import dataclasses
 import json
 
 import pytest
@@ -15,8 +16,24 @@ SMALL = (*tiny.SETTINGS, "--layers=1", "--lazy_layers=0", "--max_steps=2", "--re
          f"--rows={ROWS}", "--preference_epochs=1", "--fit_splits=train+valid")  # fmt: skip
 
 
+SIZES = {len(row.settings()) for row in ablation.ROWS if row.grid}
+
+
+def test_grids_are_of_one_size():
+  assert SIZES == {3}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
+  """A table of three rows, one of them trained from the start, with two settings each."""
+  grids = {"vsl_decode_value": {"value_power": (0.3, 0.6)}, "rspo": {"preference_weight": (1.0, 3.0)}}
+  rows = tuple(dataclasses.replace(row, grid=grids.get(row.name, {})) for row in ablation.ROWS)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(ablation, "ROWS", rows)
+    yield _made(tmp_path_factory)
+
+
+def _made(tmp_path_factory):
   source = tiny.write_log(tmp_path_factory.mktemp("log"))
   arguments = (*tiny.source_flags(source), *SMALL, f"--workdir={source / 'ablation'}")
   done = tiny.run("ablate", *arguments)
@@ -28,7 +45,7 @@ def test_table_chart_and_settings_are_written(made):
   folder, _, done = made
   found = json.loads((folder / "ablation.json").read_text())
   assert list(found["rows"]) == ROWS.split(",") and found["seeds"] == [1]
-  assert len(found["tried"]["rspo"]) == len(found["tried"]["vsl_decode_value"]) == 3
+  assert len(found["tried"]["rspo"]) == len(found["tried"]["vsl_decode_value"]) == 2
   assert found["chosen"]["rspo"] in [one["settings"] for one in found["tried"]["rspo"]]
   best = max(found["tried"]["rspo"], key=lambda one: one["revenue@10"])
   assert found["chosen"]["rspo"] == best["settings"]
@@ -53,11 +70,6 @@ def test_a_second_call_trains_nothing(made, monkeypatch):
   monkeypatch.setattr(run, "train", lambda *_: pytest.fail("trained again"))
   assert tiny.run("ablate", *arguments).status == 0
   assert json.loads((folder / "ablation.json").read_text()) == before
-
-
-def test_grids_are_of_one_size():
-  sizes = {len(row.settings()) for row in ablation.ROWS if row.grid}
-  assert sizes == {3}
 
 
 def test_unknown_rows_and_seeds_are_refused(tmp_path):

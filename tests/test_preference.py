@@ -62,7 +62,8 @@ def test_rounds_are_told_and_only_the_last_are_kept(whole):
   assert int(result.state.step) == 8 and result.status == "done"
   rounds = [line for line in lines(config) if "round/entropy" in line]
   assert [line["step"] for line in rounds] == [0, 3, 6]
-  assert sorted(os.listdir(os.path.join(config.workdir, "candidates"))) == ["round_00000003.npz", "round_00000006.npz"]
+  kept = sorted(os.listdir(os.path.join(config.workdir, "candidates")))
+  assert kept == ["round_00000003.npz", "round_00000006.npz", "start.json"]
 
 
 def test_the_policy_starts_from_the_other_run_with_its_codes(start, whole):

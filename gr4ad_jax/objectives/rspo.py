@@ -15,7 +15,7 @@ import scipy.linalg
 
 from gr4ad_jax.objectives import lists
 
-_PAIRS = 1 << 22  # pairs worked on at once: 16 MiB an array
+_PAIRS = 1 << 24  # pairs worked on at once: 64 MiB an array
 
 
 class _Lists(NamedTuple):
@@ -95,16 +95,13 @@ def _scores(of: _Lists, delta: float) -> tuple[jax.Array, jax.Array, jax.Array]:
   return of.policy, ratio, mean < delta
 
 
-def _some_at_a_time(function, of: _Lists):
-  """`function` of the lists, at most _PAIRS pairs at once."""
-  B, M = of.policy.shape
+def _some_at_a_time(function, *arrays) -> jax.Array:
+  """`function` of arrays (or tuples of them) [B, …], at most _PAIRS pairs at once."""
+  B, M = arrays[-1].shape
   if B * M * M <= _PAIRS:
-    return function(of)
-
-  def one(row: _Lists):
-    return jax.tree.map(lambda x: x[0], function(jax.tree.map(lambda x: x[None], row)))
-
-  return jax.lax.map(one, of, batch_size=max(1, _PAIRS // (M * M)))
+    return function(*arrays)
+  return jax.lax.map(lambda row: function(*jax.tree.map(lambda x: x[None], row))[0], arrays,
+                     batch_size=max(1, _PAIRS // (M * M)))  # fmt: skip
 
 
 def rspo_terms(
@@ -118,30 +115,26 @@ def rspo_terms(
   Returns:
     Terms [B, M], 0 where a candidate does not contribute; and which do (E_i is not empty) [B, M] bool.
   """
-
   of, went = _by_reward(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM, gain, ranks)
 
+  plain, ratio, gate = _scores(of, delta)
+  real = jnp.arange(of.policy.shape[1]) < of.count
+  tops = [
+    _suffix(jax.lax.cummax, jnp.where(real, jax.lax.stop_gradient(x), -jnp.inf), of.below, 0.0) for x in (plain, ratio)
+  ]
+  top = jnp.where(gate, tops[1], tops[0])  # the largest of E_i, so that exp() neither overflows nor vanishes
+
   @jax.checkpoint  # the [B, M, M] arrays are made again in the backward pass, fused with their sums
-  def terms(of: _Lists) -> tuple[jax.Array, jax.Array]:
-    plain, ratio, gate = _scores(of, delta)
-    place = jnp.arange(of.policy.shape[1])
-    real = place < of.count
-    tops = [
-      _suffix(jax.lax.cummax, jnp.where(real, jax.lax.stop_gradient(x), -jnp.inf), of.below, 0.0)
-      for x in (plain, ratio)
-    ]
-    top = jnp.where(gate, tops[1], tops[0])  # the largest of E_i, so that exp() neither overflows nor vanishes
-    other = plain[:, None] - gate.astype(plain.dtype)[:, :, None] * of.reference[:, None]
+  def pairs(of: _Lists, plain, gate, top):
+    other = plain[:, None] - gate[:, :, None] * of.reference[:, None]
     exponent = beta * (other - top[:, :, None])
     exponent = jnp.where(exponent > 0, 0, exponent)  # it is 0 at most for all j that have a weight
-    total = (_weights(of, ranks, row_norm) * jnp.exp(exponent)).sum(2)
-    own = jnp.where(gate, ratio, plain)
-    known = total > 0
-    log_total = jnp.log(jnp.where(known, total, 1)) + beta * (top - own)
-    contributes = of.below < of.count
-    return jnp.where(known & contributes, jax.nn.softplus(log_total) / jnp.log(2.0), 0), contributes
+    return (_weights(of, ranks, row_norm) * jnp.exp(exponent)).sum(2)
 
-  found, contributes = _some_at_a_time(terms, of)
+  total = _some_at_a_time(pairs, of, plain, gate.astype(plain.dtype), top)
+  known, contributes = total > 0, of.below < of.count
+  log_total = jnp.log(jnp.where(known, total, 1)) + beta * (top - jnp.where(gate, ratio, plain))
+  found = jnp.where(known & contributes, jax.nn.softplus(log_total) / jnp.log(2.0), 0)
   return jnp.take_along_axis(found, went, axis=1), jnp.take_along_axis(contributes, went, axis=1)
 
 
@@ -155,7 +148,7 @@ def rspo_loss(
     policy_logp_BM: log p_θ(y | X) of each candidate; the gradient flows through it alone.
     reference_logp_BM: log p_ref(y | X); about -1e9 where no reference proposed the candidate: the mean log-ratio is
       then large, and the gate closes by itself for every i that has such a candidate among E_i and i.
-    reward_BM: eCPM, money; any finite number.
+    reward_BM: eCPM, money; a list whose maxDCG is not positive has no loss.
     beta: sharpness.
     delta: the reference counts where the mean log-ratio over E_i and i is below it.
     mask_BM: which candidates are real; None: all.

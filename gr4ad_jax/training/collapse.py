@@ -1,11 +1,14 @@
 """The collapse guard: a policy that learns from its own lists must stay diverse (method.md §3.2, findings.md)."""
 
+import json
 import logging
+import os
 
 import numpy as np
 
 from gr4ad_jax.config import PreferenceConfig
 from gr4ad_jax.evaluation import metrics
+from gr4ad_jax.evaluation.tables import write_json
 
 COVERAGE_AT = 10
 _log = logging.getLogger(__name__)
@@ -32,11 +35,16 @@ class CollapseGuard:
 
   Args:
     config: the shares of the start's entropy and coverage below which there is an alarm.
+    path: .json file that keeps the start, so that a resumed run knows it.
   """
 
-  def __init__(self, config: PreferenceConfig):
+  def __init__(self, config: PreferenceConfig, path: str):
     self._floor = {"entropy": config.collapse_entropy, f"coverage@{COVERAGE_AT}": config.collapse_coverage}
+    self._path = path
     self.start: dict[str, float] | None = None
+    if os.path.exists(path):
+      with open(path, encoding="utf-8") as file:
+        self.start = json.load(file)
 
   def check(self, step: int, found: dict[str, float]) -> list[str]:
     """Measures that fell too far, each told in the log; the first call sets the start.
@@ -47,11 +55,12 @@ class CollapseGuard:
     """
     if self.start is None:
       self.start = {name: found[name] for name in self._floor}
+      write_json(self._path, self.start)
     fallen = [name for name, share in self._floor.items() if found[name] < share * self.start[name]]
     for name in fallen:
       _log.warning(
         "collapse: at step %d the policy's %s is %.4f, below %g of the start's %.4f; lower --preference_weight or "
-        "--learning_rate, or raise --beta's hold on the reference with --refresh_steps",
+        "--learning_rate, or refresh the reference less often (--refresh_steps)",
         step, name, found[name], self._floor[name], self.start[name],
       )  # fmt: skip
     return fallen

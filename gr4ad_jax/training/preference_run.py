@@ -54,8 +54,8 @@ class PreferenceTrainer(Trainer):
     ranker = Ranker(self.model, inputs.index, inputs.ecpm, search)
     learned_L = np.isin(inputs.lines.request, self.order.requests)
     self._maker = CandidateMaker(p, self.contexts, ranker, rewarder, len(inputs.dataset.ads), learned_L)
-    self._guard = collapse.CollapseGuard(p)
     self._folder = os.path.join(config.workdir, "candidates")
+    self._guard = collapse.CollapseGuard(p, os.path.join(self._folder, "start.json"))
 
   def make_loss(self) -> LossFn:
     """VSL and the list objective."""
@@ -126,9 +126,11 @@ class PreferenceTrainer(Trainer):
         lists = made.policy_RK[made.rows_of(taken.request)]
         for name, ratio in metrics.per_request(lists, taken, (10,)).items():
           per_split.setdefault(name, []).append(ratio)
-    total = {name: [sum(part.sum() for part in parts) for parts in zip(*((r.numerator_R, r.denominator_R)
-             for r in ratios), strict=True)] for name, ratios in per_split.items()}  # fmt: skip
-    return {name: float(above / below) for name, (above, below) in total.items() if below}
+    total = {}
+    for name, ratios in per_split.items():
+      above, below = (sum(getattr(one, part).sum() for one in ratios) for part in ("numerator_R", "denominator_R"))
+      total[name] = float(above / below)
+    return total
 
   def _with_candidates(self, requests: np.ndarray) -> PreferenceBatch:
     """The requests' contexts, their candidates as sequences, and which of these were taken, with their money."""
@@ -166,4 +168,4 @@ def reward_model_of(config: Config, inputs: Inputs) -> RewardModel | None:
   if config.preference.reward == "logged":
     return None
   source = config.preference.reward_from or config.training.init_from or config.workdir
-  return RewardModel.load(load_config(source), inputs)
+  return RewardModel.load(config if source == config.workdir else load_config(source), inputs)

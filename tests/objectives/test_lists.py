@@ -37,7 +37,7 @@ def tame(name, reward):
 
 
 @case
-@pytest.mark.parametrize(("M", "B", "unknown"), [(1, 4, 0), (2, 30, 0), (9, 40, 0.3), (60, 12, 0), (512, 2, 0.01)])
+@pytest.mark.parametrize(("M", "B", "unknown"), [(1, 4, 0), (9, 40, 0.3), (512, 2, 0.01)])
 def test_value_equals_the_loop(name, M, B, unknown):
   ours, loop = CASES[name]
   policy, reference, reward, mask = draw(M, B, M, unknown=unknown)
@@ -59,7 +59,7 @@ def test_float32_is_near_and_half_precision_is_raised_to_it(name):
 
 
 @case
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_gradient_equals_finite_differences(name, seed):
   ours, _ = CASES[name]
   # GRPO takes an unknown reference for the policy as it is: its loss stays, though its gradient does not.

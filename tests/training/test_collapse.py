@@ -18,12 +18,15 @@ def test_entropy_is_that_of_the_listed_ads_and_the_rest():
   assert found["coverage@10"] == 0.5
 
 
-def test_alarm_below_the_share_of_the_start(caplog):
-  guard = collapse.CollapseGuard(PreferenceConfig(collapse_entropy=0.5, collapse_coverage=0.8))
+def test_alarm_below_the_share_of_the_start(caplog, tmp_path):
+  config, path = PreferenceConfig(collapse_entropy=0.5, collapse_coverage=0.8), str(tmp_path / "start.json")
+  guard = collapse.CollapseGuard(config, path)
   start = {"entropy": 2.0, "coverage@10": 0.5}
   with caplog.at_level(logging.WARNING):
     assert guard.check(0, start) == []
     assert guard.check(10, {"entropy": 1.01, "coverage@10": 0.41}) == []
     assert not caplog.records
     assert guard.check(20, {"entropy": 0.9, "coverage@10": 0.3}) == ["entropy", "coverage@10"]
+    resumed = collapse.CollapseGuard(config, path)
+    assert resumed.check(30, {"entropy": 0.9, "coverage@10": 0.45}) == ["entropy"]
   assert "at step 20 the policy's entropy is 0.9000" in caplog.text
