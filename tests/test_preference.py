@@ -101,6 +101,8 @@ def test_stopped_in_mid_round_it_ends_as_the_uninterrupted_run(start, whole, tmp
   assert second.status == "done"
   for ours, theirs in zip(*map(jax.tree.leaves, (second.state, whole[1].state)), strict=True):
     np.testing.assert_array_equal(ours, theirs)
+  told = [line for line in lines(config) if "round/entropy" in line]
+  assert told == [line for line in lines(whole[0]) if "round/entropy" in line]
 
 
 def test_in_order_of_time_each_request_is_predicted_before_it_is_learned_from(start, tmp_path):

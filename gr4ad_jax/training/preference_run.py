@@ -79,7 +79,7 @@ class PreferenceTrainer(Trainer):
       self._round = self._make(state, requests, told)
       self._round.save(path)
       self._forget_old_rounds()
-    self._tell(begin, writer)
+      self._tell(begin, writer)
     return end
 
   def _make(self, state: TrainState, requests: np.ndarray, told: Callable[[str, int, int], None]) -> Candidates:
