@@ -54,7 +54,6 @@ def report(
   p_RN, worth_RN, base_RN = (np.concatenate(x) for x in (p_RN, worth_RN, base_RN))
   bought_RN, value_RN = _bought(requests, num_ads, inputs.ecpm.clip)
   deciles = calibration.by_decile(p_RN.ravel(), bought_RN.ravel())
-  thought, paid = (worth_RN / np.maximum(p_RN, 1e-12))[bought_RN], value_RN[bought_RN]
   made = {
     "dataset": inputs.dataset.name,
     "split": split,
@@ -65,12 +64,7 @@ def report(
     "log_loss": calibration.log_loss(p_RN.ravel(), bought_RN.ravel()),
     "calibration_error": calibration.calibration_error(deciles),
     "deciles": deciles,
-    "value": {
-      "bias": float(thought.mean() / paid.mean() - 1) if paid.any() else 0.0,
-      "mae": float(np.abs(thought - paid).mean()),
-      "rmse": float(np.sqrt(np.square(thought - paid).mean())),
-      "mean": float(paid.mean()),
-    },
+    "value": _value_error((worth_RN / np.maximum(p_RN, 1e-12))[bought_RN], value_RN[bought_RN]),
     "ranking": {},
   }
   for name, score_RN in (("p", p_RN), ("p x value", worth_RN)):
@@ -79,6 +73,16 @@ def report(
     made["ranking"][name] = {metric: ratio.value for metric, ratio in metrics.per_request(best, requests, ks).items()}
   tables.write_json(os.path.join(reward_run.folder_of(config), "report.json"), made)
   return made
+
+
+def _value_error(thought_E: np.ndarray, paid_E: np.ndarray) -> dict[str, float]:
+  """How far E[value | purchase] is from what was paid, over the bought pairs; money, but for the bias."""
+  return {
+    "bias": float(thought_E.mean() / paid_E.mean() - 1) if paid_E.any() else 0.0,
+    "mae": float(np.abs(thought_E - paid_E).mean()),
+    "rmse": float(np.sqrt(np.square(thought_E - paid_E).mean())),
+    "mean": float(paid_E.mean()),
+  }
 
 
 def _popular_and_recent(features, requests: np.ndarray, ads: np.ndarray) -> np.ndarray:
