@@ -137,6 +137,9 @@ class PreferenceConfig:
   )
   margins_path: str = knob("", "--reward=margin: ad_id and margin, the share of its money that is kept (.csv).")
   reward_power: float = knob(1.0, "Exponent of the reward.", low=0.01)
+  value_exponent: float = knob(
+    1.0, "Exponent of the reward model's E[value | purchase]; below 1 the reward keeps more recall.", low=0
+  )
   exposure: str = knob(
     "none", "Share that lowers a reward: the ad's or its advertiser's.", choices=("none", "ad", "account")
   )

@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 
-PIECES = 16  # points of the correction
+POINTS = 33  # of the correction
 DECILES = 10
 _TINY = 1e-7
+_RIDGE = 1.0  # purchases that the correction must be worth: few data leave the logits as they are
+_STEPS = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Calibration:
   def fit(cls, logit_E, bought_E, weight_E, value_mean_E, value_E) -> "Calibration":
     """Fits on pairs that the model has not learned from.
 
-    Pairs are cut into runs of equal predicted purchases; where the observed rates fall, neighbouring runs are joined
-    (isotonic regression by pooling adjacent violators, Ayer et al., 1955).
+    The corrected logit is a quadratic of the logit, fitted by maximum likelihood: Platt scaling (1999) with a term for
+    curvature. It is smooth, so it does not learn the chance of single deciles; where it would fall it is held level.
 
     Args:
       logit_E: logits of p(purchase).
@@ -42,28 +44,18 @@ class Calibration:
       value_mean_E: predicted E[value | purchase], money.
       value_E: values of the bought ones, money.
     """
-    predicted_E = _sigmoid(logit_E)
-    if not (bought_E & (weight_E > 0)).any():
+    real = weight_E > 0
+    if not (bought_E & real).any() or (bought_E | ~real).all():
       return cls.identity()
-    order = np.argsort(logit_E, kind="stable")
-    mass = np.cumsum((predicted_E * weight_E)[order])
-    run = np.minimum((mass / mass[-1] * PIECES).astype(int), PIECES - 1)
-    total, expected, observed = (
-      np.bincount(run, x[order], PIECES) for x in (weight_E, predicted_E * weight_E, bought_E * weight_E)
+    logit_E, bought_E, weight_E, value_mean_E, value_E = (
+      x[real].astype(np.float64) for x in (logit_E, bought_E, weight_E, value_mean_E, value_E)
     )
-    pools: list[list[float]] = []
-    for part in zip(total, expected, observed, strict=True):
-      if part[0] == 0:
-        continue
-      pools.append(list(part))
-      while len(pools) > 1 and pools[-2][2] / pools[-2][0] >= pools[-1][2] / pools[-1][0]:
-        last = pools.pop()
-        pools[-1] = [a + b for a, b in zip(pools[-1], last, strict=True)]
-    rate = [(_logit(e / t), _logit(o / t)) for t, e, o in pools if o > 0]
-    bought = bought_E & (weight_E > 0)
+    points = np.linspace(logit_E.min(), logit_E.max(), POINTS)
+    corrected = np.maximum.accumulate(_quadratic(logit_E, bought_E, weight_E)(points))
+    bought = bought_E > 0
     paid, thought = ((x * weight_E)[bought].sum() for x in (value_E, value_mean_E))
     factor = float(paid / thought) if thought > 0 and paid > 0 else 1.0
-    return cls([float(x) for x, _ in rate], [float(y) for _, y in rate], factor)
+    return cls(points.tolist(), corrected.tolist(), factor)
 
   def probability(self, logit: np.ndarray) -> np.ndarray:
     """Corrected probabilities of logits of any shape, float32."""
@@ -77,9 +69,31 @@ def _sigmoid(x):
   return 0.5 * (1 + np.tanh(0.5 * np.asarray(x, np.float64)))
 
 
-def _logit(p):
-  p = min(max(p, _TINY), 1 - _TINY)
-  return float(np.log(p) - np.log1p(-p))
+def _quadratic(logit_E, bought_E, weight_E) -> np.polynomial.Polynomial:
+  """The quadratic of the logit that maximises the weighted likelihood, drawn towards the logit itself; by Newton."""
+  middle, spread = np.average(logit_E, weights=weight_E), max(float(logit_E.std()), _TINY)
+  x_E = (logit_E - middle) / spread
+  design_EK = np.stack([np.ones_like(x_E), x_E, x_E**2], axis=1)
+  unchanged = np.array([middle, spread, 0.0])
+  found = unchanged.copy()
+
+  def loss(found):
+    z_E = design_EK @ found
+    likely = weight_E @ (np.logaddexp(0, z_E) - bought_E * z_E)
+    return likely + _RIDGE / 2 * np.square(found - unchanged).sum()
+
+  for _ in range(_STEPS):
+    p_E = _sigmoid(design_EK @ found)
+    slope = design_EK.T @ (weight_E * (p_E - bought_E)) + _RIDGE * (found - unchanged)
+    curvature = (design_EK * (weight_E * p_E * (1 - p_E))[:, None]).T @ design_EK + _RIDGE * np.eye(3)
+    step, before = np.linalg.solve(curvature, slope), loss(found)
+    size = 1.0
+    while loss(found - size * step) > before and size > _TINY:
+      size /= 2
+    found = found - size * step
+    if np.abs(size * step).max() < _TINY:
+      break
+  return np.polynomial.Polynomial(found, domain=[middle - spread, middle + spread], window=[-1, 1])
 
 
 def auc(score_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None = None) -> float:

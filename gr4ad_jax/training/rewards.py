@@ -25,7 +25,7 @@ class RewardColumns:
     request_B: request numbers.
     ad_BC: rows of the ad table.
     purchase_BC: p(purchase), calibrated; 1 for ads that were bought and 0 for others where there is no model.
-    value_BC: E[value | purchase]; the logged value where there is no model.
+    value_BC: E[value | purchase] to the power --value_exponent; the logged value where there is no model.
     logged_BC: value of the request's own lines, 0 where the ad was not taken.
     repeat_BC: share of the ad's recent lines whose user had taken it before.
     user_value_B: mean value of the user's earlier visits.
@@ -168,7 +168,7 @@ class Rewarder:
       logged_BC[b] = [value_of.get(ad, 0.0) for ad in ad_BC[b].tolist()]
     if self._model:
       found = self._model.estimate(requests_B, ad_BC)
-      purchase_BC, value_BC = found.purchase_BC, found.value_BC
+      purchase_BC, value_BC = found.purchase_BC, found.value_BC**self._config.value_exponent
     else:
       purchase_BC, value_BC = (logged_BC > 0).astype(np.float32), logged_BC
     about = contexts.popularity.features(lines.request_time[requests_B], row_BC)

@@ -33,6 +33,23 @@ def test_a_distorted_model_is_repaired(sample):
   assert calibration.log_loss(fixed, bought, weight) < calibration.log_loss(1 / (1 + np.exp(-raw)), bought, weight)
 
 
+def test_a_curved_distortion_is_repaired_in_every_decile(sample):
+  p, _, bought, weight = sample
+  raw = logit(p) - 0.12 * (logit(p) + 3) ** 2
+  zero = np.zeros(len(p))
+  made = Calibration.fit(raw, bought, weight, zero + 1, zero)
+  after = calibration.by_decile(made.probability(raw), bought, weight)
+  assert calibration.calibration_error(after) < 0.08
+  assert calibration.calibration_error(calibration.by_decile(1 / (1 + np.exp(-raw)), bought, weight)) > 0.15
+
+
+def test_few_purchases_leave_the_logits_near_what_they_are():
+  raw = np.linspace(-4, 0, 50)
+  bought = np.arange(50) == 49
+  made = Calibration.fit(raw, bought, np.full(50, 1e-3), raw * 0 + 1, raw * 0 + 1)
+  np.testing.assert_allclose(logit(made.probability(raw).astype(float)), raw, atol=0.1)
+
+
 def test_beyond_the_points_the_slope_is_one():
   made = Calibration([0.0, 2.0], [1.0, 1.5], 1.0)
   found = logit(made.probability(np.array([-3.0, 1.0, 4.0])).astype(float))

@@ -56,6 +56,11 @@ def lopsided(columns):
   return columns.value_BC[:, :1]
 
 
+def test_value_exponent_bends_the_value_alone(contexts, ads):
+  straight, bent = (reward(contexts, ads, Model(), value_exponent=power) for power in (1.0, 0.5))
+  np.testing.assert_allclose(bent, straight / np.sqrt(10), rtol=1e-6)
+
+
 def test_revenue_is_probability_times_value_and_padding_is_nothing(contexts, ads):
   np.testing.assert_allclose(reward(contexts, ads, Model()), [[1, 2, 0], [8, 0, 3]], rtol=1e-6)
 
