@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from gr4ad_jax.config import Config, ConfigError, validate, with_knobs
+from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, validate, with_knobs
 from gr4ad_jax.evaluation import ablation_table, metrics, protocols, tables
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import reward_run, run, scoring, workdir
@@ -157,6 +157,8 @@ class Ablation:
       knobs |= {"init_from": os.path.join(base.workdir, group, VSL), "epochs": self._plan.epochs}
       knobs |= {"learning_rate": self._plan.learning_rate, "eval_every": 0}
       knobs |= {"candidates_cache": os.path.join(base.workdir, "candidates")}
+    else:  # so that other lists can be tried from the same start
+      base = dataclasses.replace(base, preference=PreferenceConfig())
     folder = os.path.join(base.workdir, group, name or row.name)
     return validate(dataclasses.replace(with_knobs(base, knobs | row.fixed | settings), workdir=folder))
 

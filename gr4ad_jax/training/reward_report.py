@@ -12,7 +12,7 @@ from gr4ad_jax.training import reward_run
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.reward_model import RewardModel
 
-_PAIRS = 8_000_000  # pairs that are looked at; with more, an even sample of the requests stands for all
+_PAIRS = 1 << 24  # pairs of a report: beyond it requests are sampled
 _SHARE, _COUNT = trends.FEATURES.index("share_28"), history.FEATURES.index("decayed_count")
 _NEVER = 0.05  # what the baseline takes a user's decayed count of an ad that he never took to be
 
