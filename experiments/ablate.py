@@ -16,7 +16,7 @@ from experiments.progress import RoundProgress, show_progress
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import ablation_table
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.training import ablation, reward_run, run, trainer
+from gr4ad_jax.training import ablation, ranked, reward_run, run, trainer
 
 _ROWS = flags.DEFINE_list("rows", [row.name for row in ablation.ROWS], "Rows of the table; vsl is always among them.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
@@ -50,7 +50,7 @@ def main(argv):
 
   try:
     found = ablation.Ablation(plan, train, train_reward).run()
-  except ablation.Stopped as stopped:
+  except ranked.Stopped as stopped:
     print(stopped, flush=True)
     return 0
   print(ablation_table.format_markdown(found))

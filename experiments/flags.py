@@ -106,6 +106,11 @@ def config_from_flags_or_workdir(flag_values: flags.FlagValues = flags.FLAGS) ->
   return config
 
 
+def knob_names() -> set[str]:
+  """Names of the flags that are knobs of the config."""
+  return {field.name for section in config_lib.SECTIONS for field in _fields(section)} | {"preset"}
+
+
 def _fields(section: str) -> tuple[dataclasses.Field, ...]:
   return dataclasses.fields(config_lib.SECTIONS[section])
 

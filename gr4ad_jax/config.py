@@ -14,6 +14,7 @@ from typing import Any
 from gr4ad_jax.sections import (
   ConfigError,
   DataConfig,
+  ItemConfig,
   ModelConfig,
   ObjectiveConfig,
   PreferenceConfig,
@@ -33,6 +34,7 @@ class Config:
   data: DataConfig = DataConfig()
   sid: SidConfig = SidConfig()
   model: ModelConfig = ModelConfig()
+  items: ItemConfig = ItemConfig()
   objective: ObjectiveConfig = ObjectiveConfig()
   preference: PreferenceConfig = PreferenceConfig()
   reward: RewardConfig = RewardConfig()

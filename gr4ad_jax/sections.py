@@ -58,8 +58,9 @@ class SidConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """The decoder and its context (method.md §2)."""
+  """The decoder and its context (method.md §2), or another model of the zoo."""
 
+  model: str = knob("gr4ad", "Which model: a name of models/zoo/registry.py.")
   layers: int = knob(3, "Decoder layers (L).", low=1)
   lazy_layers: int = knob(2, "Lazy layers (K), 0 to L-1: computed once a request, without tokens.", low=0)
   width: int = knob(128, "Model width (D).", low=8)
@@ -80,6 +81,25 @@ class ModelConfig:
   compute_dtype: str = knob(
     "auto", "Matmul dtype; auto: bfloat16 on accelerators, float32 on CPU.", choices=("auto", "float32", "bfloat16")
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemConfig:
+  """Models of the zoo that score single ads (SASRec, HSTU), not UA-SIDs."""
+
+  item_loss: str = knob(
+    "softmax",
+    "Softmax over all ads; over target, history and sampled ads; over the batch's targets, corrected for how often an "
+    "ad is one; or binary, one sampled ad a target.",
+    choices=("softmax", "sampled", "inbatch", "bce"),
+  )
+  item_negatives: int = knob(1024, "Ads drawn a step, evenly, for --item_loss=sampled.", low=1)
+  item_smoothing: float = knob(0.0, "Label smoothing of --item_loss=softmax.", low=0, high=0.9)
+  item_start: str = knob(
+    "random", "Vectors of ads at the start: random, or of their co-occurrence (PPMI, SVD).", choices=("random", "ppmi")
+  )
+  inner_targets: bool = knob(False, "Each ad of the history is also a target of what stands before it.")
+  inner_positions: int = knob(12, "Most such targets a step learns from, a request, in the mean.", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +203,11 @@ class TrainConfig:
   period: tuple[float, ...] = knob(
     (0.0, 1.0), "Begin and end, in shares of those requests in order of time, of what is learned from.", low=0, high=1
   )
+  examples: str = knob(
+    "requests",
+    "An epoch: every request; or each user's last, and those a full history before it (for --inner_targets).",
+    choices=("requests", "users"),
+  )
   data_order: str = knob(
     "shuffled",
     "Order of the requests: a new permutation each epoch; or by time, each predicted before it is learned from.",
@@ -226,6 +251,14 @@ class SearchConfig:
     "What goes before the global top k: nothing, short blocks' maxima, or each beam's own top k; the same result.",
     choices=("auto", "off", "blocks", "beams"),
   )
+  reranker: str = knob(
+    "none",
+    "Evaluation's second stage, which orders the ads found and those of the context slots by p * E[value]^exponent: "
+    "the run's reward model, or LightGBM on the same features.",
+    choices=("none", "reward", "lightgbm"),
+  )
+  rerank_candidates: int = knob(200, "Ads of the first stage that the reranker gets, a request.", low=1)
+  rerank_exponent: float = knob(1.0, "Exponent of E[value | purchase] in the reranker's order.", low=0)
   quantize: str = knob(
     "none",
     "Precision of the weights in search: as trained, int8 a column, or fp8 with fp8 activations.",

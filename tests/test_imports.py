@@ -10,7 +10,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _OPTIONAL = (
   "tensorflow_datasets", "array_record", "grain", "wordllama", "pandas", "pyarrow", "matplotlib", "tensorboardX",
   "sentence_transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client",
-  "httpx", "torch", "transformers",
+  "httpx", "torch", "transformers", "lightgbm",
 )  # fmt: skip
 _BLOCK = f"""
 import sys

@@ -12,8 +12,9 @@ import pytest
 from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
+from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import run, trainer, workdir
+from gr4ad_jax.training import run, workdir
 from gr4ad_jax.training.candidates import CandidateMaker, Candidates
 from tests import tiny
 
@@ -82,7 +83,7 @@ def test_the_policy_starts_from_the_other_run_with_its_codes(start, whole):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(CandidateMaker, "make", spy)
     trained(again)
-  model = trainer.build_model(load_config(start))
+  model = GR4AD.build(load_config(start), 0)
   for ours, best in zip(*map(jax.tree.leaves, (made[0], run.load_params(load_config(start), model))), strict=True):
     np.testing.assert_array_equal(ours, best)
   assert len(made) == 3
@@ -115,7 +116,7 @@ def test_in_order_of_time_each_request_is_predicted_before_it_is_learned_from(st
   np.testing.assert_array_equal(np.sort(inputs.lines.request_time[made.request_R]), everyone[: len(made.request_R)])
   requests = protocols.eval_requests(inputs.dataset, "train")
   requests = requests.take(np.flatnonzero(np.isin(requests.request, made.request_R)))
-  model = trainer.build_model(config)
+  model = GR4AD.build(config, 0)
   params = run.load_params(load_config(start), model)
   ranker = Ranker(model, inputs.index, inputs.ecpm, config.search)
   ranking = ranker.rank(params, inputs.contexts(config, "train"), requests.request, 10)

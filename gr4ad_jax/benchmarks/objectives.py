@@ -12,6 +12,7 @@ from gr4ad_jax.benchmarks import timing
 from gr4ad_jax.config import Config, ObjectiveConfig, PreferenceConfig
 from gr4ad_jax.data.batches import zero_batch
 from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.objectives import dpo, rspo
 from gr4ad_jax.training import trainer
 from gr4ad_jax.training.preference_task import PreferenceBatch, make_preference_loss
@@ -62,7 +63,7 @@ def _in_the_model(name: str, config: Config, arrays: tuple) -> tuple[jax.stages.
     target_depth_BM=np.zeros(reference.shape, np.int32),
   )
   lists = PreferenceBatch(batch, np.ones(reference.shape, bool), reference, reward)
-  model = trainer.build_model(config)
+  model = GR4AD.build(config, 0)
   params = jax.jit(lambda: jax.tree.map(lambda x: x, trainer.init_params(model, config)))()
   ecpm = EcpmBins(np.arange(1, config.model.ecpm_bins, dtype=np.float32), np.ones(config.model.ecpm_bins), 100.0)
   loss = make_preference_loss(model, ObjectiveConfig(objective=name), PreferenceConfig(normalize_rows=False), ecpm)

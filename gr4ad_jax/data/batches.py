@@ -19,9 +19,11 @@ class RequestBatch(NamedTuple):
   """B requests. S context slots: history, then co-bought neighbours, then rising ads."""
 
   slot_kind_BS: np.ndarray  # int32, PADDING, HISTORY, NEIGHBOR or RISING
+  slot_ad_BS: np.ndarray  # int32, row of the slot's ad, -1 in padding
   slot_codes_BST: np.ndarray  # int32, UA-SID of the slot's ad
   slot_features_BSF: np.ndarray  # float32, SLOT_FEATURES
   user_features_BF: np.ndarray  # float32, USER_FEATURES
+  target_ad_BM: np.ndarray  # int32, row of the target's ad, -1 in padding
   target_codes_BMT: np.ndarray  # int32
   target_mask_BM: np.ndarray  # bool
   target_value_BM: np.ndarray  # float32, money
@@ -136,9 +138,11 @@ class RequestContexts:
     spent = np.expm1(2 * users[:, USER_FEATURES.index("value_per_visit")])
     return RequestBatch(
       slot_kind_BS=kinds,
+      slot_ad_BS=ads.astype(np.int32),
       slot_codes_BST=codes[slot],
       slot_features_BSF=features,
       user_features_BF=users,
+      target_ad_BM=np.where(target >= 0, lines.ad[row], -1).astype(np.int32),
       target_codes_BMT=codes[lines.ad[row]],
       target_mask_BM=target >= 0,
       target_value_BM=np.where(target >= 0, lines.value[row], 0),
@@ -153,9 +157,11 @@ def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:
   f32, i32 = np.float32, np.int32
   shapes = {
     "slot_kind_BS": ((slots,), i32),
+    "slot_ad_BS": ((slots,), i32),
     "slot_codes_BST": ((slots, levels), i32),
     "slot_features_BSF": ((slots, len(SLOT_FEATURES)), f32),
     "user_features_BF": ((len(USER_FEATURES),), f32),
+    "target_ad_BM": ((targets,), i32),
     "target_codes_BMT": ((targets, levels), i32),
     "target_mask_BM": ((targets,), bool),
     "target_value_BM": ((targets,), f32),

@@ -52,8 +52,9 @@ class Ranker:
     self.index, self._trie, self._beams = index, Trie.of(index), config.beams
     self._searcher = Searcher(model, ecpm, config)
 
-  def beams(self, params: Any, batch: RequestBatch) -> Beams:
-    """Ranked UA-SIDs of a batch, on the device."""
+  def search(self, params: Any, batch: RequestBatch, k: int) -> Beams:
+    """Ranked UA-SIDs of a batch, on the device; their number is that of the beams, whatever k."""
+    del k
     return self._search(self._searcher.variables(params), batch)
 
   def _search(self, variables: dict, batch: RequestBatch) -> Beams:

@@ -1,7 +1,6 @@
 """An ablation's table: each row's metrics, and its difference from the row that it is a step from, with intervals."""
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -107,9 +106,7 @@ def format_markdown(found: Mapping) -> str:
 
 def write_markdown(found: Mapping, path: str) -> None:
   """Writes `format_markdown`, whole or not at all."""
-  with open(path + ".part", "w", encoding="utf-8") as file:
-    file.write(format_markdown(found))
-  os.replace(path + ".part", path)
+  tables.write_text(path, format_markdown(found))
 
 
 def plot(found: Mapping, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Six rankers without gradient training: what any model has to beat.
+"""Seven rankers without gradient training: what any model has to beat.
 
 All are fitted on the same history, the lines (user, visit, ad) of the splits before the one that is predicted: train
 for valid, train and valid for test, of all users. Nothing is masked: an ad bought before may be recommended again.
@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
-from gr4ad_jax.data import schema
+from gr4ad_jax.data import cooccurrence, schema
 from gr4ad_jax.evaluation import protocols
 
 NAMES = (
@@ -22,7 +22,9 @@ NAMES = (
   "personal_revenue_recency",
   "ease",
   "ease_plus_recency",
+  "directed_neighbors",
 )
+NEIGHBOR_WINDOW, NEIGHBOR_DECAY, NEIGHBOR_RECENCY = 50, 0.9, 0.8  # lines; of a pair's distance; of a line's age
 DECAY = 0.9  # weight of a visit over the visit after it
 EASE_PENALTY = 200.0
 EASE_RECENCY = 0.2  # weight of personal recency beside EASE's score
@@ -35,7 +37,7 @@ class TooManyAdsError(ValueError):
 
 
 class Baselines:
-  """The six baselines, fitted on what is known before `requests`.
+  """The seven baselines, fitted on what is known before `requests`.
 
   Inside, an ad is known by its popularity rank (0: most lines), so that column order breaks ties.
 
@@ -106,6 +108,20 @@ class Baselines:
   def ease_plus_recency(self, user_C: np.ndarray) -> np.ndarray:
     """EASE's raw score + 0.2 * personal recency, neither normalised."""
     return self.ease(user_C) + EASE_RECENCY * self.personal_recency(user_C)
+
+  def directed_neighbors(self, user_C: np.ndarray) -> np.ndarray:
+    """What followed the user's last 50 lines within 50 lines, for anyone; near and late ones count more."""
+    return (self._late_UN[user_C] @ self._following_NN).toarray()
+
+  @functools.cached_property
+  def _following_NN(self):
+    return cooccurrence.directed_counts(self._user, self._column, self._shape[1], NEIGHBOR_WINDOW, NEIGHBOR_DECAY)
+
+  @functools.cached_property
+  def _late_UN(self):
+    end = np.searchsorted(self._user, self._user, side="right")  # a user's lines stand together
+    age = end - 1 - np.arange(len(end))
+    return self._matrix(np.where(age < NEIGHBOR_WINDOW, NEIGHBOR_RECENCY ** np.minimum(age, NEIGHBOR_WINDOW), 0))
 
   @functools.cached_property
   def _count_UN(self):

@@ -85,6 +85,14 @@ def write_json(path: str, content: dict) -> None:
   os.replace(part, path)
 
 
+def write_text(path: str, text: str) -> None:
+  """Writes `text` to `path`, whole or not at all."""
+  os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+  with open(path + ".part", "w", encoding="utf-8") as file:
+    file.write(text)
+  os.replace(path + ".part", path)
+
+
 def format_table(found: Mapping) -> str:
   """Markdown of what `results` returned: aligned columns, intervals in brackets, the best of each metric in bold."""
   systems = found["systems"]

@@ -1,14 +1,14 @@
 """GR4AD: context, LazyAR decoder, level heads, eCPM head, MTP branch and history copy, put together."""
 
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.config import Config, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, PADDING, RequestBatch
 from gr4ad_jax.models.context import Context, ContextProcessor
 from gr4ad_jax.models.history_bias import biased_logp
@@ -69,11 +69,23 @@ class GR4AD(nn.Module):
     config: model settings.
     codebooks: codes a level, length T.
     remat: recompute decoder activations in the backward pass.
+    predicts_value: whether it has an eCPM head and an MTP branch; without, VSL leaves their terms out.
   """
 
   config: ModelConfig
   codebooks: tuple[int, ...]
   remat: bool = False
+  predicts_value: ClassVar[bool] = True
+
+  @classmethod
+  def build(cls, config: Config, num_ads: int) -> "GR4AD":
+    """The module of a config; the number of ads does not shape it."""
+    del num_ads
+    return cls(config.model, config.sid.codebooks, config.training.remat)
+
+  def make_decoder(self) -> nn.Module:
+    """The decoder: `lazy` once a request, then a call for M sequences."""
+    return LazyDecoder(self.config, len(self.codebooks) + 1, self.remat)
 
   def setup(self):
     c = self.config
@@ -82,7 +94,7 @@ class GR4AD(nn.Module):
     self.tables = [self.param(f"codes_{t}", init, (v, c.width)) for t, v in enumerate(self.codebooks)]
     self.bos = self.param("bos", nn.with_logical_partitioning(nn.initializers.normal(0.5), ("embed",)), (c.width,))
     self.processor = ContextProcessor(c, NUM_KINDS)
-    self.decoder = LazyDecoder(c, len(self.codebooks) + 1, self.remat)
+    self.decoder = self.make_decoder()
     # Logits are float32: bfloat16 ones lose the tail of a 16k softmax.
     head = functools.partial(Linear, axes=("embed", "vocab"), bias=True, out_dtype=jnp.float32)
     self.heads = [head(v, name=f"head_{t}") for t, v in enumerate(self.codebooks)]

@@ -74,7 +74,7 @@ class ContextBuilder:
     contexts = RequestContexts(lines, codes_NT, price_N, self._trends, self._neighbors, self._config)
     opened = np.flatnonzero(np.append(np.diff(lines.request_user) > 0, True))  # a user's last visit
     batch = contexts.batch(opened)
-    nothing = ("target_codes_BMT", "target_mask_BM", "target_value_BM", "target_depth_BM")
+    nothing = ("target_ad_BM", "target_codes_BMT", "target_mask_BM", "target_value_BM", "target_depth_BM")
     return batch._replace(**{name: np.zeros_like(getattr(batch, name)) for name in nothing})
 
 

@@ -5,13 +5,15 @@ import logging
 import os
 from collections.abc import Callable
 
-from gr4ad_jax.config import Config, is_trained, load_config, validate
+from gr4ad_jax.config import Config, ConfigError, is_trained, load_config, validate
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.neighbors import Neighbors
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.decoding.searcher import Searcher, scaled
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.serving.catalog import AdCatalog
 from gr4ad_jax.serving.computing import Computer, Loaded
 from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories
@@ -19,7 +21,7 @@ from gr4ad_jax.serving.fallback import PopularLists
 from gr4ad_jax.serving.reload import CheckpointSource
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.tokenizer import Tokenizer
-from gr4ad_jax.training import inputs, trainer
+from gr4ad_jax.training import inputs
 
 LIVE = "live"  # of a workdir: what the catalogue writes
 _log = logging.getLogger(__name__)
@@ -70,6 +72,8 @@ def open_run(
   config = validate(dataclasses.replace(config or load_config(workdir), workdir=workdir))
   if not is_trained(workdir):
     raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+  if issubclass(registry.find(config), ItemModel):
+    raise ConfigError(f"--workdir={workdir} is not allowed: its model, {config.model.model}, generates no UA-SIDs")
   dataset = load_dataset(config.data)
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(workdir, name) for name in ("index", "features", "tokenizer", LIVE)}
@@ -78,7 +82,7 @@ def open_run(
   catalog = AdCatalog.open(folder[LIVE], ads, codes_NT, tokenizer, overlay=config.serving.overlay)
   try:
     trends, neighbors = Trends.load(folder["features"]), Neighbors.load(folder["features"])
-    model, users = trainer.build_model(config), UserHistories.of(dataset)
+    model, users = registry.build(config, len(ads)), UserHistories.of(dataset)
     builder = ContextBuilder(config.data, trends, neighbors, catalog)
     searcher = Searcher(model, EcpmBins.load(folder["features"]), config.search)
     schedules = beam_schedules(config)

@@ -14,11 +14,13 @@ from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.neighbors import Neighbors
 from gr4ad_jax.data.schema import AdTable, EventLog
 from gr4ad_jax.data.trends import Trends
+from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker
+from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.serving.contexts import ContextBuilder, FixedAds, UserHistories
 from gr4ad_jax.serving.histories import check_now, default_now, events_of
 from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.training import inputs, run, trainer
+from gr4ad_jax.training import inputs, run
 
 _LARGEST_BATCH = 64
 
@@ -59,10 +61,13 @@ class _Asked:
 class Recommender:
   """A trained run, ready to answer. Make one with `load`."""
 
-  def __init__(self, config, params: Any, ranker: Ranker, ads: AdTable, features: tuple[Trends, Neighbors], behaviors):
+  def __init__(
+    self, config, params: Any, ranker: Ranker | ItemRanker, ads: AdTable, codes_NT, features: tuple[Trends, Neighbors],
+    behaviors,
+  ):  # fmt: skip
     self.config, self.ads, self.behaviors = config, ads, behaviors
-    self._params, self._ranker = params, ranker
-    self._builder = ContextBuilder(config.data, *features, FixedAds(ranker.index.codes_NT, ads.price))
+    self._params, self._ranker, self._codes_NT = params, ranker, codes_NT
+    self._builder = ContextBuilder(config.data, *features, FixedAds(codes_NT, ads.price))
     self._row = {str(ad): row for row, ad in enumerate(ads.ad_id)}
 
   @classmethod
@@ -93,10 +98,10 @@ class Recommender:
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
     index, ads = SidIndex.load(folder["index"]), ad_store.load_ads(folder["index"])
     features = Trends.load(folder["features"]), Neighbors.load(folder["features"])
-    model = trainer.build_model(config)
-    ranker = Ranker(model, index, EcpmBins.load(folder["features"]), config.search)
+    model = registry.build(config, len(ads))
+    ranker = run.make_ranker(model, index, EcpmBins.load(folder["features"]), config.search)
     params = run.load_params(config, model, checkpoint)
-    return cls(config, params, ranker, ads, features, inputs.load_behaviors(config))
+    return cls(config, params, ranker, ads, index.codes_NT, features, inputs.load_behaviors(config))
 
   def recommend(self, events: Sequence[Mapping | str], k: int = 10, now: int | None = None) -> list[Recommendation]:
     """The best k ads for one user.
@@ -142,5 +147,5 @@ class Recommender:
     for ad, logp, value in zip(ad_K, logp_K, value_K, strict=True):
       if ad >= 0:
         about = (str(column[ad]) for column in (self.ads.ad_id, self.ads.text, self.ads.account_id))
-        found.append(Recommendation(*about, float(logp), float(value), tuple(self._ranker.index.codes_NT[ad].tolist())))
+        found.append(Recommendation(*about, float(logp), float(value), tuple(self._codes_NT[ad].tolist())))
     return found

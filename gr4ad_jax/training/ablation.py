@@ -15,8 +15,9 @@ import numpy as np
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, validate, with_knobs
 from gr4ad_jax.evaluation import ablation_table, metrics, protocols, tables
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import reward_run, run, scoring, workdir
+from gr4ad_jax.training import ranked, reward_run, run, scoring, workdir
 from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.ranked import Stopped
 
 TUNED_SEED = 0
 CHOSEN_BY = "revenue@10"
@@ -171,10 +172,9 @@ class Ablation:
 
   def _rank(self, row: Row, config: Config, split: str) -> np.ndarray:
     """Top ads of each request of a split by a run, trained first where need be: [R, K]."""
-    path = os.path.join(config.workdir, f"ranking_{split}.npz")
-    if os.path.exists(path):
-      with np.load(path) as saved:
-        return saved["ad_RK"]
+    return ranked.kept(config.workdir, split, lambda: self._made(row, config, split))
+
+  def _made(self, row: Row, config: Config, split: str) -> np.ndarray:
     if row.start:
       self._make_start(config)
     inputs = self._of(config)
@@ -188,12 +188,7 @@ class Ablation:
       if self._train(config, inputs).status == "preempted":
         raise Stopped(f"stopped in {config.workdir}; the same command goes on from there")
     requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
-    ranking = scoring.rank_run(scored, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks))
-    os.makedirs(config.workdir, exist_ok=True)
-    part = path.removesuffix(".npz") + ".part.npz"
-    np.savez_compressed(part, ad_RK=ranking.ad_RK)
-    os.replace(part, path)
-    return ranking.ad_RK
+    return scoring.rank_run(scored, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)).ad_RK
 
   def _make_start(self, config: Config) -> None:
     """The VSL run that a row starts from, and its reward model."""
@@ -205,7 +200,3 @@ class Ablation:
     if not reward_run.is_finished(started):
       _log.info("training the reward model of %s", start)
       self._train_reward(started, self._of(started))
-
-
-class Stopped(Exception):
-  """The ablation was asked to stop; what was done is kept."""

@@ -52,6 +52,19 @@ class Inputs:
       return requests[np.argsort(self.lines.request_time[requests], kind="stable")]
     return requests
 
+  def examples(self, config: Config) -> np.ndarray:
+    """Request numbers that make up an epoch: what is learned from; or, with --examples=users, each user's last of it.
+
+    Then also those before it, `history_slots` visits apart: where a visit is of one ad, each is in a history once.
+    """
+    requests = self.learned(config)
+    if config.training.examples == "requests":
+      return requests
+    ascending = np.sort(requests)
+    user = self.lines.request_user[ascending]
+    last = np.searchsorted(user, user, side="right") - 1
+    return ascending[(last - np.arange(len(user))) % config.data.history_slots == 0]
+
   def has_targets(self, config: Config, split: str) -> bool:
     """Whether a split holds anything to predict."""
     events, target = self.dataset.events, config.data.target_behavior

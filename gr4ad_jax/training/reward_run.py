@@ -94,6 +94,14 @@ def pair_features(config: Config, inputs: Inputs, folds: NeighborFolds, split: s
   return PairFeatures(inputs.contexts(config, split), folds, held_out, groups_of(inputs))
 
 
+def fit_folds(config: Config, inputs: Inputs) -> NeighborFolds:
+  """The neighbours of what is learned from, by fold."""
+  lines = inputs.lines
+  fitted = np.isin(lines.request, inputs.learned(config))
+  users = lines.request_user[lines.request[fitted]]
+  return NeighborFolds.fit(lines.request[fitted], users, lines.ad[fitted], inputs.neighbors)
+
+
 def build_ranker(config: Config, inputs: Inputs) -> Ranker:
   """The module of a config."""
   return Ranker(config.reward, config.sid.codebooks, len(inputs.dataset.ads))
@@ -137,10 +145,7 @@ class RewardTrainer:
 
   def __init__(self, config: Config, inputs: Inputs):
     self.config, self.inputs, c = config, inputs, config.reward
-    lines = inputs.lines
-    fitted = np.isin(lines.request, inputs.learned(config))
-    users = lines.request_user[lines.request[fitted]]
-    self.folds = NeighborFolds.fit(lines.request[fitted], users, lines.ad[fitted], inputs.neighbors)
+    self.folds = fit_folds(config, inputs)
     self.features = pair_features(config, inputs, self.folds, "train")
     requests, self.held_out = split_requests(config, inputs)
     self.sampler = PairSampler(self.features, c, inputs.ecpm.clip, config.training.seed)

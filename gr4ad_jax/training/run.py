@@ -4,14 +4,19 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
-from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, is_trained, load_config
+from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, SearchConfig, is_trained, load_config
+from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
-from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.training import loop, rewards
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
@@ -41,7 +46,7 @@ def scored_step(config: Config) -> int:
     return checkpointer.resolve("best")
 
 
-def load_params(config: Config, model: GR4AD, which: int | str = "best") -> Any:
+def load_params(config: Config, model: nn.Module, which: int | str = "best") -> Any:
   """Parameters of a trained run: the best on valid, the last, or those of a step.
 
   Raises:
@@ -54,14 +59,19 @@ def load_params(config: Config, model: GR4AD, which: int | str = "best") -> Any:
     return checkpointer.restore_params(target, which)
 
 
-def valid_evaluation(config: Config, inputs: Inputs, model: GR4AD) -> Callable[[Any], dict[str, float]]:
+def make_ranker(model: nn.Module, index: SidIndex, ecpm: EcpmBins, search: SearchConfig) -> Ranker | ItemRanker:
+  """What ranks ads by a model: beam search over UA-SIDs, or the scores of all ads."""
+  return ItemRanker(model) if isinstance(model, ItemModel) else Ranker(model, index, ecpm, search)
+
+
+def valid_evaluation(config: Config, inputs: Inputs, model: nn.Module) -> Callable[[Any], dict[str, float]]:
   """Params -> recall, NDCG and revenue at the protocol's cuts, on a fixed sample of valid requests."""
   requests = protocols.eval_requests(inputs.dataset, "valid", config.data.target_behavior)
   rows = np.random.default_rng(0).permutation(len(requests))[: config.training.eval_requests]
   requests = requests.take(np.sort(rows))
   ks = protocols.protocol_of(inputs.dataset.name).ks
   contexts = inputs.contexts(config, "valid")
-  ranker = Ranker(model, inputs.index, inputs.ecpm, config.search)
+  ranker = make_ranker(model, inputs.index, inputs.ecpm, config.search)
 
   def evaluate(params) -> dict[str, float]:
     ranking = ranker.rank(params, contexts, requests.request, max(ks))
@@ -78,13 +88,21 @@ def make_trainer(config: Config, inputs: Inputs) -> Trainer:
 
 
 def check_start(config: Config) -> None:
-  """Raises ConfigError where --init_from names no trained run, or one with another model, codes or data."""
+  """Checks what can be checked before the data are read.
+
+  Raises:
+    ConfigError: a --model that is not known or does not suit --objective; an --init_from that holds no trained run, or
+      one with another model, codes or data.
+  """
+  objective, kind = config.objective.objective, registry.find(config)
+  if objective != "vsl" and issubclass(kind, ItemModel):
+    raise ConfigError(f"--objective={objective} is not allowed: --model={config.model.model} generates no UA-SIDs")
   start = config.training.init_from
   if not start:
     return
   if not is_trained(start):
     raise ConfigError(f"--init_from={start} is not allowed: it holds no whole checkpoint; train it first")
-  about = ("sid", "model")
+  about = ("sid", "model", "items")
   for knob, ours, theirs in changes(config, load_config(start), about, but=("dropout", "compute_dtype")):
     raise ConfigError(f"--{knob}={ours} is not allowed: the run in --init_from={start} has {theirs}")
 

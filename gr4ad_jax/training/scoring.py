@@ -6,42 +6,45 @@ import re
 from collections.abc import Sequence
 
 from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_config
-from gr4ad_jax.decoding.ranker import Ranker, Ranking
+from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import baselines, plots, protocols, tables
+from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import run, trainer
+from gr4ad_jax.training import reranking, run
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.workdir import FREE, changes
 
-MAIN = "gr4ad"  # the system of the scored run, and of its further seeds
 _SCORED = tuple(section for section in SECTIONS if section != "serving")
 _PATHS = ("data_dir", "ads_path", "events_path")
 _OF_A_SEED = ("seed", "compute_dtype", *(name for name in FREE if name not in ("epochs", "max_steps")))
 
 
 def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k: int) -> Ranking:
-  """The k best ads of each request by a trained run, from its best checkpoint."""
-  model = trainer.build_model(config)
-  ranker = Ranker(model, inputs.index, inputs.ecpm, config.search)
+  """The k best ads of each request by a trained run, from its best checkpoint, in the order of its --reranker."""
+  model = registry.build(config, len(inputs.dataset.ads))
   params = run.load_params(config, model)
-  return ranker.rank(params, inputs.contexts(config, requests.split), requests.request, k)
+  ranker = run.make_ranker(model, inputs.index, inputs.ecpm, config.search)
+  deep = reranking.depth(config, k)
+  found = ranker.rank(params, inputs.contexts(config, requests.split), requests.request, deep)
+  return reranking.rerank(config, inputs, requests, found, k)
 
 
 def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]:
   """Other runs by the system that they are seeds of: folders whose names differ by `_seed<n>` alone are one system.
 
   Args:
-    config: of the scored run; runs that share its name are further seeds of it, under `MAIN`, and searched as it is.
+    config: of the scored run; runs that share its name are further seeds of it, and searched as it is.
     beside: workdirs of the other runs.
 
   Returns:
-    {system: configs}, `MAIN` first and the scored run its first.
+    {system: configs}, the scored run's first, named after its model.
 
   Raises:
     ConfigError: a run twice, a name that the table has for another system, or seeds whose settings differ.
     FileNotFoundError: a folder that holds no trained run.
   """
-  systems, stem = {MAIN: [config]}, _stem(config.workdir)
+  main, stem = config.model.model, _stem(config.workdir)
+  systems = {main: [config]}
   names = {_folder(config.workdir)}
   for workdir in beside:
     refused = f"--beside={workdir} is not allowed"
@@ -52,8 +55,8 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
       raise ConfigError(f"{refused}: a run named {_folder(workdir)!r} is in the table already")
     names.add(_folder(workdir))
     if name == stem:
-      name, other = MAIN, dataclasses.replace(other, search=config.search)
-    elif name in (MAIN, *baselines.NAMES):
+      name, other = main, dataclasses.replace(other, search=config.search)
+    elif name in (main, *baselines.NAMES):
       raise ConfigError(f"{refused}: the table has a system {name!r} already; rename the folder")
     first = systems.setdefault(name, [other])[0]
     for knob, ours, theirs in changes(other, first, _SCORED, but=_OF_A_SEED):
@@ -125,7 +128,7 @@ def evaluate_run(config: Config, inputs: Inputs, split: str, beside: Sequence[st
   curve = os.path.join(config.workdir, "metrics.jsonl")
   if os.path.exists(curve):
     plots.plot_training(curve, os.path.join(folder, "training.png"))
-  return found, rankings[MAIN][0]
+  return found, next(iter(rankings.values()))[0]
 
 
 def _folder(workdir: str) -> str:

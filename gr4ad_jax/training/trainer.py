@@ -1,31 +1,34 @@
 """What a training consists of: the model, its parameters, the order of the data, batches, step and optimiser."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax.data import cooccurrence
 from gr4ad_jax.data.batches import TrainingOrder, zero_batch
-from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.item_task import make_item_loss
 from gr4ad_jax.training.state import TrainState
 from gr4ad_jax.training.step import LossFn, make_train_step
 from gr4ad_jax.training.vsl_task import make_vsl_loss
 from gr4ad_jax.training.writers import Writer
 
 
-def build_model(config: Config) -> GR4AD:
-  """The module of a config."""
-  return GR4AD(config.model, config.sid.codebooks, config.training.remat)
-
-
-def init_params(model: GR4AD, config: Config) -> Any:
+def init_params(model: nn.Module, config: Config) -> Any:
   """Fresh parameters, boxed with their logical axes; the same for the same seed."""
   batch = zero_batch(config.data, len(config.sid.codebooks))
-  return model.init(jax.random.key(config.training.seed), batch, batch.target_codes_BMT)["params"]
+  sequences = () if isinstance(model, ItemModel) else (batch.target_codes_BMT,)
+  return model.init(jax.random.key(config.training.seed), batch, *sequences)["params"]
 
 
 def check_batch_size(config: Config) -> None:
@@ -52,20 +55,39 @@ class Trainer:
   def __init__(self, config: Config, inputs: Inputs):
     check_batch_size(config)
     self.config, self.inputs, t = config, inputs, config.training
-    self.model, self.mesh = build_model(config), mesh_lib.make_mesh()
+    self.model, self.mesh = registry.build(config, len(inputs.dataset.ads)), mesh_lib.make_mesh()
     shuffled = t.data_order == "shuffled"
-    self.order = TrainingOrder(inputs.learned(config), config.data.batch_size, t.seed, shuffled)
+    self.order = TrainingOrder(inputs.examples(config), config.data.batch_size, t.seed, shuffled)
     self.contexts = inputs.contexts(config, "train")
     steps = max(1, round(self.order.steps_per_epoch * t.epochs))
     self.total_steps = min(steps, t.max_steps) if t.max_steps else steps
     self.optimizer = state_lib.make_optimizer(t, self.total_steps)
-    self.state = state_lib.init_state(lambda: init_params(self.model, config), self.optimizer, self.mesh)
+    self.state = state_lib.init_state(self.init_params, self.optimizer, self.mesh)
     shardings = state_lib.shardings_of(self.state)
     self.step = make_train_step(self.make_loss(), self.optimizer, t.seed, t.accumulate, shardings)
 
+  def init_params(self) -> Any:
+    """Fresh parameters; vectors of ads as --item_start asks."""
+    params = init_params(self.model, self.config)
+    if isinstance(self.model, ItemModel) and self.config.items.item_start == "ppmi":
+      lines = self.inputs.lines
+      learned_L = np.isin(lines.request, self.inputs.learned(self.config))
+      user_L = lines.request_user[lines.request]
+      made = cooccurrence.ppmi_vectors(user_L[learned_L], lines.ad[learned_L], *self.model.table_shape)
+      params["items"] = params["items"].replace_boxed(jnp.asarray(made))
+    return params
+
   def make_loss(self) -> LossFn:
     """The loss of the training step."""
-    return make_vsl_loss(self.model, self.config.objective, self.inputs.ecpm)
+    if isinstance(self.model, ItemModel):
+      lines = self.inputs.lines
+      taken = lines.ad[np.isin(lines.request, self.order.requests)]
+      count_N = np.bincount(taken, minlength=self.model.num_ads) + 1.0  # no ad has a share of 0
+      return make_item_loss(self.model, count_N / count_N.sum())
+    objective = self.config.objective
+    if not self.model.predicts_value:
+      objective = dataclasses.replace(objective, lambda_ecpm=0.0, lambda_mtp=0.0)
+    return make_vsl_loss(self.model, objective, self.inputs.ecpm)
 
   def make_batch(self, step: int) -> Any:
     """This process' rows of a step, put on the mesh."""

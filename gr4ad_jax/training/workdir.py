@@ -40,7 +40,9 @@ def check_workdir(config: Config) -> None:
     raise ConfigError(f"--workdir={config.workdir} is not allowed: a file of that name is in the way")
   if not os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
     return
-  fixed = ["sid", "model"] + ["data", "objective", "preference", "training"] * config_lib.is_trained(config.workdir)
+  fixed = ["sid", "model", "items"]
+  if config_lib.is_trained(config.workdir):
+    fixed += ["data", "objective", "preference", "training"]
   saved = config_lib.load_config(config.workdir)
   for name, ours, theirs in changes(config, saved, fixed, but=(*FREE, "compute_dtype")):
     raise ConfigError(f"--{name}={ours} is not allowed: the run in {config.workdir} has {theirs}")

@@ -49,7 +49,7 @@ def ranked(index):
 def test_ranker_gives_each_ad_its_own_leafs_numbers(index, ranked):
   ranker, params, contexts = ranked
   whole = ranker.rank(params, contexts, np.arange(4), k=34, batch_size=3)  # the last batch is filled up
-  beams = jax.device_get(ranker.beams(params, contexts.batch(np.array([0, 1, 2]))))
+  beams = jax.device_get(ranker.search(params, contexts.batch(np.array([0, 1, 2])), 4))
   assert whole.ad_RK.shape == (4, 34) and (whole.ad_RK[:, 30:] == -1).all()
   assert (np.sort(whole.ad_RK[:, :30]) == np.arange(30)).all()
   for b in range(3):

@@ -14,6 +14,7 @@ from gr4ad_jax.models.gr4ad import GR4AD
 
 CODEBOOKS = (7, 5, 4)
 ALL_CODES = np.array(list(itertools.product(*map(range, CODEBOOKS))), np.int32)  # [140, 3], lexicographic
+NUM_ADS = 30
 DATA = DataConfig(history_slots=6, neighbor_slots=3, rising_slots=2, targets=4)
 CONFIG = ModelConfig(layers=3, lazy_layers=2, width=16, heads=4, kv_groups=4, ecpm_bins=5, compute_dtype="float32")
 
@@ -64,11 +65,14 @@ def make_batch(seed=0):
   codes[:, 6] = codes[:, 1]  # a neighbour that collides with it
   targets = ALL_CODES[rng.integers(0, len(ALL_CODES), batch.target_mask_BM.shape)]
   targets[:, 0] = codes[:, 1]
+  ads_BS = np.argsort(rng.random((4, NUM_ADS)))[:, : sum(slots)]  # distinct in a request
   return batch._replace(
     slot_kind_BS=kinds_BS,
+    slot_ad_BS=np.where(kinds_BS == PADDING, -1, ads_BS).astype(np.int32),
     slot_codes_BST=codes,
     slot_features_BSF=rng.normal(size=batch.slot_features_BSF.shape).astype(np.float32),
     user_features_BF=rng.normal(size=batch.user_features_BF.shape).astype(np.float32),
+    target_ad_BM=rng.integers(0, NUM_ADS, batch.target_mask_BM.shape).astype(np.int32),
     target_codes_BMT=targets,
     target_mask_BM=rng.random(batch.target_mask_BM.shape) < 0.7,
     target_value_BM=rng.exponential(3.0, batch.target_value_BM.shape).astype(np.float32),

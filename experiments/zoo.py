@@ -1,0 +1,97 @@
+"""Trains and evaluates a list of models under one protocol; writes one table.
+
+  python -m experiments.zoo --dataset=online_retail --models=gr4ad,sasrec --workdir=runs/zoo
+
+A model is a flagfile of experiments/flagfiles/zoo/<dataset>/; flags that are given here win over it, as do those of a
+file named by its path. It goes on where it was stopped. Writes <workdir>/zoo.json and zoo.md.
+"""
+
+import os
+
+from absl import flags
+
+from experiments import flags as flags_lib
+from experiments.progress import RoundProgress, show_progress
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.training import ranked, run, trainer, zoo
+
+FLAGFILES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flagfiles", "zoo")
+
+_MODELS = flags.DEFINE_list("models", [], "Flagfiles, by name without .flags or by path; the first is compared.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every model.")
+
+
+def _flagfile(name: str, dataset: str) -> str:
+  """Path of a model's flagfile. Raises ConfigError where there is none."""
+  if name.endswith(".flags"):
+    if not os.path.exists(name):
+      raise ConfigError(f"--models={name} is not allowed: there is no such file")
+    return name
+  folder = os.path.join(FLAGFILES, dataset)
+  known = sorted(file.removesuffix(".flags") for file in os.listdir(folder)) if os.path.isdir(folder) else []
+  if name not in known:
+    raise ConfigError(f"--models={name} is not allowed: a path that ends in .flags, or any of {', '.join(known)}")
+  return os.path.join(folder, f"{name}.flags")
+
+
+def configs() -> dict:
+  """Name of a row -> config, of the models that are asked for."""
+  given = [
+    flag.serialize()
+    for flag in (flags.FLAGS[name] for name in flags.FLAGS)
+    if flag.present and flag.name in flags_lib.knob_names()
+  ]
+  found = {}
+  for model in _MODELS.value:
+    name, values = os.path.basename(model).removesuffix(".flags"), flags.FlagValues()
+    if name in found:
+      raise ConfigError(f"--models={model} is not allowed: the table has a row {name!r} already")
+    flags_lib.define_flags(values)
+    path = _flagfile(model, flags.FLAGS.dataset)
+    try:
+      values(["zoo", f"--flagfile={path}", *given])
+    except flags.Error as error:
+      raise ConfigError(f"{path}: {error}") from error
+    found[name] = flags_lib.config_from_flags(values)
+  return found
+
+
+def main(argv):
+  """Runs the zoo from flags."""
+  del argv
+  folder = flags.FLAGS.workdir
+  if not folder:
+    raise ConfigError("--workdir= is not allowed: name the folder that the runs are to live in")
+  if not _MODELS.value:
+    raise ConfigError("--models= is not allowed: name one or more")
+  if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
+    raise ConfigError(f"--seeds={','.join(_SEEDS.value)} is not allowed: whole numbers, as 0,1,2")
+  rows = configs()
+  for config in rows.values():
+    trainer.check_batch_size(config)
+    run.check_start(config)
+  enable_compilation_cache()
+
+  def train(config, inputs, on_progress):
+    print(f"run directory: {config.workdir}", flush=True)
+
+    def told(progress):
+      on_progress(progress)
+      show_progress(progress)
+
+    return run.train(config, inputs, told, RoundProgress())
+
+  try:
+    found = zoo.Zoo(folder, rows, tuple(map(int, _SEEDS.value)), train).run()
+  except ranked.Stopped as stopped:
+    print(stopped, flush=True)
+    return 0
+  print(zoo.format_markdown(found))
+  print(f"written to {os.path.join(folder, 'zoo.md')}")
+  return 0
+
+
+if __name__ == "__main__":
+  flags_lib.define_flags()
+  flags_lib.run(main)

@@ -1,0 +1,95 @@
+"""A chain of multi-token-prediction modules: one block a level, each fed by the state before it and the last code.
+
+After DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, section 2.2, equations 21 to 23. The first L - T + 1 blocks run
+once a request; the module of a later level is a projection of [norm(h); norm(code)] and one block.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import Config, ConfigError, ModelConfig
+from gr4ad_jax.models.context import Context
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.layers import Linear, RMSNorm
+from gr4ad_jax.models.lazy_decoder import Cache, DecoderBlock
+
+
+class ChainDecoder(nn.Module):
+  """The interface of `LazyDecoder`; what it carries from level to level are the states so far.
+
+  Attributes:
+    config: model settings.
+    levels: T; the eCPM token is read by a projection without a block.
+    remat: recompute block activations in the backward pass.
+  """
+
+  config: ModelConfig
+  levels: int
+  remat: bool = False
+
+  def setup(self):
+    c, T = self.config, self.levels
+    block = nn.remat(DecoderBlock, static_argnums=(3,)) if self.remat else DecoderBlock
+    self.blocks = [block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)]
+    self.joins = [Linear(c.width, name=f"join_{t}") for t in range(1, T + 1)]
+    self.state_norms = [RMSNorm(name=f"state_norm_{t}") for t in range(1, T + 1)]
+    self.code_norms = [RMSNorm(name=f"code_norm_{t}") for t in range(1, T + 1)]
+    self.out_norm = RMSNorm()
+    init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("embed",))
+    self.first = self.param("first", init, (c.width,))
+
+  def lazy(self, context: Context, *, train: bool) -> jax.Array:
+    """The state of the first level, at each of the T + 1 levels' places: [B, 1, T + 1, D]."""
+    shape = (context.mask_BS.shape[0], 1, 1, self.config.width)
+    h = jnp.broadcast_to(self.first.astype(context.slots_BSD.dtype), shape)
+    for block in self.blocks[: len(self.blocks) - self.levels + 1]:
+      h, _ = block(h, context, train)
+    return jnp.broadcast_to(h, (*shape[:2], self.levels + 1, shape[3]))
+
+  def late(self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None):
+    """The output norm alone: without codes there is only the first level's state."""
+    del context, train, caches
+    return self.out_norm(h_BMTD), []
+
+  def __call__(self, m_B1TD, tokens_BMTD, context, *, train: bool, caches: list[Cache] | None = None):
+    """States of the levels at hand: all of them, or, with caches, the next one."""
+    states = [h for (h,) in caches or ()]
+    out = []
+    for t in range(tokens_BMTD.shape[2]):
+      level, token = len(states), tokens_BMTD[:, :, t : t + 1]
+      if level == 0:
+        h = jnp.broadcast_to(m_B1TD[:, :, :1], token.shape)
+      else:
+        h = self._module(level, states[-1], token, context, train)
+      states.append(h)
+      out.append(self.out_norm(h))
+    return jnp.concatenate(out, axis=2), [(h,) for h in states]
+
+  def _module(self, level: int, h: jax.Array, token: jax.Array, context: Context, train: bool) -> jax.Array:
+    """Equation 21, then, for a level that has codes, a block."""
+    both = jnp.concatenate([self.state_norms[level - 1](h), self.code_norms[level - 1](token)], axis=-1)
+    h = self.joins[level - 1](both)
+    if level < self.levels:
+      h, _ = self.blocks[len(self.blocks) - self.levels + level](h, context, train)
+    return h
+
+
+class DeepSeekMTP(GR4AD):
+  """GR4AD with a chain of MTP modules in place of the LazyAR decoder. Raises ConfigError for fewer layers than levels.
+
+  There is no MTP branch: the modules are what predicts.
+  """
+
+  @classmethod
+  def build(cls, config: Config, num_ads: int) -> "DeepSeekMTP":
+    del num_ads
+    levels = len(config.sid.codebooks)
+    if config.model.layers < levels:
+      raise ConfigError(f"--layers={config.model.layers} is not allowed: {levels} or more, a module a level")
+    return cls(dataclasses.replace(config.model, lazy_layers=0), config.sid.codebooks, config.training.remat)
+
+  def make_decoder(self) -> nn.Module:
+    return ChainDecoder(self.config, len(self.codebooks), self.remat)

@@ -1,0 +1,88 @@
+"""What models of single ads share: a vector an ad, states over the history, a signed bias on the history's ads."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import Config, ItemConfig, ModelConfig
+from gr4ad_jax.data.batches import HISTORY, RequestBatch
+from gr4ad_jax.models.gr4ad import compute_dtype
+
+
+class ItemModel(nn.Module):
+  """A model that scores all ads from a state. A subclass has `states`.
+
+  Place i of a history has seen its first i ads: place 0 none, the last place all.
+
+  Attributes:
+    config: sizes.
+    items: how it is trained.
+    num_ads: rows of the ad table (N).
+  """
+
+  config: ModelConfig
+  items: ItemConfig
+  num_ads: int
+
+  @classmethod
+  def build(cls, config: Config, num_ads: int) -> "ItemModel":
+    """The module of a config."""
+    return cls(config.model, config.items, num_ads)
+
+  def setup(self):
+    D = self.config.width
+    init = nn.with_logical_partitioning(nn.initializers.normal(D**-0.5), ("vocab", "embed"))
+    self.table = self.param("items", init, (self.num_ads, D))
+    if self.config.history_bias:
+      self.bias = self.param("history_bias", nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
+    self.dtype = compute_dtype(self.config)
+    self.make_layers()
+
+  @property
+  def table_shape(self) -> tuple[int, int]:
+    """Ads and width of the vectors."""
+    return self.num_ads, self.config.width
+
+  def make_layers(self) -> None:
+    """Makes the subclass' own parts."""
+    raise NotImplementedError
+
+  def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
+    """States of all places of the histories: [B, S + 1, D] float32."""
+    raise NotImplementedError
+
+  def embed(self, ad: jax.Array) -> jax.Array:
+    """Vectors of ads [...]; zeros for padding (-1): [..., D] in the compute dtype."""
+    found = jnp.take(self.table, jnp.maximum(ad, 0), axis=0).astype(self.dtype)
+    return jnp.where((ad >= 0)[..., None], found, 0)
+
+  def scores(self, states_PD: jax.Array) -> jax.Array:
+    """Scores of all ads by states, without the bias: [P, N] float32."""
+    return jnp.matmul(states_PD.astype(self.dtype), self.table.astype(self.dtype).T, preferred_element_type=jnp.float32)
+
+  def vectors(self, ad: jax.Array) -> jax.Array:
+    """Vectors of ads in float32, for losses that score some ads only."""
+    return jnp.take(self.table, jnp.maximum(ad, 0), axis=0)
+
+  def history_bias(self) -> jax.Array:
+    """The scalar that is added to the scores of the history's ads; 0 without --history_bias."""
+    return self.bias if self.config.history_bias else jnp.float32(0)
+
+  def __call__(self, batch: RequestBatch) -> jax.Array:
+    """Scores of all ads for each request, bias included: [B, N] float32."""
+    ads_BS = history_ads(batch)
+    last_B = (ads_BS >= 0).sum(-1)
+    state_BD = jnp.take_along_axis(self.states(batch), last_B[:, None, None], axis=1)[:, 0]
+    return add_to_ads(self.scores(state_BD), ads_BS, self.history_bias())
+
+
+def history_ads(batch: RequestBatch) -> jax.Array:
+  """[B, S] rows of the history's ads, oldest first; -1 in padding, which stands at the end, and in other slots."""
+  return jnp.where(batch.slot_kind_BS == HISTORY, batch.slot_ad_BS, -1)
+
+
+def add_to_ads(scores_PN: jax.Array, ads_PS: jax.Array, bias: jax.Array) -> jax.Array:
+  """Adds a scalar to the scores of some ads of each row; -1 is padding, and no ad stands twice."""
+  num_ads = scores_PN.shape[1]
+  column_PS = jnp.where(ads_PS >= 0, ads_PS, num_ads)
+  return scores_PN.at[jnp.arange(len(ads_PS))[:, None], column_PS].add(bias, mode="drop")

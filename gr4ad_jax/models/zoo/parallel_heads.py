@@ -1,0 +1,62 @@
+"""Fully parallel heads: all levels at once, none sees another's code.
+
+After RPG: Hou et al., "Generating Long Semantic IDs in Parallel for Recommendation", KDD 2025. There the levels are
+many and unordered; here they are GR4AD's, so that only the factorisation of p(y | X) differs.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.models.context import Context
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.layers import RMSNorm
+from gr4ad_jax.models.lazy_decoder import Cache, DecoderBlock
+
+
+class ParallelDecoder(nn.Module):
+  """All layers without tokens, once a request; the interface of `LazyDecoder`.
+
+  Attributes:
+    config: model settings.
+    positions: levels, the eCPM token included.
+    remat: recompute block activations in the backward pass.
+  """
+
+  config: ModelConfig
+  positions: int
+  remat: bool = False
+
+  def setup(self):
+    c = self.config
+    block = nn.remat(DecoderBlock, static_argnums=(3,)) if self.remat else DecoderBlock
+    self.blocks = [block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)]
+    self.out_norm = RMSNorm()
+    init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
+    self.level = self.param("level", init, (self.positions, c.width))
+
+  def lazy(self, context: Context, *, train: bool) -> jax.Array:
+    """States of all levels, [B, 1, T, D]."""
+    level = self.level.astype(context.slots_BSD.dtype)
+    h_B1TD = jnp.broadcast_to(level, (context.mask_BS.shape[0], 1, *level.shape))
+    for block in self.blocks:
+      h_B1TD, _ = block(h_B1TD, context, train)
+    return self.out_norm(h_B1TD)
+
+  def late(self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None):
+    """Nothing is left to do."""
+    del context, train, caches
+    return h_BMTD, []
+
+  def __call__(self, m_B1TD, tokens_BMTD, context, *, train: bool, caches: list[Cache] | None = None):
+    """The same states for every sequence: tokens are not read."""
+    del context, train, caches
+    return jnp.broadcast_to(m_B1TD, tokens_BMTD.shape), []
+
+
+class ParallelHeads(GR4AD):
+  """GR4AD whose levels are independent given the context."""
+
+  def make_decoder(self) -> nn.Module:
+    return ParallelDecoder(self.config, len(self.codebooks) + 1, self.remat)

@@ -1,0 +1,203 @@
+"""TIGER: a T5-style encoder-decoder from the codes of the history to the codes of the next ad.
+
+Rajput et al., "Recommender Systems with Generative Retrieval", NeurIPS 2023; relative position buckets: Raffel et al.,
+"Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", JMLR 2020. The paper's token of the
+hashed user is left out: users of the test split would be met with a token that says only who they are.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.config import Config, ModelConfig
+from gr4ad_jax.data.batches import HISTORY, RequestBatch
+from gr4ad_jax.models.gr4ad import Outputs, compute_dtype, next_code_logp
+from gr4ad_jax.models.layers import NEG, Linear, RMSNorm, attend
+
+BUCKETS, FARTHEST = 32, 128  # of T5
+
+
+@flax.struct.dataclass
+class TigerStart:
+  """What a request computes once.
+
+  Attributes:
+    keys: of the encoder's tokens, one array [B, X, H, d] a decoder layer.
+    values: likewise.
+    mask_BX: which tokens are real; a start token always is.
+    slot_codes_BST: UA-SIDs of the slots; search asks for them.
+  """
+
+  keys: tuple[jax.Array, ...]
+  values: tuple[jax.Array, ...]
+  mask_BX: jax.Array
+  slot_codes_BST: jax.Array
+
+
+def position_buckets(length: int) -> np.ndarray:
+  """[X, X] int32 buckets of key minus query: near distances exactly, far ones by their logarithm, each direction."""
+  distance = np.arange(length)[None] - np.arange(length)[:, None]
+  half = BUCKETS // 2
+  exact = half // 2
+  away = np.abs(distance)
+  far = exact + (np.log(np.maximum(away, 1) / exact) / np.log(FARTHEST / exact) * (half - exact)).astype(np.int64)
+  return ((distance > 0) * half + np.where(away < exact, away, np.minimum(far, half - 1))).astype(np.int32)
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention among all tokens with a relative bias, then a ReLU feed-forward.
+
+  Attributes:
+    config: model settings.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BXD: jax.Array, bias_HXX: jax.Array, mask_BX: jax.Array, train: bool) -> jax.Array:
+    c = self.config
+    B, X, D = x_BXD.shape
+    drop = nn.Dropout(c.dropout, deterministic=not train)
+    qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BXD)).reshape(B, X, 3, c.heads, -1)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    logits = jnp.einsum("bxhd,byhd->bhxy", q, k, preferred_element_type=jnp.float32) / np.sqrt(D // c.heads)
+    logits = jnp.where(mask_BX[:, None, None], logits + bias_HXX[None], NEG)
+    weights = jax.nn.softmax(logits).astype(v.dtype)
+    read = jnp.einsum("bhxy,byhd->bxhd", weights, v).reshape(B, X, D)
+    x_BXD += drop(Linear(D, ("mlp", "embed"), name="attention_out")(read))
+    return x_BXD + feed_forward(c, RMSNorm(name="ffn_norm")(x_BXD), drop)
+
+
+class DecoderLayer(nn.Module):
+  """Causal self-attention over levels, cross-attention to the encoder, ReLU feed-forward.
+
+  Attributes:
+    config: model settings.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, h_BMTD, keys_BXHd, values_BXHd, mask_BX, train: bool, cache=None):
+    """States [B, M, T, D] and the extended cache, as `lazy_decoder.DecoderBlock`."""
+    c = self.config
+    B, M, T, D = h_BMTD.shape
+    drop = nn.Dropout(c.dropout, deterministic=not train)
+    qkv = Linear(3 * D, name="self_qkv")(RMSNorm(name="self_norm")(h_BMTD)).reshape(B, M, T, 3, c.heads, -1)
+    q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+    if cache is not None:
+      k, v = (jnp.concatenate([old, new], axis=2) for old, new in zip(cache, (k, v), strict=True))
+    levels = k.shape[2]
+    causal = jnp.arange(levels - T, levels)[:, None] >= jnp.arange(levels)
+    flat = [x.reshape(B * M, x.shape[2], *x.shape[3:]) for x in (q, k, v)]
+    read = attend(*flat, causal[None]).reshape(B, M, T, D)
+    h_BMTD += drop(Linear(D, ("mlp", "embed"), name="self_out")(read))
+    query = Linear(D, name="cross_q")(RMSNorm(name="cross_norm")(h_BMTD)).reshape(B, M * T, c.heads, -1)
+    read = attend(query, keys_BXHd, values_BXHd, mask_BX[:, None]).reshape(B, M, T, D)
+    h_BMTD += drop(Linear(D, ("mlp", "embed"), name="cross_out")(read))
+    return h_BMTD + feed_forward(c, RMSNorm(name="ffn_norm")(h_BMTD), drop), (k, v)
+
+
+def feed_forward(config: ModelConfig, x: jax.Array, drop: nn.Dropout) -> jax.Array:
+  """T5's: W_o relu(W_i x)."""
+  hidden = nn.relu(Linear(config.ffn_multiple * config.width, name="ffn_in")(x))
+  return drop(Linear(config.width, ("mlp", "embed"), name="ffn_out")(drop(hidden)))
+
+
+class Tiger(nn.Module):
+  """TIGER over UA-SIDs; the methods that search and VSL call are those of `GR4AD`.
+
+  Attributes:
+    config: model settings; layers are those of encoder and decoder each. Nothing is copied or biased.
+    codebooks: codes a level.
+  """
+
+  config: ModelConfig
+  codebooks: tuple[int, ...]
+  predicts_value: ClassVar[bool] = False
+
+  @classmethod
+  def build(cls, config: Config, num_ads: int) -> "Tiger":
+    """The module of a config; the number of ads does not shape it."""
+    del num_ads
+    return cls(dataclasses.replace(config.model, copy="off", history_bias=False), config.sid.codebooks)
+
+  def setup(self):
+    c = self.config
+    self.dtype = compute_dtype(c)
+    init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+    self.tables = [self.param(f"codes_{t}", init, (v, c.width)) for t, v in enumerate(self.codebooks)]
+    starts = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
+    self.bos = self.param("bos", starts, (2, c.width))  # of the encoder, of the decoder
+    axes = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None))
+    self.relative = self.param("relative", axes, (BUCKETS, c.heads))
+    self.encoder = [EncoderLayer(c, name=f"encoder_{i}") for i in range(c.layers)]
+    self.decoder = [DecoderLayer(c, name=f"decoder_{i}") for i in range(c.layers)]
+    self.cross = [Linear(2 * c.width, name=f"cross_kv_{i}") for i in range(c.layers)]
+    self.encoder_norm, self.decoder_norm = RMSNorm(), RMSNorm()
+    self.heads = [
+      Linear(v, ("embed", "vocab"), out_dtype=jnp.float32, name=f"head_{t}") for t, v in enumerate(self.codebooks)
+    ]
+    self.dropout = nn.Dropout(c.dropout)
+
+  def embed(self, level: int, code: jax.Array) -> jax.Array:
+    """Embeddings of codes of one level: [..., D] in the compute dtype."""
+    return jnp.take(self.tables[level], code, axis=0).astype(self.dtype)
+
+  def start(self, batch: RequestBatch, *, train: bool = False) -> TigerStart:
+    """Encodes a start token and the T codes of every ad of the history."""
+    c, T = self.config, len(self.codebooks)
+    B, S, _ = batch.slot_codes_BST.shape
+    tokens = jnp.stack([self.embed(t, batch.slot_codes_BST[..., t]) for t in range(T)], axis=2).reshape(B, S * T, -1)
+    first = jnp.broadcast_to(self.bos[0].astype(self.dtype), (B, 1, c.width))
+    x = self.dropout(jnp.concatenate([first, tokens], axis=1), deterministic=not train)
+    real_BX = jnp.repeat(batch.slot_kind_BS == HISTORY, T, axis=1)
+    mask_BX = jnp.concatenate([jnp.ones((B, 1), bool), real_BX], axis=1)
+    bias_HXX = self.relative[position_buckets(1 + S * T)].transpose(2, 0, 1)
+    for layer in self.encoder:
+      x = layer(x, bias_HXX, mask_BX, train)
+    x = self.encoder_norm(x)
+    made = [layer(x).reshape(B, x.shape[1], 2, c.heads, -1) for layer in self.cross]
+    return TigerStart(
+      tuple(kv[:, :, 0] for kv in made), tuple(kv[:, :, 1] for kv in made), mask_BX, batch.slot_codes_BST
+    )
+
+  def _decode(self, start: TigerStart, tokens_BMTD: jax.Array, *, train: bool, caches=None):
+    after, h = [], self.dropout(tokens_BMTD, deterministic=not train)
+    for i, layer in enumerate(self.decoder):
+      h, cache = layer(h, start.keys[i], start.values[i], start.mask_BX, train, caches[i] if caches else None)
+      after.append(cache)
+    return self.decoder_norm(h), after
+
+  def step(self, start: TigerStart, previous_BM: jax.Array, level: int, caches):
+    """One level for M beams a request; at level T, that of the eCPM, all bins are alike: TIGER predicts no value."""
+    shape = (*previous_BM.shape, self.config.width)
+    if level == len(self.codebooks):
+      bins = jnp.zeros((*previous_BM.shape, self.config.ecpm_bins), jnp.float32)
+      return jnp.zeros(shape, self.dtype), bins, caches
+    first = jnp.broadcast_to(self.bos[1].astype(self.dtype), shape)
+    token = self.embed(level - 1, previous_BM) if level else first
+    h_BM1D, caches = self._decode(start, token[:, :, None], train=False, caches=caches)
+    return h_BM1D[:, :, 0], self.heads[level](h_BM1D[:, :, 0]), caches
+
+  def final_logp(self, start: TigerStart, logp_BM: jax.Array, codes_BMT: jax.Array) -> jax.Array:
+    """The score that ranks finished sequences: as it is."""
+    del start, codes_BMT
+    return logp_BM
+
+  def __call__(self, batch: RequestBatch, codes_BMT: jax.Array, *, train: bool = False) -> Outputs:
+    """Scores M given sequences a request; value and MTP outputs are zeros."""
+    B, M, T = codes_BMT.shape
+    start = self.start(batch, train=train)
+    tokens = [jnp.broadcast_to(self.bos[1].astype(self.dtype), (B, M, self.config.width))]
+    tokens += [self.embed(t, codes_BMT[..., t]) for t in range(T - 1)]
+    h_BMTD, _ = self._decode(start, jnp.stack(tokens, axis=2), train=train)
+    logp = [next_code_logp(self.heads[t](h_BMTD[:, :, t]), codes_BMT[..., t]) for t in range(T)]
+    logp_BMT = jnp.stack(logp, axis=-1)
+    bins = jnp.zeros((B, M, self.config.ecpm_bins), jnp.float32)
+    return Outputs(logp_BMT.sum(-1), logp_BMT, bins, jnp.zeros_like(logp_BMT), jnp.zeros(B))

@@ -1,0 +1,60 @@
+"""Two-tower retrieval: a user's vector and an ad's vector that meet in an inner product alone.
+
+Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019: normalised
+vectors, a temperature, and --item_loss=inbatch. It is the first stage of the DLRM stack; --reranker is the second.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.models.layers import Linear, attend
+from gr4ad_jax.models.zoo.items import ItemModel, history_ads
+
+TEMPERATURE = 0.07
+
+
+class TwoTower(ItemModel):
+  """The user tower reads the history's ads with their behaviour features and the profile; see `ItemModel`.
+
+  It has one state a request, given for every place: it cannot learn from places inside the history.
+  """
+
+  def make_layers(self):
+    D = self.config.width
+    self.slot_in, self.slot_kv = Linear(2 * D, bias=True), Linear(2 * D)
+    self.user_in, self.query = Linear(2 * D, bias=True), Linear(D)
+    self.user_hidden, self.user_out = Linear(2 * D, bias=True), Linear(D)
+    self.ad_hidden, self.ad_out = Linear(2 * D, bias=True), Linear(D)
+    self.dropout = nn.Dropout(self.config.dropout)
+
+  def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
+    ads_BS = history_ads(batch)
+    B, S = ads_BS.shape
+    heads = self.config.heads
+    user = nn.relu(self.user_in(batch.user_features_BF.astype(self.dtype)))
+    about = jnp.concatenate([self.embed(ads_BS), batch.slot_features_BSF.astype(self.dtype)], axis=-1)
+    slots = self.dropout(nn.relu(self.slot_in(about)), deterministic=not train)
+    keys, values = (x.reshape(B, S, heads, -1) for x in jnp.split(self.slot_kv(slots), 2, axis=-1))
+    query = self.query(user).reshape(B, 1, heads, -1)
+    seen_BS = ads_BS >= 0
+    read = attend(query, keys, values, seen_BS[:, None])[:, 0] * seen_BS.any(-1, keepdims=True)
+    mean = jnp.einsum("bs,bsd->bd", seen_BS.astype(self.dtype), values.reshape(B, S, -1))
+    mean /= jnp.maximum(seen_BS.sum(-1, keepdims=True), 1)
+    hidden = nn.relu(self.user_hidden(jnp.concatenate([user, read, mean], axis=-1)))
+    state_BD = _unit(self.user_out(self.dropout(hidden, deterministic=not train)).astype(jnp.float32))
+    return jnp.broadcast_to(state_BD[:, None], (B, S + 1, state_BD.shape[-1]))
+
+  def vectors(self, ad: jax.Array) -> jax.Array:
+    """The ad tower over the temperature, [..., D] float32."""
+    embedded = self.embed(jnp.maximum(ad, 0))
+    out = self.ad_out(nn.relu(self.ad_hidden(embedded))) + embedded
+    return _unit(out.astype(jnp.float32)) / TEMPERATURE
+
+  def scores(self, states_PD: jax.Array) -> jax.Array:
+    return jnp.matmul(states_PD, self.vectors(jnp.arange(self.num_ads)).T)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)

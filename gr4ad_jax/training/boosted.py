@@ -1,0 +1,101 @@
+"""LightGBM on the reward model's features: a second estimate of p(purchase) and E[value | purchase].
+
+Ke et al., "LightGBM: A Highly Efficient Gradient Boosting Decision Tree", NeurIPS 2017. It learns from the pairs that
+the reward model learns from (`data/pair_batches`), with their weights; <workdir>/boosted holds both forests as text.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from gr4ad_jax.config import Config
+from gr4ad_jax.data.pair_batches import PairSampler
+from gr4ad_jax.data.pair_features import NeighborFolds, PairBatch
+from gr4ad_jax.training import reward_run
+from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.reward_model import RewardEstimate
+
+FOLDER = "boosted"
+_FOREST = {"learning_rate": 0.08, "num_leaves": 63, "min_data_in_leaf": 200, "feature_fraction": 0.7, "max_bin": 127}
+_TREES = {"purchase": 300, "value": 250}
+_OBJECTIVES = {"purchase": "binary", "value": "gamma"}
+_SMALLEST = 0.05  # money: gamma needs positive values
+_ROWS = 32
+
+
+def _lightgbm() -> Any:
+  try:
+    import lightgbm
+  except ImportError as error:
+    raise ImportError("lightgbm is missing: pip install 'gr4ad_jax[lightgbm]'") from error
+  return lightgbm
+
+
+def check() -> None:
+  """Raises ImportError, naming the extra, where LightGBM is not installed."""
+  _lightgbm()
+
+
+def flat(pairs: PairBatch) -> np.ndarray:
+  """[B, C, F] float32: features of pairs, then of users."""
+  users = np.broadcast_to(pairs.user_features_BF[:, None], (*pairs.ad_row_BC.shape, pairs.user_features_BF.shape[-1]))
+  return np.concatenate([pairs.pair_features_BCF, users], axis=-1)
+
+
+class Boosted:
+  """Both forests; made by `load`, which trains them where they are not there."""
+
+  def __init__(self, purchase, value, features, clip: float):
+    self._purchase, self._value, self._features, self._clip = purchase, value, features, clip
+
+  @classmethod
+  def load(cls, config: Config, inputs: Inputs, split: str) -> "Boosted":
+    """The forests of a run, to score requests of `split`; trained first where need be.
+
+    Raises:
+      ImportError: LightGBM is not installed.
+    """
+    lightgbm = _lightgbm()
+    folder = os.path.join(config.workdir, FOLDER)
+    folds = NeighborFolds.load(folder) if os.path.exists(os.path.join(folder, "value.txt")) else None
+    folds = folds or _train(config, inputs, folder)
+    forests = [lightgbm.Booster(model_file=os.path.join(folder, f"{name}.txt")) for name in _TREES]
+    return cls(*forests, reward_run.pair_features(config, inputs, folds, split), inputs.ecpm.clip)
+
+  def estimate(self, requests_B: np.ndarray, ads_BC: np.ndarray) -> RewardEstimate:
+    """Estimates of ads [B, C] for requests [B]; -1 is padding."""
+    found = []
+    for begin in range(0, len(requests_B), _ROWS):
+      ads = ads_BC[begin : begin + _ROWS]
+      x = flat(self._features.batch(requests_B[begin : begin + _ROWS], ads))
+      rows = x.reshape(-1, x.shape[-1])
+      p, value = (forest.predict(rows).reshape(ads.shape) for forest in (self._purchase, self._value))
+      found.append([np.where(ads >= 0, y, 0).astype(np.float32) for y in (p, np.minimum(value, self._clip))])
+    return RewardEstimate(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+
+def _train(config: Config, inputs: Inputs, folder: str) -> NeighborFolds:
+  """Fits both forests on all that is learned from; `value.txt` is written last."""
+  lightgbm = _lightgbm()
+  folds = reward_run.fit_folds(config, inputs)
+  features = reward_run.pair_features(config, inputs, folds, "train")
+  sampler = PairSampler(features, config.reward, inputs.ecpm.clip, config.training.seed)
+  requests, columns = np.sort(inputs.learned(config)), []
+  for begin in range(0, len(requests), 256):
+    batch = sampler.batch(requests[begin : begin + 256])
+    real = batch.weight_BC > 0
+    columns.append([x[real] for x in (flat(batch.pairs), batch.bought_BC, batch.value_BC, batch.weight_BC)])
+  x, bought, value, weight = (np.concatenate(column) for column in zip(*columns, strict=True))
+  folds.save(folder)
+  data = {
+    "purchase": (x, bought, weight),
+    "value": (x[bought], np.maximum(value[bought], _SMALLEST), weight[bought]),
+  }
+  for name, (rows, label, weights) in data.items():
+    settings = _FOREST | {"objective": _OBJECTIVES[name], "seed": config.training.seed, "verbose": -1}
+    forest = lightgbm.train(settings, lightgbm.Dataset(rows, label, weight=weights), _TREES[name])
+    part = os.path.join(folder, f"{name}.part")
+    forest.save_model(part)
+    os.replace(part, os.path.join(folder, f"{name}.txt"))
+  return folds

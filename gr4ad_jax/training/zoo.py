@@ -1,0 +1,115 @@
+"""Several models under one protocol: each trained and ranked once a seed, all of them in one table."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from gr4ad_jax.config import Config, with_knobs
+from gr4ad_jax.evaluation import baselines, protocols, tables
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training import loop, ranked, reranking, run, scoring, workdir
+from gr4ad_jax.training.inputs import Inputs
+
+_TIMED_ROWS, _TIMED_CALLS = 64, 7
+_COST = "cost.json"
+
+
+class Zoo:
+  """Trains and compares models.
+
+  Args:
+    folder: where the runs lie, as <folder>/<name>/seed<n>, and the table.
+    configs: name of a row -> its config; workdir and seed are set here. The first is what the others are compared with.
+    seeds: of every row.
+    train: how a run is trained: (config, inputs, on_progress) -> fit result.
+  """
+
+  def __init__(self, folder: str, configs: Mapping[str, Config], seeds: Sequence[int], train: Callable = run.train):
+    self._folder, self._configs, self._seeds, self._train = folder, dict(configs), tuple(seeds), train
+
+  def run(self) -> dict:
+    """Trains what is not trained, scores all on test; writes zoo.json, zoo.md.
+
+    Returns:
+      What `tables.results` found, the simple rows included, and `cost`: row -> parameters, train minutes, decode ms.
+
+    Raises:
+      Stopped: asked to stop; the same call goes on.
+    """
+    rankings, costs, inputs = {}, {}, None
+    for name, config in self._configs.items():
+      for seed in self._seeds:
+        one = self._of_seed(name, config, seed)
+        ad_RK = ranked.kept(one.workdir, "test", lambda one=one: self._made(one))
+        rankings.setdefault(name, []).append(ad_RK)
+      first = self._of_seed(name, config, self._seeds[0])
+      inputs = inputs_lib.prepare_inputs(first)
+      costs[name] = self._cost(first, inputs)
+    target = next(iter(self._configs.values())).data.target_behavior
+    requests = protocols.eval_requests(inputs.dataset, "test", target)
+    simple, skipped = baselines.rank_all(inputs.dataset, requests, max(protocols.protocol_of(inputs.dataset.name).ks))
+    seen = {name: "biased" for name, config in self._configs.items() if config.model.history_bias}
+    found = tables.results(inputs.dataset, "test", rankings | simple, target, skipped, seen) | {"cost": costs}
+    found["settings"] = {name: scoring.settings_of(config) for name, config in self._configs.items()}
+    tables.write_json(os.path.join(self._folder, "zoo.json"), found)
+    tables.write_text(os.path.join(self._folder, "zoo.md"), format_markdown(found))
+    return found
+
+  def _of_seed(self, name: str, config: Config, seed: int) -> Config:
+    folder = os.path.join(self._folder, name, f"seed{seed}")
+    return dataclasses.replace(with_knobs(config, {"seed": seed}), workdir=folder)
+
+  def _made(self, config: Config) -> np.ndarray:
+    inputs = inputs_lib.prepare_inputs(config)
+    workdir.check_workdir(config)
+    workdir.save_config(config)
+    inputs_lib.save_inputs(config, inputs)
+    rates = []
+
+    def on_progress(progress: loop.Progress) -> None:
+      rates.append((progress.steps_per_second, progress.total_steps))
+
+    if self._train(config, inputs, on_progress).status == "preempted":
+      raise ranked.Stopped(f"stopped in {config.workdir}; the same command goes on from there")
+    if rates and rates[-1][0]:
+      rate, steps = rates[-1]
+      tables.write_json(os.path.join(config.workdir, _COST), {"train_minutes": steps / rate / 60})
+    reranking.prepare(config, inputs)
+    requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
+    return scoring.rank_run(config, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)).ad_RK
+
+  def _cost(self, config: Config, inputs: Inputs) -> dict:
+    """Parameters, minutes of the training's steps alone, and milliseconds a request of a batch of 64."""
+    model = registry.build(config, len(inputs.dataset.ads))
+    params = run.load_params(config, model)
+    ranker = run.make_ranker(model, inputs.index, inputs.ecpm, config.search)
+    requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior).request
+    batch = inputs.contexts(config, "test").batch(np.resize(requests, _TIMED_ROWS))
+    k = max(protocols.protocol_of(inputs.dataset.name).ks)
+    seconds = []
+    for _ in range(_TIMED_CALLS + 1):  # the first compiles
+      begin = time.monotonic()
+      jax.block_until_ready(ranker.search(params, batch, k))
+      seconds.append(time.monotonic() - begin)
+    path, cost = os.path.join(config.workdir, _COST), {}
+    if os.path.exists(path):
+      with open(path, encoding="utf-8") as file:
+        cost = json.load(file)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return cost | {"parameters": parameters, "decode_ms": 1e3 * float(np.median(seconds[1:])) / _TIMED_ROWS}
+
+
+def format_markdown(found: Mapping) -> str:
+  """The table of results, and one of costs."""
+  rows = [["system", "parameters", "train minutes", "decode ms a request"]]
+  for name, cost in found["cost"].items():
+    minutes = f"{cost['train_minutes']:.1f}" if "train_minutes" in cost else ""
+    rows.append([name, f"{cost['parameters']:,}", minutes, f"{cost['decode_ms']:.2f}"])
+  words = f"Steps alone, compilation and evaluation left out; search of batches of {_TIMED_ROWS}, contexts ready."
+  return "\n".join([tables.format_table(found), words, "", *tables.aligned(rows), ""])

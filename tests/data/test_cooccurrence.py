@@ -1,0 +1,34 @@
+"""Directed counts against a loop, and vectors that put near what stands together."""
+
+import numpy as np
+
+from gr4ad_jax.data import cooccurrence
+
+
+def test_directed_counts_equal_a_loop():
+  rng = np.random.default_rng(0)
+  user, ad = np.sort(rng.integers(0, 6, 60)), rng.integers(0, 9, 60)
+  expected = np.zeros((9, 9))
+  for i in range(60):
+    for d in range(1, 4):
+      if i + d < 60 and user[i] == user[i + d] and ad[i] != ad[i + d]:
+        expected[ad[i], ad[i + d]] += 0.5 ** (d - 1)
+  np.testing.assert_allclose(cooccurrence.directed_counts(user, ad, 9, 3, 0.5).toarray(), expected, rtol=1e-6)
+
+
+def test_vectors_put_ads_of_one_group_near_each_other():
+  rng = np.random.default_rng(1)
+  user = np.repeat(np.arange(80), 6)
+  ad = np.repeat(np.arange(80) % 2, 6) * 10 + rng.integers(0, 10, 480)  # users buy from 0..9 or from 10..19; 20 unsold
+  vectors = cooccurrence.ppmi_vectors(user, ad, 21, 8)
+  cosine = vectors[:20] @ vectors[:20].T / np.outer(*[np.linalg.norm(vectors[:20], axis=1)] * 2)
+  same = np.equal.outer(np.arange(20) // 10, np.arange(20) // 10)
+  assert cosine[same].mean() > cosine[~same].mean() + 0.2
+  assert (vectors[20] == 0).all() and vectors.dtype == np.float32
+  np.testing.assert_allclose(np.square(vectors[:20]).mean(), 1 / 8, rtol=1e-3)
+  np.testing.assert_array_equal(vectors, cooccurrence.ppmi_vectors(user, ad, 21, 8))
+
+
+def test_vectors_of_few_ads_are_padded_with_zeros():
+  vectors = cooccurrence.ppmi_vectors(np.zeros(4, int), np.array([0, 1, 2, 0]), 3, 8)
+  assert vectors.shape == (3, 8) and (vectors[:, 2:] == 0).all() and np.isfinite(vectors).all()

@@ -1,0 +1,58 @@
+"""The zoo from flags: rows of flagfiles, seeds, resumption, and what is refused."""
+
+import json
+
+import pytest
+
+from gr4ad_jax.training import run
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+SHORT = ("--max_steps=3", "--eval_every=0", "--seeds=0,1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, request):
+  request.getfixturevalue("compile_cache")
+  folder = tmp_path_factory.mktemp("zoo")
+  tiny.write_log(folder)
+  (folder / "codes.flags").write_text("--model=gr4ad\n")
+  (folder / "seq.flags").write_text("--model=sasrec\n--history_bias\n--dropout=0.2\n")
+  models = f"--models={folder}/codes.flags,{folder}/seq.flags"
+  arguments = (*tiny.source_flags(folder), *tiny.SETTINGS, *SHORT, models, f"--workdir={folder}/zoo")
+  done = tiny.run("zoo", *arguments)
+  assert done.status == 0, done.err
+  return folder / "zoo", arguments, done
+
+
+def test_table_has_every_model_the_simple_rows_and_costs(made):
+  folder, _, done = made
+  found = json.loads((folder / "zoo.json").read_text())
+  assert list(found["systems"])[:2] == ["codes", "seq"] and "popularity" in found["systems"]
+  assert found["seeds"]["seq"] == 2 and (found["seen"]["codes"], found["seen"]["seq"]) == ("left", "biased")
+  assert found["settings"]["seq"]["dropout"] == 0.2 and found["settings"]["codes"]["width"] == 16
+  for cost in found["cost"].values():
+    assert cost["parameters"] > 100 and cost["decode_ms"] > 0 and cost["train_minutes"] > 0
+  assert (folder / "zoo.md").read_text() in done.out + "\n"
+
+
+def test_a_second_call_trains_nothing(made, monkeypatch):
+  folder, arguments, _ = made
+  before = json.loads((folder / "zoo.json").read_text())
+  monkeypatch.setattr(run, "train", lambda *_: pytest.fail("trained again"))
+  assert tiny.run("zoo", *arguments).status == 0
+  assert json.loads((folder / "zoo.json").read_text())["systems"] == before["systems"]
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--models=", "--models= is not allowed"),
+    ("--models=nothing", "--models=nothing is not allowed: a path that ends in .flags, or any of"),
+    ("--models=no/such.flags", "--models=no/such.flags is not allowed: there is no such file"),
+    ("--seeds=x", "--seeds=x is not allowed"),
+  ],
+)
+def test_mistakes_are_named(made, tmp_path, flag, message):
+  done = tiny.run("zoo", *made[1], f"--workdir={tmp_path}/new", flag)
+  assert done.status == 2 and message in done.err and not (tmp_path / "new").exists()

@@ -1,0 +1,87 @@
+"""Places that are learned from, and the three losses on a model."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import Config, ItemConfig
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.training import item_task
+from tests.models import tiny
+
+SHARE = np.full(tiny.NUM_ADS, 1 / tiny.NUM_ADS)
+
+
+def system(**items):
+  model = dataclasses.replace(tiny.CONFIG, model="sasrec", dropout=0.0, history_bias=True)
+  module = registry.build(Config(model=model, items=ItemConfig(**items)), tiny.NUM_ADS)
+  batch = tiny.make_batch()
+  return module, tiny.draw_params(module, batch, bias=-0.7), batch
+
+
+def loss_of(**items):
+  model, params, batch = system(**items)
+  return tiny.jit(item_task.make_item_loss(model, SHARE))(params, batch, jax.random.key(0))[0]
+
+
+def test_places_are_the_last_ones_and_all_inner_ones_that_fit():
+  batch = tiny.make_batch()  # histories of 3, 6, 0 and 0 ads
+  places = jax.device_get(item_task.places_of(batch, 3, jax.random.key(0)))
+  assert places.row_P[:4].tolist() == [0, 1, 2, 3] and places.place_P[:4].tolist() == [3, 6, 0, 0]
+  np.testing.assert_array_equal(places.target_PM[:4], batch.target_ad_BM)
+  inner = {
+    (int(row), int(place), int(target))
+    for row, place, target, real in zip(
+      places.row_P[4:], places.place_P[4:], places.target_PM[4:, 0], places.mask_PM[4:, 0], strict=True
+    )
+    if real
+  }
+  ads = batch.slot_ad_BS
+  expected = {(0, i, int(ads[0, i])) for i in (1, 2)} | {(1, i, int(ads[1, i])) for i in range(1, 6)}
+  assert inner == expected and not places.mask_PM[4:, 1:].any()
+
+
+def test_more_inner_places_than_fit_are_drawn():
+  batch = tiny.make_batch()
+  drawn = [jax.device_get(item_task.places_of(batch, 1, jax.random.key(seed))) for seed in range(6)]
+  chosen = {tuple(sorted(zip(p.row_P[4:].tolist(), p.place_P[4:].tolist(), strict=True))) for p in drawn}
+  assert all(p.mask_PM[4:, 0].all() for p in drawn) and len(chosen) > 1
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_sampling_all_ads_is_the_softmax(inner):
+  both = {"inner_targets": inner, "inner_positions": 3}
+  full, sampled = (loss_of(item_loss=name, item_negatives=999, **both) for name in ("softmax", "sampled"))
+  np.testing.assert_allclose(full, sampled, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sampled", "bce", "inbatch"])
+def test_every_loss_learns(name):
+  model, params, batch = system(item_loss=name, item_negatives=8, inner_targets=True, inner_positions=3)
+  step = tiny.jit(jax.value_and_grad(item_task.make_item_loss(model, SHARE), has_aux=True))
+  first = None
+  for i in range(60):
+    (loss, _), grads = step(params, batch, jax.random.key(i))
+    first = loss if first is None else first
+    params = jax.tree.map(lambda p, g: p - 0.05 * g, params, grads)
+  assert np.isfinite(loss) and loss < 0.8 * first
+
+
+def test_inbatch_negatives_weigh_by_how_rarely_they_are_targets():
+  """Each negative counts e^score / (targets of the batch x its share), one's own targets as they are."""
+  model, params, batch = system(item_loss="inbatch")
+  share = np.random.default_rng(3).random(tiny.NUM_ADS) + 0.1
+  share /= share.sum()
+  found = tiny.jit(item_task.make_item_loss(model, share))(params, batch, jax.random.key(0))[0]
+  scores = np.asarray(model.apply({"params": params | {"history_bias": np.float32(0)}}, batch))
+  biased = np.asarray(model.apply({"params": params}, batch))
+  real = [(b, m) for b, m in np.ndindex(*batch.target_mask_BM.shape) if batch.target_mask_BM[b, m]]
+  ads, losses = [batch.target_ad_BM[b, m] for b, m in real], []
+  for b, m in real:
+    own = {int(batch.target_ad_BM[b, n]) for c, n in real if c == b}
+    total = sum(np.exp(scores[b, ad]) / (len(ads) * share[ad]) for ad in ads if int(ad) not in own)
+    total += sum(np.exp(biased[b, batch.target_ad_BM[b, n]]) for c, n in real if c == b)
+    losses.append(np.log(total) - biased[b, batch.target_ad_BM[b, m]])
+  np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)

@@ -1,0 +1,94 @@
+"""The second stage: candidates of both sources once each, in the order of the ranker."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import Config, SearchConfig, load_config
+from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.evaluation import protocols
+from gr4ad_jax.training import boosted, reranking, scoring
+from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training.reward_model import RewardModel
+from tests import tiny
+
+REWARD = ("--reward_width=8", "--reward_bins=3", "--reward_epochs=1", "--reward_shown=6", "--reward_negatives=6")
+
+
+def test_distinct_keeps_the_first_of_each():
+  ads = np.array([[4, 2, 4, -1, 2, 7], [1, 1, 1, 0, 0, -1]])
+  np.testing.assert_array_equal(reranking.distinct(ads), [[4, 2, -1, -1, -1, 7], [1, -1, -1, 0, -1, -1]])
+
+
+def test_depth_is_the_lists_without_a_reranker():
+  assert reranking.depth(Config(), 50) == 50
+  config = Config(search=SearchConfig(reranker="reward", rerank_candidates=200))
+  assert (reranking.depth(config, 50), reranking.depth(config, 500)) == (200, 500)
+
+
+def test_no_reranker_changes_nothing():
+  found = Ranking(*(np.zeros((2, 3)) for _ in range(3)))
+  assert reranking.rerank(Config(), None, None, found, 3) is found
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, request):
+  request.getfixturevalue("compile_cache")
+  folder = tiny.write_log(tmp_path_factory.mktemp("log"), users=20)
+  short = ("--max_steps=2", "--noevaluate", "--model=two_tower", "--item_loss=inbatch")
+  done = tiny.run("train", *tiny.source_flags(folder), *tiny.SETTINGS, *REWARD, *short, f"--workdir={folder / 'run'}")
+  assert (done.status, done.err) == (0, "")
+  return folder / "run"
+
+
+def ranked(config, k=5):
+  inputs = inputs_lib.prepare_inputs(config)
+  requests = protocols.eval_requests(inputs.dataset, "test")
+  return inputs, requests, scoring.rank_run(config, inputs, requests, k)
+
+
+def with_reranker(workdir, **settings):
+  config = load_config(str(workdir))
+  return dataclasses.replace(config, search=dataclasses.replace(config.search, **settings))
+
+
+def test_the_reward_models_order(workdir):
+  config = with_reranker(workdir, reranker="reward", rerank_candidates=24)  # all ads there are
+  with pytest.raises(FileNotFoundError, match="holds no reward model"):
+    ranked(config)
+  reranking.prepare(config, inputs_lib.prepare_inputs(config))
+  inputs, requests, found = ranked(config)
+  every = np.broadcast_to(np.arange(24), (len(requests), 24))
+  estimate = RewardModel.load(config, inputs, "test").estimate(requests.request, every)
+  worth = estimate.purchase_BC * estimate.value_BC
+  best = np.take_along_axis(worth, found.ad_RK, axis=1)
+  np.testing.assert_allclose(best, -np.sort(-worth, axis=1)[:, :5], rtol=1e-5)
+  np.testing.assert_allclose(np.exp(found.logp_RK) * found.value_RK, best, rtol=1e-4)
+
+
+def test_evaluate_takes_the_flag(workdir):
+  reranking.prepare(with_reranker(workdir, reranker="reward"), inputs_lib.prepare_inputs(load_config(str(workdir))))
+  done = tiny.run("evaluate", f"--workdir={workdir}", "--reranker=reward", "--rerank_candidates=10")
+  assert done.status == 0, done.err
+  assert json.loads((workdir / "eval/metrics.json").read_text())["settings"]["reranker"] == "reward"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightgbm") is None, reason="needs the lightgbm extra")
+def test_lightgbm_is_trained_once_and_ranks(workdir):
+  config = with_reranker(workdir, reranker="lightgbm")
+  _, requests, found = ranked(config)
+  assert (found.ad_RK >= 0).all() and len({tuple(row) for row in found.ad_RK.tolist()}) > 1
+  assert all(len(set(row)) == 5 for row in found.ad_RK.tolist())
+  before = (workdir / boosted.FOLDER / "value.txt").stat().st_mtime_ns
+  np.testing.assert_array_equal(ranked(config)[2].ad_RK, found.ad_RK)
+  assert (workdir / boosted.FOLDER / "value.txt").stat().st_mtime_ns == before
+
+
+def test_a_missing_extra_is_named(workdir, monkeypatch):
+  monkeypatch.setitem(sys.modules, "lightgbm", None)
+  with pytest.raises(ImportError, match=r"lightgbm is missing: pip install 'gr4ad_jax\[lightgbm\]'"):
+    boosted.check()
