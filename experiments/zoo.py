@@ -2,10 +2,14 @@
 
   python -m experiments.zoo --dataset=online_retail --models=gr4ad,sasrec --workdir=runs/zoo
 
-A model is a flagfile of experiments/flagfiles/zoo/<dataset>/; flags that are given here win over it, as do those of a
-file named by its path. It goes on where it was stopped. Writes <workdir>/zoo.json and zoo.md.
+A model is a flagfile of experiments/flagfiles/zoo/<dataset>/, or one named by its path; flags that are given here win. It goes on where it was stopped. Writes <workdir>/zoo.json and zoo.md.
+
+  python -m experiments.zoo --dataset=online_retail --models=gr4ad --suite=scaling --workdir=runs/scaling
+
+trains one model at several widths and searches the largest at several beam widths: scaling.json, .md and .png.
 """
 
+import dataclasses
 import os
 
 from absl import flags
@@ -13,13 +17,18 @@ from absl import flags
 from experiments import flags as flags_lib
 from experiments.progress import RoundProgress, show_progress
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.evaluation import scaling_table
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.training import ranked, run, trainer, zoo
+from gr4ad_jax.training import ranked, run, scaling, trainer, zoo
 
 FLAGFILES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flagfiles", "zoo")
 
 _MODELS = flags.DEFINE_list("models", [], "Flagfiles, by name without .flags or by path; the first is compared.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every model.")
+_SUITE = flags.DEFINE_enum(
+  "suite", "models", ["models", "scaling"], "A table of models; or curves of --models' only one by width and by beams."
+)
+_WIDTHS = flags.DEFINE_list("widths", [str(width) for width in scaling.WIDTHS], "--suite=scaling: model widths.")
 
 
 def _flagfile(name: str, dataset: str) -> str:
@@ -29,7 +38,8 @@ def _flagfile(name: str, dataset: str) -> str:
       raise ConfigError(f"--models={name} is not allowed: there is no such file")
     return name
   folder = os.path.join(FLAGFILES, dataset)
-  known = sorted(file.removesuffix(".flags") for file in os.listdir(folder)) if os.path.isdir(folder) else []
+  files = os.listdir(folder) if os.path.isdir(folder) else []
+  known = sorted(file.removesuffix(".flags") for file in files if file.endswith(".flags"))
   if name not in known:
     raise ConfigError(f"--models={name} is not allowed: a path that ends in .flags, or any of {', '.join(known)}")
   return os.path.join(folder, f"{name}.flags")
@@ -67,6 +77,10 @@ def main(argv):
     raise ConfigError("--models= is not allowed: name one or more")
   if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
     raise ConfigError(f"--seeds={','.join(_SEEDS.value)} is not allowed: whole numbers, as 0,1,2")
+  if _SUITE.value == "scaling" and len(_MODELS.value) != 1:
+    raise ConfigError(f"--models={','.join(_MODELS.value)} is not allowed: one, with --suite=scaling")
+  if not _WIDTHS.value or not all(width.isdigit() for width in _WIDTHS.value):
+    raise ConfigError(f"--widths={','.join(_WIDTHS.value)} is not allowed: whole numbers, ascending")
   rows = configs()
   for config in rows.values():
     trainer.check_batch_size(config)
@@ -82,13 +96,19 @@ def main(argv):
 
     return run.train(config, inputs, told, RoundProgress())
 
+  seeds = tuple(map(int, _SEEDS.value))
   try:
-    found = zoo.Zoo(folder, rows, tuple(map(int, _SEEDS.value)), train).run()
+    if _SUITE.value == "scaling":
+      config = dataclasses.replace(next(iter(rows.values())), workdir=folder)
+      widths = tuple(map(int, _WIDTHS.value))
+      found = scaling.Scaling(config, seeds, lambda *run: train(*run, lambda _: None), widths).run()
+      print(scaling_table.format_markdown(found))
+    else:
+      print(zoo.format_markdown(zoo.Zoo(folder, rows, seeds, train).run()))
   except ranked.Stopped as stopped:
     print(stopped, flush=True)
     return 0
-  print(zoo.format_markdown(found))
-  print(f"written to {os.path.join(folder, 'zoo.md')}")
+  print(f"written to {folder}")
   return 0
 
 

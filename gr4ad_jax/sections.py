@@ -77,6 +77,8 @@ class ModelConfig:
   )
   history_bias: bool = knob(False, "Learn a signed bias on the history's ads in the item-level score.")
   history_bias_ads: int = knob(16, "Latest ads of the history that the bias' normaliser is estimated on.", low=1)
+  encoder_layers: int = knob(1, "gr4ad_items: layers of self-attention over the history.", low=0)
+  encoder_causal: bool = knob(True, "gr4ad_items: each place of the history sees those before it alone.")
   ecpm_bins: int = knob(16, "Equal-probability bins of the eCPM token.", low=2)
   compute_dtype: str = knob(
     "auto", "Matmul dtype; auto: bfloat16 on accelerators, float32 on CPU.", choices=("auto", "float32", "bfloat16")
@@ -113,6 +115,7 @@ class ObjectiveConfig:
   )
   lambda_ecpm: float = knob(0.1, "Weight of the eCPM token.", low=0)
   lambda_mtp: float = knob(0.1, "Weight of the MTP branch.", low=0)
+  lambda_item: float = knob(1.0, "gr4ad_items: weight of the item-level softmax.", low=0)
   value_weight: str = knob(
     "log",
     "w_behavior's growth with money: none, log(1+value), or root or value of what the 99th percentile clips.",
@@ -245,6 +248,7 @@ class SearchConfig:
     choices=("likelihood", "ecpm", "blend"),
   )
   value_power: float = knob(0.3, "Weight of the predicted value with --order=blend.", low=0)
+  item_weight: float = knob(1.0, "gr4ad_items: weight of the item-level head beside log p of the UA-SID.", low=0)
   ecpm_beams: int = knob(0, "Likeliest final beams that get an eCPM, and are answered; 0: all.", low=0)
   precut: str = knob(
     "auto",

@@ -1,9 +1,13 @@
 """The zoo from flags: rows of flagfiles, seeds, resumption, and what is refused."""
 
 import json
+import pathlib
 
 import pytest
+from absl import flags
 
+from experiments import flags as flags_lib
+from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import run
 from tests import tiny
 
@@ -44,6 +48,32 @@ def test_a_second_call_trains_nothing(made, monkeypatch):
   assert json.loads((folder / "zoo.json").read_text())["systems"] == before["systems"]
 
 
+def test_scaling_suite(made, tmp_path):
+  folder, arguments, _ = made
+  more = (f"--models={folder.parent}/codes.flags", "--suite=scaling", "--widths=8,16", "--seeds=0")
+  done = tiny.run("zoo", *arguments, *more, f"--workdir={tmp_path}")
+  assert done.status == 0, done.err
+  found = json.loads((tmp_path / "scaling.json").read_text())
+  assert [one["width"] for one in found["sizes"]] == [8, 16] and [one["beams"] for one in found["beams"]][-1] == 512
+  assert found["sizes"][0]["parameters"] < found["sizes"][1]["parameters"] and found["sizes"][0]["train_loss"] > 0
+  assert (tmp_path / "scaling.png").exists() and (tmp_path / "scaling.md").read_text() in done.out + "\n"
+
+
+FLAGFILES = sorted((pathlib.Path(__file__).parents[1] / "experiments" / "flagfiles" / "zoo").rglob("*.flags"))
+
+
+@pytest.mark.parametrize("path", FLAGFILES, ids=[f"{path.parent.name}-{path.stem}" for path in FLAGFILES])
+def test_every_flagfile_of_the_zoo_makes_a_model(path, monkeypatch):
+  monkeypatch.chdir(path.parents[4])
+  values = flags.FlagValues()
+  flags_lib.define_flags(values)
+  source = ["--ads_path=a", "--events_path=b"] if path.parent.name == "amazon_reviews" else []
+  values(["test", f"--flagfile={path}", *source])
+  config = flags_lib.config_from_flags(values)
+  assert config.data.dataset == path.parent.name
+  registry.build(config, 100)
+
+
 @pytest.mark.parametrize(
   ("flag", "message"),
   [
@@ -51,6 +81,8 @@ def test_a_second_call_trains_nothing(made, monkeypatch):
     ("--models=nothing", "--models=nothing is not allowed: a path that ends in .flags, or any of"),
     ("--models=no/such.flags", "--models=no/such.flags is not allowed: there is no such file"),
     ("--seeds=x", "--seeds=x is not allowed"),
+    ("--suite=scaling", "is not allowed: one, with --suite=scaling"),
+    ("--widths=a", "--widths=a is not allowed"),
   ],
 )
 def test_mistakes_are_named(made, tmp_path, flag, message):

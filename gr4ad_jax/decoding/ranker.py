@@ -13,6 +13,7 @@ from gr4ad_jax.decoding.beam import Beams
 from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.sid.index import SidIndex
 
 
@@ -51,6 +52,8 @@ class Ranker:
   def __init__(self, model: GR4AD, index: SidIndex, ecpm: EcpmBins, config: SearchConfig):
     self.index, self._trie, self._beams = index, Trie.of(index), config.beams
     self._searcher = Searcher(model, ecpm, config)
+    self._item_weight = config.item_weight if isinstance(model, GR4ADItems) else 0.0
+    self._item_scores = jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method="item_scores"))
 
   def search(self, params: Any, batch: RequestBatch, k: int) -> Beams:
     """Ranked UA-SIDs of a batch, on the device; their number is that of the beams, whatever k."""
@@ -74,9 +77,21 @@ class Ranker:
     for begin in range(0, max(len(requests), 1), batch_size):
       some = requests[begin : begin + batch_size]
       full = np.resize(some if len(some) else [0], batch_size)
-      beams = jax.device_get(self._search(variables, contexts.batch(full)))
-      found.append([column[: len(some)] for column in self._expand(beams, k)])
+      batch = contexts.batch(full)
+      beams = jax.device_get(self._search(variables, batch))
+      columns = self._expand(beams, max(k, self._beams[-1]) if self._item_weight else k)
+      if self._item_weight:
+        columns = self._reordered(variables, batch, columns)
+      found.append([column[: len(some), :k] for column in columns])
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
+
+  def _reordered(self, variables: dict, batch: RequestBatch, columns: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+    """Ads, log p and values in the order of log p + item_weight * the item-level score; padding last."""
+    ad_RK, logp_RK, _ = columns
+    item_RK = jax.device_get(self._item_scores(variables, batch, ad_RK))
+    score_RK = np.where(ad_RK >= 0, logp_RK + self._item_weight * item_RK, -np.inf)
+    order = np.argsort(-score_RK, axis=1, kind="stable")
+    return [np.take_along_axis(column, order, axis=1) for column in columns]
 
   def _expand(self, beams: Beams, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ad_RK = self.index.expand(beams.leaf_BW, k)

@@ -1,8 +1,9 @@
 """Pictures of a run: its training curves, and systems side by side."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e3e7eb"
 COLORS = ("#1f6fb4", "#e07b28", "#3a9a5b", "#b4436c", "#7a5cb8", "#8a6d3b", "#2aa5a0", "#9aa5b1")
@@ -89,6 +90,16 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
       axis.set_visible(False)
     title = f"{results['dataset']}, {results['split']}: {results['users']:,} users, 95 % intervals"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    _save(figure, png_path)
+
+
+@contextlib.contextmanager
+def panels(count: int, size: tuple[float, float], png_path: str) -> Iterator[Sequence]:
+  """`count` axes side by side in the house style, saved to `png_path` at the end of the block; `size` in inches."""
+  matplotlib = _matplotlib()
+  with matplotlib.rc_context(STYLE):
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    yield figure.subplots(1, count, squeeze=False)[0]
     _save(figure, png_path)
 
 

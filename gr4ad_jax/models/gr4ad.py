@@ -106,11 +106,16 @@ class GR4AD(nn.Module):
 
   def start(self, batch: RequestBatch, *, train: bool = False) -> Start:
     """Context and lazy layers."""
-    slots = sum(self.embed(t, batch.slot_codes_BST[..., t]) for t in range(len(self.codebooks)))
+    slots = self.slot_vectors(batch, train=train)
     context = self.processor(slots, batch.slot_kind_BS, batch.slot_features_BSF, batch.user_features_BF, train=train)
     history_BS = batch.slot_kind_BS == HISTORY
     copyable_BS = batch.slot_kind_BS > PADDING if self.config.copy == "context" else history_BS
     return Start(context, self.decoder.lazy(context, train=train), batch.slot_codes_BST, history_BS, copyable_BS)
+
+  def slot_vectors(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
+    """What the context reads of the slots' ads: their codes, [B, S, D] in the compute dtype."""
+    del train
+    return sum(self.embed(t, batch.slot_codes_BST[..., t]) for t in range(len(self.codebooks)))
 
   def embed(self, level: int, code: jax.Array) -> jax.Array:
     """Embeddings of codes of one level: [..., D] in the compute dtype."""

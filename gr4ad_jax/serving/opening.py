@@ -13,6 +13,7 @@ from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.decoding.searcher import Searcher, scaled
 from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.serving.catalog import AdCatalog
 from gr4ad_jax.serving.computing import Computer, Loaded
@@ -72,6 +73,9 @@ def open_run(
   config = validate(dataclasses.replace(config or load_config(workdir), workdir=workdir))
   if not is_trained(workdir):
     raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+  if config.search.item_weight and issubclass(registry.find(config), GR4ADItems):
+    weight = config.search.item_weight
+    raise ConfigError(f"--item_weight={weight} is not allowed: the server ranks by UA-SIDs; serve with --item_weight=0")
   if issubclass(registry.find(config), ItemModel):
     raise ConfigError(f"--workdir={workdir} is not allowed: its model, {config.model.model}, generates no UA-SIDs")
   dataset = load_dataset(config.data)

@@ -69,7 +69,7 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
     places = places_of(batch, config.inner_positions if config.inner_targets else 0, place_key)
     variables = {"params": params}
     states_BPD = model.apply(variables, batch, train=True, rngs={"dropout": dropout_key}, method="states")
-    bias = model.apply(variables, method="history_bias")
+    bias = model.apply(variables, method="head_bias")
     if config.item_loss == "softmax":
       scores_PN = model.apply(variables, states_BPD[places.row_P, places.place_P], method="scores")
       scores_PN = add_to_ads(scores_PN, _seen(batch, places), bias)
@@ -78,9 +78,22 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
       few = _Few(model, variables, batch, states_BPD, places, bias)
       losses = {"sampled": few.sampled, "bce": few.binary, "inbatch": lambda _: few.inbatch(log_share_N)}
       loss = losses[config.item_loss](draw_key)
-    return loss, {"loss": loss, "history_bias": bias}
+    return loss, {"loss": loss, "item_bias": bias}
 
   return loss_fn
+
+
+def with_item_loss(loss_fn: LossFn, item_loss_fn: LossFn, weight: float) -> LossFn:
+  """A loss, plus `weight` times that of the item-level head."""
+
+  def both(params, batch, key: jax.Array):
+    key, item_key = jax.random.split(key)
+    loss, metrics = loss_fn(params, batch, key)
+    item, more = item_loss_fn(params, batch, item_key)
+    loss += weight * item
+    return loss, {**metrics, "item": item, "item_bias": more["item_bias"], "loss": loss}
+
+  return both
 
 
 def _seen(batch: RequestBatch, places: Places) -> jax.Array:

@@ -13,11 +13,12 @@ from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data import cooccurrence
 from gr4ad_jax.data.batches import TrainingOrder, zero_batch
 from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.inputs import Inputs
-from gr4ad_jax.training.item_task import make_item_loss
+from gr4ad_jax.training.item_task import make_item_loss, with_item_loss
 from gr4ad_jax.training.state import TrainState
 from gr4ad_jax.training.step import LossFn, make_train_step
 from gr4ad_jax.training.vsl_task import make_vsl_loss
@@ -69,25 +70,31 @@ class Trainer:
   def init_params(self) -> Any:
     """Fresh parameters; vectors of ads as --item_start asks."""
     params = init_params(self.model, self.config)
-    if isinstance(self.model, ItemModel) and self.config.items.item_start == "ppmi":
+    if "items" in params and self.config.items.item_start == "ppmi":
       lines = self.inputs.lines
       learned_L = np.isin(lines.request, self.inputs.learned(self.config))
       user_L = lines.request_user[lines.request]
-      made = cooccurrence.ppmi_vectors(user_L[learned_L], lines.ad[learned_L], *self.model.table_shape)
+      made = cooccurrence.ppmi_vectors(user_L[learned_L], lines.ad[learned_L], *nn.meta.unbox(params["items"]).shape)
       params["items"] = params["items"].replace_boxed(jnp.asarray(made))
     return params
 
   def make_loss(self) -> LossFn:
     """The loss of the training step."""
     if isinstance(self.model, ItemModel):
-      lines = self.inputs.lines
-      taken = lines.ad[np.isin(lines.request, self.order.requests)]
-      count_N = np.bincount(taken, minlength=self.model.num_ads) + 1.0  # no ad has a share of 0
-      return make_item_loss(self.model, count_N / count_N.sum())
+      return self._item_loss()
     objective = self.config.objective
     if not self.model.predicts_value:
       objective = dataclasses.replace(objective, lambda_ecpm=0.0, lambda_mtp=0.0)
-    return make_vsl_loss(self.model, objective, self.inputs.ecpm)
+    loss = make_vsl_loss(self.model, objective, self.inputs.ecpm)
+    if isinstance(self.model, GR4ADItems):
+      return with_item_loss(loss, self._item_loss(), objective.lambda_item)
+    return loss
+
+  def _item_loss(self) -> LossFn:
+    lines = self.inputs.lines
+    taken = lines.ad[np.isin(lines.request, self.order.requests)]
+    count_N = np.bincount(taken, minlength=self.model.num_ads) + 1.0  # no ad has a share of 0
+    return make_item_loss(self.model, count_N / count_N.sum())
 
   def make_batch(self, step: int) -> Any:
     """This process' rows of a step, put on the mesh."""

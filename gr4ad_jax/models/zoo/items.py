@@ -38,11 +38,6 @@ class ItemModel(nn.Module):
     self.dtype = compute_dtype(self.config)
     self.make_layers()
 
-  @property
-  def table_shape(self) -> tuple[int, int]:
-    """Ads and width of the vectors."""
-    return self.num_ads, self.config.width
-
   def make_layers(self) -> None:
     """Makes the subclass' own parts."""
     raise NotImplementedError
@@ -64,7 +59,7 @@ class ItemModel(nn.Module):
     """Vectors of ads in float32, for losses that score some ads only."""
     return jnp.take(self.table, jnp.maximum(ad, 0), axis=0)
 
-  def history_bias(self) -> jax.Array:
+  def head_bias(self) -> jax.Array:
     """The scalar that is added to the scores of the history's ads; 0 without --history_bias."""
     return self.bias if self.config.history_bias else jnp.float32(0)
 
@@ -73,7 +68,7 @@ class ItemModel(nn.Module):
     ads_BS = history_ads(batch)
     last_B = (ads_BS >= 0).sum(-1)
     state_BD = jnp.take_along_axis(self.states(batch), last_B[:, None, None], axis=1)[:, 0]
-    return add_to_ads(self.scores(state_BD), ads_BS, self.history_bias())
+    return add_to_ads(self.scores(state_BD), ads_BS, self.head_bias())
 
 
 def history_ads(batch: RequestBatch) -> jax.Array:

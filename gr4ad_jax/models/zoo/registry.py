@@ -13,6 +13,7 @@ from gr4ad_jax.config import Config, ConfigError
 MODELS = {
   "gr4ad": "gr4ad_jax.models.gr4ad:GR4AD",
   "deepseek_mtp": "gr4ad_jax.models.zoo.deepseek_mtp:DeepSeekMTP",
+  "gr4ad_items": "gr4ad_jax.models.zoo.gr4ad_items:GR4ADItems",
   "hstu": "gr4ad_jax.models.zoo.hstu:HSTU",
   "onerec_v2": "gr4ad_jax.models.zoo.onerec_v2:OneRecV2",
   "parallel_heads": "gr4ad_jax.models.zoo.parallel_heads:ParallelHeads",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import Config, ConfigError, DataConfig, SearchConfig, SidConfig
+from gr4ad_jax.config import Config, ConfigError, DataConfig, ItemConfig, SearchConfig, SidConfig
 from gr4ad_jax.data.batches import PADDING
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
@@ -17,12 +17,12 @@ from gr4ad_jax.models.zoo.tiger import position_buckets
 from gr4ad_jax.sid.index import SidIndex
 from tests.models import tiny
 
-NAMES = ("onerec_v2", "parallel_heads", "deepseek_mtp", "tiger")
+NAMES = ("onerec_v2", "parallel_heads", "deepseek_mtp", "tiger", "gr4ad_items")
 
 
 def build(name, **settings):
   model = dataclasses.replace(tiny.CONFIG, model=name, **settings)
-  return registry.build(Config(data=DataConfig(), sid=SidConfig(codebooks=tiny.CODEBOOKS), model=model), 0)
+  return registry.build(Config(data=DataConfig(), sid=SidConfig(codebooks=tiny.CODEBOOKS), model=model), tiny.NUM_ADS)
 
 
 class System:
@@ -121,3 +121,25 @@ def test_position_buckets_are_exact_when_near_and_coarser_with_distance():
   assert buckets[0, 128] == buckets[0, 199] and buckets[100, 99] != buckets[100, 101]
   ahead = buckets[0, 1:]
   assert (np.diff(ahead) >= 0).all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_item_head_scores_given_ads_as_it_scores_all(causal):
+  model = build("gr4ad_items", history_bias=True, encoder_causal=causal, encoder_layers=2)
+  params, batch = tiny.make_params(model), tiny.make_batch()
+  params = params | {"item_bias": np.float32(-2.0)}
+  call = lambda method, *inputs: np.array(model.apply({"params": params}, *inputs, method=method))  # noqa: E731
+  every = np.broadcast_to(np.arange(tiny.NUM_ADS), (4, tiny.NUM_ADS))
+  found = call("item_scores", batch, every)
+  last = [3, 6, 0, 0]  # ads of each history
+  state = call("states", batch)[np.arange(4), last]
+  expected = call("scores", state)
+  for row, count in enumerate(last):
+    expected[row, batch.slot_ad_BS[row, :count]] -= 2.0
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_bidirectional_encoder_takes_no_inner_targets():
+  model = dataclasses.replace(tiny.CONFIG, model="gr4ad_items", encoder_causal=False)
+  with pytest.raises(ConfigError, match="--inner_targets=True is not allowed: --encoder_causal=False"):
+    registry.build(Config(model=model, items=ItemConfig(inner_targets=True)), 3)

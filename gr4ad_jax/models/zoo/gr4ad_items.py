@@ -1,0 +1,97 @@
+"""GR4AD with an encoder over the history and an item-level head: UA-SIDs are generated, their ads ranked one by one.
+
+The encoder is SASRec's. Its states are learned by a softmax over ads at every place of the history (--lambda_item),
+enter the context of the decoder, and at the last place score the ads that the beams found (--item_weight).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import Config, ConfigError, ItemConfig
+from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.layers import RMSNorm
+from gr4ad_jax.models.zoo.items import history_ads
+from gr4ad_jax.models.zoo.sasrec import PlaceEmbedding, SASRecBlock, causal_mask
+
+
+class GR4ADItems(GR4AD):
+  """GR4AD, and what `item_task` and `Ranker` call of an item-level head.
+
+  Attributes:
+    items: how the head is trained.
+    num_ads: rows of the ad table (N).
+  """
+
+  items: ItemConfig = ItemConfig()
+  num_ads: int = 1
+
+  @classmethod
+  def build(cls, config: Config, num_ads: int) -> "GR4ADItems":
+    """The module of a config. Raises ConfigError where a place of the history would see its own target."""
+    if config.items.inner_targets and not config.model.encoder_causal:
+      raise ConfigError("--inner_targets=True is not allowed: --encoder_causal=False shows each place its target")
+    return cls(config.model, config.sid.codebooks, config.training.remat, config.items, num_ads)
+
+  def setup(self):
+    super().setup()
+    c = self.config
+    init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("vocab", "embed"))
+    self.table = self.param("items", init, (self.num_ads, c.width))
+    first = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("embed",))
+    self.first = self.param("first", first, (c.width,))
+    self.places = PlaceEmbedding()
+    hidden = c.ffn_multiple * c.width
+    self.encoder = [SASRecBlock(c.heads, hidden, c.dropout, name=f"encoder_{i}") for i in range(c.encoder_layers)]
+    self.encoder_norm = RMSNorm()
+    self.dropout = nn.Dropout(c.dropout)
+    if c.history_bias:
+      self.item_bias = self.param("item_bias", nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
+
+  def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
+    """States of all places of the histories, as `ItemModel`'s: [B, S + 1, D] float32."""
+    ads_BS = self._known(history_ads(batch))
+    seen_BS = ads_BS >= 0
+    x = jnp.where(seen_BS[..., None], jnp.take(self.table, jnp.maximum(ads_BS, 0), axis=0), 0).astype(self.dtype)
+    start = jnp.broadcast_to(self.first.astype(self.dtype), (len(x), 1, self.config.width))
+    x = jnp.concatenate([start, x * jnp.sqrt(self.config.width).astype(self.dtype)], axis=1)
+    x = self.dropout(self.places(x), deterministic=not train)
+    mask = causal_mask(ads_BS)
+    if not self.config.encoder_causal:
+      mask = mask[:, -1:]  # of the place that sees everything
+    for block in self.encoder:
+      x = block(x, mask, train)
+    return self.encoder_norm(x).astype(jnp.float32)
+
+  def slot_vectors(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
+    """Codes and ids of the slots' ads, and the encoder's states of the history: [B, S, D]."""
+    codes = super().slot_vectors(batch, train=train)
+    ads_BS = self._known(batch.slot_ad_BS)
+    ids = jnp.where((ads_BS >= 0)[..., None], jnp.take(self.table, jnp.maximum(ads_BS, 0), axis=0), 0)
+    states = self.states(batch, train=train)[:, 1:] * (history_ads(batch) >= 0)[..., None]
+    return codes + (ids * jnp.sqrt(self.config.width) + states).astype(self.dtype)
+
+  def _known(self, ads_BS: jax.Array) -> jax.Array:
+    """Ads that have an id embedding; -1 in place of others, which came after the training."""
+    return jnp.where(ads_BS < self.num_ads, ads_BS, -1)
+
+  def scores(self, states_PD: jax.Array) -> jax.Array:
+    """The head's scores of all ads by states, without the bias: [P, N] float32."""
+    return jnp.matmul(states_PD.astype(self.dtype), self.table.astype(self.dtype).T, preferred_element_type=jnp.float32)
+
+  def vectors(self, ad: jax.Array) -> jax.Array:
+    """Vectors of ads in float32."""
+    return jnp.take(self.table, jnp.maximum(ad, 0), axis=0)
+
+  def head_bias(self) -> jax.Array:
+    """What the head adds to the history's ads; 0 without --history_bias."""
+    return self.item_bias if self.config.history_bias else jnp.float32(0)
+
+  def item_scores(self, batch: RequestBatch, ads_BK: jax.Array) -> jax.Array:
+    """The head's scores of given ads for each request, bias included: [B, K] float32; -1 is padding."""
+    history_BS = history_ads(batch)
+    last_B = (history_BS >= 0).sum(-1)
+    state_BD = jnp.take_along_axis(self.states(batch), last_B[:, None, None], axis=1)[:, 0]
+    seen_BK = (ads_BK[..., None] == jnp.where(history_BS >= 0, history_BS, -2)[:, None]).any(-1)
+    return jnp.einsum("bd,bkd->bk", state_BD, self.vectors(ads_BK)) + self.head_bias() * seen_BK
