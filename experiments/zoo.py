@@ -2,7 +2,8 @@
 
   python -m experiments.zoo --dataset=online_retail --models=gr4ad,sasrec --workdir=runs/zoo
 
-A model is a flagfile of experiments/flagfiles/zoo/<dataset>/, or one named by its path; flags that are given here win. It goes on where it was stopped. Writes <workdir>/zoo.json and zoo.md.
+A model is a flagfile of experiments/flagfiles/zoo/<dataset>/, or one named by its path; flags that are given here win.
+It goes on where it was stopped. Writes <workdir>/zoo.json and zoo.md.
 
   python -m experiments.zoo --dataset=online_retail --models=gr4ad --suite=scaling --workdir=runs/scaling
 
