@@ -30,7 +30,7 @@ def _plan() -> ablation.Plan:
     raise ConfigError("--workdir= is not allowed: name the folder that the runs are to live in")
   if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
     raise ConfigError(f"--seeds={','.join(_SEEDS.value)} is not allowed: whole numbers, as 0,1,2")
-  trainer.check_batch_size(config)
+  trainer.check_mesh(config)
   rows = ablation.choose_rows(_ROWS.value)
   return ablation.Plan(config, rows, tuple(map(int, _SEEDS.value)), _EPOCHS.value, _RATE.value)
 

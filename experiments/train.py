@@ -28,7 +28,7 @@ def main(argv):
   config = flags_lib.config_from_flags()
   workdir_lib.check_workdir(config)
   run.check_start(config)
-  trainer.check_batch_size(config)
+  trainer.check_mesh(config)
   enable_compilation_cache()
   began = time.monotonic()
   print(f"run directory: {config.workdir}", flush=True)

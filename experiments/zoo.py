@@ -84,7 +84,7 @@ def main(argv):
     raise ConfigError(f"--widths={','.join(_WIDTHS.value)} is not allowed: whole numbers, ascending")
   rows = configs()
   for config in rows.values():
-    trainer.check_batch_size(config)
+    trainer.check_mesh(config)
     run.check_start(config)
   enable_compilation_cache()
 

@@ -224,6 +224,7 @@ class TrainConfig:
   weight_decay: float = knob(0.01, "AdamW's decoupled decay, matrices only.", low=0)
   clip_norm: float = knob(1.0, "Global gradient norm limit; 0: none.", low=0)
   accumulate: int = knob(1, "Micro-batches a step; each normalises its loss by its own targets.", low=1)
+  mesh: str = knob("data:-1", "Devices by axis: data, fsdp (parameters too), tensor; as data:-1,fsdp:4. -1: the rest.")
   remat: bool = knob(False, "Recompute decoder activations in the backward pass.")
   seed: int = knob(0, "Seed of initialisation, order and dropout.", low=0, high=2**31 - 1)
   log_every: int = knob(20, "Steps between metric lines.", low=1)

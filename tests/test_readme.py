@@ -32,17 +32,21 @@ def test_the_example_runs(tmp_path):
   assert (tmp_path / "runs" / "mine" / "eval" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+_PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((_ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", _PAGES)
 def test_what_it_names_is_there(page):
   text = (_ROOT / page).read_text(encoding="utf-8")
   for path in re.findall(r"`((?:experiments|launch|gr4ad_jax)/[\w./]+)`", text):
     assert (_ROOT / path).exists(), path
   from gr4ad_jax import config
 
-  knobs = {name for section in config.SECTIONS.values() for name in section.__dataclass_fields__}
-  binaries = {
-    "workdir", "preset", "flagfile", "help", "user", "history", "json", "k", "split", "beside", "suite", "out", "peer",
-    "minutes", "repetitions", "batches", "ads",
-  }  # fmt: skip
-  for flag in set(re.findall(r"--(\w+)", text)):
-    assert flag in knobs | binaries, flag
+  known = {name for section in config.SECTIONS.values() for name in section.__dataclass_fields__}
+  known |= {"flagfile", "help", "verbosity"}
+  for binary in (_ROOT / "experiments").glob("*.py"):
+    known |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', binary.read_text(encoding="utf-8")))
+  for script in (_ROOT / "launch").iterdir():
+    known |= set(re.findall(r"--([a-z][\w-]*)", script.read_text(encoding="utf-8")))
+  for flag in set(re.findall(r"(?<=[\s`(])--([a-z][\w-]*)(?![/\w-])", text)):
+    assert flag in known, flag

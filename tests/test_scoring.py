@@ -146,5 +146,5 @@ def test_a_checkpoint_of_another_model_is_one_line(inputs, copied):
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(main, inputs, monkeypatch):
   monkeypatch.setattr(jax, "device_count", lambda: 3)
-  with pytest.raises(ConfigError, match="--batch_size=8 is not allowed: a multiple of 3, 3 devices"):
+  with pytest.raises(ConfigError, match="--batch_size=8 is not allowed: a multiple of 3, 3 parts"):
     trainer.Trainer(load_config(str(main)), inputs)

@@ -1,9 +1,10 @@
 """The device mesh, and the one table that says which logical axis of an array lies along which of its axes.
 
 `jax.jit` over arrays that carry a `NamedSharding` is all the parallelism there is.
-One device is a mesh of shape (1, 1).
+One device is a mesh of shape (1, 1, 1).
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -11,39 +12,70 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA, MODEL = "data", "model"
+DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 
 LOGICAL_RULES = (
-  ("batch", DATA),
-  ("embed", None),
-  ("mlp", MODEL),
-  ("heads", MODEL),
-  ("vocab", MODEL),
+  ("batch", (DATA, FSDP)),
+  ("vocab", (FSDP, TENSOR)),
+  ("mlp", TENSOR),
+  ("heads", TENSOR),
+  ("embed", FSDP),
 )
-"""Logical axis name -> mesh axis; None: a copy on every device. Models name the axes, only this table places them."""
+"""Logical axis name -> mesh axes. Models name the axes, only this table places them.
+
+An array's mesh axes are given out in this order, each once: a table of codes or ads (vocab, embed) is cut by rows over
+both, a kernel (embed, mlp) by its input over 'fsdp' and by its output over 'tensor'.
+"""
 
 
-def make_mesh(devices: list[jax.Device] | None = None, model_parallel: int = 1) -> Mesh:
-  """A mesh of axes ('data', 'model').
-
-  Args:
-    devices: those to use; None: all, of every process.
-    model_parallel: devices that share one copy of the parameters.
+def parse(text: str, devices: int) -> dict[str, int]:
+  """Sizes of the three axes by `data:-1,fsdp:4`; one may be -1, what is left; an axis that is not named has 1.
 
   Raises:
-    ValueError: `model_parallel` does not divide the number of devices.
+    ValueError: a name or number that is not allowed, or a product that is not the number of devices; says which.
+  """
+  sizes = dict.fromkeys(AXES, 1)
+  for part in text.split(","):
+    name, _, number = part.strip().partition(":")
+    if name not in sizes or not number.removeprefix("-").isdigit() or int(number) < -1 or int(number) == 0:
+      raise ValueError(f"{part.strip()!r} is not one of {', '.join(AXES)} with a size, as data:-1,fsdp:4")
+    sizes[name] = int(number)
+  free = [name for name, size in sizes.items() if size == -1]
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  if len(free) > 1 or devices % fixed or (not free and fixed != devices):
+    raise ValueError(f"it asks for {'a multiple of ' * bool(free)}{fixed} devices, there are {devices}")
+  return sizes | {name: devices // fixed for name in free}
+
+
+def make_mesh(text: str = "data:-1", devices: list[jax.Device] | None = None) -> Mesh:
+  """A mesh of axes ('data', 'fsdp', 'tensor').
+
+  Args:
+    text: sizes, see `parse`.
+    devices: those to use; None: all, of every process.
+
+  Raises:
+    ValueError: sizes that the devices do not make up.
   """
   devices = jax.devices() if devices is None else devices
-  if model_parallel < 1 or len(devices) % model_parallel:
-    raise ValueError(f"model_parallel={model_parallel} is not allowed: a divisor of the {len(devices)} devices")
-  shape = (len(devices) // model_parallel, model_parallel)
+  shape = tuple(parse(text, len(devices)).values())
   # Auto: under the default, Explicit, linen's logical metadata is refused.
-  return jax.make_mesh(shape, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def local_mesh() -> Mesh:
+  """One device of this process: where a search or a report runs."""
+  return make_mesh(devices=jax.local_devices()[:1])
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """Parts that the leading axis of a batch is cut into."""
+  return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Leading axis over 'data', the others whole."""
-  return NamedSharding(mesh, PartitionSpec(DATA))
+  """Leading axis over 'data' and 'fsdp', the others whole."""
+  return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
@@ -54,13 +86,13 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     mesh: where to put them.
 
   Returns:
-    The same pytree of arrays [B, ...], sharded over 'data'.
+    The same pytree of arrays [B, ...], sharded as `batch_sharding` says.
 
   Raises:
     ValueError: the rows cannot be shared out evenly.
   """
   sharding = batch_sharding(mesh)
-  shards = mesh.shape[DATA]
+  shards = batch_shards(mesh)
 
   def put(rows):
     rows = np.asarray(rows)
@@ -70,6 +102,16 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.make_array_from_process_local_data(sharding, rows, (size, *rows.shape[1:]))
 
   return jax.tree.map(put, batch)
+
+
+def local_copy(tree: Any) -> Any:
+  """A pytree's arrays, whole, on the first device of this process. All processes must call it."""
+  leaves = jax.tree.leaves(tree)
+  if all(len(leaf.sharding.device_set) == 1 for leaf in leaves):
+    return tree
+  whole = jax.tree.map(lambda leaf: NamedSharding(leaf.sharding.mesh, PartitionSpec()), tree)
+  copied = jax.jit(lambda x: x, out_shardings=whole)(tree)
+  return jax.tree.map(lambda leaf: leaf.addressable_data(0), copied)
 
 
 def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
@@ -84,9 +126,13 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
   """
   specs = nn.logical_to_mesh(nn.get_partition_spec(abstract_params), LOGICAL_RULES)
 
+  def divides(size, name):
+    names = (name,) if isinstance(name, str) else name
+    return size % math.prod(mesh.shape[one] for one in names) == 0
+
   def place(leaf, spec):
     sized = zip(leaf.shape, spec, strict=False)  # a spec may be shorter than the shape: the rest is whole
-    axes = [name if name is None or size % mesh.shape[name] == 0 else None for size, name in sized]
+    axes = [name if name is None or divides(size, name) else None for size, name in sized]
     return NamedSharding(mesh, PartitionSpec(*axes))
 
   return jax.tree.map(place, nn.meta.unbox(abstract_params), specs)

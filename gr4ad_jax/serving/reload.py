@@ -34,7 +34,7 @@ class CheckpointSource:
 
   def __init__(self, config: Config, model: GR4AD, which: int | str = "best"):
     self._config, self._which = config, which
-    mesh = mesh_lib.make_mesh(jax.local_devices()[:1])
+    mesh = mesh_lib.local_mesh()
     self._target = state_lib.abstract_params(lambda: trainer.init_params(model, config), mesh)
 
   def newest(self) -> int:

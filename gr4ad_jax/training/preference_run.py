@@ -91,7 +91,8 @@ class PreferenceTrainer(Trainer):
       path = os.path.join(p.candidates_cache, f"{known}.npz")
       if os.path.exists(path):
         return Candidates.load(path)
-    made = self._maker.make(state.params, requests, lambda done: told("candidates", done, len(requests)))
+    params = mesh_lib.local_copy(state.params)
+    made = self._maker.make(params, requests, lambda done: told("candidates", done, len(requests)))
     if path:
       made.save(path)
     return made

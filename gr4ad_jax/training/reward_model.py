@@ -68,7 +68,7 @@ class RewardModel:
     features = reward_run.pair_features(config, inputs, NeighborFolds.load(folder), split)
     model = reward_run.build_ranker(config, inputs)
     some = features.batch(np.zeros(1, np.int64), np.zeros((1, 1), np.int64))
-    mesh = mesh_lib.make_mesh(jax.local_devices()[:1])
+    mesh = mesh_lib.local_mesh()
     target = state_lib.abstract_params(lambda: model.init(jax.random.key(0), some, scale.edges)["params"], mesh)
     with Checkpointer(reward_run.checkpoints_of(config), read_only=True) as checkpointer:
       params = checkpointer.restore_params(target, "last")

@@ -150,7 +150,7 @@ class RewardTrainer:
     requests, self.held_out = split_requests(config, inputs)
     self.sampler = PairSampler(self.features, c, inputs.ecpm.clip, config.training.seed)
     self.scale = self._fit_scale(requests)
-    self.model, self.mesh = build_ranker(config, inputs), mesh_lib.make_mesh()
+    self.model, self.mesh = build_ranker(config, inputs), mesh_lib.make_mesh(config.training.mesh)
     self.order = TrainingOrder(requests, config.data.batch_size, config.training.seed)
     self.total_steps = max(1, round(self.order.steps_per_epoch * c.reward_epochs))
     training = dataclasses.replace(

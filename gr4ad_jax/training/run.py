@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, SearchConfig, is_trained, load_config
@@ -53,7 +52,7 @@ def load_params(config: Config, model: nn.Module, which: int | str = "best") -> 
     FileNotFoundError: there is no such checkpoint.
     ConfigError: the checkpoint holds another model.
   """
-  mesh = mesh_lib.make_mesh(jax.local_devices()[:1])
+  mesh = mesh_lib.local_mesh()
   target = state_lib.abstract_params(lambda: init_params(model, config), mesh)
   with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config), read_only=True) as checkpointer:
     return checkpointer.restore_params(target, which)
@@ -74,7 +73,7 @@ def valid_evaluation(config: Config, inputs: Inputs, model: nn.Module) -> Callab
   ranker = make_ranker(model, inputs.index, inputs.ecpm, config.search)
 
   def evaluate(params) -> dict[str, float]:
-    ranking = ranker.rank(params, contexts, requests.request, max(ks))
+    ranking = ranker.rank(mesh_lib.local_copy(params), contexts, requests.request, max(ks))
     return {name: float(ratio.value) for name, ratio in metrics.per_request(ranking.ad_RK, requests, ks).items()}
 
   return evaluate

@@ -32,13 +32,26 @@ def init_params(model: nn.Module, config: Config) -> Any:
   return model.init(jax.random.key(config.training.seed), batch, *sequences)["params"]
 
 
-def check_batch_size(config: Config) -> None:
-  """Raises ConfigError where a step's requests cannot be shared out over the devices and micro-batches."""
-  devices, accumulate = jax.device_count(), config.training.accumulate
-  if config.data.batch_size % (devices * accumulate):
+def check_mesh(config: Config) -> None:
+  """Raises ConfigError where devices, model or a step's requests do not fit --mesh."""
+  text, devices = config.training.mesh, jax.device_count()
+  try:
+    sizes = mesh_lib.parse(text, devices)
+  except ValueError as error:
+    raise ConfigError(f"--mesh={text} is not allowed: {error}") from error
+  for knob, axis in (("width", mesh_lib.FSDP), ("heads", mesh_lib.TENSOR)):
+    if (size := getattr(config.model, knob)) % sizes[axis]:
+      raise ConfigError(f"--mesh={text} is not allowed: {axis}:{sizes[axis]} does not divide --{knob}={size}")
+  if jax.local_device_count() % sizes[mesh_lib.TENSOR]:
     raise ConfigError(
-      f"--batch_size={config.data.batch_size} is not allowed: a multiple of {devices * accumulate}, "
-      f"{devices} device{'s' * (devices > 1)} times --accumulate={accumulate}"
+      f"--mesh={text} is not allowed: tensor:{sizes[mesh_lib.TENSOR]} does not divide the "
+      f"{jax.local_device_count()} devices of a process"
+    )
+  shards, accumulate = sizes[mesh_lib.DATA] * sizes[mesh_lib.FSDP], config.training.accumulate
+  if config.data.batch_size % (shards * accumulate):
+    raise ConfigError(
+      f"--batch_size={config.data.batch_size} is not allowed: a multiple of {shards * accumulate}, "
+      f"{shards} part{'s' * (shards > 1)} of --mesh={text} times --accumulate={accumulate}"
     )
 
 
@@ -54,9 +67,9 @@ class Trainer:
   """
 
   def __init__(self, config: Config, inputs: Inputs):
-    check_batch_size(config)
+    check_mesh(config)
     self.config, self.inputs, t = config, inputs, config.training
-    self.model, self.mesh = registry.build(config, len(inputs.dataset.ads)), mesh_lib.make_mesh()
+    self.model, self.mesh = registry.build(config, len(inputs.dataset.ads)), mesh_lib.make_mesh(config.training.mesh)
     shuffled = t.data_order == "shuffled"
     self.order = TrainingOrder(inputs.examples(config), config.data.batch_size, t.seed, shuffled)
     self.contexts = inputs.contexts(config, "train")

@@ -20,8 +20,8 @@ from gr4ad_jax.config import TrainConfig
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import state as state_lib, step as step_lib
 
-mesh = mesh_lib.make_mesh(model_parallel=2)
-assert dict(mesh.shape) == {"data": 4, "model": 2}
+mesh = mesh_lib.make_mesh("data:-1,fsdp:2,tensor:2")
+assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 batch = mesh_lib.put_batch({"x": np.arange(24.0).reshape(8, 3)}, mesh)
 assert batch["x"].sharding.shard_shape((8, 3)) == (2, 3)
 assert (np.asarray(batch["x"]) == np.arange(24.0).reshape(8, 3)).all()
@@ -32,14 +32,20 @@ box = nn.with_logical_partitioning
 def init():
   key = jax.random.key(0)
   return {"wide": box(nn.initializers.normal(), ("embed", "mlp"))(key, (3, 6)),
+          "table": box(nn.initializers.normal(), ("vocab", "embed"))(key, (12, 4)),
           "odd": box(nn.initializers.normal(), ("vocab", "embed"))(key, (9, 4)), "plain": jnp.ones((4,))}
 optimizer = state_lib.make_optimizer(TrainConfig(), 10)
 state = state_lib.init_state(init, optimizer, mesh)
 spec = jax.tree.map(lambda a: a.sharding.spec, state.params)
-assert spec == {"wide": P(None, "model"), "odd": P(None, None), "plain": P()}, spec
+table = P(("fsdp", "tensor"), None)
+assert spec == {"wide": P(None, "tensor"), "table": table, "odd": P(None, None), "plain": P()}, spec
+assert state.params["table"].sharding.shard_shape((12, 4)) == (3, 4)
+whole = mesh_lib.local_copy(state.params)
+assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(whole))
+np.testing.assert_array_equal(whole["table"], state.params["table"])
 leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
 moments = [leaf for path, leaf in leaves if "wide" in jax.tree_util.keystr(path)]
-assert len(moments) == 2 and all(a.sharding.spec == P(None, "model") for a in moments)
+assert len(moments) == 2 and all(a.sharding.spec == P(None, "tensor") for a in moments)
 
 def loss_fn(params, batch, key):
   return jnp.mean(jnp.square(batch["x"] @ params["wide"])) + jnp.sum(params["odd"] ** 2), {}
@@ -64,13 +70,36 @@ def test_eight_devices():
   assert done.stdout == "passed\n", done.stderr
 
 
-def test_model_parallel_must_divide_the_devices():
-  with pytest.raises(ValueError, match="model_parallel=2 is not allowed: a divisor of the 1 devices"):
-    mesh_lib.make_mesh(jax.devices()[:1], model_parallel=2)
+@pytest.mark.parametrize(
+  ("text", "sizes"),
+  [
+    ("data:-1", (8, 1, 1)), ("data:2,fsdp:-1", (2, 4, 1)), ("tensor:2, fsdp:2, data:2", (2, 2, 2)),
+    ("fsdp:8", (1, 8, 1)),
+  ],
+)
+def test_sizes_of_the_axes(text, sizes):
+  assert tuple(mesh_lib.parse(text, 8).values()) == sizes
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("data:3", "it asks for 3 devices, there are 8"),
+    ("data:-1,fsdp:3", "it asks for a multiple of 3 devices, there are 8"),
+    ("data:-1,fsdp:-1", "a multiple of 1 devices"),
+    ("model:2", "'model:2' is not one of data, fsdp, tensor with a size"),
+    ("data", "'data' is not one of"),
+    ("data:0", "'data:0' is not one of"),
+    ("", "'' is not one of"),
+  ],
+)
+def test_sizes_that_are_refused(text, message):
+  with pytest.raises(ValueError, match=message):
+    mesh_lib.parse(text, 8)
 
 
 def test_one_device_holds_everything_and_boxes_are_gone():
-  mesh = mesh_lib.make_mesh(jax.devices()[:1])
+  mesh = mesh_lib.local_mesh()
   boxed = jax.eval_shape(
     lambda: {"w": nn.with_logical_partitioning(nn.initializers.ones, ("embed", "mlp"))(jax.random.key(0), (2, 3))}
   )

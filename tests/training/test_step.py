@@ -64,7 +64,7 @@ def _noise_loss(params, batch, key):
 
 
 def _noise_state(optimizer):
-  return state_lib.init_state(lambda: {"w": jnp.ones(())}, optimizer, mesh_lib.make_mesh(jax.devices()[:1]))
+  return state_lib.init_state(lambda: {"w": jnp.ones(())}, optimizer, mesh_lib.local_mesh())
 
 
 def test_micro_batches_draw_their_own_noise():
@@ -112,7 +112,7 @@ def test_finite_flag_falls():
 
 def test_abstract_state_is_the_state_without_values():
   state, _, _ = toy.setup(10)
-  net, mesh = toy.Net(), mesh_lib.make_mesh(jax.devices()[:1])
+  net, mesh = toy.Net(), mesh_lib.local_mesh()
 
   def init_fn():
     return net.init(jax.random.key(0), jnp.zeros((1, 4)), False)["params"]

@@ -38,7 +38,7 @@ def make_batch(step: int) -> dict[str, np.ndarray]:
 
 def setup(total_steps: int, width: int = 8, accumulate: int = 1, train: bool = True, mesh=None):
   """State, step and batch maker of the toy."""
-  mesh = mesh or mesh_lib.make_mesh(jax.devices()[:1])
+  mesh = mesh or mesh_lib.local_mesh()
   net = Net(width)
 
   def loss_fn(params, batch, key):
