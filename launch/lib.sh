@@ -9,9 +9,14 @@ fail() {
 
 # The words of a command on one line, quoted so that it can be pasted into a shell.
 quoted() {
-  local line
-  printf -v line '%q ' "$@"
-  printf '%s\n' "${line% }"
+  local word line='' quote="'\\''"
+  for word in "$@"; do
+    case $word in
+      '' | *[!A-Za-z0-9_./:=,@%+-]*) word="'${word//\'/$quote}'" ;;
+    esac
+    line="$line${line:+ }$word"
+  done
+  printf '%s\n' "$line"
 }
 
 # Runs a command, or prints it where dry_run is true.
@@ -31,7 +36,15 @@ check_number() {
   [ "$2" -ge "$3" ] || fail "$1=$2 is not allowed: a whole number of at least $3"
 }
 
-# `check_installed PROGRAM WHERE FROM`: refuses where a program is missing.
+# `check_installed PROGRAM REMEDY`: refuses where a program is missing.
 check_installed() {
   command -v "$1" >/dev/null || fail "$1 is missing: $2"
+}
+
+# Refuses flags of a training that do not name the run's directory: a job's processes share it.
+check_workdir() {
+  case " $* " in
+    *" --workdir="?*) ;;
+    *) fail "no --workdir=… among the flags of the training: name the run's directory, on a disk that all hosts share" ;;
+  esac
 }

@@ -118,7 +118,7 @@ prefix() {
 
 # Hears of every process over stdin. Where that ends without the word "end", this script was killed: ends what it left behind.
 guard() {
-  local word pid running deadline groups=
+  local word pid running deadline groups=""
   trap '' INT TERM HUP
   while read -r word; do
     case $word in
@@ -217,7 +217,7 @@ stopping=false
 for ((attempt = 0; ; attempt++)); do
   pids=()
   prefixers=()
-  last_signal=
+  $stopping || last_signal=
   at=${port:-$(free_port)}
   say "starts $processes processes; process 0 listens at 127.0.0.1:$at"
   echo forget >&9
