@@ -139,19 +139,24 @@ guard() {
   rm -rf "$folder"
 }
 
-# Starts process $1 at port $2.
+# Starts process $1 at port $2. Both ends of its pipes are open before it starts: one that dies at once leaves no reader waiting.
 start() {
-  local stream
-  for stream in out err; do rm -f "$folder/$1.$stream"; mkfifo "$folder/$1.$stream"; done
+  mkfifo "$folder/out" "$folder/err"
+  # shellcheck disable=SC2094 # the first opening keeps the others from waiting for each other
+  exec 3<>"$folder/out" 4<"$folder/out" 5>"$folder/out" 3>&-
+  # shellcheck disable=SC2094
+  exec 3<>"$folder/err" 6<"$folder/err" 7>"$folder/err" 3>&-
+  rm "$folder/out" "$folder/err"
   set_process "$1" "$2"
   set -m # what starts now gets a process group of its own
-  prefix "$1" <"$folder/$1.out" 9>&- &
+  prefix "$1" <&4 4<&- 5>&- 6<&- 7>&- 9>&- &
   prefixers+=("$!")
-  prefix "$1" <"$folder/$1.err" >&2 9>&- &
+  prefix "$1" <&6 >&2 4<&- 5>&- 6<&- 7>&- 9>&- &
   prefixers+=("$!")
-  "${process[@]}" </dev/null >"$folder/$1.out" 2>"$folder/$1.err" 9>&- &
+  "${process[@]}" </dev/null >&5 2>&7 4<&- 5>&- 6<&- 7>&- 9>&- &
   pids[$1]=$!
   set +m
+  exec 4<&- 5>&- 6<&- 7>&-
   echo "${pids[$1]}" >&9
 }
 
