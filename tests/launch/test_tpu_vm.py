@@ -35,11 +35,11 @@ _RUN = f"""\
 if kill -0 "$(cat train.pid 2>/dev/null)" 2>/dev/null; then \
 echo '\\''error: a training runs already'\\'' >&2; exit 2; fi; \
 {{ trap '\\'''\\'' HUP; .venv/bin/python -m experiments.train --distributed=auto \
---workdir=/mnt/runs/r --mesh=data:-1,fsdp:4 '\\''--note=it'\\''\\'\\'''\\''s'\\'' & \
-echo $! >train.pid; wait $!; echo "ended with exit status $?"; }} >train.log 2>&1 </dev/null &' {_WHERE}
+--workdir=/mnt/runs/r --mesh=data:-1,fsdp:4 '\\''--note=it'\\''\\'\\'''\\''s'\\''; \
+echo "ended with exit status $?"; }} >train.log 2>&1 </dev/null & echo $! >train.pid' {_WHERE}
 {_LOGS}"""
 _STOP = f"""\
-{_VM} ssh pod --worker=all '--command=cd gr4ad_jax && kill -TERM "$(cat train.pid)" && \
+{_VM} ssh pod --worker=all '--command=cd gr4ad_jax && pkill -TERM -P "$(cat train.pid)" && \
 tail -f /dev/null --pid="$(cat train.pid)" && tail -n 2 train.log' {_WHERE}
 """
 _STEPS = {
