@@ -4,11 +4,17 @@ import sys
 import time
 
 from gr4ad_jax.training import loop
+from gr4ad_jax.training.cost import StepCost, in_words
 
 
 def duration(seconds: float) -> str:
   """Minutes and seconds: `3:07`."""
   return "unknown" if seconds == float("inf") else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def show_cost(cost: StepCost) -> None:
+  """Three lines at the start of a training: parameters, memory, floating-point operations."""
+  print("\n".join(in_words(cost)), flush=True)
 
 
 def show_progress(progress: loop.Progress) -> None:
@@ -18,8 +24,13 @@ def show_progress(progress: loop.Progress) -> None:
     return
   line = (
     f"step {progress.step}/{progress.total_steps}  loss {progress.metrics['loss']:.3f}  "
-    f"{progress.steps_per_second:.2f} steps/s  ETA {duration(progress.eta_seconds)}"
+    f"{progress.steps_per_second:.2f} steps/s"
   )
+  if progress.requests_per_second:
+    line += f", {progress.requests_per_second:,.0f} requests/s, {progress.tokens_per_second:,.0f} tokens/s"
+  if progress.utilization is not None:
+    line += f", MFU {100 * progress.utilization:.1f} %"
+  line += f"  ETA {duration(progress.eta_seconds)}"
   if progress.valid:
     line += "  valid " + "  ".join(f"{name} {value:.4f}" for name, value in progress.valid.items())
   kept = progress.valid or progress.step == progress.total_steps

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.models.gr4ad import compute_dtype
+from gr4ad_jax.models.layers import product
 from gr4ad_jax.models.zoo.items import ItemModel, add_to_ads, history_ads
 from gr4ad_jax.objectives import item_losses
 from gr4ad_jax.training.step import LossFn
@@ -107,15 +109,17 @@ class _Few:
 
   def __init__(self, model, variables, batch, states_BPD, places, bias):
     self.places, self.bias, self._num_ads, self._draws = places, bias, model.num_ads, model.items.item_negatives
-    self._vectors = lambda ads: model.apply(variables, ads, method="vectors")
+    dtype = compute_dtype(model.config)
+    self._vectors = lambda ads: model.apply(variables, ads, method="vectors").astype(dtype)
+    states_BPD = states_BPD.astype(dtype)
     self.state_PD, self.ads_PS = states_BPD[places.row_P, places.place_P], _seen(batch, places)
-    scores_BPS = jnp.einsum("bpd,bsd->bps", states_BPD, self._vectors(history_ads(batch)))
+    scores_BPS = product("bpd,bsd->bps", states_BPD, self._vectors(history_ads(batch)))
     self.history_score_PS = scores_BPS[places.row_P, places.place_P] + bias
     self.target_score_PM = self._biased(places.target_PM)
 
   def _biased(self, ads_PM: jax.Array) -> jax.Array:
     seen_PM = (ads_PM[..., None] == self.ads_PS[:, None]).any(-1)
-    return jnp.einsum("pd,pmd->pm", self.state_PD, self._vectors(ads_PM)) + self.bias * seen_PM
+    return product("pd,pmd->pm", self.state_PD, self._vectors(ads_PM)) + self.bias * seen_PM
 
   def sampled(self, key: jax.Array) -> jax.Array:
     """Ads are drawn for the whole step, each at most once."""
@@ -133,7 +137,7 @@ class _Few:
       places.mask_PM,
       self.history_score_PS,
       (ads_PS >= 0) & ~target_PS,
-      self.state_PD @ self._vectors(drawn_K).T,
+      product("pd,kd->pk", self.state_PD, self._vectors(drawn_K)),
       ~taken_PK,
       jnp.log(num_ads / K),
     )
@@ -149,7 +153,7 @@ class _Few:
       places.mask_PM,
       nothing,
       nothing > 0,
-      self.state_PD @ self._vectors(ads_X).T,
+      product("pd,xd->px", self.state_PD, self._vectors(ads_X)),
       real_X & ~own_PX,
       -jnp.log(jnp.maximum(real_X.sum(), 1)) - log_share_N[jnp.maximum(ads_X, 0)],
     )

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from gr4ad_jax.config import Config, ConfigError, ItemConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.layers import RMSNorm
+from gr4ad_jax.models.layers import RMSNorm, product
+from gr4ad_jax.models.remat import rematerialized
 from gr4ad_jax.models.zoo.items import history_ads
 from gr4ad_jax.models.zoo.sasrec import PlaceEmbedding, SASRecBlock, causal_mask
 
@@ -43,7 +44,8 @@ class GR4ADItems(GR4AD):
     self.first = self.param("first", first, (c.width,))
     self.places = PlaceEmbedding()
     hidden = c.ffn_multiple * c.width
-    self.encoder = [SASRecBlock(c.heads, hidden, c.dropout, name=f"encoder_{i}") for i in range(c.encoder_layers)]
+    block = rematerialized(SASRecBlock, self.remat, (3,))
+    self.encoder = [block(c.heads, hidden, c.dropout, name=f"encoder_{i}") for i in range(c.encoder_layers)]
     self.encoder_norm = RMSNorm()
     self.dropout = nn.Dropout(c.dropout)
     if c.history_bias:
@@ -78,7 +80,7 @@ class GR4ADItems(GR4AD):
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
     """The head's scores of all ads by states, without the bias: [P, N] float32."""
-    return jnp.matmul(states_PD.astype(self.dtype), self.table.astype(self.dtype).T, preferred_element_type=jnp.float32)
+    return product("pd,nd->pn", states_PD.astype(self.dtype), self.table.astype(self.dtype))
 
   def vectors(self, ad: jax.Array) -> jax.Array:
     """Vectors of ads in float32."""

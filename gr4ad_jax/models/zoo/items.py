@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from gr4ad_jax.config import Config, ItemConfig, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, RequestBatch
 from gr4ad_jax.models.gr4ad import compute_dtype
+from gr4ad_jax.models.layers import product
 
 
 class ItemModel(nn.Module):
@@ -18,16 +19,18 @@ class ItemModel(nn.Module):
     config: sizes.
     items: how it is trained.
     num_ads: rows of the ad table (N).
+    remat: what is kept of a block for the backward pass, a name of `remat.POLICIES`.
   """
 
   config: ModelConfig
   items: ItemConfig
   num_ads: int
+  remat: str = "none"
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "ItemModel":
     """The module of a config."""
-    return cls(config.model, config.items, num_ads)
+    return cls(config.model, config.items, num_ads, config.training.remat)
 
   def setup(self):
     D = self.config.width
@@ -53,7 +56,7 @@ class ItemModel(nn.Module):
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
     """Scores of all ads by states, without the bias: [P, N] float32."""
-    return jnp.matmul(states_PD.astype(self.dtype), self.table.astype(self.dtype).T, preferred_element_type=jnp.float32)
+    return product("pd,nd->pn", states_PD.astype(self.dtype), self.table.astype(self.dtype))
 
   def vectors(self, ad: jax.Array) -> jax.Array:
     """Vectors of ads in float32, for losses that score some ads only."""

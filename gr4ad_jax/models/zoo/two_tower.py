@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import RequestBatch
-from gr4ad_jax.models.layers import Linear, attend
+from gr4ad_jax.models.layers import Linear, attend, product
 from gr4ad_jax.models.zoo.items import ItemModel, history_ads
 
 TEMPERATURE = 0.07
@@ -53,7 +53,8 @@ class TwoTower(ItemModel):
     return _unit(out.astype(jnp.float32)) / TEMPERATURE
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
-    return jnp.matmul(states_PD, self.vectors(jnp.arange(self.num_ads)).T)
+    vectors_ND = self.vectors(jnp.arange(self.num_ads))
+    return product("pd,nd->pn", states_PD.astype(self.dtype), vectors_ND.astype(self.dtype))
 
 
 def _unit(x: jax.Array) -> jax.Array:
