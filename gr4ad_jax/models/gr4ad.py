@@ -57,9 +57,13 @@ class Outputs(NamedTuple):
 
 
 def next_code_logp(logits_BMV: jax.Array, code_BM: jax.Array) -> jax.Array:
-  """log p of one level's codes, of float32 logits: [B, M]. Raises nothing; a code past the last one gives NaN."""
-  logp = jax.nn.log_softmax(logits_BMV)
-  return jnp.take_along_axis(logp, code_BM[..., None], axis=-1)[..., 0]
+  """log p of one level's codes, of float32 logits, [B, M, V] or [B, 1, V] of them all: [B, M].
+
+  The code's own logit is found by a masked sum: where the columns of a head are cut over devices, the gradient of a
+  gather would collect logits and kernel on each.
+  """
+  own_BMV = jnp.where(jnp.arange(logits_BMV.shape[-1]) == code_BM[..., None], logits_BMV, 0)
+  return own_BMV.sum(-1) - jax.nn.logsumexp(logits_BMV, axis=-1)
 
 
 class GR4AD(nn.Module):
@@ -191,8 +195,7 @@ class GR4AD(nn.Module):
     generated, mtp = [], []
     for t in range(T):
       generated.append(next_code_logp(self.heads[t](h_BMTD[:, :, t]), codes_BMT[..., t]))
-      logp_B1V = jax.nn.log_softmax(self.heads[t](free_B1TD[:, :, t]))
-      mtp.append(jnp.take_along_axis(logp_B1V[:, 0], codes_BMT[..., t], axis=-1))
+      mtp.append(next_code_logp(self.heads[t](free_B1TD[:, :, t]), codes_BMT[..., t]))
     generated_logp_BMT = jnp.stack(generated, axis=-1)
     copy = self.copy_path(start, h_BMTD[:, 0, 0])
     attention = jnp.exp(copy.log_attention_BS)

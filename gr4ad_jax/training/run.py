@@ -15,6 +15,7 @@ from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.parallel import tables
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.training import loop, rewards
 from gr4ad_jax.training import state as state_lib
@@ -73,7 +74,9 @@ def valid_evaluation(config: Config, inputs: Inputs, model: nn.Module) -> Callab
   ranker = make_ranker(model, inputs.index, inputs.ecpm, config.search)
 
   def evaluate(params) -> dict[str, float]:
-    ranking = ranker.rank(mesh_lib.local_copy(params), contexts, requests.request, max(ks))
+    if not (isinstance(ranker, ItemRanker) and tables.mesh_of(params)):
+      params = mesh_lib.local_copy(params)
+    ranking = ranker.rank(params, contexts, requests.request, max(ks))
     return {name: float(ratio.value) for name, ratio in metrics.per_request(ranking.ad_RK, requests, ks).items()}
 
   return evaluate

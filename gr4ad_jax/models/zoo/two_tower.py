@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.layers import Linear, attend
-from gr4ad_jax.models.zoo.items import ItemModel, history_ads
+from gr4ad_jax.models.zoo.items import ItemModel, history_ads, score_all, score_some
 
 TEMPERATURE = 0.07
 
@@ -48,12 +48,18 @@ class TwoTower(ItemModel):
 
   def vectors(self, ad: jax.Array) -> jax.Array:
     """The ad tower over the temperature, [..., D] float32."""
-    embedded = self.embed(jnp.maximum(ad, 0))
+    return self._tower(self.embed(jnp.maximum(ad, 0)))
+
+  def _tower(self, embedded: jax.Array) -> jax.Array:
     out = self.ad_out(nn.relu(self.ad_hidden(embedded))) + embedded
     return _unit(out.astype(jnp.float32)) / TEMPERATURE
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
-    return jnp.matmul(states_PD, self.vectors(jnp.arange(self.num_ads)).T)
+    # Of the table as it lies, not looked up row by row: each device makes the vectors of its own rows.
+    return score_all(states_PD, self._tower(self.table.astype(self.dtype)), self.num_ads, jnp.float32)
+
+  def scores_of(self, states_PD: jax.Array, ads_PM: jax.Array) -> jax.Array:
+    return score_some(states_PD, self.vectors(ads_PM), jnp.float32)
 
 
 def _unit(x: jax.Array) -> jax.Array:
