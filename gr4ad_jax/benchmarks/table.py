@@ -184,9 +184,10 @@ def summary(figures: dict) -> str:
     shape, part = tuple(one["shape"]), tuple(one["part"])
     lines.append(f"{name:<12} {shape}, {one['parts']} parts of {part}, {one['bytes'] / 1e9:.2f} GB together")
   for way, one in figures["ways"].items():
+    between, most, whole = one["arguments"] / 1e9, one["most"] / 1e9, len(one["whole_arrays"])
     lines.append(
-      f"{way:<14} a device holds {one['arguments'] / 1e9:.2f} GB between steps and at most {one['most'] / 1e9:.2f} GB in one, "
-      f"{len(one['whole_arrays'])} arrays of the table's length"
+      f"{way:<14} a device holds {between:.2f} GB between steps and at most {most:.2f} GB in one; "
+      f"{whole} arrays of the table's length"
     )
   step, peaks = figures["step_seconds"], figures["peak_resident_bytes"]
   lines.append(f"table made in {figures['init_seconds']:.0f} s; a step {step['median']:.3f} s")
