@@ -64,7 +64,7 @@ class Trainer:
     inputs: data, tokenizer and features.
 
   Raises:
-    ConfigError: the devices cannot share a batch.
+    ConfigError: the devices cannot share a batch, or --table_optimizer asks for a table that the model has not.
   """
 
   def __init__(self, config: Config, inputs: Inputs):
@@ -79,6 +79,9 @@ class Trainer:
     self.optimizer = state_lib.make_optimizer(t, self.total_steps)
     self.state = state_lib.init_state(self.init_params, self.optimizer, self.mesh)
     shardings = state_lib.shardings_of(self.state)
+    if t.table_optimizer != "adamw" and tables.NAME not in self.state.params:
+      model = config.model.model
+      raise ConfigError(f"--table_optimizer={t.table_optimizer} is not allowed: --model={model} has no table of ads")
     loss_fn = self.make_loss()
     if row_step.allowed(t, loss_fn):
       self.step = row_step.make_row_step(loss_fn, self.optimizer, t.seed, shardings)
