@@ -60,10 +60,11 @@ def lookup(table_ND: jax.Array, row: jax.Array) -> jax.Array:
 
 
 def mesh_of(params: Any) -> Mesh | None:
-  """The mesh over which the table of ads of a model's parameters is cut; None where a device holds all of it."""
-  sharding = getattr(params.get(NAME), "sharding", None)
+  """The mesh over which the table of ads of a model's parameters is cut; None where it is small, or on each device."""
+  table = params.get(NAME)
+  sharding = getattr(table, "sharding", None)
   cut = isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated
-  return sharding.mesh if cut else None
+  return sharding.mesh if cut and len(table) >= SMALL else None
 
 
 def top_k(x_BN: jax.Array, k: int, mesh: Mesh | None = None) -> tuple[jax.Array, jax.Array]:
