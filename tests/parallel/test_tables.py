@@ -28,7 +28,7 @@ TOP = jax.lax.top_k
 
 def run_of(mesh, loss, rule):
   config = Config(data=DataConfig(history_slots=4, batch_size=8),
-                  model=ModelConfig(model="sasrec", layers=1, width=8, heads=2, dropout=0.0, history_bias=True),
+                  model=ModelConfig(model="sasrec", layers=0, width=8, heads=2, dropout=0.0, history_bias=True),
                   items=ItemConfig(item_loss=loss, item_negatives=100, item_smoothing=0.1),
                   training=TrainConfig(table_optimizer=rule, warmup_steps=0))
   return suite.make_run(config, ADS, mesh)
@@ -60,8 +60,16 @@ for loss, rule in (("softmax", "adamw"), ("sampled", "adagrad")):
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     np.testing.assert_allclose(change, moved, atol=2e-5)
 
-dense = run_of(mesh, "sampled", "adamw")  # the table's gradient stays on its shards too
-assert not suite.whole_arrays(dense.step.lower(dense.abstract, dense.make_batch(0)).compile(), (ADS, ROWS))
+# The suite: gradients of the whole table stay on their shards too.
+data = DataConfig(history_slots=4, batch_size=8)
+figures = suite.measure(Config(data=data, items=ItemConfig(item_negatives=50)), ADS)
+assert [way["whole_arrays"] for way in figures["ways"].values()] == [[], [], []]
+adamw, adagrad, rows = (way["most"] / (4 * ROWS * 32 / 8) for way in figures["ways"].values())  # tables' parts
+assert adamw > 4 > adagrad > 2 > rows > 1, figures["ways"]
+assert figures["table"] == {"shape": (ROWS, 32), "part": (ROWS // 8, 32), "parts": 8, "bytes": 128 * ROWS}
+assert figures["accumulator"]["part"] == (ROWS // 8,)
+assert 0.9 * figures["rows_read_at_most"] < figures["rows_moved"] <= figures["rows_read_at_most"]
+assert "8 parts of (8320, 32), 0.01 GB together" in suite.summary(figures), suite.summary(figures)
 
 # The best ads, by the shards' best.
 ranker, batch = ItemRanker(run.model), jax.device_get(run.make_batch(7))
