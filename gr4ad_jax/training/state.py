@@ -89,8 +89,9 @@ def scale_by_row_adagrad(epsilon: float = 1e-8) -> optax.GradientTransformation:
 
   A row of gradient 0 gets an update of 0. The accumulator is cut over the mesh as the rows are.
 
-  Source: row-wise sparse AdaGrad of Mudigere et al., "Software-Hardware Co-design for Fast and Scalable Training of
-  Deep Learning Recommendation Models", ISCA 2022; `exact_row_wise_adagrad` of FBGEMM.
+  Source: Lerer et al., "PyTorch-BigGraph: A Large-scale Graph Embedding System", SysML 2019; in production use,
+  Mudigere et al., "Software-Hardware Co-design for Fast and Scalable Training of Deep Learning Recommendation Models",
+  ISCA 2022.
   """
 
   def init(params):
