@@ -1,6 +1,7 @@
 """Measures speed on this machine; each figure beside its counterpart, interleaved.
 
   python -m experiments.benchmark --suite=train --workdir=runs/online_retail --out=train.json
+  python -m experiments.benchmark --suite=step --preset=0.16b --batch_size=1024 --compute_dtype=bfloat16 --remat=dots
   python -m experiments.benchmark --suite=decode --peer --out=decode.json
   python -m experiments.benchmark --suite=objectives
   python -m experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512 --batches=1,8,32
@@ -9,6 +10,7 @@
   XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmark --suite=table --ads=50000000
 
 train: the data path against the train step, and the step's rate against plain jnp.dot on the same shapes.
+step: time, memory and utilisation of the train step of any size, on any mesh; random weights and made-up requests.
 decode: LazyAR with progressive widths against an autoregressive search and, with --peer, against a T5 of
   transformers; an ablation; the share of the matmul peak. The model has random weights.
 objectives: RSPO against S-DPO on lists of 512 candidates, alone and in a training step; memory.
@@ -24,12 +26,12 @@ import sys
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.benchmarks import decode, index, objectives, serve_load, table, throughput, training
+from gr4ad_jax.benchmarks import decode, index, objectives, serve_load, step, table, throughput, training
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 
-_SUITES = ["train", "decode", "objectives", "throughput", "index", "serve", "table"]
+_SUITES = ["train", "step", "decode", "objectives", "throughput", "index", "serve", "table"]
 _SUITE = flags.DEFINE_enum("suite", "train", _SUITES, "What to measure.")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; empty: they are only printed.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Interleaved measurements of each figure.", lower_bound=1)
@@ -53,6 +55,8 @@ def main(argv):
   enable_compilation_cache()
   if _SUITE.value == "train":
     suite, figures = training, training.measure(flags_lib.config_from_flags(), _REPETITIONS.value)
+  elif _SUITE.value == "step":
+    suite, figures = step, step.measure(flags_lib.config_from_flags(), _REPETITIONS.value)
   elif _SUITE.value == "objectives":
     suite, figures = objectives, objectives.measure(flags_lib.config_from_flags(), _REPETITIONS.value)
   elif _SUITE.value == "decode":

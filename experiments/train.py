@@ -11,7 +11,7 @@ from absl import flags
 
 from experiments import flags as flags_lib
 from experiments import jobs
-from experiments.progress import RoundProgress, duration, show_progress
+from experiments.progress import RoundProgress, duration, show_cost, show_progress
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.serving import examples
@@ -45,7 +45,7 @@ def main(argv):
     show_progress(progress)
 
   try:
-    result = run.train(config, inputs, on_progress, RoundProgress())
+    result = run.train(config, inputs, on_progress, RoundProgress(), show_cost)
   except loop.DivergedError as error:
     print(f"error: {error}; try a lower --learning_rate in another workdir", file=sys.stderr)
     return 1

@@ -127,12 +127,21 @@ def _check_pairs(config: Config) -> None:
       "period",
       "begin and end, as 0,0.8",
     ),
+    (_is_window(config.training), "profile_steps", "two numbers of steps, the first smaller, as 10:15; or empty"),
     (data.batch_size % config.training.accumulate == 0, "accumulate", f"a divisor of --batch_size={data.batch_size}"),
   )
   values = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}
   for holds, name, words in rules:
     if not holds:
       raise ConfigError(f"--{name}={shown(values[name])} is not allowed: {words}")
+
+
+def _is_window(training: TrainConfig) -> bool:
+  """Whether --profile_steps is empty or a:b with a < b."""
+  try:
+    return bool(training.profiled)
+  except ValueError:
+    return False
 
 
 def validate(config: Config) -> Config:
@@ -181,6 +190,9 @@ def from_json(text: str) -> Config:
   if not isinstance(saved, dict) or any(not isinstance(saved.get(section, {}), dict) for section in SECTIONS):
     raise ConfigError(f"config.json is not allowed: an object with the sections {', '.join(SECTIONS)}")
   _refuse_unknown(saved, ("workdir", *SECTIONS), "config.json")
+  remat = saved.get("training", {}).get("remat")
+  if isinstance(remat, bool):  # of a run that is older than the policies
+    saved["training"]["remat"] = "full" if remat else "none"
   sections = {}
   for section, kind in SECTIONS.items():
     given = saved.get(section, {})

@@ -231,12 +231,31 @@ class TrainConfig:
   clip_norm: float = knob(1.0, "Global gradient norm limit; 0: none.", low=0)
   accumulate: int = knob(1, "Micro-batches a step; each normalises its loss by its own targets.", low=1)
   mesh: str = knob("data:-1", "Devices by axis: data, fsdp (parameters too), tensor; as data:-1,fsdp:4. -1: the rest.")
-  remat: bool = knob(False, "Recompute decoder activations in the backward pass.")
+  remat: str = knob(
+    "none",
+    "What is kept for the backward pass of a model's blocks, context and heads: everything; the products of weights, "
+    "logits aside (dots); or their inputs alone (full). The rest is computed again: less memory, more time.",
+    choices=("none", "dots", "full"),
+  )
   seed: int = knob(0, "Seed of initialisation, order and dropout.", low=0, high=2**31 - 1)
   log_every: int = knob(20, "Steps between metric lines.", low=1)
   eval_every: int = knob(200, "Steps between valid evaluations, unless valid is learned from; 0: at the end.", low=0)
   eval_requests: int = knob(512, "Valid requests of a periodic evaluation.", low=1)
   save_every: int = knob(200, "Steps between checkpoints.", low=1)
+  profile_steps: str = knob(
+    "", "As 10:15: a profiler trace in <workdir>/profile from where 10 steps are done to where 15 are; empty: none."
+  )
+  peak_tflops: float = knob(
+    0.0, "Dense bfloat16 peak of a device, TFLOP/s, that utilisation is a share of; 0: as its name tells.", low=0
+  )
+
+  @property
+  def profiled(self) -> tuple[int, int]:
+    """Steps done at the begin and at the end of the trace; (0, 0): none. Raises ValueError where they are not a:b."""
+    first, last = map(int, self.profile_steps.split(":")) if self.profile_steps else (0, 0)
+    if self.profile_steps and not 0 <= first < last:
+      raise ValueError(f"{self.profile_steps!r} is no window of steps")
+    return first, last
 
   @property
   def fitted(self) -> tuple[str, ...]:

@@ -41,7 +41,11 @@ def test_defaults_and_presets_are_allowed(preset):
     ({"dropout": float("nan")}, "--dropout=nan", "a number"),
     ({"dataset": "movies"}, "--dataset=movies", "'online_retail' or"),
     ({"kv_split": 3}, "--kv_split=3", "1 or 2"),
-    ({"remat": 1}, "--remat=1", "true or false"),
+    ({"history_bias": 1}, "--history_bias=1", "true or false"),
+    ({"remat": "some"}, "--remat=some", "'none' or 'dots' or 'full'"),
+    ({"profile_steps": "10"}, "--profile_steps=10", "as 10:15"),
+    ({"profile_steps": "15:10"}, "--profile_steps=15:10", "as 10:15"),
+    ({"peak_tflops": -1.0}, "--peak_tflops=-1.0", "at least 0"),
     ({"codebooks": (256, 0, 18)}, "--codebooks=256,0,18", "at least 1"),
     ({"codebooks": ()}, "--codebooks=", "one or more"),
     ({"layers": 3, "lazy_layers": 3}, "--lazy_layers=3", "0 to 2, as --layers=3"),
@@ -106,3 +110,13 @@ def test_damaged_json_is_refused(text, words):
 
 def test_json_keys_left_out_keep_their_defaults():
   assert config_lib.from_json(json.dumps({"model": {"layers": 5}})).model == config_lib.ModelConfig(layers=5)
+
+
+@pytest.mark.parametrize(("old", "policy"), [("true", "full"), ("false", "none")])
+def test_a_run_from_before_the_policies_of_remat_is_read(old, policy):
+  assert config_lib.from_json(f'{{"training": {{"remat": {old}}}}}').training.remat == policy
+
+
+def test_the_window_of_the_profiler():
+  assert config_lib.validate(_with(profile_steps="0:5")).training.profiled == (0, 5)
+  assert config_lib.Config().training.profiled == (0, 0)

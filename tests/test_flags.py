@@ -44,13 +44,14 @@ def test_every_knob_has_a_flag_with_its_default():
 
 def test_each_type_of_flag():
   values = _parsed(
-    "--layers=4", "--dropout=0.2", "--noremat", "--history_bias", "--last_level=hash", "--beams=4, 8,16",
-    "--behaviors=view,buy", "--workdir=runs/x",
+    "--layers=4", "--dropout=0.2", "--remat=dots", "--noreference", "--history_bias", "--last_level=hash",
+    "--beams=4, 8,16", "--behaviors=view,buy", "--workdir=runs/x",
   )  # fmt: skip
   config = flags.config_from_flags(values)
   assert config.workdir == "runs/x"
   assert (config.model.layers, config.model.dropout) == (4, 0.2)
-  assert (config.training.remat, config.model.history_bias) == (False, True)
+  assert (config.preference.reference, config.model.history_bias) == (False, True)
+  assert config.training.remat == "dots"
   assert config.sid.last_level == "hash"
   assert (config.search.beams, config.data.behaviors) == ((4, 8, 16), ("view", "buy"))
 

@@ -25,6 +25,7 @@ from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.quantized import quantize
 from gr4ad_jax.serving.result_cache import ResultCache, digest
 from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.training import flops
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Decode:
     search = SearchConfig(precut=setting.precut)
     self._args = (quantize(params, setting.quantize), batch, trie)
     self._run = jax.jit(lambda v, b, t: beam_search(module, v, b, t, means, widths=setting.widths, search=search))
-    self.gflop = timing.flops(timing.matmuls_of(self._run, *self._args)) / 1e9
+    self.gflop = flops.matmul_flops(flops.matmuls_of(self._run, *self._args)) / 1e9
     self.parameters = sum(x.size for x in jax.tree.leaves(params))
     self._program = self._run.lower(*self._args).compile()
     self()

@@ -18,6 +18,7 @@ from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.quantized import quantize
 from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.training import flops
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
   found = []
   for rows in batches:
     batch = jax.device_put(synthetic.requests(codes_NT, slots, rows))
-    work = timing.flops(timing.matmuls_of(run, variables, batch, trie))
+    work = flops.matmul_flops(flops.matmuls_of(run, variables, batch, trie))
     program = run.lower(variables, batch, trie).compile()
     jax.device_get(program(variables, batch, trie))
     seconds, roof = [], []

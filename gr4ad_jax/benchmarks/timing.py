@@ -1,7 +1,6 @@
-"""Timing: interleaved repetitions, a function's matrix products, and the rate of `jnp.dot` as the roof."""
+"""Timing: interleaved repetitions, and the rate of `jnp.dot` as the roof."""
 
 import collections
-import math
 import os
 import platform
 import statistics
@@ -13,54 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Matmul = tuple[int, int, int, int, str]  # batch, rows, contraction, columns, dtype
-
-
-def matmuls_of(fn: Callable, *args: Any) -> collections.Counter:
-  """Every matrix product that a function runs, with how often: read off its jaxpr, loops unrolled.
-
-  Args:
-    fn: a function JAX can trace.
-    *args: its arguments, arrays or shapes.
-
-  Returns:
-    Counter of (batch, rows, contraction, columns, dtype).
-  """
-  found: collections.Counter = collections.Counter()
-
-  def walk(jaxpr, times):
-    for eqn in jaxpr.eqns:
-      if eqn.primitive.name == "dot_general":
-        found[_shape(eqn)] += times
-      inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
-      for value in eqn.params.values():
-        for sub in value if isinstance(value, (tuple, list)) else (value,):
-          if hasattr(sub, "jaxpr"):
-            sub = sub.jaxpr
-          if hasattr(sub, "eqns"):
-            walk(sub, inner)
-
-  walk(jax.make_jaxpr(fn)(*args).jaxpr, 1)
-  return found
-
-
-def _shape(eqn) -> Matmul:
-  (contract, _), (batch, _) = eqn.params["dimension_numbers"]
-  left, right = (v.aval for v in eqn.invars)
-  b, k = math.prod(left.shape[i] for i in batch), math.prod(left.shape[i] for i in contract)
-  return b, left.size // (b * k), k, right.size // (b * k), str(left.dtype)
-
-
-def flops(matmuls: collections.Counter) -> float:
-  """Multiplications and additions of a list of matrix products."""
-  return float(sum(2 * b * m * k * n * times for (b, m, k, n, _), times in matmuls.items()))
-
 
 def plain_dots(matmuls: collections.Counter, seconds: float = 0.02) -> Callable[[], float]:
   """A timer of the same products, each alone, by `jnp.dot` (`jnp.matmul` where there is a batch axis).
 
   Args:
-    matmuls: what `matmuls_of` found.
+    matmuls: what `flops.matmuls_of` found.
     seconds: spent on each shape at each call, at least one run.
 
   Returns:

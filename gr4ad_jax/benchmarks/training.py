@@ -1,5 +1,6 @@
 """The train step against the data path, and against what plain `jnp.dot` reaches on the step's own matrix products."""
 
+import dataclasses
 import statistics
 import time
 
@@ -8,7 +9,9 @@ import jax
 from gr4ad_jax.benchmarks import timing
 from gr4ad_jax.config import Config
 from gr4ad_jax.models.gr4ad import compute_dtype
+from gr4ad_jax.training import flops
 from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training.cost import compile_step
 from gr4ad_jax.training.trainer import Trainer
 
 
@@ -17,7 +20,8 @@ def measure(config: Config, repetitions: int) -> dict:
   trainer = Trainer(config, inputs_lib.prepare_inputs(config))
   state, number = trainer.state, 0
   batch = trainer.make_batch(0)
-  matmuls = timing.matmuls_of(trainer.step, state, batch)
+  matmuls = flops.matmuls_of(trainer.step, state, batch)
+  step, cost = compile_step(trainer.step, state, batch, config.training)
 
   def one_batch():
     nonlocal number
@@ -29,14 +33,14 @@ def measure(config: Config, repetitions: int) -> dict:
   def one_step():
     nonlocal state
     begin = time.perf_counter()
-    state, metrics = trainer.step(state, batch)
+    state, metrics = step(state, batch)
     jax.block_until_ready(metrics)
     return time.perf_counter() - begin
 
   timers = {"batch": one_batch, "step": one_step, "plain_dots": timing.plain_dots(matmuls)}
   timing.interleaved(timers, 2)  # compiles and warms up
   seconds = timing.interleaved(timers, repetitions)
-  work = timing.flops(matmuls)
+  work = flops.matmul_flops(matmuls)
   median = {name: statistics.median(values) for name, values in seconds.items()}
   return {
     "machine": timing.machine(),
@@ -51,6 +55,8 @@ def measure(config: Config, repetitions: int) -> dict:
     "dtype": str(compute_dtype(config.model)),
     "repetitions": repetitions,
     "seconds": {name: timing.spread(values) for name, values in seconds.items()},
+    "cost": dataclasses.asdict(cost),
+    "utilization": cost.utilization(1 / median["step"]),
     "matmul_gflop_per_step": work / 1e9,
     "step_gflops": work / median["step"] / 1e9,
     "plain_dot_gflops": work / median["plain_dots"] / 1e9,
@@ -61,6 +67,10 @@ def measure(config: Config, repetitions: int) -> dict:
 
 def summary(figures: dict) -> str:
   """The figures of `measure` in words."""
+  cost, used = figures["cost"], figures["utilization"]
+  share = "unknown: --peak_tflops sets the device's peak"
+  if used is not None:
+    share = f"{100 * used:.1f} % of {cost['peak_flops'] / 1e12:,.1f} TFLOP/s"
   milliseconds = {name: 1e3 * value["median"] for name, value in figures["seconds"].items()}
   return "\n".join(
     [
@@ -69,6 +79,9 @@ def summary(figures: dict) -> str:
       f"one train step   {milliseconds['step']:.1f} ms, {figures['step_gflops']:.1f} GFLOP/s in matrix products",
       f"plain jnp.dot    {milliseconds['plain_dots']:.1f} ms for the same, {figures['plain_dot_gflops']:.1f} GFLOP/s",
       f"share reached    {figures['share_of_plain_dot']['median']:.2f} of the plain rate",
+      f"utilisation      {share}",
+      f"memory           {cost['argument_bytes'] / 2**20:.1f} MiB arguments, "
+      f"{cost['temporary_bytes'] / 2**20:.1f} MiB temporaries, a device",
       f"data path        {figures['batches_per_step']['median']:.1f} batches in the time of one step",
     ]
   )

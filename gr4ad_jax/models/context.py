@@ -38,7 +38,7 @@ class ContextProcessor(nn.Module):
   num_kinds: int
 
   @nn.compact
-  def __call__(self, slot_codes_BSD, slot_kind_BS, slot_features_BSF, user_features_BF, *, train: bool) -> Context:
+  def __call__(self, slot_codes_BSD, slot_kind_BS, slot_features_BSF, user_features_BF, train: bool) -> Context:
     """Builds the context.
 
     Args:

@@ -15,6 +15,7 @@ from gr4ad_jax.models.history_bias import biased_logp
 from gr4ad_jax.models.history_copy import Copy, HistoryCopy, mix, no_copy, sequence_match
 from gr4ad_jax.models.layers import Linear
 from gr4ad_jax.models.lazy_decoder import Cache, LazyDecoder
+from gr4ad_jax.models.remat import rematerialized
 
 NUM_KINDS = 4  # slot kinds of data/batches.py
 
@@ -56,14 +57,20 @@ class Outputs(NamedTuple):
   gate_B: jax.Array
 
 
-def next_code_logp(logits_BMV: jax.Array, code_BM: jax.Array) -> jax.Array:
-  """log p of one level's codes, of float32 logits, [B, M, V] or [B, 1, V] of them all: [B, M].
+def next_code_logp(logits: jax.Array, code_BM: jax.Array) -> jax.Array:
+  """log p of one level's codes, of float32 logits [B, M, V], or [B, V] for all M: [B, M].
 
   The code's own logit is found by a masked sum: where the columns of a head are cut over devices, the gradient of a
   gather would collect logits and kernel on each.
   """
+  logits_BMV = logits[:, None] if logits.ndim == code_BM.ndim else logits
   own_BMV = jnp.where(jnp.arange(logits_BMV.shape[-1]) == code_BM[..., None], logits_BMV, 0)
   return own_BMV.sum(-1) - jax.nn.logsumexp(logits_BMV, axis=-1)
+
+
+def _code_logp(head: Linear, h: jax.Array, code_BM: jax.Array) -> jax.Array:
+  """log p [B, M] of a level's codes by its head, of states [B, M, D], or of [B, D], one for all M."""
+  return next_code_logp(head(h), code_BM)
 
 
 class GR4AD(nn.Module):
@@ -72,13 +79,13 @@ class GR4AD(nn.Module):
   Attributes:
     config: model settings.
     codebooks: codes a level, length T.
-    remat: recompute decoder activations in the backward pass.
+    remat: what is kept of blocks, context, copy path and heads for the backward pass, a name of `remat.POLICIES`.
     predicts_value: whether it has an eCPM head and an MTP branch; without, VSL leaves their terms out.
   """
 
   config: ModelConfig
   codebooks: tuple[int, ...]
-  remat: bool = False
+  remat: str = "none"
   predicts_value: ClassVar[bool] = True
 
   @classmethod
@@ -97,21 +104,21 @@ class GR4AD(nn.Module):
     init = nn.with_logical_partitioning(nn.initializers.normal(0.5), ("vocab", "embed"))
     self.tables = [self.param(f"codes_{t}", init, (v, c.width)) for t, v in enumerate(self.codebooks)]
     self.bos = self.param("bos", nn.with_logical_partitioning(nn.initializers.normal(0.5), ("embed",)), (c.width,))
-    self.processor = ContextProcessor(c, NUM_KINDS)
+    self.processor = rematerialized(ContextProcessor, self.remat, (5,))(c, NUM_KINDS)
     self.decoder = self.make_decoder()
     # Logits are float32: bfloat16 ones lose the tail of a 16k softmax.
     head = functools.partial(Linear, axes=("embed", "vocab"), bias=True, out_dtype=jnp.float32)
     self.heads = [head(v, name=f"head_{t}") for t, v in enumerate(self.codebooks)]
     self.ecpm_head = head(c.ecpm_bins)
     if c.copy != "off":
-      self.copier = HistoryCopy()
+      self.copier = rematerialized(HistoryCopy, self.remat)()
     if c.history_bias:
       self.bias = self.param("history_bias", nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
 
   def start(self, batch: RequestBatch, *, train: bool = False) -> Start:
     """Context and lazy layers."""
     slots = self.slot_vectors(batch, train=train)
-    context = self.processor(slots, batch.slot_kind_BS, batch.slot_features_BSF, batch.user_features_BF, train=train)
+    context = self.processor(slots, batch.slot_kind_BS, batch.slot_features_BSF, batch.user_features_BF, train)
     history_BS = batch.slot_kind_BS == HISTORY
     copyable_BS = batch.slot_kind_BS > PADDING if self.config.copy == "context" else history_BS
     return Start(context, self.decoder.lazy(context, train=train), batch.slot_codes_BST, history_BS, copyable_BS)
@@ -193,9 +200,11 @@ class GR4AD(nn.Module):
     h_BMTD, _ = self.decoder(start.lazy_B1TD, jnp.stack(tokens, axis=2), start.context, train=train)
     free_B1TD, _ = self.decoder.late(start.lazy_B1TD, start.context, train=train)
     generated, mtp = [], []
+    # Float32 logits are the largest arrays there are, and a twentieth of the work: no policy keeps them.
+    logp_of = rematerialized(_code_logp, "full" if self.remat != "none" else "none")
     for t in range(T):
-      generated.append(next_code_logp(self.heads[t](h_BMTD[:, :, t]), codes_BMT[..., t]))
-      mtp.append(next_code_logp(self.heads[t](free_B1TD[:, :, t]), codes_BMT[..., t]))
+      generated.append(logp_of(self.heads[t], h_BMTD[:, :, t], codes_BMT[..., t]))
+      mtp.append(logp_of(self.heads[t], free_B1TD[:, 0, t], codes_BMT[..., t]))
     generated_logp_BMT = jnp.stack(generated, axis=-1)
     copy = self.copy_path(start, h_BMTD[:, 0, 0])
     attention = jnp.exp(copy.log_attention_BS)

@@ -5,7 +5,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.models.layers import NEG, Linear
+from gr4ad_jax.models.layers import NEG, Linear, product
 
 
 @flax.struct.dataclass
@@ -39,9 +39,9 @@ class HistoryCopy(nn.Module):
     query = Linear(D, bias=True, name="query")(first_BD)
     hidden = nn.relu(Linear(D, name="slot")(slots_BSD) + query[:, None])
     dot_BD = Linear(D, name="dot")(first_BD)
-    product = jnp.einsum("bd,bsd->bs", dot_BD, slots_BSD, preferred_element_type=jnp.float32)
+    crossed = product("bd,bsd->bs", dot_BD, slots_BSD)
     added = Linear(1, ("mlp", None), name="score", out_dtype=jnp.float32)(hidden)[..., 0]
-    score_BS = jnp.where(mask_BS, added + product / jnp.sqrt(D).astype(jnp.float32), NEG)
+    score_BS = jnp.where(mask_BS, added + crossed / jnp.sqrt(D).astype(jnp.float32), NEG)
     log_attention = jnp.where(mask_BS, jax.nn.log_softmax(score_BS), NEG)
     gate = Linear(1, ("embed", None), bias=True, name="gate", out_dtype=jnp.float32)(first_BD)[..., 0]
     some = mask_BS.any(-1)

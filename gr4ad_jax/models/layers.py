@@ -3,6 +3,8 @@
 Activations flow in the compute dtype; parameters are float32.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,36 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array
   x32 = x.astype(jnp.float32)
   x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
   return (x32 * scale).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+  """An einsum of two arrays of one dtype, float32; its gradients are products of that dtype.
+
+  Left to itself the gradient is a product of a float32 cotangent with, say, a bfloat16 operand, which an accelerator
+  computes at float32's pace. The cotangent is rounded instead, as that of every other product is.
+
+  Args:
+    spec: as `jnp.einsum` takes it, with `->`.
+    x: first operand.
+    y: second operand.
+  """
+  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _product_forward(spec, x, y):
+  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32), (x, y)
+
+
+def _product_backward(spec, operands, cotangent):
+  x, y = operands
+  cotangent = cotangent.astype(x.dtype)
+  (dx,) = jax.linear_transpose(lambda x: jnp.einsum(spec, x, y), x)(cotangent)
+  (dy,) = jax.linear_transpose(lambda y: jnp.einsum(spec, x, y), y)(cotangent)
+  return dx, dy
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Array) -> jax.Array:
@@ -34,14 +66,12 @@ def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Ar
   B, Q, H, d = q_BQHd.shape
   G = k_BSGd.shape[2]
   q = q_BQHd.reshape(B, Q, G, H // G, d)
-  logits = jnp.einsum("bqghd,bsgd->bghqs", q, k_BSGd, preferred_element_type=jnp.float32) / jnp.sqrt(d).astype(
-    jnp.float32
-  )
+  logits = product("bqghd,bsgd->bghqs", q, k_BSGd) / jnp.sqrt(d).astype(jnp.float32)
   logits = jnp.where(mask[:, None, None], logits, NEG)  # (B, 1, 1, Q, S)
   # Softmax in f32: bf16 sums drift over long contexts. Dividing after the product saves a pass over [Q, S].
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
   total_BQGH1 = jnp.einsum("bghqs->bqgh", weights)[..., None]
-  read = jnp.einsum("bghqs,bsgd->bqghd", weights.astype(v_BSGd.dtype), v_BSGd, preferred_element_type=jnp.float32)
+  read = product("bghqs,bsgd->bqghd", weights.astype(v_BSGd.dtype), v_BSGd)
   return (read / total_BQGH1).astype(v_BSGd.dtype).reshape(B, Q, H * d)
 
 
@@ -69,8 +99,10 @@ class Linear(nn.Module):
     if self.has_variable("scales", "kernel"):
       scale_F = self.get_variable("scales", "kernel")
       out = quantized.matmul(flat, kernel, scale_F, self.out_dtype or x.dtype)
+    elif self.out_dtype is None:
+      out = jnp.matmul(flat, kernel.astype(x.dtype))
     else:
-      out = jnp.matmul(flat, kernel.astype(x.dtype), preferred_element_type=self.out_dtype)
+      out = product("ni,io->no", flat, kernel.astype(x.dtype)).astype(self.out_dtype)
     if self.bias:
       init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
       out += self.param("bias", init, (self.features,)).astype(out.dtype)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.models.context import Context
 from gr4ad_jax.models.layers import GatedFFN, Linear, RMSNorm, attend
+from gr4ad_jax.models.remat import rematerialized
 
 Cache = tuple[jax.Array, jax.Array]  # self-attention keys and values of earlier levels, [B, M, t, H, d] each
 
@@ -73,16 +74,16 @@ class LazyDecoder(nn.Module):
   Attributes:
     config: model settings.
     positions: levels that the decoder writes, the eCPM token included.
-    remat: recompute block activations in the backward pass.
+    remat: what is kept of a block for the backward pass, a name of `remat.POLICIES`.
   """
 
   config: ModelConfig
   positions: int
-  remat: bool = False
+  remat: str = "none"
 
   def setup(self):
     c = self.config
-    block = nn.remat(DecoderBlock, static_argnums=(3,)) if self.remat else DecoderBlock
+    block = rematerialized(DecoderBlock, self.remat, (3,))
     self.blocks = [block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)]
     self.fuse = Fuse()
     self.out_norm = RMSNorm()

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.models.gr4ad import compute_dtype
+from gr4ad_jax.models.layers import product
 from gr4ad_jax.models.zoo.items import ItemModel, add_to_ads, history_ads
 from gr4ad_jax.objectives import item_losses
 from gr4ad_jax.parallel import tables
@@ -197,19 +199,20 @@ class _Few:
   """Losses that score some ads only; ads are numbered by their place among those that the step reads."""
 
   def __init__(self, model, variables, touched: Touched, dropout_key):
-    self._vectors = lambda ads: model.apply(variables, ads, method="vectors")
+    dtype = compute_dtype(model.config)
+    self._vectors = lambda ads: model.apply(variables, ads, method="vectors").astype(dtype)
     self.touched, self.places, self._num_ads = touched, touched.places, model.num_ads
     batch, places = touched.batch, touched.places
-    states_BPD = model.apply(variables, batch, train=True, rngs={"dropout": dropout_key}, method="states")
+    states_BPD = model.apply(variables, batch, train=True, rngs={"dropout": dropout_key}, method="states").astype(dtype)
     self.bias = model.apply(variables, method="head_bias")
     self.state_PD, self.ads_PS = states_BPD[places.row_P, places.place_P], _seen(batch, places)
-    scores_BPS = jnp.einsum("bpd,bsd->bps", states_BPD, self._vectors(history_ads(batch)))
+    scores_BPS = product("bpd,bsd->bps", states_BPD, self._vectors(history_ads(batch)))
     self.history_score_PS = scores_BPS[places.row_P, places.place_P] + self.bias
     self.target_score_PM = self._biased(places.target_PM)
 
   def _biased(self, ads_PM: jax.Array) -> jax.Array:
     seen_PM = (ads_PM[..., None] == self.ads_PS[:, None]).any(-1)
-    return jnp.einsum("pd,pmd->pm", self.state_PD, self._vectors(ads_PM)) + self.bias * seen_PM
+    return product("pd,pmd->pm", self.state_PD, self._vectors(ads_PM)) + self.bias * seen_PM
 
   def sampled(self) -> jax.Array:
     """Ads are drawn for the whole step, each at most once."""
@@ -226,7 +229,7 @@ class _Few:
       places.mask_PM,
       self.history_score_PS,
       (ads_PS >= 0) & ~target_PS,
-      self.state_PD @ self._vectors(drawn_K).T,
+      product("pd,kd->pk", self.state_PD, self._vectors(drawn_K)),
       ~taken_PK,
       self.touched.log_weight,
     )
@@ -242,7 +245,7 @@ class _Few:
       places.mask_PM,
       nothing,
       nothing > 0,
-      self.state_PD @ self._vectors(ads_X).T,
+      product("pd,xd->px", self.state_PD, self._vectors(ads_X)),
       real_X & ~own_PX,
       self.touched.log_weight[jnp.maximum(ads_X, 0)] - jnp.log(jnp.maximum(real_X.sum(), 1)),
     )

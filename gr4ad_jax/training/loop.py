@@ -9,8 +9,10 @@ from typing import Any
 import jax
 
 from gr4ad_jax.training.checkpoint import Checkpointer
+from gr4ad_jax.training.cost import StepCost
 from gr4ad_jax.training.preemption import Preemption
 from gr4ad_jax.training.prefetch import Prefetcher
+from gr4ad_jax.training.profiling import StepProfiler
 from gr4ad_jax.training.state import TrainState
 from gr4ad_jax.training.writers import Writer
 
@@ -31,6 +33,9 @@ class Progress:
     metrics: of step `step`.
     valid: valid metrics, where the step was evaluated.
     log: whether `step` is one of every `log_every`, or the last.
+    requests_per_second: at that rate; 0 until it is known, or where the step's cost is not.
+    tokens_per_second: likewise, of context slots and codes.
+    utilization: model FLOPs utilisation at that rate, in [0, 1]; None where the peak of the devices is not known.
   """
 
   step: int
@@ -40,6 +45,9 @@ class Progress:
   metrics: dict[str, float]
   valid: dict[str, float]
   log: bool
+  requests_per_second: float = 0.0
+  tokens_per_second: float = 0.0
+  utilization: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +134,7 @@ class _Run:
     self.schedule, self.checkpointer, self.writer = schedule, checkpointer, writer
     self.evaluate_fn, self.on_progress, self.metadata = evaluate_fn, on_progress, metadata
     self.clock = _Clock()
+    self.cost: StepCost | None = None
     self.valid_metrics: dict[str, float] = {}
 
   def fetch(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
@@ -140,14 +149,19 @@ class _Run:
 
   def report(self, step: int, metrics: dict[str, float], valid: dict[str, float]) -> None:
     """Tells the callback and, where a line is due, the writer."""
-    logs, rate = self.schedule.logs(step), self.clock.rate
+    logs, rate, cost = self.schedule.logs(step), self.clock.rate, self.cost
+    used = cost.utilization(rate) if cost and rate else None
     scalars = {f"train/{name}": value for name, value in metrics.items()} if logs else {}
+    if logs and used is not None:
+      scalars["train/mfu"] = used
     scalars |= {f"valid/{name}": value for name, value in valid.items()}
     if self.writer and scalars:
       self.writer.write(step, scalars)
     if self.on_progress:
       eta = (self.schedule.total_steps - step) / rate if rate else math.inf
-      self.on_progress(Progress(step, self.schedule.total_steps, rate, eta, metrics, valid, logs))
+      requests, tokens = (rate * cost.requests, rate * cost.tokens) if cost else (0.0, 0.0)
+      total = self.schedule.total_steps
+      self.on_progress(Progress(step, total, rate, eta, metrics, valid, logs, requests, tokens, used))
 
   def boundary(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
     """Evaluates, if that is due; reports; saves.
@@ -175,6 +189,8 @@ def fit(
   evaluate_fn: Callable[[TrainState], dict[str, float]] | None = None,
   metadata: dict | None = None,
   on_progress: Callable[[Progress], None] | None = None,
+  prepare: Callable[[TrainState, Any], tuple[Callable, StepCost]] | None = None,
+  profiler: StepProfiler | None = None,
 ) -> FitResult:
   """Trains from `state.step` to the end of the schedule, or to its `until`.
 
@@ -191,6 +207,9 @@ def fit(
     evaluate_fn: state -> valid metrics; the checkpointer ranks by one of them.
     metadata: JSON kept with each checkpoint.
     on_progress: called once a step, one step late.
+    prepare: (state, first batch) -> the step compiled for them, and its cost, which turns the rate of steps into
+      requests, tokens and utilisation, `train/mfu`; None: the step is compiled as it is called, and its cost not known.
+    profiler: traces some of the steps.
 
   Raises:
     DivergedError: a step's loss or gradient is not finite; the state of that step is not saved.
@@ -200,8 +219,17 @@ def fit(
   with Preemption() as preemption, Prefetcher(make_batch, int(state.step), schedule.end) as batches:
     try:
       for number, batch in batches:
-        state, metrics = train_step(state, batch)
+        if prepare and run.cost is None:
+          train_step, run.cost = prepare(state, batch)
+        if profiler:
+          profiler.begin(number, state)
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+          state, metrics = train_step(state, batch)
+        for metric in metrics.values():
+          metric.copy_to_host_async()  # on their way as soon as they are known: the fetch below finds them here
         step = number + 1
+        if profiler:
+          profiler.end(step, state)
         if waiting:  # the step before: the devices already work on this one
           run.report(waiting[0], run.fetch(*waiting), {})
         waiting = (step, metrics)

@@ -23,13 +23,16 @@ from gr4ad_jax.training import loop, preemption, rewards
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training import workdir as workdir_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
+from gr4ad_jax.training.cost import StepCost, compile_step
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.preference_run import PreferenceTrainer, reward_model_of
+from gr4ad_jax.training.profiling import StepProfiler
 from gr4ad_jax.training.state import TrainState
 from gr4ad_jax.training.trainer import Trainer, init_params
 from gr4ad_jax.training.writers import open_writers
 
 BEST_METRIC = "recall@10"
+PROFILE = "profile"  # of a workdir
 
 
 def checkpoint_dir(config: Config) -> str:
@@ -167,6 +170,7 @@ def train(
   inputs: Inputs,
   on_progress: Callable[[loop.Progress], None] | None = None,
   on_round: Callable[[str, int, int], None] = lambda *_: None,
+  on_compiled: Callable[[StepCost], None] = lambda _: None,
 ) -> loop.FitResult:
   """Trains a run, from its last whole checkpoint where there is one.
 
@@ -175,16 +179,29 @@ def train(
     inputs: data, tokenizer and features.
     on_progress: told after every step.
     on_round: told of what is done between steps: what, how much of it is done, how much there is.
+    on_compiled: told what a step costs, once it is compiled.
 
   Raises:
     DivergedError: the loss stopped being finite.
-    ConfigError: the workdir's checkpoints hold another model, or the devices cannot share a batch.
+    ConfigError: the workdir's checkpoints hold another model, the devices cannot share a batch, or --profile_steps
+      goes past the end.
   """
   t, trainer = config.training, make_trainer(config, inputs)
+  if t.profiled[1] > trainer.total_steps:
+    raise ConfigError(f"--profile_steps={t.profile_steps} is not allowed: the run has {trainer.total_steps} steps")
+  prepared = []
+
+  def prepare(state, batch):  # once, though each round is a call of `fit`
+    if not prepared:
+      prepared.append(compile_step(trainer.step, state, batch, t))
+      on_compiled(prepared[0][1])
+    return prepared[0]
+
   judged = best_metric(config) and inputs.has_targets(config, "valid")
   evaluate = valid_evaluation(config, inputs, trainer.model) if judged else None
   distributed.barrier("trainer")  # collective operations do not wait long for a process that was slower up to here
-  with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config)) as checkpointer:
+  traced = StepProfiler(os.path.join(config.workdir, PROFILE), *t.profiled)
+  with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config)) as checkpointer, traced as profiler:
     state = _start_state(config, trainer, checkpointer)
     writer = open_writers(config.workdir, int(state.step))
     try:
@@ -202,6 +219,8 @@ def train(
           writer=writer,
           evaluate_fn=(lambda state: evaluate(state.params)) if evaluate else None,
           on_progress=on_progress,
+          prepare=prepare,
+          profiler=profiler,
         )
         state = result.state
         if result.status == "preempted" or int(state.step) >= trainer.total_steps:

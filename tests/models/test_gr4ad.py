@@ -1,11 +1,14 @@
 """What each output may depend on, and what neither dtype nor rematerialisation may change."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr4ad_jax.models import remat
 from gr4ad_jax.models.context import Context
 from gr4ad_jax.models.gr4ad import next_code_logp
 from gr4ad_jax.models.lazy_decoder import LazyDecoder
@@ -141,15 +144,33 @@ def _loss(model):
 
 def test_rematerialisation_changes_neither_loss_nor_gradients_nor_parameters():
   batch = tiny.make_batch()
-  kept, again = (tiny.make_model(layers=1, lazy_layers=0, remat=remat) for remat in (False, True))
-  params = tiny.make_params(kept)
-  chex.assert_trees_all_equal(params, tiny.make_params(again))
-  (loss, grads), (loss_again, grads_again) = (
-    tiny.jit(jax.value_and_grad(_loss(model)))(params, batch) for model in (kept, again)
-  )
-  np.testing.assert_allclose(loss, loss_again, rtol=1e-6)
-  chex.assert_trees_all_close(grads, grads_again, rtol=1e-4, atol=1e-6)
+  models = [tiny.make_model(layers=1, lazy_layers=0, remat=policy) for policy in remat.POLICIES]
+  params = tiny.make_params(models[0])
+  (loss, grads), *others = (tiny.jit(jax.value_and_grad(_loss(model)))(params, batch) for model in models)
+  for model, (loss_again, grads_again) in zip(models[1:], others, strict=True):
+    chex.assert_trees_all_equal(params, tiny.make_params(model))
+    np.testing.assert_allclose(loss, loss_again, rtol=1e-6)
+    chex.assert_trees_all_close(grads, grads_again, rtol=1e-4, atol=1e-6)
   assert all((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(grads))  # all parameters learn
+
+
+def test_each_policy_keeps_less_than_the_one_before():
+  B, M, T, S, D = 32, 16, 4, 8, 32
+  config = dataclasses.replace(tiny.CONFIG, layers=4, lazy_layers=0, width=D, heads=2, kv_groups=2)
+  keys, h = jnp.ones((B, S, 2, D // 2)), jnp.ones((B, M, T, D))
+  context = Context((keys,), (keys,), jnp.ones((B, S), bool), h[:, 0])
+  sizes = []
+  for policy in remat.POLICIES:
+    decoder = LazyDecoder(config, T, policy)
+
+    def loss(params, h, decoder=decoder):
+      return decoder.apply({"params": params}, h, context, train=False, method="late")[0].sum()
+
+    params = tiny.draw_params(decoder, h, context, train=False, method="late")
+    options = {"xla_backend_optimization_level": 0} | remat.compiler_options(policy)
+    sizes.append(jax.jit(jax.grad(loss)).lower(params, h).compile(options).memory_analysis().temp_size_in_bytes)
+  none, dots, full = sizes
+  assert dots < 0.8 * none and full < 0.8 * dots, sizes
 
 
 def test_bfloat16_gives_float32_outputs_close_to_float32(everything):

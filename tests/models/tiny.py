@@ -26,7 +26,7 @@ def code_id(codes):
   return np.ravel_multi_index(np.moveaxis(np.asarray(codes), -1, 0), CODEBOOKS)
 
 
-def make_model(remat=False, **settings):
+def make_model(remat="none", **settings):
   return GR4AD(dataclasses.replace(CONFIG, **settings), CODEBOOKS, remat)
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from gr4ad_jax.training import loop
 from gr4ad_jax.training.checkpoint import Checkpointer
+from gr4ad_jax.training.cost import StepCost
+from gr4ad_jax.training.writers import JsonlWriter
 from tests.training import toy
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -157,3 +159,54 @@ def test_a_run_in_parts_is_the_run_in_one(uninterrupted, tmp_path):
       assert int(state.step) == (until or 20) and checkpointer.steps[-1] == int(state.step)
   assert seen == list(range(1, 21)) and result.status == "done"
   assert _same(state.params, uninterrupted[1].state.params)
+
+
+class _Metric:
+  """A scalar that tells when it is asked for."""
+
+  def __init__(self, step, told):
+    self._step, self._told = step, told
+
+  def copy_to_host_async(self):
+    self._told.append(("copy", self._step))
+
+  def __array__(self, dtype=None, copy=None):
+    self._told.append(("read", self._step))
+    return np.asarray(1.0, dtype)
+
+
+def test_a_step_is_read_after_the_next_is_dispatched():
+  """The copy to the host is asked for at once, so that the read finds it there: devices never wait for the host."""
+  told = []
+
+  def step(state, batch):
+    told.append(("dispatch", batch + 1))
+    return state, {"loss": _Metric(batch + 1, told), "finite": _Metric(batch + 1, [])}
+
+  class _State:
+    step = 0
+
+  loop.fit(_State(), step, lambda number: number, loop.Schedule(4, log_every=1))
+  assert list(dict.fromkeys(told)) == [  # a copy may be asked for again
+    ("dispatch", 1), ("copy", 1), ("dispatch", 2), ("copy", 2), ("read", 1), ("dispatch", 3), ("copy", 3), ("read", 2),
+    ("dispatch", 4), ("copy", 4), ("read", 3), ("read", 4),
+  ]  # fmt: skip
+
+
+def test_rates_and_utilisation_follow_from_the_cost(tmp_path):
+  state, step, batch_at = toy.setup(6)
+  cost = StepCost(1, 1, 1, 1, model_flops=2e6, xla_flops=None, requests=16, tokens=64, peak_flops=1e12)
+  seen, prepared = [], []
+
+  def prepare(state, batch):
+    prepared.append(int(state.step))
+    return step, cost
+
+  writer, schedule = JsonlWriter(str(tmp_path / "metrics.jsonl")), loop.Schedule(6, log_every=2)
+  loop.fit(state, step, batch_at, schedule, writer=writer, on_progress=seen.append, prepare=prepare)
+  last = seen[-1]
+  assert prepared == [0] and last.requests_per_second == 16 * last.steps_per_second > 0
+  assert last.tokens_per_second == 64 * last.steps_per_second
+  assert last.utilization == pytest.approx(2e-6 * last.steps_per_second)
+  lines = _lines(tmp_path)
+  assert lines[-1]["train/mfu"] == pytest.approx(last.utilization) and seen[0].utilization is None

@@ -103,6 +103,15 @@ def test_the_given_state_is_donated_and_the_step_counted():
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
+def test_all_of_the_state_is_updated_in_place_and_float32():
+  state, step, batch_at = toy.setup(10)
+  memory = step.lower(state, batch_at(0)).compile().memory_analysis()
+  assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  after, _ = step(state, batch_at(0))
+  floats = [leaf for leaf in jax.tree.leaves((after.params, after.opt_state)) if leaf.dtype != jnp.int32]
+  assert len(floats) == 3 * len(jax.tree.leaves(after.params)) and {str(leaf.dtype) for leaf in floats} == {"float32"}
+
+
 def test_finite_flag_falls():
   state, step, batch_at = toy.setup(10)
   batch = batch_at(0)

@@ -15,6 +15,7 @@ from gr4ad_jax.models.context import Context
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.layers import Linear, RMSNorm
 from gr4ad_jax.models.lazy_decoder import Cache, DecoderBlock
+from gr4ad_jax.models.remat import rematerialized
 
 
 class ChainDecoder(nn.Module):
@@ -23,16 +24,16 @@ class ChainDecoder(nn.Module):
   Attributes:
     config: model settings.
     levels: T; the eCPM token is read by a projection without a block.
-    remat: recompute block activations in the backward pass.
+    remat: what is kept of a block for the backward pass, a name of `remat.POLICIES`.
   """
 
   config: ModelConfig
   levels: int
-  remat: bool = False
+  remat: str = "none"
 
   def setup(self):
     c, T = self.config, self.levels
-    block = nn.remat(DecoderBlock, static_argnums=(3,)) if self.remat else DecoderBlock
+    block = rematerialized(DecoderBlock, self.remat, (3,))
     self.blocks = [block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)]
     self.joins = [Linear(c.width, name=f"join_{t}") for t in range(1, T + 1)]
     self.state_norms = [RMSNorm(name=f"state_norm_{t}") for t in range(1, T + 1)]

@@ -12,6 +12,7 @@ from gr4ad_jax.config import Config, ConfigError, ItemConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.layers import RMSNorm
+from gr4ad_jax.models.remat import rematerialized
 from gr4ad_jax.models.zoo.items import history_ads, make_table, score_all, score_some
 from gr4ad_jax.models.zoo.sasrec import PlaceEmbedding, SASRecBlock, causal_mask
 from gr4ad_jax.parallel import tables
@@ -43,7 +44,8 @@ class GR4ADItems(GR4AD):
     self.first = self.param("first", first, (c.width,))
     self.places = PlaceEmbedding()
     hidden = c.ffn_multiple * c.width
-    self.encoder = [SASRecBlock(c.heads, hidden, c.dropout, name=f"encoder_{i}") for i in range(c.encoder_layers)]
+    block = rematerialized(SASRecBlock, self.remat, (3,))
+    self.encoder = [block(c.heads, hidden, c.dropout, name=f"encoder_{i}") for i in range(c.encoder_layers)]
     self.encoder_norm = RMSNorm()
     self.dropout = nn.Dropout(c.dropout)
     if c.history_bias:

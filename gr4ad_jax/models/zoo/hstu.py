@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import SLOT_FEATURES, RequestBatch
-from gr4ad_jax.models.layers import Linear, RMSNorm
+from gr4ad_jax.models.layers import Linear, RMSNorm, product
+from gr4ad_jax.models.remat import rematerialized
 from gr4ad_jax.models.zoo.items import ItemModel, history_ads
 from gr4ad_jax.models.zoo.sasrec import PlaceEmbedding, causal_mask
 
@@ -50,7 +51,7 @@ class HSTUBlock(nn.Module):
     made = nn.silu(Linear(4 * D, name="uvqk")(RMSNorm(name="in_norm")(x_BPD)))
     u, v, q, k = jnp.split(made, 4, axis=-1)
     v, q, k = (y.reshape(B, P, self.heads, -1) for y in (v, q, k))
-    logits = jnp.einsum("bphd,bqhd->bhpq", q, k, preferred_element_type=jnp.float32)
+    logits = product("bphd,bqhd->bhpq", q, k)
     logits += RelativeBias(name="bias")(days_BP)[:, None]
     # No softmax: how many alike ads stand in the history is kept. Float32, as of a softmax.
     weights = jnp.where(mask_BPP[:, None], nn.silu(logits), 0) / P
@@ -64,7 +65,8 @@ class HSTU(ItemModel):
 
   def make_layers(self):
     c = self.config
-    self.blocks = [HSTUBlock(c.heads, c.dropout, name=f"block_{i}") for i in range(c.layers)]
+    block = rematerialized(HSTUBlock, self.remat, (4,))
+    self.blocks = [block(c.heads, c.dropout, name=f"block_{i}") for i in range(c.layers)]
     self.norm = RMSNorm()
     init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("embed",))
     self.bos = self.param("bos", init, (c.width,))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from gr4ad_jax.config import Config, ItemConfig, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, RequestBatch
 from gr4ad_jax.models.gr4ad import compute_dtype
+from gr4ad_jax.models.layers import product
 from gr4ad_jax.parallel import tables
 
 
@@ -19,16 +20,18 @@ class ItemModel(nn.Module):
     config: sizes.
     items: how it is trained.
     num_ads: rows of the ad table (N).
+    remat: what is kept of a block for the backward pass, a name of `remat.POLICIES`.
   """
 
   config: ModelConfig
   items: ItemConfig
   num_ads: int
+  remat: str = "none"
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "ItemModel":
     """The module of a config."""
-    return cls(config.model, config.items, num_ads)
+    return cls(config.model, config.items, num_ads, config.training.remat)
 
   def setup(self):
     self.table = make_table(self, self.num_ads, self.config.width)
@@ -82,15 +85,14 @@ def make_table(module: nn.Module, ads: int, width: int) -> jax.Array:
 
 def score_all(states_PD: jax.Array, table_ND: jax.Array, ads: int, dtype: jnp.dtype) -> jax.Array:
   """States times vectors, [P, N] float32, multiplied in `dtype`; -inf from row `ads` on."""
-  scores_PN = jnp.matmul(states_PD.astype(dtype), table_ND.astype(dtype).T, preferred_element_type=jnp.float32)
+  scores_PN = product("pd,nd->pn", states_PD.astype(dtype), table_ND.astype(dtype))
   rows = len(table_ND)
   return scores_PN if rows == ads else jnp.where(jnp.arange(rows) < ads, scores_PN, -jnp.inf)
 
 
 def score_some(states_PD: jax.Array, vectors_PMD: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """States times the vectors of some ads each, [P, M] float32, multiplied in `dtype` as `score_all` does."""
-  states_PD, vectors_PMD = states_PD.astype(dtype), vectors_PMD.astype(dtype)
-  return jnp.einsum("pd,pmd->pm", states_PD, vectors_PMD, preferred_element_type=jnp.float32)
+  return product("pd,pmd->pm", states_PD.astype(dtype), vectors_PMD.astype(dtype))
 
 
 def history_ads(batch: RequestBatch) -> jax.Array:

@@ -13,6 +13,7 @@ from gr4ad_jax.models.context import Context
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.layers import RMSNorm
 from gr4ad_jax.models.lazy_decoder import Cache, DecoderBlock
+from gr4ad_jax.models.remat import rematerialized
 
 
 class ParallelDecoder(nn.Module):
@@ -21,16 +22,16 @@ class ParallelDecoder(nn.Module):
   Attributes:
     config: model settings.
     positions: levels, the eCPM token included.
-    remat: recompute block activations in the backward pass.
+    remat: what is kept of a block for the backward pass, a name of `remat.POLICIES`.
   """
 
   config: ModelConfig
   positions: int
-  remat: bool = False
+  remat: str = "none"
 
   def setup(self):
     c = self.config
-    block = nn.remat(DecoderBlock, static_argnums=(3,)) if self.remat else DecoderBlock
+    block = rematerialized(DecoderBlock, self.remat, (3,))
     self.blocks = [block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)]
     self.out_norm = RMSNorm()
     init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))

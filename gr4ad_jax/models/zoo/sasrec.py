@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.layers import Linear, RMSNorm, attend
+from gr4ad_jax.models.remat import rematerialized
 from gr4ad_jax.models.zoo.items import ItemModel, history_ads
 
 
@@ -42,9 +43,8 @@ class SASRec(ItemModel):
 
   def make_layers(self):
     c = self.config
-    self.blocks = [
-      SASRecBlock(c.heads, c.ffn_multiple * c.width, c.dropout, name=f"block_{i}") for i in range(c.layers)
-    ]
+    block = rematerialized(SASRecBlock, self.remat, (3,))
+    self.blocks = [block(c.heads, c.ffn_multiple * c.width, c.dropout, name=f"block_{i}") for i in range(c.layers)]
     self.norm = RMSNorm()
     init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("embed",))
     self.bos = self.param("bos", init, (c.width,))

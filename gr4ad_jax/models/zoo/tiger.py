@@ -17,7 +17,8 @@ import numpy as np
 from gr4ad_jax.config import Config, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, RequestBatch
 from gr4ad_jax.models.gr4ad import Outputs, compute_dtype, next_code_logp
-from gr4ad_jax.models.layers import NEG, Linear, RMSNorm, attend
+from gr4ad_jax.models.layers import NEG, Linear, RMSNorm, attend, product
+from gr4ad_jax.models.remat import rematerialized
 
 BUCKETS, FARTHEST = 32, 128  # of T5
 
@@ -65,7 +66,7 @@ class EncoderLayer(nn.Module):
     drop = nn.Dropout(c.dropout, deterministic=not train)
     qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BXD)).reshape(B, X, 3, c.heads, -1)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    logits = jnp.einsum("bxhd,byhd->bhxy", q, k, preferred_element_type=jnp.float32) / np.sqrt(D // c.heads)
+    logits = product("bxhd,byhd->bhxy", q, k) / np.sqrt(D // c.heads)
     logits = jnp.where(mask_BX[:, None, None], logits + bias_HXX[None], NEG)
     weights = jax.nn.softmax(logits).astype(v.dtype)
     read = jnp.einsum("bhxy,byhd->bxhd", weights, v).reshape(B, X, D)
@@ -115,17 +116,20 @@ class Tiger(nn.Module):
   Attributes:
     config: model settings; layers are those of encoder and decoder each. Nothing is copied or biased.
     codebooks: codes a level.
+    remat: what is kept of a layer for the backward pass, a name of `remat.POLICIES`.
   """
 
   config: ModelConfig
   codebooks: tuple[int, ...]
+  remat: str = "none"
   predicts_value: ClassVar[bool] = False
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "Tiger":
     """The module of a config; the number of ads does not shape it."""
     del num_ads
-    return cls(dataclasses.replace(config.model, copy="off", history_bias=False), config.sid.codebooks)
+    plain = dataclasses.replace(config.model, copy="off", history_bias=False)
+    return cls(plain, config.sid.codebooks, config.training.remat)
 
   def setup(self):
     c = self.config
@@ -136,8 +140,9 @@ class Tiger(nn.Module):
     self.bos = self.param("bos", starts, (2, c.width))  # of the encoder, of the decoder
     axes = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None))
     self.relative = self.param("relative", axes, (BUCKETS, c.heads))
-    self.encoder = [EncoderLayer(c, name=f"encoder_{i}") for i in range(c.layers)]
-    self.decoder = [DecoderLayer(c, name=f"decoder_{i}") for i in range(c.layers)]
+    encoder, decoder = (rematerialized(EncoderLayer, self.remat, (4,)), rematerialized(DecoderLayer, self.remat, (5,)))
+    self.encoder = [encoder(c, name=f"encoder_{i}") for i in range(c.layers)]
+    self.decoder = [decoder(c, name=f"decoder_{i}") for i in range(c.layers)]
     self.cross = [Linear(2 * c.width, name=f"cross_kv_{i}") for i in range(c.layers)]
     self.encoder_norm, self.decoder_norm = RMSNorm(), RMSNorm()
     self.heads = [

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.layers import Linear, attend
-from gr4ad_jax.models.zoo.items import ItemModel, history_ads, score_all, score_some
+from gr4ad_jax.models.zoo.items import ItemModel, history_ads, score_all
 
 TEMPERATURE = 0.07
 
@@ -56,10 +56,7 @@ class TwoTower(ItemModel):
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
     # Of the table as it lies, not looked up row by row: each device makes the vectors of its own rows.
-    return score_all(states_PD, self._tower(self.table.astype(self.dtype)), self.num_ads, jnp.float32)
-
-  def scores_of(self, states_PD: jax.Array, ads_PM: jax.Array) -> jax.Array:
-    return score_some(states_PD, self.vectors(ads_PM), jnp.float32)
+    return score_all(states_PD, self._tower(self.table.astype(self.dtype)), self.num_ads, self.dtype)
 
 
 def _unit(x: jax.Array) -> jax.Array:

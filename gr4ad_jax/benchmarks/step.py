@@ -1,0 +1,164 @@
+"""The train step of a model of any size on made-up requests: time, share of the devices' peak, memory.
+
+Random weights and made-up batches: it needs neither data nor a trained run, so any size can be tried on any devices.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from gr4ad_jax.benchmarks import synthetic, timing
+from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.models.gr4ad import compute_dtype
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
+from gr4ad_jax.models.zoo.items import ItemModel
+from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.cost import compile_step
+from gr4ad_jax.training.step import make_train_step
+from gr4ad_jax.training.trainer import check_mesh, init_params
+from gr4ad_jax.training.vsl_task import make_vsl_loss
+
+_STEPS = 100  # that the learning-rate schedule is made for
+
+
+def made_up_batch(config: Config, seed: int = 0) -> RequestBatch:
+  """A global batch of full histories, every slot and target real."""
+  data, codebooks = config.data, config.sid.codebooks
+  rng = np.random.default_rng(seed)
+  codes_NT = synthetic.catalogue(100_000, codebooks, seed)
+  slots = data.history_slots + data.neighbor_slots + data.rising_slots
+  batch = synthetic.requests(codes_NT, slots, data.batch_size, seed)
+  shape = (data.batch_size, data.targets)
+  target = rng.integers(0, len(codes_NT), shape)
+  return batch._replace(
+    target_ad_BM=target.astype(np.int32),
+    target_codes_BMT=codes_NT[target],
+    target_mask_BM=np.ones(shape, bool),
+    target_value_BM=rng.exponential(10.0, shape).astype(np.float32),
+    target_depth_BM=np.zeros(shape, np.int32),
+  )
+
+
+class System:
+  """A model of UA-SIDs, its state on the mesh, and its step by VSL, compiled.
+
+  Attributes:
+    state: of the model; each call of `run` takes it one step on.
+    batch: on the mesh.
+    cost: of a step.
+
+  Args:
+    config: model, codebooks, slots, targets, requests a step, mesh.
+
+  Raises:
+    ConfigError: a model of single ads, or devices that do not fit --mesh.
+  """
+
+  def __init__(self, config: Config):
+    if issubclass(registry.find(config), (ItemModel, GR4ADItems)):
+      raise ConfigError(f"--model={config.model.model} is not allowed: a model of UA-SIDs alone, with --suite=step")
+    check_mesh(config)
+    bins, t = config.model.ecpm_bins, config.training
+    model, mesh = registry.build(config, 0), mesh_lib.make_mesh(t.mesh)
+    optimizer = state_lib.make_optimizer(t, _STEPS)
+    self.state = state_lib.init_state(lambda: init_params(model, config), optimizer, mesh)
+    objective = config.objective
+    if not model.predicts_value:
+      objective = dataclasses.replace(objective, lambda_ecpm=0.0, lambda_mtp=0.0)
+    ecpm = EcpmBins(np.arange(1, bins, dtype=np.float32), np.ones(bins, np.float32), 100.0)
+    loss = make_vsl_loss(model, objective, ecpm)
+    step = make_train_step(loss, optimizer, t.seed, t.accumulate, state_lib.shardings_of(self.state))
+    local = jax.tree.map(_rows_of_process, made_up_batch(config))
+    self.batch = mesh_lib.put_batch(local, mesh)
+    self._step, self.cost = compile_step(step, self.state, self.batch, t)
+
+  def run(self, steps: int) -> float:
+    """Takes steps in a row, each dispatched while the one before runs, as in training; seconds a step."""
+    begin = time.perf_counter()
+    for _ in range(steps):
+      self.state, metrics = self._step(self.state, self.batch)
+    jax.block_until_ready(metrics)
+    return (time.perf_counter() - begin) / steps
+
+
+def _rows_of_process(x: np.ndarray) -> np.ndarray:
+  rows = len(x) // jax.process_count()
+  return x[jax.process_index() * rows : (jax.process_index() + 1) * rows]
+
+
+def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
+  """Seconds of a train step, interleaved with the machine's rate of plain `jnp.dot` in the same dtype.
+
+  Args:
+    config: see `System`.
+    repetitions: of each.
+    steps: in a row, of a repetition.
+
+  Raises:
+    ConfigError: see `System`.
+  """
+  began = time.perf_counter()
+  system = System(config)
+  compiled = time.perf_counter() - began
+  dtype = str(compute_dtype(config.model))
+  timers: dict[str, Callable[[], float]] = {"step": lambda: system.run(steps), "roof": timing.matmul_peak(dtype=dtype)}
+  timing.interleaved(timers, 1)
+  seconds = timing.interleaved(timers, repetitions)
+  cost, step = system.cost, statistics.median(seconds["step"])
+  flop = cost.model_flops / jax.device_count()
+  slots = int(system.batch.slot_kind_BS.shape[1])
+  return {
+    "machine": timing.machine(),
+    "shapes": {
+      "B": config.data.batch_size, "M": config.data.targets, "S": slots, "D": config.model.width,
+      "L": config.model.layers, "K": config.model.lazy_layers, "codebooks": config.sid.codebooks,
+    },
+    "dtype": dtype,
+    "remat": config.training.remat,
+    "mesh": config.training.mesh,
+    "repetitions": repetitions,
+    "steps_in_a_row": steps,
+    "start_seconds": compiled,
+    "cost": dataclasses.asdict(cost),
+    "seconds": timing.spread(seconds["step"]),
+    "requests_per_second": cost.requests / step,
+    "tokens_per_second": cost.tokens / step,
+    "model_tflops": cost.model_flops / step / 1e12,
+    "utilization": cost.utilization(1 / step),
+    "share_of_plain_dot": timing.spread(
+      [flop * roof / one for roof, one in zip(seconds["roof"], seconds["step"], strict=True)]
+    ),
+    "device_bytes_in_use": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+  }  # fmt: skip
+
+
+def summary(figures: dict) -> str:
+  """The figures of `measure` in words."""
+  cost, second, shapes = figures["cost"], figures["seconds"], figures["shapes"]
+  used = "unknown: the peak of the device is not known, --peak_tflops sets it"
+  if figures["utilization"] is not None:
+    used = f"{100 * figures['utilization']:.1f} % of {cost['peak_flops'] / 1e12:,.1f} TFLOP/s"
+  memory = f"{cost['argument_bytes'] / 2**30:.2f} GiB arguments, {cost['temporary_bytes'] / 2**30:.2f} GiB temporaries"
+  if figures["device_bytes_in_use"]:
+    memory += f", {figures['device_bytes_in_use'] / 2**30:.2f} GiB in use at most"
+  return "\n".join(
+    [
+      f"machine      {figures['machine']}",
+      f"model        {cost['parameters'] / 1e6:.1f} M parameters, {figures['dtype']}, remat {figures['remat']}, "
+      f"mesh {figures['mesh']}, {shapes}",
+      f"step         {1e3 * second['median']:.1f} ms [{1e3 * second['low']:.1f}, {1e3 * second['high']:.1f}], "
+      f"{figures['requests_per_second']:,.0f} requests/s, {figures['tokens_per_second']:,.0f} tokens/s",
+      f"model FLOPs  {cost['model_flops'] / 1e12:.3f} TFLOP a step, {figures['model_tflops']:.3f} TFLOP/s",
+      f"utilisation  {used}",
+      f"plain dot    {figures['share_of_plain_dot']['median']:.2f} of what plain jnp.dot reaches on one device",
+      f"memory       {memory}, {cost['peak_bytes'] / 2**30:.2f} GiB planned at most, a device",
+    ]
+  )

@@ -1,0 +1,79 @@
+"""The compiled train step, and what a step costs: memory, floating-point operations, requests, tokens."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from gr4ad_jax.config import TrainConfig
+from gr4ad_jax.models import remat
+from gr4ad_jax.training import flops
+from gr4ad_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+  """What one step takes. Memory is that of one device, all else that of all of them.
+
+  Attributes:
+    parameters: of the model.
+    argument_bytes: state and batch; the new state takes the place of the old one.
+    temporary_bytes: what the step needs beside them.
+    peak_bytes: the most that is taken at once, as the compiler plans it.
+    model_flops: of the matrix products, forward and backward, without what rematerialisation computes again.
+    xla_flops: of the compiled program, as XLA counts all its operations; None where it does not.
+    requests: of a batch.
+    tokens: context slots, and UA-SID codes of targets or candidates, padding included.
+    peak_flops: of the devices together, in dense bfloat16 products, FLOP/s; None where it is not known.
+  """
+
+  parameters: int
+  argument_bytes: int
+  temporary_bytes: int
+  peak_bytes: int
+  model_flops: float
+  xla_flops: float | None
+  requests: int
+  tokens: int
+  peak_flops: float | None
+
+  def utilization(self, steps_per_second: float) -> float | None:
+    """Model FLOPs utilisation, in [0, 1]: the model's operations over what the devices could do; None: not known."""
+    return self.model_flops * steps_per_second / self.peak_flops if self.peak_flops else None
+
+
+def compile_step(step: Callable, state: TrainState, batch: Any, config: TrainConfig) -> tuple[Callable, StepCost]:
+  """Compiles a step of `make_train_step` for a state and a batch, once, and reads off what it costs.
+
+  Args:
+    step: the step; nothing is run.
+    state: arrays, or shapes with their shardings.
+    batch: likewise; a `RequestBatch`, or what holds one as `requests`.
+    config: its --remat and --peak_tflops.
+
+  Returns:
+    The compiled step, called as the step is, for these shapes alone; and its cost.
+  """
+  traced = step.trace(state, batch)
+  compiled = traced.lower().compile(remat.compiler_options(config.remat))
+  memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
+  planned = (
+    memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+  )
+  devices = jax.tree.leaves(state)[0].sharding.device_set
+  peak = 1e12 * config.peak_tflops or flops.peak_of(next(iter(devices)).device_kind)
+  requests = getattr(batch, "requests", batch)
+  rows, slots = requests.slot_kind_BS.shape
+  return compiled, StepCost(
+    parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    argument_bytes=memory.argument_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes,
+    peak_bytes=max(memory.peak_memory_in_bytes, planned),  # on CPU the former leaves the temporaries out
+    model_flops=flops.matmul_flops(flops.matmuls_in(traced.jaxpr.jaxpr, recomputed=False)),
+    xla_flops=len(devices) * analysis["flops"] if "flops" in analysis else None,
+    requests=rows,
+    tokens=rows * slots + math.prod(requests.target_codes_BMT.shape),
+    peak_flops=len(devices) * peak if peak else None,
+  )

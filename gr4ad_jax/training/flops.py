@@ -1,0 +1,92 @@
+"""Floating-point operations of a function's matrix products, and the peak rates of devices."""
+
+import collections
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Matmul = tuple[int, int, int, int, str]  # batch, rows, contraction, columns, dtype
+
+PEAK_TFLOPS = {
+  "TPU v4": 275.0,
+  "TPU v5 lite": 197.0,  # v5e
+  "TPU v5": 459.0,  # v5p
+  "TPU v6 lite": 918.0,  # v6e
+  "A10": 125.0,
+  "A30": 165.0,
+  "A100": 312.0,
+  "H100 PCIe": 756.0,
+  "H100 NVL": 835.0,
+  "H100": 989.0,  # SXM
+  "H200 NVL": 835.0,
+  "H200": 989.0,  # SXM
+  "GH200": 989.0,
+  "B200": 2250.0,
+  "L4": 121.0,
+  "L20": 119.5,
+  "L40S": 362.0,
+}
+"""Part of a `device_kind` -> peak of dense bfloat16 products, TFLOP/s; the longest that fits counts.
+
+From the vendors: NVIDIA's data sheets, halved where they count 2:4 sparsity; Google Cloud's page of each TPU, a chip.
+"""
+
+_RECOMPUTED = "rematted_computation"  # in the name stack of what a rematerialised part computes again
+
+
+def peak_of(device_kind: str) -> float | None:
+  """Peak of a device in dense bfloat16 products, FLOP/s; None where it is not known, as of a CPU."""
+  fitting = [name for name in PEAK_TFLOPS if re.search(rf"\b{re.escape(name)}\b", device_kind, re.IGNORECASE)]
+  return 1e12 * PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
+
+
+def matmuls_in(jaxpr: Any, recomputed: bool = True) -> collections.Counter:
+  """Every matrix product of a jaxpr, with how often it runs: loops unrolled.
+
+  Args:
+    jaxpr: of a traced function.
+    recomputed: count what rematerialisation computes again too.
+
+  Returns:
+    Counter of (batch, rows, contraction, columns, dtype); the dtype is the wider of the two operands'.
+  """
+  found: collections.Counter = collections.Counter()
+
+  def walk(jaxpr, times):
+    for eqn in jaxpr.eqns:
+      if not recomputed and _RECOMPUTED in str(eqn.source_info.name_stack):
+        continue
+      if eqn.primitive.name == "dot_general":
+        found[_shape(eqn)] += times
+      inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
+      for value in eqn.params.values():
+        for sub in value if isinstance(value, (tuple, list)) else (value,):
+          if hasattr(sub, "jaxpr"):
+            sub = sub.jaxpr
+          if hasattr(sub, "eqns"):
+            walk(sub, inner)
+
+  walk(jaxpr, 1)
+  return found
+
+
+def matmuls_of(fn: Callable, *args: Any) -> collections.Counter:
+  """`matmuls_in` of a function, traced with arrays or shapes."""
+  return matmuls_in(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def matmul_flops(matmuls: collections.Counter) -> float:
+  """Multiplications and additions of a list of matrix products."""
+  return float(sum(2 * b * m * k * n * times for (b, m, k, n, _), times in matmuls.items()))
+
+
+def _shape(eqn) -> Matmul:
+  (contract, _), (batch, _) = eqn.params["dimension_numbers"]
+  left, right = (v.aval for v in eqn.invars)
+  b, k = math.prod(left.shape[i] for i in batch), math.prod(left.shape[i] for i in contract)
+  dtype = str(jnp.promote_types(left.dtype, right.dtype))
+  return b, left.size // (b * k), k, right.size // (b * k), dtype
