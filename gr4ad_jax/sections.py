@@ -222,6 +222,12 @@ class TrainConfig:
   learning_rate: float = knob(2e-3, "Peak learning rate of AdamW.", low=0)
   warmup_steps: int = knob(50, "Linear warm-up, steps.", low=0)
   weight_decay: float = knob(0.01, "AdamW's decoupled decay, matrices only.", low=0)
+  table_optimizer: str = knob(
+    "adamw",
+    "Optimiser of the table of ads: that of all else; or row-wise Adagrad, one number a row and no decay.",
+    choices=("adamw", "adagrad"),
+  )
+  table_learning_rate: float = knob(0.02, "Peak learning rate of --table_optimizer=adagrad.", low=0)
   clip_norm: float = knob(1.0, "Global gradient norm limit; 0: none.", low=0)
   accumulate: int = knob(1, "Micro-batches a step; each normalises its loss by its own targets.", low=1)
   mesh: str = knob("data:-1", "Devices by axis: data, fsdp (parameters too), tensor; as data:-1,fsdp:4. -1: the rest.")

@@ -37,6 +37,20 @@ def requests(codes_NT: np.ndarray, slots: int, rows: int, seed: int = 0) -> Requ
   )
 
 
+def item_requests(ads: int, slots: int, rows: int, seed: int = 0) -> RequestBatch:
+  """A batch of `rows` requests with `slots` distinct ads of history each, and one target, all drawn evenly of `ads`."""
+  rng = np.random.default_rng(seed)
+  data = DataConfig(history_slots=slots, neighbor_slots=0, rising_slots=0, targets=1)
+  batch = zero_batch(data, 1, rows)
+  drawn = np.stack([rng.choice(ads, slots + 1, replace=False) for _ in range(rows)]).astype(np.int32)
+  return batch._replace(
+    slot_kind_BS=np.full_like(batch.slot_kind_BS, HISTORY),
+    slot_ad_BS=drawn[:, 1:],
+    target_ad_BM=drawn[:, :1],
+    target_mask_BM=np.ones_like(batch.target_mask_BM),
+  )
+
+
 def model(config: ModelConfig, codebooks: tuple[int, ...], slots: int, kind: type[GR4AD] = GR4AD):
   """A model with random parameters: (module, parameters on the device)."""
   module = kind(config, codebooks)

@@ -4,29 +4,38 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.decoding.ranker import Contexts, Ranking
 from gr4ad_jax.models.zoo.items import ItemModel
+from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.parallel import tables
 
 
 class ItemRanker:
   """The best ads by score. One shape of batch is compiled once.
+
+  Where the table of ads is cut over a mesh, each device scores its rows and finds their best.
 
   Args:
     model: the module.
   """
 
   def __init__(self, model: ItemModel):
-    def best(params, batch, k):
-      logp_BN = jax.nn.log_softmax(model.apply({"params": params}, batch))
-      return jax.lax.top_k(logp_BN, k)
+    def best(params, batch, k, mesh):
+      if mesh and len(batch.slot_ad_BS) % mesh_lib.batch_shards(mesh) == 0:
+        batch = jax.lax.with_sharding_constraint(batch, mesh_lib.batch_sharding(mesh))
+      scores_BN = model.apply({"params": params}, batch)
+      score_BK, ad_BK = tables.top_k(scores_BN, k, mesh)
+      found = score_BK - jax.nn.logsumexp(scores_BN, axis=-1, keepdims=True), ad_BK
+      return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec())) if mesh else found
 
-    self._best, self._num_ads = jax.jit(best, static_argnames="k"), model.num_ads
+    self._best, self._num_ads = jax.jit(best, static_argnames=("k", "mesh")), model.num_ads
 
   def search(self, params: Any, batch: RequestBatch, k: int) -> tuple[jax.Array, jax.Array]:
     """log p and rows of the best k ads of a batch, or of all where they are fewer: [B, k] each, on the device."""
-    return self._best(params, batch, k=min(k, self._num_ads))
+    return self._best(params, batch, k=min(k, self._num_ads), mesh=tables.mesh_of(params))
 
   def rank(self, params: Any, contexts: Contexts, requests: np.ndarray, k: int, batch_size: int = 64) -> Ranking:
     """The best k ads of each request, as `Ranker.rank`; values are 0: the model predicts none."""

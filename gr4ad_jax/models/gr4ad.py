@@ -58,11 +58,14 @@ class Outputs(NamedTuple):
 
 
 def next_code_logp(logits: jax.Array, code_BM: jax.Array) -> jax.Array:
-  """log p of one level's codes, of float32 logits [B, M, V], or [B, V] for all M: [B, M]. A code past V gives NaN."""
-  logp = jax.nn.log_softmax(logits)
-  if logits.ndim == code_BM.ndim:
-    return jnp.take_along_axis(logp, code_BM, axis=-1)
-  return jnp.take_along_axis(logp, code_BM[..., None], axis=-1)[..., 0]
+  """log p of one level's codes, of float32 logits [B, M, V], or [B, V] for all M: [B, M].
+
+  The code's own logit is found by a masked sum: where the columns of a head are cut over devices, the gradient of a
+  gather would collect logits and kernel on each.
+  """
+  logits_BMV = logits[:, None] if logits.ndim == code_BM.ndim else logits
+  own_BMV = jnp.where(jnp.arange(logits_BMV.shape[-1]) == code_BM[..., None], logits_BMV, 0)
+  return own_BMV.sum(-1) - jax.nn.logsumexp(logits_BMV, axis=-1)
 
 
 def _code_logp(head: Linear, h: jax.Array, code_BM: jax.Array) -> jax.Array:

@@ -5,24 +5,26 @@ import jax
 import jax.numpy as jnp
 
 
-def softmax_loss(scores_PN: jax.Array, target_PM: jax.Array, mask_PM: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def softmax_loss(scores_PN: jax.Array, own_PM: jax.Array, mask_PM: jax.Array, smoothing: float = 0.0) -> jax.Array:
   """Mean of −log p(ad) over the real targets, p a softmax over all ads.
 
   Args:
-    scores_PN: of all ads.
-    target_PM: rows of the targets.
+    scores_PN: of all ads; -inf where there is none.
+    own_PM: those of the targets. They are given, not taken off `scores_PN`: where its columns are cut over devices, the
+      gradient of that gather would be an array of all columns on each.
     mask_PM: which are real.
     smoothing: mass of the label that is spread evenly over all ads.
 
   Returns:
     A scalar, 0 where no target is real.
   """
-  chex.assert_rank([scores_PN, target_PM, mask_PM], 2)
+  chex.assert_rank([scores_PN, own_PM, mask_PM], 2)
   total_P = jax.nn.logsumexp(scores_PN, axis=-1)
-  own_PM = jnp.take_along_axis(scores_PN, jnp.maximum(target_PM, 0), axis=1)
   loss_PM = total_P[:, None] - own_PM
   if smoothing:
-    loss_PM = (1 - smoothing) * loss_PM + smoothing * (total_P - scores_PN.mean(-1))[:, None]
+    real_PN = scores_PN > -jnp.inf
+    mean_P = jnp.mean(scores_PN, axis=-1, where=real_PN)
+    loss_PM = (1 - smoothing) * loss_PM + smoothing * (total_P - mean_P)[:, None]
   return _mean(loss_PM, mask_PM)
 
 
@@ -42,8 +44,8 @@ def sampled_softmax_loss(
     exact_mask_PS: which of them count; a target that stands among them must not.
     sampled_score_PK: of the sampled ads.
     sampled_mask_PK: which of them are in no other stratum.
-    log_weight_K: log of their weights: log(N / K) of K drawn evenly; of a batch's K targets, −log(K q) with q an ad's
-      share of the targets (the logQ correction).
+    log_weight_K: log of their weights: log(N / K) of K drawn evenly; of one drawn from a run of rows, log of the run's
+      length; of a batch's K targets, −log(K q) with q an ad's share of the targets (the logQ correction).
 
   Returns:
     A scalar, 0 where no target is real.

@@ -1,6 +1,6 @@
 """Models of single ads as a loss of the training step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.layers import product
 from gr4ad_jax.models.zoo.items import ItemModel, add_to_ads, history_ads
 from gr4ad_jax.objectives import item_losses
+from gr4ad_jax.parallel import tables
 from gr4ad_jax.training.step import LossFn
 
 
@@ -57,29 +58,119 @@ def places_of(batch: RequestBatch, inner: int, key: jax.Array) -> Places:
   return Places(*(jnp.concatenate(pair) for pair in zip(last, within, strict=True)))
 
 
+class Touched(NamedTuple):
+  """The rows of the table of ads that a step reads, and the step with its ads numbered by their place among those.
+
+  Attributes:
+    row_U: distinct rows, ascending; as many numbers past the table as make up the fixed length.
+    batch: the requests; slots that are not of the history have lost their ad.
+    places: that are learned from.
+    drawn: ads drawn: [K] of --item_loss=sampled, [P, M] of bce, [0] of inbatch.
+    log_weight: what is added to the scores of negatives: [K] of sampled, [U] of inbatch.
+  """
+
+  row_U: jax.Array
+  batch: RequestBatch
+  places: Places
+  drawn: jax.Array
+  log_weight: jax.Array
+
+
+class RowLoss:
+  """A loss that scores some ads only: a `LossFn`, and the two halves that it consists of.
+
+  What it reads of the table is looked up once, so the table's gradient is one scatter. `row_step` takes the halves one
+  by one, and then there is no array of the table's size at all.
+
+  Args:
+    model: the module.
+    share_N: each ad's share of the training targets, above 0; read by --item_loss=inbatch alone, of which every device
+      holds it whole (4 bytes an ad).
+  """
+
+  def __init__(self, model: ItemModel, share_N: np.ndarray):
+    self._model, self._config = model, model.items
+    inbatch = self._config.item_loss == "inbatch"
+    self._log_share_N = jnp.log(jnp.asarray(share_N, jnp.float32)) if inbatch else None
+
+  def touch(self, batch: RequestBatch, key: jax.Array) -> Touched:
+    """What a step reads: it depends on its requests and its key, not on parameters."""
+    place_key, draw_key, _ = jax.random.split(key, 3)
+    config, num_ads = self._config, self._model.num_ads
+    places = places_of(batch, config.inner_positions if config.inner_targets else 0, place_key)
+    drawn, log_weight = jnp.zeros(0, jnp.int32), jnp.zeros(0)
+    if config.item_loss == "sampled":
+      drawn, log_weight = draw_of_strata(draw_key, num_ads, min(config.item_negatives, num_ads))
+    elif config.item_loss == "bce":
+      drawn = jax.random.randint(draw_key, places.target_PM.shape, 0, num_ads)
+    read = (history_ads(batch), jnp.where(places.mask_PM, places.target_PM, -1), drawn)
+    ads_X = jnp.concatenate([ads.ravel() for ads in read])
+    past = tables.rows(num_ads)  # no row
+    ads_X = jnp.where(ads_X >= 0, ads_X, past)
+    row_U, at_X = jnp.unique(ads_X, return_inverse=True, size=tables.rows(len(ads_X)), fill_value=past)
+    at_X = jnp.where(ads_X < past, at_X, -1)
+    ends = np.cumsum([ads.size for ads in read])[:-1]
+    slots, targets, drawn = (at.reshape(ads.shape) for at, ads in zip(jnp.split(at_X, ends), read, strict=True))
+    if config.item_loss == "inbatch":
+      log_weight = -tables.lookup(self._log_share_N, row_U)
+    return Touched(row_U, batch._replace(slot_ad_BS=slots), places._replace(target_PM=targets), drawn, log_weight)
+
+  def of_rows(self, params: Any, touched: Touched, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of `touch`'s step, by parameters whose table has the rows `row_U` alone."""
+    dropout_key = jax.random.split(key, 3)[2]
+    model = self._model.clone(num_ads=len(touched.row_U))
+    few = _Few(model, {"params": params}, touched, dropout_key)
+    loss = {"sampled": few.sampled, "bce": few.binary, "inbatch": few.inbatch}[self._config.item_loss]()
+    return loss, {"loss": loss, "item_bias": few.bias}
+
+  def __call__(self, params: Any, batch: RequestBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(params, batch, key) -> (loss, metrics)."""
+    touched = self.touch(batch, key)
+    return self.of_rows(tables.take_rows(params, touched.row_U), touched, key)
+
+
+def draw_of_strata(key: jax.Array, ads: int, number: int) -> tuple[jax.Array, jax.Array]:
+  """Draws one ad evenly from each of `number` runs of neighbouring rows, of equal size or one more.
+
+  So an ad is drawn at most once, with probability 1 / (size of its run), about number / ads; weighed by that size, the
+  drawn ads' total is without bias that of all. Time and memory are those of `number`, not of `ads`.
+
+  Args:
+    key: of the draw.
+    ads: N, below 2^31.
+    number: K, at most N.
+
+  Returns:
+    Rows [K], ascending, and the logarithms of their runs' sizes [K].
+  """
+  first_K = np.arange(number + 1) * ads // number  # int64: K · N is past 2^31
+  size_K = np.diff(first_K)
+  drawn_K = first_K[:-1].astype(np.int32) + jax.random.randint(key, (number,), 0, size_K.astype(np.int32))
+  return drawn_K, jnp.log(jnp.asarray(size_K, jnp.float32))
+
+
 def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
-  """(params, batch, key) -> (loss, metrics), by --item_loss.
+  """(params, batch, key) -> (loss, metrics), by --item_loss: a softmax over all ads, or a `RowLoss`.
 
   Args:
     model: the module.
     share_N: each ad's share of the training targets, above 0; read by --item_loss=inbatch.
   """
-  config, log_share_N = model.items, jnp.log(jnp.asarray(share_N, jnp.float32))
+  config = model.items
+  if config.item_loss != "softmax":
+    return RowLoss(model, share_N)
 
   def loss_fn(params, batch: RequestBatch, key: jax.Array):
-    place_key, draw_key, dropout_key = jax.random.split(key, 3)
+    place_key, _, dropout_key = jax.random.split(key, 3)
     places = places_of(batch, config.inner_positions if config.inner_targets else 0, place_key)
     variables = {"params": params}
     states_BPD = model.apply(variables, batch, train=True, rngs={"dropout": dropout_key}, method="states")
     bias = model.apply(variables, method="head_bias")
-    if config.item_loss == "softmax":
-      scores_PN = model.apply(variables, states_BPD[places.row_P, places.place_P], method="scores")
-      scores_PN = add_to_ads(scores_PN, _seen(batch, places), bias)
-      loss = item_losses.softmax_loss(scores_PN, places.target_PM, places.mask_PM, config.item_smoothing)
-    else:
-      few = _Few(model, variables, batch, states_BPD, places, bias)
-      losses = {"sampled": few.sampled, "bce": few.binary, "inbatch": lambda _: few.inbatch(log_share_N)}
-      loss = losses[config.item_loss](draw_key)
+    state_PD, ads_PS = states_BPD[places.row_P, places.place_P], _seen(batch, places)
+    scores_PN = add_to_ads(model.apply(variables, state_PD, method="scores"), ads_PS, bias)
+    own_PM = model.apply(variables, state_PD, places.target_PM, method="scores_of")
+    own_PM += bias * (places.target_PM[..., None] == ads_PS[:, None]).any(-1)
+    loss = item_losses.softmax_loss(scores_PN, own_PM, places.mask_PM, config.item_smoothing)
     return loss, {"loss": loss, "item_bias": bias}
 
   return loss_fn
@@ -105,32 +196,33 @@ def _seen(batch: RequestBatch, places: Places) -> jax.Array:
 
 
 class _Few:
-  """Losses that score some ads only."""
+  """Losses that score some ads only; ads are numbered by their place among those that the step reads."""
 
-  def __init__(self, model, variables, batch, states_BPD, places, bias):
-    self.places, self.bias, self._num_ads, self._draws = places, bias, model.num_ads, model.items.item_negatives
+  def __init__(self, model, variables, touched: Touched, dropout_key):
     dtype = compute_dtype(model.config)
     self._vectors = lambda ads: model.apply(variables, ads, method="vectors").astype(dtype)
-    states_BPD = states_BPD.astype(dtype)
+    self.touched, self.places, self._num_ads = touched, touched.places, model.num_ads
+    batch, places = touched.batch, touched.places
+    states_BPD = model.apply(variables, batch, train=True, rngs={"dropout": dropout_key}, method="states").astype(dtype)
+    self.bias = model.apply(variables, method="head_bias")
     self.state_PD, self.ads_PS = states_BPD[places.row_P, places.place_P], _seen(batch, places)
     scores_BPS = product("bpd,bsd->bps", states_BPD, self._vectors(history_ads(batch)))
-    self.history_score_PS = scores_BPS[places.row_P, places.place_P] + bias
+    self.history_score_PS = scores_BPS[places.row_P, places.place_P] + self.bias
     self.target_score_PM = self._biased(places.target_PM)
 
   def _biased(self, ads_PM: jax.Array) -> jax.Array:
     seen_PM = (ads_PM[..., None] == self.ads_PS[:, None]).any(-1)
     return product("pd,pmd->pm", self.state_PD, self._vectors(ads_PM)) + self.bias * seen_PM
 
-  def sampled(self, key: jax.Array) -> jax.Array:
+  def sampled(self) -> jax.Array:
     """Ads are drawn for the whole step, each at most once."""
-    places, ads_PS, num_ads = self.places, self.ads_PS, self._num_ads
-    K = min(self._draws, num_ads)
-    drawn_K = jax.lax.top_k(jax.random.bits(key, (num_ads,)), K)[1]
-    at_N = jnp.full(num_ads + 1, K).at[drawn_K].set(jnp.arange(K))  # where an ad stands among the drawn ones
-    target_PM = jnp.where(places.mask_PM, places.target_PM, num_ads)
-    strata_PX = jnp.concatenate([jnp.where(ads_PS >= 0, ads_PS, num_ads), target_PM], axis=1)
+    places, ads_PS, drawn_K, none = self.places, self.ads_PS, self.touched.drawn, self._num_ads
+    K = len(drawn_K)
+    at_U = jnp.full(none + 1, K).at[drawn_K].set(jnp.arange(K))  # where an ad stands among the drawn ones
+    target_PM = jnp.where(places.mask_PM, places.target_PM, none)
+    strata_PX = jnp.concatenate([jnp.where(ads_PS >= 0, ads_PS, none), target_PM], axis=1)
     rows = jnp.arange(len(ads_PS))[:, None]
-    taken_PK = jnp.zeros((len(ads_PS), K + 1), bool).at[rows, at_N[strata_PX]].set(True)[:, :K]
+    taken_PK = jnp.zeros((len(ads_PS), K + 1), bool).at[rows, at_U[strata_PX]].set(True)[:, :K]
     target_PS = (ads_PS[..., None] == target_PM[:, None]).any(-1)
     return item_losses.sampled_softmax_loss(
       self.target_score_PM,
@@ -139,10 +231,10 @@ class _Few:
       (ads_PS >= 0) & ~target_PS,
       product("pd,kd->pk", self.state_PD, self._vectors(drawn_K)),
       ~taken_PK,
-      jnp.log(num_ads / K),
+      self.touched.log_weight,
     )
 
-  def inbatch(self, log_share_N: jax.Array) -> jax.Array:
+  def inbatch(self) -> jax.Array:
     """The other requests' targets are the negatives; how often an ad is one is taken off its score."""
     places = self.places
     ads_X, real_X = places.target_PM.ravel(), places.mask_PM.ravel()
@@ -155,10 +247,10 @@ class _Few:
       nothing > 0,
       product("pd,xd->px", self.state_PD, self._vectors(ads_X)),
       real_X & ~own_PX,
-      -jnp.log(jnp.maximum(real_X.sum(), 1)) - log_share_N[jnp.maximum(ads_X, 0)],
+      self.touched.log_weight[jnp.maximum(ads_X, 0)] - jnp.log(jnp.maximum(real_X.sum(), 1)),
     )
 
-  def binary(self, key: jax.Array) -> jax.Array:
+  def binary(self) -> jax.Array:
     """One ad is drawn for each target."""
-    drawn_PM = jax.random.randint(key, self.places.target_PM.shape, 0, self._num_ads)
-    return item_losses.binary_loss(self.target_score_PM, self._biased(drawn_PM), self.places.mask_PM)
+    drawn_score_PM = self._biased(self.touched.drawn)
+    return item_losses.binary_loss(self.target_score_PM, drawn_score_PM, self.places.mask_PM)

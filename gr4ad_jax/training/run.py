@@ -15,7 +15,7 @@ from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.items import ItemModel
-from gr4ad_jax.parallel import distributed
+from gr4ad_jax.parallel import distributed, tables
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.training import inputs as inputs_lib
@@ -84,8 +84,11 @@ def valid_evaluation(config: Config, inputs: Inputs, model: nn.Module) -> Callab
   share = distributed.share(len(requests))
 
   def evaluate(params) -> dict[str, float]:
-    ranking = ranker.rank(mesh_lib.local_copy(params), contexts, requests.request[share], max(ks))
-    ad_RK = distributed.gather(ranking.ad_RK)[: len(requests)]
+    if isinstance(ranker, ItemRanker) and tables.mesh_of(params):  # no device holds the table: all rank all together
+      ad_RK = ranker.rank(params, contexts, requests.request, max(ks)).ad_RK
+    else:
+      ranking = ranker.rank(mesh_lib.local_copy(params), contexts, requests.request[share], max(ks))
+      ad_RK = distributed.gather(ranking.ad_RK)[: len(requests)]
     return {name: float(ratio.value) for name, ratio in metrics.per_request(ad_RK, requests, ks).items()}
 
   return evaluate

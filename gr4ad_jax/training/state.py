@@ -1,5 +1,6 @@
 """Train state, optimiser and initialisation, sharded from the start."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from gr4ad_jax.config import TrainConfig
 from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.parallel import tables
 
 
 @flax.struct.dataclass
@@ -47,7 +49,9 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
   """AdamW with linear warm-up, cosine decay to 0 at `total_steps` and a limit on the global gradient norm.
 
   Decay is for arrays of two axes or more: kernels and code tables. Biases, norm scales and other vectors have none.
-  Warm-up takes at most half of the run, so that a short trial run still reaches its peak.
+  Warm-up takes at most half of the run, so that a short trial run still reaches its peak. With
+  `table_optimizer` = 'adagrad' the table of ads has `scale_by_row_adagrad` instead, under the same schedule with a peak
+  of its own, and no decay: a row without gradient stays as it is.
 
   Args:
     config: rates and limits; clip_norm = 0 means no limit.
@@ -55,18 +59,55 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
   """
   warmup = min(config.warmup_steps, total_steps // 2)
 
-  def learning_rate(step):
+  def schedule(step, peak):
     rise = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
     progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
-    return config.learning_rate * rise * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    return peak * rise * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
-  adamw = optax.adamw(
+  learning_rate = functools.partial(schedule, peak=config.learning_rate)
+  rule = optax.adamw(
     learning_rate,
     weight_decay=config.weight_decay,
     mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
   )
-  chain = optax.chain(optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(), adamw)
+  if config.table_optimizer == "adagrad":
+    table_rate = functools.partial(schedule, peak=config.table_learning_rate)
+    row_adagrad = optax.chain(scale_by_row_adagrad(), optax.scale_by_learning_rate(table_rate))
+    rule = optax.partition({"table": row_adagrad, "rest": rule}, _parts)
+  chain = optax.chain(optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(), rule)
   return Optimizer(chain.init, chain.update, learning_rate)
+
+
+class RowAdagradState(NamedTuple):
+  """Attributes: square_sum: pytree of [N], for each row the sum over the steps of its gradient's mean square."""
+
+  square_sum: Any
+
+
+def scale_by_row_adagrad(epsilon: float = 1e-8) -> optax.GradientTransformation:
+  """Adagrad with one accumulator a row of a table: updates g / (√(sum of mean g²) + ε).
+
+  A row of gradient 0 gets an update of 0. The accumulator is cut over the mesh as the rows are.
+
+  Source: Lerer et al., "PyTorch-BigGraph: A Large-scale Graph Embedding System", SysML 2019; in production use,
+  Mudigere et al., "Software-Hardware Co-design for Fast and Scalable Training of Deep Learning Recommendation Models",
+  ISCA 2022.
+  """
+
+  def init(params):
+    return RowAdagradState(jax.tree.map(lambda p: jnp.zeros(p.shape[:1], p.dtype), params))
+
+  def update(grads, state, params=None):
+    del params
+    total = jax.tree.map(lambda s, g: s + jnp.square(g).mean(tuple(range(1, g.ndim))), state.square_sum, grads)
+    scaled = jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + epsilon).reshape(-1, *[1] * (g.ndim - 1)), total, grads)
+    return scaled, RowAdagradState(total)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _parts(params: Any) -> dict[str, str]:
+  return {name: "table" if name == tables.NAME else "rest" for name in params}
 
 
 def abstract_params(init_fn: Callable[[], Any], mesh: Mesh) -> Any:

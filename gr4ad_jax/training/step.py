@@ -47,7 +47,7 @@ def make_train_step(
     return jax.tree.map(lambda x: x / accumulate, total)
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-    key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), state.step)
+    key = step_key(seed, state.step)
     grads, metrics = (gradient if accumulate == 1 else accumulated)(state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     norm = optax.tree.norm(grads)
@@ -59,6 +59,11 @@ def make_train_step(
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
   return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+  """The key of all randomness of a step."""
+  return jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:

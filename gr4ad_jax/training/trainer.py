@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError
@@ -16,6 +15,8 @@ from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.parallel import tables
+from gr4ad_jax.training import row_step
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.item_task import make_item_loss, with_item_loss
@@ -63,7 +64,7 @@ class Trainer:
     inputs: data, tokenizer and features.
 
   Raises:
-    ConfigError: the devices cannot share a batch.
+    ConfigError: the devices cannot share a batch, or --table_optimizer asks for a table that the model has not.
   """
 
   def __init__(self, config: Config, inputs: Inputs):
@@ -78,17 +79,26 @@ class Trainer:
     self.optimizer = state_lib.make_optimizer(t, self.total_steps)
     self.state = state_lib.init_state(self.init_params, self.optimizer, self.mesh)
     shardings = state_lib.shardings_of(self.state)
-    self.step = make_train_step(self.make_loss(), self.optimizer, t.seed, t.accumulate, shardings)
+    if t.table_optimizer != "adamw" and tables.NAME not in self.state.params:
+      model = config.model.model
+      raise ConfigError(f"--table_optimizer={t.table_optimizer} is not allowed: --model={model} has no table of ads")
+    loss_fn = self.make_loss()
+    if row_step.allowed(t, loss_fn):
+      self.step = row_step.make_row_step(loss_fn, self.optimizer, t.seed, shardings)
+    else:
+      self.step = make_train_step(loss_fn, self.optimizer, t.seed, t.accumulate, shardings)
 
   def init_params(self) -> Any:
     """Fresh parameters; vectors of ads as --item_start asks."""
     params = init_params(self.model, self.config)
-    if "items" in params and self.config.items.item_start == "ppmi":
+    if tables.NAME in params and self.config.items.item_start == "ppmi":
       lines = self.inputs.lines
       learned_L = np.isin(lines.request, self.inputs.learned(self.config))
       user_L = lines.request_user[lines.request]
-      made = cooccurrence.ppmi_vectors(user_L[learned_L], lines.ad[learned_L], *nn.meta.unbox(params["items"]).shape)
-      params["items"] = params["items"].replace_boxed(jnp.asarray(made))
+      table = nn.meta.unbox(params[tables.NAME])
+      ads = len(self.inputs.dataset.ads)
+      made = cooccurrence.ppmi_vectors(user_L[learned_L], lines.ad[learned_L], ads, table.shape[1])
+      params[tables.NAME] = params[tables.NAME].replace_boxed(table.at[:ads].set(made))
     return params
 
   def make_loss(self) -> LossFn:

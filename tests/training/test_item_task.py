@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import Config, ItemConfig
+from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.parallel import tables
 from gr4ad_jax.training import item_task
 from tests.models import tiny
 
@@ -55,6 +57,51 @@ def test_sampling_all_ads_is_the_softmax(inner):
   both = {"inner_targets": inner, "inner_positions": 3}
   full, sampled = (loss_of(item_loss=name, item_negatives=999, **both) for name in ("softmax", "sampled"))
   np.testing.assert_allclose(full, sampled, rtol=1e-5)
+
+
+def test_each_run_of_rows_gives_one_ad_evenly():
+  """So each ad is drawn at most once, with probability 1 / the length of its run, which is its weight."""
+  lengths = [2, 3, 2, 3]  # of 10 ads
+  draw = jax.jit(jax.vmap(lambda key: item_task.draw_of_strata(key, 10, 4)))
+  drawn, log_length = jax.device_get(draw(jax.random.split(jax.random.key(0), 6000)))
+  np.testing.assert_allclose(np.exp(log_length[0]), lengths, rtol=1e-6)
+  ends = np.cumsum(lengths)
+  assert (drawn < ends).all() and (drawn >= ends - lengths).all()
+  share = np.bincount(drawn.ravel(), minlength=10) / len(drawn)
+  np.testing.assert_allclose(share, np.repeat(1 / np.array(lengths), lengths), atol=0.03)
+  value = np.random.default_rng(0).random(10)
+  estimates = (value[drawn] * np.exp(log_length)).sum(axis=1)
+  assert abs(estimates.mean() - value.sum()) < 4 * estimates.std() / np.sqrt(len(drawn))
+
+
+def test_runs_of_rows_do_not_overflow():
+  """K times N is past 2^31."""
+  drawn, log_length = item_task.draw_of_strata(jax.random.key(0), 2_000_000_011, 4096)
+  assert (np.diff(drawn) > 0).all() and drawn[0] >= 0 and drawn[-1] > 1_999_000_000
+  np.testing.assert_allclose(np.exp(np.float64(log_length)).sum(), 2_000_000_011, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("loss", "name"), [("softmax", "two_tower"), ("sampled", "sasrec")])
+def test_rows_that_are_no_ad_change_nothing(loss, name, monkeypatch):
+  """A large table is padded; neither loss nor scores see it."""
+  batch, found = tiny.make_batch(), []
+  for small in (tables.SMALL, 8):
+    monkeypatch.setattr(tables, "SMALL", small)
+    model = registry.build(
+      Config(
+        model=dataclasses.replace(tiny.CONFIG, model=name, layers=1, dropout=0.0, history_bias=True),
+        items=ItemConfig(item_loss=loss, item_negatives=8, item_smoothing=0.2),
+      ),
+      tiny.NUM_ADS,
+    )
+    params = tiny.draw_params(model, batch, bias=-0.7)
+    if found:
+      assert params["items"].shape == (tables.MULTIPLE, 16)
+      params = found[0][0] | {"items": np.pad(found[0][0]["items"], ((0, tables.MULTIPLE - tiny.NUM_ADS), (0, 0)))}
+    value = tiny.jit(item_task.make_item_loss(model, SHARE))(params, batch, jax.random.key(0))[0]
+    found.append((params, value, *ItemRanker(model).search(params, batch, 9)))
+  for plain, padded in list(zip(*found, strict=True))[1:]:
+    np.testing.assert_allclose(plain, padded, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sampled", "bce", "inbatch"])

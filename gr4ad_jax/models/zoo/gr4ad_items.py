@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from gr4ad_jax.config import Config, ConfigError, ItemConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.layers import RMSNorm, product
+from gr4ad_jax.models.layers import RMSNorm
 from gr4ad_jax.models.remat import rematerialized
-from gr4ad_jax.models.zoo.items import history_ads
+from gr4ad_jax.models.zoo.items import history_ads, make_table, score_all, score_some
 from gr4ad_jax.models.zoo.sasrec import PlaceEmbedding, SASRecBlock, causal_mask
+from gr4ad_jax.parallel import tables
 
 
 class GR4ADItems(GR4AD):
@@ -38,8 +39,7 @@ class GR4ADItems(GR4AD):
   def setup(self):
     super().setup()
     c = self.config
-    init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("vocab", "embed"))
-    self.table = self.param("items", init, (self.num_ads, c.width))
+    self.table = make_table(self, self.num_ads, c.width)
     first = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("embed",))
     self.first = self.param("first", first, (c.width,))
     self.places = PlaceEmbedding()
@@ -55,7 +55,7 @@ class GR4ADItems(GR4AD):
     """States of all places of the histories, as `ItemModel`'s: [B, S + 1, D] float32."""
     ads_BS = self._known(history_ads(batch))
     seen_BS = ads_BS >= 0
-    x = jnp.where(seen_BS[..., None], jnp.take(self.table, jnp.maximum(ads_BS, 0), axis=0), 0).astype(self.dtype)
+    x = jnp.where(seen_BS[..., None], self.vectors(ads_BS), 0).astype(self.dtype)
     start = jnp.broadcast_to(self.first.astype(self.dtype), (len(x), 1, self.config.width))
     x = jnp.concatenate([start, x * jnp.sqrt(self.config.width).astype(self.dtype)], axis=1)
     x = self.dropout(self.places(x), deterministic=not train)
@@ -70,7 +70,7 @@ class GR4ADItems(GR4AD):
     """Codes and ids of the slots' ads, and the encoder's states of the history: [B, S, D]."""
     codes = super().slot_vectors(batch, train=train)
     ads_BS = self._known(batch.slot_ad_BS)
-    ids = jnp.where((ads_BS >= 0)[..., None], jnp.take(self.table, jnp.maximum(ads_BS, 0), axis=0), 0)
+    ids = jnp.where((ads_BS >= 0)[..., None], self.vectors(ads_BS), 0)
     states = self.states(batch, train=train)[:, 1:] * (history_ads(batch) >= 0)[..., None]
     return codes + (ids * jnp.sqrt(self.config.width) + states).astype(self.dtype)
 
@@ -79,12 +79,16 @@ class GR4ADItems(GR4AD):
     return jnp.where(ads_BS < self.num_ads, ads_BS, -1)
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
-    """The head's scores of all ads by states, without the bias: [P, N] float32."""
-    return product("pd,nd->pn", states_PD.astype(self.dtype), self.table.astype(self.dtype))
+    """The head's scores of all ads by states, without the bias: [P, N] float32; -inf in rows that are no ad."""
+    return score_all(states_PD, self.table, self.num_ads, self.dtype)
+
+  def scores_of(self, states_PD: jax.Array, ads_PM: jax.Array) -> jax.Array:
+    """What `scores` has for some ads: [P, M] float32; anything for padding (-1)."""
+    return score_some(states_PD, self.vectors(ads_PM), self.dtype)
 
   def vectors(self, ad: jax.Array) -> jax.Array:
     """Vectors of ads in float32."""
-    return jnp.take(self.table, jnp.maximum(ad, 0), axis=0)
+    return tables.lookup(self.table, jnp.maximum(ad, 0))
 
   def head_bias(self) -> jax.Array:
     """What the head adds to the history's ads; 0 without --history_bias."""

@@ -8,6 +8,7 @@ from gr4ad_jax.config import Config, ItemConfig, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, RequestBatch
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.layers import product
+from gr4ad_jax.parallel import tables
 
 
 class ItemModel(nn.Module):
@@ -33,9 +34,7 @@ class ItemModel(nn.Module):
     return cls(config.model, config.items, num_ads, config.training.remat)
 
   def setup(self):
-    D = self.config.width
-    init = nn.with_logical_partitioning(nn.initializers.normal(D**-0.5), ("vocab", "embed"))
-    self.table = self.param("items", init, (self.num_ads, D))
+    self.table = make_table(self, self.num_ads, self.config.width)
     if self.config.history_bias:
       self.bias = self.param("history_bias", nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
     self.dtype = compute_dtype(self.config)
@@ -51,16 +50,20 @@ class ItemModel(nn.Module):
 
   def embed(self, ad: jax.Array) -> jax.Array:
     """Vectors of ads [...]; zeros for padding (-1): [..., D] in the compute dtype."""
-    found = jnp.take(self.table, jnp.maximum(ad, 0), axis=0).astype(self.dtype)
+    found = tables.lookup(self.table, jnp.maximum(ad, 0)).astype(self.dtype)
     return jnp.where((ad >= 0)[..., None], found, 0)
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
-    """Scores of all ads by states, without the bias: [P, N] float32."""
-    return product("pd,nd->pn", states_PD.astype(self.dtype), self.table.astype(self.dtype))
+    """Scores of all ads by states, without the bias: [P, N] float32; -inf in rows of the table that are no ad."""
+    return score_all(states_PD, self.table, self.num_ads, self.dtype)
+
+  def scores_of(self, states_PD: jax.Array, ads_PM: jax.Array) -> jax.Array:
+    """What `scores` has for some ads: [P, M] float32; anything for padding (-1)."""
+    return score_some(states_PD, self.vectors(ads_PM), self.dtype)
 
   def vectors(self, ad: jax.Array) -> jax.Array:
     """Vectors of ads in float32, for losses that score some ads only."""
-    return jnp.take(self.table, jnp.maximum(ad, 0), axis=0)
+    return tables.lookup(self.table, jnp.maximum(ad, 0))
 
   def head_bias(self) -> jax.Array:
     """The scalar that is added to the scores of the history's ads; 0 without --history_bias."""
@@ -72,6 +75,24 @@ class ItemModel(nn.Module):
     last_B = (ads_BS >= 0).sum(-1)
     state_BD = jnp.take_along_axis(self.states(batch), last_B[:, None, None], axis=1)[:, 0]
     return add_to_ads(self.scores(state_BD), ads_BS, self.head_bias())
+
+
+def make_table(module: nn.Module, ads: int, width: int) -> jax.Array:
+  """The parameter with a vector an ad: [`tables.rows(ads)`, width] float32."""
+  init = nn.with_logical_partitioning(tables.normal(width**-0.5), ("vocab", "embed"))
+  return module.param(tables.NAME, init, (tables.rows(ads), width))
+
+
+def score_all(states_PD: jax.Array, table_ND: jax.Array, ads: int, dtype: jnp.dtype) -> jax.Array:
+  """States times vectors, [P, N] float32, multiplied in `dtype`; -inf from row `ads` on."""
+  scores_PN = product("pd,nd->pn", states_PD.astype(dtype), table_ND.astype(dtype))
+  rows = len(table_ND)
+  return scores_PN if rows == ads else jnp.where(jnp.arange(rows) < ads, scores_PN, -jnp.inf)
+
+
+def score_some(states_PD: jax.Array, vectors_PMD: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """States times the vectors of some ads each, [P, M] float32, multiplied in `dtype` as `score_all` does."""
+  return product("pd,pmd->pm", states_PD.astype(dtype), vectors_PMD.astype(dtype))
 
 
 def history_ads(batch: RequestBatch) -> jax.Array:

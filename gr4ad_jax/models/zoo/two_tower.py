@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import RequestBatch
-from gr4ad_jax.models.layers import Linear, attend, product
-from gr4ad_jax.models.zoo.items import ItemModel, history_ads
+from gr4ad_jax.models.layers import Linear, attend
+from gr4ad_jax.models.zoo.items import ItemModel, history_ads, score_all
 
 TEMPERATURE = 0.07
 
@@ -48,13 +48,15 @@ class TwoTower(ItemModel):
 
   def vectors(self, ad: jax.Array) -> jax.Array:
     """The ad tower over the temperature, [..., D] float32."""
-    embedded = self.embed(jnp.maximum(ad, 0))
+    return self._tower(self.embed(jnp.maximum(ad, 0)))
+
+  def _tower(self, embedded: jax.Array) -> jax.Array:
     out = self.ad_out(nn.relu(self.ad_hidden(embedded))) + embedded
     return _unit(out.astype(jnp.float32)) / TEMPERATURE
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
-    vectors_ND = self.vectors(jnp.arange(self.num_ads))
-    return product("pd,nd->pn", states_PD.astype(self.dtype), vectors_ND.astype(self.dtype))
+    # Of the table as it lies, not looked up row by row: each device makes the vectors of its own rows.
+    return score_all(states_PD, self._tower(self.table.astype(self.dtype)), self.num_ads, self.dtype)
 
 
 def _unit(x: jax.Array) -> jax.Array:
