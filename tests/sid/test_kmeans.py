@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from gr4ad_jax.sid import kmeans
+from gr4ad_jax.sid import assignment, kmeans, rows
 
 
 @settings(max_examples=40, deadline=None)
@@ -53,7 +53,7 @@ def test_assignment_is_close_to_the_best_one(seed):
   cost = ((points[:, None] - centroids) ** 2).sum(axis=2)
   places = np.repeat(cost, 6, axis=1)
   best = places[optimize.linear_sum_assignment(places)].sum()
-  cluster = kmeans.assign_balanced(points, centroids, 6)
+  cluster = assignment.assign_balanced(points, centroids, 6)
   assert np.bincount(cluster, minlength=10).tolist() == [6] * 10
   assert best <= cost[np.arange(60), cluster].sum() + 1e-4
   assert cost[np.arange(60), cluster].sum() <= 1.05 * best
@@ -63,15 +63,15 @@ def test_more_clusters_than_candidates_fill_to_the_last_place():
   rng = np.random.default_rng(0)
   centroids = rng.normal(size=(100, 2)).astype(np.float32)
   points = np.zeros((300, 2), np.float32)  # all want the same clusters
-  cluster = kmeans.assign_balanced(points, centroids, 3)
+  cluster = assignment.assign_balanced(points, centroids, 3)
   assert np.bincount(cluster, minlength=100).tolist() == [3] * 100
 
 
 def test_nearest_by_chunks_equals_brute_force(monkeypatch):
-  monkeypatch.setattr(kmeans, "CHUNK", 7)
+  monkeypatch.setattr(rows, "STEP", 7)
   rng = np.random.default_rng(0)
   points, centroids = rng.normal(size=(50, 5)).astype(np.float32), rng.normal(size=(9, 5)).astype(np.float32)
-  cluster, squared = kmeans.nearest(points, centroids, 4)
+  cluster, squared = rows.nearest(points, centroids, 4)
   cost = ((points[:, None] - centroids) ** 2).sum(axis=2)
   np.testing.assert_array_equal(cluster, np.argsort(cost, axis=1)[:, :4])
   np.testing.assert_allclose(squared, np.sort(cost, axis=1)[:, :4], rtol=1e-4)
