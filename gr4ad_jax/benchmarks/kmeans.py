@@ -90,7 +90,7 @@ class _Ours:
 
   def __init__(self, points_ND: np.ndarray, start_CD: np.ndarray):
     self._capacity = assignment.cluster_capacity(len(points_ND), len(start_CD))
-    self._unit = kmeans.unit_of(float(np.abs(points_ND).max()), self._capacity)
+    self._unit_D = kmeans.unit_of(np.abs(points_ND).max(axis=0), self._capacity)
     self._rows, self._centroids_CD = Rows(points_ND), start_CD
     some = np.arange(min(len(points_ND), 16 * 512 * jax.local_device_count()))
     self._rows.nearest(start_CD, assignment.CANDIDATES_OF_MANY, among=some)
@@ -98,7 +98,7 @@ class _Ours:
   def iterate(self) -> float:
     """One iteration; mean squared distance before the means moved."""
     cluster_N, squared_N = assignment.assign_rows(self._rows, self._centroids_CD, self._capacity)
-    self._centroids_CD = kmeans.means(self._rows, cluster_N, squared_N, self._centroids_CD, self._unit)
+    self._centroids_CD = kmeans.means(self._rows, cluster_N, squared_N, self._centroids_CD, self._unit_D)
     return float(squared_N.mean(dtype=np.float64))
 
   def assigned(self) -> tuple[float, np.ndarray]:

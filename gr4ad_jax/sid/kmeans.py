@@ -1,7 +1,6 @@
 """Balanced k-means, over a mesh and from disk: no cluster grows beyond a fixed multiple of the mean."""
 
 import logging
-import math
 import time
 
 import numpy as np
@@ -35,9 +34,9 @@ def balanced_kmeans(
   400 below: its candidates and their distances, its bid and cluster.
 
   The result does not depend on the number of devices, to the bit: see `rows.Rows` for the distances; clusters are
-  decided from all of them in a fixed order; and the sums that make the centroids are of whole numbers. Their unit is
-  the power of two that lets the largest cluster's sum just fit in 31 bits: a mean moves by about √(capacity) / 2^32 of
-  the greatest coordinate, below float32's own rounding up to a million points a cluster.
+  decided from all of them in a fixed order; and the sums that make the centroids are of whole numbers. Their unit is,
+  by coordinate, the power of two that lets the largest cluster's sum just fit in 31 bits: it moves a mean by some
+  √(capacity) / 2^32 of the greatest value, below float32's own rounding up to 100,000 points a cluster.
 
   Args:
     points_ND: points; of this process, the p-th run of all where the mesh has several. Equal points may end in
@@ -63,14 +62,14 @@ def balanced_kmeans(
   if start_CD is not None and np.shape(start_CD) != (num_clusters, points_ND.shape[1]):
     raise ValueError(f"the start has shape {np.shape(start_CD)}; [{num_clusters}, {points_ND.shape[1]}] is needed")
   rows = Rows(points_ND, mesh)
-  longest = _checked(rows)
+  longest_D = _checked(rows)
   capacity = assignment.cluster_capacity(rows.num, num_clusters)
-  unit = unit_of(longest, capacity)
+  unit_D = unit_of(longest_D, capacity)
   progress = _Progress(rows.num, iterations + 1, log)
   centroids_CD = _start(rows, num_clusters, seed) if start_CD is None else np.asarray(start_CD, np.float32)
   cluster_N, squared_N = assignment.assign_rows(rows, centroids_CD, capacity, progress.told)
   for iteration in range(1, iterations + 1):
-    centroids_CD = means(rows, cluster_N, squared_N, centroids_CD, unit)
+    centroids_CD = means(rows, cluster_N, squared_N, centroids_CD, unit_D)
     progress.begin(iteration)
     moved_N, squared_N = assignment.assign_rows(rows, centroids_CD, capacity, progress.told)
     if (moved_N == cluster_N).all():
@@ -79,30 +78,33 @@ def balanced_kmeans(
   return centroids_CD, rows.mine(cluster_N)
 
 
-def _checked(rows: Rows) -> float:
-  """The greatest absolute value. Raises ValueError, on every process, where there is no point or one is not finite."""
-  longest, bad = 0.0, math.inf
+def _checked(rows: Rows) -> np.ndarray:
+  """The greatest absolute value of each coordinate, [D].
+
+  Raises:
+    ValueError: there is no point, or one is not finite; on every process.
+  """
+  longest_D, bad = np.zeros(rows.width, np.float32), np.inf
   for begin, chunk in rows.chunks():
     finite = np.isfinite(chunk).all(axis=1)
     if not finite.all():
       bad = begin + int(np.argmin(finite))
       break
-    longest = max(longest, float(np.abs(chunk).max()))
-  bad = -rows.most(-bad)
-  if not rows.num or bad < math.inf:
+    longest_D = np.maximum(longest_D, np.abs(chunk).max(axis=0))
+  bad = -rows.most(np.float32(-bad))
+  if not rows.num or bad < np.inf:
     raise ValueError("k-means needs finite points; " + (f"row {int(bad) + 1} is not" if rows.num else "there are none"))
-  return rows.most(longest)
+  return rows.most(longest_D)
 
 
-def unit_of(longest: float, capacity: int) -> float:
-  """The power of two that coordinates are counted in: `capacity` of the greatest make less than 2^31 - 1 units."""
-  if not longest:
-    return 1.0
-  return 2.0 ** max(math.ceil(math.log2(longest * capacity / (2**31 - 1 - capacity))), -120)
+def unit_of(longest_D: np.ndarray, capacity: int) -> np.ndarray:
+  """The powers of two that coordinates are counted in, [D]: `capacity` of the greatest make at most 2^31 - 1 units."""
+  least_D = np.maximum(longest_D.astype(np.float64), 1e-30) * capacity / (2**31 - 1 - capacity)  # rounding may add half
+  return 2.0 ** np.ceil(np.log2(least_D))
 
 
 def means(
-  rows: Rows, cluster_N: np.ndarray, squared_N: np.ndarray, centroids_CD: np.ndarray, unit: float
+  rows: Rows, cluster_N: np.ndarray, squared_N: np.ndarray, centroids_CD: np.ndarray, unit_D: np.ndarray
 ) -> np.ndarray:
   """Mean of each cluster; an empty one restarts at one of the points that lie furthest from their centroid.
 
@@ -111,15 +113,15 @@ def means(
     cluster_N: cluster of each.
     squared_N: squared distance of each to its centroid.
     centroids_CD: centroids they were assigned to.
-    unit: see `unit_of`, for the largest cluster.
+    unit_D: see `unit_of`, for the largest cluster.
 
   Returns:
     [C, D] float32.
   """
   num_clusters = len(centroids_CD)
   size_C = np.bincount(cluster_N, minlength=num_clusters)
-  sum_CD = rows.sums(cluster_N, num_clusters, unit)
-  means_CD = (sum_CD * (unit / np.maximum(size_C, 1))[:, None]).astype(np.float32)
+  sum_CD = rows.sums(cluster_N, num_clusters, unit_D)
+  means_CD = (sum_CD * (unit_D / np.maximum(size_C, 1)[:, None])).astype(np.float32)
   empty = np.flatnonzero(size_C == 0)
   furthest = np.argsort(-squared_N, kind="stable")[: len(empty)]
   means_CD[empty] = centroids_CD[empty]
@@ -167,7 +169,7 @@ class _Progress:
 
   def told(self, rows: int) -> None:
     now = time.monotonic()
-    if self._log is None or now - self._said < TELL:
+    if self._log is None or not rows or now - self._said < TELL:
       return
     self._said = now
     total, passed = self._passes * self._points, self._done * self._points + rows

@@ -62,9 +62,9 @@ class Rows:
     """A value of every process, [P, ...]; int32 or float32."""
     return np.asarray(multihost_utils.process_allgather(value)) if self._shared else np.asarray(value)[None]
 
-  def most(self, value: float) -> float:
-    """The greatest of a number over all processes."""
-    return float(self._each(np.float32(value)).max())
+  def most(self, value: np.ndarray) -> np.ndarray:
+    """The greatest over all processes, number by number; float32."""
+    return self._each(value).max(axis=0)
 
   def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
     """This process' rows, a chunk at a time: number of the first, and the rows as float32."""
@@ -150,13 +150,13 @@ class Rows:
     found.append(_taken(*waiting))
     return tuple(self._gather(np.concatenate(parts)) for parts in zip(*found, strict=True))
 
-  def sums(self, cluster_N: np.ndarray, num_clusters: int, unit: float) -> np.ndarray:
+  def sums(self, cluster_N: np.ndarray, num_clusters: int, unit_D: np.ndarray) -> np.ndarray:
     """Sum of the rows of each cluster, in whole units: exact, so the same in any order and on any number of devices.
 
     Args:
       cluster_N: cluster of each row, of all processes.
       num_clusters: C.
-      unit: a power of two; rows are rounded to multiples of it, and no sum may exceed 2^31 - 1 of them.
+      unit_D: powers of two; values are rounded to multiples of them, and no sum may exceed 2^31 - 1 of them.
 
     Returns:
       [C, D] int32.
@@ -167,7 +167,7 @@ class Rows:
     for where, size, x_BD in self._steps(None):
       cluster_B = np.full(x_BD.shape[0] // self._mesh.size * self._devices, _NOWHERE, np.int32)
       cluster_B[:size] = cluster_n[where]
-      total = run(total, x_BD, self._put(cluster_B), 1 / unit)
+      total = run(total, x_BD, self._put(cluster_B), (1 / unit_D).astype(np.float32))
     return np.asarray(_total_on(self._mesh)(total).addressable_data(0))[:num_clusters]
 
 
@@ -255,8 +255,8 @@ def _nearest_on(mesh: Mesh, candidates: int):
 
 @functools.lru_cache(maxsize=4)
 def _sums_on(mesh: Mesh):
-  def run(total_1CD, x_BD, cluster_B, units):
-    whole_BD = jnp.round(x_BD * units).astype(jnp.int32)
+  def run(total_1CD, x_BD, cluster_B, units_D):
+    whole_BD = jnp.round(x_BD * units_D).astype(jnp.int32)
     return total_1CD.at[0, cluster_B].add(whole_BD, mode="drop")
 
   mapped = jax.shard_map(run, mesh=mesh, in_specs=(ROWS, ROWS, ROWS, WHOLE), out_specs=ROWS)
