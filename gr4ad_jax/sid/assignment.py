@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from jax.sharding import Mesh
 
-from gr4ad_jax.sid.rows import Rows, Sliceable
+from gr4ad_jax.sid.rows import Rows
 
 BALANCE = 1.2  # largest cluster over mean cluster; even codes leave fewer ads to a prefix
 FEW_CLUSTERS = 512  # up to here the longer lists of candidates are cheap
@@ -17,23 +16,6 @@ RAISE, RAISE_OF_MANY = 0.01, 0.05  # least raise of a bid over the mean gap of a
 def cluster_capacity(num_points: int, num_clusters: int) -> int:
   """Points a cluster may hold: BALANCE times the mean, rounded down, or the mean rounded up where that is more."""
   return max(math.ceil(num_points / num_clusters), int(BALANCE * num_points / num_clusters))
-
-
-def assign_balanced(
-  points_ND: Sliceable, centroids_CD: np.ndarray, capacity: int, mesh: Mesh | None = None
-) -> np.ndarray:
-  """Gives each point a cluster of low squared distance, `capacity` points to a cluster at most; see `assign_rows`.
-
-  Args:
-    points_ND: points of this process.
-    centroids_CD: centroids; C * capacity >= N.
-    capacity: places a cluster.
-    mesh: see `rows.Rows`.
-
-  Returns:
-    [N] int32 clusters of the points of all processes.
-  """
-  return assign_rows(Rows(points_ND, mesh), np.asarray(centroids_CD, np.float32), capacity)[0]
 
 
 def assign_rows(
@@ -93,7 +75,8 @@ def auction(candidate_NR: np.ndarray, cost_NR: np.ndarray, room_C: np.ndarray, l
   wanted_C = np.bincount(candidate_NR[:, 0], minlength=len(room_C))
   if (wanted_C <= room_C).all():
     return slot_N
-  step = least_raise * float((cost_NR[:, -1] - cost_NR[:, 0]).mean(dtype=np.float64)) + 1e-9
+  first, last = (float(cost_NR[:, slot].mean(dtype=np.float64)) for slot in (0, -1))
+  step = least_raise * (last - first) + 1e-9 * last + 1e-30  # above 0 where all candidates are alike
   price_C = np.zeros(len(room_C))
   member_CK = np.full((len(room_C), room_C.max()), -1, np.int32)  # points that hold a place, best bid first
   bid_CK = np.zeros(member_CK.shape)

@@ -53,7 +53,7 @@ def test_assignment_is_close_to_the_best_one(seed):
   cost = ((points[:, None] - centroids) ** 2).sum(axis=2)
   places = np.repeat(cost, 6, axis=1)
   best = places[optimize.linear_sum_assignment(places)].sum()
-  cluster = assignment.assign_balanced(points, centroids, 6)
+  cluster = assignment.assign_rows(rows.Rows(points), centroids, 6)[0]
   assert np.bincount(cluster, minlength=10).tolist() == [6] * 10
   assert best <= cost[np.arange(60), cluster].sum() + 1e-4
   assert cost[np.arange(60), cluster].sum() <= 1.05 * best
@@ -63,8 +63,17 @@ def test_more_clusters_than_candidates_fill_to_the_last_place():
   rng = np.random.default_rng(0)
   centroids = rng.normal(size=(100, 2)).astype(np.float32)
   points = np.zeros((300, 2), np.float32)  # all want the same clusters
-  cluster = assignment.assign_balanced(points, centroids, 3)
+  cluster = assignment.assign_rows(rows.Rows(points), centroids, 3)[0]
   assert np.bincount(cluster, minlength=100).tolist() == [3] * 100
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e6])
+def test_the_scale_of_the_points_does_not_matter(scale):
+  rng = np.random.default_rng(0)
+  points = rng.normal(size=(200, 4))[rng.integers(100, size=200)].astype(np.float32)  # some alike, at equal distances
+  expected = assignment.assign_rows(rows.Rows(points), points[:20], 10)[1].sum()
+  found = assignment.assign_rows(rows.Rows(points * np.float32(scale)), points[:20] * np.float32(scale), 10)[1].sum()
+  np.testing.assert_allclose(found / scale**2, expected, rtol=1e-2)
 
 
 def test_nearest_by_chunks_equals_brute_force(monkeypatch):

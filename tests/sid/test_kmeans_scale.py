@@ -60,9 +60,7 @@ def _start(folder, devices: int, process: int, port: int, mesh: str) -> subproce
   return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | flags)
 
 
-@pytest.mark.parametrize(
-  ("processes", "devices", "mesh"), [(1, 8, "data:2,fsdp:2,tensor:2"), (2, 2, "data:2,fsdp:2")]
-)
+@pytest.mark.parametrize(("processes", "devices", "mesh"), [(1, 8, "data:2,fsdp:2,tensor:2"), (2, 2, "data:2,fsdp:2")])
 def test_equal_on_many_devices_and_processes(tmp_path, points, alone, processes, devices, mesh):
   np.save(tmp_path / "points.npy", points)
   with socket.socket() as free:
