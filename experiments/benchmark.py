@@ -8,6 +8,7 @@
   python -m experiments.benchmark --suite=index --out=index.json
   python -m experiments.benchmark --suite=serve --workdir=runs/online_retail --out=serve.json
   XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmark --suite=table --ads=50000000
+  python -m experiments.benchmark --suite=kmeans --ads=1000000 --repetitions=3 --out=kmeans.json
 
 train: the data path against the train step, and the step's rate against plain jnp.dot on the same shapes.
 step: time, memory and utilisation of the train step of any size, on any mesh; random weights and made-up requests.
@@ -18,6 +19,8 @@ throughput: requests a second of one search of any size, and the most within --t
 index: size, changes and merges of the real-time index at 10 thousand to 10 million ads, and what it costs a search.
 table: a table of ads cut by rows over all devices: training steps, and what each device holds in them.
 serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams on and off.
+kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitions iterations of either in turn, 61 ads
+  or more a cluster; needs the extra 'peer'.
 """
 
 import logging
@@ -26,17 +29,17 @@ import sys
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.benchmarks import decode, index, objectives, serve_load, step, table, throughput, training
+from gr4ad_jax.benchmarks import decode, index, kmeans, objectives, serve_load, step, table, throughput, training
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 
-_SUITES = ["train", "step", "decode", "objectives", "throughput", "index", "serve", "table"]
+_SUITES = ["train", "step", "decode", "objectives", "throughput", "index", "serve", "table", "kmeans"]
 _SUITE = flags.DEFINE_enum("suite", "train", _SUITES, "What to measure.")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; empty: they are only printed.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Interleaved measurements of each figure.", lower_bound=1)
 _PEER = flags.DEFINE_boolean("peer", False, "decode: the T5 peer too; needs the extra 'peer'.")
-_ADS = flags.DEFINE_list("ads", [], "index, throughput, table: numbers of ads; empty: 10,000 to 10,000,000; 1,000,000.")
+_ADS = flags.DEFINE_list("ads", [], "index, throughput, table, kmeans: ads; empty: 10,000 to 10,000,000; 1,000,000.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "throughput: requests searched at once.")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.", lower_bound=0.05)
 
@@ -70,6 +73,9 @@ def main(argv):
   elif _SUITE.value == "index":
     sizes = _numbers("ads", _ADS.value or index.SIZES)
     suite, figures = index, index.measure(_REPETITIONS.value, sizes)
+  elif _SUITE.value == "kmeans":
+    ads = _numbers("ads", _ADS.value or ["1000000"])[0]
+    suite, figures = kmeans, kmeans.measure(_REPETITIONS.value, ads, logging.getLogger())
   else:  # writes its figures, and a chart, itself
     workdir = flags_lib.config_from_workdir().workdir
     print(serve_load.in_words(serve_load.run_suite(workdir, _MINUTES.value, _OUT.value, told=logging.info)))

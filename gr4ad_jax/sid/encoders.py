@@ -10,8 +10,29 @@ import numpy as np
 from gr4ad_jax.data import schema
 from gr4ad_jax.sid import templates as forms
 
+CHUNK = 8192  # rows checked at once
+
+
+class UnitRows:
+  """Vectors [N, D], scaled to length 1 for the rows asked for; a memory-mapped file stays on disk."""
+
+  def __init__(self, vectors_ND: np.ndarray):
+    self.shape = vectors_ND.shape
+    self._vectors = vectors_ND
+
+  def __getitem__(self, rows: Any) -> np.ndarray:
+    vectors_ND = np.asarray(self._vectors[rows], np.float32)
+    return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+
 
 def encode(ads: schema.AdTable, encoder: str, templates: Mapping[str, tuple[str, ...]] = forms.TEMPLATES) -> np.ndarray:
+  """Unit vectors of N ads, [N, D] float32, all in memory; see `unit_rows`."""
+  return unit_rows(ads, encoder, templates)[:]
+
+
+def unit_rows(
+  ads: schema.AdTable, encoder: str, templates: Mapping[str, tuple[str, ...]] = forms.TEMPLATES
+) -> UnitRows:
   """Unit vectors of N ads.
 
   Precedence: 1. `ads.vectors`, where the table brings them; 2. what `encoder` names.
@@ -23,7 +44,7 @@ def encode(ads: schema.AdTable, encoder: str, templates: Mapping[str, tuple[str,
     templates: ad form -> clauses of its text.
 
   Returns:
-    [N, D] float32 of length 1; an ad without any text keeps a zero vector.
+    Rows of length 1, float32; an ad without any text keeps a zero vector. Those of a .npy file are read when asked for.
 
   Raises:
     schema.DataError: vectors of the wrong shape, not finite, or missing for an ad; rows are counted from 1.
@@ -44,22 +65,20 @@ def encode(ads: schema.AdTable, encoder: str, templates: Mapping[str, tuple[str,
     vectors_ND, source = _sentence_transformer(forms.verbalise(ads, templates), encoder), encoder
   else:
     raise schema.DataError(f"{encoder}: vectors are read from .npy or .parquet")
-  return _unit(_checked(np.asarray(vectors_ND), ads, source))
+  vectors_ND = np.asanyarray(vectors_ND)
+  _check(vectors_ND, ads, source)
+  return UnitRows(vectors_ND)
 
 
-def _checked(vectors_ND: np.ndarray, ads: schema.AdTable, source: str) -> np.ndarray:
+def _check(vectors_ND: np.ndarray, ads: schema.AdTable, source: str) -> None:
   if vectors_ND.ndim != 2 or vectors_ND.shape[0] != len(ads) or not vectors_ND.shape[1]:
     raise schema.DataError(f"{source}: vectors have shape {vectors_ND.shape}; [{len(ads)}, D] is needed, a row per ad")
   if vectors_ND.dtype.kind not in "fiu":
     raise schema.DataError(f"{source}: vectors have dtype {vectors_ND.dtype}; numbers are needed")
-  bad = np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1))
-  if len(bad):
-    raise schema.DataError(f"{source}, row {bad[0] + 1} (ad {ads.ad_id[bad[0]]}): the vector is not finite")
-  return vectors_ND.astype(np.float32)
-
-
-def _unit(vectors_ND: np.ndarray) -> np.ndarray:
-  return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
+  for at in range(0, len(vectors_ND), CHUNK):
+    bad = at + np.flatnonzero(~np.isfinite(vectors_ND[at : at + CHUNK].astype(np.float32)).all(axis=1))
+    if len(bad):
+      raise schema.DataError(f"{source}, row {bad[0] + 1} (ad {ads.ad_id[bad[0]]}): the vector is not finite")
 
 
 def _wordllama(texts: list[str]) -> np.ndarray:
@@ -91,7 +110,7 @@ def _sentence_model(folder: str) -> Any:
 
 def _numpy_file(path: str) -> np.ndarray:
   try:
-    return np.load(path, allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
   except ValueError as error:
     raise schema.DataError(f"{path}: not a plain .npy array ({error})") from error
 

@@ -1,169 +1,180 @@
-"""Balanced k-means: no cluster grows beyond a fixed multiple of the mean."""
+"""Balanced k-means, over a mesh and from disk: no cluster grows beyond a fixed multiple of the mean."""
 
-import math
+import logging
+import time
 
 import numpy as np
+from jax.sharding import Mesh
 
-BALANCE = 1.2  # largest cluster over mean cluster; even codes leave fewer ads to a prefix
-CANDIDATES = 32  # nearest clusters a point may bid for; bounds memory to N * CANDIDATES
-CHUNK = 8192  # points whose distances to all clusters are held at once
+from gr4ad_jax.sid import assignment
+from gr4ad_jax.sid.rows import Rows, Sliceable
 
-
-def cluster_capacity(num_points: int, num_clusters: int) -> int:
-  """Points a cluster may hold: BALANCE times the mean, rounded down, or the mean rounded up where that is more."""
-  return max(math.ceil(num_points / num_clusters), int(BALANCE * num_points / num_clusters))
-
-
-def nearest(points_ND: np.ndarray, centroids_CD: np.ndarray, candidates: int) -> tuple[np.ndarray, np.ndarray]:
-  """The nearest centroids of each point, by chunks.
-
-  Args:
-    points_ND: points.
-    centroids_CD: centroids.
-    candidates: R, how many; at most C.
-
-  Returns:
-    [N, R] int32 clusters, nearest first, ties by number; [N, R] float32 squared distances.
-  """
-  half_C = 0.5 * (centroids_CD * centroids_CD).sum(axis=1)
-  clusters, distances = [], []
-  for at in range(0, len(points_ND), CHUNK):
-    chunk = points_ND[at : at + CHUNK]
-    score = half_C - chunk @ centroids_CD.T  # (|x - c|² - |x|²) / 2
-    if candidates == 1:
-      order = np.argmin(score, axis=1)[:, None]
-    else:
-      order = np.argsort(score, axis=1, kind="stable")[:, :candidates]
-    clusters.append(order.astype(np.int32))
-    squared = 2 * np.take_along_axis(score, order, axis=1) + (chunk * chunk).sum(axis=1, keepdims=True)
-    distances.append(np.maximum(squared, 0).astype(np.float32))
-  return np.concatenate(clusters), np.concatenate(distances)
-
-
-def assign_balanced(points_ND: np.ndarray, centroids_CD: np.ndarray, capacity: int) -> np.ndarray:
-  """Gives each point a cluster of low squared distance, `capacity` points to a cluster at most.
-
-  An auction (Bertsekas 1988, with several places an object): points without a cluster bid for the one whose distance
-  plus price is least; a full cluster keeps its best bids and asks the lowest of them as its price. A point that would
-  pay more than the step to its furthest candidate leaves, and takes the nearest cluster with room at the end.
-
-  Args:
-    points_ND: points.
-    centroids_CD: centroids; C * capacity >= N.
-    capacity: places a cluster.
-
-  Returns:
-    [N] int32 clusters.
-  """
-  num_points, num_clusters = len(points_ND), len(centroids_CD)
-  candidate_NR, cost_NR = nearest(points_ND, centroids_CD, min(CANDIDATES, num_clusters))
-  cluster_N = candidate_NR[:, 0].copy()
-  if np.bincount(cluster_N, minlength=num_clusters).max() <= capacity:
-    return cluster_N
-  step = 0.01 * float((cost_NR[:, -1] - cost_NR[:, 0]).mean()) + 1e-9  # smallest raise of a bid: ends the auction
-  price_C = np.zeros(num_clusters)
-  bid_N = np.zeros(num_points)
-  cluster_N[:] = -1
-  active = np.arange(num_points)
-  while len(active):
-    value_AR = cost_NR[active] + price_C[candidate_NR[active]]
-    pick = np.argmin(value_AR, axis=1)
-    rows = np.arange(len(active))
-    least = value_AR[rows, pick]
-    value_AR[rows, pick] = np.inf
-    limit = cost_NR[active, -1]  # clusters beyond the candidates cost at least this
-    second = np.minimum(value_AR.min(axis=1), limit)
-    stays = least <= limit
-    active, pick, raise_by = active[stays], pick[stays], (second - least)[stays] + step
-    cluster_N[active] = candidate_NR[active, pick]
-    bid_N[active] = price_C[cluster_N[active]] + raise_by
-    held = np.flatnonzero(cluster_N >= 0)
-    held = held[np.lexsort((held, -bid_N[held], cluster_N[held]))]  # by cluster, best bid first
-    place = np.arange(len(held)) - np.searchsorted(cluster_N[held], cluster_N[held])
-    full = held[place == capacity - 1]
-    price_C[cluster_N[full]] = bid_N[full]
-    active = np.sort(held[place >= capacity])
-    cluster_N[active] = -1
-  return _fill(points_ND, centroids_CD, cluster_N, capacity)
-
-
-def _fill(points_ND: np.ndarray, centroids_CD: np.ndarray, cluster_N: np.ndarray, capacity: int) -> np.ndarray:
-  """Puts the points that have no cluster into the nearest one with room, one chunk's distances at a time."""
-  room_C = capacity - np.bincount(cluster_N[cluster_N >= 0], minlength=len(centroids_CD))
-  left = np.flatnonzero(cluster_N < 0)
-  while len(left):
-    open_clusters = np.flatnonzero(room_C > 0)
-    choice, distance = nearest(points_ND[left], centroids_CD[open_clusters], 1)
-    choice = open_clusters[choice[:, 0]]
-    order = np.lexsort((left, distance[:, 0], choice))
-    place = np.arange(len(order)) - np.searchsorted(choice[order], choice[order])
-    taken = order[place < room_C[choice[order]]]
-    cluster_N[left[taken]] = choice[taken]
-    room_C -= np.bincount(choice[taken], minlength=len(room_C))
-    left = left[cluster_N[left] < 0]
-  return cluster_N
+PLUS_PLUS = 512  # clusters up to which the start is k-means++; it goes C times through a sample of 64 C points
+MOST_CLUSTERS = 1 << 20
+TELL = 30.0  # seconds between two words of progress
 
 
 def balanced_kmeans(
-  points_ND: np.ndarray, num_clusters: int, *, iterations: int, seed: int
+  points_ND: Sliceable,
+  num_clusters: int,
+  *,
+  iterations: int,
+  seed: int,
+  start_CD: np.ndarray | None = None,
+  mesh: Mesh | None = None,
+  log: logging.Logger | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Lloyd's iterations with a balanced assignment, from a k-means++ start.
+  """Lloyd's iterations with a balanced assignment.
 
-  The largest cluster holds `cluster_capacity` points at most. With fewer points than clusters every point has a cluster
-  of its own, and the other centroids repeat points.
+  The largest cluster holds `assignment.cluster_capacity` points at most. With fewer points than clusters every point
+  has a cluster of its own, and the other centroids repeat points.
+
+  The points may be any array that can be sliced by rows, as a memory-mapped one; an iteration reads them twice, a few
+  thousand a device at a time. What stays in memory is some 150 bytes a point above `assignment.FEW_CLUSTERS` clusters,
+  400 below: its candidates and their distances, its bid and cluster.
+
+  The result does not depend on the number of devices, to the bit: see `rows.Rows` for the distances; clusters are
+  decided from all of them in a fixed order; and the sums that make the centroids are of whole numbers. Their unit is,
+  by coordinate, the power of two that lets the largest cluster's sum just fit in 31 bits: it moves a mean by some
+  √(capacity) / 2^32 of the greatest value, below float32's own rounding up to 100,000 points a cluster.
 
   Args:
-    points_ND: N >= 1 points; equal points may end in different clusters when they outnumber the places.
+    points_ND: points; of this process, the p-th run of all where the mesh has several. Equal points may end in
+      different clusters when they outnumber the places.
     num_clusters: C.
     iterations: Lloyd iterations at most; ends early when no point moves.
-    seed: of the start.
+    seed: of the start: k-means++ up to `PLUS_PLUS` clusters, then points at random, distinct where there are as many.
+    start_CD: centroids to start from instead.
+    mesh: devices to compute on; None: all of this process.
+    log: told of rate and remaining time, every `TELL` seconds.
 
   Returns:
-    [C, D] float32 centroids; [N] int32 clusters.
+    [C, D] float32 centroids; [N] int32 clusters of this process' points.
 
   Raises:
-    ValueError: no points, or values that are not finite.
+    ValueError: no points, values that are not finite, a number of clusters out of range, or a start of another shape.
   """
-  points_ND = np.asarray(points_ND, np.float32)
-  if points_ND.ndim != 2 or not len(points_ND) or not np.isfinite(points_ND).all():
-    raise ValueError(f"k-means needs [N >= 1, D] finite points; got shape {points_ND.shape}")
-  capacity = cluster_capacity(len(points_ND), num_clusters)
-  centroids_CD = _plus_plus(points_ND, num_clusters, np.random.default_rng(seed))
-  cluster_N = assign_balanced(points_ND, centroids_CD, capacity)
-  for _ in range(iterations):
-    centroids_CD = _means(points_ND, cluster_N, centroids_CD)
-    moved_N = assign_balanced(points_ND, centroids_CD, capacity)
+  points_ND = points_ND if hasattr(points_ND, "shape") else np.asarray(points_ND, np.float32)
+  if len(points_ND.shape) != 2 or not points_ND.shape[1]:
+    raise ValueError(f"k-means needs [N >= 1, D >= 1] points; got shape {tuple(points_ND.shape)}")
+  if not 1 <= num_clusters <= MOST_CLUSTERS:
+    raise ValueError(f"k-means into {num_clusters} clusters is not allowed: 1 to {MOST_CLUSTERS}")
+  if start_CD is not None and np.shape(start_CD) != (num_clusters, points_ND.shape[1]):
+    raise ValueError(f"the start has shape {np.shape(start_CD)}; [{num_clusters}, {points_ND.shape[1]}] is needed")
+  rows = Rows(points_ND, mesh)
+  longest_D = _checked(rows)
+  capacity = assignment.cluster_capacity(rows.num, num_clusters)
+  unit_D = unit_of(longest_D, capacity)
+  progress = _Progress(rows.num, iterations + 1, log)
+  centroids_CD = _start(rows, num_clusters, seed) if start_CD is None else np.asarray(start_CD, np.float32)
+  cluster_N, squared_N = assignment.assign_rows(rows, centroids_CD, capacity, progress.told)
+  for iteration in range(1, iterations + 1):
+    centroids_CD = means(rows, cluster_N, squared_N, centroids_CD, unit_D)
+    progress.begin(iteration)
+    moved_N, squared_N = assignment.assign_rows(rows, centroids_CD, capacity, progress.told)
     if (moved_N == cluster_N).all():
       break
     cluster_N = moved_N
-  return centroids_CD, cluster_N
+  return centroids_CD, rows.mine(cluster_N)
 
 
-def _means(points_ND: np.ndarray, cluster_N: np.ndarray, centroids_CD: np.ndarray) -> np.ndarray:
-  """Mean of each cluster; an empty one restarts at one of the points that lie furthest from their centroid."""
-  order = np.argsort(cluster_N, kind="stable")
-  used, start, size = np.unique(cluster_N[order], return_index=True, return_counts=True)
-  means_CD = centroids_CD.copy()
-  means_CD[used] = np.add.reduceat(points_ND[order], start, axis=0) / size[:, None]
-  empty = np.setdiff1d(np.arange(len(centroids_CD)), used)
-  if len(empty):
-    error_N = ((points_ND - means_CD[cluster_N]) ** 2).sum(axis=1)
-    furthest = np.argsort(-error_N, kind="stable")[: len(empty)]
-    means_CD[empty[: len(furthest)]] = points_ND[furthest]
+def _checked(rows: Rows) -> np.ndarray:
+  """The greatest absolute value of each coordinate, [D].
+
+  Raises:
+    ValueError: there is no point, or one is not finite; on every process.
+  """
+  longest_D, bad = np.zeros(rows.width, np.float32), np.inf
+  for begin, chunk in rows.chunks():
+    finite = np.isfinite(chunk).all(axis=1)
+    if not finite.all():
+      bad = begin + int(np.argmin(finite))
+      break
+    longest_D = np.maximum(longest_D, np.abs(chunk).max(axis=0))
+  bad = -rows.most(np.float32(-bad))
+  if not rows.num or bad < np.inf:
+    raise ValueError("k-means needs finite points; " + (f"row {int(bad) + 1} is not" if rows.num else "there are none"))
+  return rows.most(longest_D)
+
+
+def unit_of(longest_D: np.ndarray, capacity: int) -> np.ndarray:
+  """The powers of two that coordinates are counted in, [D]: `capacity` of the greatest make at most 2^31 - 1 units."""
+  least_D = np.maximum(longest_D.astype(np.float64), 1e-30) * capacity / (2**31 - 1 - capacity)  # rounding may add half
+  return 2.0 ** np.ceil(np.log2(least_D))
+
+
+def means(
+  rows: Rows, cluster_N: np.ndarray, squared_N: np.ndarray, centroids_CD: np.ndarray, unit_D: np.ndarray
+) -> np.ndarray:
+  """Mean of each cluster; an empty one restarts at one of the points that lie furthest from their centroid.
+
+  Args:
+    rows: points.
+    cluster_N: cluster of each.
+    squared_N: squared distance of each to its centroid.
+    centroids_CD: centroids they were assigned to.
+    unit_D: see `unit_of`, for the largest cluster.
+
+  Returns:
+    [C, D] float32.
+  """
+  num_clusters = len(centroids_CD)
+  size_C = np.bincount(cluster_N, minlength=num_clusters)
+  sum_CD = rows.sums(cluster_N, num_clusters, unit_D)
+  means_CD = (sum_CD * (unit_D / np.maximum(size_C, 1)[:, None])).astype(np.float32)
+  empty = np.flatnonzero(size_C == 0)
+  furthest = np.argsort(-squared_N, kind="stable")[: len(empty)]
+  means_CD[empty] = centroids_CD[empty]
+  means_CD[empty[: len(furthest)]] = rows.take(furthest)
   return means_CD
 
 
-def _plus_plus(points_ND: np.ndarray, num_clusters: int, rng: np.random.Generator) -> np.ndarray:
+def _start(rows: Rows, num_clusters: int, seed: int) -> np.ndarray:
+  """Centroids to start from, [C, D]; once all points are chosen, points repeat."""
+  rng = np.random.default_rng(seed)
+  order = rng.permutation(rows.num)
+  if num_clusters <= PLUS_PLUS:
+    return _plus_plus(rows.take(order[: 64 * num_clusters]), num_clusters, rng)  # enough points for a start
+  sample_SD = rows.take(order[: 2 * num_clusters])
+  _, first = np.unique(sample_SD, axis=0, return_index=True)
+  chosen = np.concatenate([np.sort(first), np.setdiff1d(np.arange(len(sample_SD)), first)])
+  return sample_SD[chosen[np.arange(num_clusters) % len(chosen)]]
+
+
+def _plus_plus(sample_SD: np.ndarray, num_clusters: int, rng: np.random.Generator) -> np.ndarray:
   """k-means++ start (Arthur & Vassilvitskii 2007); once all points are chosen, points repeat."""
-  sample_ND = points_ND[rng.permutation(len(points_ND))[: 64 * num_clusters]]  # enough points for the start of a big N
   chosen = np.empty(num_clusters, np.int64)
-  squared_N = np.full(len(sample_ND), np.inf)
+  squared_S = np.full(len(sample_SD), np.inf)
   for c in range(num_clusters):
-    total = squared_N.sum()
+    total = squared_S.sum()
     if c == 0 or total <= 0:
-      chosen[c] = c % len(sample_ND)
+      chosen[c] = c % len(sample_SD)
     else:
-      chosen[c] = min(np.searchsorted(np.cumsum(squared_N), rng.random() * total, side="right"), len(sample_ND) - 1)
-    gap_ND = sample_ND - sample_ND[chosen[c]]
-    squared_N = np.minimum(squared_N, np.einsum("nd,nd->n", gap_ND, gap_ND))
-  return sample_ND[chosen].copy()
+      chosen[c] = min(np.searchsorted(np.cumsum(squared_S), rng.random() * total, side="right"), len(sample_SD) - 1)
+    gap_SD = sample_SD - sample_SD[chosen[c]]
+    squared_S = np.minimum(squared_S, np.einsum("sd,sd->s", gap_SD, gap_SD))
+  return sample_SD[chosen].copy()
+
+
+class _Progress:
+  """Says now and then how fast it goes and how long it will take, if all iterations are needed."""
+
+  def __init__(self, points: int, passes: int, log: logging.Logger | None):
+    self._points, self._passes, self._log = points, passes, log
+    self._done = 0  # passes
+    self._begun = self._said = time.monotonic()
+
+  def begin(self, done: int) -> None:
+    self._done = done
+
+  def told(self, rows: int) -> None:
+    now = time.monotonic()
+    if self._log is None or not rows or now - self._said < TELL:
+      return
+    self._said = now
+    total, passed = self._passes * self._points, self._done * self._points + rows
+    rate = passed / (now - self._begun)
+    self._log.info(
+      "k-means, pass %d of %d: %d of %d points, %.0f points a second, %.0f s left at most",
+      self._done + 1, self._passes, rows, self._points, rate, (total - passed) / rate,
+    )  # fmt: skip

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from gr4ad_jax.data import schema
-from gr4ad_jax.sid import encoders, kmeans, swing, tokenizer, tower
+from gr4ad_jax.sid import encoders, swing, tokenizer, tower
+from gr4ad_jax.sid.rows import nearest
 
 CUTS = (1, 5, 10)
 UNSEEN = 0.1  # share of ads kept from the tower in the unseen-ads figure
@@ -128,7 +129,7 @@ def quality_report(
     mode: code_quality(tokenizer.last_level(ads, prefix_NP, config.codebooks[-1], mode), config.codebooks)
     for mode in ("hash", "probe")
   }
-  nearest_N = kmeans.nearest(vectors_ND, fitted.centroids[0], 1)[0][:, 0]
+  nearest_N = nearest(vectors_ND, fitted.centroids[0], 1)[0][:, 0]
   report = {
     "ads": len(ads),
     "codebooks": list(config.codebooks),

@@ -13,6 +13,7 @@ import numpy as np
 from gr4ad_jax import config as settings
 from gr4ad_jax.data import schema
 from gr4ad_jax.sid import encoders, kmeans, swing, tower
+from gr4ad_jax.sid.rows import STEP, Residual, Sliceable, nearest
 
 # UA-SIDs that are taken: all of them, [N, T], or a function from the codes before the last to those taken as the last.
 Existing = np.ndarray | Callable[[tuple[int, ...]], Set[int]]
@@ -42,11 +43,15 @@ class Tokenizer:
 
   def embed(self, ads: schema.AdTable) -> np.ndarray:
     """Unified ad embeddings, [N, D] float32 of length 1, of ads fitted on or never seen."""
-    text_ND = encoders.encode(ads, self.config.encoder)
+    return self.vectors(ads)[:]
+
+  def vectors(self, ads: schema.AdTable) -> Sliceable:
+    """What `embed` gives, by rows: without a tower, vectors of a .npy file are read when asked for."""
+    text_ND = encoders.unit_rows(ads, self.config.encoder)
     return text_ND if self.tower is None else self.tower.embed(text_ND, ads)
 
   def encode(self, ads: schema.AdTable, existing: Existing | None = None) -> np.ndarray:
-    """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size.
+    """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size, by chunks of the ads.
 
     Args:
       ads: N new ads.
@@ -55,17 +60,18 @@ class Tokenizer:
     Returns:
       [N, T] int32 codes.
     """
-    residual_ND = self.embed(ads)
-    levels = []
-    for centroids_CD in self.centroids:
-      if residual_ND.shape[1] != centroids_CD.shape[1]:
-        raise schema.DataError(
-          f"vectors are {residual_ND.shape[1]} wide; the tokenizer was fitted on {centroids_CD.shape[1]}"
-        )
-      code_N = kmeans.nearest(residual_ND, centroids_CD, 1)[0][:, 0]
-      residual_ND = residual_ND - centroids_CD[code_N]
-      levels.append(code_N)
-    return last_level(ads, np.stack(levels, axis=1), self.codebooks[-1], self.config.last_level, existing)
+    vectors_ND = self.vectors(ads)
+    width = self.centroids[0].shape[1]
+    if vectors_ND.shape[1] != width:
+      raise schema.DataError(f"vectors are {vectors_ND.shape[1]} wide; the tokenizer was fitted on {width}")
+    prefix_NP = np.zeros((len(ads), len(self.centroids)), np.int32)
+    for at in range(0, len(ads), STEP):
+      residual_ND = vectors_ND[at : at + STEP]
+      for level, centroids_CD in enumerate(self.centroids):
+        code_N = nearest(residual_ND, centroids_CD, 1)[0][:, 0]
+        residual_ND = residual_ND - centroids_CD[code_N]
+        prefix_NP[at : at + STEP, level] = code_N
+    return last_level(ads, prefix_NP, self.codebooks[-1], self.config.last_level, existing)
 
   def save(self, directory: str) -> None:
     """Writes `tokenizer.npz`, arrays and settings in one file, under a temporary name first."""
@@ -120,6 +126,9 @@ def fit(
 ) -> tuple[Tokenizer, np.ndarray]:
   """Fits encoder vectors, Swing, tower and codebooks; only training events are used.
 
+  Without a tower, vectors of a .npy file stay on disk: every level reads the rows it works on, and takes the centroids
+  of the levels before from them. A tower holds all content vectors and its own in memory.
+
   Args:
     ads: N ads.
     events: the log.
@@ -136,18 +145,18 @@ def fit(
   """
   if len(config.codebooks) < 2 or min(config.codebooks) < 1:
     raise settings.ConfigError(f"codebooks {config.codebooks}: two levels or more, of a code or more, are needed")
-  text_ND = encoders.encode(ads, config.encoder)
+  text_ND = encoders.unit_rows(ads, config.encoder)
   trained = None
   if config.tower_steps:
     pairs, _ = co_occurrence(events, len(ads), config, seed).split(HELD_OUT, seed)
-    trained = tower.fit_tower(text_ND, ads, pairs, **tower_settings(config), seed=seed, log=log)
-  residual_ND = text_ND if trained is None else trained.embed(text_ND, ads)
+    trained = tower.fit_tower(text_ND[:], ads, pairs, **tower_settings(config), seed=seed, log=log)
+  residual_ND: Sliceable = text_ND if trained is None else trained.embed(text_ND, ads)
   centroids, levels = [], []
   for level, size in enumerate(config.codebooks[:-1]):
     centroids_CD, code_N = kmeans.balanced_kmeans(
-      residual_ND, size, iterations=config.kmeans_iterations, seed=seed + level
+      residual_ND, size, iterations=config.kmeans_iterations, seed=seed + level, log=log
     )
-    residual_ND = residual_ND - centroids_CD[code_N]
+    residual_ND = Residual(residual_ND, centroids_CD, code_N)
     centroids.append(centroids_CD)
     levels.append(code_N)
     if log:

@@ -14,6 +14,7 @@ import optax
 
 from gr4ad_jax.data import schema
 from gr4ad_jax.sid import swing
+from gr4ad_jax.sid.rows import Sliceable
 
 BUCKETS = 256  # hash buckets of categories, and of accounts; 0 is "unknown"
 FIELD_WIDTH = 16
@@ -58,8 +59,8 @@ class Tower:
     """Width of the vectors it makes."""
     return self.params["out/kernel"].shape[1]
 
-  def embed(self, text_ND: np.ndarray, ads: schema.AdTable) -> np.ndarray:
-    """[N, width] float32 unit vectors of ads, seen in training or not."""
+  def embed(self, text_ND: Sliceable, ads: schema.AdTable) -> np.ndarray:
+    """[N, width] float32 unit vectors of ads, seen in training or not; content vectors are read by chunks."""
     expected = self.params["skip/kernel"].shape[0]
     if text_ND.shape != (len(ads), expected):
       raise schema.DataError(f"content vectors have shape {text_ND.shape}; the tower takes [{len(ads)}, {expected}]")

@@ -1,0 +1,282 @@
+"""Points [N, D] that outgrow a device or the memory, step by step over a mesh: their nearest centroids, their sums."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gr4ad_jax.parallel import mesh as mesh_lib
+
+TILE = 512  # points whose distances to all centroids are held at once: [C, TILE]
+STEP = 16 * TILE  # points a device is given at once, at most
+BLOCK = 16  # centroids whose least distance is found first; C is padded to a multiple
+_NOWHERE = 2**31 - 1  # cluster of a row that only pads: beyond all, so its sum is dropped
+
+ROWS, WHOLE = PartitionSpec(mesh_lib.AXES), PartitionSpec()
+
+
+class Sliceable(Protocol):
+  """What is needed of points: an array, a memory-mapped one, or a view that computes the rows asked for."""
+
+  shape: tuple[int, ...]
+
+  def __getitem__(self, rows: Any) -> np.ndarray:
+    """The rows of a slice, or of an ascending array of numbers."""
+
+
+class Rows:
+  """Points cut by rows over all devices of a mesh, read from where they lie once a pass and never kept.
+
+  A device computes in tiles of `TILE` rows, and each process' rows are tiled from its first. So a row's distances do
+  not depend on the number of devices, to the bit; nor on the number of processes where all but the last bring a
+  multiple of `TILE` rows (else only by rounding).
+
+  Attributes:
+    num: N, over all processes.
+    width: D.
+    begin: number of this process' first row.
+  """
+
+  def __init__(self, local_ND: Sliceable, mesh: Mesh | None = None):
+    """Takes the rows of this process.
+
+    Args:
+      local_ND: [n, D]; process p of the mesh brings the p-th run of the N rows.
+      mesh: devices to compute on, of all processes or of this one alone; None: all of this process.
+    """
+    self._local = local_ND
+    self._mesh = mesh_lib.make_mesh(devices=jax.local_devices()) if mesh is None else mesh
+    self._devices = len(self._mesh.local_devices)
+    self._shared = self._devices < self._mesh.size
+    size_P = self._each(np.int32(local_ND.shape[0]))
+    self.num, self.width = int(size_P.sum()), int(local_ND.shape[1])
+    self.begin = int(size_P[: jax.process_index()].sum()) if self._shared else 0
+    self._end = self.begin + int(local_ND.shape[0])
+
+  def _each(self, value: np.ndarray) -> np.ndarray:
+    """A value of every process, [P, ...]; int32 or float32."""
+    return np.asarray(multihost_utils.process_allgather(value)) if self._shared else np.asarray(value)[None]
+
+  def most(self, value: np.ndarray) -> np.ndarray:
+    """The greatest over all processes, number by number; float32."""
+    return self._each(value).max(axis=0)
+
+  def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+    """This process' rows, a chunk at a time: number of the first, and the rows as float32."""
+    for at in range(0, self._local.shape[0], STEP):
+      yield self.begin + at, np.asarray(self._local[at : at + STEP], np.float32)
+
+  def take(self, numbers: np.ndarray) -> np.ndarray:
+    """[K, D] float32 rows by number, on every process."""
+    order = np.argsort(numbers, kind="stable")
+    mine = order[(numbers[order] >= self.begin) & (numbers[order] < self._end)]
+    rows_KD = np.zeros((len(numbers), self.width), np.float32)
+    if len(mine):
+      rows_KD[mine] = self._local[numbers[mine] - self.begin]
+    return self._each(rows_KD).sum(axis=0) if self._shared else rows_KD
+
+  def mine(self, value_N: np.ndarray) -> np.ndarray:
+    """This process' part of an array of all rows."""
+    return value_N[self.begin : self._end]
+
+  def _gather(self, value_n: np.ndarray) -> np.ndarray:
+    """Arrays of every process, one after the other, on every process."""
+    if not self._shared:
+      return value_n
+    size_P = self._each(np.int32(len(value_n)))
+    padded = np.zeros((size_P.max(), *value_n.shape[1:]), value_n.dtype)
+    padded[: len(value_n)] = value_n
+    return np.concatenate([part[:size] for part, size in zip(self._each(padded), size_P, strict=True)])
+
+  def _steps(self, among: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, int, jax.Array]]:
+    """(positions here, rows that count, [devices * rows, D] on the devices); every process takes as many steps.
+
+    Args:
+      among: numbers of the rows to visit, ascending; None: all.
+    """
+    here = None if among is None else among[(among >= self.begin) & (among < self._end)] - self.begin
+    count = self._local.shape[0] if here is None else len(here)
+    most = int(self._each(np.int32(count)).max())
+    tiles = -(-most // (TILE * self._devices))
+    rows = min(STEP, TILE << max(tiles - 1, 0).bit_length()) * self._devices  # few shapes, so few compilations
+    for at in range(0, most, rows):
+      size = max(0, min(rows, count - at))
+      where = slice(at, at + size) if here is None else here[at : at + size]
+      padded = np.zeros((rows, self.width), np.float32)
+      if size:
+        padded[:size] = self._local[where]
+      yield where, size, self._put(padded)
+
+  def _put(self, value: np.ndarray) -> jax.Array:
+    size = len(value) // self._devices * self._mesh.size
+    sharding = NamedSharding(self._mesh, ROWS)
+    return jax.make_array_from_process_local_data(sharding, value, (size, *value.shape[1:]))
+
+  def nearest(
+    self,
+    centroids_CD: np.ndarray,
+    candidates: int,
+    open_C: np.ndarray | None = None,
+    among: np.ndarray | None = None,
+    told: Callable[[int], None] | None = None,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest centroids of each row.
+
+    Args:
+      centroids_CD: centroids.
+      candidates: R, how many; those beyond the open ones are infinitely far, and name no centroid.
+      open_C: which centroids count; None: all.
+      among: numbers of the M rows to ask for, ascending; None: all.
+      told: called with the number of rows done, of all processes.
+
+    Returns:
+      [M, R] int32 centroids, nearest first; [M, R] float32 squared distances; on every process.
+    """
+    arguments = _padded(centroids_CD, open_C)
+    run = _nearest_on(self._mesh, min(candidates, len(arguments[1])))
+    found, waiting, done = [], None, 0  # one step waits: the next rows are read while the devices work
+    for _, size, x_BD in self._steps(among):
+      if told:
+        told(min(done, self.num))
+      answer = size, run(x_BD, *arguments)
+      if waiting:
+        found.append(_taken(*waiting))
+      waiting, done = answer, done + x_BD.shape[0]
+    found.append(_taken(*waiting))
+    return tuple(self._gather(np.concatenate(parts)) for parts in zip(*found, strict=True))
+
+  def sums(self, cluster_N: np.ndarray, num_clusters: int, unit_D: np.ndarray) -> np.ndarray:
+    """Sum of the rows of each cluster, in whole units: exact, so the same in any order and on any number of devices.
+
+    Args:
+      cluster_N: cluster of each row, of all processes.
+      num_clusters: C.
+      unit_D: powers of two; values are rounded to multiples of them, and no sum may exceed 2^31 - 1 of them.
+
+    Returns:
+      [C, D] int32.
+    """
+    cluster_n = self.mine(cluster_N)
+    run = _sums_on(self._mesh)
+    total = _zeros_on(self._mesh, -(-num_clusters // BLOCK) * BLOCK, self.width)
+    for where, size, x_BD in self._steps(None):
+      cluster_B = np.full(x_BD.shape[0] // self._mesh.size * self._devices, _NOWHERE, np.int32)
+      cluster_B[:size] = cluster_n[where]
+      total = run(total, x_BD, self._put(cluster_B), (1 / unit_D).astype(np.float32))
+    return np.asarray(_total_on(self._mesh)(total).addressable_data(0))[:num_clusters]
+
+
+class Residual:
+  """Points less the centroids of their clusters, computed for the rows asked for."""
+
+  def __init__(self, points_ND: Sliceable, centroids_CD: np.ndarray, cluster_N: np.ndarray):
+    self.shape = points_ND.shape
+    self._points, self._centroids, self._cluster = points_ND, centroids_CD, cluster_N
+
+  def __getitem__(self, rows: Any) -> np.ndarray:
+    return self._points[rows] - self._centroids[self._cluster[rows]]
+
+
+def nearest(points_ND: Sliceable, centroids_CD: np.ndarray, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+  """The nearest centroids of each point, on one device of this process, `STEP` points at a time.
+
+  Args:
+    points_ND: points; few cost little, they are padded to a power of two alone.
+    centroids_CD: centroids.
+    candidates: R, how many; at most C.
+
+  Returns:
+    [N, R] int32 clusters, nearest first, ties by number where R is 1; [N, R] float32 squared distances.
+  """
+  arguments = _padded(np.asarray(centroids_CD, np.float32), None)
+  clusters, distances = [np.zeros((0, candidates), np.int32)], [np.zeros((0, candidates), np.float32)]
+  for at in range(0, points_ND.shape[0], STEP):
+    chunk = np.asarray(points_ND[at : at + STEP], np.float32)
+    padded = np.zeros((1 << max(len(chunk) - 1, 0).bit_length(), chunk.shape[1]), np.float32)
+    padded[: len(chunk)] = chunk
+    cluster_BR, squared_BR = _nearest_alone(padded, *arguments, candidates)
+    clusters.append(np.asarray(cluster_BR)[: len(chunk)])
+    distances.append(np.asarray(squared_BR)[: len(chunk)])
+  return np.concatenate(clusters), np.concatenate(distances)
+
+
+def _padded(centroids_CD: np.ndarray, open_C: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+  """Centroids and half their squared lengths, of a multiple of `BLOCK`; what does not count is infinitely long."""
+  num = len(centroids_CD)
+  half_C = np.full(-(-num // BLOCK) * BLOCK, np.inf, np.float32)
+  half_C[:num] = 0.5 * (centroids_CD * centroids_CD).sum(axis=1)
+  if open_C is not None:
+    half_C[:num][~open_C] = np.inf
+  return np.pad(centroids_CD, ((0, len(half_C) - num), (0, 0))), half_C
+
+
+def _nearest_of_step(x_BD: jax.Array, centroids_CD: jax.Array, half_C: jax.Array, candidates: int):
+  """([B, R] centroids, [B, R] squared distances), tile by tile."""
+  tile = functools.partial(_nearest_of_tile, centroids_CD, half_C, candidates)
+  if x_BD.shape[0] <= TILE:
+    return tile(x_BD)
+  parts = jax.lax.map(tile, x_BD.reshape(-1, TILE, x_BD.shape[1]))
+  return jax.tree.map(lambda part: part.reshape(-1, candidates), parts)
+
+
+def _nearest_of_tile(centroids_CD: jax.Array, half_C: jax.Array, candidates: int, x_TD: jax.Array):
+  """A top R over C, by blocks where C is large: no block but those of the R least minima can hold one of the R."""
+  C, T = len(half_C), len(x_TD)
+  product_CT = jnp.matmul(centroids_CD, x_TD.T, precision=jax.lax.Precision.HIGHEST)  # TF32 would not tell them apart
+  score_CT = half_C[:, None] - product_CT  # (|x - c|² - |x|²) / 2
+  if C < 4 * BLOCK * candidates:
+    least, at_TR = jax.lax.top_k(-score_CT.T, candidates)
+  else:
+    minimum_PT = score_CT.reshape(C // BLOCK, BLOCK, T).min(axis=1)  # points last: a minimum of whole vectors on a CPU
+    _, block_TR = jax.lax.top_k(-minimum_PT.T, candidates)
+    kept_TK = (block_TR[:, :, None] * BLOCK + jnp.arange(BLOCK)).reshape(T, candidates * BLOCK)
+    score_TK = score_CT.at[kept_TK, jnp.arange(T)[:, None]].get(mode="promise_in_bounds")
+    least, slot = jax.lax.top_k(-score_TK, candidates)
+    at_TR = jnp.take_along_axis(kept_TK, slot, axis=1, mode="promise_in_bounds")
+  squared = (x_TD * x_TD).sum(axis=1, keepdims=True) - 2 * least
+  return at_TR.astype(jnp.int32), jnp.maximum(squared, 0)
+
+
+_nearest_alone = jax.jit(_nearest_of_step, static_argnums=3)
+
+
+@functools.lru_cache(maxsize=16)
+def _nearest_on(mesh: Mesh, candidates: int):
+  def run(x_BD, centroids_CD, half_C):
+    return _nearest_of_step(x_BD, centroids_CD, half_C, candidates)
+
+  return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(ROWS, WHOLE, WHOLE), out_specs=(ROWS, ROWS)))
+
+
+@functools.lru_cache(maxsize=4)
+def _sums_on(mesh: Mesh):
+  def run(total_1CD, x_BD, cluster_B, units_D):
+    whole_BD = jnp.round(x_BD * units_D).astype(jnp.int32)
+    return total_1CD.at[0, cluster_B].add(whole_BD, mode="drop")
+
+  mapped = jax.shard_map(run, mesh=mesh, in_specs=(ROWS, ROWS, ROWS, WHOLE), out_specs=ROWS)
+  return jax.jit(mapped, donate_argnums=0)
+
+
+def _zeros_on(mesh: Mesh, num_clusters: int, width: int) -> jax.Array:
+  shape = (mesh.size, num_clusters, width)
+  return jnp.zeros(shape, jnp.int32, device=NamedSharding(mesh, ROWS))
+
+
+@functools.lru_cache(maxsize=4)
+def _total_on(mesh: Mesh):
+  return jax.jit(lambda total: total.sum(axis=0), out_shardings=NamedSharding(mesh, WHOLE))
+
+
+def _taken(size: int, answer: tuple[jax.Array, ...]) -> list[np.ndarray]:
+  """The first rows of those that lie on this process' devices."""
+  parts = []
+  for value in answer:
+    shards = sorted(value.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    parts.append(np.concatenate([np.asarray(shard.data) for shard in shards])[:size])
+  return parts

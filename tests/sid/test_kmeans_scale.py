@@ -1,0 +1,132 @@
+"""Balanced k-means over devices, processes and files: the same result, and never more than a few rows in memory."""
+
+import dataclasses
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from gr4ad_jax import config
+from gr4ad_jax.sid import kmeans, rows, tokenizer
+
+_RUN = """
+import sys
+import jax, numpy as np
+from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.sid import kmeans
+
+folder, process, mesh_text = sys.argv[1], int(sys.argv[2]), sys.argv[4]
+if process >= 0:
+  jax.distributed.initialize(f"localhost:{sys.argv[3]}", 2, process)
+points = np.load(folder + "/points.npy", mmap_mode="r")
+mine = points if process < 0 else (points[:5120], points[5120:])[process]
+centroids, cluster = kmeans.balanced_kmeans(mine, 520, iterations=2, seed=3, mesh=mesh_lib.make_mesh(mesh_text))
+np.savez(f"{folder}/found{process}.npz", centroids=centroids, cluster=cluster, devices=jax.device_count())
+if process >= 0:
+  bad = np.array(mine)
+  if process:
+    bad[17] = np.nan
+  try:
+    kmeans.balanced_kmeans(bad, 4, iterations=1, seed=0, mesh=mesh_lib.make_mesh(mesh_text))
+  except ValueError as error:
+    assert "row 5138 is not" in str(error), error
+  else:
+    raise AssertionError("not refused")
+"""
+
+
+@pytest.fixture(scope="module")
+def points():
+  """7,000 points in lopsided groups, more than eight devices' tiles and no multiple of one."""
+  rng = np.random.default_rng(0)
+  group = rng.choice(60, 7000, p=(p := 1 / np.arange(1, 61)) / p.sum())
+  return (rng.normal(size=(60, 24))[group] + rng.normal(0, 0.4, (7000, 24))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def alone(points):
+  """The result on one device."""
+  return kmeans.balanced_kmeans(points, 520, iterations=2, seed=3)
+
+
+def _start(folder, devices: int, process: int, port: int, mesh: str) -> subprocess.Popen:
+  flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, "-c", _RUN, str(folder), str(process), str(port), mesh]
+  return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | flags)
+
+
+@pytest.mark.parametrize(("processes", "devices", "mesh"), [(1, 8, "data:2,fsdp:2,tensor:2"), (2, 2, "data:2,fsdp:2")])
+def test_equal_on_many_devices_and_processes(tmp_path, points, alone, processes, devices, mesh):
+  np.save(tmp_path / "points.npy", points)
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  numbers = range(processes) if processes > 1 else [-1]
+  running = [_start(tmp_path, devices, number, port, mesh) for number in numbers]
+  told = [one.communicate(timeout=240)[1] for one in running]
+  assert [one.returncode for one in running] == [0] * processes, told
+  found = [np.load(tmp_path / f"found{number}.npz") for number in numbers]
+  assert all(one["devices"] == processes * devices for one in found)
+  np.testing.assert_array_equal(np.concatenate([one["cluster"] for one in found]), alone[1])
+  for one in found:
+    np.testing.assert_array_equal(one["centroids"], alone[0])
+
+
+class FewRows:
+  """Points that may only be read a few rows at a time."""
+
+  def __init__(self, points, most):
+    self.shape, self.asked, self._points, self._most = points.shape, 0, points, most
+
+  def __getitem__(self, which):
+    found = self._points[which]
+    self.asked = max(self.asked, len(found))
+    assert len(found) <= self._most, len(found)
+    return np.array(found)
+
+
+def test_a_pass_asks_for_one_step_of_rows(monkeypatch, points, alone):
+  monkeypatch.setattr(rows, "STEP", 1024)
+  few = FewRows(points, 1040)  # a step, and the start's 2 * 520 points
+  found = kmeans.balanced_kmeans(few, 520, iterations=2, seed=3)
+  assert few.asked == 1040
+  np.testing.assert_array_equal(found[0], alone[0])
+  np.testing.assert_array_equal(found[1], alone[1])
+
+
+def test_a_file_gives_the_array_s_codes_without_being_read_whole(monkeypatch, tmp_path, make):
+  monkeypatch.setattr(rows, "STEP", 512)
+  monkeypatch.setattr(tokenizer, "STEP", 512)
+  monkeypatch.setattr("gr4ad_jax.sid.encoders.CHUNK", 512)
+  path, num, width = str(tmp_path / "vectors.npy"), 8000, 512
+  vectors = np.random.default_rng(0).normal(size=(num, width)).astype(np.float32)
+  np.save(path, vectors)
+  bare, events = make[0](num), make[1]([[0, 1]])
+  sid = config.SidConfig(codebooks=(8, 4, 64), tower_steps=0, kmeans_iterations=2, last_level="hash", encoder=path)
+  expected, expected_codes = tokenizer.fit(dataclasses.replace(bare, vectors=vectors), events, sid, seed=0)
+  del vectors
+  tracemalloc.start()
+  try:
+    fitted, codes = tokenizer.fit(bare, events, sid, seed=0)
+    encoded = fitted.encode(bare)
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  assert peak < 0.6 * num * width * 4, peak  # 512 bytes a point, of 2,048, are candidates, bids and codes
+  np.testing.assert_array_equal(codes, expected_codes)
+  np.testing.assert_array_equal(encoded, expected.encode(dataclasses.replace(bare, vectors=np.load(path))))
+
+
+def test_progress_tells_rate_and_time_left(monkeypatch, points, caplog):
+  monkeypatch.setattr(kmeans, "TELL", 0.0)
+  monkeypatch.setattr(rows, "STEP", 1024)
+  with caplog.at_level(logging.INFO):
+    kmeans.balanced_kmeans(points, 8, iterations=1, seed=0, log=logging.getLogger())
+  said = [record.getMessage() for record in caplog.records]
+  assert "k-means, pass 1 of 2: 1024 of 7000 points, " in said[0]
+  assert "k-means, pass 2 of 2: 6144 of 7000 points, " in said[-1] and said[-1].endswith(" s left at most")
