@@ -5,6 +5,7 @@
   python -m experiments.benchmark --suite=objectives
   python -m experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512 --batches=1,8,32
   python -m experiments.benchmark --suite=index --out=index.json
+  python -m experiments.benchmark --suite=swing --out=swing.json
   python -m experiments.benchmark --suite=serve --workdir=runs/online_retail --out=serve.json
 
 train: the data path against the train step, and the step's rate against plain jnp.dot on the same shapes.
@@ -13,6 +14,7 @@ decode: LazyAR with progressive widths against an autoregressive search and, wit
 objectives: RSPO against S-DPO on lists of 512 candidates, alone and in a training step; memory.
 throughput: requests a second of one search of any size, and the most within --target_ms; random weights.
 index: size, changes and merges of the real-time index at 10 thousand to 10 million ads, and what it costs a search.
+swing: Swing over 100 million made-up events of a million ads: time and peak memory; what its caps change.
 serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams on and off.
 """
 
@@ -22,17 +24,19 @@ import sys
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.benchmarks import decode, index, objectives, serve_load, throughput, training
+from experiments.progress import RoundProgress
+from gr4ad_jax.benchmarks import decode, index, objectives, serve_load, swing, throughput, training
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 
-_SUITES = ["train", "decode", "objectives", "throughput", "index", "serve"]
+_SUITES = ["train", "decode", "objectives", "throughput", "index", "swing", "serve"]
 _SUITE = flags.DEFINE_enum("suite", "train", _SUITES, "What to measure.")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; empty: they are only printed.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Interleaved measurements of each figure.", lower_bound=1)
 _PEER = flags.DEFINE_boolean("peer", False, "decode: the T5 peer too; needs the extra 'peer'.")
-_ADS = flags.DEFINE_list("ads", [], "index, throughput: numbers of ads; empty: 10,000 to 10,000,000; 1,000,000.")
+_ADS = flags.DEFINE_list("ads", [], "index, throughput, swing: numbers of ads; empty: 10,000 to 10,000,000; 1,000,000.")
+_EVENTS = flags.DEFINE_integer("events", 100_000_000, "swing: events of the made-up log.", lower_bound=1)
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "throughput: requests searched at once.")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.", lower_bound=0.05)
 
@@ -62,6 +66,9 @@ def main(argv):
   elif _SUITE.value == "index":
     sizes = _numbers("ads", _ADS.value or index.SIZES)
     suite, figures = index, index.measure(_REPETITIONS.value, sizes)
+  elif _SUITE.value == "swing":
+    ads = _numbers("ads", _ADS.value or ["1000000"])[0]
+    suite, figures = swing, swing.measure(flags_lib.config_from_flags(), _EVENTS.value, ads, RoundProgress())
   else:  # writes its figures, and a chart, itself
     workdir = flags_lib.config_from_workdir().workdir
     print(serve_load.in_words(serve_load.run_suite(workdir, _MINUTES.value, _OUT.value, told=logging.info)))

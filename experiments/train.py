@@ -32,7 +32,7 @@ def main(argv):
   enable_compilation_cache()
   began = time.monotonic()
   print(f"run directory: {config.workdir}", flush=True)
-  inputs = inputs_lib.prepare_inputs(config)
+  inputs = inputs_lib.prepare_inputs(config, RoundProgress(quiet_seconds=5))
   inputs_lib.check_same_log(config, inputs.dataset)
   run.check_objective(config, inputs)
   workdir_lib.save_config(config)  # not before all input is known to be good

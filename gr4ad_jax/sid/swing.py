@@ -15,8 +15,9 @@ import numpy as np
 from gr4ad_jax.sid import swing_blocks
 from gr4ad_jax.sid.swing_groups import BLOCK, Groups, check_columns, cuts, group, priority, train_blocks
 
-_ENTRY_BYTES, _PAIR_BYTES = 100, 50  # what an entry and a pair of a block take at the most
+_ENTRY_BYTES, _PAIR_BYTES = 128, 32  # what an entry and a pair of a block take at the most
 _ENTRIES, _PAIRS = 1 << 18, 1 << 22  # of a block, where memory allows; more gain nothing
+_GROUPED, _TURNED, _COMPARED = "Swing: events", "Swing: ads of visits", "Swing: pairs of visits"
 
 Told = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
@@ -111,10 +112,10 @@ def fit_swing(
     min_support: visits that two neighbours share; less than 2 is as 2.
     seed: seed of both samples.
     memory_mb: MiB of working memory, of all workers. Beside it stand the columns, the result, and 4 bytes for each pair
-      of visit and ad, before the cap on visits and after. An ad is never cut: its visits with their ads take 100 bytes
+      of visit and ad, before the cap on visits and after. An ad is never cut: its visits with their ads take 128 bytes
       an ad of a visit.
     workers: threads; 0: one a core.
-    told: hears how far it is: events grouped, then pairs of visits compared.
+    told: hears how far it is: events grouped by visit, ads of visits by ad, pairs of visits compared.
 
   Returns:
     Neighbours, similarity above zero only.
@@ -134,7 +135,7 @@ def fit_swing(
     max_users_per_item,
     lambda ad, rows: priority(baskets.ids_G[rows], ad, seed, "visits of an ad"),
     memory,
-    told and (lambda done, total: told("Swing: pairs of visit and ad", done, total)),
+    told and (lambda done, total: told(_TURNED, done, total)),
   )
   ads_NK = np.full((num_ads, neighbors), -1, np.int32)
   similarity_NK = np.zeros((num_ads, neighbors), np.float32)
@@ -165,7 +166,7 @@ def _baskets(events: Columns, cap: int, seed: int, memory: int, told: Told | Non
       cap,
       lambda basket, ads: priority(basket, ads, seed, "ads of a visit"),
       memory,
-      told and (lambda done, total: told("Swing: events", done, total)),
+      told and (lambda done, total: told(_GROUPED, done, total)),
     )
     if (baskets.sizes() > 1).any():
       break
@@ -185,7 +186,9 @@ def _entries(baskets: Groups, visits: Groups) -> np.ndarray:
 def _work(fill, blocks: list[tuple[int, int]], visits: np.ndarray, workers: int, told: Told | None) -> None:
   """Fills all blocks, some at once; tells of the pairs of visits that are compared, by which the work grows."""
   pairs = np.append(0, np.cumsum(visits * (visits - 1) // 2))
-  done = 0
+  done, total = 0, int(pairs[-1])
+  if told:
+    told(_COMPARED, done, total)
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     try:
       waiting = {pool.submit(fill, low, high): pairs[high] - pairs[low] for low, high in blocks}
@@ -193,7 +196,7 @@ def _work(fill, blocks: list[tuple[int, int]], visits: np.ndarray, workers: int,
         block.result()
         done += int(waiting[block])
         if told:
-          told("Swing: pairs of visits", done, int(pairs[-1]))
+          told(_COMPARED, done, total)
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise

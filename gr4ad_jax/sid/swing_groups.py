@@ -46,7 +46,7 @@ class Groups:
 
 
 def cuts(work: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-  """Cuts [n] amounts of work into runs (low, high), each of at most `most` in all or of one item; idle ends are kept."""
+  """Cuts [n] amounts of work into runs (low, high), each of at most `most` in all, or of one amount."""
   total, low = np.cumsum(work), 0
   while low < len(total):
     high = int(np.searchsorted(total, (total[low - 1] if low else 0) + most, side="right"))
@@ -125,6 +125,8 @@ def group(
   total = int(histogram.sum())
   members_P = np.empty(total, np.int32)  # what stays unwritten takes no memory
   ids, sizes, filled, done = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0, 0
+  if told:
+    told(0, total)
   for low, high in cuts(histogram, max(memory // _KEY_BYTES, 1)):
     keys = _keys(blocks, low << shift, high << shift, int(histogram[low:high].sum()))
     done += len(keys)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -99,10 +100,12 @@ def source_of(config: Config) -> str:
   return config.workdir if is_trained(config.workdir) else config.training.init_from
 
 
-def tokenizer_of(config: Config, dataset: Dataset) -> tuple[Tokenizer, SidIndex]:
+def tokenizer_of(
+  config: Config, dataset: Dataset, told: Callable[[str, int, int], None] | None = None
+) -> tuple[Tokenizer, SidIndex]:
   """The tokenizer and index of a trained run or of --init_from; where there is neither, fitted anew.
 
-  Nothing is written.
+  Nothing is written; `told` hears what is fitted, how much of it is done, and of how much.
 
   Raises:
     ConfigError: that run was trained on another ad table.
@@ -115,7 +118,8 @@ def tokenizer_of(config: Config, dataset: Dataset) -> tuple[Tokenizer, SidIndex]
       flag = "workdir" if source == config.workdir else "init_from"
       raise ConfigError(f"--{flag}={source} is not allowed: its run was trained on another ad table")
     return Tokenizer.load(tokenizer_dir), SidIndex.load(index_dir)
-  tokenizer, codes_NT = tokenizer_lib.fit(dataset.ads, dataset.events, config.sid, seed=config.training.seed, log=_log)
+  seed = config.training.seed
+  tokenizer, codes_NT = tokenizer_lib.fit(dataset.ads, dataset.events, config.sid, seed=seed, log=_log, told=told)
   return tokenizer, SidIndex.build(codes_NT, tokenizer.codebooks)
 
 
@@ -129,18 +133,19 @@ def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index
   index.save(index_dir)  # last: its presence says that the others are whole
 
 
-def prepare_inputs(config: Config) -> Inputs:
+def prepare_inputs(config: Config, told: Callable[[str, int, int], None] | None = None) -> Inputs:
   """Loads the data set, then takes tokenizer and features from the workdir, or fits them on what is learned from.
 
   Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing there. Tokenizer and
-  features are taken from a trained run only: before its first checkpoint they follow data, settings and seed.
+  features are taken from a trained run only: before its first checkpoint they follow data, settings and seed. `told`
+  hears what is fitted, how much of it is done, and of how much.
 
   Raises:
     DataError: bad data.
     ConfigError: the workdir's run was trained on another ad table.
   """
   dataset = load_dataset(config.data)
-  tokenizer, index = tokenizer_of(config, dataset)
+  tokenizer, index = tokenizer_of(config, dataset, told)
   lines = history.build_lines(dataset.events, len(dataset.ads))
   source = source_of(config)
   if source:
