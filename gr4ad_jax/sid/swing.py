@@ -17,6 +17,7 @@ from gr4ad_jax.sid.swing_groups import BLOCK, Groups, check_columns, cuts, group
 
 _ENTRY_BYTES, _PAIR_BYTES = 128, 32  # what an entry and a pair of a block take at the most
 _ENTRIES, _PAIRS = 1 << 18, 1 << 22  # of a block, where memory allows; more gain nothing
+OF_A_VISIT, OF_AN_AD = "ads of a visit", "visits of an ad"  # what a priority decides on
 _GROUPED, _TURNED, _COMPARED = "Swing: events", "Swing: ads of visits", "Swing: pairs of visits"
 
 Told = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -124,16 +125,17 @@ def fit_swing(
     schema.DataError: columns of different lengths, not of whole numbers, or an id out of range.
     ValueError: a setting out of range.
   """
-  for name in ("neighbors", "max_users_per_item", "max_items_per_user", "memory_mb"):
-    if locals()[name] < 1:
-      raise ValueError(f"{name} is {locals()[name]}; 1 or more is needed")
+  least = {"neighbors": 1, "max_users_per_item": 1, "max_items_per_user": 1, "memory_mb": 16}
+  for name, low in least.items():
+    if locals()[name] < low:
+      raise ValueError(f"{name} is {locals()[name]}; {low} or more is needed")
   check_columns(events, num_ads)
   memory = memory_mb << 20
   baskets = _baskets(events, max_items_per_user, seed, memory, told)
   visits = group(
     baskets.blocks,
     max_users_per_item,
-    lambda ad, rows: priority(baskets.ids_G[rows], ad, seed, "visits of an ad"),
+    lambda ad, rows: priority(baskets.ids_G[rows], ad, seed, OF_AN_AD),
     memory,
     told and (lambda done, total: told(_TURNED, done, total)),
   )
@@ -164,7 +166,7 @@ def _baskets(events: Columns, cap: int, seed: int, memory: int, told: Told | Non
     baskets = group(
       lambda column=column: train_blocks(column, events.ad, events.split),
       cap,
-      lambda basket, ads: priority(basket, ads, seed, "ads of a visit"),
+      lambda basket, ads: priority(basket, ads, seed, OF_A_VISIT),
       memory,
       told and (lambda done, total: told(_GROUPED, done, total)),
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from gr4ad_jax.data.schema import DataError
 
-BLOCK = 1 << 20  # events read at once
+BLOCK = 1 << 17  # events read at once
 _BINS = 1 << 20  # of the histogram by which the passes are cut
 _KEY_BYTES = 40  # a sorted key with what is made of it
 _LOW = np.int64(0xFFFFFFFF)
@@ -127,7 +127,7 @@ def group(
   ids, sizes, filled, done = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0, 0
   if told:
     told(0, total)
-  for low, high in cuts(histogram, max(memory // _KEY_BYTES, 1)):
+  for low, high in cuts(histogram, max(memory // 4 * 3 // _KEY_BYTES, 1)):
     keys = _keys(blocks, low << shift, high << shift, int(histogram[low:high].sum()))
     done += len(keys)
     keys = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
