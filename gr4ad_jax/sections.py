@@ -56,6 +56,7 @@ class SidConfig:
   swing_visits: int = knob(256, "Visits by which Swing judges an ad; of more, a sample.", low=2)
   swing_basket: int = knob(1000, "Ads of a visit that Swing looks at; of more, a sample.", low=2)
   swing_support: int = knob(2, "Visits that two ads must share to be Swing neighbours.", low=2)
+  swing_path: str = knob("", "Swing neighbours made by experiments.swing_beam (.npz); empty: fitted here.")
   swing_memory_mb: int = knob(1024, "MiB of Swing's working memory, beside the log; changes no result.", low=16)
   kmeans_iterations: int = knob(20, "Lloyd iterations a level.", low=1)
 

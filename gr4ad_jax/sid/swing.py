@@ -1,17 +1,32 @@
-"""Swing: which ads are taken together, from the training events alone.
+"""Swing: which ads are taken together, from the training events alone (Yang et al., arXiv:2010.05525).
 
-The "user" of Swing's formula is one visit here. On Online Retail II a tower trained so finds the Swing neighbours of
-the valid visits better than one trained on whole customers (recall@10 .349 against .322; content vectors alone .197).
+  sim(i, j) = Σ w_u w_v / (α + |I_u ∩ I_v|) over ordered pairs u ≠ v of users that took i and j, w_u = 1 / √|I_u|
+
+A "user" is one visit here. On Online Retail II a tower trained so finds the Swing neighbours of the valid visits better
+than one trained on whole customers (recall@10 .349 against .322; content vectors alone .197). Where no visit holds two
+ads, as in a log of reviews, the users are the log's own.
+
+Four rules bound the work. Below the caps the result is exact, and it depends neither on memory nor on workers.
+1. Of a visit of more than `max_items_per_user` ads, those of the lowest `priority` count; |I_u| is of those.
+2. An ad of more than `max_users_per_item` visits is judged by those of the lowest `priority`.
+3. Two ads are neighbours where at least `min_support` of the visits by which the one is judged hold the other.
+4. The `neighbors` most similar stay; those that are equal in float32 go by ad row.
+
+`memory_mb` bounds the working memory of all workers together. Beside it stand the columns, the result, 4 bytes for each
+pair of visit and ad before the cap on visits and 4 for each after it, 32 bytes a visit and 100 an ad. Blocks of ads are
+sized by the ads of their visits; a single ad is never cut, and needs 128 bytes for each ad of each of its visits.
 """
 
 import concurrent.futures
 import dataclasses
 import os
+import zipfile
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.sid import swing_blocks
 from gr4ad_jax.sid.swing_groups import BLOCK, Groups, check_columns, cuts, group, priority, train_blocks
 
@@ -34,6 +49,24 @@ class Neighbors:
 
   ads_NK: np.ndarray
   similarity_NK: np.ndarray
+
+  def save(self, path: str) -> None:
+    """Writes an .npz file, under a temporary name first."""
+    part = f"{path}.part.npz"
+    np.savez(part, ads=self.ads_NK, similarity=self.similarity_NK)
+    os.replace(part, path)
+
+  @classmethod
+  def load(cls, path: str) -> "Neighbors":
+    """Reads what `save` wrote. Raises OSError where there is none, DataError where it is another file or damaged."""
+    try:
+      with np.load(path, allow_pickle=False) as saved:
+        found = cls(saved["ads"], saved["similarity"])
+    except (EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+      raise DataError(f"{path}: not a file of Swing neighbours ({error!r})") from error
+    if found.ads_NK.ndim != 2 or found.ads_NK.shape != found.similarity_NK.shape:
+      raise DataError(f"{path}: neighbours of shape {found.ads_NK.shape}, similarities {found.similarity_NK.shape}")
+    return found
 
   def split(self, held_out: float, seed: int) -> tuple["Neighbors", "Neighbors"]:
     """Parts the unordered pairs in two at random: (i, j) and (j, i) always lie on the same side.
@@ -91,17 +124,7 @@ def fit_swing(
   workers: int = 0,
   told: Told | None = None,
 ) -> Neighbors:
-  """The most similar ads of each ad by Swing over the visits of training (split 0), as its users.
-
-    sim(i, j) = Σ w_u w_v / (α + |I_u ∩ I_v|) over ordered pairs u ≠ v of visits that hold i and j, w_u = 1 / √|I_u|
-
-  (Yang et al., arXiv:2010.05525.) Where no visit holds two ads, the users are the log's own.
-
-  Four rules bound the work. Up to the caps the result is exact, and it never depends on memory and workers.
-  1. Of a visit of more than `max_items_per_user` ads, those of the lowest `priority` count; |I_u| is of those.
-  2. An ad of more than `max_users_per_item` visits is judged by those of the lowest `priority`.
-  3. Two ads are neighbours where at least `min_support` of the visits by which the one is judged hold the other.
-  4. The `neighbors` most similar stay; those that are equal in float32 go by ad row.
+  """The most similar ads of each ad, by the formula and the rules of this file's head.
 
   Args:
     events: the log; of valid and test events only the split is looked at.
@@ -112,9 +135,7 @@ def fit_swing(
     max_items_per_user: cap on the ads of a visit.
     min_support: visits that two neighbours share; less than 2 is as 2.
     seed: seed of both samples.
-    memory_mb: MiB of working memory, of all workers. Beside it stand the columns, the result, and 4 bytes for each pair
-      of visit and ad, before the cap on visits and after. An ad is never cut: its visits with their ads take 128 bytes
-      an ad of a visit.
+    memory_mb: MiB of working memory, 16 or more (see the head).
     workers: threads; 0: one a core.
     told: hears how far it is: events grouped by visit, ads of visits by ad, pairs of visits compared.
 
@@ -122,7 +143,7 @@ def fit_swing(
     Neighbours, similarity above zero only.
 
   Raises:
-    schema.DataError: columns of different lengths, not of whole numbers, or an id out of range.
+    DataError: columns of different lengths, not of whole numbers, or an id out of range.
     ValueError: a setting out of range.
   """
   least = {"neighbors": 1, "max_users_per_item": 1, "max_items_per_user": 1, "memory_mb": 16}
@@ -130,34 +151,39 @@ def fit_swing(
     if locals()[name] < low:
       raise ValueError(f"{name} is {locals()[name]}; {low} or more is needed")
   check_columns(events, num_ads)
-  memory = memory_mb << 20
+  memory, workers = memory_mb << 20, workers or os.cpu_count() or 1
   baskets = _baskets(events, max_items_per_user, seed, memory, told)
-  visits = group(
-    baskets.blocks,
-    max_users_per_item,
-    lambda ad, rows: priority(baskets.ids_G[rows], ad, seed, OF_AN_AD),
-    memory,
-    told and (lambda done, total: told(_TURNED, done, total)),
-  )
-  ads_NK = np.full((num_ads, neighbors), -1, np.int32)
-  similarity_NK = np.zeros((num_ads, neighbors), np.float32)
-  workers = workers or os.cpu_count() or 1
-  share = memory // (2 * workers)
+  visits = _visits(baskets, max_users_per_item, seed, memory, told)
+  share = memory // (2 * workers)  # half for entries, half for pairs
+  found = _Filled(num_ads, neighbors)
 
-  def fill(low: int, high: int) -> None:
-    cells = swing_blocks.similar(
-      baskets, visits, low, high, num_ads=num_ads, alpha=alpha, min_support=max(min_support, 2),
-      pairs_at_once=max(min(_PAIRS, share // _PAIR_BYTES), 1),
+  def work(low: int, high: int) -> None:
+    found.take(
+      swing_blocks.similar(
+        baskets, visits, low, high, num_ads=num_ads, alpha=alpha, min_support=max(min_support, 2),
+        pairs_at_once=max(min(_PAIRS, share // _PAIR_BYTES), 1),
+      )
     )  # fmt: skip
-    rank = cells.rank()
-    kept = rank < neighbors
-    ads_NK[cells.ad_C[kept], rank[kept]] = cells.other_C[kept]
-    similarity_NK[cells.ad_C[kept], rank[kept]] = cells.similarity_C[kept]
 
   most = max(min(max(_ENTRIES, num_ads // 4), share // _ENTRY_BYTES), 1)
-  blocks = list(cuts(_entries(baskets, visits), most))
-  _work(fill, blocks, visits.sizes(), workers, told)
-  return Neighbors(ads_NK, similarity_NK)
+  _all(work, list(cuts(_entries(baskets, visits), most)), visits.sizes(), workers, told)
+  return found.neighbors
+
+
+class _Filled:
+  """Neighbours that are filled in, some ads at a time."""
+
+  def __init__(self, num_ads: int, neighbors: int):
+    shape = (num_ads, neighbors)
+    self.neighbors = Neighbors(np.full(shape, -1, np.int32), np.zeros(shape, np.float32))
+
+  def take(self, cells: swing_blocks.Cells) -> None:
+    """Keeps the most similar of each ad. Threads may take other ads at the same time."""
+    rank = cells.rank()
+    kept = rank < self.neighbors.ads_NK.shape[1]
+    place = cells.ad_C[kept], rank[kept]
+    self.neighbors.ads_NK[place] = cells.other_C[kept]
+    self.neighbors.similarity_NK[place] = cells.similarity_C[kept]
 
 
 def _baskets(events: Columns, cap: int, seed: int, memory: int, told: Told | None) -> Groups:
@@ -175,6 +201,17 @@ def _baskets(events: Columns, cap: int, seed: int, memory: int, told: Told | Non
   return baskets
 
 
+def _visits(baskets: Groups, cap: int, seed: int, memory: int, told: Told | None) -> Groups:
+  """The visits of each ad, as rows of `baskets`."""
+  return group(
+    baskets.blocks,
+    cap,
+    lambda ad, rows: priority(baskets.ids_G[rows], ad, seed, OF_AN_AD),
+    memory,
+    told and (lambda done, total: told(_TURNED, done, total)),
+  )
+
+
 def _entries(baskets: Groups, visits: Groups) -> np.ndarray:
   """Ads of the visits of each ad in all, int64, by row of `visits`."""
   size = baskets.sizes()
@@ -185,15 +222,15 @@ def _entries(baskets: Groups, visits: Groups) -> np.ndarray:
   return np.concatenate(parts)
 
 
-def _work(fill, blocks: list[tuple[int, int]], visits: np.ndarray, workers: int, told: Told | None) -> None:
-  """Fills all blocks, some at once; tells of the pairs of visits that are compared, by which the work grows."""
+def _all(work, blocks: list[tuple[int, int]], visits: np.ndarray, workers: int, told: Told | None) -> None:
+  """Works on all blocks, some at once; tells of the pairs of visits that are compared, by which the work grows."""
   pairs = np.append(0, np.cumsum(visits * (visits - 1) // 2))
   done, total = 0, int(pairs[-1])
   if told:
     told(_COMPARED, done, total)
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     try:
-      waiting = {pool.submit(fill, low, high): pairs[high] - pairs[low] for low, high in blocks}
+      waiting = {pool.submit(work, low, high): pairs[high] - pairs[low] for low, high in blocks}
       for block in concurrent.futures.as_completed(waiting):
         block.result()
         done += int(waiting[block])

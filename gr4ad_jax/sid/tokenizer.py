@@ -162,7 +162,17 @@ def fit(
 def co_occurrence(
   events: swing.Columns, num_ads: int, config: settings.SidConfig, seed: int, told: swing.Told | None = None
 ) -> swing.Neighbors:
-  """Swing neighbours from the training visits, by the settings; a tower learns all of them but `HELD_OUT`."""
+  """Swing neighbours from the training visits, by the settings; a tower learns all of them but `HELD_OUT`.
+
+  Raises:
+    schema.DataError: bad columns; or `swing_path` holds neighbours of another number of ads, or is damaged.
+    OSError: `swing_path` cannot be read.
+  """
+  if config.swing_path:
+    found = swing.Neighbors.load(config.swing_path)
+    if len(found.ads_NK) != num_ads or found.ads_NK.max(initial=-1) >= num_ads:
+      raise schema.DataError(f"{config.swing_path}: neighbours of {len(found.ads_NK)} ads; the table has {num_ads}")
+    return found
   return swing.fit_swing(
     events,
     num_ads,

@@ -151,7 +151,6 @@ def test_memory_stays_within_the_setting(events, ads, memory_mb):
   finally:
     tracemalloc.stop()
   beside = 2 * 4 * events + found.ads_NK.nbytes + found.similarity_NK.nbytes + 100 * ads + 32 * events // 10
-  print(peak/2**20, beside/2**20)
   assert peak <= beside + (memory_mb << 20)
 
 
