@@ -9,7 +9,7 @@ The folder of the prepared data (--data_dir) and that of --out must be one that 
 
 import os
 import shlex
-import shutil
+import tempfile
 
 from absl import flags
 
@@ -30,12 +30,13 @@ def main(argv):
   if config.sid.swing_path:
     raise ConfigError("--swing_path is not allowed: it is what this binary makes")
   optional("apache_beam", "beam")
-  folders = prepared_folders(config.data)
-  parts = f"{os.path.abspath(_OUT.value)}.parts"
   try:
-    found = swing_beam.run(folders, config.sid, config.training.seed, parts, shlex.split(_BEAM.value))
-  finally:
-    shutil.rmtree(parts, ignore_errors=True)
+    options = shlex.split(_BEAM.value)
+  except ValueError as error:
+    raise ConfigError(f"--beam_options={_BEAM.value} is not allowed: {error}") from error
+  with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(_OUT.value)), prefix="swing_") as parts:
+    folders = prepared_folders(config.data)
+    found = swing_beam.run(folders, config.sid, config.training.seed, parts, options)
   found.save(_OUT.value)
   print(f"{(found.ads_NK[:, 0] >= 0).sum()} of {len(found.ads_NK)} ads have neighbours; they lie in {_OUT.value}")
   return 0

@@ -14,7 +14,7 @@ Four rules bound the work. Below the caps the result is exact, and it depends ne
 
 `memory_mb` bounds the working memory of all workers together. Beside it stand the columns, the result, 4 bytes for each
 pair of visit and ad before the cap on visits and 4 for each after it, 32 bytes a visit and 100 an ad. Blocks of ads are
-sized by the ads of their visits; a single ad is never cut, and needs 128 bytes for each ad of each of its visits.
+sized by the ads of their visits; a single ad is never cut, and needs 160 bytes for each ad of each of its visits.
 """
 
 import concurrent.futures
@@ -146,10 +146,8 @@ def fit_swing(
     DataError: columns of different lengths, not of whole numbers, or an id out of range.
     ValueError: a setting out of range.
   """
-  least = {"neighbors": 1, "max_users_per_item": 1, "max_items_per_user": 1, "memory_mb": 16}
-  for name, low in least.items():
-    if locals()[name] < low:
-      raise ValueError(f"{name} is {locals()[name]}; {low} or more is needed")
+  at_least(1, neighbors=neighbors, max_users_per_item=max_users_per_item, max_items_per_user=max_items_per_user)
+  at_least(16, memory_mb=memory_mb)
   check_columns(events, num_ads)
   memory, workers = memory_mb << 20, workers or os.cpu_count() or 1
   baskets = _baskets(events, max_items_per_user, seed, memory, told)
@@ -168,6 +166,13 @@ def fit_swing(
   most = max(min(max(_ENTRIES, num_ads // 4), share // _ENTRY_BYTES), 1)
   _all(work, list(cuts(_entries(baskets, visits), most)), visits.sizes(), workers, told)
   return found.neighbors
+
+
+def at_least(low: int, **settings: int) -> None:
+  """Raises ValueError for the first setting that is below."""
+  for name, value in settings.items():
+    if value < low:
+      raise ValueError(f"{name} is {value}; {low} or more is needed")
 
 
 class _Filled:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.config import SidConfig
+from gr4ad_jax.config import ConfigError, SidConfig
 from gr4ad_jax.data.checks import optional
 from gr4ad_jax.sid import swing, swing_blocks
 from gr4ad_jax.sid.swing_groups import Groups, priority
@@ -21,26 +21,33 @@ _PAIRS = 1 << 22  # held in memory
 _USERS = 1000  # read at once
 
 Example = tuple[int, np.ndarray, np.ndarray]  # a user's number; visit and ad of each of its training events
-Visit = tuple[int, int, tuple[int, ...]]  # priority, number, its ads in ascending order; smallest first
+Visit = tuple[int, int, tuple[int, ...]]  # priority as Beam's signed integer, number, its ads in ascending order
 Row = tuple[int, list[int], list[float]]  # an ad; its neighbours, strongest first; their similarity
 
 
-def run(folders: dict[str, str], config: SidConfig, seed: int, parts: str, options: Sequence[str] = ()) -> swing.Neighbors:
+def run(
+  folders: dict[str, str], config: SidConfig, seed: int, parts: str, options: Sequence[str] = ()
+) -> swing.Neighbors:
   """The neighbours of a prepared data set, by the settings; as `tokenizer.co_occurrence` gives them.
 
   Args:
     folders: of the prepared parts (`prepare.prepared_folders`); all workers can read them.
     config: the settings.
     seed: of the samples.
-    parts: a new folder for the rows, which all workers can write.
+    parts: an empty folder for the rows, which all workers can write.
     options: of the Beam pipeline, as on its command line.
 
   Raises:
     ImportError: the `beam` extra is missing.
+    ConfigError: options that Beam refuses.
   """
   beam, tfds = optional("apache_beam", "beam"), optional("tensorflow_datasets")
+  try:
+    pipeline = beam.Pipeline(argv=list(options))
+  except ValueError as error:
+    raise ConfigError(f"--beam_options={' '.join(options)} is not allowed: {str(error).splitlines()[0]}") from error
   num_ads = tfds.builder_from_directory(folders["ads"]).info.splits["ads"].num_examples
-  with beam.Pipeline(argv=list(options)) as pipeline:
+  with pipeline:
     rows = similar_ads(
       read_examples(pipeline, folders["events"]),
       alpha=config.swing_alpha,
@@ -103,8 +110,10 @@ def similar_ads(
 
   Raises:
     ImportError: the `beam` extra is missing.
+    ValueError: a setting out of range.
   """
   beam = optional("apache_beam", "beam")
+  swing.at_least(1, neighbors=neighbors, max_users_per_item=max_users_per_item, max_items_per_user=max_items_per_user)
   largest = examples | "largest of a user" >> beam.Map(_largest) | beam.CombineGlobally(_most)
   by_visit = beam.pvalue.AsSingleton(largest)
   return (
@@ -135,7 +144,7 @@ def _visits_of_ads(example: Example, largest: int, max_items: int, seed: int) ->
     if len(ads) > max_items:
       ads = np.sort(ads[np.argsort(priority(number, ads, seed, swing.OF_A_VISIT))[:max_items]])
     held = tuple(ads.tolist())
-    first = (priority(number, ads, seed, swing.OF_AN_AD) ^ np.uint64(1 << 63)).view(np.int64)  # Beam's integers are signed
+    first = (priority(number, ads, seed, swing.OF_AN_AD) ^ np.uint64(1 << 63)).view(np.int64)  # in the same order
     for row, of_ad in enumerate(held):
       yield of_ad, (int(first[row]), number, held)
 
