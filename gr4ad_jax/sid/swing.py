@@ -14,7 +14,8 @@ Four rules bound the work. Below the caps the result is exact, and it depends ne
 
 `memory_mb` bounds the working memory of all workers together. Beside it stand the columns, the result, 4 bytes for each
 pair of visit and ad before the cap on visits and 4 for each after it, 32 bytes a visit and 100 an ad. Blocks of ads are
-sized by the ads of their visits; a single ad is never cut, and needs 160 bytes for each ad of each of its visits.
+sized by the ads of their visits. What is never cut: a single ad, of 160 bytes for each ad of each visit by which it is
+judged; and while events are sorted, the largest visit and the most popular ad, of 40 bytes an event.
 """
 
 import concurrent.futures
@@ -31,7 +32,7 @@ from gr4ad_jax.sid import swing_blocks
 from gr4ad_jax.sid.swing_groups import BLOCK, Groups, check_columns, cuts, group, priority, train_blocks
 
 _ENTRY_BYTES, _PAIR_BYTES = 128, 32  # what an entry and a pair of a block take at the most
-_ENTRIES, _PAIRS = 1 << 18, 1 << 22  # of a block, where memory allows; more gain nothing
+_ENTRIES, _PAIRS = 1 << 18, 1 << 22  # of a block, where memory allows
 OF_A_VISIT, OF_AN_AD = "ads of a visit", "visits of an ad"  # what a priority decides on
 _GROUPED, _TURNED, _COMPARED = "Swing: events", "Swing: ads of visits", "Swing: pairs of visits"
 

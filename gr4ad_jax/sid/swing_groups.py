@@ -56,10 +56,10 @@ def cuts(work: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 
 
 def train_blocks(group_E: np.ndarray, ad_E: np.ndarray, split_E: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """(group, ad) of the training events, a block at a time."""
+  """(group, ad) of the training events, int32, a block at a time."""
   for begin in range(0, len(ad_E), BLOCK):
     train = np.asarray(split_E[begin : begin + BLOCK]) == 0
-    yield group_E[begin : begin + BLOCK][train], ad_E[begin : begin + BLOCK][train]
+    yield tuple(column[begin : begin + BLOCK][train].astype(np.int32, copy=False) for column in (group_E, ad_E))
 
 
 def check_columns(events, num_ads: int) -> None:
@@ -121,7 +121,7 @@ def group(
   bins = (highest >> shift) + 1
   histogram = np.zeros(bins, np.int64)
   for groups, _ in blocks():
-    histogram += np.bincount(groups >> shift, minlength=bins)
+    np.add.at(histogram, groups >> shift, 1)
   total = int(histogram.sum())
   members_P = np.empty(total, np.int32)  # what stays unwritten takes no memory
   ids, sizes, filled, done = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0, 0

@@ -140,6 +140,13 @@ def test_columns_may_be_memory_mapped(tmp_path):
   np.testing.assert_array_equal(swing.fit_swing(mapped, 60).ads_NK, swing.fit_swing(log, 60).ads_NK)
 
 
+@pytest.mark.parametrize("kind", [np.uint64, np.int64, np.uint16])
+def test_any_type_of_whole_numbers_will_do(kind):
+  log = make_log()
+  found = swing.fit_swing(Log(*(column.astype(kind) for column in log)), 60)
+  np.testing.assert_array_equal(found.similarity_NK, swing.fit_swing(log, 60).similarity_NK)
+
+
 @pytest.mark.parametrize(("events", "ads", "memory_mb"), [(300_000, 3_000, 16), (300_000, 200_000, 32)])
 def test_memory_stays_within_the_setting(events, ads, memory_mb):
   log = make_log(events, ads, events // 10)
