@@ -6,6 +6,7 @@
   python -m experiments.benchmark --suite=objectives
   python -m experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512 --batches=1,8,32
   python -m experiments.benchmark --suite=index --out=index.json
+  python -m experiments.benchmark --suite=swing --out=swing.json
   python -m experiments.benchmark --suite=serve --workdir=runs/online_retail --out=serve.json
   XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmark --suite=table --ads=50000000
   python -m experiments.benchmark --suite=kmeans --ads=1000000 --repetitions=3 --out=kmeans.json
@@ -18,6 +19,7 @@ objectives: RSPO against S-DPO on lists of 512 candidates, alone and in a traini
 throughput: requests a second of one search of any size, and the most within --target_ms; random weights.
 index: size, changes and merges of the real-time index at 10 thousand to 10 million ads, and what it costs a search.
 table: a table of ads cut by rows over all devices: training steps, and what each device holds in them.
+swing: Swing over 100 million made-up events of a million ads: time and peak memory; what its caps change.
 serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams on and off.
 kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitions iterations of either in turn, 61 ads
   or more a cluster; needs the extra 'peer'.
@@ -29,17 +31,30 @@ import sys
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.benchmarks import decode, index, kmeans, objectives, serve_load, step, table, throughput, training
+from experiments.progress import RoundProgress
+from gr4ad_jax.benchmarks import (
+  decode,
+  index,
+  kmeans,
+  objectives,
+  serve_load,
+  step,
+  swing,
+  table,
+  throughput,
+  training,
+)  # fmt: skip
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 
-_SUITES = ["train", "step", "decode", "objectives", "throughput", "index", "serve", "table", "kmeans"]
+_SUITES = ["train", "step", "decode", "objectives", "throughput", "index", "serve", "table", "kmeans", "swing"]
 _SUITE = flags.DEFINE_enum("suite", "train", _SUITES, "What to measure.")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; empty: they are only printed.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Interleaved measurements of each figure.", lower_bound=1)
 _PEER = flags.DEFINE_boolean("peer", False, "decode: the T5 peer too; needs the extra 'peer'.")
-_ADS = flags.DEFINE_list("ads", [], "index, throughput, table, kmeans: ads; empty: 10,000 to 10,000,000; 1,000,000.")
+_ADS = flags.DEFINE_list("ads", [], "Number of ads; index: several; empty: 1,000,000; index: 10,000 to 10,000,000.")
+_EVENTS = flags.DEFINE_integer("events", 100_000_000, "swing: events of the made-up log.", lower_bound=1)
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "throughput: requests searched at once.")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.", lower_bound=0.05)
 
@@ -56,30 +71,29 @@ def main(argv):
   del argv
   logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
   enable_compilation_cache()
-  if _SUITE.value == "train":
-    suite, figures = training, training.measure(flags_lib.config_from_flags(), _REPETITIONS.value)
-  elif _SUITE.value == "step":
-    suite, figures = step, step.measure(flags_lib.config_from_flags(), _REPETITIONS.value)
-  elif _SUITE.value == "objectives":
-    suite, figures = objectives, objectives.measure(flags_lib.config_from_flags(), _REPETITIONS.value)
-  elif _SUITE.value == "decode":
-    suite, figures = decode, decode.measure(_REPETITIONS.value, _PEER.value)
-  elif _SUITE.value == "throughput":
-    config, batches = flags_lib.config_from_flags(), _numbers("batches", _BATCHES.value)
-    ads = _numbers("ads", _ADS.value or ["1000000"])[0]
-    suite, figures = throughput, throughput.measure(config, batches, _REPETITIONS.value, ads)
-  elif _SUITE.value == "table":
-    suite, figures = table, table.measure(flags_lib.config_from_flags(), _numbers("ads", _ADS.value or ["1000000"])[0])
-  elif _SUITE.value == "index":
-    sizes = _numbers("ads", _ADS.value or index.SIZES)
-    suite, figures = index, index.measure(_REPETITIONS.value, sizes)
-  elif _SUITE.value == "kmeans":
-    ads = _numbers("ads", _ADS.value or ["1000000"])[0]
-    suite, figures = kmeans, kmeans.measure(_REPETITIONS.value, ads, logging.getLogger())
-  else:  # writes its figures, and a chart, itself
+  repetitions, config = _REPETITIONS.value, flags_lib.config_from_flags
+  if _SUITE.value == "serve":  # writes its figures, and a chart, itself
     workdir = flags_lib.config_from_workdir().workdir
     print(serve_load.in_words(serve_load.run_suite(workdir, _MINUTES.value, _OUT.value, told=logging.info)))
     return 0
+
+  def ads() -> int:
+    return _numbers("ads", _ADS.value or ["1000000"])[0]
+
+  suite, measure = {
+    "train": (training, lambda: training.measure(config(), repetitions)),
+    "step": (step, lambda: step.measure(config(), repetitions)),
+    "decode": (decode, lambda: decode.measure(repetitions, _PEER.value)),
+    "objectives": (objectives, lambda: objectives.measure(config(), repetitions)),
+    "throughput": (
+      throughput, lambda: throughput.measure(config(), _numbers("batches", _BATCHES.value), repetitions, ads())
+    ),
+    "index": (index, lambda: index.measure(repetitions, _numbers("ads", _ADS.value or index.SIZES))),
+    "table": (table, lambda: table.measure(config(), ads())),
+    "kmeans": (kmeans, lambda: kmeans.measure(repetitions, ads(), logging.getLogger())),
+    "swing": (swing, lambda: swing.measure(config(), _EVENTS.value, ads(), RoundProgress())),
+  }[_SUITE.value]  # fmt: skip
+  figures = measure()
   print(suite.summary(figures))
   if _OUT.value:
     tables.write_json(_OUT.value, figures)

@@ -38,17 +38,20 @@ def show_progress(progress: loop.Progress) -> None:
 
 
 class RoundProgress:
-  """The same for what is done between steps, such as making candidates; elsewhere than on a terminal, now and then."""
+  """The same for what is done between steps, such as making candidates; elsewhere than on a terminal, now and then.
 
-  def __init__(self, every_seconds: float = 10.0):
-    self._every, self._began, self._told = every_seconds, None, 0.0
+  What is done within `quiet_seconds` is passed over in silence.
+  """
+
+  def __init__(self, every_seconds: float = 10.0, quiet_seconds: float = 0.0):
+    self._every, self._quiet, self._began, self._told = every_seconds, quiet_seconds, None, 0.0
 
   def __call__(self, what: str, done: int, total: int) -> None:
     """Hears that `done` of `total` are made."""
     now, tty, last = time.monotonic(), sys.stdout.isatty(), done >= total
     self._began = self._began or (now, done)
     since, first = self._began
-    if tty or last or now - self._told >= self._every:
+    if now - since >= self._quiet and (tty or last or now - self._told >= self._every):
       self._told = now
       rate = (done - first) / max(now - since, 1e-9)
       line = f"{what} {done}/{total}  {rate:.0f}/s  ETA {duration((total - done) / rate if rate else float('inf'))}"

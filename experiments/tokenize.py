@@ -6,6 +6,7 @@
 import os
 
 from experiments import flags as flags_lib
+from experiments.progress import RoundProgress
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
@@ -20,7 +21,7 @@ def main(argv):
   config = flags_lib.config_from_flags_or_workdir()
   enable_compilation_cache()
   dataset = load_dataset(config.data)
-  tokenizer, index = inputs_lib.tokenizer_of(config, dataset)
+  tokenizer, index = inputs_lib.tokenizer_of(config, dataset, told=RoundProgress(quiet_seconds=5))
   workdir_lib.save_config(config)
   inputs_lib.save_tokenizer(config, dataset, tokenizer, index)
   found = report_lib.quality_report(tokenizer, dataset.ads, dataset.events, index.codes_NT)

@@ -33,7 +33,7 @@ def main(argv):
   enable_compilation_cache()
   began = time.monotonic()
   print(f"run directory: {config.workdir}", flush=True)
-  inputs = run.start(config)
+  inputs = run.start(config, RoundProgress(quiet_seconds=5))
   dataset, index = inputs.dataset, inputs.index
   print(f"{dataset.name}: {dataset.report}", flush=True)
   print(f"UA-SIDs: {index.num_leaves} for {len(dataset.ads)} ads, codebooks {index.codebooks}", flush=True)

@@ -53,6 +53,11 @@ class SidConfig:
   tower_temperature: float = knob(0.07, "InfoNCE temperature.", low=1e-3)
   swing_alpha: float = knob(1.0, "Swing's smoothing constant.", low=0)
   swing_neighbors: int = knob(16, "Swing neighbours of an ad that count as positives.", low=1)
+  swing_visits: int = knob(256, "Visits by which Swing judges an ad; of more, a sample.", low=2)
+  swing_basket: int = knob(1000, "Ads of a visit that Swing looks at; of more, a sample.", low=2)
+  swing_support: int = knob(2, "Visits that two ads must share to be Swing neighbours.", low=2)
+  swing_path: str = knob("", "Swing neighbours made by experiments.swing_beam (.npz); empty: fitted here.")
+  swing_memory_mb: int = knob(1024, "MiB of Swing's working memory, beside the log; changes no result.", low=16)
   kmeans_iterations: int = knob(20, "Lloyd iterations a level.", low=1)
 
 

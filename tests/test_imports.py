@@ -10,7 +10,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _OPTIONAL = (
   "tensorflow_datasets", "array_record", "grain", "wordllama", "pandas", "pyarrow", "matplotlib", "tensorboardX",
   "sentence_transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client",
-  "httpx", "torch", "transformers", "lightgbm",
+  "httpx", "torch", "transformers", "lightgbm", "apache_beam",
 )  # fmt: skip
 _BLOCK = f"""
 import sys
@@ -59,6 +59,8 @@ assert not found, found
      "tensorboardX is missing: pip install 'gr4ad_jax[log]'"),
     ("from gr4ad_jax.sid.encoders import _wordllama; _wordllama(['a'])",
      "wordllama is missing: pip install 'gr4ad_jax[text]'"),
+    ("from gr4ad_jax.sid.swing_beam import similar_ads; similar_ads(None)",
+     "apache_beam is missing: pip install 'gr4ad_jax[beam]'"),
   ],
 )  # fmt: skip
 def test_a_missing_extra_is_named(code, message):

@@ -16,12 +16,12 @@ MAX_TIME = 253_402_300_800  # the year 10000; unix milliseconds of any recent da
 MAX_NUMBER = float(np.finfo(np.float32).max)
 
 
-def optional(module: str) -> Any:
-  """Imports a module of the `data` extra. Raises ImportError, in one line that names the extra, where it is missing."""
+def optional(module: str, extra: str = "data") -> Any:
+  """Imports a module of an extra. Raises ImportError, in one line that names the extra, where it is missing."""
   try:
     return importlib.import_module(module)
   except ImportError as error:
-    raise ImportError(f"{module.split('.')[0]} is missing: pip install 'gr4ad_jax[data]'") from error
+    raise ImportError(f"{module.split('.')[0]} is missing: pip install 'gr4ad_jax[{extra}]'") from error
 
 
 def bad_cell(path: str, column: str, row: int, value: Any, problem: str) -> DataError:

@@ -53,6 +53,23 @@ def load_dataset(config: DataConfig) -> Dataset:
   return Dataset(config.dataset, ads, events, tuple(notes["behaviors"]), report)
 
 
+def prepared_folders(config: DataConfig) -> dict[str, str]:
+  """Where the parts of a data set lie, `ads` and `events`, prepared on first use; they are not read, nor compared.
+
+  Raises:
+    As `load_dataset`.
+  """
+  from gr4ad_jax.data.builders import BUILDERS
+  from gr4ad_jax.data.builders.base import PARTS
+
+  make = BUILDERS[config.dataset]
+  root = os.path.join(config.data_dir or default_data_dir(), make.fingerprint(config))
+  folders = {part: make(data=config, config=part, data_dir=root).data_dir for part in PARTS}
+  if not all(map(os.path.isdir, folders.values())):
+    load_dataset(config)
+  return folders
+
+
 def _stored(make: type, config: DataConfig, root: str) -> dict[str, tuple]:
   """(columns, metadata) of each part that lies whole in `root`."""
   from gr4ad_jax.data.builders.base import PARTS

@@ -1,15 +1,42 @@
-"""Swing: which ads are taken together, from the training events alone.
+"""Swing: which ads are taken together, from the training events alone (Yang et al., arXiv:2010.05525).
 
-The "user" of Swing's formula is one visit here. On Online Retail II a tower trained so finds the Swing neighbours of
-the valid visits better than one trained on whole customers (recall@10 .349 against .322; content vectors alone .197).
+  sim(i, j) = Σ w_u w_v / (α + |I_u ∩ I_v|) over ordered pairs u ≠ v of users that took i and j, w_u = 1 / √|I_u|
+
+A "user" is one visit here. On Online Retail II a tower trained so finds the Swing neighbours of the valid visits better
+than one trained on whole customers (recall@10 .349 against .322; content vectors alone .197). Where no visit holds two
+ads, as in a log of reviews, the users are the log's own.
+
+Four rules bound the work. Below the caps the result is exact, and it depends neither on memory nor on workers.
+1. Of a visit of more than `max_items_per_user` ads, those of the lowest `priority` count; |I_u| is of those.
+2. An ad of more than `max_users_per_item` visits is judged by those of the lowest `priority`.
+3. Two ads are neighbours where at least `min_support` of the visits by which the one is judged hold the other.
+4. The `neighbors` most similar stay; those that are equal in float32 go by ad row.
+
+`memory_mb` bounds the working memory of all workers together. Beside it stand the columns, the result, 4 bytes for each
+pair of visit and ad before the cap on visits and 4 for each after it, 32 bytes a visit and 100 an ad. Blocks of ads are
+sized by the ads of their visits. What is never cut: a single ad, of 160 bytes for each ad of each visit by which it is
+judged; and while events are sorted, the largest visit and the most popular ad, of 40 bytes an event.
 """
 
+import concurrent.futures
 import dataclasses
+import os
+import zipfile
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
-from scipy import sparse
 
-from gr4ad_jax.data import schema
+from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.sid import swing_blocks
+from gr4ad_jax.sid.swing_groups import BLOCK, Groups, check_columns, cuts, group, priority, train_blocks
+
+_ENTRY_BYTES, _PAIR_BYTES = 128, 32  # what an entry and a pair of a block take at the most
+_ENTRIES, _PAIRS = 1 << 18, 1 << 22  # of a block, where memory allows
+OF_A_VISIT, OF_AN_AD = "ads of a visit", "visits of an ad"  # what a priority decides on
+_GROUPED, _TURNED, _COMPARED = "Swing: events", "Swing: ads of visits", "Swing: pairs of visits"
+
+Told = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +50,24 @@ class Neighbors:
 
   ads_NK: np.ndarray
   similarity_NK: np.ndarray
+
+  def save(self, path: str) -> None:
+    """Writes an .npz file, under a temporary name first."""
+    part = f"{path}.part.npz"
+    np.savez(part, ads=self.ads_NK, similarity=self.similarity_NK)
+    os.replace(part, path)
+
+  @classmethod
+  def load(cls, path: str) -> "Neighbors":
+    """Reads what `save` wrote. Raises OSError where there is none, DataError where it is another file or damaged."""
+    try:
+      with np.load(path, allow_pickle=False) as saved:
+        found = cls(saved["ads"], saved["similarity"])
+    except (EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+      raise DataError(f"{path}: not a file of Swing neighbours ({error!r})") from error
+    if found.ads_NK.ndim != 2 or found.ads_NK.shape != found.similarity_NK.shape:
+      raise DataError(f"{path}: neighbours of shape {found.ads_NK.shape}, similarities {found.similarity_NK.shape}")
+    return found
 
   def split(self, held_out: float, seed: int) -> tuple["Neighbors", "Neighbors"]:
     """Parts the unordered pairs in two at random: (i, j) and (j, i) always lie on the same side.
@@ -57,96 +102,146 @@ class Neighbors:
     return Neighbors(ads_NK.astype(np.int32), similarity_NK.astype(np.float32))
 
 
-def swing_row(baskets_UI: sparse.csr_matrix, weight_U: np.ndarray, alpha: float) -> np.ndarray:
-  """Similarity of one ad to every item of its users (Yang et al., arXiv:2010.05525; over ordered pairs u ≠ v).
+class Columns(Protocol):
+  """What is read of a log: [E] columns of whole numbers, in memory or memory-mapped."""
 
-  Args:
-    baskets_UI: [U, I] 0/1, what the U users of the ad took.
-    weight_U: w_u = 1 / sqrt(|I_u|).
-    alpha: smoothing constant.
-
-  Returns:
-    [I] float64, Σ_{u≠v} w_u w_v x_ui x_vi / (α + |I_u ∩ I_v|).
-  """
-  shared_UU = (baskets_UI @ baskets_UI.T).toarray()
-  np.fill_diagonal(shared_UU, np.inf)  # u = v adds nothing
-  pair_UU = np.outer(weight_U, weight_U) / (alpha + shared_UU)
-  reach_IU = baskets_UI.T @ pair_UU
-  entry = baskets_UI.tocoo()
-  return np.bincount(entry.col, weights=reach_IU[entry.col, entry.row], minlength=baskets_UI.shape[1])
-
-
-def _distinct_pairs(basket_E: np.ndarray, ad_E: np.ndarray) -> np.ndarray:
-  """[P, 2] distinct (basket, ad), baskets numbered 0, 1, …"""
-  _, basket = np.unique(basket_E, return_inverse=True)
-  return np.unique(np.stack([basket, ad_E], axis=1), axis=0)
+  request: np.ndarray  # visit
+  user: np.ndarray
+  ad: np.ndarray
+  split: np.ndarray  # 0: training
 
 
 def fit_swing(
-  events: schema.EventLog,
+  events: Columns,
   num_ads: int,
   *,
   alpha: float = 1.0,
   neighbors: int = 16,
   max_users_per_item: int = 256,
   max_items_per_user: int = 1000,
+  min_support: int = 2,
   seed: int = 0,
+  memory_mb: int = 1024,
+  workers: int = 0,
+  told: Told | None = None,
 ) -> Neighbors:
-  """The `neighbors` most similar ads of each ad by Swing over the visits of training (split 0), as its users.
-
-  Where no visit holds two ads, the users are the log's own.
-
-  A popular ad is judged by a random `max_users_per_item` of its visits, and an immense basket by a random
-  `max_items_per_user` of its items; below those caps the result is exact. Equal similarities go by ad row.
+  """The most similar ads of each ad, by the formula and the rules of this file's head.
 
   Args:
-    events: the log; valid and test events are never looked at.
+    events: the log; of valid and test events only the split is looked at.
     num_ads: N.
-    alpha: smoothing constant of the formula.
+    alpha: smoothing constant of the formula, 0 or more.
     neighbors: K.
-    max_users_per_item: cap on |U_i|, which enters with its square.
-    max_items_per_user: cap on |I_u|.
+    max_users_per_item: cap on the visits of an ad, whose work grows with their square.
+    max_items_per_user: cap on the ads of a visit.
+    min_support: visits that two neighbours share; less than 2 is as 2.
     seed: seed of both samples.
+    memory_mb: MiB of working memory, 16 or more (see the head).
+    workers: threads; 0: one a core.
+    told: hears how far it is: events grouped by visit, ads of visits by ad, pairs of visits compared.
 
   Returns:
     Neighbours, similarity above zero only.
+
+  Raises:
+    DataError: columns of different lengths, not of whole numbers, or an id out of range.
+    ValueError: a setting out of range.
   """
-  train = events.split == 0
-  pairs = _distinct_pairs(events.request[train], events.ad[train])
-  if len(pairs) == len(np.unique(pairs[:, 0])):  # one ad a visit, as in a log of reviews
-    pairs = _distinct_pairs(events.user[train], events.ad[train])
-  rng = np.random.default_rng(seed)
-  pairs = pairs[rng.permutation(len(pairs))]
-  pairs = pairs[_rank_within(pairs[:, 0]) < max_items_per_user]
-  num_users = int(pairs[:, 0].max(initial=-1)) + 1
-  baskets = sparse.csr_matrix((np.ones(len(pairs), np.float32), (pairs[:, 0], pairs[:, 1])), (num_users, num_ads))
-  weight = 1 / np.sqrt(np.maximum(baskets.getnnz(axis=1), 1)).astype(np.float32)
-  kept = pairs[_rank_within(pairs[:, 1]) < max_users_per_item]
-  kept = kept[np.argsort(kept[:, 1], kind="stable")]
-  start = np.searchsorted(kept[:, 1], np.arange(num_ads + 1))
-  ads_NK = np.full((num_ads, neighbors), -1, np.int32)
-  similarity_NK = np.zeros((num_ads, neighbors), np.float32)
-  for ad in range(num_ads):
-    users = kept[start[ad] : start[ad + 1], 0]
-    if len(users) < 2:
-      continue
-    rows = baskets[users]
-    items, rows.indices = np.unique(rows.indices, return_inverse=True)
-    rows.resize(len(users), len(items))
-    similarity = swing_row(rows, weight[users], alpha)
-    similarity[items == ad] = 0
-    best = np.argsort(-similarity, kind="stable")[:neighbors]
-    best = best[similarity[best] > 0]
-    ads_NK[ad, : len(best)] = items[best]
-    similarity_NK[ad, : len(best)] = similarity[best]
-  return Neighbors(ads_NK, similarity_NK)
+  at_least(1, neighbors=neighbors, max_users_per_item=max_users_per_item, max_items_per_user=max_items_per_user)
+  at_least(16, memory_mb=memory_mb)
+  check_columns(events, num_ads)
+  memory, workers = memory_mb << 20, workers or os.cpu_count() or 1
+  baskets = _baskets(events, max_items_per_user, seed, memory, told)
+  visits = _visits(baskets, max_users_per_item, seed, memory, told)
+  share = memory // (2 * workers)  # half for entries, half for pairs
+  found = _Filled(num_ads, neighbors)
+
+  def work(low: int, high: int) -> None:
+    found.take(
+      swing_blocks.similar(
+        baskets, visits, low, high, num_ads=num_ads, alpha=alpha, min_support=max(min_support, 2),
+        pairs_at_once=max(min(_PAIRS, share // _PAIR_BYTES), 1),
+      )
+    )  # fmt: skip
+
+  most = max(min(max(_ENTRIES, num_ads // 4), share // _ENTRY_BYTES), 1)
+  _all(work, list(cuts(_entries(baskets, visits), most)), visits.sizes(), workers, told)
+  return found.neighbors
 
 
-def _rank_within(group: np.ndarray) -> np.ndarray:
-  """How many earlier entries each entry's group has."""
-  order = np.argsort(group, kind="stable")
-  ordered = group[order]
-  first = np.searchsorted(ordered, ordered)
-  rank = np.empty(len(group), np.int64)
-  rank[order] = np.arange(len(group)) - first
-  return rank
+def at_least(low: int, **settings: int) -> None:
+  """Raises ValueError for the first setting that is below."""
+  for name, value in settings.items():
+    if value < low:
+      raise ValueError(f"{name} is {value}; {low} or more is needed")
+
+
+class _Filled:
+  """Neighbours that are filled in, some ads at a time."""
+
+  def __init__(self, num_ads: int, neighbors: int):
+    shape = (num_ads, neighbors)
+    self.neighbors = Neighbors(np.full(shape, -1, np.int32), np.zeros(shape, np.float32))
+
+  def take(self, cells: swing_blocks.Cells) -> None:
+    """Keeps the most similar of each ad. Threads may take other ads at the same time."""
+    rank = cells.rank()
+    kept = rank < self.neighbors.ads_NK.shape[1]
+    place = cells.ad_C[kept], rank[kept]
+    self.neighbors.ads_NK[place] = cells.other_C[kept]
+    self.neighbors.similarity_NK[place] = cells.similarity_C[kept]
+
+
+def _baskets(events: Columns, cap: int, seed: int, memory: int, told: Told | None) -> Groups:
+  """The distinct ads of each visit; of each user, where no visit holds two, as in a log of reviews."""
+  for column in (events.request, events.user):
+    baskets = group(
+      lambda column=column: train_blocks(column, events.ad, events.split),
+      cap,
+      lambda basket, ads: priority(basket, ads, seed, OF_A_VISIT),
+      memory,
+      told and (lambda done, total: told(_GROUPED, done, total)),
+    )
+    if (baskets.sizes() > 1).any():
+      break
+  return baskets
+
+
+def _visits(baskets: Groups, cap: int, seed: int, memory: int, told: Told | None) -> Groups:
+  """The visits of each ad, as rows of `baskets`."""
+  return group(
+    baskets.blocks,
+    cap,
+    lambda ad, rows: priority(baskets.ids_G[rows], ad, seed, OF_AN_AD),
+    memory,
+    told and (lambda done, total: told(_TURNED, done, total)),
+  )
+
+
+def _entries(baskets: Groups, visits: Groups) -> np.ndarray:
+  """Ads of the visits of each ad in all, int64, by row of `visits`."""
+  size = baskets.sizes()
+  parts = [np.zeros(0, np.int64)]
+  for low, high in cuts(visits.sizes(), BLOCK):
+    begin, end = visits.start[low], visits.start[high]
+    parts.append(np.add.reduceat(size[visits.members_P[begin:end]], visits.start[low:high] - begin))
+  return np.concatenate(parts)
+
+
+def _all(work, blocks: list[tuple[int, int]], visits: np.ndarray, workers: int, told: Told | None) -> None:
+  """Works on all blocks, some at once; tells of the pairs of visits that are compared, by which the work grows."""
+  pairs = np.append(0, np.cumsum(visits * (visits - 1) // 2))
+  done, total = 0, int(pairs[-1])
+  if told:
+    told(_COMPARED, done, total)
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    try:
+      waiting = {pool.submit(work, low, high): pairs[high] - pairs[low] for low, high in blocks}
+      for block in concurrent.futures.as_completed(waiting):
+        block.result()
+        done += int(waiting[block])
+        if told:
+          told(_COMPARED, done, total)
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise

@@ -123,6 +123,7 @@ def fit(
   *,
   seed: int,
   log: logging.Logger | None = None,
+  told: swing.Told | None = None,
 ) -> tuple[Tokenizer, np.ndarray]:
   """Fits encoder vectors, Swing, tower and codebooks; only training events are used.
 
@@ -135,6 +136,7 @@ def fit(
     config: settings; needs two levels or more.
     seed: of everything random; the same seed gives the same codes.
     log: told of progress.
+    told: hears how far Swing is.
 
   Returns:
     The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced: `encode` on the same ads may differ.
@@ -148,7 +150,7 @@ def fit(
   text_ND = encoders.unit_rows(ads, config.encoder)
   trained = None
   if config.tower_steps:
-    pairs, _ = co_occurrence(events, len(ads), config, seed).split(HELD_OUT, seed)
+    pairs, _ = co_occurrence(events, len(ads), config, seed, told).split(HELD_OUT, seed)
     trained = tower.fit_tower(text_ND[:], ads, pairs, **tower_settings(config), seed=seed, log=log)
   residual_ND: Sliceable = text_ND if trained is None else trained.embed(text_ND, ads)
   centroids, levels = [], []
@@ -166,9 +168,32 @@ def fit(
   return Tokenizer(config, seed, tuple(centroids), trained), codes_NT
 
 
-def co_occurrence(events: schema.EventLog, num_ads: int, config: settings.SidConfig, seed: int) -> swing.Neighbors:
-  """Swing neighbours from the training visits, by the settings; a tower learns all of them but `HELD_OUT`."""
-  return swing.fit_swing(events, num_ads, alpha=config.swing_alpha, neighbors=config.swing_neighbors, seed=seed)
+def co_occurrence(
+  events: swing.Columns, num_ads: int, config: settings.SidConfig, seed: int, told: swing.Told | None = None
+) -> swing.Neighbors:
+  """Swing neighbours from the training visits, by the settings; a tower learns all of them but `HELD_OUT`.
+
+  Raises:
+    schema.DataError: bad columns; or `swing_path` holds neighbours of another number of ads, or is damaged.
+    OSError: `swing_path` cannot be read.
+  """
+  if config.swing_path:
+    found = swing.Neighbors.load(config.swing_path)
+    if len(found.ads_NK) != num_ads or found.ads_NK.max(initial=-1) >= num_ads:
+      raise schema.DataError(f"{config.swing_path}: neighbours of {len(found.ads_NK)} ads; the table has {num_ads}")
+    return found
+  return swing.fit_swing(
+    events,
+    num_ads,
+    alpha=config.swing_alpha,
+    neighbors=config.swing_neighbors,
+    max_users_per_item=config.swing_visits,
+    max_items_per_user=config.swing_basket,
+    min_support=config.swing_support,
+    seed=seed,
+    memory_mb=config.swing_memory_mb,
+    told=told,
+  )
 
 
 def tower_settings(config: settings.SidConfig) -> dict:

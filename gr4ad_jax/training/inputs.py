@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -99,10 +100,12 @@ def source_of(config: Config) -> str:
   return config.workdir if is_trained(config.workdir) else config.training.init_from
 
 
-def tokenizer_of(config: Config, dataset: Dataset, source: str = "") -> tuple[Tokenizer, SidIndex]:
+def tokenizer_of(
+  config: Config, dataset: Dataset, source: str = "", told: Callable[[str, int, int], None] | None = None
+) -> tuple[Tokenizer, SidIndex]:
   """The tokenizer and index of `source`, else of a trained run or of --init_from; where there is none, fitted anew.
 
-  Nothing is written.
+  Nothing is written; `told` hears what is fitted, how much of it is done, and of how much.
 
   Raises:
     ConfigError: that run was trained on another ad table.
@@ -115,7 +118,8 @@ def tokenizer_of(config: Config, dataset: Dataset, source: str = "") -> tuple[To
       flag = "workdir" if source == config.workdir else "init_from"
       raise ConfigError(f"--{flag}={source} is not allowed: its run was trained on another ad table")
     return Tokenizer.load(tokenizer_dir), SidIndex.load(index_dir)
-  tokenizer, codes_NT = tokenizer_lib.fit(dataset.ads, dataset.events, config.sid, seed=config.training.seed, log=_log)
+  seed = config.training.seed
+  tokenizer, codes_NT = tokenizer_lib.fit(dataset.ads, dataset.events, config.sid, seed=seed, log=_log, told=told)
   return tokenizer, SidIndex.build(codes_NT, tokenizer.codebooks)
 
 
@@ -129,7 +133,9 @@ def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index
   index.save(index_dir)  # last: its presence says that the others are whole
 
 
-def prepare_inputs(config: Config, source: str = "") -> Inputs:
+def prepare_inputs(
+  config: Config, source: str = "", told: Callable[[str, int, int], None] | None = None
+) -> Inputs:
   """Loads the data set, then takes tokenizer and features from the workdir, or fits them on what is learned from.
 
   Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing there. Tokenizer and
@@ -138,6 +144,7 @@ def prepare_inputs(config: Config, source: str = "") -> Inputs:
   Args:
     config: of the run.
     source: workdir that tokenizer and features are taken from in any case.
+    told: hears what is fitted, how much of it is done, and of how much.
 
   Raises:
     DataError: bad data.
@@ -145,7 +152,7 @@ def prepare_inputs(config: Config, source: str = "") -> Inputs:
   """
   dataset = load_dataset(config.data)
   source = source or source_of(config)
-  tokenizer, index = tokenizer_of(config, dataset, source)
+  tokenizer, index = tokenizer_of(config, dataset, source, told)
   lines = history.build_lines(dataset.events, len(dataset.ads))
   if source:
     neighbors, ecpm = load_features(source)

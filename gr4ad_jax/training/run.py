@@ -133,16 +133,20 @@ def check_objective(config: Config, inputs: Inputs) -> None:
     reward_model_of(config, inputs)
 
 
-def start(config: Config) -> Inputs:
+def start(config: Config, told: Callable[[str, int, int], None] | None = None) -> Inputs:
   """Reads and checks all input, then writes config, tokenizer and features into the workdir.
 
   Of a job of several processes the first one does so; the others wait, and read the workdir, which all share.
+
+  Args:
+    config: of the run.
+    told: hears what is fitted, how much of it is done, and of how much.
 
   Raises:
     ConfigError, DataError, OSError: input that is refused; nothing was written then.
   """
   if jax.process_index() == 0:
-    inputs = inputs_lib.prepare_inputs(config)
+    inputs = inputs_lib.prepare_inputs(config, told=told)
     inputs_lib.check_same_log(config, inputs.dataset)
     check_objective(config, inputs)
     workdir_lib.save_config(config)  # not before all input is known to be good

@@ -181,3 +181,12 @@ def test_default_folder_follows_the_users_cache(monkeypatch):
   assert prepare.default_data_dir() == "/somewhere/gr4ad_jax/data"
   monkeypatch.delenv("XDG_CACHE_HOME")
   assert prepare.default_data_dir() == os.path.expanduser("~/.cache/gr4ad_jax/data")
+
+
+def test_folders_are_those_of_what_is_prepared_once(config):
+  folders = prepare.prepared_folders(config)
+  assert sorted(folders) == ["ads", "events"] and all(map(os.path.isdir, folders.values()))
+  written = {path: os.stat(path).st_mtime_ns for folder in folders.values() for path in pathlib.Path(folder).iterdir()}
+  assert prepare.prepared_folders(config) == folders
+  assert all(os.stat(path).st_mtime_ns == time for path, time in written.items())
+  assert all(str(path).startswith(config.data_dir) for path in written)

