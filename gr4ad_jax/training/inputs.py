@@ -99,8 +99,8 @@ def source_of(config: Config) -> str:
   return config.workdir if is_trained(config.workdir) else config.training.init_from
 
 
-def tokenizer_of(config: Config, dataset: Dataset) -> tuple[Tokenizer, SidIndex]:
-  """The tokenizer and index of a trained run or of --init_from; where there is neither, fitted anew.
+def tokenizer_of(config: Config, dataset: Dataset, source: str = "") -> tuple[Tokenizer, SidIndex]:
+  """The tokenizer and index of `source`, else of a trained run or of --init_from; where there is none, fitted anew.
 
   Nothing is written.
 
@@ -108,7 +108,7 @@ def tokenizer_of(config: Config, dataset: Dataset) -> tuple[Tokenizer, SidIndex]
     ConfigError: that run was trained on another ad table.
     DataError: ads that cannot be encoded, or a log without co-occurrence.
   """
-  source = source_of(config)
+  source = source or source_of(config)
   if source:
     tokenizer_dir, index_dir = (os.path.join(source, name) for name in ("tokenizer", "index"))
     if not ad_store.same_ads(ad_store.load_ads(index_dir), dataset.ads):
@@ -129,20 +129,24 @@ def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index
   index.save(index_dir)  # last: its presence says that the others are whole
 
 
-def prepare_inputs(config: Config) -> Inputs:
+def prepare_inputs(config: Config, source: str = "") -> Inputs:
   """Loads the data set, then takes tokenizer and features from the workdir, or fits them on what is learned from.
 
   Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing there. Tokenizer and
   features are taken from a trained run only: before its first checkpoint they follow data, settings and seed.
+
+  Args:
+    config: of the run.
+    source: workdir that tokenizer and features are taken from in any case.
 
   Raises:
     DataError: bad data.
     ConfigError: the workdir's run was trained on another ad table.
   """
   dataset = load_dataset(config.data)
-  tokenizer, index = tokenizer_of(config, dataset)
+  source = source or source_of(config)
+  tokenizer, index = tokenizer_of(config, dataset, source)
   lines = history.build_lines(dataset.events, len(dataset.ads))
-  source = source_of(config)
   if source:
     neighbors, ecpm = load_features(source)
   else:
@@ -158,9 +162,9 @@ def load_features(workdir: str) -> tuple[Neighbors, EcpmBins]:
   return Neighbors.load(folder), EcpmBins.load(folder)
 
 
-def check_same_log(config: Config, dataset: Dataset) -> None:
-  """Raises ConfigError where the workdir holds a run that was trained on another event log."""
-  if is_trained(config.workdir) and _load_log(config)["digest"] != _digest(dataset.events):
+def check_same_log(config: Config, dataset: Dataset, started: bool = False) -> None:
+  """Raises ConfigError where the workdir holds a run of another event log that was trained, or `started`."""
+  if (started or is_trained(config.workdir)) and _load_log(config)["digest"] != _digest(dataset.events):
     raise ConfigError(f"--workdir={config.workdir} is not allowed: its run was trained on another event log")
 
 
