@@ -93,7 +93,8 @@ if $dry_run; then
   exit 0
 fi
 
-say() { echo "[launch] $*" >&2; }
+exec 8>&2
+say() { echo "[launch] $*" >&8; }
 
 # Each process leads a process group, so that a signal reaches what it started as well, and Ctrl-C reaches this script alone.
 signal_group() { kill -"$1" -- "-$2" 2>/dev/null || true; }
@@ -149,11 +150,11 @@ start() {
   rm "$folder/out" "$folder/err"
   set_process "$1" "$2"
   set -m # what starts now gets a process group of its own
-  prefix "$1" <&4 4<&- 5>&- 6<&- 7>&- 9>&- &
+  prefix "$1" <&4 4<&- 5>&- 6<&- 7>&- 8>&- 9>&- &
   prefixers+=("$!")
-  prefix "$1" <&6 >&2 4<&- 5>&- 6<&- 7>&- 9>&- &
+  prefix "$1" <&6 >&2 4<&- 5>&- 6<&- 7>&- 8>&- 9>&- &
   prefixers+=("$!")
-  "${process[@]}" </dev/null >&5 2>&7 4<&- 5>&- 6<&- 7>&- 9>&- &
+  "${process[@]}" </dev/null >&5 2>&7 4<&- 5>&- 6<&- 7>&- 8>&- 9>&- &
   pids[$1]=$!
   set +m
   exec 4<&- 5>&- 6<&- 7>&-
@@ -228,7 +229,7 @@ for ((attempt = 0; ; attempt++)); do
   echo forget >&9
   for ((i = 0; i < processes; i++)); do start "$i" "$at"; done
   ! $stopping || signal_all "$last_signal" # a signal that came between two starts
-  supervise
+  supervise 2>/dev/null # hides what bash itself says of a process that a signal ended
   for pid in "${prefixers[@]}"; do wait "$pid" || true; done # the last lines
   if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$attempt" -ge "$restarts" ] || $stopping; then break; fi
   say "starts again ($((attempt + 1)) of $restarts)"

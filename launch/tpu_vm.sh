@@ -124,12 +124,12 @@ install() {
   fi
 }
 
-# The background keeps the training's process id in train.pid, and ends the log with its exit status.
+# train.pid holds the shell that waits for the training, and writes its exit status as the last line of the log.
 run() {
   on_workers all "cd gr4ad_jax || exit 2; if kill -0 \"\$(cat train.pid 2>/dev/null)\" 2>/dev/null; then\
  echo 'error: a training runs already' >&2; exit 2; fi;\
- { trap '' HUP; .venv/bin/python -m experiments.train --distributed=auto $(quoted "${flags[@]}") & echo \$! >train.pid;\
- wait \$!; echo \"ended with exit status \$?\"; } >train.log 2>&1 </dev/null &"
+ { trap '' HUP; .venv/bin/python -m experiments.train --distributed=auto $(quoted "${flags[@]}");\
+ echo \"ended with exit status \$?\"; } >train.log 2>&1 </dev/null & echo \$! >train.pid"
   logs
 }
 
@@ -138,7 +138,7 @@ logs() {
 }
 
 stop() {
-  on_workers all "cd gr4ad_jax && kill -TERM \"\$(cat train.pid)\" && tail -f /dev/null --pid=\"\$(cat train.pid)\" && tail -n 2 train.log"
+  on_workers all "cd gr4ad_jax && pkill -TERM -P \"\$(cat train.pid)\" && tail -f /dev/null --pid=\"\$(cat train.pid)\" && tail -n 2 train.log"
 }
 
 delete() {

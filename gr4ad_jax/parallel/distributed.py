@@ -135,7 +135,12 @@ def gather(rows: np.ndarray) -> np.ndarray:
   if jax.process_count() == 1:
     return rows
   barrier("gather")  # a collective operation does not wait long
-  return multihost_utils.process_allgather(rows, tiled=True)
+  return multihost_utils.process_allgather(rows, tiled=True).astype(rows.dtype)
+
+
+def agreed(here: bool) -> bool:
+  """Whether it holds on every process. All must call it."""
+  return bool(gather(np.asarray([here])).all())
 
 
 class _Peer:

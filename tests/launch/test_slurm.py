@@ -27,9 +27,8 @@ def test_lines_for_sbatch():
 def test_dry_run(tmp_path):
   done = fakes.launch(tmp_path, "slurm.sbatch", "--dry-run", "--nodes=2", "--gpus-per-node=4", "--", *_TRAINING)
   assert done.returncode == 0
-  assert done.stdout == (
-    "sbatch --nodes=2 --gpus-per-node=4 launch/slurm.sbatch --flagfile=f --workdir=/shared/r '--note=a b'\n" + _SRUN + "\n"
-  )
+  submission = "sbatch --nodes=2 --gpus-per-node=4 launch/slurm.sbatch --flagfile=f --workdir=/shared/r '--note=a b'"
+  assert done.stdout == f"{submission}\n{_SRUN}\n"
 
 
 def test_it_submits_what_the_dry_run_prints(tmp_path):

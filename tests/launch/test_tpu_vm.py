@@ -12,41 +12,44 @@ from tests.launch import fakes
 _PLACE = ("--name=pod", "--zone=us-west4-a", "--project=p")
 _WHERE = "--zone=us-west4-a --project=p"
 _TRAINING = ("--", "--workdir=/mnt/runs/r", "--mesh=data:-1,fsdp:4", "--note=it's")
-_CREATE = f"gcloud compute tpus tpu-vm create pod --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite {_WHERE}"
+_VM = "gcloud compute tpus tpu-vm"
+_CREATE = f"{_VM} create pod --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite {_WHERE}"
 _INSTALL = f"""\
 tar --exclude=./.git --exclude=./.venv --exclude=./runs -czf /tmp/gr4ad_jax.tgz .
-gcloud compute tpus tpu-vm scp /tmp/gr4ad_jax.tgz pod:gr4ad_jax.tgz --worker=all {_WHERE}
-gcloud compute tpus tpu-vm ssh pod --worker=all '--command=mkdir -p gr4ad_jax && tar -xzf gr4ad_jax.tgz -C gr4ad_jax && \
-cd gr4ad_jax && python3 -m pip install --quiet --user --upgrade uv && python3 -m uv venv --quiet --clear --python=3.12 .venv \
-&& python3 -m uv pip install --quiet --python=.venv -e '\\''.[data,text,plots,log]'\\'' '\\''jax[tpu]>=0.10.2,<0.12'\\''' {_WHERE}
+{_VM} scp /tmp/gr4ad_jax.tgz pod:gr4ad_jax.tgz --worker=all {_WHERE}
+{_VM} ssh pod --worker=all '--command=mkdir -p gr4ad_jax && tar -xzf gr4ad_jax.tgz -C gr4ad_jax && cd gr4ad_jax && \
+python3 -m pip install --quiet --user --upgrade uv && python3 -m uv venv --quiet --clear --python=3.12 .venv && \
+python3 -m uv pip install --quiet --python=.venv -e '\\''.[data,text,plots,log]'\\'' \
+'\\''jax[tpu]>=0.10.2,<0.12'\\''' {_WHERE}
 """
-_NFS = (
-  "gcloud compute tpus tpu-vm ssh pod --worker=all '--command=sudo apt-get install -y -qq nfs-common && sudo mkdir -p /mnt/runs"
-  " && { mountpoint -q /mnt/runs || sudo mount -t nfs 10.0.0.2:/share /mnt/runs; } && sudo chmod 1777 /mnt/runs' " + _WHERE
-)
-_LOGS = (
-  "gcloud compute tpus tpu-vm ssh pod --worker=0 '--command=cd gr4ad_jax && tail -n +1 -F --pid=\"$(cat train.pid)\" train.log"
-  ' | sed -u "s/^/[${HOSTNAME##*-w-}] /"\' ' + _WHERE
-)
+_NFS = f"""\
+{_VM} ssh pod --worker=all '--command=sudo apt-get install -y -qq nfs-common && sudo mkdir -p /mnt/runs && \
+{{ mountpoint -q /mnt/runs || sudo mount -t nfs 10.0.0.2:/share /mnt/runs; }} && sudo chmod 1777 /mnt/runs' {_WHERE}
+"""
+_LOGS = f"""\
+{_VM} ssh pod --worker=0 '--command=cd gr4ad_jax && tail -n +1 -F --pid="$(cat train.pid)" train.log \
+| sed -u "s/^/[${{HOSTNAME##*-w-}}] /"' {_WHERE}
+"""
 _RUN = f"""\
-gcloud compute tpus tpu-vm ssh pod --worker=all '--command=cd gr4ad_jax || exit 2; if kill -0 "$(cat train.pid 2>/dev/null)" \
-2>/dev/null; then echo '\\''error: a training runs already'\\'' >&2; exit 2; fi; {{ trap '\\'''\\'' HUP; .venv/bin/python -m \
-experiments.train --distributed=auto --workdir=/mnt/runs/r --mesh=data:-1,fsdp:4 '\\''--note=it'\\''\\'\\'''\\''s'\\'' & \
-echo $! >train.pid; wait $!; echo "ended with exit status $?"; }} >train.log 2>&1 </dev/null &' {_WHERE}
-{_LOGS}
+{_VM} ssh pod --worker=all '--command=cd gr4ad_jax || exit 2; \
+if kill -0 "$(cat train.pid 2>/dev/null)" 2>/dev/null; then \
+echo '\\''error: a training runs already'\\'' >&2; exit 2; fi; \
+{{ trap '\\'''\\'' HUP; .venv/bin/python -m experiments.train --distributed=auto \
+--workdir=/mnt/runs/r --mesh=data:-1,fsdp:4 '\\''--note=it'\\''\\'\\'''\\''s'\\''; \
+echo "ended with exit status $?"; }} >train.log 2>&1 </dev/null & echo $! >train.pid' {_WHERE}
+{_LOGS}"""
+_STOP = f"""\
+{_VM} ssh pod --worker=all '--command=cd gr4ad_jax && pkill -TERM -P "$(cat train.pid)" && \
+tail -f /dev/null --pid="$(cat train.pid)" && tail -n 2 train.log' {_WHERE}
 """
-_STOP = (
-  "gcloud compute tpus tpu-vm ssh pod --worker=all '--command=cd gr4ad_jax && kill -TERM \"$(cat train.pid)\" && "
-  'tail -f /dev/null --pid="$(cat train.pid)" && tail -n 2 train.log\' ' + _WHERE
-)
 _STEPS = {
   "create": (("--type=v5litepod-16",), _CREATE + "\n"),
   "install": ((), _INSTALL),
   "run": (_TRAINING, _RUN),
-  "logs": ((), _LOGS + "\n"),
-  "stop": ((), _STOP + "\n"),
-  "delete": (("--yes",), f"gcloud compute tpus tpu-vm delete pod --quiet {_WHERE}\n"),
-  "up": (("--type=v5litepod-16", "--nfs=10.0.0.2:/share", *_TRAINING), f"{_CREATE}\n{_INSTALL}{_NFS}\n{_RUN}"),
+  "logs": ((), _LOGS),
+  "stop": ((), _STOP),
+  "delete": (("--yes",), f"{_VM} delete pod --quiet {_WHERE}\n"),
+  "up": (("--type=v5litepod-16", "--nfs=10.0.0.2:/share", *_TRAINING), f"{_CREATE}\n{_INSTALL}{_NFS}{_RUN}"),
 }
 
 
