@@ -4,7 +4,7 @@ import sys
 import time
 
 from gr4ad_jax.training import loop
-from gr4ad_jax.training.cost import StepCost
+from gr4ad_jax.training.cost import StepCost, in_words
 
 
 def duration(seconds: float) -> str:
@@ -14,32 +14,7 @@ def duration(seconds: float) -> str:
 
 def show_cost(cost: StepCost) -> None:
   """Three lines at the start of a training: parameters, memory, floating-point operations."""
-  print("\n".join(cost_lines(cost)), flush=True)
-
-
-def cost_lines(cost: StepCost) -> list[str]:
-  """What `show_cost` prints."""
-  sizes = ", ".join(
-    f"{name} {_bytes(size)}"
-    for name, size in (
-      ("arguments", cost.argument_bytes), ("temporaries", cost.temporary_bytes), ("peak", cost.peak_bytes),
-    )
-  )  # fmt: skip
-  xla = "unknown" if cost.xla_flops is None else f"{_flops(cost.xla_flops)}"
-  peak = "unknown" if cost.peak_flops is None else f"{cost.peak_flops / 1e12:,.1f} TFLOP/s"
-  return [
-    f"parameters: {cost.parameters:,}",
-    f"memory of a device: {sizes}",
-    f"a step: {_flops(cost.model_flops)} of the model, {xla} by XLA's count; peak of the devices {peak}",
-  ]
-
-
-def _bytes(size: int) -> str:
-  return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _flops(count: float) -> str:
-  return f"{count / 1e12:.2f} TFLOP" if count >= 1e12 else f"{count / 1e9:.3f} GFLOP"
+  print("\n".join(in_words(cost)), flush=True)
 
 
 def show_progress(progress: loop.Progress) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parents[1]
+_CADENCE = ("--epochs=4", "--eval_every=6", "--save_every=5")
 _LONG = ("--epochs=100", "--max_steps=150", "--save_every=20", "--eval_every=0", "--noevaluate")
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
@@ -36,8 +38,8 @@ def source(tmp_path_factory):
 def trained(source, tmp_path_factory):
   """A finished run with its evaluation: the workdir, and what the binary said."""
   workdir = tmp_path_factory.mktemp("runs") / "tiny"
-  cadence = ("--epochs=4", "--eval_every=6", "--save_every=5")
-  done = tiny.run("train", *tiny.source_flags(source), *tiny.SETTINGS, *cadence, f"--workdir={workdir}")
+  speed = ("--remat=dots", "--peak_tflops=0.001", "--profile_steps=7:9")
+  done = tiny.run("train", *tiny.source_flags(source), *tiny.SETTINGS, *_CADENCE, *speed, f"--workdir={workdir}")
   assert (done.status, done.err) == (0, "")
   return workdir, done
 
@@ -64,11 +66,31 @@ def test_train_leaves_a_whole_run(trained):
   assert not [name for _, _, names in os.walk(workdir) for name in names if ".part" in name]
 
 
+def test_train_tells_what_a_step_costs(trained):
+  workdir, done = trained
+  said = done.out.splitlines()
+  first = next(number for number, line in enumerate(said) if line.startswith("parameters: "))
+  assert int(said[first].split()[1].replace(",", "")) > 0
+  assert re.fullmatch(r"memory of a device: arguments \S+ MiB, temporaries \S+ MiB, peak \S+ MiB", said[first + 1])
+  counts = r"a step: \S+ GFLOP of the model, \S+ GFLOP by XLA's count; peak of the devices 0.001 TFLOP/s"
+  assert re.fullmatch(counts, said[first + 2])
+  last = next(line for line in said if line.startswith("step 15/15"))
+  assert re.search(r"steps/s, \S+ requests/s, \S+ tokens/s, MFU \S+ %  ETA 0:00", last)
+  shares = [json.loads(line).get("train/mfu") for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert shares[-1] > 0
+  assert list((workdir / "profile").glob("plugins/profile/*/*.xplane.pb"))
+
+
+def test_a_trace_beyond_the_end_is_refused(trained, source):
+  arguments = (*tiny.source_flags(source), *tiny.SETTINGS, *_CADENCE, "--profile_steps=14:16")
+  done = tiny.run("train", *arguments, f"--workdir={trained[0]}")
+  assert done.status == 2 and done.err == "error: --profile_steps=14:16 is not allowed: the run has 15 steps\n"
+
+
 def test_a_finished_run_is_not_trained_again(trained, source):
   workdir, first = trained
   lines = (workdir / "metrics.jsonl").read_text()
-  cadence = ("--epochs=4", "--eval_every=6", "--save_every=5")
-  again = tiny.run("train", *tiny.source_flags(source), *tiny.SETTINGS, *cadence, f"--workdir={workdir}")
+  again = tiny.run("train", *tiny.source_flags(source), *tiny.SETTINGS, *_CADENCE, f"--workdir={workdir}")
   assert again.status == 0 and "finished already, at step 15" in again.out
   assert again.out[again.out.index("ad_log, test") :] == first.out[first.out.index("ad_log, test") :]
   assert (workdir / "metrics.jsonl").read_text() == lines

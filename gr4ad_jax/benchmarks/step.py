@@ -21,7 +21,7 @@ from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import state as state_lib
-from gr4ad_jax.training.cost import compile_step
+from gr4ad_jax.training.cost import StepCost, compile_step, in_words
 from gr4ad_jax.training.step import make_train_step
 from gr4ad_jax.training.trainer import check_mesh, init_params
 from gr4ad_jax.training.vsl_task import make_vsl_loss
@@ -142,23 +142,19 @@ def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
 
 def summary(figures: dict) -> str:
   """The figures of `measure` in words."""
-  cost, second, shapes = figures["cost"], figures["seconds"], figures["shapes"]
-  used = "unknown: the peak of the device is not known, --peak_tflops sets it"
+  cost, second = StepCost(**figures["cost"]), figures["seconds"]
+  used = "unknown: --peak_tflops sets the peak of a device"
   if figures["utilization"] is not None:
-    used = f"{100 * figures['utilization']:.1f} % of {cost['peak_flops'] / 1e12:,.1f} TFLOP/s"
-  memory = f"{cost['argument_bytes'] / 2**30:.2f} GiB arguments, {cost['temporary_bytes'] / 2**30:.2f} GiB temporaries"
+    used = f"{100 * figures['utilization']:.1f} % of the peak"
+  lines = [
+    f"machine: {figures['machine']}",
+    f"{figures['dtype']}, remat {figures['remat']}, mesh {figures['mesh']}, {figures['shapes']}",
+    *in_words(cost),
+    f"step: {1e3 * second['median']:.1f} ms [{1e3 * second['low']:.1f}, {1e3 * second['high']:.1f}], "
+    f"{figures['requests_per_second']:,.0f} requests/s, {figures['tokens_per_second']:,.0f} tokens/s",
+    f"utilisation: {used}, {figures['model_tflops']:.3f} TFLOP/s",
+    f"plain dot: {figures['share_of_plain_dot']['median']:.2f} of what plain jnp.dot reaches on one device",
+  ]
   if figures["device_bytes_in_use"]:
-    memory += f", {figures['device_bytes_in_use'] / 2**30:.2f} GiB in use at most"
-  return "\n".join(
-    [
-      f"machine      {figures['machine']}",
-      f"model        {cost['parameters'] / 1e6:.1f} M parameters, {figures['dtype']}, remat {figures['remat']}, "
-      f"mesh {figures['mesh']}, {shapes}",
-      f"step         {1e3 * second['median']:.1f} ms [{1e3 * second['low']:.1f}, {1e3 * second['high']:.1f}], "
-      f"{figures['requests_per_second']:,.0f} requests/s, {figures['tokens_per_second']:,.0f} tokens/s",
-      f"model FLOPs  {cost['model_flops'] / 1e12:.3f} TFLOP a step, {figures['model_tflops']:.3f} TFLOP/s",
-      f"utilisation  {used}",
-      f"plain dot    {figures['share_of_plain_dot']['median']:.2f} of what plain jnp.dot reaches on one device",
-      f"memory       {memory}, {cost['peak_bytes'] / 2**30:.2f} GiB planned at most, a device",
-    ]
-  )
+    lines.append(f"memory in use at most: {figures['device_bytes_in_use'] / 2**30:.2f} GiB")
+  return "\n".join(lines)

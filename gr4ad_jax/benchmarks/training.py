@@ -11,7 +11,7 @@ from gr4ad_jax.config import Config
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.training import flops
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training.cost import compile_step
+from gr4ad_jax.training.cost import StepCost, compile_step, in_words
 from gr4ad_jax.training.trainer import Trainer
 
 
@@ -67,10 +67,8 @@ def measure(config: Config, repetitions: int) -> dict:
 
 def summary(figures: dict) -> str:
   """The figures of `measure` in words."""
-  cost, used = figures["cost"], figures["utilization"]
-  share = "unknown: --peak_tflops sets the device's peak"
-  if used is not None:
-    share = f"{100 * used:.1f} % of {cost['peak_flops'] / 1e12:,.1f} TFLOP/s"
+  used = figures["utilization"]
+  share = "unknown: --peak_tflops sets the peak of a device" if used is None else f"{100 * used:.1f} % of the peak"
   milliseconds = {name: 1e3 * value["median"] for name, value in figures["seconds"].items()}
   return "\n".join(
     [
@@ -80,8 +78,7 @@ def summary(figures: dict) -> str:
       f"plain jnp.dot    {milliseconds['plain_dots']:.1f} ms for the same, {figures['plain_dot_gflops']:.1f} GFLOP/s",
       f"share reached    {figures['share_of_plain_dot']['median']:.2f} of the plain rate",
       f"utilisation      {share}",
-      f"memory           {cost['argument_bytes'] / 2**20:.1f} MiB arguments, "
-      f"{cost['temporary_bytes'] / 2**20:.1f} MiB temporaries, a device",
+      *in_words(StepCost(**figures["cost"])),
       f"data path        {figures['batches_per_step']['median']:.1f} batches in the time of one step",
     ]
   )

@@ -77,3 +77,23 @@ def compile_step(step: Callable, state: TrainState, batch: Any, config: TrainCon
     tokens=rows * slots + math.prod(requests.target_codes_BMT.shape),
     peak_flops=len(devices) * peak if peak else None,
   )
+
+
+def in_words(cost: StepCost) -> list[str]:
+  """A line each on parameters, memory and floating-point operations."""
+  sizes = {"arguments": cost.argument_bytes, "temporaries": cost.temporary_bytes, "peak": cost.peak_bytes}
+  xla = "unknown" if cost.xla_flops is None else _flops(cost.xla_flops)
+  peak = "unknown" if cost.peak_flops is None else f"{cost.peak_flops / 1e12:,.4g} TFLOP/s"
+  return [
+    f"parameters: {cost.parameters:,}",
+    f"memory of a device: {', '.join(f'{name} {_bytes(size)}' for name, size in sizes.items())}",
+    f"a step: {_flops(cost.model_flops)} of the model, {xla} by XLA's count; peak of the devices {peak}",
+  ]
+
+
+def _bytes(size: int) -> str:
+  return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def _flops(count: float) -> str:
+  return f"{count / 1e12:.2f} TFLOP" if count >= 1e12 else f"{count / 1e9:.3f} GFLOP"

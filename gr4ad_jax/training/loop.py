@@ -130,11 +130,10 @@ class _Clock:
 class _Run:
   """The bookkeeping of one call of `fit`."""
 
-  def __init__(self, schedule, checkpointer, writer, evaluate_fn, on_progress, metadata):
+  def __init__(self, schedule, checkpointer, writer, evaluate_fn, on_progress, metadata, cost):
     self.schedule, self.checkpointer, self.writer = schedule, checkpointer, writer
     self.evaluate_fn, self.on_progress, self.metadata = evaluate_fn, on_progress, metadata
-    self.clock = _Clock()
-    self.cost: StepCost | None = None
+    self.clock, self.cost = _Clock(), cost
     self.valid_metrics: dict[str, float] = {}
 
   def fetch(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
@@ -189,7 +188,7 @@ def fit(
   evaluate_fn: Callable[[TrainState], dict[str, float]] | None = None,
   metadata: dict | None = None,
   on_progress: Callable[[Progress], None] | None = None,
-  prepare: Callable[[TrainState, Any], tuple[Callable, StepCost]] | None = None,
+  cost: StepCost | None = None,
   profiler: StepProfiler | None = None,
 ) -> FitResult:
   """Trains from `state.step` to the end of the schedule, or to its `until`.
@@ -207,20 +206,17 @@ def fit(
     evaluate_fn: state -> valid metrics; the checkpointer ranks by one of them.
     metadata: JSON kept with each checkpoint.
     on_progress: called once a step, one step late.
-    prepare: (state, first batch) -> the step compiled for them, and its cost, which turns the rate of steps into
-      requests, tokens and utilisation, `train/mfu`; None: the step is compiled as it is called, and its cost not known.
+    cost: of a step: turns the rate of steps into requests, tokens and utilisation, `train/mfu`.
     profiler: traces some of the steps.
 
   Raises:
     DivergedError: a step's loss or gradient is not finite; the state of that step is not saved.
   """
-  run = _Run(schedule, checkpointer, writer, evaluate_fn, on_progress, metadata)
+  run = _Run(schedule, checkpointer, writer, evaluate_fn, on_progress, metadata, cost)
   status, waiting = "done", None
   with Preemption() as preemption, Prefetcher(make_batch, int(state.step), schedule.end) as batches:
     try:
       for number, batch in batches:
-        if prepare and run.cost is None:
-          train_step, run.cost = prepare(state, batch)
         if profiler:
           profiler.begin(number, state)
         with jax.profiler.StepTraceAnnotation("train", step_num=number):

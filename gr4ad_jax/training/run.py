@@ -23,7 +23,7 @@ from gr4ad_jax.training import loop, preemption, rewards
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training import workdir as workdir_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
-from gr4ad_jax.training.cost import StepCost, compile_step
+from gr4ad_jax.training.cost import StepCost
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.preference_run import PreferenceTrainer, reward_model_of
 from gr4ad_jax.training.profiling import StepProfiler
@@ -189,18 +189,10 @@ def train(
   t, trainer = config.training, make_trainer(config, inputs)
   if t.profiled[1] > trainer.total_steps:
     raise ConfigError(f"--profile_steps={t.profile_steps} is not allowed: the run has {trainer.total_steps} steps")
-  prepared = []
-
-  def prepare(state, batch):  # once, though each round is a call of `fit`
-    if not prepared:
-      prepared.append(compile_step(trainer.step, state, batch, t))
-      on_compiled(prepared[0][1])
-    return prepared[0]
-
   judged = best_metric(config) and inputs.has_targets(config, "valid")
   evaluate = valid_evaluation(config, inputs, trainer.model) if judged else None
-  distributed.barrier("trainer")  # collective operations do not wait long for a process that was slower up to here
   traced = StepProfiler(os.path.join(config.workdir, PROFILE), *t.profiled)
+  distributed.barrier("trainer")  # collective operations do not wait long for a process that was slower up to here
   with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config)) as checkpointer, traced as profiler:
     state = _start_state(config, trainer, checkpointer)
     writer = open_writers(config.workdir, int(state.step))
@@ -209,7 +201,7 @@ def train(
         until = 0
         if int(state.step) < trainer.total_steps:
           until = trainer.begin_round(state, writer, on_round)
-          trainer.compile(state)
+          trainer.compile(state, on_compiled)
         result = loop.fit(
           state,
           trainer.step,
@@ -219,7 +211,7 @@ def train(
           writer=writer,
           evaluate_fn=(lambda state: evaluate(state.params)) if evaluate else None,
           on_progress=on_progress,
-          prepare=prepare,
+          cost=trainer.cost,
           profiler=profiler,
         )
         state = result.state

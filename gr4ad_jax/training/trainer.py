@@ -18,6 +18,7 @@ from gr4ad_jax.parallel import distributed, tables
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import row_step
 from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.cost import StepCost, compile_step
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.item_task import make_item_loss, with_item_loss
 from gr4ad_jax.training.state import TrainState
@@ -87,6 +88,7 @@ class Trainer:
       self.step = row_step.make_row_step(loss_fn, self.optimizer, t.seed, shardings)
     else:
       self.step = make_train_step(loss_fn, self.optimizer, t.seed, t.accumulate, shardings)
+    self.cost: StepCost | None = None  # known once it is compiled
 
   def init_params(self) -> Any:
     """Fresh parameters; vectors of ads as --item_start asks."""
@@ -124,10 +126,15 @@ class Trainer:
     requests, draw = self.order.step(step, jax.process_index(), jax.process_count())
     return mesh_lib.put_batch(self.contexts.batch(requests, draw), self.mesh)
 
-  def compile(self, state: TrainState) -> None:
-    """Compiles the step ahead; then all processes begin together, since a collective operation does not wait long."""
-    if not isinstance(self.step, jax.stages.Compiled):
-      self.step = self.step.lower(state, self.make_batch(int(state.step))).compile()
+  def compile(self, state: TrainState, told: Callable[[StepCost], None] = lambda _: None) -> None:
+    """Compiles the step ahead, once, and tells what it costs.
+
+    Then all processes begin together, since a collective operation does not wait long.
+    """
+    if self.cost is None:
+      batch = self.make_batch(int(state.step))
+      self.step, self.cost = compile_step(self.step, state, batch, self.config.training)
+      told(self.cost)
       distributed.barrier("compiled")
 
   def begin_round(self, state: TrainState, writer: Writer, told: Callable[[str, int, int], None]) -> int:
