@@ -16,7 +16,7 @@ throughput: requests a second of one search of any size, and the most within --t
 index: size, changes and merges of the real-time index at 10 thousand to 10 million ads, and what it costs a search.
 serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams on and off.
 kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitions iterations of either in turn, 61 ads
-  or more a cluster; needs the extra 'peer'.
+  or more a cluster; needs the extra 'peer'; --verbosity=0 tells of each iteration.
 """
 
 import logging
