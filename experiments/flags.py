@@ -7,14 +7,18 @@ import dataclasses
 import os
 import re
 import sys
+import time
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
+from experiments import jobs
 from gr4ad_jax import config as config_lib
 from gr4ad_jax import presets
 from gr4ad_jax.data import schema
+from gr4ad_jax.parallel import distributed
 from gr4ad_jax.training import workdir as workdir_lib
 
 _MISTAKES = (config_lib.ConfigError, schema.DataError, OSError, ImportError)
@@ -127,7 +131,12 @@ def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> con
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-  """`app.run(main)`, with the user's mistakes told in one line: `error: …`, exit status 2; 130 after Ctrl-C."""
+  """`app.run(main)`, with the user's mistakes told in one line: `error: …`, exit status 2; 130 after Ctrl-C.
+
+  Where `jobs.define_flags` was called, the process first joins the job of several that its flags name: status 1 where a
+  process is missing or lost.
+  """
+  joined = False
 
   def guarded(argv: Sequence[str]) -> int | None:
     if len(argv) > 1:
@@ -136,17 +145,35 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)
       logging.get_absl_logger().setLevel("ERROR")  # the checkpointing library tells a great deal through it
+    nonlocal joined
     try:
+      joined = jobs.join(knob_names() - {"preset"})
       return main(argv)
     except KeyboardInterrupt:
       print("\ninterrupted; the same command starts over, or goes on from the last checkpoint", file=sys.stderr)
       return 130
+    except distributed.StartError as error:
+      print(f"error: {error}", file=sys.stderr)
+      return 1
     except _MISTAKES as error:
       logging.debug("Where it happened:", exc_info=True)  # shown with --verbosity=1
       print(f"error: {error}", file=sys.stderr)
       return 2
 
-  app.run(guarded, flags_parser=_parse)
+  def left(argv: Sequence[str]) -> int | None:
+    try:
+      status = guarded(argv)
+    except Exception:
+      if not joined:
+        raise
+      time.sleep(3)  # a lost process shows as an error of the next collective operation; `jobs` tells it in one line
+      traceback.print_exc()
+      status = 1
+    if joined:
+      jobs.leave(status or 0)
+    return status
+
+  app.run(left, flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

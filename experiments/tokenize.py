@@ -21,7 +21,7 @@ def main(argv):
   config = flags_lib.config_from_flags_or_workdir()
   enable_compilation_cache()
   dataset = load_dataset(config.data)
-  tokenizer, index = inputs_lib.tokenizer_of(config, dataset, RoundProgress(quiet_seconds=5))
+  tokenizer, index = inputs_lib.tokenizer_of(config, dataset, told=RoundProgress(quiet_seconds=5))
   workdir_lib.save_config(config)
   inputs_lib.save_tokenizer(config, dataset, tokenizer, index)
   found = report_lib.quality_report(tokenizer, dataset.ads, dataset.events, index.codes_NT)

@@ -6,14 +6,15 @@
 import sys
 import time
 
+import jax
 from absl import flags
 
 from experiments import flags as flags_lib
+from experiments import jobs
 from experiments.progress import RoundProgress, duration, show_progress
 from gr4ad_jax.evaluation import tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.serving import examples
-from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import loop, run, scoring, trainer
 from gr4ad_jax.training import workdir as workdir_lib
 
@@ -32,11 +33,7 @@ def main(argv):
   enable_compilation_cache()
   began = time.monotonic()
   print(f"run directory: {config.workdir}", flush=True)
-  inputs = inputs_lib.prepare_inputs(config, RoundProgress(quiet_seconds=5))
-  inputs_lib.check_same_log(config, inputs.dataset)
-  run.check_objective(config, inputs)
-  workdir_lib.save_config(config)  # not before all input is known to be good
-  inputs_lib.save_inputs(config, inputs)
+  inputs = run.start(config, RoundProgress(quiet_seconds=5))
   dataset, index = inputs.dataset, inputs.index
   print(f"{dataset.name}: {dataset.report}", flush=True)
   print(f"UA-SIDs: {index.num_leaves} for {len(dataset.ads)} ads, codebooks {index.codebooks}", flush=True)
@@ -60,6 +57,8 @@ def main(argv):
     print(f"trained {done} steps, {duration(time.monotonic() - began)} since the start", flush=True)
   else:
     print(f"the run was finished already, at step {done}: nothing is trained again", flush=True)
+  if jax.process_index():
+    return 0
   if _EVALUATE.value and inputs.has_targets(config, "test"):
     found, ranking = scoring.evaluate_run(config, inputs, "test")
     print(tables.format_table(found), flush=True)
@@ -72,4 +71,5 @@ def main(argv):
 
 if __name__ == "__main__":
   flags_lib.define_flags()
+  jobs.define_flags()
   flags_lib.run(main)

@@ -46,7 +46,7 @@ def test_what_it_names_is_there(page):
   known |= {"flagfile", "help", "verbosity"}
   for binary in (_ROOT / "experiments").glob("*.py"):
     known |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', binary.read_text(encoding="utf-8")))
-  for script in (_ROOT / "launch").iterdir():
+  for script in (path for path in (_ROOT / "launch").iterdir() if path.is_file()):
     known |= set(re.findall(r"--([a-z][\w-]*)", script.read_text(encoding="utf-8")))
   for flag in set(re.findall(r"(?<=[\s`(])--([a-z][\w-]*)(?![/\w-])", text)):
     assert flag in known, flag

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from gr4ad_jax.parallel import distributed
+
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 
 LOGICAL_RULES = (
@@ -110,7 +112,9 @@ def local_copy(tree: Any) -> Any:
   if all(len(leaf.sharding.device_set) == 1 for leaf in leaves):
     return tree
   whole = jax.tree.map(lambda leaf: NamedSharding(leaf.sharding.mesh, PartitionSpec()), tree)
-  copied = jax.jit(lambda x: x, out_shardings=whole)(tree)
+  gather = jax.jit(lambda x: x, out_shardings=whole).lower(tree).compile()
+  distributed.barrier("gather")
+  copied = gather(tree)
   return jax.tree.map(lambda leaf: leaf.addressable_data(0), copied)
 
 

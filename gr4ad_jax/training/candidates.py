@@ -50,6 +50,10 @@ class Candidates:
       raise KeyError("a request has no candidates")
     return order[at]
 
+  def map(self, change: Callable[[np.ndarray], np.ndarray]) -> "Candidates":
+    """The same with each column changed."""
+    return Candidates(*(change(getattr(self, field.name)) for field in dataclasses.fields(self)))
+
   def save(self, path: str) -> None:
     """Writes an .npz file, whole or not at all."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)

@@ -11,11 +11,18 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.training.state import TrainState, abstract
 
 _KEEP = 2
+
+
+def _alone() -> MultiprocessingOptions:
+  """This process does not wait for the others of its job."""
+  me = jax.process_index()
+  return MultiprocessingOptions(me, {me}, f"process_{me}")
 
 
 class Restored(NamedTuple):
@@ -38,7 +45,8 @@ class Checkpointer:
   Args:
     directory: of the run's checkpoints; made if need be, unless `read_only`.
     best_metric: name of the valid metric that ranks checkpoints; higher is better.
-    read_only: for evaluation and serving: never writes, never cleans up.
+    read_only: for evaluation and serving: never writes, never cleans up. A process of a job of several may open one by
+      itself; one that saves must be opened, and called, by all of them.
 
   Raises:
     FileNotFoundError: `read_only`, and there is no such directory.
@@ -48,6 +56,7 @@ class Checkpointer:
     self._directory, self._best_metric = os.path.abspath(directory), best_metric
     if read_only and not os.path.isdir(directory):
       raise FileNotFoundError(f"{directory} is missing: no checkpoint was saved there")
+    multi = _alone() if read_only else MultiprocessingOptions()
     kept = [preservation_policy.LatestN(_KEEP)]
     if best_metric:
       kept.append(
@@ -61,13 +70,14 @@ class Checkpointer:
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
+        multiprocessing_options=multi,
       ),
       item_names=("params", "opt_state", "data", "metadata"),
       item_handlers={
-        "params": ocp.StandardCheckpointHandler(),
-        "opt_state": ocp.StandardCheckpointHandler(),
-        "data": ocp.JsonCheckpointHandler(),
-        "metadata": ocp.JsonCheckpointHandler(),
+        "params": ocp.StandardCheckpointHandler(multiprocessing_options=multi),
+        "opt_state": ocp.StandardCheckpointHandler(multiprocessing_options=multi),
+        "data": ocp.JsonCheckpointHandler(multiprocessing_options=multi),
+        "metadata": ocp.JsonCheckpointHandler(multiprocessing_options=multi),
       },
     )
 

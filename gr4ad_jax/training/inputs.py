@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.evaluation import protocols
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
 from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.sid.swing import Told
 from gr4ad_jax.sid.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -101,9 +101,9 @@ def source_of(config: Config) -> str:
 
 
 def tokenizer_of(
-  config: Config, dataset: Dataset, told: Callable[[str, int, int], None] | None = None
+  config: Config, dataset: Dataset, source: str = "", told: Told | None = None
 ) -> tuple[Tokenizer, SidIndex]:
-  """The tokenizer and index of a trained run or of --init_from; where there is neither, fitted anew.
+  """The tokenizer and index of `source`, else of a trained run or of --init_from; where there is none, fitted anew.
 
   Nothing is written; `told` hears what is fitted, how much of it is done, and of how much.
 
@@ -111,7 +111,7 @@ def tokenizer_of(
     ConfigError: that run was trained on another ad table.
     DataError: ads that cannot be encoded, or a log without co-occurrence.
   """
-  source = source_of(config)
+  source = source or source_of(config)
   if source:
     tokenizer_dir, index_dir = (os.path.join(source, name) for name in ("tokenizer", "index"))
     if not ad_store.same_ads(ad_store.load_ads(index_dir), dataset.ads):
@@ -133,21 +133,25 @@ def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index
   index.save(index_dir)  # last: its presence says that the others are whole
 
 
-def prepare_inputs(config: Config, told: Callable[[str, int, int], None] | None = None) -> Inputs:
+def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -> Inputs:
   """Loads the data set, then takes tokenizer and features from the workdir, or fits them on what is learned from.
 
   Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing there. Tokenizer and
-  features are taken from a trained run only: before its first checkpoint they follow data, settings and seed. `told`
-  hears what is fitted, how much of it is done, and of how much.
+  features are taken from a trained run only: before its first checkpoint they follow data, settings and seed.
+
+  Args:
+    config: of the run.
+    source: workdir that tokenizer and features are taken from in any case.
+    told: hears what is fitted, how much of it is done, and of how much.
 
   Raises:
     DataError: bad data.
     ConfigError: the workdir's run was trained on another ad table.
   """
   dataset = load_dataset(config.data)
-  tokenizer, index = tokenizer_of(config, dataset, told)
+  source = source or source_of(config)
+  tokenizer, index = tokenizer_of(config, dataset, source, told)
   lines = history.build_lines(dataset.events, len(dataset.ads))
-  source = source_of(config)
   if source:
     neighbors, ecpm = load_features(source)
   else:
@@ -163,9 +167,9 @@ def load_features(workdir: str) -> tuple[Neighbors, EcpmBins]:
   return Neighbors.load(folder), EcpmBins.load(folder)
 
 
-def check_same_log(config: Config, dataset: Dataset) -> None:
-  """Raises ConfigError where the workdir holds a run that was trained on another event log."""
-  if is_trained(config.workdir) and _load_log(config)["digest"] != _digest(dataset.events):
+def check_same_log(config: Config, dataset: Dataset, started: bool = False) -> None:
+  """Raises ConfigError where the workdir holds a run of another event log that was trained, or `started`."""
+  if (started or is_trained(config.workdir)) and _load_log(config)["digest"] != _digest(dataset.events):
     raise ConfigError(f"--workdir={config.workdir} is not allowed: its run was trained on another event log")
 
 

@@ -1,5 +1,6 @@
 """Notices that the process is asked to stop, so that the loop can save first."""
 
+import os
 import signal
 import threading
 
@@ -11,7 +12,7 @@ class Preemption:
   """A context manager under which SIGTERM and Ctrl-C ask for a stop; a second Ctrl-C interrupts at once.
 
   One process: a signal handler sets a flag. Several: JAX's preemption service, which catches SIGTERM on any of them and
-  makes all stop after the same step.
+  makes all stop after the same step; Ctrl-C is handed on to it.
   """
 
   def __init__(self):
@@ -26,14 +27,23 @@ class Preemption:
 
   def _handle(self, number, frame):
     del number, frame
-    self._asked.set()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    self._asked.set()
 
   def __enter__(self):
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    if threading.current_thread() is threading.main_thread():
+      caught = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
+      self._before = {number: signal.signal(number, self._handle) for number in caught}
     return self
 
   def __exit__(self, *_):
     for number, handler in self._before.items():
       signal.signal(number, handler)
+
+
+def release() -> None:
+  """After the last loop: from here on SIGTERM ends a process of several at once, as it does one that is alone."""
+  if jax.process_count() > 1 and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

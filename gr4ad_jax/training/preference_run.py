@@ -17,6 +17,7 @@ from gr4ad_jax.config import Config, SearchConfig, load_config
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
+from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import collapse
 from gr4ad_jax.training.candidates import CandidateMaker, Candidates, digest
@@ -73,27 +74,31 @@ class PreferenceTrainer(Trainer):
     end = min(begin + length, self.total_steps)
     path = os.path.join(self._folder, f"round_{begin:08d}.npz")
     requests = np.unique(np.concatenate([self.order.step(s)[0] for s in range(begin, end)]))
-    if os.path.exists(path) and step > begin:
+    if step > begin and distributed.agreed(os.path.exists(path)):
       self._round = Candidates.load(path)
     else:
       self._round = self._make(state, requests, told)
-      self._round.save(path)
-      self._forget_old_rounds()
-      self._tell(begin, writer)
+      if jax.process_index() == 0:
+        self._round.save(path)
+        self._forget_old_rounds()
+        self._tell(begin, writer)
+      distributed.barrier("round")  # what stands in the workdir is the same for all that are stopped from here on
     return end
 
   def _make(self, state: TrainState, requests: np.ndarray, told: Callable[[str, int, int], None]) -> Candidates:
-    p = self.config.preference
+    """Candidates of `requests`; each process of a job makes its share, and all get the whole."""
+    p, params = self.config.preference, mesh_lib.local_copy(state.params)
     path = None
     if p.candidates_cache:
       about = {name: value for name, value in vars(p).items() if name in _SHAPES_CANDIDATES}
-      known = digest(state.params, sorted(about.items()), self.config.data, self.order.requests, requests)
+      known = digest(params, sorted(about.items()), self.config.data, self.order.requests, requests)
       path = os.path.join(p.candidates_cache, f"{known}.npz")
-      if os.path.exists(path):
+      if distributed.agreed(os.path.exists(path)):
         return Candidates.load(path)
-    params = mesh_lib.local_copy(state.params)
-    made = self._maker.make(params, requests, lambda done: told("candidates", done, len(requests)))
-    if path:
+    mine = requests[distributed.share(len(requests))]
+    made = self._maker.make(params, mine, lambda done: told("candidates", done, len(mine)))
+    made = made.map(lambda column: distributed.gather(column)[: len(requests)])
+    if path and jax.process_index() == 0:
       made.save(path)
     return made
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, SearchConfig, is_trained, load_config
@@ -14,16 +15,18 @@ from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.items import ItemModel
+from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.training import loop, rewards
+from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training import loop, preemption, rewards
 from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training import workdir as workdir_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.preference_run import PreferenceTrainer, reward_model_of
 from gr4ad_jax.training.state import TrainState
 from gr4ad_jax.training.trainer import Trainer, init_params
-from gr4ad_jax.training.workdir import changes
 from gr4ad_jax.training.writers import open_writers
 
 BEST_METRIC = "recall@10"
@@ -64,7 +67,10 @@ def make_ranker(model: nn.Module, index: SidIndex, ecpm: EcpmBins, search: Searc
 
 
 def valid_evaluation(config: Config, inputs: Inputs, model: nn.Module) -> Callable[[Any], dict[str, float]]:
-  """Params -> recall, NDCG and revenue at the protocol's cuts, on a fixed sample of valid requests."""
+  """Params -> recall, NDCG and revenue at the protocol's cuts, on a fixed sample of valid requests.
+
+  Of a job of several processes each ranks its share; all must call it, and get the same.
+  """
   requests = protocols.eval_requests(inputs.dataset, "valid", config.data.target_behavior)
   rows = np.random.default_rng(0).permutation(len(requests))[: config.training.eval_requests]
   requests = requests.take(np.sort(rows))
@@ -72,9 +78,12 @@ def valid_evaluation(config: Config, inputs: Inputs, model: nn.Module) -> Callab
   contexts = inputs.contexts(config, "valid")
   ranker = make_ranker(model, inputs.index, inputs.ecpm, config.search)
 
+  share = distributed.share(len(requests))
+
   def evaluate(params) -> dict[str, float]:
-    ranking = ranker.rank(mesh_lib.local_copy(params), contexts, requests.request, max(ks))
-    return {name: float(ratio.value) for name, ratio in metrics.per_request(ranking.ad_RK, requests, ks).items()}
+    ranking = ranker.rank(mesh_lib.local_copy(params), contexts, requests.request[share], max(ks))
+    ad_RK = distributed.gather(ranking.ad_RK)[: len(requests)]
+    return {name: float(ratio.value) for name, ratio in metrics.per_request(ad_RK, requests, ks).items()}
 
   return evaluate
 
@@ -102,7 +111,7 @@ def check_start(config: Config) -> None:
   if not is_trained(start):
     raise ConfigError(f"--init_from={start} is not allowed: it holds no whole checkpoint; train it first")
   about = ("sid", "model", "items")
-  for knob, ours, theirs in changes(config, load_config(start), about, but=("dropout", "compute_dtype")):
+  for knob, ours, theirs in workdir_lib.changes(config, load_config(start), about, but=("dropout", "compute_dtype")):
     raise ConfigError(f"--{knob}={ours} is not allowed: the run in --init_from={start} has {theirs}")
 
 
@@ -116,6 +125,28 @@ def check_objective(config: Config, inputs: Inputs) -> None:
   if config.objective.objective != "vsl":
     rewards.resolve(config.preference, inputs.dataset.ads)
     reward_model_of(config, inputs)
+
+
+def start(config: Config, told: Callable[[str, int, int], None] | None = None) -> Inputs:
+  """Reads and checks all input, then writes config, tokenizer and features into the workdir.
+
+  Of a job of several processes the first one does so; the others wait, and read the workdir, which all share. `told`
+  hears what is fitted, how much of it is done, and of how much.
+
+  Raises:
+    ConfigError, DataError, OSError: input that is refused; nothing was written then.
+  """
+  if jax.process_index() == 0:
+    inputs = inputs_lib.prepare_inputs(config, told=told)
+    inputs_lib.check_same_log(config, inputs.dataset)
+    check_objective(config, inputs)
+    workdir_lib.save_config(config)  # not before all input is known to be good
+    inputs_lib.save_inputs(config, inputs)
+  distributed.barrier("inputs")
+  if jax.process_index():
+    inputs = inputs_lib.prepare_inputs(config, config.workdir)
+    inputs_lib.check_same_log(config, inputs.dataset, started=True)
+  return inputs
 
 
 def _start_state(config: Config, trainer: Trainer, checkpointer: Checkpointer) -> TrainState:
@@ -150,12 +181,16 @@ def train(
   t, trainer = config.training, make_trainer(config, inputs)
   judged = best_metric(config) and inputs.has_targets(config, "valid")
   evaluate = valid_evaluation(config, inputs, trainer.model) if judged else None
+  distributed.barrier("trainer")  # collective operations do not wait long for a process that was slower up to here
   with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config)) as checkpointer:
     state = _start_state(config, trainer, checkpointer)
     writer = open_writers(config.workdir, int(state.step))
     try:
       while True:
-        until = trainer.begin_round(state, writer, on_round) if int(state.step) < trainer.total_steps else 0
+        until = 0
+        if int(state.step) < trainer.total_steps:
+          until = trainer.begin_round(state, writer, on_round)
+          trainer.compile(state)
         result = loop.fit(
           state,
           trainer.step,
@@ -171,3 +206,4 @@ def train(
           return result
     finally:
       writer.close()
+      preemption.release()

@@ -15,6 +15,7 @@ from gr4ad_jax.data.batches import TrainingOrder, zero_batch
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel
+from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.inputs import Inputs
@@ -113,6 +114,12 @@ class Trainer:
     """This process' rows of a step, put on the mesh."""
     requests, draw = self.order.step(step, jax.process_index(), jax.process_count())
     return mesh_lib.put_batch(self.contexts.batch(requests, draw), self.mesh)
+
+  def compile(self, state: TrainState) -> None:
+    """Compiles the step ahead; then all processes begin together, since a collective operation does not wait long."""
+    if not isinstance(self.step, jax.stages.Compiled):
+      self.step = self.step.lower(state, self.make_batch(int(state.step))).compile()
+      distributed.barrier("compiled")
 
   def begin_round(self, state: TrainState, writer: Writer, told: Callable[[str, int, int], None]) -> int:
     """What is done before the steps from `state.step` on; returns the step at which it is to be done again."""

@@ -1,0 +1,338 @@
+"""Several processes as one job: a start that names who is missing, and an end that names who was lost.
+
+JAX's own start waits without a word, and where a process is lost it aborts the others with a stack trace. So the
+processes first call the roll on the coordinator's port, over TCP, and keep these connections: the kernel closes them
+when a process dies, whatever it died of, and keep-alive probes notice a machine that is gone. They also carry barriers
+without a time limit, for what one process does while the others wait, such as fitting codes.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+_SILENCE = (5, 5, 6)  # keep-alive: idle seconds before the first probe, between probes, and probes: gone after 35 s
+_PAUSE = 0.2  # seconds between attempts to connect
+_FAREWELL = 1.0  # seconds in which the others hear of a failure; once process 0 is gone, JAX aborts them
+
+
+class Job(NamedTuple):
+  """Who this process is.
+
+  Attributes:
+    coordinator: host:port of process 0, reachable from all.
+    processes: of the whole job.
+    process: number of this one, from 0.
+    local_devices: accelerators of this machine that are this process'; empty: all.
+  """
+
+  coordinator: str
+  processes: int
+  process: int
+  local_devices: tuple[int, ...] = ()
+
+
+class StartError(RuntimeError):
+  """The job cannot start; one line says who is missing or differs."""
+
+
+def detect(timeout: float) -> Job:
+  """The job as the launcher's environment tells it: SLURM, a TPU VM pod, GKE, Open MPI.
+
+  Args:
+    timeout: seconds that a look-up of the coordinator may take.
+
+  Raises:
+    StartError: no such environment.
+  """
+  from jax._src import clusters  # what `jax.distributed.initialize()` asks; it has no public name
+
+  *found, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(timeout))
+  if None in found:
+    raise StartError("no launcher's environment was found (SLURM, TPU VM, GKE, Open MPI): name the processes by flags")
+  if given := os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+    devices = map(int, given.split(","))
+  return Job(*found, tuple(devices or ()))
+
+
+_link: "_Link | None" = None  # of this process, while it is part of a job
+
+
+def start(
+  job: Job,
+  timeout: float,
+  settings: str,
+  on_lost: Callable[[str], None],
+  on_waiting: Callable[[str], None] = lambda text: None,
+) -> None:
+  """Joins the job. Before anything else of JAX is used.
+
+  Args:
+    job: who takes part.
+    timeout: seconds that processes may come apart.
+    settings: what must be the same on all of them.
+    on_lost: called in a thread, with one line, once another process is gone or has failed; it must end this process,
+      which may hang in a collective operation for good.
+    on_waiting: told who is still missing, every ten seconds, on process 0.
+
+  Raises:
+    StartError: a process is missing, there twice, or has other settings or another number of processes.
+  """
+  global _link
+  host, _, port = job.coordinator.rpartition(":")
+  about = {
+    "process": job.process,
+    "processes": job.processes,
+    "settings": hashlib.sha256(settings.encode()).hexdigest()[:16],
+    "host": socket.gethostname(),
+  }
+  if job.process == 0:
+    peers = _RollCall(job, int(port), about, on_waiting).run(time.monotonic() + timeout)
+  else:
+    peers = {0: _answer_roll_call(host.strip("[]"), int(port), about, timeout)}
+  _link = _Link(job, peers, on_lost)
+  jax.distributed.initialize(*job[:3], local_device_ids=list(job.local_devices), initialization_timeout=60)
+
+
+def barrier(name: str) -> None:
+  """Returns when all processes have come to it, however long that takes. One process alone: at once."""
+  if _link:
+    _link.barrier(name)
+
+
+def finish(status: int) -> None:
+  """Leaves the job: the others are told. With 0, waits until all are done; with another status, they end as well."""
+  global _link
+  if not _link:
+    return
+  if status:
+    _link.fail(status)
+  else:
+    _link.barrier("end")
+    _link.close()
+    jax.distributed.shutdown()
+  _link = None
+
+
+def share(rows: int) -> np.ndarray:
+  """Which of `rows` are this process': as many on each, so the last one stands there again where they don't suffice."""
+  each = -(-rows // jax.process_count())
+  return np.minimum(jax.process_index() * each + np.arange(each), max(rows - 1, 0))
+
+
+def gather(rows: np.ndarray) -> np.ndarray:
+  """The rows of all processes, in their order; past the end of what was shared come repetitions. All must call it."""
+  if jax.process_count() == 1:
+    return rows
+  barrier("gather")  # a collective operation does not wait long
+  return multihost_utils.process_allgather(rows, tiled=True).astype(rows.dtype)
+
+
+def agreed(here: bool) -> bool:
+  """Whether it holds on every process. All must call it."""
+  return bool(gather(np.asarray([here])).all())
+
+
+class _Peer:
+  """A connection to another process, in lines of JSON."""
+
+  def __init__(self, connection: socket.socket):
+    self.socket, self.about, self._unread, self._sending = connection, {}, b"", threading.Lock()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in zip(("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"), _SILENCE, strict=True):
+      if hasattr(socket, name):
+        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+  def send(self, **message) -> None:
+    with contextlib.suppress(OSError), self._sending:  # that a peer is gone is noticed where it is read
+      self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+  def messages(self) -> list[dict] | None:
+    """What can be read now; None: the other side is gone. Blocks where there is nothing yet, up to a timeout."""
+    try:
+      data = self.socket.recv(65536)
+    except TimeoutError:
+      return []
+    except OSError:
+      return None
+    if not data:
+      return None
+    *lines, self._unread = (self._unread + data).split(b"\n")
+    return [json.loads(line) for line in lines]
+
+
+class _RollCall:
+  """Process 0's side of the start."""
+
+  def __init__(self, job: Job, port: int, about: dict, on_waiting: Callable[[str], None]):
+    self._job, self._port, self._about, self._on_waiting = job, port, about, on_waiting
+    self._peers: dict[int, _Peer] = {}
+
+  def run(self, deadline: float) -> dict[int, _Peer]:
+    """Waits until all are there. Raises StartError, and tells those that are there why."""
+    try:
+      with socket.create_server(("", self._port), backlog=self._job.processes) as server:
+        told = time.monotonic()
+        while missing := [p for p in range(1, self._job.processes) if p not in self._peers]:
+          now = time.monotonic()
+          names = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))} of {self._job.processes}"
+          if now > deadline:
+            raise StartError(f"{names} did not come to {self._job.coordinator} in time (--start_timeout)")
+          if now - told > 10:
+            told = now
+            self._on_waiting(f"waiting for {names} at {self._job.coordinator}")
+          server.settimeout(min(1.0, max(0.01, deadline - now)))
+          with contextlib.suppress(TimeoutError):
+            self._admit(server.accept()[0])
+    except OSError as error:
+      raise StartError(f"process 0 cannot listen on port {self._port}: {error.strerror or error}") from error
+    except StartError as error:
+      for peer in self._peers.values():
+        peer.send(refused=str(error))
+      raise
+    for peer in self._peers.values():
+      peer.send(begin=True)
+    return self._peers
+
+  def _admit(self, connection: socket.socket) -> None:
+    connection.settimeout(5.0)
+    peer = _Peer(connection)
+    try:
+      about = (peer.messages() or [{}])[0]
+      number, processes = int(about["process"]), int(about["processes"])
+    except (KeyError, ValueError, TypeError, AttributeError):  # not one of ours: a port scanner, say
+      connection.close()
+      return
+    who, own = f"process {number} on {about.get('host')}", self._about
+    reason = ""
+    if processes != self._job.processes:
+      reason = f"{who} was started as one of {processes}, process 0 as one of {self._job.processes}"
+    elif number in self._peers or not 0 < number < processes:
+      other = self._peers[number].about["host"] if number in self._peers else own["host"]
+      reason = f"process {number} is there twice, on {other} and on {about.get('host')}"
+    elif about.get("settings") != own["settings"]:
+      reason = f"{who} was started with other flags than process 0"
+    peer.about = about
+    if reason:
+      peer.send(refused=reason)
+      raise StartError(reason)
+    self._peers[number] = peer
+
+
+def _answer_roll_call(host: str, port: int, about: dict, timeout: float) -> _Peer:
+  """The other processes' side of the start: waits for process 0, and for its word that all are there."""
+  deadline = time.monotonic() + timeout
+  while True:
+    try:
+      peer = _Peer(socket.create_connection((host, port), timeout=5.0))
+      break
+    except OSError as error:
+      if time.monotonic() > deadline:
+        reason = f"no answer at {host}:{port} in time (--start_timeout): {error.strerror or error}"
+        raise StartError(f"process 0 is missing: {reason}") from error
+      time.sleep(_PAUSE)
+  peer.send(**about)
+  peer.socket.settimeout(1.0)
+  while time.monotonic() < deadline + 5:  # process 0 itself says who is missing
+    messages = peer.messages()
+    if messages is None:
+      raise StartError(f"process 0 at {host}:{port} ended before all processes were there")
+    for message in messages:
+      if "refused" in message:
+        raise StartError(message["refused"])
+      peer.socket.settimeout(None)
+      return peer
+  raise StartError(f"process 0 at {host}:{port} does not begin")
+
+
+class _Link:
+  """The connections of a running job: process 0 has one to each other process, these have one to process 0."""
+
+  def __init__(self, job: Job, peers: dict[int, _Peer], on_lost: Callable[[str], None]):
+    self._job, self._peers, self._on_lost = job, peers, on_lost
+    self._changed, self._closed = threading.Condition(), False
+    self._arrived: dict[str, set[int]] = {}
+    self._passed: set[str] = set()
+    threading.Thread(target=self._watch, name="job", daemon=True).start()
+
+  def barrier(self, name: str) -> None:
+    self._arrive(name, self._job.process)
+    if self._job.process:
+      self._peers[0].send(arrived=name)
+    with self._changed:
+      self._changed.wait_for(lambda: name in self._passed)
+      self._passed.discard(name)
+
+  def fail(self, status: int) -> None:
+    for peer in self._peers.values():
+      peer.send(failed=status, process=self._job.process)
+    self.close()
+    time.sleep(_FAREWELL)
+
+  def close(self) -> None:
+    self._closed = True
+
+  def _arrive(self, name: str, process: int) -> None:
+    """Notes who has come to a barrier; on process 0 the last one lets all pass."""
+    with self._changed:
+      if self._job.process:
+        return
+      here = self._arrived.setdefault(name, set())
+      here.add(process)
+      if len(here) < self._job.processes:
+        return
+      del self._arrived[name]
+      for peer in self._peers.values():
+        peer.send(passed=name)
+      self._passed.add(name)
+      self._changed.notify_all()
+
+  def _watch(self) -> None:
+    """Reads what the others say until one of them is gone."""
+    with selectors.DefaultSelector() as selector:
+      for process, peer in self._peers.items():
+        selector.register(peer.socket, selectors.EVENT_READ, (process, peer))
+      while not self._closed:
+        for key, _ in selector.select(timeout=1.0):
+          process, peer = key.data
+          messages = peer.messages()
+          if messages is None:
+            self._lose(f"process {process} on {peer.about.get('host', self._job.coordinator)} is gone")
+            return
+          for message in messages:
+            if self._hear(process, message):
+              return
+
+  def _hear(self, process: int, message: dict) -> bool:
+    """Acts on a message; True where it ends the job."""
+    if "arrived" in message:
+      self._arrive(message["arrived"], process)
+    elif "passed" in message:
+      with self._changed:
+        self._passed.add(message["passed"])
+        self._changed.notify_all()
+    elif "lost" in message:
+      self._lose(message["lost"])
+      return True
+    elif "failed" in message:
+      time.sleep(_FAREWELL / 2)  # a process that fails for the same reason tells it itself
+      self._lose(f"process {message['process']} failed with status {message['failed']}")
+      return True
+    return False
+
+  def _lose(self, reason: str) -> None:
+    if self._closed:
+      return
+    for peer in self._peers.values():
+      peer.send(lost=reason)
+    self._on_lost(reason)

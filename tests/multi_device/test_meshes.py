@@ -1,0 +1,197 @@
+"""The same run on one device, on eight under several meshes and in two processes; checkpoints across meshes; jobs that
+lose a process or are asked to stop."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests import tiny
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_LENGTH = (
+  "--epochs=50", "--max_steps=50", "--log_every=1", "--save_every=10", "--noevaluate", "--fit_splits=train+valid",
+  "--tower_steps=0",
+)  # fmt: skip
+MESHES = {"data": "data:8", "fsdp": "data:2,fsdp:4", "tensor": "data:2,fsdp:2,tensor:2"}
+
+_EIGHT = """
+import sys
+import jax, numpy as np
+from gr4ad_jax import config as config_lib
+from gr4ad_jax.training import inputs, run, trainer
+from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.checkpoint import Checkpointer
+from tests import tiny
+from tests.multi_device.test_meshes import MESHES
+
+assert jax.device_count() == 8
+folder, *flags = sys.argv[1:]
+for name, mesh in MESHES.items():
+  done = tiny.run("train", *flags, f"--mesh={mesh}", f"--workdir={folder}/{name}")
+  assert (done.status, done.err) == (0, ""), done
+
+# Saved on data:8, restored on another mesh: each array lies as that mesh says, and the next step is the same.
+config = config_lib.load_config(f"{folder}/data")
+found = {}
+for mesh in ("data:8", "fsdp:4,tensor:2"):
+  knobs = config_lib.with_knobs(config, {"mesh": mesh, "max_steps": 60})
+  made = trainer.Trainer(knobs, inputs.prepare_inputs(knobs))
+  with Checkpointer(run.checkpoint_dir(knobs), read_only=True) as checkpointer:
+    state = checkpointer.restore(state_lib.abstract(made.state)).state
+  assert state_lib.shardings_of(state) == state_lib.shardings_of(made.state)
+  restored = jax.device_get((state.params, state.opt_state))
+  kernel = state.params["decoder"]["block_0"]["ffn"]["in_proj"]["kernel"]
+  expected = {"data:8": kernel.shape, "fsdp:4,tensor:2": (kernel.shape[0] // 4, kernel.shape[1] // 2)}[mesh]
+  assert kernel.sharding.shard_shape(kernel.shape) == expected
+  after, metrics = made.step(state, made.make_batch(50))
+  found[mesh] = restored, jax.device_get((after.params, metrics["loss"]))
+(saved, stepped), (elsewhere, stepped_elsewhere) = found.values()
+jax.tree.map(np.testing.assert_array_equal, saved, elsewhere)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stepped, stepped_elsewhere)
+np.savez(f"{folder}/next_step.npz", *jax.tree.leaves(saved[0]), *jax.tree.leaves(stepped))
+print("passed")
+"""
+
+
+def _environment(devices: int, cache: pathlib.Path) -> dict[str, str]:
+  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+  return os.environ | {
+    "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT), "PYTHON": sys.executable,
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+  }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """Folder of the workdirs one, data, fsdp, tensor and processes: the same run, each elsewhere; and its flags."""
+  folder = tmp_path_factory.mktemp("meshes")
+  flags = [*tiny.source_flags(tiny.write_log(folder / "log")), *tiny.SETTINGS, *_LENGTH]
+  done = tiny.run("train", *flags, f"--workdir={folder}/one")
+  assert (done.status, done.err) == (0, "")
+  eight = [sys.executable, "-c", _EIGHT, str(folder), *flags]
+  two = [str(_ROOT / "launch/local.sh"), "-n", "2", *flags, f"--workdir={folder}/processes"]
+  for command, devices in ((eight, 8), (two, 2)):
+    environment = _environment(devices, folder / "cache")
+    ended = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+  return folder, flags
+
+
+def _losses(workdir: pathlib.Path) -> list[float]:
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  losses = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+  assert list(losses) == list(range(1, 51))
+  return list(losses.values())
+
+
+@pytest.mark.parametrize("name", [*MESHES, "processes"])
+def test_fifty_losses_and_the_recommendations_are_those_of_one_device(runs, name):
+  runs, _ = runs
+  np.testing.assert_allclose(_losses(runs / name), _losses(runs / "one"), rtol=1e-4)
+  assert _losses(runs / "one")[-1] < _losses(runs / "one")[0] - 0.2  # it learned something
+  for user in ("u0", "u4", "u9"):
+    lists = []
+    for workdir in (runs / "one", runs / name):
+      done = tiny.run("recommend", f"--workdir={workdir}", f"--user={user}", "--k=10", "--json")
+      assert (done.status, done.err) == (0, "")
+      lists.append(json.loads(done.out)["ads"])
+    assert [ad["ad_id"] for ad in lists[0]] == [ad["ad_id"] for ad in lists[1]]
+    np.testing.assert_allclose(*([ad["score"] for ad in ads] for ads in lists), atol=1e-3)
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_alone(runs):
+  import jax
+
+  from gr4ad_jax import config as config_lib
+  from gr4ad_jax.training import inputs, run, trainer
+  from gr4ad_jax.training import state as state_lib
+  from gr4ad_jax.training.checkpoint import Checkpointer
+
+  runs, _ = runs
+  config = config_lib.with_knobs(config_lib.load_config(str(runs / "data")), {"mesh": "data:-1", "max_steps": 60})
+  made = trainer.Trainer(config, inputs.prepare_inputs(config))
+  with Checkpointer(run.checkpoint_dir(config), read_only=True) as checkpointer:
+    state = checkpointer.restore(state_lib.abstract(made.state)).state
+  saved = jax.tree.leaves(jax.device_get(state.params))
+  after, metrics = made.step(state, made.make_batch(50))
+  stepped = jax.tree.leaves(jax.device_get((after.params, metrics["loss"])))
+  with np.load(runs / "next_step.npz") as expected:
+    arrays = [expected[name] for name in expected.files]
+  for ours, theirs in zip(saved, arrays, strict=False):
+    np.testing.assert_array_equal(ours, theirs)
+  for ours, theirs in zip(stepped, arrays[len(saved) :], strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+class _Job:
+  """`launch/local.sh -n 2` on its way."""
+
+  def __init__(self, folder: pathlib.Path, flags: list[str]):
+    self.workdir = folder / "job"
+    command = [str(_ROOT / "launch/local.sh"), "-n", "2", *flags, f"--workdir={self.workdir}"]
+    environment, pipe = _environment(2, folder / "cache"), subprocess.PIPE
+    self._process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+  def wait_for_step(self, step: int) -> None:
+    """Until a metric line of `step` is there."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and self._process.poll() is None:
+      path = self.workdir / "metrics.jsonl"
+      if path.exists() and any(f'"step": {step},' in line for line in path.read_text().splitlines()):
+        return
+      time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached: {self.end()}")
+
+  def signal(self, process: int, number: int) -> None:
+    """Sends a signal to one of the two."""
+    found = subprocess.run(
+      ["pgrep", "-f", f"experiments.train.*--workdir={self.workdir}.*--process_id={process}"],
+      capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for pid in found.stdout.split():
+      os.kill(int(pid), number)
+
+  def end(self) -> tuple[int, str]:
+    """Exit status, and all that was said."""
+    out, err = self._process.communicate(timeout=300)
+    return self._process.returncode, out + err
+
+
+def test_a_killed_process_ends_the_job_and_it_goes_on_to_the_same_loss(runs):
+  folder, flags = runs
+  job = _Job(folder, flags)
+  job.wait_for_step(15)
+  job.signal(1, signal.SIGKILL)
+  killed = time.monotonic()
+  status, said = job.end()
+  assert time.monotonic() - killed < 60
+  assert status and "error: process 1 on " in said and "is gone: the job ends; the same command goes on" in said
+
+  job = _Job(folder, flags)
+  job.wait_for_step(25)
+  job.signal(1, signal.SIGTERM)  # asked of one, done by both
+  status, said = job.end()
+  assert status == 0 and said.count("stopped and saved at step") == 1
+
+  status, said = _Job(folder, flags).end()
+  assert status == 0 and "step 50/50" in said
+  np.testing.assert_allclose(_losses(job.workdir), _losses(folder / "processes"), rtol=1e-6)
+
+
+def test_a_process_that_does_not_come_is_named(runs):
+  folder, flags = runs
+  command = [sys.executable, "-m", "experiments.train", *flags, f"--workdir={folder}/alone", "--start_timeout=2"]
+  job = ["--coordinator=127.0.0.1:29517", "--num_processes=2", "--process_id=0"]
+  ended = subprocess.run(
+    [*command, *job], cwd=_ROOT, env=_environment(1, folder / "cache"), capture_output=True, text=True, check=False
+  )
+  message = "error: process 1 of 2 did not come to 127.0.0.1:29517 in time (--start_timeout)\n"
+  assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", message)
+  assert not (folder / "alone").exists()

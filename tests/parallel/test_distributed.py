@@ -1,0 +1,175 @@
+"""The roll call names who is missing or differs; barriers hold; the loss of a process is told to all."""
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+
+import pytest
+
+from gr4ad_jax.parallel import distributed
+from gr4ad_jax.parallel.distributed import Job, StartError
+
+
+@pytest.fixture
+def port():
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    return server.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def no_jax(monkeypatch):
+  """Threads stand for processes here: each has a link of its own, and JAX is not started."""
+  monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *args, **kwargs: None)
+  monkeypatch.setattr(distributed, "_FAREWELL", 0.1)
+
+
+def _call(port, numbers, processes=3, timeout=2.0, settings=lambda number: "the same", waiting=None):
+  """Starts the given processes together: number -> its link, or what it raised; and what each heard of losses."""
+  found, lost = {}, queue.Queue()
+
+  def one(number):
+    job = Job(f"127.0.0.1:{port}", processes, number)
+    try:
+      about = {
+        "process": number, "processes": processes, "settings": settings(number), "host": f"host{number}",
+      }  # fmt: skip
+      if number == 0:
+        told = waiting.append if waiting is not None else lambda text: None
+        peers = distributed._RollCall(job, port, about, told).run(time.monotonic() + timeout)
+      else:
+        peers = {0: distributed._answer_roll_call("127.0.0.1", port, about, timeout)}
+      found[number] = distributed._Link(job, peers, lambda reason: lost.put((number, reason)))
+    except StartError as error:
+      found[number] = error
+
+  threads = [threading.Thread(target=one, args=(number,)) for number in numbers]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(timeout + 10)
+    assert not thread.is_alive()
+  return [found[number] for number in numbers], lost
+
+
+def _heard(lost, count):
+  return dict(lost.get(timeout=5) for _ in range(count))
+
+
+def test_all_there_and_barriers_hold_until_the_last_has_come(port):
+  links, _ = _call(port, [2, 1, 0])
+  passed = []
+
+  def through(link, name):
+    link.barrier(name)
+    passed.append(name)
+
+  for name in ("a", "b", "a"):  # a name may be used again
+    early = [threading.Thread(target=through, args=(link, name)) for link in links[:2]]
+    for thread in early:
+      thread.start()
+    time.sleep(0.2)
+    assert not passed
+    links[2].barrier(name)
+    for thread in early:
+      thread.join(5)
+    assert passed == [name, name]
+    passed.clear()
+
+
+@pytest.mark.parametrize(
+  ("numbers", "missing"),
+  [([0, 2], "process 1 of 3 did not come to 127.0.0.1"), ([0], "processes 1, 2 of 3 did not come")],
+)
+def test_missing_processes_are_named_to_all_that_came(port, numbers, missing):
+  found, _ = _call(port, numbers, timeout=0.5)
+  for error in found:
+    assert isinstance(error, StartError) and missing in str(error) and "--start_timeout" in str(error)
+
+
+def test_without_process_0_the_others_say_so(port):
+  (error,), _ = _call(port, [1], timeout=0.5)
+  assert f"process 0 is missing: no answer at 127.0.0.1:{port}" in str(error)
+
+
+def test_other_flags_are_refused(port):
+  found, _ = _call(port, [0, 1], processes=2, settings=lambda number: str(number))
+  assert {str(error) for error in found} == {"process 1 on host1 was started with other flags than process 0"}
+
+
+@pytest.mark.parametrize(
+  ("about", "reason"),
+  [
+    ({"process": 1, "processes": 4}, "was started as one of 4, process 0 as one of 3"),
+    ({"process": 0, "processes": 3}, "process 0 is there twice, on host0 and on elsewhere"),
+    ({"process": 5, "processes": 3}, "process 5"),
+  ],
+)
+def test_a_process_that_does_not_belong_is_refused(port, about, reason):
+  with pytest.raises(StartError, match=reason), contextlib.ExitStack() as stack:
+
+    def stranger():
+      with contextlib.suppress(StartError):
+        distributed._answer_roll_call("127.0.0.1", port, {"settings": "", "host": "elsewhere"} | about, 5)
+
+    thread = threading.Thread(target=stranger)
+    stack.callback(thread.join)
+    thread.start()
+    own = {"process": 0, "processes": 3, "settings": "", "host": "host0"}
+    distributed._RollCall(Job(f"127.0.0.1:{port}", 3, 0), port, own, lambda text: None).run(time.monotonic() + 5)
+
+
+def test_what_is_no_process_of_ours_is_ignored(port):
+  def scanner():
+    with contextlib.suppress(OSError):
+      time.sleep(0.2)
+      with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert connection.recv(100) == b""
+
+  threading.Thread(target=scanner).start()
+  found, _ = _call(port, [0], timeout=1.0)
+  assert "processes 1, 2 of 3 did not come" in str(found[0])
+
+
+def test_a_port_that_is_taken_is_named():
+  with socket.create_server(("", 0)) as taken:
+    port = taken.getsockname()[1]
+    own = {"process": 0, "processes": 2, "settings": "", "host": "host0"}
+    with pytest.raises(StartError, match=f"process 0 cannot listen on port {port}"):
+      distributed._RollCall(Job(f"127.0.0.1:{port}", 2, 0), port, own, lambda text: None).run(time.monotonic() + 1)
+
+
+def test_a_lost_process_is_named_to_all(port):
+  links, lost = _call(port, [0, 1, 2])
+  links[1]._peers[0].socket.shutdown(socket.SHUT_RDWR)  # as the kernel does when a process is killed
+  heard = _heard(lost, 3)
+  assert heard[0] == heard[2] == "process 1 on host1 is gone"
+  assert heard[1].startswith("process 0 on ")
+
+
+def test_a_failure_is_told_with_its_status(port):
+  links, lost = _call(port, [0, 1, 2])
+  links[2].fail(2)
+  assert _heard(lost, 2) == {0: "process 2 failed with status 2", 1: "process 2 failed with status 2"}
+
+
+def test_after_the_end_nobody_is_missed(port):
+  links, lost = _call(port, [0, 1], processes=2)
+  ends = [threading.Thread(target=link.barrier, args=("end",)) for link in links]
+  for thread in ends:
+    thread.start()
+  for thread in ends:
+    thread.join(5)
+  for link in links:
+    link.close()
+  links[1]._peers[0].socket.close()
+  time.sleep(1.2)
+  assert lost.empty()
+
+
+def test_one_process_alone_waits_for_nobody():
+  distributed.barrier("anything")
+  distributed.finish(0)
+  distributed.finish(2)
