@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.evaluation import protocols
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
 from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.sid.swing import Told
 from gr4ad_jax.sid.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def source_of(config: Config) -> str:
 
 
 def tokenizer_of(
-  config: Config, dataset: Dataset, source: str = "", told: Callable[[str, int, int], None] | None = None
+  config: Config, dataset: Dataset, source: str = "", told: Told | None = None
 ) -> tuple[Tokenizer, SidIndex]:
   """The tokenizer and index of `source`, else of a trained run or of --init_from; where there is none, fitted anew.
 
@@ -133,9 +133,7 @@ def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index
   index.save(index_dir)  # last: its presence says that the others are whole
 
 
-def prepare_inputs(
-  config: Config, source: str = "", told: Callable[[str, int, int], None] | None = None
-) -> Inputs:
+def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -> Inputs:
   """Loads the data set, then takes tokenizer and features from the workdir, or fits them on what is learned from.
 
   Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing there. Tokenizer and

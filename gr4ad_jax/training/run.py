@@ -136,7 +136,8 @@ def check_objective(config: Config, inputs: Inputs) -> None:
 def start(config: Config, told: Callable[[str, int, int], None] | None = None) -> Inputs:
   """Reads and checks all input, then writes config, tokenizer and features into the workdir.
 
-  Of a job of several processes the first one does so; the others wait, and read the workdir, which all share.
+  Of a job of several processes the first one does so; the others wait, and read the workdir, which all share. `told`
+  hears what is fitted, how much of it is done, and of how much.
 
   Args:
     config: of the run.
