@@ -24,12 +24,16 @@ class ItemRanker:
 
   def __init__(self, model: ItemModel):
     def best(params, batch, k, mesh):
+      if mesh:  # all but the table is small: left to the compiler, activations may be cut instead, and moved
+        whole = NamedSharding(mesh, PartitionSpec())
+        others = {name: part for name, part in params.items() if name != tables.NAME}
+        params = params | jax.lax.with_sharding_constraint(others, whole)
       if mesh and len(batch.slot_ad_BS) % mesh_lib.batch_shards(mesh) == 0:
         batch = jax.lax.with_sharding_constraint(batch, mesh_lib.batch_sharding(mesh))
       scores_BN = model.apply({"params": params}, batch)
       score_BK, ad_BK = tables.top_k(scores_BN, k, mesh)
       found = score_BK - jax.nn.logsumexp(scores_BN, axis=-1, keepdims=True), ad_BK
-      return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec())) if mesh else found
+      return jax.lax.with_sharding_constraint(found, whole) if mesh else found
 
     self._best, self._num_ads = jax.jit(best, static_argnames=("k", "mesh")), model.num_ads
 

@@ -107,7 +107,7 @@ class GR4AD(nn.Module):
     self.processor = rematerialized(ContextProcessor, self.remat, (5,))(c, NUM_KINDS)
     self.decoder = self.make_decoder()
     # Logits are float32: bfloat16 ones lose the tail of a 16k softmax.
-    head = functools.partial(Linear, axes=("embed", "vocab"), bias=True, out_dtype=jnp.float32)
+    head = functools.partial(Linear, axes=("embed", "mlp"), bias=True, out_dtype=jnp.float32)
     self.heads = [head(v, name=f"head_{t}") for t, v in enumerate(self.codebooks)]
     self.ecpm_head = head(c.ecpm_bins)
     if c.copy != "off":

@@ -140,3 +140,20 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
     return NamedSharding(mesh, PartitionSpec(*axes))
 
   return jax.tree.map(place, nn.meta.unbox(abstract_params), specs)
+
+
+def gathered(params: Any, shardings: Any) -> Any:
+  """Parameters as a step computes with them: kernels whole along 'fsdp', tables cut by rows as they lie.
+
+  Left to itself, the compiler may cut activations along their width instead, and move these.
+
+  Args:
+    params: traced, inside `jax.jit`.
+    shardings: where they lie, of `param_shardings`.
+  """
+
+  def gather(x, sharding):
+    spec = PartitionSpec(*(None if axes == FSDP else axes for axes in sharding.spec))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
+
+  return jax.tree.map(gather, params, shardings)

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gr4ad_jax.config import TrainConfig
 from gr4ad_jax.parallel import tables
 from gr4ad_jax.training.item_task import RowLoss
 from gr4ad_jax.training.state import Optimizer, TrainState
-from gr4ad_jax.training.step import LossFn, make_train_step, step_key
+from gr4ad_jax.training.step import LossFn, gathering, make_train_step, step_key
 
 
 def allowed(config: TrainConfig, loss_fn: LossFn) -> bool:
@@ -31,7 +32,12 @@ def make_row_step(
     seed: as `make_train_step` takes it.
     state_shardings: likewise.
   """
-  step_on_rows = make_train_step(loss_fn.of_rows, optimizer, seed)
+  loss_of_rows = loss_fn.of_rows
+  if state_shardings is not None:
+    params = state_shardings.params
+    whole = NamedSharding(params[tables.NAME].mesh, PartitionSpec())
+    loss_of_rows = gathering(loss_of_rows, params | {tables.NAME: whole})
+  step_on_rows = make_train_step(loss_of_rows, optimizer, seed)
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     touched = loss_fn.touch(batch, step_key(seed, state.step))

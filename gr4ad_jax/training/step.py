@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training.state import Optimizer, TrainState
 
 LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -23,12 +24,15 @@ def make_train_step(
     seed: with the step number it fixes all randomness of a step, so a resumed run is the same run.
     accumulate: micro-batches that the leading axis B is split into; their mean gradient makes the step. Each is
       normalised by targets of its own, so a masked or weighted mean differs slightly from that of the full batch.
-    state_shardings: of the state that comes back (`shardings_of(state)`); None: as the compiler finds best.
+    state_shardings: of the state, before and after (`shardings_of(state)`); None: as the compiler finds best.
 
   Returns:
     The step. Its metrics are scalars: those of the loss, `loss`, `grad_norm` (before the limit), `learning_rate`, and
     `finite`, True where loss and gradient are.
   """
+
+  if state_shardings is not None:
+    loss_fn = gathering(loss_fn, state_shardings.params)
 
   def gradient(params, batch, key):
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
@@ -59,6 +63,11 @@ def make_train_step(
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
 
   return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+
+
+def gathering(loss_fn: LossFn, shardings: Any) -> LossFn:
+  """A loss that computes with `mesh.gathered` parameters; their gradients are cut as the parameters lie."""
+  return lambda params, batch, key: loss_fn(mesh_lib.gathered(params, shardings), batch, key)
 
 
 def step_key(seed: int, step: jax.Array) -> jax.Array:

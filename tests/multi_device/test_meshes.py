@@ -17,7 +17,7 @@ from tests import tiny
 _ROOT = pathlib.Path(__file__).parents[2]
 _LENGTH = (
   "--epochs=50", "--max_steps=50", "--log_every=1", "--save_every=10", "--noevaluate", "--fit_splits=train+valid",
-  "--tower_steps=0",
+  "--tower_steps=0", "--learning_rate=0.0005",
 )  # fmt: skip
 MESHES = {"data": "data:8", "fsdp": "data:2,fsdp:4", "tensor": "data:2,fsdp:2,tensor:2"}
 
@@ -94,7 +94,7 @@ def _losses(workdir: pathlib.Path) -> list[float]:
 @pytest.mark.parametrize("name", [*MESHES, "processes"])
 def test_fifty_losses_and_the_recommendations_are_those_of_one_device(runs, name):
   runs, _ = runs
-  np.testing.assert_allclose(_losses(runs / name), _losses(runs / "one"), rtol=1e-4)
+  np.testing.assert_allclose(_losses(runs / name), _losses(runs / "one"), atol=1e-4)
   assert _losses(runs / "one")[-1] < _losses(runs / "one")[0] - 0.2  # it learned something
   for user in ("u0", "u4", "u9"):
     lists = []

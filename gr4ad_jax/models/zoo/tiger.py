@@ -146,7 +146,7 @@ class Tiger(nn.Module):
     self.cross = [Linear(2 * c.width, name=f"cross_kv_{i}") for i in range(c.layers)]
     self.encoder_norm, self.decoder_norm = RMSNorm(), RMSNorm()
     self.heads = [
-      Linear(v, ("embed", "vocab"), out_dtype=jnp.float32, name=f"head_{t}") for t, v in enumerate(self.codebooks)
+      Linear(v, ("embed", "mlp"), out_dtype=jnp.float32, name=f"head_{t}") for t, v in enumerate(self.codebooks)
     ]
     self.dropout = nn.Dropout(c.dropout)
 
