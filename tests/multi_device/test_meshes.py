@@ -131,12 +131,13 @@ def test_a_checkpoint_of_eight_devices_goes_on_alone(runs):
 
 
 class _Job:
-  """`launch/local.sh -n 2` on its way."""
+  """`launch/local.sh` on its way: four devices in two processes, or in one."""
 
-  def __init__(self, folder: pathlib.Path, flags: list[str]):
+  def __init__(self, folder: pathlib.Path, flags: list[str], processes: int = 2):
     self.workdir = folder / "job"
-    command = [str(_ROOT / "launch/local.sh"), "-n", "2", *flags, f"--workdir={self.workdir}"]
-    environment, pipe = _environment(2, folder / "cache"), subprocess.PIPE
+    several = ["-n", str(processes)] if processes > 1 else []
+    command = [str(_ROOT / "launch/local.sh"), *several, *flags, f"--workdir={self.workdir}"]
+    environment, pipe = _environment(4 // processes, folder / "cache"), subprocess.PIPE
     self._process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
   def wait_for_step(self, step: int) -> None:
@@ -180,7 +181,7 @@ def test_a_killed_process_ends_the_job_and_it_goes_on_to_the_same_loss(runs):
   status, said = job.end()
   assert status == 0 and said.count("stopped and saved at step") == 1
 
-  status, said = _Job(folder, flags).end()
+  status, said = _Job(folder, flags, processes=1).end()  # another number of processes
   assert status == 0 and "step 50/50" in said
   np.testing.assert_allclose(_losses(job.workdir), _losses(folder / "processes"), rtol=1e-6)
 
