@@ -1,9 +1,12 @@
-"""What the tests of whole runs share."""
+"""What the tests share."""
 
 import os
 
-import jax
-import pytest
+# Most of a test's time is compilation, and half of that LLVM's: left out, here and in what the tests start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")
