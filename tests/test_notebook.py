@@ -174,8 +174,7 @@ _TINY_REWARD = {"reward_width": 8, "reward_bins": 3}
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compile_cache")
-def test_reproduce_table_runs(execute, tmp_path, monkeypatch):
-  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+def test_reproduce_table_runs(execute, tmp_path):
   log = tiny.write_log(tmp_path / "log")
   knobs = _TINY | _TINY_REWARD | dict(flag[2:].split("=") for flag in tiny.source_flags(log))
   found = execute("reproduce_table", {"settings": f"knobs |= {knobs!r}\nrows = rows[:2]"})
@@ -187,8 +186,7 @@ def test_reproduce_table_runs(execute, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compile_cache")
-def test_bring_your_own_data_runs(execute, tmp_path, monkeypatch):
-  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+def test_bring_your_own_data_runs(execute, tmp_path):
   mine = _sources("bring_your_own_data")["mine"]
   for before, now in {
     'ADS, EVENTS = "", ""': f'ADS, EVENTS = (f"{tmp_path}/runs/my_data/{{name}}.csv" for name in ("ads", "events"))',
