@@ -16,7 +16,8 @@ usage: launch/gke.sh COMMAND --name=NAME [options] [-- flags of experiments.trai
 
   of run, a slice of TPUs: --image=IMAGE --tpu=tpu-v5-lite-podslice --topology=4x4 --devices=4 (chips a host)
   or hosts with GPUs:      --image=IMAGE --gpu=nvidia-h100-80gb --hosts=2 --devices=8 (GPUs a host)
-  --claim=PVC      the claim of the shared disk (ReadWriteMany), mounted as /mnt/runs; several hosts need one
+  --claim=PVC      the claim of the shared disk (ReadWriteMany), mounted as /mnt/runs; several hosts need one,
+                   and with one --workdir lies below /mnt/runs
   --restarts=R     starts the job again R times at most (3)
   --namespace=N, --context=C  kubectl's
 
@@ -107,6 +108,11 @@ count_hosts() {
     fail "--devices=$devices is not allowed: a slice of $topology has $chips chips, a multiple of those of a host"
 }
 
+# The longest of the pods' host names is a label of DNS.
+check_pod_name() {
+  [ ${#1} -le 63 ] || fail "--name=$name is not allowed: the host name $1 has ${#1} characters, at most 63 are allowed"
+}
+
 check_run() {
   check_word --image "$image"
   check_workdir ${flags[@]+"${flags[@]}"}
@@ -126,7 +132,9 @@ check_run() {
     [ -z "$topology" ] || fail "--topology is not for --gpu"
     [ -n "$hosts" ] || fail "--hosts= is not allowed: name the number of hosts"
   fi
+  check_pod_name "$name-hosts-0-$((hosts - 1))"
   [ "$hosts" -eq 1 ] || [ -n "$claim" ] || fail "--claim= is not allowed: $hosts hosts need a shared disk for --workdir"
+  [ -z "$claim" ] || check_shared --claim
 }
 
 [ -n "$command" ] || fail "no command: run, logs, stop or delete"
@@ -178,7 +186,7 @@ manifest() {
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name
+  name: '$name'
 YAML
   [ -z "$tpu" ] || cat <<YAML
   annotations: # the node pool is the slice

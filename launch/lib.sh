@@ -28,12 +28,16 @@ perform() {
   fi
 }
 
-# `check_number FLAG VALUE LEAST`: refuses what is not a whole number of at least LEAST.
+# `check_number FLAG VALUE LEAST [MOST]`: refuses what is not a whole number in these bounds. A leading zero would make it octal.
 check_number() {
+  local allowed="a whole number of at least $3"
+  [ $# -lt 4 ] || allowed="a whole number from $3 to $4"
   case $2 in
-    '' | *[!0-9]* | ??????????*) fail "$1=$2 is not allowed: a whole number of at least $3" ;;
+    0[0-9]*) allowed="$allowed, without a leading zero" ;;
+    '' | *[!0-9]* | ??????????*) ;;
+    *) [ "$2" -lt "$3" ] || [ "$2" -gt "${4:-$2}" ] || return 0 ;;
   esac
-  [ "$2" -ge "$3" ] || fail "$1=$2 is not allowed: a whole number of at least $3"
+  fail "$1=$2 is not allowed: $allowed"
 }
 
 # `check_installed PROGRAM REMEDY`: refuses where a program is missing.
@@ -41,10 +45,23 @@ check_installed() {
   command -v "$1" >/dev/null || fail "$1 is missing: $2"
 }
 
-# Refuses flags of a training that do not name the run's directory: a job's processes share it.
+# Sets `workdir` to the run's directory; refuses flags of a training that do not name it: a job's processes share it.
 check_workdir() {
-  case " $* " in
-    *" --workdir="?*) ;;
-    *) fail "no --workdir=… among the flags of the training: name the run's directory, on a disk that all hosts share" ;;
+  local word
+  workdir=
+  for word in "$@"; do
+    case $word in
+      --workdir=*) workdir=${word#*=} ;; # the last one wins
+    esac
+  done
+  [ -n "$workdir" ] ||
+    fail "no --workdir=… among the flags of the training: name the run's directory, on a disk that all hosts share"
+}
+
+# `check_shared FLAG`: refuses a workdir elsewhere than on the shared disk, which FLAG mounts.
+check_shared() {
+  case $workdir in
+    /mnt/runs/?*) ;;
+    *) fail "--workdir=$workdir is not allowed: with $1 it lies below /mnt/runs, where the shared disk is mounted" ;;
   esac
 }

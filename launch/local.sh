@@ -48,7 +48,7 @@ while [ $# -gt 0 ]; do
     --devices=*) devices=${1#*=}; check_number --devices "$devices" 1 ;;
     --restarts=*) restarts=${1#*=}; check_number --restarts "$restarts" 0; job_flag=${1%%=*} ;;
     --grace=*) grace=${1#*=}; check_number --grace "$grace" 0; job_flag=${1%%=*} ;;
-    --port=*) port=${1#*=}; check_number --port "$port" 1; job_flag=${1%%=*} ;;
+    --port=*) port=${1#*=}; check_number --port "$port" 1 65535; job_flag=${1%%=*} ;;
     --workdir=*) flags[0]=$1 ;;
     --*) flags+=("$1") ;;
     *) fail "'$1' is not a flag; see launch/local.sh --help" ;;

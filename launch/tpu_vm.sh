@@ -12,14 +12,15 @@ usage: launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [options] [-- flags of e
   create   makes the TPU VM: --type=v5litepod-16 [--version=SOFTWARE] [--spot]
   install  copies this checkout to every worker and installs it there: [--nfs=SERVER:/EXPORT]
   run      starts experiments.train --distributed=auto on every worker in the background, then does what logs does: -- --workdir=…
-  logs     follows the log until the training ends: [--worker=0|1|…|all]
-  stop     SIGTERM to the training on every worker; waits until all have saved and ended
+  logs     follows the log until the training ends, and exits with its status: [--worker=0|1|…|all]
+  stop     SIGTERM to the training on every worker where it runs; waits until all have saved and ended
   delete   deletes the TPU VM, after a question: [--yes]
   up       create, install and run
 
   --project=P   without it, that of gcloud's configuration
   --version=V   TPU software; without it, the one that goes with --type
-  --nfs=S:/E    the shared disk, mounted on every worker as /mnt/runs; several workers need one, for all of them write one --workdir
+  --nfs=S:/E    the shared disk, mounted on every worker as /mnt/runs; several workers need one, for all of them write one --workdir,
+                which then lies below /mnt/runs
   --dry-run     print the commands, do not run them
 
 Needed here: gcloud, logged in, with the TPU API on. The same run command goes on with a run that was stopped.
@@ -83,7 +84,10 @@ case $command in
     ;;
 esac
 case $command in
-  run | up) check_workdir ${flags[@]+"${flags[@]}"} ;;
+  run | up)
+    check_workdir ${flags[@]+"${flags[@]}"}
+    [ -z "$nfs" ] || check_shared --nfs
+    ;;
   *) [ ${#flags[@]} -eq 0 ] || fail "$command takes no flags of the training" ;;
 esac
 case $worker in
@@ -109,12 +113,30 @@ create() {
   tpu_vm create "$name" "--accelerator-type=$type" "--version=$version" ${more[@]+"${more[@]}"}
 }
 
-# The images hold an older Python than is needed, so uv fetches one.
+# Copies the checkout to the workers' homes, as one archive. In a shell of its own, which removes its folder at the end.
+copy() (
+  folder=${TMPDIR:-/tmp}/gr4ad_jax.XXXXXX
+  if ! $dry_run; then
+    folder=$(mktemp -d "$folder")
+    trap 'rm -rf "$folder"' EXIT
+  fi
+  perform tar --exclude=./.git --exclude=./.venv --exclude=./runs -czf "$folder/gr4ad_jax.tgz" .
+  tpu_vm scp "$folder/gr4ad_jax.tgz" "$name:gr4ad_jax.tgz" --worker=all
+)
+
+# For the workers' shells: ends them where a training runs.
+idle="if kill -0 \"\$(cat train.pid 2>/dev/null)\" 2>/dev/null; then echo 'error: a training runs already' >&2; exit 2; fi"
+# … each line after the number of its worker.
+label="sed -u \"s/^/[\${HOSTNAME##*-w-}] /\""
+
+# The archive is unpacked into a fresh folder, and what is in it takes the place of what has its name in the copy: a module that was
+# deleted is gone, while logs and runs stay. The images hold an older Python than is needed, so uv fetches one.
 install() {
-  local archive=/tmp/gr4ad_jax.tgz mount
-  perform tar --exclude=./.git --exclude=./.venv --exclude=./runs -czf "$archive" .
-  tpu_vm scp "$archive" "$name:gr4ad_jax.tgz" --worker=all
-  on_workers all "mkdir -p gr4ad_jax && tar -xzf gr4ad_jax.tgz -C gr4ad_jax && cd gr4ad_jax &&\
+  local mount
+  copy
+  on_workers all "mkdir -p gr4ad_jax && cd gr4ad_jax || exit 2; $idle;\
+ rm -rf ../gr4ad_jax.new && mkdir ../gr4ad_jax.new && tar -xzf ../gr4ad_jax.tgz -C ../gr4ad_jax.new &&\
+ ls -A ../gr4ad_jax.new | while IFS= read -r each; do rm -rf \"./\$each\" && mv \"../gr4ad_jax.new/\$each\" . || exit 1; done &&\
  python3 -m pip install --quiet --user --upgrade uv && python3 -m uv venv --quiet --clear --python=3.12 .venv &&\
  python3 -m uv pip install --quiet --python=.venv -e '.[data,text,plots,log]' 'jax[tpu]>=0.10.2,<0.12'"
   if [ -n "$nfs" ]; then
@@ -126,19 +148,31 @@ install() {
 
 # train.pid holds the shell that waits for the training, and writes its exit status as the last line of the log.
 run() {
-  on_workers all "cd gr4ad_jax || exit 2; if kill -0 \"\$(cat train.pid 2>/dev/null)\" 2>/dev/null; then\
- echo 'error: a training runs already' >&2; exit 2; fi;\
+  local shared=
+  case $workdir in
+    /mnt/runs/?*) ;;
+    *)
+      shared=" if mountpoint -q /mnt/runs; then"
+      shared="$shared echo 'error: --workdir is not below /mnt/runs, where the shared disk is mounted' >&2; exit 2; fi;"
+      ;;
+  esac
+  on_workers all "cd gr4ad_jax || exit 2; $idle;$shared\
  { trap '' HUP; .venv/bin/python -m experiments.train --distributed=auto $(quoted "${flags[@]}");\
  echo \"ended with exit status \$?\"; } >train.log 2>&1 </dev/null & echo \$! >train.pid"
   logs
 }
 
+# Without that last line the training was killed, with its shell: 1.
 logs() {
-  on_workers "$worker" "cd gr4ad_jax && tail -n +1 -F --pid=\"\$(cat train.pid)\" train.log | sed -u \"s/^/[\${HOSTNAME##*-w-}] /\""
+  on_workers "$worker" "cd gr4ad_jax && tail -n +1 -F --pid=\"\$(cat train.pid)\" train.log | $label;\
+ status=\$(sed -n '\$s/^ended with exit status //p' train.log); exit \"\${status:-1}\""
 }
 
 stop() {
-  on_workers all "cd gr4ad_jax && pkill -TERM -P \"\$(cat train.pid)\" && tail -f /dev/null --pid=\"\$(cat train.pid)\" && tail -n 2 train.log"
+  on_workers all "cd gr4ad_jax || exit 2; { pid=\$(cat train.pid 2>/dev/null);\
+ if kill -0 \"\$pid\" 2>/dev/null; then pkill -TERM -P \"\$pid\"; tail -f /dev/null --pid=\"\$pid\";\
+ else echo 'no training runs'; fi;\
+ [ ! -e train.log ] || tail -n 2 train.log; } | $label"
 }
 
 delete() {

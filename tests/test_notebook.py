@@ -54,6 +54,7 @@ def test_all_begin_alike():
 @pytest.mark.parametrize("repo", ["../..", "https://host/repo.git"])
 def test_it_installs_for_the_accelerator(device, extra, repo, monkeypatch):
   calls = []
+  monkeypatch.chdir(_FOLDER)
   find_spec, exists = importlib.util.find_spec, os.path.exists
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gr4ad_jax" else find_spec(name))
   monkeypatch.setattr(os.path, "exists", lambda path: path == device or ("/dev/" not in path and exists(path)))
@@ -65,6 +66,14 @@ def test_it_installs_for_the_accelerator(device, extra, repo, monkeypatch):
   [command] = calls
   package = "../..[data,text,plots,log]" if repo == "../.." else f"gr4ad_jax[data,text,plots,log] @ git+{repo}"
   assert command == [sys.executable, "-m", "pip", "install", "--quiet", package, *([extra] if extra else [])]
+
+
+def test_a_repo_that_is_not_there_is_told_in_one_line(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)  # on Colab the notebook does not lie in a checkout
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("nothing is installed"))
+  with pytest.raises(SystemExit, match=r"^no \.\./\.\./setup\.cfg: set REPO [^\n]+$"):
+    exec(_sources("quickstart")["install"], {})
 
 
 def test_it_says_that_jax_does_not_see_an_accelerator(monkeypatch, capsys):

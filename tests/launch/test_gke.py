@@ -15,7 +15,7 @@ _MANIFEST = """\
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: big
+  name: 'big'
 spec:
   suspend: false
   failurePolicy:
@@ -89,7 +89,8 @@ def test_a_slice_of_tpus(tmp_path):
 def test_words_stay_words(tmp_path):
   """A number or a truth value of YAML as a name, and quotes in a flag, come out as they went in."""
   one = [word for word in _GPU if not word.startswith(("--image", "--claim", "--hosts"))]
-  job, pods, _ = _manifest(tmp_path, *one, "--image=1e3", "--claim=true", "--hosts=1")
+  job, pods, whole = _manifest(tmp_path, *one, "--name=true", "--image=1e3", "--claim=true", "--hosts=1")
+  assert whole["metadata"]["name"] == "true"
   assert (job["parallelism"], pods["containers"][0]["image"]) == (1, "1e3")
   assert pods["volumes"][0]["persistentVolumeClaim"] == {"claimName": "true"}
   assert fakes.printed(pods["containers"][0]["args"][0])[0][-1] == "--note=it's"
@@ -98,6 +99,13 @@ def test_words_stay_words(tmp_path):
 def test_one_host_needs_no_claim(tmp_path):
   job, pods, _ = _manifest(tmp_path, "--name=big", "--image=i", "--tpu=t", "--topology=2x2", "--devices=4")
   assert job["parallelism"] == 1 and "volumes" not in pods and "volumeMounts" not in pods["containers"][0]
+
+
+def test_the_longest_name(tmp_path):
+  """<name>-hosts-0-<n> is a label of DNS, of 63 characters at most; a longer one is refused."""
+  name = 53 * "n"
+  _, pods, _ = _manifest(tmp_path, *_GPU, f"--name={name}", "--hosts=10")
+  assert f"--coordinator={name}-hosts-0-0.{name}:8476" in pods["containers"][0]["args"][0]
 
 
 def test_run_applies_what_the_dry_run_prints(tmp_path):

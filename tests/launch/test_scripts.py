@@ -40,11 +40,14 @@ def test_help(name, tmp_path):
 
 _TPU = ("tpu_vm.sh", "run", "--name=pod", "--zone=z")
 _GKE = ("gke.sh", "run", "--name=job", "--image=i", "--claim=c")
+_LONG = ("gke.sh", "run", f"--name={53 * 'n'}", "--image=i", "--claim=c", "--gpu=g")
 _MISTAKES = [
   (("local.sh", "3"), "'3' is not a flag"),
   (("local.sh", "-n"), "-n needs a number"),
   (("local.sh", "-n", "two"), "-n=two is not allowed: a whole number of at least 1"),
   (("local.sh", "-n", "0"), "-n=0 is not allowed"),
+  (("local.sh", "-n", "08"), "-n=08 is not allowed: a whole number of at least 1, without a leading zero"),
+  (("local.sh", "-n", "2", "--port=65536"), "--port=65536 is not allowed: a whole number from 1 to 65535"),
   (("local.sh", "--devices="), "--devices= is not allowed"),
   (("local.sh", "--restarts=1"), "--restarts needs -n"),
   (("tpu_vm.sh",), "no command"),
@@ -55,6 +58,9 @@ _MISTAKES = [
   ((*_TPU, "--typ=v4-8"), "--typ=v4-8 is not a flag"),
   (_TPU, "no --workdir="),
   ((*_TPU, "--", "--epochs=1"), "no --workdir="),
+  ((*_TPU, "--", "--workdir="), "no --workdir="),
+  ((*_TPU, "--", "--note=as --workdir=w"), "no --workdir="),
+  ((*_TPU, "--nfs=s:/e", "--", "--workdir=runs/r"), "--workdir=runs/r is not allowed: with --nfs it lies below"),
   ((*_TPU, "--worker=first", "--", "--workdir=w"), "--worker=first is not allowed"),
   (("tpu_vm.sh", "stop", "--name=n", "--zone=z", "--", "--workdir=w"), "stop takes no flags of the training"),
   (("tpu_vm.sh", "create", "--name=n", "--zone=z"), "--type= is not allowed"),
@@ -71,6 +77,10 @@ _MISTAKES = [
   ((*_GKE, "--tpu=t", "--topology=2x3", "--devices=4", "--", "--workdir=w"), "a slice of 2x3 has 6 chips"),
   ((*_GKE, "--tpu=a'b", "--devices=4", "--", "--workdir=w"), "--tpu=a'b is not allowed"),
   ((*_GKE, "--gpu=g", "--devices=8", "--", "--workdir=w"), "--hosts= is not allowed"),
+  ((*_GKE, "--gpu=g", "--devices=08", "--", "--workdir=w"), "--devices=08 is not allowed"),
+  ((*_GKE, "--gpu=g", "--devices=8", "--hosts=2", "--", "--workdir=w"), "with --claim it lies below /mnt/runs"),
+  ((*_GKE, "--gpu=g", "--devices=8", "--hosts=2", "--", "--workdir=/mnt/runs/"), "--workdir=/mnt/runs/ is not allowed"),
+  ((*_LONG, "--devices=8", "--hosts=11", "--", "--workdir=/mnt/runs/r"), "has 64 characters"),
   ((*_GKE, "--claim=", "--gpu=g", "--devices=8", "--hosts=2", "--", "--workdir=w"), "2 hosts need a shared disk"),
   ((*_GKE, "--xpk", "--", "--workdir=w"), "--cluster= is not allowed"),
   ((*_GKE, "--zone=z", "--", "--workdir=w"), "are for --xpk"),
