@@ -51,6 +51,7 @@ def _start(folder, fake, *arguments):
     ["bash", str(fakes.ROOT / "launch" / "local.sh"), *arguments],
     env=fakes.environment(folder, **fake), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     start_new_session=True,
+    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup bash could not catch it
   )  # fmt: skip
 
 
