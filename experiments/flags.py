@@ -147,7 +147,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
       logging.get_absl_logger().setLevel("ERROR")  # the checkpointing library tells a great deal through it
     nonlocal joined
     try:
-      joined = jobs.join(knob_names() - {"preset"})
+      joined = jobs.join(knob_names() | {"workdir"})
       return main(argv)
     except KeyboardInterrupt:
       print("\ninterrupted; the same command starts over, or goes on from the last checkpoint", file=sys.stderr)

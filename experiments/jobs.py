@@ -1,5 +1,6 @@
 """Flags of a job of several processes, and what a binary does when it joins and leaves one."""
 
+import contextlib
 import os
 import sys
 
@@ -65,17 +66,24 @@ def join(knobs: set[str], given: flags.FlagValues = flags.FLAGS) -> bool:
 
 def _lost(reason: str) -> None:
   """Ends this process, which may hang in a collective operation for good: what it has saved is whole."""
-  print(f"error: {reason}: the job ends; the same command goes on from the last checkpoint", file=sys.stderr)
-  _exit(1)
+  try:
+    print(f"error: {reason}: the job ends", file=sys.stderr)
+  finally:
+    _exit(1)
 
 
 def leave(status: int) -> None:
   """Ends this process of a job: with 0 once all are done, else at once, and the others with it."""
-  distributed.finish(status)
-  _exit(status)
+  try:
+    distributed.finish(status)
+  finally:
+    _exit(status)
 
 
 def _exit(status: int) -> None:
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(status)  # what JAX does at exit would wait for processes that are gone
+  try:
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError, ValueError):  # a pipe that nobody reads any more
+        stream.flush()
+  finally:
+    os._exit(status)  # what JAX does at exit would wait for processes that are gone

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import select
 import selectors
 import socket
 import threading
@@ -21,7 +22,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_SILENCE = (5, 5, 6)  # keep-alive: idle seconds before the first probe, between probes, and probes: gone after 35 s
+_SILENCE = (5, 5, 6)  # keep-alive: idle seconds before the first probe, between probes, and probes
+_GONE = _SILENCE[0] + _SILENCE[1] * _SILENCE[2]  # seconds
 _PAUSE = 0.2  # seconds between attempts to connect
 _FAREWELL = 1.0  # seconds in which the others hear of a failure; once process 0 is gone, JAX aborts them
 
@@ -60,9 +62,12 @@ def detect(timeout: float) -> Job:
   *found, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(timeout))
   if None in found:
     raise StartError("no launcher's environment was found (SLURM, TPU VM, GKE, Open MPI): name the processes by flags")
-  if given := os.environ.get("JAX_LOCAL_DEVICE_IDS"):
-    devices = map(int, given.split(","))
-  return Job(*found, tuple(devices or ()))
+  return Job(*found, _named_devices() or tuple(devices or ()))
+
+
+def _named_devices() -> tuple[int, ...]:
+  """$JAX_LOCAL_DEVICE_IDS, as 0,1."""
+  return tuple(int(number) for number in os.environ.get("JAX_LOCAL_DEVICE_IDS", "").split(",") if number)
 
 
 _link: "_Link | None" = None  # of this process, while it is part of a job
@@ -101,7 +106,13 @@ def start(
   else:
     peers = {0: _answer_roll_call(host.strip("[]"), int(port), about, timeout)}
   _link = _Link(job, peers, on_lost)
-  jax.distributed.initialize(*job[:3], local_device_ids=list(job.local_devices), initialization_timeout=60)
+  try:
+    jax.distributed.initialize(
+      *job[:3], local_device_ids=list(job.local_devices or _named_devices()), initialization_timeout=60
+    )
+  except Exception as error:  # whatever it is, the others must hear of it
+    finish(1)
+    raise StartError(f"JAX does not start: {' '.join(str(error).split())[:300]}") from error
 
 
 def barrier(name: str) -> None:
@@ -120,7 +131,8 @@ def finish(status: int) -> None:
   else:
     _link.barrier("end")
     _link.close()
-    jax.distributed.shutdown()
+    with contextlib.suppress(Exception):  # all are done: whatever it meets is no failure of the job
+      jax.distributed.shutdown()
   _link = None
 
 
@@ -143,6 +155,12 @@ def agreed(here: bool) -> bool:
   return bool(gather(np.asarray([here])).all())
 
 
+def same(digest: bytes) -> bool:
+  """Whether the first eight bytes are the same on every process. All must call it."""
+  all_P2 = gather(np.frombuffer(digest[:8], np.int32)[None])
+  return bool((all_P2 == all_P2[0]).all())
+
+
 class _Peer:
   """A connection to another process, in lines of JSON."""
 
@@ -152,6 +170,8 @@ class _Peer:
     for name, value in zip(("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"), _SILENCE, strict=True):
       if hasattr(socket, name):
         connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # the same for what was sent and is not acknowledged
+      connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _GONE)
 
   def send(self, **message) -> None:
     with contextlib.suppress(OSError), self._sending:  # that a peer is gone is noticed where it is read
@@ -180,10 +200,11 @@ class _RollCall:
 
   def run(self, deadline: float) -> dict[int, _Peer]:
     """Waits until all are there. Raises StartError, and tells those that are there why."""
+    both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     try:
-      with socket.create_server(("", self._port), backlog=self._job.processes) as server:
+      with socket.create_server(("", self._port), backlog=self._job.processes, **both) as server:
         told = time.monotonic()
-        while missing := [p for p in range(1, self._job.processes) if p not in self._peers]:
+        while missing := self._missing():
           now = time.monotonic()
           names = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))} of {self._job.processes}"
           if now > deadline:
@@ -204,15 +225,24 @@ class _RollCall:
       peer.send(begin=True)
     return self._peers
 
+  def _missing(self) -> list[int]:
+    """Who has not come, or has left again."""
+    connected = {peer.socket: number for number, peer in self._peers.items()}
+    for ready in select.select(list(connected), [], [], 0)[0]:
+      if self._peers[connected[ready]].messages() is None:
+        del self._peers[connected[ready]]
+    return [number for number in range(1, self._job.processes) if number not in self._peers]
+
   def _admit(self, connection: socket.socket) -> None:
     connection.settimeout(5.0)
-    peer = _Peer(connection)
     try:
+      peer = _Peer(connection)
       about = (peer.messages() or [{}])[0]
       number, processes = int(about["process"]), int(about["processes"])
-    except (KeyError, ValueError, TypeError, AttributeError):  # not one of ours: a port scanner, say
+    except (OSError, KeyError, ValueError, TypeError, AttributeError):  # not one of ours: a port scanner, say
       connection.close()
       return
+    connection.settimeout(None)
     who, own = f"process {number} on {about.get('host')}", self._about
     reason = ""
     if processes != self._job.processes:
@@ -227,6 +257,7 @@ class _RollCall:
       peer.send(refused=reason)
       raise StartError(reason)
     self._peers[number] = peer
+    peer.send(here=True)
 
 
 def _answer_roll_call(host: str, port: int, about: dict, timeout: float) -> _Peer:
@@ -235,23 +266,32 @@ def _answer_roll_call(host: str, port: int, about: dict, timeout: float) -> _Pee
   while True:
     try:
       peer = _Peer(socket.create_connection((host, port), timeout=5.0))
-      break
-    except OSError as error:
+      return _wait_for_all(peer, host, port, about, timeout)
+    except (OSError, ValueError) as error:  # nobody there, or not process 0: a server of a job that is ending, say
       if time.monotonic() > deadline:
-        reason = f"no answer at {host}:{port} in time (--start_timeout): {error.strerror or error}"
+        reason = f"no answer at {host}:{port} in time (--start_timeout): {getattr(error, 'strerror', None) or error}"
         raise StartError(f"process 0 is missing: {reason}") from error
       time.sleep(_PAUSE)
+
+
+def _wait_for_all(peer: _Peer, host: str, port: int, about: dict, timeout: float) -> _Peer:
+  """Says who one is, and waits for the word that all are there. OSError or ValueError: it is not process 0."""
   peer.send(**about)
-  peer.socket.settimeout(1.0)
-  while time.monotonic() < deadline + 5:  # process 0 itself says who is missing
+  heard, deadline = False, time.monotonic() + timeout + 5  # process 0 itself says in time who is missing
+  while time.monotonic() < deadline:
     messages = peer.messages()
-    if messages is None:
+    if messages is None and heard:
       raise StartError(f"process 0 at {host}:{port} ended before all processes were there")
+    if messages is None or (not messages and not heard):
+      raise ConnectionError("it does not answer as process 0 does")
     for message in messages:
       if "refused" in message:
         raise StartError(message["refused"])
-      peer.socket.settimeout(None)
-      return peer
+      if "begin" in message:
+        peer.socket.settimeout(None)
+        return peer
+      heard = True
+      peer.socket.settimeout(1.0)
   raise StartError(f"process 0 at {host}:{port} does not begin")
 
 
@@ -305,13 +345,17 @@ class _Link:
       while not self._closed:
         for key, _ in selector.select(timeout=1.0):
           process, peer = key.data
-          messages = peer.messages()
-          if messages is None:
-            self._lose(f"process {process} on {peer.about.get('host', self._job.coordinator)} is gone")
-            return
-          for message in messages:
-            if self._hear(process, message):
+          try:
+            messages = peer.messages()
+            if messages is None:
+              host = peer.about.get("host", self._job.coordinator)
+              self._lose(f"process {process} on {host} is gone (the same command goes on from the last checkpoint)")
               return
+            if any([self._hear(process, message) for message in messages]):
+              return
+          except (ValueError, KeyError) as error:
+            self._lose(f"process {process} sends what cannot be read: {error!r}")
+            return
 
   def _hear(self, process: int, message: dict) -> bool:
     """Acts on a message; True where it ends the job."""
@@ -335,4 +379,6 @@ class _Link:
       return
     for peer in self._peers.values():
       peer.send(lost=reason)
+    if self._job.process == 0 and self._job.processes > 2:
+      time.sleep(_FAREWELL)
     self._on_lost(reason)

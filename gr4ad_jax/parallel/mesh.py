@@ -4,6 +4,7 @@
 One device is a mesh of shape (1, 1, 1).
 """
 
+import functools
 import math
 from typing import Any
 
@@ -36,12 +37,15 @@ def parse(text: str, devices: int) -> dict[str, int]:
   Raises:
     ValueError: a name or number that is not allowed, or a product that is not the number of devices; says which.
   """
-  sizes = dict.fromkeys(AXES, 1)
+  sizes, named = dict.fromkeys(AXES, 1), set()
   for part in text.split(","):
     name, _, number = part.strip().partition(":")
+    if name in named:
+      raise ValueError(f"it names {name} twice")
     if name not in sizes or not number.removeprefix("-").isdigit() or int(number) < -1 or int(number) == 0:
       raise ValueError(f"{part.strip()!r} is not one of {', '.join(AXES)} with a size, as data:-1,fsdp:4")
     sizes[name] = int(number)
+    named.add(name)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if len(free) > 1 or devices % fixed or (not free and fixed != devices):
@@ -52,17 +56,26 @@ def parse(text: str, devices: int) -> dict[str, int]:
 def make_mesh(text: str = "data:-1", devices: list[jax.Device] | None = None) -> Mesh:
   """A mesh of axes ('data', 'fsdp', 'tensor').
 
+  Devices of one process are placed by their wiring. Those of several stand in the order of the processes, so that the
+  rows of a batch that a process makes lie on its own devices, one run of them.
+
   Args:
     text: sizes, see `parse`.
     devices: those to use; None: all, of every process.
 
   Raises:
-    ValueError: sizes that the devices do not make up.
+    ValueError: sizes that the devices do not make up, or that their wiring does not allow.
   """
   devices = jax.devices() if devices is None else devices
   shape = tuple(parse(text, len(devices)).values())
+  if len({device.process_index for device in devices}) > 1:
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(ordered).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
   # Auto: under the default, Explicit, linen's logical metadata is refused.
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  try:
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  except NotImplementedError as error:
+    raise ValueError(f"the devices' wiring does not allow it: {' '.join(str(error).split())[:200]}") from error
 
 
 def local_mesh() -> Mesh:
@@ -111,11 +124,14 @@ def local_copy(tree: Any) -> Any:
   leaves = jax.tree.leaves(tree)
   if all(len(leaf.sharding.device_set) == 1 for leaf in leaves):
     return tree
-  whole = jax.tree.map(lambda leaf: NamedSharding(leaf.sharding.mesh, PartitionSpec()), tree)
-  gather = jax.jit(lambda x: x, out_shardings=whole).lower(tree).compile()
+  gather = _gather(leaves[0].sharding.mesh).lower(tree).compile()  # compiled once
   distributed.barrier("gather")
-  copied = gather(tree)
-  return jax.tree.map(lambda leaf: leaf.addressable_data(0), copied)
+  return jax.tree.map(lambda leaf: leaf.addressable_data(0), gather(tree))
+
+
+@functools.lru_cache(maxsize=4)
+def _gather(mesh: Mesh):
+  return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:

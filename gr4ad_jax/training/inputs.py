@@ -189,6 +189,15 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   os.replace(path + ".part", path)
 
 
+def digest_of_files(config: Config) -> bytes:
+  """SHA-256 over the files of tokenizer and index in the workdir."""
+  made = hashlib.sha256()
+  for name in ("tokenizer/tokenizer.npz", "index/codes.npz"):
+    with open(os.path.join(config.workdir, name), "rb") as file:
+      made.update(file.read())
+  return made.digest()
+
+
 def load_behaviors(config: Config) -> tuple[str, ...]:
   """Behaviours of a run's data, shallowest first."""
   return tuple(_load_log(config)["behaviors"])

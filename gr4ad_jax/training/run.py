@@ -156,6 +156,8 @@ def start(config: Config, told: Callable[[str, int, int], None] | None = None) -
   if jax.process_index():
     inputs = inputs_lib.prepare_inputs(config, config.workdir)
     inputs_lib.check_same_log(config, inputs.dataset, started=True)
+  if not distributed.same(inputs_lib.digest_of_files(config)):
+    raise ConfigError(f"--workdir={config.workdir} is not allowed: its files differ from process to process; share it")
   return inputs
 
 

@@ -36,6 +36,8 @@ def make_train_step(
 
   def gradient(params, batch, key):
     (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key)
+    if state_shardings is not None:
+      grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
     return grads, {**metrics, "loss": loss}
 
   def accumulated(params, batch, key):
@@ -66,7 +68,7 @@ def make_train_step(
 
 
 def gathering(loss_fn: LossFn, shardings: Any) -> LossFn:
-  """A loss that computes with `mesh.gathered` parameters; their gradients are cut as the parameters lie."""
+  """A loss that computes with `mesh.gathered` parameters."""
   return lambda params, batch, key: loss_fn(mesh_lib.gathered(params, shardings), batch, key)
 
 

@@ -39,6 +39,7 @@ def check_mesh(config: Config) -> None:
   text, devices = config.training.mesh, jax.device_count()
   try:
     sizes = mesh_lib.parse(text, devices)
+    mesh_lib.make_mesh(text)
   except ValueError as error:
     raise ConfigError(f"--mesh={text} is not allowed: {error}") from error
   for knob, axis in (("width", mesh_lib.FSDP), ("heads", mesh_lib.TENSOR)):

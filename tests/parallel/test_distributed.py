@@ -145,7 +145,7 @@ def test_a_lost_process_is_named_to_all(port):
   links, lost = _call(port, [0, 1, 2])
   links[1]._peers[0].socket.shutdown(socket.SHUT_RDWR)  # as the kernel does when a process is killed
   heard = _heard(lost, 3)
-  assert heard[0] == heard[2] == "process 1 on host1 is gone"
+  assert heard[0] == heard[2] == "process 1 on host1 is gone (the same command goes on from the last checkpoint)"
   assert heard[1].startswith("process 0 on ")
 
 
