@@ -1,6 +1,7 @@
 """The UA-SID tokenizer: content -> tower -> balanced residual k-means -> hashed last level (GR4AD §UA-SID, MGMR)."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -135,8 +136,8 @@ def fit(
     events: the log.
     config: settings; needs two levels or more.
     seed: of everything random; the same seed gives the same codes.
-    log: told of progress.
-    told: hears how far Swing is.
+    log: told of the tower's loss and of the codes of a level.
+    told: hears how far Swing and k-means are.
 
   Returns:
     The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced: `encode` on the same ads may differ.
@@ -155,8 +156,9 @@ def fit(
   residual_ND: Sliceable = text_ND if trained is None else trained.embed(text_ND, ads)
   centroids, levels = [], []
   for level, size in enumerate(config.codebooks[:-1]):
+    heard = told and functools.partial(told, f"k-means, level {level + 1}")
     centroids_CD, code_N = kmeans.balanced_kmeans(
-      residual_ND, size, iterations=config.kmeans_iterations, seed=seed + level, log=log
+      residual_ND, size, iterations=config.kmeans_iterations, seed=seed + level, told=heard
     )
     residual_ND = Residual(residual_ND, centroids_CD, code_N)
     centroids.append(centroids_CD)

@@ -1,5 +1,6 @@
 """Swing equals its formula, looks at training only, and its pairs are parted fairly."""
 
+import collections
 import dataclasses
 import itertools
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from gr4ad_jax.config import SidConfig
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.sid import swing, tokenizer
+from gr4ad_jax.sid import swing, swing_beam, tokenizer
 
 BASKETS = st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6), min_size=1, max_size=12)
 
@@ -93,6 +94,20 @@ def test_ads_of_a_user_count_where_every_visit_holds_one(make):
   np.testing.assert_array_equal(users.ads_NK, baskets_found.ads_NK)
   np.testing.assert_array_equal(users.similarity_NK, baskets_found.similarity_NK)
   assert (users.ads_NK >= 0).any()
+
+
+@pytest.mark.parametrize("largest", [1, 2])
+def test_a_user_s_visits_as_the_pipeline_takes_them(largest):
+  rng = np.random.default_rng(0)
+  visit, ad = rng.integers(5, 40, 300), rng.integers(9, size=300)
+  found = list(swing_beam._visits_of_ads((77, visit, ad), largest, 1000, 0))
+  visits = collections.defaultdict(set)
+  for number, taken in zip(visit.tolist() if largest > 1 else [77] * 300, ad.tolist(), strict=True):
+    visits[number].add(taken)
+  expected = [(one, number, tuple(sorted(ads))) for number, ads in sorted(visits.items()) for one in sorted(ads)]
+  assert [(one, number, held) for one, (_, number, held) in found] == expected
+  assert len({first for _, (first, _, _) in found}) == len(found)
+  assert not list(swing_beam._visits_of_ads((77, visit[:0], ad[:0]), largest, 1000, 0))
 
 
 def test_neighbours_made_elsewhere_are_taken(shop, tmp_path):
