@@ -20,6 +20,7 @@ by which it is judged; and while events are sorted, the largest visit and the mo
 
 import concurrent.futures
 import dataclasses
+import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -52,22 +53,30 @@ class Neighbors:
   ads_NK: np.ndarray
   similarity_NK: np.ndarray
 
-  def save(self, path: str) -> None:
-    """Writes an .npz file, under a temporary name first."""
+  def save(self, path: str, made: dict[str, float]) -> None:
+    """Writes an .npz file, with the settings that made it, under a temporary name first."""
     part = f"{path}.part.npz"
-    np.savez(part, ads=self.ads_NK, similarity=self.similarity_NK)
+    np.savez(part, ads=self.ads_NK, similarity=self.similarity_NK, made=np.asarray(json.dumps(made)))
     os.replace(part, path)
 
   @classmethod
-  def load(cls, path: str) -> "Neighbors":
-    """Reads what `save` wrote. Raises OSError where there is none, DataError where it is another file or damaged."""
+  def load(cls, path: str, wanted: dict[str, float]) -> "Neighbors":
+    """Reads what `save` wrote.
+
+    Raises:
+      OSError: there is no such file.
+      DataError: it is another file, damaged, or made with other settings than those wanted.
+    """
     try:
       with np.load(path, allow_pickle=False) as saved:
-        found = cls(saved["ads"], saved["similarity"])
+        found, made = cls(saved["ads"], saved["similarity"]), dict(json.loads(str(saved["made"])))
     except (EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
       raise DataError(f"{path}: not a file of Swing neighbours ({error!r})") from error
     if found.ads_NK.ndim != 2 or found.ads_NK.shape != found.similarity_NK.shape:
       raise DataError(f"{path}: neighbours of shape {found.ads_NK.shape}, similarities {found.similarity_NK.shape}")
+    for name, value in wanted.items():
+      if made.get(name) != value:
+        raise DataError(f"{path}: made with --{name}={made.get(name)}; {value} is wanted")
     return found
 
   def split(self, held_out: float, seed: int) -> tuple["Neighbors", "Neighbors"]:

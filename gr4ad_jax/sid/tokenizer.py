@@ -176,11 +176,12 @@ def co_occurrence(
   """Swing neighbours from the training visits, by the settings; a tower learns all of them but `HELD_OUT`.
 
   Raises:
-    schema.DataError: bad columns; or `swing_path` holds neighbours of another number of ads, or is damaged.
+    schema.DataError: bad columns; or `swing_path` holds neighbours by other settings or of another number of ads, or is
+      damaged.
     OSError: `swing_path` cannot be read.
   """
   if config.swing_path:
-    found = swing.Neighbors.load(config.swing_path)
+    found = swing.Neighbors.load(config.swing_path, swing_settings(config, seed))
     if len(found.ads_NK) != num_ads or found.ads_NK.max(initial=-1) >= num_ads:
       raise schema.DataError(f"{config.swing_path}: neighbours of {len(found.ads_NK)} ads; the table has {num_ads}")
     return found
@@ -196,6 +197,12 @@ def co_occurrence(
     memory_mb=config.swing_memory_mb,
     told=told,
   )
+
+
+def swing_settings(config: settings.SidConfig, seed: int) -> dict[str, float]:
+  """The settings that Swing's neighbours depend on, by flag."""
+  names = ("swing_alpha", "swing_neighbors", "swing_visits", "swing_basket", "swing_support")
+  return {name: getattr(config, name) for name in names} | {"seed": seed}
 
 
 def tower_settings(config: settings.SidConfig) -> dict:

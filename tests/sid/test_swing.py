@@ -114,12 +114,18 @@ def test_neighbours_made_elsewhere_are_taken(shop, tmp_path):
   ads, events = shop
   path = str(tmp_path / "neighbors.npz")
   whole = swing.fit_swing(events, len(ads))
-  whole.save(path)
-  found = tokenizer.co_occurrence(events, len(ads), SidConfig(swing_path=path), seed=0)
+  config = SidConfig(swing_path=path)
+  whole.save(path, tokenizer.swing_settings(config, 0))
+  found = tokenizer.co_occurrence(events, len(ads), config, seed=0)
   np.testing.assert_array_equal(found.ads_NK, whole.ads_NK)
   np.testing.assert_array_equal(found.similarity_NK, whole.similarity_NK)
   with pytest.raises(DataError, match="neighbors.npz: neighbours of 120 ads; the table has 99"):
-    tokenizer.co_occurrence(events, 99, SidConfig(swing_path=path), seed=0)
+    tokenizer.co_occurrence(events, 99, config, seed=0)
+  with pytest.raises(DataError, match="neighbors.npz: made with --seed=0; 1 is wanted"):
+    tokenizer.co_occurrence(events, len(ads), config, seed=1)
+  for name, value in {"alpha": 0.5, "neighbors": 8, "visits": 9, "basket": 9, "support": 3}.items():
+    with pytest.raises(DataError, match=rf"neighbors.npz: made with --swing_{name}=\d+(\.0)?; {value} is wanted"):
+      tokenizer.co_occurrence(events, len(ads), dataclasses.replace(config, **{f"swing_{name}": value}), seed=0)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04"])
@@ -127,6 +133,6 @@ def test_a_file_that_holds_no_neighbours_is_named(tmp_path, content):
   path = tmp_path / "neighbors.npz"
   path.write_bytes(content)
   with pytest.raises(DataError, match="neighbors.npz: not a file of Swing neighbours"):
-    swing.Neighbors.load(str(path))
+    swing.Neighbors.load(str(path), {})
   with pytest.raises(FileNotFoundError, match="absent"):
-    swing.Neighbors.load(str(tmp_path / "absent.npz"))
+    swing.Neighbors.load(str(tmp_path / "absent.npz"), {})
