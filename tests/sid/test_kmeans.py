@@ -152,6 +152,13 @@ def test_a_coordinate_of_zeros_overflows_nothing():
     np.testing.assert_allclose(centroids, expected, rtol=1e-6)
 
 
+def test_a_row_beyond_what_float32_counts_is_named():
+  far = rows.Rows(np.float32([[0], [np.nan]]))
+  far.begin = 2**24 + 4
+  with pytest.raises(ValueError, match="row 16777222 is not"):
+    kmeans._checked(far)
+
+
 def test_iterations_from_a_given_start_lower_the_distortion():
   rng = np.random.default_rng(0)
   points = rng.normal(size=(2000, 8)).astype(np.float32)
