@@ -53,7 +53,11 @@ _SUITE = flags.DEFINE_enum("suite", "train", _SUITES, "What to measure.")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; empty: they are only printed.")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Interleaved measurements of each figure.", lower_bound=1)
 _PEER = flags.DEFINE_boolean("peer", False, "decode: the T5 peer too; needs the extra 'peer'.")
-_ADS = flags.DEFINE_list("ads", [], "Number of ads; index: several; empty: 1,000,000; index: 10,000 to 10,000,000.")
+_ADS = flags.DEFINE_list(
+  "ads", [],
+  "Ads of the made-up catalogue. throughput, table, kmeans, swing: one number, 1000000 if empty. index: one or more, "
+  "10000,100000,1000000,10000000 if empty.",
+)  # fmt: skip
 _EVENTS = flags.DEFINE_integer("events", 100_000_000, "swing: events of the made-up log.", lower_bound=1)
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "throughput: requests searched at once.")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.", lower_bound=0.05)

@@ -17,7 +17,7 @@ from experiments import flags as flags_lib
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.checks import optional
 from gr4ad_jax.data.prepare import prepared_folders
-from gr4ad_jax.sid import swing_beam
+from gr4ad_jax.sid import swing_beam, tokenizer
 
 _OUT = flags.DEFINE_string("out", "neighbors.npz", "File for the neighbours.")
 _BEAM = flags.DEFINE_string("beam_options", "", "Options of the Beam pipeline, such as '--runner=DirectRunner'.")
@@ -37,7 +37,7 @@ def main(argv):
   with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(_OUT.value)), prefix="swing_") as parts:
     folders = prepared_folders(config.data)
     found = swing_beam.run(folders, config.sid, config.training.seed, parts, options)
-  found.save(_OUT.value)
+  found.save(_OUT.value, tokenizer.swing_settings(config.sid, config.training.seed))
   print(f"{(found.ads_NK[:, 0] >= 0).sum()} of {len(found.ads_NK)} ads have neighbours; they lie in {_OUT.value}")
   return 0
 

@@ -146,6 +146,8 @@ def test_period_leaves_the_rest_out_of_all_that_is_fitted(start, tmp_path):
   [
     ({"init_from": "/nowhere"}, "--init_from=/nowhere is not allowed: it holds no whole checkpoint"),
     ({"width": 32}, "--width=32 is not allowed: the run in --init_from="),
+    ({"swing_alpha": 0.5}, "--swing_alpha=0.5 is not allowed: the run in --init_from="),
+    ({"swing_memory_mb": 99, "swing_path": "/nowhere", "reward": "profit"}, "--reward=profit is not allowed"),
     ({"reward": "profit"}, "--reward=profit is not allowed"),
   ],
 )

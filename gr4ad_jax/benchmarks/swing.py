@@ -4,8 +4,6 @@ The log's popularity of ads and its sizes of visits follow power laws. Its colum
 """
 
 import os
-import resource
-import sys
 import tempfile
 import time
 from typing import NamedTuple
@@ -13,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from gr4ad_jax.benchmarks import timing
 from gr4ad_jax.config import Config, DataConfig, SidConfig
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.sid import swing
@@ -96,7 +95,7 @@ def measure(config: Config, events: int, ads: int, told: swing.Told | None = Non
       "make_seconds": made - begin,
       "fit_seconds": time.perf_counter() - made,
       "fit_cpu_seconds": time.process_time() - used,
-      "peak_rss_gib": _peak_gib(),
+      "peak_rss_gib": timing.peak_memory() / 2**30,
       "ads_with_neighbors": int((fitted.ads_NK[:, 0] >= 0).sum()),
       "neighbors": int((fitted.ads_NK >= 0).sum()),
     }
@@ -138,8 +137,3 @@ def summary(figures: dict) -> str:
     "share of the uncapped neighbours that stay, Online Retail II:",
   ]
   return "\n".join(lines + [f"  {name}: {share:.3f}" for name, share in figures["caps"].items()])
-
-
-def _peak_gib() -> float:
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak / (2**30 if sys.platform == "darwin" else 2**20)

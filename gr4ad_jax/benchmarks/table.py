@@ -6,7 +6,6 @@ The model is SASRec with a sampled softmax; ads and requests are made up, so it 
 import dataclasses
 import logging
 import re
-import resource
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -120,8 +119,10 @@ def measure(config: Config, ads: int) -> dict:
     ads: of the catalogue.
 
   Raises:
-    ConfigError: there is one device only.
+    ConfigError: fewer ads than a request holds, or one device only.
   """
+  if ads <= config.data.history_slots:
+    raise ConfigError(f"--ads={ads} is not allowed: more than --history_slots={config.data.history_slots} are needed")
   if jax.device_count() == 1:
     flag = "--xla_force_host_platform_device_count=8"
     raise ConfigError(f"--suite=table is not allowed: there is 1 device; XLA_FLAGS={flag} makes 8 of a CPU")
@@ -132,9 +133,9 @@ def measure(config: Config, ads: int) -> dict:
     program = run.step.lower(run.abstract, run.make_batch(0)).compile()
     ways[way] = held(program) | {"whole_arrays": whole_arrays(program, (ads, tables.rows(ads)))}
     _log.info("%s: compiled, at most %.2f GB a device", way, ways[way]["most"] / 1e9)
-  peaks, begin = {"before": _peak_bytes()}, time.perf_counter()
+  peaks, begin = {"before": timing.peak_memory()}, time.perf_counter()
   state = jax.block_until_ready(run.init())
-  peaks["init"], init_seconds = _peak_bytes(), time.perf_counter() - begin
+  peaks["init"], init_seconds = timing.peak_memory(), time.perf_counter() - begin
   _log.info("table made in %.0f s", init_seconds)
   seconds, losses, read = [], [], []
   for number in range(STEPS):
@@ -144,7 +145,7 @@ def measure(config: Config, ads: int) -> dict:
     seconds.append(time.perf_counter() - begin)
     losses.append(float(metrics["loss"]))
     read.append(np.asarray(batch.slot_ad_BS).size + np.asarray(batch.target_ad_BM).size)
-  peaks["steps"] = _peak_bytes()
+  peaks["steps"] = timing.peak_memory()
   (square_sum,) = (x for x in jax.tree.leaves(state.opt_state) if x.shape == (tables.rows(ads),))
   table = state.params[tables.NAME]
   return {
@@ -170,10 +171,6 @@ def _placed(array: jax.Array) -> dict[str, Any]:
   """Shape of an array, of its part on a device, and bytes of all parts together."""
   parts = [shard.data for shard in array.addressable_shards]
   return {"shape": array.shape, "part": parts[0].shape, "parts": len(parts), "bytes": sum(x.nbytes for x in parts)}
-
-
-def _peak_bytes() -> int:
-  return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts KiB
 
 
 def summary(figures: dict) -> str:

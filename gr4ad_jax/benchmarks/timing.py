@@ -3,7 +3,9 @@
 import collections
 import os
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +84,12 @@ def spread(values: list[float]) -> dict[str, float]:
 def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
   """Spread of the ratios of two interleaved rows of seconds."""
   return spread([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def peak_memory() -> int:
+  """Most bytes of memory that the process has held since its start."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts KiB
 
 
 def machine() -> dict[str, Any]:

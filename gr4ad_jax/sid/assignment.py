@@ -10,6 +10,7 @@ from gr4ad_jax.sid.rows import Rows
 BALANCE = 1.2  # largest cluster over mean cluster; even codes leave fewer ads to a prefix
 FEW_CLUSTERS = 512  # up to here the longer lists of candidates are cheap
 CANDIDATES, CANDIDATES_OF_MANY = 32, 8  # nearest clusters a point may bid for at once; N * this many are held
+BIDS = 1 << 12  # points whose candidates are compared at once
 RAISE, RAISE_OF_MANY = 0.01, 0.05  # least raise of a bid over the mean gap of a point's candidates: ends the auction
 
 
@@ -83,20 +84,27 @@ def auction(candidate_NR: np.ndarray, cost_NR: np.ndarray, room_C: np.ndarray, l
   active = np.arange(len(candidate_NR), dtype=np.int32)
   slot_N[:] = -1
   while len(active):
-    value_AR = cost_NR[active] + price_C[candidate_NR[active]]
-    row = np.arange(len(active))
-    pick = np.argmin(value_AR, axis=1)
-    least = value_AR[row, pick]
-    value_AR[row, pick] = np.inf
-    limit = cost_NR[active, -1]  # clusters beyond the candidates cost at least this
-    second = np.minimum(value_AR.min(axis=1), limit)
-    stays = least <= limit
-    active, pick, raise_by = active[stays], pick[stays], (second - least)[stays] + step
-    target = candidate_NR[active, pick]
+    bids = [_bids(active[at : at + BIDS], candidate_NR, cost_NR, price_C, step) for at in range(0, len(active), BIDS)]
+    active, pick, bid = (np.concatenate(parts) for parts in zip(*bids, strict=True))
+    del bids
     slot_N[active] = pick
-    active = _settle(target, active, price_C[target] + raise_by, member_CK, bid_CK, room_C, price_C)
+    active = _settle(candidate_NR[active, pick], active, bid, member_CK, bid_CK, room_C, price_C)
     slot_N[active] = -1
   return slot_N
+
+
+def _bids(active: np.ndarray, candidate_NR, cost_NR, price_C, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Who of some points still bids, for which candidate, and how much: `step` more than makes another as good."""
+  value_AR = cost_NR[active] + price_C[candidate_NR[active]]
+  row = np.arange(len(active))
+  pick = np.argmin(value_AR, axis=1).astype(np.int32)
+  least = value_AR[row, pick]
+  value_AR[row, pick] = np.inf
+  limit = cost_NR[active, -1]  # clusters beyond the candidates cost at least this
+  second = np.minimum(value_AR.min(axis=1), limit)
+  stays = least <= limit
+  active, pick = active[stays], pick[stays]
+  return active, pick, price_C[candidate_NR[active, pick]] + ((second - least)[stays] + step)
 
 
 def _settle(target_A, point_A, bid_A, member_CK, bid_CK, room_C, price_C) -> np.ndarray:

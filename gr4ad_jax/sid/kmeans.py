@@ -1,7 +1,6 @@
 """Balanced k-means, over a mesh and from disk: no cluster grows beyond a fixed multiple of the mean."""
 
-import logging
-import time
+from collections.abc import Callable
 
 import numpy as np
 from jax.sharding import Mesh
@@ -11,7 +10,7 @@ from gr4ad_jax.sid.rows import Rows, Sliceable
 
 PLUS_PLUS = 512  # clusters up to which the start is k-means++; it goes C times through a sample of 64 C points
 MOST_CLUSTERS = 1 << 20
-TELL = 30.0  # seconds between two words of progress
+_NONE = 2**31 - 1  # beyond every row
 
 
 def balanced_kmeans(
@@ -22,7 +21,7 @@ def balanced_kmeans(
   seed: int,
   start_CD: np.ndarray | None = None,
   mesh: Mesh | None = None,
-  log: logging.Logger | None = None,
+  told: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Lloyd's iterations with a balanced assignment.
 
@@ -30,8 +29,8 @@ def balanced_kmeans(
   has a cluster of its own, and the other centroids repeat points.
 
   The points may be any array that can be sliced by rows, as a memory-mapped one; an iteration reads them twice, a few
-  thousand a device at a time. What stays in memory is some 150 bytes a point above `assignment.FEW_CLUSTERS` clusters,
-  400 below: its candidates and their distances, its bid and cluster.
+  thousand a device at a time. What is held at most, at the auction's first round, is some 210 bytes a point above
+  `assignment.FEW_CLUSTERS` clusters, 400 up to there: its candidates and their distances, its bids, and their order.
 
   The result does not depend on the number of devices, to the bit: see `rows.Rows` for the distances; clusters are
   decided from all of them in a fixed order; and the sums that make the centroids are of whole numbers. Their unit is,
@@ -46,7 +45,7 @@ def balanced_kmeans(
     seed: of the start: k-means++ up to `PLUS_PLUS` clusters, then points at random, distinct where there are as many.
     start_CD: centroids to start from instead.
     mesh: devices to compute on; None: all of this process.
-    log: told of rate and remaining time, every `TELL` seconds.
+    told: hears how much is done, and of how much at most: points times passes.
 
   Returns:
     [C, D] float32 centroids; [N] int32 clusters of this process' points.
@@ -65,16 +64,22 @@ def balanced_kmeans(
   longest_D = _checked(rows)
   capacity = assignment.cluster_capacity(rows.num, num_clusters)
   unit_D = unit_of(longest_D, capacity)
-  progress = _Progress(rows.num, iterations + 1, log)
+  total = rows.num * (iterations + 1)
+
+  def assign(centroids_CD: np.ndarray, done: int) -> tuple[np.ndarray, np.ndarray]:
+    heard = told and (lambda count: told(done * rows.num + count, total))
+    return assignment.assign_rows(rows, centroids_CD, capacity, heard)
+
   centroids_CD = _start(rows, num_clusters, seed) if start_CD is None else np.asarray(start_CD, np.float32)
-  cluster_N, squared_N = assignment.assign_rows(rows, centroids_CD, capacity, progress.told)
+  cluster_N, squared_N = assign(centroids_CD, 0)
   for iteration in range(1, iterations + 1):
     centroids_CD = means(rows, cluster_N, squared_N, centroids_CD, unit_D)
-    progress.begin(iteration)
-    moved_N, squared_N = assignment.assign_rows(rows, centroids_CD, capacity, progress.told)
+    moved_N, squared_N = assign(centroids_CD, iteration)
     if (moved_N == cluster_N).all():
       break
     cluster_N = moved_N
+  if told:
+    told(total, total)
   return centroids_CD, rows.mine(cluster_N)
 
 
@@ -84,23 +89,23 @@ def _checked(rows: Rows) -> np.ndarray:
   Raises:
     ValueError: there is no point, or one is not finite; on every process.
   """
-  longest_D, bad = np.zeros(rows.width, np.float32), np.inf
+  longest_D, bad = np.zeros(rows.width, np.float32), _NONE
   for begin, chunk in rows.chunks():
     finite = np.isfinite(chunk).all(axis=1)
     if not finite.all():
       bad = begin + int(np.argmin(finite))
       break
     longest_D = np.maximum(longest_D, np.abs(chunk).max(axis=0))
-  bad = -rows.most(np.float32(-bad))
-  if not rows.num or bad < np.inf:
-    raise ValueError("k-means needs finite points; " + (f"row {int(bad) + 1} is not" if rows.num else "there are none"))
+  bad = -int(rows.most(np.int32(-bad)))
+  if not rows.num or bad < _NONE:
+    raise ValueError("k-means needs finite points; " + (f"row {bad + 1} is not" if rows.num else "there are none"))
   return rows.most(longest_D)
 
 
 def unit_of(longest_D: np.ndarray, capacity: int) -> np.ndarray:
   """The powers of two that coordinates are counted in, [D]: `capacity` of the greatest make at most 2^31 - 1 units."""
-  least_D = np.maximum(longest_D.astype(np.float64), 1e-30) * capacity / (2**31 - 1 - capacity)  # rounding may add half
-  return 2.0 ** np.ceil(np.log2(least_D))
+  least_D = longest_D.astype(np.float64) * capacity / (2**31 - 1 - capacity)  # rounding may add half
+  return 2.0 ** np.ceil(np.log2(np.maximum(least_D, 2.0**-126)))  # its inverse is a float32
 
 
 def means(
@@ -154,27 +159,3 @@ def _plus_plus(sample_SD: np.ndarray, num_clusters: int, rng: np.random.Generato
     gap_SD = sample_SD - sample_SD[chosen[c]]
     squared_S = np.minimum(squared_S, np.einsum("sd,sd->s", gap_SD, gap_SD))
   return sample_SD[chosen].copy()
-
-
-class _Progress:
-  """Says now and then how fast it goes and how long it will take, if all iterations are needed."""
-
-  def __init__(self, points: int, passes: int, log: logging.Logger | None):
-    self._points, self._passes, self._log = points, passes, log
-    self._done = 0  # passes
-    self._begun = self._said = time.monotonic()
-
-  def begin(self, done: int) -> None:
-    self._done = done
-
-  def told(self, rows: int) -> None:
-    now = time.monotonic()
-    if self._log is None or not rows or now - self._said < TELL:
-      return
-    self._said = now
-    total, passed = self._passes * self._points, self._done * self._points + rows
-    rate = passed / (now - self._begun)
-    self._log.info(
-      "k-means, pass %d of %d: %d of %d points, %.0f points a second, %.0f s left at most",
-      self._done + 1, self._passes, rows, self._points, rate, (total - passed) / rate,
-    )  # fmt: skip

@@ -96,6 +96,7 @@ def quality_report(
   codes_NT: np.ndarray,
   *,
   unseen: bool = True,
+  told: swing.Told | None = None,
 ) -> dict:
   """Everything that is reported of a tokenizer; JSON-able.
 
@@ -103,7 +104,7 @@ def quality_report(
   trained neighbours are no candidates, for trained and content vectors alike; ads that only list the query as theirs
   stay, as distractors. The two ads of a held-out pair were seen in other pairs. The `unseen` figure is stricter: a
   second tower of the same settings never meets a tenth of the ads, neither as anchor, positive nor negative; those ask
-  for all their neighbours among all ads.
+  for all their neighbours among all ads. All vectors are held in memory, and each ad that asks meets all others.
 
   Args:
     fitted: the tokenizer.
@@ -111,6 +112,7 @@ def quality_report(
     events: the log it was fitted on.
     codes_NT: their UA-SIDs.
     unseen: whether to train that second tower.
+    told: hears how far Swing is, which is fitted anew.
 
   Returns:
     {"ads", "codebooks", "last_level", "codes": {"hash", "probe"}, "item_recall": {"content", "trained"} or
@@ -122,7 +124,7 @@ def quality_report(
   config = fitted.config
   text_ND = encoders.encode(ads, config.encoder)
   vectors_ND = fitted.embed(ads)
-  neighbors = tokenizer.co_occurrence(events, len(ads), config, fitted.seed)
+  neighbors = tokenizer.co_occurrence(events, len(ads), config, fitted.seed, told)
   pairs, held_out = neighbors.split(tokenizer.HELD_OUT, fitted.seed)
   prefix_NP = codes_NT[:, :-1]
   codes = {

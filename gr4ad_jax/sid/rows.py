@@ -63,7 +63,7 @@ class Rows:
     return np.asarray(multihost_utils.process_allgather(value)) if self._shared else np.asarray(value)[None]
 
   def most(self, value: np.ndarray) -> np.ndarray:
-    """The greatest over all processes, number by number; float32."""
+    """The greatest over all processes, number by number; int32 or float32."""
     return self._each(value).max(axis=0)
 
   def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -93,6 +93,12 @@ class Rows:
     padded[: len(value_n)] = value_n
     return np.concatenate([part[:size] for part, size in zip(self._each(padded), size_P, strict=True)])
 
+  def _count(self, among: np.ndarray | None) -> int:
+    """Rows of this process among those numbers; None: all of them."""
+    if among is None:
+      return int(self._local.shape[0])
+    return int(((among >= self.begin) & (among < self._end)).sum())
+
   def _steps(self, among: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, int, jax.Array]]:
     """(positions here, rows that count, [devices * rows, D] on the devices); every process takes as many steps.
 
@@ -100,7 +106,7 @@ class Rows:
       among: numbers of the rows to visit, ascending; None: all.
     """
     here = None if among is None else among[(among >= self.begin) & (among < self._end)] - self.begin
-    count = self._local.shape[0] if here is None else len(here)
+    count = self._count(among)
     most = int(self._each(np.int32(count)).max())
     tiles = -(-most // (TILE * self._devices))
     rows = min(STEP, TILE << max(tiles - 1, 0).bit_length()) * self._devices  # few shapes, so few compilations
@@ -139,16 +145,19 @@ class Rows:
     """
     arguments = _padded(centroids_CD, open_C)
     run = _nearest_on(self._mesh, min(candidates, len(arguments[1])))
-    found, waiting, done = [], None, 0  # one step waits: the next rows are read while the devices work
+    shape = (self._count(among), min(candidates, len(arguments[1])))
+    found = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    waiting, done, filled = None, 0, 0  # one step waits: the next rows are read while the devices work
     for _, size, x_BD in self._steps(among):
       if told:
         told(min(done, self.num))
-      answer = size, run(x_BD, *arguments)
+      answer = filled, size, run(x_BD, *arguments)
       if waiting:
-        found.append(_taken(*waiting))
-      waiting, done = answer, done + x_BD.shape[0]
-    found.append(_taken(*waiting))
-    return tuple(self._gather(np.concatenate(parts)) for parts in zip(*found, strict=True))
+        _take(found, *waiting)
+      waiting, done, filled = answer, done + x_BD.shape[0], filled + size
+    if waiting:
+      _take(found, *waiting)
+    return tuple(self._gather(part) for part in found)
 
   def sums(self, cluster_N: np.ndarray, num_clusters: int, unit_D: np.ndarray) -> np.ndarray:
     """Sum of the rows of each cluster, in whole units: exact, so the same in any order and on any number of devices.
@@ -273,10 +282,8 @@ def _total_on(mesh: Mesh):
   return jax.jit(lambda total: total.sum(axis=0), out_shardings=NamedSharding(mesh, WHOLE))
 
 
-def _taken(size: int, answer: tuple[jax.Array, ...]) -> list[np.ndarray]:
-  """The first rows of those that lie on this process' devices."""
-  parts = []
-  for value in answer:
+def _take(found: tuple[np.ndarray, ...], at: int, size: int, answer: tuple[jax.Array, ...]) -> None:
+  """Writes the first rows of those that lie on this process' devices into `found`, from row `at`."""
+  for to, value in zip(found, answer, strict=True):
     shards = sorted(value.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    parts.append(np.concatenate([np.asarray(shard.data) for shard in shards])[:size])
-  return parts
+    to[at : at + size] = np.concatenate([np.asarray(shard.data) for shard in shards])[:size]

@@ -14,12 +14,13 @@ Four rules bound the work. Below the caps the result is exact, and it depends ne
 
 `memory_mb` bounds the working memory of all workers together. Beside it stand the columns, the result, 4 bytes for each
 pair of visit and ad before the cap on visits and 4 for each after it, 32 bytes a visit and 100 an ad. Blocks of ads are
-sized by the ads of their visits. What is never cut: a single ad, of 160 bytes for each ad of each visit by which it is
-judged; and while events are sorted, the largest visit and the most popular ad, of 40 bytes an event.
+sized by the ads of their visits. What is never cut: in each worker a single ad, of 160 bytes for each ad of each visit
+by which it is judged; and while events are sorted, the largest visit and the most popular ad, of 40 bytes an event.
 """
 
 import concurrent.futures
 import dataclasses
+import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from gr4ad_jax.sid import swing_blocks
 from gr4ad_jax.sid.swing_groups import BLOCK, Groups, check_columns, cuts, group, priority, train_blocks
 
 _ENTRY_BYTES, _PAIR_BYTES = 128, 32  # what an entry and a pair of a block take at the most
+_WORKER_BYTES = 64 << 20  # of memory, for each worker after the first
 _ENTRIES, _PAIRS = 1 << 18, 1 << 22  # of a block, where memory allows
 OF_A_VISIT, OF_AN_AD = "ads of a visit", "visits of an ad"  # what a priority decides on
 _GROUPED, _TURNED, _COMPARED = "Swing: events", "Swing: ads of visits", "Swing: pairs of visits"
@@ -51,22 +53,30 @@ class Neighbors:
   ads_NK: np.ndarray
   similarity_NK: np.ndarray
 
-  def save(self, path: str) -> None:
-    """Writes an .npz file, under a temporary name first."""
+  def save(self, path: str, made: dict[str, float]) -> None:
+    """Writes an .npz file, with the settings that made it, under a temporary name first."""
     part = f"{path}.part.npz"
-    np.savez(part, ads=self.ads_NK, similarity=self.similarity_NK)
+    np.savez(part, ads=self.ads_NK, similarity=self.similarity_NK, made=np.asarray(json.dumps(made)))
     os.replace(part, path)
 
   @classmethod
-  def load(cls, path: str) -> "Neighbors":
-    """Reads what `save` wrote. Raises OSError where there is none, DataError where it is another file or damaged."""
+  def load(cls, path: str, wanted: dict[str, float]) -> "Neighbors":
+    """Reads what `save` wrote.
+
+    Raises:
+      OSError: there is no such file.
+      DataError: it is another file, damaged, or made with other settings than those wanted.
+    """
     try:
       with np.load(path, allow_pickle=False) as saved:
-        found = cls(saved["ads"], saved["similarity"])
+        found, made = cls(saved["ads"], saved["similarity"]), dict(json.loads(str(saved["made"])))
     except (EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
       raise DataError(f"{path}: not a file of Swing neighbours ({error!r})") from error
     if found.ads_NK.ndim != 2 or found.ads_NK.shape != found.similarity_NK.shape:
       raise DataError(f"{path}: neighbours of shape {found.ads_NK.shape}, similarities {found.similarity_NK.shape}")
+    for name, value in wanted.items():
+      if made.get(name) != value:
+        raise DataError(f"{path}: made with --{name}={made.get(name)}; {value} is wanted")
     return found
 
   def split(self, held_out: float, seed: int) -> tuple["Neighbors", "Neighbors"]:
@@ -137,7 +147,7 @@ def fit_swing(
     min_support: visits that two neighbours share; less than 2 is as 2.
     seed: seed of both samples.
     memory_mb: MiB of working memory, 16 or more (see the head).
-    workers: threads; 0: one a core.
+    workers: threads, one for each 64 MiB of memory at most; 0: one a core.
     told: hears how far it is: events grouped by visit, ads of visits by ad, pairs of visits compared.
 
   Returns:
@@ -150,7 +160,8 @@ def fit_swing(
   at_least(1, neighbors=neighbors, max_users_per_item=max_users_per_item, max_items_per_user=max_items_per_user)
   at_least(16, memory_mb=memory_mb)
   check_columns(events, num_ads)
-  memory, workers = memory_mb << 20, workers or os.cpu_count() or 1
+  memory = memory_mb << 20
+  workers = min(workers or os.cpu_count() or 1, max(memory // _WORKER_BYTES, 1))
   baskets = _baskets(events, max_items_per_user, seed, memory, told)
   visits = _visits(baskets, max_users_per_item, seed, memory, told)
   share = memory // (2 * workers)  # half for entries, half for pairs
@@ -159,12 +170,12 @@ def fit_swing(
   def work(low: int, high: int) -> None:
     found.take(
       swing_blocks.similar(
-        baskets, visits, low, high, num_ads=num_ads, alpha=alpha, min_support=max(min_support, 2),
+        baskets, visits, low, high, alpha=alpha, min_support=max(min_support, 2),
         pairs_at_once=max(min(_PAIRS, share // _PAIR_BYTES), 1),
       )
     )  # fmt: skip
 
-  most = max(min(max(_ENTRIES, num_ads // 4), share // _ENTRY_BYTES), 1)
+  most = max(min(_ENTRIES, share // _ENTRY_BYTES), 1)
   _all(work, list(cuts(_entries(baskets, visits), most)), visits.sizes(), workers, told)
   return found.neighbors
 

@@ -139,8 +139,11 @@ def _visits_of_ads(example: Example, largest: int, max_items: int, seed: int) ->
   """Each ad of each visit with that visit; a user is one visit where no visit holds two ads."""
   user, visit, ad = example
   visit = visit if largest > 1 else np.full(len(ad), user)
-  for number in np.unique(visit).tolist():
-    ads = np.unique(ad[visit == number])
+  order = np.lexsort((ad, visit))
+  visit, ad = visit[order], ad[order]
+  begin = np.flatnonzero(np.append(True, visit[1:] != visit[:-1])[: len(visit)])
+  for number, ads in zip(visit[begin].tolist(), np.split(ad, begin[1:]), strict=False):  # of no event a part of none
+    ads = np.unique(ads)
     if len(ads) > max_items:
       ads = np.sort(ads[np.argsort(priority(number, ads, seed, swing.OF_A_VISIT))[:max_items]])
     held = tuple(ads.tolist())
@@ -159,7 +162,7 @@ def _row(of_ad: tuple[int, list[Visit]], alpha: float, neighbors: int, min_suppo
   own = np.searchsorted(ads, [ad]).astype(np.int32)
   cells = swing_blocks.similar(
     Groups(rows, start, member.astype(np.int32)), Groups(own, np.array([0, len(rows)]), rows), 0, 1,
-    num_ads=len(ads), alpha=alpha, min_support=max(min_support, 2), pairs_at_once=_PAIRS,
+    alpha=alpha, min_support=max(min_support, 2), pairs_at_once=_PAIRS,
   )  # fmt: skip
   if len(cells.ad_C):
     yield ad, ads[cells.other_C[:neighbors]].tolist(), cells.similarity_C[:neighbors].tolist()

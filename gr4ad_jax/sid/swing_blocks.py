@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import sparse
 
 from gr4ad_jax.sid.swing_groups import Groups, cuts
 
@@ -45,7 +44,6 @@ def similar(
   low: int,
   high: int,
   *,
-  num_ads: int,
   alpha: float,
   min_support: int,
   pairs_at_once: int,
@@ -59,7 +57,6 @@ def similar(
     visits: the visits of each ad, as rows of `baskets`.
     low: the first ad, as a row of `visits`.
     high: one past the last.
-    num_ads: N.
     alpha: smoothing constant.
     min_support: cells of fewer visits are left out; 2 or more.
     pairs_at_once: pairs held in memory; more where a single row has more.
@@ -68,7 +65,7 @@ def similar(
   count_A = visits.sizes(low, high)
   ad_R = np.repeat(visits.ids_G[low:high], count_A)
   size_R = baskets.start[visit_R + 1] - baskets.start[visit_R]
-  entries = _entries(baskets, visit_R, size_R, ad_R, num_ads)
+  entries = _entries(baskets, visit_R, size_R, ad_R)
   after_R = np.repeat(np.cumsum(count_A), count_A) - np.arange(len(visit_R)) - 1  # later rows of the same ad
   sum_E = np.zeros(len(entries.row_E))
   for begin, end, chosen in _chunks(entries, after_R, pairs_at_once):
@@ -80,15 +77,15 @@ def similar(
   return _ordered(ad_R[entries.row_E[at]], entries.other_E[at], swing_C[found].astype(np.float32))
 
 
-def _entries(baskets: Groups, visit_R, size_R, ad_R, num_ads: int) -> _Entries:
+def _entries(baskets: Groups, visit_R, size_R, ad_R) -> _Entries:
   """The entries of the rows; the ad i itself, which each of its visits holds, is none."""
   end_R = np.cumsum(size_R)
   row_E = np.repeat(np.arange(len(visit_R), dtype=np.int32), size_R)
   other_E = baskets.members_P[np.repeat(baskets.start[visit_R] - (end_R - size_R), size_R) + np.arange(len(row_E))]
-  other_E = other_E[other_E != ad_R[row_E]]
-  indptr = np.append(0, end_R - np.arange(1, len(end_R) + 1))
-  sorted_by_ad = sparse.csr_array((other_E, other_E, indptr), shape=(len(visit_R), num_ads)).tocsc()
-  row_E, other_E = sorted_by_ad.indices, sorted_by_ad.data
+  others = other_E != ad_R[row_E]
+  key_E = (other_E[others].astype(np.int64) << 32) | row_E[others]
+  key_E.sort()  # all differ, as a visit holds an ad once
+  row_E, other_E = (key_E & 0xFFFFFFFF).astype(np.int32), (key_E >> 32).astype(np.int32)
   ad_E = ad_R[row_E]
   new = np.append(True, (other_E[1:] != other_E[:-1]) | (ad_E[1:] != ad_E[:-1]))[: len(row_E)]
   first_C = np.flatnonzero(new)

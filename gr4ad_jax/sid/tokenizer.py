@@ -1,6 +1,7 @@
 """The UA-SID tokenizer: content -> tower -> balanced residual k-means -> hashed last level (GR4AD §UA-SID, MGMR)."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -135,8 +136,8 @@ def fit(
     events: the log.
     config: settings; needs two levels or more.
     seed: of everything random; the same seed gives the same codes.
-    log: told of progress.
-    told: hears how far Swing is.
+    log: told of the tower's loss and of the codes of a level.
+    told: hears how far Swing and k-means are.
 
   Returns:
     The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced: `encode` on the same ads may differ.
@@ -155,8 +156,9 @@ def fit(
   residual_ND: Sliceable = text_ND if trained is None else trained.embed(text_ND, ads)
   centroids, levels = [], []
   for level, size in enumerate(config.codebooks[:-1]):
+    heard = told and functools.partial(told, f"k-means, level {level + 1}")
     centroids_CD, code_N = kmeans.balanced_kmeans(
-      residual_ND, size, iterations=config.kmeans_iterations, seed=seed + level, log=log
+      residual_ND, size, iterations=config.kmeans_iterations, seed=seed + level, told=heard
     )
     residual_ND = Residual(residual_ND, centroids_CD, code_N)
     centroids.append(centroids_CD)
@@ -174,11 +176,12 @@ def co_occurrence(
   """Swing neighbours from the training visits, by the settings; a tower learns all of them but `HELD_OUT`.
 
   Raises:
-    schema.DataError: bad columns; or `swing_path` holds neighbours of another number of ads, or is damaged.
+    schema.DataError: bad columns; or `swing_path` holds neighbours by other settings or of another number of ads, or is
+      damaged.
     OSError: `swing_path` cannot be read.
   """
   if config.swing_path:
-    found = swing.Neighbors.load(config.swing_path)
+    found = swing.Neighbors.load(config.swing_path, swing_settings(config, seed))
     if len(found.ads_NK) != num_ads or found.ads_NK.max(initial=-1) >= num_ads:
       raise schema.DataError(f"{config.swing_path}: neighbours of {len(found.ads_NK)} ads; the table has {num_ads}")
     return found
@@ -194,6 +197,12 @@ def co_occurrence(
     memory_mb=config.swing_memory_mb,
     told=told,
   )
+
+
+def swing_settings(config: settings.SidConfig, seed: int) -> dict[str, float]:
+  """The settings that Swing's neighbours depend on, by flag."""
+  names = ("swing_alpha", "swing_neighbors", "swing_visits", "swing_basket", "swing_support")
+  return {name: getattr(config, name) for name in names} | {"seed": seed}
 
 
 def tower_settings(config: settings.SidConfig) -> dict:

@@ -16,7 +16,7 @@ from gr4ad_jax.training.workdir import FREE, changes
 
 _SCORED = tuple(section for section in SECTIONS if section != "serving")
 _PATHS = ("data_dir", "ads_path", "events_path")
-_OF_A_SEED = ("seed", "compute_dtype", *(name for name in FREE if name not in ("epochs", "max_steps")))
+_OF_A_SEED = ("seed", "compute_dtype", "swing_path", *(name for name in FREE if name not in ("epochs", "max_steps")))
 
 
 def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k: int) -> Ranking:

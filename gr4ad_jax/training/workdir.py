@@ -10,9 +10,10 @@ from gr4ad_jax.config import Config, ConfigError
 FREE = (
   "data_dir", "ads_path", "events_path", "epochs", "max_steps", "remat", "mesh", "log_every", "eval_every",
   "eval_requests", "save_every", "candidates_cache", "collapse_entropy", "collapse_coverage", "profile_steps",
-  "peak_tflops",
+  "peak_tflops", "swing_memory_mb",
 )  # fmt: skip
-"""What a trained run may change: where its data lie (their content is compared), its length, and how often it tells."""
+"""What a trained run may change: where its data lie (their content is compared), its length, how often it tells,
+and what changes no result."""
 
 
 def changes(
@@ -41,11 +42,12 @@ def check_workdir(config: Config) -> None:
     raise ConfigError(f"--workdir={config.workdir} is not allowed: a file of that name is in the way")
   if not os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
     return
-  fixed = ["sid", "model", "items"]
+  fixed, free = ["sid", "model", "items"], [*FREE, "compute_dtype"]
   if config_lib.is_trained(config.workdir):
     fixed += ["data", "objective", "preference", "training"]
+    free.append("swing_path")  # the run has its codes
   saved = config_lib.load_config(config.workdir)
-  for name, ours, theirs in changes(config, saved, fixed, but=(*FREE, "compute_dtype")):
+  for name, ours, theirs in changes(config, saved, fixed, but=free):
     raise ConfigError(f"--{name}={ours} is not allowed: the run in {config.workdir} has {theirs}")
 
 

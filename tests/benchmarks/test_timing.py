@@ -1,4 +1,9 @@
-"""Timing matrix products alone, and in turn."""
+"""Timing matrix products alone, and in turn; memory."""
+
+import pathlib
+import re
+
+import pytest
 
 from gr4ad_jax.benchmarks import timing
 
@@ -15,3 +20,11 @@ def test_interleaving_takes_every_timer_in_turn():
   seconds = timing.interleaved(timers, 3)
   assert order == ["a", "b"] * 3 and seconds == {"a": [1.0] * 3, "b": [1.0] * 3}
   assert timing.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+
+
+def test_peak_memory_is_in_bytes():
+  status = pathlib.Path("/proc/self/status")
+  if not status.exists():
+    pytest.skip("no /proc to compare with")
+  kib = int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+  assert timing.peak_memory() == pytest.approx(1024 * kib, rel=0.05)

@@ -143,6 +143,22 @@ def test_means_are_exact_to_float32_and_do_not_overflow():
     assert (rows.Rows(points).sums(cluster, 2, unit / 2) > 0).any()  # half the unit would not have been enough
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_coordinate_of_zeros_overflows_nothing():
+  points = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32) * np.float32([1, 0, 1])
+  for clusters in (6, 1):
+    centroids, cluster = kmeans.balanced_kmeans(points, clusters, iterations=2, seed=0)
+    expected = np.stack([points[cluster == c].mean(axis=0) for c in range(clusters)])
+    np.testing.assert_allclose(centroids, expected, rtol=1e-6)
+
+
+def test_a_row_beyond_what_float32_counts_is_named():
+  far = rows.Rows(np.float32([[0], [np.nan]]))
+  far.begin = 2**24 + 4
+  with pytest.raises(ValueError, match="row 16777222 is not"):
+    kmeans._checked(far)
+
+
 def test_iterations_from_a_given_start_lower_the_distortion():
   rng = np.random.default_rng(0)
   points = rng.normal(size=(2000, 8)).astype(np.float32)

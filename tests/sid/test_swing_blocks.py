@@ -147,13 +147,16 @@ def test_any_type_of_whole_numbers_will_do(kind):
   np.testing.assert_array_equal(found.similarity_NK, swing.fit_swing(log, 60).similarity_NK)
 
 
-@pytest.mark.parametrize(("events", "ads", "memory_mb"), [(300_000, 3_000, 16), (300_000, 200_000, 32)])
-def test_memory_stays_within_the_setting(events, ads, memory_mb):
+@pytest.mark.parametrize(
+  ("events", "ads", "memory_mb", "workers"),
+  [(300_000, 3_000, 16, 2), (300_000, 200_000, 32, 2), (300_000, 2_000_000, 16, 16), (300_000, 3_000, 256, 16)],
+)
+def test_memory_stays_within_the_setting(events, ads, memory_mb, workers):
   log = make_log(events, ads, events // 10)
   swing.fit_swing(make_log(), 60)  # what is loaded on first use
   tracemalloc.start()
   try:
-    found = swing.fit_swing(log, ads, memory_mb=memory_mb, workers=2)
+    found = swing.fit_swing(log, ads, memory_mb=memory_mb, workers=workers)
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
