@@ -18,7 +18,7 @@ from experiments import jobs
 from gr4ad_jax import config as config_lib
 from gr4ad_jax import presets
 from gr4ad_jax.data import schema
-from gr4ad_jax.parallel import distributed
+from gr4ad_jax.parallel.roll_call import StartError
 from gr4ad_jax.training import workdir as workdir_lib
 
 _MISTAKES = (config_lib.ConfigError, schema.DataError, OSError, ImportError)
@@ -152,7 +152,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except KeyboardInterrupt:
       print("\ninterrupted; the same command starts over, or goes on from the last checkpoint", file=sys.stderr)
       return 130
-    except distributed.StartError as error:
+    except StartError as error:
       print(f"error: {error}", file=sys.stderr)
       return 1
     except _MISTAKES as error:

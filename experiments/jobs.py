@@ -8,6 +8,7 @@ from absl import flags
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.parallel import distributed
+from gr4ad_jax.parallel.roll_call import Job
 
 flags.disclaim_key_flags()  # they belong to the binary that calls define_flags, so that its --help lists them
 
@@ -25,7 +26,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_float("start_timeout", 300, help_text, lower_bound=1, flag_values=flag_values)
 
 
-def _job(given: flags.FlagValues) -> distributed.Job | None:
+def _job(given: flags.FlagValues) -> Job | None:
   """The job that the flags name; None: this process is alone. Raises ConfigError."""
   if given.distributed == "auto":
     for name in ("coordinator", "num_processes", "process_id"):
@@ -41,7 +42,7 @@ def _job(given: flags.FlagValues) -> distributed.Job | None:
     raise config_lib.ConfigError(
       f"--process_id={given.process_id} is not allowed: at most {given.num_processes - 1}, --num_processes less 1"
     )
-  return distributed.Job(given.coordinator, given.num_processes, given.process_id)
+  return Job(given.coordinator, given.num_processes, given.process_id)
 
 
 def join(knobs: set[str], given: flags.FlagValues = flags.FLAGS) -> bool:
@@ -53,7 +54,7 @@ def join(knobs: set[str], given: flags.FlagValues = flags.FLAGS) -> bool:
 
   Raises:
     ConfigError: flags that name no job.
-    distributed.StartError: a process is missing or was started otherwise.
+    StartError: a process is missing or was started otherwise.
   """
   if "coordinator" not in given or (job := _job(given)) is None:
     return False

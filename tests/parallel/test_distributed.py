@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from gr4ad_jax.parallel import distributed
-from gr4ad_jax.parallel.distributed import Job, StartError
+from gr4ad_jax.parallel import distributed, roll_call
+from gr4ad_jax.parallel.roll_call import Job, StartError
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def _call(port, numbers, processes=3, timeout=2.0, settings=lambda number: "the 
       }  # fmt: skip
       if number == 0:
         told = waiting.append if waiting is not None else lambda text: None
-        peers = distributed._RollCall(job, port, about, told).run(time.monotonic() + timeout)
+        peers = roll_call.RollCall(job, port, about, told).run(time.monotonic() + timeout)
       else:
-        peers = {0: distributed._answer_roll_call("127.0.0.1", port, about, timeout)}
+        peers = {0: roll_call.answer("127.0.0.1", port, about, timeout)}
       found[number] = distributed._Link(job, peers, lambda reason: lost.put((number, reason)))
     except StartError as error:
       found[number] = error
@@ -111,13 +111,13 @@ def test_a_process_that_does_not_belong_is_refused(port, about, reason):
 
     def stranger():
       with contextlib.suppress(StartError):
-        distributed._answer_roll_call("127.0.0.1", port, {"settings": "", "host": "elsewhere"} | about, 5)
+        roll_call.answer("127.0.0.1", port, {"settings": "", "host": "elsewhere"} | about, 5)
 
     thread = threading.Thread(target=stranger)
     stack.callback(thread.join)
     thread.start()
     own = {"process": 0, "processes": 3, "settings": "", "host": "host0"}
-    distributed._RollCall(Job(f"127.0.0.1:{port}", 3, 0), port, own, lambda text: None).run(time.monotonic() + 5)
+    roll_call.RollCall(Job(f"127.0.0.1:{port}", 3, 0), port, own, lambda text: None).run(time.monotonic() + 5)
 
 
 def test_what_is_no_process_of_ours_is_ignored(port):
@@ -138,7 +138,7 @@ def test_a_port_that_is_taken_is_named():
     port = taken.getsockname()[1]
     own = {"process": 0, "processes": 2, "settings": "", "host": "host0"}
     with pytest.raises(StartError, match=f"process 0 cannot listen on port {port}"):
-      distributed._RollCall(Job(f"127.0.0.1:{port}", 2, 0), port, own, lambda text: None).run(time.monotonic() + 1)
+      roll_call.RollCall(Job(f"127.0.0.1:{port}", 2, 0), port, own, lambda text: None).run(time.monotonic() + 1)
 
 
 def test_a_lost_process_is_named_to_all(port):
@@ -169,7 +169,42 @@ def test_after_the_end_nobody_is_missed(port):
   assert lost.empty()
 
 
-def test_one_process_alone_waits_for_nobody():
+def test_one_process_alone_waits_for_nobody(monkeypatch):
+  monkeypatch.setattr(distributed.jax.distributed, "shutdown", lambda: pytest.fail("there is no job"))
   distributed.barrier("anything")
   distributed.finish(0)
   distributed.finish(2)
+  assert distributed.share(5).tolist() == [0, 1, 2, 3, 4] and distributed.agreed(True) and not distributed.agreed(False)
+
+
+def test_a_server_that_is_not_process_0_is_waited_out(port):
+  """As the server of a job that is ending, where the next one starts on the same port."""
+
+  def old_job():
+    with socket.create_server(("127.0.0.1", port)) as server:
+      server.accept()[0].close()
+
+  old = threading.Thread(target=old_job)
+  old.start()
+  time.sleep(0.2)
+  found = []
+  caller = threading.Thread(target=lambda: found.extend(_call(port, [1], processes=2, timeout=8)[0]))
+  caller.start()
+  old.join(5)
+  (first,), _ = _call(port, [0], processes=2, timeout=8)
+  caller.join(10)
+  assert isinstance(first, distributed._Link) and isinstance(found[0], distributed._Link)
+
+
+def test_who_leaves_before_all_are_there_is_missing_and_may_come_again(port):
+  links = []
+  first = threading.Thread(target=lambda: links.extend(_call(port, [0], processes=3, timeout=8)[0]))
+  first.start()
+  time.sleep(0.3)
+  peer = roll_call.Peer(socket.create_connection(("127.0.0.1", port)))
+  peer.send(process=1, processes=3, settings="the same", host="host1")
+  assert peer.messages() == [{"here": True}]
+  peer.socket.close()
+  others, _ = _call(port, [1, 2], timeout=8)
+  first.join(10)
+  assert all(isinstance(link, distributed._Link) for link in [*links, *others])
