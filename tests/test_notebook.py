@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.training import workdir as workdir_lib
@@ -103,8 +104,18 @@ def test_a_change_of_a_trained_run_is_refused(tmp_path, monkeypatch):
   assert "json" not in sources["data"] and "workdir_lib.save_config(config)" in sources["data"]
 
 
-def test_the_full_table_is_that_of_the_binary():
+@pytest.fixture
+def ablate():
+  """The binary as a module; its flags go again, since tests that run it define them anew."""
   from experiments import ablate
+
+  yield ablate
+  for name in list(flags.FLAGS):
+    if flags.FLAGS.find_module_defining_flag(name) == ablate.__name__:
+      delattr(flags.FLAGS, name)
+
+
+def test_the_full_table_is_that_of_the_binary(ablate):
   from gr4ad_jax.training import ablation
 
   names = {}

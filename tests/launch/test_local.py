@@ -105,7 +105,8 @@ def test_dry_run_of_a_job(tmp_path):
 @pytest.mark.parametrize("job", [("-n", "2", "--port=2345"), ()])
 def test_it_runs_what_the_dry_run_prints(job, tmp_path):
   words = """printf '%s\\0' env "JAX_PLATFORMS=$JAX_PLATFORMS" "XLA_FLAGS=$XLA_FLAGS" "$0" "$@"; printf '\\n\\n'"""
-  python = fakes.executable(tmp_path / "python", f'#!/usr/bin/env bash\n{{ {words}; }} >>"$CALLS"\n')
+  whole = 'cat "$CALLS.$$" >>"$CALLS"'  # in one write: two processes call at once
+  python = fakes.executable(tmp_path / "python", f'#!/usr/bin/env bash\n{{ {words}; }} >"$CALLS.$$"\n{whole}\n')
   arguments = (*job, "--devices=2", "--a=b  c", "--workdir=w w")
   dry = fakes.launch(tmp_path, "local.sh", "--dry-run", *arguments, PYTHON=str(python), XLA_FLAGS="--xla_a")
   assert fakes.calls(tmp_path) == []
