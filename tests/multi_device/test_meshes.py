@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests import devices, tiny
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _LENGTH = (
@@ -61,12 +61,9 @@ print("passed")
 """
 
 
-def _environment(devices: int, cache: pathlib.Path) -> dict[str, str]:
-  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-  return os.environ | {
-    "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT), "PYTHON": sys.executable,
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-  }  # fmt: skip
+def _environment(count: int, cache: pathlib.Path) -> dict[str, str]:
+  paths = {"PYTHONPATH": str(_ROOT), "PYTHON": sys.executable, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+  return devices.environment(count, **paths)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +75,8 @@ def runs(tmp_path_factory):
   assert (done.status, done.err) == (0, "")
   eight = [sys.executable, "-c", _EIGHT, str(folder), *flags]
   two = [str(_ROOT / "launch/local.sh"), "-n", "2", *flags, f"--workdir={folder}/processes"]
-  for command, devices in ((eight, 8), (two, 2)):
-    environment = _environment(devices, folder / "cache")
+  for command, count in ((eight, 8), (two, 2)):
+    environment = _environment(count, folder / "cache")
     ended = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
   return folder, flags

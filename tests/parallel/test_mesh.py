@@ -12,6 +12,7 @@ import pytest
 
 from gr4ad_jax.parallel import compilation_cache
 from gr4ad_jax.parallel import mesh as mesh_lib
+from tests import devices
 
 _ON_EIGHT = """
 import flax.linen as nn, jax, jax.numpy as jnp, numpy as np, pytest
@@ -65,8 +66,8 @@ print("passed")
 
 
 def test_eight_devices():
-  environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run([sys.executable, "-c", _ON_EIGHT], capture_output=True, text=True, check=False, env=environment)
+  command = [sys.executable, "-c", _ON_EIGHT]
+  done = subprocess.run(command, capture_output=True, text=True, check=False, env=devices.environment(8))
   assert done.stdout == "passed\n", done.stderr
 
 

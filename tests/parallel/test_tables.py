@@ -1,6 +1,5 @@
 """Tables cut by rows: their size and start; and, on eight devices in a process of their own, whole training steps."""
 
-import os
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax.parallel import tables
+from tests import devices
 
 _ON_EIGHT = """
 import sys
@@ -108,10 +108,8 @@ print("passed")
 
 
 def test_eight_devices(tmp_path):
-  flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-  environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   command = [sys.executable, "-c", _ON_EIGHT, str(tmp_path / "checkpoints")]
-  done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+  done = subprocess.run(command, capture_output=True, text=True, check=False, env=devices.environment(8))
   assert done.stdout == "passed\n", done.stderr
 
 

@@ -1,7 +1,6 @@
 """Balanced k-means over devices, processes and files: the same result, and never more than a few rows in memory."""
 
 import dataclasses
-import os
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from gr4ad_jax import config
 from gr4ad_jax.sid import kmeans, rows, tokenizer
+from tests import devices
 
 _RUN = """
 import sys
@@ -53,24 +53,23 @@ def alone(points):
   return kmeans.balanced_kmeans(points, 520, iterations=2, seed=3)
 
 
-def _start(folder, devices: int, process: int, port: int, mesh: str) -> subprocess.Popen:
-  flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+def _start(folder, count: int, process: int, port: int, mesh: str) -> subprocess.Popen:
   command = [sys.executable, "-c", _RUN, str(folder), str(process), str(port), mesh]
-  return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | flags)
+  return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=devices.environment(count))
 
 
-@pytest.mark.parametrize(("processes", "devices", "mesh"), [(1, 8, "data:2,fsdp:2,tensor:2"), (2, 2, "data:2,fsdp:2")])
-def test_equal_on_many_devices_and_processes(tmp_path, points, alone, processes, devices, mesh):
+@pytest.mark.parametrize(("processes", "count", "mesh"), [(1, 8, "data:2,fsdp:2,tensor:2"), (2, 2, "data:2,fsdp:2")])
+def test_equal_on_many_devices_and_processes(tmp_path, points, alone, processes, count, mesh):
   np.save(tmp_path / "points.npy", points)
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   numbers = range(processes) if processes > 1 else [-1]
-  running = [_start(tmp_path, devices, number, port, mesh) for number in numbers]
+  running = [_start(tmp_path, count, number, port, mesh) for number in numbers]
   told = [one.communicate(timeout=240)[1] for one in running]
   assert [one.returncode for one in running] == [0] * processes, told
   found = [np.load(tmp_path / f"found{number}.npz") for number in numbers]
-  assert all(one["devices"] == processes * devices for one in found)
+  assert all(one["devices"] == processes * count for one in found)
   np.testing.assert_array_equal(np.concatenate([one["cluster"] for one in found]), alone[1])
   for one in found:
     np.testing.assert_array_equal(one["centroids"], alone[0])
