@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from gr4ad_jax.config import Config, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, PADDING, RequestBatch
 from gr4ad_jax.models.context import Context, ContextProcessor
-from gr4ad_jax.models.history_bias import biased_logp
+from gr4ad_jax.models.history_bias import biased_logp, signed_bias
 from gr4ad_jax.models.history_copy import Copy, HistoryCopy, mix, no_copy, sequence_match
 from gr4ad_jax.models.layers import Linear
 from gr4ad_jax.models.lazy_decoder import Cache, LazyDecoder
@@ -113,7 +113,7 @@ class GR4AD(nn.Module):
     if c.copy != "off":
       self.copier = rematerialized(HistoryCopy, self.remat)()
     if c.history_bias:
-      self.bias = self.param("history_bias", nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
+      self.bias = signed_bias(self, "history_bias")
 
   def start(self, batch: RequestBatch, *, train: bool = False) -> Start:
     """Context and lazy layers."""

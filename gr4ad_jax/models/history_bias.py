@@ -5,8 +5,20 @@ p'(y) = p(y) e^{b·1[y in H]} / Z with Z = 1 - P(H) + e^b P(H), where P(H) is th
 """
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+RATE = 10.0  # b of a parameter of 1
+
+
+def signed_bias(module: nn.Module, name: str) -> jax.Array:
+  """The scalar b of a module: `RATE` times its parameter `name`, which starts at 0.
+
+  Adam moves a parameter by about the learning rate a step, which suits weights; where people take nothing twice, b has
+  to come to -20 in the same steps.
+  """
+  return RATE * module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
 
 
 def biased_logp(logp_BM: jax.Array, seen_BM: jax.Array, history_logp_BH: jax.Array, history_mask_BH: jax.Array,

@@ -14,7 +14,7 @@ import numpy as np
 
 from gr4ad_jax.config import ConfigError, SidConfig
 from gr4ad_jax.data.checks import optional
-from gr4ad_jax.sid import swing, swing_blocks
+from gr4ad_jax.sid import swing, swing_blocks, tokenizer
 from gr4ad_jax.sid.swing_groups import Groups, priority
 
 _PAIRS = 1 << 22  # held in memory
@@ -48,15 +48,7 @@ def run(
     raise ConfigError(f"--beam_options={' '.join(options)} is not allowed: {str(error).splitlines()[0]}") from error
   num_ads = tfds.builder_from_directory(folders["ads"]).info.splits["ads"].num_examples
   with pipeline:
-    rows = similar_ads(
-      read_examples(pipeline, folders["events"]),
-      alpha=config.swing_alpha,
-      neighbors=config.swing_neighbors,
-      max_users_per_item=config.swing_visits,
-      max_items_per_user=config.swing_basket,
-      min_support=config.swing_support,
-      seed=seed,
-    )
+    rows = similar_ads(read_examples(pipeline, folders["events"]), **tokenizer.swing_arguments(config, seed))
     _ = rows | beam.Map(json.dumps) | beam.io.WriteToText(os.path.join(parts, "rows"))
   return assemble(_written(parts), num_ads, config.swing_neighbors)
 

@@ -185,18 +185,20 @@ def co_occurrence(
     if len(found.ads_NK) != num_ads or found.ads_NK.max(initial=-1) >= num_ads:
       raise schema.DataError(f"{config.swing_path}: neighbours of {len(found.ads_NK)} ads; the table has {num_ads}")
     return found
-  return swing.fit_swing(
-    events,
-    num_ads,
-    alpha=config.swing_alpha,
-    neighbors=config.swing_neighbors,
-    max_users_per_item=config.swing_visits,
-    max_items_per_user=config.swing_basket,
-    min_support=config.swing_support,
-    seed=seed,
-    memory_mb=config.swing_memory_mb,
-    told=told,
-  )
+  arguments = swing_arguments(config, seed)
+  return swing.fit_swing(events, num_ads, **arguments, memory_mb=config.swing_memory_mb, told=told)
+
+
+def swing_arguments(config: settings.SidConfig, seed: int) -> dict[str, float]:
+  """The keyword arguments of Swing that the settings hold, here and as a Beam pipeline."""
+  return {
+    "alpha": config.swing_alpha,
+    "neighbors": config.swing_neighbors,
+    "max_users_per_item": config.swing_visits,
+    "max_items_per_user": config.swing_basket,
+    "min_support": config.swing_support,
+    "seed": seed,
+  }
 
 
 def swing_settings(config: settings.SidConfig, seed: int) -> dict[str, float]:

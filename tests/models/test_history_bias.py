@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax.data.batches import HISTORY
-from gr4ad_jax.models.history_bias import biased_logp
+from gr4ad_jax.models.history_bias import RATE, biased_logp
 from tests.models import tiny
 
 WORLD = 12
@@ -60,7 +60,8 @@ def test_the_models_normaliser_counts_a_shared_uasid_once():
   run = tiny.jit(lambda p, b, c: model.apply({"params": p}, b, c).logp_BM)
   params = tiny.make_params(model, bias=2.0)
   assert (batch.slot_codes_BST[:2, 0] == batch.slot_codes_BST[:2, 2]).all()
-  logp, plain = (run(params | {"history_bias": np.float32(b)}, batch, tiny.every_code(batch)) for b in (2.0, 0.0))
+  biases = (np.float32(b / RATE) for b in (2.0, 0.0))
+  logp, plain = (run(params | {"history_bias": b}, batch, tiny.every_code(batch)) for b in biases)
   past = [batch.slot_codes_BST[b, batch.slot_kind_BS[b] == HISTORY] for b in range(4)]
   seen = np.array([[(code == codes).all(-1).any() for code in tiny.ALL_CODES] for codes in past])
   np.testing.assert_allclose(logp, jax.nn.log_softmax(plain + 2.0 * seen), atol=1e-5)

@@ -11,6 +11,7 @@ import numpy as np
 from gr4ad_jax.config import DataConfig, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, PADDING, RISING, zero_batch
 from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.history_bias import RATE
 
 CODEBOOKS = (7, 5, 4)
 ALL_CODES = np.array(list(itertools.product(*map(range, CODEBOOKS))), np.int32)  # [140, 3], lexicographic
@@ -43,7 +44,7 @@ def draw_params(module, *inputs, seed=0, bias=0.0, **settings):
 
   def draw(path, leaf):
     name, noise = path[-1].key, rng.normal(0, 0.3, leaf.shape).astype(np.float32)
-    return {"kernel": noise, "scale": 1 + noise, "history_bias": np.float32(bias)}.get(name, 2 * noise)
+    return {"kernel": noise, "scale": 1 + noise, "history_bias": np.float32(bias / RATE)}.get(name, 2 * noise)
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
 

@@ -13,12 +13,11 @@ from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.layers import RMSNorm
 from gr4ad_jax.models.remat import rematerialized
-from gr4ad_jax.models.zoo.items import history_ads, make_table, score_all, score_some
+from gr4ad_jax.models.zoo.items import ItemHead, history_ads
 from gr4ad_jax.models.zoo.sasrec import PlaceEmbedding, SASRecBlock, causal_mask
-from gr4ad_jax.parallel import tables
 
 
-class GR4ADItems(GR4AD):
+class GR4ADItems(ItemHead, GR4AD):
   """GR4AD, and what `item_task` and `Ranker` call of an item-level head.
 
   Attributes:
@@ -39,7 +38,7 @@ class GR4ADItems(GR4AD):
   def setup(self):
     super().setup()
     c = self.config
-    self.table = make_table(self, self.num_ads, c.width)
+    self.make_head(c, "item_bias")
     first = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("embed",))
     self.first = self.param("first", first, (c.width,))
     self.places = PlaceEmbedding()
@@ -48,8 +47,6 @@ class GR4ADItems(GR4AD):
     self.encoder = [block(c.heads, hidden, c.dropout, name=f"encoder_{i}") for i in range(c.encoder_layers)]
     self.encoder_norm = RMSNorm()
     self.dropout = nn.Dropout(c.dropout)
-    if c.history_bias:
-      self.item_bias = self.param("item_bias", nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
 
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
     """States of all places of the histories, as `ItemModel`'s: [B, S + 1, D] float32."""
@@ -77,22 +74,6 @@ class GR4ADItems(GR4AD):
   def _known(self, ads_BS: jax.Array) -> jax.Array:
     """Ads that have an id embedding; -1 in place of others, which came after the training."""
     return jnp.where(ads_BS < self.num_ads, ads_BS, -1)
-
-  def scores(self, states_PD: jax.Array) -> jax.Array:
-    """The head's scores of all ads by states, without the bias: [P, N] float32; -inf in rows that are no ad."""
-    return score_all(states_PD, self.table, self.num_ads, self.dtype)
-
-  def scores_of(self, states_PD: jax.Array, ads_PM: jax.Array) -> jax.Array:
-    """What `scores` has for some ads: [P, M] float32; anything for padding (-1)."""
-    return score_some(states_PD, self.vectors(ads_PM), self.dtype)
-
-  def vectors(self, ad: jax.Array) -> jax.Array:
-    """Vectors of ads in float32."""
-    return tables.lookup(self.table, jnp.maximum(ad, 0))
-
-  def head_bias(self) -> jax.Array:
-    """What the head adds to the history's ads; 0 without --history_bias."""
-    return self.item_bias if self.config.history_bias else jnp.float32(0)
 
   def item_scores(self, batch: RequestBatch, ads_BK: jax.Array) -> jax.Array:
     """The head's scores of given ads for each request, bias included: [B, K] float32; -1 is padding."""

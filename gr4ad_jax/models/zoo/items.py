@@ -7,14 +7,46 @@ import jax.numpy as jnp
 from gr4ad_jax.config import Config, ItemConfig, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, RequestBatch
 from gr4ad_jax.models.gr4ad import compute_dtype
+from gr4ad_jax.models.history_bias import signed_bias
 from gr4ad_jax.models.layers import product
 from gr4ad_jax.parallel import tables
 
 
-class ItemModel(nn.Module):
-  """A model that scores all ads from a state. A subclass has `states`.
+class ItemHead(nn.Module):
+  """Scores of ads by states. `make_head` is called in the `setup` of a subclass, which has `states`.
 
   Place i of a history has seen its first i ads: place 0 none, the last place all.
+  """
+
+  def make_head(self, config: ModelConfig, bias: str) -> None:
+    """Makes the vectors of ads, and the signed bias as the parameter `bias` where there is one."""
+    self.table = make_table(self, self.num_ads, config.width)
+    self.ad_bias = signed_bias(self, bias) if config.history_bias else jnp.float32(0)
+    self.dtype = compute_dtype(config)
+
+  def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
+    """States of all places of the histories: [B, S + 1, D] float32."""
+    raise NotImplementedError
+
+  def scores(self, states_PD: jax.Array) -> jax.Array:
+    """Scores of all ads by states, without the bias: [P, N] float32; -inf in rows of the table that are no ad."""
+    return score_all(states_PD, self.table, self.num_ads, self.dtype)
+
+  def scores_of(self, states_PD: jax.Array, ads_PM: jax.Array) -> jax.Array:
+    """What `scores` has for some ads: [P, M] float32; anything for padding (-1)."""
+    return score_some(states_PD, self.vectors(ads_PM), self.dtype)
+
+  def vectors(self, ad: jax.Array) -> jax.Array:
+    """Vectors of ads in float32."""
+    return tables.lookup(self.table, jnp.maximum(ad, 0))
+
+  def head_bias(self) -> jax.Array:
+    """The scalar that is added to the scores of the history's ads; 0 without --history_bias."""
+    return self.ad_bias
+
+
+class ItemModel(ItemHead):
+  """A model that scores all ads from a state. A subclass has `make_layers` and `states`.
 
   Attributes:
     config: sizes.
@@ -34,40 +66,17 @@ class ItemModel(nn.Module):
     return cls(config.model, config.items, num_ads, config.training.remat)
 
   def setup(self):
-    self.table = make_table(self, self.num_ads, self.config.width)
-    if self.config.history_bias:
-      self.bias = self.param("history_bias", nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
-    self.dtype = compute_dtype(self.config)
+    self.make_head(self.config, "history_bias")
     self.make_layers()
 
   def make_layers(self) -> None:
     """Makes the subclass' own parts."""
     raise NotImplementedError
 
-  def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
-    """States of all places of the histories: [B, S + 1, D] float32."""
-    raise NotImplementedError
-
   def embed(self, ad: jax.Array) -> jax.Array:
     """Vectors of ads [...]; zeros for padding (-1): [..., D] in the compute dtype."""
     found = tables.lookup(self.table, jnp.maximum(ad, 0)).astype(self.dtype)
     return jnp.where((ad >= 0)[..., None], found, 0)
-
-  def scores(self, states_PD: jax.Array) -> jax.Array:
-    """Scores of all ads by states, without the bias: [P, N] float32; -inf in rows of the table that are no ad."""
-    return score_all(states_PD, self.table, self.num_ads, self.dtype)
-
-  def scores_of(self, states_PD: jax.Array, ads_PM: jax.Array) -> jax.Array:
-    """What `scores` has for some ads: [P, M] float32; anything for padding (-1)."""
-    return score_some(states_PD, self.vectors(ads_PM), self.dtype)
-
-  def vectors(self, ad: jax.Array) -> jax.Array:
-    """Vectors of ads in float32, for losses that score some ads only."""
-    return tables.lookup(self.table, jnp.maximum(ad, 0))
-
-  def head_bias(self) -> jax.Array:
-    """The scalar that is added to the scores of the history's ads; 0 without --history_bias."""
-    return self.bias if self.config.history_bias else jnp.float32(0)
 
   def __call__(self, batch: RequestBatch) -> jax.Array:
     """Scores of all ads for each request, bias included: [B, N] float32."""

@@ -12,6 +12,7 @@ from gr4ad_jax.config import Config, ConfigError, DataConfig, ItemConfig, Search
 from gr4ad_jax.data.batches import PADDING
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.models.history_bias import RATE
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.tiger import position_buckets
 from gr4ad_jax.sid.index import SidIndex
@@ -127,7 +128,7 @@ def test_position_buckets_are_exact_when_near_and_coarser_with_distance():
 def test_item_head_scores_given_ads_as_it_scores_all(causal):
   model = build("gr4ad_items", history_bias=True, encoder_causal=causal, encoder_layers=2)
   params, batch = tiny.make_params(model), tiny.make_batch()
-  params = params | {"item_bias": np.float32(-2.0)}
+  params = params | {"item_bias": np.float32(-2.0 / RATE)}
   call = lambda method, *inputs: np.array(model.apply({"params": params}, *inputs, method=method))  # noqa: E731
   every = np.broadcast_to(np.arange(tiny.NUM_ADS), (4, tiny.NUM_ADS))
   found = call("item_scores", batch, every)
