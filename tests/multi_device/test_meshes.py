@@ -131,8 +131,8 @@ def test_a_checkpoint_of_eight_devices_goes_on_alone(runs):
 class _Job:
   """`launch/local.sh` on its way: four devices in two processes, or in one."""
 
-  def __init__(self, folder: pathlib.Path, flags: list[str], processes: int = 2):
-    self.workdir = folder / "job"
+  def __init__(self, folder: pathlib.Path, flags: list[str], processes: int = 2, name: str = "job"):
+    self.workdir = folder / name
     several = ["-n", str(processes)] if processes > 1 else []
     command = [str(_ROOT / "launch/local.sh"), *several, *flags, f"--workdir={self.workdir}"]
     environment, pipe = _environment(4 // processes, folder / "cache"), subprocess.PIPE
@@ -183,6 +183,24 @@ def test_a_killed_process_ends_the_job_and_it_goes_on_to_the_same_loss(runs):
   status, said = _Job(folder, flags, processes=1).end()  # another number of processes
   assert status == 0 and "step 50/50" in said
   np.testing.assert_allclose(_losses(job.workdir), _losses(folder / "processes"), rtol=1e-6)
+
+
+def test_rounds_of_candidates_and_scores_on_valid_are_shared_out(runs):
+  folder, flags = runs
+  rounds = ("--objective=rspo", "--reward=logged", "--refresh_steps=3", "--candidate_beams=8", "--policy_candidates=6",
+            "--other_candidates=2", "--fit_splits=train", "--max_steps=8", "--eval_every=4")  # fmt: skip
+  found = []
+  for name, processes in (("rounds1", 1), ("rounds2", 2)):
+    job = _Job(folder, [*flags, *rounds], processes, name)
+    status, said = job.end()
+    assert status == 0, said
+    lines = map(json.loads, (job.workdir / "metrics.jsonl").read_text().splitlines())
+    told = ("step", "round/", "valid/")
+    found.append([{key: value for key, value in line.items() if key.startswith(told)} for line in lines])
+  assert len([line for line in found[0] if "round/entropy" in line]) == 3
+  assert len([line for line in found[0] if "valid/recall@10" in line]) == 2
+  for one, two in zip(*found, strict=True):
+    assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
 
 
 def test_a_process_that_does_not_come_is_named(runs):
