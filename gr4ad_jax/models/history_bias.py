@@ -16,7 +16,7 @@ def signed_bias(module: nn.Module, name: str) -> jax.Array:
   """The scalar b of a module: `RATE` times its parameter `name`, which starts at 0.
 
   Adam moves a parameter by about the learning rate a step, which suits weights; where people take nothing twice, b has
-  to come to -20 in the same steps.
+  to fall to where the history has no mass left in the same steps.
   """
   return RATE * module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
 

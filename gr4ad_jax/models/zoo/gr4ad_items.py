@@ -78,7 +78,5 @@ class GR4ADItems(ItemHead, GR4AD):
   def item_scores(self, batch: RequestBatch, ads_BK: jax.Array) -> jax.Array:
     """The head's scores of given ads for each request, bias included: [B, K] float32; -1 is padding."""
     history_BS = history_ads(batch)
-    last_B = (history_BS >= 0).sum(-1)
-    state_BD = jnp.take_along_axis(self.states(batch), last_B[:, None, None], axis=1)[:, 0]
     seen_BK = (ads_BK[..., None] == jnp.where(history_BS >= 0, history_BS, -2)[:, None]).any(-1)
-    return jnp.einsum("bd,bkd->bk", state_BD, self.vectors(ads_BK)) + self.head_bias() * seen_BK
+    return jnp.einsum("bd,bkd->bk", self.last_state(batch), self.vectors(ads_BK)) + self.head_bias() * seen_BK

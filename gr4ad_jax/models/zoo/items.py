@@ -28,6 +28,11 @@ class ItemHead(nn.Module):
     """States of all places of the histories: [B, S + 1, D] float32."""
     raise NotImplementedError
 
+  def last_state(self, batch: RequestBatch) -> jax.Array:
+    """States of the places that have seen the whole history: [B, D] float32."""
+    last_B = (history_ads(batch) >= 0).sum(-1)
+    return jnp.take_along_axis(self.states(batch), last_B[:, None, None], axis=1)[:, 0]
+
   def scores(self, states_PD: jax.Array) -> jax.Array:
     """Scores of all ads by states, without the bias: [P, N] float32; -inf in rows of the table that are no ad."""
     return score_all(states_PD, self.table, self.num_ads, self.dtype)
@@ -80,10 +85,7 @@ class ItemModel(ItemHead):
 
   def __call__(self, batch: RequestBatch) -> jax.Array:
     """Scores of all ads for each request, bias included: [B, N] float32."""
-    ads_BS = history_ads(batch)
-    last_B = (ads_BS >= 0).sum(-1)
-    state_BD = jnp.take_along_axis(self.states(batch), last_B[:, None, None], axis=1)[:, 0]
-    return add_to_ads(self.scores(state_BD), ads_BS, self.head_bias())
+    return add_to_ads(self.scores(self.last_state(batch)), history_ads(batch), self.head_bias())
 
 
 def make_table(module: nn.Module, ads: int, width: int) -> jax.Array:
