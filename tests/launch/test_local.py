@@ -45,13 +45,18 @@ def fake(tmp_path):
   return {"PYTHON": str(tmp_path / "python"), "FOLDER": str(tmp_path), "TMPDIR": str(tmp_path)}
 
 
+def _catchable():
+  """What nohup or a shell's background makes ignored, bash could not catch."""
+  for number in (signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_DFL)
+
+
 def _start(folder, fake, *arguments):
   """The launcher in the background, with a process group of its own."""
   return subprocess.Popen(
     ["bash", str(fakes.ROOT / "launch" / "local.sh"), *arguments],
     env=fakes.environment(folder, **fake), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    start_new_session=True,
-    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # under nohup bash could not catch it
+    start_new_session=True, preexec_fn=_catchable,
   )  # fmt: skip
 
 
