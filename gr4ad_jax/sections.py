@@ -30,6 +30,9 @@ class DataConfig:
   history_slots: int = knob(128, "Context slots for distinct ads of the user's history (S).", low=1)
   neighbor_slots: int = knob(64, "Context slots for unseen ads co-bought with the history.", low=0)
   rising_slots: int = knob(32, "Context slots for ads that rise at request time.", low=0)
+  behavior_features: bool = knob(
+    True, "Slots and users have features of behaviour, popularity and time; off, for logs without a clock: ads alone."
+  )
   targets: int = knob(16, "Supervised targets a request (M).", low=1)
   batch_size: int = knob(64, "Requests a step, over all devices (B).", low=1)
 

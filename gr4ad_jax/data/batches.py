@@ -126,16 +126,19 @@ class RequestContexts:
     slot = np.maximum(ads, 0)
     past = rows.shape[1]
     features = np.zeros((*ads.shape, len(SLOT_FEATURES)), np.float32)
-    split = len(history.FEATURES)
-    features[:, :past, :split] = history.history_features(lines, requests, rows)
-    features[..., split:-2] = self.popularity.features(lines.request_time[requests], slot)
+    users = history.user_features(lines, requests)
+    spent = np.expm1(2 * users[:, USER_FEATURES.index("value_per_visit")])
+    if self.config.behavior_features:
+      split = len(history.FEATURES)
+      features[:, :past, :split] = history.history_features(lines, requests, rows)
+      features[..., split:-2] = self.popularity.features(lines.request_time[requests], slot)
+    else:
+      users = np.zeros_like(users)
     features[:, past : past + self.config.neighbor_slots, -2] = self._neighbor_scores[requests]
     features[..., -1] = np.log1p(np.nan_to_num(self.price_N[slot]))
     features[kinds == PADDING] = 0
     target = self.targets(requests, draw)
     row = np.maximum(target, 0)
-    users = history.user_features(lines, requests)
-    spent = np.expm1(2 * users[:, USER_FEATURES.index("value_per_visit")])
     return RequestBatch(
       slot_kind_BS=kinds,
       slot_ad_BS=ads.astype(np.int32),

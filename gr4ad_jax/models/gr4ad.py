@@ -112,8 +112,13 @@ class GR4AD(nn.Module):
     self.ecpm_head = head(c.ecpm_bins)
     if c.copy != "off":
       self.copier = rematerialized(HistoryCopy, self.remat)()
-    if c.history_bias:
+    if self.biased:
       self.bias = signed_bias(self, "history_bias")
+
+  @property
+  def biased(self) -> bool:
+    """Whether log p(y | X) has the signed bias on the history."""
+    return self.config.history_bias
 
   def start(self, batch: RequestBatch, *, train: bool = False) -> Start:
     """Context and lazy layers."""
@@ -168,7 +173,7 @@ class GR4AD(nn.Module):
 
     It is not normalised: the constant that `__call__` takes off is the same for all sequences of a request.
     """
-    return logp_BM + self.bias * self.seen(start, codes_BMT) if self.config.history_bias else logp_BM
+    return logp_BM + self.bias * self.seen(start, codes_BMT) if self.biased else logp_BM
 
   def __call__(self, batch: RequestBatch, codes_BMT: jax.Array, *, train: bool = False) -> Outputs:
     """Scores M given sequences a request: the forward of training, preference learning and ranking.
@@ -180,7 +185,7 @@ class GR4AD(nn.Module):
     """
     start = self.start(batch, train=train)
     M = codes_BMT.shape[1]
-    if self.config.history_bias:  # the latest ads of the history are scored alongside, for the bias' normaliser
+    if self.biased:  # the latest ads of the history are scored alongside, for the bias' normaliser
       distinct_BS = _distinct(start)
       past_BH = _latest(distinct_BS, self.config.history_bias_ads)
       past_BHT = jnp.take_along_axis(start.slot_codes_BST, jnp.maximum(past_BH, 0)[..., None], axis=1)

@@ -77,6 +77,18 @@ def test_slot_features_stand_in_their_columns(contexts, whole):
   assert (np.diff(column["neighbor_score"][:, 5:8]) <= 0).all()
 
 
+def test_without_behavior_features_a_request_is_its_ads(whole):
+  config = dataclasses.replace(CONFIG, behavior_features=False)
+  bare = make_contexts(config=config).batch(np.arange(len(whole.slot_ad_BS)))
+  kept = ("neighbor_score", "price")
+  for i, name in enumerate(batches.SLOT_FEATURES):
+    expected = whole.slot_features_BSF[..., i] if name in kept else 0
+    np.testing.assert_array_equal(bare.slot_features_BSF[..., i], np.broadcast_to(expected, bare.slot_kind_BS.shape))
+  assert (bare.user_features_BF == 0).all() and (whole.user_features_BF != 0).any()
+  for name in set(bare._fields) - {"slot_features_BSF", "user_features_BF"}:
+    np.testing.assert_array_equal(getattr(bare, name), getattr(whole, name), err_msg=name)
+
+
 def test_targets_are_the_requests_lines(contexts, whole):
   lines = contexts.lines
   sizes = np.diff(lines.request_first)

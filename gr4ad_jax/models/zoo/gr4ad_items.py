@@ -1,7 +1,8 @@
 """GR4AD with an encoder over the history and an item-level head: UA-SIDs are generated, their ads ranked one by one.
 
 The encoder is SASRec's. Its states are learned by a softmax over ads at every place of the history (--lambda_item),
-enter the context of the decoder, and at the last place score the ads that the beams found (--item_weight).
+enter the context of the decoder, and at the last place score the ads that the beams found (--item_weight). The signed
+bias (--history_bias) is the head's: it ranks last, and needs no UA-SID of the history to be scored alongside.
 """
 
 import flax.linen as nn
@@ -28,6 +29,8 @@ class GR4ADItems(ItemHead, GR4AD):
   items: ItemConfig = ItemConfig()
   num_ads: int = 1
 
+  biased = False  # log p of the UA-SID
+
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "GR4ADItems":
     """The module of a config. Raises ConfigError where a place of the history would see its own target."""
@@ -38,7 +41,7 @@ class GR4ADItems(ItemHead, GR4AD):
   def setup(self):
     super().setup()
     c = self.config
-    self.make_head(c, "item_bias")
+    self.make_head(c)
     first = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("embed",))
     self.first = self.param("first", first, (c.width,))
     self.places = PlaceEmbedding()

@@ -18,10 +18,10 @@ class ItemHead(nn.Module):
   Place i of a history has seen its first i ads: place 0 none, the last place all.
   """
 
-  def make_head(self, config: ModelConfig, bias: str) -> None:
-    """Makes the vectors of ads, and the signed bias as the parameter `bias` where there is one."""
+  def make_head(self, config: ModelConfig) -> None:
+    """Makes the vectors of ads, and the signed bias where there is one."""
     self.table = make_table(self, self.num_ads, config.width)
-    self.ad_bias = signed_bias(self, bias) if config.history_bias else jnp.float32(0)
+    self.ad_bias = signed_bias(self, "history_bias") if config.history_bias else jnp.float32(0)
     self.dtype = compute_dtype(config)
 
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
@@ -71,7 +71,7 @@ class ItemModel(ItemHead):
     return cls(config.model, config.items, num_ads, config.training.remat)
 
   def setup(self):
-    self.make_head(self.config, "history_bias")
+    self.make_head(self.config)
     self.make_layers()
 
   def make_layers(self) -> None:

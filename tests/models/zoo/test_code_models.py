@@ -128,7 +128,7 @@ def test_position_buckets_are_exact_when_near_and_coarser_with_distance():
 def test_item_head_scores_given_ads_as_it_scores_all(causal):
   model = build("gr4ad_items", history_bias=True, encoder_causal=causal, encoder_layers=2)
   params, batch = tiny.make_params(model), tiny.make_batch()
-  params = params | {"item_bias": np.float32(-2.0 / RATE)}
+  params = params | {"history_bias": np.float32(-2.0 / RATE)}
   call = lambda method, *inputs: np.array(model.apply({"params": params}, *inputs, method=method))  # noqa: E731
   every = np.broadcast_to(np.arange(tiny.NUM_ADS), (4, tiny.NUM_ADS))
   found = call("item_scores", batch, every)
@@ -138,6 +138,13 @@ def test_item_head_scores_given_ads_as_it_scores_all(causal):
   for row, count in enumerate(last):
     expected[row, batch.slot_ad_BS[row, :count]] -= 2.0
   np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_item_heads_bias_is_not_that_of_the_decoder():
+  model, batch = build("gr4ad_items", history_bias=True), tiny.make_batch()
+  params = tiny.make_params(model)
+  logp = tiny.jit(lambda params: model.apply({"params": params}, batch, tiny.every_code(batch)).logp_BM)
+  np.testing.assert_array_equal(logp(params), logp(params | {"history_bias": np.float32(-3.0)}))
 
 
 def test_a_bidirectional_encoder_takes_no_inner_targets():
