@@ -54,6 +54,9 @@ class SidConfig:
   tower_width: int = knob(128, "Width of the unified ad embedding.", low=2)
   tower_steps: int = knob(600, "InfoNCE steps of the embedding tower; 0 keeps the encoder's vectors.", low=0)
   tower_temperature: float = knob(0.07, "InfoNCE temperature.", low=1e-3)
+  cooccurrence_width: int = knob(
+    0, "Singular vectors of co-occurrence in training that stand beside an ad's unit vector in k-means; 0: none.", low=0
+  )
   swing_alpha: float = knob(1.0, "Swing's smoothing constant.", low=0)
   swing_neighbors: int = knob(16, "Swing neighbours of an ad that count as positives.", low=1)
   swing_visits: int = knob(256, "Visits by which Swing judges an ad; of more, a sample.", low=2)
@@ -86,6 +89,7 @@ class ModelConfig:
   history_bias: bool = knob(False, "Learn a signed bias on the history's ads in the item-level score.")
   history_bias_ads: int = knob(16, "Latest ads of the history that the bias' normaliser is estimated on.", low=1)
   encoder_layers: int = knob(1, "gr4ad_items: layers of self-attention over the history.", low=0)
+  encoder_dropout: float = knob(0.5, "gr4ad_items: dropout rate of the encoder.", low=0, high=0.9)
   encoder_causal: bool = knob(True, "gr4ad_items: each place of the history sees those before it alone.")
   ecpm_bins: int = knob(16, "Equal-probability bins of the eCPM token.", low=2)
   compute_dtype: str = knob(

@@ -1,5 +1,7 @@
 """Vectors of ads from what stands near what in the users' histories."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
@@ -65,3 +67,31 @@ def ppmi_vectors(
   out = np.zeros((num_ads, width), np.float32)
   out[:, :width_found] = vectors / max(scale, 1e-9) / np.sqrt(width)
   return out
+
+
+def ridge(x_ND: np.ndarray, y_NE: np.ndarray, penalty: float = 1.0) -> np.ndarray:
+  """The linear map of least squared error from x to y, with a penalty on its squared entries: [D, E] float32."""
+  square = x_ND.T.astype(np.float64) @ x_ND + penalty * np.eye(x_ND.shape[1])
+  return np.linalg.solve(square, x_ND.T.astype(np.float64) @ y_NE).astype(np.float32)
+
+
+def code_means(vectors_ND: np.ndarray, codes_NT: np.ndarray, codebooks: Sequence[int]) -> list[np.ndarray]:
+  """What each code of a level stands for: the mean vector of its ads, less those of the levels before.
+
+  Args:
+    vectors_ND: of the ads.
+    codes_NT: their UA-SIDs.
+    codebooks: codes a level, V.
+
+  Returns:
+    An array [V, D] float32 a level; 0 for a code that no ad has.
+  """
+  means, rest_ND = [], vectors_ND
+  for level, size in enumerate(codebooks):
+    code_N = codes_NT[:, level]
+    ads_of_VN = scipy.sparse.csr_matrix((np.ones(len(code_N), np.float32), (code_N, np.arange(len(code_N)))),
+                                        (size, len(code_N)))  # fmt: skip
+    mean_VD = (ads_of_VN @ rest_ND) / np.maximum(np.bincount(code_N, minlength=size), 1)[:, None].astype(np.float32)
+    means.append(mean_VD)
+    rest_ND = rest_ND - mean_VD[code_N]
+  return means

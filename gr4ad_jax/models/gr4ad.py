@@ -122,16 +122,17 @@ class GR4AD(nn.Module):
 
   def start(self, batch: RequestBatch, *, train: bool = False) -> Start:
     """Context and lazy layers."""
-    slots = self.slot_vectors(batch, train=train)
-    context = self.processor(slots, batch.slot_kind_BS, batch.slot_features_BSF, batch.user_features_BF, train)
+    slots_BSD, user_BF = self.read(batch, train=train)
+    context = self.processor(slots_BSD, batch.slot_kind_BS, batch.slot_features_BSF, user_BF, train)
     history_BS = batch.slot_kind_BS == HISTORY
     copyable_BS = batch.slot_kind_BS > PADDING if self.config.copy == "context" else history_BS
     return Start(context, self.decoder.lazy(context, train=train), batch.slot_codes_BST, history_BS, copyable_BS)
 
-  def slot_vectors(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
-    """What the context reads of the slots' ads: their codes, [B, S, D] in the compute dtype."""
+  def read(self, batch: RequestBatch, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    """What the context is made of: the slots' UA-SIDs, [B, S, D] in the compute dtype, and the user, [B, F]."""
     del train
-    return sum(self.embed(t, batch.slot_codes_BST[..., t]) for t in range(len(self.codebooks)))
+    codes = sum(self.embed(t, batch.slot_codes_BST[..., t]) for t in range(len(self.codebooks)))
+    return codes, batch.user_features_BF
 
   def embed(self, level: int, code: jax.Array) -> jax.Array:
     """Embeddings of codes of one level: [..., D] in the compute dtype."""

@@ -109,6 +109,32 @@ class Linear(nn.Module):
     return out.reshape(*x.shape[:-1], self.features)
 
 
+class Dropout(nn.Module):
+  """`nn.Dropout` for masks of full size, at a quarter of the cost: on CPU its mask was a fifth of a small model's step.
+
+  An element takes a byte of the random bits, so the rate is the nearest multiple of 1/256; what is kept is scaled by
+  that, and the mean stays.
+
+  Attributes:
+    rate: share that is dropped, below 1 - 1/512.
+    deterministic: drop nothing; given here or in the call.
+  """
+
+  rate: float
+  deterministic: bool | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
+    deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+    dropped = round(256 * self.rate)
+    if deterministic or not dropped:
+      return x
+    *axes, D = x.shape
+    words = jax.random.bits(self.make_rng("dropout"), (*axes, -(-D // 4)), jnp.uint32)
+    bytes_ = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*axes, -1)[..., :D]
+    return jnp.where(bytes_ >= dropped, x * jnp.asarray(256 / (256 - dropped), x.dtype), 0)
+
+
 class RMSNorm(nn.Module):
   """`rms_norm` with its learned scale."""
 

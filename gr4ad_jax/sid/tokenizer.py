@@ -1,4 +1,7 @@
-"""The UA-SID tokenizer: content -> tower -> balanced residual k-means -> hashed last level (GR4AD §UA-SID, MGMR)."""
+"""The UA-SID tokenizer: content -> tower -> balanced residual k-means -> hashed last level (GR4AD §UA-SID, MGMR).
+
+Vectors of co-occurrence may stand beside the tower's: content says what an ad is like, they say whom it is taken with.
+"""
 
 import dataclasses
 import functools
@@ -12,7 +15,7 @@ from collections.abc import Callable, Set
 import numpy as np
 
 from gr4ad_jax import config as settings
-from gr4ad_jax.data import schema
+from gr4ad_jax.data import cooccurrence, schema
 from gr4ad_jax.sid import encoders, kmeans, swing, tower
 from gr4ad_jax.sid.rows import STEP, Residual, Sliceable, nearest
 
@@ -30,12 +33,14 @@ class Tokenizer:
     seed: seed it was fitted with.
     centroids: one [V_t, D] float32 array a level, the last level aside.
     tower: the embedding tower; None where `tower_steps` is 0 and the content vectors serve as they are.
+    bridge: [D, cooccurrence_width] float32, unit vector -> co-occurrence vector, for ads never taken; or None.
   """
 
   config: settings.SidConfig
   seed: int
   centroids: tuple[np.ndarray, ...]
   tower: tower.Tower | None
+  bridge: np.ndarray | None = None
 
   @property
   def codebooks(self) -> tuple[int, ...]:
@@ -43,13 +48,17 @@ class Tokenizer:
     return self.config.codebooks
 
   def embed(self, ads: schema.AdTable) -> np.ndarray:
-    """Unified ad embeddings, [N, D] float32 of length 1, of ads fitted on or never seen."""
+    """Unified ad embeddings, [N, D] float32, of ads fitted on or never seen, by their content alone.
+
+    They are of length 1; with a bridge, what it makes of them stands beside them.
+    """
     return self.vectors(ads)[:]
 
   def vectors(self, ads: schema.AdTable) -> Sliceable:
     """What `embed` gives, by rows: without a tower, vectors of a .npy file are read when asked for."""
     text_ND = encoders.unit_rows(ads, self.config.encoder)
-    return text_ND if self.tower is None else self.tower.embed(text_ND, ads)
+    unit_ND = text_ND if self.tower is None else self.tower.embed(text_ND, ads)
+    return unit_ND if self.bridge is None else np.concatenate([unit_ND[:], unit_ND[:] @ self.bridge], axis=1)
 
   def encode(self, ads: schema.AdTable, existing: Existing | None = None) -> np.ndarray:
     """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size, by chunks of the ads.
@@ -82,6 +91,8 @@ class Tokenizer:
     if self.tower is not None:
       arrays |= {f"tower/{name}": value for name, value in self.tower.params.items()}
       about["price"] = self.tower.price
+    if self.bridge is not None:
+      arrays["bridge"] = self.bridge
     part = os.path.join(directory, "tokenizer.part.npz")
     np.savez(part, about=np.asarray(json.dumps(about)), **arrays)
     os.replace(part, os.path.join(directory, "tokenizer.npz"))
@@ -107,14 +118,17 @@ class Tokenizer:
       raise schema.DataError(f"{path}: not a whole tokenizer file ({error!r})") from error
     if tuple(map(len, centroids)) != config.codebooks[:-1]:
       raise schema.DataError(f"{path}: centroids of {[len(c) for c in centroids]} codes, codebooks {config.codebooks}")
+    bridge = arrays.get("bridge")
+    if (0 if bridge is None else bridge.shape[-1]) != config.cooccurrence_width:
+      raise schema.DataError(f"{path}: no bridge of --cooccurrence_width={config.cooccurrence_width}")
     params = {name.removeprefix("tower/"): value for name, value in arrays.items() if name.startswith("tower/")}
     if not config.tower_steps:
-      return cls(config, about["seed"], centroids, None)
+      return cls(config, about["seed"], centroids, None, bridge)
     content_width = params["skip/kernel"].shape[0] if "skip/kernel" in params else 0
     expected = tower.expected_shapes(config.tower_width, content_width)
     if {name: value.shape for name, value in params.items()} != expected:
       raise schema.DataError(f"{path}: the tower's parameters are not those of width {config.tower_width}")
-    return cls(config, about["seed"], centroids, tower.Tower(params, tuple(about["price"])))
+    return cls(config, about["seed"], centroids, tower.Tower(params, tuple(about["price"])), bridge)
 
 
 def fit(
@@ -126,10 +140,10 @@ def fit(
   log: logging.Logger | None = None,
   told: swing.Told | None = None,
 ) -> tuple[Tokenizer, np.ndarray]:
-  """Fits encoder vectors, Swing, tower and codebooks; only training events are used.
+  """Fits encoder vectors, Swing, tower, co-occurrence vectors and codebooks; only training events are used.
 
   Without a tower, vectors of a .npy file stay on disk: every level reads the rows it works on, and takes the centroids
-  of the levels before from them. A tower holds all content vectors and its own in memory.
+  of the levels before from them. A tower holds all content vectors and its own in memory; so does --cooccurrence_width.
 
   Args:
     ads: N ads.
@@ -154,6 +168,12 @@ def fit(
     pairs, _ = co_occurrence(events, len(ads), config, seed, told).split(HELD_OUT, seed)
     trained = tower.fit_tower(text_ND[:], ads, pairs, **tower_settings(config), seed=seed, log=log)
   residual_ND: Sliceable = text_ND if trained is None else trained.embed(text_ND, ads)
+  bridge = None
+  if config.cooccurrence_width:
+    unit_ND, taken_ND = residual_ND[:], _taken_together(events, len(ads), config.cooccurrence_width)
+    known_N = taken_ND.any(axis=1)
+    bridge = cooccurrence.ridge(unit_ND[known_N], taken_ND[known_N])
+    residual_ND = np.concatenate([unit_ND, np.where(known_N[:, None], taken_ND, unit_ND @ bridge)], axis=1)
   centroids, levels = [], []
   for level, size in enumerate(config.codebooks[:-1]):
     heard = told and functools.partial(told, f"k-means, level {level + 1}")
@@ -167,7 +187,20 @@ def fit(
       count = np.bincount(code_N, minlength=size)
       log.info("level %d: %d of %d codes used, %d ads in the largest", level + 1, (count > 0).sum(), size, count.max())
   codes_NT = last_level(ads, np.stack(levels, axis=1), config.codebooks[-1], config.last_level)
-  return Tokenizer(config, seed, tuple(centroids), trained), codes_NT
+  return Tokenizer(config, seed, tuple(centroids), trained, bridge), codes_NT
+
+
+def _taken_together(events: swing.Columns, num_ads: int, width: int) -> np.ndarray:
+  """[N, width] vectors of what users took near what in training, root mean square of the lengths 1; 0 without any.
+
+  Raises:
+    settings.ConfigError: as many as there are ads, or more.
+  """
+  if width >= num_ads:
+    raise settings.ConfigError(f"--cooccurrence_width={width} is not allowed: below {num_ads}, the number of ads")
+  in_train_E = np.asarray(events.split) == 0
+  user_L, ad_L = np.asarray(events.user)[in_train_E], np.asarray(events.ad)[in_train_E]
+  return cooccurrence.ppmi_vectors(user_L, ad_L, num_ads, width)
 
 
 def co_occurrence(

@@ -92,7 +92,7 @@ class Trainer:
     self.cost: StepCost | None = None  # known once it is compiled
 
   def init_params(self) -> Any:
-    """Fresh parameters; vectors of ads as --item_start asks."""
+    """Fresh parameters; vectors of ads, and with them those of codes, as --item_start asks."""
     params = init_params(self.model, self.config)
     if tables.NAME in params and self.config.items.item_start == "ppmi":
       lines = self.inputs.lines
@@ -102,6 +102,12 @@ class Trainer:
       ads = len(self.inputs.dataset.ads)
       made = cooccurrence.ppmi_vectors(user_L[learned_L], lines.ad[learned_L], ads, table.shape[1])
       params[tables.NAME] = params[tables.NAME].replace_boxed(table.at[:ads].set(made))
+      if isinstance(self.model, GR4ADItems):
+        index = self.inputs.index
+        for level, mean_VD in enumerate(cooccurrence.code_means(made, index.codes_NT, index.codebooks)):
+          codes, kernel = params[f"codes_{level}"], params[f"head_{level}"]["kernel"]
+          params[f"codes_{level}"] = codes.replace_boxed(nn.meta.unbox(codes) + mean_VD * np.sqrt(table.shape[1]))
+          params[f"head_{level}"]["kernel"] = kernel.replace_boxed(nn.meta.unbox(kernel) + mean_VD.T)
     return params
 
   def make_loss(self) -> LossFn:

@@ -32,3 +32,23 @@ def test_vectors_put_ads_of_one_group_near_each_other():
 def test_vectors_of_few_ads_are_padded_with_zeros():
   vectors = cooccurrence.ppmi_vectors(np.zeros(4, int), np.array([0, 1, 2, 0]), 3, 8)
   assert vectors.shape == (3, 8) and (vectors[:, 2:] == 0).all() and np.isfinite(vectors).all()
+
+
+def test_ridge_finds_a_linear_map_and_shrinks_it():
+  rng = np.random.default_rng(2)
+  x, w = rng.normal(size=(400, 5)), rng.normal(size=(5, 3))
+  np.testing.assert_allclose(cooccurrence.ridge(x, x @ w, 1e-6), w, atol=1e-4)
+  assert np.abs(cooccurrence.ridge(x, x @ w, 1e4)).sum() < 0.2 * np.abs(w).sum()
+
+
+def test_code_means_add_up_to_the_ads_mean_of_a_prefix():
+  rng = np.random.default_rng(3)
+  vectors = rng.normal(size=(50, 4)).astype(np.float32)
+  codes = np.stack([rng.integers(0, 3, 50), rng.integers(0, 6, 50)], axis=1)
+  first, second = cooccurrence.code_means(vectors, codes, (4, 6))
+  assert first.shape == (4, 4) and (first[3] == 0).all()
+  for code in range(3):
+    np.testing.assert_allclose(first[code], vectors[codes[:, 0] == code].mean(0), rtol=1e-5)
+  rest = vectors - first[codes[:, 0]]
+  for code in range(6):
+    np.testing.assert_allclose(second[code], rest[codes[:, 1] == code].mean(0), rtol=1e-4, atol=1e-6)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax import config
-from gr4ad_jax.data import schema
+from gr4ad_jax.data import cooccurrence, schema
 from gr4ad_jax.sid import encoders, report, tokenizer
 
 SETTINGS = config.SidConfig(codebooks=(8, 4, 16), tower_width=16, tower_steps=60)
@@ -111,11 +111,29 @@ def test_without_tower_the_content_vectors_serve(fitted):
     tok.encode(narrow)
 
 
-@pytest.mark.parametrize("steps", [60, 0])
-def test_save_then_load_is_the_same_tokenizer(fitted, tmp_path, steps):
+def test_co_occurrence_decides_codes_where_content_says_nothing(fitted):
+  ads, events, _, _ = fitted
+  blind = dataclasses.replace(ads, vectors=np.ones_like(ads.vectors))
+  joined = dataclasses.replace(SETTINGS, tower_steps=0, cooccurrence_width=16)
+  tok, codes = tokenizer.fit(blind, events, joined, seed=0)
+  train = events.split == 0
+  vectors = cooccurrence.ppmi_vectors(events.user[train], events.ad[train], len(ads), 16)
+  within = sum(np.square(vectors[codes[:, 0] == c] - vectors[codes[:, 0] == c].mean(0)).sum() for c in set(codes[:, 0]))
+  assert within < 0.8 * np.square(vectors - vectors.mean(0)).sum()
+  np.testing.assert_allclose(tok.embed(blind)[:, 24:], tok.embed(blind)[:, :24] @ tok.bridge, rtol=1e-5)
+  assert len(set(tok.encode(dataclasses.replace(blind, ad_id=np.char.add("new", ads.ad_id)))[:, 0])) == 1
+
+
+def test_co_occurrence_vectors_are_fewer_than_the_ads(fitted):
+  with pytest.raises(config.ConfigError, match="--cooccurrence_width=120 is not allowed: below 120"):
+    tokenizer.fit(fitted[0], fitted[1], dataclasses.replace(SETTINGS, cooccurrence_width=120), seed=0)
+
+
+@pytest.mark.parametrize("changed", [{}, {"tower_steps": 0}, {"cooccurrence_width": 8}])
+def test_save_then_load_is_the_same_tokenizer(fitted, tmp_path, changed):
   ads, events, tok, _ = fitted
-  if not steps:
-    tok, _ = tokenizer.fit(ads, events, dataclasses.replace(SETTINGS, tower_steps=0), seed=0)
+  if changed:
+    tok, _ = tokenizer.fit(ads, events, dataclasses.replace(SETTINGS, **changed), seed=0)
   tok.save(str(tmp_path))
   assert os.listdir(tmp_path) == ["tokenizer.npz"]
   loaded = tokenizer.Tokenizer.load(str(tmp_path))

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from gr4ad_jax.config import Config, ConfigError, ItemConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.layers import RMSNorm
+from gr4ad_jax.models.layers import Dropout, RMSNorm
 from gr4ad_jax.models.remat import rematerialized
-from gr4ad_jax.models.zoo.items import ItemHead, history_ads
+from gr4ad_jax.models.zoo.items import ItemHead, history_ads, last_of
 from gr4ad_jax.models.zoo.sasrec import PlaceEmbedding, SASRecBlock, causal_mask
 
 
@@ -47,9 +47,9 @@ class GR4ADItems(ItemHead, GR4AD):
     self.places = PlaceEmbedding()
     hidden = c.ffn_multiple * c.width
     block = rematerialized(SASRecBlock, self.remat, (3,))
-    self.encoder = [block(c.heads, hidden, c.dropout, name=f"encoder_{i}") for i in range(c.encoder_layers)]
+    self.encoder = [block(c.heads, hidden, c.encoder_dropout, name=f"encoder_{i}") for i in range(c.encoder_layers)]
     self.encoder_norm = RMSNorm()
-    self.dropout = nn.Dropout(c.dropout)
+    self.dropout = Dropout(c.encoder_dropout)
 
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
     """States of all places of the histories, as `ItemModel`'s: [B, S + 1, D] float32."""
@@ -66,13 +66,15 @@ class GR4ADItems(ItemHead, GR4AD):
       x = block(x, mask, train)
     return self.encoder_norm(x).astype(jnp.float32)
 
-  def slot_vectors(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
-    """Codes and ids of the slots' ads, and the encoder's states of the history: [B, S, D]."""
-    codes = super().slot_vectors(batch, train=train)
+  def read(self, batch: RequestBatch, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Codes and ids of the slots' ads with the encoder's states of the history; the user with the last of these."""
+    codes_BSD, user_BF = super().read(batch, train=train)
     ads_BS = self._known(batch.slot_ad_BS)
-    ids = jnp.where((ads_BS >= 0)[..., None], self.vectors(ads_BS), 0)
-    states = self.states(batch, train=train)[:, 1:] * (history_ads(batch) >= 0)[..., None]
-    return codes + (ids * jnp.sqrt(self.config.width) + states).astype(self.dtype)
+    ids_BSD = jnp.where((ads_BS >= 0)[..., None], self.vectors(ads_BS), 0)
+    states_BPD = self.states(batch, train=train)
+    inner_BSD = states_BPD[:, 1:] * (history_ads(batch) >= 0)[..., None]
+    slots_BSD = codes_BSD + (ids_BSD * jnp.sqrt(self.config.width) + inner_BSD).astype(self.dtype)
+    return slots_BSD, jnp.concatenate([user_BF, last_of(states_BPD, batch)], axis=-1)
 
   def _known(self, ads_BS: jax.Array) -> jax.Array:
     """Ads that have an id embedding; -1 in place of others, which came after the training."""

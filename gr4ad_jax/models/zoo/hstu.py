@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import SLOT_FEATURES, RequestBatch
-from gr4ad_jax.models.layers import Linear, RMSNorm, product
+from gr4ad_jax.models.layers import Dropout, Linear, RMSNorm, product
 from gr4ad_jax.models.remat import rematerialized
 from gr4ad_jax.models.zoo.items import ItemModel, history_ads
 from gr4ad_jax.models.zoo.sasrec import PlaceEmbedding, causal_mask
@@ -57,7 +57,7 @@ class HSTUBlock(nn.Module):
     weights = jnp.where(mask_BPP[:, None], nn.silu(logits), 0) / P
     read = jnp.einsum("bhpq,bqhd->bphd", weights.astype(v.dtype), v).reshape(B, P, D)
     out = Linear(D, ("mlp", "embed"), bias=True, name="out")(RMSNorm(name="read_norm")(read) * u)
-    return x_BPD + nn.Dropout(self.dropout, deterministic=not train)(out)
+    return x_BPD + Dropout(self.dropout, deterministic=not train)(out)
 
 
 class HSTU(ItemModel):
@@ -71,7 +71,7 @@ class HSTU(ItemModel):
     init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("embed",))
     self.bos = self.param("bos", init, (c.width,))
     self.places = PlaceEmbedding(name="places")
-    self.dropout = nn.Dropout(c.dropout)
+    self.dropout = Dropout(c.dropout)
 
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
     ads_BS = history_ads(batch)

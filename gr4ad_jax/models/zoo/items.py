@@ -30,8 +30,7 @@ class ItemHead(nn.Module):
 
   def last_state(self, batch: RequestBatch) -> jax.Array:
     """States of the places that have seen the whole history: [B, D] float32."""
-    last_B = (history_ads(batch) >= 0).sum(-1)
-    return jnp.take_along_axis(self.states(batch), last_B[:, None, None], axis=1)[:, 0]
+    return last_of(self.states(batch), batch)
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
     """Scores of all ads by states, without the bias: [P, N] float32; -inf in rows of the table that are no ad."""
@@ -86,6 +85,12 @@ class ItemModel(ItemHead):
   def __call__(self, batch: RequestBatch) -> jax.Array:
     """Scores of all ads for each request, bias included: [B, N] float32."""
     return add_to_ads(self.scores(self.last_state(batch)), history_ads(batch), self.head_bias())
+
+
+def last_of(states_BPD: jax.Array, batch: RequestBatch) -> jax.Array:
+  """States of the places that have seen the whole history: [B, D]."""
+  last_B = (history_ads(batch) >= 0).sum(-1)
+  return jnp.take_along_axis(states_BPD, last_B[:, None, None], axis=1)[:, 0]
 
 
 def make_table(module: nn.Module, ads: int, width: int) -> jax.Array:

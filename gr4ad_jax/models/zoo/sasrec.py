@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import RequestBatch
-from gr4ad_jax.models.layers import Linear, RMSNorm, attend
+from gr4ad_jax.models.layers import Dropout, Linear, RMSNorm, attend
 from gr4ad_jax.models.remat import rematerialized
 from gr4ad_jax.models.zoo.items import ItemModel, history_ads
 
@@ -30,7 +30,7 @@ class SASRecBlock(nn.Module):
   @nn.compact
   def __call__(self, x_BPD: jax.Array, mask_BPP: jax.Array, train: bool) -> jax.Array:
     B, P, D = x_BPD.shape
-    drop = nn.Dropout(self.dropout, deterministic=not train)
+    drop = Dropout(self.dropout, deterministic=not train)
     qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BPD)).reshape(B, P, 3, self.heads, -1)
     read = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask_BPP)
     x_BPD += drop(Linear(D, ("mlp", "embed"), name="attention_out")(read))
@@ -49,7 +49,7 @@ class SASRec(ItemModel):
     init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("embed",))
     self.bos = self.param("bos", init, (c.width,))
     self.places = PlaceEmbedding(name="places")
-    self.dropout = nn.Dropout(c.dropout)
+    self.dropout = Dropout(c.dropout)
 
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
     ads_BS = history_ads(batch)

@@ -17,7 +17,7 @@ import numpy as np
 from gr4ad_jax.config import Config, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, RequestBatch
 from gr4ad_jax.models.gr4ad import Outputs, compute_dtype, next_code_logp
-from gr4ad_jax.models.layers import NEG, Linear, RMSNorm, attend, product
+from gr4ad_jax.models.layers import NEG, Dropout, Linear, RMSNorm, attend, product
 from gr4ad_jax.models.remat import rematerialized
 
 BUCKETS, FARTHEST = 32, 128  # of T5
@@ -63,7 +63,7 @@ class EncoderLayer(nn.Module):
   def __call__(self, x_BXD: jax.Array, bias_HXX: jax.Array, mask_BX: jax.Array, train: bool) -> jax.Array:
     c = self.config
     B, X, D = x_BXD.shape
-    drop = nn.Dropout(c.dropout, deterministic=not train)
+    drop = Dropout(c.dropout, deterministic=not train)
     qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BXD)).reshape(B, X, 3, c.heads, -1)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     logits = product("bxhd,byhd->bhxy", q, k) / np.sqrt(D // c.heads)
@@ -88,7 +88,7 @@ class DecoderLayer(nn.Module):
     """States [B, M, T, D] and the extended cache, as `lazy_decoder.DecoderBlock`."""
     c = self.config
     B, M, T, D = h_BMTD.shape
-    drop = nn.Dropout(c.dropout, deterministic=not train)
+    drop = Dropout(c.dropout, deterministic=not train)
     qkv = Linear(3 * D, name="self_qkv")(RMSNorm(name="self_norm")(h_BMTD)).reshape(B, M, T, 3, c.heads, -1)
     q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
     if cache is not None:
@@ -104,7 +104,7 @@ class DecoderLayer(nn.Module):
     return h_BMTD + feed_forward(c, RMSNorm(name="ffn_norm")(h_BMTD), drop), (k, v)
 
 
-def feed_forward(config: ModelConfig, x: jax.Array, drop: nn.Dropout) -> jax.Array:
+def feed_forward(config: ModelConfig, x: jax.Array, drop: Dropout) -> jax.Array:
   """T5's: W_o relu(W_i x)."""
   hidden = nn.relu(Linear(config.ffn_multiple * config.width, name="ffn_in")(x))
   return drop(Linear(config.width, ("mlp", "embed"), name="ffn_out")(drop(hidden)))
@@ -148,7 +148,7 @@ class Tiger(nn.Module):
     self.heads = [
       Linear(v, ("embed", "mlp"), out_dtype=jnp.float32, name=f"head_{t}") for t, v in enumerate(self.codebooks)
     ]
-    self.dropout = nn.Dropout(c.dropout)
+    self.dropout = Dropout(c.dropout)
 
   def embed(self, level: int, code: jax.Array) -> jax.Array:
     """Embeddings of codes of one level: [..., D] in the compute dtype."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import RequestBatch
-from gr4ad_jax.models.layers import Linear, attend
+from gr4ad_jax.models.layers import Dropout, Linear, attend
 from gr4ad_jax.models.zoo.items import ItemModel, history_ads, score_all
 
 TEMPERATURE = 0.07
@@ -27,7 +27,7 @@ class TwoTower(ItemModel):
     self.user_in, self.query = Linear(2 * D, bias=True), Linear(D)
     self.user_hidden, self.user_out = Linear(2 * D, bias=True), Linear(D)
     self.ad_hidden, self.ad_out = Linear(2 * D, bias=True), Linear(D)
-    self.dropout = nn.Dropout(self.config.dropout)
+    self.dropout = Dropout(self.config.dropout)
 
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
     ads_BS = history_ads(batch)
