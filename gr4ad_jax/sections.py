@@ -110,7 +110,9 @@ class ItemConfig:
   item_negatives: int = knob(1024, "Ads drawn a step, evenly, for --item_loss=sampled.", low=1)
   item_smoothing: float = knob(0.0, "Label smoothing of --item_loss=softmax.", low=0, high=0.9)
   item_start: str = knob(
-    "random", "Vectors of ads at the start: random, or of their co-occurrence (PPMI, SVD).", choices=("random", "ppmi")
+    "random",
+    "Vectors of ads at the start: random; of their co-occurrence (PPMI, SVD); or of that and the tokenizer's together.",
+    choices=("random", "ppmi", "ppmi+content"),
   )
   inner_targets: bool = knob(False, "Each ad of the history is also a target of what stands before it.")
   inner_positions: int = knob(12, "Most such targets a step learns from, a request, in the mean.", low=1)

@@ -69,6 +69,26 @@ def ppmi_vectors(
   return out
 
 
+def joined(taken_NE: np.ndarray, content_ND: np.ndarray, width: int) -> np.ndarray:
+  """Vectors that keep what two kinds of vectors say, both of length 1 in the root mean square: principal components.
+
+  Args:
+    taken_NE: of co-occurrence.
+    content_ND: of content; their mean is taken off.
+    width: of the result.
+
+  Returns:
+    [N, width] float32, of length 1 in the root mean square; columns beyond those of the two kinds are 0.
+  """
+  kinds = taken_NE, content_ND - content_ND.mean(axis=0)
+  both = [x / np.sqrt(np.square(x).sum(axis=1).mean() + 1e-12) for x in kinds]
+  left, values, _ = np.linalg.svd(np.concatenate(both, axis=1), full_matrices=False)
+  found = left[:, :width] * values[:width]
+  out = np.zeros((len(found), width), np.float32)
+  out[:, : found.shape[1]] = found / np.sqrt(np.square(found).sum(axis=1).mean())
+  return out
+
+
 def ridge(x_ND: np.ndarray, y_NE: np.ndarray, penalty: float = 1.0) -> np.ndarray:
   """The linear map of least squared error from x to y, with a penalty on its squared entries: [D, E] float32."""
   square = x_ND.T.astype(np.float64) @ x_ND + penalty * np.eye(x_ND.shape[1])

@@ -30,6 +30,7 @@ class Start:
     slot_codes_BST: UA-SIDs of the slots.
     history_BS: slots of the user's history.
     copyable_BS: slots that the copy path may name.
+    skip_BD: state of the user that joins the decoder's before the heads of all levels; None: there is none.
   """
 
   context: Context
@@ -37,6 +38,15 @@ class Start:
   slot_codes_BST: jax.Array
   history_BS: jax.Array
   copyable_BS: jax.Array
+  skip_BD: jax.Array | None = None
+
+
+class Read(NamedTuple):
+  """What a request is made of: `slots_BSD` and `user_BF` make the context, `skip_BD` is that of `Start`."""
+
+  slots_BSD: jax.Array
+  user_BF: jax.Array
+  skip_BD: jax.Array | None = None
 
 
 class Outputs(NamedTuple):
@@ -122,17 +132,18 @@ class GR4AD(nn.Module):
 
   def start(self, batch: RequestBatch, *, train: bool = False) -> Start:
     """Context and lazy layers."""
-    slots_BSD, user_BF = self.read(batch, train=train)
-    context = self.processor(slots_BSD, batch.slot_kind_BS, batch.slot_features_BSF, user_BF, train)
+    read = self.read(batch, train=train)
+    context = self.processor(read.slots_BSD, batch.slot_kind_BS, batch.slot_features_BSF, read.user_BF, train)
     history_BS = batch.slot_kind_BS == HISTORY
     copyable_BS = batch.slot_kind_BS > PADDING if self.config.copy == "context" else history_BS
-    return Start(context, self.decoder.lazy(context, train=train), batch.slot_codes_BST, history_BS, copyable_BS)
+    lazy_B1TD = self.decoder.lazy(context, train=train)
+    return Start(context, lazy_B1TD, batch.slot_codes_BST, history_BS, copyable_BS, read.skip_BD)
 
-  def read(self, batch: RequestBatch, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
-    """What the context is made of: the slots' UA-SIDs, [B, S, D] in the compute dtype, and the user, [B, F]."""
+  def read(self, batch: RequestBatch, *, train: bool = False) -> Read:
+    """The slots' UA-SIDs and the user's features."""
     del train
     codes = sum(self.embed(t, batch.slot_codes_BST[..., t]) for t in range(len(self.codebooks)))
-    return codes, batch.user_features_BF
+    return Read(codes, batch.user_features_BF)
 
   def embed(self, level: int, code: jax.Array) -> jax.Array:
     """Embeddings of codes of one level: [..., D] in the compute dtype."""
@@ -163,7 +174,7 @@ class GR4AD(nn.Module):
     m = start.lazy_B1TD[:, :, level : level + 1]
     h_BM1D, caches = self.decoder(m, token[:, :, None], start.context, train=False, caches=caches)
     head = self.heads[level] if level < len(self.codebooks) else self.ecpm_head
-    return h_BM1D[:, :, 0], head(h_BM1D[:, :, 0]), caches
+    return h_BM1D[:, :, 0], head(_skipped(start, h_BM1D)[:, :, 0]), caches
 
   def seen(self, start: Start, codes_BMT: jax.Array) -> jax.Array:
     """[B, M] bool: is the UA-SID one of the user's history?"""
@@ -205,11 +216,12 @@ class GR4AD(nn.Module):
     tokens += [self.embed(t, codes_BMT[..., t]) for t in range(T)]
     h_BMTD, _ = self.decoder(start.lazy_B1TD, jnp.stack(tokens, axis=2), start.context, train=train)
     free_B1TD, _ = self.decoder.late(start.lazy_B1TD, start.context, train=train)
+    own_BMTD, free_B1TD = _skipped(start, h_BMTD), _skipped(start, free_B1TD)
     generated, mtp = [], []
     # Float32 logits are the largest arrays there are, and a twentieth of the work: no policy keeps them.
     logp_of = rematerialized(_code_logp, "full" if self.remat != "none" else "none")
     for t in range(T):
-      generated.append(logp_of(self.heads[t], h_BMTD[:, :, t], codes_BMT[..., t]))
+      generated.append(logp_of(self.heads[t], own_BMTD[:, :, t], codes_BMT[..., t]))
       mtp.append(logp_of(self.heads[t], free_B1TD[:, 0, t], codes_BMT[..., t]))
     generated_logp_BMT = jnp.stack(generated, axis=-1)
     copy = self.copy_path(start, h_BMTD[:, 0, 0])
@@ -217,8 +229,13 @@ class GR4AD(nn.Module):
     match_BMS = sequence_match(start.slot_codes_BST, codes_BMT).astype(jnp.float32)
     matched = jnp.einsum("bs,bms->bm", attention, match_BMS, precision="highest")
     logp_BM = mix(copy, generated_logp_BMT.sum(-1), matched)
-    ecpm = self.ecpm_head(h_BMTD[:, :, T])
+    ecpm = self.ecpm_head(own_BMTD[:, :, T])
     return Outputs(logp_BM, generated_logp_BMT, ecpm, jnp.stack(mtp, axis=-1), jnp.exp(copy.log_gate_B))
+
+
+def _skipped(start: Start, h_BMTD: jax.Array) -> jax.Array:
+  """The decoder's states as the heads read them."""
+  return h_BMTD if start.skip_BD is None else h_BMTD + start.skip_BD[:, None, None]
 
 
 def _distinct(start: Start) -> jax.Array:

@@ -79,6 +79,7 @@ class Trainer:
     steps = max(1, round(self.order.steps_per_epoch * t.epochs))
     self.total_steps = min(steps, t.max_steps) if t.max_steps else steps
     self.optimizer = state_lib.make_optimizer(t, self.total_steps)
+    self._start_ND = self._start_vectors()
     self.state = state_lib.init_state(self.init_params, self.optimizer, self.mesh)
     shardings = state_lib.shardings_of(self.state)
     if t.table_optimizer != "adamw" and tables.NAME not in self.state.params:
@@ -94,21 +95,27 @@ class Trainer:
   def init_params(self) -> Any:
     """Fresh parameters; vectors of ads, and with them those of codes, as --item_start asks."""
     params = init_params(self.model, self.config)
-    if tables.NAME in params and self.config.items.item_start == "ppmi":
-      lines = self.inputs.lines
-      learned_L = np.isin(lines.request, self.inputs.learned(self.config))
-      user_L = lines.request_user[lines.request]
-      table = nn.meta.unbox(params[tables.NAME])
-      ads = len(self.inputs.dataset.ads)
-      made = cooccurrence.ppmi_vectors(user_L[learned_L], lines.ad[learned_L], ads, table.shape[1])
-      params[tables.NAME] = params[tables.NAME].replace_boxed(table.at[:ads].set(made))
+    if tables.NAME in params and self._start_ND is not None:
+      table, index, made_ND = params[tables.NAME], self.inputs.index, self._start_ND
+      params[tables.NAME] = table.replace_boxed(table.unbox().at[: len(made_ND)].set(made_ND))
       if isinstance(self.model, GR4ADItems):
-        index = self.inputs.index
-        for level, mean_VD in enumerate(cooccurrence.code_means(made, index.codes_NT, index.codebooks)):
+        for level, mean_VD in enumerate(cooccurrence.code_means(made_ND, index.codes_NT, index.codebooks)):
           codes, kernel = params[f"codes_{level}"], params[f"head_{level}"]["kernel"]
-          params[f"codes_{level}"] = codes.replace_boxed(nn.meta.unbox(codes) + mean_VD * np.sqrt(table.shape[1]))
-          params[f"head_{level}"]["kernel"] = kernel.replace_boxed(nn.meta.unbox(kernel) + mean_VD.T)
+          params[f"codes_{level}"] = codes.replace_boxed(codes.unbox() + mean_VD * np.sqrt(mean_VD.shape[1]))
+          params[f"head_{level}"]["kernel"] = kernel.replace_boxed(kernel.unbox() + mean_VD.T)
     return params
+
+  def _start_vectors(self) -> np.ndarray | None:
+    """[N, D] vectors of ads by --item_start, made before anything is traced; None: random."""
+    inputs, lines, width = self.inputs, self.inputs.lines, self.config.model.width
+    if self.config.items.item_start == "random":
+      return None
+    learned_L = np.isin(lines.request, inputs.learned(self.config))
+    user_L, ads = lines.request_user[lines.request][learned_L], inputs.dataset.ads
+    taken_ND = cooccurrence.ppmi_vectors(user_L, lines.ad[learned_L], len(ads), width)
+    if self.config.items.item_start == "ppmi":
+      return taken_ND
+    return cooccurrence.joined(taken_ND, inputs.tokenizer.embed(ads), width)
 
   def make_loss(self) -> LossFn:
     """The loss of the training step."""

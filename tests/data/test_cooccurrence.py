@@ -52,3 +52,13 @@ def test_code_means_add_up_to_the_ads_mean_of_a_prefix():
   rest = vectors - first[codes[:, 0]]
   for code in range(6):
     np.testing.assert_allclose(second[code], rest[codes[:, 1] == code].mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_joined_vectors_keep_both_neighbourhoods():
+  rng = np.random.default_rng(4)
+  taken, content = rng.normal(size=(40, 3)), 5 + 9 * rng.normal(size=(40, 4))
+  whole = cooccurrence.joined(taken, content, 9)
+  np.testing.assert_allclose(np.square(whole[:, :7]).mean() * 7, 1, rtol=1e-5)
+  assert (whole[:, 7:] == 0).all() and whole.dtype == np.float32
+  gram = sum(x @ x.T / np.square(x).sum() for x in (taken, content - content.mean(0)))
+  np.testing.assert_allclose(whole @ whole.T / np.square(whole).sum(), gram / 2, atol=1e-6)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.config import Config, ConfigError, ItemConfig
 from gr4ad_jax.data.batches import RequestBatch
-from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.gr4ad import GR4AD, Read
 from gr4ad_jax.models.layers import Dropout, RMSNorm
 from gr4ad_jax.models.remat import rematerialized
 from gr4ad_jax.models.zoo.items import ItemHead, history_ads, last_of
@@ -66,15 +66,15 @@ class GR4ADItems(ItemHead, GR4AD):
       x = block(x, mask, train)
     return self.encoder_norm(x).astype(jnp.float32)
 
-  def read(self, batch: RequestBatch, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
-    """Codes and ids of the slots' ads with the encoder's states of the history; the user with the last of these."""
-    codes_BSD, user_BF = super().read(batch, train=train)
+  def read(self, batch: RequestBatch, *, train: bool = False) -> Read:
+    """Codes and ids of the slots' ads with the encoder's states of the history, the last of which goes to the heads."""
+    codes_BSD, user_BF, _ = super().read(batch, train=train)
     ads_BS = self._known(batch.slot_ad_BS)
     ids_BSD = jnp.where((ads_BS >= 0)[..., None], self.vectors(ads_BS), 0)
     states_BPD = self.states(batch, train=train)
     inner_BSD = states_BPD[:, 1:] * (history_ads(batch) >= 0)[..., None]
     slots_BSD = codes_BSD + (ids_BSD * jnp.sqrt(self.config.width) + inner_BSD).astype(self.dtype)
-    return slots_BSD, jnp.concatenate([user_BF, last_of(states_BPD, batch)], axis=-1)
+    return Read(slots_BSD, user_BF, last_of(states_BPD, batch).astype(self.dtype))
 
   def _known(self, ads_BS: jax.Array) -> jax.Array:
     """Ads that have an id embedding; -1 in place of others, which came after the training."""
