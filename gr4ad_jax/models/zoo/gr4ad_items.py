@@ -74,7 +74,9 @@ class GR4ADItems(ItemHead, GR4AD):
     states_BPD = self.states(batch, train=train)
     inner_BSD = states_BPD[:, 1:] * (history_ads(batch) >= 0)[..., None]
     slots_BSD = codes_BSD + (ids_BSD * jnp.sqrt(self.config.width) + inner_BSD).astype(self.dtype)
-    return Read(slots_BSD, user_BF, last_of(states_BPD, batch).astype(self.dtype))
+    # The heads of the codes learn to read the state; were it to learn from them, it would rank single ads worse.
+    skip_BD = jax.lax.stop_gradient(last_of(states_BPD, batch).astype(self.dtype))
+    return Read(slots_BSD, user_BF, skip_BD)
 
   def _known(self, ads_BS: jax.Array) -> jax.Array:
     """Ads that have an id embedding; -1 in place of others, which came after the training."""

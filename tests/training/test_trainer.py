@@ -1,0 +1,50 @@
+"""What parameters start from."""
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import flags as flags_lib
+from gr4ad_jax.data import cooccurrence
+from gr4ad_jax.parallel import tables
+from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training.trainer import Trainer
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+  return tiny.write_log(tmp_path_factory.mktemp("log"))
+
+
+def made(log, *more):
+  values = flags.FlagValues()
+  flags_lib.define_flags(values)
+  values(["train", *tiny.source_flags(log), *tiny.SETTINGS, f"--workdir={log}/run", *more])
+  config = flags_lib.config_from_flags(values)
+  inputs = inputs_lib.prepare_inputs(config)
+  return inputs, Trainer(config, inputs).state.params
+
+
+def test_vectors_of_ads_start_from_co_occurrence_alone_or_with_content(log):
+  inputs, params = made(log, "--model=sasrec", "--item_start=ppmi")
+  lines = inputs.lines
+  train_L = lines.request_split[lines.request] == 0
+  ads = len(inputs.dataset.ads)
+  taken = cooccurrence.ppmi_vectors(lines.request_user[lines.request][train_L], lines.ad[train_L], ads, 16)
+  np.testing.assert_allclose(params[tables.NAME][:ads], taken, atol=1e-6)
+  inputs, params = made(log, "--model=sasrec", "--item_start=ppmi+content")
+  both = cooccurrence.joined(taken, inputs.tokenizer.embed(inputs.dataset.ads), 16)
+  np.testing.assert_allclose(params[tables.NAME][:ads], both, atol=1e-5)
+
+
+def test_codes_start_with_the_mean_of_their_ads(log):
+  _, random = made(log, "--model=gr4ad_items")
+  inputs, params = made(log, "--model=gr4ad_items", "--item_start=ppmi")
+  index, ads = inputs.index, len(inputs.dataset.ads)
+  means = cooccurrence.code_means(np.asarray(params[tables.NAME])[:ads], index.codes_NT, index.codebooks)
+  for level, mean_VD in enumerate(means):
+    moved = params[f"head_{level}"]["kernel"] - random[f"head_{level}"]["kernel"]
+    np.testing.assert_allclose(moved, mean_VD.T, atol=1e-5)
+    moved = params[f"codes_{level}"] - random[f"codes_{level}"]
+    np.testing.assert_allclose(moved, 4 * mean_VD, atol=1e-5)
