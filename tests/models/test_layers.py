@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gr4ad_jax.data.batches import zero_batch
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.layers import GatedFFN, Linear, attend, rms_norm
+from gr4ad_jax.models.layers import Dropout, GatedFFN, Linear, attend, rms_norm
 from gr4ad_jax.presets import PRESETS
 from tests.models import tiny
 
@@ -94,3 +94,18 @@ def test_preset_has_the_size_of_its_name(name):
   size = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e9
   assert size == pytest.approx(float(name[:-1]), rel=0.1)
   assert model.config.width == 64 * model.config.heads and (model.config.layers, model.config.lazy_layers) == (9, 6)
+
+
+@pytest.mark.parametrize(("rate", "width"), [(0.5, 64), (0.3, 63), (0.1, 6)])
+def test_dropout_drops_its_share_keeps_the_mean_and_draws_anew(rate, width):
+  x = jnp.ones((40, 50, width))
+  call = lambda key, **kw: np.asarray(Dropout(rate).apply({}, x, rngs={"dropout": key}, **kw))  # noqa: E731
+  out = call(jax.random.key(0), deterministic=False)
+  share = round(256 * rate) / 256
+  np.testing.assert_allclose(sorted(set(out.ravel())), [0, 1 / (1 - share)], rtol=1e-6)
+  spread = 4 * (share * (1 - share) / x.size) ** 0.5
+  assert abs((out == 0).mean() - share) < spread and abs(out.mean() - 1) < spread / (1 - share)
+  by_element = (out == 0).mean(axis=(0, 1))  # the four bytes of a word are alike
+  assert np.abs(by_element - share).max() < 5 * (share * (1 - share) / 2000) ** 0.5
+  assert (out != call(jax.random.key(1), deterministic=False)).any()
+  np.testing.assert_array_equal(call(jax.random.key(0), deterministic=True), x)
