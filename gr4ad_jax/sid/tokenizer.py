@@ -157,11 +157,14 @@ def fit(
     The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced: `encode` on the same ads may differ.
 
   Raises:
-    settings.ConfigError: fewer than two levels, or an empty one.
+    settings.ConfigError: fewer than two levels, or an empty one; as many co-occurrence vectors as ads, or more.
     schema.DataError: bad vectors, forms, or no co-occurrence to learn from.
   """
   if len(config.codebooks) < 2 or min(config.codebooks) < 1:
     raise settings.ConfigError(f"codebooks {config.codebooks}: two levels or more, of a code or more, are needed")
+  if config.cooccurrence_width and config.cooccurrence_width >= len(ads):
+    limit = f"below {len(ads)}, the number of ads"
+    raise settings.ConfigError(f"--cooccurrence_width={config.cooccurrence_width} is not allowed: {limit}")
   text_ND = encoders.unit_rows(ads, config.encoder)
   trained = None
   if config.tower_steps:
@@ -191,13 +194,7 @@ def fit(
 
 
 def _taken_together(events: swing.Columns, num_ads: int, width: int) -> np.ndarray:
-  """[N, width] vectors of what users took near what in training, root mean square of the lengths 1; 0 without any.
-
-  Raises:
-    settings.ConfigError: as many as there are ads, or more.
-  """
-  if width >= num_ads:
-    raise settings.ConfigError(f"--cooccurrence_width={width} is not allowed: below {num_ads}, the number of ads")
+  """[N, width] vectors of what users took near what in training, root mean square of the lengths 1; 0 without any."""
   in_train_E = np.asarray(events.split) == 0
   user_L, ad_L = np.asarray(events.user)[in_train_E], np.asarray(events.ad)[in_train_E]
   return cooccurrence.ppmi_vectors(user_L, ad_L, num_ads, width)
