@@ -110,9 +110,9 @@ class Linear(nn.Module):
 
 
 class Dropout(nn.Module):
-  """`nn.Dropout` for masks of full size, at a quarter of the cost: on CPU its mask was a fifth of a small model's step.
+  """`nn.Dropout` for masks of full size, with a quarter of its random bits: they took a quarter of SASRec's step.
 
-  An element takes a byte of the random bits, so the rate is the nearest multiple of 1/256; what is kept is scaled by
+  An element takes a byte of them, so the rate is the nearest multiple of 1/256; what is kept is scaled by
   that, and the mean stays.
 
   Attributes:

@@ -58,7 +58,10 @@ class Tokenizer:
     """What `embed` gives, by rows: without a tower, vectors of a .npy file are read when asked for."""
     text_ND = encoders.unit_rows(ads, self.config.encoder)
     unit_ND = text_ND if self.tower is None else self.tower.embed(text_ND, ads)
-    return unit_ND if self.bridge is None else np.concatenate([unit_ND[:], unit_ND[:] @ self.bridge], axis=1)
+    if self.bridge is None:
+      return unit_ND
+    unit_ND = unit_ND[:]
+    return np.concatenate([unit_ND, unit_ND @ self.bridge], axis=1)
 
   def encode(self, ads: schema.AdTable, existing: Existing | None = None) -> np.ndarray:
     """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size, by chunks of the ads.
@@ -118,9 +121,9 @@ class Tokenizer:
       raise schema.DataError(f"{path}: not a whole tokenizer file ({error!r})") from error
     if tuple(map(len, centroids)) != config.codebooks[:-1]:
       raise schema.DataError(f"{path}: centroids of {[len(c) for c in centroids]} codes, codebooks {config.codebooks}")
-    bridge = arrays.get("bridge")
-    if (0 if bridge is None else bridge.shape[-1]) != config.cooccurrence_width:
-      raise schema.DataError(f"{path}: no bridge of --cooccurrence_width={config.cooccurrence_width}")
+    bridge, beside = arrays.get("bridge"), config.cooccurrence_width
+    if np.shape(bridge) != ((centroids[0].shape[1] - beside, beside) if beside else ()):
+      raise schema.DataError(f"{path}: a bridge of shape {np.shape(bridge)}, --cooccurrence_width={beside}")
     params = {name.removeprefix("tower/"): value for name, value in arrays.items() if name.startswith("tower/")}
     if not config.tower_steps:
       return cls(config, about["seed"], centroids, None, bridge)

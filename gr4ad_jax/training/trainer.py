@@ -13,7 +13,7 @@ from gr4ad_jax.data import cooccurrence
 from gr4ad_jax.data.batches import TrainingOrder, zero_batch
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
-from gr4ad_jax.models.zoo.items import ItemModel
+from gr4ad_jax.models.zoo.items import ItemHead, ItemModel
 from gr4ad_jax.parallel import distributed, tables
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import row_step
@@ -95,7 +95,7 @@ class Trainer:
   def init_params(self) -> Any:
     """Fresh parameters; vectors of ads, and with them those of codes, as --item_start asks."""
     params = init_params(self.model, self.config)
-    if tables.NAME in params and self._start_ND is not None:
+    if self._start_ND is not None:
       table, index, made_ND = params[tables.NAME], self.inputs.index, self._start_ND
       params[tables.NAME] = table.replace_boxed(table.unbox().at[: len(made_ND)].set(made_ND))
       if isinstance(self.model, GR4ADItems):
@@ -106,9 +106,9 @@ class Trainer:
     return params
 
   def _start_vectors(self) -> np.ndarray | None:
-    """[N, D] vectors of ads by --item_start, made before anything is traced; None: random."""
+    """[N, D] vectors of ads by --item_start, made before anything is traced; None: random, or no such model."""
     inputs, lines, width = self.inputs, self.inputs.lines, self.config.model.width
-    if self.config.items.item_start == "random":
+    if self.config.items.item_start == "random" or not isinstance(self.model, ItemHead):
       return None
     learned_L = np.isin(lines.request, inputs.learned(self.config))
     user_L, ads = lines.request_user[lines.request][learned_L], inputs.dataset.ads

@@ -159,6 +159,15 @@ def test_damaged_files_are_named(fitted, tmp_path):
     tokenizer.Tokenizer.load(str(tmp_path))
 
 
+def test_a_bridge_of_another_width_is_named(fitted, tmp_path):
+  ads, events, _, _ = fitted
+  tok, _ = tokenizer.fit(ads, events, dataclasses.replace(SETTINGS, tower_steps=0, cooccurrence_width=8), seed=0)
+  for bridge, shape in ((None, r"\(\)"), (tok.bridge[:, :5], r"\(24, 5\)"), (tok.bridge[:7], r"\(7, 8\)")):
+    dataclasses.replace(tok, bridge=bridge).save(str(tmp_path))
+    with pytest.raises(schema.DataError, match=f"tokenizer.npz: a bridge of shape {shape}, --cooccurrence_width=8"):
+      tokenizer.Tokenizer.load(str(tmp_path))
+
+
 def test_one_level_is_refused(shop):
   with pytest.raises(config.ConfigError, match="two levels"):
     tokenizer.fit(*shop, dataclasses.replace(SETTINGS, codebooks=(8,)), seed=0)
