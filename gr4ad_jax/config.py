@@ -123,6 +123,11 @@ def _check_pairs(config: Config) -> None:
       f"{levels} widths, one a level of --codebooks={shown(config.sid.codebooks)}",
     ),
     (
+      config.search.reranker != "neighbors" or config.search.order == "likelihood",
+      "order",
+      "only 'likelihood', as --reranker=neighbors",
+    ),
+    (
       len(config.training.period) == 2 and config.training.period[0] < config.training.period[-1],
       "period",
       "begin and end, as 0,0.8",

@@ -57,6 +57,9 @@ class SidConfig:
   cooccurrence_width: int = knob(
     0, "Singular vectors of co-occurrence in training that stand beside an ad's unit vector in k-means; 0: none.", low=0
   )
+  cooccurrence_window: int = knob(
+    50, "Lines of a user within which two ads count as taken together, in those vectors.", low=1
+  )
   swing_alpha: float = knob(1.0, "Swing's smoothing constant.", low=0)
   swing_neighbors: int = knob(16, "Swing neighbours of an ad that count as positives.", low=1)
   swing_visits: int = knob(256, "Visits by which Swing judges an ad; of more, a sample.", low=2)
@@ -116,6 +119,10 @@ class ItemConfig:
   )
   inner_targets: bool = knob(False, "Each ad of the history is also a target of what stands before it.")
   inner_positions: int = knob(12, "Most such targets a step learns from, a request, in the mean.", low=1)
+  inner_recent: int = knob(
+    0, "Only a history's latest so many ads are such targets: with --examples=requests the first are in most; 0: all.",
+    low=0,
+  )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +296,7 @@ class SearchConfig:
   )
   value_power: float = knob(0.3, "Weight of the predicted value with --order=blend.", low=0)
   item_weight: float = knob(1.0, "gr4ad_items: weight of the item-level head beside log p of the UA-SID.", low=0)
+  guided: bool = knob(True, "gr4ad_items: the head helps to choose the beams, by the mean vector of a prefix' ads.")
   ecpm_beams: int = knob(0, "Likeliest final beams that get an eCPM, and are answered; 0: all.", low=0)
   precut: str = knob(
     "auto",
@@ -297,11 +305,14 @@ class SearchConfig:
   )
   reranker: str = knob(
     "none",
-    "Evaluation's second stage, which orders the ads found and those of the context slots by p * E[value]^exponent: "
-    "the run's reward model, or LightGBM on the same features.",
-    choices=("none", "reward", "lightgbm"),
+    "Evaluation's second stage: orders the ads found and those of the context slots by p * E[value]^exponent, by the "
+    "run's reward model or LightGBM on the same features; or adds to the ads' scores what followed the history's ads.",
+    choices=("none", "reward", "lightgbm", "neighbors"),
   )
   rerank_candidates: int = knob(200, "Ads of the first stage that the reranker gets, a request.", low=1)
+  neighbor_weight: float = knob(
+    0.5, "--reranker=neighbors: weight of the logarithm of an ad's share in what followed, beside its score.", low=0
+  )
   rerank_exponent: float = knob(1.0, "Exponent of E[value | purchase] in the reranker's order.", low=0)
   quantize: str = knob(
     "none",

@@ -63,7 +63,7 @@ def fake_ranks(monkeypatch):
     ranked.append(config)
     ad_RK = np.full((len(requests), k), -1, np.int32)
     ad_RK[:, 0] = config.training.seed
-    return Ranking(ad_RK, np.zeros(ad_RK.shape, np.float32), np.zeros(ad_RK.shape, np.float32))
+    return Ranking(ad_RK, *np.zeros((3, *ad_RK.shape), np.float32))
 
   monkeypatch.setattr(scoring, "rank_run", rank_run)
   return ranked

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.decoding import topk
+from gr4ad_jax.decoding.guide import Guide
 from gr4ad_jax.decoding.trie import NO_NODE, Children, Trie
 from gr4ad_jax.models.gr4ad import GR4AD, Start
 from gr4ad_jax.models.history_copy import Copy, mix
@@ -99,7 +100,9 @@ def _mass_by_slot(match_BWS: jax.Array, code_BS: jax.Array, codes: int) -> tuple
   return slot_of_BV, jnp.einsum("bws,bst->bwt", match_BWS, same_BSS, precision="highest")
 
 
-def _advance(level: int, state: _State, here: _Level, trie: Trie, width: int, precut: str, slot_code_BS):
+def _advance(
+  level: int, state: _State, here: _Level, trie: Trie, width: int, precut: str, slot_code_BS, guide_of
+):  # fmt: skip
   """The best children of all beams: the next state, and the beams that they come from."""
   found: Children = trie.children(level, state.node_BW)
   B, W, C = found.code_BWC.shape
@@ -108,7 +111,10 @@ def _advance(level: int, state: _State, here: _Level, trie: Trie, width: int, pr
   total_BWC = jnp.where(found.valid_BWC, here.total(beam_BX, code_BX).reshape(B, W, C), -jnp.inf)
   extra = 0 if found.code_P is None else len(found.code_P)
   k = min(width, W * C)
-  logp_BW, at_BW = topk.top_k(total_BWC, k, topk.choose(precut, W * C, k))
+  score_BWC = total_BWC if guide_of is None else total_BWC + guide_of(level, node_BX).reshape(B, W, C)
+  logp_BW, at_BW = topk.top_k(score_BWC, k, topk.choose(precut, W * C, k))
+  if guide_of is not None:
+    logp_BW = jnp.take_along_axis(total_BWC.reshape(B, -1), at_BW, axis=1)
   if extra:
     code_BP = jnp.broadcast_to(found.code_P, found.beam_BP.shape)
     beam_BP = jnp.minimum(found.beam_BP, W - 1)
@@ -155,7 +161,7 @@ def _ordered(state: _State, caches, logp_BW, value_of, search: SearchConfig):
 
 def beam_search(
   model: GR4AD, variables, batch, trie: Trie, bin_value_V: jax.Array | None, *, widths: tuple[int, ...],
-  search: SearchConfig = _PLAIN,
+  search: SearchConfig = _PLAIN, guide: Guide | None = None,
 ) -> Beams:  # fmt: skip
   """The best existing UA-SIDs of each request.
 
@@ -167,11 +173,18 @@ def beam_search(
     bin_value_V: mean money of each eCPM bin; None: no eCPM is predicted, all values are 0.
     widths: beams kept after each level, in place of `search.beams`; a level with fewer prefixes keeps them all.
     search: final order, eCPM and pre-cut.
+    guide: of a model whose start has a state (`skip_BD`): what an item-level head adds to log p where beams are chosen.
 
   Returns:
     Beams in final order; `ecpm_beams` of them, where that is set and smaller.
+
+  Raises:
+    ValueError: a guide beside an overlay, whose nodes it does not know.
   """
+  if guide is not None and trie.overlay_TQP is not None:
+    raise ValueError("a guided search takes no overlay: its nodes have no vectors")
   start: Start = model.apply(variables, batch, method="start")
+  guide_of = None if guide is None else lambda level, node: guide.scores(level, start.skip_BD.astype(jnp.float32), node)
   B, S, T = start.slot_codes_BST.shape
   copies = model.config.copy != "off"
   first_BW = jnp.zeros((B, 1), jnp.int32)
@@ -186,7 +199,7 @@ def beam_search(
       state = state.replace(match_BWS=jnp.exp(copy.log_attention_BS)[:, None])
     slot_code_BS = start.slot_codes_BST[..., level]
     here = _Level(state, logits_BWV, copy, slot_code_BS)
-    state, beam_BW = _advance(level, state, here, trie, widths[level], search.precut, slot_code_BS)
+    state, beam_BW = _advance(level, state, here, trie, widths[level], search.precut, slot_code_BS, guide_of)
     caches = _take(caches, beam_BW)
   logp_BW = model.apply(variables, start, state.prefix_BWT[..., -1], state.codes_BWT, method="final_logp")
 

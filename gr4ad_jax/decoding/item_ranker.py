@@ -52,4 +52,5 @@ class ItemRanker:
     ad_RK, logp_RK = (np.concatenate(column) for column in zip(*found, strict=True))
     more = ((0, 0), (0, k - ad_RK.shape[1]))
     ad_RK = np.pad(ad_RK.astype(np.int32), more, constant_values=-1)
-    return Ranking(ad_RK, np.pad(logp_RK, more, constant_values=-np.inf), np.zeros(ad_RK.shape, np.float32))
+    logp_RK = np.pad(logp_RK, more, constant_values=-np.inf)
+    return Ranking(ad_RK, logp_RK, np.zeros(ad_RK.shape, np.float32), logp_RK)

@@ -10,10 +10,12 @@ from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding.beam import Beams
+from gr4ad_jax.decoding.guide import Guide
 from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
+from gr4ad_jax.parallel import tables
 from gr4ad_jax.sid.index import SidIndex
 
 
@@ -25,11 +27,13 @@ class Ranking:
     ad_RK: int32 rows of the ad table, -1 where the beams ran out.
     logp_RK: float32 log-probability of the ad's UA-SID, -inf where there is no ad.
     value_RK: float32 predicted eCPM given the UA-SID, money, 0 where there is no ad.
+    score_RK: float32 log p, and with an item-level head its score too, times --item_weight; -inf where there is no ad.
   """
 
   ad_RK: np.ndarray
   logp_RK: np.ndarray
   value_RK: np.ndarray
+  score_RK: np.ndarray
 
 
 class Contexts(Protocol):
@@ -52,16 +56,23 @@ class Ranker:
   def __init__(self, model: GR4AD, index: SidIndex, ecpm: EcpmBins, config: SearchConfig):
     self.index, self._trie, self._beams = index, Trie.of(index), config.beams
     self._searcher = Searcher(model, ecpm, config)
-    self._item_weight = config.item_weight if isinstance(model, GR4ADItems) else 0.0
+    self._item_weight = weight = config.item_weight if isinstance(model, GR4ADItems) else 0.0
+    guide = jax.jit(lambda table_ND: Guide.of(table_ND[: model.num_ads], index, weight))
+    self._guide = guide if weight and config.guided else None
     self._item_scores = jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method="item_scores"))
 
   def search(self, params: Any, batch: RequestBatch, k: int) -> Beams:
     """Ranked UA-SIDs of a batch, on the device; their number is that of the beams, whatever k."""
     del k
-    return self._search(self._searcher.variables(params), batch)
+    return self._search(*self._weights(params), batch)
 
-  def _search(self, variables: dict, batch: RequestBatch) -> Beams:
-    return self._searcher.compiled_on_demand(variables, batch, self._trie, self._beams)
+  def _weights(self, params: Any) -> tuple[dict, Guide | None]:
+    """What a search takes of the parameters."""
+    variables = self._searcher.variables(params)
+    return variables, self._guide and self._guide(variables["params"][tables.NAME])
+
+  def _search(self, variables: dict, guide: Guide | None, batch: RequestBatch) -> Beams:
+    return self._searcher.compiled_on_demand(variables, batch, self._trie, self._beams, guide)
 
   def rank(self, params: Any, contexts: Contexts, requests: np.ndarray, k: int, batch_size: int = 64) -> Ranking:
     """The best k ads of each request.
@@ -73,25 +84,26 @@ class Ranker:
       k: ads a request.
       batch_size: requests a batch.
     """
-    found, variables = [], self._searcher.variables(params)
+    found, (variables, guide) = [], self._weights(params)
     for begin in range(0, max(len(requests), 1), batch_size):
       some = requests[begin : begin + batch_size]
       full = np.resize(some if len(some) else [0], batch_size)
       batch = contexts.batch(full)
-      beams = jax.device_get(self._search(variables, batch))
-      columns = self._expand(beams, max(k, self._beams[-1]) if self._item_weight else k)
+      beams = jax.device_get(self._search(variables, guide, batch))
+      ad_RK, logp_RK, value_RK = self._expand(beams, max(k, self._beams[-1]) if self._item_weight else k)
+      columns = ad_RK, logp_RK, value_RK, logp_RK
       if self._item_weight:
         columns = self._reordered(variables, batch, columns)
       found.append([column[: len(some), :k] for column in columns])
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
   def _reordered(self, variables: dict, batch: RequestBatch, columns: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-    """Ads, log p and values in the order of log p + item_weight * the item-level score; padding last."""
-    ad_RK, logp_RK, _ = columns
+    """Ads, log p, values and scores in the order of log p + item_weight * the item-level score; padding last."""
+    ad_RK, logp_RK, value_RK, _ = columns
     item_RK = jax.device_get(self._item_scores(variables, batch, ad_RK))
     score_RK = np.where(ad_RK >= 0, logp_RK + self._item_weight * item_RK, -np.inf)
     order = np.argsort(-score_RK, axis=1, kind="stable")
-    return [np.take_along_axis(column, order, axis=1) for column in columns]
+    return [np.take_along_axis(column, order, axis=1) for column in (ad_RK, logp_RK, value_RK, score_RK)]
 
   def _expand(self, beams: Beams, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ad_RK = self.index.expand(beams.leaf_BW, k)

@@ -15,6 +15,7 @@ from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding.beam import Beams, beam_search
+from gr4ad_jax.decoding.guide import Guide
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.quantized import quantize
@@ -62,8 +63,8 @@ class Searcher:
     self._means, self._quantize = np.asarray(ecpm.means, np.float32), search.quantize
     self._programs: dict[tuple, Any] = {}
 
-    def run(variables, batch, trie, means, widths):
-      return beam_search(model, variables, batch, trie, means, widths=widths, search=search)
+    def run(variables, batch, trie, means, widths, guide=None):
+      return beam_search(model, variables, batch, trie, means, widths=widths, search=search, guide=guide)
 
     self._run = jax.jit(run, static_argnames="widths")
 
@@ -102,9 +103,11 @@ class Searcher:
     program = self._programs[self._key(len(batch.slot_kind_BS), schedule, trie)]
     return program(variables, batch, trie, self._means)
 
-  def compiled_on_demand(self, variables: dict, batch: RequestBatch, trie: Trie, schedule: Schedule) -> Beams:
-    """As `search`, but a new shape is compiled when it first comes: for evaluation, not for a server."""
-    return self._run(variables, batch, trie, self._means, widths=schedule)
+  def compiled_on_demand(
+    self, variables: dict, batch: RequestBatch, trie: Trie, schedule: Schedule, guide: Guide | None = None
+  ) -> Beams:
+    """As `search`, but guided, and a new shape is compiled when it first comes: for evaluation, not for a server."""
+    return self._run(variables, batch, trie, self._means, widths=schedule, guide=guide)
 
   def _key(self, rows: int, schedule: Schedule, trie: Trie) -> tuple:
     overlay = 0 if trie.overlay_TQP is None else trie.overlay_TQP.shape[-1]

@@ -176,7 +176,7 @@ def fit(
   residual_ND: Sliceable = text_ND if trained is None else trained.embed(text_ND, ads)
   bridge = None
   if config.cooccurrence_width:
-    unit_ND, taken_ND = residual_ND[:], _taken_together(events, len(ads), config.cooccurrence_width)
+    unit_ND, taken_ND = residual_ND[:], _taken_together(events, len(ads), config)
     known_N = taken_ND.any(axis=1)
     bridge = cooccurrence.ridge(unit_ND[known_N], taken_ND[known_N])
     residual_ND = np.concatenate([unit_ND, np.where(known_N[:, None], taken_ND, unit_ND @ bridge)], axis=1)
@@ -196,11 +196,14 @@ def fit(
   return Tokenizer(config, seed, tuple(centroids), trained, bridge), codes_NT
 
 
-def _taken_together(events: swing.Columns, num_ads: int, width: int) -> np.ndarray:
-  """[N, width] vectors of what users took near what in training, root mean square of the lengths 1; 0 without any."""
+def _taken_together(events: swing.Columns, num_ads: int, config: settings.SidConfig) -> np.ndarray:
+  """[N, cooccurrence_width] vectors of what users took near what in training, lengths 1 in the root mean square.
+
+  An ad that was never taken has zeros.
+  """
   in_train_E = np.asarray(events.split) == 0
   user_L, ad_L = np.asarray(events.user)[in_train_E], np.asarray(events.ad)[in_train_E]
-  return cooccurrence.ppmi_vectors(user_L, ad_L, num_ads, width)
+  return cooccurrence.ppmi_vectors(user_L, ad_L, num_ads, config.cooccurrence_width, config.cooccurrence_window)
 
 
 def co_occurrence(

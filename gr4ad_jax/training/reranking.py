@@ -1,8 +1,10 @@
-"""A second stage: what the first one found, and the ads of the context, in the order of a ranker."""
+"""A second stage: what the first one found, in the order of a ranker, or with a memory of what followed what."""
 
 import numpy as np
 
 from gr4ad_jax.config import Config
+from gr4ad_jax.data.batches import HISTORY
+from gr4ad_jax.data.followers import Followers
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.training import boosted, reward_run
@@ -10,6 +12,7 @@ from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.reward_model import RewardModel
 
 _ROWS = 64
+_LEAST_SHARE = 1e-4  # of an ad that followed none of the history, about one ad's in ten thousand
 
 
 def depth(config: Config, k: int) -> int:
@@ -31,7 +34,11 @@ def prepare(config: Config, inputs: Inputs) -> None:
 
 
 def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:
-  """The best k of the candidates by p(purchase) · E[value | purchase]^rerank_exponent.
+  """The best k of the candidates.
+
+  By a ranker: those found and the context's, in the order of p(purchase) · E[value | purchase]^rerank_exponent. By
+  'neighbors': those found, in the order of their score + neighbor_weight · log(share + 1e-4), the share that of
+  `Followers`, learned from what the run has learned from; with --history_bias without the ads of the history.
 
   Args:
     config: of the run; --reranker=none leaves the ranking as it is.
@@ -41,7 +48,7 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
     k: ads a request.
 
   Returns:
-    Ads, the logarithm of the ranker's p(purchase) and its E[value | purchase].
+    Ads; by a ranker, the logarithm of its p(purchase), also as the score, and its E[value | purchase].
 
   Raises:
     FileNotFoundError: the run has no reward model.
@@ -49,6 +56,8 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
   """
   if config.search.reranker == "none":
     return found
+  if config.search.reranker == "neighbors":
+    return _with_neighbors(config, inputs, requests, found, k)
   ranker = {"reward": RewardModel, "lightgbm": boosted.Boosted}[config.search.reranker]
   model, contexts = ranker.load(config, inputs, requests.split), inputs.contexts(config, requests.split)
   parts = []
@@ -61,7 +70,25 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
     columns = (ads, np.log(np.maximum(estimate.purchase_BC, 1e-30)), estimate.value_BC)
     parts.append([np.take_along_axis(x, best, axis=1) for x in columns])
   ad_RK, logp_RK, value_RK = (np.concatenate(column) for column in zip(*parts, strict=True))
-  return Ranking(ad_RK.astype(np.int32), np.where(ad_RK >= 0, logp_RK, -np.inf), np.where(ad_RK >= 0, value_RK, 0.0))
+  logp_RK = np.where(ad_RK >= 0, logp_RK, -np.inf)
+  return Ranking(ad_RK.astype(np.int32), logp_RK, np.where(ad_RK >= 0, value_RK, 0.0), logp_RK)
+
+
+def _with_neighbors(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:
+  lines, contexts = inputs.lines, inputs.contexts(config, requests.split)
+  learned_L = np.isin(lines.request, inputs.learned(config))
+  followers = Followers(lines.request_user[lines.request][learned_L], lines.ad[learned_L], len(inputs.dataset.ads))
+  parts = []
+  for begin in range(0, len(requests), _ROWS):
+    part = slice(begin, begin + _ROWS)
+    ads_BS, kind_BS, _ = contexts.slots(requests.request[part])
+    history_BS = np.where(kind_BS == HISTORY, ads_BS, -1)[:, : config.data.history_slots]
+    share_BK = followers.share(history_BS, found.ad_RK[part], repeats=not config.model.history_bias)
+    score_BK = found.score_RK[part] + config.search.neighbor_weight * np.log(share_BK + _LEAST_SHARE)
+    best_BK = np.argsort(-score_BK, axis=1, kind="stable")[:, :k]
+    columns = (found.ad_RK[part], found.logp_RK[part], found.value_RK[part], score_BK)
+    parts.append([np.take_along_axis(x, best_BK, axis=1) for x in columns])
+  return Ranking(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def distinct(ads_BC: np.ndarray) -> np.ndarray:

@@ -111,13 +111,14 @@ def test_without_tower_the_content_vectors_serve(fitted):
     tok.encode(narrow)
 
 
-def test_co_occurrence_decides_codes_where_content_says_nothing(fitted):
+@pytest.mark.parametrize("window", [50, 1])
+def test_co_occurrence_decides_codes_where_content_says_nothing(fitted, window):
   ads, events, _, _ = fitted
   blind = dataclasses.replace(ads, vectors=np.ones_like(ads.vectors))
-  joined = dataclasses.replace(SETTINGS, tower_steps=0, cooccurrence_width=16)
+  joined = dataclasses.replace(SETTINGS, tower_steps=0, cooccurrence_width=16, cooccurrence_window=window)
   tok, codes = tokenizer.fit(blind, events, joined, seed=0)
   train = events.split == 0
-  vectors = cooccurrence.ppmi_vectors(events.user[train], events.ad[train], len(ads), 16)
+  vectors = cooccurrence.ppmi_vectors(events.user[train], events.ad[train], len(ads), 16, window)
   within = sum(np.square(vectors[codes[:, 0] == c] - vectors[codes[:, 0] == c].mean(0)).sum() for c in set(codes[:, 0]))
   assert within < 0.8 * np.square(vectors - vectors.mean(0)).sum()
   np.testing.assert_allclose(tok.embed(blind)[:, 24:], tok.embed(blind)[:, :24] @ tok.bridge, rtol=1e-5)

@@ -22,7 +22,7 @@ class FixedRanker:
     ad_RK = np.full((len(requests), k), -1, np.int32)
     ad_RK[:, :3] = (2, 1, 0)
     logp_RK = np.where(ad_RK >= 0, -1.0 - np.arange(k), -np.inf).astype(np.float32)
-    return Ranking(ad_RK, logp_RK, np.zeros(ad_RK.shape, np.float32))
+    return Ranking(ad_RK, logp_RK, np.zeros(ad_RK.shape, np.float32), logp_RK)
 
 
 @pytest.fixture(scope="module")

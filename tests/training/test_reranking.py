@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import Config, SearchConfig, load_config
+from gr4ad_jax.config import Config, ConfigError, SearchConfig, load_config, validate
+from gr4ad_jax.data.batches import HISTORY
+from gr4ad_jax.data.followers import Followers
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import protocols
 from gr4ad_jax.training import boosted, reranking, scoring
@@ -31,7 +33,7 @@ def test_depth_is_the_lists_without_a_reranker():
 
 
 def test_no_reranker_changes_nothing():
-  found = Ranking(*(np.zeros((2, 3)) for _ in range(3)))
+  found = Ranking(*(np.zeros((2, 3)) for _ in range(4)))
   assert reranking.rerank(Config(), None, None, found, 3) is found
 
 
@@ -75,6 +77,42 @@ def test_evaluate_takes_the_flag(workdir):
   done = tiny.run("evaluate", f"--workdir={workdir}", "--reranker=reward", "--rerank_candidates=10")
   assert done.status == 0, done.err
   assert json.loads((workdir / "eval/metrics.json").read_text())["settings"]["reranker"] == "reward"
+
+
+def test_neighbors_add_what_followed_the_history(workdir):
+  plain, config = with_reranker(workdir), with_reranker(workdir, reranker="neighbors", neighbor_weight=2.0)
+  inputs, requests, every = ranked(plain, 24)
+  lines = inputs.lines
+  learned_L = np.isin(lines.request, inputs.learned(config))
+  followers = Followers(lines.request_user[lines.request][learned_L], lines.ad[learned_L], 24)
+  ads, kinds, _ = inputs.contexts(config, "test").slots(requests.request)
+  share = followers.share(np.where(kinds == HISTORY, ads, -1), every.ad_RK)
+  expected = -np.sort(-(every.logp_RK + 2 * np.log(share + 1e-4)), axis=1)[:, :5]
+  found = ranked(config)[2]
+  np.testing.assert_allclose(found.score_RK, expected, atol=1e-4)
+  assert (found.ad_RK != every.ad_RK[:, :5]).any()
+  none = ranked(with_reranker(workdir, reranker="neighbors", neighbor_weight=0.0))[2]
+  np.testing.assert_array_equal(none.ad_RK, every.ad_RK[:, :5])
+
+
+def test_with_a_learned_bias_ads_of_the_history_gain_nothing(workdir):
+  config = with_reranker(workdir, reranker="neighbors", neighbor_weight=50.0)
+  biased = dataclasses.replace(config, model=dataclasses.replace(config.model, history_bias=True))
+  inputs = inputs_lib.prepare_inputs(config)
+  requests = protocols.eval_requests(inputs.dataset, "test")
+  every = ranked(with_reranker(workdir), 24)[2]
+  ads, kinds, _ = inputs.contexts(config, "test").slots(requests.request)
+  past_BS = np.where(kinds == HISTORY, ads, -2)
+  again = [
+    (reranking.rerank(some, inputs, requests, every, 5).ad_RK[:, :, None] == past_BS[:, None]).any(-1).mean()
+    for some in (config, biased)
+  ]
+  assert again[0] > again[1]
+
+
+def test_neighbors_need_the_order_of_likelihood():
+  with pytest.raises(ConfigError, match="--order=ecpm is not allowed: only 'likelihood', as --reranker=neighbors"):
+    validate(Config(search=SearchConfig(reranker="neighbors", order="ecpm")))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lightgbm") is None, reason="needs the lightgbm extra")

@@ -1,0 +1,49 @@
+"""What followed the ads of a history, against a loop."""
+
+import numpy as np
+import pytest
+
+from gr4ad_jax.data import followers
+from gr4ad_jax.data.followers import Followers
+
+USERS, ADS = 12, 9
+
+
+@pytest.fixture(scope="module")
+def lines():
+  rng = np.random.default_rng(0)
+  return np.sort(rng.integers(0, USERS, 120)), rng.integers(0, ADS, 120)
+
+
+def share_by_hand(user_L, ad_L, history, repeats):
+  after = np.zeros((ADS, ADS))
+  for i, first in enumerate(ad_L):
+    for d in range(1, followers.WINDOW + 1):
+      if i + d < len(ad_L) and user_L[i + d] == user_L[i] and ad_L[i + d] != first:
+        after[first, ad_L[i + d]] += followers.DECAY ** (d - 1)
+  mass = np.zeros(ADS)
+  for age, ad in enumerate(reversed(history)):
+    if after[ad].any():
+      mass += followers.RECENCY**age * after[ad] / after[ad].sum() ** followers.DAMPING
+  if not repeats:
+    mass[history] = 0
+  return mass / max(mass.sum(), 1e-9)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_share_equals_a_loop(lines, repeats):
+  memory, histories = Followers(*lines, ADS), [[3, 1, 7], [], [2], [8, 0, 4, 5]]
+  history_BS = np.array([row + [-1] * (4 - len(row)) for row in histories])
+  every_BN = np.broadcast_to(np.arange(ADS), (4, ADS))
+  found_BN = memory.share(history_BS, every_BN, repeats)
+  expected_BN = [share_by_hand(*lines, history, repeats) for history in histories]
+  np.testing.assert_allclose(found_BN, expected_BN, atol=1e-6)
+  np.testing.assert_allclose(found_BN.sum(axis=1), [1, 0, 1, 1], atol=1e-5)
+  some_BK = np.array([[5, -1, 2], [0, 1, -1], [-1, -1, 2], [1, 1, 1]])
+  some = np.where(some_BK >= 0, np.take_along_axis(found_BN, np.maximum(some_BK, 0), axis=1), 0)
+  np.testing.assert_array_equal(memory.share(history_BS, some_BK, repeats), some)
+
+
+def test_an_ad_that_nothing_followed_says_nothing():
+  memory = Followers(np.array([0, 0, 1]), np.array([0, 1, 2]), 4)
+  np.testing.assert_array_equal(memory.share(np.array([[2], [3]]), np.array([[0, 1], [0, 1]])), np.zeros((2, 2)))
