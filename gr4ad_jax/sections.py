@@ -119,10 +119,6 @@ class ItemConfig:
   )
   inner_targets: bool = knob(False, "Each ad of the history is also a target of what stands before it.")
   inner_positions: int = knob(12, "Most such targets a step learns from, a request, in the mean.", low=1)
-  inner_recent: int = knob(
-    0, "Only a history's latest so many ads are such targets: with --examples=requests the first are in most; 0: all.",
-    low=0,
-  )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.config import ItemConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.layers import product
@@ -32,26 +31,22 @@ class Places(NamedTuple):
   mask_PM: jax.Array
 
 
-def places_of(batch: RequestBatch, config: ItemConfig, key: jax.Array) -> Places:
-  """The last place of each request, with its targets; with --inner_targets also places inside the histories.
+def places_of(batch: RequestBatch, inner: int, key: jax.Array) -> Places:
+  """The last place of each request, with its targets; and of the places inside the histories at most `inner` a request.
 
   Args:
     batch: requests with their targets.
-    config: at most `inner_positions` such places a request, in the mean over the batch; where there are more, they are
-      drawn. `inner_recent` of a history's end can be targets; 0: all but the first.
+    inner: such places a request, in the mean over the batch; where there are more, they are drawn; 0: none.
     key: of the draw.
   """
   ads_BS = history_ads(batch)
   B, S = ads_BS.shape
-  size_B = (ads_BS >= 0).sum(-1)
-  last = Places(jnp.arange(B), size_B, batch.target_ad_BM, batch.target_mask_BM)
-  if not config.inner_targets:
+  last = Places(jnp.arange(B), (ads_BS >= 0).sum(-1), batch.target_ad_BM, batch.target_mask_BM)
+  if not inner:
     return last
   inside_BS = (ads_BS >= 0) & (jnp.arange(S) > 0)  # the first ad comes after nothing
-  if config.inner_recent:
-    inside_BS &= jnp.arange(S) >= size_B[:, None] - config.inner_recent
   draw_BS = jnp.where(inside_BS, jax.random.uniform(key, (B, S)), -1.0)
-  _, at_Q = jax.lax.top_k(draw_BS.ravel(), min(config.inner_positions * B, B * S))
+  _, at_Q = jax.lax.top_k(draw_BS.ravel(), min(inner * B, B * S))
   row_Q, place_Q = at_Q // S, at_Q % S
   more = ((0, 0), (0, batch.target_ad_BM.shape[1] - 1))
   within = Places(
@@ -102,7 +97,7 @@ class RowLoss:
     """What a step reads: it depends on its requests and its key, not on parameters."""
     place_key, draw_key, _ = jax.random.split(key, 3)
     config, num_ads = self._config, self._model.num_ads
-    places = places_of(batch, config, place_key)
+    places = places_of(batch, config.inner_positions if config.inner_targets else 0, place_key)
     drawn, log_weight = jnp.zeros(0, jnp.int32), jnp.zeros(0)
     if config.item_loss == "sampled":
       drawn, log_weight = draw_of_strata(draw_key, num_ads, min(config.item_negatives, num_ads))
@@ -167,7 +162,7 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
 
   def loss_fn(params, batch: RequestBatch, key: jax.Array):
     place_key, _, dropout_key = jax.random.split(key, 3)
-    places = places_of(batch, config, place_key)
+    places = places_of(batch, config.inner_positions if config.inner_targets else 0, place_key)
     variables = {"params": params}
     states_BPD = model.apply(variables, batch, train=True, rngs={"dropout": dropout_key}, method="states")
     bias = model.apply(variables, method="head_bias")

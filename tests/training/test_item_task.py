@@ -28,16 +28,12 @@ def loss_of(**items):
   return tiny.jit(item_task.make_item_loss(model, SHARE))(params, batch, jax.random.key(0))[0]
 
 
-def inner(positions, **settings):
-  return ItemConfig(inner_targets=True, inner_positions=positions, **settings)
-
-
 def test_places_are_the_last_ones_and_all_inner_ones_that_fit():
   batch = tiny.make_batch()  # histories of 3, 6, 0 and 0 ads
-  places = jax.device_get(item_task.places_of(batch, inner(3), jax.random.key(0)))
+  places = jax.device_get(item_task.places_of(batch, 3, jax.random.key(0)))
   assert places.row_P[:4].tolist() == [0, 1, 2, 3] and places.place_P[:4].tolist() == [3, 6, 0, 0]
   np.testing.assert_array_equal(places.target_PM[:4], batch.target_ad_BM)
-  within = {
+  inner = {
     (int(row), int(place), int(target))
     for row, place, target, real in zip(
       places.row_P[4:], places.place_P[4:], places.target_PM[4:, 0], places.mask_PM[4:, 0], strict=True
@@ -46,22 +42,14 @@ def test_places_are_the_last_ones_and_all_inner_ones_that_fit():
   }
   ads = batch.slot_ad_BS
   expected = {(0, i, int(ads[0, i])) for i in (1, 2)} | {(1, i, int(ads[1, i])) for i in range(1, 6)}
-  assert within == expected and not places.mask_PM[4:, 1:].any()
+  assert inner == expected and not places.mask_PM[4:, 1:].any()
 
 
 def test_more_inner_places_than_fit_are_drawn():
   batch = tiny.make_batch()
-  drawn = [jax.device_get(item_task.places_of(batch, inner(1), jax.random.key(seed))) for seed in range(6)]
+  drawn = [jax.device_get(item_task.places_of(batch, 1, jax.random.key(seed))) for seed in range(6)]
   chosen = {tuple(sorted(zip(p.row_P[4:].tolist(), p.place_P[4:].tolist(), strict=True))) for p in drawn}
   assert all(p.mask_PM[4:, 0].all() for p in drawn) and len(chosen) > 1
-
-
-def test_inner_places_can_be_those_of_a_historys_end():
-  batch = tiny.make_batch()
-  places = jax.device_get(item_task.places_of(batch, inner(3, inner_recent=2), jax.random.key(0)))
-  real = places.mask_PM[4:, 0]
-  found = set(zip(places.row_P[4:][real].tolist(), places.place_P[4:][real].tolist(), strict=True))
-  assert found == {(0, 1), (0, 2), (1, 4), (1, 5)}
 
 
 @pytest.mark.parametrize("inner", [False, True])

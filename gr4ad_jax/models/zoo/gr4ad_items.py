@@ -70,13 +70,12 @@ class GR4ADItems(ItemHead, GR4AD):
     """Codes and ids of the slots' ads with the encoder's states of the history, the last of which goes to the heads."""
     codes_BSD, user_BF, _ = super().read(batch, train=train)
     ads_BS = self._known(batch.slot_ad_BS)
-    ids_BSD = jnp.where((ads_BS >= 0)[..., None], self.vectors(ads_BS), 0)
-    states_BPD = self.states(batch, train=train)
+    # The decoder learns to read vectors and states; were they to learn from it, they would rank single ads worse.
+    ids_BSD, states_BPD = map(jax.lax.stop_gradient, (self.vectors(ads_BS), self.states(batch, train=train)))
+    ids_BSD = jnp.where((ads_BS >= 0)[..., None], ids_BSD, 0)
     inner_BSD = states_BPD[:, 1:] * (history_ads(batch) >= 0)[..., None]
     slots_BSD = codes_BSD + (ids_BSD * jnp.sqrt(self.config.width) + inner_BSD).astype(self.dtype)
-    # The heads of the codes learn to read the state; were it to learn from them, it would rank single ads worse.
-    skip_BD = jax.lax.stop_gradient(last_of(states_BPD, batch).astype(self.dtype))
-    return Read(slots_BSD, user_BF, skip_BD)
+    return Read(slots_BSD, user_BF, last_of(states_BPD, batch).astype(self.dtype))
 
   def _known(self, ads_BS: jax.Array) -> jax.Array:
     """Ads that have an id embedding; -1 in place of others, which came after the training."""

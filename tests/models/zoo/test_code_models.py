@@ -140,14 +140,15 @@ def test_item_head_scores_given_ads_as_it_scores_all(causal):
   np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_the_heads_of_codes_read_the_encoders_state_and_do_not_move_it():
+def test_the_decoder_reads_vectors_and_states_and_does_not_move_them():
   model, batch = build("gr4ad_items"), tiny.make_batch()
   params = tiny.make_params(model)
   start = lambda params: model.apply({"params": params}, batch, method="start")  # noqa: E731
   state = model.apply({"params": params}, batch, method="last_state")
   np.testing.assert_allclose(start(params).skip_BD, state, atol=1e-5)
-  gradient = jax.grad(lambda params: start(params).skip_BD.sum())(params)
-  assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
+  gradient = jax.grad(lambda params: (start(params).lazy_B1TD ** 2).sum() + start(params).skip_BD.sum())(params)
+  moved = {name for name, part in gradient.items() if any((leaf != 0).any() for leaf in jax.tree.leaves(part))}
+  assert moved == {"processor", "decoder", *(f"codes_{level}" for level in range(3))}
   kernel = params["head_0"]["kernel"]
   run = lambda start: model.apply({"params": params}, start, jnp.zeros((4, 1), int), 0, None, method="step")[1]  # noqa: E731
   added = run(start(params)) - run(start(params).replace(skip_BD=None))
