@@ -69,7 +69,7 @@ class RequestContexts:
 
   def _neighbors_of(self, requests, rows_BS):
     row = np.maximum(rows_BS, 0)
-    ads = np.where(rows_BS >= 0, self.lines.ad[row], -1)
+    ads = history.ads_of(self.lines, rows_BS)
     gap = self.lines.request_visit[requests][:, None] - self.lines.request_visit[self.lines.request[row]]
     decay = self.lines.decayed_count[row] * history.DECAY ** (gap - 1)
     ids, scores = self.neighbors.unseen(ads, decay, self.config.neighbor_slots)
@@ -82,7 +82,7 @@ class RequestContexts:
       ads [B, S] int32 (-1 in padding), kinds [B, S] int32, history lines [B, history_slots].
     """
     rows = history.history_rows(self.lines, requests, self.config.history_slots)
-    parts = [np.where(rows >= 0, self.lines.ad[np.maximum(rows, 0)], -1)]
+    parts = [history.ads_of(self.lines, rows)]
     kinds = [np.full(rows.shape[1], HISTORY)]
     if self.config.neighbor_slots:
       self.prepare(requests)

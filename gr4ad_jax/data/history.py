@@ -132,6 +132,11 @@ def history_rows(lines: Lines, requests: np.ndarray, slots: int) -> np.ndarray:
   return out
 
 
+def ads_of(lines: Lines, rows: np.ndarray) -> np.ndarray:
+  """Ad rows of line numbers, as `history_rows` gives them; -1 in padding."""
+  return np.where(rows >= 0, lines.ad[np.maximum(rows, 0)], -1)
+
+
 def history_features(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) -> np.ndarray:
   """Behaviour features of history slots at request time, as in FEATURES; money and times on a log scale.
 

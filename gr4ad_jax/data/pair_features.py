@@ -192,7 +192,7 @@ class PairFeatures:
     requests, ads_BC = np.asarray(requests), np.asarray(ads_BC)
     lines, codes = self.lines, self.contexts.codes_NT
     rows_BS = history.history_rows(lines, requests, self.contexts.config.history_slots)
-    slot_BS = np.where(rows_BS >= 0, lines.ad[np.maximum(rows_BS, 0)], -1)
+    slot_BS = history.ads_of(lines, rows_BS)
     slot_features = history.history_features(lines, requests, rows_BS)
     users = self._user_features(requests)
     pairs = self._pair_features(requests, ads_BC, rows_BS, slot_BS, users)

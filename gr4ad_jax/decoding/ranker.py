@@ -90,16 +90,13 @@ class Ranker:
       full = np.resize(some if len(some) else [0], batch_size)
       batch = contexts.batch(full)
       beams = jax.device_get(self._search(variables, guide, batch))
-      ad_RK, logp_RK, value_RK = self._expand(beams, max(k, self._beams[-1]) if self._item_weight else k)
-      columns = ad_RK, logp_RK, value_RK, logp_RK
-      if self._item_weight:
-        columns = self._reordered(variables, batch, columns)
+      columns = self._expand(beams, max(k, self._beams[-1]) if self._item_weight else k)
+      columns = self._reordered(variables, batch, *columns) if self._item_weight else (*columns, columns[1])
       found.append([column[: len(some), :k] for column in columns])
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
-  def _reordered(self, variables: dict, batch: RequestBatch, columns: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+  def _reordered(self, variables: dict, batch: RequestBatch, ad_RK, logp_RK, value_RK) -> list[np.ndarray]:
     """Ads, log p, values and scores in the order of log p + item_weight * the item-level score; padding last."""
-    ad_RK, logp_RK, value_RK, _ = columns
     item_RK = jax.device_get(self._item_scores(variables, batch, ad_RK))
     score_RK = np.where(ad_RK >= 0, logp_RK + self._item_weight * item_RK, -np.inf)
     order = np.argsort(-score_RK, axis=1, kind="stable")

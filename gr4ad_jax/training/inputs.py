@@ -53,6 +53,13 @@ class Inputs:
       return requests[np.argsort(self.lines.request_time[requests], kind="stable")]
     return requests
 
+  def learned_lines(self, config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Request, user and ad row of each line that a run learns from, [L] each; a user's stand together, by time."""
+    lines = self.lines
+    learned_L = np.isin(lines.request, self.learned(config))
+    request_L = lines.request[learned_L]
+    return request_L, lines.request_user[request_L], lines.ad[learned_L]
+
   def examples(self, config: Config) -> np.ndarray:
     """Request numbers that make up an epoch: what is learned from; or, with --examples=users, each user's last of it.
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from gr4ad_jax.config import Config
-from gr4ad_jax.data.batches import HISTORY
+from gr4ad_jax.data import history
 from gr4ad_jax.data.followers import Followers
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation.protocols import EvalRequests
@@ -75,14 +75,12 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
 
 
 def _with_neighbors(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:
-  lines, contexts = inputs.lines, inputs.contexts(config, requests.split)
-  learned_L = np.isin(lines.request, inputs.learned(config))
-  followers = Followers(lines.request_user[lines.request][learned_L], lines.ad[learned_L], len(inputs.dataset.ads))
-  parts = []
+  _, user_L, ad_L = inputs.learned_lines(config)
+  followers, lines, parts = Followers(user_L, ad_L, len(inputs.dataset.ads)), inputs.lines, []
   for begin in range(0, len(requests), _ROWS):
     part = slice(begin, begin + _ROWS)
-    ads_BS, kind_BS, _ = contexts.slots(requests.request[part])
-    history_BS = np.where(kind_BS == HISTORY, ads_BS, -1)[:, : config.data.history_slots]
+    rows_BS = history.history_rows(lines, requests.request[part], config.data.history_slots)
+    history_BS = history.ads_of(lines, rows_BS)
     share_BK = followers.share(history_BS, found.ad_RK[part], repeats=not config.model.history_bias)
     score_BK = found.score_RK[part] + config.search.neighbor_weight * np.log(share_BK + _LEAST_SHARE)
     best_BK = np.argsort(-score_BK, axis=1, kind="stable")[:, :k]

@@ -96,10 +96,7 @@ def pair_features(config: Config, inputs: Inputs, folds: NeighborFolds, split: s
 
 def fit_folds(config: Config, inputs: Inputs) -> NeighborFolds:
   """The neighbours of what is learned from, by fold."""
-  lines = inputs.lines
-  fitted = np.isin(lines.request, inputs.learned(config))
-  users = lines.request_user[lines.request[fitted]]
-  return NeighborFolds.fit(lines.request[fitted], users, lines.ad[fitted], inputs.neighbors)
+  return NeighborFolds.fit(*inputs.learned_lines(config), inputs.neighbors)
 
 
 def build_ranker(config: Config, inputs: Inputs) -> Ranker:

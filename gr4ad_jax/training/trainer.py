@@ -107,12 +107,11 @@ class Trainer:
 
   def _start_vectors(self) -> np.ndarray | None:
     """[N, D] vectors of ads by --item_start, made before anything is traced; None: random, or no such model."""
-    inputs, lines, width = self.inputs, self.inputs.lines, self.config.model.width
+    inputs, width = self.inputs, self.config.model.width
     if self.config.items.item_start == "random" or not isinstance(self.model, ItemHead):
       return None
-    learned_L = np.isin(lines.request, inputs.learned(self.config))
-    user_L, ads = lines.request_user[lines.request][learned_L], inputs.dataset.ads
-    taken_ND = cooccurrence.ppmi_vectors(user_L, lines.ad[learned_L], len(ads), width)
+    (_, user_L, ad_L), ads = inputs.learned_lines(self.config), inputs.dataset.ads
+    taken_ND = cooccurrence.ppmi_vectors(user_L, ad_L, len(ads), width)
     if self.config.items.item_start == "ppmi":
       return taken_ND
     return cooccurrence.joined(taken_ND, inputs.tokenizer.embed(ads), width)
