@@ -5,14 +5,12 @@
 It goes on where it was stopped. Writes <workdir>/ablation.json, ablation.md and ablation.png.
 """
 
-import logging
 import os
-import sys
 
 from absl import flags
 
 from experiments import flags as flags_lib
-from experiments.progress import RoundProgress, show_progress
+from experiments.progress import RoundProgress, show_progress, tell
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import ablation_table
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
@@ -39,7 +37,6 @@ def main(argv):
   """Runs the ablation from flags."""
   del argv
   plan = _plan()
-  logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
   enable_compilation_cache()
 
   def train(config, inputs):
@@ -49,7 +46,7 @@ def main(argv):
     return reward_run.train(config, inputs, show_progress)
 
   try:
-    found = ablation.Ablation(plan, train, train_reward).run()
+    found = ablation.Ablation(plan, train, train_reward, tell).run()
   except ranked.Stopped as stopped:
     print(stopped, flush=True)
     return 0

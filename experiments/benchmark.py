@@ -25,13 +25,11 @@ kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitio
   or more a cluster; needs the extra 'peer'; --verbosity=0 tells of each iteration.
 """
 
-import logging
-import sys
 
 from absl import flags
 
 from experiments import flags as flags_lib
-from experiments.progress import RoundProgress
+from experiments.progress import RoundProgress, tell
 from gr4ad_jax.benchmarks import (
   decode,
   index,
@@ -73,12 +71,11 @@ def _numbers(name: str, given) -> tuple[int, ...]:
 def main(argv):
   """Prints the figures of a suite."""
   del argv
-  logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
   enable_compilation_cache()
   repetitions, config = _REPETITIONS.value, flags_lib.config_from_flags
   if _SUITE.value == "serve":  # writes its figures, and a chart, itself
     workdir = flags_lib.config_from_workdir().workdir
-    print(serve_load.in_words(serve_load.run_suite(workdir, _MINUTES.value, _OUT.value, told=logging.info)))
+    print(serve_load.in_words(serve_load.run_suite(workdir, _MINUTES.value, _OUT.value, told=tell)))
     return 0
 
   def ads() -> int:
@@ -94,7 +91,7 @@ def main(argv):
     ),
     "index": (index, lambda: index.measure(repetitions, _numbers("ads", _ADS.value or index.SIZES))),
     "table": (table, lambda: table.measure(config(), ads())),
-    "kmeans": (kmeans, lambda: kmeans.measure(repetitions, ads(), logging.getLogger())),
+    "kmeans": (kmeans, lambda: kmeans.measure(repetitions, ads(), tell)),
     "swing": (swing, lambda: swing.measure(config(), _EVENTS.value, ads(), RoundProgress())),
   }[_SUITE.value]  # fmt: skip
   figures = measure()

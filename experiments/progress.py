@@ -12,6 +12,11 @@ def duration(seconds: float) -> str:
   return "unknown" if seconds == float("inf") else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def tell(line: str) -> None:
+  """A line of what a job is at, on standard error: absl's handler of the log leaves out what is no warning."""
+  print(line, file=sys.stderr, flush=True)
+
+
 def show_cost(cost: StepCost) -> None:
   """Three lines at the start of a training: parameters, memory, floating-point operations."""
   print("\n".join(in_words(cost)), flush=True)

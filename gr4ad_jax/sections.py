@@ -68,6 +68,13 @@ class SidConfig:
   swing_path: str = knob("", "Swing neighbours made by experiments.swing_beam (.npz); empty: fitted here.")
   swing_memory_mb: int = knob(1024, "MiB of Swing's working memory, beside the log; changes no result.", low=16)
   kmeans_iterations: int = knob(20, "Lloyd iterations a level.", low=1)
+  quantizer: str = knob(
+    "kmeans",
+    "What makes the levels before the last: residual k-means of the vectors, or an RQ-VAE's codes of their latents.",
+    choices=("kmeans", "rqvae"),
+  )
+  rqvae_width: int = knob(32, "Width of the RQ-VAE's latent vector.", low=1)
+  rqvae_steps: int = knob(2000, "Optimiser steps of the RQ-VAE.", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +317,9 @@ class SearchConfig:
     0.5, "--reranker=neighbors: weight of the logarithm of an ad's share in what followed, beside its score.", low=0
   )
   rerank_exponent: float = knob(1.0, "Exponent of E[value | purchase] in the reranker's order.", low=0)
+  rerank_prior: float = knob(
+    0.0, "Share of the first stage's log p in the reranker's log p(purchase).", low=0, high=1
+  )
   quantize: str = knob(
     "none",
     "Precision of the weights in search: as trained, int8 a column, or fp8 with fp8 activations.",

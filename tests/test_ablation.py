@@ -50,6 +50,9 @@ def test_table_chart_and_settings_are_written(made):
   best = max(found["tried"]["rspo"], key=lambda one: one["revenue@10"])
   assert found["chosen"]["rspo"] == best["settings"]
   assert (folder / "ablation.md").read_text() in done.out + "\n" and (folder / "ablation.png").exists()
+  told = done.err.splitlines()
+  assert told.count(f"training {folder}/tune/rspo_1") == 1 and f"training the reward model of {folder}/tune/vsl" in told
+  assert len([line for line in told if line.startswith("valid, rspo {'preference_weight': ")]) == 2
 
 
 def test_rows_start_from_the_vsl_run_of_their_seed_and_group(made):

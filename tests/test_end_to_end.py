@@ -23,6 +23,7 @@ from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parents[1]
+_SETTINGS = (*tiny.SETTINGS, "--tower_steps=3", "--tower_width=8")
 _CADENCE = ("--epochs=4", "--eval_every=6", "--save_every=5")
 _LONG = ("--epochs=100", "--max_steps=150", "--save_every=20", "--eval_every=0", "--noevaluate")
 
@@ -39,7 +40,7 @@ def trained(source, tmp_path_factory):
   """A finished run with its evaluation: the workdir, and what the binary said."""
   workdir = tmp_path_factory.mktemp("runs") / "tiny"
   speed = ("--remat=dots", "--peak_tflops=0.001", "--profile_steps=7:9")
-  done = tiny.run("train", *tiny.source_flags(source), *tiny.SETTINGS, *_CADENCE, *speed, f"--workdir={workdir}")
+  done = tiny.run("train", *tiny.source_flags(source), *_SETTINGS, *_CADENCE, *speed, f"--workdir={workdir}")
   assert (done.status, done.err) == (0, "")
   return workdir, done
 
@@ -82,7 +83,7 @@ def test_train_tells_what_a_step_costs(trained):
 
 
 def test_a_trace_beyond_the_end_is_refused(trained, source):
-  arguments = (*tiny.source_flags(source), *tiny.SETTINGS, *_CADENCE, "--profile_steps=14:16")
+  arguments = (*tiny.source_flags(source), *_SETTINGS, *_CADENCE, "--profile_steps=14:16")
   done = tiny.run("train", *arguments, f"--workdir={trained[0]}")
   assert done.status == 2 and done.err == "error: --profile_steps=14:16 is not allowed: the run has 15 steps\n"
 
@@ -90,7 +91,7 @@ def test_a_trace_beyond_the_end_is_refused(trained, source):
 def test_a_finished_run_is_not_trained_again(trained, source):
   workdir, first = trained
   lines = (workdir / "metrics.jsonl").read_text()
-  again = tiny.run("train", *tiny.source_flags(source), *tiny.SETTINGS, *_CADENCE, f"--workdir={workdir}")
+  again = tiny.run("train", *tiny.source_flags(source), *_SETTINGS, *_CADENCE, f"--workdir={workdir}")
   assert again.status == 0 and "finished already, at step 15" in again.out
   assert again.out[again.out.index("ad_log, test") :] == first.out[first.out.index("ad_log, test") :]
   assert (workdir / "metrics.jsonl").read_text() == lines
@@ -106,13 +107,13 @@ def test_a_trained_run_refuses_other_settings(trained, source):
     "--fit_splits=train+valid": "--fit_splits=train+valid is not allowed",
   }.items():
     arguments = ("--epochs=4", f"--workdir={workdir}", changed)
-    done = tiny.run("train", *tiny.source_flags(source), *tiny.SETTINGS, *arguments)
+    done = tiny.run("train", *tiny.source_flags(source), *_SETTINGS, *arguments)
     assert done.status == 2 and done.err.startswith(f"error: {message}") and done.err.count("\n") == 1
   other = tiny.write_log(source / "other", seed=1)
-  done = tiny.run("train", *tiny.source_flags(other), *tiny.SETTINGS, "--epochs=4", f"--workdir={workdir}")
+  done = tiny.run("train", *tiny.source_flags(other), *_SETTINGS, "--epochs=4", f"--workdir={workdir}")
   assert done.status == 2 and "another ad table" in done.err
   (other / "ads.csv").write_bytes((source / "ads.csv").read_bytes())
-  done = tiny.run("train", *tiny.source_flags(other), *tiny.SETTINGS, "--epochs=4", f"--workdir={workdir}")
+  done = tiny.run("train", *tiny.source_flags(other), *_SETTINGS, "--epochs=4", f"--workdir={workdir}")
   assert done.status == 2 and "another event log" in done.err
   assert (workdir / "config.json").read_text() == before
 
@@ -222,7 +223,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, spoil, arguments, me
   folder = tiny.write_log(tmp_path / "log")
   spoil(folder)
   workdir = tmp_path / "run"
-  done = tiny.run("train", *tiny.source_flags(folder), *tiny.SETTINGS, f"--workdir={workdir}", *arguments)
+  done = tiny.run("train", *tiny.source_flags(folder), *_SETTINGS, f"--workdir={workdir}", *arguments)
   assert done.status == 2
   assert done.err.startswith("error: ") and message in done.err and done.err.count("\n") == 1
   assert not workdir.exists()
@@ -258,14 +259,14 @@ def test_the_smallest_logs_train(tmp_path, visits, said):
   folder = _bare_log(tmp_path / "log", users=4, visits=visits, ads=3)
   workdir = tmp_path / "run"
   settings = ("--behaviors=click", "--max_steps=2", "--layers=1", "--lazy_layers=0", f"--workdir={workdir}")
-  done = tiny.run("train", *tiny.source_flags(folder), *tiny.SETTINGS, *settings)
+  done = tiny.run("train", *tiny.source_flags(folder), *_SETTINGS, *settings)
   assert (done.status, done.err) == (0, "") and said in done.out
   assert ("revenue@10" in done.out) is False
   assert {ad["ad_id"] for ad in _found(workdir, "--user=u0", "--k=50")["ads"]} == {"a0", "a1", "a2"}
 
 
 def _start(source, workdir):
-  command = [sys.executable, "-m", "experiments.train", *tiny.source_flags(source), *tiny.SETTINGS, *_LONG]
+  command = [sys.executable, "-m", "experiments.train", *tiny.source_flags(source), *_SETTINGS, *_LONG]
   pipe = subprocess.PIPE
   return subprocess.Popen(
     [*command, f"--workdir={workdir}"], cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=pipe, stderr=pipe,
@@ -289,7 +290,7 @@ def _last_state(workdir):
 
 def test_stopped_and_killed_runs_end_as_the_uninterrupted_one(source, tmp_path):
   whole, broken = tmp_path / "whole", tmp_path / "broken"
-  arguments = (*tiny.source_flags(source), *tiny.SETTINGS, *_LONG)
+  arguments = (*tiny.source_flags(source), *_SETTINGS, *_LONG)
   assert tiny.run("train", *arguments, f"--workdir={whole}").status == 0
   stopped = _start(source, broken)
   _until(stopped, "step 4/")

@@ -15,7 +15,7 @@ WORDS = ("red", "blue", "green", "tea", "cup", "mug", "lamp", "candle", "ribbon"
 AD_HEADER = ("ad_id", "text", "account_id", "price")
 EVENT_HEADER = ("user_id", "ad_id", "time", "behavior", "value", "request_id")
 SETTINGS = (
-  "--codebooks=4,3,6", "--tower_steps=3", "--tower_width=8", "--kmeans_iterations=2", "--width=16", "--heads=2",
+  "--codebooks=4,3,6", "--tower_steps=0", "--kmeans_iterations=2", "--width=16", "--heads=2",
   "--kv_groups=2", "--layers=2", "--lazy_layers=1", "--beams=8,8,8", "--batch_size=8", "--history_slots=8",
   "--neighbor_slots=4", "--rising_slots=4", "--targets=4", "--warmup_steps=2", "--log_every=2",
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Balanced k-means against faiss-cpu's, which is not balanced: time an iteration, distortion, largest cluster."""
 
-import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,13 +16,13 @@ POINTS_A_CLUSTER = 61  # 1,000,000 points make 16,384 clusters, 62,500 make 1,02
 CLUSTERS_A_CATEGORY = 16
 
 
-def measure(iterations: int, points: int, log: logging.Logger) -> dict[str, Any]:
+def measure(iterations: int, points: int, told: Callable[[str], None]) -> dict[str, Any]:
   """Iterations of either in turn, from the same start: points at random.
 
   Args:
     iterations: Lloyd iterations: assignment, then means; both assign once more at the end, untimed.
     points: N; clusters are the power of two at or below N / `POINTS_A_CLUSTER`.
-    log: told of each iteration.
+    told: hears of each iteration.
 
   Raises:
     ImportError: faiss is not installed; names the extra.
@@ -43,7 +43,7 @@ def measure(iterations: int, points: int, log: logging.Logger) -> dict[str, Any]
       squared = side.iterate()
       seconds[name].append(time.perf_counter() - begin)
       distortion[name].append(squared)
-      log.info("iteration %d, %s: %.2f s, mean squared distance %.5f", number + 1, name, seconds[name][-1], squared)
+      told(f"iteration {number + 1}, {name}: {seconds[name][-1]:.2f} s, mean squared distance {squared:.5f}")
   ends = {"ours": ours.assigned(), "faiss": peer.assigned()}
   for name, (squared, _) in ends.items():
     distortion[name].append(squared)

@@ -131,7 +131,7 @@ def quality_report(
     mode: code_quality(tokenizer.last_level(ads, prefix_NP, config.codebooks[-1], mode), config.codebooks)
     for mode in ("hash", "probe")
   }
-  nearest_N = nearest(vectors_ND, fitted.centroids[0], 1)[0][:, 0]
+  nearest_N = nearest(fitted.quantized(vectors_ND), fitted.centroids[0], 1)[0][:, 0]
   report = {
     "ads": len(ads),
     "codebooks": list(config.codebooks),

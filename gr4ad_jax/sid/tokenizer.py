@@ -1,6 +1,7 @@
 """The UA-SID tokenizer: content -> tower -> balanced residual k-means -> hashed last level (GR4AD §UA-SID, MGMR).
 
 Vectors of co-occurrence may stand beside the tower's: content says what an ad is like, they say whom it is taken with.
+In place of k-means' centroids there may be an RQ-VAE's codes, with the same balance.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import numpy as np
 
 from gr4ad_jax import config as settings
 from gr4ad_jax.data import cooccurrence, schema
-from gr4ad_jax.sid import encoders, kmeans, swing, tower
+from gr4ad_jax.sid import encoders, kmeans, rqvae, swing, tower
 from gr4ad_jax.sid.rows import STEP, Residual, Sliceable, nearest
 
 # UA-SIDs that are taken: all of them, [N, T], or a function from the codes before the last to those taken as the last.
@@ -31,9 +32,10 @@ class Tokenizer:
   Attributes:
     config: the settings it was fitted with.
     seed: seed it was fitted with.
-    centroids: one [V_t, D] float32 array a level, the last level aside.
+    centroids: one [V_t, D] float32 array a level, the last level aside; of the latents where there is an RQ-VAE.
     tower: the embedding tower; None where `tower_steps` is 0 and the content vectors serve as they are.
     bridge: [D, cooccurrence_width] float32, unit vector -> co-occurrence vector, for ads never taken; or None.
+    latent: the RQ-VAE's encoder; None with --quantizer=kmeans.
   """
 
   config: settings.SidConfig
@@ -41,6 +43,12 @@ class Tokenizer:
   centroids: tuple[np.ndarray, ...]
   tower: tower.Tower | None
   bridge: np.ndarray | None = None
+  latent: rqvae.Encoder | None = None
+
+  @property
+  def width(self) -> int:
+    """Width of the ads' vectors."""
+    return self.centroids[0].shape[1] if self.latent is None else self.latent.params["hidden/kernel"].shape[0]
 
   @property
   def codebooks(self) -> tuple[int, ...]:
@@ -63,6 +71,10 @@ class Tokenizer:
     unit_ND = unit_ND[:]
     return np.concatenate([unit_ND, unit_ND @ self.bridge], axis=1)
 
+  def quantized(self, vectors_ND: np.ndarray) -> np.ndarray:
+    """What the first level codes: the vectors, or the RQ-VAE's latents of them."""
+    return vectors_ND if self.latent is None else self.latent(vectors_ND)
+
   def encode(self, ads: schema.AdTable, existing: Existing | None = None) -> np.ndarray:
     """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size, by chunks of the ads.
 
@@ -74,12 +86,11 @@ class Tokenizer:
       [N, T] int32 codes.
     """
     vectors_ND = self.vectors(ads)
-    width = self.centroids[0].shape[1]
-    if vectors_ND.shape[1] != width:
-      raise schema.DataError(f"vectors are {vectors_ND.shape[1]} wide; the tokenizer was fitted on {width}")
+    if vectors_ND.shape[1] != self.width:
+      raise schema.DataError(f"vectors are {vectors_ND.shape[1]} wide; the tokenizer was fitted on {self.width}")
     prefix_NP = np.zeros((len(ads), len(self.centroids)), np.int32)
     for at in range(0, len(ads), STEP):
-      residual_ND = vectors_ND[at : at + STEP]
+      residual_ND = self.quantized(vectors_ND[at : at + STEP])
       for level, centroids_CD in enumerate(self.centroids):
         code_N = nearest(residual_ND, centroids_CD, 1)[0][:, 0]
         residual_ND = residual_ND - centroids_CD[code_N]
@@ -96,6 +107,8 @@ class Tokenizer:
       about["price"] = self.tower.price
     if self.bridge is not None:
       arrays["bridge"] = self.bridge
+    if self.latent is not None:
+      arrays |= {f"rqvae/{name}": value for name, value in self.latent.params.items()}
     part = os.path.join(directory, "tokenizer.part.npz")
     np.savez(part, about=np.asarray(json.dumps(about)), **arrays)
     os.replace(part, os.path.join(directory, "tokenizer.npz"))
@@ -121,17 +134,28 @@ class Tokenizer:
       raise schema.DataError(f"{path}: not a whole tokenizer file ({error!r})") from error
     if tuple(map(len, centroids)) != config.codebooks[:-1]:
       raise schema.DataError(f"{path}: centroids of {[len(c) for c in centroids]} codes, codebooks {config.codebooks}")
+    latent, width = None, centroids[0].shape[1]
+    if config.quantizer == "rqvae":
+      latent = rqvae.Encoder(_named(arrays, "rqvae/"))
+      width = latent.params["hidden/kernel"].shape[0] if "hidden/kernel" in latent.params else 0
+      if {name: x.shape for name, x in latent.params.items()} != rqvae.expected_shapes(width, config.rqvae_width):
+        raise schema.DataError(f"{path}: the RQ-VAE's parameters are not those of width {config.rqvae_width}")
     bridge, beside = arrays.get("bridge"), config.cooccurrence_width
-    if np.shape(bridge) != ((centroids[0].shape[1] - beside, beside) if beside else ()):
+    if np.shape(bridge) != ((width - beside, beside) if beside else ()):
       raise schema.DataError(f"{path}: a bridge of shape {np.shape(bridge)}, --cooccurrence_width={beside}")
-    params = {name.removeprefix("tower/"): value for name, value in arrays.items() if name.startswith("tower/")}
     if not config.tower_steps:
-      return cls(config, about["seed"], centroids, None, bridge)
+      return cls(config, about["seed"], centroids, None, bridge, latent)
+    params = _named(arrays, "tower/")
     content_width = params["skip/kernel"].shape[0] if "skip/kernel" in params else 0
     expected = tower.expected_shapes(config.tower_width, content_width)
     if {name: value.shape for name, value in params.items()} != expected:
       raise schema.DataError(f"{path}: the tower's parameters are not those of width {config.tower_width}")
-    return cls(config, about["seed"], centroids, tower.Tower(params, tuple(about["price"])), bridge)
+    return cls(config, about["seed"], centroids, tower.Tower(params, tuple(about["price"])), bridge, latent)
+
+
+def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+  """The arrays whose names begin with the prefix, by the rest of their names."""
+  return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def fit(
@@ -146,14 +170,15 @@ def fit(
   """Fits encoder vectors, Swing, tower, co-occurrence vectors and codebooks; only training events are used.
 
   Without a tower, vectors of a .npy file stay on disk: every level reads the rows it works on, and takes the centroids
-  of the levels before from them. A tower holds all content vectors and its own in memory; so does --cooccurrence_width.
+  of the levels before from them. A tower holds all content vectors and its own in memory; so do --cooccurrence_width
+  and an RQ-VAE.
 
   Args:
     ads: N ads.
     events: the log.
     config: settings; needs two levels or more.
     seed: of everything random; the same seed gives the same codes.
-    log: told of the tower's loss and of the codes of a level.
+    log: told of the tower's and the RQ-VAE's losses, and of the codes of a level.
     told: hears how far Swing and k-means are.
 
   Returns:
@@ -180,11 +205,16 @@ def fit(
     known_N = taken_ND.any(axis=1)
     bridge = cooccurrence.ridge(unit_ND[known_N], taken_ND[known_N])
     residual_ND = np.concatenate([unit_ND, np.where(known_N[:, None], taken_ND, unit_ND @ bridge)], axis=1)
+  latent, iterations, starts = None, config.kmeans_iterations, (None,) * (len(config.codebooks) - 1)
+  if config.quantizer == "rqvae":
+    sizes = {"width": config.rqvae_width, "steps": config.rqvae_steps}
+    latent, starts = rqvae.fit(residual_ND[:], config.codebooks[:-1], **sizes, seed=seed, log=log)
+    residual_ND, iterations = latent(residual_ND), 0  # its codes stay; only who has which is balanced
   centroids, levels = [], []
-  for level, size in enumerate(config.codebooks[:-1]):
+  for level, (size, start_CD) in enumerate(zip(config.codebooks[:-1], starts, strict=True)):
     heard = told and functools.partial(told, f"k-means, level {level + 1}")
     centroids_CD, code_N = kmeans.balanced_kmeans(
-      residual_ND, size, iterations=config.kmeans_iterations, seed=seed + level, told=heard
+      residual_ND, size, iterations=iterations, seed=seed + level, start_CD=start_CD, told=heard
     )
     residual_ND = Residual(residual_ND, centroids_CD, code_N)
     centroids.append(centroids_CD)
@@ -193,7 +223,7 @@ def fit(
       count = np.bincount(code_N, minlength=size)
       log.info("level %d: %d of %d codes used, %d ads in the largest", level + 1, (count > 0).sum(), size, count.max())
   codes_NT = last_level(ads, np.stack(levels, axis=1), config.codebooks[-1], config.last_level)
-  return Tokenizer(config, seed, tuple(centroids), trained, bridge), codes_NT
+  return Tokenizer(config, seed, tuple(centroids), trained, bridge, latent), codes_NT
 
 
 def _taken_together(events: swing.Columns, num_ads: int, config: settings.SidConfig) -> np.ndarray:

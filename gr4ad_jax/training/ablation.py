@@ -104,10 +104,12 @@ class Ablation:
     plan: what is run.
     train: how a run is trained: (config, inputs) -> fit result; the binary's own shows progress.
     train_reward: how a run's reward model is trained, where it has none.
+    told: hears of each run that is trained, and what each setting came to; a line.
   """
 
-  def __init__(self, plan: Plan, train: Callable = run.train, train_reward: Callable = reward_run.train):
-    self._plan, self._train, self._train_reward = plan, train, train_reward
+  def __init__(self, plan: Plan, train: Callable = run.train, train_reward: Callable = reward_run.train,
+               told: Callable[[str], None] = _log.info):  # fmt: skip
+    self._plan, self._train, self._train_reward, self._told = plan, train, train_reward, told
     self._inputs: dict[str, Inputs] = {}
 
   def run(self) -> dict:
@@ -146,7 +148,8 @@ class Ablation:
       ranking = self._rank(row, config, "valid")
       requests = protocols.eval_requests(self._of(config).dataset, "valid", config.data.target_behavior)
       scores = {name: ratio.value for name, ratio in metrics.per_request(ranking, requests, (10, 50)).items()}
-      _log.info("tuned %s %s: %s", row.name, settings, {name: round(value, 4) for name, value in scores.items()})
+      told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+      self._told(f"valid, {row.name} {settings}: {told}")
       found.append({"settings": settings, **scores})
     return found
 
@@ -182,7 +185,7 @@ class Ablation:
     if not row.trains:
       scored = dataclasses.replace(config, workdir=config.training.init_from)
     else:
-      _log.info("training %s", config.workdir)
+      self._told(f"training {config.workdir}")
       workdir.save_config(config)
       inputs_lib.save_inputs(config, inputs)
       if self._train(config, inputs).status == "preempted":
@@ -198,5 +201,5 @@ class Ablation:
     started = self._config(vsl, {}, config.training.seed, config.training.fit_splits, group)
     self._rank(vsl, started, "valid" if config.training.fit_splits == "train" else "test")
     if not reward_run.is_finished(started):
-      _log.info("training the reward model of %s", start)
+      self._told(f"training the reward model of {start}")
       self._train_reward(started, self._of(started))

@@ -36,8 +36,9 @@ def prepare(config: Config, inputs: Inputs) -> None:
 def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:
   """The best k of the candidates.
 
-  By a ranker: those found and the context's, in the order of p(purchase) · E[value | purchase]^rerank_exponent. By
-  'neighbors': those found, in the order of their score + neighbor_weight · log(share + 1e-4), the share that of
+  By a ranker: those found and the context's, in the order of p(purchase)^(1 - rerank_prior) · p^rerank_prior ·
+  E[value | purchase]^rerank_exponent, p the first stage's, its lowest for ads that it did not find. By 'neighbors':
+  those found, in the order of their score + neighbor_weight · log(share + 1e-4), the share that of
   `Followers`, learned from what the run has learned from; with --history_bias without the ads of the history.
 
   Args:
@@ -60,18 +61,26 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
     return _with_neighbors(config, inputs, requests, found, k)
   ranker = {"reward": RewardModel, "lightgbm": boosted.Boosted}[config.search.reranker]
   model, contexts = ranker.load(config, inputs, requests.split), inputs.contexts(config, requests.split)
-  parts = []
+  prior, exponent, parts = config.search.rerank_prior, config.search.rerank_exponent, []
   for begin in range(0, len(requests), _ROWS):
-    some = requests.request[begin : begin + _ROWS]
-    ads = distinct(np.concatenate([found.ad_RK[begin : begin + _ROWS], contexts.slots(some)[0]], axis=1))
+    part = slice(begin, begin + _ROWS)
+    some = requests.request[part]
+    slots = contexts.slots(some)[0]
+    ads = distinct(np.concatenate([found.ad_RK[part], slots], axis=1))
+    first = np.concatenate([found.logp_RK[part], np.full(slots.shape, -np.inf)], axis=1)
+    lowest = np.where(np.isfinite(first), first, 0).min(axis=1, keepdims=True)
     estimate = model.estimate(some, ads)
-    worth = estimate.purchase_BC * estimate.value_BC**config.search.rerank_exponent
+    logp, value = _logarithm(estimate.purchase_BC), estimate.value_BC
+    worth = (1 - prior) * logp + prior * np.maximum(first, lowest) + exponent * _logarithm(value)
     best = np.argsort(np.where(ads >= 0, -worth, np.inf), axis=1, kind="stable")[:, :k]
-    columns = (ads, np.log(np.maximum(estimate.purchase_BC, 1e-30)), estimate.value_BC)
-    parts.append([np.take_along_axis(x, best, axis=1) for x in columns])
+    parts.append([np.take_along_axis(x, best, axis=1) for x in (ads, logp, value)])
   ad_RK, logp_RK, value_RK = (np.concatenate(column) for column in zip(*parts, strict=True))
   logp_RK = np.where(ad_RK >= 0, logp_RK, -np.inf)
   return Ranking(ad_RK.astype(np.int32), logp_RK, np.where(ad_RK >= 0, value_RK, 0.0), logp_RK)
+
+
+def _logarithm(x: np.ndarray) -> np.ndarray:
+  return np.log(np.maximum(x, 1e-30))
 
 
 def _with_neighbors(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:

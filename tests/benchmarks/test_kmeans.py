@@ -1,7 +1,6 @@
 """The k-means suite measures both sides on the same points, and says what is missing."""
 
 import json
-import logging
 import sys
 
 import numpy as np
@@ -21,7 +20,9 @@ def test_catalogue_is_lopsided_unit_vectors():
 
 def test_figures_of_both_sides():
   pytest.importorskip("faiss")
-  figures = kmeans.measure(2, 2000, logging.getLogger())
+  told = []
+  figures = kmeans.measure(2, 2000, told.append)
+  assert len(told) == 4 and told[0].startswith("iteration 1, faiss: ")
   assert json.loads(json.dumps(figures)) == figures
   assert figures["clusters"] == 32 and len(figures["seconds"]["ours"]) == len(figures["seconds"]["faiss"]) == 2
   assert figures["largest_over_mean"]["ours"] <= 1.2 < figures["largest_over_mean"]["faiss"]
@@ -35,4 +36,4 @@ def test_figures_of_both_sides():
 def test_a_missing_peer_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "faiss", None)
   with pytest.raises(ImportError, match=r"gr4ad_jax\[peer\]"):
-    kmeans.measure(1, 100, logging.getLogger())
+    kmeans.measure(1, 100, print)

@@ -1,6 +1,7 @@
 """The same run on one device, on eight under several meshes and in two processes; checkpoints across meshes; jobs that
 lose a process or are asked to stop."""
 
+import functools
 import json
 import os
 import pathlib
@@ -13,14 +14,17 @@ import time
 import numpy as np
 import pytest
 
+from gr4ad_jax.config import load_config
+from gr4ad_jax.serving.contexts import UserHistories
+from gr4ad_jax.serving.recommender import Recommender
 from tests import devices, tiny
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _LENGTH = (
   "--epochs=50", "--max_steps=50", "--log_every=1", "--save_every=10", "--noevaluate", "--fit_splits=train+valid",
-  "--tower_steps=0", "--learning_rate=0.0005",
+  "--learning_rate=0.0005",
 )  # fmt: skip
-MESHES = {"data": "data:8", "fsdp": "data:2,fsdp:4", "tensor": "data:2,fsdp:2,tensor:2"}
+MESHES = {"data": "data:8", "mixed": "data:2,fsdp:2,tensor:2"}
 
 _EIGHT = """
 import sys
@@ -61,14 +65,13 @@ print("passed")
 """
 
 
-def _environment(count: int, cache: pathlib.Path) -> dict[str, str]:
-  paths = {"PYTHONPATH": str(_ROOT), "PYTHON": sys.executable, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-  return devices.environment(count, **paths)
+def _environment(count: int) -> dict[str, str]:
+  return devices.environment(count, PYTHONPATH=str(_ROOT), PYTHON=sys.executable)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  """Folder of the workdirs one, data, fsdp, tensor and processes: the same run, each elsewhere; and its flags."""
+def runs(tmp_path_factory, compile_cache):
+  """Folder of the workdirs one, data, mixed and processes: the same run, each elsewhere; and its flags."""
   folder = tmp_path_factory.mktemp("meshes")
   flags = [*tiny.source_flags(tiny.write_log(folder / "log")), *tiny.SETTINGS, *_LENGTH]
   done = tiny.run("train", *flags, f"--workdir={folder}/one")
@@ -76,8 +79,7 @@ def runs(tmp_path_factory):
   eight = [sys.executable, "-c", _EIGHT, str(folder), *flags]
   two = [str(_ROOT / "launch/local.sh"), "-n", "2", *flags, f"--workdir={folder}/processes"]
   for command, count in ((eight, 8), (two, 2)):
-    environment = _environment(count, folder / "cache")
-    ended = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=_ROOT, env=_environment(count), capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
   return folder, flags
 
@@ -89,19 +91,27 @@ def _losses(workdir: pathlib.Path) -> list[float]:
   return list(losses.values())
 
 
+@pytest.fixture(scope="module")
+def lists():
+  """The best ten ads of three users by the run in a workdir; a run is opened once."""
+
+  @functools.cache
+  def of(workdir: pathlib.Path) -> list:
+    histories = UserHistories.load(load_config(str(workdir)))
+    recommender = Recommender.load(str(workdir))
+    return [recommender.recommend_log(histories.log_of(user), 10)[0] for user in ("u0", "u4", "u9")]
+
+  return of
+
+
 @pytest.mark.parametrize("name", [*MESHES, "processes"])
-def test_fifty_losses_and_the_recommendations_are_those_of_one_device(runs, name):
+def test_fifty_losses_and_the_recommendations_are_those_of_one_device(runs, lists, name):
   runs, _ = runs
   np.testing.assert_allclose(_losses(runs / name), _losses(runs / "one"), atol=1e-4)
   assert _losses(runs / "one")[-1] < _losses(runs / "one")[0] - 0.2  # it learned something
-  for user in ("u0", "u4", "u9"):
-    lists = []
-    for workdir in (runs / "one", runs / name):
-      done = tiny.run("recommend", f"--workdir={workdir}", f"--user={user}", "--k=10", "--json")
-      assert (done.status, done.err) == (0, "")
-      lists.append(json.loads(done.out)["ads"])
-    assert [ad["ad_id"] for ad in lists[0]] == [ad["ad_id"] for ad in lists[1]]
-    np.testing.assert_allclose(*([ad["score"] for ad in ads] for ads in lists), atol=1e-3)
+  for one, other in zip(lists(runs / "one"), lists(runs / name), strict=True):
+    assert [ad.ad_id for ad in one] == [ad.ad_id for ad in other]
+    np.testing.assert_allclose(*([ad.score for ad in ads] for ads in (one, other)), atol=1e-3)
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_alone(runs):
@@ -135,7 +145,7 @@ class _Job:
     self.workdir = folder / name
     several = ["-n", str(processes)] if processes > 1 else []
     command = [str(_ROOT / "launch/local.sh"), *several, *flags, f"--workdir={self.workdir}"]
-    environment, pipe = _environment(4 // processes, folder / "cache"), subprocess.PIPE
+    environment, pipe = _environment(4 // processes), subprocess.PIPE
     self._process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
   def wait_for_step(self, step: int) -> None:
@@ -209,9 +219,8 @@ def test_a_process_that_does_not_come_is_named(runs):
   with socket.create_server(("127.0.0.1", 0)) as server:
     where = f"127.0.0.1:{server.getsockname()[1]}"
   job = [f"--coordinator={where}", "--num_processes=2", "--process_id=0"]
-  ended = subprocess.run(
-    [*command, *job], cwd=_ROOT, env=_environment(1, folder / "cache"), capture_output=True, text=True, check=False
-  )
+  command += job
+  ended = subprocess.run(command, cwd=_ROOT, env=_environment(1), capture_output=True, text=True, check=False)
   message = f"error: process 1 of 2 did not come to {where} in time (--start_timeout)\n"
   assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", message)
   assert not (folder / "alone").exists()

@@ -72,6 +72,22 @@ def test_the_reward_models_order(workdir):
   np.testing.assert_allclose(np.exp(found.logp_RK) * found.value_RK, best, rtol=1e-4)
 
 
+@pytest.mark.parametrize("prior", [0.3, 1.0])
+def test_the_first_stage_has_its_share(workdir, prior):
+  plain, settings = with_reranker(workdir), {"reranker": "reward", "rerank_candidates": 24, "rerank_exponent": 0.0}
+  reranking.prepare(with_reranker(workdir, **settings), inputs_lib.prepare_inputs(plain))
+  _, _, first = ranked(plain, 24)
+  _, _, second = ranked(with_reranker(workdir, **settings), 24)
+  _, _, both = ranked(with_reranker(workdir, rerank_prior=prior, **settings), 24)
+  logp = [np.take_along_axis(x.logp_RK, np.argsort(x.ad_RK, axis=1), axis=1) for x in (first, second)]
+  mixed = prior * logp[0] + (1 - prior) * logp[1]
+  worth = np.take_along_axis(mixed, both.ad_RK, axis=1)
+  np.testing.assert_allclose(worth, -np.sort(-worth, axis=1), atol=1e-5)
+  if prior == 1:
+    np.testing.assert_array_equal(both.ad_RK, first.ad_RK)
+  assert (both.ad_RK != second.ad_RK).any()
+
+
 def test_evaluate_takes_the_flag(workdir):
   reranking.prepare(with_reranker(workdir, reranker="reward"), inputs_lib.prepare_inputs(load_config(str(workdir))))
   done = tiny.run("evaluate", f"--workdir={workdir}", "--reranker=reward", "--rerank_candidates=10")

@@ -31,7 +31,7 @@ def log(tmp_path_factory):
 
 
 def train(log, workdir, *more):
-  short = ("--max_steps=4", "--eval_every=0", "--noevaluate")
+  short = ("--max_steps=2", "--eval_every=0", "--noevaluate", "--codebooks=6,8", "--beams=8,8")
   return tiny.run("train", *tiny.source_flags(log), *tiny.SETTINGS, *short, f"--workdir={workdir}", *more)
 
 

@@ -1,0 +1,186 @@
+"""RQ-VAE: an autoencoder whose latent vector is a sum of codes, one a level, in place of residual k-means.
+
+Zeghidour et al., "SoundStream", 2021; as a tokenizer of items: Rajput et al., "Recommender Systems with Generative
+Retrieval", NeurIPS 2023 (TIGER). Codes start as k-means centroids of the first latents, and a code that no ad of a
+hundred steps came near starts anew, so that codebooks do not collapse.
+"""
+
+import dataclasses
+import functools
+import logging
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gr4ad_jax.sid import kmeans
+from gr4ad_jax.sid.rows import Sliceable
+
+COMMITMENT = 0.25  # weight of the latent's pull towards its codes
+BATCH = 1024
+LEARNING_RATE = 1e-3
+RESTART = 100  # steps after which unused codes start anew
+CHUNK = 8192  # vectors encoded at once
+
+
+class Mlp(nn.Module):
+  """One hidden layer with ReLU.
+
+  Attributes:
+    hidden: its width.
+    width: of what comes out.
+  """
+
+  hidden: int
+  width: int
+
+  @nn.compact
+  def __call__(self, x_ND: jax.Array) -> jax.Array:
+    """[N, D] -> [N, width]."""
+    return nn.Dense(self.width, name="out")(nn.relu(nn.Dense(self.hidden, name="hidden")(x_ND)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """The trained encoder: vectors -> latents, whose residual codes are those of the k-means tokenizer's vectors.
+
+  Attributes:
+    params: of `Mlp`, by slash-joined name, float32.
+  """
+
+  params: dict[str, np.ndarray]
+
+  def __call__(self, x_ND: Sliceable) -> np.ndarray:
+    """[N, D] vectors -> [N, width] float32 latents, by chunks."""
+    hidden, width = self.params["out/kernel"].shape
+    params = {layer: {name: self.params[f"{layer}/{name}"] for name in ("kernel", "bias")} for layer in _LAYERS}
+    parts = [np.zeros((0, width), np.float32)]
+    for at in range(0, x_ND.shape[0], CHUNK):
+      parts.append(np.asarray(_encode(hidden, width, params, x_ND[at : at + CHUNK])))
+    return np.concatenate(parts)
+
+
+_LAYERS = ("hidden", "out")
+
+
+def expected_shapes(content: int, width: int) -> dict[str, tuple[int, ...]]:
+  """Name and shape of each parameter of an encoder of vectors so wide; lets a saved one be checked."""
+  hidden = hidden_width(content)
+  return {"hidden/kernel": (content, hidden), "hidden/bias": (hidden,), "out/kernel": (hidden, width),
+          "out/bias": (width,)}  # fmt: skip
+
+
+def hidden_width(content: int) -> int:
+  """Width of the hidden layers, of encoder and decoder, for vectors so wide."""
+  return 2 * content
+
+
+def quantize(z_ND: jax.Array, codes: list[jax.Array]) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+  """Residual quantisation, nearest code at each level.
+
+  Args:
+    z_ND: latents.
+    codes: one [C_t, D] codebook a level.
+
+  Returns:
+    The losses of the levels, [N] float32: |sg(r) - e|² + COMMITMENT · |r - sg(e)|² of residual r and code e; the sum of
+    the codes [N, D], its gradient that of z (straight through); the codes' numbers, [N] int32 a level.
+  """
+  residual, total, loss, chosen = z_ND, jnp.zeros_like(z_ND), jnp.zeros(len(z_ND)), []
+  for table in codes:
+    squared = (table * table).sum(axis=1) - 2 * jax.lax.stop_gradient(residual) @ table.T
+    number = jnp.argmin(jax.lax.stop_gradient(squared), axis=1)
+    code = table[number]
+    loss += jnp.square(jax.lax.stop_gradient(residual) - code).sum(axis=1)
+    loss += COMMITMENT * jnp.square(residual - jax.lax.stop_gradient(code)).sum(axis=1)
+    residual, total = residual - jax.lax.stop_gradient(code), total + code
+    chosen.append(number)
+  return loss, z_ND + jax.lax.stop_gradient(total - z_ND), chosen
+
+
+def fit(
+  x_ND: np.ndarray, codebooks: tuple[int, ...], *, width: int, steps: int, seed: int, log: logging.Logger | None = None
+) -> tuple[Encoder, tuple[np.ndarray, ...]]:
+  """Trains encoder, codebooks and decoder with Adam on squared errors, in units of the vectors' variance.
+
+  Args:
+    x_ND: [N, D] vectors of the ads.
+    codebooks: codes of each quantised level.
+    width: of the latent.
+    steps: optimiser steps, a batch of `BATCH` vectors each.
+    seed: of initialisation and batches; the same seed gives the same codes.
+    log: told the errors now and then.
+
+  Returns:
+    The encoder, and one [C_t, width] float32 codebook a level.
+  """
+  x_ND = jnp.asarray(x_ND, jnp.float32)
+  N, D = x_ND.shape
+  scale = float(jnp.square(x_ND - x_ND.mean(axis=0)).sum(axis=1).mean()) or 1.0
+  encoder, decoder = Mlp(hidden_width(D), width), Mlp(hidden_width(D), D)
+  first, second = jax.random.split(jax.random.key(seed))
+  params = {
+    "encoder": encoder.init(first, x_ND[:1])["params"],
+    "decoder": decoder.init(second, jnp.zeros((1, width)))["params"],
+  }
+  rng = np.random.default_rng(seed)
+  residual = np.asarray(encoder.apply({"params": params["encoder"]}, x_ND[rng.permutation(N)[: 16 * BATCH]]))
+  params["codes"] = []
+  for level, size in enumerate(codebooks):
+    centroids_CD, number = kmeans.balanced_kmeans(residual, size, iterations=5, seed=seed + level)
+    residual = residual - centroids_CD[number]
+    params["codes"].append(jnp.asarray(centroids_CD))
+  state = params, _optimiser(steps).init(params)
+  used = [np.zeros(size, bool) for size in codebooks]
+  for number in range(steps):
+    rows = rng.integers(N, size=min(BATCH, N))
+    state, (rebuilt, quantised), chosen, residuals = _train_step(width, steps, scale, state, x_ND[rows])
+    for seen, codes in zip(used, chosen, strict=True):
+      seen[np.asarray(codes)] = True
+    if log and (number % RESTART == 0 or number == steps - 1):
+      log.info("RQ-VAE step %d of %d: error %.4f, levels %.4f", number + 1, steps, float(rebuilt), float(quantised))
+    if number % RESTART == RESTART - 1 and number < steps - RESTART:
+      params, opt_state = state
+      for level, seen in enumerate(used):
+        idle = np.flatnonzero(~seen)
+        some = rng.integers(len(rows), size=len(idle))
+        params["codes"][level] = params["codes"][level].at[idle].set(residuals[level][some])
+        seen[:] = False
+      state = params, opt_state
+  params = jax.device_get(state[0])
+  flat = {f"{layer}/{name}": value for layer in _LAYERS for name, value in params["encoder"][layer].items()}
+  return Encoder(flat), tuple(params["codes"])
+
+
+def _optimiser(steps: int) -> optax.GradientTransformation:
+  return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _train_step(width, steps, scale, state, x_BD):
+  """One step; also the reconstruction's and the levels' errors, the codes, and what each level had to code."""
+  params, opt_state = state
+  D = x_BD.shape[1]
+
+  def loss_of(params):
+    z_BD = Mlp(hidden_width(D), width).apply({"params": params["encoder"]}, x_BD)
+    levels_B, coded_BD, chosen = quantize(z_BD, params["codes"])
+    rebuilt_BD = Mlp(hidden_width(D), D).apply({"params": params["decoder"]}, coded_BD)
+    rebuilt = jnp.square(rebuilt_BD - x_BD).sum(axis=1).mean() / scale
+    quantised = levels_B.mean() / scale
+    residuals, rest = [], z_BD
+    for table, codes in zip(params["codes"], chosen, strict=True):
+      residuals.append(rest)
+      rest = rest - table[codes]
+    return rebuilt + quantised, (rebuilt, quantised, chosen, residuals)
+
+  (_, (rebuilt, quantised, chosen, residuals)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+  updates, opt_state = _optimiser(steps).update(grads, opt_state, params)
+  return (optax.apply_updates(params, updates), opt_state), (rebuilt, quantised), chosen, residuals
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(hidden, width, params, x_ND):
+  return Mlp(hidden, width).apply({"params": params}, x_ND)
