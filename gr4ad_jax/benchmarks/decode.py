@@ -45,11 +45,7 @@ class UnsharedContext(GR4AD):
     start = start.replace(context=jax.tree.map(own, start.context), lazy_B1TD=jnp.repeat(start.lazy_B1TD, M, axis=0))
     caches = jax.tree.map(lambda x: x.reshape(B * M, 1, *x.shape[2:]), caches)
     h_BWD, logits_BWV, caches = super().step(start, previous_BM.reshape(B * M, 1), level, caches)
-    return (
-      h_BWD.reshape(B, M, -1),
-      logits_BWV.reshape(B, M, -1),
-      jax.tree.map(lambda x: x.reshape(B, M, *x.shape[2:]), caches),
-    )
+    return jax.tree.map(lambda x: x.reshape(B, M, *x.shape[2:]), (h_BWD, logits_BWV, caches))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -206,7 +206,8 @@ def beam_search(
   def value_of(state, caches):
     if bin_value_V is None:
       return jnp.zeros_like(state.generated_BW)
-    _, ecpm_BWV, _ = model.apply(variables, start, state.last_BW, T, caches, method="step")
+    h_BWD, _, _ = model.apply(variables, start, state.last_BW, T, caches, method="step")
+    ecpm_BWV = model.apply(variables, start, h_BWD, state.codes_BWT, method="value_logits")
     return jax.nn.softmax(ecpm_BWV) @ bin_value_V
 
   return _ordered(state, caches, logp_BW, value_of, search)

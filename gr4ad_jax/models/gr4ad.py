@@ -12,7 +12,7 @@ from gr4ad_jax.config import Config, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, PADDING, RequestBatch
 from gr4ad_jax.models.context import Context, ContextProcessor
 from gr4ad_jax.models.history_bias import biased_logp, signed_bias
-from gr4ad_jax.models.history_copy import Copy, HistoryCopy, mix, no_copy, sequence_match
+from gr4ad_jax.models.history_copy import Copy, HistoryCopy, ValueReader, mix, no_copy, sequence_match
 from gr4ad_jax.models.layers import Linear
 from gr4ad_jax.models.lazy_decoder import Cache, LazyDecoder
 from gr4ad_jax.models.remat import rematerialized
@@ -122,6 +122,7 @@ class GR4AD(nn.Module):
     self.ecpm_head = head(c.ecpm_bins)
     if c.copy != "off":
       self.copier = rematerialized(HistoryCopy, self.remat)()
+      self.value_reader = ValueReader(name="value_reader")
     if self.biased:
       self.bias = signed_bias(self, "history_bias")
 
@@ -165,7 +166,7 @@ class GR4AD(nn.Module):
       caches: of the late layers, None at level 0.
 
     Returns:
-      States [B, M, D], head logits [B, M, V] and the extended caches.
+      States [B, M, D], the level's logits [B, M, V], None at level T (see `value_logits`), and the extended caches.
     """
     if level:
       token = self.embed(level - 1, previous_BM)
@@ -173,8 +174,20 @@ class GR4AD(nn.Module):
       token = jnp.broadcast_to(self.bos.astype(self.dtype), (*previous_BM.shape, self.config.width))
     m = start.lazy_B1TD[:, :, level : level + 1]
     h_BM1D, caches = self.decoder(m, token[:, :, None], start.context, train=False, caches=caches)
-    head = self.heads[level] if level < len(self.codebooks) else self.ecpm_head
-    return h_BM1D[:, :, 0], head(_skipped(start, h_BM1D)[:, :, 0]), caches
+    own_BMD = _skipped(start, h_BM1D)[:, :, 0]
+    return h_BM1D[:, :, 0], self.heads[level](own_BMD) if level < len(self.codebooks) else None, caches
+
+  def value_logits(self, start: Start, h_BMD: jax.Array, codes_BMT: jax.Array) -> jax.Array:
+    """Scores of the eCPM bins [B, M, V], of level T's states and the whole UA-SIDs.
+
+    With a copy path, what the slots of that very ad say of it, its price and what this user paid, is read beside the
+    state: attention finds it hardly, by codes that are sums of embeddings.
+    """
+    h_BMD = _skipped(start, h_BMD)
+    if self.config.copy != "off":
+      match_BMS = sequence_match(start.slot_codes_BST, codes_BMT) & start.copyable_BS[:, None]
+      h_BMD = self.value_reader(h_BMD, start.context.slots_BSD, match_BMS)
+    return self.ecpm_head(h_BMD)
 
   def seen(self, start: Start, codes_BMT: jax.Array) -> jax.Array:
     """[B, M] bool: is the UA-SID one of the user's history?"""
@@ -229,13 +242,13 @@ class GR4AD(nn.Module):
     match_BMS = sequence_match(start.slot_codes_BST, codes_BMT).astype(jnp.float32)
     matched = jnp.einsum("bs,bms->bm", attention, match_BMS, precision="highest")
     logp_BM = mix(copy, generated_logp_BMT.sum(-1), matched)
-    ecpm = self.ecpm_head(own_BMTD[:, :, T])
+    ecpm = self.value_logits(start, h_BMTD[:, :, T], codes_BMT)
     return Outputs(logp_BM, generated_logp_BMT, ecpm, jnp.stack(mtp, axis=-1), jnp.exp(copy.log_gate_B))
 
 
-def _skipped(start: Start, h_BMTD: jax.Array) -> jax.Array:
-  """The decoder's states as the heads read them."""
-  return h_BMTD if start.skip_BD is None else h_BMTD + start.skip_BD[:, None, None]
+def _skipped(start: Start, h: jax.Array) -> jax.Array:
+  """The decoder's states [B, ..., D] as the heads read them."""
+  return h if start.skip_BD is None else h + start.skip_BD.reshape(len(h), *(1,) * (h.ndim - 2), -1)
 
 
 def _distinct(start: Start) -> jax.Array:

@@ -50,6 +50,25 @@ class HistoryCopy(nn.Module):
     return Copy(log_gate, log_rest, log_attention)
 
 
+class ValueReader(nn.Module):
+  """What the slots of an ad say of its value, beside the state that has generated it."""
+
+  @nn.compact
+  def __call__(self, h_BMD: jax.Array, slots_BSD: jax.Array, match_BMS: jax.Array) -> jax.Array:
+    """States with what was read added, [B, M, D].
+
+    Args:
+      h_BMD: states after the whole UA-SIDs.
+      slots_BSD: slot states.
+      match_BMS: which slots carry a sequence's UA-SID; where none does, the reading is that of no slot.
+    """
+    D = slots_BSD.shape[-1]
+    share_BMS = match_BMS / jnp.maximum(match_BMS.sum(-1, keepdims=True), 1)
+    read_BMD = product("bms,bsd->bmd", share_BMS.astype(slots_BSD.dtype), slots_BSD)
+    hidden = nn.relu(Linear(D, bias=True, name="state")(h_BMD) + Linear(D, name="slot")(read_BMD))
+    return h_BMD + Linear(D, ("mlp", "embed"), name="out")(hidden)
+
+
 def no_copy(mask_BS: jax.Array) -> Copy:
   """The copy path switched off: the model is the paper's."""
   never = jnp.full(mask_BS.shape, NEG, jnp.float32)

@@ -11,6 +11,7 @@ import pytest
 from gr4ad_jax.models import remat
 from gr4ad_jax.models.context import Context
 from gr4ad_jax.models.gr4ad import next_code_logp
+from gr4ad_jax.models.history_copy import ValueReader
 from gr4ad_jax.models.lazy_decoder import LazyDecoder
 from gr4ad_jax.objectives import vsl
 from tests.models import tiny
@@ -52,6 +53,34 @@ def test_mtp_branch_sees_no_code(everything):
 def test_ecpm_token_knows_every_code(everything):
   logits = everything.ecpm_logits_BMV.reshape(4, *tiny.CODEBOOKS, -1)
   assert all(np.ptp(logits, axis=axis).max() > 1e-3 for axis in (1, 2, 3))
+
+
+def test_the_value_of_an_ad_reads_the_slots_that_carry_it_and_no_others():
+  rng = np.random.default_rng(4)
+  h, slots = (rng.normal(size=(2, n, 6)).astype(np.float32) for n in (3, 4))
+  match = np.zeros((2, 3, 4), bool)
+  match[0, 0, [1, 3]] = match[1, 2, 0] = True
+  reader = ValueReader()
+  params = tiny.draw_params(reader, h, slots, match)
+  read = np.zeros_like(h)
+  read[0, 0], read[1, 2] = slots[0, [1, 3]].mean(axis=0), slots[1, 0]
+  state, slot, out = (params[name] for name in ("state", "slot", "out"))
+  hidden = np.maximum(h @ state["kernel"] + state["bias"] + read @ slot["kernel"], 0)
+  found = reader.apply({"params": params}, h, slots, match)
+  np.testing.assert_allclose(found, h + hidden @ out["kernel"], atol=1e-5)
+
+
+def test_without_a_copy_path_the_value_is_the_states_alone():
+  batch, models = tiny.make_batch(), (tiny.make_model(copy="off"), tiny.make_model(copy="history"), tiny.make_model())
+  assert ["value_reader" in tiny.make_params(model) for model in models] == [False, True, True]
+  for model in models[1:]:  # read or not, as the slot may be copied
+    params, codes = tiny.make_params(model), batch.slot_codes_BST[:1]
+    start = model.apply({"params": params}, jax.tree.map(lambda x: x[:1], batch), method="start")
+    other = start.replace(context=start.context.replace(slots_BSD=start.context.slots_BSD + 1))
+    h = jnp.ones((1, codes.shape[1], model.config.width))
+    one, two = (model.apply({"params": params}, s, h, codes, method="value_logits") for s in (start, other))
+    copied = (codes[0][:, None] == codes[0][None]).all(-1) & np.asarray(start.copyable_BS)
+    np.testing.assert_array_equal(np.abs(one - two)[0].max(-1) > 1e-4, copied.any(-1))
 
 
 @pytest.mark.parametrize("lazy", [0, 1])

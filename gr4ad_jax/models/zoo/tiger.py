@@ -180,15 +180,19 @@ class Tiger(nn.Module):
     return self.decoder_norm(h), after
 
   def step(self, start: TigerStart, previous_BM: jax.Array, level: int, caches):
-    """One level for M beams a request; at level T, that of the eCPM, all bins are alike: TIGER predicts no value."""
+    """One level for M beams a request; at level T, that of the eCPM, there is nothing: TIGER predicts no value."""
     shape = (*previous_BM.shape, self.config.width)
     if level == len(self.codebooks):
-      bins = jnp.zeros((*previous_BM.shape, self.config.ecpm_bins), jnp.float32)
-      return jnp.zeros(shape, self.dtype), bins, caches
+      return jnp.zeros(shape, self.dtype), None, caches
     first = jnp.broadcast_to(self.bos[1].astype(self.dtype), shape)
     token = self.embed(level - 1, previous_BM) if level else first
     h_BM1D, caches = self._decode(start, token[:, :, None], train=False, caches=caches)
     return h_BM1D[:, :, 0], self.heads[level](h_BM1D[:, :, 0]), caches
+
+  def value_logits(self, start: TigerStart, h_BMD: jax.Array, codes_BMT: jax.Array) -> jax.Array:
+    """All eCPM bins alike."""
+    del start, codes_BMT
+    return jnp.zeros((*h_BMD.shape[:2], self.config.ecpm_bins), jnp.float32)
 
   def final_logp(self, start: TigerStart, logp_BM: jax.Array, codes_BMT: jax.Array) -> jax.Array:
     """The score that ranks finished sequences: as it is."""
