@@ -1,4 +1,4 @@
-# `make train` and `make test` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
+# `make train`, `make test` and `make test-all` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
 PYTHON ?= python3
 WORKDIR ?= runs/online_retail
 FLAGFILE ?= experiments/flagfiles/online_retail.flags
@@ -8,15 +8,17 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info
 # Written last, so an install that was cut short is done again; another version or another setup.cfg starts afresh.
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: train test clean
+.PHONY: train test test-all clean
 .DEFAULT_GOAL := train
 
 train: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.train --flagfile=$(FLAGFILE) --workdir=$(WORKDIR) $(ARGS)
 
-test: $(INSTALLED)
+# Without what takes minutes a test (`long`); test-all has everything.
+test: LEFT := -m "not long"
+test test-all: $(INSTALLED)
 	$(VENV)/bin/ruff check .
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LEFT) $(ARGS)
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: $(PYTHON) is too old: Python 3.11 or later is needed, PYTHON=... picks it" if sys.version_info < (3, 11) else 0)'

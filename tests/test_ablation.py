@@ -9,7 +9,7 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.training import ablation, run
 from tests import tiny
 
-pytestmark = [pytest.mark.usefixtures("compile_cache"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("compile_cache")
 ROWS = "vsl,vsl_decode_value,rspo"
 SMALL = (*tiny.SETTINGS, "--layers=1", "--lazy_layers=0", "--max_steps=2", "--reward_width=8", "--reward_bins=3",
          "--reward_epochs=1", "--policy_candidates=4", "--other_candidates=1", "--candidate_beams=8", "--seeds=1",
@@ -41,6 +41,7 @@ def _made(tmp_path_factory):
   return source / "ablation", arguments, done
 
 
+@pytest.mark.long
 def test_table_chart_and_settings_are_written(made):
   folder, _, done = made
   found = json.loads((folder / "ablation.json").read_text())
@@ -55,6 +56,7 @@ def test_table_chart_and_settings_are_written(made):
   assert len([line for line in told if line.startswith("valid, rspo {'preference_weight': ")]) == 2
 
 
+@pytest.mark.long
 def test_rows_start_from_the_vsl_run_of_their_seed_and_group(made):
   folder, _, _ = made
   for group, fitted in (("tune", "train"), ("seed1", "train+valid")):
@@ -67,6 +69,7 @@ def test_rows_start_from_the_vsl_run_of_their_seed_and_group(made):
   assert start["objective"]["objective"] == "vsl" and start["training"]["init_from"] == ""
 
 
+@pytest.mark.long
 def test_a_second_call_trains_nothing(made, monkeypatch):
   folder, arguments, _ = made
   before = json.loads((folder / "ablation.json").read_text())

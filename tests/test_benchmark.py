@@ -9,6 +9,7 @@ from tests import tiny
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
+@pytest.mark.long
 def test_figures_are_printed_and_written(tmp_path):
   source = tiny.write_log(tmp_path)
   out = tmp_path / "figures.json"

@@ -171,6 +171,7 @@ def _shown(outputs, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_quickstart_runs(execute, tmp_path, monkeypatch):
   for name, value in {"STEPS": 8, "WORKDIR": tmp_path / "run", "DATA": tmp_path / "data"}.items():
     monkeypatch.setenv(f"QUICKSTART_{name}", str(value))
@@ -193,6 +194,7 @@ _TINY_REWARD = {"reward_width": 8, "reward_bins": 3}
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("compile_cache")
 def test_reproduce_table_runs(execute, tmp_path):
   log = tiny.write_log(tmp_path / "log")
@@ -205,6 +207,7 @@ def test_reproduce_table_runs(execute, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("compile_cache")
 def test_bring_your_own_data_runs(execute, tmp_path):
   mine = _sources("bring_your_own_data")["mine"]

@@ -48,6 +48,7 @@ def test_a_second_call_trains_nothing(made, monkeypatch):
   assert json.loads((folder / "zoo.json").read_text())["systems"] == before["systems"]
 
 
+@pytest.mark.long
 def test_scaling_suite(made, tmp_path):
   folder, arguments, _ = made
   more = (f"--models={folder.parent}/codes.flags", "--suite=scaling", "--widths=8,16", "--seeds=0")

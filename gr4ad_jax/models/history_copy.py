@@ -63,8 +63,9 @@ class ValueReader(nn.Module):
       match_BMS: which slots carry a sequence's UA-SID; where none does, the reading is that of no slot.
     """
     D = slots_BSD.shape[-1]
+    dtype = slots_BSD.dtype
     share_BMS = match_BMS / jnp.maximum(match_BMS.sum(-1, keepdims=True), 1)
-    read_BMD = product("bms,bsd->bmd", share_BMS.astype(slots_BSD.dtype), slots_BSD)
+    read_BMD = product("bms,bsd->bmd", share_BMS.astype(dtype), slots_BSD).astype(dtype)
     hidden = nn.relu(Linear(D, bias=True, name="state")(h_BMD) + Linear(D, name="slot")(read_BMD))
     return h_BMD + Linear(D, ("mlp", "embed"), name="out")(hidden)
 

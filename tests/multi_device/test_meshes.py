@@ -19,6 +19,7 @@ from gr4ad_jax.serving.contexts import UserHistories
 from gr4ad_jax.serving.recommender import Recommender
 from tests import devices, tiny
 
+pytestmark = pytest.mark.long
 _ROOT = pathlib.Path(__file__).parents[2]
 _LENGTH = (
   "--epochs=50", "--max_steps=50", "--log_every=1", "--save_every=10", "--noevaluate", "--fit_splits=train+valid",

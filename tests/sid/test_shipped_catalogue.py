@@ -6,7 +6,7 @@ from gr4ad_jax.config import DataConfig, SidConfig
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.sid import report, tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
