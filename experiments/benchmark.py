@@ -22,9 +22,8 @@ table: a table of ads cut by rows over all devices: training steps, and what eac
 swing: Swing over 100 million made-up events of a million ads: time and peak memory; what its caps change.
 serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams on and off.
 kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitions iterations of either in turn, 61 ads
-  or more a cluster; needs the extra 'peer'; --verbosity=0 tells of each iteration.
+  or more a cluster; needs the extra 'peer'; tells of each iteration.
 """
-
 
 from absl import flags
 

@@ -9,7 +9,7 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.training import ablation, run
 from tests import tiny
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
+pytestmark = [pytest.mark.usefixtures("compile_cache"), pytest.mark.slow]
 ROWS = "vsl,vsl_decode_value,rspo"
 SMALL = (*tiny.SETTINGS, "--layers=1", "--lazy_layers=0", "--max_steps=2", "--reward_width=8", "--reward_bins=3",
          "--reward_epochs=1", "--policy_candidates=4", "--other_candidates=1", "--candidate_beams=8", "--seeds=1",

@@ -122,7 +122,7 @@ class GR4AD(nn.Module):
     self.ecpm_head = head(c.ecpm_bins)
     if c.copy != "off":
       self.copier = rematerialized(HistoryCopy, self.remat)()
-      self.value_reader = ValueReader(name="value_reader")
+      self.value_reader = ValueReader()
     if self.biased:
       self.bias = signed_bias(self, "history_bias")
 
@@ -174,8 +174,9 @@ class GR4AD(nn.Module):
       token = jnp.broadcast_to(self.bos.astype(self.dtype), (*previous_BM.shape, self.config.width))
     m = start.lazy_B1TD[:, :, level : level + 1]
     h_BM1D, caches = self.decoder(m, token[:, :, None], start.context, train=False, caches=caches)
-    own_BMD = _skipped(start, h_BM1D)[:, :, 0]
-    return h_BM1D[:, :, 0], self.heads[level](own_BMD) if level < len(self.codebooks) else None, caches
+    h_BMD = h_BM1D[:, :, 0]
+    logits = self.heads[level](_skipped(start, h_BMD)) if level < len(self.codebooks) else None
+    return h_BMD, logits, caches
 
   def value_logits(self, start: Start, h_BMD: jax.Array, codes_BMT: jax.Array) -> jax.Array:
     """Scores of the eCPM bins [B, M, V], of level T's states and the whole UA-SIDs.

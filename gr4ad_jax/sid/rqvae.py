@@ -8,6 +8,7 @@ hundred steps came near starts anew, so that codebooks do not collapse.
 import dataclasses
 import functools
 import logging
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 
 from gr4ad_jax.sid import kmeans
+from gr4ad_jax.sid.params import flat, nested
 from gr4ad_jax.sid.rows import Sliceable
 
 COMMITMENT = 0.25  # weight of the latent's pull towards its codes
@@ -55,21 +57,17 @@ class Encoder:
   def __call__(self, x_ND: Sliceable) -> np.ndarray:
     """[N, D] vectors -> [N, width] float32 latents, by chunks."""
     hidden, width = self.params["out/kernel"].shape
-    params = {layer: {name: self.params[f"{layer}/{name}"] for name in ("kernel", "bias")} for layer in _LAYERS}
-    parts = [np.zeros((0, width), np.float32)]
+    params, parts = nested(self.params), [np.zeros((0, width), np.float32)]
     for at in range(0, x_ND.shape[0], CHUNK):
       parts.append(np.asarray(_encode(hidden, width, params, x_ND[at : at + CHUNK])))
     return np.concatenate(parts)
 
 
-_LAYERS = ("hidden", "out")
-
-
 def expected_shapes(content: int, width: int) -> dict[str, tuple[int, ...]]:
   """Name and shape of each parameter of an encoder of vectors so wide; lets a saved one be checked."""
-  hidden = hidden_width(content)
-  return {"hidden/kernel": (content, hidden), "hidden/bias": (hidden,), "out/kernel": (hidden, width),
-          "out/bias": (width,)}  # fmt: skip
+  init = Mlp(hidden_width(content), width).init
+  params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, content)))["params"]
+  return {name: leaf.shape for name, leaf in flat(params).items()}
 
 
 def hidden_width(content: int) -> int:
@@ -77,27 +75,39 @@ def hidden_width(content: int) -> int:
   return 2 * content
 
 
-def quantize(z_ND: jax.Array, codes: list[jax.Array]) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+class Quantized(NamedTuple):
+  """N latents as sums of codes.
+
+  Attributes:
+    loss_N: float32 losses of the levels: |sg(r) - e|² + COMMITMENT · |r - sg(e)|² of residual r and code e.
+    coded_ND: the sums; their gradient is that of the latents (straight through).
+    numbers: of the codes, [N] int32 a level.
+    residuals: what each level had to code, [N, D] a level.
+  """
+
+  loss_N: jax.Array
+  coded_ND: jax.Array
+  numbers: list[jax.Array]
+  residuals: list[jax.Array]
+
+
+def quantize(z_ND: jax.Array, codes: list[jax.Array]) -> Quantized:
   """Residual quantisation, nearest code at each level.
 
   Args:
     z_ND: latents.
     codes: one [C_t, D] codebook a level.
-
-  Returns:
-    The losses of the levels, [N] float32: |sg(r) - e|² + COMMITMENT · |r - sg(e)|² of residual r and code e; the sum of
-    the codes [N, D], its gradient that of z (straight through); the codes' numbers, [N] int32 a level.
   """
-  residual, total, loss, chosen = z_ND, jnp.zeros_like(z_ND), jnp.zeros(len(z_ND)), []
+  residual, total, loss, numbers, residuals = z_ND, jnp.zeros_like(z_ND), jnp.zeros(len(z_ND)), [], []
   for table in codes:
-    squared = (table * table).sum(axis=1) - 2 * jax.lax.stop_gradient(residual) @ table.T
-    number = jnp.argmin(jax.lax.stop_gradient(squared), axis=1)
+    number = jnp.argmin((table * table).sum(axis=1) - 2 * residual @ table.T, axis=1)
     code = table[number]
+    numbers.append(number)
+    residuals.append(residual)
     loss += jnp.square(jax.lax.stop_gradient(residual) - code).sum(axis=1)
     loss += COMMITMENT * jnp.square(residual - jax.lax.stop_gradient(code)).sum(axis=1)
     residual, total = residual - jax.lax.stop_gradient(code), total + code
-    chosen.append(number)
-  return loss, z_ND + jax.lax.stop_gradient(total - z_ND), chosen
+  return Quantized(loss, z_ND + jax.lax.stop_gradient(total - z_ND), numbers, residuals)
 
 
 def fit(
@@ -136,8 +146,8 @@ def fit(
   used = [np.zeros(size, bool) for size in codebooks]
   for number in range(steps):
     rows = rng.integers(N, size=min(BATCH, N))
-    state, (rebuilt, quantised), chosen, residuals = _train_step(width, steps, scale, state, x_ND[rows])
-    for seen, codes in zip(used, chosen, strict=True):
+    state, (rebuilt, quantised), coded = _train_step(width, steps, scale, state, x_ND[rows])
+    for seen, codes in zip(used, coded.numbers, strict=True):
       seen[np.asarray(codes)] = True
     if log and (number % RESTART == 0 or number == steps - 1):
       log.info("RQ-VAE step %d of %d: error %.4f, levels %.4f", number + 1, steps, float(rebuilt), float(quantised))
@@ -146,12 +156,11 @@ def fit(
       for level, seen in enumerate(used):
         idle = np.flatnonzero(~seen)
         some = rng.integers(len(rows), size=len(idle))
-        params["codes"][level] = params["codes"][level].at[idle].set(residuals[level][some])
+        params["codes"][level] = params["codes"][level].at[idle].set(coded.residuals[level][some])
         seen[:] = False
       state = params, opt_state
   params = jax.device_get(state[0])
-  flat = {f"{layer}/{name}": value for layer in _LAYERS for name, value in params["encoder"][layer].items()}
-  return Encoder(flat), tuple(params["codes"])
+  return Encoder(flat(params["encoder"])), tuple(params["codes"])
 
 
 def _optimiser(steps: int) -> optax.GradientTransformation:
@@ -160,25 +169,21 @@ def _optimiser(steps: int) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _train_step(width, steps, scale, state, x_BD):
-  """One step; also the reconstruction's and the levels' errors, the codes, and what each level had to code."""
+  """One step; also the reconstruction's and the levels' errors, and the batch's codes."""
   params, opt_state = state
   D = x_BD.shape[1]
 
   def loss_of(params):
     z_BD = Mlp(hidden_width(D), width).apply({"params": params["encoder"]}, x_BD)
-    levels_B, coded_BD, chosen = quantize(z_BD, params["codes"])
-    rebuilt_BD = Mlp(hidden_width(D), D).apply({"params": params["decoder"]}, coded_BD)
+    coded = quantize(z_BD, params["codes"])
+    rebuilt_BD = Mlp(hidden_width(D), D).apply({"params": params["decoder"]}, coded.coded_ND)
     rebuilt = jnp.square(rebuilt_BD - x_BD).sum(axis=1).mean() / scale
-    quantised = levels_B.mean() / scale
-    residuals, rest = [], z_BD
-    for table, codes in zip(params["codes"], chosen, strict=True):
-      residuals.append(rest)
-      rest = rest - table[codes]
-    return rebuilt + quantised, (rebuilt, quantised, chosen, residuals)
+    quantised = coded.loss_N.mean() / scale
+    return rebuilt + quantised, ((rebuilt, quantised), coded)
 
-  (_, (rebuilt, quantised, chosen, residuals)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+  (_, (errors, coded)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
   updates, opt_state = _optimiser(steps).update(grads, opt_state, params)
-  return (optax.apply_updates(params, updates), opt_state), (rebuilt, quantised), chosen, residuals
+  return (optax.apply_updates(params, updates), opt_state), errors, coded
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -205,6 +205,15 @@ def fit(
     known_N = taken_ND.any(axis=1)
     bridge = cooccurrence.ridge(unit_ND[known_N], taken_ND[known_N])
     residual_ND = np.concatenate([unit_ND, np.where(known_N[:, None], taken_ND, unit_ND @ bridge)], axis=1)
+  latent, centroids, prefix_NP = _quantize(residual_ND, config, seed, log, told)
+  codes_NT = last_level(ads, prefix_NP, config.codebooks[-1], config.last_level)
+  return Tokenizer(config, seed, centroids, trained, bridge, latent), codes_NT
+
+
+def _quantize(
+  residual_ND: Sliceable, config: settings.SidConfig, seed: int, log: logging.Logger | None, told: swing.Told | None
+) -> tuple[rqvae.Encoder | None, tuple[np.ndarray, ...], np.ndarray]:
+  """The levels before the last: the RQ-VAE's encoder, if asked for, centroids a level, and codes [N, T-1]."""
   latent, iterations, starts = None, config.kmeans_iterations, (None,) * (len(config.codebooks) - 1)
   if config.quantizer == "rqvae":
     sizes = {"width": config.rqvae_width, "steps": config.rqvae_steps}
@@ -222,8 +231,7 @@ def fit(
     if log:
       count = np.bincount(code_N, minlength=size)
       log.info("level %d: %d of %d codes used, %d ads in the largest", level + 1, (count > 0).sum(), size, count.max())
-  codes_NT = last_level(ads, np.stack(levels, axis=1), config.codebooks[-1], config.last_level)
-  return Tokenizer(config, seed, tuple(centroids), trained, bridge, latent), codes_NT
+  return latent, tuple(centroids), np.stack(levels, axis=1)
 
 
 def _taken_together(events: swing.Columns, num_ads: int, config: settings.SidConfig) -> np.ndarray:

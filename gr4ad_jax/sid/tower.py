@@ -14,6 +14,7 @@ import optax
 
 from gr4ad_jax.data import schema
 from gr4ad_jax.sid import swing
+from gr4ad_jax.sid.params import flat, nested
 from gr4ad_jax.sid.rows import Sliceable
 
 BUCKETS = 256  # hash buckets of categories, and of accounts; 0 is "unknown"
@@ -65,7 +66,7 @@ class Tower:
     if text_ND.shape != (len(ads), expected):
       raise schema.DataError(f"content vectors have shape {text_ND.shape}; the tower takes [{len(ads)}, {expected}]")
     fields = _fields(ads, self.price)
-    params = _nested(self.params)
+    params = nested(self.params)
     parts = [
       _apply(self.width, params, text_ND[at : at + CHUNK], {k: v[at : at + CHUNK] for k, v in fields.items()})
       for at in range(0, len(ads), CHUNK)
@@ -77,7 +78,7 @@ def expected_shapes(width: int, content_width: int) -> dict[str, tuple[int, ...]
   """Name and shape of each parameter of a tower; lets a saved one be checked."""
   blank = {"price": jnp.zeros((1, 2)), "category": jnp.zeros(1, jnp.int32), "account": jnp.zeros(1, jnp.int32)}
   params = jax.eval_shape(TowerNet(width).init, jax.random.key(0), jnp.zeros((1, content_width)), blank)["params"]
-  return {name: leaf.shape for name, leaf in _flat(params).items()}
+  return {name: leaf.shape for name, leaf in flat(params).items()}
 
 
 def multi_positive_info_nce(
@@ -148,7 +149,7 @@ def fit_tower(
     state, loss = _train_step(width, steps, state, data, key, number, temperature)
     if log and (number % 100 == 0 or number == steps - 1):
       log.info("tower step %d of %d: InfoNCE %.4f", number + 1, steps, float(loss))
-  return Tower({name: np.asarray(leaf) for name, leaf in _flat(state[0]).items()}, price)
+  return Tower({name: np.asarray(leaf) for name, leaf in flat(state[0]).items()}, price)
 
 
 def _optimiser(steps: int) -> optax.GradientTransformation:
@@ -207,15 +208,3 @@ def _principal_directions(text_ND: np.ndarray, width: int) -> np.ndarray:
   kept = min(width, text_ND.shape[1])
   start[:, :kept] = vectors[:, ::-1][:, :kept]
   return start
-
-
-def _flat(nested: dict) -> dict:
-  return {"/".join(part.key for part in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(nested)[0]}
-
-
-def _nested(flat: dict[str, np.ndarray]) -> dict:
-  nested: dict = {}
-  for name, leaf in flat.items():
-    module, leaf_name = name.split("/")
-    nested.setdefault(module, {})[leaf_name] = leaf
-  return nested

@@ -33,7 +33,7 @@ def by_hand(z_ND, codes):
 def test_losses_and_codes_are_those_of_the_definition():
   rng = np.random.default_rng(0)
   z, codes = rng.normal(size=(40, 5)), [rng.normal(size=(size, 5)) for size in (7, 4, 3)]
-  loss, total, chosen = rqvae.quantize(jnp.asarray(z, jnp.float32), [jnp.asarray(c, jnp.float32) for c in codes])
+  loss, total, chosen, _ = rqvae.quantize(jnp.asarray(z, jnp.float32), [jnp.asarray(c, jnp.float32) for c in codes])
   expected = by_hand(z, codes)
   np.testing.assert_allclose(loss, expected[0], rtol=1e-4)
   np.testing.assert_allclose(total, expected[1], atol=1e-5)
@@ -68,7 +68,7 @@ def test_it_finds_clusters_and_uses_its_codes():
   encoder, codes = rqvae.fit(x, (9, 8), width=4, steps=300, seed=0)
   z = encoder(x)
   assert z.shape == (900, 4) and [table.shape for table in codes] == [(9, 4), (8, 4)]
-  _, total, chosen = rqvae.quantize(jnp.asarray(z), [jnp.asarray(table) for table in codes])
+  _, total, chosen, _ = rqvae.quantize(jnp.asarray(z), [jnp.asarray(table) for table in codes])
   purest = sum(np.bincount(group[np.asarray(chosen[0]) == code]).max() for code in set(np.asarray(chosen[0]).tolist()))
   assert purest / 900 > 0.9
   assert len(set(np.asarray(chosen[1]).tolist())) == 8
