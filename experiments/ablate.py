@@ -19,7 +19,7 @@ from gr4ad_jax.training import ablation, ranked, reward_run, run, trainer
 _ROWS = flags.DEFINE_list("rows", [row.name for row in ablation.ROWS], "Rows of the table; vsl is always among them.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
 _EPOCHS = flags.DEFINE_float("preference_epochs", 1.0, "Passes of what starts from the VSL run.", lower_bound=1e-3)
-_RATE = flags.DEFINE_float("preference_learning_rate", 2e-4, "Its learning rate.", lower_bound=0)
+_RATE = flags.DEFINE_float("preference_learning_rate", 1e-3, "Its learning rate.", lower_bound=0)
 
 
 def _plan() -> ablation.Plan:

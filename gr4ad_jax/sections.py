@@ -30,6 +30,9 @@ class DataConfig:
   history_slots: int = knob(128, "Context slots for distinct ads of the user's history (S).", low=1)
   neighbor_slots: int = knob(64, "Context slots for unseen ads co-bought with the history.", low=0)
   rising_slots: int = knob(32, "Context slots for ads that rise at request time.", low=0)
+  neighbor_folds: int = knob(
+    5, "Parts of the users: those of a part see neighbours that the others made, in training; 0: their own too.", low=0
+  )
   behavior_features: bool = knob(
     True, "Slots and users have features of behaviour, popularity and time; off, for logs without a clock: ads alone."
   )
@@ -89,6 +92,7 @@ class ModelConfig:
   kv_groups: int = knob(1, "Key/value groups of the context (G).", low=1)
   kv_layers: int = knob(1, "Key/value sets of the context (L_kv).", low=1)
   kv_split: int = knob(1, "1: values are the keys; 2: separate (S_kv).", choices=(1, 2))
+  feature_bins: int = knob(10, "Pieces of the context's features in their piecewise linear encoding; 0: none.", low=0)
   ffn_multiple: int = knob(4, "Feed-forward width over model width.", low=1)
   dropout: float = knob(0.3, "Dropout rate.", low=0, high=0.9)
   copy: str = knob(
@@ -318,7 +322,7 @@ class SearchConfig:
   )
   rerank_exponent: float = knob(1.0, "Exponent of E[value | purchase] in the reranker's order.", low=0)
   rerank_prior: float = knob(
-    0.0, "Share of the first stage's log p in the reranker's log p(purchase).", low=0, high=1
+    0.0, "Share of the UA-SID's log p, the first stage's, in the reranker's log p(purchase).", low=0, high=1
   )
   quantize: str = knob(
     "none",

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 
-from gr4ad_jax.config import ConfigError
-from gr4ad_jax.training import ablation, run
+from gr4ad_jax.config import Config, ConfigError, with_knobs
+from gr4ad_jax.training import ablation, ranked, run
 from tests import tiny
 
 pytestmark = [pytest.mark.usefixtures("compile_cache"), pytest.mark.slow]
@@ -83,3 +84,28 @@ def test_unknown_rows_and_seeds_are_refused(tmp_path):
     ablation.choose_rows(["magic"])
   done = tiny.run("ablate", f"--workdir={tmp_path}", "--seeds=a")
   assert done.status == 2 and "--seeds=a is not allowed" in done.err
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--reward=magic", "--reward=magic is not allowed"),
+    ("--model=tiger", "--objective=rspo is not allowed: --model=tiger learns no lists"),
+  ],
+)
+def test_what_a_row_would_refuse_is_refused_before_anything_is_trained(tmp_path, flag, message):
+  tiny.write_log(tmp_path)
+  done = tiny.run("ablate", *tiny.source_flags(tmp_path), *SMALL, f"--workdir={tmp_path}/ablation", flag)
+  assert done.status == 2 and message in done.err and not (tmp_path / "ablation").exists()
+
+
+def test_a_stop_while_the_reward_model_learns_stops_all(tmp_path, monkeypatch):
+  plan = ablation.Plan(Config(workdir=str(tmp_path)))
+  stopped = types.SimpleNamespace(status="preempted")
+  whole = ablation.Ablation(plan, lambda *_: pytest.fail("trained on"), lambda *_: stopped)
+  monkeypatch.setattr(whole, "_rank", lambda *_: None)
+  monkeypatch.setattr(whole, "_of", lambda _: None)
+  config = dataclasses.replace(plan.config, workdir=f"{tmp_path}/tune/rspo_0")
+  config = with_knobs(config, {"init_from": f"{tmp_path}/tune/vsl", "objective": "rspo"})
+  with pytest.raises(ranked.Stopped, match="stopped in the reward model of .*tune/vsl"):
+    whole._made(plan.rows[-2], config, "valid")

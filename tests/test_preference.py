@@ -131,6 +131,26 @@ def test_candidates_of_an_equal_start_are_taken_from_the_cache(start, tmp_path, 
   trained(config_of(start, tmp_path / "two", **knobs, objective="dpo", beta=0.5))
 
 
+@pytest.mark.parametrize("changed", [{"value_exponent": 0.5}, {"reward_power": 0.5}, {"policy_candidates": 5}])
+def test_candidates_of_other_settings_are_made_anew(start, tmp_path, changed):
+  knobs = {"candidates_cache": str(tmp_path / "cache"), "refresh_steps": 8, "max_steps": 2}
+  trained(config_of(start, tmp_path / "one", **knobs))
+  trained(config_of(start, tmp_path / "two", **knobs | changed))
+  assert len(os.listdir(tmp_path / "cache")) == 2
+
+
+def test_a_finished_run_goes_on_in_the_round_that_its_end_cut_short(start, tmp_path):
+  trained(config_of(start, tmp_path, max_steps=4))
+  result = trained(config_of(start, tmp_path, max_steps=8))
+  assert result.status == "done" and int(result.state.step) == 8
+
+
+@pytest.mark.parametrize(("knob", "value"), [("model", "tiger"), ("model", "gr4ad_items"), ("history_bias", True)])
+def test_models_that_learn_no_lists_are_refused(start, tmp_path, knob, value):
+  with pytest.raises(ConfigError, match=f"--(objective=rspo|{knob}=true) is not allowed"):
+    run.check_start(with_knobs(config_of(start, tmp_path, init_from=""), {knob: value}))
+
+
 def test_period_leaves_the_rest_out_of_all_that_is_fitted(start, tmp_path):
   config = config_of(start, tmp_path, init_from="", objective="vsl", period=(0.0, 0.5))
   inputs, whole = inputs_lib.prepare_inputs(config), inputs_lib.prepare_inputs(load_config(start))

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -22,7 +23,8 @@ def made(tmp_path_factory, request):
   tiny.write_log(folder)
   (folder / "codes.flags").write_text("--model=gr4ad\n")
   (folder / "seq.flags").write_text("--model=sasrec\n--history_bias\n--dropout=0.2\n")
-  models = f"--models={folder}/codes.flags,{folder}/seq.flags"
+  (folder / "memory.flags").write_text("--model=gr4ad\n--reranker=neighbors\n")
+  models = f"--models={folder}/codes.flags,{folder}/seq.flags,{folder}/memory.flags"
   arguments = (*tiny.source_flags(folder), *tiny.SETTINGS, *SHORT, models, f"--workdir={folder}/zoo")
   done = tiny.run("zoo", *arguments)
   assert done.status == 0, done.err
@@ -38,6 +40,26 @@ def test_table_has_every_model_the_simple_rows_and_costs(made):
   for cost in found["cost"].values():
     assert cost["parameters"] > 100 and cost["decode_ms"] > 0 and cost["train_minutes"] > 0
   assert (folder / "zoo.md").read_text() in done.out + "\n"
+
+
+def test_rows_that_differ_in_the_second_stage_share_their_runs(made):
+  folder, _, _ = made
+  for seed in ("seed0", "seed1"):
+    assert (folder / "codes" / seed / "checkpoints").exists()
+    assert [path.name for path in (folder / "memory" / seed).iterdir()] == ["ranking_test.npz"]
+  one, two = (np.load(folder / row / "seed0/ranking_test.npz")["ad_RK"] for row in ("codes", "memory"))
+  assert (one != two).any()
+
+
+def test_a_ranking_of_other_settings_is_made_anew(made, monkeypatch):
+  folder, arguments, _ = made
+  before = json.loads((folder / "zoo.json").read_text())
+  (folder.parent / "memory.flags").write_text("--model=gr4ad\n--reranker=neighbors\n--neighbor_weight=50\n")
+  assert tiny.run("zoo", *arguments).status == 0
+  after = json.loads((folder / "zoo.json").read_text())
+  assert after["settings"]["memory"]["neighbor_weight"] == 50
+  assert after["systems"]["memory"] != before["systems"]["memory"]
+  assert after["systems"]["codes"] == before["systems"]["codes"]
 
 
 def test_a_second_call_trains_nothing(made, monkeypatch):

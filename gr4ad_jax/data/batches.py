@@ -5,14 +5,16 @@ from typing import NamedTuple
 import numpy as np
 
 from gr4ad_jax.config import DataConfig
-from gr4ad_jax.data import history, trends
+from gr4ad_jax.data import history, pair_features
 from gr4ad_jax.data.history import Lines
-from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.neighbors import NeighborFolds
+from gr4ad_jax.data.pair_features import PairFeatures
 from gr4ad_jax.data.trends import Trends
 
 PADDING, HISTORY, NEIGHBOR, RISING = range(4)  # slot kinds
-SLOT_FEATURES = history.FEATURES + trends.FEATURES + ("neighbor_score", "price")
-USER_FEATURES = history.USER_FEATURES
+SLOT_FEATURES = (*pair_features.AD_FEATURES, "neighbor_score")
+USER_FEATURES = pair_features.USER_FEATURES
+_PRICE = SLOT_FEATURES.index("price")
 
 
 class RequestBatch(NamedTuple):
@@ -49,12 +51,18 @@ class RequestContexts:
     neighbors: co-visit neighbours.
     config: numbers of slots and targets.
     min_depth: shallowest behaviour that is a target.
+    held_out: whether the requests are none that the neighbours were fitted on.
+    group_N: the group of each ad, its advertiser say, where `pairs` are to know it; an integer.
+
+  Attributes:
+    pairs: features of (request, ad) pairs.
   """
 
-  def __init__(self, lines: Lines, codes_NT, price_N, popularity: Trends, neighbors: Neighbors, config: DataConfig,
-               min_depth: int = 0):  # fmt: skip
-    self.lines, self.config, self.popularity, self.neighbors = lines, config, popularity, neighbors
-    self.codes_NT, self.price_N, self.min_depth = codes_NT, price_N, min_depth
+  def __init__(self, lines: Lines, codes_NT, price_N, popularity: Trends, neighbors: NeighborFolds, config: DataConfig,
+               min_depth: int = 0, held_out: bool = True, group_N: np.ndarray | None = None):  # fmt: skip
+    self.lines, self.config, self.popularity = lines, config, popularity
+    self.codes_NT, self.min_depth = codes_NT, min_depth
+    self.pairs = PairFeatures(lines, codes_NT, price_N, popularity, neighbors, config, held_out, group_N)
     num = len(lines.request_time)
     self._neighbor_ids = np.full((num, config.neighbor_slots), -2, np.int32)  # -2: not looked up yet
     self._neighbor_scores = np.zeros((num, config.neighbor_slots), np.float16)
@@ -72,8 +80,12 @@ class RequestContexts:
     ads = history.ads_of(self.lines, rows_BS)
     gap = self.lines.request_visit[requests][:, None] - self.lines.request_visit[self.lines.request[row]]
     decay = self.lines.decayed_count[row] * history.DECAY ** (gap - 1)
-    ids, scores = self.neighbors.unseen(ads, decay, self.config.neighbor_slots)
-    self._neighbor_ids[requests], self._neighbor_scores[requests] = ids, scores
+    neighbors, slots = self.pairs.neighbors, self.config.neighbor_slots
+    fold = neighbors.fold_of(self.lines.request_user[requests], self.pairs.held_out)
+    for number in np.unique(fold):
+      some = fold == number
+      ids, scores = neighbors.part(number).unseen(ads[some], decay[some], slots)
+      self._neighbor_ids[requests[some]], self._neighbor_scores[requests[some]] = ids, scores
 
   def slots(self, requests: np.ndarray):
     """Ads of the context slots.
@@ -126,16 +138,14 @@ class RequestContexts:
     slot = np.maximum(ads, 0)
     past = rows.shape[1]
     features = np.zeros((*ads.shape, len(SLOT_FEATURES)), np.float32)
-    users = history.user_features(lines, requests)
+    users = self.pairs.user_features(requests)
     spent = np.expm1(2 * users[:, USER_FEATURES.index("value_per_visit")])
     if self.config.behavior_features:
-      split = len(history.FEATURES)
-      features[:, :past, :split] = history.history_features(lines, requests, rows)
-      features[..., split:-2] = self.popularity.features(lines.request_time[requests], slot)
+      features[..., :-1] = self.pairs.ad_features(requests, ads, rows, users)
     else:
       users = np.zeros_like(users)
-    features[:, past : past + self.config.neighbor_slots, -2] = self._neighbor_scores[requests]
-    features[..., -1] = np.log1p(np.nan_to_num(self.price_N[slot]))
+      features[..., _PRICE] = self.pairs.log_price(slot)
+    features[:, past : past + self.config.neighbor_slots, -1] = self._neighbor_scores[requests]
     features[kinds == PADDING] = 0
     target = self.targets(requests, draw)
     row = np.maximum(target, 0)

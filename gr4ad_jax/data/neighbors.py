@@ -1,8 +1,7 @@
 """Ads that are taken in the same visits: cosine of visits, and a request's unseen neighbours.
 
 Fitted on visits, not on users: a user-level fit would count each target with its user's whole history. A training
-request's own visit is still in the counts: it pairs its targets with each other, some of them ads of the history. So
-a little leaks: of the new targets, .1451 stood among the 64 neighbour slots, and .1426 with the own visit left out.
+request's own visit would still be in the counts, so its user's neighbours are those that other users made.
 """
 
 import dataclasses
@@ -44,16 +43,10 @@ class Neighbors:
     mass = common.diagonal()
     common.setdiag(0)
     common.eliminate_zeros()
+    common.sort_indices()
     row = np.repeat(np.arange(num_ads), np.diff(common.indptr))
     cosine = common.data / np.sqrt((mass[row] + shrink) * (mass[common.indices] + shrink))
-    order = np.lexsort((common.indices, -cosine, row))
-    rank = np.arange(len(order)) - common.indptr[row]
-    keep = rank < neighbors
-    ids = np.full((num_ads, neighbors), -1, np.int32)
-    values = np.zeros((num_ads, neighbors), np.float32)
-    ids[row[keep], rank[keep]] = common.indices[order][keep]
-    values[row[keep], rank[keep]] = cosine[order][keep]
-    return cls(ids, values)
+    return cls(*_table(num_ads, neighbors, row, common.indices, cosine))
 
   def unseen(self, ads_BS: np.ndarray, weight_BS: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
     """The ads closest to histories that are not in them.
@@ -69,16 +62,11 @@ class Neighbors:
     Returns:
       Ad rows [B, slots] int32 (-1 where fewer) and scores [B, slots] float32, best first.
     """
-    ids = np.full((len(ads_BS), slots), -1, np.int32)
-    scores = np.zeros((len(ads_BS), slots), np.float32)
+    parts = [(np.zeros((0, slots), np.int32), np.zeros((0, slots), np.float32))]
     for begin in range(0, len(ads_BS), _CHUNK):
-      part = slice(begin, begin + _CHUNK)
-      row, ad, score = _best(*self._scored(ads_BS[part], weight_BS[part]), slots)
-      rank = np.arange(len(row)) - np.searchsorted(row, row)
-      kept = rank < slots
-      ids[part][row[kept], rank[kept]] = ad[kept]
-      scores[part][row[kept], rank[kept]] = score[kept]
-    return ids, scores
+      some = slice(begin, begin + _CHUNK)
+      parts.append(_table(len(ads_BS[some]), slots, *self._scored(ads_BS[some], weight_BS[some])))
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
   def _scored(self, ads_BS: np.ndarray, weight_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, ad and score of every ad that is near a history and not in it, in order of row, then ad."""
@@ -110,6 +98,70 @@ class Neighbors:
     """Reads what `save` wrote."""
     with np.load(os.path.join(directory, "neighbors.npz"), allow_pickle=False) as saved:
       return cls(saved["ids"], saved["cosine"])
+
+
+@dataclasses.dataclass(frozen=True)
+class NeighborFolds:
+  """Neighbours for requests that neighbours were fitted on: each user's come from the visits of other users alone.
+
+  With the user's own visits among the counts, a training request's ads would be one another's neighbours because it
+  took them together: a feature that knows the answer.
+
+  Attributes:
+    ids: [K + 1, N, k] int32; those of fold f < K leave the users with `user % K == f` out, the last leaves none out.
+    cosine: [K + 1, N, k] float32.
+  """
+
+  ids: np.ndarray
+  cosine: np.ndarray
+
+  @classmethod
+  def fit(
+    cls, request_L: np.ndarray, user_L: np.ndarray, ad_L: np.ndarray, num_ads: int, folds: int, neighbors: int = 32
+  ) -> "NeighborFolds":
+    """Fits on the lines [L] of visits, users and ads, a fold at a time; 0 folds: own visits count for everyone."""
+    kept = [user_L % folds != fold for fold in range(folds)] + [np.ones(len(user_L), bool)]
+    return cls.of(*(Neighbors.fit(request_L[some], ad_L[some], num_ads, neighbors) for some in kept))
+
+  @classmethod
+  def of(cls, *parts: Neighbors) -> "NeighborFolds":
+    """The folds and, last, what leaves nobody out."""
+    return cls(np.stack([part.ids for part in parts]), np.stack([part.cosine for part in parts]))
+
+  def fold_of(self, user_B: np.ndarray, held_out: bool) -> np.ndarray:
+    """[B] the fold of each user: his own where he was fitted on, the last where `held_out`."""
+    last = len(self.ids) - 1
+    return np.full(len(user_B), last) if held_out or not last else user_B % last
+
+  def part(self, fold: int) -> Neighbors:
+    """The neighbours of a fold; -1: of all users."""
+    return Neighbors(self.ids[fold], self.cosine[fold])
+
+  def save(self, directory: str) -> None:
+    """Writes `folds.npz`, then `neighbors.npz` with those of all users, which is what a server reads."""
+    os.makedirs(directory, exist_ok=True)
+    part = os.path.join(directory, "folds.part.npz")
+    np.savez(part, ids=self.ids[:-1], cosine=self.cosine[:-1])
+    os.replace(part, os.path.join(directory, "folds.npz"))
+    self.part(-1).save(directory)
+
+  @classmethod
+  def load(cls, directory: str) -> "NeighborFolds":
+    """Reads what `save` wrote."""
+    whole = Neighbors.load(directory)
+    with np.load(os.path.join(directory, "folds.npz"), allow_pickle=False) as saved:
+      ids, cosine = (np.concatenate([saved[name], getattr(whole, name)[None]]) for name in ("ids", "cosine"))
+    return cls(ids, cosine)
+
+
+def _table(rows: int, width: int, row: np.ndarray, ad: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The `width` best ads of each row and their scores, of (row, ad, score) by row, then ad: [rows, width] each."""
+  ids, scores = np.full((rows, width), -1, np.int32), np.zeros((rows, width), np.float32)
+  row, ad, score = _best(row, ad, score, width)
+  rank = np.arange(len(row)) - np.searchsorted(row, row)
+  kept = rank < width
+  ids[row[kept], rank[kept]], scores[row[kept], rank[kept]] = ad[kept], score[kept]
+  return ids, scores
 
 
 def _best(row: np.ndarray, ad: np.ndarray, score: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gr4ad_jax.config import RewardConfig
-from gr4ad_jax.data.batches import mix
-from gr4ad_jax.data.pair_features import PairBatch, PairFeatures
+from gr4ad_jax.data.batches import RequestContexts, mix
+from gr4ad_jax.data.pair_features import PairBatch
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -43,14 +43,14 @@ class PairSampler:
   what falls upon the other two is left out. So sums over the pairs are unbiased for sums over the table.
 
   Args:
-    features: of the pairs.
+    contexts: of the requests, and features of the pairs.
     config: how many are drawn of each stratum.
     clip: values count up to this, money.
     seed: of the draws.
   """
 
-  def __init__(self, features: PairFeatures, config: RewardConfig, clip: float, seed: int):
-    self.features, self.contexts = features, features.contexts
+  def __init__(self, contexts: RequestContexts, config: RewardConfig, clip: float, seed: int):
+    self.contexts = contexts
     self._config, self._clip, self._seed = config, clip, seed
 
   def draw(self, requests: np.ndarray, draw: np.ndarray | int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ class PairSampler:
   def bought(self, requests: np.ndarray, ads_BC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether each ad is a target of the request, and its clipped value; [B, C] bool and float32."""
     lines = self.contexts.lines
-    line_BC = self.features.own_lines(requests, ads_BC)
+    line_BC = self.contexts.pairs.own_lines(requests, ads_BC)
     row_BC = np.maximum(line_BC, 0)
     bought = (line_BC >= 0) & (lines.depth[row_BC] >= self.contexts.min_depth)
     value = np.clip(lines.value[row_BC], 0, self._clip)
@@ -98,7 +98,7 @@ class PairSampler:
     """The pairs of `requests` [B] by their `draw`."""
     ads_BC, weight_BC = self.draw(requests, draw)
     bought_BC, value_BC = self.bought(requests, ads_BC)
-    return LabeledPairs(self.features.batch(requests, ads_BC), bought_BC, value_BC, weight_BC)
+    return LabeledPairs(self.contexts.pairs.batch(requests, ads_BC), bought_BC, value_BC, weight_BC)
 
 
 def _sampled(ads_BX: np.ndarray, bits_BX: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

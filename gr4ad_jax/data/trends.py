@@ -10,9 +10,15 @@ from gr4ad_jax.data.history import DAY, Lines
 
 WINDOWS = (7, 28, 91)  # days
 CHARACTER = 182  # days over which an ad's repeat share and mean value are taken
-FEATURES = ("share_7", "share_28", "share_91", "trend", "repeat_share", "mean_value")
+YEAR = 365  # days
+SEASON = (14, 28)  # days before and after this day a year ago
+FEATURES = (
+  "share_7", "share_28", "share_91", "trend", "repeat_share", "mean_value", "days_unsold", "days_known", "last_year",
+  "last_year_share",
+)  # fmt: skip
 _MAX_CELLS = 20_000_000  # 240 MB in all: with more ads the buckets grow longer
 _PRIOR_LINES, _PRIOR_REPEATS = 4.0, 1.0  # what an ad without lines is taken to have had
+_UNSOLD = 7.0  # days_unsold of an ad that was never sold: log(1 + days) of three years
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +86,9 @@ class Trends:
 
     Returns:
       [B, S, len(FEATURES)] float32: log of each window's share against a uniform share; the change between the two
-      shortest windows; 4 x the share of repeats; mean log(1 + value). The last two are drawn towards a prior.
+      shortest windows; 4 x the share of repeats and mean log(1 + value), both drawn towards a prior; log(1 + days)
+      since the last sale, and since the first; whether the counts reach back to this season a year ago, and the log of
+      the share in it.
     """
     bucket, total, num_ads = self.bucket(time_B), self._total, self.seen.shape[1]
     known_BS = ad_BS < num_ads
@@ -98,7 +106,31 @@ class Trends:
     count = lately(self.seen, then) + _PRIOR_LINES
     repeat = 4 * (lately(self.repeats, then) + _PRIOR_REPEATS) / count
     value = (lately(self.value, then) + _PRIOR_LINES * self._mean_value[bucket, None]) / count
-    return np.stack([*logs, logs[0] - logs[1], repeat, value], axis=-1).astype(np.float32)
+    about = [*logs, logs[0] - logs[1], repeat, value, *self._ages(bucket, ad_BS, known_BS)]
+    begin = time_B - (YEAR + SEASON[0]) * DAY
+    there_B1 = (begin >= self.origin)[:, None]
+    begin, end = self.bucket(begin), self.bucket(time_B - (YEAR - SEASON[1]) * DAY)
+    count = (self.seen[end[:, None], ad_BS] - self.seen[begin[:, None], ad_BS]) * known_BS
+    share = (count + 0.5) / (np.maximum(total[end] - total[begin], 1)[:, None] + 0.5 * num_ads)
+    about += [np.broadcast_to(there_B1, ad_BS.shape), np.where(there_B1, np.log(share * num_ads), 0)]
+    return np.stack(about, axis=-1).astype(np.float32)
+
+  def _ages(self, bucket_B, ad_BS, known_BS) -> tuple[np.ndarray, np.ndarray]:
+    """log(1 + days) since the last and the first sale, [B, S] each."""
+    last, first_N = self._sold
+    last_BS = np.where(known_BS, last[bucket_B[:, None], ad_BS], -1)
+    age_BS = (bucket_B[:, None] - first_N[ad_BS]) * self.width
+    unsold = np.where(last_BS >= 0, np.log1p((bucket_B[:, None] - 1 - last_BS) * self.width), _UNSOLD)
+    return unsold, np.where((last_BS >= 0) & (age_BS > 0), np.log1p(np.maximum(age_BS, 0)), 0)
+
+  @functools.cached_property
+  def _sold(self) -> tuple[np.ndarray, np.ndarray]:
+    """Bucket of each ad's last sale before a bucket [buckets + 1, N] int32, -1 where there was none; of its first."""
+    last = np.full(self.seen.shape, -1, np.int32)
+    bucket = np.arange(1, len(self.seen), dtype=np.int32)[:, None] - 1
+    last[1:] = np.maximum.accumulate(np.where(self.seen[1:] > self.seen[:-1], bucket, -1), axis=0)
+    never = self.seen[-1] == 0
+    return last, np.where(never, len(self.seen), np.argmax(self.seen > 0, axis=0) - 1).astype(np.int32)
 
   def lately(self, time_B: np.ndarray, days: int = 28) -> np.ndarray:
     """[B, N] int32, lines of every ad in the last `days` before the day of each moment."""

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 
 from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.models.layers import Linear, RMSNorm
+from gr4ad_jax.models.piecewise import encode
+
+EDGES = ("slot_edges", "user_edges")  # parameters that are fitted to the data before the training, and not by it
 
 
 @flax.struct.dataclass
@@ -49,10 +52,11 @@ class ContextProcessor(nn.Module):
       train: apply dropout.
     """
     c = self.config
-    D = c.width
-    user = Linear(2 * D, bias=True, name="user_in")(user_features_BF.astype(slot_codes_BSD.dtype))
-    kind_BSF = jax.nn.one_hot(slot_kind_BS, self.num_kinds, dtype=slot_codes_BSD.dtype)
-    about = jnp.concatenate([slot_codes_BSD, slot_features_BSF.astype(slot_codes_BSD.dtype), kind_BSF], axis=-1)
+    D, dtype = c.width, slot_codes_BSD.dtype
+    user = Linear(2 * D, bias=True, name="user_in")(self._numbers("user_edges", user_features_BF).astype(dtype))
+    kind_BSF = jax.nn.one_hot(slot_kind_BS, self.num_kinds, dtype=dtype)
+    features = self._numbers("slot_edges", slot_features_BSF).astype(dtype)
+    about = jnp.concatenate([slot_codes_BSD, features, kind_BSF], axis=-1)
     hidden = Linear(2 * D, name="slots_in")(about) + user[:, None]
     slots = Linear(D, ("mlp", "embed"), name="slots_out")(nn.relu(hidden))
     read = nn.Dropout(c.dropout, broadcast_dims=(1,))(slots, deterministic=not train)
@@ -67,3 +71,13 @@ class ContextProcessor(nn.Module):
     split = [[x.reshape(*both.shape[:2], c.kv_groups, head) for x in pair] for pair in normed]
     mask = jnp.concatenate([jnp.ones_like(slot_kind_BS[:, :1], bool), slot_kind_BS > 0], axis=1)
     return Context(tuple(p[0] for p in split), tuple(p[-1] for p in split), mask, slots)
+
+  def _numbers(self, name: str, x: jax.Array) -> jax.Array:
+    """Features [..., F], and beside them their piecewise linear encoding; edges that were not fitted leave it 0."""
+    bins, F = self.config.feature_bins, x.shape[-1]
+    if not bins:
+      return x
+    # One axis, so that weight decay leaves them alone.
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+    edges = jax.lax.stop_gradient(self.param(name, zeros, (F * (bins + 1),)))
+    return jnp.concatenate([x, encode(x, edges.reshape(F, bins + 1))], axis=-1)

@@ -91,12 +91,14 @@ class GR4AD(nn.Module):
     codebooks: codes a level, length T.
     remat: what is kept of blocks, context, copy path and heads for the backward pass, a name of `remat.POLICIES`.
     predicts_value: whether it has an eCPM head and an MTP branch; without, VSL leaves their terms out.
+    learns_lists: whether the list objectives suit it: all of its loss is VSL on sequences.
   """
 
   config: ModelConfig
   codebooks: tuple[int, ...]
   remat: str = "none"
   predicts_value: ClassVar[bool] = True
+  learns_lists: ClassVar[bool] = True
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "GR4AD":
@@ -122,7 +124,7 @@ class GR4AD(nn.Module):
     self.ecpm_head = head(c.ecpm_bins)
     if c.copy != "off":
       self.copier = rematerialized(HistoryCopy, self.remat)()
-      self.value_reader = ValueReader()
+      self.value_reader = rematerialized(ValueReader, self.remat)()
     if self.biased:
       self.bias = signed_bias(self, "history_bias")
 

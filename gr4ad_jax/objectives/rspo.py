@@ -58,7 +58,11 @@ def _by_reward(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM, gain, rank
     rank = jnp.take_along_axis(lists.inverse(by_model), order, axis=1)
   policy, reference, reward = (jnp.take_along_axis(x, order, axis=1) for x in (policy, reference, reward))
   count = mask.sum(1, keepdims=True)
-  value = jnp.where(place < count, {"linear": reward, "exp2": jnp.exp2(reward) - 1}[gain], 0)
+  value = reward
+  if gain == "exp2":  # in units of the largest, which would overflow; G is a ratio
+    most = jnp.maximum(reward[:, :1], 0)
+    value = jnp.exp2(reward - most) - jnp.exp2(-most)
+  value = jnp.where(place < count, value, 0)
   best = (value / jnp.log2(2.0 + place)).sum(1, keepdims=True)
   value = jnp.where(best > 0, value / jnp.where(best > 0, best, 1), 0)
   falls = jnp.pad(reward[:, 1:] < reward[:, :-1], ((0, 0), (0, 1)))  # between this place and the next

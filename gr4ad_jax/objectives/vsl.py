@@ -63,8 +63,9 @@ def vsl_loss(
   *,
   lambda_ecpm: float,
   lambda_mtp: float,
+  factor_BM: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """E[ w · (L_SID + λ_e L_eCPM) + λ_mtp · L_MTP ] over the real targets of a batch.
+  """E[ f · (w · (L_SID + λ_e L_eCPM) + λ_mtp · L_MTP) ] over the real targets of a batch.
 
   Args:
     sequence_logp_BM: log p(y | X) of each target's UA-SID.
@@ -75,6 +76,7 @@ def vsl_loss(
     mask_BM: which targets are real.
     lambda_ecpm: weight of the eCPM token.
     lambda_mtp: weight of the MTP branch.
+    factor_BM: f, of each target's whole loss: the unified objective's w_vsl (§3.3).
 
   Returns:
     The scalar loss and its parts, float32; 0 where no target is real.
@@ -88,5 +90,5 @@ def vsl_loss(
     return jnp.where(mask_BM, loss_BM, 0.0).sum() / count
 
   sid, ecpm, mtp = -sequence_logp_BM, -ecpm_logp, -mtp_logp_BMT.sum(-1)
-  loss = mean(weight_BM * (sid + lambda_ecpm * ecpm) + lambda_mtp * mtp)
+  loss = mean(factor_BM * (weight_BM * (sid + lambda_ecpm * ecpm) + lambda_mtp * mtp))
   return loss, {"loss": loss, "sid": mean(sid), "ecpm": mean(ecpm), "mtp": mean(mtp)}

@@ -16,7 +16,7 @@ import numpy as np
 from gr4ad_jax.config import Config, DataConfig
 from gr4ad_jax.data import history
 from gr4ad_jax.data.batches import RequestBatch, RequestContexts
-from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import Dataset, EventLog
 from gr4ad_jax.data.trends import Trends
@@ -49,7 +49,8 @@ class ContextBuilder:
   """
 
   def __init__(self, config: DataConfig, trends: Trends, neighbors: Neighbors, ads: AdColumns):
-    self._config, self._trends, self._neighbors, self._ads = config, trends, neighbors, ads
+    self._config, self._trends, self._ads = config, trends, ads
+    self._neighbors = NeighborFolds(neighbors.ids[None], neighbors.cosine[None])  # no user's visits are left out
 
   @property
   def end(self) -> int:

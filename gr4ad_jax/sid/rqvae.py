@@ -2,7 +2,7 @@
 
 Zeghidour et al., "SoundStream", 2021; as a tokenizer of items: Rajput et al., "Recommender Systems with Generative
 Retrieval", NeurIPS 2023 (TIGER). Codes start as k-means centroids of the first latents, and a code that no ad of a
-hundred steps came near starts anew, so that codebooks do not collapse.
+hundred steps came near starts anew, so that codebooks do not collapse; but not in the last hundred, which settle.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class Encoder:
     return np.concatenate(parts)
 
 
-def expected_shapes(content: int, width: int) -> dict[str, tuple[int, ...]]:
+def expected_shapes(width: int, content: int) -> dict[str, tuple[int, ...]]:
   """Name and shape of each parameter of an encoder of vectors so wide; lets a saved one be checked."""
   init = Mlp(hidden_width(content), width).init
   params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, content)))["params"]
@@ -125,6 +125,9 @@ def fit(
 
   Returns:
     The encoder, and one [C_t, width] float32 codebook a level.
+
+  Raises:
+    ValueError: vectors that are not finite.
   """
   x_ND = jnp.asarray(x_ND, jnp.float32)
   N, D = x_ND.shape
@@ -155,7 +158,7 @@ def fit(
       params, opt_state = state
       for level, seen in enumerate(used):
         idle = np.flatnonzero(~seen)
-        some = rng.integers(len(rows), size=len(idle))
+        some = np.resize(rng.permutation(len(rows)), len(idle))
         params["codes"][level] = params["codes"][level].at[idle].set(coded.residuals[level][some])
         seen[:] = False
       state = params, opt_state

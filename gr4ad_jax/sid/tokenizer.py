@@ -137,8 +137,8 @@ class Tokenizer:
     latent, width = None, centroids[0].shape[1]
     if config.quantizer == "rqvae":
       latent = rqvae.Encoder(_named(arrays, "rqvae/"))
-      width = latent.params["hidden/kernel"].shape[0] if "hidden/kernel" in latent.params else 0
-      if {name: x.shape for name, x in latent.params.items()} != rqvae.expected_shapes(width, config.rqvae_width):
+      width = _content_width(latent.params, "hidden", functools.partial(rqvae.expected_shapes, config.rqvae_width))
+      if not width or centroids[0].shape[1] != config.rqvae_width:
         raise schema.DataError(f"{path}: the RQ-VAE's parameters are not those of width {config.rqvae_width}")
     bridge, beside = arrays.get("bridge"), config.cooccurrence_width
     if np.shape(bridge) != ((width - beside, beside) if beside else ()):
@@ -146,9 +146,7 @@ class Tokenizer:
     if not config.tower_steps:
       return cls(config, about["seed"], centroids, None, bridge, latent)
     params = _named(arrays, "tower/")
-    content_width = params["skip/kernel"].shape[0] if "skip/kernel" in params else 0
-    expected = tower.expected_shapes(config.tower_width, content_width)
-    if {name: value.shape for name, value in params.items()} != expected:
+    if not _content_width(params, "skip", functools.partial(tower.expected_shapes, config.tower_width)):
       raise schema.DataError(f"{path}: the tower's parameters are not those of width {config.tower_width}")
     return cls(config, about["seed"], centroids, tower.Tower(params, tuple(about["price"])), bridge, latent)
 
@@ -156,6 +154,14 @@ class Tokenizer:
 def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
   """The arrays whose names begin with the prefix, by the rest of their names."""
   return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def _content_width(params: dict[str, np.ndarray], reader: str, shapes_of: Callable[[int], dict]) -> int:
+  """Width of the vectors that a saved network's layer `reader` takes; 0 where its parameters are not those it needs."""
+  kernel = params.get(f"{reader}/kernel", np.zeros(0))
+  if not kernel.size or {name: value.shape for name, value in params.items()} != shapes_of(len(kernel)):
+    return 0
+  return len(kernel)
 
 
 def fit(

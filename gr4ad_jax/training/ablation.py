@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, validate, with_knobs
+from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.evaluation import ablation_table, metrics, protocols, tables
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import ranked, reward_run, run, scoring, workdir
+from gr4ad_jax.training import ranked, reward_run, rewards, run, scoring, workdir
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.ranked import Stopped
 
@@ -58,13 +59,13 @@ ROWS = (
   Row("base", fixed={"value_weight": "none", "lambda_ecpm": 0.0}, start=False),
   Row(VSL, "base", start=False),
   Row("vsl_decode_value", VSL, {"order": "blend"}, {"value_power": (0.15, 0.3, 0.6)}, trains=False),
-  Row("vsl_continued", VSL, {}, {"learning_rate": (1e-4, 2e-4, 4e-4)}),
-  Row("xent", VSL, {"objective": "xent"}, _weights(0.3, 1.0, 3.0)),
+  Row("vsl_continued", VSL, {}, {"learning_rate": (1e-4, 3e-4, 1e-3)}),
+  Row("xent", VSL, {"objective": "xent"}, _weights(1.0, 3.0, 10.0)),
   Row("dpo", VSL, {"objective": "dpo"}, _weights(1.0, 3.0, 10.0)),
-  Row("sdpo", VSL, {"objective": "sdpo"}, _weights(0.3, 1.0, 3.0)),
-  Row("grpo", VSL, {"objective": "grpo"}, _weights(0.3, 1.0, 3.0)),
-  Row("rspo", VSL, {"objective": "rspo"}, _weights(1.0, 3.0, 10.0)),
-  Row("unified", "rspo", {"objective": "unified"}, _weights(1.0, 3.0, 10.0)),
+  Row("sdpo", VSL, {"objective": "sdpo"}, _weights(1.0, 3.0, 10.0)),
+  Row("grpo", VSL, {"objective": "grpo"}, _weights(1.0, 3.0, 10.0)),
+  Row("rspo", VSL, {"objective": "rspo"}, _weights(3.0, 10.0, 30.0)),
+  Row("unified", "rspo", {"objective": "unified"}, _weights(3.0, 10.0, 30.0)),
 )
 
 
@@ -84,7 +85,7 @@ class Plan:
   rows: Sequence[Row] = ROWS
   seeds: Sequence[int] = (0, 1, 2)
   epochs: float = 1.0
-  learning_rate: float = 2e-4
+  learning_rate: float = 1e-3
 
 
 def choose_rows(names: Iterable[str]) -> tuple[Row, ...]:
@@ -120,8 +121,10 @@ class Ablation:
 
     Raises:
       Stopped: asked to stop; the same call goes on.
+      ConfigError, DataError: settings or data that a row would refuse; before anything is trained.
     """
     plan = self._plan
+    self._check()
     tried = {row.name: self._tune(row) for row in plan.rows if len(row.settings()) > 1}
     chosen = {name: max(found, key=lambda one: one[CHOSEN_BY])["settings"] for name, found in tried.items()}
     rankings, dataset = {}, None
@@ -139,6 +142,14 @@ class Ablation:
     ablation_table.write_markdown(found, os.path.join(folder, "ablation.md"))
     ablation_table.plot(found, os.path.join(folder, "ablation.png"))
     return found
+
+  def _check(self) -> None:
+    """Raises what the rows would raise at their turn, hours later."""
+    config = self._plan.config
+    for row in self._plan.rows:
+      run.check_start(with_knobs(config, row.fixed))
+    if any(row.start for row in self._plan.rows):
+      rewards.resolve(config.preference, load_dataset(config.data).ads)
 
   def _tune(self, row: Row) -> list[dict]:
     """Valid metrics of each setting of a row, learned from train alone."""
@@ -175,7 +186,7 @@ class Ablation:
 
   def _rank(self, row: Row, config: Config, split: str) -> np.ndarray:
     """Top ads of each request of a split by a run, trained first where need be: [R, K]."""
-    return ranked.kept(config.workdir, split, lambda: self._made(row, config, split))
+    return ranked.kept(config.workdir, split, scoring.shaping(config), lambda: self._made(row, config, split))
 
   def _made(self, row: Row, config: Config, split: str) -> np.ndarray:
     if row.start:
@@ -202,4 +213,5 @@ class Ablation:
     self._rank(vsl, started, "valid" if config.training.fit_splits == "train" else "test")
     if not reward_run.is_finished(started):
       self._told(f"training the reward model of {start}")
-      self._train_reward(started, self._of(started))
+      if self._train_reward(started, self._of(started)).status == "preempted":
+        raise Stopped(f"stopped in the reward model of {start}; the same command goes on from there")

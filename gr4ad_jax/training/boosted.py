@@ -11,8 +11,7 @@ import numpy as np
 
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.pair_batches import PairSampler
-from gr4ad_jax.data.pair_features import NeighborFolds, PairBatch
-from gr4ad_jax.training import reward_run
+from gr4ad_jax.data.pair_features import PairBatch
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.reward_model import RewardEstimate
 
@@ -58,10 +57,10 @@ class Boosted:
     """
     lightgbm = _lightgbm()
     folder = os.path.join(config.workdir, FOLDER)
-    folds = NeighborFolds.load(folder) if os.path.exists(os.path.join(folder, "value.txt")) else None
-    folds = folds or _train(config, inputs, folder)
+    if not os.path.exists(os.path.join(folder, "value.txt")):
+      _train(config, inputs, folder)
     forests = [lightgbm.Booster(model_file=os.path.join(folder, f"{name}.txt")) for name in _TREES]
-    return cls(*forests, reward_run.pair_features(config, inputs, folds, split), inputs.ecpm.clip)
+    return cls(*forests, inputs.contexts(config, split).pairs, inputs.ecpm.clip)
 
   def estimate(self, requests_B: np.ndarray, ads_BC: np.ndarray) -> RewardEstimate:
     """Estimates of ads [B, C] for requests [B]; -1 is padding."""
@@ -75,19 +74,17 @@ class Boosted:
     return RewardEstimate(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
-def _train(config: Config, inputs: Inputs, folder: str) -> NeighborFolds:
+def _train(config: Config, inputs: Inputs, folder: str) -> None:
   """Fits both forests on all that is learned from; `value.txt` is written last."""
   lightgbm = _lightgbm()
-  folds = reward_run.fit_folds(config, inputs)
-  features = reward_run.pair_features(config, inputs, folds, "train")
-  sampler = PairSampler(features, config.reward, inputs.ecpm.clip, config.training.seed)
+  sampler = PairSampler(inputs.contexts(config, "train"), config.reward, inputs.ecpm.clip, config.training.seed)
   requests, columns = np.sort(inputs.learned(config)), []
   for begin in range(0, len(requests), 256):
     batch = sampler.batch(requests[begin : begin + 256])
     real = batch.weight_BC > 0
     columns.append([x[real] for x in (flat(batch.pairs), batch.bought_BC, batch.value_BC, batch.weight_BC)])
   x, bought, value, weight = (np.concatenate(column) for column in zip(*columns, strict=True))
-  folds.save(folder)
+  os.makedirs(folder, exist_ok=True)
   data = {
     "purchase": (x, bought, weight),
     "value": (x[bought], np.maximum(value[bought], _SMALLEST), weight[bought]),
@@ -98,4 +95,3 @@ def _train(config: Config, inputs: Inputs, folder: str) -> NeighborFolds:
     part = os.path.join(folder, f"{name}.part")
     forest.save_model(part)
     os.replace(part, os.path.join(folder, f"{name}.txt"))
-  return folds

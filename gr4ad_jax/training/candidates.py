@@ -57,7 +57,7 @@ class Candidates:
   def save(self, path: str) -> None:
     """Writes an .npz file, whole or not at all."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    part = path.removesuffix(".npz") + ".part.npz"
+    part = f"{path.removesuffix('.npz')}.{os.getpid()}.part.npz"  # several runs may share a cache
     np.savez(part, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
     os.replace(part, path)
 

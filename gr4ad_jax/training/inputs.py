@@ -2,7 +2,7 @@
 
   tokenizer/  tokenizer.npz
   index/      codes.npz, ads.npz
-  features/   neighbors.npz, trends.npz, ecpm.json, log.json
+  features/   neighbors.npz, folds.npz, trends.npz, ecpm.json, log.json
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from gr4ad_jax.data import ad_store, history
 from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.history import Lines
-from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.neighbors import NeighborFolds
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import SPLITS, Dataset, EventLog
 from gr4ad_jax.data.trends import Trends
@@ -39,7 +39,7 @@ class Inputs:
   tokenizer: Tokenizer
   index: SidIndex
   lines: Lines
-  neighbors: Neighbors
+  neighbors: NeighborFolds
   ecpm: EcpmBins
 
   def requests(self, *splits: str) -> np.ndarray:
@@ -89,7 +89,9 @@ class Inputs:
     trends = Trends.fit(self.lines, len(self.dataset.ads), shown_L)
     depth = protocols.target_depth(self.dataset.behaviors, config.data.target_behavior)
     ads, codes_NT = self.dataset.ads, self.index.codes_NT
-    return RequestContexts(self.lines, codes_NT, ads.price, trends, self.neighbors, config.data, depth)
+    held_out = split not in ("train", *config.training.fitted)
+    lines, groups = self.lines, np.unique(ads.account_id.astype(str), return_inverse=True)[1]
+    return RequestContexts(lines, codes_NT, ads.price, trends, self.neighbors, config.data, depth, held_out, groups)
 
 
 def learned_requests(lines: Lines, config: Config) -> np.ndarray:
@@ -163,15 +165,17 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
     neighbors, ecpm = load_features(source)
   else:
     fitted = np.isin(lines.request, learned_requests(lines, config))
-    neighbors = Neighbors.fit(lines.request[fitted], lines.ad[fitted], len(dataset.ads))
+    request_L, ad_L = lines.request[fitted], lines.ad[fitted]
+    user_L, folds = lines.request_user[request_L], config.data.neighbor_folds
+    neighbors = NeighborFolds.fit(request_L, user_L, ad_L, len(dataset.ads), folds)
     ecpm = EcpmBins.fit(lines.value[fitted], config.model.ecpm_bins)
   return Inputs(dataset, tokenizer, index, lines, neighbors, ecpm)
 
 
-def load_features(workdir: str) -> tuple[Neighbors, EcpmBins]:
+def load_features(workdir: str) -> tuple[NeighborFolds, EcpmBins]:
   """The neighbours and eCPM bins that a trained run keeps."""
   folder = os.path.join(workdir, "features")
-  return Neighbors.load(folder), EcpmBins.load(folder)
+  return NeighborFolds.load(folder), EcpmBins.load(folder)
 
 
 def check_same_log(config: Config, dataset: Dataset, started: bool = False) -> None:

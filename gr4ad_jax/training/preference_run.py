@@ -6,6 +6,7 @@ is what it would have recommended, so with --data_order=time each request is pre
 """
 
 import glob
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -50,7 +51,9 @@ class PreferenceTrainer(Trainer):
   def __init__(self, config: Config, inputs: Inputs):
     super().__init__(config, inputs)
     p, self._round = config.preference, None
-    rewarder = Rewarder(p, self.contexts, inputs.dataset.ads, reward_model_of(config, inputs))
+    reward_model = reward_model_of(config, inputs)
+    rewarder = Rewarder(p, self.contexts, inputs.dataset.ads, reward_model)
+    self._rewarded_by = reward_model.digest if reward_model else "", _content(p.margins_path)
     search = SearchConfig(beams=(p.candidate_beams,) * len(config.sid.codebooks))
     ranker = Ranker(self.model, inputs.index, inputs.ecpm, search)
     learned_L = np.isin(inputs.lines.request, self.order.requests)
@@ -74,9 +77,9 @@ class PreferenceTrainer(Trainer):
     end = min(begin + length, self.total_steps)
     path = os.path.join(self._folder, f"round_{begin:08d}.npz")
     requests = np.unique(np.concatenate([self.order.step(s)[0] for s in range(begin, end)]))
-    if step > begin and distributed.agreed(os.path.exists(path)):
-      self._round = Candidates.load(path)
-    else:
+    self._round = Candidates.load(path) if step > begin and distributed.agreed(os.path.exists(path)) else None
+    # A round that was cut short by the run's end lacks some requests where the run goes on after all.
+    if self._round is None or not np.isin(requests, self._round.request_R).all():
       self._round = self._make(state, requests, told)
       if jax.process_index() == 0:
         self._round.save(path)
@@ -91,7 +94,8 @@ class PreferenceTrainer(Trainer):
     path = None
     if p.candidates_cache:
       about = {name: value for name, value in vars(p).items() if name in _SHAPES_CANDIDATES}
-      known = digest(params, sorted(about.items()), self.config.data, self.order.requests, requests)
+      shown = sorted(about.items()), self.config.data, self.config.model, self._rewarded_by
+      known = digest(params, *shown, self.order.requests, requests)
       path = os.path.join(p.candidates_cache, f"{known}.npz")
       if distributed.agreed(os.path.exists(path)):
         return Candidates.load(path)
@@ -159,9 +163,18 @@ class PreferenceTrainer(Trainer):
 
 
 _SHAPES_CANDIDATES = (
-  "policy_candidates", "other_candidates", "pipelines", "candidate_beams", "reward", "margins_path", "reward_power",
-  "exposure", "exposure_weight", "reward_from",
+  "policy_candidates", "other_candidates", "pipelines", "candidate_beams", "reward", "reward_power", "value_exponent",
+  "exposure", "exposure_weight",
 )  # fmt: skip
+
+
+def _content(path: str) -> bytes:
+  """SHA-256 of a file; of nothing where no file is named."""
+  made = hashlib.sha256()
+  if path:
+    with open(path, "rb") as file:
+      made.update(file.read())
+  return made.digest()
 
 
 def reward_model_of(config: Config, inputs: Inputs) -> RewardModel | None:

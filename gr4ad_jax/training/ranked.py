@@ -1,7 +1,8 @@
 """Rankings that are made once and kept beside their run."""
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -10,15 +11,24 @@ class Stopped(Exception):
   """A job of several runs was asked to stop; what was done is kept."""
 
 
-def kept(folder: str, split: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-  """Top ads of each request of a split, [R, K]: read from `<folder>/ranking_<split>.npz`, or made and written there."""
+def kept(folder: str, split: str, settings: Mapping, make: Callable[[], np.ndarray]) -> np.ndarray:
+  """Top ads of each request of a split, [R, K]: read from `<folder>/ranking_<split>.npz`, or made and written there.
+
+  Args:
+    folder: of the run, or below it.
+    split: whose requests.
+    settings: what the ranking follows from (`scoring.shaping`); one that was made under others is made anew.
+    make: makes it.
+  """
   path = os.path.join(folder, f"ranking_{split}.npz")
+  written = json.dumps(settings, sort_keys=True)
   if os.path.exists(path):
-    with np.load(path) as saved:
-      return saved["ad_RK"]
+    with np.load(path, allow_pickle=False) as saved:
+      if "settings" in saved and str(saved["settings"]) == written:
+        return saved["ad_RK"]
   ad_RK = make()
   os.makedirs(folder, exist_ok=True)
   part = path.removesuffix(".npz") + ".part.npz"
-  np.savez_compressed(part, ad_RK=ad_RK)
+  np.savez_compressed(part, ad_RK=ad_RK, settings=written)
   os.replace(part, path)
   return ad_RK

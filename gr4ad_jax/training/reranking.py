@@ -9,6 +9,7 @@ from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.training import boosted, reward_run
 from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.ranked import Stopped
 from gr4ad_jax.training.reward_model import RewardModel
 
 _ROWS = 64
@@ -26,11 +27,13 @@ def prepare(config: Config, inputs: Inputs) -> None:
   Raises:
     ImportError: LightGBM is asked for and not installed.
     DivergedError: the reward model's loss stopped being finite.
+    Stopped: asked to stop; the same call goes on.
   """
   if config.search.reranker == "lightgbm":
     boosted.check()
   if config.search.reranker == "reward" and not reward_run.is_finished(config):
-    reward_run.train(config, inputs)
+    if reward_run.train(config, inputs).status == "preempted":
+      raise Stopped(f"stopped in the reward model of {config.workdir}; the same command goes on from there")
 
 
 def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:

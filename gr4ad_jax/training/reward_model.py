@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError
-from gr4ad_jax.data.pair_features import NeighborFolds
+from gr4ad_jax.data.pair_features import PairFeatures
 from gr4ad_jax.evaluation.calibration import Calibration
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import reward_run
 from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.candidates import digest
 from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.training.inputs import Inputs
 
@@ -38,9 +39,11 @@ class RewardModel:
 
   Attributes:
     features: where it looks features of pairs up.
+    digest: SHA-256 of parameters, scales and calibration: equal ones estimate alike.
   """
 
-  def __init__(self, model, params: Any, features, scale: "reward_run.Scale", calibration: Calibration):
+  def __init__(self, model, params: Any, features: PairFeatures, scale: "reward_run.Scale", calibration: Calibration):
+    self.digest = digest(params, scale.pair, scale.user, scale.value, scale.clip, calibration)
     self._params, self.features, self._scale, self._calibration = params, features, scale, calibration
     self._apply = jax.jit(lambda params, pairs: model.apply({"params": params}, pairs, scale.edges))
 
@@ -63,9 +66,9 @@ class RewardModel:
         f"{folder} holds no reward model: python -m experiments.reward --workdir={config.workdir} trains it"
       )
     scale = reward_run.Scale.load(folder)
-    if scale.codes != reward_run.codes_digest(inputs):
-      raise ConfigError(f"{folder} is not allowed: its reward model was trained with other UA-SIDs")
-    features = reward_run.pair_features(config, inputs, NeighborFolds.load(folder), split)
+    if scale.codes != reward_run.read_digest(inputs):
+      raise ConfigError(f"{folder} is not allowed: its reward model was trained with other UA-SIDs or features")
+    features = inputs.contexts(config, split).pairs
     model = reward_run.build_ranker(config, inputs)
     some = features.batch(np.zeros(1, np.int64), np.zeros((1, 1), np.int64))
     mesh = mesh_lib.local_mesh()

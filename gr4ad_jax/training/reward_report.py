@@ -88,7 +88,7 @@ def _value_error(thought_E: np.ndarray, paid_E: np.ndarray) -> dict[str, float]:
 def _popular_and_recent(features, requests: np.ndarray, ads: np.ndarray) -> np.ndarray:
   """Share of the last four weeks' lines times the user's decayed count."""
   time = features.lines.request_time[requests]
-  share = features.contexts.popularity.features(time, ads)[..., _SHARE]
+  share = features.popularity.features(time, ads)[..., _SHARE]
   line = features.last_lines(requests, ads)
   own = history.history_features(features.lines, requests, line)[..., _COUNT]
   return np.exp(share) * (np.expm1(own) + _NEVER)

@@ -17,10 +17,11 @@ import numpy as np
 from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, RewardConfig
 from gr4ad_jax.data.batches import TrainingOrder
 from gr4ad_jax.data.pair_batches import LabeledPairs, PairSampler
-from gr4ad_jax.data.pair_features import NeighborFolds, PairFeatures
+from gr4ad_jax.data.pair_features import FEATURES, USER_FEATURES
 from gr4ad_jax.evaluation.calibration import Calibration
 from gr4ad_jax.evaluation.tables import write_json
-from gr4ad_jax.models.zoo.ranker import Ranker, feature_edges
+from gr4ad_jax.models.piecewise import feature_edges
+from gr4ad_jax.models.zoo.ranker import Ranker
 from gr4ad_jax.objectives import pointwise
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import loop
@@ -46,7 +47,7 @@ class Scale:
     user: [F, bins + 1] float32, edges of the user features.
     value: mean clipped value of the training lines, money: the unit of the value head.
     clip: values count up to this, money.
-    codes: digest of the UA-SIDs.
+    codes: digest of the UA-SIDs and of the features' names.
   """
 
   pair: np.ndarray
@@ -78,25 +79,11 @@ def folder_of(config: Config) -> str:
   return os.path.join(config.workdir, FOLDER)
 
 
-def codes_digest(inputs: Inputs) -> str:
-  """SHA-256 of the UA-SIDs."""
-  return hashlib.sha256(np.ascontiguousarray(inputs.index.codes_NT).tobytes()).hexdigest()
-
-
-def groups_of(inputs: Inputs) -> np.ndarray:
-  """[N] the advertiser of each ad, as an integer."""
-  return np.unique(inputs.dataset.ads.account_id.astype(str), return_inverse=True)[1]
-
-
-def pair_features(config: Config, inputs: Inputs, folds: NeighborFolds, split: str) -> PairFeatures:
-  """The features of a split's pairs; 'train' means all that is learned from."""
-  held_out = split not in ("train", *config.training.fitted)
-  return PairFeatures(inputs.contexts(config, split), folds, held_out, groups_of(inputs))
-
-
-def fit_folds(config: Config, inputs: Inputs) -> NeighborFolds:
-  """The neighbours of what is learned from, by fold."""
-  return NeighborFolds.fit(*inputs.learned_lines(config), inputs.neighbors)
+def read_digest(inputs: Inputs) -> str:
+  """SHA-256 of the UA-SIDs and of the features' names: what a ranker is trained to read."""
+  made = hashlib.sha256(np.ascontiguousarray(inputs.index.codes_NT).tobytes())
+  made.update(repr((FEATURES, USER_FEATURES)).encode())
+  return made.hexdigest()
 
 
 def build_ranker(config: Config, inputs: Inputs) -> Ranker:
@@ -142,10 +129,8 @@ class RewardTrainer:
 
   def __init__(self, config: Config, inputs: Inputs):
     self.config, self.inputs, c = config, inputs, config.reward
-    self.folds = fit_folds(config, inputs)
-    self.features = pair_features(config, inputs, self.folds, "train")
     requests, self.held_out = split_requests(config, inputs)
-    self.sampler = PairSampler(self.features, c, inputs.ecpm.clip, config.training.seed)
+    self.sampler = PairSampler(inputs.contexts(config, "train"), c, inputs.ecpm.clip, config.training.seed)
     self.scale = self._fit_scale(requests)
     self.model, self.mesh = build_ranker(config, inputs), mesh_lib.make_mesh(config.training.mesh)
     self.order = TrainingOrder(requests, config.data.batch_size, config.training.seed)
@@ -169,7 +154,7 @@ class RewardTrainer:
       feature_edges(sample.pairs.user_features_BF, c.reward_bins),
       max(value, 1e-6),
       self.inputs.ecpm.clip,
-      codes_digest(self.inputs),
+      read_digest(self.inputs),
     )
 
   def init_params(self) -> Any:
@@ -222,7 +207,7 @@ def train(
   check_knobs(config)
   folder, t = folder_of(config), config.training
   trainer = RewardTrainer(config, inputs)
-  trainer.folds.save(folder)
+  os.makedirs(folder, exist_ok=True)
   trainer.scale.save(folder)
   write_json(os.path.join(folder, _KNOBS), dataclasses.asdict(config.reward))
   state = trainer.state

@@ -13,7 +13,6 @@ from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.schema import AdTable, DataError
 
 DISCOUNT = 0.9  # of a later visit's money in the lifetime reward
-NEEDS_MODEL = ("revenue", "margin", "lifetime")  # a user's function is given the model's estimates too
 _REPEATS = trends.FEATURES.index("repeat_share")
 
 

@@ -109,8 +109,10 @@ def check_start(config: Config) -> None:
       one with another model, codes or data.
   """
   objective, kind = config.objective.objective, registry.find(config)
-  if objective != "vsl" and issubclass(kind, ItemModel):
-    raise ConfigError(f"--objective={objective} is not allowed: --model={config.model.model} generates no UA-SIDs")
+  if objective != "vsl" and not getattr(kind, "learns_lists", False):
+    raise ConfigError(f"--objective={objective} is not allowed: --model={config.model.model} learns no lists")
+  if objective != "vsl" and config.model.history_bias:  # the search's log p, the reference, lacks the bias' normaliser
+    raise ConfigError(f"--history_bias=true is not allowed: --objective={objective} compares log-probabilities")
   start = config.training.init_from
   if not start:
     return

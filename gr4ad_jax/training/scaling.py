@@ -86,7 +86,7 @@ class Scaling:
 
   def _scores(self, config: Config, inputs: Inputs, make: Callable[[], np.ndarray], folder: str = "") -> dict:
     requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
-    ad_RK = ranked.kept(folder or config.workdir, "test", make)
+    ad_RK = ranked.kept(folder or config.workdir, "test", scoring.shaping(config), make)
     ks = protocols.protocol_of(inputs.dataset.name).ks
     return {name: ratio.value for name, ratio in metrics.per_request(ad_RK, requests, ks).items()}
 

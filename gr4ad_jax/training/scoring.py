@@ -16,7 +16,7 @@ from gr4ad_jax.training.workdir import FREE, changes
 
 _SCORED = tuple(section for section in SECTIONS if section != "serving")
 _PATHS = ("data_dir", "ads_path", "events_path")
-_OF_A_SEED = ("seed", "compute_dtype", "swing_path", *(name for name in FREE if name not in ("epochs", "max_steps")))
+_SHAPES_NOTHING = ("compute_dtype", "swing_path", *(name for name in FREE if name not in ("epochs", "max_steps")))
 
 
 def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k: int) -> Ranking:
@@ -59,7 +59,7 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
     elif name in (main, *baselines.NAMES):
       raise ConfigError(f"{refused}: the table has a system {name!r} already; rename the folder")
     first = systems.setdefault(name, [other])[0]
-    for knob, ours, theirs in changes(other, first, _SCORED, but=_OF_A_SEED):
+    for knob, ours, theirs in changes(other, first, _SCORED, but=("seed", *_SHAPES_NOTHING)):
       raise ConfigError(f"{refused}: a seed of {name!r} with --{knob}={ours}, where {first.workdir} has {theirs}")
     if other is not first:
       systems[name].append(other)
@@ -85,6 +85,11 @@ def settings_of(config: Config) -> dict:
   """Every knob of a run by its name, but for where its data lie and how it is served."""
   knobs = {name: value for section in _SCORED for name, value in vars(getattr(config, section)).items()}
   return {name: value for name, value in knobs.items() if name not in _PATHS}
+
+
+def shaping(config: Config) -> dict:
+  """The knobs of `settings_of` that a ranking follows from: those that say where, how often or on what, left out."""
+  return {name: value for name, value in settings_of(config).items() if name not in _SHAPES_NOTHING}
 
 
 def evaluate_run(config: Config, inputs: Inputs, split: str, beside: Sequence[str] = ()) -> tuple[dict, Ranking]:

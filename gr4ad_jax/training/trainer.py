@@ -6,11 +6,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data import cooccurrence
-from gr4ad_jax.data.batches import TrainingOrder, zero_batch
+from gr4ad_jax.data.batches import PADDING, TrainingOrder, zero_batch
+from gr4ad_jax.models import context, piecewise
+from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemHead, ItemModel
@@ -25,6 +28,8 @@ from gr4ad_jax.training.state import TrainState
 from gr4ad_jax.training.step import LossFn, make_train_step
 from gr4ad_jax.training.vsl_task import make_vsl_loss
 from gr4ad_jax.training.writers import Writer
+
+_SAMPLE = 512  # requests that the edges of features are fitted on
 
 
 def init_params(model: nn.Module, config: Config) -> Any:
@@ -79,7 +84,7 @@ class Trainer:
     steps = max(1, round(self.order.steps_per_epoch * t.epochs))
     self.total_steps = min(steps, t.max_steps) if t.max_steps else steps
     self.optimizer = state_lib.make_optimizer(t, self.total_steps)
-    self._start_ND = self._start_vectors()
+    self._start_ND, self._edges = self._start_vectors(), self._fit_edges()
     self.state = state_lib.init_state(self.init_params, self.optimizer, self.mesh)
     shardings = state_lib.shardings_of(self.state)
     if t.table_optimizer != "adamw" and tables.NAME not in self.state.params:
@@ -93,8 +98,10 @@ class Trainer:
     self.cost: StepCost | None = None  # known once it is compiled
 
   def init_params(self) -> Any:
-    """Fresh parameters; vectors of ads, and with them those of codes, as --item_start asks."""
+    """Fresh parameters, the edges of features fitted; vectors of ads, and with them those of codes, by --item_start."""
     params = init_params(self.model, self.config)
+    for name, edges in self._edges.items():
+      params["processor"][name] = params["processor"][name].replace_boxed(jnp.asarray(edges.ravel()))
     if self._start_ND is not None:
       table, index, made_ND = params[tables.NAME], self.inputs.index, self._start_ND
       params[tables.NAME] = table.replace_boxed(table.unbox().at[: len(made_ND)].set(made_ND))
@@ -104,6 +111,17 @@ class Trainer:
           params[f"codes_{level}"] = codes.replace_boxed(codes.unbox() + mean_VD * np.sqrt(mean_VD.shape[1]))
           params[f"head_{level}"]["kernel"] = kernel.replace_boxed(kernel.unbox() + mean_VD.T)
     return params
+
+  def _fit_edges(self) -> dict[str, np.ndarray]:
+    """Edges of the context's features (`models/context.py`), from some of what is learned from; none where unused."""
+    bins, data = self.config.model.feature_bins, self.config.data
+    if not bins or not data.behavior_features or not isinstance(self.model, GR4AD):
+      return {}
+    requests = np.sort(self.order.requests)
+    sample = self.contexts.batch(requests[:: max(1, len(requests) // _SAMPLE)])
+    slots = sample.slot_features_BSF[sample.slot_kind_BS != PADDING]
+    found = slots if len(slots) else sample.slot_features_BSF[0], sample.user_features_BF
+    return {name: piecewise.feature_edges(x, bins) for name, x in zip(context.EDGES, found, strict=True)}
 
   def _start_vectors(self) -> np.ndarray | None:
     """[N, D] vectors of ads by --item_start, made before anything is traced; None: random, or no such model."""

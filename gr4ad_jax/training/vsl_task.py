@@ -21,7 +21,7 @@ def vsl_of(
     batch: requests with their targets.
     config: weights of the objective.
     ecpm: bins and clip of the eCPM token.
-    factor_BM: on the targets' weights.
+    factor_BM: on each target's whole loss.
   """
   weight_BM = vsl.value_weights(
     batch.target_value_BM,
@@ -38,10 +38,11 @@ def vsl_of(
     out.mtp_logp_BMT,
     out.ecpm_logits_BMV,
     vsl.ecpm_bin(batch.target_value_BM, jnp.asarray(ecpm.edges)),
-    weight_BM * factor_BM,
+    weight_BM,
     batch.target_mask_BM,
     lambda_ecpm=config.lambda_ecpm,
     lambda_mtp=config.lambda_mtp,
+    factor_BM=factor_BM,
   )
   return loss, {**metrics, "copy_gate": out.gate_B.mean()}
 

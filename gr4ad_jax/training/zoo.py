@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from gr4ad_jax.config import Config, with_knobs
+from gr4ad_jax.config import Config, SearchConfig, ServeConfig, is_trained, with_knobs
 from gr4ad_jax.evaluation import baselines, protocols, tables
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
@@ -21,10 +21,10 @@ _COST = "cost.json"
 
 
 class Zoo:
-  """Trains and compares models.
+  """Trains and compares models. Rows that differ in what is done with the trained model alone share the first's runs.
 
   Args:
-    folder: where the runs lie, as <folder>/<name>/seed<n>, and the table.
+    folder: where the runs lie, as <folder>/<name>/seed<n>, with each row's rankings, and the table.
     configs: name of a row -> its config; workdir and seed are set here. The first is what the others are compared with.
     seeds: of every row.
     train: how a run is trained: (config, inputs, on_progress) -> fit result.
@@ -45,11 +45,13 @@ class Zoo:
     rankings, costs, inputs = {}, {}, None
     for name, config in self._configs.items():
       for seed in self._seeds:
-        one = self._of_seed(name, config, seed)
-        ad_RK = ranked.kept(one.workdir, "test", lambda one=one: self._made(one))
+        one = self._of_seed(self._trained_as(name), config, seed)
+        folder = self._of_seed(name, config, seed).workdir
+        ad_RK = ranked.kept(folder, "test", scoring.shaping(one), lambda one=one: self._made(one))
         rankings.setdefault(name, []).append(ad_RK)
-      first = self._of_seed(name, config, self._seeds[0])
+      first = self._of_seed(self._trained_as(name), config, self._seeds[0])
       inputs = inputs_lib.prepare_inputs(first)
+      inputs_lib.check_same_log(first, inputs.dataset)
       costs[name] = self._cost(first, inputs)
     target = next(iter(self._configs.values())).data.target_behavior
     requests = protocols.eval_requests(inputs.dataset, "test", target)
@@ -65,11 +67,18 @@ class Zoo:
     folder = os.path.join(self._folder, name, f"seed{seed}")
     return dataclasses.replace(with_knobs(config, {"seed": seed}), workdir=folder)
 
+  def _trained_as(self, name: str) -> str:
+    """The first row whose training is this row's."""
+    own = _training_of(self._configs[name])
+    return next(other for other, config in self._configs.items() if _training_of(config) == own)
+
   def _made(self, config: Config) -> np.ndarray:
     inputs = inputs_lib.prepare_inputs(config)
-    workdir.check_workdir(config)
-    workdir.save_config(config)
-    inputs_lib.save_inputs(config, inputs)
+    if is_trained(config.workdir):
+      workdir.check_workdir(config)
+    else:
+      workdir.save_config(config)
+      inputs_lib.save_inputs(config, inputs)
     rates = []
 
     def on_progress(progress: loop.Progress) -> None:
@@ -103,6 +112,15 @@ class Zoo:
         cost = json.load(file)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     return cost | {"parameters": parameters, "decode_ms": 1e3 * float(np.median(seconds[1:])) / _TIMED_ROWS}
+
+
+def _training_of(config: Config) -> Config:
+  """What of a config shapes the trained model: of the search, what valid is ranked by where it judges checkpoints."""
+  search = SearchConfig()
+  if "valid" not in config.training.fitted:
+    second = {name: value for name, value in vars(search).items() if name.startswith(("rerank", "neighbor"))}
+    search = dataclasses.replace(config.search, **second)
+  return dataclasses.replace(config, search=search, serving=ServeConfig(), workdir="")
 
 
 def format_markdown(found: Mapping) -> str:

@@ -13,7 +13,7 @@ from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import batches, history
 from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, PADDING, RISING, RequestContexts, TrainingOrder, zero_batch
 from gr4ad_jax.data.history import build_lines
-from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
 from gr4ad_jax.data.trends import Trends
 from tests.data import logs
 
@@ -27,7 +27,7 @@ def make_contexts(events=None, config=CONFIG, min_depth=0, fit_on=None):
   known = events if fit_on is None else fit_on
   known_lines, lines = (build_lines(x, logs.ADS) for x in (known, events))
   trends = Trends.fit(known_lines, logs.ADS)
-  near = Neighbors.fit(known_lines.request, known_lines.ad, logs.ADS, 4)
+  near = NeighborFolds.of(Neighbors.fit(known_lines.request, known_lines.ad, logs.ADS, 4))
   return RequestContexts(lines, CODES, PRICE, trends, near, config, min_depth)
 
 
@@ -67,9 +67,12 @@ def test_slot_features_stand_in_their_columns(contexts, whole):
   real = kinds != PADDING
   assert np.isfinite(whole.slot_features_BSF).all() and (whole.slot_features_BSF[~real] == 0).all()
   past = history.history_features(contexts.lines, requests, rows)
+  strange = contexts.pairs.last_lines(requests, ads[:, 5:]) < 0
   for i, name in enumerate(history.FEATURES):
     np.testing.assert_array_equal(column[name][:, :5], past[..., i], err_msg=name)
-    assert (column[name][:, 5:] == 0).all(), name
+    assert (column[name][:, 5:][strange] == 0).all(), name
+  every = contexts.pairs.ad_features(requests, ads, rows, contexts.pairs.user_features(requests))
+  np.testing.assert_array_equal(whole.slot_features_BSF[..., :-1], every)
   popular = contexts.popularity.features(contexts.lines.request_time, np.maximum(ads, 0))
   np.testing.assert_array_equal(column["share_28"][real], popular[..., 1][real])
   np.testing.assert_allclose(column["price"][real], np.log1p(np.nan_to_num(PRICE))[ads[real]], rtol=1e-6)

@@ -6,14 +6,14 @@ import pytest
 from gr4ad_jax.config import RewardConfig
 from gr4ad_jax.data.pair_batches import PairSampler
 from tests.data import logs
-from tests.data.test_pair_features import EVERY_AD, made
+from tests.data.test_pair_features import EVERY_AD, contexts_of
 
 CONFIG = RewardConfig(reward_targets=2, reward_shown=2, reward_negatives=3)
 
 
 @pytest.fixture(scope="module")
 def sampler():
-  return PairSampler(made(logs.make_log(seed=4, users=10)), CONFIG, clip=30.0, seed=3)
+  return PairSampler(contexts_of(logs.make_log(seed=4, users=10)), CONFIG, clip=30.0, seed=3)
 
 
 def test_every_ad_weighs_one_in_the_mean(sampler):

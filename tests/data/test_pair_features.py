@@ -6,8 +6,8 @@ import pytest
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import history
 from gr4ad_jax.data.batches import RequestContexts
-from gr4ad_jax.data.neighbors import Neighbors
-from gr4ad_jax.data.pair_features import FEATURES, NeighborFolds, PairFeatures, SparseRows
+from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
+from gr4ad_jax.data.pair_features import FEATURES, SparseRows
 from gr4ad_jax.data.trends import Trends
 from tests.data import logs
 
@@ -16,13 +16,21 @@ CODES_NT = np.stack([np.arange(logs.ADS) % 3, np.arange(logs.ADS) % 4], axis=1).
 EVERY_AD = np.arange(logs.ADS)
 
 
-def made(events, neighbors=None, held_out=True):
+def folds_of(lines, folds=2):
+  return NeighborFolds.fit(lines.request, lines.request_user[lines.request], lines.ad, logs.ADS, folds)
+
+
+def contexts_of(events, fitted=None):
+  """Contexts of a log; what is fitted is that of other features, where they are given."""
   lines = history.build_lines(events, logs.ADS)
-  neighbors = neighbors or Neighbors.fit(lines.request, lines.ad, logs.ADS)
-  folds = NeighborFolds.fit(lines.request, lines.request_user[lines.request], lines.ad, neighbors, folds=2)
   price = np.linspace(1, 9, logs.ADS).astype(np.float32)
-  contexts = RequestContexts(lines, CODES_NT, price, Trends.fit(lines, logs.ADS), neighbors, DATA)
-  return PairFeatures(contexts, folds, held_out, np.arange(logs.ADS) % 2)
+  popularity = fitted.popularity if fitted else Trends.fit(lines, logs.ADS)
+  neighbors = fitted.neighbors if fitted else folds_of(lines)
+  return RequestContexts(lines, CODES_NT, price, popularity, neighbors, DATA, group_N=np.arange(logs.ADS) % 2)
+
+
+def made(events, fitted=None):
+  return contexts_of(events, fitted).pairs
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +77,8 @@ def test_nothing_of_the_request_or_later_is_read():
   events = logs.make_log(seed=5, users=8)
   before = made(events)
   for request in np.unique(events.request)[::4]:
-    after = made(logs.replaced_from(events, request), before.contexts.neighbors)
-    after._folds = before._folds  # what is fitted is fitted on the training's own lines
-    after.contexts.popularity = before.contexts.popularity  # and counts of a day are seen from the next day on
+    # What is fitted is fitted on the training's own lines, and counts of a day are seen from the next day on.
+    after = made(logs.replaced_from(events, request), before)
     user = before.lines.request_user[request]
     assert user == after.lines.request_user[request]
     one, two = (x.batch(np.array([request]), EVERY_AD[None]) for x in (before, after))
@@ -83,30 +90,58 @@ def test_a_training_user_sees_neighbours_that_others_made():
   events = logs.make_log(seed=6, users=6)
   lines = history.build_lines(events, logs.ADS)
   users = lines.request_user[lines.request]
-  whole = Neighbors.fit(lines.request, lines.ad, logs.ADS)
-  folds = NeighborFolds.fit(lines.request, users, lines.ad, whole, folds=2)
+  folds = folds_of(lines)
   np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), False), [0, 1, 1])
   np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), True), [2, 2, 2])
   kept = users % 2 != 1
   np.testing.assert_array_equal(folds.ids[1], Neighbors.fit(lines.request[kept], lines.ad[kept], logs.ADS).ids)
 
 
-def test_folds_come_back_from_disk(features, tmp_path):
-  features._folds.save(str(tmp_path))
-  np.testing.assert_array_equal(NeighborFolds.load(str(tmp_path)).cosine, features._folds.cosine)
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_folds_come_back_from_disk(tmp_path, number):
+  folds = folds_of(history.build_lines(logs.make_log(seed=4, users=10), logs.ADS), number)
+  folds.save(str(tmp_path))
+  loaded = NeighborFolds.load(str(tmp_path))
+  np.testing.assert_array_equal(loaded.ids, folds.ids)
+  np.testing.assert_array_equal(loaded.cosine, folds.cosine)
+  assert len(folds.ids) == number + 1
+  np.testing.assert_array_equal(Neighbors.load(str(tmp_path)).ids, folds.part(-1).ids)
+
+
+def test_without_folds_everyone_sees_all_visits():
+  folds = folds_of(history.build_lines(logs.make_log(seed=4, users=10), logs.ADS), 0)
+  np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), False), [0, 0, 0])
 
 
 def test_sparse_rows_sum_and_take_the_largest():
-  rows = SparseRows(np.array([0, 0, 1, 0]), np.array([3, 3, 1, -1]), np.array([1.0, 2.0, 5.0, 9.0]), 4)
-  total, most = rows.at(np.array([[3, 1], [1, 0]]))
-  np.testing.assert_array_equal(total, [[3, 0], [5, 0]])
-  np.testing.assert_array_equal(most, [[2, 0], [5, 0]])
+  rows = SparseRows(np.array([0, 0, 1, 0]), np.array([3, 3, 1, -1]), np.array([[3, 1], [1, 0]]))
+  weight = np.array([1.0, 2.0, 5.0, 9.0])
+  np.testing.assert_array_equal(rows.sum(weight), [[3, 0], [5, 0]])
+  np.testing.assert_array_equal(rows.max(weight), [[2, 0], [5, 0]])
+  nothing = SparseRows(np.array([0]), np.array([-1]), np.array([[3, 1]]))
+  np.testing.assert_array_equal(nothing.sum(np.ones(1)), [[0, 0]])
+
+
+def test_groups_count_the_historys_other_ads(features):
+  requests, ads = everything(features)
+  found = features.batch(requests, ads).pair_features_BCF
+  lines = features.lines
+  groups = {"code_1": CODES_NT[:, 0], "code_2": CODES_NT[:, 0] * 100 + CODES_NT[:, 1], "group": np.arange(logs.ADS) % 2}
+  for b, request in enumerate(requests):
+    past = {lines.ad[n]: n for n in range(lines.user_first[request], lines.request_first[request])}
+    gap = {ad: lines.request_visit[request] - lines.request_visit[lines.request[n]] for ad, n in past.items()}
+    count = {ad: lines.decayed_count[n] * history.DECAY ** (gap[ad] - 1.0) for ad, n in past.items()}
+    total = max(sum(count.values()), 1e-6)
+    for name, group_N in groups.items():
+      others = [sum(c for ad, c in count.items() if ad != one and group_N[ad] == group_N[one]) for one in EVERY_AD]
+      column = found[b, :, FEATURES.index(f"{name}_share")]
+      np.testing.assert_allclose(column, np.log1p(100 * np.array(others) / total), rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_near_is_the_history_weighted_cosine(features):
   requests, ads = everything(features)
   near = features.batch(requests, ads).pair_features_BCF[..., FEATURES.index("near_best")] / 4
-  ids, cosine = features._folds.ids[-1], features._folds.cosine[-1]
+  ids, cosine = features.neighbors.ids[-1], features.neighbors.cosine[-1]
   for b, request in enumerate(requests):
     past = set(features.lines.ad[features.lines.user_first[request] : features.lines.request_first[request]])
     expected = [max((cosine[p][ids[p] == ad].max(initial=0) for p in past), default=0) for ad in EVERY_AD]

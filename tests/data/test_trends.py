@@ -79,7 +79,7 @@ def test_repeats_and_values_equal_a_loop(fitted):
       prior = 4 * so_far.mean() if len(so_far) else 0
       value = np.log1p(events.value[mine]).sum() + prior
       expected = [4 * (again[mine].sum() + 1) / (mine.sum() + 4), value / (mine.sum() + 4)]
-      np.testing.assert_allclose(features[b, ad, 4:], expected, rtol=1e-4)
+      np.testing.assert_allclose(features[b, ad, 4:6], expected, rtol=1e-4)
 
 
 def test_every_event_is_counted_and_none_of_the_same_day_or_later():
@@ -148,7 +148,7 @@ def test_no_event_at_all():
   lines = build_lines(events, logs.ADS)
   none = Trends.fit(lines, logs.ADS, np.zeros(len(lines.ad), bool))
   found = none.features(np.array([5 * DAY]), np.array([[0, 2]]))
-  np.testing.assert_allclose(found, [[[0, 0, 0, 0, 1, 0]] * 2], atol=1e-6)
+  np.testing.assert_allclose(found, [[[0, 0, 0, 0, 1, 0, 7, 0, 0, 0]] * 2], atol=1e-6)
   assert (none.rising(np.array([0, 1]), 2) == -1).all()
 
 
@@ -161,3 +161,27 @@ def test_file_round_trip(fitted, tmp_path):
   np.testing.assert_array_equal(back.features(time_B, ads), found.features(time_B, ads))
   assert (back.origin, back.width) == (found.origin, found.width)
   assert [path.name for path in tmp_path.iterdir()] == ["trends.npz"]
+
+
+def test_ages_and_last_years_season_equal_a_loop():
+  events = one_event_a_line(logs.make_log(3, users=12))
+  begin = events.time.min()
+  events = dataclasses.replace(events, time=begin + (events.time - begin) * 40)  # years
+  found = fit(events)
+  time_B = np.unique(events.time)[::3]
+  features = found.features(time_B, np.tile(np.arange(logs.ADS), (len(time_B), 1)))
+  when, seasons = np.array([bucket_of(found, t) for t in events.time]), 0
+  for b, moment in enumerate(time_B):
+    now = bucket_of(found, moment)
+    then = moment - (365 + 14) * DAY
+    there = then >= found.origin
+    until = bucket_of(found, moment - (365 - 28) * DAY) if there else 0
+    season = (when >= bucket_of(found, then)) & (when < until) if there else np.zeros(len(when), bool)
+    seasons += bool(season.any())
+    for ad in range(logs.ADS):
+      sold = when[(events.ad == ad) & (when < now)]
+      ages = np.log1p([(now - 1 - sold.max()) * found.width, (now - sold.min()) * found.width]) if len(sold) else (7, 0)
+      share = (season[events.ad == ad].sum() + 0.5) / (max(season.sum(), 1) + 0.5 * logs.ADS) * logs.ADS
+      expected = [*ages, there, np.log(share) if there else 0]
+      np.testing.assert_allclose(features[b, ad, 6:], expected, rtol=1e-4, atol=1e-6)
+  assert seasons

@@ -187,3 +187,16 @@ def test_unknown_options_are_refused(settings):
   x = jnp.zeros((1, 2))
   with pytest.raises(ValueError, match="are allowed"):
     rspo.rspo_loss(x, x, x, beta=1.0, delta=1.0, **settings)
+
+
+def test_gains_of_large_rewards_stay_finite():
+  policy, reference = jnp.asarray([[-1.0, -2.0, -3.0]]), jnp.asarray([[-1.5, -1.5, -2.5]])
+
+  def loss_of(policy, reward):
+    return rspo.rspo_loss(policy, reference, reward, beta=1.0, delta=1.0, gain="exp2").sum()
+
+  for reward, alike in (([130.0, 5.0, 1.0], [20.0, -105.0, -109.0]), ([600.0, 599.0, 3.0], [100.0, 99.0, -497.0])):
+    loss, grad = jax.value_and_grad(loss_of)(policy, jnp.asarray([reward]))
+    expected = loss_of(policy, jnp.asarray([alike]))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    assert np.isfinite(grad).all() and loss > 0

@@ -9,7 +9,8 @@ import pytest
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, SLOT_FEATURES, RequestContexts
 from gr4ad_jax.data.history import DAY, build_lines
-from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
+from gr4ad_jax.data.pair_features import CROSSES
 from gr4ad_jax.data.schema import Dataset, EventLog
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.serving.contexts import ContextBuilder, FixedAds, UserHistories, joined
@@ -54,7 +55,8 @@ def test_a_served_request_sees_what_a_logged_one_sees(events, slots):
   config = dataclasses.replace(CONFIG, history_slots=slots[0], neighbor_slots=slots[1], rising_slots=slots[2])
   lines = build_lines(events, logs.ADS)
   requests = np.arange(len(lines.request_time))
-  logged = RequestContexts(lines, CODES, PRICE, *fitted(events), config).batch(requests)
+  trends, neighbors = fitted(events)
+  logged = RequestContexts(lines, CODES, PRICE, trends, NeighborFolds.of(neighbors), config).batch(requests)
   histories = joined([before(events, r) for r in requests])  # first visits are among them: users without events
   assert 0 < len(np.unique(histories.user)) < len(requests)
   served = builder_of(events, config).batch(histories, lines.request_time)
@@ -101,9 +103,9 @@ def test_an_ad_that_came_later_stands_in_a_history_and_has_no_past_of_its_own(ev
   assert batch.slot_kind_BS[0, slot] == HISTORY and features["count"] == np.log1p(np.float32(1))
   assert features["price"] == np.log1p(np.float32(4)) and features["neighbor_score"] == 0
   assert features["repeat_share"] == 1  # the prior alone
-  for name in ("slot_codes_BST", "slot_features_BSF"):
-    near = (getattr(x, name)[x.slot_kind_BS == NEIGHBOR] for x in (batch, old))
-    np.testing.assert_array_equal(*near)
+  alone = [i for i, name in enumerate(SLOT_FEATURES) if name not in CROSSES]  # what does not compare with the history
+  for columns in (lambda x: x.slot_codes_BST, lambda x: x.slot_features_BSF[..., alone]):
+    np.testing.assert_array_equal(*(columns(x)[x.slot_kind_BS == NEIGHBOR] for x in (batch, old)))
 
 
 def test_codes_and_prices_are_those_of_the_moment(events):
@@ -116,9 +118,11 @@ def test_codes_and_prices_are_those_of_the_moment(events):
   ads.codes_NT, ads.price_N = CODES + 1, PRICE + 1
   new = builder.batch(log, now)
   np.testing.assert_array_equal(new.slot_codes_BST, old.slot_codes_BST + 1)
-  assert (new.slot_features_BSF[..., -1] >= old.slot_features_BSF[..., -1]).all()
-  assert (new.slot_features_BSF[..., -1] != old.slot_features_BSF[..., -1]).any()
-  np.testing.assert_array_equal(new.slot_features_BSF[..., :-1], old.slot_features_BSF[..., :-1])
+  price = SLOT_FEATURES.index("price")
+  assert (new.slot_features_BSF[..., price] > old.slot_features_BSF[..., price]).any()
+  assert (new.slot_features_BSF[..., price] >= old.slot_features_BSF[..., price]).all()
+  rest = [i for i, name in enumerate(SLOT_FEATURES) if "price" not in name and not name.startswith("code_")]
+  np.testing.assert_array_equal(new.slot_features_BSF[..., rest], old.slot_features_BSF[..., rest])
 
 
 def test_memory_of_a_batch_does_not_grow_with_the_ads():

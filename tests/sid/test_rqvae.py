@@ -121,7 +121,13 @@ def test_it_is_saved_with_the_tokenizer(fitted, tmp_path, changed):
   loaded = tokenizer.Tokenizer.load(str(tmp_path))
   assert loaded.config == tok.config
   np.testing.assert_array_equal(loaded.encode(ads), tok.encode(ads))
-  damaged = dataclasses.replace(tok, latent=rqvae.Encoder({**tok.latent.params, "out/bias": np.zeros(5, np.float32)}))
-  damaged.save(str(tmp_path))
-  with pytest.raises(schema.DataError, match="the RQ-VAE's parameters are not those of width 6"):
-    tokenizer.Tokenizer.load(str(tmp_path))
+  whole = tok.latent.params
+  damages = (
+    {"latent": rqvae.Encoder({**whole, "out/bias": np.zeros(5, np.float32)})},
+    {"latent": rqvae.Encoder({name: value for name, value in whole.items() if name != "hidden/kernel"})},
+    {"centroids": tuple(table[:, :5] for table in tok.centroids)},
+  )
+  for damage in damages:
+    dataclasses.replace(tok, **damage).save(str(tmp_path))
+    with pytest.raises(schema.DataError, match="the RQ-VAE's parameters are not those of width 6"):
+      tokenizer.Tokenizer.load(str(tmp_path))

@@ -88,6 +88,16 @@ def test_the_first_stage_has_its_share(workdir, prior):
   assert (both.ad_RK != second.ad_RK).any()
 
 
+def test_an_ad_that_the_first_stage_did_not_find_has_its_lowest_share(workdir):
+  settings = {"reranker": "reward", "rerank_candidates": 5, "rerank_exponent": 0.0, "rerank_prior": 1.0}
+  reranking.prepare(with_reranker(workdir, **settings), inputs_lib.prepare_inputs(load_config(str(workdir))))
+  inputs, requests, first = ranked(with_reranker(workdir), 5)
+  _, _, both = ranked(with_reranker(workdir, **settings), 5)
+  slots = inputs.contexts(load_config(str(workdir)), "test").slots(requests.request)[0]
+  assert all(set(slot) - {-1} - set(found) for slot, found in zip(slots, first.ad_RK, strict=True))
+  np.testing.assert_array_equal(both.ad_RK, first.ad_RK)  # what the context adds comes after them
+
+
 def test_evaluate_takes_the_flag(workdir):
   reranking.prepare(with_reranker(workdir, reranker="reward"), inputs_lib.prepare_inputs(load_config(str(workdir))))
   done = tiny.run("evaluate", f"--workdir={workdir}", "--reranker=reward", "--rerank_candidates=10")

@@ -1,11 +1,14 @@
 """What parameters start from."""
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
 
 from experiments import flags as flags_lib
 from gr4ad_jax.data import cooccurrence
+from gr4ad_jax.data.batches import PADDING
+from gr4ad_jax.models import context, piecewise
 from gr4ad_jax.parallel import tables
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training.trainer import Trainer
@@ -17,13 +20,17 @@ def log(tmp_path_factory):
   return tiny.write_log(tmp_path_factory.mktemp("log"))
 
 
-def made(log, *more):
+def trainer_of(log, *more):
   values = flags.FlagValues()
   flags_lib.define_flags(values)
   values(["train", *tiny.source_flags(log), *tiny.SETTINGS, f"--workdir={log}/run", *more])
   config = flags_lib.config_from_flags(values)
-  inputs = inputs_lib.prepare_inputs(config)
-  return inputs, Trainer(config, inputs).state.params
+  return Trainer(config, inputs_lib.prepare_inputs(config))
+
+
+def made(log, *more):
+  trainer = trainer_of(log, *more)
+  return trainer.inputs, trainer.state.params
 
 
 def test_vectors_of_ads_start_from_co_occurrence_alone_or_with_content(log):
@@ -48,3 +55,22 @@ def test_codes_start_with_the_mean_of_their_ads(log):
     np.testing.assert_allclose(moved, mean_VD.T, atol=1e-5)
     moved = params[f"codes_{level}"] - random[f"codes_{level}"]
     np.testing.assert_allclose(moved, 4 * mean_VD, atol=1e-5)
+
+
+def test_edges_of_features_are_fitted_and_then_stay(log):
+  trainer = trainer_of(log, "--feature_bins=4", "--weight_decay=0.5")
+  batch = trainer.contexts.batch(np.sort(trainer.order.requests))
+  seen = batch.slot_features_BSF[batch.slot_kind_BS != PADDING], batch.user_features_BF
+  expected = [piecewise.feature_edges(x, 4).ravel() for x in seen]
+  before = jax.device_get(trainer.state.params)
+  state, _ = trainer.step(trainer.state, trainer.make_batch(0))
+  for params in (before, jax.device_get(state.params)):
+    for name, edges in zip(context.EDGES, expected, strict=True):
+      np.testing.assert_allclose(params["processor"][name], edges, rtol=1e-6)
+  assert (before["processor"]["slots_in"]["kernel"] != state.params["processor"]["slots_in"]["kernel"]).any()
+
+
+@pytest.mark.parametrize("flag", ["--feature_bins=0", "--nobehavior_features"])
+def test_without_pieces_or_features_no_edges_are_fitted(log, flag):
+  params = made(log, flag)[1]["processor"]
+  assert not any(np.asarray(params[name]).any() for name in context.EDGES if name in params)

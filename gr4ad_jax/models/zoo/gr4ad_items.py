@@ -5,6 +5,8 @@ enter the context of the decoder, and at the last place score the ads that the b
 bias (--history_bias) is the head's: it ranks last, and needs no UA-SID of the history to be scored alongside.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ class GR4ADItems(ItemHead, GR4AD):
   num_ads: int = 1
 
   biased = False  # log p of the UA-SID
+  learns_lists: ClassVar[bool] = False
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "GR4ADItems":

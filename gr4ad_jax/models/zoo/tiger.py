@@ -123,6 +123,7 @@ class Tiger(nn.Module):
   codebooks: tuple[int, ...]
   remat: str = "none"
   predicts_value: ClassVar[bool] = False
+  learns_lists: ClassVar[bool] = False
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "Tiger":

@@ -64,7 +64,7 @@ def test_an_unknown_model_is_refused_by_name(log, tmp_path):
 
 def test_a_model_of_ads_takes_no_list_objective_and_is_not_served(log, tmp_path, compile_cache):
   done = train(log, tmp_path / "run", "--model=sasrec", "--objective=rspo", "--reward=logged")
-  assert done.status == 2 and "--objective=rspo is not allowed: --model=sasrec generates no UA-SIDs" in done.err
+  assert done.status == 2 and "--objective=rspo is not allowed: --model=sasrec learns no lists" in done.err
   assert train(log, tmp_path / "run", "--model=sasrec").status == 0
   done = tiny.run("serve", f"--workdir={tmp_path}/run", "--port=0")
   assert done.status == 2 and "its model, sasrec, generates no UA-SIDs" in done.err
