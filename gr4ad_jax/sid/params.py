@@ -1,5 +1,7 @@
 """Parameters of the tokenizer's networks as its file holds them: by slash-joined name."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
@@ -17,3 +19,11 @@ def nested(params: dict[str, np.ndarray]) -> dict:
     module, leaf_name = name.split("/")
     found.setdefault(module, {})[leaf_name] = leaf
   return found
+
+
+def content_width(params: dict[str, np.ndarray], reader: str, shapes_of: Callable[[int], dict]) -> int:
+  """Width of the vectors that a saved network's layer `reader` takes; 0 where its parameters are not those it needs."""
+  kernel = params.get(f"{reader}/kernel", np.zeros(0))
+  if not kernel.size or {name: value.shape for name, value in params.items()} != shapes_of(len(kernel)):
+    return 0
+  return len(kernel)

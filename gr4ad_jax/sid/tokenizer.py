@@ -18,6 +18,7 @@ import numpy as np
 from gr4ad_jax import config as settings
 from gr4ad_jax.data import cooccurrence, schema
 from gr4ad_jax.sid import encoders, kmeans, rqvae, swing, tower
+from gr4ad_jax.sid.params import content_width
 from gr4ad_jax.sid.rows import STEP, Residual, Sliceable, nearest
 
 # UA-SIDs that are taken: all of them, [N, T], or a function from the codes before the last to those taken as the last.
@@ -137,7 +138,7 @@ class Tokenizer:
     latent, width = None, centroids[0].shape[1]
     if config.quantizer == "rqvae":
       latent = rqvae.Encoder(_named(arrays, "rqvae/"))
-      width = _content_width(latent.params, "hidden", functools.partial(rqvae.expected_shapes, config.rqvae_width))
+      width = content_width(latent.params, "hidden", functools.partial(rqvae.expected_shapes, config.rqvae_width))
       if not width or centroids[0].shape[1] != config.rqvae_width:
         raise schema.DataError(f"{path}: the RQ-VAE's parameters are not those of width {config.rqvae_width}")
     bridge, beside = arrays.get("bridge"), config.cooccurrence_width
@@ -145,23 +146,15 @@ class Tokenizer:
       raise schema.DataError(f"{path}: a bridge of shape {np.shape(bridge)}, --cooccurrence_width={beside}")
     if not config.tower_steps:
       return cls(config, about["seed"], centroids, None, bridge, latent)
-    params = _named(arrays, "tower/")
-    if not _content_width(params, "skip", functools.partial(tower.expected_shapes, config.tower_width)):
+    of_tower = _named(arrays, "tower/")
+    if not content_width(of_tower, "skip", functools.partial(tower.expected_shapes, config.tower_width)):
       raise schema.DataError(f"{path}: the tower's parameters are not those of width {config.tower_width}")
-    return cls(config, about["seed"], centroids, tower.Tower(params, tuple(about["price"])), bridge, latent)
+    return cls(config, about["seed"], centroids, tower.Tower(of_tower, tuple(about["price"])), bridge, latent)
 
 
 def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
   """The arrays whose names begin with the prefix, by the rest of their names."""
   return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-
-
-def _content_width(params: dict[str, np.ndarray], reader: str, shapes_of: Callable[[int], dict]) -> int:
-  """Width of the vectors that a saved network's layer `reader` takes; 0 where its parameters are not those it needs."""
-  kernel = params.get(f"{reader}/kernel", np.zeros(0))
-  if not kernel.size or {name: value.shape for name, value in params.items()} != shapes_of(len(kernel)):
-    return 0
-  return len(kernel)
 
 
 def fit(

@@ -28,7 +28,7 @@ def kept(folder: str, split: str, settings: Mapping, make: Callable[[], np.ndarr
         return saved["ad_RK"]
   ad_RK = make()
   os.makedirs(folder, exist_ok=True)
-  part = path.removesuffix(".npz") + ".part.npz"
+  part = f"{path.removesuffix('.npz')}.{os.getpid()}.part.npz"  # rows of one table may be shared out over processes
   np.savez_compressed(part, ad_RK=ad_RK, settings=written)
   os.replace(part, path)
   return ad_RK
