@@ -43,13 +43,14 @@ def loop_weights(x, growth, depth_weight, user_weight, clip):
   return out / max(out[x["mask"]].mean(), 1e-9)
 
 
-def loop_loss(x, weight, lambda_ecpm, lambda_mtp):
+def loop_loss(x, weight, lambda_ecpm, lambda_mtp, factor=None):
   total, parts = 0.0, {"sid": 0.0, "ecpm": 0.0, "mtp": 0.0}
+  factor = np.ones((B, M)) if factor is None else factor
   for b, m in np.argwhere(x["mask"]):
     scores = x["ecpm"][b, m].astype(np.float64)
     ecpm = math.log(np.exp(scores).sum()) - scores[x["bin"][b, m]]
     sid, mtp = -float(x["logp"][b, m]), -float(x["mtp"][b, m].sum())
-    total += weight[b, m] * (sid + lambda_ecpm * ecpm) + lambda_mtp * mtp
+    total += factor[b, m] * (weight[b, m] * (sid + lambda_ecpm * ecpm) + lambda_mtp * mtp)
     parts = {"sid": parts["sid"] + sid, "ecpm": parts["ecpm"] + ecpm, "mtp": parts["mtp"] + mtp}
   return {name: value / x["mask"].sum() for name, value in {"loss": total, **parts}.items()}
 
@@ -61,11 +62,11 @@ def weights(x, growth, depth_weight=1.5, user_weight=0.4, clip=30.0):
     return vsl.value_weights(*columns, **kwargs), kwargs
 
 
-def loss_of(x, weight, lambda_ecpm=0.3, lambda_mtp=0.2):
+def loss_of(x, weight, lambda_ecpm=0.3, lambda_mtp=0.2, **factor):
   columns = [jnp.asarray(x[name]) for name in ("logp", "mtp", "ecpm", "bin")]
   with jax.numpy_rank_promotion("raise"):
     columns += [jnp.asarray(weight, jnp.float32), jnp.asarray(x["mask"])]
-    return vsl.vsl_loss(*columns, lambda_ecpm=lambda_ecpm, lambda_mtp=lambda_mtp)
+    return vsl.vsl_loss(*columns, lambda_ecpm=lambda_ecpm, lambda_mtp=lambda_mtp, **factor)
 
 
 @pytest.mark.parametrize("growth", ["none", "log", "sqrt", "linear"])
@@ -87,6 +88,14 @@ def test_loss_equals_a_loop(seed):
   assert loss == parts["loss"] and loss.dtype == jnp.float32
   for name, value in expected.items():
     np.testing.assert_allclose(parts[name], value, rtol=2e-5, err_msg=name)
+
+
+def test_a_factor_weighs_all_of_a_targets_loss():
+  x, rng = make_inputs(), np.random.default_rng(0)
+  weight, factor = rng.exponential(1, (B, M)), rng.exponential(1, (B, M)).astype(np.float32)
+  loss, parts = loss_of(x, weight, factor_BM=jnp.asarray(factor))
+  np.testing.assert_allclose(loss, loop_loss(x, weight, 0.3, 0.2, factor)["loss"], rtol=2e-5)
+  assert parts["mtp"] == loss_of(x, weight)[1]["mtp"]  # parts are told as they are
 
 
 def test_padding_does_not_move_the_loss():

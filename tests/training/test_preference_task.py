@@ -53,8 +53,8 @@ def vsl_of(parts, factor_BC=1.0):
   )  # fmt: skip
   bins = vsl.ecpm_bin(requests.target_value_BM, ECPM.edges)
   loss, _ = vsl.vsl_loss(
-    out.logp_BM, out.mtp_logp_BMT, out.ecpm_logits_BMV, bins, weight * factor_BC, requests.target_mask_BM,
-    lambda_ecpm=settings.lambda_ecpm, lambda_mtp=settings.lambda_mtp,
+    out.logp_BM, out.mtp_logp_BMT, out.ecpm_logits_BMV, bins, weight, requests.target_mask_BM,
+    lambda_ecpm=settings.lambda_ecpm, lambda_mtp=settings.lambda_mtp, factor_BM=factor_BC,
   )  # fmt: skip
   return float(loss), out.logp_BM
 
