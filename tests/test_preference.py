@@ -131,11 +131,10 @@ def test_candidates_of_an_equal_start_are_taken_from_the_cache(start, tmp_path, 
   trained(config_of(start, tmp_path / "two", **knobs, objective="dpo", beta=0.5))
 
 
-@pytest.mark.parametrize("changed", [{"value_exponent": 0.5}, {"reward_power": 0.5}, {"policy_candidates": 5}])
-def test_candidates_of_other_settings_are_made_anew(start, tmp_path, changed):
+def test_candidates_of_another_reward_are_made_anew(start, tmp_path):
   knobs = {"candidates_cache": str(tmp_path / "cache"), "refresh_steps": 8, "max_steps": 2}
   trained(config_of(start, tmp_path / "one", **knobs))
-  trained(config_of(start, tmp_path / "two", **knobs | changed))
+  trained(config_of(start, tmp_path / "two", **knobs, value_exponent=0.5))
   assert len(os.listdir(tmp_path / "cache")) == 2
 
 

@@ -51,7 +51,8 @@ def test_rows_that_differ_in_the_second_stage_share_their_runs(made):
   assert (one != two).any()
 
 
-def test_a_ranking_of_other_settings_is_made_anew(made, monkeypatch):
+@pytest.mark.long
+def test_a_ranking_of_other_settings_is_made_anew(made):
   folder, arguments, _ = made
   before = json.loads((folder / "zoo.json").read_text())
   (folder.parent / "memory.flags").write_text("--model=gr4ad\n--reranker=neighbors\n--neighbor_weight=50\n")
