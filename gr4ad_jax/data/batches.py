@@ -76,10 +76,7 @@ class RequestContexts:
       self._neighbors_of(some, rows)
 
   def _neighbors_of(self, requests, rows_BS):
-    row = np.maximum(rows_BS, 0)
-    ads = history.ads_of(self.lines, rows_BS)
-    gap = self.lines.request_visit[requests][:, None] - self.lines.request_visit[self.lines.request[row]]
-    decay = self.lines.decayed_count[row] * history.DECAY ** (gap - 1)
+    ads, decay = history.ads_of(self.lines, rows_BS), history.decayed_counts(self.lines, requests, rows_BS)
     neighbors, slots = self.pairs.neighbors, self.config.neighbor_slots
     fold = neighbors.fold_of(self.lines.request_user[requests], self.pairs.held_out)
     for number in np.unique(fold):

@@ -137,6 +137,22 @@ def ads_of(lines: Lines, rows: np.ndarray) -> np.ndarray:
   return np.where(rows >= 0, lines.ad[np.maximum(rows, 0)], -1)
 
 
+def decayed_counts(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) -> np.ndarray:
+  """How often each ad of the histories was taken, a visit counting DECAY times the next one.
+
+  Args:
+    lines: all lines.
+    requests: [B] request numbers.
+    rows_BS: line numbers, as `history_rows` gives them.
+
+  Returns:
+    [B, S] float64, as of the visit before the request; 0 in padding.
+  """
+  row = np.maximum(rows_BS, 0)
+  gap = lines.request_visit[requests][:, None] - lines.request_visit[lines.request[row]]
+  return np.where(rows_BS >= 0, lines.decayed_count[row] * DECAY ** (gap - 1.0), 0)
+
+
 def history_features(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) -> np.ndarray:
   """Behaviour features of history slots at request time, as in FEATURES; money and times on a log scale.
 

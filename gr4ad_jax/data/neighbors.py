@@ -117,11 +117,11 @@ class NeighborFolds:
 
   @classmethod
   def fit(
-    cls, request_L: np.ndarray, user_L: np.ndarray, ad_L: np.ndarray, num_ads: int, folds: int, neighbors: int = 32
+    cls, request_L: np.ndarray, user_L: np.ndarray, ad_L: np.ndarray, num_ads: int, folds: int
   ) -> "NeighborFolds":
     """Fits on the lines [L] of visits, users and ads, a fold at a time; 0 folds: own visits count for everyone."""
     kept = [user_L % folds != fold for fold in range(folds)] + [np.ones(len(user_L), bool)]
-    return cls.of(*(Neighbors.fit(request_L[some], ad_L[some], num_ads, neighbors) for some in kept))
+    return cls.of(*(Neighbors.fit(request_L[some], ad_L[some], num_ads) for some in kept))
 
   @classmethod
   def of(cls, *parts: Neighbors) -> "NeighborFolds":

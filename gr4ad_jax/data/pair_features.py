@@ -11,7 +11,7 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import history, trends
-from gr4ad_jax.data.history import DAY, DECAY, Lines
+from gr4ad_jax.data.history import DAY, Lines
 from gr4ad_jax.data.neighbors import NeighborFolds
 from gr4ad_jax.data.trends import Trends
 
@@ -147,14 +147,8 @@ class PairFeatures:
     rows_BS = history.history_rows(lines, requests, self.config.history_slots)
     slot_BS = history.ads_of(lines, rows_BS)
     users = self.user_features(requests)
-    pairs = np.zeros((*ads_BC.shape, len(FEATURES)), np.float32)
-    pairs[..., :-1] = self.ad_features(requests, ads_BC, rows_BS, users)
-    decay_BS = self._decay(requests, rows_BS)
-    own_BC = np.expm1(pairs[..., FEATURES.index("decayed_count")])
-    of_group = self._others(self.group_N, ads_BC, slot_BS, decay_BS, own_BC)
-    pairs[..., -1] = np.where(ads_BC >= 0, np.log1p(100 * of_group / _total(decay_BS)), 0)
     return PairBatch(
-      pair_features_BCF=pairs,
+      pair_features_BCF=self._features(requests, ads_BC, rows_BS, users, self.group_N),
       user_features_BF=users,
       ad_codes_BCT=codes[np.maximum(ads_BC, 0)],
       ad_row_BC=ads_BC.astype(np.int32),
@@ -214,14 +208,18 @@ class PairFeatures:
     Returns:
       [B, C, len(AD_FEATURES)] float32, 0 in padding.
     """
+    return self._features(requests, ads_BC, rows_BS, users_BF, None)[..., : len(AD_FEATURES)]
+
+  def _features(self, requests, ads_BC, rows_BS, users_BF, group_N: np.ndarray | None) -> np.ndarray:
+    """[B, C, len(FEATURES)] float32, as `ad_features`; `group_share` is 0 without groups."""
     lines, ad_BC = self.lines, np.maximum(ads_BC, 0)
     own_BC = self.last_lines(requests, ads_BC)
     own = history.history_features(lines, requests, own_BC)
     trend = self.popularity.features(lines.request_time[requests], ad_BC)
-    out = np.zeros((*ads_BC.shape, len(AD_FEATURES)), np.float32)
+    out = np.zeros((*ads_BC.shape, len(FEATURES)), np.float32)
     split = own.shape[-1] + trend.shape[-1]
     out[..., : own.shape[-1]], out[..., own.shape[-1] : split] = own, trend
-    column = dict(zip(CROSSES, np.moveaxis(out, -1, 0)[split:], strict=True))  # views
+    column = dict(zip(FEATURES[split:], np.moveaxis(out, -1, 0)[split:], strict=True))  # views
 
     row_BC = np.maximum(own_BC, 0)
     known = own_BC >= 0
@@ -230,17 +228,17 @@ class PairFeatures:
     own_mean = np.maximum(lines.total_value[row_BC], 0) / lines.count[row_BC]
     column["own_mean_value"][:] = np.where(known, np.log1p(own_mean), 0)
 
-    slot_BS, decay_BS = history.ads_of(lines, rows_BS), self._decay(requests, rows_BS)
-    total_B1 = _total(decay_BS)
+    slot_BS, decay_BS = history.ads_of(lines, rows_BS), history.decayed_counts(lines, requests, rows_BS)
+    total_B1 = np.maximum(decay_BS.sum(axis=1, keepdims=True), 1e-6)
     own_decay = np.expm1(own[..., history.FEATURES.index("decayed_count")])
     column["decayed_share"][:] = np.log1p(100 * own_decay / total_B1)
     self._near(column, requests, ad_BC, slot_BS, decay_BS, rows_BS)
-
-    code_N = self.codes_NT[:, 0]
-    others = self._others(code_N, ads_BC, slot_BS, decay_BS, own_decay)
-    column["code_1_share"][:], column["code_1_count"][:] = np.log1p(100 * others / total_B1), np.log1p(others)
-    others = self._others(self.codes_NT[:, :2], ads_BC, slot_BS, decay_BS, own_decay)
-    column["code_2_share"][:] = np.log1p(100 * others / total_B1)
+    for name, groups in (("code_1", self.codes_NT[:, 0]), ("code_2", self.codes_NT[:, :2]), ("group", group_N)):
+      if groups is not None:
+        others = self._others(groups, ad_BC, slot_BS, decay_BS, own_decay)
+        column[f"{name}_share"][:] = np.log1p(100 * others / total_B1)
+        if name == "code_1":
+          column["code_1_count"][:] = np.log1p(others)
 
     price = self.log_price(ad_BC)
     column["price"][:] = price
@@ -251,17 +249,7 @@ class PairFeatures:
     out[ads_BC < 0] = 0
     return out
 
-  def _gap(self, requests, rows_BS) -> np.ndarray:
-    """Visits since each line of the history, [B, S]; anything in padding."""
-    lines = self.lines
-    return lines.request_visit[requests][:, None] - lines.request_visit[lines.request[np.maximum(rows_BS, 0)]]
-
-  def _decay(self, requests, rows_BS) -> np.ndarray:
-    """Decayed count of each ad of the history, [B, S]; 0 in padding."""
-    decayed = self.lines.decayed_count[np.maximum(rows_BS, 0)]
-    return np.where(rows_BS >= 0, decayed * DECAY ** (self._gap(requests, rows_BS) - 1.0), 0)
-
-  def _others(self, groups: np.ndarray, ads_BC, slot_BS, decay_BS, own_decay_BC) -> np.ndarray:
+  def _others(self, groups: np.ndarray, ad_BC, slot_BS, decay_BS, own_decay_BC) -> np.ndarray:
     """Decayed count of the history's other ads of an ad's group, [B, C]; `groups` [N], or [N, 2] for a pair's."""
 
     def group(ad):
@@ -269,21 +257,18 @@ class PairFeatures:
       return of_ad if of_ad.ndim == ad.ndim else (of_ad[..., 0] << 21) + of_ad[..., 1]
 
     b, s = np.nonzero(slot_BS >= 0)
-    of_group = SparseRows(b, group(slot_BS[b, s]), group(np.maximum(ads_BC, 0)))
+    of_group = SparseRows(b, group(slot_BS[b, s]), group(ad_BC))
     return np.maximum(of_group.sum(decay_BS[b, s]) - own_decay_BC, 0)
 
   def _near(self, column, requests, ad_BC, slot_BS, decay_BS, rows_BS) -> None:
     """How near an ad lies to the ads of the history."""
-    neighbors, gap_BS = self.neighbors, self._gap(requests, rows_BS)
-    fold_B = neighbors.fold_of(self.lines.request_user[requests], self.held_out)
+    neighbors, lines = self.neighbors, self.lines
+    fold_B = neighbors.fold_of(lines.request_user[requests], self.held_out)
     b, s = np.nonzero((slot_BS >= 0) & (slot_BS < neighbors.ids.shape[1]))
     ids, cosine = (x[fold_B[b], slot_BS[b, s]] for x in (neighbors.ids, neighbors.cosine))
-    decay, late = decay_BS[b, s, None], (gap_BS[b, s] == 1)[:, None]
+    decay, visit = decay_BS[b, s, None], lines.request_visit[lines.request[rows_BS[b, s]]]
+    late = (lines.request_visit[requests][b] - visit == 1)[:, None]
     near = SparseRows(np.repeat(b, ids.shape[1]), ids.ravel(), ad_BC)
     column["near"][:] = np.log1p(4 * near.sum((cosine * decay).ravel()))
     column["near_last_visit"][:] = np.log1p(4 * near.sum((cosine * late).ravel()))
     column["near_best"][:] = 4 * near.max(cosine.ravel())
-
-
-def _total(decay_BS: np.ndarray) -> np.ndarray:
-  return np.maximum(decay_BS.sum(axis=1, keepdims=True), 1e-6)

@@ -1,6 +1,7 @@
 """The one schema: an ad table and an event log, as columns in memory."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -27,6 +28,11 @@ class AdTable:
 
   def __len__(self):
     return len(self.ad_id)
+
+  @functools.cached_property
+  def account_N(self) -> np.ndarray:
+    """[N] the advertiser of each ad, as a number from 0."""
+    return np.unique(self.account_id.astype(str), return_inverse=True)[1]
 
 
 @dataclasses.dataclass(frozen=True)

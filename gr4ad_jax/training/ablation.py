@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, validate, with_knobs
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.evaluation import ablation_table, metrics, protocols, tables
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import ranked, reward_run, rewards, run, scoring, workdir
 from gr4ad_jax.training.inputs import Inputs
-from gr4ad_jax.training.ranked import Stopped
 
 TUNED_SEED = 0
 CHOSEN_BY = "revenue@10"
@@ -124,7 +122,8 @@ class Ablation:
       ConfigError, DataError: settings or data that a row would refuse; before anything is trained.
     """
     plan = self._plan
-    self._check()
+    for row in plan.rows:  # what a row would refuse at its turn, hours later; see also `_of`
+      run.check_start(with_knobs(plan.config, row.fixed))
     tried = {row.name: self._tune(row) for row in plan.rows if len(row.settings()) > 1}
     chosen = {name: max(found, key=lambda one: one[CHOSEN_BY])["settings"] for name, found in tried.items()}
     rankings, dataset = {}, None
@@ -142,14 +141,6 @@ class Ablation:
     ablation_table.write_markdown(found, os.path.join(folder, "ablation.md"))
     ablation_table.plot(found, os.path.join(folder, "ablation.png"))
     return found
-
-  def _check(self) -> None:
-    """Raises what the rows would raise at their turn, hours later."""
-    config = self._plan.config
-    for row in self._plan.rows:
-      run.check_start(with_knobs(config, row.fixed))
-    if any(row.start for row in self._plan.rows):
-      rewards.resolve(config.preference, load_dataset(config.data).ads)
 
   def _tune(self, row: Row) -> list[dict]:
     """Valid metrics of each setting of a row, learned from train alone."""
@@ -178,10 +169,16 @@ class Ablation:
     return validate(dataclasses.replace(with_knobs(base, knobs | row.fixed | settings), workdir=folder))
 
   def _of(self, config: Config) -> Inputs:
-    """The inputs of a run; runs of one group share them, as they share tokenizer and features."""
+    """The inputs of a run; runs of one group share them, as they share tokenizer and features.
+
+    Raises:
+      ConfigError, DataError: the rewards cannot be had; this is asked before a group's first run is trained.
+    """
     key = config.training.init_from or config.workdir
     if key not in self._inputs:
       self._inputs = {key: inputs_lib.prepare_inputs(config)}
+      if any(row.start for row in self._plan.rows):
+        rewards.resolve(self._plan.config.preference, self._inputs[key].dataset.ads)
     return self._inputs[key]
 
   def _rank(self, row: Row, config: Config, split: str) -> np.ndarray:
@@ -199,8 +196,7 @@ class Ablation:
       self._told(f"training {config.workdir}")
       workdir.save_config(config)
       inputs_lib.save_inputs(config, inputs)
-      if self._train(config, inputs).status == "preempted":
-        raise Stopped(f"stopped in {config.workdir}; the same command goes on from there")
+      ranked.go_on(self._train(config, inputs), config.workdir)
     requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
     return scoring.rank_run(scored, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)).ad_RK
 
@@ -213,5 +209,4 @@ class Ablation:
     self._rank(vsl, started, "valid" if config.training.fit_splits == "train" else "test")
     if not reward_run.is_finished(started):
       self._told(f"training the reward model of {start}")
-      if self._train_reward(started, self._of(started)).status == "preempted":
-        raise Stopped(f"stopped in the reward model of {start}; the same command goes on from there")
+      ranked.go_on(self._train_reward(started, self._of(started)), f"the reward model of {start}")

@@ -135,9 +135,8 @@ class CandidateMaker:
       return np.where(near, np.take_along_axis(ads_BS, first, axis=1), -1)
     past_BH = np.where(kind_BS[:, : rows_BH.shape[1]] == HISTORY, ads_BS[:, : rows_BH.shape[1]], -1)
     if name == "recency":
-      lines, row = contexts.lines, np.maximum(rows_BH, 0)
-      gap = lines.request_visit[requests][:, None] - lines.request_visit[lines.request[row]]
-      weight_BH = np.where(past_BH >= 0, lines.decayed_count[row] * history.DECAY**gap, -np.inf)
+      decayed_BH = history.decayed_counts(contexts.lines, requests, rows_BH)
+      weight_BH = np.where(past_BH >= 0, decayed_BH, -np.inf)
       order = np.argsort(-weight_BH, axis=1, kind="stable")[:, :count]
       found = np.take_along_axis(past_BH, order, axis=1)
       return np.pad(found, ((0, 0), (0, count - found.shape[1])), constant_values=-1)

@@ -90,8 +90,8 @@ class Inputs:
     depth = protocols.target_depth(self.dataset.behaviors, config.data.target_behavior)
     ads, codes_NT = self.dataset.ads, self.index.codes_NT
     held_out = split not in ("train", *config.training.fitted)
-    lines, groups = self.lines, np.unique(ads.account_id.astype(str), return_inverse=True)[1]
-    return RequestContexts(lines, codes_NT, ads.price, trends, self.neighbors, config.data, depth, held_out, groups)
+    about = self.lines, codes_NT, ads.price, trends, self.neighbors, config.data
+    return RequestContexts(*about, depth, held_out, ads.account_N)
 
 
 def learned_requests(lines: Lines, config: Config) -> np.ndarray:

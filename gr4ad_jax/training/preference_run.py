@@ -169,12 +169,11 @@ _SHAPES_CANDIDATES = (
 
 
 def _content(path: str) -> bytes:
-  """SHA-256 of a file; of nothing where no file is named."""
-  made = hashlib.sha256()
-  if path:
-    with open(path, "rb") as file:
-      made.update(file.read())
-  return made.digest()
+  """SHA-256 of a file; empty where no file is named."""
+  if not path:
+    return b""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").digest()
 
 
 def reward_model_of(config: Config, inputs: Inputs) -> RewardModel | None:

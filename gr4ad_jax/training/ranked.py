@@ -6,9 +6,17 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from gr4ad_jax.training.loop import FitResult
+
 
 class Stopped(Exception):
   """A job of several runs was asked to stop; what was done is kept."""
+
+
+def go_on(result: FitResult, where: str) -> None:
+  """Raises Stopped, naming what was trained, where its training was asked to stop."""
+  if result.status == "preempted":
+    raise Stopped(f"stopped in {where}; the same command goes on from there")
 
 
 def kept(folder: str, split: str, settings: Mapping, make: Callable[[], np.ndarray]) -> np.ndarray:

@@ -7,9 +7,8 @@ from gr4ad_jax.data import history
 from gr4ad_jax.data.followers import Followers
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation.protocols import EvalRequests
-from gr4ad_jax.training import boosted, reward_run
+from gr4ad_jax.training import boosted, ranked, reward_run
 from gr4ad_jax.training.inputs import Inputs
-from gr4ad_jax.training.ranked import Stopped
 from gr4ad_jax.training.reward_model import RewardModel
 
 _ROWS = 64
@@ -32,8 +31,7 @@ def prepare(config: Config, inputs: Inputs) -> None:
   if config.search.reranker == "lightgbm":
     boosted.check()
   if config.search.reranker == "reward" and not reward_run.is_finished(config):
-    if reward_run.train(config, inputs).status == "preempted":
-      raise Stopped(f"stopped in the reward model of {config.workdir}; the same command goes on from there")
+    ranked.go_on(reward_run.train(config, inputs), f"the reward model of {config.workdir}")
 
 
 def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:

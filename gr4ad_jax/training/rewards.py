@@ -138,7 +138,6 @@ class Rewarder:
   def __init__(self, config: PreferenceConfig, contexts: RequestContexts, ads: AdTable, model: Estimator | None):
     self._config, self._contexts, self._ads, self._model = config, contexts, ads, model
     self._reward = resolve(config, ads)
-    self._account_N = np.unique(ads.account_id.astype(str), return_inverse=True)[1]
 
   def __call__(self, requests_B: np.ndarray, ad_BC: np.ndarray) -> np.ndarray:
     """Rewards [B, C] float32, at least 0 unless the reward function says otherwise; 0 where `ad_BC` is -1.
@@ -191,8 +190,9 @@ class Rewarder:
       return np.ones(row_BC.shape, np.float32)
     seen_BN = contexts.popularity.lately(contexts.lines.request_time[requests_B])  # one count more: nothing is 0
     if config.exposure == "account":
-      of_account = np.zeros((len(requests_B), self._account_N.max() + 1))
-      np.add.at(of_account.T, self._account_N, seen_BN.T)
-      seen_BN = of_account[:, self._account_N]
+      account_N = self._ads.account_N
+      of_account = np.zeros((len(requests_B), account_N.max() + 1))
+      np.add.at(of_account.T, account_N, seen_BN.T)
+      seen_BN = of_account[:, account_N]
     relative_BN = (seen_BN + 1) / (seen_BN + 1).mean(axis=1, keepdims=True)
     return np.take_along_axis(relative_BN, row_BC, axis=1) ** -config.exposure_weight

@@ -93,8 +93,7 @@ class Scaling:
   def _made(self, config: Config, inputs: Inputs) -> np.ndarray:
     workdir.save_config(config)
     inputs_lib.save_inputs(config, inputs)
-    if self._train(config, inputs).status == "preempted":
-      raise ranked.Stopped(f"stopped in {config.workdir}; the same command goes on from there")
+    ranked.go_on(self._train(config, inputs), config.workdir)
     return self._ranked(config, inputs)
 
   def _ranked(self, config: Config, inputs: Inputs) -> np.ndarray:

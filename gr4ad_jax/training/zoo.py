@@ -84,8 +84,7 @@ class Zoo:
     def on_progress(progress: loop.Progress) -> None:
       rates.append((progress.steps_per_second, progress.total_steps))
 
-    if self._train(config, inputs, on_progress).status == "preempted":
-      raise ranked.Stopped(f"stopped in {config.workdir}; the same command goes on from there")
+    ranked.go_on(self._train(config, inputs, on_progress), config.workdir)
     if rates and rates[-1][0]:
       rate, steps = rates[-1]
       tables.write_json(os.path.join(config.workdir, _COST), {"train_minutes": steps / rate / 60})
