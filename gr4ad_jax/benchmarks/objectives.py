@@ -66,7 +66,8 @@ def _in_the_model(name: str, config: Config, arrays: tuple) -> tuple[jax.stages.
   model = GR4AD.build(config, 0)
   params = jax.jit(lambda: jax.tree.map(lambda x: x, trainer.init_params(model, config)))()
   ecpm = EcpmBins(np.arange(1, config.model.ecpm_bins, dtype=np.float32), np.ones(config.model.ecpm_bins), 100.0)
-  loss = make_preference_loss(model, ObjectiveConfig(objective=name), PreferenceConfig(normalize_rows=False), ecpm)
+  preference, targets = PreferenceConfig(normalize_rows=False), config.data.targets
+  loss = make_preference_loss(model, ObjectiveConfig(objective=name), preference, ecpm, targets)
   arguments = (params, lists, jax.random.key(0))
   return jax.jit(jax.grad(loss, has_aux=True)).lower(*arguments).compile(), arguments
 

@@ -55,7 +55,7 @@ class Outputs(NamedTuple):
   Attributes:
     logp_BM: log p(y | X), copy path and history bias included.
     generated_logp_BMT: log p(s_t | s_<t, X) of the decoder alone.
-    ecpm_logits_BMV: scores of the eCPM bins.
+    ecpm_logits_BMV: scores of the eCPM bins, 0 of sequences that were not to be valued.
     mtp_logp_BMT: log p(s_t) by the MTP branch, which sees no code.
     gate_B: mass g of the copy path.
   """
@@ -203,50 +203,77 @@ class GR4AD(nn.Module):
     """
     return logp_BM + self.bias * self.seen(start, codes_BMT) if self.biased else logp_BM
 
-  def __call__(self, batch: RequestBatch, codes_BMT: jax.Array, *, train: bool = False) -> Outputs:
+  def __call__(
+    self, batch: RequestBatch, codes_BMT: jax.Array, *, train: bool = False, valued: int | None = None
+  ) -> Outputs:
     """Scores M given sequences a request: the forward of training, preference learning and ranking.
 
     Args:
       batch: requests; their targets are not read.
       codes_BMT: UA-SIDs to score.
       train: apply dropout.
+      valued: how many sequences, from the first, have their eCPM scored; None: all.
     """
     start = self.start(batch, train=train)
     M = codes_BMT.shape[1]
+    valued = M if valued is None else min(valued, M)
     if self.biased:  # the latest ads of the history are scored alongside, for the bias' normaliser
       distinct_BS = _distinct(start)
       past_BH = _latest(distinct_BS, self.config.history_bias_ads)
       past_BHT = jnp.take_along_axis(start.slot_codes_BST, jnp.maximum(past_BH, 0)[..., None], axis=1)
-      out = self.score(start, jnp.concatenate([codes_BMT, past_BHT], axis=1), train=train)
+      out = self.score(start, jnp.concatenate([codes_BMT, past_BHT], axis=1), valued, train=train)
       logp_BM, past_logp_BH = out.logp_BM[:, :M], out.logp_BM[:, M:]
       size_B = distinct_BS.sum(-1)
       logp_BM = biased_logp(logp_BM, self.seen(start, codes_BMT), past_logp_BH, past_BH >= 0, size_B, self.bias)
       kept = (x[:, :M] for x in (out.generated_logp_BMT, out.ecpm_logits_BMV, out.mtp_logp_BMT))
       return Outputs(logp_BM, *kept, out.gate_B)
-    return self.score(start, codes_BMT, train=train)
+    return self.score(start, codes_BMT, valued, train=train)
 
-  def score(self, start: Start, codes_BMT: jax.Array, *, train: bool) -> Outputs:
+  def score(self, start: Start, codes_BMT: jax.Array, valued: int, *, train: bool) -> Outputs:
     """Decoder, heads and copy path on M sequences a request, without the history bias."""
     B, M, T = codes_BMT.shape
-    tokens = [jnp.broadcast_to(self.bos.astype(self.dtype), (B, M, self.config.width))]
-    tokens += [self.embed(t, codes_BMT[..., t]) for t in range(T)]
-    h_BMTD, _ = self.decoder(start.lazy_B1TD, jnp.stack(tokens, axis=2), start.context, train=train)
+    states, last_BVD = self._states(start, codes_BMT, valued, train)
     free_B1TD, _ = self.decoder.late(start.lazy_B1TD, start.context, train=train)
-    own_BMTD, free_B1TD = _skipped(start, h_BMTD), _skipped(start, free_B1TD)
+    free_B1TD = _skipped(start, free_B1TD)
     generated, mtp = [], []
     # Float32 logits are the largest arrays there are, and a twentieth of the work: no policy keeps them.
     logp_of = rematerialized(_code_logp, "full" if self.remat != "none" else "none")
     for t in range(T):
-      generated.append(logp_of(self.heads[t], own_BMTD[:, :, t], codes_BMT[..., t]))
+      generated.append(logp_of(self.heads[t], _skipped(start, states[t]), codes_BMT[..., t]))
       mtp.append(logp_of(self.heads[t], free_B1TD[:, 0, t], codes_BMT[..., t]))
     generated_logp_BMT = jnp.stack(generated, axis=-1)
-    copy = self.copy_path(start, h_BMTD[:, 0, 0])
+    copy = self.copy_path(start, states[0])
     attention = jnp.exp(copy.log_attention_BS)
     match_BMS = sequence_match(start.slot_codes_BST, codes_BMT).astype(jnp.float32)
     matched = jnp.einsum("bs,bms->bm", attention, match_BMS, precision="highest")
     logp_BM = mix(copy, generated_logp_BMT.sum(-1), matched)
-    ecpm = self.value_logits(start, h_BMTD[:, :, T], codes_BMT)
+    ecpm = self.value_logits(start, last_BVD, codes_BMT[:, :valued])
+    ecpm = jnp.pad(ecpm, ((0, 0), (0, M - valued), (0, 0)))
     return Outputs(logp_BM, generated_logp_BMT, ecpm, jnp.stack(mtp, axis=-1), jnp.exp(copy.log_gate_B))
+
+  def _states(self, start: Start, codes_BMT: jax.Array, valued: int, train: bool) -> tuple[list[jax.Array], jax.Array]:
+    """States of the T levels, [B, D] of the first and [B, M, D] of the others, and of the eCPM token, [B, valued, D].
+
+    The first level has seen no code, so a request computes it once for all of its sequences.
+    """
+    B, M, T = codes_BMT.shape
+
+    def decode(begin, tokens_BMTD, caches):
+      m_B1TD = start.lazy_B1TD[:, :, begin : begin + tokens_BMTD.shape[2]]
+      return self.decoder(m_B1TD, tokens_BMTD, start.context, train=train, caches=caches)
+
+    bos_B11D = jnp.broadcast_to(self.bos.astype(self.dtype), (B, 1, 1, self.config.width))
+    tokens_BMTD = jnp.stack([self.embed(t, codes_BMT[..., t]) for t in range(T)], axis=2)
+    first_B11D, caches = decode(0, bos_B11D, None)
+    caches = jax.tree.map(lambda x: jnp.broadcast_to(x, (B, M, *x.shape[2:])), caches)
+    if valued == M:
+      h_BMTD, _ = decode(1, tokens_BMTD, caches)
+      last_BVD = h_BMTD[:, :, -1]
+    else:  # T is 2 or more
+      h_BMTD, caches = decode(1, tokens_BMTD[:, :, :-1], caches)
+      last_BV1D, _ = decode(T, tokens_BMTD[:, :valued, -1:], jax.tree.map(lambda x: x[:, :valued], caches))
+      last_BVD = last_BV1D[:, :, 0]
+    return [first_B11D[:, 0, 0], *(h_BMTD[:, :, t] for t in range(T - 1))], last_BVD
 
 
 def _skipped(start: Start, h: jax.Array) -> jax.Array:

@@ -63,7 +63,8 @@ class PreferenceTrainer(Trainer):
 
   def make_loss(self) -> LossFn:
     """VSL and the list objective."""
-    return make_preference_loss(self.model, self.config.objective, self.config.preference, self.inputs.ecpm)
+    c = self.config
+    return make_preference_loss(self.model, c.objective, c.preference, self.inputs.ecpm, c.data.targets)
 
   def make_batch(self, step: int) -> PreferenceBatch:
     """This process' rows of a step of the round, put on the mesh."""

@@ -31,7 +31,9 @@ class PreferenceBatch(NamedTuple):
   reward_BC: jax.Array
 
 
-def make_preference_loss(model: GR4AD, objective: ObjectiveConfig, config: PreferenceConfig, ecpm: EcpmBins) -> LossFn:
+def make_preference_loss(
+  model: GR4AD, objective: ObjectiveConfig, config: PreferenceConfig, ecpm: EcpmBins, targets: int
+) -> LossFn:
   """(params, batch, key) -> (loss, metrics): VSL plus a weighted list objective, or the unified sum (§3.2, §3.3).
 
   Args:
@@ -39,13 +41,15 @@ def make_preference_loss(model: GR4AD, objective: ObjectiveConfig, config: Prefe
     objective: which one, and VSL's weights.
     config: settings of the lists.
     ecpm: bins and clip of the eCPM token.
+    targets: what was taken stands among so many first candidates; the eCPM of the others is not learned.
   """
 
   def loss_fn(params, batch: PreferenceBatch, key: jax.Array):
     requests, mask_BC = batch.requests, batch.mask_BC
     dropout = config.preference_dropout
+    rngs = {"dropout": key} if dropout else None
     out = model.apply(
-      {"params": params}, requests, requests.target_codes_BMT, train=dropout, rngs={"dropout": key} if dropout else None
+      {"params": params}, requests, requests.target_codes_BMT, train=dropout, valued=targets, rngs=rngs
     )
     reference_BC = batch.reference_logp_BC if config.reference else jnp.full_like(batch.reference_logp_BC, NO_REFERENCE)
     w_vsl_BC, preference = _preference(objective.objective, config, out.logp_BM, reference_BC, batch.reward_BC, mask_BC)

@@ -36,7 +36,7 @@ def parts():
 
 def found(parts, objective, **settings):
   model, params, batch = parts
-  loss_fn = make_preference_loss(model, ObjectiveConfig(objective=objective), PreferenceConfig(**settings), ECPM)
+  loss_fn = make_preference_loss(model, ObjectiveConfig(objective=objective), PreferenceConfig(**settings), ECPM, 2)
   compute = tiny.jit(jax.value_and_grad(loss_fn, has_aux=True))
   (loss, metrics), grads = compute(params, batch, jax.random.key(0))
   return float(loss), {name: float(value) for name, value in metrics.items()}, grads
