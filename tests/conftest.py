@@ -16,22 +16,20 @@ import pytest  # noqa: E402
 def compile_cache(tmp_path_factory, worker_id):
   """One compilation cache for the session, of all workers and of what they start; small programs are kept too.
 
-  A cache with a limit to its size is locked where it is read and written, one without is not.
+  It has no limit to its size: at each write a limited one looks through all of its files, under a lock that every
+  worker waits for. An entry read while it is written is compiled again.
   """
   shared = tmp_path_factory.getbasetemp()
   folder = (shared if worker_id == "master" else shared.parent) / "xla"
   folder.mkdir(exist_ok=True)
   settings = {
     "JAX_COMPILATION_CACHE_DIR": str(folder),
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(8 << 30),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   before = {name: os.environ.get(name) for name in settings}
   os.environ.update(settings)
-  jax.config.update("jax_compilation_cache_max_size", 8 << 30)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   yield
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-  jax.config.update("jax_compilation_cache_max_size", -1)
   for name, value in before.items():
     os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -13,9 +13,9 @@ def grpo_loss(
 ) -> jax.Array:
   """-mean_i [ min(r_i A_i, clip(r_i, 1 ± clip) A_i) - kl · KL_i ].
 
-  r_i = p_θ / p_ref; A_i = (v_i - mean v) / std v over the list; KL_i = 1/r_i - 1 + log r_i. A candidate whose reference
-  is unknown (below -1e8) is taken to have been proposed by the policy as it is: its ratio is 1 in value and carries the
-  gradient of log p_θ, and it has no KL.
+  r_i = p_θ / p_ref; A_i = (v_i - mean v) / std v over the list; KL_i = 1/r_i - 1 + log r_i. The list is what the
+  reference proposed: a candidate of unknown reference (below -1e8) has no ratio that clip or KL could hold, and log p_θ
+  of one with A_i < 0 would fall without end.
 
   Args:
     policy_logp_BM: log p_θ(y | X).
@@ -27,17 +27,16 @@ def grpo_loss(
     smallest_std: lists of a smaller standard deviation have advantages of 0.
 
   Returns:
-    [B], 0 where nothing is real.
+    [B], 0 where the reference proposed nothing.
   """
   policy, reference, reward, mask = lists.checked(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM)
+  mask &= reference > lists.UNKNOWN
   mean = lists.masked_mean(reward, mask)[:, None]
   variance = lists.masked_mean(jnp.square(reward - mean), mask)[:, None]
   spread = variance > smallest_std**2
   advantage = jnp.where(spread & mask, (reward - mean) / jnp.sqrt(jnp.where(spread, variance, 1)), 0)
-  known = reference > lists.UNKNOWN
-  base = jnp.where(known, reference, jax.lax.stop_gradient(policy))
-  log_ratio = jnp.clip(policy - base, -MOST, MOST)
+  log_ratio = jnp.clip(jnp.where(mask, policy - reference, 0), -MOST, MOST)
   ratio = jnp.exp(log_ratio)
   gained = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
-  divergence = jnp.where(known, jnp.exp(-log_ratio) - 1 + log_ratio, 0)
+  divergence = 1 / ratio - 1 + log_ratio
   return -lists.masked_mean(gained - kl * divergence, mask)

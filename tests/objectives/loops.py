@@ -106,15 +106,18 @@ def sdpo(policy, reference, reward, beta):
 
 
 def grpo(policy, reference, reward, clip, kl):
-  n, mean, std = len(policy), np.mean(reward), np.std(reward)
+  known = [i for i in range(len(policy)) if reference[i] > NO_REFERENCE]
+  if not known:
+    return 0.0
+  mean, std = np.mean([reward[i] for i in known]), np.std([reward[i] for i in known])
   total = 0.0
-  for p, r, v in zip(policy, reference, reward, strict=True):
-    advantage = (v - mean) / std if std > 1e-8 else 0.0
-    log_ratio = min(max(p - r, -20.0), 20.0) if r > NO_REFERENCE else 0.0
+  for i in known:
+    advantage = (reward[i] - mean) / std if std > 1e-8 else 0.0
+    log_ratio = min(max(policy[i] - reference[i], -20.0), 20.0)
     ratio = math.exp(log_ratio)
     total += min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage)
     total -= kl * (math.exp(-log_ratio) - 1 + log_ratio)
-  return -total / n
+  return -total / len(known)
 
 
 def cross_entropy(policy, reward):
