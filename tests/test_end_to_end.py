@@ -253,6 +253,7 @@ def _bare_log(folder, users, visits, ads):
   return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("visits", "said"), [(4, "recall@10"), (2, "nothing to evaluate on")])
 def test_the_smallest_logs_train(tmp_path, visits, said):
   """Three ads, fewer than beams, codes or cuts; no money; and, with two visits a user, nothing held out."""
@@ -288,6 +289,7 @@ def _last_state(workdir):
     return checkpointer.restore(state_lib.abstract(target)).state
 
 
+@pytest.mark.long
 def test_stopped_and_killed_runs_end_as_the_uninterrupted_one(source, tmp_path):
   whole, broken = tmp_path / "whole", tmp_path / "broken"
   arguments = (*tiny.source_flags(source), *_SETTINGS, *_LONG)

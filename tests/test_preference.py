@@ -124,6 +124,7 @@ def test_in_order_of_time_each_request_is_predicted_before_it_is_learned_from(st
   assert first["prequential/recall@10"] == pytest.approx(expected)
 
 
+@pytest.mark.long
 def test_candidates_of_an_equal_start_are_taken_from_the_cache(start, tmp_path, monkeypatch):
   knobs = {"candidates_cache": str(tmp_path / "cache"), "refresh_steps": 8, "max_steps": 2}
   trained(config_of(start, tmp_path / "one", **knobs))
@@ -138,6 +139,7 @@ def test_candidates_of_another_reward_are_made_anew(start, tmp_path):
   assert len(os.listdir(tmp_path / "cache")) == 2
 
 
+@pytest.mark.long
 def test_a_finished_run_goes_on_in_the_round_that_its_end_cut_short(start, tmp_path):
   trained(config_of(start, tmp_path, max_steps=4))
   result = trained(config_of(start, tmp_path, max_steps=8))

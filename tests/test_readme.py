@@ -12,7 +12,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("compile_cache")
 def test_the_example_runs(tmp_path):
   block = re.search(r"<!-- example: begin -->\s*```sh\n(.*?)```\s*<!-- example: end -->", _README, re.DOTALL)[1]

@@ -38,6 +38,7 @@ def test_beams_that_share_no_context_find_the_same(small):
   assert shared.gflop == pytest.approx(alone.gflop, rel=1e-6)
 
 
+@pytest.mark.long
 def test_figures_hold_their_ratios(small):
   settings = {"lazy": setting(), "autoregressive": setting(lazy_layers=0, widths=decode.FIXED)}
   figures, seconds, timers = decode._timed(settings, *small, repetitions=2)
@@ -86,6 +87,7 @@ def test_reachable_sees_the_overlay(small):
   assert jax.tree.leaves(trie)
 
 
+@pytest.mark.long
 def test_the_index_suite_measures_every_size(small):
   patch = pytest.MonkeyPatch()
   patch.setattr(index, "Setting", lambda batch, ecpm: setting(batch=batch, ecpm=ecpm))

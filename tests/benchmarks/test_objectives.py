@@ -6,6 +6,7 @@ from gr4ad_jax.benchmarks import objectives
 from gr4ad_jax.config import Config, DataConfig, ModelConfig, SidConfig
 
 
+@pytest.mark.long
 def test_figures_agree_with_each_other_and_memory_is_bounded():
   config = Config(
     data=DataConfig(history_slots=4, neighbor_slots=0, rising_slots=2, targets=2),

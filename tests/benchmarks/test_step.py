@@ -20,6 +20,7 @@ CONFIG = Config(
 )
 
 
+@pytest.mark.long
 def test_cost_of_a_step_and_its_figures(monkeypatch):
   compiled = []
   real = cost_lib.compile_step

@@ -6,6 +6,7 @@ from gr4ad_jax.benchmarks import throughput
 from gr4ad_jax.config import Config, DataConfig, ModelConfig, SearchConfig, ServeConfig, SidConfig
 
 
+@pytest.mark.long
 def test_figures_agree_with_each_other():
   config = Config(
     data=DataConfig(history_slots=6, neighbor_slots=0, rising_slots=2),

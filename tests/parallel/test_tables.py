@@ -5,6 +5,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from gr4ad_jax.parallel import tables
 from tests import devices
@@ -107,6 +108,7 @@ print("passed")
 """
 
 
+@pytest.mark.long
 def test_eight_devices(tmp_path):
   command = [sys.executable, "-c", _ON_EIGHT, str(tmp_path / "checkpoints")]
   done = subprocess.run(command, capture_output=True, text=True, check=False, env=devices.environment(8))

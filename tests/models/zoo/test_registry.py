@@ -47,7 +47,14 @@ def test_a_toy_model_is_trained_and_evaluated(log, tmp_path, monkeypatch, compil
   assert found["settings"]["model"] == "toy_last" and 0 <= found["systems"]["toy_last"]["recall@10"]["mean"] <= 1
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.MODELS) - {"gr4ad"}))
+# GR4AD's kin differ from it in the decoder or the slots alone, and what that changes has its own tests.
+_KIN = ("deepseek_mtp", "gr4ad_items", "onerec_v2", "parallel_heads")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(name, marks=[pytest.mark.long] * (name in _KIN)) for name in sorted(set(registry.MODELS) - {"gr4ad"})],
+)
 def test_every_model_goes_through_training_and_use(log, tmp_path, name, compile_cache):
   layers = ("--layers=3",) if name == "deepseek_mtp" else ()
   done = train(log, tmp_path / name, f"--model={name}", "--item_start=ppmi", *layers)
