@@ -60,7 +60,7 @@ ROWS = (
   Row("vsl_continued", VSL, {}, {"learning_rate": (1e-4, 3e-4, 1e-3)}),
   Row("xent", VSL, {"objective": "xent"}, _weights(1.0, 3.0, 10.0)),
   Row("dpo", VSL, {"objective": "dpo"}, _weights(1.0, 3.0, 10.0)),
-  Row("sdpo", VSL, {"objective": "sdpo"}, _weights(1.0, 3.0, 10.0)),
+  Row("sdpo", VSL, {"objective": "sdpo"}, _weights(1.0, 0.3, 0.1)),
   Row("grpo", VSL, {"objective": "grpo"}, _weights(1.0, 3.0, 10.0)),
   Row("rspo", VSL, {"objective": "rspo"}, _weights(3.0, 10.0, 30.0)),
   Row("unified", "rspo", {"objective": "unified"}, _weights(3.0, 10.0, 30.0)),
