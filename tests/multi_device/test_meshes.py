@@ -108,8 +108,9 @@ def lists():
 @pytest.mark.parametrize("name", [*MESHES, "processes"])
 def test_fifty_losses_and_the_recommendations_are_those_of_one_device(runs, lists, name):
   runs, _ = runs
-  np.testing.assert_allclose(_losses(runs / name), _losses(runs / "one"), atol=1e-4)
-  assert _losses(runs / "one")[-1] < _losses(runs / "one")[0] - 0.2  # it learned something
+  losses = _losses(runs / "one")
+  np.testing.assert_allclose(_losses(runs / name), losses, atol=1e-4)
+  assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.2  # it learned something; one step's loss is noise
   for one, other in zip(lists(runs / "one"), lists(runs / name), strict=True):
     assert [ad.ad_id for ad in one] == [ad.ad_id for ad in other]
     np.testing.assert_allclose(*([ad.score for ad in ads] for ads in (one, other)), atol=1e-3)
