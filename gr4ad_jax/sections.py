@@ -191,6 +191,10 @@ class PreferenceConfig:
   value_exponent: float = knob(
     1.0, "Exponent of the reward model's E[value | purchase]; below 1 the reward keeps more recall.", low=0
   )
+  reward_prior: float = knob(
+    0.0, "Share of the reference policy's own log p in the reward's log p(purchase): two estimates err apart.", low=0,
+    high=1,
+  )  # fmt: skip
   exposure: str = knob(
     "none", "Share that lowers a reward: the ad's or its advertiser's.", choices=("none", "ad", "account")
   )
@@ -270,6 +274,9 @@ class TrainConfig:
   eval_every: int = knob(200, "Steps between valid evaluations, unless valid is learned from; 0: at the end.", low=0)
   eval_requests: int = knob(512, "Valid requests of a periodic evaluation.", low=1)
   save_every: int = knob(200, "Steps between checkpoints.", low=1)
+  loader_threads: int = knob(
+    0, "Threads that make batches ready; 0: one on CPU, where cores are the devices, else one a core, 8 at most.", low=0
+  )
   profile_steps: str = knob(
     "", "As 10:15: a profiler trace in <workdir>/profile from where 10 steps are done to where 15 are; empty: none."
   )

@@ -1,5 +1,6 @@
 """Request-grouped batches: one context, M targets, fixed shapes, padded and masked, from columns in memory."""
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -66,10 +67,13 @@ class RequestContexts:
     num = len(lines.request_time)
     self._neighbor_ids = np.full((num, config.neighbor_slots), -2, np.int32)  # -2: not looked up yet
     self._neighbor_scores = np.zeros((num, config.neighbor_slots), np.float16)
+    self._lock = threading.Lock()  # of these two: batches are made in several threads
 
   def prepare(self, requests: np.ndarray) -> None:
     """Looks the neighbours of many requests up at once, so that later batches only gather."""
-    missing = requests[self._neighbor_ids[requests, :1].ravel() == -2] if self.config.neighbor_slots else requests[:0]
+    with self._lock:
+      unknown = self._neighbor_ids[requests, :1].ravel() == -2
+    missing = requests[unknown] if self.config.neighbor_slots else requests[:0]
     for begin in range(0, len(missing), 2048):
       some = missing[begin : begin + 2048]
       rows = history.history_rows(self.lines, some, self.config.history_slots)
@@ -82,7 +86,8 @@ class RequestContexts:
     for number in np.unique(fold):
       some = fold == number
       ids, scores = neighbors.part(number).unseen(ads[some], decay[some], slots)
-      self._neighbor_ids[requests[some]], self._neighbor_scores[requests[some]] = ids, scores
+      with self._lock:
+        self._neighbor_ids[requests[some]], self._neighbor_scores[requests[some]] = ids, scores
 
   def slots(self, requests: np.ndarray):
     """Ads of the context slots.
@@ -198,7 +203,7 @@ class TrainingOrder:
     if not len(requests):
       raise ValueError("there is no training request")
     self.requests, self.batch_size, self.seed, self.shuffled = np.asarray(requests), batch_size, seed, shuffled
-    self._epoch, self._permutation = -1, None
+    self._permutation = -1, self.requests  # of an epoch
 
   @property
   def steps_per_epoch(self) -> float:
@@ -208,10 +213,12 @@ class TrainingOrder:
   def _ordered(self, epoch: int) -> np.ndarray:
     if not self.shuffled:
       return self.requests
-    if epoch != self._epoch:
+    known, permutation = self._permutation  # one read: other threads may be in another epoch
+    if epoch != known:
       bits = np.random.Philox(key=np.array([self.seed, epoch], np.uint64))
-      self._permutation, self._epoch = np.random.Generator(bits).permutation(self.requests), epoch
-    return self._permutation
+      permutation = np.random.Generator(bits).permutation(self.requests)
+      self._permutation = epoch, permutation
+    return permutation
 
   def step(self, step: int, process: int = 0, processes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """This process' rows of a step.

@@ -14,12 +14,12 @@ import scipy.sparse
 from gr4ad_jax.config import PreferenceConfig
 from gr4ad_jax.data import history
 from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, RequestContexts
-from gr4ad_jax.decoding.ranker import Ranker
+from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.evaluation import baselines
 
 NO_REFERENCE = np.float32(-1e9)  # stands for log p_ref where no policy proposed the candidate
 
-RewardOf = Callable[[np.ndarray, np.ndarray], np.ndarray]
+RewardOf = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,8 @@ class CandidateMaker:
     config: how many, and by whom.
     contexts: of the requests.
     ranker: the policy's search, with `preference.candidate_beams`.
-    reward: requests [B] and ads [B, C] -> rewards [B, C].
+    reward: requests [B], ads [B, C] and the policy's log p of them [B, C] -> rewards [B, C]. An ad that the beams did
+      not reach has the log p of the last one that they did.
     num_ads: rows of the ad table, N.
     learned_L: lines that EASE is fitted on. A request's own are among them: as a proposal that does no harm, since the
       reward does not come from it.
@@ -105,16 +106,18 @@ class CandidateMaker:
 
   def _some(self, params: Any, requests: np.ndarray, batch: int) -> tuple[np.ndarray, ...]:
     c = self._config
-    ranking = self._ranker.rank(params, self._contexts, requests, max(c.policy_candidates, 10), batch)
-    policy_RK = ranking.ad_RK[:, : c.policy_candidates]
+    shown = max(c.policy_candidates, 10)
+    found = self._ranker.rank(params, self._contexts, requests, max(shown, c.candidate_beams), batch)
+    policy_RK = found.ad_RK[:, : c.policy_candidates]
     others = [self._pipeline(name, requests) for name in c.pipelines] if c.other_candidates else []
     target_RM = self._targets(requests)
     ad_RX = np.concatenate([target_RM, policy_RK, *others], axis=1)
     logp_RX = np.full(ad_RX.shape, NO_REFERENCE)
     proposed = slice(target_RM.shape[1], target_RM.shape[1] + policy_RK.shape[1])
-    logp_RX[:, proposed] = np.where(policy_RK >= 0, ranking.logp_RK[:, : c.policy_candidates], NO_REFERENCE)
+    logp_RX[:, proposed] = np.where(policy_RK >= 0, found.logp_RK[:, : c.policy_candidates], NO_REFERENCE)
     ad_RC, logp_RC = _distinct(ad_RX, logp_RX)
-    return requests, ad_RC, logp_RC, self._reward(requests, ad_RC), ranking.ad_RK, ranking.logp_RK
+    reward_RC = self._reward(requests, ad_RC, _logp_of(ad_RC, found))
+    return requests, ad_RC, logp_RC, reward_RC, found.ad_RK[:, :shown], found.logp_RK[:, :shown]
 
   def _targets(self, requests: np.ndarray) -> np.ndarray:
     """The requests' own ads, as VSL draws them: [B, M]."""
@@ -155,6 +158,14 @@ class CandidateMaker:
     shape = (int(lines.request_user.max()) + 1, self._num_ads)
     taken = scipy.sparse.csr_matrix((np.ones(len(user), np.float32), (user, lines.ad[learned_L])), shape)
     return baselines.ease_weights((taken > 0).astype(np.float32), baselines.EASE_PENALTY)
+
+
+def _logp_of(ad_RC: np.ndarray, found: Ranking) -> np.ndarray:
+  """log p of ads [R, C] by a search; of those that it did not find, the lowest that it has."""
+  same_RCK = ad_RC[:, :, None] == found.ad_RK[:, None]
+  lowest_R1 = np.where(found.ad_RK >= 0, found.logp_RK, 0).min(axis=1, keepdims=True)
+  logp_RC = np.take_along_axis(found.logp_RK, same_RCK.argmax(axis=2), axis=1)
+  return np.where(same_RCK.any(axis=2) & (ad_RC >= 0), logp_RC, lowest_R1)
 
 
 def _top(score_BN: np.ndarray, count: int) -> np.ndarray:

@@ -190,6 +190,7 @@ def fit(
   on_progress: Callable[[Progress], None] | None = None,
   cost: StepCost | None = None,
   profiler: StepProfiler | None = None,
+  workers: int = 1,
 ) -> FitResult:
   """Trains from `state.step` to the end of the schedule, or to its `until`.
 
@@ -199,7 +200,7 @@ def fit(
   Args:
     state: fresh or restored; donated.
     train_step: of `make_train_step`.
-    make_batch: step number -> batch on the devices; called ahead of time, in a thread.
+    make_batch: step number -> batch on the devices; called ahead of time, in several threads.
     schedule: when to stop, log, evaluate and save.
     checkpointer: keeps checkpoints; None: none are kept.
     writer: takes `train/…` and `valid/…` scalars, one line a step at most.
@@ -208,13 +209,14 @@ def fit(
     on_progress: called once a step, one step late.
     cost: of a step: turns the rate of steps into requests, tokens and utilisation, `train/mfu`.
     profiler: traces some of the steps.
+    workers: threads that make batches.
 
   Raises:
     DivergedError: a step's loss or gradient is not finite; the state of that step is not saved.
   """
   run = _Run(schedule, checkpointer, writer, evaluate_fn, on_progress, metadata, cost)
   status, waiting = "done", None
-  with Preemption() as preemption, Prefetcher(make_batch, int(state.step), schedule.end) as batches:
+  with Preemption() as preemption, Prefetcher(make_batch, int(state.step), schedule.end, workers) as batches:
     try:
       for number, batch in batches:
         if profiler:

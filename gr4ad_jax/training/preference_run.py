@@ -165,7 +165,7 @@ class PreferenceTrainer(Trainer):
 
 _SHAPES_CANDIDATES = (
   "policy_candidates", "other_candidates", "pipelines", "candidate_beams", "reward", "reward_power", "value_exponent",
-  "exposure", "exposure_weight",
+  "reward_prior", "exposure", "exposure_weight",
 )  # fmt: skip
 
 

@@ -1,9 +1,21 @@
-"""Batches made ready in a thread while the devices work."""
+"""Batches made ready in threads while the devices work."""
 
-import queue
-import threading
+import collections
+import concurrent.futures
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import jax
+
+_MOST_THREADS = 8
+
+
+def threads(wanted: int) -> int:
+  """How many threads make batches: `wanted`; 0: one where the cores are the devices, else one a core, 8 at most."""
+  if wanted:
+    return wanted
+  return 1 if jax.default_backend() == "cpu" else min(_MOST_THREADS, os.cpu_count() or 1)
 
 
 class Prefetcher:
@@ -13,45 +25,34 @@ class Prefetcher:
   raises is raised by the iteration, at its step.
 
   Args:
-    make: step -> batch, on the devices already; called in one background thread.
+    make: step -> batch, on the devices already; called in several threads at once.
     first: first step.
     last: one past the last step.
-    depth: batches held ready.
+    workers: threads; one batch more than that is ready or being made.
   """
 
-  def __init__(self, make: Callable[[int], Any], first: int, last: int, depth: int = 2):
-    self._make, self._first, self._last = make, first, last
-    self._ready: queue.Queue = queue.Queue(maxsize=depth)
-    self._stop = threading.Event()
-    self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
-    self._thread.start()
+  def __init__(self, make: Callable[[int], Any], first: int, last: int, workers: int = 1):
+    self._make, self._next, self._last = make, first, last
+    self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
+    self._ahead: collections.deque = collections.deque()
+    for _ in range(workers + 1):
+      self._begin_one()
 
-  def _fill(self) -> None:
-    for step in range(self._first, self._last):
-      try:
-        item = (step, self._make(step), None)
-      except BaseException as error:  # handed over to the consumer, which raises it
-        item = (step, None, error)
-      while not self._stop.is_set():
-        try:
-          self._ready.put(item, timeout=0.1)
-          break
-        except queue.Full:
-          continue
-      if self._stop.is_set() or item[2] is not None:
-        return
+  def _begin_one(self) -> None:
+    if self._next < self._last:
+      self._ahead.append((self._next, self._pool.submit(self._make, self._next)))
+      self._next += 1
 
   def __iter__(self) -> Iterator[tuple[int, Any]]:
-    for _ in range(self._first, self._last):
-      step, batch, error = self._ready.get()
-      if error is not None:
-        raise error
+    while self._ahead:
+      step, future = self._ahead.popleft()
+      batch = future.result()
+      self._begin_one()
       yield step, batch
 
   def close(self) -> None:
-    """Stops the thread; batches that are ready are dropped."""
-    self._stop.set()
-    self._thread.join()
+    """Stops the threads; batches that are ready are dropped."""
+    self._pool.shutdown(cancel_futures=True)
 
   def __enter__(self):
     return self

@@ -24,7 +24,7 @@ from gr4ad_jax.models.piecewise import feature_edges
 from gr4ad_jax.models.zoo.ranker import Ranker
 from gr4ad_jax.objectives import pointwise
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.training import loop
+from gr4ad_jax.training import loop, prefetch
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.training.inputs import Inputs
@@ -219,7 +219,7 @@ def train(
       schedule = loop.Schedule(trainer.total_steps, t.log_every, 0, t.save_every)
       result = loop.fit(
         state, trainer.step, trainer.make_batch, schedule, checkpointer=checkpointer, writer=writer,
-        on_progress=on_progress,
+        on_progress=on_progress, workers=prefetch.threads(t.loader_threads),
       )  # fmt: skip
     finally:
       writer.close()

@@ -23,7 +23,8 @@ class RewardColumns:
   Attributes:
     request_B: request numbers.
     ad_BC: rows of the ad table.
-    purchase_BC: p(purchase), calibrated; 1 for ads that were bought and 0 for others where there is no model.
+    purchase_BC: p(purchase), calibrated, to the power 1 - a, times the reference's p to the power a = --reward_prior; 1
+      for ads that were bought and 0 for others where there is no model.
     value_BC: E[value | purchase] to the power --value_exponent; the logged value where there is no model.
     logged_BC: value of the request's own lines, 0 where the ad was not taken.
     repeat_BC: share of the ad's recent lines whose user had taken it before.
@@ -99,10 +100,13 @@ def resolve(config: PreferenceConfig, ads: AdTable) -> RewardFn:
   """The reward function that --reward names.
 
   Raises:
-    ConfigError: neither a known name nor `package.module:function` that can be imported.
+    ConfigError: neither a known name nor `package.module:function` that can be imported; a --reward_prior beside what
+      was logged.
     DataError: see `margin_of`.
   """
   name = config.reward
+  if name == "logged" and config.reward_prior:
+    raise ConfigError(f"--reward_prior={config.reward_prior} is not allowed: --reward=logged has no p(purchase)")
   known = {"revenue": revenue, "logged": logged, "lifetime": lifetime}
   if name in known:
     return known[name]
@@ -139,13 +143,18 @@ class Rewarder:
     self._config, self._contexts, self._ads, self._model = config, contexts, ads, model
     self._reward = resolve(config, ads)
 
-  def __call__(self, requests_B: np.ndarray, ad_BC: np.ndarray) -> np.ndarray:
+  def __call__(self, requests_B: np.ndarray, ad_BC: np.ndarray, logp_BC: np.ndarray) -> np.ndarray:
     """Rewards [B, C] float32, at least 0 unless the reward function says otherwise; 0 where `ad_BC` is -1.
+
+    Args:
+      requests_B: request numbers.
+      ad_BC: rows of the ad table, -1 in padding.
+      logp_BC: the reference policy's log p of them, finite.
 
     Raises:
       ConfigError: a user's function that returns another shape, or what is not finite.
     """
-    columns = self.columns(requests_B, ad_BC)
+    columns = self.columns(requests_B, ad_BC, logp_BC)
     reward_BC = np.asarray(self._reward(columns), np.float32)
     if reward_BC.shape != ad_BC.shape or not np.isfinite(reward_BC[ad_BC >= 0]).all():
       raise ConfigError(
@@ -156,8 +165,8 @@ class Rewarder:
       reward_BC = np.sign(reward_BC) * np.abs(reward_BC) ** self._config.reward_power
     return np.where(ad_BC >= 0, reward_BC * self._exposure(requests_B, columns.ad_BC), 0).astype(np.float32)
 
-  def columns(self, requests_B: np.ndarray, ad_BC: np.ndarray) -> RewardColumns:
-    """All that a reward function may read."""
+  def columns(self, requests_B: np.ndarray, ad_BC: np.ndarray, logp_BC: np.ndarray) -> RewardColumns:
+    """All that a reward function may read; arguments as of a call."""
     contexts, lines = self._contexts, self._contexts.lines
     row_BC, logged_BC = np.maximum(ad_BC, 0), np.zeros(ad_BC.shape, np.float32)
     for b, request in enumerate(requests_B):
@@ -166,7 +175,9 @@ class Rewarder:
       logged_BC[b] = [value_of.get(ad, 0.0) for ad in ad_BC[b].tolist()]
     if self._model:
       found = self._model.estimate(requests_B, ad_BC)
-      purchase_BC, value_BC = found.purchase_BC, found.value_BC**self._config.value_exponent
+      prior = self._config.reward_prior
+      purchase_BC = found.purchase_BC ** (1 - prior) * np.exp(prior * logp_BC)
+      value_BC = found.value_BC**self._config.value_exponent
     else:
       purchase_BC, value_BC = (logged_BC > 0).astype(np.float32), logged_BC
     about = contexts.popularity.features(lines.request_time[requests_B], row_BC)

@@ -19,7 +19,7 @@ from gr4ad_jax.parallel import distributed, tables
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import loop, preemption, rewards
+from gr4ad_jax.training import loop, preemption, prefetch, rewards
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training import workdir as workdir_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
@@ -222,6 +222,7 @@ def train(
           on_progress=on_progress,
           cost=trainer.cost,
           profiler=profiler,
+          workers=prefetch.threads(t.loader_threads),
         )
         state = result.state
         if result.status == "preempted" or int(state.step) >= trainer.total_steps:

@@ -10,7 +10,7 @@ from gr4ad_jax.config import Config, ConfigError
 FREE = (
   "data_dir", "ads_path", "events_path", "epochs", "max_steps", "remat", "mesh", "log_every", "eval_every",
   "eval_requests", "save_every", "candidates_cache", "collapse_entropy", "collapse_coverage", "profile_steps",
-  "peak_tflops", "swing_memory_mb",
+  "peak_tflops", "swing_memory_mb", "loader_threads",
 )  # fmt: skip
 """What a trained run may change: where its data lie (their content is compared), its length, how often it tells,
 and what changes no result."""

@@ -1,5 +1,6 @@
 """Batches: what a request becomes, which targets are drawn, which requests make up a step."""
 
+import concurrent.futures
 import dataclasses
 
 import chex
@@ -183,6 +184,16 @@ def test_order_is_of_seed_and_step_whatever_the_processes(number, batch_size, se
   for epoch in range(2):
     np.testing.assert_array_equal(np.sort(rows[epochs == epoch]), requests)
   assert order.steps_per_epoch == number / batch_size
+
+
+def test_many_threads_make_what_one_makes(whole):
+  contexts, order = make_contexts(), TrainingOrder(np.arange(len(whole.slot_kind_BS)), 8, 0)
+  alone = TrainingOrder(order.requests, order.batch_size, order.seed)
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    made = list(pool.map(lambda step: (order.step(step)[0], contexts.batch(*order.step(step))), range(40)))
+  for step, (requests, batch) in enumerate(made):
+    np.testing.assert_array_equal(requests, alone.step(step)[0])
+    chex.assert_trees_all_equal(batch.slot_features_BSF, whole.slot_features_BSF[requests])
 
 
 def test_epochs_and_seeds_shuffle_differently():

@@ -35,11 +35,12 @@ def contexts():
   return RequestContexts(lines, codes_NT, np.ones(logs.ADS, np.float32), trends, neighbors, data)
 
 
-def make(contexts, **settings):
+def make(contexts, given=None, **settings):
   config = PreferenceConfig(**{"policy_candidates": 4, "other_candidates": 2, **settings})
-  learned_L = np.ones(len(contexts.lines.ad), bool)
+  learned_L, given = np.ones(len(contexts.lines.ad), bool), [] if given is None else given
 
-  def reward(requests, ad_BC):
+  def reward(requests, ad_BC, logp_BC):
+    given.append(logp_BC)
     return np.where(ad_BC >= 0, ad_BC + 0.5, 0).astype(np.float32)
 
   maker = CandidateMaker(config, contexts, FixedRanker(), reward, logs.ADS, learned_L)
@@ -64,6 +65,13 @@ def test_the_policys_ads_have_its_probability_wherever_they_stand_and_no_others_
   expected = np.vectorize(lambda ad: known.get(ad, NO_REFERENCE))(made.ad_RC)
   np.testing.assert_array_equal(made.reference_logp_RC, expected.astype(np.float32))
   np.testing.assert_array_equal(made.reward_RC, np.where(made.ad_RC >= 0, made.ad_RC + 0.5, 0))
+
+
+def test_the_reward_is_told_log_p_of_what_the_beams_reached_and_the_lowest_for_the_rest(contexts):
+  given = []
+  made = make(contexts, given, policy_candidates=1)  # the beams reach three ads whatever is proposed
+  expected = np.vectorize(lambda ad: {2: -1.0, 1: -2.0}.get(ad, -3.0))(made.ad_RC)
+  np.testing.assert_array_equal(np.concatenate(given), expected)
 
 
 @pytest.mark.parametrize("name", ["recency", "neighbors", "ease", "popularity"])

@@ -42,10 +42,11 @@ def ads():
 
 
 REQUESTS, ADS_BC = np.array([5, 9]), np.array([[1, 2, -1], [8, 0, 3]])
+LOGP_BC = np.log(np.array([[0.4, 0.1, 0.1], [0.2, 0.3, 0.5]], np.float32))
 
 
 def reward(contexts, ads, model=None, **settings):
-  return Rewarder(PreferenceConfig(**settings), contexts, ads, model)(REQUESTS, ADS_BC)
+  return Rewarder(PreferenceConfig(**settings), contexts, ads, model)(REQUESTS, ADS_BC, LOGP_BC)
 
 
 def doubled(columns):
@@ -59,6 +60,13 @@ def lopsided(columns):
 def test_value_exponent_bends_the_value_alone(contexts, ads):
   straight, bent = (reward(contexts, ads, Model(), value_exponent=power) for power in (1.0, 0.5))
   np.testing.assert_allclose(bent, straight / np.sqrt(10), rtol=1e-6)
+
+
+def test_the_prior_is_the_references_share_of_the_probability(contexts, ads):
+  half = reward(contexts, ads, Model(), reward_prior=0.5)
+  np.testing.assert_allclose(half, 10 * np.sqrt([[0.1 * 0.4, 0.2 * 0.1, 0], [0.8 * 0.2, 0, 0.3 * 0.5]]), rtol=1e-5)
+  with pytest.raises(ConfigError, match="--reward_prior=0.5 is not allowed: --reward=logged has no"):
+    reward(contexts, ads, reward="logged", reward_prior=0.5)
 
 
 def test_revenue_is_probability_times_value_and_padding_is_nothing(contexts, ads):
@@ -78,13 +86,13 @@ def test_logged_reward_is_what_the_request_paid(contexts, ads):
       expected[b, ADS_BC[b] == lines.ad[line]] = lines.value[line]
   own = lines.ad[lines.request_first[5]]
   everything = Rewarder(PreferenceConfig(reward="logged"), contexts, ads, None)
-  np.testing.assert_allclose(everything(REQUESTS, ADS_BC), expected)
-  assert everything(np.array([5]), np.array([[own]]))[0, 0] == lines.value[lines.request_first[5]]
+  np.testing.assert_allclose(everything(REQUESTS, ADS_BC, LOGP_BC), expected)
+  assert everything(np.array([5]), np.array([[own]]), LOGP_BC[:1, :1])[0, 0] == lines.value[lines.request_first[5]]
 
 
 def test_lifetime_grows_with_repeats(contexts, ads):
   once, ever = (reward(contexts, ads, Model(), reward=name) for name in ("revenue", "lifetime"))
-  repeat = Rewarder(PreferenceConfig(), contexts, ads, Model()).columns(REQUESTS, ADS_BC).repeat_BC
+  repeat = Rewarder(PreferenceConfig(), contexts, ads, Model()).columns(REQUESTS, ADS_BC, LOGP_BC).repeat_BC
   assert ((0 <= repeat) & (repeat <= 1)).all() and repeat.max() > 0
   real = ADS_BC >= 0
   np.testing.assert_allclose(ever[real], (once / (1 - 0.9 * repeat))[real], rtol=1e-5)
