@@ -193,11 +193,16 @@ def catalogue(rankings_RK: np.ndarray, popularity_N: np.ndarray, ks: Sequence[in
 
 
 def list_entropy(logp_RK: np.ndarray) -> float:
-  """Mean entropy of lists, nats: of their ads' probabilities, with all that no ad of the list holds as one outcome.
+  """Mean entropy of lists, nats: of their ads' probabilities, made to sum to 1; lists without an ad are left out.
+
+  What the list does not hold is left out: as one outcome it would hide that a policy draws its mass onto the list.
 
   Args:
-    logp_RK: log-probabilities of distinct outcomes, -inf in padding.
+    logp_RK: log-probabilities of distinct outcomes, best first, -inf in padding.
   """
-  p_RK = np.exp(logp_RK.astype(np.float64))
-  p_RX = np.concatenate([p_RK, np.clip(1 - p_RK.sum(axis=1, keepdims=True), 0, 1)], axis=1)
-  return float(-(p_RX * np.log(np.where(p_RX > 0, p_RX, 1))).sum(axis=1).mean())
+  logp_RK = logp_RK[np.isfinite(logp_RK[:, 0])].astype(np.float64)
+  if not len(logp_RK):
+    return 0.0
+  p_RK = np.exp(logp_RK - logp_RK[:, :1])
+  p_RK /= p_RK.sum(axis=1, keepdims=True)
+  return float(-(p_RK * np.log(np.where(p_RK > 0, p_RK, 1))).sum(axis=1).mean())

@@ -9,13 +9,20 @@ from gr4ad_jax.config import PreferenceConfig
 from gr4ad_jax.training import collapse
 
 
-def test_entropy_is_that_of_the_listed_ads_and_the_rest():
-  p = np.array([[0.5, 0.25, 0.0], [1.0, 0.0, 0.0]])
+def test_entropy_is_that_of_what_is_listed_and_coverage_counts_ads():
+  p = np.array([[0.3, 0.1, 0.0], [0.2, 0.0, 0.0], [0.0, 0.0, 0.0]])
   with np.errstate(divide="ignore"):
-    found = collapse.diversity(np.array([[3, 1, -1], [3, -1, -1]]), np.log(p), 4)
-  expected = (-0.5 * np.log(0.5) - 2 * 0.25 * np.log(0.25)) / 2
+    found = collapse.diversity(np.array([[3, 1, -1], [3, -1, -1], [-1, -1, -1]]), np.log(p), 4)
+  expected = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) / 2  # a list of one ad has none, one of no ad does not count
   assert found["entropy"] == pytest.approx(expected)
   assert found["coverage@10"] == 0.5
+
+
+def test_a_policy_that_draws_its_mass_onto_few_of_the_list_loses_entropy():
+  flat, sharp = np.full((1, 10), 0.02), np.array([[0.5, *[0.02] * 9]])
+  ads = np.arange(10)[None]
+  wide, narrow = (collapse.diversity(ads, np.log(p), 20)["entropy"] for p in (flat, sharp))
+  assert narrow < 0.7 * wide
 
 
 def test_alarm_below_the_share_of_the_start(caplog, tmp_path):
