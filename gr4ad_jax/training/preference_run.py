@@ -21,7 +21,7 @@ from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import collapse
-from gr4ad_jax.training.candidates import CandidateMaker, Candidates, digest
+from gr4ad_jax.training.candidates import CandidateMaker, Candidates, RewardOf, digest
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.preference_task import PreferenceBatch, make_preference_loss
 from gr4ad_jax.training.reward_model import RewardModel
@@ -54,12 +54,17 @@ class PreferenceTrainer(Trainer):
     reward_model = reward_model_of(config, inputs)
     rewarder = Rewarder(p, self.contexts, inputs.dataset.ads, reward_model)
     self._rewarded_by = reward_model.digest if reward_model else "", _content(p.margins_path)
-    search = SearchConfig(beams=(p.candidate_beams,) * len(config.sid.codebooks))
-    ranker = Ranker(self.model, inputs.index, inputs.ecpm, search)
-    learned_L = np.isin(inputs.lines.request, self.order.requests)
-    self._maker = CandidateMaker(p, self.contexts, ranker, rewarder, len(inputs.dataset.ads), learned_L)
+    self._maker = self.candidate_maker(rewarder)
     self._folder = os.path.join(config.workdir, "candidates")
     self._guard = collapse.CollapseGuard(p, os.path.join(self._folder, "start.json"))
+
+  def candidate_maker(self, reward: RewardOf) -> CandidateMaker:
+    """Makes the candidates that the config asks for, with rewards of `reward`."""
+    config, inputs = self.config, self.inputs
+    search = SearchConfig(beams=(config.preference.candidate_beams,) * len(config.sid.codebooks))
+    ranker = Ranker(self.model, inputs.index, inputs.ecpm, search)
+    learned_L = np.isin(inputs.lines.request, self.order.requests)
+    return CandidateMaker(config.preference, self.contexts, ranker, reward, len(inputs.dataset.ads), learned_L)
 
   def make_loss(self) -> LossFn:
     """VSL and the list objective."""
@@ -69,7 +74,7 @@ class PreferenceTrainer(Trainer):
   def make_batch(self, step: int) -> PreferenceBatch:
     """This process' rows of a step of the round, put on the mesh."""
     requests, _ = self.order.step(step, jax.process_index(), jax.process_count())
-    return mesh_lib.put_batch(self._with_candidates(requests), self.mesh)
+    return mesh_lib.put_batch(self.lists_of(self._round, requests), self.mesh)
 
   def begin_round(self, state: TrainState, writer: Writer, told: Callable[[str, int, int], None]) -> int:
     """Makes the candidates of the round, or takes those that a stopped run left; tells how the policy fares."""
@@ -143,9 +148,9 @@ class PreferenceTrainer(Trainer):
       total[name] = float(above / below)
     return total
 
-  def _with_candidates(self, requests: np.ndarray) -> PreferenceBatch:
+  def lists_of(self, made: Candidates, requests: np.ndarray) -> PreferenceBatch:
     """The requests' contexts, their candidates as sequences, and which of these were taken, with their money."""
-    made, lines = self._round, self.inputs.lines
+    lines = self.inputs.lines
     row = made.rows_of(requests)
     ad_BC = made.ad_RC[row]
     context = self.contexts.batch(requests)

@@ -1,5 +1,7 @@
 """List objectives as a loss of the training step: candidates are the sequences, VSL is on those that were taken."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -31,9 +33,13 @@ class PreferenceBatch(NamedTuple):
   reward_BC: jax.Array
 
 
+ListLoss = Callable[..., tuple[jax.Array, jax.Array]]  # as `list_loss` without its name
+
+
 def make_preference_loss(
-  model: GR4AD, objective: ObjectiveConfig, config: PreferenceConfig, ecpm: EcpmBins, targets: int
-) -> LossFn:
+  model: GR4AD, objective: ObjectiveConfig, config: PreferenceConfig, ecpm: EcpmBins, targets: int,
+  of_lists: ListLoss | None = None,
+) -> LossFn:  # fmt: skip
   """(params, batch, key) -> (loss, metrics): VSL plus a weighted list objective, or the unified sum (§3.2, §3.3).
 
   Args:
@@ -42,7 +48,9 @@ def make_preference_loss(
     config: settings of the lists.
     ecpm: bins and clip of the eCPM token.
     targets: what was taken stands among so many first candidates; the eCPM of the others is not learned.
+    of_lists: the list loss; None: the objective's.
   """
+  of_lists = of_lists or functools.partial(list_loss, objective.objective)
 
   def loss_fn(params, batch: PreferenceBatch, key: jax.Array):
     requests, mask_BC = batch.requests, batch.mask_BC
@@ -52,7 +60,7 @@ def make_preference_loss(
       {"params": params}, requests, requests.target_codes_BMT, train=dropout, valued=targets, rngs=rngs
     )
     reference_BC = batch.reference_logp_BC if config.reference else jnp.full_like(batch.reference_logp_BC, NO_REFERENCE)
-    w_vsl_BC, preference = _preference(objective.objective, config, out.logp_BM, reference_BC, batch.reward_BC, mask_BC)
+    w_vsl_BC, preference = of_lists(config, out.logp_BM, reference_BC, batch.reward_BC, mask_BC)
     loss, metrics = vsl_of(out, requests, objective, ecpm, w_vsl_BC)
     loss = loss + config.preference_weight * preference
     return loss, {**metrics, "preference": preference, "vsl": metrics["loss"], "loss": loss}
@@ -60,8 +68,8 @@ def make_preference_loss(
   return loss_fn
 
 
-def _preference(name: str, config: PreferenceConfig, logp_BC, reference_BC, reward_BC, mask_BC):
-  """VSL's weights [B, C] and the scalar list loss, a mean over requests (unified: over candidates)."""
+def list_loss(name: str, config: PreferenceConfig, logp_BC, reference_BC, reward_BC, mask_BC):
+  """VSL's weights [B, C] and the scalar loss of an objective, a mean over requests (unified: over candidates)."""
   lists, one = (logp_BC, reference_BC, reward_BC), jnp.ones_like(logp_BC)
   pairs = {
     "beta": config.beta,

@@ -57,11 +57,11 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
     config: rates and limits; clip_norm = 0 means no limit.
     total_steps: length of the run, steps.
   """
-  warmup = min(config.warmup_steps, total_steps // 2)
+  warmup = jnp.minimum(config.warmup_steps, total_steps // 2)  # both may be traced
 
   def schedule(step, peak):
-    rise = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
-    progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
+    rise = jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup, 1))
+    progress = jnp.clip((step - warmup) / jnp.maximum(total_steps - warmup, 1), 0.0, 1.0)
     return peak * rise * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
   learning_rate = functools.partial(schedule, peak=config.learning_rate)

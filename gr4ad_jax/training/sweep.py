@@ -1,0 +1,255 @@
+"""Many settings of the list objectives from one start, each for one round, with one compiled step.
+
+What is tried are arguments of the step, and the requests' lists lie on the device, so a pass takes what its steps take:
+on an accelerator less than a run of its own needs to be compiled. Objectives, optimiser, order and lists are those of
+`PreferenceTrainer` with --refresh_steps of the run's length or more.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.config import Config, ConfigError, load_config, validate, with_knobs
+from gr4ad_jax.data.batches import TrainingOrder
+from gr4ad_jax.evaluation import metrics, protocols, sweep_table, tables
+from gr4ad_jax.training import run
+from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.candidates import NO_REFERENCE, Candidates
+from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.preference_run import PreferenceTrainer, reward_model_of
+from gr4ad_jax.training.preference_task import PreferenceBatch, list_loss, make_preference_loss
+from gr4ad_jax.training.rewards import Rewarder
+from gr4ad_jax.training.state import TrainState
+from gr4ad_jax.training.step import make_train_step
+
+OBJECTIVES = ("dpo", "sdpo", "grpo", "xent", "rspo", "unified")
+ARGUMENTS = ("preference_weight", "beta", "delta", "z_max", "grpo_clip", "grpo_kl")  # of the step
+REWARDS = ("value_exponent", "reward_prior", "reward_power")  # made anew of the same estimates
+KNOBS = ("objective", "reference", *ARGUMENTS, *REWARDS, "learning_rate", "epochs", "seed")
+START = None  # stands for a setting: the parameters that all others start from
+_ROWS = 64
+
+
+def read_settings(path: str, config: Config) -> list[dict]:
+  """The settings to try: a JSON list of objects, each some of KNOBS.
+
+  Raises:
+    ConfigError: no such file, not such a list, or a knob that is unknown or not allowed.
+  """
+  try:
+    with open(path, encoding="utf-8") as file:
+      found = json.load(file)
+  except (OSError, ValueError) as error:
+    raise ConfigError(f"--settings={path} is not allowed: {error}") from error
+  if not isinstance(found, list) or not found or not all(isinstance(one, dict) for one in found):
+    raise ConfigError(f"--settings={path} is not allowed: a JSON list of objects, at least one")
+  for number, one in enumerate(found):
+    where = f"--settings={path}, entry {number}"
+    for name in one:
+      if name not in KNOBS:
+        raise ConfigError(f"{where}: {name!r} is not allowed: any of {', '.join(KNOBS)}")
+    try:
+      chosen = validate(with_knobs(config, one))
+    except (ConfigError, TypeError) as error:
+      raise ConfigError(f"{where}: {error}") from error
+    if chosen.objective.objective not in OBJECTIVES:
+      name = chosen.objective.objective
+      raise ConfigError(f"{where}: objective={name!r} is not allowed: any of {', '.join(OBJECTIVES)}")
+  return found
+
+
+class Sweep:
+  """Trains and scores settings, one after the other.
+
+  Args:
+    config: what the settings have in common; --init_from is the start. One device works.
+    inputs: data, tokenizer and features of the start.
+    told: hears what is done before the settings, how much of it, and of how much.
+
+  Raises:
+    ConfigError, DataError, FileNotFoundError: what a run by these settings would refuse.
+  """
+
+  def __init__(self, config: Config, inputs: Inputs, told: Callable[[str, int, int], None] = lambda *_: None):
+    self._config, self._inputs, self._told = config, inputs, told
+    self._trainer = trainer = PreferenceTrainer(config, inputs)
+    self._start = run.load_params(load_config(config.training.init_from), trainer.model)
+    self._requests = np.sort(trainer.order.requests)
+    model = reward_model_of(config, inputs)
+    self._estimates = _Remembered(model) if model else None
+    self._ranker = run.make_ranker(trainer.model, inputs.index, inputs.ecpm, config.search)
+    self._contexts = _Kept(inputs.contexts(config, "valid"))
+    self._lists: PreferenceBatch | None = None  # of all requests, on the device, once they are made
+    self._step = jax.jit(self._one_step, donate_argnums=0)
+
+  def score(self, params: Any) -> dict:
+    """Valid metrics of the lists by likelihood, and by log p + .3 log E[value]; entropy of the former."""
+    requests = protocols.eval_requests(self._inputs.dataset, "valid", self._config.data.target_behavior)
+    found = self._ranker.rank(params, self._contexts, requests.request, sweep_table.DEPTH)
+    worth_RK = found.logp_RK + sweep_table.VALUE_POWER * np.log(np.maximum(found.value_RK, 1e-3))
+    order = np.argsort(-np.where(found.ad_RK >= 0, worth_RK, -np.inf), axis=1, kind="stable")
+    cuts = protocols.protocol_of(self._inputs.dataset.name).ks
+    scored = {}
+    for name, ad_RK in (("valid", found.ad_RK), ("by_value", np.take_along_axis(found.ad_RK, order, axis=1))):
+      ratios = metrics.per_request(ad_RK[:, : max(cuts)], requests, cuts)
+      scored[name] = {metric: float(ratio.value) for metric, ratio in ratios.items()}
+    return {**scored, "entropy": metrics.list_entropy(found.logp_RK)}
+
+  def run(self, setting: Mapping[str, Any] | None) -> dict:
+    """Trains one setting and scores it, or START."""
+    return self.score(self._start if setting is START else self.train(setting))
+
+  def train(self, setting: Mapping[str, Any]) -> Any:
+    """Parameters after the passes of a setting."""
+    config = with_knobs(self._config, dict(setting))
+    lists = self._lists_with(config)
+    t, size = config.training, config.data.batch_size
+    order = TrainingOrder(self._trainer.order.requests, size, t.seed, t.data_order == "shuffled")
+    steps = max(1, round(order.steps_per_epoch * t.epochs))
+    steps = min(steps, t.max_steps) if t.max_steps else steps
+    p, share = config.preference, [config.objective.objective == name for name in OBJECTIVES]
+    knobs = {name: jnp.asarray(getattr(p, name), jnp.float32) for name in ARGUMENTS}
+    knobs |= {"share": jnp.asarray(share, jnp.float32), "reference": jnp.asarray(p.reference)}
+    knobs |= {"learning_rate": jnp.asarray(t.learning_rate, jnp.float32), "steps": jnp.asarray(steps, jnp.int32)}
+    knobs |= {"seed": jnp.asarray(t.seed, jnp.uint32)}
+    params = jax.tree.map(jnp.array, self._start)  # copies: the step takes its state's place
+    optimizer = state_lib.make_optimizer(t, steps)
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    for step in range(steps):
+      rows = np.searchsorted(self._requests, order.step(step)[0])
+      state, _ = self._step(state, lists, jnp.asarray(rows), knobs)
+    return state.params
+
+  def _one_step(self, state: TrainState, lists: PreferenceBatch, rows: jax.Array, knobs: Mapping):
+    """The training step of a setting whose numbers are arguments."""
+    config, trainer = self._config, self._trainer
+    batch = jax.tree.map(lambda x: x[rows], lists)
+    unknown = jnp.full_like(batch.reference_logp_BC, NO_REFERENCE)
+    batch = batch._replace(reference_logp_BC=jnp.where(knobs["reference"], batch.reference_logp_BC, unknown))
+    p = dataclasses.replace(config.preference, reference=True, **{name: knobs[name] for name in ARGUMENTS})
+    loss = make_preference_loss(
+      trainer.model, config.objective, p, self._inputs.ecpm, config.data.targets,
+      functools.partial(_chosen, knobs["share"]),
+    )  # fmt: skip
+    training = dataclasses.replace(config.training, learning_rate=knobs["learning_rate"])
+    optimizer = state_lib.make_optimizer(training, knobs["steps"])
+    return make_train_step(loss, optimizer, knobs["seed"])(state, batch)
+
+  def _lists_with(self, config: Config) -> PreferenceBatch:
+    """The lists of all requests with the rewards of a setting."""
+    if self._lists is None:
+      self._made = self._candidates()
+      parts = [self._trainer.lists_of(self._made, some) for some in _batches(self._requests)]
+      self._lists = jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *parts)
+    return self._lists._replace(reward_BC=self._rewards(tuple(getattr(config.preference, name) for name in REWARDS)))
+
+  def _candidates(self) -> Candidates:
+    """The start's candidates of all requests; what the reward would be told of log p is kept beside."""
+    logp_parts = []
+
+    def nothing(requests, ad_BC, logp_BC):
+      del requests
+      logp_parts.append(logp_BC)
+      return np.zeros(ad_BC.shape, np.float32)
+
+    told = functools.partial(self._told, "candidates")
+    made = self._trainer.candidate_maker(nothing).make(
+      self._start, self._requests, lambda done: told(done, len(self._requests)), _ROWS
+    )
+    self._logp_RC = np.concatenate(logp_parts)
+    return made
+
+  @functools.lru_cache(maxsize=8)  # noqa: B019 - a sweep lives as long as its process
+  def _rewards(self, values: tuple[float, ...]) -> jax.Array:
+    preference = dataclasses.replace(self._config.preference, **dict(zip(REWARDS, values, strict=True)))
+    rewarder = Rewarder(preference, self._trainer.contexts, self._inputs.dataset.ads, self._estimates)
+    rows = _batches(np.arange(len(self._requests)))
+    parts = [rewarder(self._requests[some], self._made.ad_RC[some], self._logp_RC[some]) for some in rows]
+    return jnp.asarray(np.concatenate(parts))
+
+
+def _chosen(share, config, *lists) -> tuple[jax.Array, jax.Array]:
+  """`list_loss` of the objective whose share is 1; the others' are 0."""
+  found = [list_loss(name, config, *lists) for name in OBJECTIVES]
+  return tuple(sum(share[i] * one[part] for i, one in enumerate(found)) for part in (0, 1))
+
+
+def _batches(numbers: np.ndarray) -> list[np.ndarray]:
+  return [numbers[begin : begin + _ROWS] for begin in range(0, len(numbers), _ROWS)]
+
+
+class _Remembered:
+  """A reward model that is asked once for each batch of requests, whose ads are the same each time."""
+
+  def __init__(self, model):
+    self._model, self._known = model, {}
+
+  def estimate(self, requests_B, ads_BC):
+    key = requests_B.tobytes()
+    if key not in self._known:
+      self._known[key] = self._model.estimate(requests_B, ads_BC)
+    return self._known[key]
+
+
+class _Kept:
+  """Contexts whose batches are made once, and then lie on the device."""
+
+  def __init__(self, contexts):
+    self._contexts, self._known = contexts, {}
+
+  def batch(self, requests):
+    key = requests.tobytes()
+    if key not in self._known:
+      self._known[key] = jax.tree.map(jnp.asarray, self._contexts.batch(requests))
+    return self._known[key]
+
+
+class Results:
+  """What a sweep found, in <folder>/sweep.json and sweep.md; settings that stand there are not trained again.
+
+  Args:
+    folder: where they lie.
+    config: of the sweep: results of other lists, another start or another model stay beside its own, apart from them.
+
+  Raises:
+    ConfigError: a sweep.json that is none.
+  """
+
+  def __init__(self, folder: str, config: Config):
+    self._folder, self._common = folder, _common(config)
+    self._path = os.path.join(folder, "sweep.json")
+    self.found: list[dict] = []
+    if os.path.exists(self._path):
+      try:
+        with open(self._path, encoding="utf-8") as file:
+          self.found = json.load(file)["found"]
+      except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--workdir={folder} is not allowed: its sweep.json is none ({error})") from error
+
+  def has(self, setting: Mapping | None) -> bool:
+    """Whether a setting was tried with the common settings of this sweep."""
+    return any(one["setting"] == setting and one["common"] == self._common for one in self.found)
+
+  def add(self, setting: Mapping | None, scores: Mapping) -> None:
+    """Keeps the scores of a setting; both files are written anew."""
+    self.found.append({"setting": setting, "common": self._common, **scores})
+    tables.write_json(self._path, {"found": self.found})
+    tables.write_text(os.path.join(self._folder, "sweep.md"), sweep_table.format_markdown(self.found))
+
+
+def _common(config: Config) -> dict:
+  """What all settings of a sweep share, in JSON's types."""
+  names = {"preference": ("candidates_cache", "collapse_entropy", "collapse_coverage")}
+  sections = "preference", "objective", "training"
+  shared = {section: dataclasses.asdict(getattr(config, section)) for section in sections}
+  return json.loads(json.dumps({
+    f"{section}.{name}": value for section, knobs in shared.items() for name, value in knobs.items()
+    if name not in names.get(section, ()) and (section != "training" or name in ("init_from", "fit_splits", *KNOBS))
+  }))  # fmt: skip

@@ -1,0 +1,96 @@
+"""A sweep's setting is the run of its knobs; what was tried is kept; what is not allowed is told before any work."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import ConfigError, load_config
+from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training import sweep
+from tests import tiny
+from tests.test_preference import config_of, start, trained  # noqa: F401 - `start` is a fixture
+
+pytestmark = [pytest.mark.usefixtures("compile_cache"), pytest.mark.slow]
+LISTS = {"objective": "xent", "refresh_steps": 100, "max_steps": 4}
+SETTINGS = [
+  {"objective": "rspo", "preference_weight": 3.0, "beta": 0.5, "delta": -1.0, "seed": 1},
+  {"objective": "unified", "preference_weight": 2.0, "z_max": 0.5, "learning_rate": 2e-3, "reference": False},
+  {"objective": "grpo", "preference_weight": 5.0, "grpo_kl": 0.5, "reward_power": 0.5},
+]
+
+
+@pytest.fixture(scope="module")
+def made(start, tmp_path_factory):  # noqa: F811
+  config = config_of(start, tmp_path_factory.mktemp("sweep"), **LISTS)
+  return sweep.Sweep(config, inputs_lib.prepare_inputs(config))
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting["objective"])
+def test_a_setting_ends_as_the_run_of_its_knobs(made, start, setting, tmp_path):  # noqa: F811
+  alone = trained(config_of(start, tmp_path, **{**LISTS, **setting})).state.params
+  ours, theirs, before = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (
+    made.train(setting), alone, made.train({"objective": "xent", "learning_rate": 0.0})))  # fmt: skip
+  assert np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(theirs - before)  # AdamW enlarges rounding
+  other = np.concatenate([np.ravel(x) for x in jax.tree.leaves(made.train({**setting, "objective": "dpo"}))])
+  assert np.linalg.norm(other - theirs) > 0.1 * np.linalg.norm(theirs - before)
+
+
+def test_the_prior_changes_the_reward(made):
+  changed = [float(np.abs(made._rewards(values)).sum()) for values in ((1.0, 0.0, 1.0), (1.0, 0.0, 2.0))]
+  assert changed[0] != changed[1]
+
+
+@pytest.fixture(scope="module")
+def arguments(start, tmp_path_factory):  # noqa: F811
+  folder = tmp_path_factory.mktemp("binary")
+  (folder / "settings.json").write_text(json.dumps(SETTINGS[:1]))
+  saved = load_config(start).data
+  knobs = "--reward=logged", "--max_steps=2", "--policy_candidates=6", "--other_candidates=2", "--candidate_beams=8"
+  files = f"--dataset={saved.dataset}", f"--ads_path={saved.ads_path}", f"--events_path={saved.events_path}"
+  return folder, (
+    *files, f"--data_dir={saved.data_dir}", *tiny.SETTINGS, "--layers=1", "--lazy_layers=0", *knobs,
+    f"--init_from={start}", f"--settings={folder / 'settings.json'}", f"--workdir={folder / 'out'}",
+  )  # fmt: skip
+
+
+def test_the_binary_keeps_what_it_tried(arguments, monkeypatch):
+  folder, flags = arguments
+  done = tiny.run("sweep", *flags)
+  assert done.status == 0, done.err
+  table = (folder / "out" / "sweep.md").read_text()
+  assert table in done.out and "the start" in table and "objective=rspo, preference_weight=3.0, beta=0.5" in table
+  monkeypatch.setattr(sweep, "Sweep", None)  # nothing is trained again
+  again = tiny.run("sweep", *flags)
+  assert again.status == 0 and done.out.endswith(again.out)
+  found = json.loads((folder / "out" / "sweep.json").read_text())["found"]
+  assert [one["setting"] for one in found] == [None, SETTINGS[0]]
+
+
+@pytest.mark.parametrize(
+  ("settings", "said"),
+  [
+    ('[{"objective": "rspo", "heads": 2}]', "entry 0: 'heads' is not allowed: any of objective, reference"),
+    ('[{"objective": "xent"}, {"objective": "vsl"}]', "entry 1: objective='vsl' is not allowed"),
+    ('[{"objective": "rspo", "beta": -1}]', "entry 0: --beta=-1"),
+    ("{}", "a JSON list of objects"),
+    ("[", "is not allowed: Expecting"),
+  ],
+)
+def test_bad_settings_are_told(start, tmp_path, settings, said):  # noqa: F811
+  path = tmp_path / "settings.json"
+  path.write_text(settings)
+  with pytest.raises(ConfigError, match="settings.json") as raised:
+    sweep.read_settings(str(path), config_of(start, tmp_path))
+  assert said in str(raised.value)
+
+
+def test_results_of_other_lists_stay_beside(start, tmp_path):  # noqa: F811
+  first, second = (config_of(start, tmp_path, policy_candidates=count) for count in (4, 6))
+  scores = {"valid": {"recall@10": 0.1}, "by_value": {"recall@10": 0.2}, "entropy": 1.0}
+  sweep.Results(str(tmp_path), first).add(SETTINGS[0], scores)
+  results = sweep.Results(str(tmp_path), second)
+  assert not results.has(SETTINGS[0]) and sweep.Results(str(tmp_path), first).has(SETTINGS[0])
+  results.add(SETTINGS[0], scores)
+  assert "policy_candidates=6, objective=rspo" in (tmp_path / "sweep.md").read_text()
