@@ -43,7 +43,7 @@ def main(argv):
     enable_compilation_cache()
     inputs = inputs_lib.prepare_inputs(config)
     run.check_objective(first, inputs)
-    made = sweep.Sweep(config, inputs, RoundProgress())
+    made = sweep.Sweep(config, inputs, RoundProgress(quiet_seconds=5))
     began = time.monotonic()
     for number, setting in enumerate(left, 1):
       scores = made.run(setting)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.config import Config, ConfigError, load_config, validate, with_knobs
+from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, load_config, validate, with_knobs
 from gr4ad_jax.data.batches import TrainingOrder
 from gr4ad_jax.evaluation import metrics, protocols, sweep_table, tables
 from gr4ad_jax.training import run
@@ -35,6 +35,7 @@ REWARDS = ("value_exponent", "reward_prior", "reward_power")  # made anew of the
 KNOBS = ("objective", "reference", *ARGUMENTS, *REWARDS, "learning_rate", "epochs", "seed")
 START = None  # stands for a setting: the parameters that all others start from
 _ROWS = 64
+_TOLD = 20  # steps between words of progress
 
 
 def read_settings(path: str, config: Config) -> list[dict]:
@@ -71,7 +72,7 @@ class Sweep:
   Args:
     config: what the settings have in common; --init_from is the start. One device works.
     inputs: data, tokenizer and features of the start.
-    told: hears what is done before the settings, how much of it, and of how much.
+    told: hears what is done, how much of it, and of how much.
 
   Raises:
     ConfigError, DataError, FileNotFoundError: what a run by these settings would refuse.
@@ -86,7 +87,6 @@ class Sweep:
     self._estimates = _Remembered(model) if model else None
     self._ranker = run.make_ranker(trainer.model, inputs.index, inputs.ecpm, config.search)
     self._contexts = _Kept(inputs.contexts(config, "valid"))
-    self._lists: PreferenceBatch | None = None  # of all requests, on the device, once they are made
     self._step = jax.jit(self._one_step, donate_argnums=0)
 
   def score(self, params: Any) -> dict:
@@ -109,12 +109,12 @@ class Sweep:
   def train(self, setting: Mapping[str, Any]) -> Any:
     """Parameters after the passes of a setting."""
     config = with_knobs(self._config, dict(setting))
-    lists = self._lists_with(config)
-    t, size = config.training, config.data.batch_size
-    order = TrainingOrder(self._trainer.order.requests, size, t.seed, t.data_order == "shuffled")
+    p, t = config.preference, config.training
+    lists, shuffled = self._lists_with(p), t.data_order == "shuffled"
+    order = TrainingOrder(self._trainer.order.requests, config.data.batch_size, t.seed, shuffled)
     steps = max(1, round(order.steps_per_epoch * t.epochs))
     steps = min(steps, t.max_steps) if t.max_steps else steps
-    p, share = config.preference, [config.objective.objective == name for name in OBJECTIVES]
+    share = [config.objective.objective == name for name in OBJECTIVES]
     knobs = {name: jnp.asarray(getattr(p, name), jnp.float32) for name in ARGUMENTS}
     knobs |= {"share": jnp.asarray(share, jnp.float32), "reference": jnp.asarray(p.reference)}
     knobs |= {"learning_rate": jnp.asarray(t.learning_rate, jnp.float32), "steps": jnp.asarray(steps, jnp.int32)}
@@ -125,6 +125,9 @@ class Sweep:
     for step in range(steps):
       rows = np.searchsorted(self._requests, order.step(step)[0])
       state, _ = self._step(state, lists, jnp.asarray(rows), knobs)
+      if (step + 1) % _TOLD == 0 or step + 1 == steps:
+        jax.block_until_ready(state.step)
+        self._told("steps", step + 1, steps)
     return state.params
 
   def _one_step(self, state: TrainState, lists: PreferenceBatch, rows: jax.Array, knobs: Mapping):
@@ -142,16 +145,20 @@ class Sweep:
     optimizer = state_lib.make_optimizer(training, knobs["steps"])
     return make_train_step(loss, optimizer, knobs["seed"])(state, batch)
 
-  def _lists_with(self, config: Config) -> PreferenceBatch:
+  def _lists_with(self, p: PreferenceConfig) -> PreferenceBatch:
     """The lists of all requests with the rewards of a setting."""
-    if self._lists is None:
-      self._made = self._candidates()
-      parts = [self._trainer.lists_of(self._made, some) for some in _batches(self._requests)]
-      self._lists = jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *parts)
-    return self._lists._replace(reward_BC=self._rewards(tuple(getattr(config.preference, name) for name in REWARDS)))
+    return self._lists._replace(reward_BC=self._rewards(tuple(getattr(p, name) for name in REWARDS)))
 
-  def _candidates(self) -> Candidates:
-    """The start's candidates of all requests; what the reward would be told of log p is kept beside."""
+  @functools.cached_property
+  def _lists(self) -> PreferenceBatch:
+    """The lists of all requests, on the device."""
+    made, _ = self._candidates
+    parts = [self._trainer.lists_of(made, some) for some in _batches(self._requests)]
+    return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *parts)
+
+  @functools.cached_property
+  def _candidates(self) -> tuple[Candidates, np.ndarray]:
+    """The start's candidates of all requests, without rewards, and what a reward is told of their log p [R, C]."""
     logp_parts = []
 
     def nothing(requests, ad_BC, logp_BC):
@@ -159,19 +166,17 @@ class Sweep:
       logp_parts.append(logp_BC)
       return np.zeros(ad_BC.shape, np.float32)
 
-    told = functools.partial(self._told, "candidates")
-    made = self._trainer.candidate_maker(nothing).make(
-      self._start, self._requests, lambda done: told(done, len(self._requests)), _ROWS
-    )
-    self._logp_RC = np.concatenate(logp_parts)
-    return made
+    maker, number = self._trainer.candidate_maker(nothing), len(self._requests)
+    made = maker.make(self._start, self._requests, lambda done: self._told("candidates", done, number), _ROWS)
+    return made, np.concatenate(logp_parts)
 
   @functools.lru_cache(maxsize=8)  # noqa: B019 - a sweep lives as long as its process
   def _rewards(self, values: tuple[float, ...]) -> jax.Array:
     preference = dataclasses.replace(self._config.preference, **dict(zip(REWARDS, values, strict=True)))
+    made, logp_RC = self._candidates
     rewarder = Rewarder(preference, self._trainer.contexts, self._inputs.dataset.ads, self._estimates)
     rows = _batches(np.arange(len(self._requests)))
-    parts = [rewarder(self._requests[some], self._made.ad_RC[some], self._logp_RC[some]) for some in rows]
+    parts = [rewarder(self._requests[some], made.ad_RC[some], logp_RC[some]) for some in rows]
     return jnp.asarray(np.concatenate(parts))
 
 
