@@ -49,6 +49,25 @@ class PairBatch(NamedTuple):
   slot_features_BSF: np.ndarray
 
 
+_COLUMN = 42  # bits of a column
+
+
+def _sorted(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The stable order of keys [n], and the keys in it.
+
+  Row, column and number are packed into one integer where they fit, since plain numbers sort three times as fast.
+  """
+  column, number = key & ((1 << _COLUMN) - 1), len(key).bit_length()
+  width = int(column.max(initial=0)).bit_length()
+  if int(key.max(initial=0) >> _COLUMN).bit_length() + width + number > 63:
+    order = np.argsort(key, kind="stable")
+    return order, key[order]
+  packed = ((key >> _COLUMN << width | column) << number) | np.arange(len(key))
+  packed.sort()
+  order, packed = packed & ((1 << number) - 1), packed >> number
+  return order, (packed >> width << _COLUMN) | (packed & ((1 << width) - 1))
+
+
 class SparseRows:
   """Sums of weights by (row, column): a matrix [B, columns] that is never made whole, read at some places.
 
@@ -60,12 +79,12 @@ class SparseRows:
 
   def __init__(self, row: np.ndarray, column: np.ndarray, places_BC: np.ndarray):
     self._kept = np.flatnonzero(column >= 0)
-    key = (row[self._kept].astype(np.int64) << 42) + column[self._kept]
-    order = np.argsort(key, kind="stable")
-    self._kept, key = self._kept[order], key[order]
+    key = (row[self._kept].astype(np.int64) << _COLUMN) + column[self._kept]
+    order, key = _sorted(key)
+    self._kept = self._kept[order]
     self._first = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.zeros(0, np.int64)
     key = key[self._first]
-    wanted_BC = (np.arange(len(places_BC), dtype=np.int64)[:, None] << 42) + places_BC
+    wanted_BC = (np.arange(len(places_BC), dtype=np.int64)[:, None] << _COLUMN) + places_BC
     self._at_BC = np.minimum(np.searchsorted(key, wanted_BC), max(len(key) - 1, 0))
     self._found_BC = key[self._at_BC] == wanted_BC if len(key) else np.zeros(places_BC.shape, bool)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import DataConfig
-from gr4ad_jax.data import history
+from gr4ad_jax.data import history, pair_features
 from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
 from gr4ad_jax.data.pair_features import FEATURES, SparseRows
@@ -120,6 +120,17 @@ def test_sparse_rows_sum_and_take_the_largest():
   np.testing.assert_array_equal(rows.max(weight), [[2, 0], [5, 0]])
   nothing = SparseRows(np.array([0]), np.array([-1]), np.array([[3, 1]]))
   np.testing.assert_array_equal(nothing.sum(np.ones(1)), [[0, 0]])
+
+
+@pytest.mark.parametrize("columns", [7, 1 << 41])  # packed with the number, and too wide for it
+@pytest.mark.parametrize("number", [0, 1, 3000])
+def test_keys_are_sorted_stably(columns, number):
+  rng = np.random.default_rng(0)
+  key = (rng.integers(0, 1 << 20, number).astype(np.int64) << 42) + rng.integers(0, columns, number)
+  key[number // 2 :] = key[: number - number // 2]
+  order, ordered = pair_features._sorted(key)
+  np.testing.assert_array_equal(order, np.argsort(key, kind="stable"))
+  np.testing.assert_array_equal(ordered, np.sort(key))
 
 
 def test_groups_count_the_historys_other_ads(features):
