@@ -31,7 +31,7 @@ def diversity(ad_RK: np.ndarray, logp_RK: np.ndarray, num_ads: int) -> dict[str,
 
 
 class CollapseGuard:
-  """Compares a policy's diversity with that of the start, on samples of one kind and size.
+  """Compares a policy's diversity with that of the start, on samples of one kind.
 
   Args:
     config: the shares of the start's entropy and coverage below which there is an alarm.
@@ -46,17 +46,19 @@ class CollapseGuard:
       with open(path, encoding="utf-8") as file:
         self.start = json.load(file)
 
-  def check(self, step: int, found: dict[str, float]) -> list[str]:
+  def check(self, step: int, found: dict[str, float], requests: int) -> list[str]:
     """Measures that fell too far, each told in the log; the first call sets the start.
 
     Args:
       step: of the policy.
       found: of `diversity`.
+      requests: in the sample. One that is smaller than the start's covers less by itself, so its coverage is let pass.
     """
     if self.start is None:
-      self.start = {name: found[name] for name in self._floor}
+      self.start = {name: found[name] for name in self._floor} | {"requests": requests}
       write_json(self._path, self.start)
-    fallen = [name for name, share in self._floor.items() if found[name] < share * self.start[name]]
+    compared = [name for name in self._floor if name == "entropy" or requests >= self.start.get("requests", 0)]
+    fallen = [name for name in compared if found[name] < self._floor[name] * self.start[name]]
     for name in fallen:
       _log.warning(
         "collapse: at step %d the policy's %s is %.4f, below %g of the start's %.4f; lower --preference_weight or "

@@ -32,7 +32,7 @@ from gr4ad_jax.training.trainer import Trainer
 from gr4ad_jax.training.writers import Writer
 
 _KEPT_ROUNDS = 2
-_GUARDED = 512  # requests of a round that the collapse guard looks at, so that rounds of any length compare
+_GUARDED = 512  # requests of a round that the collapse guard looks at at most, so that rounds compare
 
 
 class PreferenceTrainer(Trainer):
@@ -122,7 +122,7 @@ class PreferenceTrainer(Trainer):
     made = self._round
     rows = np.random.default_rng(0).permutation(len(made.request_R))[:_GUARDED]
     found = collapse.diversity(made.policy_RK[rows], made.policy_logp_RK[rows], len(self.inputs.dataset.ads))
-    self._guard.check(step, found)
+    self._guard.check(step, found, len(rows))
     scalars = {f"round/{name}": value for name, value in found.items()}
     real_RC = made.ad_RC >= 0
     scalars["round/time"] = float(self.inputs.lines.request_time[made.request_R].min())  # unix seconds

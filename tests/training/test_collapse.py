@@ -30,10 +30,11 @@ def test_alarm_below_the_share_of_the_start(caplog, tmp_path):
   guard = collapse.CollapseGuard(config, path)
   start = {"entropy": 2.0, "coverage@10": 0.5}
   with caplog.at_level(logging.WARNING):
-    assert guard.check(0, start) == []
-    assert guard.check(10, {"entropy": 1.01, "coverage@10": 0.41}) == []
+    assert guard.check(0, start, 64) == []
+    assert guard.check(10, {"entropy": 1.01, "coverage@10": 0.41}, 64) == []
     assert not caplog.records
-    assert guard.check(20, {"entropy": 0.9, "coverage@10": 0.3}) == ["entropy", "coverage@10"]
+    assert guard.check(20, {"entropy": 0.9, "coverage@10": 0.3}, 64) == ["entropy", "coverage@10"]
     resumed = collapse.CollapseGuard(config, path)
-    assert resumed.check(30, {"entropy": 0.9, "coverage@10": 0.45}) == ["entropy"]
+    assert resumed.check(30, {"entropy": 0.9, "coverage@10": 0.45}, 64) == ["entropy"]
+    assert resumed.check(40, {"entropy": 1.9, "coverage@10": 0.1}, 16) == []  # few requests cover little
   assert "at step 20 the policy's entropy is 0.9000" in caplog.text
