@@ -15,7 +15,7 @@ from absl import flags
 
 from experiments import flags as flags_lib
 from experiments.progress import RoundProgress, duration, tell
-from gr4ad_jax.config import ConfigError, with_knobs
+from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.evaluation import sweep_table
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import inputs as inputs_lib
@@ -37,6 +37,8 @@ def main(argv):
   settings = sweep.read_settings(_SETTINGS.value, config)
   first = with_knobs(config, settings[0])
   run.check_start(first)
+  if "valid" in load_config(config.training.init_from).training.fitted:
+    raise ConfigError(f"--init_from={config.training.init_from} is not allowed: its run has learned from valid")
   results = sweep.Results(config.workdir, config)
   left = [one for one in (sweep.START, *settings) if not results.has(one)]
   if left:

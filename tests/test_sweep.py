@@ -68,6 +68,12 @@ def test_the_binary_keeps_what_it_tried(arguments, monkeypatch):
   assert [one["setting"] for one in found] == [None, SETTINGS[0]]
 
 
+def test_what_would_judge_itself_is_refused(arguments):
+  _, flags = arguments
+  done = tiny.run("sweep", *flags, "--fit_splits=train+valid")
+  assert done.status == 2 and "--fit_splits=train+valid is not allowed: settings are judged by valid" in done.err
+
+
 @pytest.mark.parametrize(
   ("settings", "said"),
   [
