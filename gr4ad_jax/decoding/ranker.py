@@ -36,6 +36,14 @@ class Ranking:
   score_RK: np.ndarray
 
 
+def logp_of(ad_RC: np.ndarray, found_RK: np.ndarray, logp_RK: np.ndarray) -> np.ndarray:
+  """log p of ads [R, C] by a search that found ads [R, K]; of an ad that it did not find, the lowest that it has."""
+  same_RCK = ad_RC[:, :, None] == found_RK[:, None]
+  lowest_R1 = np.where(found_RK >= 0, logp_RK, 0).min(axis=1, keepdims=True)
+  logp_RC = np.take_along_axis(logp_RK, same_RCK.argmax(axis=2), axis=1)
+  return np.where(same_RCK.any(axis=2) & (ad_RC >= 0), logp_RC, lowest_R1)
+
+
 class Contexts(Protocol):
   """What turns request numbers into batches, as `RequestContexts` does."""
 

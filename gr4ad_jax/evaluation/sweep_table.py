@@ -21,7 +21,7 @@ def format_markdown(found: Sequence[Mapping]) -> str:
   valued = [name for name in ("recall@10", "revenue@10") if name in shown]
   rows = [["setting", *shown, *(f"{name}, by value" for name in valued), "entropy"]]
   for one in sorted(found, key=lambda one: -one["valid"][by]):
-    common = {name.split(".")[-1]: one["common"].get(name) for name in differing}
+    common = {name: one["common"].get(name) for name in differing}
     cells = [f"{one['valid'][name]:.4f}" for name in shown] + [f"{one['by_value'][name]:.4f}" for name in valued]
     rows.append([in_words(one["setting"], common), *cells, f"{one['entropy']:.2f}"])
   words = f"By value: log p + {VALUE_POWER} log E[value]. Entropy: of the {DEPTH} best ads, nats."

@@ -14,7 +14,7 @@ import scipy.sparse
 from gr4ad_jax.config import PreferenceConfig
 from gr4ad_jax.data import history
 from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, RequestContexts
-from gr4ad_jax.decoding.ranker import Ranker, Ranking
+from gr4ad_jax.decoding.ranker import Ranker, logp_of
 from gr4ad_jax.evaluation import baselines
 
 NO_REFERENCE = np.float32(-1e9)  # stands for log p_ref where no policy proposed the candidate
@@ -116,7 +116,7 @@ class CandidateMaker:
     proposed = slice(target_RM.shape[1], target_RM.shape[1] + policy_RK.shape[1])
     logp_RX[:, proposed] = np.where(policy_RK >= 0, found.logp_RK[:, : c.policy_candidates], NO_REFERENCE)
     ad_RC, logp_RC = _distinct(ad_RX, logp_RX)
-    reward_RC = self._reward(requests, ad_RC, _logp_of(ad_RC, found))
+    reward_RC = self._reward(requests, ad_RC, logp_of(ad_RC, found.ad_RK, found.logp_RK))
     return requests, ad_RC, logp_RC, reward_RC, found.ad_RK[:, :shown], found.logp_RK[:, :shown]
 
   def _targets(self, requests: np.ndarray) -> np.ndarray:
@@ -158,14 +158,6 @@ class CandidateMaker:
     shape = (int(lines.request_user.max()) + 1, self._num_ads)
     taken = scipy.sparse.csr_matrix((np.ones(len(user), np.float32), (user, lines.ad[learned_L])), shape)
     return baselines.ease_weights((taken > 0).astype(np.float32), baselines.EASE_PENALTY)
-
-
-def _logp_of(ad_RC: np.ndarray, found: Ranking) -> np.ndarray:
-  """log p of ads [R, C] by a search; of those that it did not find, the lowest that it has."""
-  same_RCK = ad_RC[:, :, None] == found.ad_RK[:, None]
-  lowest_R1 = np.where(found.ad_RK >= 0, found.logp_RK, 0).min(axis=1, keepdims=True)
-  logp_RC = np.take_along_axis(found.logp_RK, same_RCK.argmax(axis=2), axis=1)
-  return np.where(same_RCK.any(axis=2) & (ad_RC >= 0), logp_RC, lowest_R1)
 
 
 def _top(score_BN: np.ndarray, count: int) -> np.ndarray:

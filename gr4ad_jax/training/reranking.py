@@ -5,7 +5,7 @@ import numpy as np
 from gr4ad_jax.config import Config
 from gr4ad_jax.data import history
 from gr4ad_jax.data.followers import Followers
-from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.decoding.ranker import Ranking, logp_of
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.training import boosted, ranked, reward_run
 from gr4ad_jax.training.inputs import Inputs
@@ -68,11 +68,10 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
     some = requests.request[part]
     slots = contexts.slots(some)[0]
     ads = distinct(np.concatenate([found.ad_RK[part], slots], axis=1))
-    first = np.concatenate([found.logp_RK[part], np.full(slots.shape, -np.inf)], axis=1)
-    lowest = np.where(np.isfinite(first), first, 0).min(axis=1, keepdims=True)
+    first = logp_of(ads, found.ad_RK[part], found.logp_RK[part])
     estimate = model.estimate(some, ads)
     logp, value = _logarithm(estimate.purchase_BC), estimate.value_BC
-    worth = (1 - prior) * logp + prior * np.maximum(first, lowest) + exponent * _logarithm(value)
+    worth = (1 - prior) * logp + prior * first + exponent * _logarithm(value)
     best = np.argsort(np.where(ads >= 0, -worth, np.inf), axis=1, kind="stable")[:, :k]
     parts.append([np.take_along_axis(x, best, axis=1) for x in (ads, logp, value)])
   ad_RK, logp_RK, value_RK = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -19,7 +19,7 @@ import numpy as np
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, load_config, validate, with_knobs
 from gr4ad_jax.data.batches import TrainingOrder
 from gr4ad_jax.evaluation import metrics, protocols, sweep_table, tables
-from gr4ad_jax.training import run
+from gr4ad_jax.training import run, scoring
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.candidates import NO_REFERENCE, Candidates
 from gr4ad_jax.training.inputs import Inputs
@@ -228,7 +228,7 @@ class Results:
   """
 
   def __init__(self, folder: str, config: Config):
-    self._folder, self._common = folder, _common(config)
+    self._folder, self._common = folder, json.loads(json.dumps(scoring.shaping(config)))  # in JSON's types
     self._path = os.path.join(folder, "sweep.json")
     self.found: list[dict] = []
     if os.path.exists(self._path):
@@ -247,14 +247,3 @@ class Results:
     self.found.append({"setting": setting, "common": self._common, **scores})
     tables.write_json(self._path, {"found": self.found})
     tables.write_text(os.path.join(self._folder, "sweep.md"), sweep_table.format_markdown(self.found))
-
-
-def _common(config: Config) -> dict:
-  """What all settings of a sweep share, in JSON's types."""
-  names = {"preference": ("candidates_cache", "collapse_entropy", "collapse_coverage")}
-  sections = "preference", "objective", "training"
-  shared = {section: dataclasses.asdict(getattr(config, section)) for section in sections}
-  return json.loads(json.dumps({
-    f"{section}.{name}": value for section, knobs in shared.items() for name, value in knobs.items()
-    if name not in names.get(section, ()) and (section != "training" or name in ("init_from", "fit_splits", *KNOBS))
-  }))  # fmt: skip
