@@ -27,7 +27,7 @@ def made(start, tmp_path_factory):  # noqa: F811
   return sweep.Sweep(config, inputs_lib.prepare_inputs(config))
 
 
-@pytest.mark.parametrize("setting", [*SETTINGS[:2], pytest.param(SETTINGS[2], marks=pytest.mark.long)])
+@pytest.mark.parametrize("setting", [SETTINGS[0], *(pytest.param(one, marks=pytest.mark.long) for one in SETTINGS[1:])])
 def test_a_setting_ends_as_the_run_of_its_knobs(made, start, setting, tmp_path):  # noqa: F811
   alone = trained(config_of(start, tmp_path, **{**LISTS, **setting})).state.params
   ours, theirs, before = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (

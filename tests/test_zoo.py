@@ -13,7 +13,7 @@ from gr4ad_jax.training import run
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
-SHORT = ("--max_steps=3", "--eval_every=0", "--seeds=0,1")
+SHORT = ("--max_steps=3", "--eval_every=0", "--seeds=0,1", "--layers=1", "--lazy_layers=0")
 
 
 @pytest.fixture(scope="module")
