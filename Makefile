@@ -6,7 +6,6 @@ FLAGFILE ?= experiments/flagfiles/online_retail.flags
 VENV := .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 # Written last, so an install that was cut short is done again; another version or another setup.cfg starts afresh.
-# Modules are compiled when they are first imported: most never are.
 INSTALLED := $(VENV)/installed-$(VERSION)
 
 .PHONY: train test test-all clean
@@ -24,7 +23,7 @@ test test-all: $(INSTALLED)
 $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: $(PYTHON) is too old: Python 3.11 or later is needed, PYTHON=... picks it" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile --editable '.[all]'
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[all]'
 	@touch $@
 
 clean:

@@ -83,9 +83,11 @@ class Visit:
 
   def until(self, found, what):
     """Waits until a function finds something, and returns it."""
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(self.driver, _PATIENCE, 0.05).until(lambda _: found(), what)
+    gone = (StaleElementReferenceException,)  # drawn anew since it was found
+    return WebDriverWait(self.driver, _PATIENCE, 0.05, gone).until(lambda _: found(), what)
 
   def wait(self, selector, text=""):
     """Waits until something that a selector finds shows a text, and returns all of its text."""
@@ -96,7 +98,7 @@ class Visit:
     self.find("#user").clear()
     self.find("#user").send_keys(user)
     self.until(lambda: self.all("#users li")[:1] == [user], f"{user} is not listed first")
-    self.find("#users li").click()
+    self.until(lambda: self.find("#users li").click() is None, f"{user} can't be clicked")
     self.wait("#recommend:enabled")
 
   def ask(self):
