@@ -1,6 +1,7 @@
 """A sweep's setting is the run of its knobs; what was tried is kept; what is not allowed is told before any work."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -72,6 +73,17 @@ def test_what_would_judge_itself_is_refused(arguments):
   _, flags = arguments
   done = tiny.run("sweep", *flags, "--fit_splits=train+valid")
   assert done.status == 2 and "--fit_splits=train+valid is not allowed: settings are judged by valid" in done.err
+
+
+def test_a_start_that_knows_valid_is_refused(arguments, start, tmp_path):  # noqa: F811
+  _, flags = arguments
+  known = shutil.copytree(start, tmp_path / "known")
+  saved = json.loads((known / "config.json").read_text())
+  saved["training"]["fit_splits"] = "train+valid"
+  (known / "config.json").write_text(json.dumps(saved))
+  done = tiny.run("sweep", *flags, f"--init_from={known}", f"--workdir={tmp_path / 'out'}")
+  assert done.status == 2 and f"--init_from={known} is not allowed: its run has learned from valid" in done.err
+  assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
