@@ -327,6 +327,11 @@ class SearchConfig:
   neighbor_weight: float = knob(
     0.5, "--reranker=neighbors: weight of the logarithm of an ad's share in what followed, beside its score.", low=0
   )
+  seen_ads: str = knob(
+    "left",
+    "Evaluation and the zoo: ads that the user took before stay in the lists as the model ranks them, or are masked.",
+    choices=("left", "masked"),
+  )
   rerank_exponent: float = knob(1.0, "Exponent of E[value | purchase] in the reranker's order.", low=0)
   rerank_prior: float = knob(
     0.0, "Share of the UA-SID's log p, the first stage's, in the reranker's log p(purchase).", low=0, high=1

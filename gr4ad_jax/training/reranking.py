@@ -7,7 +7,7 @@ from gr4ad_jax.data import history
 from gr4ad_jax.data.followers import Followers
 from gr4ad_jax.decoding.ranker import Ranking, logp_of
 from gr4ad_jax.evaluation.protocols import EvalRequests
-from gr4ad_jax.training import boosted, ranked, reward_run
+from gr4ad_jax.training import boosted, ranked, reward_run, seen_ads
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.reward_model import RewardModel
 
@@ -40,7 +40,7 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
   By a ranker: those found and the context's, in the order of p(purchase)^(1 - rerank_prior) · p^rerank_prior ·
   E[value | purchase]^rerank_exponent, p the first stage's, its lowest for ads that it did not find. By 'neighbors':
   those found, in the order of their score + neighbor_weight · log(share + 1e-4), the share that of
-  `Followers`, learned from what the run has learned from; with --history_bias without the ads of the history.
+  `Followers`, learned from what the run has learned from; unless seen ads are left, without the ads of the history.
 
   Args:
     config: of the run; --reranker=none leaves the ranking as it is.
@@ -90,7 +90,7 @@ def _with_neighbors(config: Config, inputs: Inputs, requests: EvalRequests, foun
     part = slice(begin, begin + _ROWS)
     rows_BS = history.history_rows(lines, requests.request[part], config.data.history_slots)
     history_BS = history.ads_of(lines, rows_BS)
-    share_BK = followers.share(history_BS, found.ad_RK[part], repeats=not config.model.history_bias)
+    share_BK = followers.share(history_BS, found.ad_RK[part], repeats=seen_ads.treatment(config) == "left")
     score_BK = found.score_RK[part] + config.search.neighbor_weight * np.log(share_BK + _LEAST_SHARE)
     best_BK = np.argsort(-score_BK, axis=1, kind="stable")[:, :k]
     columns = (found.ad_RK[part], found.logp_RK[part], found.value_RK[part], score_BK)

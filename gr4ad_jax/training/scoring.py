@@ -10,7 +10,7 @@ from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import baselines, plots, protocols, tables
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import reranking, run
+from gr4ad_jax.training import reranking, run, seen_ads
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.workdir import FREE, changes
 
@@ -20,13 +20,16 @@ _SHAPES_NOTHING = ("compute_dtype", "swing_path", *(name for name in FREE if nam
 
 
 def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k: int) -> Ranking:
-  """The k best ads of each request by a trained run, from its best checkpoint, in the order of its --reranker."""
+  """The k best ads of each request by a trained run, from its best checkpoint, by its --reranker and --seen_ads."""
   model = registry.build(config, len(inputs.dataset.ads))
   params = run.load_params(config, model)
   ranker = run.make_ranker(model, inputs.index, inputs.ecpm, config.search)
-  deep = reranking.depth(config, k)
+  masked = config.search.seen_ads == "masked"
+  wanted = k + seen_ads.most(inputs.lines, requests.request) if masked else k
+  deep = reranking.depth(config, wanted)
   found = ranker.rank(params, inputs.contexts(config, requests.split), requests.request, deep)
-  return reranking.rerank(config, inputs, requests, found, k)
+  found = reranking.rerank(config, inputs, requests, found, wanted)
+  return seen_ads.mask(inputs.lines, requests.request, found, k) if masked else found
 
 
 def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]:
@@ -124,7 +127,7 @@ def evaluate_run(config: Config, inputs: Inputs, split: str, beside: Sequence[st
   }
   simple, skipped = baselines.rank_all(inputs.dataset, requests, k)
   ranked = {name: [ranking.ad_RK for ranking in seeds] for name, seeds in rankings.items()} | simple
-  seen = {name: "biased" if seeds[0].model.history_bias else "left" for name, seeds in systems.items()}
+  seen = {name: seen_ads.treatment(seeds[0]) for name, seeds in systems.items()}
   found = tables.results(inputs.dataset, split, ranked, config.data.target_behavior, skipped, seen)
   found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
   folder = os.path.join(config.workdir, "eval")

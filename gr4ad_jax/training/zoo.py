@@ -13,11 +13,12 @@ from gr4ad_jax.config import Config, SearchConfig, ServeConfig, is_trained, with
 from gr4ad_jax.evaluation import baselines, protocols, tables
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import loop, ranked, reranking, run, scoring, workdir
+from gr4ad_jax.training import loop, ranked, reranking, run, scoring, seen_ads, workdir
 from gr4ad_jax.training.inputs import Inputs
 
 _TIMED_ROWS, _TIMED_CALLS = 64, 7
 _COST = "cost.json"
+_SECOND = ("rerank", "neighbor", "seen")  # knobs of the search that no checkpoint is judged by
 
 
 class Zoo:
@@ -56,7 +57,7 @@ class Zoo:
     target = next(iter(self._configs.values())).data.target_behavior
     requests = protocols.eval_requests(inputs.dataset, "test", target)
     simple, skipped = baselines.rank_all(inputs.dataset, requests, max(protocols.protocol_of(inputs.dataset.name).ks))
-    seen = {name: "biased" for name, config in self._configs.items() if config.model.history_bias}
+    seen = {name: seen_ads.treatment(config) for name, config in self._configs.items()}
     found = tables.results(inputs.dataset, "test", rankings | simple, target, skipped, seen) | {"cost": costs}
     found["settings"] = {name: scoring.settings_of(config) for name, config in self._configs.items()}
     tables.write_json(os.path.join(self._folder, "zoo.json"), found)
@@ -117,7 +118,7 @@ def _training_of(config: Config) -> Config:
   """What of a config shapes the trained model: of the search, what valid is ranked by where it judges checkpoints."""
   search = SearchConfig()
   if "valid" not in config.training.fitted:
-    second = {name: value for name, value in vars(search).items() if name.startswith(("rerank", "neighbor"))}
+    second = {name: value for name, value in vars(search).items() if name.startswith(_SECOND)}
     search = dataclasses.replace(config.search, **second)
   return dataclasses.replace(config, search=search, serving=ServeConfig(), workdir="")
 
