@@ -1,5 +1,6 @@
 """Models of single ads as a loss of the training step."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.layers import product
-from gr4ad_jax.models.zoo.items import ItemModel, add_to_ads, history_ads
+from gr4ad_jax.models.zoo.items import HISTORY_BIAS, ItemModel, add_to_ads, history_ads
 from gr4ad_jax.objectives import item_losses
 from gr4ad_jax.parallel import tables
 from gr4ad_jax.training.step import LossFn
@@ -119,9 +120,13 @@ class RowLoss:
     """The loss of `touch`'s step, by parameters whose table has the rows `row_U` alone."""
     dropout_key = jax.random.split(key, 3)[2]
     model = self._model.clone(num_ads=len(touched.row_U))
-    few = _Few(model, {"params": params}, touched, dropout_key)
-    loss = {"sampled": few.sampled, "bce": few.binary, "inbatch": few.inbatch}[self._config.item_loss]()
-    return loss, {"loss": loss, "item_bias": few.bias}
+
+    def plain(params):
+      few = _Few(model, {"params": params}, touched, dropout_key)
+      loss = {"sampled": few.sampled, "bce": few.binary, "inbatch": few.inbatch}[self._config.item_loss]()
+      return loss, {"loss": loss, "item_bias": few.bias}
+
+    return bias_apart(plain, params)
 
   def __call__(self, params: Any, batch: RequestBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(params, batch, key) -> (loss, metrics)."""
@@ -160,7 +165,7 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
   if config.item_loss != "softmax":
     return RowLoss(model, share_N)
 
-  def loss_fn(params, batch: RequestBatch, key: jax.Array):
+  def plain(params, batch: RequestBatch, key: jax.Array):
     place_key, _, dropout_key = jax.random.split(key, 3)
     places = places_of(batch, config.inner_positions if config.inner_targets else 0, place_key)
     variables = {"params": params}
@@ -173,7 +178,28 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
     loss = item_losses.softmax_loss(scores_PN, own_PM, places.mask_PM, config.item_smoothing)
     return loss, {"loss": loss, "item_bias": bias}
 
-  return loss_fn
+  return lambda params, batch, key: bias_apart(lambda some: plain(some, batch, key), params)
+
+
+def bias_apart(loss_fn: Callable[[Any], tuple[jax.Array, dict]], params: Any) -> tuple[jax.Array, dict]:
+  """A loss whose model learns without the signed bias on the history, and the bias by what that model has learned.
+
+  Were the model to learn under the bias, nothing would teach it to score down what was just taken, and its like; it
+  ranks as well alone, and worse with a memory beside it (docs/zoo.md). The second pass differs in the bias alone: what
+  they share is computed once.
+
+  Args:
+    loss_fn: parameters -> (loss, metrics).
+    params: of a model with or without --history_bias.
+
+  Returns:
+    The loss without the bias, whose gradient for the bias is that of the loss under it; and the metrics.
+  """
+  if HISTORY_BIAS not in params:
+    return loss_fn(params)
+  loss, metrics = loss_fn(params | {HISTORY_BIAS: jnp.zeros_like(params[HISTORY_BIAS])})
+  under, more = loss_fn(jax.lax.stop_gradient(params) | {HISTORY_BIAS: params[HISTORY_BIAS]})
+  return loss + under - jax.lax.stop_gradient(under), metrics | {"item_bias": more["item_bias"]}
 
 
 def with_item_loss(loss_fn: LossFn, item_loss_fn: LossFn, weight: float) -> LossFn:

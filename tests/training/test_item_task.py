@@ -1,14 +1,16 @@
-"""Places that are learned from, and the three losses on a model."""
+"""Places that are learned from, the losses on a model, and its bias on the history."""
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gr4ad_jax.config import Config, ItemConfig
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.models.zoo.items import HISTORY_BIAS
 from gr4ad_jax.parallel import tables
 from gr4ad_jax.training import item_task
 from tests.models import tiny
@@ -57,6 +59,35 @@ def test_sampling_all_ads_is_the_softmax(inner):
   both = {"inner_targets": inner, "inner_positions": 3}
   full, sampled = (loss_of(item_loss=name, item_negatives=999, **both) for name in ("softmax", "sampled"))
   np.testing.assert_allclose(full, sampled, rtol=1e-5)
+
+
+def gradients(params, **items):
+  model, _, batch = system(**items)
+  return tiny.jit(jax.grad(lambda p: item_task.make_item_loss(model, SHARE)(p, batch, jax.random.key(0))[0]))(params)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sampled", "bce"])
+def test_the_model_learns_without_the_bias(name):
+  params, items = system()[1], {"item_loss": name, "item_negatives": 8}
+  here, there = (gradients(params | {HISTORY_BIAS: np.float32(bias)}, **items) for bias in (0.0, 0.4))
+  assert abs(here.pop(HISTORY_BIAS) - there.pop(HISTORY_BIAS)) > 1e-3
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), here, there)
+
+
+@pytest.mark.parametrize("name", ["softmax", "sampled"])
+def test_the_bias_learns_under_itself(name):
+  """Its gradient is that of -log p of the scores that rank, bias included."""
+  model, params, batch = system(item_loss=name, item_negatives=999)
+
+  def loss(bias):
+    logp_BN = jax.nn.log_softmax(model.apply({"params": params | {HISTORY_BIAS: bias}}, batch), axis=-1)
+    own_BM = jnp.take_along_axis(logp_BN, jnp.maximum(batch.target_ad_BM, 0), axis=1)
+    return jnp.where(batch.target_mask_BM, -own_BM, 0).sum() / batch.target_mask_BM.sum()
+
+  found = gradients(params, item_loss=name, item_negatives=999)[HISTORY_BIAS]
+  expected = jax.grad(loss)(jnp.float32(params[HISTORY_BIAS]))
+  assert abs(expected) > 1e-2
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_each_run_of_rows_gives_one_ad_evenly():
@@ -117,18 +148,17 @@ def test_every_loss_learns(name):
 
 
 def test_inbatch_negatives_weigh_by_how_rarely_they_are_targets():
-  """Each negative counts e^score / (targets of the batch x its share), one's own targets as they are."""
+  """Each negative counts e^score / (targets of the batch x its share), one's own targets as they are; no bias."""
   model, params, batch = system(item_loss="inbatch")
   share = np.random.default_rng(3).random(tiny.NUM_ADS) + 0.1
   share /= share.sum()
   found = tiny.jit(item_task.make_item_loss(model, share))(params, batch, jax.random.key(0))[0]
   scores = np.asarray(model.apply({"params": params | {"history_bias": np.float32(0)}}, batch))
-  biased = np.asarray(model.apply({"params": params}, batch))
   real = [(b, m) for b, m in np.ndindex(*batch.target_mask_BM.shape) if batch.target_mask_BM[b, m]]
   ads, losses = [batch.target_ad_BM[b, m] for b, m in real], []
   for b, m in real:
     own = {int(batch.target_ad_BM[b, n]) for c, n in real if c == b}
     total = sum(np.exp(scores[b, ad]) / (len(ads) * share[ad]) for ad in ads if int(ad) not in own)
-    total += sum(np.exp(biased[b, batch.target_ad_BM[b, n]]) for c, n in real if c == b)
-    losses.append(np.log(total) - biased[b, batch.target_ad_BM[b, m]])
+    total += sum(np.exp(scores[b, batch.target_ad_BM[b, n]]) for c, n in real if c == b)
+    losses.append(np.log(total) - scores[b, batch.target_ad_BM[b, m]])
   np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)
