@@ -1,4 +1,4 @@
-"""The second stage: candidates of both sources once each, in the order of the ranker."""
+"""The second stage: candidates of both sources once each, in the order of the ranker; and ads seen before, masked."""
 
 import dataclasses
 import importlib.util
@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import Config, ConfigError, SearchConfig, load_config, validate
+from gr4ad_jax.config import Config, ConfigError, ModelConfig, SearchConfig, load_config, validate
 from gr4ad_jax.data.batches import HISTORY
 from gr4ad_jax.data.followers import Followers
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import protocols
-from gr4ad_jax.training import boosted, reranking, scoring
+from gr4ad_jax.training import boosted, reranking, scoring, seen_ads
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training.reward_model import RewardModel
 from tests import tiny
@@ -134,6 +134,47 @@ def test_with_a_learned_bias_ads_of_the_history_gain_nothing(workdir):
     for some in (config, biased)
   ]
   assert again[0] > again[1]
+
+
+@pytest.mark.parametrize(
+  ("search", "bias", "expected"),
+  [("left", False, "left"), ("left", True, "biased"), ("masked", False, "masked"), ("masked", True, "masked")],
+)
+def test_the_table_says_what_becomes_of_seen_ads(search, bias, expected):
+  config = Config(model=ModelConfig(history_bias=bias), search=SearchConfig(seen_ads=search))
+  assert seen_ads.treatment(config) == expected
+
+
+def taken_before(inputs, request):
+  """Ads of the user's earlier requests: from the log's events, not its lines."""
+  events = inputs.dataset.events
+  user = events.user[events.request == request][0]
+  return set(events.ad[(events.user == user) & (events.request < request)].tolist())
+
+
+@pytest.mark.parametrize("reranker", ["none", "neighbors"])
+def test_masked_lists_lack_what_was_taken_and_keep_the_order_of_the_rest(workdir, reranker):
+  inputs, requests, masked = ranked(with_reranker(workdir, reranker=reranker, seen_ads="masked"))
+  _, _, plain = ranked(with_reranker(workdir, reranker=reranker), 24)
+  met = 0
+  for row, request in enumerate(requests.request):
+    taken = taken_before(inputs, request)
+    at = [n for n, ad in enumerate(plain.ad_RK[row]) if ad not in taken][:5]
+    met += len(taken & set(plain.ad_RK[row, :5].tolist()))
+    if reranker == "none":
+      np.testing.assert_array_equal(masked.ad_RK[row, : len(at)], plain.ad_RK[row, at])
+      np.testing.assert_allclose(masked.logp_RK[row, : len(at)], plain.logp_RK[row, at], rtol=1e-6)
+    assert set(masked.ad_RK[row, : len(at)].tolist()).isdisjoint(taken)
+    assert (masked.ad_RK[row, len(at) :] == -1).all() and (masked.score_RK[row, len(at) :] == -np.inf).all()
+  assert met and masked.ad_RK.shape == (len(requests), 5)
+
+
+def test_a_masked_list_that_runs_out_is_padded(workdir):
+  inputs, requests, _ = ranked(with_reranker(workdir))
+  ad_RK = np.array([sorted(taken_before(inputs, request))[:2] + [-1] for request in requests.request])
+  score_RK = np.zeros(ad_RK.shape, np.float32)
+  found = seen_ads.mask(inputs.lines, requests.request, Ranking(ad_RK, score_RK, score_RK + 1, score_RK), 2)
+  assert (found.ad_RK == -1).all() and (found.score_RK == -np.inf).all() and (found.value_RK == 0).all()
 
 
 def test_neighbors_need_the_order_of_likelihood():
