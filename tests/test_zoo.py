@@ -23,7 +23,7 @@ def made(tmp_path_factory, request):
   tiny.write_log(folder)
   (folder / "codes.flags").write_text("--model=gr4ad\n")
   (folder / "seq.flags").write_text("--model=sasrec\n--history_bias\n--dropout=0.2\n")
-  (folder / "memory.flags").write_text("--model=gr4ad\n--reranker=neighbors\n")
+  (folder / "memory.flags").write_text("--model=gr4ad\n--reranker=neighbors\n--seen_ads=masked\n")
   models = f"--models={folder}/codes.flags,{folder}/seq.flags,{folder}/memory.flags"
   arguments = (*tiny.source_flags(folder), *tiny.SETTINGS, *SHORT, models, f"--workdir={folder}/zoo")
   done = tiny.run("zoo", *arguments)
@@ -35,7 +35,8 @@ def test_table_has_every_model_the_simple_rows_and_costs(made):
   folder, _, done = made
   found = json.loads((folder / "zoo.json").read_text())
   assert list(found["systems"])[:2] == ["codes", "seq"] and "popularity" in found["systems"]
-  assert found["seeds"]["seq"] == 2 and (found["seen"]["codes"], found["seen"]["seq"]) == ("left", "biased")
+  assert found["seeds"]["seq"] == 2
+  assert [found["seen"][name] for name in ("codes", "seq", "memory")] == ["left", "biased", "masked"]
   assert found["settings"]["seq"]["dropout"] == 0.2 and found["settings"]["codes"]["width"] == 16
   for cost in found["cost"].values():
     assert cost["parameters"] > 100 and cost["decode_ms"] > 0 and cost["train_minutes"] > 0
