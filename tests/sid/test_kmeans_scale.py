@@ -115,7 +115,8 @@ def test_a_file_gives_the_array_s_codes_without_being_read_whole(monkeypatch, tm
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
-  assert peak < 1100 * num, peak  # of 2,048 of the vectors; the auction takes 400, and steps do not grow with N
+  # Of 2,048 of the vectors; the auction takes 400, each step that is still in flight 131, and those do not grow with N.
+  assert peak < 1500 * num, peak
   np.testing.assert_array_equal(codes, expected_codes)
   np.testing.assert_array_equal(encoded, expected.encode(dataclasses.replace(bare, vectors=np.load(path))))
 
