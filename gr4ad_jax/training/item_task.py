@@ -185,8 +185,8 @@ def bias_apart(loss_fn: Callable[[Any], tuple[jax.Array, dict]], params: Any) ->
   """A loss whose model learns without the signed bias on the history, and the bias by what that model has learned.
 
   Were the model to learn under the bias, nothing would teach it to score down what was just taken, and its like; it
-  ranks as well alone, and worse with a memory beside it (docs/zoo.md). The second pass differs in the bias alone: what
-  they share is computed once.
+  would rank as well alone, and worse with a memory beside it (docs/zoo.md). The second pass differs in the bias alone:
+  what the two share is computed once.
 
   Args:
     loss_fn: parameters -> (loss, metrics).
