@@ -126,7 +126,7 @@ class GR4AD(nn.Module):
       self.copier = rematerialized(HistoryCopy, self.remat)()
       self.value_reader = rematerialized(ValueReader, self.remat)()
     if self.biased:
-      self.bias = signed_bias(self, "history_bias")
+      self.bias = signed_bias(self)
 
   @property
   def biased(self) -> bool:

@@ -9,16 +9,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+NAME = "history_bias"  # of the parameter
 RATE = 10.0  # b of a parameter of 1
 
 
-def signed_bias(module: nn.Module, name: str) -> jax.Array:
-  """The scalar b of a module: `RATE` times its parameter `name`, which starts at 0.
+def signed_bias(module: nn.Module) -> jax.Array:
+  """The scalar b of a module: `RATE` times its parameter `NAME`, which starts at 0.
 
   Adam moves a parameter by about the learning rate a step, which suits weights; where people take nothing twice, b has
   to fall to where the history has no mass left in the same steps.
   """
-  return RATE * module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
+  return RATE * module.param(NAME, nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
 
 
 def biased_logp(logp_BM: jax.Array, seen_BM: jax.Array, history_logp_BH: jax.Array, history_mask_BH: jax.Array,

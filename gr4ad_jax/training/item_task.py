@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.models import history_bias
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.layers import product
-from gr4ad_jax.models.zoo.items import HISTORY_BIAS, ItemModel, add_to_ads, history_ads
+from gr4ad_jax.models.zoo.items import ItemModel, add_to_ads, history_ads
 from gr4ad_jax.objectives import item_losses
 from gr4ad_jax.parallel import tables
 from gr4ad_jax.training.step import LossFn
@@ -185,8 +186,8 @@ def bias_apart(loss_fn: Callable[[Any], tuple[jax.Array, dict]], params: Any) ->
   """A loss whose model learns without the signed bias on the history, and the bias by what that model has learned.
 
   Were the model to learn under the bias, nothing would teach it to score down what was just taken, and its like; it
-  would rank as well alone, and worse with a memory beside it (docs/zoo.md). The second pass differs in the bias alone:
-  what the two share is computed once.
+  would rank as well alone, and worse with a memory beside it (docs/zoo.md). The pass for the bias is
+  forward only, up to its scores.
 
   Args:
     loss_fn: parameters -> (loss, metrics).
@@ -195,10 +196,10 @@ def bias_apart(loss_fn: Callable[[Any], tuple[jax.Array, dict]], params: Any) ->
   Returns:
     The loss without the bias, whose gradient for the bias is that of the loss under it; and the metrics.
   """
-  if HISTORY_BIAS not in params:
+  if history_bias.NAME not in params:
     return loss_fn(params)
-  loss, metrics = loss_fn(params | {HISTORY_BIAS: jnp.zeros_like(params[HISTORY_BIAS])})
-  under, more = loss_fn(jax.lax.stop_gradient(params) | {HISTORY_BIAS: params[HISTORY_BIAS]})
+  loss, metrics = loss_fn(params | {history_bias.NAME: jnp.zeros_like(params[history_bias.NAME])})
+  under, more = loss_fn(jax.lax.stop_gradient(params) | {history_bias.NAME: params[history_bias.NAME]})
   return loss + under - jax.lax.stop_gradient(under), metrics | {"item_bias": more["item_bias"]}
 
 

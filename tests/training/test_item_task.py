@@ -9,8 +9,8 @@ import pytest
 
 from gr4ad_jax.config import Config, ItemConfig
 from gr4ad_jax.decoding.item_ranker import ItemRanker
+from gr4ad_jax.models.history_bias import NAME as HISTORY_BIAS
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.models.zoo.items import HISTORY_BIAS
 from gr4ad_jax.parallel import tables
 from gr4ad_jax.training import item_task
 from tests.models import tiny
@@ -153,7 +153,7 @@ def test_inbatch_negatives_weigh_by_how_rarely_they_are_targets():
   share = np.random.default_rng(3).random(tiny.NUM_ADS) + 0.1
   share /= share.sum()
   found = tiny.jit(item_task.make_item_loss(model, share))(params, batch, jax.random.key(0))[0]
-  scores = np.asarray(model.apply({"params": params | {"history_bias": np.float32(0)}}, batch))
+  scores = np.asarray(model.apply({"params": params | {HISTORY_BIAS: np.float32(0)}}, batch))
   real = [(b, m) for b, m in np.ndindex(*batch.target_mask_BM.shape) if batch.target_mask_BM[b, m]]
   ads, losses = [batch.target_ad_BM[b, m] for b, m in real], []
   for b, m in real:

@@ -11,8 +11,6 @@ from gr4ad_jax.models.history_bias import signed_bias
 from gr4ad_jax.models.layers import product
 from gr4ad_jax.parallel import tables
 
-HISTORY_BIAS = "history_bias"  # the parameter's name
-
 
 class ItemHead(nn.Module):
   """Scores of ads by states. `make_head` is called in the `setup` of a subclass, which has `states`.
@@ -23,7 +21,7 @@ class ItemHead(nn.Module):
   def make_head(self, config: ModelConfig) -> None:
     """Makes the vectors of ads, and the signed bias where there is one."""
     self.table = make_table(self, self.num_ads, config.width)
-    self.ad_bias = signed_bias(self, HISTORY_BIAS) if config.history_bias else jnp.float32(0)
+    self.ad_bias = signed_bias(self) if config.history_bias else jnp.float32(0)
     self.dtype = compute_dtype(config)
 
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
