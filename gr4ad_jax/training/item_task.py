@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.data.batches import RequestBatch
-from gr4ad_jax.models import history_bias
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.layers import product
 from gr4ad_jax.models.zoo.items import ItemModel, add_to_ads, history_ads
@@ -121,13 +120,8 @@ class RowLoss:
     """The loss of `touch`'s step, by parameters whose table has the rows `row_U` alone."""
     dropout_key = jax.random.split(key, 3)[2]
     model = self._model.clone(num_ads=len(touched.row_U))
-
-    def plain(params):
-      few = _Few(model, {"params": params}, touched, dropout_key)
-      loss = {"sampled": few.sampled, "bce": few.binary, "inbatch": few.inbatch}[self._config.item_loss]()
-      return loss, {"loss": loss, "item_bias": few.bias}
-
-    return bias_apart(plain, params)
+    few = _LOSSES[self._config.item_loss](model, {"params": params}, touched, dropout_key)
+    return bias_apart(few.loss, few.scores, few.bias, model.config.history_bias)
 
   def __call__(self, params: Any, batch: RequestBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(params, batch, key) -> (loss, metrics)."""
@@ -166,41 +160,50 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
   if config.item_loss != "softmax":
     return RowLoss(model, share_N)
 
-  def plain(params, batch: RequestBatch, key: jax.Array):
+  def loss_fn(params, batch: RequestBatch, key: jax.Array):
     place_key, _, dropout_key = jax.random.split(key, 3)
     places = places_of(batch, config.inner_positions if config.inner_targets else 0, place_key)
     variables = {"params": params}
     states_BPD = model.apply(variables, batch, train=True, rngs={"dropout": dropout_key}, method="states")
     bias = model.apply(variables, method="head_bias")
     state_PD, ads_PS = states_BPD[places.row_P, places.place_P], _seen(batch, places)
-    scores_PN = add_to_ads(model.apply(variables, state_PD, method="scores"), ads_PS, bias)
+    scores_PN = model.apply(variables, state_PD, method="scores")
     own_PM = model.apply(variables, state_PD, places.target_PM, method="scores_of")
-    own_PM += bias * (places.target_PM[..., None] == ads_PS[:, None]).any(-1)
-    loss = item_losses.softmax_loss(scores_PN, own_PM, places.mask_PM, config.item_smoothing)
-    return loss, {"loss": loss, "item_bias": bias}
+    own_seen_PM = (places.target_PM[..., None] == ads_PS[:, None]).any(-1)
 
-  return lambda params, batch, key: bias_apart(lambda some: plain(some, batch, key), params)
+    def loss_of(scores, bias):
+      scores_PN, own_PM = scores
+      biased_PN, own_PM = add_to_ads(scores_PN, ads_PS, bias), own_PM + bias * own_seen_PM
+      return item_losses.softmax_loss(biased_PN, own_PM, places.mask_PM, config.item_smoothing)
+
+    return bias_apart(loss_of, (scores_PN, own_PM), bias, model.config.history_bias)
+
+  return loss_fn
 
 
-def bias_apart(loss_fn: Callable[[Any], tuple[jax.Array, dict]], params: Any) -> tuple[jax.Array, dict]:
+def bias_apart(
+  loss_of: Callable[[Any, jax.Array], jax.Array], scores: Any, bias: jax.Array, learned: bool
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """A loss whose model learns without the signed bias on the history, and the bias by what that model has learned.
 
   Were the model to learn under the bias, nothing would teach it to score down what was just taken, and its like; it
-  would rank as well alone, and worse with a memory beside it (docs/zoo.md). The pass for the bias is
-  forward only, up to its scores.
+  would rank as well alone, and worse with a memory beside it (docs/zoo.md).
 
   Args:
-    loss_fn: parameters -> (loss, metrics).
-    params: of a model with or without --history_bias.
+    loss_of: (scores without the bias, bias) -> loss.
+    scores: what the model says; any tree of arrays.
+    bias: the scalar.
+    learned: whether there is a bias (--history_bias).
 
   Returns:
     The loss without the bias, whose gradient for the bias is that of the loss under it; and the metrics.
   """
-  if history_bias.NAME not in params:
-    return loss_fn(params)
-  loss, metrics = loss_fn(params | {history_bias.NAME: jnp.zeros_like(params[history_bias.NAME])})
-  under, more = loss_fn(jax.lax.stop_gradient(params) | {history_bias.NAME: params[history_bias.NAME]})
-  return loss + under - jax.lax.stop_gradient(under), metrics | {"item_bias": more["item_bias"]}
+  loss = loss_of(scores, jnp.zeros_like(bias))
+  metrics = {"loss": loss, "item_bias": bias}
+  if learned:
+    under = loss_of(jax.lax.stop_gradient(scores), bias)
+    loss += under - jax.lax.stop_gradient(under)
+  return loss, metrics
 
 
 def with_item_loss(loss_fn: LossFn, item_loss_fn: LossFn, weight: float) -> LossFn:
@@ -222,8 +225,20 @@ def _seen(batch: RequestBatch, places: Places) -> jax.Array:
   return jnp.where(jnp.arange(ads_PS.shape[1]) < places.place_P[:, None], ads_PS, -1)
 
 
+class _Scores(NamedTuple):
+  """Without the bias: of the targets, of the history's ads, and of the others that a loss reads."""
+
+  target_PM: jax.Array
+  history_PS: jax.Array
+  other_PX: jax.Array
+
+
 class _Few:
-  """Losses that score some ads only; ads are numbered by their place among those that the step reads."""
+  """A loss that scores some ads only; ads are numbered by their place among those that the step reads.
+
+  A subclass has `_others() -> [P, X]`, what it reads of other ads, and `loss(scores, bias)`, by given scores and a bias
+  on the ads of the history.
+  """
 
   def __init__(self, model, variables, touched: Touched, dropout_key):
     dtype = compute_dtype(model.config)
@@ -234,15 +249,28 @@ class _Few:
     self.bias = model.apply(variables, method="head_bias")
     self.state_PD, self.ads_PS = states_BPD[places.row_P, places.place_P], _seen(batch, places)
     scores_BPS = product("bpd,bsd->bps", states_BPD, self._vectors(history_ads(batch)))
-    self.history_score_PS = scores_BPS[places.row_P, places.place_P] + self.bias
-    self.target_score_PM = self._biased(places.target_PM)
+    history_PS = scores_BPS[places.row_P, places.place_P]
+    self.scores = _Scores(self._of(places.target_PM), history_PS, self._others())
 
-  def _biased(self, ads_PM: jax.Array) -> jax.Array:
-    seen_PM = (ads_PM[..., None] == self.ads_PS[:, None]).any(-1)
-    return product("pd,pmd->pm", self.state_PD, self._vectors(ads_PM)) + self.bias * seen_PM
+  def _of(self, ads_PM: jax.Array) -> jax.Array:
+    """Scores of some ads of each place."""
+    return product("pd,pmd->pm", self.state_PD, self._vectors(ads_PM))
 
-  def sampled(self) -> jax.Array:
-    """Ads are drawn for the whole step, each at most once."""
+  def _of_all(self, ads_X: jax.Array) -> jax.Array:
+    """Scores of the same ads at all places."""
+    return product("pd,xd->px", self.state_PD, self._vectors(ads_X))
+
+  def _seen(self, ads_PM: jax.Array) -> jax.Array:
+    return (ads_PM[..., None] == self.ads_PS[:, None]).any(-1)
+
+
+class _Sampled(_Few):
+  """Ads are drawn for the whole step, each at most once."""
+
+  def _others(self):
+    return self._of_all(self.touched.drawn)
+
+  def loss(self, scores, bias):
     places, ads_PS, drawn_K, none = self.places, self.ads_PS, self.touched.drawn, self._num_ads
     K = len(drawn_K)
     at_U = jnp.full(none + 1, K).at[drawn_K].set(jnp.arange(K))  # where an ad stands among the drawn ones
@@ -252,32 +280,48 @@ class _Few:
     taken_PK = jnp.zeros((len(ads_PS), K + 1), bool).at[rows, at_U[strata_PX]].set(True)[:, :K]
     target_PS = (ads_PS[..., None] == target_PM[:, None]).any(-1)
     return item_losses.sampled_softmax_loss(
-      self.target_score_PM,
+      scores.target_PM + bias * self._seen(places.target_PM),
       places.mask_PM,
-      self.history_score_PS,
+      scores.history_PS + bias,
       (ads_PS >= 0) & ~target_PS,
-      product("pd,kd->pk", self.state_PD, self._vectors(drawn_K)),
+      scores.other_PX,
       ~taken_PK,
       self.touched.log_weight,
     )
 
-  def inbatch(self) -> jax.Array:
-    """The other requests' targets are the negatives; how often an ad is one is taken off its score."""
+
+class _InBatch(_Few):
+  """The other requests' targets are the negatives; how often an ad is one is taken off its score."""
+
+  def _others(self):
+    return self._of_all(self.places.target_PM.ravel())
+
+  def loss(self, scores, bias):
     places = self.places
     ads_X, real_X = places.target_PM.ravel(), places.mask_PM.ravel()
     own_PX = (ads_X == jnp.where(places.mask_PM, places.target_PM, -2)[..., None]).any(1)
     nothing = jnp.zeros((len(self.ads_PS), 1))
     return item_losses.sampled_softmax_loss(
-      self.target_score_PM,
+      scores.target_PM + bias * self._seen(places.target_PM),
       places.mask_PM,
       nothing,
       nothing > 0,
-      product("pd,xd->px", self.state_PD, self._vectors(ads_X)),
+      scores.other_PX,
       real_X & ~own_PX,
       self.touched.log_weight[jnp.maximum(ads_X, 0)] - jnp.log(jnp.maximum(real_X.sum(), 1)),
     )
 
-  def binary(self) -> jax.Array:
-    """One ad is drawn for each target."""
-    drawn_score_PM = self._biased(self.touched.drawn)
-    return item_losses.binary_loss(self.target_score_PM, drawn_score_PM, self.places.mask_PM)
+
+class _Binary(_Few):
+  """One ad is drawn for each target."""
+
+  def _others(self):
+    return self._of(self.touched.drawn)
+
+  def loss(self, scores, bias):
+    target_PM = scores.target_PM + bias * self._seen(self.places.target_PM)
+    drawn_PM = scores.other_PX + bias * self._seen(self.touched.drawn)
+    return item_losses.binary_loss(target_PM, drawn_PM, self.places.mask_PM)
+
+
+_LOSSES = {"sampled": _Sampled, "bce": _Binary, "inbatch": _InBatch}
