@@ -329,7 +329,7 @@ class SearchConfig:
   )
   seen_ads: str = knob(
     "left",
-    "Evaluation and the zoo: ads that the user took before stay in the lists as the model ranks them, or are masked.",
+    "Ads that the user took before stay in the lists as the model ranks them, or are masked.",
     choices=("left", "masked"),
   )
   rerank_exponent: float = knob(1.0, "Exponent of E[value | purchase] in the reranker's order.", low=0)

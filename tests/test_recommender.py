@@ -40,6 +40,17 @@ def test_the_history_counts(recommender):
   assert len(lists) == 3
 
 
+def test_masked_ads_leave_room_for_the_next(recommender, workdir):
+  masked = Recommender.load(str(workdir), search=dataclasses.replace(recommender.config.search, seen_ads="masked"))
+  everything = recommender.recommend(["ad01"], k=50)
+  seen = ["ad01", everything[0].ad_id, everything[2].ad_id]
+  left = recommender.recommend(seen, k=50)
+  expected = [ad for ad in left if ad.ad_id not in seen]
+  assert len(expected) < len(left)
+  assert masked.recommend(seen, k=3) == expected[:3] and masked.recommend(seen, k=50) == expected
+  assert masked.recommend([], k=4) == recommender.recommend([], k=4)
+
+
 def test_an_id_is_short_for_an_event(recommender):
   assert recommender.recommend(["ad03", "ad05"]) == recommender.recommend([{"ad_id": "ad03"}, {"ad_id": "ad05"}])
 

@@ -91,6 +91,10 @@ class Computer:
     gap = 60 * self._config.data.session_gap_minutes
     return histories.events_of(events, self._catalog.row, self.behaviors, now, gap), now
 
+  def hidden(self, log: EventLog) -> set[int]:
+    """Rows of the ads that a user with this history is not shown: with --seen_ads=masked, the history's."""
+    return set(log.ad.tolist()) if self._config.search.seen_ads == "masked" else set()
+
   def compute(self, queries: Sequence[Query], loaded: Loaded, schedule: int) -> list[Computed | Exception]:
     """The answer of each query, or what is wrong with it.
 
@@ -104,7 +108,8 @@ class Computer:
     if good:
       logs, now_B = zip(*(results[number] for number in good), strict=True)
       beams = self._search(list(logs), np.array(now_B, np.int64), loaded.variables, schedule)
-      found = self._answers([queries[number] for number in good], beams, loaded.step, self.schedules[schedule])
+      asked = [queries[number] for number in good]
+      found = self._answers(asked, list(map(self.hidden, logs)), beams, loaded.step, self.schedules[schedule])
       for number, answer in zip(good, found, strict=True):
         results[number] = answer
     return results
@@ -123,12 +128,15 @@ class Computer:
     answers.check_finite(beams)
     return beams
 
-  def _answers(self, queries: Sequence[Query], beams: Any, step: int, widths: tuple[int, ...]) -> list[Computed]:
-    index, most = self._catalog.index, max(query.k for query in queries)
-    row_BK, beam_BK = index.expand(beams.codes_BWT, beams.leaf_BW >= 0, most)
+  def _answers(
+    self, queries: Sequence[Query], hidden: Sequence[set[int]], beams: Any, step: int, widths: tuple[int, ...]
+  ) -> list[Computed]:
+    most = max(query.k + len(rows) for query, rows in zip(queries, hidden, strict=True))
+    row_BK, beam_BK = self._catalog.index.expand(beams.codes_BWT, beams.leaf_BW >= 0, most)
     found = []
-    for at, query in enumerate(queries):
-      ranked = answers.ranked_rows(beams, at, row_BK[at, : query.k], beam_BK[at, : query.k])
+    for at, (query, rows) in enumerate(zip(queries, hidden, strict=True)):
+      ranked = [entry for entry in answers.ranked_rows(beams, at, row_BK[at], beam_BK[at]) if entry[0] not in rows]
+      ranked = ranked[: query.k]
       ads = tuple(answers.ad_entry(self._catalog, *entry) for entry in ranked)
       tree = answers.beam_tree(beams, at) if query.explain else None
       found.append(Computed(Answer("model", step, widths, ads, tree), tuple(row for row, _, _ in ranked)))

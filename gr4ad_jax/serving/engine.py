@@ -150,7 +150,8 @@ class ServingEngine:
 
   def _popular_ads(self, query: Query) -> Answer | None:
     log, _ = self._computer.log_of(query)
-    found = self._popular.best(log, query.k, self.catalog.is_active)
+    hidden = self._computer.hidden(log)
+    found = self._popular.best(log, query.k, lambda row: row not in hidden and self.catalog.is_active(row))
     ads = tuple(answers.ad_entry(self.catalog, *entry) for entry in found)
     return Answer("fallback", self._loaded.step, (), ads) if ads else None
 

@@ -20,7 +20,7 @@ from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.serving.contexts import ContextBuilder, FixedAds, UserHistories
 from gr4ad_jax.serving.histories import check_now, default_now, events_of
 from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.training import inputs, run
+from gr4ad_jax.training import inputs, run, seen_ads
 
 _LARGEST_BATCH = 64
 
@@ -83,7 +83,7 @@ class Recommender:
     Args:
       workdir: the run's directory; nothing else is read.
       checkpoint: 'best', 'last' or a step.
-      search: beams and order of the lists; None: the run's own.
+      search: beams, order of the lists, what becomes of seen ads; None: the run's own.
       compute_dtype: of the matmuls, as in `ModelConfig`; None: the run's own.
 
     Raises:
@@ -123,6 +123,8 @@ class Recommender:
   def recommend_log(self, events: EventLog, k: int = 10, now: int | None = None) -> list[list[Recommendation]]:
     """The best k ads for every user of an event log whose ads are rows of `ads`; see `recommend`.
 
+    With --seen_ads=masked, none that the log has of the user.
+
     Raises:
       DataError: an event after `now`.
       ValueError: k below 1.
@@ -135,7 +137,11 @@ class Recommender:
     users = len(events.user_id)
     size = min(_LARGEST_BATCH, 1 << (users - 1).bit_length())
     asked = _Asked(self._builder, UserHistories(events), now)
-    ranking = self._ranker.rank(self._params, asked, np.arange(users), k, size)
+    masked = self.config.search.seen_ads == "masked"
+    wanted = k + int(np.bincount(events.user).max(initial=0)) if masked else k
+    ranking = self._ranker.rank(self._params, asked, np.arange(users), wanted, size)
+    if masked:
+      ranking = seen_ads.without(ranking, events.user, events.ad, k)
     return [self._named(*rows) for rows in zip(ranking.ad_RK, ranking.logp_RK, ranking.value_RK, strict=True)]
 
   def log_of(self, events: Sequence[Mapping | str], now: int) -> EventLog:

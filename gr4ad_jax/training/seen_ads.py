@@ -32,9 +32,24 @@ def mask(lines: Lines, requests: np.ndarray, found: Ranking, k: int) -> Ranking:
   known_R = _known(lines, requests)
   row_L = np.repeat(np.arange(len(requests)), known_R)
   line_L = np.arange(len(row_L)) + np.repeat(lines.user_first[requests] - np.cumsum(known_R) + known_R, known_R)
+  return without(found, row_L, lines.ad[line_L], k)
+
+
+def without(found: Ranking, row_L: np.ndarray, ad_L: np.ndarray, k: int) -> Ranking:
+  """The best k ads of each list but some.
+
+  Args:
+    found: lists, [R, K].
+    row_L: list of each ad that is to go.
+    ad_L: row of the ad table of each.
+    k: ads a list, at most K.
+
+  Returns:
+    [R, k]; where a list has run out -1, and -inf of log p and score, 0 of value.
+  """
   # A pair of row and ad as one number.
-  ads = 1 + max(int(found.ad_RK.max(initial=0)), int(lines.ad.max(initial=0)))
-  taken_RK = np.isin(np.arange(len(requests))[:, None] * ads + found.ad_RK, row_L * ads + lines.ad[line_L])
+  ads = 1 + max(int(found.ad_RK.max(initial=0)), int(ad_L.max(initial=0)))
+  taken_RK = np.isin(np.arange(len(found.ad_RK))[:, None] * ads + found.ad_RK, row_L.astype(np.int64) * ads + ad_L)
   gone_RK = taken_RK | (found.ad_RK < 0)
   first_RK = np.argsort(gone_RK, axis=1, kind="stable")[:, :k]
   nothing = Ranking(-1, -np.inf, 0, -np.inf)

@@ -149,6 +149,22 @@ def slowed(engine, monkeypatch, seconds):
   monkeypatch.setattr(engine._computer, "compute", slow)
 
 
+def test_seen_ads_are_masked_by_the_model_and_in_the_fallback(workdir, runs):
+  config = config_of(workdir)
+  config = dataclasses.replace(config, search=dataclasses.replace(config.search, seen_ads="masked"))
+  recommender = Recommender.load(str(runs / "first"), "last", config.search)
+  with ServingEngine(str(workdir), config, "last") as masked:
+    short, long = ["ad03"], ["ad03", "ad05", "ad07"]
+    queries = [Query(history=tuple(events), k=4, cache=False) for events in (short, long)]
+    answers = [future.result(20) for future in [masked.submit(query) for query in queries]]
+    for events, answer in zip((short, long), answers, strict=True):
+      assert_same(answer, recommender.recommend(events, k=4))
+      assert len(answer.ads) == 4 and not set(ids(answer)) & set(events)
+    seen = {event["ad_id"] for event in masked.history("u1", 1000)}
+    late = masked.recommend(Query(user="u1", k=24, deadline_ms=1e-3, cache=False))
+    assert late.source == "fallback" and late.ads and not seen & set(ids(late))
+
+
 def test_past_the_deadline_there_is_a_popular_list(steady, monkeypatch):
   slowed(steady, monkeypatch, 0.3)
   query, begin = Query(user="u1", k=4, deadline_ms=50, cache=False), time.monotonic()
