@@ -125,7 +125,7 @@ class ItemConfig:
   item_smoothing: float = knob(0.0, "Label smoothing of --item_loss=softmax.", low=0, high=0.9)
   item_start: str = knob(
     "random",
-    "Vectors of ads at the start: random; of their co-occurrence (PPMI, SVD); or of that and the tokenizer's together.",
+    "Vectors of ads at the start: random; of their co-occurrence (PPMI, SVD); or of that and their content together.",
     choices=("random", "ppmi", "ppmi+content"),
   )
   inner_targets: bool = knob(False, "Each ad of the history is also a target of what stands before it.")
@@ -323,7 +323,9 @@ class SearchConfig:
     "run's reward model or LightGBM on the same features; or adds to the ads' scores what followed the history's ads.",
     choices=("none", "reward", "lightgbm", "neighbors"),
   )
-  rerank_candidates: int = knob(200, "Ads of the first stage that the reranker gets, a request.", low=1)
+  rerank_candidates: int = knob(
+    200, "Ads of the first stage that the reranker gets; beside beams --reranker=neighbors has as many more.", low=1
+  )
   neighbor_weight: float = knob(
     0.5, "--reranker=neighbors: weight of the logarithm of an ad's share in what followed, beside its score.", low=0
   )

@@ -110,11 +110,14 @@ def test_what_was_begun_is_answered_at_the_end(workdir):
 def test_sigterm_before_it_serves_is_no_error(workdir):
   command = [sys.executable, "-m", "experiments.serve", f"--workdir={workdir}", *SETTINGS]
   process = subprocess.Popen(command, cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE)
-  while not (workdir / "live" / "lock").exists():
-    assert process.poll() is None
-    time.sleep(0.01)
-  process.terminate()
-  assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0
+  try:
+    while not (workdir / "live" / "lock").exists():
+      assert process.poll() is None
+      time.sleep(0.01)
+    process.terminate()
+    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0
+  finally:
+    process.kill()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,24 @@ class Followers:
     Returns:
       [B, K] float32, 0 for padding, and in rows where nothing followed.
     """
+    mass_BN = self._mass(history_BS, repeats)
+    row = np.repeat(np.arange(len(ads_BK)), ads_BK.shape[1])
+    found_BK = np.asarray(mass_BN[row, np.maximum(ads_BK, 0).ravel()]).reshape(ads_BK.shape)
+    share_BK = found_BK / np.maximum(np.asarray(mass_BN.sum(axis=1)).reshape(-1, 1), 1e-9)
+    return np.where(ads_BK >= 0, share_BK, 0).astype(np.float32)
+
+  def best(self, history_BS: np.ndarray, k: int, repeats: bool = True) -> np.ndarray:
+    """The ads of the largest `share`, [B, k] int32, best first; -1 where fewer have followed."""
+    mass_BN = self._mass(history_BS, repeats)
+    found_BK = np.full((len(history_BS), k), -1, np.int32)
+    for row, (begin, end) in enumerate(zip(mass_BN.indptr, mass_BN.indptr[1:], strict=False)):
+      mass, ads = mass_BN.data[begin:end], mass_BN.indices[begin:end]
+      order = np.lexsort((ads, -mass))[:k]
+      found_BK[row, : len(order)] = ads[order]
+    return found_BK
+
+  def _mass(self, history_BS: np.ndarray, repeats: bool) -> scipy.sparse.csr_matrix:
+    """What followed the ads of each history, by weight: [B, N], entries above 0."""
     real_BS = history_BS >= 0
     age_BS = real_BS.sum(axis=1, keepdims=True) - 1 - np.arange(history_BS.shape[1])
     row, column = np.nonzero(real_BS)[0], history_BS[real_BS]
@@ -46,8 +64,6 @@ class Followers:
     late_BN = scipy.sparse.csr_matrix((RECENCY ** age_BS[real_BS].astype(np.float32), (row, column)), shape)
     mass_BN = (late_BN @ self._after_NN).tocsr()
     if not repeats:
-      mass_BN = mass_BN - mass_BN.multiply(late_BN > 0)
-    row = np.repeat(np.arange(len(ads_BK)), ads_BK.shape[1])
-    found_BK = np.asarray(mass_BN[row, np.maximum(ads_BK, 0).ravel()]).reshape(ads_BK.shape)
-    share_BK = found_BK / np.maximum(np.asarray(mass_BN.sum(axis=1)).reshape(-1, 1), 1e-9)
-    return np.where(ads_BK >= 0, share_BK, 0).astype(np.float32)
+      mass_BN = (mass_BN - mass_BN.multiply(late_BN > 0)).tocsr()
+      mass_BN.eliminate_zeros()
+    return mass_BN

@@ -44,6 +44,25 @@ def logp_of(ad_RC: np.ndarray, found_RK: np.ndarray, logp_RK: np.ndarray) -> np.
   return np.where(same_RCK.any(axis=2) & (ad_RC >= 0), logp_RC, lowest_R1)
 
 
+def distinct(ad_RC: np.ndarray) -> np.ndarray:
+  """Each row's ads with -1 in place of those that stand further left already."""
+  order = np.argsort(ad_RC, axis=1, kind="stable")
+  ordered = np.take_along_axis(ad_RC, order, axis=1)
+  again = np.zeros(ad_RC.shape, bool)
+  np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+  return np.where(again, -1, ad_RC)
+
+
+def _joined(ad_RK: np.ndarray, logp_RK: np.ndarray, value_RK: np.ndarray, also_RC: np.ndarray) -> list[np.ndarray]:
+  """Found ads with their numbers, [R, K], and behind them others, [R, C], each ad once, padding last: [R, K + C]."""
+  ad = distinct(np.concatenate([ad_RK, also_RC], axis=1))
+  logp = np.concatenate([logp_RK, logp_of(also_RC, ad_RK, logp_RK)], axis=1)
+  value = np.concatenate([value_RK, np.zeros(also_RC.shape, value_RK.dtype)], axis=1)
+  last = np.argsort(ad < 0, axis=1, kind="stable")
+  columns = ad, np.where(ad >= 0, logp, -np.inf), np.where(ad >= 0, value, 0.0)
+  return [np.take_along_axis(column, last, axis=1) for column in columns]
+
+
 class Contexts(Protocol):
   """What turns request numbers into batches, as `RequestContexts` does."""
 
@@ -82,7 +101,15 @@ class Ranker:
   def _search(self, variables: dict, guide: Guide | None, batch: RequestBatch) -> Beams:
     return self._searcher.compiled_on_demand(variables, batch, self._trie, self._beams, guide)
 
-  def rank(self, params: Any, contexts: Contexts, requests: np.ndarray, k: int, batch_size: int = 64) -> Ranking:
+  def rank(
+    self,
+    params: Any,
+    contexts: Contexts,
+    requests: np.ndarray,
+    k: int,
+    batch_size: int = 64,
+    also_RC: np.ndarray | None = None,
+  ) -> Ranking:
     """The best k ads of each request.
 
     Args:
@@ -91,20 +118,27 @@ class Ranker:
       requests: [R] request numbers; the last batch is filled up with copies, so that one shape is compiled.
       k: ads a request.
       batch_size: requests a batch.
+      also_RC: ads of each request that are ranked beside those that the beams find, -1 is padding; the lists have k + C
+        places then. An ad that was not found has the lowest log p of those that were, and a value of 0.
     """
     found, (variables, guide) = [], self._weights(params)
+    places = k if also_RC is None else k + also_RC.shape[1]
     for begin in range(0, max(len(requests), 1), batch_size):
       some = requests[begin : begin + batch_size]
       full = np.resize(some if len(some) else [0], batch_size)
       batch = contexts.batch(full)
       beams = jax.device_get(self._search(variables, guide, batch))
       columns = self._expand(beams, max(k, self._beams[-1]) if self._item_weight else k)
-      columns = self._reordered(variables, batch, *columns) if self._item_weight else (*columns, columns[1])
-      found.append([column[: len(some), :k] for column in columns])
+      if also_RC is not None and len(some):
+        columns = _joined(*columns, np.resize(also_RC[begin : begin + batch_size], (batch_size, also_RC.shape[1])))
+      columns = self._reordered(variables, batch, *columns)
+      found.append([column[: len(some), :places] for column in columns])
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
   def _reordered(self, variables: dict, batch: RequestBatch, ad_RK, logp_RK, value_RK) -> list[np.ndarray]:
-    """Ads, log p, values and scores in the order of log p + item_weight * the item-level score; padding last."""
+    """Ads, log p, values and scores: in the order of log p + item_weight * the item-level score, padding last."""
+    if not self._item_weight:
+      return [ad_RK, logp_RK, value_RK, logp_RK]
     item_RK = jax.device_get(self._item_scores(variables, batch, ad_RK))
     score_RK = np.where(ad_RK >= 0, logp_RK + self._item_weight * item_RK, -np.inf)
     order = np.argsort(-score_RK, axis=1, kind="stable")

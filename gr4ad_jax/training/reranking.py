@@ -1,11 +1,13 @@
 """A second stage: what the first one found, in the order of a ranker, or with a memory of what followed what."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from gr4ad_jax.config import Config
 from gr4ad_jax.data import history
 from gr4ad_jax.data.followers import Followers
-from gr4ad_jax.decoding.ranker import Ranking, logp_of
+from gr4ad_jax.decoding.ranker import Ranking, distinct, logp_of
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.training import boosted, ranked, reward_run, seen_ads
 from gr4ad_jax.training.inputs import Inputs
@@ -32,6 +34,22 @@ def prepare(config: Config, inputs: Inputs) -> None:
     boosted.check()
   if config.search.reranker == "reward" and not reward_run.is_finished(config):
     ranked.go_on(reward_run.train(config, inputs), f"the reward model of {config.workdir}")
+
+
+def proposed(config: Config, inputs: Inputs, requests: EvalRequests) -> np.ndarray | None:
+  """Ads that the memory of --reranker=neighbors puts beside those of a beam search: [R, rerank_candidates]; else None.
+
+  They are those of the largest share in what followed the history, -1 is padding. What a search by the model alone
+  has pruned early may come first with the memory.
+  """
+  if config.search.reranker != "neighbors":
+    return None
+  repeats = seen_ads.treatment(config) == "left"
+  best = [
+    followers.best(history_BS, config.search.rerank_candidates, repeats)
+    for _, followers, history_BS in _memory(config, inputs, requests)
+  ]
+  return np.concatenate(best)
 
 
 def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:
@@ -84,13 +102,9 @@ def _logarithm(x: np.ndarray) -> np.ndarray:
 
 
 def _with_neighbors(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:
-  _, user_L, ad_L = inputs.learned_lines(config)
-  followers, lines, parts = Followers(user_L, ad_L, len(inputs.dataset.ads)), inputs.lines, []
-  for begin in range(0, len(requests), _ROWS):
-    part = slice(begin, begin + _ROWS)
-    rows_BS = history.history_rows(lines, requests.request[part], config.data.history_slots)
-    history_BS = history.ads_of(lines, rows_BS)
-    share_BK = followers.share(history_BS, found.ad_RK[part], repeats=seen_ads.treatment(config) == "left")
+  parts, repeats = [], seen_ads.treatment(config) == "left"
+  for part, followers, history_BS in _memory(config, inputs, requests):
+    share_BK = followers.share(history_BS, found.ad_RK[part], repeats)
     score_BK = found.score_RK[part] + config.search.neighbor_weight * np.log(share_BK + _LEAST_SHARE)
     best_BK = np.argsort(-score_BK, axis=1, kind="stable")[:, :k]
     columns = (found.ad_RK[part], found.logp_RK[part], found.value_RK[part], score_BK)
@@ -98,10 +112,11 @@ def _with_neighbors(config: Config, inputs: Inputs, requests: EvalRequests, foun
   return Ranking(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def distinct(ads_BC: np.ndarray) -> np.ndarray:
-  """Each row's ads with -1 in place of those that stand further left already."""
-  order = np.argsort(ads_BC, axis=1, kind="stable")
-  ordered = np.take_along_axis(ads_BC, order, axis=1)
-  again = np.zeros(ads_BC.shape, bool)
-  np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
-  return np.where(again, -1, ads_BC)
+def _memory(config: Config, inputs: Inputs, requests: EvalRequests) -> Iterator[tuple[slice, Followers, np.ndarray]]:
+  """By parts of the requests: which, what followed what in the lines learned from, and their histories [B, S]."""
+  _, user_L, ad_L = inputs.learned_lines(config)
+  followers, lines = Followers(user_L, ad_L, len(inputs.dataset.ads)), inputs.lines
+  for begin in range(0, len(requests), _ROWS):
+    part = slice(begin, begin + _ROWS)
+    rows_BS = history.history_rows(lines, requests.request[part], config.data.history_slots)
+    yield part, followers, history.ads_of(lines, rows_BS)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_config
-from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.evaluation import baselines, plots, protocols, tables
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
@@ -27,7 +27,9 @@ def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k
   masked = config.search.seen_ads == "masked"
   wanted = k + seen_ads.most(inputs.lines, requests.request) if masked else k
   deep = reranking.depth(config, wanted)
-  found = ranker.rank(params, inputs.contexts(config, requests.split), requests.request, deep)
+  # A model that scores every ad has its candidates from all of them already.
+  also = {"also_RC": reranking.proposed(config, inputs, requests)} if isinstance(ranker, Ranker) else {}
+  found = ranker.rank(params, inputs.contexts(config, requests.split), requests.request, deep, **also)
   found = reranking.rerank(config, inputs, requests, found, wanted)
   return seen_ads.mask(inputs.lines, requests.request, found, k) if masked else found
 

@@ -44,6 +44,19 @@ def test_share_equals_a_loop(lines, repeats):
   np.testing.assert_array_equal(memory.share(history_BS, some_BK, repeats), some)
 
 
+@pytest.mark.parametrize("repeats", [True, False])
+def test_best_are_those_of_the_largest_share(lines, repeats):
+  memory, history_BS = Followers(*lines, ADS), np.array([[3, 1, 7], [-1, -1, -1], [2, -1, -1]])
+  share_BN = memory.share(history_BS, np.broadcast_to(np.arange(ADS), (3, ADS)), repeats)
+  for share_N, some, every in zip(
+    share_BN, memory.best(history_BS, 2, repeats), memory.best(history_BS, ADS, repeats), strict=True
+  ):
+    followed = np.flatnonzero(share_N)
+    expected = followed[np.argsort(-share_N[followed], kind="stable")].tolist()
+    assert every.tolist() == expected + [-1] * (ADS - len(expected))
+    assert some.tolist() == every[:2].tolist()
+
+
 def test_an_ad_that_nothing_followed_says_nothing():
   memory = Followers(np.array([0, 0, 1]), np.array([0, 1, 2]), 4)
   np.testing.assert_array_equal(memory.share(np.array([[2], [3]]), np.array([[0, 1], [0, 1]])), np.zeros((2, 2)))

@@ -8,7 +8,7 @@ import pytest
 
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.decoding.ranker import Ranker
+from gr4ad_jax.decoding.ranker import Ranker, distinct
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.sid.index import SidIndex
 from tests.models import tiny
@@ -56,6 +56,27 @@ def test_ranker_gives_each_ad_its_own_leafs_numbers(index, ranked):
     number = {leaf: (beams.logp_BW[b, w], beams.value_BW[b, w]) for w, leaf in enumerate(beams.leaf_BW[b]) if leaf >= 0}
     for ad, logp, value in zip(whole.ad_RK[b, :30], whole.logp_RK[b], whole.value_RK[b], strict=False):
       assert (logp, value) == number[index.ad_leaf[ad]]
+
+
+def test_distinct_keeps_the_first_of_each():
+  ads = np.array([[4, 2, 4, -1, 2, 7], [1, 1, 1, 0, 0, -1]])
+  np.testing.assert_array_equal(distinct(ads), [[4, 2, -1, -1, -1, 7], [1, -1, -1, 0, -1, -1]])
+
+
+def test_other_ads_are_ranked_beside_those_found(ranked):
+  ranker, params, contexts = ranked
+  plain = ranker.rank(params, contexts, np.arange(4), k=5, batch_size=3)
+  also_RC = np.stack([row[[3, 0]] for row in plain.ad_RK]).astype(np.int32)
+  also_RC = np.concatenate([also_RC, np.full((4, 1), -1), (plain.ad_RK[:, :1] + 17) % 30], axis=1)
+  both = ranker.rank(params, contexts, np.arange(4), k=5, batch_size=3, also_RC=also_RC)
+  assert both.ad_RK.shape == (4, 9)
+  for row in range(4):
+    new = [] if also_RC[row, 3] in plain.ad_RK[row] else [also_RC[row, 3]]
+    expected = [*plain.ad_RK[row], *new]
+    assert both.ad_RK[row].tolist() == expected + [-1] * (9 - len(expected))
+    np.testing.assert_allclose(both.logp_RK[row, :5], plain.logp_RK[row], atol=1e-6)
+    np.testing.assert_allclose(both.logp_RK[row, 5 : 5 + len(new)], plain.logp_RK[row].min(), atol=1e-6)
+    assert np.isneginf(both.score_RK[row, len(expected) :]).all() and (both.value_RK[row, 5:] == 0).all()
 
 
 def test_ranker_does_not_depend_on_the_batch(ranked):

@@ -21,11 +21,6 @@ from tests import tiny
 REWARD = ("--reward_width=8", "--reward_bins=3", "--reward_epochs=1", "--reward_shown=6", "--reward_negatives=6")
 
 
-def test_distinct_keeps_the_first_of_each():
-  ads = np.array([[4, 2, 4, -1, 2, 7], [1, 1, 1, 0, 0, -1]])
-  np.testing.assert_array_equal(reranking.distinct(ads), [[4, 2, -1, -1, -1, 7], [1, -1, -1, 0, -1, -1]])
-
-
 def test_depth_is_the_lists_without_a_reranker():
   assert reranking.depth(Config(), 50) == 50
   config = Config(search=SearchConfig(reranker="reward", rerank_candidates=200))
@@ -119,6 +114,23 @@ def test_neighbors_add_what_followed_the_history(workdir):
   assert (found.ad_RK != every.ad_RK[:, :5]).any()
   none = ranked(with_reranker(workdir, reranker="neighbors", neighbor_weight=0.0))[2]
   np.testing.assert_array_equal(none.ad_RK, every.ad_RK[:, :5])
+
+
+def test_narrow_beams_get_the_memorys_ads_beside_them(workdir):
+  narrow = ("--max_steps=1", "--noevaluate", "--model=gr4ad_items", "--lambda_ecpm=0", "--beams=2,2,2")
+  run = workdir.parent / "narrow"
+  done = tiny.run("train", *tiny.source_flags(workdir.parent), *tiny.SETTINGS, *narrow, f"--workdir={run}")
+  assert (done.status, done.err) == (0, "")
+  config = with_reranker(run, reranker="neighbors", neighbor_weight=50.0, rerank_candidates=6)
+  inputs, requests, alone = ranked(with_reranker(run), 6)
+  with_memory, proposed = ranked(config, 6)[2], reranking.proposed(config, inputs, requests)
+  assert reranking.proposed(with_reranker(run), inputs, requests) is None
+  found, more = (alone.ad_RK >= 0).sum(axis=1), (proposed >= 0).sum(axis=1)
+  assert (found < 6).all() and more.max() > 3
+  for before, after, best in zip(alone.ad_RK, with_memory.ad_RK, proposed, strict=True):
+    both = (set(before.tolist()) | set(best.tolist())) - {-1}
+    assert set(after.tolist()) - {-1} <= both and (after >= 0).sum() == min(6, len(both))
+    assert after[0] in best or not (best >= 0).any()  # by the weight of 50
 
 
 def test_with_a_learned_bias_ads_of_the_history_gain_nothing(workdir):
