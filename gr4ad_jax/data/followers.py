@@ -4,6 +4,8 @@ Directed co-occurrence of nearby lines is a strong recommender where histories a
 and it knows pairs that a model of 64 dimensions has smoothed away.
 """
 
+import itertools
+
 import numpy as np
 import scipy.sparse
 
@@ -49,7 +51,7 @@ class Followers:
     """The ads of the largest `share`, [B, k] int32, best first; -1 where fewer have followed."""
     mass_BN = self._mass(history_BS, repeats)
     found_BK = np.full((len(history_BS), k), -1, np.int32)
-    for row, (begin, end) in enumerate(zip(mass_BN.indptr, mass_BN.indptr[1:], strict=False)):
+    for row, (begin, end) in enumerate(itertools.pairwise(mass_BN.indptr)):
       mass, ads = mass_BN.data[begin:end], mass_BN.indices[begin:end]
       order = np.lexsort((ads, -mass))[:k]
       found_BK[row, : len(order)] = ads[order]
@@ -64,6 +66,6 @@ class Followers:
     late_BN = scipy.sparse.csr_matrix((RECENCY ** age_BS[real_BS].astype(np.float32), (row, column)), shape)
     mass_BN = (late_BN @ self._after_NN).tocsr()
     if not repeats:
-      mass_BN = (mass_BN - mass_BN.multiply(late_BN > 0)).tocsr()
+      mass_BN = mass_BN - mass_BN.multiply(late_BN > 0)
       mass_BN.eliminate_zeros()
     return mass_BN

@@ -131,14 +131,12 @@ class Ranker:
       columns = self._expand(beams, max(k, self._beams[-1]) if self._item_weight else k)
       if also_RC is not None and len(some):
         columns = _joined(*columns, np.resize(also_RC[begin : begin + batch_size], (batch_size, also_RC.shape[1])))
-      columns = self._reordered(variables, batch, *columns)
+      columns = self._reordered(variables, batch, *columns) if self._item_weight else (*columns, columns[1])
       found.append([column[: len(some), :places] for column in columns])
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
   def _reordered(self, variables: dict, batch: RequestBatch, ad_RK, logp_RK, value_RK) -> list[np.ndarray]:
-    """Ads, log p, values and scores: in the order of log p + item_weight * the item-level score, padding last."""
-    if not self._item_weight:
-      return [ad_RK, logp_RK, value_RK, logp_RK]
+    """Ads, log p, values and scores in the order of log p + item_weight * the item-level score; padding last."""
     item_RK = jax.device_get(self._item_scores(variables, batch, ad_RK))
     score_RK = np.where(ad_RK >= 0, logp_RK + self._item_weight * item_RK, -np.inf)
     order = np.argsort(-score_RK, axis=1, kind="stable")

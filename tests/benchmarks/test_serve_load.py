@@ -32,6 +32,7 @@ def test_the_suite_measures_both_servers_and_draws_them(tmp_path):
   assert list(fixed["phases"]) == ["idle", "steady", "overload", "recovery"]
   over = tabs["phases"]["overload"]
   assert over["refused"] > 0 and over["accepted_per_s"] <= 1.5 * most and tabs["holds"]["no_errors"]
+  assert over["refused_ms"]["p50"] < over["accepted_ms"]["p50"]
   assert (over["mean_width"], fixed["phases"]["overload"]["mean_width"]) == (64, 128)
   assert tabs["phases"]["long"]["memory_mib"]["last"] > 1
   words = serve_load.in_words(found)
