@@ -125,7 +125,7 @@ class ItemConfig:
   item_smoothing: float = knob(0.0, "Label smoothing of --item_loss=softmax.", low=0, high=0.9)
   item_start: str = knob(
     "random",
-    "Vectors of ads at the start: random; of their co-occurrence (PPMI, SVD); or of that and their content together.",
+    "Vectors of ads at the start: random; of their co-occurrence (PPMI, SVD); or of that and the tokenizer's together.",
     choices=("random", "ppmi", "ppmi+content"),
   )
   inner_targets: bool = knob(False, "Each ad of the history is also a target of what stands before it.")

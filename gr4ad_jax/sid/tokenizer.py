@@ -56,10 +56,6 @@ class Tokenizer:
     """Codes a level."""
     return self.config.codebooks
 
-  def content(self, ads: schema.AdTable) -> Sliceable:
-    """Unit vectors of ads as the encoder has them, by rows; `embed` makes of them what the tokenizer has learned."""
-    return encoders.unit_rows(ads, self.config.encoder)
-
   def embed(self, ads: schema.AdTable) -> np.ndarray:
     """Unified ad embeddings, [N, D] float32, of ads fitted on or never seen, by their content alone.
 
@@ -69,7 +65,7 @@ class Tokenizer:
 
   def vectors(self, ads: schema.AdTable) -> Sliceable:
     """What `embed` gives, by rows: without a tower, vectors of a .npy file are read when asked for."""
-    text_ND = self.content(ads)
+    text_ND = encoders.unit_rows(ads, self.config.encoder)
     unit_ND = text_ND if self.tower is None else self.tower.embed(text_ND, ads)
     if self.bridge is None:
       return unit_ND

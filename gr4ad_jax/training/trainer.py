@@ -132,7 +132,7 @@ class Trainer:
     taken_ND = cooccurrence.ppmi_vectors(user_L, ad_L, len(ads), width)
     if self.config.items.item_start == "ppmi":
       return taken_ND
-    return cooccurrence.joined(taken_ND, inputs.tokenizer.content(ads)[:], width)
+    return cooccurrence.joined(taken_ND, inputs.tokenizer.embed(ads), width)
 
   def make_loss(self) -> LossFn:
     """The loss of the training step."""

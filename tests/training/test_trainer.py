@@ -10,7 +10,6 @@ from gr4ad_jax.data import cooccurrence
 from gr4ad_jax.data.batches import PADDING
 from gr4ad_jax.models import context, piecewise
 from gr4ad_jax.parallel import tables
-from gr4ad_jax.sid import encoders
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training.trainer import Trainer
 from tests import tiny
@@ -41,10 +40,9 @@ def test_vectors_of_ads_start_from_co_occurrence_alone_or_with_content(log):
   ads = len(inputs.dataset.ads)
   taken = cooccurrence.ppmi_vectors(lines.request_user[lines.request][train_L], lines.ad[train_L], ads, 16)
   np.testing.assert_allclose(params[tables.NAME][:ads], taken, atol=1e-6)
-  learned = ("--tower_steps=3", "--cooccurrence_width=8")  # of the tokenizer alone: the content is what the encoder has
+  learned = ("--tower_steps=3", "--cooccurrence_width=8")  # by the tokenizer: its vectors are more than the content
   inputs, params = made(log, "--model=sasrec", "--item_start=ppmi+content", *learned)
-  content = encoders.encode(inputs.dataset.ads, inputs.tokenizer.config.encoder)
-  both = cooccurrence.joined(taken, content, 16)
+  both = cooccurrence.joined(taken, inputs.tokenizer.embed(inputs.dataset.ads), 16)
   np.testing.assert_allclose(params[tables.NAME][:ads], both, atol=1e-5)
 
 
