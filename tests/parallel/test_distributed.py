@@ -25,7 +25,7 @@ def no_jax(monkeypatch):
   monkeypatch.setattr(distributed, "_FAREWELL", 0.1)
 
 
-def _call(port, numbers, processes=3, timeout=2.0, settings=lambda number: "the same", waiting=None):
+def _call(port, numbers, processes=3, timeout=20.0, settings=lambda number: "the same", waiting=None):
   """Starts the given processes together: number -> its link, or what it raised; and what each heard of losses."""
   found, lost = {}, queue.Queue()
 
@@ -83,7 +83,7 @@ def test_all_there_and_barriers_hold_until_the_last_has_come(port):
   [([0, 2], "process 1 of 3 did not come to 127.0.0.1"), ([0], "processes 1, 2 of 3 did not come")],
 )
 def test_missing_processes_are_named_to_all_that_came(port, numbers, missing):
-  found, _ = _call(port, numbers, timeout=0.5)
+  found, _ = _call(port, numbers, timeout=3.0)
   for error in found:
     assert isinstance(error, StartError) and missing in str(error) and "--start_timeout" in str(error)
 
