@@ -1,15 +1,16 @@
 """Batching, admission, deadlines and shutdown, with a worker whose speed the test sets."""
 
+import concurrent.futures
 import contextlib
 import math
 import random
-import statistics
 import threading
 import time
 
 import pytest
 
 from gr4ad_jax.serving.batcher import Batcher, Closed, DeadlinePassed, Limits, Overloaded
+from tests.timing import quickest
 
 # A machine may stand still for a second or two: what is about lateness has a clock that the test moves, and the rest a
 # target that such a pause does not reach.
@@ -28,17 +29,16 @@ class Clock:
 
 
 class Worker:
-  """Doubles numbers, `seconds` a batch; waits at `gate` when it is shut. Remembers the batches."""
+  """Doubles numbers; waits at `gate` when it is shut. Remembers the batches."""
 
-  def __init__(self, seconds=0.0):
-    self.seconds, self.batches, self.gate, self.entered = seconds, [], threading.Event(), threading.Event()
+  def __init__(self):
+    self.batches, self.gate, self.entered = [], threading.Event(), threading.Event()
     self.gate.set()
 
   def __call__(self, requests):
     self.batches.append(list(requests))
     self.entered.set()
     self.gate.wait(10)
-    time.sleep(self.seconds)
     return [ValueError("odd") if request == "bad" else 2 * request for request in requests]
 
 
@@ -89,14 +89,12 @@ def test_what_waits_becomes_one_batch(made):
 
 def test_a_lone_request_waits_no_longer_than_max_wait(made):
   batcher = made(Worker(), Limits(largest=4, max_wait=0.05, queue_size=9, target=100.0))
-  begin = time.monotonic()
-  assert batcher.submit(1).result(10) == 2
-  assert time.monotonic() - begin > 0.04
+  assert 0.04 < quickest(lambda: batcher.submit(1).result(10)) < 0.5
 
 
 def test_a_full_batch_does_not_wait(made):
   batcher = made(Worker(), Limits(largest=4, max_wait=1000.0, queue_size=9, target=100.0))
-  assert [future.result(10) for future in [batcher.submit(n) for n in range(4)]] == [0, 2, 4, 6]
+  assert quickest(lambda: concurrent.futures.wait([batcher.submit(n) for n in range(4)], 10)) < 2.0
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(made):
@@ -269,22 +267,23 @@ class Stepped(Worker):
 
   def __init__(self):
     super().__init__()
-    self.ended, self._end = 0, threading.Semaphore(0)
+    self.gate.clear()
+    self._ended = 0
 
   def __call__(self, requests):
-    self.batches.append(list(requests))
-    assert self._end.acquire(timeout=10)
-    return requests
+    results = super().__call__(requests)
+    self.gate.clear()
+    return results
 
   def end(self):
-    self.ended += 1
-    self._end.release()
+    self._ended += 1
+    self.gate.set()
 
   def at_work(self, batcher):
     """Waits until a batch is at work or nothing is left to do; says which."""
-    while len(self.batches) == self.ended and not idle(batcher):
+    while len(self.batches) == self._ended and not idle(batcher):
       time.sleep(0)
-    return len(self.batches) > self.ended
+    return len(self.batches) > self._ended
 
 
 def test_three_times_the_capacity_is_answered_in_time_or_refused_quickly(made):
@@ -311,6 +310,7 @@ def test_three_times_the_capacity_is_answered_in_time_or_refused_quickly(made):
       refusals.append(time.perf_counter() - began)
     until(at)
   until(math.inf)
-  assert max(waits) <= 0.1 and len(waits) == len(accepted)
-  assert len(waits) >= 0.9 * 20.0 * capacity and len(refusals) >= 0.4 * (len(refusals) + len(accepted))
-  assert statistics.median(refusals) < 0.005
+  good = sum(future.exception(10) is None for future in accepted)
+  assert max(waits) <= 0.1 and len(waits) == good
+  assert good >= 0.9 * 20.0 * capacity and len(refusals) >= 0.4 * (len(refusals) + len(accepted))
+  assert sorted(refusals)[int(0.99 * len(refusals))] < 0.005
