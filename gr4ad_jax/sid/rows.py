@@ -176,6 +176,7 @@ class Rows:
     for where, size, x_BD in self._steps(None):
       cluster_B = np.full(x_BD.shape[0] // self._mesh.size * self._devices, _NOWHERE, np.int32)
       cluster_B[:size] = cluster_n[where]
+      total.block_until_ready()  # the step before: else all rows would soon wait in memory for a slow device
       total = run(total, x_BD, self._put(cluster_B), (1 / unit_D).astype(np.float32))
     return np.asarray(_total_on(self._mesh)(total).addressable_data(0))[:num_clusters]
 

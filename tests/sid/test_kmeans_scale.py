@@ -4,8 +4,10 @@ import dataclasses
 import socket
 import subprocess
 import sys
+import time
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 
@@ -95,6 +97,28 @@ def test_a_pass_asks_for_one_step_of_rows(monkeypatch, points, alone):
   assert few.asked == 1040
   np.testing.assert_array_equal(found[0], alone[0])
   np.testing.assert_array_equal(found[1], alone[1])
+
+
+def test_a_slow_device_is_waited_for(monkeypatch, points):
+  monkeypatch.setattr(rows, "STEP", 1024)
+  real, ready = rows._sums_on, []
+
+  def slow(mesh):
+    @jax.jit
+    def late(total):
+      return jax.pure_callback(lambda value: (time.sleep(0.05), value)[1], total, total)
+
+    def run(total, *arguments):
+      ready.append(total.is_ready())
+      return late(real(mesh)(total, *arguments))
+
+    return run
+
+  few = rows.Rows(points)
+  expected = few.sums(np.arange(7000) % 5, 5, np.full(24, 2.0**-16))
+  monkeypatch.setattr(rows, "_sums_on", slow)
+  np.testing.assert_array_equal(few.sums(np.arange(7000) % 5, 5, np.full(24, 2.0**-16)), expected)
+  assert ready == [True] * 7  # no rows wait in memory but those of one step
 
 
 def test_a_file_gives_the_array_s_codes_without_being_read_whole(monkeypatch, tmp_path, make):
