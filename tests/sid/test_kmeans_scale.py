@@ -114,10 +114,10 @@ def test_a_slow_device_is_waited_for(monkeypatch, points):
 
     return run
 
-  few = rows.Rows(points)
-  expected = few.sums(np.arange(7000) % 5, 5, np.full(24, 2.0**-16))
+  arguments = np.arange(7000) % 5, 5, np.full(24, 2.0**-16)
+  expected = rows.Rows(points).sums(*arguments)
   monkeypatch.setattr(rows, "_sums_on", slow)
-  np.testing.assert_array_equal(few.sums(np.arange(7000) % 5, 5, np.full(24, 2.0**-16)), expected)
+  np.testing.assert_array_equal(rows.Rows(points).sums(*arguments), expected)
   assert ready == [True] * 7  # no rows wait in memory but those of one step
 
 
