@@ -55,7 +55,7 @@ _COLUMN = 42  # bits of a column
 def _sorted(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The stable order of keys [n], and the keys in it.
 
-  Row, column and number are packed into one integer where they fit, since plain numbers sort three times as fast.
+  Row, column and number are packed into one integer where they fit: plain numbers sort in a third of the time or less.
   """
   column, number = key & ((1 << _COLUMN) - 1), len(key).bit_length()
   width = int(column.max(initial=0)).bit_length()

@@ -13,8 +13,8 @@ BLOCK = 16  # candidates
 def choose(precut: str, candidates: int, k: int) -> str:
   """The method that `--precut` means for a shape: 'off', 'blocks' or 'beams'.
 
-  On a CPU, of 131,072 candidates with k = 256: plain .32 ms, blocks .11 ms, beams 5 ms; of 262,144 with k = 512: .58,
-  .29 and 15 ms (2 cores, `benchmark --suite=decode` measures it again). On an accelerator nothing is measured yet.
+  On a CPU, of 131,072 candidates with k = 256: plain .17 ms, blocks .12 ms, beams 6 ms; of 262,144 with k = 512: .43,
+  .29 and 27 ms (2 cores, `benchmark --suite=decode` measures it again). On an accelerator nothing is measured yet.
   """
   if precut != "auto":
     return precut
