@@ -42,7 +42,7 @@ from gr4ad_jax.benchmarks import (
   training,
 )  # fmt: skip
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.evaluation import tables
+from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 
 _SUITES = ["train", "step", "decode", "objectives", "throughput", "index", "serve", "table", "kmeans", "swing"]
@@ -96,7 +96,7 @@ def main(argv):
   figures = measure()
   print(suite.summary(figures))
   if _OUT.value:
-    tables.write_json(_OUT.value, figures)
+    report_tables.write_json(_OUT.value, figures)
   return 0
 
 

@@ -8,7 +8,7 @@ import os
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.evaluation import tables
+from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import scoring
@@ -26,7 +26,7 @@ def main(argv):
   config = flags_lib.config_from_workdir()
   enable_compilation_cache()
   found, _ = scoring.evaluate_run(config, inputs_lib.prepare_inputs(config), _SPLIT.value, _BESIDE.value)
-  print(tables.format_table(found))
+  print(report_tables.format_table(found))
   print(f"written to {os.path.join(config.workdir, 'eval')}")
   return 0
 

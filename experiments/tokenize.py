@@ -8,7 +8,7 @@ import os
 from experiments import flags as flags_lib
 from experiments.progress import RoundProgress
 from gr4ad_jax.data.prepare import load_dataset
-from gr4ad_jax.evaluation import tables
+from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.sid import report as report_lib
 from gr4ad_jax.training import inputs as inputs_lib
@@ -27,7 +27,7 @@ def main(argv):
   inputs_lib.save_tokenizer(config, dataset, tokenizer, index)
   found = report_lib.quality_report(tokenizer, dataset.ads, dataset.events, index.codes_NT, told=told)
   path = os.path.join(config.workdir, "eval", "sid.json")
-  tables.write_json(path, found)
+  report_tables.write_json(path, found)
   print(report_lib.format_report(found))
   print(f"tokenizer and index lie in {config.workdir}; the report in {path}")
   return 0

@@ -12,7 +12,7 @@ from absl import flags
 from experiments import flags as flags_lib
 from experiments import jobs
 from experiments.progress import RoundProgress, duration, show_cost, show_progress
-from gr4ad_jax.evaluation import tables
+from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.serving import examples
 from gr4ad_jax.training import loop, run, scoring, trainer
@@ -61,7 +61,7 @@ def main(argv):
     return 0
   if _EVALUATE.value and inputs.has_targets(config, "test"):
     found, ranking = scoring.evaluate_run(config, inputs, "test")
-    print(tables.format_table(found), flush=True)
+    print(report_tables.format_table(found), flush=True)
     print(examples.describe(dataset, ranking, config.data.target_behavior), flush=True)
   elif _EVALUATE.value:
     print("nothing to evaluate on: no user has the three visits that it takes", flush=True)

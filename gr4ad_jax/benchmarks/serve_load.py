@@ -21,7 +21,7 @@ import numpy as np
 from gr4ad_jax.benchmarks import http_load, timing
 from gr4ad_jax.benchmarks.http_load import Client, Outcome, Phase
 from gr4ad_jax.benchmarks.load_chart import plot_load
-from gr4ad_jax.evaluation import tables
+from gr4ad_jax.evaluation import report_tables
 
 COMMAND = (sys.executable, "-m", "experiments.serve")
 IDLE, STEADY, OVERLOAD = 0.1, 0.5, 3.0  # loads, as shares of the capacity
@@ -146,7 +146,7 @@ def run_suite(
       measured = asyncio.run(load(server, phases, seed))
     found[name] = report(measured) | {"exit_status": server.status}
   if out:
-    tables.write_json(out, found)
+    report_tables.write_json(out, found)
     plot_load(found, os.path.splitext(out)[0] + ".png")
   return found
 

@@ -21,7 +21,7 @@ from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.training import row_step
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.item_task import make_item_loss
@@ -131,7 +131,7 @@ def measure(config: Config, ads: int) -> dict:
   for way, rule, few in (("adamw", "adamw", False), ("adagrad", "adagrad", False), ("adagrad, rows", "adagrad", True)):
     run = make_run(settings(config, rule), ads, mesh, few=few)
     program = run.step.lower(run.abstract, run.make_batch(0)).compile()
-    ways[way] = held(program) | {"whole_arrays": whole_arrays(program, (ads, tables.rows(ads)))}
+    ways[way] = held(program) | {"whole_arrays": whole_arrays(program, (ads, row_tables.rows(ads)))}
     _log.info("%s: compiled, at most %.2f GB a device", way, ways[way]["most"] / 1e9)
   peaks, begin = {"before": timing.peak_memory()}, time.perf_counter()
   state = jax.block_until_ready(run.init())
@@ -146,8 +146,8 @@ def measure(config: Config, ads: int) -> dict:
     losses.append(float(metrics["loss"]))
     read.append(np.asarray(batch.slot_ad_BS).size + np.asarray(batch.target_ad_BM).size)
   peaks["steps"] = timing.peak_memory()
-  (square_sum,) = (x for x in jax.tree.leaves(state.opt_state) if x.shape == (tables.rows(ads),))
-  table = state.params[tables.NAME]
+  (square_sum,) = (x for x in jax.tree.leaves(state.opt_state) if x.shape == (row_tables.rows(ads),))
+  table = state.params[row_tables.NAME]
   return {
     "machine": timing.machine(),
     "mesh": dict(mesh.shape),

@@ -34,7 +34,7 @@ class RequestBatch(NamedTuple):
   user_value_B: np.ndarray  # float32, the user's mean value a visit before the request, money
 
 
-def mix(x: np.ndarray) -> np.ndarray:
+def splitmix64(x: np.ndarray) -> np.ndarray:
   """SplitMix64's finaliser: a hash of 64-bit counters, such as the random key of a line in an epoch."""
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -120,7 +120,7 @@ class RequestContexts:
       [B, M] line numbers, -1 in padding.
     """
     out = np.full((len(requests), self.config.targets), -1, np.int64)
-    salt_B = mix(
+    salt_B = splitmix64(
       (np.broadcast_to(draw, len(requests)).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     )
     for b, r in enumerate(requests):
@@ -128,7 +128,7 @@ class RequestContexts:
       if self.min_depth:
         line = line[self.lines.depth[line] >= self.min_depth]
       if len(line) > self.config.targets:
-        line = line[np.argsort(mix(line.astype(np.uint64) ^ salt_B[b]), kind="stable")[: self.config.targets]]
+        line = line[np.argsort(splitmix64(line.astype(np.uint64) ^ salt_B[b]), kind="stable")[: self.config.targets]]
       out[b, : len(line)] = line
     return out
 

@@ -14,7 +14,7 @@ _CHUNK = 16  # histories scored at a time: their candidates stay in the cache
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbors:
+class CoVisitNeighbors:
   """The nearest ads of each ad: ids [N, k] int32 (-1 where fewer) and cosines [N, k] float32."""
 
   ids: np.ndarray
@@ -23,7 +23,7 @@ class Neighbors:
   @classmethod
   def fit(
     cls, request: np.ndarray, ad: np.ndarray, num_ads: int, neighbors: int = 32, shrink: float = 10.0
-  ) -> "Neighbors":
+  ) -> "CoVisitNeighbors":
     """Counts the visits in which two ads stand together.
 
     A visit of n ads weighs 1/log2(2 + n): a wholesaler's long order says less of each pair.
@@ -94,7 +94,7 @@ class Neighbors:
     os.replace(part, os.path.join(directory, "neighbors.npz"))
 
   @classmethod
-  def load(cls, directory: str) -> "Neighbors":
+  def load(cls, directory: str) -> "CoVisitNeighbors":
     """Reads what `save` wrote."""
     with np.load(os.path.join(directory, "neighbors.npz"), allow_pickle=False) as saved:
       return cls(saved["ids"], saved["cosine"])
@@ -121,10 +121,10 @@ class NeighborFolds:
   ) -> "NeighborFolds":
     """Fits on the lines [L] of visits, users and ads, a fold at a time; 0 folds: own visits count for everyone."""
     kept = [user_L % folds != fold for fold in range(folds)] + [np.ones(len(user_L), bool)]
-    return cls.of(*(Neighbors.fit(request_L[some], ad_L[some], num_ads) for some in kept))
+    return cls.of(*(CoVisitNeighbors.fit(request_L[some], ad_L[some], num_ads) for some in kept))
 
   @classmethod
-  def of(cls, *parts: Neighbors) -> "NeighborFolds":
+  def of(cls, *parts: CoVisitNeighbors) -> "NeighborFolds":
     """The folds and, last, what leaves nobody out."""
     return cls(np.stack([part.ids for part in parts]), np.stack([part.cosine for part in parts]))
 
@@ -133,9 +133,9 @@ class NeighborFolds:
     last = len(self.ids) - 1
     return np.full(len(user_B), last) if held_out or not last else user_B % last
 
-  def part(self, fold: int) -> Neighbors:
+  def part(self, fold: int) -> CoVisitNeighbors:
     """The neighbours of a fold; -1: of all users."""
-    return Neighbors(self.ids[fold], self.cosine[fold])
+    return CoVisitNeighbors(self.ids[fold], self.cosine[fold])
 
   def save(self, directory: str) -> None:
     """Writes `folds.npz`, then `neighbors.npz` with those of all users, which is what a server reads."""
@@ -148,7 +148,7 @@ class NeighborFolds:
   @classmethod
   def load(cls, directory: str) -> "NeighborFolds":
     """Reads what `save` wrote."""
-    whole = Neighbors.load(directory)
+    whole = CoVisitNeighbors.load(directory)
     with np.load(os.path.join(directory, "folds.npz"), allow_pickle=False) as saved:
       ids, cosine = (np.concatenate([saved[name], getattr(whole, name)[None]]) for name in ("ids", "cosine"))
     return cls(ids, cosine)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gr4ad_jax.config import RewardConfig
-from gr4ad_jax.data.batches import RequestContexts, mix
+from gr4ad_jax.data.batches import RequestContexts, splitmix64
 from gr4ad_jax.data.pair_features import PairBatch
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -31,8 +31,8 @@ class LabeledPairs(NamedTuple):
 def _random(requests: np.ndarray, draw: np.ndarray | int, seed: int, count: int) -> np.ndarray:
   """[B, count] uint64, a hash of (seed, draw, request, column)."""
   draw_B = np.broadcast_to(draw, len(requests)).astype(np.uint64)
-  salt_B = mix(mix(np.asarray(requests, np.uint64) * _GOLDEN + np.uint64(seed)) + draw_B * _GOLDEN)
-  return mix(salt_B[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+  salt_B = splitmix64(splitmix64(np.asarray(requests, np.uint64) * _GOLDEN + np.uint64(seed)) + draw_B * _GOLDEN)
+  return splitmix64(salt_B[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
 
 
 class PairSampler:

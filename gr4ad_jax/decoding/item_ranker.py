@@ -10,7 +10,7 @@ from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.decoding.ranker import Contexts, Ranking
 from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 
 
 class ItemRanker:
@@ -26,12 +26,12 @@ class ItemRanker:
     def best(params, batch, k, mesh):
       if mesh:  # all but the table is small: left to the compiler, activations may be cut instead, and moved
         whole = NamedSharding(mesh, PartitionSpec())
-        others = {name: part for name, part in params.items() if name != tables.NAME}
+        others = {name: part for name, part in params.items() if name != row_tables.NAME}
         params = params | jax.lax.with_sharding_constraint(others, whole)
       if mesh and len(batch.slot_ad_BS) % mesh_lib.batch_shards(mesh) == 0:
         batch = jax.lax.with_sharding_constraint(batch, mesh_lib.batch_sharding(mesh))
       scores_BN = model.apply({"params": params}, batch)
-      score_BK, ad_BK = tables.top_k(scores_BN, k, mesh)
+      score_BK, ad_BK = row_tables.top_k(scores_BN, k, mesh)
       found = score_BK - jax.nn.logsumexp(scores_BN, axis=-1, keepdims=True), ad_BK
       return jax.lax.with_sharding_constraint(found, whole) if mesh else found
 
@@ -39,7 +39,7 @@ class ItemRanker:
 
   def search(self, params: Any, batch: RequestBatch, k: int) -> tuple[jax.Array, jax.Array]:
     """log p and rows of the best k ads of a batch, or of all where they are fewer: [B, k] each, on the device."""
-    return self._best(params, batch, k=min(k, self._num_ads), mesh=tables.mesh_of(params))
+    return self._best(params, batch, k=min(k, self._num_ads), mesh=row_tables.mesh_of(params))
 
   def rank(self, params: Any, contexts: Contexts, requests: np.ndarray, k: int, batch_size: int = 64) -> Ranking:
     """The best k ads of each request, as `Ranker.rank`; values are 0: the model predicts none."""

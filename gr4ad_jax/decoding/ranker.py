@@ -15,7 +15,7 @@ from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.sid.index import SidIndex
 
 
@@ -96,7 +96,7 @@ class Ranker:
   def _weights(self, params: Any) -> tuple[dict, Guide | None]:
     """What a search takes of the parameters."""
     variables = self._searcher.variables(params)
-    return variables, self._guide and self._guide(variables["params"][tables.NAME])
+    return variables, self._guide and self._guide(variables["params"][row_tables.NAME])
 
   def _search(self, variables: dict, guide: Guide | None, batch: RequestBatch) -> Beams:
     return self._searcher.compiled_on_demand(variables, batch, self._trie, self._beams, guide)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gr4ad_jax.data import schema
-from gr4ad_jax.evaluation import metrics, plots, protocols, tables
+from gr4ad_jax.evaluation import metrics, plots, protocols, report_tables
 
 KS = (10, 50)
 SHOWN = ("recall@10", "ndcg@10", "revenue@10", "revenue@50", "value_ndcg@10")
@@ -76,22 +76,22 @@ def format_markdown(found: Mapping) -> str:
   shown = [metric for metric in SHOWN if metric in next(iter(found["rows"].values()))]
   head = ["row", *shown, *SPREAD]
   body = [
-    [name, *(tables.cell(row[metric]) for metric in shown), *(f"{row[measure]:.3f}" for measure in SPREAD)]
+    [name, *(report_tables.cell(row[metric]) for metric in shown), *(f"{row[measure]:.3f}" for measure in SPREAD)]
     for name, row in found["rows"].items()
   ]
   steps = [["step", "from", *shown]]
   for name, step in found["steps"].items():
-    cells = [tables.cell(step[m], step[m]["low"] > 0 or step[m]["high"] < 0, signed=True) for m in shown]
+    cells = [report_tables.cell(step[m], step[m]["low"] > 0 or step[m]["high"] < 0, signed=True) for m in shown]
     steps.append([name, step["parent"], *cells])
   seeds = found.get("seeds", [])
   lines = [
     f"{found['dataset']}, {found['split']}: {found['users']:,} users, {len(seeds)} seeds. Means with 95 % intervals.",
     "",
-    *tables.aligned([head, *body]),
+    *report_tables.aligned([head, *body]),
     "",
     "Paired differences, in bold where the interval leaves out 0.",
     "",
-    *tables.aligned(steps),
+    *report_tables.aligned(steps),
   ]
   if found.get("tried"):
     tried = [["row", "setting", "valid recall@10", "valid revenue@10", ""]]
@@ -100,13 +100,13 @@ def format_markdown(found: Mapping) -> str:
         words = ", ".join(f"{knob}={value}" for knob, value in one["settings"].items())
         mark = "chosen" if one["settings"] == found["chosen"][name] else ""
         tried.append([name, words, f"{one['recall@10']:.4f}", f"{one.get('revenue@10', 0):.4f}", mark])
-    lines += ["", f"Settings that were tried, by {found['chosen_by']}, seed 0.", "", *tables.aligned(tried)]
+    lines += ["", f"Settings that were tried, by {found['chosen_by']}, seed 0.", "", *report_tables.aligned(tried)]
   return "\n".join(lines) + f"\n\nProtocol: {found['protocol']}.\n"
 
 
 def write_markdown(found: Mapping, path: str) -> None:
   """Writes `format_markdown`, whole or not at all."""
-  tables.write_text(path, format_markdown(found))
+  report_tables.write_text(path, format_markdown(found))
 
 
 def plot(found: Mapping, path: str) -> None:

@@ -64,7 +64,7 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
   """Draws a panel of bars with 95 % intervals for each metric, a bar for each system, the best one in colour.
 
   Args:
-    results: what `tables.results` returned (or read back from its JSON).
+    results: what `report_tables.results` returned (or read back from its JSON).
     png_path: where the picture goes.
 
   Raises:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gr4ad_jax.evaluation import plots, tables
+from gr4ad_jax.evaluation import plots, report_tables
 
 
 def power_law(parameters: Sequence[int], loss: Sequence[float]) -> dict[str, float]:
@@ -51,11 +51,11 @@ def format_markdown(found: Mapping) -> str:
   return "\n".join([
     f"{found['dataset']}, test, {len(found['seeds'])} seeds: means. The beams are the largest model's.",
     "",
-    *tables.aligned([head[0], *sizes]),
+    *report_tables.aligned([head[0], *sizes]),
     "",
     f"Train loss = {law['scale']:.3g} x parameters^-{law['exponent']:.3g}, r2 {law['r2']:.3f} of the logarithms.",
     "",
-    *tables.aligned([head[1], *beams]),
+    *report_tables.aligned([head[1], *beams]),
     "",
   ])  # fmt: skip
 

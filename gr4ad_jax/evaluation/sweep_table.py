@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from gr4ad_jax.evaluation import tables
+from gr4ad_jax.evaluation import report_tables
 
 SHOWN = ("recall@10", "ndcg@10", "revenue@10", "recall@50", "revenue@50")
 VALUE_POWER = 0.3  # of the second order that is scored
@@ -25,7 +25,7 @@ def format_markdown(found: Sequence[Mapping]) -> str:
     cells = [f"{one['valid'][name]:.4f}" for name in shown] + [f"{one['by_value'][name]:.4f}" for name in valued]
     rows.append([in_words(one["setting"], common), *cells, f"{one['entropy']:.2f}"])
   words = f"By value: log p + {VALUE_POWER} log E[value]. Entropy: of the {DEPTH} best ads, nats."
-  return "\n".join([f"Valid, {len(found)} settings.", "", *tables.aligned(rows), "", words, ""])
+  return "\n".join([f"Valid, {len(found)} settings.", "", *report_tables.aligned(rows), "", words, ""])
 
 
 def in_words(setting: Mapping | None, common: Mapping | None = None) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from gr4ad_jax.config import Config, DataConfig
 from gr4ad_jax.data import history
 from gr4ad_jax.data.batches import RequestBatch, RequestContexts
-from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
+from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import Dataset, EventLog
 from gr4ad_jax.data.trends import Trends
@@ -48,7 +48,7 @@ class ContextBuilder:
     ads: codes and prices of every ad that a history, the trends or the neighbours may name.
   """
 
-  def __init__(self, config: DataConfig, trends: Trends, neighbors: Neighbors, ads: AdColumns):
+  def __init__(self, config: DataConfig, trends: Trends, neighbors: CoVisitNeighbors, ads: AdColumns):
     self._config, self._trends, self._ads = config, trends, ads
     self._neighbors = NeighborFolds(neighbors.ids[None], neighbors.cosine[None])  # no user's visits are left out
 

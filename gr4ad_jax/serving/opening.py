@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gr4ad_jax.config import Config, ConfigError, is_trained, load_config, validate
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.neighbors import CoVisitNeighbors
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.decoding.searcher import Searcher, scaled
@@ -85,7 +85,7 @@ def open_run(
   tokenizer = Tokenizer.load(folder["tokenizer"])
   catalog = AdCatalog.open(folder[LIVE], ads, codes_NT, tokenizer, overlay=config.serving.overlay)
   try:
-    trends, neighbors = Trends.load(folder["features"]), Neighbors.load(folder["features"])
+    trends, neighbors = Trends.load(folder["features"]), CoVisitNeighbors.load(folder["features"])
     model, users = registry.build(config, len(ads)), UserHistories.of(dataset)
     builder = ContextBuilder(config.data, trends, neighbors, catalog)
     searcher = Searcher(model, EcpmBins.load(folder["features"]), config.search)

@@ -11,7 +11,7 @@ from gr4ad_jax.config import SearchConfig, is_trained, load_config, validate
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.neighbors import CoVisitNeighbors
 from gr4ad_jax.data.schema import AdTable, EventLog
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.decoding.item_ranker import ItemRanker
@@ -62,8 +62,8 @@ class Recommender:
   """A trained run, ready to answer. Make one with `load`."""
 
   def __init__(
-    self, config, params: Any, ranker: Ranker | ItemRanker, ads: AdTable, codes_NT, features: tuple[Trends, Neighbors],
-    behaviors,
+    self, config, params: Any, ranker: Ranker | ItemRanker, ads: AdTable, codes_NT,
+    features: tuple[Trends, CoVisitNeighbors], behaviors,
   ):  # fmt: skip
     self.config, self.ads, self.behaviors = config, ads, behaviors
     self._params, self._ranker, self._codes_NT = params, ranker, codes_NT
@@ -97,7 +97,7 @@ class Recommender:
       raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
     index, ads = SidIndex.load(folder["index"]), ad_store.load_ads(folder["index"])
-    features = Trends.load(folder["features"]), Neighbors.load(folder["features"])
+    features = Trends.load(folder["features"]), CoVisitNeighbors.load(folder["features"])
     model = registry.build(config, len(ads))
     ranker = run.make_ranker(model, index, EcpmBins.load(folder["features"]), config.search)
     params = run.load_params(config, model, checkpoint)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, validate, with_knobs
-from gr4ad_jax.evaluation import ablation_table, metrics, protocols, tables
+from gr4ad_jax.evaluation import ablation_table, metrics, protocols, report_tables
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import ranked, reward_run, rewards, run, scoring, workdir
 from gr4ad_jax.training.inputs import Inputs
@@ -137,7 +137,7 @@ class Ablation:
     )
     found |= {"seeds": list(plan.seeds), "chosen": chosen, "tried": tried, "chosen_by": f"valid {CHOSEN_BY}"}
     folder = plan.config.workdir
-    tables.write_json(os.path.join(folder, "ablation.json"), found)
+    report_tables.write_json(os.path.join(folder, "ablation.json"), found)
     ablation_table.write_markdown(found, os.path.join(folder, "ablation.md"))
     ablation_table.plot(found, os.path.join(folder, "ablation.png"))
     return found

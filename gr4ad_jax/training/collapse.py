@@ -8,7 +8,7 @@ import numpy as np
 
 from gr4ad_jax.config import PreferenceConfig
 from gr4ad_jax.evaluation import metrics
-from gr4ad_jax.evaluation.tables import write_json
+from gr4ad_jax.evaluation.report_tables import write_json
 
 COVERAGE_AT = 10
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.layers import product
 from gr4ad_jax.models.zoo.items import ItemModel, add_to_ads, history_ads
 from gr4ad_jax.objectives import item_losses
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.training.step import LossFn
 
 
@@ -106,14 +106,14 @@ class RowLoss:
       drawn = jax.random.randint(draw_key, places.target_PM.shape, 0, num_ads)
     read = (history_ads(batch), jnp.where(places.mask_PM, places.target_PM, -1), drawn)
     ads_X = jnp.concatenate([ads.ravel() for ads in read])
-    past = tables.rows(num_ads)  # no row
+    past = row_tables.rows(num_ads)  # no row
     ads_X = jnp.where(ads_X >= 0, ads_X, past)
-    row_U, at_X = jnp.unique(ads_X, return_inverse=True, size=tables.rows(len(ads_X)), fill_value=past)
+    row_U, at_X = jnp.unique(ads_X, return_inverse=True, size=row_tables.rows(len(ads_X)), fill_value=past)
     at_X = jnp.where(ads_X < past, at_X, -1)
     ends = np.cumsum([ads.size for ads in read])[:-1]
     slots, targets, drawn = (at.reshape(ads.shape) for at, ads in zip(jnp.split(at_X, ends), read, strict=True))
     if config.item_loss == "inbatch":
-      log_weight = -tables.lookup(self._log_share_N, row_U)
+      log_weight = -row_tables.lookup(self._log_share_N, row_U)
     return Touched(row_U, batch._replace(slot_ad_BS=slots), places._replace(target_PM=targets), drawn, log_weight)
 
   def of_rows(self, params: Any, touched: Touched, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -126,7 +126,7 @@ class RowLoss:
   def __call__(self, params: Any, batch: RequestBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(params, batch, key) -> (loss, metrics)."""
     touched = self.touch(batch, key)
-    return self.of_rows(tables.take_rows(params, touched.row_U), touched, key)
+    return self.of_rows(row_tables.take_rows(params, touched.row_U), touched, key)
 
 
 def draw_of_strata(key: jax.Array, ads: int, number: int) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from gr4ad_jax.config import Config
 from gr4ad_jax.data import history, trends
-from gr4ad_jax.evaluation import calibration, metrics, protocols, tables
+from gr4ad_jax.evaluation import calibration, metrics, protocols, report_tables
 from gr4ad_jax.training import reward_run
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.reward_model import RewardModel
@@ -71,7 +71,7 @@ def report(
     best = np.argsort(-score_RN, axis=1, kind="stable")[:, : max(ks)].astype(np.int32)
     best = np.pad(best, ((0, 0), (0, max(ks) - best.shape[1])), constant_values=-1)
     made["ranking"][name] = {metric: ratio.value for metric, ratio in metrics.per_request(best, requests, ks).items()}
-  tables.write_json(os.path.join(reward_run.folder_of(config), "report.json"), made)
+  report_tables.write_json(os.path.join(reward_run.folder_of(config), "report.json"), made)
   return made
 
 
@@ -110,13 +110,13 @@ def format_report(found: dict) -> str:
     f"value of what was bought: mean {found['value']['mean']:.2f}, bias {found['value']['bias']:+.1%}, "
     f"mean absolute error {found['value']['mae']:.2f}, root mean square {found['value']['rmse']:.2f}",
     "",
-    *tables.aligned([
+    *report_tables.aligned([
       ["decile", "predicted", "observed", "error"],
       *([str(d + 1), f"{one['predicted']:.0f}", f"{one['observed']:.0f}", f"{one['error']:+.1%}"]
         for d, one in enumerate(found["deciles"])),
     ]),
     "",
-    *tables.aligned([
+    *report_tables.aligned([
       ["all ads by", *next(iter(found["ranking"].values()))],
       *([name, *(f"{value:.4f}" for value in row.values())] for name, row in found["ranking"].items()),
     ]),

@@ -19,7 +19,7 @@ from gr4ad_jax.data.batches import TrainingOrder
 from gr4ad_jax.data.pair_batches import LabeledPairs, PairSampler
 from gr4ad_jax.data.pair_features import FEATURES, USER_FEATURES
 from gr4ad_jax.evaluation.calibration import Calibration
-from gr4ad_jax.evaluation.tables import write_json
+from gr4ad_jax.evaluation.report_tables import write_json
 from gr4ad_jax.models.piecewise import feature_edges
 from gr4ad_jax.models.zoo.ranker import Ranker
 from gr4ad_jax.objectives import pointwise

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gr4ad_jax.config import TrainConfig
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.training.item_task import RowLoss
 from gr4ad_jax.training.state import Optimizer, TrainState
 from gr4ad_jax.training.step import LossFn, gathering, make_train_step, step_key
@@ -35,13 +35,13 @@ def make_row_step(
   loss_of_rows = loss_fn.of_rows
   if state_shardings is not None:
     params = state_shardings.params
-    whole = NamedSharding(params[tables.NAME].mesh, PartitionSpec())
-    loss_of_rows = gathering(loss_of_rows, params | {tables.NAME: whole})
+    whole = NamedSharding(params[row_tables.NAME].mesh, PartitionSpec())
+    loss_of_rows = gathering(loss_of_rows, params | {row_tables.NAME: whole})
   step_on_rows = make_train_step(loss_of_rows, optimizer, seed)
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     touched = loss_fn.touch(batch, step_key(seed, state.step))
-    some, metrics = step_on_rows(tables.take_rows(state, touched.row_U), touched)
-    return tables.put_rows(state, some, touched.row_U), metrics
+    some, metrics = step_on_rows(row_tables.take_rows(state, touched.row_U), touched)
+    return row_tables.put_rows(state, some, touched.row_U), metrics
 
   return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))

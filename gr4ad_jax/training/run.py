@@ -15,7 +15,7 @@ from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.items import ItemModel
-from gr4ad_jax.parallel import distributed, tables
+from gr4ad_jax.parallel import distributed, row_tables
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.training import inputs as inputs_lib
@@ -84,7 +84,8 @@ def valid_evaluation(config: Config, inputs: Inputs, model: nn.Module) -> Callab
   share = distributed.share(len(requests))
 
   def evaluate(params) -> dict[str, float]:
-    if isinstance(ranker, ItemRanker) and tables.mesh_of(params):  # no device holds the table: all rank all together
+    # No device holds the table: all rank all together.
+    if isinstance(ranker, ItemRanker) and row_tables.mesh_of(params):
       ad_RK = ranker.rank(params, contexts, requests.request, max(ks)).ad_RK
     else:
       ranking = ranker.rank(mesh_lib.local_copy(params), contexts, requests.request[share], max(ks))

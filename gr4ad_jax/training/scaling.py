@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax.config import Config, validate, with_knobs
-from gr4ad_jax.evaluation import metrics, protocols, scaling_table, tables
+from gr4ad_jax.evaluation import metrics, protocols, report_tables, scaling_table
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import ranked, run, scoring, workdir
@@ -54,8 +54,8 @@ class Scaling:
     found |= {"sizes": sizes, "beams": beams, "law": law}
     found["rising"] = scaling_table.rising(found)
     folder = self._config.workdir
-    tables.write_json(os.path.join(folder, "scaling.json"), found)
-    tables.write_text(os.path.join(folder, "scaling.md"), scaling_table.format_markdown(found))
+    report_tables.write_json(os.path.join(folder, "scaling.json"), found)
+    report_tables.write_text(os.path.join(folder, "scaling.md"), scaling_table.format_markdown(found))
     scaling_table.plot(found, os.path.join(folder, "scaling.png"))
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_config
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
-from gr4ad_jax.evaluation import baselines, plots, protocols, tables
+from gr4ad_jax.evaluation import baselines, plots, protocols, report_tables
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import reranking, run, seen_ads
@@ -107,7 +107,7 @@ def evaluate_run(config: Config, inputs: Inputs, split: str, beside: Sequence[st
     beside: workdirs of other runs for the same table; see `group_runs`.
 
   Returns:
-    What `tables.results` found, with the checkpoint and the settings of the run; and its ranking of the split's
+    What `report_tables.results` found, with the checkpoint and the settings of the run; and its ranking of the split's
     requests.
 
   Raises:
@@ -130,10 +130,10 @@ def evaluate_run(config: Config, inputs: Inputs, split: str, beside: Sequence[st
   simple, skipped = baselines.rank_all(inputs.dataset, requests, k)
   ranked = {name: [ranking.ad_RK for ranking in seeds] for name, seeds in rankings.items()} | simple
   seen = {name: seen_ads.treatment(seeds[0]) for name, seeds in systems.items()}
-  found = tables.results(inputs.dataset, split, ranked, config.data.target_behavior, skipped, seen)
+  found = report_tables.results(inputs.dataset, split, ranked, config.data.target_behavior, skipped, seen)
   found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
   folder = os.path.join(config.workdir, "eval")
-  tables.write_json(os.path.join(folder, "metrics.json"), found)
+  report_tables.write_json(os.path.join(folder, "metrics.json"), found)
   plots.plot_comparison(found, os.path.join(folder, "comparison.png"))
   curve = os.path.join(config.workdir, "metrics.jsonl")
   if os.path.exists(curve):

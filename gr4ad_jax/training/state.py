@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from gr4ad_jax.config import TrainConfig
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 
 
 @flax.struct.dataclass
@@ -107,7 +107,7 @@ def scale_by_row_adagrad(epsilon: float = 1e-8) -> optax.GradientTransformation:
 
 
 def _parts(params: Any) -> dict[str, str]:
-  return {name: "table" if name == tables.NAME else "rest" for name in params}
+  return {name: "table" if name == row_tables.NAME else "rest" for name in params}
 
 
 def abstract_params(init_fn: Callable[[], Any], mesh: Mesh) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, load_config, validate, with_knobs
 from gr4ad_jax.data.batches import TrainingOrder
-from gr4ad_jax.evaluation import metrics, protocols, sweep_table, tables
+from gr4ad_jax.evaluation import metrics, protocols, report_tables, sweep_table
 from gr4ad_jax.training import run, scoring
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.candidates import NO_REFERENCE, Candidates
@@ -245,5 +245,5 @@ class Results:
   def add(self, setting: Mapping | None, scores: Mapping) -> None:
     """Keeps the scores of a setting; both files are written anew."""
     self.found.append({"setting": setting, "common": self._common, **scores})
-    tables.write_json(self._path, {"found": self.found})
-    tables.write_text(os.path.join(self._folder, "sweep.md"), sweep_table.format_markdown(self.found))
+    report_tables.write_json(self._path, {"found": self.found})
+    report_tables.write_text(os.path.join(self._folder, "sweep.md"), sweep_table.format_markdown(self.found))

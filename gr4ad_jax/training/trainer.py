@@ -17,7 +17,7 @@ from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemHead, ItemModel
-from gr4ad_jax.parallel import distributed, tables
+from gr4ad_jax.parallel import distributed, row_tables
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import row_step
 from gr4ad_jax.training import state as state_lib
@@ -87,7 +87,7 @@ class Trainer:
     self._start_ND, self._edges = self._start_vectors(), self._fit_edges()
     self.state = state_lib.init_state(self.init_params, self.optimizer, self.mesh)
     shardings = state_lib.shardings_of(self.state)
-    if t.table_optimizer != "adamw" and tables.NAME not in self.state.params:
+    if t.table_optimizer != "adamw" and row_tables.NAME not in self.state.params:
       model = config.model.model
       raise ConfigError(f"--table_optimizer={t.table_optimizer} is not allowed: --model={model} has no table of ads")
     loss_fn = self.make_loss()
@@ -103,8 +103,8 @@ class Trainer:
     for name, edges in self._edges.items():
       params["processor"][name] = params["processor"][name].replace_boxed(jnp.asarray(edges.ravel()))
     if self._start_ND is not None:
-      table, index, made_ND = params[tables.NAME], self.inputs.index, self._start_ND
-      params[tables.NAME] = table.replace_boxed(table.unbox().at[: len(made_ND)].set(made_ND))
+      table, index, made_ND = params[row_tables.NAME], self.inputs.index, self._start_ND
+      params[row_tables.NAME] = table.replace_boxed(table.unbox().at[: len(made_ND)].set(made_ND))
       if isinstance(self.model, GR4ADItems):
         for level, mean_VD in enumerate(cooccurrence.code_means(made_ND, index.codes_NT, index.codebooks)):
           codes, kernel = params[f"codes_{level}"], params[f"head_{level}"]["kernel"]

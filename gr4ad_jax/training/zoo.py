@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax.config import Config, SearchConfig, ServeConfig, is_trained, with_knobs
-from gr4ad_jax.evaluation import baselines, protocols, tables
+from gr4ad_jax.evaluation import baselines, protocols, report_tables
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import loop, ranked, reranking, run, scoring, seen_ads, workdir
@@ -38,7 +38,8 @@ class Zoo:
     """Trains what is not trained, scores all on test; writes zoo.json, zoo.md.
 
     Returns:
-      What `tables.results` found, the simple rows included, and `cost`: row -> parameters, train minutes, decode ms.
+      What `report_tables.results` found, the simple rows included, and `cost`: row -> parameters, train minutes,
+      decode ms.
 
     Raises:
       Stopped: asked to stop; the same call goes on.
@@ -58,10 +59,10 @@ class Zoo:
     requests = protocols.eval_requests(inputs.dataset, "test", target)
     simple, skipped = baselines.rank_all(inputs.dataset, requests, max(protocols.protocol_of(inputs.dataset.name).ks))
     seen = {name: seen_ads.treatment(config) for name, config in self._configs.items()}
-    found = tables.results(inputs.dataset, "test", rankings | simple, target, skipped, seen) | {"cost": costs}
+    found = report_tables.results(inputs.dataset, "test", rankings | simple, target, skipped, seen) | {"cost": costs}
     found["settings"] = {name: scoring.settings_of(config) for name, config in self._configs.items()}
-    tables.write_json(os.path.join(self._folder, "zoo.json"), found)
-    tables.write_text(os.path.join(self._folder, "zoo.md"), format_markdown(found))
+    report_tables.write_json(os.path.join(self._folder, "zoo.json"), found)
+    report_tables.write_text(os.path.join(self._folder, "zoo.md"), format_markdown(found))
     return found
 
   def _of_seed(self, name: str, config: Config, seed: int) -> Config:
@@ -88,7 +89,7 @@ class Zoo:
     ranked.go_on(self._train(config, inputs, on_progress), config.workdir)
     if rates and rates[-1][0]:
       rate, steps = rates[-1]
-      tables.write_json(os.path.join(config.workdir, _COST), {"train_minutes": steps / rate / 60})
+      report_tables.write_json(os.path.join(config.workdir, _COST), {"train_minutes": steps / rate / 60})
     reranking.prepare(config, inputs)
     requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
     return scoring.rank_run(config, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)).ad_RK
@@ -130,4 +131,4 @@ def format_markdown(found: Mapping) -> str:
     minutes = f"{cost['train_minutes']:.1f}" if "train_minutes" in cost else ""
     rows.append([name, f"{cost['parameters']:,}", minutes, f"{cost['decode_ms']:.2f}"])
   words = f"Steps alone, compilation and evaluation left out; search of batches of {_TIMED_ROWS}, contexts ready."
-  return "\n".join([tables.format_table(found), words, "", *tables.aligned(rows), ""])
+  return "\n".join([report_tables.format_table(found), words, "", *report_tables.aligned(rows), ""])

@@ -1,4 +1,4 @@
-"""The suite of tables needs devices; what it measures is tested on eight (`tests/parallel/test_tables.py`)."""
+"""The suite of tables needs devices; what it measures is tested on eight (`tests/parallel/test_row_tables.py`)."""
 
 from tests import tiny
 

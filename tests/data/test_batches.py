@@ -14,7 +14,7 @@ from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import batches, history
 from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, PADDING, RISING, RequestContexts, TrainingOrder, zero_batch
 from gr4ad_jax.data.history import build_lines
-from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
+from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.trends import Trends
 from tests.data import logs
 
@@ -28,7 +28,7 @@ def make_contexts(events=None, config=CONFIG, min_depth=0, fit_on=None):
   known = events if fit_on is None else fit_on
   known_lines, lines = (build_lines(x, logs.ADS) for x in (known, events))
   trends = Trends.fit(known_lines, logs.ADS)
-  near = NeighborFolds.of(Neighbors.fit(known_lines.request, known_lines.ad, logs.ADS, 4))
+  near = NeighborFolds.of(CoVisitNeighbors.fit(known_lines.request, known_lines.ad, logs.ADS, 4))
   return RequestContexts(lines, CODES, PRICE, trends, near, config, min_depth)
 
 

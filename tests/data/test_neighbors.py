@@ -10,7 +10,7 @@ import pytest
 
 from gr4ad_jax.data import history, neighbors
 from gr4ad_jax.data.history import build_lines
-from gr4ad_jax.data.neighbors import Neighbors
+from gr4ad_jax.data.neighbors import CoVisitNeighbors
 from tests.data import logs
 
 ADS = logs.ADS + 2  # two ads that nobody takes
@@ -36,7 +36,7 @@ def lines(request):
 @pytest.mark.parametrize(("number", "shrink"), [(3, 10.0), (ADS, 0.5)])
 def test_fit_equals_a_loop(lines, number, shrink):
   with warnings.catch_warnings(action="error"):
-    found = Neighbors.fit(lines.request, lines.ad, ADS, number, shrink)
+    found = CoVisitNeighbors.fit(lines.request, lines.ad, ADS, number, shrink)
   expected = cosines(lines, shrink)
   assert found.ids.shape == found.cosine.shape == (ADS, number)
   for i in range(ADS):
@@ -49,8 +49,8 @@ def test_fit_equals_a_loop(lines, number, shrink):
 
 def test_order_of_visits_does_not_matter(lines):
   shuffled = np.random.default_rng(0).permutation(len(lines.ad))
-  one = Neighbors.fit(lines.request, lines.ad, ADS)
-  other = Neighbors.fit(lines.request[shuffled] + 7, lines.ad[shuffled], ADS)
+  one = CoVisitNeighbors.fit(lines.request, lines.ad, ADS)
+  other = CoVisitNeighbors.fit(lines.request[shuffled] + 7, lines.ad[shuffled], ADS)
   np.testing.assert_allclose(one.cosine, other.cosine, rtol=1e-5)
 
 
@@ -66,7 +66,7 @@ def histories(lines):
 @pytest.mark.parametrize("slots", [1, 2, ADS + 3])
 def test_unseen_equals_a_loop_and_is_never_of_the_history(lines, histories, slots, chunk, monkeypatch):
   monkeypatch.setattr(neighbors, "_CHUNK", chunk)
-  found = Neighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
+  found = CoVisitNeighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
   ids, scores = found.unseen(*histories, slots)
   assert ids.shape == scores.shape == (len(histories[0]), slots)
   assert ids.dtype == np.int32 and scores.dtype == np.float32
@@ -85,7 +85,7 @@ def test_unseen_equals_a_loop_and_is_never_of_the_history(lines, histories, slot
 
 
 def test_a_history_gets_the_same_alone_and_among_others(lines, histories):
-  found = Neighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
+  found = CoVisitNeighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
   together = found.unseen(*histories, 3)
   for r in range(len(histories[0])):
     for one, all_of_them in zip(found.unseen(*(x[r : r + 1] for x in histories), 3), together, strict=True):
@@ -93,7 +93,7 @@ def test_a_history_gets_the_same_alone_and_among_others(lines, histories):
 
 
 def test_of_equal_scores_the_lower_row_comes_first():
-  same = Neighbors(np.tile([3, 1, 0, 2], (70_000, 1)).astype(np.int32), np.ones((70_000, 4), np.float32))
+  same = CoVisitNeighbors(np.tile([3, 1, 0, 2], (70_000, 1)).astype(np.int32), np.ones((70_000, 4), np.float32))
   far = dataclasses.replace(same, ids=same.ids + 69_990)  # rows beyond 16 bits
   ads, weight = np.array([[9, 69_999, -1], [-1, -1, -1]]), np.ones((2, 3))
   for found, shift in ((same, 0), (far, 69_990)):
@@ -103,7 +103,7 @@ def test_of_equal_scores_the_lower_row_comes_first():
 
 
 def test_an_ad_that_came_later_has_no_neighbours(lines, histories):
-  found = Neighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
+  found = CoVisitNeighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
   ads, weight = histories
   later = np.where(ads >= 0, ads, ADS + 5)
   for one, other in zip(found.unseen(later, weight, 4), found.unseen(ads, weight, 4), strict=True):
@@ -111,15 +111,15 @@ def test_an_ad_that_came_later_has_no_neighbours(lines, histories):
 
 
 def test_no_line_at_all():
-  none = Neighbors.fit(np.zeros(0, np.int32), np.zeros(0, np.int32), 4)
+  none = CoVisitNeighbors.fit(np.zeros(0, np.int32), np.zeros(0, np.int32), 4)
   assert (none.ids == -1).all() and (none.cosine == 0).all()
   ids, scores = none.unseen(np.array([[1, 2]]), np.ones((1, 2)), 3)
   assert (ids == -1).all() and (scores == 0).all()
 
 
 def test_file_round_trip(lines, tmp_path):
-  found = Neighbors.fit(lines.request, lines.ad, ADS)
+  found = CoVisitNeighbors.fit(lines.request, lines.ad, ADS)
   found.save(str(tmp_path))
-  back = Neighbors.load(str(tmp_path))
+  back = CoVisitNeighbors.load(str(tmp_path))
   np.testing.assert_array_equal(back.ids, found.ids)
   np.testing.assert_array_equal(back.cosine, found.cosine)

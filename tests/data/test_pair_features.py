@@ -6,7 +6,7 @@ import pytest
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import history, pair_features
 from gr4ad_jax.data.batches import RequestContexts
-from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
+from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.pair_features import FEATURES, SparseRows
 from gr4ad_jax.data.trends import Trends
 from tests.data import logs
@@ -94,7 +94,7 @@ def test_a_training_user_sees_neighbours_that_others_made():
   np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), False), [0, 1, 1])
   np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), True), [2, 2, 2])
   kept = users % 2 != 1
-  np.testing.assert_array_equal(folds.ids[1], Neighbors.fit(lines.request[kept], lines.ad[kept], logs.ADS).ids)
+  np.testing.assert_array_equal(folds.ids[1], CoVisitNeighbors.fit(lines.request[kept], lines.ad[kept], logs.ADS).ids)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
@@ -105,7 +105,7 @@ def test_folds_come_back_from_disk(tmp_path, number):
   np.testing.assert_array_equal(loaded.ids, folds.ids)
   np.testing.assert_array_equal(loaded.cosine, folds.cosine)
   assert len(folds.ids) == number + 1
-  np.testing.assert_array_equal(Neighbors.load(str(tmp_path)).ids, folds.part(-1).ids)
+  np.testing.assert_array_equal(CoVisitNeighbors.load(str(tmp_path)).ids, folds.part(-1).ids)
 
 
 def test_without_folds_everyone_sees_all_visits():

@@ -16,7 +16,7 @@ from gr4ad_jax.decoding.guide import Guide
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.live_index import LiveIndex
 from tests.models import tiny
@@ -45,7 +45,7 @@ def search(system, widths, weight=None):
   trie = Trie.of(index)
 
   def run(params):
-    guide = None if weight is None else Guide.of(params[tables.NAME][:TABLE], index, weight)
+    guide = None if weight is None else Guide.of(params[row_tables.NAME][:TABLE], index, weight)
     return beam_search(model, {"params": params}, batch, trie, ECPM.means, widths=widths, guide=guide)
 
   return tiny.jit(run)(params)
@@ -95,7 +95,7 @@ def test_each_level_keeps_the_prefixes_of_the_largest_sum(system):
   logp = tiny.jit(lambda params: model.apply({"params": params}, batch, codes_BNT))(params)
   logp_BNT = np.asarray(logp.generated_logp_BMT)
   state_BD = np.asarray(tiny.jit(lambda params: model.apply({"params": params}, batch, method="last_state"))(params))
-  table_ND = np.asarray(params[tables.NAME])[:TABLE]
+  table_ND = np.asarray(params[row_tables.NAME])[:TABLE]
   for b, state in enumerate(state_BD):
     kept = {()}
     for level, width in enumerate(widths):
@@ -111,7 +111,7 @@ def test_each_level_keeps_the_prefixes_of_the_largest_sum(system):
 def test_an_overlay_is_refused(system):
   model, params, batch, index = system
   main, overlay = LiveIndex(index.codes_NT, tiny.CODEBOOKS, overlay=16).view()
-  trie, guide = Trie.of(main).with_overlay(overlay), Guide.of(params[tables.NAME][:TABLE], index, 1.0)
+  trie, guide = Trie.of(main).with_overlay(overlay), Guide.of(params[row_tables.NAME][:TABLE], index, 1.0)
   with pytest.raises(ValueError, match="overlay"):
     beam_search(model, {"params": params}, batch, trie, ECPM.means, widths=(3, 3, 3), guide=guide)
 

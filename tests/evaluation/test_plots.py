@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from gr4ad_jax.evaluation import plots, tables
+from gr4ad_jax.evaluation import plots, report_tables
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_bad_metrics_file(tmp_path, text, message):
 
 def test_comparison_of_systems(shop, tmp_path):
   ranked = np.tile(np.append([3, 0, 2], np.full(47, -1)), (2, 1))
-  found = tables.results(shop, "test", {"gr4ad": ranked, "popularity": ranked[:, ::-1]})
+  found = report_tables.results(shop, "test", {"gr4ad": ranked, "popularity": ranked[:, ::-1]})
   png = tmp_path / "comparison.png"
   plots.plot_comparison(json.loads(json.dumps(found)), str(png))
   assert _pixels(png).std() > 0.01

@@ -9,7 +9,7 @@ import pytest
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, SLOT_FEATURES, RequestContexts
 from gr4ad_jax.data.history import DAY, build_lines
-from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
+from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.pair_features import CROSSES
 from gr4ad_jax.data.schema import Dataset, EventLog
 from gr4ad_jax.data.trends import Trends
@@ -25,7 +25,7 @@ CONTEXT = ("slot_kind_BS", "slot_codes_BST", "slot_features_BSF", "user_features
 
 def fitted(events):
   lines = build_lines(events, logs.ADS)
-  return Trends.fit(lines, logs.ADS), Neighbors.fit(lines.request, lines.ad, logs.ADS, 4)
+  return Trends.fit(lines, logs.ADS), CoVisitNeighbors.fit(lines.request, lines.ad, logs.ADS, 4)
 
 
 def builder_of(events, config=CONFIG, ads=None):
@@ -133,7 +133,7 @@ def test_memory_of_a_batch_does_not_grow_with_the_ads():
     counts = np.cumsum(rng.integers(0, 2, (3, num_ads)), axis=0).astype(np.int32)
     trends = Trends(int(events.time.min()), 20.0, counts, counts // 2, counts.astype(np.float32))
     near = rng.integers(0, num_ads, (num_ads, 32)).astype(np.int32)
-    neighbors = Neighbors(near, rng.random((num_ads, 32)).astype(np.float32))
+    neighbors = CoVisitNeighbors(near, rng.random((num_ads, 32)).astype(np.float32))
     ads = FixedAds(np.zeros((num_ads, 3), np.int32), np.zeros(num_ads, np.float32))
     builder, known = ContextBuilder(DataConfig(), trends, neighbors, ads), UserHistories(events)
     now = np.full(8, events.time.max() + DAY)

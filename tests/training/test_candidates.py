@@ -6,7 +6,7 @@ import pytest
 from gr4ad_jax.config import DataConfig, PreferenceConfig
 from gr4ad_jax.data import history
 from gr4ad_jax.data.batches import RequestContexts
-from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
+from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.training import candidates
@@ -29,7 +29,7 @@ class FixedRanker:
 def contexts():
   lines = history.build_lines(logs.make_log(seed=3, users=12), logs.ADS)
   codes_NT = np.stack([np.arange(logs.ADS)] * 2, axis=1).astype(np.int32)
-  neighbors = NeighborFolds.of(Neighbors.fit(lines.request, lines.ad, logs.ADS))
+  neighbors = NeighborFolds.of(CoVisitNeighbors.fit(lines.request, lines.ad, logs.ADS))
   data = DataConfig(history_slots=logs.ADS, neighbor_slots=3, rising_slots=2, targets=3)
   trends = Trends.fit(lines, logs.ADS)
   return RequestContexts(lines, codes_NT, np.ones(logs.ADS, np.float32), trends, neighbors, data)

@@ -11,7 +11,7 @@ from gr4ad_jax.config import Config, ItemConfig
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.models.history_bias import NAME as HISTORY_BIAS
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.training import item_task
 from tests.models import tiny
 
@@ -116,8 +116,8 @@ def test_runs_of_rows_do_not_overflow():
 def test_rows_that_are_no_ad_change_nothing(loss, name, monkeypatch):
   """A large table is padded; neither loss nor scores see it."""
   batch, found = tiny.make_batch(), []
-  for small in (tables.SMALL, 8):
-    monkeypatch.setattr(tables, "SMALL", small)
+  for small in (row_tables.SMALL, 8):
+    monkeypatch.setattr(row_tables, "SMALL", small)
     model = registry.build(
       Config(
         model=dataclasses.replace(tiny.CONFIG, model=name, layers=1, dropout=0.0, history_bias=True),
@@ -127,8 +127,8 @@ def test_rows_that_are_no_ad_change_nothing(loss, name, monkeypatch):
     )
     params = tiny.draw_params(model, batch, bias=-0.7)
     if found:
-      assert params["items"].shape == (tables.MULTIPLE, 16)
-      params = found[0][0] | {"items": np.pad(found[0][0]["items"], ((0, tables.MULTIPLE - tiny.NUM_ADS), (0, 0)))}
+      assert params["items"].shape == (row_tables.MULTIPLE, 16)
+      params = found[0][0] | {"items": np.pad(found[0][0]["items"], ((0, row_tables.MULTIPLE - tiny.NUM_ADS), (0, 0)))}
     value = tiny.jit(item_task.make_item_loss(model, SHARE))(params, batch, jax.random.key(0))[0]
     found.append((params, value, *ItemRanker(model).search(params, batch, 9)))
   for plain, padded in list(zip(*found, strict=True))[1:]:

@@ -6,7 +6,7 @@ import pytest
 from gr4ad_jax.config import ConfigError, DataConfig, PreferenceConfig
 from gr4ad_jax.data import history
 from gr4ad_jax.data.batches import RequestContexts
-from gr4ad_jax.data.neighbors import NeighborFolds, Neighbors
+from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.schema import AdTable, DataError
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.training.rewards import Rewarder
@@ -28,7 +28,7 @@ class Model:
 def contexts():
   lines = history.build_lines(logs.make_log(seed=3, users=12), logs.ADS)
   codes_NT = np.zeros((logs.ADS, 2), np.int32)
-  neighbors = NeighborFolds.of(Neighbors.fit(lines.request, lines.ad, logs.ADS))
+  neighbors = NeighborFolds.of(CoVisitNeighbors.fit(lines.request, lines.ad, logs.ADS))
   data = DataConfig(history_slots=6, neighbor_slots=3, rising_slots=2, targets=3)
   return RequestContexts(lines, codes_NT, np.ones(logs.ADS, np.float32), Trends.fit(lines, logs.ADS), neighbors, data)
 

@@ -9,7 +9,7 @@ from experiments import flags as flags_lib
 from gr4ad_jax.data import cooccurrence
 from gr4ad_jax.data.batches import PADDING
 from gr4ad_jax.models import context, piecewise
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training.trainer import Trainer
 from tests import tiny
@@ -39,18 +39,18 @@ def test_vectors_of_ads_start_from_co_occurrence_alone_or_with_content(log):
   train_L = lines.request_split[lines.request] == 0
   ads = len(inputs.dataset.ads)
   taken = cooccurrence.ppmi_vectors(lines.request_user[lines.request][train_L], lines.ad[train_L], ads, 16)
-  np.testing.assert_allclose(params[tables.NAME][:ads], taken, atol=1e-6)
+  np.testing.assert_allclose(params[row_tables.NAME][:ads], taken, atol=1e-6)
   learned = ("--tower_steps=3", "--cooccurrence_width=8")  # by the tokenizer: its vectors are more than the content
   inputs, params = made(log, "--model=sasrec", "--item_start=ppmi+content", *learned)
   both = cooccurrence.joined(taken, inputs.tokenizer.embed(inputs.dataset.ads), 16)
-  np.testing.assert_allclose(params[tables.NAME][:ads], both, atol=1e-5)
+  np.testing.assert_allclose(params[row_tables.NAME][:ads], both, atol=1e-5)
 
 
 def test_codes_start_with_the_mean_of_their_ads(log):
   _, random = made(log, "--model=gr4ad_items")
   inputs, params = made(log, "--model=gr4ad_items", "--item_start=ppmi")
   index, ads = inputs.index, len(inputs.dataset.ads)
-  means = cooccurrence.code_means(np.asarray(params[tables.NAME])[:ads], index.codes_NT, index.codebooks)
+  means = cooccurrence.code_means(np.asarray(params[row_tables.NAME])[:ads], index.codes_NT, index.codebooks)
   for level, mean_VD in enumerate(means):
     moved = params[f"head_{level}"]["kernel"] - random[f"head_{level}"]["kernel"]
     np.testing.assert_allclose(moved, mean_VD.T, atol=1e-5)

@@ -9,7 +9,7 @@ from gr4ad_jax.data.batches import HISTORY, RequestBatch
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.history_bias import signed_bias
 from gr4ad_jax.models.layers import product
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 
 
 class ItemHead(nn.Module):
@@ -42,7 +42,7 @@ class ItemHead(nn.Module):
 
   def vectors(self, ad: jax.Array) -> jax.Array:
     """Vectors of ads in float32."""
-    return tables.lookup(self.table, jnp.maximum(ad, 0))
+    return row_tables.lookup(self.table, jnp.maximum(ad, 0))
 
   def head_bias(self) -> jax.Array:
     """The scalar that is added to the scores of the history's ads; 0 without --history_bias."""
@@ -79,7 +79,7 @@ class ItemModel(ItemHead):
 
   def embed(self, ad: jax.Array) -> jax.Array:
     """Vectors of ads [...]; zeros for padding (-1): [..., D] in the compute dtype."""
-    found = tables.lookup(self.table, jnp.maximum(ad, 0)).astype(self.dtype)
+    found = row_tables.lookup(self.table, jnp.maximum(ad, 0)).astype(self.dtype)
     return jnp.where((ad >= 0)[..., None], found, 0)
 
   def __call__(self, batch: RequestBatch) -> jax.Array:
@@ -94,9 +94,9 @@ def last_of(states_BPD: jax.Array, batch: RequestBatch) -> jax.Array:
 
 
 def make_table(module: nn.Module, ads: int, width: int) -> jax.Array:
-  """The parameter with a vector an ad: [`tables.rows(ads)`, width] float32."""
-  init = nn.with_logical_partitioning(tables.normal(width**-0.5), ("vocab", "embed"))
-  return module.param(tables.NAME, init, (tables.rows(ads), width))
+  """The parameter with a vector an ad: [`row_tables.rows(ads)`, width] float32."""
+  init = nn.with_logical_partitioning(row_tables.normal(width**-0.5), ("vocab", "embed"))
+  return module.param(row_tables.NAME, init, (row_tables.rows(ads), width))
 
 
 def score_all(states_PD: jax.Array, table_ND: jax.Array, ads: int, dtype: jnp.dtype) -> jax.Array:

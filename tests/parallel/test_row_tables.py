@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax.parallel import tables
+from gr4ad_jax.parallel import row_tables
 from tests import devices
 
 _ON_EIGHT = """
@@ -18,12 +18,12 @@ from gr4ad_jax.benchmarks import table as suite
 from gr4ad_jax.config import Config, DataConfig, ItemConfig, ModelConfig, TrainConfig
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.models.gr4ad import next_code_logp
-from gr4ad_jax.parallel import mesh as mesh_lib, tables
+from gr4ad_jax.parallel import mesh as mesh_lib, row_tables
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 
-ADS = tables.SMALL + 5
-ROWS = tables.rows(ADS)  # the last 1,019 are no ad
+ADS = row_tables.SMALL + 5
+ROWS = row_tables.rows(ADS)  # the last 1,019 are no ad
 MESHES = {"fsdp:8": 8, "data:2,fsdp:2,tensor:2": 4}  # parts of a table
 TOP = jax.lax.top_k
 
@@ -83,12 +83,13 @@ program = ranker._best.lower(state.params, batch, k=20, mesh=mesh).compile()
 assert not suite.whole_arrays(program, (ADS, ROWS))
 ties_BN = np.random.default_rng(0).integers(0, 5, (6, 64)).astype(np.float32)
 for k in (3, 40):
-  cut = jax.jit(lambda x: tables.top_k(x, k, mesh))(jax.device_put(ties_BN, NamedSharding(mesh, P(None, tables.AXES))))
+  placed_BN = jax.device_put(ties_BN, NamedSharding(mesh, P(None, row_tables.AXES)))
+  cut = jax.jit(lambda x: row_tables.top_k(x, k, mesh))(placed_BN)
   np.testing.assert_array_equal(cut[0], TOP(ties_BN, k)[0])
   np.testing.assert_array_equal(cut[1], TOP(ties_BN, k)[1])
 
 # A head's columns, and their gradient, stay on their shards.
-spec = NamedSharding(mesh, P(None, tables.AXES)), mesh_lib.batch_sharding(mesh)
+spec = NamedSharding(mesh, P(None, row_tables.AXES)), mesh_lib.batch_sharding(mesh)
 shapes = [jax.ShapeDtypeStruct((16, 4096), np.float32, sharding=spec[0])]
 shapes += [jax.ShapeDtypeStruct(shape, kind, sharding=spec[1]) for shape, kind in (((8, 2, 16), "f4"), ((8, 2), "i4"))]
 total = lambda kernel, h_BMD, code_BM: next_code_logp(h_BMD @ kernel, code_BM).sum()
@@ -116,15 +117,15 @@ def test_eight_devices(tmp_path):
 
 
 def test_large_tables_are_padded_to_what_meshes_divide():
-  assert [tables.rows(ads) for ads in (1, 4001, tables.SMALL - 1)] == [1, 4001, tables.SMALL - 1]
-  for ads in (tables.SMALL, tables.SMALL + 1, 50_000_000):
-    assert 0 <= tables.rows(ads) - ads < tables.MULTIPLE and tables.rows(ads) % tables.MULTIPLE == 0
+  assert [row_tables.rows(ads) for ads in (1, 4001, row_tables.SMALL - 1)] == [1, 4001, row_tables.SMALL - 1]
+  for ads in (row_tables.SMALL, row_tables.SMALL + 1, 50_000_000):
+    assert 0 <= row_tables.rows(ads) - ads < row_tables.MULTIPLE and row_tables.rows(ads) % row_tables.MULTIPLE == 0
 
 
 def test_a_large_table_starts_normal_and_without_repeats(monkeypatch):
-  monkeypatch.setattr(tables, "SMALL", 4096)
-  monkeypatch.setattr(tables, "_CHUNK", 4)
-  table = np.asarray(jax.jit(lambda: tables.normal(0.5)(jax.random.key(0), (6 * 1024, 8)))())  # 6 rows: 4, then 2
+  monkeypatch.setattr(row_tables, "SMALL", 4096)
+  monkeypatch.setattr(row_tables, "_CHUNK", 4)
+  table = np.asarray(jax.jit(lambda: row_tables.normal(0.5)(jax.random.key(0), (6 * 1024, 8)))())  # 6 rows: 4, then 2
   np.testing.assert_allclose([table.mean(), table.std()], [0, 0.5], atol=0.01)
   assert len(np.unique(table)) > 0.99 * table.size
   np.testing.assert_allclose(np.quantile(table, [0.025, 0.975]), [-0.98, 0.98], atol=0.02)
