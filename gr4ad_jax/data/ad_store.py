@@ -25,15 +25,31 @@ def save_ads(ads: AdTable, directory: str) -> None:
 
 
 def load_ads(directory: str) -> AdTable:
-  """Reads what `save_ads` wrote; content vectors are not kept. Raises FileNotFoundError where there is none."""
+  """Reads what `save_ads` wrote; content vectors are not kept.
+
+  Texts are Python strings in arrays of objects, equal ones shared: an array of NumPy's own strings would give every
+  ad the length of the longest, at four bytes a character.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+  """
   with np.load(os.path.join(directory, _FILE), allow_pickle=False) as saved:
     columns = {name: saved[name] for name in ("price", "created")}
     for name in _TEXT:
-      end = saved[name + "_end"]
-      start = np.append(0, end[:-1])
-      blob = saved[name].tobytes()
-      columns[name] = np.array([blob[a:b].decode() for a, b in zip(start, end, strict=True)], dtype=str)
+      columns[name] = _texts(saved[name].tobytes(), saved[name + "_end"])
   return AdTable(**columns)
+
+
+def _texts(blob: bytes, end_N: np.ndarray) -> np.ndarray:
+  """[N] str of one UTF-8 blob, objects; text n ends before byte end_N[n]."""
+  shared: dict[str, str] = {}
+  texts = np.empty(len(end_N), object)
+  begin = 0
+  for row, end in enumerate(end_N.tolist()):
+    text = blob[begin:end].decode()
+    texts[row] = shared.setdefault(text, text)
+    begin = end
+  return texts
 
 
 def same_ads(one: AdTable, other: AdTable) -> bool:

@@ -73,7 +73,7 @@ class AdRecord:
 
   def table(self) -> AdTable:
     """An ad table of this ad alone."""
-    words = {name: np.array([getattr(self, name)]) for name in ("ad_id", *WORDS)}
+    words = {name: np.array([getattr(self, name)], object) for name in ("ad_id", *WORDS)}
     price = np.array([np.nan if self.price is None else self.price], np.float32)
     vectors = None if self.vector is None else np.frombuffer(self.vector, "<f4")[None]
     return AdTable(**words, price=price, created=np.array([-1]), vectors=vectors)
