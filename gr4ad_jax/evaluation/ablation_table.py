@@ -37,7 +37,7 @@ def results(
     ValueError: rankings that do not fit the requests.
   """
   requests = protocols.eval_requests(dataset, split, target_behavior)
-  popularity_N = np.bincount(dataset.events.ad[protocols.history_events(dataset, split)], minlength=len(dataset.ads))
+  popularity_N = protocols.line_counts(dataset, split)
   ratios, by_seed, rows = {}, {}, {}
   for name, runs in rankings.items():
     for run in runs:

@@ -154,6 +154,20 @@ def lines(request_E: np.ndarray, ad_E: np.ndarray, value_E: np.ndarray, num_ads:
   return np.stack([key // num_ads, key % num_ads], axis=1), value
 
 
+def line_counts(dataset: schema.Dataset, split: str) -> np.ndarray:
+  """Lines of each ad, [N] int64, in the history that is known when `split` is predicted.
+
+  Several events of an ad in one request are one line: a click and the purchase after it count once.
+
+  Raises:
+    ValueError: a split other than 'valid' and 'test'.
+  """
+  events, num_ads = dataset.events, len(dataset.ads)
+  seen_E = history_events(dataset, split)
+  line, _ = lines(events.request[seen_E], events.ad[seen_E], events.value[seen_E], num_ads)
+  return np.bincount(line[:, 1], minlength=num_ads)
+
+
 def _split_index(split: str, allowed: tuple[str, ...]) -> int:
   if split not in allowed:
     raise ValueError(f"split {split!r} is unknown here; allowed: {', '.join(allowed)}")

@@ -47,8 +47,7 @@ def results(
     raise ValueError("there is no system to score")
   protocol = protocols.protocol_of(dataset.name)
   requests = protocols.eval_requests(dataset, split, target_behavior)
-  history_E = protocols.history_events(dataset, split)
-  popularity_N = np.bincount(dataset.events.ad[history_E], minlength=len(dataset.ads))
+  popularity_N = protocols.line_counts(dataset, split)
   by_seed = {name: _by_seed(rankings) for name, rankings in systems.items()}
   _check(by_seed, requests, max(protocol.ks), len(dataset.ads))
   ratios = {
@@ -168,7 +167,8 @@ def cell(score: Mapping[str, float], bold: bool = False, signed: bool = False) -
 
 def _short(value: float, signed: bool) -> str:
   """Four decimals without the leading zero: .2797, +.0041."""
-  return f"{value:{'+' if signed else ''}.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.4f}"
+  text = f"{value:{'+' if signed else ''}.4f}"
+  return text.replace("0.", ".", 1) if abs(value) < 1 else text  # 10.5 keeps its zero
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

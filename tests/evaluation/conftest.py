@@ -35,6 +35,36 @@ def _dataset(rows, num_ads, name="online_retail", behaviors=("purchase",)):
   return schema.Dataset(name, ads, events, behaviors)
 
 
+BAZAAR_VISITS = (9, 1, 3, 4, 2, 3, 5, 3)  # of each user
+BAZAAR_ADS = 13
+
+
+def _bazaar_rows(seed):
+  """A log with everything that can happen in one: several events a line, kinds of behaviour, a tail of values.
+
+  User 0 has more lines than any window of a simple method; the last two ads are bought on the last visits alone.
+  """
+  rng = np.random.default_rng(seed)
+  rows, request = [], 0
+  for user, number in enumerate(BAZAAR_VISITS):
+    for visit in range(number):
+      split = ("test", "valid")[number - 1 - visit] if number >= 3 and number - 1 - visit < 2 else "train"
+      last_ad = BAZAAR_ADS if split == "test" else BAZAAR_ADS - 2
+      events = 12 if user == 0 else int(rng.integers(2, 6))
+      for _ in range(events):
+        ad = min(int(rng.integers(0, last_ad)), int(rng.integers(0, last_ad)))  # low rows are popular
+        value = float(np.round(rng.exponential(20), 2))
+        rows.append((user, request, ad, value, split, int(rng.integers(0, 3))))
+      request += 1
+  return rows
+
+
+@pytest.fixture(scope="session")
+def bazaar():
+  """A random log of eight customers, 13 ads, three kinds of behaviour."""
+  return _dataset(_bazaar_rows(3), BAZAAR_ADS, behaviors=("click", "cart", "purchase"))
+
+
 @pytest.fixture(scope="session")
 def make_dataset():
   return _dataset

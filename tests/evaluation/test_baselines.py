@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from gr4ad_jax import config
 from gr4ad_jax.data import schema
 from gr4ad_jax.evaluation import baselines, metrics, protocols
+from tests.evaluation import loops
 
 
 def rank(dataset, name, k=6, split="test"):
@@ -96,7 +97,7 @@ def test_unknown_name(shop):
     rank(shop, "random")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 8), st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), min_size=1, max_size=5))
 def test_top_k_is_a_stable_sort(k, scores):
   scores = np.array(scores, np.float32)
@@ -116,6 +117,7 @@ REFERENCE = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_online_retail_baselines_reach_their_reference_scores(tmp_path):
   pytest.importorskip("tensorflow_datasets")
   from gr4ad_jax.data import prepare
@@ -132,3 +134,95 @@ def test_online_retail_baselines_reach_their_reference_scores(tmp_path):
     found = metrics.per_request(rankings[name], requests, (10, 50))
     measured = [found[m].value for m in ("recall@10", "ndcg@10", "recall@50", "revenue@10", "revenue@50")]
     np.testing.assert_allclose(measured, expected, atol=2e-4, err_msg=name)
+
+
+def scores_by_hand(dataset, split, name, user):
+  """A simple method's scores of all ads for a user, from its definition; a line at a time."""
+  history = loops.history(dataset, split)
+  num_ads = len(dataset.ads)
+  own = [(request, ad, value) for (who, request, ad), value in history.items() if who == user]
+  visits = sorted({request for request, _, _ in own})
+  ago = {request: len(visits) - 1 - n for n, request in enumerate(visits)}
+  score = np.zeros(num_ads)
+  if name == "popularity":
+    for _, _, ad in history:
+      score[ad] += 1
+  elif name == "personal_frequency":
+    for _, ad, _ in own:
+      score[ad] += 1
+  elif name == "personal_recency":
+    for request, ad, _ in own:
+      score[ad] += 0.9 ** ago[request]
+  elif name == "personal_revenue_recency":
+    clip = loops.percentile_99(history.values())
+    for request, ad, value in own:
+      score[ad] += min(value, clip) * 0.9 ** ago[request]
+  elif name == "ease":
+    taken = np.zeros((len(dataset.events.user_id), num_ads))
+    for who, _, ad in history:
+      taken[who, ad] = 1
+    inverse = np.linalg.inv(taken.T @ taken + 200 * np.eye(num_ads))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    score = taken[user] @ weights
+  elif name == "ease_plus_recency":
+    recency = scores_by_hand(dataset, split, "personal_recency", user)
+    score = scores_by_hand(dataset, split, "ease", user) + 0.2 * recency
+  else:
+    follows = np.zeros((num_ads, num_ads))
+    lines = list(history)
+    for i, (who, _, first) in enumerate(lines):
+      for j in range(i + 1, min(i + 51, len(lines))):
+        if lines[j][0] == who and lines[j][2] != first:
+          follows[first, lines[j][2]] += 0.9 ** (j - i - 1)
+    for age, (_, ad, _) in enumerate(reversed(own)):
+      if age < 50:
+        score += 0.8**age * follows[ad]
+  return score
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize("name", baselines.NAMES)
+def test_scores_equal_a_loop(bazaar, name, split):
+  """Whatever the history holds: lines of several events, users of more lines than a window, ads that nobody took."""
+  requests = protocols.eval_requests(bazaar, split)
+  fitted = baselines.Baselines(bazaar, requests)
+  popularity = protocols.line_counts(bazaar, split)
+  np.testing.assert_array_equal(fitted.popularity_N, popularity)
+  columns = sorted(range(len(popularity)), key=lambda ad: (-popularity[ad], ad))
+  users = np.unique(bazaar.events.user)
+  found = getattr(fitted, name)(users)
+  expected = np.stack([scores_by_hand(bazaar, split, name, user) for user in users])
+  np.testing.assert_allclose(found, expected[:, columns], rtol=2e-4, atol=1e-7)
+  if name == "directed_neighbors":
+    assert (bazaar.events.user[protocols.history_events(bazaar, split)] == 0).sum() > 60
+  for row, user in zip(fitted.rank(name, 7), requests.user, strict=True):
+    wanted = sorted(range(13), key=lambda ad: (-np.float32(expected[user, ad]), columns.index(ad)))[:7]
+    np.testing.assert_allclose(expected[user, row], expected[user, wanted], rtol=2e-4, atol=1e-7)
+
+
+def test_lines_beyond_the_window_are_not_followed(make_dataset):
+  """Ad 1 stands 50 lines after ad 0, and ad 2 51 lines after it; of the 52 lines of another the last 50 count."""
+  rows = [(0, n, ad, 1, "train") for n, ad in enumerate([0, *range(10, 59), 1, 2])]
+  rows += [(1, 60 + n, ad, 1, "train") for n, ad in enumerate([3, 0, *range(100, 149)])] + [(1, 200, 5, 1, "test")]
+  rows += [(2, 201, 0, 1, "train"), (2, 202, 5, 1, "test"), (3, 203, 3, 1, "train"), (3, 204, 60, 1, "train")]
+  dataset = make_dataset(rows, num_ads=150)
+  fitted = baselines.Baselines(dataset, protocols.eval_requests(dataset, "test"))
+  column = {ad: n for n, ad in enumerate(fitted._ad_of_column.tolist())}
+  after_zero = fitted.directed_neighbors(np.array([2]))[0]
+  assert after_zero[column[1]] == pytest.approx(0.9**49, rel=1e-5) and after_zero[column[2]] == 0
+  late = fitted.directed_neighbors(np.array([1]))[0]
+  assert late[column[1]] == pytest.approx(0.8**49 * 0.9**49, rel=1e-4)  # ad 0 was 49 lines ago
+  assert late[column[60]] == 0  # ad 3, 50 lines ago, has no say
+
+
+def test_a_catalogue_at_the_limit_is_ranked_by_ease(shop, monkeypatch):
+  assert baselines.EASE_MAX_ADS == 20_000  # as README.md says
+  monkeypatch.setattr(baselines, "EASE_MAX_ADS", 6)
+  assert not baselines.rank_all(shop, protocols.eval_requests(shop, "test"), 3)[1]
+
+
+def test_a_penalty_that_leaves_ease_singular_is_told():
+  ones = scipy.sparse.csr_matrix(np.ones((3, 4), np.float32))
+  with pytest.raises(ValueError, match="not positive definite at penalty -1.0; it must be above 0"):
+    baselines.ease_weights(ones, -1.0)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.evaluation import protocols
+from tests.evaluation import loops
 
 
 def test_requests_join_the_lines_of_an_ad_and_clip_their_value(shop):
@@ -60,3 +61,44 @@ def test_each_data_set_has_a_protocol_that_speaks_of_seen_ads(name, ks):
 def test_unknown_data_set():
   with pytest.raises(ValueError, match="allowed: online_retail, amazon_reviews, ad_log"):
     protocols.protocol_of("movies")
+
+
+@pytest.mark.parametrize("behavior", ["", "click", "cart", "purchase"])
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_requests_equal_a_loop_over_the_events(bazaar, split, behavior):
+  depth = ("click", "cart", "purchase").index(behavior) if behavior else 0
+  expected = loops.baskets(bazaar, split, depth)
+  found = protocols.eval_requests(bazaar, split, behavior)
+  assert found.split == split and found.request.tolist() == list(expected) and len(found) == len(expected)
+  assert found.user.tolist() == [user for user, _ in expected.values()]
+  for r, (_, basket) in enumerate(expected.values()):
+    own = slice(found.target_start[r], found.target_start[r + 1])
+    assert found.target_ad[own].tolist() == sorted(basket)
+    assert found.target_value[own].tolist() == pytest.approx([basket[ad] for ad in sorted(basket)], rel=1e-6)
+    assert (found.target_row[own] == r).all()
+  assert found.target_start[-1] == len(found.target_ad) == len(found.target_row)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_history_is_counted_in_lines_not_in_events(bazaar, split):
+  found = protocols.line_counts(bazaar, split)
+  history = loops.history(bazaar, split)
+  assert found.tolist() == [sum(ad == n for _, _, ad in history) for n in range(len(bazaar.ads))]
+  assert found.sum() < protocols.history_events(bazaar, split).sum()  # an ad of two events in a visit counts once
+  with pytest.raises(ValueError, match="'train' is unknown here; allowed: valid, test"):
+    protocols.line_counts(bazaar, "train")
+
+
+def test_take_repeats_and_leaves_out(bazaar):
+  requests = protocols.eval_requests(bazaar, "test")
+  rows = [3, 0, 3, 5]
+  found = requests.take(rows)
+  assert (found.split, found.request.tolist(), found.user.tolist()) == (
+    "test", requests.request[rows].tolist(), requests.user[rows].tolist()
+  )  # fmt: skip
+  for r, row in enumerate(rows):
+    own = slice(found.target_start[r], found.target_start[r + 1])
+    of_row = slice(requests.target_start[row], requests.target_start[row + 1])
+    np.testing.assert_array_equal(found.target_ad[own], requests.target_ad[of_row])
+    np.testing.assert_array_equal(found.target_value[own], requests.target_value[of_row])
+  assert found.target_start[-1] == len(found.target_ad) == len(found.target_value)

@@ -1,9 +1,11 @@
 """The power law, what counts as rising, and the table."""
 
-import numpy as np
+import math
+
 import pytest
 
-from gr4ad_jax.evaluation import scaling_table
+from gr4ad_jax.evaluation import plots, scaling_table
+from tests.evaluation.drawn import drawn_axes
 
 
 def found():
@@ -29,8 +31,69 @@ def test_rising_is_told_by_measure():
   assert rising["beams"] == {"recall@10": False, "revenue@10": True}
 
 
-def test_table_and_chart(tmp_path):
-  text = scaling_table.format_markdown(found())
-  assert "| 32    | 9,000" in text and "parameters^-0.1" in text and "| 64    | 0.1900" in text
-  scaling_table.plot(found(), str(tmp_path / "scaling.png"))
-  assert (tmp_path / "scaling.png").stat().st_size > 5000 and np.isfinite(found()["law"]["r2"])
+def test_a_law_of_a_noisy_line_equals_the_closed_form():
+  parameters, loss = [10, 300, 2000, 90_000], [3.0, 2.5, 2.6, 1.1]
+  x, y = ([math.log(value) for value in values] for values in (parameters, loss))
+  middle_x, middle_y = sum(x) / 4, sum(y) / 4
+  slope = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True)) / sum((a - middle_x) ** 2 for a in x)
+  offset = middle_y - slope * middle_x
+  left = sum((b - slope * a - offset) ** 2 for a, b in zip(x, y, strict=True))
+  r2 = 1 - left / sum((b - middle_y) ** 2 for b in y)
+  law = scaling_table.power_law(parameters, loss)
+  assert law == pytest.approx({"scale": math.exp(offset), "exponent": -slope, "r2": r2})
+  assert scaling_table.power_law([1, 2], [3.0, 3.0])["r2"] == 1
+
+
+def test_what_stays_level_does_not_fall():
+  level = found()
+  for one in level["sizes"]:
+    one["recall@10"], one["train_loss"] = 0.5, 2.0
+  assert scaling_table.rising(level)["sizes"] == {"recall@10": True, "revenue@10": True, "train_loss": True}
+  level["sizes"][1]["train_loss"] = 2.5
+  assert not scaling_table.rising(level)["sizes"]["train_loss"]
+
+
+TEXT = """\
+shop, test, 1 seeds: means. The beams are the largest model's.
+
+| width | parameters | train loss | recall@10 | revenue@10 |
+|---|---|---|---|---|
+| 8 | 1,000 | 2.5059 | 0.1000 | 0.0500 |
+| 16 | 4,000 | 2.1815 | 0.2000 | 0.1000 |
+| 32 | 9,000 | 2.0116 | 0.2500 | 0.1250 |
+
+Train loss = 5 x parameters^-0.1, r2 1.000 of the logarithms.
+
+| beams | recall@10 | revenue@10 |
+|---|---|---|
+| 32 | 0.2000 | 0.1000 |
+| 64 | 0.1900 | 0.1000 |
+"""
+
+
+def test_the_table_s_words():
+  def words(text):
+    return [[cell.strip(" -") for cell in line.split("|")] for line in text.splitlines()]
+
+  assert words(scaling_table.format_markdown(found())) == words(TEXT)
+
+
+def test_the_chart_s_lines(tmp_path, monkeypatch):
+  axes = drawn_axes(monkeypatch, lambda: scaling_table.plot(found(), str(tmp_path / "scaling.png")))
+  made = found()
+  parameters, measures = [1000, 4000, 9000], ("recall@10", "revenue@10")
+  loss, sizes, beams = axes
+  assert loss.get_title(loc="left") == "train loss, exponent 0.100"
+  assert (loss.get_xscale(), loss.get_yscale(), loss.get_xlabel()) == ("log", "log", "parameters")
+  points, law = loss.lines
+  assert points.get_xydata().tolist() == [[n, pytest.approx(5 * n**-0.1)] for n in parameters]
+  assert law.get_xydata().tolist() == [[n, pytest.approx(5 * n**-0.1)] for n in parameters]
+  assert (points.get_marker(), points.get_linestyle(), law.get_linestyle()) == ("o", "None", "-")
+  for axis, kind, x in ((sizes, "sizes", "parameters"), (beams, "beams", "beams")):
+    assert (axis.get_title(loc="left"), axis.get_xlabel(), axis.get_xscale()) == (f"test, by {x}", x, "log")
+    assert [line.get_label() for line in axis.lines] == list(measures)
+    assert [line.get_color() for line in axis.lines] == list(plots.COLORS[:2])
+    for line, name in zip(axis.lines, measures, strict=True):
+      assert line.get_xydata().tolist() == [[one[x], one[name]] for one in made[kind]]
+  assert sizes.get_legend() is None
+  assert [text.get_text() for text in beams.get_legend().get_texts()] == list(measures)
