@@ -1,4 +1,4 @@
-# `make train`, `make test` and `make test-all` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
+# `make train`, `make test`, `make test-all` and `make mutants` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
 PYTHON ?= python3
 WORKDIR ?= runs/online_retail
 FLAGFILE ?= experiments/flagfiles/online_retail.flags
@@ -8,7 +8,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info
 # Written last, so an install that was cut short is done again; another version or another setup.cfg starts afresh.
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: train test test-all clean
+.PHONY: train test test-all mutants clean
 .DEFAULT_GOAL := train
 
 train: $(INSTALLED)
@@ -19,6 +19,11 @@ test: LEFT := -m "not long"
 test test-all: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LEFT) $(ARGS)
+
+# Puts small faults into the code and looks whether the tests notice; goes on where it was stopped.
+mutants: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]'
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python -m tests.mutation.run $(ARGS)
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: $(PYTHON) is too old: Python 3.11 or later is needed, PYTHON=... picks it" if sys.version_info < (3, 11) else 0)'
