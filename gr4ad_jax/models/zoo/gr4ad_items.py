@@ -85,7 +85,11 @@ class GR4ADItems(ItemHead, GR4AD):
     return jnp.where(ads_BS < self.num_ads, ads_BS, -1)
 
   def item_scores(self, batch: RequestBatch, ads_BK: jax.Array) -> jax.Array:
-    """The head's scores of given ads for each request, bias included: [B, K] float32; -1 is padding."""
-    history_BS = history_ads(batch)
+    """The head's scores of given ads for each request, bias included: [B, K] float32; anything for padding (-1).
+
+    An ad that came after the training has a vector of zeros here, as in `decoding/guide.py`.
+    """
+    history_BS, known_BK = history_ads(batch), self._known(ads_BK) >= 0
     seen_BK = (ads_BK[..., None] == jnp.where(history_BS >= 0, history_BS, -2)[:, None]).any(-1)
-    return jnp.einsum("bd,bkd->bk", self.last_state(batch), self.vectors(ads_BK)) + self.head_bias() * seen_BK
+    own_BK = jnp.einsum("bd,bkd->bk", self.last_state(batch), self.vectors(ads_BK))
+    return jnp.where(known_BK, own_BK, 0) + self.head_bias() * seen_BK

@@ -12,7 +12,6 @@ from gr4ad_jax.config import Config, ConfigError, DataConfig, ItemConfig, Search
 from gr4ad_jax.data.batches import PADDING
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
-from gr4ad_jax.models.history_bias import RATE
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.tiger import position_buckets
 from gr4ad_jax.sid.index import SidIndex
@@ -124,36 +123,22 @@ def test_position_buckets_are_exact_when_near_and_coarser_with_distance():
   assert (np.diff(ahead) >= 0).all()
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_item_head_scores_given_ads_as_it_scores_all(causal):
-  model = build("gr4ad_items", history_bias=True, encoder_causal=causal, encoder_layers=2)
-  params, batch = tiny.make_params(model), tiny.make_batch()
-  params = params | {"history_bias": np.float32(-2.0 / RATE)}
-  call = lambda method, *inputs: np.array(model.apply({"params": params}, *inputs, method=method))  # noqa: E731
-  every = np.broadcast_to(np.arange(tiny.NUM_ADS), (4, tiny.NUM_ADS))
-  found = call("item_scores", batch, every)
-  last = [3, 6, 0, 0]  # ads of each history
-  state = call("states", batch)[np.arange(4), last]
-  expected = call("scores", state)
-  for row, count in enumerate(last):
-    expected[row, batch.slot_ad_BS[row, :count]] -= 2.0
-  np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
 def test_the_decoder_reads_vectors_and_states_and_does_not_move_them():
   model, batch = build("gr4ad_items"), tiny.make_batch()
   params = tiny.make_params(model)
-  start = jax.jit(lambda params: model.apply({"params": params}, batch, method="start"))
-  state = model.apply({"params": params}, batch, method="last_state")
-  np.testing.assert_allclose(start(params).skip_BD, state, atol=1e-5)
-  read = lambda params: sum((x**2).sum() for x in (start(params).lazy_B1TD, start(params).skip_BD))  # noqa: E731
-  gradient = jax.grad(read)(params)
+
+  def read(module, batch):
+    start, first = module.start(batch), jnp.zeros((4, 1), int)
+    logits, plain = (module.step(one, first, 0, None)[1] for one in (start, start.replace(skip_BD=None)))
+    size = sum((x**2).sum() for x in (start.lazy_B1TD, start.skip_BD))
+    return size, (start.skip_BD, module.last_state(batch), logits - plain)
+
+  run = tiny.jit(jax.value_and_grad(lambda p: model.apply({"params": p}, batch, method=read), has_aux=True))
+  (_, (skip, state, added)), gradient = run(params)
+  np.testing.assert_allclose(skip, state, atol=1e-5)
   moved = {name for name, part in gradient.items() if any((leaf != 0).any() for leaf in jax.tree.leaves(part))}
   assert moved == {"processor", "decoder", *(f"codes_{level}" for level in range(3))}
-  kernel = params["head_0"]["kernel"]
-  run = lambda start: model.apply({"params": params}, start, jnp.zeros((4, 1), int), 0, None, method="step")[1]  # noqa: E731
-  added = run(start(params)) - run(start(params).replace(skip_BD=None))
-  np.testing.assert_allclose(added[:, 0], state @ kernel, atol=1e-4)
+  np.testing.assert_allclose(added[:, 0], state @ params["head_0"]["kernel"], atol=1e-4)
 
 
 def test_the_item_heads_bias_is_not_that_of_the_decoder():
