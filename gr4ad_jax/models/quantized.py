@@ -43,7 +43,10 @@ def quantize(params: Any, kind: str) -> dict:
 
 
 def matmul(x: jax.Array, kernel: jax.Array, scale_F: jax.Array, out_dtype) -> jax.Array:
-  """x @ (kernel · scale), of a quantised kernel; fp8 quantises `x` as well, with one scale for all of it.
+  """x @ (kernel · scale), of a quantised kernel; fp8 quantises `x` as well, each row with a scale of its own.
+
+  One scale for all rows would tie a request's answer to its neighbours in the batch: one large activation among them
+  would leave the others few steps of fp8.
 
   Args:
     x: [R, in] activations.
@@ -54,6 +57,7 @@ def matmul(x: jax.Array, kernel: jax.Array, scale_F: jax.Array, out_dtype) -> ja
   if kernel.dtype == jnp.int8:
     out = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
   else:
-    greatest = jnp.maximum(jnp.abs(x).max().astype(jnp.float32), 1e-12) / KINDS["fp8"][1]
-    out = jnp.matmul((x / greatest).astype(FP8), kernel, preferred_element_type=jnp.float32) * greatest
+    greatest_R1 = jnp.abs(x).max(axis=-1, keepdims=True).astype(jnp.float32)
+    scale_R1 = jnp.maximum(greatest_R1, 1e-12) / KINDS["fp8"][1]  # rows of zeros stay zeros
+    out = jnp.matmul((x / scale_R1).astype(FP8), kernel, preferred_element_type=jnp.float32) * scale_R1
   return (out * scale_F).astype(out_dtype)
