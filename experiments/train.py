@@ -15,6 +15,7 @@ from experiments.progress import RoundProgress, duration, show_cost, show_progre
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.serving import examples
+from gr4ad_jax.sid import report
 from gr4ad_jax.training import loop, run, scoring, trainer
 from gr4ad_jax.training import workdir as workdir_lib
 
@@ -37,6 +38,9 @@ def main(argv):
   dataset, index = inputs.dataset, inputs.index
   print(f"{dataset.name}: {dataset.report}", flush=True)
   print(f"UA-SIDs: {index.num_leaves} for {len(dataset.ads)} ads, codebooks {index.codebooks}", flush=True)
+  shared = report.sharing(index, inputs.tokenizer.config.last_level)
+  if shared:
+    print(f"warning: {shared}", flush=True)
   stepped = False
 
   def on_progress(progress: loop.Progress) -> None:

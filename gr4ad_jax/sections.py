@@ -51,7 +51,7 @@ class SidConfig:
   codebooks: tuple[int, ...] = knob((256, 64, 24), "Codes a level, first to last; the last level is hashed.", low=1)
   last_level: str = knob(
     "probe",
-    "Last level: hash of business features, or hash then first free code of the prefix.",
+    "Last level: hash of business features, or hash then first free code of the prefix, or of the next with room.",
     choices=("hash", "probe"),
   )
   tower_width: int = knob(128, "Width of the unified ad embedding.", low=2)

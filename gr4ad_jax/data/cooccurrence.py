@@ -58,14 +58,16 @@ def ppmi_vectors(
   positive = scipy.sparse.csr_matrix(
     (np.maximum(information, 0), (counts.row, counts.col)), counts.shape, dtype=np.float64
   )
+  out = np.zeros((num_ads, width), np.float32)
+  if not positive.data.any():  # no ad says anything of another: the solver takes no matrix of zeros
+    return out
   width_found = min(width, num_ads - 1)
   start = np.random.default_rng(0).normal(size=num_ads)  # fixed: the same vectors every time
   left, values, _ = scipy.sparse.linalg.svds(positive, width_found, v0=start)
   order = np.argsort(-values)
   vectors = left[:, order] * np.sqrt(values[order])
-  scale = np.sqrt(np.square(vectors[mass_N > 0]).mean()) if (mass_N > 0).any() else 1.0
-  out = np.zeros((num_ads, width), np.float32)
-  out[:, :width_found] = vectors / max(scale, 1e-9) / np.sqrt(width)
+  scale = np.sqrt(np.square(vectors[mass_N > 0]).mean())
+  out[:, :width_found] = vectors / scale / np.sqrt(width)
   return out
 
 

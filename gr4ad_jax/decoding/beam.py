@@ -142,18 +142,29 @@ def _advance(
   return state, beam_BW
 
 
+def order_scores(logp_BW: jax.Array, value_BW: jax.Array, search: SearchConfig) -> jax.Array:
+  """What `--order` sorts a list by, the largest first: [B, W] float32, -inf where there is nothing.
+
+  Args:
+    logp_BW: log-likelihood, up to a constant a request; -inf where there is nothing.
+    value_BW: expected eCPM, money.
+    search: `order` and `value_power`.
+  """
+  if search.order == "likelihood":
+    return logp_BW
+  worth_BW = jnp.log(jnp.maximum(value_BW, 1e-6))  # an ad that is worth nothing goes last, and is still ordered by p
+  if search.order == "blend":
+    return logp_BW + search.value_power * worth_BW
+  return jnp.where(jnp.isneginf(logp_BW), -jnp.inf, worth_BW)
+
+
 def _ordered(state: _State, caches, logp_BW, value_of, search: SearchConfig):
   """The final order: predicts the eCPM of the beams that are asked for, and sorts by what `--order` names."""
   if search.ecpm_beams and search.ecpm_beams < logp_BW.shape[1]:
     best_BW = jax.lax.top_k(logp_BW, search.ecpm_beams)[1]
     state, logp_BW, caches = _take((state, logp_BW, caches), best_BW)
   value_BW = value_of(state, caches)
-  worth_BW = jnp.log(jnp.maximum(value_BW, 1e-6))
-  score_BW = {
-    "likelihood": logp_BW,
-    "ecpm": jnp.where(jnp.isneginf(logp_BW), -jnp.inf, worth_BW),
-    "blend": logp_BW + search.value_power * worth_BW,
-  }[search.order]
+  score_BW = order_scores(logp_BW, value_BW, search)
   leaf_BW = jnp.where(state.node_BW == NO_NODE, -1, state.node_BW)
   found = (leaf_BW, logp_BW, value_BW, state.codes_BWT, state.prefix_BWT)
   return Beams(*_take(found, jnp.argsort(-score_BW, axis=1, stable=True)))

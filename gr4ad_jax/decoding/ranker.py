@@ -9,7 +9,7 @@ import numpy as np
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.decoding.beam import Beams
+from gr4ad_jax.decoding.beam import Beams, order_scores
 from gr4ad_jax.decoding.guide import Guide
 from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.decoding.trie import Trie
@@ -82,7 +82,7 @@ class Ranker:
 
   def __init__(self, model: GR4AD, index: SidIndex, ecpm: EcpmBins, config: SearchConfig):
     self.index, self._trie, self._beams = index, Trie.of(index), config.beams
-    self._searcher = Searcher(model, ecpm, config)
+    self._searcher, self._config = Searcher(model, ecpm, config), config
     self._item_weight = weight = config.item_weight if isinstance(model, GR4ADItems) else 0.0
     guide = jax.jit(lambda table_ND: Guide.of(table_ND[: model.num_ads], index, weight))
     self._guide = guide if weight and config.guided else None
@@ -136,11 +136,17 @@ class Ranker:
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
   def _reordered(self, variables: dict, batch: RequestBatch, ad_RK, logp_RK, value_RK) -> list[np.ndarray]:
-    """Ads, log p, values and scores in the order of log p + item_weight * the item-level score; padding last."""
+    """Ads, log p, values and scores, padding last; the score is log p + item_weight * that of the item-level head.
+
+    They are in the order of --order, the score in place of log p; ads that are worth the same in that of the score.
+    """
     item_RK = jax.device_get(self._item_scores(variables, batch, ad_RK))
     score_RK = np.where(ad_RK >= 0, logp_RK + self._item_weight * item_RK, -np.inf)
-    order = np.argsort(-score_RK, axis=1, kind="stable")
-    return [np.take_along_axis(column, order, axis=1) for column in (ad_RK, logp_RK, value_RK, score_RK)]
+    by_score_RK = np.argsort(-score_RK, axis=1, kind="stable")
+    columns = [np.take_along_axis(column, by_score_RK, axis=1) for column in (ad_RK, logp_RK, value_RK, score_RK)]
+    key_RK = np.asarray(order_scores(columns[3], columns[2], self._config))
+    order_RK = np.argsort(-key_RK, axis=1, kind="stable")
+    return [np.take_along_axis(column, order_RK, axis=1) for column in columns]
 
   def _expand(self, beams: Beams, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ad_RK = self.index.expand(beams.leaf_BW, k)

@@ -42,10 +42,11 @@ def assign_rows(
   most = CANDIDATES if few else CANDIDATES_OF_MANY
   room_C = np.full(num_clusters, capacity)
   cluster_N, squared_N = np.full(rows.num, -1, np.int32), np.zeros(rows.num, np.float32)
+  shipped = rows.ship(centroids_CD)  # once for all rounds of the auction
   left = None  # all
   while left is None or len(left):
     open_C = room_C > 0
-    candidate_LR, cost_LR = rows.nearest(centroids_CD, most, open_C, left, told if left is None else None)
+    candidate_LR, cost_LR = rows.nearest(shipped, most, open_C, left, told if left is None else None)
     candidate_LR, cost_LR = candidate_LR[:, : open_C.sum()], cost_LR[:, : open_C.sum()]
     slot_L = auction(candidate_LR, cost_LR, room_C, RAISE if few else RAISE_OF_MANY)
     placed = np.flatnonzero(slot_L >= 0)

@@ -66,6 +66,12 @@ class SidIndex:
     """Distinct UA-SIDs."""
     return len(self.leaf_start) - 1
 
+  @property
+  def num_shared(self) -> int:
+    """Ads whose UA-SID is not theirs alone."""
+    size = np.diff(self.leaf_start)
+    return int(size[size > 1].sum())
+
   def expand(self, leaves: np.ndarray, limit: int) -> np.ndarray:
     """Ads of ranked leaves, in index order within a leaf, cut at `limit`.
 
@@ -76,14 +82,19 @@ class SidIndex:
     Returns:
       [R, limit] int32 ad rows, -1 where the leaves run out.
     """
-    leaves = np.asarray(leaves)
-    size = np.where(leaves >= 0, np.diff(self.leaf_start)[leaves], 0)
-    begin = np.cumsum(size, axis=1) - size
-    out = np.full((len(leaves), limit), -1, np.int32)
-    for extra in range(int(size.max(initial=0))):
-      row, column = np.nonzero((size > extra) & (begin + extra < limit))
-      out[row, begin[row, column] + extra] = self.leaf_ads[self.leaf_start[leaves[row, column]] + extra]
-    return out
+    leaves_RW = np.asarray(leaves)
+    start_RW = self.leaf_start[leaves_RW]  # of -1 the last entry: masked below
+    size_RW = np.where(leaves_RW >= 0, self.leaf_start[leaves_RW + 1] - start_RW, 0)
+    begin_RW = np.cumsum(size_RW, axis=1) - size_RW  # ads of the leaves before, in this row
+    kept_RW = np.clip(limit - begin_RW, 0, size_RW)  # so work follows the limit, not the largest leaf
+    row, column = np.nonzero(kept_RW)
+    kept = kept_RW[row, column]
+    of = np.repeat(np.arange(len(kept)), kept)  # which of the leaves that are kept an ad comes from
+    nth = np.arange(len(of)) - np.repeat(np.cumsum(kept) - kept, kept)  # its place in that leaf, from 0
+    out_RK = np.full((len(leaves_RW), limit), -1, np.int32)
+    place = begin_RW[row, column][of] + nth
+    out_RK[row[of], place] = self.leaf_ads[start_RW[row, column][of] + nth]
+    return out_RK
 
   def save(self, directory: str) -> None:
     """Writes `codes.npz`; the rest is rebuilt from the codes."""

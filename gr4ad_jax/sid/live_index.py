@@ -137,7 +137,8 @@ class LiveIndex:
     with self._lock:
       for begin in range(0, key_BW.shape[1], max(limit, 1)):  # mostly a beam holds a row: the first part is enough
         part = slice(begin, begin + limit)
-        request, beam, row = self._flat_rows(key_BW[:, part], found_BW[:, part] & (kept_B < limit)[:, None])
+        wanted = found_BW[:, part] & (kept_B < limit)[:, None]
+        request, beam, row = self._flat_rows(key_BW[:, part], wanted, limit)
         first = np.searchsorted(request, np.arange(len(kept_B)))
         at = kept_B[request] + np.arange(len(request)) - first[request]
         kept_B += np.bincount(request, minlength=len(kept_B))
@@ -190,6 +191,7 @@ class LiveIndex:
     self._main, self._overlay = main, Overlay(main.trie, self._room)
     self._added: dict[int, set[int]] = {}  # key -> active rows that the main part does not have under it
     self._num_added = 0
+    self._num_gone = 0  # rows that the main part has under a key that is no longer theirs
     self._version += 1
 
   def _change(self, row: int, key: int) -> None:
@@ -202,6 +204,8 @@ class LiveIndex:
       if at == len(rows) or rows[at] != row:
         self._added.setdefault(key, set()).add(row)
         self._num_added += 1
+      else:
+        self._num_gone -= 1
       self._overlay.open(unpack(key, self.codebooks))
     if old != INACTIVE:
       added = self._added.get(old, set())
@@ -210,6 +214,8 @@ class LiveIndex:
         self._num_added -= 1
         if not added:
           del self._added[old]
+      else:
+        self._num_gone += 1
       if not len(self._rows(old)):
         self._overlay.close(unpack(old, self.codebooks))
 
@@ -219,12 +225,19 @@ class LiveIndex:
     added = self._added.get(key)
     return np.sort(np.append(rows, np.fromiter(added, np.int32, len(added)))) if added else rows
 
-  def _flat_rows(self, key_BC: np.ndarray, wanted_BC: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Request, beam and row, three arrays [n], of all active rows of the wanted keys, in that order."""
+  def _flat_rows(
+    self, key_BC: np.ndarray, wanted_BC: np.ndarray, limit: int
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Request, beam and row, three arrays [n], of active rows of the wanted keys, in that order.
+
+    Of each key the first `limit` rows at least: of a leaf's first `limit + _num_gone` rows so many are still active.
+    """
     request, beam = np.nonzero(wanted_BC)
-    key, main = key_BC[request, beam], self._main
+    key = key_BC[request, beam]
+    main = self._main
     start = main.leaf_start[np.searchsorted(main.leaf_key, key)]
     size = main.leaf_start[np.searchsorted(main.leaf_key, key + 1)] - start
+    size = np.minimum(size, limit + self._num_gone)
     of = np.repeat(np.arange(len(key)), size)  # which of the wanted keys a row belongs to
     row = main.leaf_rows[np.repeat(start - np.cumsum(size) + size, size) + np.arange(len(of))]
     active = self._key_N[row] == key[of]

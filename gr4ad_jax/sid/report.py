@@ -1,14 +1,17 @@
 """How good a tokenizer is: the codes (collisions, use, balance) and the vectors (item-to-item recall)."""
 
 import dataclasses
+import math
 
 import numpy as np
 
 from gr4ad_jax.data import schema
-from gr4ad_jax.sid import encoders, swing, tokenizer, tower
+from gr4ad_jax.sid import encoders, last_level, swing, tokenizer, tower
+from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.rows import nearest
 
 CUTS = (1, 5, 10)
+PART = 64  # queries whose best ads are found at once
 UNSEEN = 0.1  # share of ads kept from the tower in the unseen-ads figure
 
 
@@ -50,6 +53,26 @@ def code_quality(codes_NT: np.ndarray, codebooks: tuple[int, ...]) -> dict:
   }
 
 
+def sharing(index: SidIndex, mode: str) -> str | None:
+  """A line on the ads that share their UA-SID, and why; None where none does.
+
+  Args:
+    index: the ads' UA-SIDs.
+    mode: how the last level was made, "hash" or "probe".
+  """
+  num_ads = len(index.codes_NT)
+  codes = math.prod(index.codebooks)
+  if not index.num_shared:
+    return None
+  if mode == "hash":
+    why = "--last_level=hash does not look whether a code is taken; --last_level=probe does"
+  elif num_ads > codes:
+    why = f"--codebooks={','.join(map(str, index.codebooks))} have {codes} UA-SIDs for {num_ads} ads: take larger ones"
+  else:
+    why = "their prefixes had no free code when they were made; --last_level=probe moves such ads now, in a new workdir"
+  return f"{index.num_shared} of {num_ads} ads share their UA-SID with others: {why}"
+
+
 def item_recall(
   vectors_ND: np.ndarray,
   truth: swing.Neighbors,
@@ -80,13 +103,32 @@ def item_recall(
     if known is not None:
       row, slot = np.nonzero(known.ads_NK[asked] >= 0)
       score[row, known.ads_NK[asked[row], slot]] = -np.inf
-    best = np.argsort(-score, axis=1, kind="stable")[:, : max(CUTS)]
+    best = np.concatenate([_best(score[part : part + PART], max(CUTS)) for part in range(0, len(asked), PART)])
     found = (best[:, :, None] == truth.ads_NK[asked][:, None, :]).any(axis=2)
     wanted = (truth.ads_NK[asked] >= 0).sum(axis=1)
     for cut in CUTS:
       hits[cut].append(found[:, :cut].sum(axis=1) / np.minimum(cut, wanted))
   recall = {f"recall@{cut}": float(np.concatenate(h).mean()) if h else float("nan") for cut, h in hits.items()}
   return recall | {"queries": len(queries)}
+
+
+def _best(score_QN: np.ndarray, most: int) -> np.ndarray:
+  """The `most` ads of the highest scores of each query, best first, equal ones by row: [Q, min(most, N)].
+
+  Found by partition, in time of N. Where more ads share the last score than there are places, the first rows have them.
+  """
+  most = min(most, score_QN.shape[1])
+  cut = score_QN.shape[1] - most
+  last_Q1 = np.partition(score_QN, cut, axis=1)[:, cut, None]  # the lowest score that is kept
+  keep_QN = score_QN >= last_Q1
+  crowded = np.flatnonzero(np.count_nonzero(keep_QN, axis=1) > most)
+  above_QN = score_QN[crowded] > last_Q1[crowded]
+  places_Q1 = most - np.count_nonzero(above_QN, axis=1, keepdims=True)
+  tie_QN = keep_QN[crowded] & ~above_QN
+  keep_QN[crowded] = above_QN | (tie_QN & (np.cumsum(tie_QN, axis=1) <= places_Q1))
+  ad_QK = np.nonzero(keep_QN)[1].reshape(len(score_QN), most)  # ascending, so that the stable sort keeps ties by row
+  order_QK = np.argsort(-np.take_along_axis(score_QN, ad_QK, axis=1), axis=1, kind="stable")
+  return np.take_along_axis(ad_QK, order_QK, axis=1)
 
 
 def quality_report(
@@ -128,7 +170,7 @@ def quality_report(
   pairs, held_out = neighbors.split(tokenizer.HELD_OUT, fitted.seed)
   prefix_NP = codes_NT[:, :-1]
   codes = {
-    mode: code_quality(tokenizer.last_level(ads, prefix_NP, config.codebooks[-1], mode), config.codebooks)
+    mode: code_quality(last_level.complete(ads, prefix_NP, config.codebooks[-1], mode), config.codebooks)
     for mode in ("hash", "probe")
   }
   nearest_N = nearest(fitted.quantized(vectors_ND), fitted.centroids[0], 1)[0][:, 0]

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -123,9 +123,14 @@ class Rows:
     sharding = NamedSharding(self._mesh, ROWS)
     return jax.make_array_from_process_local_data(sharding, value, (size, *value.shape[1:]))
 
+  def ship(self, centroids_CD: np.ndarray) -> "Shipped":
+    """Centroids on every device of the mesh, for any number of calls of `nearest`."""
+    centroids_CD, half_C = _padded(np.asarray(centroids_CD, np.float32))
+    return Shipped(_whole_on(self._mesh, centroids_CD), half_C)
+
   def nearest(
     self,
-    centroids_CD: np.ndarray,
+    centroids: "np.ndarray | Shipped",
     candidates: int,
     open_C: np.ndarray | None = None,
     among: np.ndarray | None = None,
@@ -134,7 +139,7 @@ class Rows:
     """The nearest centroids of each row.
 
     Args:
-      centroids_CD: centroids.
+      centroids: [C, D] float32 centroids, shipped here, or what `ship` made of them.
       candidates: R, how many; those beyond the open ones are infinitely far, and name no centroid.
       open_C: which centroids count; None: all.
       among: numbers of the M rows to ask for, ascending; None: all.
@@ -143,9 +148,11 @@ class Rows:
     Returns:
       [M, R] int32 centroids, nearest first; [M, R] float32 squared distances; on every process.
     """
-    arguments = _padded(centroids_CD, open_C)
-    run = _nearest_on(self._mesh, min(candidates, len(arguments[1])))
-    shape = (self._count(among), min(candidates, len(arguments[1])))
+    shipped = centroids if isinstance(centroids, Shipped) else self.ship(centroids)
+    arguments = shipped.centroids_CD, _whole_on(self._mesh, _open(shipped.half_C, open_C))
+    candidates = min(candidates, len(shipped.half_C))
+    run = _nearest_on(self._mesh, candidates)
+    shape = (self._count(among), candidates)
     found = np.empty(shape, np.int32), np.empty(shape, np.float32)
     waiting, done, filled = None, 0, 0  # one step waits: the next rows are read while the devices work
     for _, size, x_BD in self._steps(among):
@@ -173,11 +180,12 @@ class Rows:
     cluster_n = self.mine(cluster_N)
     run = _sums_on(self._mesh)
     total = _zeros_on(self._mesh, -(-num_clusters // BLOCK) * BLOCK, self.width)
+    units_D = _whole_on(self._mesh, (1 / unit_D).astype(np.float32))
     for where, size, x_BD in self._steps(None):
       cluster_B = np.full(x_BD.shape[0] // self._mesh.size * self._devices, _NOWHERE, np.int32)
       cluster_B[:size] = cluster_n[where]
       total.block_until_ready()  # the step before: else all rows would soon wait in memory for a slow device
-      total = run(total, x_BD, self._put(cluster_B), (1 / unit_D).astype(np.float32))
+      total = run(total, x_BD, self._put(cluster_B), units_D)
     return np.asarray(_total_on(self._mesh)(total).addressable_data(0))[:num_clusters]
 
 
@@ -192,18 +200,39 @@ class Residual:
     return self._points[rows] - self._centroids[self._cluster[rows]]
 
 
-def nearest(points_ND: Sliceable, centroids_CD: np.ndarray, candidates: int) -> tuple[np.ndarray, np.ndarray]:
+class Shipped(NamedTuple):
+  """Centroids where they are computed with, padded to a multiple of `BLOCK`.
+
+  Attributes:
+    centroids_CD: on the devices.
+    half_C: half their squared lengths, infinite for what only pads; on the host, where clusters are closed.
+  """
+
+  centroids_CD: jax.Array
+  half_C: np.ndarray
+
+
+def ship(centroids_CD: np.ndarray) -> Shipped:
+  """Centroids on one device of this process, for any number of calls of `nearest`."""
+  centroids_CD, half_C = _padded(np.asarray(centroids_CD, np.float32))
+  return Shipped(jax.device_put(centroids_CD), half_C)
+
+
+def nearest(
+  points_ND: Sliceable, centroids: np.ndarray | Shipped, candidates: int
+) -> tuple[np.ndarray, np.ndarray]:
   """The nearest centroids of each point, on one device of this process, `STEP` points at a time.
 
   Args:
     points_ND: points; few cost little, they are padded to a power of two alone.
-    centroids_CD: centroids.
+    centroids: [C, D] centroids, or what `ship` made of them: worth it where there are many calls.
     candidates: R, how many; at most C.
 
   Returns:
     [N, R] int32 clusters, nearest first, ties by number where R is 1; [N, R] float32 squared distances.
   """
-  arguments = _padded(np.asarray(centroids_CD, np.float32), None)
+  shipped = centroids if isinstance(centroids, Shipped) else ship(centroids)
+  arguments = shipped.centroids_CD, jax.device_put(shipped.half_C)
   clusters, distances = [np.zeros((0, candidates), np.int32)], [np.zeros((0, candidates), np.float32)]
   for at in range(0, points_ND.shape[0], STEP):
     chunk = np.asarray(points_ND[at : at + STEP], np.float32)
@@ -215,14 +244,24 @@ def nearest(points_ND: Sliceable, centroids_CD: np.ndarray, candidates: int) -> 
   return np.concatenate(clusters), np.concatenate(distances)
 
 
-def _padded(centroids_CD: np.ndarray, open_C: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-  """Centroids and half their squared lengths, of a multiple of `BLOCK`; what does not count is infinitely long."""
+def _padded(centroids_CD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Centroids and half their squared lengths, of a multiple of `BLOCK`; what only pads is infinitely long."""
   num = len(centroids_CD)
   half_C = np.full(-(-num // BLOCK) * BLOCK, np.inf, np.float32)
   half_C[:num] = 0.5 * (centroids_CD * centroids_CD).sum(axis=1)
-  if open_C is not None:
-    half_C[:num][~open_C] = np.inf
   return np.pad(centroids_CD, ((0, len(half_C) - num), (0, 0))), half_C
+
+
+def _open(half_C: np.ndarray, open_C: np.ndarray | None) -> np.ndarray:
+  """Half squared lengths, infinite for centroids that are not open."""
+  if open_C is None:
+    return half_C
+  return np.where(np.pad(open_C, (0, len(half_C) - len(open_C))), half_C, np.float32(np.inf))
+
+
+def _whole_on(mesh: Mesh, value: np.ndarray) -> jax.Array:
+  """The whole of an array on every device of a mesh; each process brings the same."""
+  return jax.make_array_from_process_local_data(NamedSharding(mesh, WHOLE), value, value.shape)
 
 
 def _nearest_of_step(x_BD: jax.Array, centroids_CD: jax.Array, half_C: jax.Array, candidates: int):

@@ -146,21 +146,16 @@ def fit(
     residual = residual - centroids_CD[number]
     params["codes"].append(jnp.asarray(centroids_CD))
   state = params, _optimiser(steps).init(params)
-  used = [np.zeros(size, bool) for size in codebooks]
+  used = [jnp.zeros(size, bool) for size in codebooks]  # codes that an ad came near since the last restart
   for number in range(steps):
     rows = rng.integers(N, size=min(BATCH, N))
-    state, (rebuilt, quantised), coded = _train_step(width, steps, scale, state, x_ND[rows])
-    for seen, codes in zip(used, coded.numbers, strict=True):
-      seen[np.asarray(codes)] = True
+    state, used, (rebuilt, quantised), coded = _train_step(width, steps, scale, state, used, x_ND[rows])
     if log and (number % RESTART == 0 or number == steps - 1):
       log.info("RQ-VAE step %d of %d: error %.4f, levels %.4f", number + 1, steps, float(rebuilt), float(quantised))
     if number % RESTART == RESTART - 1 and number < steps - RESTART:
       params, opt_state = state
-      for level, seen in enumerate(used):
-        idle = np.flatnonzero(~seen)
-        some = np.resize(rng.permutation(len(rows)), len(idle))
-        params["codes"][level] = params["codes"][level].at[idle].set(coded.residuals[level][some])
-        seen[:] = False
+      orders = [rng.permutation(len(rows)) for _ in codebooks]
+      params["codes"], used = _restarted(params["codes"], used, coded.residuals, orders)
       state = params, opt_state
   params = jax.device_get(state[0])
   return Encoder(flat(params["encoder"])), tuple(params["codes"])
@@ -170,9 +165,9 @@ def _optimiser(steps: int) -> optax.GradientTransformation:
   return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _train_step(width, steps, scale, state, x_BD):
-  """One step; also the reconstruction's and the levels' errors, and the batch's codes."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def _train_step(width, steps, scale, state, used, x_BD):
+  """One step: state; which codes were used; the reconstruction's and the levels' errors; the batch's codes."""
   params, opt_state = state
   D = x_BD.shape[1]
 
@@ -186,7 +181,22 @@ def _train_step(width, steps, scale, state, x_BD):
 
   (_, (errors, coded)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
   updates, opt_state = _optimiser(steps).update(grads, opt_state, params)
-  return (optax.apply_updates(params, updates), opt_state), errors, coded
+  used = [used_C.at[codes_B].set(True) for used_C, codes_B in zip(used, coded.numbers, strict=True)]
+  return (optax.apply_updates(params, updates), opt_state), used, errors, coded
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _restarted(codes, used, residuals, orders):
+  """Codebooks whose unused codes are residuals of the last batch, in a given order; and codes marked as unused.
+
+  Shapes do not depend on how many codes are unused, so one program serves all restarts, and nothing comes to the host.
+  """
+  fresh = []
+  for table_CD, used_C, residual_BD, order_B in zip(codes, used, residuals, orders, strict=True):
+    nth_C = jnp.cumsum(~used_C) - 1  # an unused code's number among the unused ones
+    new_CD = residual_BD[order_B[nth_C % len(order_B)]]  # more codes than residuals: these repeat
+    fresh.append(jnp.where(used_C[:, None], table_CD, new_CD))
+  return fresh, [jnp.zeros_like(used_C) for used_C in used]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

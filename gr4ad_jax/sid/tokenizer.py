@@ -6,23 +6,19 @@ In place of k-means' centroids there may be an RQ-VAE's codes, with the same bal
 
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Set
 
 import numpy as np
 
 from gr4ad_jax import config as settings
 from gr4ad_jax.data import cooccurrence, schema
-from gr4ad_jax.sid import encoders, kmeans, rqvae, swing, tower
+from gr4ad_jax.sid import encoders, kmeans, last_level, rqvae, swing, tower
 from gr4ad_jax.sid.params import content_width
-from gr4ad_jax.sid.rows import STEP, Residual, Sliceable, nearest
+from gr4ad_jax.sid.rows import STEP, Residual, Shipped, Sliceable, nearest, ship
 
-# UA-SIDs that are taken: all of them, [N, T], or a function from the codes before the last to those taken as the last.
-Existing = np.ndarray | Callable[[tuple[int, ...]], Set[int]]
 HELD_OUT = 0.1  # share of Swing pairs that no tower is trained on; the quality report is measured on them
 
 
@@ -56,6 +52,11 @@ class Tokenizer:
     """Codes a level."""
     return self.config.codebooks
 
+  @functools.cached_property
+  def _shipped(self) -> tuple[Shipped, ...]:
+    """The centroids on a device: once for all ads, and for all calls of a server that encodes one ad at a time."""
+    return tuple(map(ship, self.centroids))
+
   def embed(self, ads: schema.AdTable) -> np.ndarray:
     """Unified ad embeddings, [N, D] float32, of ads fitted on or never seen, by their content alone.
 
@@ -76,12 +77,13 @@ class Tokenizer:
     """What the first level codes: the vectors, or the RQ-VAE's latents of them."""
     return vectors_ND if self.latent is None else self.latent(vectors_ND)
 
-  def encode(self, ads: schema.AdTable, existing: Existing | None = None) -> np.ndarray:
+  def encode(self, ads: schema.AdTable, existing: last_level.Existing | None = None) -> np.ndarray:
     """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size, by chunks of the ads.
 
     Args:
       ads: N new ads.
-      existing: UA-SIDs already given; in probe mode new ads keep clear of them, and they never move.
+      existing: UA-SIDs already given; in probe mode new ads keep clear of them, in the next prefix with room where the
+        nearest is full, and they never move.
 
     Returns:
       [N, T] int32 codes.
@@ -93,10 +95,11 @@ class Tokenizer:
     for at in range(0, len(ads), STEP):
       residual_ND = self.quantized(vectors_ND[at : at + STEP])
       for level, centroids_CD in enumerate(self.centroids):
-        code_N = nearest(residual_ND, centroids_CD, 1)[0][:, 0]
+        code_N = nearest(residual_ND, self._shipped[level], 1)[0][:, 0]
         residual_ND = residual_ND - centroids_CD[code_N]
         prefix_NP[at : at + STEP, level] = code_N
-    return last_level(ads, prefix_NP, self.codebooks[-1], self.config.last_level, existing)
+    nearby = self.centroids, lambda row: self.quantized(vectors_ND[row : row + 1])[0]
+    return last_level.complete(ads, prefix_NP, self.codebooks[-1], self.config.last_level, existing, nearby)
 
   def save(self, directory: str) -> None:
     """Writes `tokenizer.npz`, arrays and settings in one file, under a temporary name first."""
@@ -181,7 +184,8 @@ def fit(
     told: hears how far Swing and k-means are.
 
   Returns:
-    The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced: `encode` on the same ads may differ.
+    The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced: `encode` on the same ads may differ. In
+    probe mode no two ads share theirs while there are as many UA-SIDs as ads.
 
   Raises:
     settings.ConfigError: fewer than two levels, or an empty one; as many co-occurrence vectors as ads, or more.
@@ -205,8 +209,9 @@ def fit(
     bridge = cooccurrence.ridge(unit_ND[known_N], taken_ND[known_N])
     residual_ND = np.concatenate([unit_ND, np.where(known_N[:, None], taken_ND, unit_ND @ bridge)], axis=1)
   latent, centroids, prefix_NP = _quantize(residual_ND, config, seed, log, told)
-  codes_NT = last_level(ads, prefix_NP, config.codebooks[-1], config.last_level)
-  return Tokenizer(config, seed, centroids, trained, bridge, latent), codes_NT
+  fitted = Tokenizer(config, seed, centroids, trained, bridge, latent)
+  nearby = centroids, lambda row: fitted.quantized(residual_ND[row : row + 1])[0]
+  return fitted, last_level.complete(ads, prefix_NP, config.codebooks[-1], config.last_level, nearby=nearby)
 
 
 def _quantize(
@@ -283,63 +288,3 @@ def swing_settings(config: settings.SidConfig, seed: int) -> dict[str, float]:
 def tower_settings(config: settings.SidConfig) -> dict:
   """The keyword arguments of `tower.fit_tower` that the settings hold."""
   return {"width": config.tower_width, "steps": config.tower_steps, "temperature": config.tower_temperature}
-
-
-def last_level(
-  ads: schema.AdTable,
-  prefix_NP: np.ndarray,
-  size: int,
-  mode: str,
-  existing: Existing | None = None,
-) -> np.ndarray:
-  """Completes prefixes by a hash of business features (ad, account, conversion type).
-
-  "hash" keeps the hash. "probe" walks from it to the first code that is free in the prefix, round the end; ads are
-  served in the order of a hash of their id, so the order of the table does not matter. A full prefix leaves the hash: a
-  collision.
-
-  Args:
-    ads: N ads.
-    prefix_NP: [N, T-1] codes of the levels before.
-    size: codes of the last level.
-    mode: "hash" or "probe".
-    existing: UA-SIDs that are taken.
-
-  Returns:
-    [N, T] int32.
-
-  Raises:
-    ValueError: existing codes of another number of levels.
-  """
-  taken = _taken(existing, prefix_NP.shape[1] + 1)
-  keys = ["\x1f".join(map(str, key)) for key in zip(ads.ad_id, ads.account_id, ads.conversion_type, strict=True)]
-  code_N = np.asarray([stable_hash(key) % size for key in keys], np.int32)
-  if mode == "probe":
-    used_below: dict[tuple[int, ...], set[int]] = {}
-    for row in sorted(range(len(ads)), key=lambda row: (stable_hash(str(ads.ad_id[row])), keys[row])):
-      prefix = tuple(prefix_NP[row].tolist())
-      if prefix not in used_below:
-        used_below[prefix] = set(taken(prefix))
-      used = used_below[prefix]
-      walk = ((int(code_N[row]) + offset) % size for offset in range(size))
-      code_N[row] = next((code for code in walk if code not in used), code_N[row])
-      used.add(int(code_N[row]))
-  return np.concatenate([prefix_NP, code_N[:, None]], axis=1).astype(np.int32)
-
-
-def _taken(existing: Existing | None, levels: int) -> Callable[[tuple[int, ...]], Set[int]]:
-  """The taken last codes by prefix."""
-  if callable(existing):
-    return existing
-  below: dict[tuple[int, ...], set[int]] = {}
-  if existing is not None:
-    if existing.shape[1:] != (levels,):
-      raise ValueError(f"existing codes have shape {existing.shape}; [N, {levels}] is needed")
-    for code in np.asarray(existing).tolist():
-      below.setdefault(tuple(code[:-1]), set()).add(code[-1])
-  return lambda prefix: below.get(prefix, set())
-
-
-def stable_hash(text: str) -> int:
-  """64-bit hash that is the same in every process."""
-  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -12,14 +12,17 @@ ADS = 9
 START = 19_000 * DAY + 5_000  # unix seconds, not at midnight
 
 
-def make_log(seed=0, users=6, most_visits=7, ads=ADS):
-  """Clicks, carts and purchases: several events of one ad in a visit, users of one visit, visits of the same second."""
+def make_log(seed=0, users=6, most_visits=7, ads=ADS, days=9):
+  """Clicks, carts and purchases: several events of one ad in a visit, users of one visit, visits of the same second.
+
+  `days` is the longest pause between two visits.
+  """
   rng = np.random.default_rng(seed)
   rows = []
   for user in range(users):
     moment, number = START + int(rng.integers(0, 20 * DAY)), 1 if user == 1 else int(rng.integers(2, most_visits + 1))
     for visit in range(number):
-      moment += int(rng.choice([0, 3600, DAY, 9 * DAY]))
+      moment += int(rng.choice([0, 3600, DAY, days * DAY]))
       for k in range(int(rng.integers(1, 7))):
         depth = int(rng.choice([0, 0, 1, 2]))
         value = float(rng.integers(1, 900)) / 10 if depth == 2 else 0.0

@@ -17,6 +17,7 @@ from gr4ad_jax.data.history import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.trends import Trends
 from tests.data import logs
+from tests.data.splitmix import BITS, GOLDEN, splitmix
 
 CONFIG = DataConfig(history_slots=5, neighbor_slots=3, rising_slots=2, targets=3)
 CODES = np.random.default_rng(0).integers(0, 9, (logs.ADS, 3)).astype(np.int32)
@@ -214,3 +215,68 @@ def test_unshuffled_order_is_the_given_one_every_epoch():
   order = TrainingOrder(np.array([5, 2, 9, 4]), 3, 0, shuffled=False)
   taken = np.concatenate([order.step(step)[0] for step in range(4)])
   np.testing.assert_array_equal(taken, [5, 2, 9, 4] * 3)
+
+
+def test_the_hash_of_a_counter_is_splitmix64():
+  """Also its first outputs from seed 0, as published with the generator."""
+  known = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+  states = np.array([GOLDEN, 2 * GOLDEN & BITS, 3 * GOLDEN & BITS, 0, BITS, 12345], np.uint64)
+  found = batches.splitmix64(states).tolist()
+  assert found[:3] == known and found == [splitmix(int(state)) for state in states]
+
+
+def test_targets_are_those_of_the_lowest_hashes():
+  """Two of a request's deep lines, by a hash of line and draw; the order is that of the hashes."""
+  contexts = make_contexts(config=dataclasses.replace(CONFIG, targets=2), min_depth=1)
+  lines, requests = contexts.lines, np.arange(len(contexts.lines.request_time))
+  draws = requests % 5
+  found = contexts.targets(requests, draws)
+  cut = 0
+  for b, r in enumerate(requests):
+    own = [n for n in range(lines.request_first[r], lines.request_first[r + 1]) if lines.depth[n] >= 1]
+    if len(own) > 2:
+      salt = splitmix((int(draws[b]) + 1) * GOLDEN & BITS)
+      own = sorted(own, key=lambda line: splitmix(line ^ salt))[:2]
+      cut += 1
+    assert found[b].tolist() == own + [-1] * (2 - len(own))
+  assert cut > 3
+  np.testing.assert_array_equal(contexts.targets(requests), contexts.targets(requests, 0))
+  made = contexts.batch(requests, draws)
+  np.testing.assert_array_equal(made.target_ad_BM, np.where(found >= 0, lines.ad[found], -1))
+  np.testing.assert_array_equal(made.target_mask_BM, found >= 0)
+  np.testing.assert_array_equal(made.target_codes_BMT[found >= 0], CODES[lines.ad[found[found >= 0]]])
+  np.testing.assert_array_equal(contexts.batch(requests).target_ad_BM, contexts.batch(requests, 0).target_ad_BM)
+
+
+def test_neighbours_of_thousands_of_requests_are_all_looked_up():
+  """Blocks meet: no request between two of them is left out."""
+  events = logs.make_log(7, users=520)
+  contexts = make_contexts(events)
+  number = len(contexts.lines.request_time)
+  assert number > 2048 + 16
+  contexts.prepare(np.arange(number))
+  some = np.concatenate([np.arange(2040, 2056), np.arange(0, number, 97), [number - 1]])
+  ads = contexts.slots(np.arange(number))[0]
+  assert ads.min() == -1
+  np.testing.assert_array_equal(make_contexts(events).slots(some)[0], ads[some])
+
+
+def test_an_epoch_is_philox_s_permutation_of_seed_and_number():
+  requests = np.array([5, 2, 9, 4, 7, 11, 3])
+  order = TrainingOrder(requests, 3, 6)
+  taken = np.concatenate([
+    np.random.Generator(np.random.Philox(key=np.array([6, epoch], np.uint64))).permutation(requests)
+    for epoch in range(3)
+  ])
+  for step in (5, 0, 1, 4, 2, 3):  # any step may be asked for first
+    rows, epochs = order.step(step)
+    np.testing.assert_array_equal(rows, taken[3 * step : 3 * step + 3])
+    np.testing.assert_array_equal(epochs, np.arange(3 * step, 3 * step + 3) // 7)
+  assert order.steps_per_epoch == 7 / 3
+
+
+def test_a_process_takes_its_own_rows_in_order():
+  order = TrainingOrder(np.arange(100, 109), 6, 0, shuffled=False)
+  parts = [order.step(1, process, 3)[0].tolist() for process in range(3)]
+  assert parts == [[106, 107], [108, 100], [101, 102]]
+  assert [order.step(1, process, 3)[1].tolist() for process in range(3)] == [[0, 0], [0, 1], [1, 1]]

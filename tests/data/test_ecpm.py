@@ -1,8 +1,12 @@
 """Bins of money: ties, the heavy tail, the file."""
 
+import math
+
 import numpy as np
+import pytest
 
 from gr4ad_jax.data.ecpm import EcpmBins
+from tests.whole_files import assert_replaced_whole
 
 
 def test_ties_at_zero_share_one_bin():
@@ -34,3 +38,35 @@ def test_file_round_trip(tmp_path):
   np.testing.assert_array_equal(back.means, bins.means)
   assert back.clip == bins.clip and back.edges.dtype == np.float32
   assert [path.name for path in (tmp_path / "features").iterdir()] == ["ecpm.json"]
+
+
+@pytest.mark.parametrize("bins", [2, 5, 8])
+def test_bins_equal_a_loop(bins):
+  rng = np.random.default_rng(bins)
+  values = np.round(rng.exponential(9, 333), 1).astype(np.float32)
+  values[::7] = 0
+  ordered = sorted(float(value) for value in values)
+
+  def quantile(share):
+    at = share * (len(ordered) - 1)
+    low = math.floor(at)
+    return ordered[low] + (at - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
+
+  edges = sorted({np.float32(quantile(b / bins)) for b in range(1, bins)})
+  clip = quantile(0.99)
+  sums, counts = [0.0] * bins, [0] * bins
+  for value in values:
+    which = sum(edge < value for edge in edges)  # edges[b - 1] < value <= edges[b]
+    sums[which] += min(float(value), clip)
+    counts[which] += 1
+  found = EcpmBins.fit(values, bins)
+  np.testing.assert_allclose(found.edges, edges, rtol=1e-6)
+  assert found.clip == pytest.approx(clip, rel=1e-6)
+  np.testing.assert_allclose(found.means, [s / max(n, 1) for s, n in zip(sums, counts, strict=True)], rtol=1e-5)
+  assert found.edges.dtype == found.means.dtype == np.float32
+
+
+def test_the_file_is_replaced_whole(tmp_path):
+  one, other = (EcpmBins.fit(np.arange(9, dtype=np.float32) * x, 4) for x in (1, 2))
+  path = str(tmp_path / "ecpm.json")
+  assert_replaced_whole(path, lambda: one.save(str(tmp_path)), lambda: other.save(str(tmp_path)))

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from gr4ad_jax.data import followers
 from gr4ad_jax.data.followers import Followers
 
 USERS, ADS = 12, 9
@@ -12,19 +11,20 @@ USERS, ADS = 12, 9
 @pytest.fixture(scope="module")
 def lines():
   rng = np.random.default_rng(0)
-  return np.sort(rng.integers(0, USERS, 120)), rng.integers(0, ADS, 120)
+  return np.sort(rng.integers(0, USERS, 260)), rng.integers(0, ADS, 260)
 
 
+# Ten lines after an ad count, .8 of each distance, .7 of each ad of the history, the root of a count.
 def share_by_hand(user_L, ad_L, history, repeats):
   after = np.zeros((ADS, ADS))
   for i, first in enumerate(ad_L):
-    for d in range(1, followers.WINDOW + 1):
+    for d in range(1, 11):
       if i + d < len(ad_L) and user_L[i + d] == user_L[i] and ad_L[i + d] != first:
-        after[first, ad_L[i + d]] += followers.DECAY ** (d - 1)
+        after[first, ad_L[i + d]] += 0.8 ** (d - 1)
   mass = np.zeros(ADS)
   for age, ad in enumerate(reversed(history)):
     if after[ad].any():
-      mass += followers.RECENCY**age * after[ad] / after[ad].sum() ** followers.DAMPING
+      mass += 0.7**age * after[ad] / after[ad].sum() ** 0.5
   if not repeats:
     mass[history] = 0
   return mass / max(mass.sum(), 1e-9)
@@ -60,3 +60,17 @@ def test_best_are_those_of_the_largest_share(lines, repeats):
 def test_an_ad_that_nothing_followed_says_nothing():
   memory = Followers(np.array([0, 0, 1]), np.array([0, 1, 2]), 4)
   np.testing.assert_array_equal(memory.share(np.array([[2], [3]]), np.array([[0, 1], [0, 1]])), np.zeros((2, 2)))
+
+
+def test_what_followed_the_oldest_ad_alone_is_shared_out():
+  """Small masses are divided by their sum, not by more."""
+  memory = Followers(np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 0, 2]), 9)
+  found = memory.share(np.array([[0, 4, 5, 6, 7, 8]]), np.array([[1, 2, 3]]))
+  np.testing.assert_allclose(found, [[1 / 2.8, 1.8 / 2.8, 0]], rtol=1e-6)
+  assert memory.best(np.array([[0, 4, 5, 6, 7, 8]]), 4).tolist() == [[2, 1, -1, -1]]
+  np.testing.assert_allclose(memory.share(np.array([[1, 0]]), np.array([[2, 1]]), False), [[1, 0]], rtol=1e-6)
+
+
+def test_of_equal_shares_the_lower_row_comes_first():
+  memory = Followers(np.array([0, 0, 1, 1, 2, 2]), np.array([0, 3, 0, 1, 0, 2]), 5)
+  assert memory.best(np.array([[0]]), 2).tolist() == [[1, 2]]

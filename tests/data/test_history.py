@@ -1,5 +1,6 @@
 """Running columns, history rows and features against plain loops over a log."""
 
+import dataclasses
 import math
 import warnings
 
@@ -104,6 +105,7 @@ def test_features_equal_a_loop(log):
       "rate": len(past) / visit[b],
       "in_last_visit": visit[b] - visit[last.request] == 1,
     }
+    assert set(expected) == set(history.FEATURES)
     for name, value in expected.items():
       assert column[name][b, s] == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
 
@@ -125,8 +127,10 @@ def test_user_features_equal_a_loop(log):
       "lines_per_visit": math.log1p(len(past) / some),
       "value_per_visit": math.log1p(sum(line.value for line in past) / some) / 2,
       "distinct_share": len({line.ad for line in past}) / max(len(past), 1),
-      "season_sin": math.sin(2 * math.pi * time[r] / (365.25 * DAY)),
+      "season_sin": math.sin(2 * math.pi * time[r] / (365.25 * 86_400)),
+      "season_cos": math.cos(2 * math.pi * time[r] / (365.25 * 86_400)),
     }
+    assert set(expected) == set(history.USER_FEATURES)
     for name, value in expected.items():
       assert found[r, history.USER_FEATURES.index(name)] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
@@ -153,3 +157,32 @@ def test_a_request_before_its_history_stays_finite():
   with warnings.catch_warnings(action="error"):
     assert np.isfinite(history.history_features(lines, last, rows)).all()
     assert np.isfinite(history.user_features(lines, last)).all()
+
+
+def test_a_day_and_the_weight_of_a_visit_are_those_of_the_protocol():
+  assert (DAY, DECAY) == (24 * 60 * 60, 0.9)
+
+
+def test_decayed_counts_equal_a_loop(log):
+  events, lines, plain = log
+  _, _, visit = logs.visits_of(events)
+  requests = np.arange(len(lines.request_time))
+  rows = history.history_rows(lines, requests, 5)
+  found = history.decayed_counts(lines, requests, rows)
+  np.testing.assert_array_equal(history.ads_of(lines, rows) >= 0, rows >= 0)
+  for b, s in np.ndindex(*rows.shape):
+    expected = 0
+    if rows[b, s] >= 0:
+      ad = plain[rows[b, s]].ad
+      assert history.ads_of(lines, rows)[b, s] == ad
+      expected = sum(0.9 ** (visit[b] - 1 - at) for line, at in earlier(events, plain, b) if line.ad == ad)
+    assert found[b, s] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_log_without_an_event_has_neither_lines_nor_requests():
+  events = logs.make_log()
+  none = {name: getattr(events, name)[:0] for name in ("user", "request", "ad", "time", "behavior", "value",
+                                                         "quantity", "split")}  # fmt: skip
+  lines = build_lines(dataclasses.replace(events, **none), logs.ADS)
+  assert lines.request_first.tolist() == [0] and len(lines.ad) == len(lines.request_time) == 0
+  assert lines.spent.tolist() == lines.fresh.tolist() == [0]

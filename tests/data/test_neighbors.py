@@ -10,8 +10,9 @@ import pytest
 
 from gr4ad_jax.data import history, neighbors
 from gr4ad_jax.data.history import build_lines
-from gr4ad_jax.data.neighbors import CoVisitNeighbors
+from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from tests.data import logs
+from tests.whole_files import assert_replaced_whole
 
 ADS = logs.ADS + 2  # two ads that nobody takes
 
@@ -123,3 +124,46 @@ def test_file_round_trip(lines, tmp_path):
   back = CoVisitNeighbors.load(str(tmp_path))
   np.testing.assert_array_equal(back.ids, found.ids)
   np.testing.assert_array_equal(back.cosine, found.cosine)
+
+
+def test_without_further_words_an_ad_has_32_neighbours_shrunk_by_10(lines):
+  found = CoVisitNeighbors.fit(lines.request, lines.ad, ADS)
+  assert found.ids.shape == (ADS, 32)
+  expected = cosines(lines, 10.0)
+  for i in range(ADS):
+    here = found.ids[i][found.ids[i] >= 0]
+    np.testing.assert_allclose(found.cosine[i, : len(here)], expected[i, here], rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_each_fold_leaves_its_users_out_and_the_last_nobody(lines, number):
+  user = lines.request_user[lines.request]
+  folds = NeighborFolds.fit(lines.request, user, lines.ad, ADS, number)
+  assert folds.ids.shape == folds.cosine.shape == (number + 1, ADS, 32)
+  for fold in range(number + 1):
+    kept = np.array([fold == number or who % number != fold for who in user])
+    part = folds.part(fold)
+    alone = CoVisitNeighbors.fit(lines.request[kept], lines.ad[kept], ADS)
+    np.testing.assert_array_equal(part.ids, alone.ids)
+    np.testing.assert_array_equal(part.cosine, alone.cosine)
+  np.testing.assert_array_equal(folds.part(-1).ids, folds.part(number).ids)
+  users = np.arange(7)
+  assert folds.fold_of(users, False).tolist() == [who % number for who in users]
+  assert folds.fold_of(users, True).tolist() == [number] * 7
+
+
+def test_files_are_replaced_whole(lines, tmp_path):
+  user = lines.request_user[lines.request]
+  one, other = (NeighborFolds.fit(lines.request, who, lines.ad, ADS, 2) for who in (user, user + 1))
+  other = dataclasses.replace(other, cosine=other.cosine / 2)
+  for name in ("folds.npz", "neighbors.npz"):
+    folder = tmp_path / name.removesuffix(".npz")
+    folder.mkdir()
+    write, again = (lambda x=x, folder=folder: x.save(str(folder)) for x in (one, other))
+    assert_replaced_whole(str(folder / name), write, again)
+
+
+def test_more_ads_than_slots_keep_the_lower_rows_of_a_tie():
+  found = CoVisitNeighbors(np.array([[5, 2, 4, 1]], np.int32).repeat(6, 0), np.full((6, 4), 0.5, np.float32))
+  ids, scores = found.unseen(np.array([[0, -1], [0, 4]]), np.array([[2.0, 9.0], [2.0, 1.0]]), 2)
+  assert ids.tolist() == [[1, 2], [1, 2]] and scores.tolist() == [[1, 1], [1.5, 1.5]]

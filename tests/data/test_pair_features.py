@@ -20,13 +20,14 @@ def folds_of(lines, folds=2):
   return NeighborFolds.fit(lines.request, lines.request_user[lines.request], lines.ad, logs.ADS, folds)
 
 
-def contexts_of(events, fitted=None):
+def contexts_of(events, fitted=None, min_depth=0):
   """Contexts of a log; what is fitted is that of other features, where they are given."""
   lines = history.build_lines(events, logs.ADS)
   price = np.linspace(1, 9, logs.ADS).astype(np.float32)
   popularity = fitted.popularity if fitted else Trends.fit(lines, logs.ADS)
   neighbors = fitted.neighbors if fitted else folds_of(lines)
-  return RequestContexts(lines, CODES_NT, price, popularity, neighbors, DATA, group_N=np.arange(logs.ADS) % 2)
+  return RequestContexts(lines, CODES_NT, price, popularity, neighbors, DATA, min_depth,
+                         group_N=np.arange(logs.ADS) % 2)  # fmt: skip
 
 
 def made(events, fitted=None):

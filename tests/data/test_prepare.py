@@ -12,9 +12,10 @@ import pytest
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import prepare
+from gr4ad_jax.data.builders.ad_log import AdLog
 from gr4ad_jax.data.builders.base import digest
 from gr4ad_jax.data.builders.online_retail import OnlineRetail
-from gr4ad_jax.data.schema import SPLITS
+from gr4ad_jax.data.schema import SPLITS, DataError
 
 HOUR = 3600
 
@@ -65,7 +66,8 @@ def test_a_shorter_gap_makes_more_visits(config):
 
 def test_prepared_data_are_read_again_and_equal(config, monkeypatch, caplog):
   first = prepare.load_dataset(config)
-  monkeypatch.setattr(prepare, "_prepare", None)  # any further preparation fails
+  monkeypatch.setattr(prepare, "_prepare", None)  # any further preparation fails, and any reading of the source
+  monkeypatch.setattr(AdLog, "read", None)
   with caplog.at_level(logging.INFO, "gr4ad_jax"):
     second = prepare.load_dataset(config)
   assert second.report == first.report and str(first.report) in caplog.text
@@ -174,6 +176,12 @@ def test_two_processes_prepare_at_once_without_tensorflow_and_without_a_word(con
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out == "" and "damaged" not in err
+
+
+def test_data_that_cannot_be_read_back_are_told(config, monkeypatch):
+  monkeypatch.setattr(prepare, "_prepare", lambda *_: None)
+  with pytest.raises(DataError, match="the prepared data cannot be read back; is the disk sound?"):
+    prepare.load_dataset(config)
 
 
 def test_default_folder_follows_the_users_cache(monkeypatch):

@@ -47,13 +47,13 @@ def check(log, expected):
   np.testing.assert_array_equal(log.value, log.ad / 2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(EVENTS)
 def test_visits_by_request_id(events):
   check(ordered(events, by_id=True), by_loops(events, by_id=True))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(EVENTS, st.integers(0, 8))
 def test_visits_by_pause(events, gap):
   check(ordered(events, by_id=False, gap=gap), by_loops(events, by_id=False, gap=gap))
@@ -62,3 +62,23 @@ def test_visits_by_pause(events, gap):
 def test_held_out_visits_are_the_last_two_of_three_or_more():
   split = visits.split_of_visits(np.array([7, 7, 2, 2, 2, 5, 5, 5, 5, 9]))
   assert [SPLITS[s][:2] for s in split] == ["tr", "tr", "tr", "va", "te", "tr", "tr", "va", "te", "tr"]
+
+
+def test_a_pause_of_exactly_the_gap_starts_a_visit():
+  log = ordered([(0, 0, 0), (0, 59, 0), (0, 119, 0), (0, 178, 0)], by_id=False, gap=60)
+  assert log.request.tolist() == [0, 0, 1, 1]
+  assert ordered([(0, 5, 0), (0, 5, 0), (1, 5, 0)], by_id=False).request.tolist() == [0, 1, 2]  # no pause is enough
+
+
+def test_ids_of_one_user_s_visits_do_not_run_into_another_s():
+  """Whatever the numbers: of the first user's largest and the next one's smallest are two visits."""
+  events = [(0, 1, 3), (1, 1, 0), (1, 2, 3), (2, 1, 0), (0, 1, 0)]
+  assert ordered(events, by_id=True).request.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_columns_keep_their_types_and_lose_users_without_events():
+  log = ordered([(3, 7, 1), (1, 9, 0)], by_id=True)
+  assert log.user_id.tolist() == ["b", "d"] and log.user.tolist() == [0, 1] and log.time.tolist() == [9, 7]
+  kinds = {"user": "i4", "request": "i4", "ad": "i4", "time": "i8", "behavior": "i1", "value": "f4", "quantity": "f4",
+           "split": "i1"}  # fmt: skip
+  assert {name: getattr(log, name).dtype.str[1:] for name in kinds} == kinds

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gr4ad_jax.evaluation import protocols
+from gr4ad_jax.evaluation import calibration, metrics, protocols
 from tests.evaluation import loops
 
 
@@ -102,3 +102,8 @@ def test_take_repeats_and_leaves_out(bazaar):
     np.testing.assert_array_equal(found.target_ad[own], requests.target_ad[of_row])
     np.testing.assert_array_equal(found.target_value[own], requests.target_value[of_row])
   assert found.target_start[-1] == len(found.target_ad) == len(found.target_value)
+
+
+def test_what_several_systems_share_cannot_be_changed():
+  for kind in (protocols.Protocol, protocols.EvalRequests, metrics.Ratio, metrics.Interval, calibration.Calibration):
+    assert kind.__dataclass_params__.frozen

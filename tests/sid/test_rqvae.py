@@ -106,8 +106,9 @@ def test_the_tokenizer_takes_its_codes_with_the_balance_of_k_means(fitted):
   assert len(np.unique(codes, axis=0)) == 120
   np.testing.assert_array_equal(tokenizer.fit(ads, events, SETTINGS, seed=0)[1], codes)
   nearest = np.asarray(rqvae.quantize(jnp.asarray(tok.latent(tok.embed(ads))), list(tok.centroids))[2]).T
-  np.testing.assert_array_equal(tok.encode(ads)[:, :2], nearest)
-  assert (tok.encode(ads)[:, 0] == codes[:, 0]).mean() > 0.6
+  staying = dataclasses.replace(tok, config=dataclasses.replace(SETTINGS, last_level="hash"))  # no ad moves for room
+  np.testing.assert_array_equal(staying.encode(ads)[:, :2], nearest)
+  assert (staying.encode(ads)[:, 0] == codes[:, 0]).mean() > 0.6
   with pytest.raises(schema.DataError, match="5 wide; the tokenizer was fitted on 24"):
     tok.encode(dataclasses.replace(ads, vectors=ads.vectors[:, :5]))
 

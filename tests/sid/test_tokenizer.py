@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gr4ad_jax import config
 from gr4ad_jax.data import cooccurrence, schema
-from gr4ad_jax.sid import encoders, report, tokenizer
+from gr4ad_jax.sid import encoders, last_level, report, tokenizer
 
 SETTINGS = config.SidConfig(codebooks=(8, 4, 16), tower_width=16, tower_steps=60)
 
@@ -46,7 +46,7 @@ def test_same_seed_same_codes(fitted):
 
 def test_encode_is_the_nearest_path_and_mostly_the_fitted_one(fitted):
   ads, _, tok, codes = fitted
-  encoded = tok.encode(ads)
+  encoded = dataclasses.replace(tok, config=dataclasses.replace(SETTINGS, last_level="hash")).encode(ads)
   z = tok.embed(ads)
   first = np.argmin(((z[:, None] - tok.centroids[0]) ** 2).sum(axis=2), axis=1)
   np.testing.assert_array_equal(encoded[:, 0], first)
@@ -60,10 +60,9 @@ def test_new_ads_keep_clear_of_the_old(fitted, make):
   new = dataclasses.replace(ads, ad_id=np.char.add("new", ads.ad_id))  # the same content, advertised anew
   encoded = tok.encode(new, codes)
   taken = set(map(tuple, codes.tolist()))
-  size = np.unique(np.concatenate([codes, encoded])[:, :2], axis=0, return_counts=True)
-  room = {tuple(prefix): count <= 16 for prefix, count in zip(size[0].tolist(), size[1], strict=True)}
-  inside = [tuple(code) for code in encoded.tolist() if room[tuple(code[:2])]]
-  assert len(inside) > 60 and not taken & set(inside) and len(set(inside)) == len(inside)
+  assert not taken & set(map(tuple, encoded.tolist())) and len(np.unique(encoded, axis=0)) == 120
+  size = np.unique(np.concatenate([codes, encoded])[:, :2], axis=0, return_counts=True)[1]
+  assert size.max() == 16  # some prefix is full, and holds no more
   below = {prefix: {code[-1] for code in taken if code[:-1] == prefix} for prefix in {code[:-1] for code in taken}}
   np.testing.assert_array_equal(tok.encode(new, lambda prefix: below.get(prefix, set())), encoded)
   one = tok.encode(dataclasses.replace(make[0](1), vectors=new.vectors[:1], ad_id=np.array(["solo"])), codes)
@@ -75,8 +74,8 @@ def test_new_ads_keep_clear_of_the_old(fitted, make):
 def test_probing_fills_a_prefix_before_it_collides(make, prefixes, size, seed):
   ads = make[0](len(prefixes))
   prefix = np.asarray(prefixes, np.int32)[:, None]
-  hashed = tokenizer.last_level(ads, prefix, size, "hash")
-  probed = tokenizer.last_level(ads, prefix, size, "probe")
+  hashed = last_level.complete(ads, prefix, size, "hash")
+  probed = last_level.complete(ads, prefix, size, "probe")
   for value in set(prefixes):
     codes = probed[prefix[:, 0] == value, 1]
     assert len(np.unique(codes)) == min(len(codes), size)
@@ -84,19 +83,19 @@ def test_probing_fills_a_prefix_before_it_collides(make, prefixes, size, seed):
   order = np.random.default_rng(seed).permutation(len(prefixes))
   columns = {f.name: getattr(ads, f.name) for f in dataclasses.fields(ads)}
   shuffled = schema.AdTable(**{k: v if v is None else v[order] for k, v in columns.items()})
-  np.testing.assert_array_equal(tokenizer.last_level(shuffled, prefix[order], size, "probe"), probed[order])
+  np.testing.assert_array_equal(last_level.complete(shuffled, prefix[order], size, "probe"), probed[order])
 
 
 def test_hash_is_of_business_features_and_never_changes(make):
   ads = make[0](2, ad_id=np.array(["a", "a"]), account_id=np.array(["x", "y"]))
-  codes = tokenizer.last_level(ads, np.zeros((2, 1), np.int32), 1 << 20, "hash")
+  codes = last_level.complete(ads, np.zeros((2, 1), np.int32), 1 << 20, "hash")
   assert codes[0, 1] != codes[1, 1]
-  assert tokenizer.stable_hash("a") == 0x2F42665B399EF840  # else saved indices and new ads would disagree
+  assert last_level.stable_hash("a") == 0x2F42665B399EF840  # else saved indices and new ads would disagree
 
 
 def test_existing_codes_of_another_depth_are_refused(make):
   with pytest.raises(ValueError, match=r"\[N, 2\]"):
-    tokenizer.last_level(make[0](1), np.zeros((1, 1), np.int32), 4, "probe", np.zeros((3, 3), np.int32))
+    last_level.complete(make[0](1), np.zeros((1, 1), np.int32), 4, "probe", np.zeros((3, 3), np.int32))
 
 
 def test_without_tower_the_content_vectors_serve(fitted):
@@ -105,7 +104,7 @@ def test_without_tower_the_content_vectors_serve(fitted):
   tok, codes = tokenizer.fit(ads, events, plain, seed=0)
   assert tok.tower is None
   np.testing.assert_allclose(tok.embed(ads), encoders.encode(ads, ""), rtol=1e-5)
-  np.testing.assert_array_equal(codes, tokenizer.last_level(ads, codes[:, :2], 16, "hash"))
+  np.testing.assert_array_equal(codes, last_level.complete(ads, codes[:, :2], 16, "hash"))
   narrow = dataclasses.replace(ads, vectors=ads.vectors[:, :5])
   with pytest.raises(schema.DataError, match="5 wide"):
     tok.encode(narrow)
@@ -122,7 +121,8 @@ def test_co_occurrence_decides_codes_where_content_says_nothing(fitted, window):
   within = sum(np.square(vectors[codes[:, 0] == c] - vectors[codes[:, 0] == c].mean(0)).sum() for c in set(codes[:, 0]))
   assert within < 0.8 * np.square(vectors - vectors.mean(0)).sum()
   np.testing.assert_allclose(tok.embed(blind)[:, 24:], tok.embed(blind)[:, :24] @ tok.bridge, rtol=1e-5)
-  assert len(set(tok.encode(dataclasses.replace(blind, ad_id=np.char.add("new", ads.ad_id)))[:, 0])) == 1
+  staying = dataclasses.replace(tok, config=dataclasses.replace(joined, last_level="hash"))  # no ad moves for room
+  assert len(set(staying.encode(dataclasses.replace(blind, ad_id=np.char.add("new", ads.ad_id)))[:, 0])) == 1
 
 
 def test_co_occurrence_vectors_are_fewer_than_the_ads(fitted):
