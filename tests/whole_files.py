@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable
 
 
-def assert_replaced_whole(path: str, write: Callable[[], None], write_again: Callable[[], None]) -> None:
+def assert_replaced_whole(
+  path: str, write: Callable[[], None], write_again: Callable[[], None]
+) -> None:
   """Writes a file twice, the second time something else, while a reader still holds the first.
 
   A file that is written in place changes under its reader; one that is renamed leaves the reader what it had.

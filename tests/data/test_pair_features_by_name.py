@@ -13,7 +13,9 @@ from gr4ad_jax.data.trends import Trends
 from tests.data import logs
 
 ADS, DAY = logs.ADS, 86_400
-CODES_NT = np.stack([np.arange(ADS) % 2, np.arange(ADS) % 5 % 3, np.arange(ADS)], axis=1).astype(np.int32)
+CODES_NT = np.stack([np.arange(ADS) % 2, np.arange(ADS) % 5 % 3, np.arange(ADS)], axis=1).astype(
+  np.int32
+)
 PRICE_N = np.append(np.nan, np.linspace(0.5, 80, ADS - 1)).astype(np.float32)
 GROUP_N = np.array([3, 1, 3, 1, 7, 7, 1, 3, 7])
 
@@ -28,7 +30,11 @@ class Log:
 
   def before(self, request):
     """The user's lines before a request, oldest first."""
-    return [line for line in self.lines if line.request < request and self.user[line.request] == self.user[request]]
+    return [
+      line
+      for line in self.lines
+      if line.request < request and self.user[line.request] == self.user[request]
+    ]
 
   def slots(self, request, number):
     """The latest line of each ad of the history, oldest first, the last `number` of them."""
@@ -85,7 +91,9 @@ def crosses_by_name(log, request, ad, slots, near, mean_value):
   first_line = sum(line.request < request for line in log.lines)  # of the request
   own_decay = log.decayed(request, ad)
   own_mean = math.log1p(sum(line.value for line in own) / len(own)) if own else 0.0
-  last_visit = {int(line.ad) for line in history_slots if log.visit[request] - log.visit[line.request] == 1}
+  last_visit = {
+    int(line.ad) for line in history_slots if log.visit[request] - log.visit[line.request] == 1
+  }
 
   def others(group_of):
     same = sum(c for other, c in count.items() if group_of(other) == group_of(ad))
@@ -136,7 +144,10 @@ def test_user_features_by_name_equal_a_loop(log):
     expected = user_by_name(log, request)
     assert (*history.USER_FEATURES, *expected) == names
     for name, value in expected.items():
-      assert found[request, names.index(name)] == pytest.approx(value, rel=1e-4, abs=2e-4), (name, request)
+      assert found[request, names.index(name)] == pytest.approx(value, rel=1e-4, abs=2e-4), (
+        name,
+        request,
+      )
 
 
 @pytest.mark.parametrize(("slots", "held_out"), [(3, False), (9, True)])
@@ -149,7 +160,9 @@ def test_pair_features_by_name_equal_a_loop(log, slots, held_out):
   names = pair_features.FEATURES
   popular = contexts.popularity.features(contexts.lines.request_time[requests], every_BC)
   own = history.FEATURES + trends.FEATURES
-  np.testing.assert_array_equal(found.pair_features_BCF[..., len(history.FEATURES) : len(own)], popular)
+  np.testing.assert_array_equal(
+    found.pair_features_BCF[..., len(history.FEATURES) : len(own)], popular
+  )
   assert max(len(log.slots(r, 99)) for r in requests) > 5
   for request in requests[::2]:
     fold = 3 if held_out else log.user[request] % 3

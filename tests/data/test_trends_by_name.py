@@ -106,10 +106,17 @@ def test_counts_of_the_last_days_equal_a_loop(log):
   plain, lines = log
   found = Trends.fit(lines, ADS)
   time_B = moments(plain)[:60]
-  for days, counts_BN in ((28, found.lately(time_B)), (5, found.lately(time_B, 5)), (400, found.lately(time_B, 400))):
+  for days, counts_BN in (
+    (28, found.lately(time_B)),
+    (5, found.lately(time_B, 5)),
+    (400, found.lately(time_B, 400)),
+  ):
     for moment, counts_N in zip(time_B, counts_BN, strict=True):
       today = min(moment // DAY, max(plain)[0] + 1)
-      expected = [sum(other == ad and today - days <= day < today for day, _, other, _ in plain) for ad in range(ADS)]
+      expected = [
+        sum(other == ad and today - days <= day < today for day, _, other, _ in plain)
+        for ad in range(ADS)
+      ]
       assert counts_N.tolist() == expected
 
 
@@ -125,7 +132,9 @@ def test_lines_that_are_not_shown_are_not_counted(log):
     some = shown & (day < before)
     np.testing.assert_array_equal(found.seen[before], np.bincount(lines.ad[some], minlength=ADS))
     again = some & (lines.count > 1)
-    np.testing.assert_array_equal(found.repeats[before], np.bincount(lines.ad[again], minlength=ADS))
+    np.testing.assert_array_equal(
+      found.repeats[before], np.bincount(lines.ad[again], minlength=ADS)
+    )
     value = np.bincount(lines.ad[some], np.log1p(lines.value[some]), ADS)
     np.testing.assert_allclose(found.value[before], value, rtol=1e-5)
 
@@ -138,9 +147,14 @@ def test_rising_ads_of_a_day_equal_a_loop(log):
   for day in days:
     rise = []
     for ad in range(ADS):
-      week, month = (sum(other == ad and day + 1 - back <= at <= day for at, _, other, _ in plain) for back in (7, 28))
+      week, month = (
+        sum(other == ad and day + 1 - back <= at <= day for at, _, other, _ in plain)
+        for back in (7, 28)
+      )
       rise.append((week - month / 4) / math.sqrt(month / 4 + 1))
-    best = [ad for ad in sorted(range(ADS), key=lambda ad: (-np.float64(rise[ad]), ad)) if rise[ad] > 0]
+    best = [
+      ad for ad in sorted(range(ADS), key=lambda ad: (-np.float64(rise[ad]), ad)) if rise[ad] > 0
+    ]
     row = found.rising(np.array([day + 1 - first]), ADS + 2)[0]
     assert row.tolist() == best + [-1] * (ADS + 2 - len(best))
 
@@ -160,7 +174,10 @@ def test_buckets_of_many_ads_are_wider_than_a_day(monkeypatch, log):
   bucket = [math.floor((t - found.origin) / (found.width * DAY)) for t in time]
   assert max(abs(b - w / found.width) for b, w in zip(bucket, when, strict=True)) <= 1
   for before in range(0, len(found.seen), 20):
-    expected = [sum(b < before and line[2] == ad for b, line in zip(bucket, plain, strict=True)) for ad in range(ADS)]
+    expected = [
+      sum(b < before and line[2] == ad for b, line in zip(bucket, plain, strict=True))
+      for ad in range(ADS)
+    ]
     assert found.seen[before].tolist() == expected
 
 

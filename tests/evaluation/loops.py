@@ -69,10 +69,12 @@ def bootstrap(numerators_FR, denominators_FR, users_R, resamples=1000, seed=0):
   names = sorted(set(int(user) for user in users_R))
   own = {name: [r for r, user in enumerate(users_R) if user == name] for name in names}
   drawn_SU = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
-  sums = np.array([
-    [[sum(x[r] for r in own[name]) for name in names] for x in (numerator, denominator)]
-    for numerator, denominator in zip(numerators_FR, denominators_FR, strict=True)
-  ])  # [F, 2, U]
+  sums = np.array(
+    [
+      [[sum(x[r] for r in own[name]) for name in names] for x in (numerator, denominator)]
+      for numerator, denominator in zip(numerators_FR, denominators_FR, strict=True)
+    ]
+  )  # [F, 2, U]
   out = np.full((resamples, len(sums)), np.nan)
   for s, drawn in enumerate(drawn_SU):
     for f, (above, below) in enumerate(sums):
@@ -138,7 +140,9 @@ def spread(rankings, popularity, k):
   total = sum(count)
   order = sorted(range(len(count)), key=lambda ad: (-popularity[ad], ad))
   top = order[: math.ceil(len(count) / 10)]
-  apart = sum(abs(a - b) for a in count for b in count)  # mean absolute difference over twice the mean
+  apart = sum(
+    abs(a - b) for a in count for b in count
+  )  # mean absolute difference over twice the mean
   return {
     f"coverage@{k}": sum(c > 0 for c in count) / len(count),
     f"top_decile@{k}": sum(count[ad] for ad in top) / max(total, 1),

@@ -1,10 +1,11 @@
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from gr4ad_jax.evaluation import plots, report_tables
-from tests.evaluation.drawn import drawn_figure
+from tests.evaluation.drawn import drawn_axes, drawn_figure
 from tests.whole_files import assert_replaced_whole
 
 
@@ -202,3 +203,33 @@ def test_valid_metrics_alone_are_drawn(tmp_path, monkeypatch):
   path = _write(tmp_path / "metrics.jsonl", [{"step": 3, "valid/recall@10": 1}, {"step": 5, "train/rate": 1}])
   figure = drawn_figure(monkeypatch, lambda: plots.plot_training(path, "x.png"))
   assert [axis.get_title(loc="left") for axis in figure.axes] == ["Valid"]
+
+
+def test_curves_and_their_legend_do_not_cover_one_another(tmp_path, monkeypatch):
+  path = _write(tmp_path / "metrics.jsonl", [{"step": 1, "train/loss": 2.0}])
+  (axis,) = drawn_axes(monkeypatch, lambda: plots.plot_training(path, "x.png"))
+  legend = axis.get_legend()
+  anchor = legend.get_bbox_to_anchor().transformed(axis.transAxes.inverted())
+  assert (anchor.x0, anchor.y0) == pytest.approx((1, 1))  # its upper left corner stands at the panel's right
+  assert (legend._loc, legend.borderaxespad, legend.get_frame_on()) == (2, 0.3, False)
+  assert (axis.lines[0].get_linewidth(), axis.lines[0].get_markersize()) == (1.6, 3.5)
+
+
+def test_bars_look_as_elsewhere(monkeypatch):
+  figure = drawn_figure(monkeypatch, lambda: plots.plot_comparison(RESULTS, "x.png"))
+  axis = figure.axes[0]
+  assert {line.get_linewidth() for line in axis.lines} == {1.2}
+  assert {line.get_color() for line in axis.lines} == {plots.INK}
+  assert {text.get_fontsize() for text in axis.texts} == {8}
+  assert {text.get_verticalalignment() for text in axis.texts} == {"center"}
+  assert figure._suptitle.get_fontsize() == 12 and figure._suptitle.get_position()[0] == 0.01
+  assert axis.yaxis.get_ticklines()[0].get_markersize() == 0
+  assert len(axis.get_xticks()) <= 6 + 1  # of five intervals
+  assert figure.get_layout_engine().get()["h_pad"] == 0.1
+  assert axis.xaxis.get_gridlines()[0].get_visible() and not axis.yaxis.get_gridlines()[0].get_visible()
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+  monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+  with pytest.raises(ImportError, match=r"matplotlib is missing: pip install 'gr4ad_jax\[plots\]'"):
+    plots.plot_comparison(RESULTS, "x.png")

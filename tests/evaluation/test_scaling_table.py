@@ -53,6 +53,13 @@ def test_what_stays_level_does_not_fall():
   assert not scaling_table.rising(level)["sizes"]["train_loss"]
 
 
+def test_one_size_and_one_width_of_search_are_enough():
+  alone = found()
+  alone |= {kind: alone[kind][:1] for kind in ("sizes", "beams")}
+  assert scaling_table.measures(alone) == ["recall@10", "revenue@10"]
+  assert all(scaling_table.rising(alone)["beams"].values())
+
+
 TEXT = """\
 shop, test, 1 seeds: means. The beams are the largest model's.
 
@@ -95,5 +102,7 @@ def test_the_chart_s_lines(tmp_path, monkeypatch):
     assert [line.get_color() for line in axis.lines] == list(plots.COLORS[:2])
     for line, name in zip(axis.lines, measures, strict=True):
       assert line.get_xydata().tolist() == [[one[x], one[name]] for one in made[kind]]
-  assert sizes.get_legend() is None
+  assert sizes.get_legend() is None and law.get_linewidth() == 1
+  assert loss.figure.get_size_inches().tolist() == [9.5, 3.2]
+  assert beams.get_legend().get_texts()[0].get_fontsize() == 8
   assert [text.get_text() for text in beams.get_legend().get_texts()] == list(measures)

@@ -9,11 +9,21 @@ def one(setting, recall, revenue, entropy, **common):
   if revenue is not None:
     valid |= {"revenue@10": revenue, "revenue@50": 2 * revenue}
     valued["revenue@10"] = revenue / 4
-  return {"setting": setting, "valid": valid, "by_value": valued, "entropy": entropy, "common": common}
+  return {
+    "setting": setting,
+    "valid": valid,
+    "by_value": valued,
+    "entropy": entropy,
+    "common": common,
+  }
 
 
 def cells(text):
-  return [[cell.strip(" -") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+  return [
+    [cell.strip(" -") for cell in line.split("|")[1:-1]]
+    for line in text.splitlines()
+    if line.startswith("|")
+  ]
 
 
 def test_settings_stand_by_revenue_with_what_differs_between_sweeps():
@@ -25,7 +35,9 @@ def test_settings_stand_by_revenue_with_what_differs_between_sweeps():
   ]
   text = sweep_table.format_markdown(found)
   assert text.startswith("Valid, 4 settings.\n\n|")
-  assert text.endswith("|\n\nBy value: log p + 0.3 log E[value]. Entropy: of the 128 best ads, nats.\n")
+  assert text.endswith(
+    "|\n\nBy value: log p + 0.3 log E[value]. Entropy: of the 128 best ads, nats.\n"
+  )
   assert cells(text) == [
     ["setting", "recall@10", "ndcg@10", "revenue@10", "recall@50", "revenue@50", "recall@10, by value",
      "revenue@10, by value", "entropy"],
