@@ -63,8 +63,8 @@ class Cells:
     codes, values = self.labels(allow_empty=allow_empty)
     return values[codes]
 
-  def numbers(self, default: float | None = None) -> np.ndarray:
-    """Finite numbers of 0 or more, as [E] float32; empty cells become `default`, or are refused where that is None."""
+  def numbers(self, default: float | None = None, signed: bool = False) -> np.ndarray:
+    """Finite numbers as [E] float32, of 0 or more unless `signed`; empty cells become `default`; None refuses them."""
     types = optional("pyarrow").types
     kind = self.array.type
     if types.is_string(kind):
@@ -76,7 +76,7 @@ class Cells:
     if default is None:
       self._refuse(empty_E, "is empty, a number is needed")
     self._refuse(~empty_E & ~(np.abs(value_E) <= MAX_NUMBER), "is not a finite float32 number")
-    self._refuse(~empty_E & (value_E < 0), "is negative")
+    self._refuse(~empty_E & (value_E < 0) & (not signed), "is negative")
     return np.where(empty_E, 0 if default is None else default, value_E).astype(np.float32)
 
   def times(self, default: int | None = None) -> np.ndarray:

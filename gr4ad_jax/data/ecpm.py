@@ -6,6 +6,10 @@ import os
 
 import numpy as np
 
+# Money. The log of an expected value is that of what is at least as much: all of it is far below the smallest coin, so
+# no order of ads that cost anything depends on it, and one that is worth nothing has a finite log.
+LEAST_VALUE = 1e-6
+
 
 @dataclasses.dataclass(frozen=True)
 class EcpmBins:

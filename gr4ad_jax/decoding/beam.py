@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.config import SearchConfig
+from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.decoding import topk
 from gr4ad_jax.decoding.guide import Guide
 from gr4ad_jax.decoding.trie import NO_NODE, Children, Trie
@@ -152,7 +153,7 @@ def order_scores(logp_BW: jax.Array, value_BW: jax.Array, search: SearchConfig) 
   """
   if search.order == "likelihood":
     return logp_BW
-  worth_BW = jnp.log(jnp.maximum(value_BW, 1e-6))  # an ad that is worth nothing goes last, and is still ordered by p
+  worth_BW = jnp.log(jnp.maximum(value_BW, LEAST_VALUE))  # an ad that is worth nothing goes last, and is still ordered by p
   if search.order == "blend":
     return logp_BW + search.value_power * worth_BW
   return jnp.where(jnp.isneginf(logp_BW), -jnp.inf, worth_BW)

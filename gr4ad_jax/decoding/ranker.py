@@ -10,7 +10,7 @@ from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding.beam import Beams, order_scores
-from gr4ad_jax.decoding.guide import Guide
+from gr4ad_jax.decoding.guide import Guide, Guides
 from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.gr4ad import GR4AD
@@ -84,8 +84,7 @@ class Ranker:
     self.index, self._trie, self._beams = index, Trie.of(index), config.beams
     self._searcher, self._config = Searcher(model, ecpm, config), config
     self._item_weight = weight = config.item_weight if isinstance(model, GR4ADItems) else 0.0
-    guide = jax.jit(lambda table_ND: Guide.of(table_ND[: model.num_ads], index, weight))
-    self._guide = guide if weight and config.guided else None
+    self._guides = Guides(index, model.num_ads, weight) if weight and config.guided else None
     self._item_scores = jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method="item_scores"))
 
   def search(self, params: Any, batch: RequestBatch, k: int) -> Beams:
@@ -96,7 +95,8 @@ class Ranker:
   def _weights(self, params: Any) -> tuple[dict, Guide | None]:
     """What a search takes of the parameters."""
     variables = self._searcher.variables(params)
-    return variables, self._guide and self._guide(variables["params"][row_tables.NAME])
+    # The table as it came, not `variables`' copy: while it is the same array, its guide is too.
+    return variables, self._guides and self._guides.of(params[row_tables.NAME])
 
   def _search(self, variables: dict, guide: Guide | None, batch: RequestBatch) -> Beams:
     return self._searcher.compiled_on_demand(variables, batch, self._trie, self._beams, guide)

@@ -121,21 +121,29 @@ def by_decile(p_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None
   """Predicted and observed purchases of ten groups of rising probability, each of a tenth of the predicted purchases.
 
   Returns:
-    A dict a decile: predicted, observed (sums over the pairs), error: observed / predicted - 1.
+    A dict a decile: predicted, observed (sums over the pairs), error: observed / predicted - 1; 0 of nothing predicted
+    and nothing observed, NaN of purchases where none were predicted. Where all p are 0 every pair is in the first.
   """
   weight_E = np.ones(len(p_E)) if weight_E is None else weight_E
   order = np.argsort(p_E, kind="stable")
   mass_E = (p_E.astype(np.float64) * weight_E)[order]
-  cumulated = np.cumsum(mass_E)
-  decile = np.minimum(((cumulated - mass_E / 2) / cumulated[-1] * DECILES).astype(int), DECILES - 1)
+  cumulated, total = np.cumsum(mass_E), mass_E.sum()
+  share_E = (cumulated - mass_E / 2) / (cumulated[-1] if total else 1)
+  decile = np.minimum((share_E * DECILES).astype(int), DECILES - 1)
   predicted = np.bincount(decile, mass_E, DECILES)
   observed = np.bincount(decile, (bought_E * weight_E)[order], DECILES)
   return [
-    {"predicted": float(p), "observed": float(o), "error": float(o / p - 1) if p else 0.0}
+    {"predicted": float(p), "observed": float(o), "error": _relative(o, p)}
     for p, o in zip(predicted, observed, strict=True)
   ]
 
 
+def _relative(observed: float, predicted: float) -> float:
+  if predicted:
+    return float(observed / predicted - 1)
+  return float("nan") if observed else 0.0
+
+
 def calibration_error(deciles: list[dict[str, float]]) -> float:
-  """Mean of the deciles' absolute relative errors."""
+  """Mean of the deciles' absolute relative errors; NaN where one has purchases and none were predicted."""
   return float(np.mean([abs(one["error"]) for one in deciles]))

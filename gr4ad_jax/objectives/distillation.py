@@ -12,11 +12,11 @@ def reward_cross_entropy(policy_logp_BM, reference_logp_BM, reward_BM, *, mask_B
   Args:
     policy_logp_BM: log p_θ(y | X).
     reference_logp_BM: not read; the call is that of the other list objectives.
-    reward_BM: money; what is negative counts as 0.
+    reward_BM: money: finite, at most `lists.MOST_REWARD` in size; what is negative counts as 0.
     mask_BM: which candidates are real; None: all.
 
   Returns:
-    [B], 0 where no reward is positive.
+    [B], at least the entropy of q; 0 where no reward is positive.
   """
   policy, _, reward, mask = lists.checked(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM)
   reward = jnp.where(mask, jnp.maximum(reward, 0), 0)

@@ -22,8 +22,8 @@ def dpo_loss(policy_logp_BM, reference_logp_BM, reward_BM, *, beta, mask_BM=None
 
   Args:
     policy_logp_BM: log p_θ(y | X).
-    reference_logp_BM: log p_ref(y | X); below -1e8 it counts as unknown, and the pair is compared without reference.
-    reward_BM: money.
+    reference_logp_BM: log p_ref(y | X); -1e8 and below counts as unknown, and the pair is compared without reference.
+    reward_BM: money, finite, of either sign; only its order is read.
     beta: sharpness.
     mask_BM: which candidates are real; None: all.
 

@@ -14,17 +14,17 @@ def grpo_loss(
   """-mean_i [ min(r_i A_i, clip(r_i, 1 ± clip) A_i) - kl · KL_i ].
 
   r_i = p_θ / p_ref; A_i = (v_i - mean v) / std v over the list; KL_i = 1/r_i - 1 + log r_i. The list is what the
-  reference proposed: a candidate of unknown reference (below -1e8) has no ratio that clip or KL could hold, and log p_θ
-  of one with A_i < 0 would fall without end.
+  reference proposed: a candidate of unknown reference (-1e8 and below) has no ratio that clip or KL could hold, and
+  log p_θ of one with A_i < 0 would fall without end.
 
   Args:
     policy_logp_BM: log p_θ(y | X).
     reference_logp_BM: log p_ref(y | X).
-    reward_BM: money.
+    reward_BM: money: finite, at most `lists.MOST_REWARD` in size, of either sign.
     clip: limit on the change of the ratio.
     kl: weight of the divergence from the reference.
     mask_BM: which candidates are real; None: all.
-    smallest_std: lists of a smaller standard deviation have advantages of 0.
+    smallest_std: lists of a standard deviation up to it have advantages of 0, and so have lists of equal rewards.
 
   Returns:
     [B], 0 where the reference proposed nothing.
@@ -33,7 +33,9 @@ def grpo_loss(
   mask &= reference > lists.UNKNOWN
   mean = lists.masked_mean(reward, mask)[:, None]
   variance = lists.masked_mean(jnp.square(reward - mean), mask)[:, None]
-  spread = variance > smallest_std**2
+  most, least = (jnp.where(mask, sign * reward, -jnp.inf).max(1, keepdims=True) for sign in (1, -1))
+  # The mean of equal rewards is rounded: what they differ from it by would be scaled up to a deviation of 1.
+  spread = (variance > smallest_std**2) & (most > -least)
   advantage = jnp.where(spread & mask, (reward - mean) / jnp.sqrt(jnp.where(spread, variance, 1)), 0)
   log_ratio = jnp.clip(jnp.where(mask, policy - reference, 0), -MOST, MOST)
   ratio = jnp.exp(log_ratio)

@@ -1,11 +1,17 @@
-"""What the list objectives share: checked arrays, masks, the order and the ranks of M candidates a request."""
+"""What the list objectives share: checked arrays, masks, the order and the ranks of M candidates a request.
+
+The domain of all of them: rewards are finite, at most `MOST_REWARD` in size, of either sign (a margin may be lost).
+`training/rewards.py` checks it once, where rewards are made; here, inside a compiled step, nothing could be told. A
+device may take what is below float32's normal numbers (1.2e-38) for 0.
+"""
 
 import chex
 import jax
 import jax.numpy as jnp
 
 LEAST_LOGP = -1e9  # log-probabilities below it are raised to it: -inf would make differences NaN
-UNKNOWN = -1e8  # a reference log-probability below this was not recorded
+UNKNOWN = -1e8  # a reference log-probability that is not above this was not recorded
+MOST_REWARD = 1e15  # squares of larger ones, summed over a list, leave float32
 
 
 def checked(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM):
@@ -37,24 +43,6 @@ def inverse(order_BM: jax.Array) -> jax.Array:
   row_B1 = jnp.arange(len(order_BM))[:, None]
   place_BM = jax.lax.broadcasted_iota(jnp.int32, order_BM.shape, 1)
   return jnp.zeros_like(order_BM).at[row_B1, order_BM].set(place_BM, unique_indices=True)
-
-
-@jax.custom_vjp
-def rearrange(x_BM: jax.Array, order_BM: jax.Array, rank_BM: jax.Array) -> jax.Array:
-  """x in an order. `rank_BM` is the order's inverse, so the gradient is a gather too, not a slow scatter."""
-  del rank_BM
-  return jnp.take_along_axis(x_BM, order_BM, axis=1)
-
-
-def _rearrange_fwd(x_BM, order_BM, rank_BM):
-  return rearrange(x_BM, order_BM, rank_BM), rank_BM
-
-
-def _rearrange_bwd(rank_BM, grad_BM):
-  return jnp.take_along_axis(grad_BM, rank_BM, axis=1), None, None
-
-
-rearrange.defvjp(_rearrange_fwd, _rearrange_bwd)
 
 
 def extremes(policy_logp_BM, reward_BM, mask_BM):

@@ -63,6 +63,8 @@ def _by_reward(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM, gain, rank
     most = jnp.maximum(reward[:, :1], 0)
     value = jnp.exp2(reward - most) - jnp.exp2(-most)
   value = jnp.where(place < count, value, 0)
+  # Below zero G would be negative or divided by nearly nothing, and the bound lost: the least gain becomes 0 then.
+  value = jnp.where(place < count, value - jnp.minimum(value.min(1, keepdims=True), 0), 0)
   best = (value / jnp.log2(2.0 + place)).sum(1, keepdims=True)
   value = jnp.where(best > 0, value / jnp.where(best > 0, best, 1), 0)
   falls = jnp.pad(reward[:, 1:] < reward[:, :-1], ((0, 0), (0, 1)))  # between this place and the next
@@ -152,7 +154,9 @@ def rspo_loss(
     policy_logp_BM: log p_θ(y | X) of each candidate; the gradient flows through it alone.
     reference_logp_BM: log p_ref(y | X); about -1e9 where no reference proposed the candidate: the mean log-ratio is
       then large, and the gate closes by itself for every i that has such a candidate among E_i and i.
-    reward_BM: eCPM, money; a list whose maxDCG is not positive has no loss.
+    reward_BM: eCPM, money: finite, at most `lists.MOST_REWARD` in size. Where a list's least gain is negative, all of
+      its gains are raised by it, so that the least is 0 and the bound holds; from zero on they are taken as they are.
+      A list of equal rewards has no loss.
     beta: sharpness.
     delta: the reference counts where the mean log-ratio over E_i and i is below it.
     mask_BM: which candidates are real; None: all.

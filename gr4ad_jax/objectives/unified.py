@@ -14,13 +14,14 @@ def unified_weights(policy_logp_BM, reward_BM, *, w0=1.0, z_max=1.0, mask_BM=Non
 
   Args:
     policy_logp_BM: log p_θ(y | X).
-    reward_BM: money; what is negative counts as 0 in log(1 + v).
+    reward_BM: money: finite, at most `lists.MOST_REWARD` in size; what is negative counts as 0 in log(1 + v).
     w0: common factor.
     z_max: largest weight of RSPO.
     mask_BM: which candidates are real; None: all.
 
   Returns:
-    w_VSL [B, M] and w_RL [B, M], 0 in padding, without gradient; in a list of one A is 0.
+    w_VSL [B, M], from w0 to w0 (1 + v), and w_RL [B, M], from 0 to w0 Z_max; 0 in padding, without gradient. In a list
+    of one A is 0.
   """
   policy, _, reward, mask = lists.checked(policy_logp_BM, policy_logp_BM, reward_BM, mask_BM)
   policy = jax.lax.stop_gradient(policy)

@@ -27,9 +27,9 @@ def value_weights(
   """w = w_user · w_behavior, normalised to mean 1 over the batch's targets.
 
   Args:
-    value_BM: money of each target.
+    value_BM: money of each target, finite and at least 0, as the readers of data give it.
     depth_BM: its behaviour's depth, 0 the shallowest.
-    user_value_B: the user's long-term value, money a visit.
+    user_value_B: the user's long-term value, money a visit, at least 0.
     mask_BM: which targets are real.
     growth: 'none', 'log' (0.1 + log(1 + value)), 'sqrt' or 'linear' (both of the value clipped at
       `value_clip`).

@@ -6,6 +6,7 @@ import numpy as np
 
 from gr4ad_jax.config import Config
 from gr4ad_jax.data import history
+from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.data.followers import Followers
 from gr4ad_jax.decoding.ranker import Ranking, distinct, logp_of
 from gr4ad_jax.evaluation.protocols import EvalRequests
@@ -14,6 +15,7 @@ from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.reward_model import RewardModel
 
 _ROWS = 64
+_LEAST_P = 1e-30  # p(purchase) of a pair is far above it; a forest may give 0, whose log would rule whatever its weight
 _LEAST_SHARE = 1e-4  # of an ad that followed none of the history, about one ad's in ten thousand
 
 
@@ -88,17 +90,13 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
     ads = distinct(np.concatenate([found.ad_RK[part], slots], axis=1))
     first = logp_of(ads, found.ad_RK[part], found.logp_RK[part])
     estimate = model.estimate(some, ads)
-    logp, value = _logarithm(estimate.purchase_BC), estimate.value_BC
-    worth = (1 - prior) * logp + prior * first + exponent * _logarithm(value)
+    logp, value = np.log(np.maximum(estimate.purchase_BC, _LEAST_P)), estimate.value_BC
+    worth = (1 - prior) * logp + prior * first + exponent * np.log(np.maximum(value, LEAST_VALUE))
     best = np.argsort(np.where(ads >= 0, -worth, np.inf), axis=1, kind="stable")[:, :k]
     parts.append([np.take_along_axis(x, best, axis=1) for x in (ads, logp, value)])
   ad_RK, logp_RK, value_RK = (np.concatenate(column) for column in zip(*parts, strict=True))
   logp_RK = np.where(ad_RK >= 0, logp_RK, -np.inf)
   return Ranking(ad_RK.astype(np.int32), logp_RK, np.where(ad_RK >= 0, value_RK, 0.0), logp_RK)
-
-
-def _logarithm(x: np.ndarray) -> np.ndarray:
-  return np.log(np.maximum(x, 1e-30))
 
 
 def _with_neighbors(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:

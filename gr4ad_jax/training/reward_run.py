@@ -16,6 +16,7 @@ import numpy as np
 
 from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, RewardConfig
 from gr4ad_jax.data.batches import TrainingOrder
+from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.data.pair_batches import LabeledPairs, PairSampler
 from gr4ad_jax.data.pair_features import FEATURES, USER_FEATURES
 from gr4ad_jax.evaluation.calibration import Calibration
@@ -152,7 +153,7 @@ class RewardTrainer:
     return Scale(
       feature_edges(sample.pairs.pair_features_BCF[real], c.reward_bins),
       feature_edges(sample.pairs.user_features_BF, c.reward_bins),
-      max(value, 1e-6),
+      max(value, LEAST_VALUE),
       self.inputs.ecpm.clip,
       read_digest(self.inputs),
     )

@@ -11,6 +11,7 @@ from gr4ad_jax.config import ConfigError, PreferenceConfig
 from gr4ad_jax.data import tables, trends
 from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.schema import AdTable, DataError
+from gr4ad_jax.objectives.lists import MOST_REWARD
 
 DISCOUNT = 0.9  # of a later visit's money in the lifetime reward
 _REPEATS = trends.FEATURES.index("repeat_share")
@@ -79,7 +80,7 @@ def margin_of(path: str, ads: AdTable) -> RewardFn:
   """eCPM times the share of the price that is kept, by ad.
 
   Args:
-    path: .csv or .parquet with the columns `ad_id` and `margin` (share of the money, negative for a loss).
+    path: .csv or .parquet with the columns `ad_id` and `margin` (share of the money, below 0 where an ad loses some).
     ads: every one of them must stand in the file.
 
   Raises:
@@ -87,7 +88,8 @@ def margin_of(path: str, ads: AdTable) -> RewardFn:
   """
   tables.check_file("margins_path", path)
   cells = tables.read_file(path, ("ad_id", "margin"))
-  row_E, margin_E = tables.rows_of(cells["ad_id"], ads, allow_unknown=True), cells["margin"].numbers(np.nan)
+  row_E = tables.rows_of(cells["ad_id"], ads, allow_unknown=True)
+  margin_E = cells["margin"].numbers(np.nan, signed=True)
   margin_N = np.full(len(ads), np.nan, np.float32)
   margin_N[row_E[row_E >= 0]] = margin_E[row_E >= 0]
   if np.isnan(margin_N).any():
@@ -144,7 +146,9 @@ class Rewarder:
     self._reward = resolve(config, ads)
 
   def __call__(self, requests_B: np.ndarray, ad_BC: np.ndarray, logp_BC: np.ndarray) -> np.ndarray:
-    """Rewards [B, C] float32, at least 0 unless the reward function says otherwise; 0 where `ad_BC` is -1.
+    """Rewards [B, C] float32 in the domain of all list objectives: finite, at most `MOST_REWARD` in size; 0 in padding.
+
+    A reward below zero (a margin that is lost) is as good as any: what each objective makes of it, its docstring says.
 
     Args:
       requests_B: request numbers.
@@ -152,18 +156,37 @@ class Rewarder:
       logp_BC: the reference policy's log p of them, finite.
 
     Raises:
-      ConfigError: a user's function that returns another shape, or what is not finite.
+      ConfigError: a user's function that returns another shape, or what is no number.
+      DataError: a reward outside of the domain, with its request and ad.
     """
     columns = self.columns(requests_B, ad_BC, logp_BC)
-    reward_BC = np.asarray(self._reward(columns), np.float32)
-    if reward_BC.shape != ad_BC.shape or not np.isfinite(reward_BC[ad_BC >= 0]).all():
+    given_BC = np.asarray(self._reward(columns))
+    if given_BC.shape != ad_BC.shape or given_BC.dtype.kind not in "biuf":
       raise ConfigError(
-        f"--reward={self._config.reward} gave {reward_BC.dtype}{list(reward_BC.shape)}, or what is not finite: "
+        f"--reward={self._config.reward} gave {given_BC.dtype}{list(given_BC.shape)}: "
         f"finite numbers {list(ad_BC.shape)} are needed"
       )
-    if self._config.reward_power != 1:
-      reward_BC = np.sign(reward_BC) * np.abs(reward_BC) ** self._config.reward_power
-    return np.where(ad_BC >= 0, reward_BC * self._exposure(requests_B, columns.ad_BC), 0).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what leaves float32 is told below
+      reward_BC = given_BC.astype(np.float32)
+      if self._config.reward_power != 1:
+        reward_BC = np.sign(reward_BC) * np.abs(reward_BC) ** self._config.reward_power
+      reward_BC = reward_BC * self._exposure(requests_B, columns.ad_BC)
+    reward_BC = np.where(ad_BC >= 0, reward_BC, 0).astype(np.float32)
+    self._check(requests_B, ad_BC, given_BC, reward_BC)
+    return reward_BC
+
+  def _check(self, requests_B, ad_BC, given_BC, reward_BC) -> None:
+    """Raises DataError for the first reward that no objective is defined for."""
+    wrong_BC = ~(np.abs(reward_BC) <= MOST_REWARD)  # NaN is wrong too
+    if wrong_BC.any():
+      b, c = np.argwhere(wrong_BC)[0]
+      ad_id, bent = str(self._ads.ad_id[ad_BC[b, c]]), ""
+      if abs(given_BC[b, c]) <= MOST_REWARD:
+        bent = f", {reward_BC[b, c]} by --reward_power and --exposure"
+      raise DataError(
+        f"--reward={self._config.reward}: request {requests_B[b]}, ad {ad_id!r}: {given_BC[b, c]}{bent}: "
+        f"a finite number from {-MOST_REWARD:g} to {MOST_REWARD:g} is needed"
+      )
 
   def columns(self, requests_B: np.ndarray, ad_BC: np.ndarray, logp_BC: np.ndarray) -> RewardColumns:
     """All that a reward function may read; arguments as of a call."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, load_config, validate, with_knobs
 from gr4ad_jax.data.batches import TrainingOrder
+from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.evaluation import metrics, protocols, report_tables, sweep_table
 from gr4ad_jax.training import run, scoring
 from gr4ad_jax.training import state as state_lib
@@ -93,7 +94,7 @@ class Sweep:
     """Valid metrics of the lists by likelihood, and by log p + .3 log E[value]; entropy of the former."""
     requests = protocols.eval_requests(self._inputs.dataset, "valid", self._config.data.target_behavior)
     found = self._ranker.rank(params, self._contexts, requests.request, sweep_table.DEPTH)
-    worth_RK = found.logp_RK + sweep_table.VALUE_POWER * np.log(np.maximum(found.value_RK, 1e-3))
+    worth_RK = found.logp_RK + sweep_table.VALUE_POWER * np.log(np.maximum(found.value_RK, LEAST_VALUE))
     order = np.argsort(-np.where(found.ad_RK >= 0, worth_RK, -np.inf), axis=1, kind="stable")
     cuts = protocols.protocol_of(self._inputs.dataset.name).ks
     scored = {}

@@ -12,7 +12,7 @@ from gr4ad_jax.config import ItemConfig, SearchConfig
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding import guide as guide_lib
 from gr4ad_jax.decoding.beam import beam_search
-from gr4ad_jax.decoding.guide import Guide
+from gr4ad_jax.decoding.guide import Guide, Guides, NodeAds
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
@@ -45,7 +45,7 @@ def search(system, widths, weight=None):
   trie = Trie.of(index)
 
   def run(params):
-    guide = None if weight is None else Guide.of(params[row_tables.NAME][:TABLE], index, weight)
+    guide = None if weight is None else Guide.of(params[row_tables.NAME], NodeAds.of(index, TABLE), weight)
     return beam_search(model, {"params": params}, batch, trie, ECPM.means, widths=widths, guide=guide)
 
   return tiny.jit(run)(params)
@@ -62,7 +62,7 @@ def vectors_by_hand(index, table_ND, depth):
 def test_a_node_has_the_mean_of_its_ads_vectors():
   index = make_index()
   table_ND = np.random.default_rng(0).normal(size=(TABLE, 8)).astype(np.float32)
-  guide = Guide.of(jnp.asarray(table_ND), index, 2.0)
+  guide = Guide.of(jnp.asarray(table_ND), NodeAds.of(index, TABLE), 2.0)
   prefixes = [()]
   for level, (start, code) in enumerate(zip(index.child_start, index.node_code, strict=True)):
     prefixes = [(*prefix, int(c)) for p, prefix in enumerate(prefixes) for c in code[start[p] : start[p + 1]]]
@@ -73,7 +73,7 @@ def test_a_node_has_the_mean_of_its_ads_vectors():
 
 def test_scores_are_the_same_all_at_once_and_one_by_one(monkeypatch):
   rng = np.random.default_rng(1)
-  guide = Guide.of(jnp.asarray(rng.normal(size=(TABLE, 8)), jnp.float32), make_index(), 3.0)
+  guide = Guide.of(jnp.asarray(rng.normal(size=(TABLE, 8)), jnp.float32), NodeAds.of(make_index(), TABLE), 3.0)
   state_BD, node_BX = rng.normal(size=(2, 8)).astype(np.float32), rng.integers(0, 5, (2, 4))
   at_once = guide.scores(1, state_BD, node_BX)
   monkeypatch.setattr(guide_lib, "_FEW", 0)
@@ -111,7 +111,7 @@ def test_each_level_keeps_the_prefixes_of_the_largest_sum(system):
 def test_an_overlay_is_refused(system):
   model, params, batch, index = system
   main, overlay = LiveIndex(index.codes_NT, tiny.CODEBOOKS, overlay=16).view()
-  trie, guide = Trie.of(main).with_overlay(overlay), Guide.of(params[row_tables.NAME][:TABLE], index, 1.0)
+  trie, guide = Trie.of(main).with_overlay(overlay), Guide.of(params[row_tables.NAME], NodeAds.of(index, TABLE), 1.0)
   with pytest.raises(ValueError, match="overlay"):
     beam_search(model, {"params": params}, batch, trie, ECPM.means, widths=(3, 3, 3), guide=guide)
 
@@ -126,3 +126,42 @@ def test_narrow_guided_beams_hold_what_the_head_ranks_first(system):
     config = SearchConfig(beams=(7, 8, 8), item_weight=1000.0, guided=guided)
     first[guided] = Ranker(model, index, ECPM, config).rank(params, contexts, np.arange(4), k=1).ad_RK[:, 0]
   assert (first[True] == best_B).sum() > (first[False] == best_B).sum()
+
+
+def test_a_guide_is_built_once_a_table_and_compiled_once_a_shape(monkeypatch):
+  table = jnp.asarray(np.random.default_rng(0).normal(size=(TABLE + 3, 8)), jnp.float32)
+  begun, traced = [], []
+
+  def counted(*inputs):
+    traced.append(1)
+    return Guide.of(*inputs)
+
+  build = jax.jit(counted)
+  monkeypatch.setattr(guide_lib, "_build", lambda *inputs: (begun.append(1), build(*inputs))[1])
+  codes = make_index().codes_NT
+  guides, others = (Guides(SidIndex.build(rows, tiny.CODEBOOKS), TABLE, 2.0) for rows in (codes, codes[::-1]))
+  first = guides.of(table)
+  assert guides.of(table) is first and (len(begun), len(traced)) == (1, 1)
+  changed = guides.of(table + 1)
+  assert (len(begun), len(traced)) == (2, 1) and (changed.vectors[0] != first.vectors[0]).any()
+  other = others.of(table)  # another index of the same shape: another guide by the same program
+  assert (len(begun), len(traced)) == (3, 1) and (other.vectors[2] != first.vectors[2]).any()
+  written = np.asarray(table).copy()
+  before = guides.of(written)
+  written += 1
+  np.testing.assert_array_equal(guides.of(written).vectors[0], changed.vectors[0])
+  assert (before.vectors[0] != changed.vectors[0]).any()
+
+
+def test_searches_of_one_policy_share_its_guide_and_one_program(system, monkeypatch):
+  model, params, batch, index = system
+  params = jax.device_put(params)
+  ranker = Ranker(model, index, ECPM, SearchConfig(beams=(3, 4, 4), item_weight=3.0))
+  built = []
+  build = guide_lib._build
+  monkeypatch.setattr(guide_lib, "_build", lambda *inputs: (built.append(1), build(*inputs))[1])
+  first, again = (jax.device_get(ranker.search(params, batch, 1)) for _ in range(2))
+  moved = jax.device_get(ranker.search(params | {row_tables.NAME: -params[row_tables.NAME]}, batch, 1))
+  assert len(built) == 2 and ranker._searcher._run._cache_size() == 1
+  np.testing.assert_array_equal(first.leaf_BW, again.leaf_BW)
+  assert (moved.leaf_BW != first.leaf_BW).any()

@@ -25,12 +25,16 @@ def sample():
 
 def test_a_distorted_model_is_repaired(sample):
   p, raw, bought, weight = sample
-  thought = np.full(len(p), 5.0)
-  made = Calibration.fit(raw, bought, weight, thought, np.where(bought, 8.0, 0.0))
+  thought = 2 + weight + np.sqrt(p)  # values that all differ, and grow with the weight
+  paid = np.where(bought, 8 + 3 * p + weight**2, 1e6)
+  made = Calibration.fit(raw, bought, weight, thought, paid)
   fixed = made.probability(raw)
   before, after = (calibration.by_decile(x, bought, weight) for x in (1 / (1 + np.exp(-raw)), fixed))
   assert calibration.calibration_error(before) > 0.3 and calibration.calibration_error(after) < 0.08
-  assert made.value_factor == pytest.approx(8 / 5)
+  bought_weight = [float(w) for w, b in zip(weight, bought, strict=True) if b]
+  total = sum(w * v for w, v in zip(bought_weight, paid[bought].tolist(), strict=True))
+  estimated = sum(w * v for w, v in zip(bought_weight, thought[bought].tolist(), strict=True))
+  assert made.value_factor == pytest.approx(total / estimated)
   order = np.argsort(raw)
   assert (np.diff(fixed[order]) >= -1e-9).all()
   assert calibration.log_loss(fixed, bought, weight) < calibration.log_loss(1 / (1 + np.exp(-raw)), bought, weight)
@@ -212,3 +216,15 @@ def test_a_decile_without_a_pair_has_no_error():
 
 def test_the_error_of_deciles_is_the_mean_of_its_sizes():
   assert calibration.calibration_error([{"error": 0.5}, {"error": -0.25}, {"error": 0.0}]) == 0.25
+
+
+def test_probabilities_of_zero_have_deciles_and_no_error_where_nothing_was_bought():
+  zero, bought = np.zeros(6), np.arange(6) < 2
+  for weight in (None, np.full(6, 0.5)):
+    found = calibration.by_decile(zero, ~bought & bought, weight)
+    assert found == [{"predicted": 0.0, "observed": 0.0, "error": 0.0}] * 10
+    assert calibration.calibration_error(found) == 0
+  found = calibration.by_decile(zero, bought)
+  assert [one["observed"] for one in found] == [2.0] + [0.0] * 9
+  assert np.isnan(found[0]["error"]) and np.isnan(calibration.calibration_error(found))
+  assert len(calibration.by_decile(zero[:0], bought[:0])) == 10

@@ -27,6 +27,7 @@ def weights(policy, reward, gain="linear", ranks="reward", row_norm=False):
   """M [n, n]: M_ij for j in E_i, 0 elsewhere."""
   n = len(policy)
   value = [v if gain == "linear" else 2.0**v - 1 for v in reward]
+  value = [v - min(*value, 0) for v in value]
   ideal = order(policy, reward)
   best = sum(value[i] / math.log2(2 + place) for place, i in enumerate(ideal))
   rank = places(ideal) if ranks == "reward" else places(sorted(range(n), key=lambda i: (-policy[i], i)))
@@ -105,14 +106,14 @@ def sdpo(policy, reference, reward, beta):
   return softplus(top + math.log(sum(math.exp(g - top) for g in gaps)))
 
 
-def grpo(policy, reference, reward, clip, kl):
+def grpo(policy, reference, reward, clip, kl, smallest_std=1e-8):
   known = [i for i in range(len(policy)) if reference[i] > NO_REFERENCE]
   if not known:
     return 0.0
   mean, std = np.mean([reward[i] for i in known]), np.std([reward[i] for i in known])
   total = 0.0
   for i in known:
-    advantage = (reward[i] - mean) / std if std > 1e-8 else 0.0
+    advantage = (reward[i] - mean) / std if std > smallest_std else 0.0
     log_ratio = min(max(policy[i] - reference[i], -20.0), 20.0)
     ratio = math.exp(log_ratio)
     total += min(ratio * advantage, min(max(ratio, 1 - clip), 1 + clip) * advantage)

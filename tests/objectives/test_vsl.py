@@ -120,6 +120,16 @@ def test_no_target_gives_zero_and_finite_gradients():
   chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, grads))
 
 
+@pytest.mark.parametrize("growth", ["log", "linear"])
+def test_one_target_of_little_value_weighs_one_and_is_not_shared_out(growth):
+  x = make_inputs()
+  x = x | {"mask": np.arange(B * M).reshape(B, M) == 1, "value": np.zeros((B, M), np.float32)}
+  found, _ = weights(x, growth, 0.0, 0.0)
+  np.testing.assert_allclose(found, x["mask"], rtol=1e-6)
+  for name, value in loop_loss(x, np.asarray(found), 0.3, 0.2).items():
+    np.testing.assert_allclose(loss_of(x, found)[1][name], value, rtol=2e-5, err_msg=name)
+
+
 def test_wrong_shapes_are_refused():
   x = make_inputs()
   with pytest.raises(AssertionError):

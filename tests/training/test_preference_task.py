@@ -1,5 +1,7 @@
 """The preference loss: the sum that its objective says, with gradients of the policy alone."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ from gr4ad_jax.config import ObjectiveConfig, PreferenceConfig
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.objectives import rspo, unified, vsl
 from gr4ad_jax.training.candidates import NO_REFERENCE
-from gr4ad_jax.training.preference_task import PreferenceBatch, make_preference_loss
+from gr4ad_jax.training.preference_task import PreferenceBatch, list_loss, make_preference_loss
 from tests.models import tiny
+from tests.objectives import loops
+from tests.objectives.draws import by_loop, draw
 
 ECPM = EcpmBins(np.array([1, 2, 4, 8], np.float32), np.ones(5, np.float32), 20.0)
 C = 6
@@ -89,3 +93,38 @@ def test_without_reference_rspo_sees_the_policy_alone(parts):
     logp_BC, unknown, batch.reward_BC, beta=1.0, delta=1.0, mask_BM=batch.mask_BC, row_norm=True
   )
   assert metrics["preference"] == pytest.approx(float(expected.mean()), rel=1e-4)
+
+
+LIST_LOSSES = {
+  "rspo": lambda p, f, v: loops.rspo(p, f, v, 0.8, 0.4, gain="exp2", ranks="model"),
+  "dpo": lambda p, f, v: loops.dpo(p, f, v, 0.8),
+  "sdpo": lambda p, f, v: loops.sdpo(p, f, v, 0.8),
+  "grpo": lambda p, f, v: loops.grpo(p, f, v, 0.05, 0.6),
+  "xent": lambda p, f, v: loops.cross_entropy(p, v),
+}
+SETTINGS = PreferenceConfig(beta=0.8, delta=0.4, gain="exp2", ranks="model", normalize_rows=False, z_max=1.7,
+                            grpo_clip=0.05, grpo_kl=0.6)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIST_LOSSES)
+def test_each_list_loss_is_a_mean_over_requests_with_the_settings_of_its_flags(name):
+  policy, reference, reward, mask = draw(3, 6, 5, np.float32, unknown=0.1)
+  reward = np.where(mask, np.log1p(np.where(mask, reward, 0)), 0)
+  one, found = tiny.jit(functools.partial(list_loss, name, SETTINGS))(policy, reference, reward, mask)
+  expected = by_loop(LIST_LOSSES[name], policy, reference, reward, mask)
+  assert (one == 1).all() and found == pytest.approx(expected.mean(), rel=1e-4) and expected.std() > 0
+
+
+def test_the_unified_sum_is_a_mean_over_all_candidates_that_contribute():
+  policy, reference, reward, mask = draw(4, 6, 5, np.float32, unknown=0.1)
+  reward = np.where(mask, np.log1p(np.where(mask, reward, 0)), 0)
+  w_vsl, found = tiny.jit(functools.partial(list_loss, "unified", SETTINGS))(policy, reference, reward, mask)
+  total, count = 0.0, 0
+  for b in range(6):
+    row = [x[b][mask[b]].tolist() for x in (policy, reference, reward)]
+    imitate, explore = loops.unified(row[0], row[2], 1.0, 1.7)
+    np.testing.assert_allclose(w_vsl[b][mask[b]], imitate, rtol=1e-5)
+    for i, term in loops.rspo_terms(*row, 0.8, 0.4, gain="exp2", ranks="model").items():
+      total += explore[i] * term
+      count += 1
+  assert count > 6 and found == pytest.approx(total / count, rel=1e-4)

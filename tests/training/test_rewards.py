@@ -57,6 +57,22 @@ def lopsided(columns):
   return columns.value_BC[:, :1]
 
 
+def worded(columns):
+  return np.full(columns.ad_BC.shape, "much")
+
+
+def hopeless(columns):
+  return np.where(columns.ad_BC == 8, np.nan, columns.value_BC)
+
+
+def boundless(columns):
+  return np.where(columns.ad_BC == 3, -1e300, columns.value_BC.astype(np.float64))
+
+
+def edge(columns):
+  return np.where(columns.ad_BC == 2, -1e15, np.where(columns.ad_BC == 3, 1e15, 0))
+
+
 def test_value_exponent_bends_the_value_alone(contexts, ads):
   straight, bent = (reward(contexts, ads, Model(), value_exponent=power) for power in (1.0, 0.5))
   np.testing.assert_allclose(bent, straight / np.sqrt(10), rtol=1e-6)
@@ -103,6 +119,12 @@ def test_margins_come_from_a_file_that_has_every_ad(contexts, ads, tmp_path):
   path.write_text("ad_id,margin\n" + "".join(f"ad{n},{n / 10}\n" for n in range(logs.ADS)))
   found = reward(contexts, ads, Model(), reward="margin", margins_path=str(path))
   np.testing.assert_allclose(found, [[0.1, 0.4, 0], [6.4, 0, 0.9]], rtol=1e-5)
+  path.write_text("ad_id,margin\n" + "".join(f"ad{n},{(n - 2.5) / 10}\n" for n in range(logs.ADS)))
+  found = reward(contexts, ads, Model(), reward="margin", margins_path=str(path), reward_power=0.5)
+  np.testing.assert_allclose(found, [[-(0.15**0.5), -(0.1**0.5), 0], [4.4**0.5, 0, 0.15**0.5]], rtol=1e-5)
+  path.write_text("ad_id,margin\n" + "ad1,-inf\n")
+  with pytest.raises(DataError, match="'margin', row 1: '-inf' is not a finite"):
+    reward(contexts, ads, Model(), reward="margin", margins_path=str(path))
   path.write_text("ad_id,margin\nad1,.5\n")
   with pytest.raises(DataError, match="'margin' has no value for ad 'ad0'"):
     reward(contexts, ads, Model(), reward="margin", margins_path=str(path))
@@ -130,9 +152,28 @@ def test_exposure_lowers_what_is_shown_most(contexts, ads, exposure):
     ("no_such_module:f", "no_such_module"),
     (f"{__name__}:missing", "missing"),
     (f"{__name__}:REQUESTS", "not a function"),
-    (f"{__name__}:lopsided", r"finite numbers \[2, 3\]"),
+    (f"{__name__}:lopsided", r"gave float32\[2, 1\]: finite numbers \[2, 3\]"),
+    (f"{__name__}:worded", r"gave <U4\[2, 3\]: finite numbers"),
   ],
 )
 def test_what_is_no_reward_is_told(contexts, ads, name, words):
   with pytest.raises(ConfigError, match=words):
     reward(contexts, ads, Model(), reward=name)
+
+
+@pytest.mark.parametrize(
+  ("settings", "words"),
+  [
+    ({"reward": f"{__name__}:hopeless"}, "hopeless: request 9, ad 'ad8': nan: a finite number from -1e"),
+    ({"reward": f"{__name__}:boundless"}, r"boundless: request 9, ad 'ad3': -1e\+300: a finite"),
+    ({"reward_power": 17.0}, r"--reward=revenue: request 9, ad 'ad8': 8.0, 2251\S* by --reward_power and"),
+  ],
+)
+def test_a_reward_that_no_objective_is_defined_for_is_told_with_its_request_and_ad(contexts, ads, settings, words):
+  with pytest.raises(DataError, match=words):
+    reward(contexts, ads, Model(), **settings)
+
+
+def test_the_ends_of_the_domain_are_rewards(contexts, ads):
+  found = reward(contexts, ads, Model(), reward=f"{__name__}:edge")
+  np.testing.assert_array_equal(found, np.float32([[0, -1e15, 0], [0, 0, 1e15]]))
