@@ -153,7 +153,8 @@ def order_scores(logp_BW: jax.Array, value_BW: jax.Array, search: SearchConfig) 
   """
   if search.order == "likelihood":
     return logp_BW
-  worth_BW = jnp.log(jnp.maximum(value_BW, LEAST_VALUE))  # an ad that is worth nothing goes last, and is still ordered by p
+  # An ad that is worth nothing goes last, and is still ordered by p.
+  worth_BW = jnp.log(jnp.maximum(value_BW, LEAST_VALUE))
   if search.order == "blend":
     return logp_BW + search.value_power * worth_BW
   return jnp.where(jnp.isneginf(logp_BW), -jnp.inf, worth_BW)
