@@ -85,7 +85,7 @@ class GR4ADItems(ItemHead, GR4AD):
     return jnp.where(ads_BS < self.num_ads, ads_BS, -1)
 
   def item_scores(self, batch: RequestBatch, ads_BK: jax.Array) -> jax.Array:
-    """The head's scores of given ads for each request, bias included: [B, K] float32; anything for padding (-1).
+    """The head's scores of given ads for each request, bias included: [B, K] float32; 0 for padding (-1).
 
     An ad that came after the training has a vector of zeros here, as in `decoding/guide.py`.
     """

@@ -19,21 +19,26 @@ from tests.models.zoo import item_reference as reference
 
 LAYERS, HEADS, BIAS, DROPOUT, ENCODER_DROPOUT = 2, 4, -0.7, 0.25, 0.125
 ASKED = np.random.default_rng(9).integers(0, tiny.NUM_ADS, (4, 5))  # ads that each request is asked for
+ASKED[:, 0] = 0, tiny.NUM_ADS - 1, 0, 3
 NAMES = ("sasrec", "hstu", "two_tower", "gr4ad_items", "gr4ad_items_both_ways")
 
 
 def make_batch():
-  """The tiny batch with gaps as a log has them, in days: hours to decades, falling but for one; two ads are unknown.
+  """The tiny batch with histories of three ads, six, one and none; the first ad of the table is in two of them.
 
-  In the second request the last ad but one is the first that the table lacks, the fourth lies far beyond it.
+  Gaps are as a log has them, in days: hours to decades, falling but for one.
   """
   batch = tiny.make_batch()
-  features, ads = np.abs(batch.slot_features_BSF), batch.slot_ad_BS.copy()
+  features, ads, kinds = np.abs(batch.slot_features_BSF), batch.slot_ad_BS.copy(), batch.slot_kind_BS.copy()
+  ads[2, 0], kinds[2, 0] = 11, HISTORY
+  for b, slot in ((0, 2), (1, 1)):
+    ads[b] = np.where(ads[b] == 0, ads[b, slot], ads[b])
+    ads[b, slot] = 0
   days_BS = np.expm1(2 * features[..., SLOT_FEATURES.index("gap_days")])
   days_BS[0, :3] = 50, 7.3, 7.3
   days_BS[1, :6] = 30_000, 14_321, 900.5, 2.2, 3.7, 0.05
   features[..., SLOT_FEATURES.index("gap_days")] = np.log1p(days_BS) / 2
-  return batch._replace(slot_features_BSF=features, slot_ad_BS=ads), days_BS
+  return batch._replace(slot_features_BSF=features, slot_ad_BS=ads, slot_kind_BS=kinds), days_BS
 
 
 BATCH, DAYS = make_batch()
@@ -220,6 +225,7 @@ def test_the_head_scores_the_ads_that_the_beams_found(name):
   """The bias is on ads of the history, which an ad of another slot is not; ads after the training have no vector."""
   p, batch, found_BK, found = params_of(name), batch_of(name), np.asarray(asked_of(name)), outputs(name)["found"]
   last = last_by_hand(name, states_by_hand(name))
+  assert (found[found_BK < 0] == 0).all()
   for b, k in np.argwhere(found_BK >= 0):
     ad = int(found_BK[b, k])
     score = last[b] @ p["items"][ad] if ad < tiny.NUM_ADS else 0.0

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import RewardConfig
+from gr4ad_jax.data.batches import SLOT_FEATURES, USER_FEATURES
 from gr4ad_jax.models.zoo import items
 from gr4ad_jax.models.zoo.ranker import Ranker
 from gr4ad_jax.parallel import row_tables
@@ -24,7 +25,25 @@ START = {  # standard deviation, 0 of what starts at 0; logical axes; shape
   "history_bias": (0, (), ()),
 }
 OF_ADS = START | {"bos": (D**-0.5, ("embed",), (D,))}
+OF_GR4AD = ("processor", "decoder", "head_", "ecpm_head", "copier", "value_reader")
 OUT = {"attention_out", "ffn_out", "out"}  # kernels from a hidden width back to the model's
+
+
+SHAPES = {  # of kernels, by the layer's name
+  "qkv": (D, 3 * D), "attention_out": (D, D), "ffn_in": (D, 4 * D), "ffn_out": (4 * D, D), "uvqk": (D, 4 * D),
+  "out": (D, D), "slot_in": (D + len(SLOT_FEATURES), 2 * D), "slot_kv": (2 * D, 2 * D),
+  "user_in": (len(USER_FEATURES), 2 * D), "query": (2 * D, D), "user_hidden": (4 * D, 2 * D), "user_out": (2 * D, D),
+  "ad_hidden": (D, 2 * D), "ad_out": (2 * D, D),
+}  # fmt: skip
+BIASED = {"ffn_in", "ffn_out", "out", "slot_in", "user_in", "user_hidden", "ad_hidden"}
+W = 8
+RANKER_BIASED = {"user_in", "crosses_0", "crosses_1", "deep_0", "deep_1", "value_deep", "purchase_out", "value_out"}
+RANKER_SHAPES = {
+  "pair_in": (9, 2 * W), "user_in": (6, 2 * W), "ad_in": (W, 2 * W), "slot_in": (W + 2, 2 * W),
+  "null_slot": (2 * W, 2 * W), "query": (W, W), "read_in": (2 * W, 2 * W), "crosses_0": (2 * W, 2 * W),
+  "crosses_1": (2 * W, 2 * W), "deep_0": (2 * W, 2 * W), "deep_1": (2 * W, W), "value_deep": (3 * W, W),
+  "purchase_out": (3 * W, 1), "value_out": (W, 1),
+}  # fmt: skip
 
 
 def starts(monkeypatch, module, *inputs):
@@ -57,13 +76,17 @@ def deviation(draw, shape):
 def test_start_and_axes(name, monkeypatch):
   inputs = (BATCH, BATCH.target_codes_BMT) if name == "gr4ad_items" else (BATCH,)
   known, met = START if name == "gr4ad_items" else OF_ADS, set()
-  for path, (draw, axes, shape) in starts(monkeypatch, build(name), *inputs).items():
+  found = starts(monkeypatch, build(name), *inputs)
+  for path, (draw, axes, shape) in found.items():
     for end in (end for end in known if f"/{path}".endswith(f"/{end}")):
       met.add(end)
       assert (axes, shape) == known[end][1:], path
       np.testing.assert_allclose(deviation(draw, shape), known[end][0], rtol=0.04, err_msg=path)
     *_, layer, leaf = ("", *path.split("/"))
-    assert (leaf, layer in OUT) != ("kernel", True) or axes == ("mlp", "embed"), path
+    if leaf == "kernel" and not path.startswith(OF_GR4AD):
+      assert shape == SHAPES[layer], path
+      assert axes == (("mlp", "embed") if layer in OUT else ("embed", "mlp")), path
+      assert (path.replace("kernel", "bias") in found) == (layer in BIASED), path
   assert met == {
     "sasrec": {"items", "bos", "places/table", "history_bias"},
     "hstu": {"items", "bos", "places/table", "history_bias", "bias/place", "bias/time"},
@@ -80,6 +103,9 @@ def test_the_rankers_start(monkeypatch):
       draw, axes, shape = found[name]
       assert (axes, shape) == (("vocab", "embed"), (size, 8))
       np.testing.assert_allclose(deviation(draw, shape), 0.05, rtol=0.04)
+    kernels = {path.split("/")[0]: shape for path, (_, _, shape) in found.items() if path.endswith("/kernel")}
+    assert kernels == RANKER_SHAPES
+    assert {path.split("/")[0] for path in found if path.endswith("/bias")} == RANKER_BIASED
 
 
 def test_rows_that_are_no_ad_score_nothing(monkeypatch):
