@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import os
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from gr4ad_jax import config
 from gr4ad_jax.data import cooccurrence, schema
-from gr4ad_jax.sid import encoders, last_level, report, tokenizer
+from gr4ad_jax.sid import encoders, last_level, tokenizer
 
 SETTINGS = config.SidConfig(codebooks=(8, 4, 16), tower_width=16, tower_steps=60)
 
@@ -34,7 +33,7 @@ def test_fit_gives_valid_balanced_distinct_codes(fitted):
   assert codes.shape == (120, 3) and codes.dtype == np.int32
   assert (codes >= 0).all() and (codes < SETTINGS.codebooks).all()
   for level in (0, 1):
-    assert np.bincount(codes[:, level]).max() <= 1.5 * 120 / SETTINGS.codebooks[level]
+    assert np.bincount(codes[:, level]).max() <= 1.2 * 120 / SETTINGS.codebooks[level]
   assert len(np.unique(codes, axis=0)) == 120
   assert tok.codebooks == (8, 4, 16)
 
@@ -172,14 +171,3 @@ def test_a_bridge_of_another_width_is_named(fitted, tmp_path):
 def test_one_level_is_refused(shop):
   with pytest.raises(config.ConfigError, match="two levels"):
     tokenizer.fit(*shop, dataclasses.replace(SETTINGS, codebooks=(8,)), seed=0)
-
-
-def test_report_of_a_fitted_tokenizer(fitted):
-  ads, events, tok, codes = fitted
-  found = report.quality_report(tok, ads, events, codes)
-  assert json.loads(json.dumps(found)) == found
-  assert found["codes"]["probe"]["items_per_sid"] == 1.0 <= found["codes"]["hash"]["items_per_sid"]
-  assert found["item_recall"]["trained"]["recall@10"] > found["item_recall"]["content"]["recall@10"]
-  assert found["unseen_ads"]["trained"]["queries"] > 0
-  text = report.format_report(found)
-  assert "| items per sid |" in text and "unseen ads, trained vectors" in text
