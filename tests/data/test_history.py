@@ -186,3 +186,17 @@ def test_a_log_without_an_event_has_neither_lines_nor_requests():
   lines = build_lines(dataclasses.replace(events, **none), logs.ADS)
   assert lines.request_first.tolist() == [0] and len(lines.ad) == len(lines.request_time) == 0
   assert lines.spent.tolist() == lines.fresh.tolist() == [0]
+
+
+def test_a_log_of_one_line_has_nothing_before_it():
+  """Padding is looked up in the only line there is."""
+  events = logs.make_log()
+  names = ("user", "request", "ad", "time", "behavior", "value", "quantity", "split")
+  first = dataclasses.replace(events, **{name: getattr(events, name)[:1] for name in names})
+  lines, here = build_lines(first, logs.ADS), np.array([0])
+  rows = history.history_rows(lines, here, 3)
+  assert rows.tolist() == history.ads_of(lines, rows).tolist() == [[-1, -1, -1]]
+  assert not history.decayed_counts(lines, here, rows).any()
+  assert not history.history_features(lines, here, rows).any()
+  names = [name for name in history.USER_FEATURES if not name.startswith("season")]
+  assert all(history.user_features(lines, here)[0, history.USER_FEATURES.index(name)] == 0 for name in names)

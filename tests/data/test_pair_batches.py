@@ -51,15 +51,19 @@ def test_a_draw_depends_on_its_number_and_the_request_alone(sampler):
   assert set(np.unique(one[0])) <= {-1, *EVERY_AD}
 
 
-def drawn_by_hand(contexts, request, draw, seed, limits, min_depth):
-  """A request's own ads, those shown and the rest, (ad, weight) each, in Python's whole numbers."""
+def drawn_by_hand(contexts, request, draw, seed, limits, min_depth, width):
+  """A request's own ads, those shown and the rest, (ad, weight) each, in Python's whole numbers.
+
+  `width` is the number of lines of the widest request of the call: columns of random bits are counted over it.
+  """
   lines, targets, shown, negatives = contexts.lines, *limits
   own = range(lines.request_first[request], lines.request_first[request + 1])
   deep = [int(lines.ad[n]) if lines.depth[n] >= min_depth else -1 for n in own]
+  deep += [-1] * (width - len(deep))
   slots = sorted(int(ad) for ad in contexts.slots(np.array([request]))[0][0])
   salt = splitmix((splitmix((request * GOLDEN + seed) & BITS) + draw * GOLDEN) & BITS)
-  # Columns are counted over the widest request of the call, here this one alone.
-  bits = [splitmix((salt + column * GOLDEN) & BITS) for column in range(1, len(own) + len(slots) + negatives + 1)]
+  columns = width + len(slots) + negatives
+  bits = [splitmix((salt + column * GOLDEN) & BITS) for column in range(1, columns + 1)]
 
   def sample(ads, bits, limit):
     real = sorted((bit >> 1, ad) for ad, bit in zip(ads, bits, strict=True) if ad >= 0)
@@ -71,12 +75,12 @@ def drawn_by_hand(contexts, request, draw, seed, limits, min_depth):
     free.append(ad if ad >= 0 and ad != last and ad not in deep else -1)
     last = ad
   rest = []
-  for bit in bits[len(own) + len(slots) :]:
+  for bit in bits[width + len(slots) :]:
     ad = bit % len(contexts.codes_NT)
     taken = ad in slots or ad in deep
     rest.append((-1, 0) if taken else (ad, len(contexts.codes_NT) / negatives))
-  return (sample(deep, bits[: len(own)], targets)
-          + sample(free, bits[len(own) : len(own) + len(slots)], shown) + rest)  # fmt: skip
+  return (sample(deep, bits[:width], targets)
+          + sample(free, bits[width : width + len(slots)], shown) + rest)  # fmt: skip
 
 
 @pytest.mark.parametrize("min_depth", [0, 2])
@@ -86,12 +90,13 @@ def test_strata_equal_a_loop_in_whole_numbers(min_depth):
   config = RewardConfig(reward_targets=3, reward_shown=4, reward_negatives=5)
   made = PairSampler(contexts, config, clip=30.0, seed=11)
   cut = 0
-  for request in range(0, len(contexts.lines.request_time), 2):
-    for draw in (0, 3):
-      expected = drawn_by_hand(contexts, request, draw, 11, limits, min_depth)
-      ads, weight = made.draw(np.array([request]), draw)
-      assert ads[0].tolist() == [ad for ad, _ in expected], (request, draw)
-      assert weight[0].tolist() == pytest.approx([w for _, w in expected])
+  size = np.diff(contexts.lines.request_first)
+  for some, draw in ((np.array([5]), 2), (np.arange(len(size)), 0), (np.arange(len(size))[::-3], 3)):
+    ads, weight = made.draw(some, draw)
+    for b, request in enumerate(some.tolist()):
+      expected = drawn_by_hand(contexts, request, draw, 11, limits, min_depth, size[some].max())
+      assert ads[b].tolist() == [ad for ad, _ in expected], (request, draw)
+      assert weight[b].tolist() == pytest.approx([w for _, w in expected])
       cut += any(w > 1 for _, w in expected[:3])
   assert cut or min_depth == 2  # more targets than are taken
   np.testing.assert_array_equal(made.draw(np.array([5]))[0], made.draw(np.array([5]), 0)[0])

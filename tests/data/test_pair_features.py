@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import DataConfig
-from gr4ad_jax.data import history, pair_features
+from gr4ad_jax.data import history, pair_features, visits
 from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.pair_features import FEATURES, SparseRows
@@ -158,3 +158,23 @@ def test_near_is_the_history_weighted_cosine(features):
     past = set(features.lines.ad[features.lines.user_first[request] : features.lines.request_first[request]])
     expected = [max((cosine[p][ids[p] == ad].max(initial=0) for p in past), default=0) for ad in EVERY_AD]
     np.testing.assert_allclose(near[b], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("row_bits", "column_bits"), [(20, 40), (20, 41), (21, 41), (21, 42)])
+def test_keys_at_the_edge_of_what_one_integer_packs_are_sorted(row_bits, column_bits):
+  """Three keys take two bits for their number: 62, 63, 64 and 65 bits in all, and 63 can be used."""
+  row, column = (1 << row_bits) - 1, (1 << column_bits) - 1
+  key = np.array([(row << 42) + column, (row << 42) + 5, (row << 42) + column], np.int64)
+  order, ordered = pair_features._sorted(key)
+  assert order.tolist() == [1, 0, 2] and ordered.tolist() == [key[1], key[0], key[2]]
+
+
+def test_a_pause_of_less_than_half_a_day_is_the_same_day():
+  hours = [0, 11.99, 23.99, 32.99, 60, 72.01]
+  events = logs.make_log()
+  n = len(hours)
+  columns = {"user": np.zeros(n), "ad": np.arange(n), "time": np.array(hours) * 3600, "behavior": np.zeros(n),
+             "value": np.ones(n), "quantity": np.ones(n), "request": np.arange(n)}  # fmt: skip
+  events = visits.ordered_log(events.user_id, **{name: x.astype(int) for name, x in columns.items()})
+  found = made(events).user_features(np.arange(n))
+  assert found[:, pair_features.USER_FEATURES.index("same_day")].tolist() == [0, 1, 0, 1, 0, 0]

@@ -1,5 +1,6 @@
 """Every feature of a (request, ad) pair by its name, from the events of a log, one at a time."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -221,3 +222,15 @@ def test_neighbours_are_those_of_all_unless_told_otherwise(log):
     best = np.sort(score[score > 0])[::-1][:3]
     np.testing.assert_allclose(other.slot_features_BSF[b, 9:12, -1][: len(best)], best, rtol=2e-3)
     assert (other.slot_kind_BS[b, 9:12] == batches.NEIGHBOR).sum() == len(best)
+
+
+def test_a_log_of_one_line_tells_nothing_of_any_pair():
+  log = Log()
+  names = ("user", "request", "ad", "time", "behavior", "value", "quantity", "split")
+  log.events = dataclasses.replace(log.events, **{name: getattr(log.events, name)[:1] for name in names})
+  contexts, _ = contexts_of(log, 3, True)
+  found = contexts.pairs.batch(np.array([0]), np.array([[0, -1, 4]])).pair_features_BCF[0]
+  of_history = [name for name in pair_features.FEATURES if name not in (*trends.FEATURES, "price")]
+  assert not found[:, [pair_features.FEATURES.index(name) for name in of_history]].any() and not found[1].any()
+  batch = contexts.batch(np.array([0]))
+  assert batch.target_ad_BM[0].tolist() == [log.events.ad[0], -1, -1] and batch.user_value_B[0] == 0
