@@ -21,7 +21,9 @@ from gr4ad_jax.data import schema
 from gr4ad_jax.parallel.roll_call import StartError
 from gr4ad_jax.training import workdir as workdir_lib
 
-_MISTAKES = (config_lib.ConfigError, schema.DataError, OSError, ImportError)
+_MISTAKES = (config_lib.ConfigError, schema.DataError, ImportError)
+_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)  # that the user gave
+_TROUBLE = 3  # exit status where the disk or the network refuses: tried again, it may go well
 
 flags.disclaim_key_flags()  # the flags belong to the binary that calls define_flags, so that its --help lists them
 
@@ -110,6 +112,15 @@ def config_from_flags_or_workdir(flag_values: flags.FlagValues = flags.FLAGS) ->
   return config
 
 
+def checkpoint(text: str) -> int | str:
+  """What --checkpoint names: 'best', 'last' or a step. Raises ConfigError."""
+  if text in ("best", "last"):
+    return text
+  if not config_lib.is_step(text):
+    raise config_lib.ConfigError(f"--checkpoint={text} is not allowed: 'best', 'last' or the number of a step")
+  return int(text)
+
+
 def knob_names() -> set[str]:
   """Names of the flags that are knobs of the config."""
   return {field.name for section in config_lib.SECTIONS for field in _fields(section)} | {"preset"}
@@ -133,6 +144,9 @@ def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> con
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
   """`app.run(main)`, with the user's mistakes told in one line: `error: …`, exit status 2; 130 after Ctrl-C.
 
+  What the disk or the network refuses, such as a write to a full disk, is told likewise, with 3: it
+  is no mistake, and a launcher may try again.
+
   Where `jobs.define_flags` was called, the process first joins the job of several that its flags name: status 1 where a
   process is missing or lost.
   """
@@ -155,10 +169,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except StartError as error:
       print(f"error: {error}", file=sys.stderr)
       return 1
-    except _MISTAKES as error:
+    except (*_MISTAKES, OSError) as error:
       logging.debug("Where it happened:", exc_info=True)  # shown with --verbosity=1
       print(f"error: {error}", file=sys.stderr)
-      return 2
+      return 2 if isinstance(error, (*_MISTAKES, *_PATHS)) else _TROUBLE
 
   def left(argv: Sequence[str]) -> int | None:
     try:

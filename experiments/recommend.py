@@ -62,16 +62,16 @@ def format_list(found: Sequence[Recommendation]) -> str:
 def main(argv):
   """Prints one ranked list."""
   del argv
+  checkpoint = flags_lib.checkpoint(_CHECKPOINT.value)
   config = flags_lib.config_from_workdir()
   if bool(_USER.value) == bool(_HISTORY.value):
     raise ConfigError("--user and --history: exactly one of them is needed")
   enable_compilation_cache()
-  checkpoint = int(_CHECKPOINT.value) if _CHECKPOINT.value.isdigit() else _CHECKPOINT.value
   recommender = Recommender.load(config.workdir, checkpoint, config.search, config.model.compute_dtype)
   events = user_log(config, _USER.value) if _USER.value else file_log(recommender, _HISTORY.value)
   found = recommender.recommend_log(events, _K.value)[0]
   if _JSON.value:
-    print(json.dumps({"user": _USER.value or None, "ads": [dataclasses.asdict(ad) for ad in found]}))
+    print(json.dumps({"user": _USER.value or None, "ads": [dataclasses.asdict(ad) for ad in found]}, allow_nan=False))
   else:
     print(format_list(found))
   return 0

@@ -29,7 +29,8 @@ def main(argv):
   try:
     result = reward_run.train(config, inputs, show_progress)
   except loop.DivergedError as error:
-    print(f"error: {error}; try a lower --reward_learning_rate", file=sys.stderr)
+    advice = "" if error.of_data else "; try a lower --reward_learning_rate"
+    print(f"error: {error}{advice}", file=sys.stderr)
     return 1
   if result.status == "preempted":
     print(f"stopped and saved at step {int(result.state.step)}; the same command goes on from there", flush=True)

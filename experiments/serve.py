@@ -85,11 +85,11 @@ def main(argv):
   # Until the server listens, and has a handler of its own. An exception would be lost where the signal meets a callback
   # of the garbage collector; what lies on disk is as whole as after a kill.
   signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+  checkpoint = flags_lib.checkpoint(_CHECKPOINT.value)
   config = flags_lib.config_from_workdir()
   read_token(config.serving.token_file)
   listener = listen(config.serving.host, config.serving.port)
   enable_compilation_cache()
-  checkpoint = int(_CHECKPOINT.value) if _CHECKPOINT.value.isdigit() else _CHECKPOINT.value
   sys.setswitchinterval(_SWITCH)
   with contextlib.closing(listener), ServingEngine(config.workdir, config, checkpoint, _progress) as engine:
     gc.collect()

@@ -22,9 +22,10 @@ def main(argv):
   enable_compilation_cache()
   dataset = load_dataset(config.data)
   told = RoundProgress(quiet_seconds=5)
-  tokenizer, index = inputs_lib.tokenizer_of(config, dataset, told=told)
-  workdir_lib.save_config(config)
-  inputs_lib.save_tokenizer(config, dataset, tokenizer, index)
+  with workdir_lib.alone(config):
+    tokenizer, index = inputs_lib.tokenizer_of(config, dataset, told=told)
+    workdir_lib.save_config(config)
+    inputs_lib.save_tokenizer(config, dataset, tokenizer, index)
   found = report_lib.quality_report(tokenizer, dataset.ads, dataset.events, index.codes_NT, told=told)
   path = os.path.join(config.workdir, "eval", "sid.json")
   report_tables.write_json(path, found)

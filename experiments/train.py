@@ -34,13 +34,6 @@ def main(argv):
   enable_compilation_cache()
   began = time.monotonic()
   print(f"run directory: {config.workdir}", flush=True)
-  inputs = run.start(config, RoundProgress(quiet_seconds=5))
-  dataset, index = inputs.dataset, inputs.index
-  print(f"{dataset.name}: {dataset.report}", flush=True)
-  print(f"UA-SIDs: {index.num_leaves} for {len(dataset.ads)} ads, codebooks {index.codebooks}", flush=True)
-  shared = report.sharing(index, inputs.tokenizer.config.last_level)
-  if shared:
-    print(f"warning: {shared}", flush=True)
   stepped = False
 
   def on_progress(progress: loop.Progress) -> None:
@@ -48,11 +41,20 @@ def main(argv):
     stepped = True
     show_progress(progress)
 
-  try:
-    result = run.train(config, inputs, on_progress, RoundProgress(), show_cost)
-  except loop.DivergedError as error:
-    print(f"error: {error}; try a lower --learning_rate in another workdir", file=sys.stderr)
-    return 1
+  with workdir_lib.alone(config):
+    inputs = run.start(config, RoundProgress(quiet_seconds=5))
+    dataset, index = inputs.dataset, inputs.index
+    print(f"{dataset.name}: {dataset.report}", flush=True)
+    print(f"UA-SIDs: {index.num_leaves} for {len(dataset.ads)} ads, codebooks {index.codebooks}", flush=True)
+    shared = report.sharing(index, inputs.tokenizer.config.last_level)
+    if shared:
+      print(f"warning: {shared}", flush=True)
+    try:
+      result = run.train(config, inputs, on_progress, RoundProgress(), show_cost)
+    except loop.DivergedError as error:
+      advice = "" if error.of_data else "; try a lower --learning_rate in another workdir"
+      print(f"error: {error}{advice}", file=sys.stderr)
+      return 1
   done = int(result.state.step)
   if result.status == "preempted":
     print(f"stopped and saved at step {done}; the same command goes on from there", flush=True)

@@ -11,6 +11,7 @@ import os
 import typing
 from typing import Any
 
+from gr4ad_jax import checksums
 from gr4ad_jax.sections import (
   ConfigError,
   DataConfig,
@@ -72,8 +73,9 @@ def _has_type(value: Any, kind: type) -> bool:
 
 def _check_field(field: dataclasses.Field, value: Any) -> None:
   kind = typing.get_args(field.type)
-  elements = value if kind and isinstance(value, tuple) else (value,)
-  good = bool(elements) and all(_has_type(element, (kind or (field.type,))[0]) for element in elements)
+  elements = value if isinstance(value, tuple) else (value,)
+  good = bool(elements) and isinstance(value, tuple) == bool(kind)
+  good = good and all(_has_type(element, (kind or (field.type,))[0]) for element in elements)
   if good and field.metadata["choices"]:
     good = all(element in field.metadata["choices"] for element in elements)
   if good and field.metadata["low"] is not None:
@@ -190,7 +192,7 @@ def from_json(text: str) -> Config:
   """
   try:
     saved = json.loads(text)
-  except json.JSONDecodeError as error:
+  except (json.JSONDecodeError, RecursionError) as error:
     raise ConfigError(f"config.json is not JSON: {error}") from error
   if not isinstance(saved, dict) or any(not isinstance(saved.get(section, {}), dict) for section in SECTIONS):
     raise ConfigError(f"config.json is not allowed: an object with the sections {', '.join(SECTIONS)}")
@@ -216,14 +218,24 @@ def load_config(workdir: str) -> Config:
   path = os.path.join(workdir, CONFIG_FILE)
   if not os.path.exists(path):
     raise FileNotFoundError(f"{workdir} holds no {CONFIG_FILE}: name the directory of a trained run")
-  with open(path, encoding="utf-8") as file:
-    return dataclasses.replace(from_json(file.read()), workdir=workdir)
+  try:
+    with open(path, encoding="utf-8") as file:
+      config = from_json(file.read())
+  except ValueError as error:  # a byte that is no UTF-8, or a ConfigError
+    raise ConfigError(f"{path} is not allowed: {error}") from error
+  checksums.check(path)  # after what can be told more plainly
+  return dataclasses.replace(config, workdir=workdir)
+
+
+def is_step(name: str) -> bool:
+  """Whether a text is the number of a step, as checkpoints are named: digits of ASCII alone, so no `²`."""
+  return name.isascii() and name.isdigit() and len(name) < 19
 
 
 def is_trained(workdir: str) -> bool:
   """Whether a run has a whole checkpoint: from then on its data, objective and optimiser stay as they are."""
   folder = os.path.join(workdir, CHECKPOINTS)
-  return bool(workdir) and os.path.isdir(folder) and any(name.isdigit() for name in os.listdir(folder))
+  return bool(workdir) and os.path.isdir(folder) and any(map(is_step, os.listdir(folder)))
 
 
 def _refuse_unknown(given: dict, known: tuple[str, ...], where: str) -> None:

@@ -21,7 +21,7 @@ usage: launch/local.sh [-n N] [--devices=K] [--restarts=R] [--dry-run] [--flagfi
 
 Runs experiments.train with .venv/bin/python ($PYTHON overrides it). Ctrl-C, SIGTERM and SIGHUP are passed on as SIGTERM: the
 job saves and ends; a second one kills it. The same command goes on with a run that was stopped.
-Exit status: that of the first process that failed, else 0. A mistake in flags or data (2) is not started again.
+Exit status: that of the first process that failed, else 0. A mistake in flags or data (2) is not started again; trouble with the disk (3) is.
 TEXT
 }
 

@@ -144,6 +144,38 @@ def test_mistakes_end_with_one_line_and_status_2(arguments, message):
   assert not done.stdout
 
 
+@pytest.mark.parametrize(
+  ("error", "status"),
+  [
+    (OSError(28, "No space left on device", "runs/a"), 3),
+    (PermissionError(13, "Permission denied", "runs/a"), 3),
+    (OSError(116, "Stale file handle"), 3),
+    (OSError("runs/a lost a file while it was trained"), 3),
+    (FileNotFoundError(2, "No such file or directory", "absent"), 2),
+    (NotADirectoryError(20, "Not a directory", "file/x"), 2),
+    (FileNotFoundError("runs/a holds no whole checkpoint"), 2),
+    (config_lib.ConfigError("--x is not allowed"), 2),
+    (ImportError("no such extra"), 2),
+  ],
+)
+def test_trouble_with_the_disk_is_no_mistake(error, status, monkeypatch, capsys):
+  def main(_):
+    raise error
+
+  monkeypatch.setattr(flags.app, "run", lambda left, **_: sys.exit(left(["binary"])))
+  monkeypatch.setattr(flags.flags, "FLAGS", _parsed_with_verbosity())
+  with pytest.raises(SystemExit) as end:
+    flags.run(main)
+  assert end.value.code == status and capsys.readouterr().err == f"error: {error}\n"
+
+
+def _parsed_with_verbosity() -> absl_flags.FlagValues:
+  values = absl_flags.FlagValues()
+  absl_flags.DEFINE_integer("verbosity", 0, "", flag_values=values)
+  values(["binary", "--verbosity=0"])
+  return values
+
+
 def test_a_good_command_line_runs_main():
   done = _run("--preset=0.08b")
   assert (done.returncode, done.stdout) == (0, "width 576\n")

@@ -64,7 +64,7 @@ def test_rounds_are_told_and_only_the_last_are_kept(whole):
   rounds = [line for line in lines(config) if "round/entropy" in line]
   assert [line["step"] for line in rounds] == [0, 3, 6]
   kept = sorted(os.listdir(os.path.join(config.workdir, "candidates")))
-  assert kept == ["round_00000003.npz", "round_00000006.npz", "start.json"]
+  assert kept == ["SHA256SUMS", "round_00000003.npz", "round_00000006.npz", "start.json"]
 
 
 def test_the_policy_starts_from_the_other_run_with_its_codes(start, whole):
@@ -136,7 +136,7 @@ def test_candidates_of_another_reward_are_made_anew(start, tmp_path):
   knobs = {"candidates_cache": str(tmp_path / "cache"), "refresh_steps": 8, "max_steps": 2}
   trained(config_of(start, tmp_path / "one", **knobs))
   trained(config_of(start, tmp_path / "two", **knobs, value_exponent=0.5))
-  assert len(os.listdir(tmp_path / "cache")) == 2
+  assert len(list((tmp_path / "cache").glob("*.npz"))) == 2
 
 
 @pytest.mark.long

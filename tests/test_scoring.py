@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from gr4ad_jax import files
 from gr4ad_jax.config import ConfigError, load_config, to_json
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.decoding.ranker import Ranking
@@ -48,7 +49,7 @@ def copied(main, tmp_path):
     for section in ("data", "model", "training", "search"):
       known = {key: value for key, value in settings.items() if hasattr(getattr(config, section), key)}
       config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **known)})
-    (folder / "config.json").write_text(to_json(config))
+    files.write_text(str(folder / "config.json"), to_json(config))
     return str(folder)
 
   return copy
@@ -126,8 +127,7 @@ def test_other_data_are_refused(main, inputs, copied, fake_ranks):
   other = copied("other")
   about = f"{other}/features/log.json"
   notes = json.loads(open(about).read()) | {"digest": "0"}
-  with open(about, "w") as file:
-    json.dump(notes, file)
+  files.write_json(about, notes)
   with pytest.raises(ConfigError, match="--beside=.*other is not allowed: its run was .* another event log"):
     scoring.evaluate_run(config, inputs, "test", [other])
   ads = copied("ads")

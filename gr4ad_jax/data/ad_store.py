@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.data.schema import AdTable
 
 _TEXT = ("ad_id", "text", "account_id", "category", "conversion_type", "form")
@@ -12,31 +13,26 @@ _FILE = "ads.npz"
 
 def save_ads(ads: AdTable, directory: str) -> None:
   """Writes `ads.npz`."""
-  os.makedirs(directory, exist_ok=True)
   arrays = {}
   for name in _TEXT:
     encoded = [str(text).encode() for text in getattr(ads, name)]
     arrays[name] = np.frombuffer(b"".join(encoded), np.uint8)
     arrays[name + "_end"] = np.cumsum([len(text) for text in encoded], dtype=np.int64)
   arrays |= {"price": ads.price, "created": ads.created}
-  part = os.path.join(directory, "ads.part.npz")
-  np.savez_compressed(part, **arrays)
-  os.replace(part, os.path.join(directory, _FILE))
+  files.save_arrays(os.path.join(directory, _FILE), compressed=True, **arrays)
 
 
 def load_ads(directory: str) -> AdTable:
-  """Reads what `save_ads` wrote; content vectors are not kept.
+  """Reads what `save_ads` wrote; content vectors are not kept. Raises as `files.load_arrays` does.
 
   Texts are Python strings in arrays of objects, equal ones shared: an array of NumPy's own strings would give every
   ad the length of the longest, at four bytes a character.
-
-  Raises:
-    FileNotFoundError: there is no such file.
   """
-  with np.load(os.path.join(directory, _FILE), allow_pickle=False) as saved:
-    columns = {name: saved[name] for name in ("price", "created")}
-    for name in _TEXT:
-      columns[name] = _texts(saved[name].tobytes(), saved[name + "_end"])
+  names = ("price", "created", *(part for name in _TEXT for part in (name, name + "_end")))
+  saved = dict(zip(names, files.load_arrays(os.path.join(directory, _FILE), *names), strict=True))
+  columns = {name: saved[name] for name in ("price", "created")}
+  for name in _TEXT:
+    columns[name] = _texts(saved[name].tobytes(), saved[name + "_end"])
   return AdTable(**columns)
 
 

@@ -1,10 +1,11 @@
 """The money scale of a data set: equal-probability eCPM bins and the clip of a heavy tail."""
 
 import dataclasses
-import json
 import os
 
 import numpy as np
+
+from gr4ad_jax import files
 
 # Money. The log of an expected value is that of what is at least as much: all of it is far below the smallest coin, so
 # no order of ads that cost anything depends on it, and one that is worth nothing has a finite log.
@@ -36,15 +37,11 @@ class EcpmBins:
 
   def save(self, directory: str) -> None:
     """Writes `ecpm.json`."""
-    os.makedirs(directory, exist_ok=True)
-    path = os.path.join(directory, "ecpm.json")
-    with open(path + ".part", "w", encoding="utf-8") as file:
-      json.dump({"edges": self.edges.tolist(), "means": self.means.tolist(), "clip": self.clip}, file)
-    os.replace(path + ".part", path)
+    content = {"edges": self.edges.tolist(), "means": self.means.tolist(), "clip": self.clip}
+    files.write_json(os.path.join(directory, "ecpm.json"), content)
 
   @classmethod
   def load(cls, directory: str) -> "EcpmBins":
-    """Reads what `save` wrote."""
-    with open(os.path.join(directory, "ecpm.json"), encoding="utf-8") as file:
-      saved = json.load(file)
-    return cls(np.asarray(saved["edges"], np.float32), np.asarray(saved["means"], np.float32), saved["clip"])
+    """Reads what `save` wrote. Raises as `files.load_json` does."""
+    edges, means, clip = files.load_fields(os.path.join(directory, "ecpm.json"), "edges", "means", "clip")
+    return cls(np.asarray(edges, np.float32), np.asarray(means, np.float32), clip)

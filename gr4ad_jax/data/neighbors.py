@@ -10,6 +10,8 @@ import os
 import numpy as np
 import scipy.sparse
 
+from gr4ad_jax import files
+
 _CHUNK = 16  # histories scored at a time: their candidates stay in the cache
 
 
@@ -88,16 +90,12 @@ class CoVisitNeighbors:
 
   def save(self, directory: str) -> None:
     """Writes `neighbors.npz`."""
-    os.makedirs(directory, exist_ok=True)
-    part = os.path.join(directory, "neighbors.part.npz")
-    np.savez(part, ids=self.ids, cosine=self.cosine)
-    os.replace(part, os.path.join(directory, "neighbors.npz"))
+    files.save_arrays(os.path.join(directory, "neighbors.npz"), ids=self.ids, cosine=self.cosine)
 
   @classmethod
   def load(cls, directory: str) -> "CoVisitNeighbors":
-    """Reads what `save` wrote."""
-    with np.load(os.path.join(directory, "neighbors.npz"), allow_pickle=False) as saved:
-      return cls(saved["ids"], saved["cosine"])
+    """Reads what `save` wrote. Raises as `files.load_arrays` does."""
+    return cls(*files.load_arrays(os.path.join(directory, "neighbors.npz"), "ids", "cosine"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,19 +137,15 @@ class NeighborFolds:
 
   def save(self, directory: str) -> None:
     """Writes `folds.npz`, then `neighbors.npz` with those of all users, which is what a server reads."""
-    os.makedirs(directory, exist_ok=True)
-    part = os.path.join(directory, "folds.part.npz")
-    np.savez(part, ids=self.ids[:-1], cosine=self.cosine[:-1])
-    os.replace(part, os.path.join(directory, "folds.npz"))
+    files.save_arrays(os.path.join(directory, "folds.npz"), ids=self.ids[:-1], cosine=self.cosine[:-1])
     self.part(-1).save(directory)
 
   @classmethod
   def load(cls, directory: str) -> "NeighborFolds":
-    """Reads what `save` wrote."""
+    """Reads what `save` wrote. Raises as `files.load_arrays` does."""
     whole = CoVisitNeighbors.load(directory)
-    with np.load(os.path.join(directory, "folds.npz"), allow_pickle=False) as saved:
-      ids, cosine = (np.concatenate([saved[name], getattr(whole, name)[None]]) for name in ("ids", "cosine"))
-    return cls(ids, cosine)
+    ids, cosine = files.load_arrays(os.path.join(directory, "folds.npz"), "ids", "cosine")
+    return cls(np.concatenate([ids, whole.ids[None]]), np.concatenate([cosine, whole.cosine[None]]))
 
 
 def _table(rows: int, width: int, row: np.ndarray, ad: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

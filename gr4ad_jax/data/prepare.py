@@ -1,7 +1,6 @@
 """`load_dataset`: a data set by its config, prepared on first use and read back whole or not at all."""
 
 import contextlib
-import fcntl
 import io
 import logging
 import os
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data.schema import DataError, Dataset, Report
+from gr4ad_jax.locks import Lock
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +103,5 @@ def _prepare(make: type, config: DataConfig, part: str, root: str, tables: Datas
 def _alone(root: str) -> Iterator[None]:
   """One process at a time in `root`; the lock goes with the process that holds it."""
   os.makedirs(root, exist_ok=True)
-  with open(os.path.join(root, ".lock"), "a") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+  with Lock(os.path.join(root, ".lock"), wait=True):
     yield

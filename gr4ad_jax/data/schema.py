@@ -6,6 +6,7 @@ import functools
 import numpy as np
 
 SPLITS = ("train", "valid", "test")
+LARGEST = 1e18  # of a number that is learned from: beyond it squares, and sums of them, overflow float32
 
 
 class DataError(ValueError):

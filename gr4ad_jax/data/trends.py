@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.data.history import DAY, Lines
 
 WINDOWS = (7, 28, 91)  # days
@@ -164,13 +165,12 @@ class Trends:
 
   def save(self, directory: str) -> None:
     """Writes `trends.npz`."""
-    os.makedirs(directory, exist_ok=True)
-    part = os.path.join(directory, "trends.part.npz")
-    np.savez_compressed(part, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
-    os.replace(part, os.path.join(directory, "trends.npz"))
+    columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+    files.save_arrays(os.path.join(directory, "trends.npz"), compressed=True, **columns)
 
   @classmethod
   def load(cls, directory: str) -> "Trends":
-    """Reads what `save` wrote."""
-    with np.load(os.path.join(directory, "trends.npz"), allow_pickle=False) as saved:
-      return cls(int(saved["origin"]), float(saved["width"]), saved["seen"], saved["repeats"], saved["value"])
+    """Reads what `save` wrote. Raises as `files.load_arrays` does."""
+    names = ("origin", "width", "seen", "repeats", "value")
+    origin, width, *columns = files.load_arrays(os.path.join(directory, "trends.npz"), *names)
+    return cls(int(origin), float(width), *columns)

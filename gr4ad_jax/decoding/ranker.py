@@ -9,6 +9,7 @@ import numpy as np
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.decoding.beam import Beams, order_scores
 from gr4ad_jax.decoding.guide import Guide, Guides
 from gr4ad_jax.decoding.searcher import Searcher
@@ -34,6 +35,15 @@ class Ranking:
   logp_RK: np.ndarray
   value_RK: np.ndarray
   score_RK: np.ndarray
+
+  def __post_init__(self):
+    """Raises DataError for an answer that is not finite: it is none, whoever asked for it."""
+    for name in ("logp_RK", "value_RK", "score_RK"):
+      column = np.asarray(getattr(self, name))
+      bad = np.argwhere((np.asarray(self.ad_RK) >= 0) & ~np.isfinite(column))
+      if len(bad):
+        what, number = name.removesuffix("_RK"), column[tuple(bad[0])]
+        raise DataError(f"the model's {what} of an ad is {number}: its parameters are damaged or beyond its precision")
 
 
 def logp_of(ad_RC: np.ndarray, found_RK: np.ndarray, logp_RK: np.ndarray) -> np.ndarray:

@@ -1,12 +1,11 @@
 """Results of systems under a protocol: as JSON, and as a table to read."""
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.data import schema
 from gr4ad_jax.evaluation import metrics, protocols
 
@@ -76,20 +75,12 @@ def results(
 
 def write_json(path: str, content: dict) -> None:
   """Writes `content` to `path` by way of a temporary file, so that a reader finds the old file or the whole new one."""
-  os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-  part = path + ".part"
-  with open(part, "w", encoding="utf-8") as file:
-    json.dump(content, file, indent=2, allow_nan=False)
-    file.write("\n")
-  os.replace(part, path)
+  files.write_json(path, content, summed=False, indent=2)
 
 
 def write_text(path: str, text: str) -> None:
   """Writes `text` to `path`, whole or not at all."""
-  os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-  with open(path + ".part", "w", encoding="utf-8") as file:
-    file.write(text)
-  os.replace(path + ".part", path)
+  files.write_text(path, text, summed=False)
 
 
 def format_table(found: Mapping) -> str:

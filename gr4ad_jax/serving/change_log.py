@@ -9,7 +9,6 @@ snapshot simple: 1. a new journal begins; 2. the snapshot of all before it is wr
 are deleted. After a crash at any point, what is there still holds every change.
 """
 
-import fcntl
 import functools
 import itertools
 import json
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.locks import InUseError, Lock
 from gr4ad_jax.serving import journal
 
 _FORMAT = 1
@@ -38,18 +38,16 @@ class ChangeLog:
   def __init__(self, directory: str, digest: str):
     os.makedirs(directory, exist_ok=True)
     self._directory, self._digest = directory, digest
-    self._lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      os.close(self._lock)
+      self._lock = Lock(os.path.join(directory, "lock"))
+    except InUseError as error:
       raise DataError(f"{directory}: in use by another process") from error
     try:
       self._first = self._first_journal()
       self._numbers = self._journals()
       self._journal: journal.Journal | None = None
     except BaseException:
-      os.close(self._lock)
+      self._lock.close()
       raise
 
   @property
@@ -124,7 +122,7 @@ class ChangeLog:
       if self._journal is not None:
         self._journal.close()
     finally:
-      os.close(self._lock)
+      self._lock.close()
 
   @property
   def _snapshot(self) -> str:

@@ -1,7 +1,8 @@
 """Watches a run's checkpoints, and loads a new one in the background.
 
 Listing a folder tells whether anything changed; only then is a checkpoint opened. One that cannot be read, or that
-holds numbers that are not finite, is told once and left alone, and the parameters in use stay.
+holds numbers that are not finite, is told once and left alone, and the parameters in use stay. So is a folder that is
+gone, until it is there again.
 """
 
 import logging
@@ -10,10 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax.config import Config
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import run, trainer
@@ -47,21 +45,15 @@ class CheckpointSource:
 
     Raises:
       FileNotFoundError: no such checkpoint.
-      ConfigError: it holds another model, or numbers that are not finite.
+      ConfigError: it holds another model, numbers that are not finite, or files that were damaged.
     """
-    params = self._read(step)
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params)):
-      raise ConfigError(f"checkpoint {step} of {self._config.workdir} holds numbers that are not finite")
-    return params
+    with self._open() as checkpointer:
+      return checkpointer.restore_params(self._target, step)
 
   def listing(self) -> frozenset[str]:
     """Names in the checkpoints' folder; changes when there is something to look at."""
     folder = run.checkpoint_dir(self._config)
     return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
-
-  def _read(self, step: int) -> Any:
-    with self._open() as checkpointer:
-      return checkpointer.restore_params(self._target, step)
 
   def _open(self) -> Checkpointer:
     directory, metric = run.checkpoint_dir(self._config), run.best_metric(self._config)
@@ -88,17 +80,13 @@ class Reloader:
   def look(self) -> bool:
     """Looks now. Returns whether other parameters came into use; raises what reading a damaged checkpoint does."""
     with self._lock:
-      listing = self._source.listing()
+      self._seen = self._source.listing()  # what is wrong is looked at again when something else changes
       step = self._source.newest()
       if step == self._step:
-        self._seen = listing
         return False
-      try:
-        self._use(step, self._source.load(step))
-        self._step = step
-        return True
-      finally:
-        self._seen = listing  # a damaged one is looked at again when something else changes
+      self._use(step, self._source.load(step))
+      self._step = step
+      return True
 
   def close(self) -> None:
     """Ends the thread."""
@@ -107,9 +95,15 @@ class Reloader:
       self._thread.join()
 
   def _watch(self) -> None:
+    told = ""
     while not self._stop.wait(self._seconds):
       try:
         if self._source.listing() != self._seen:
           self.look()
-      except Exception:  # whatever is wrong with a checkpoint, the server goes on with what it has
-        _log.exception("the newest checkpoint cannot be used; step %d stays", self._step)
+          told = ""
+      except Exception as error:  # whatever is wrong with a checkpoint, the server goes on with what it has
+        reason = " ".join(str(error).split())[:500] or repr(error)
+        if reason != told:  # a folder that cannot be listed is met at every look
+          _log.error("the newest checkpoint cannot be used; step %d stays: %s", self._step, reason)
+          _log.debug("where it happened:", exc_info=True)
+        told = reason

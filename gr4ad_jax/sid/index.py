@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.sid.trie_arrays import check_codes, pack, run_starts, trie_of_keys
 
 
@@ -98,13 +99,11 @@ class SidIndex:
 
   def save(self, directory: str) -> None:
     """Writes `codes.npz`; the rest is rebuilt from the codes."""
-    os.makedirs(directory, exist_ok=True)
-    part = os.path.join(directory, "codes.part.npz")
-    np.savez(part, codes=self.codes_NT, codebooks=np.asarray(self.codebooks, np.int64))
-    os.replace(part, os.path.join(directory, "codes.npz"))
+    path = os.path.join(directory, "codes.npz")
+    files.save_arrays(path, codes=self.codes_NT, codebooks=np.asarray(self.codebooks, np.int64))
 
   @classmethod
   def load(cls, directory: str) -> "SidIndex":
-    """Reads what `save` wrote. Raises FileNotFoundError where there is no index."""
-    with np.load(os.path.join(directory, "codes.npz"), allow_pickle=False) as saved:
-      return cls.build(saved["codes"], tuple(int(v) for v in saved["codebooks"]))
+    """Reads what `save` wrote. Raises as `files.load_arrays` does: FileNotFoundError where there is no index."""
+    codes_NT, codebooks = files.load_arrays(os.path.join(directory, "codes.npz"), "codes", "codebooks")
+    return cls.build(codes_NT, tuple(int(size) for size in codebooks))

@@ -9,11 +9,11 @@ import functools
 import json
 import logging
 import os
-import zipfile
 
 import numpy as np
 
 from gr4ad_jax import config as settings
+from gr4ad_jax import files
 from gr4ad_jax.data import cooccurrence, schema
 from gr4ad_jax.sid import encoders, kmeans, last_level, rqvae, swing, tower
 from gr4ad_jax.sid.params import content_width
@@ -113,9 +113,7 @@ class Tokenizer:
       arrays["bridge"] = self.bridge
     if self.latent is not None:
       arrays |= {f"rqvae/{name}": value for name, value in self.latent.params.items()}
-    part = os.path.join(directory, "tokenizer.part.npz")
-    np.savez(part, about=np.asarray(json.dumps(about)), **arrays)
-    os.replace(part, os.path.join(directory, "tokenizer.npz"))
+    files.save_arrays(os.path.join(directory, "tokenizer.npz"), about=np.asarray(json.dumps(about)), **arrays)
 
   @classmethod
   def load(cls, directory: str) -> "Tokenizer":
@@ -123,18 +121,19 @@ class Tokenizer:
 
     Raises:
       FileNotFoundError: there is no tokenizer.
-      schema.DataError: the file is damaged or incomplete.
+      files.DamagedError: the file is another than was written.
+      schema.DataError: it is incomplete.
     """
     path = os.path.join(directory, "tokenizer.npz")
     try:
-      with np.load(path, allow_pickle=False) as saved:
-        arrays = {name: saved[name] for name in saved.files}
+      arrays = files.load_all(path)
+    except FileNotFoundError as error:
+      raise FileNotFoundError(f"{path}: no tokenizer here") from error
+    try:
       about = json.loads(str(arrays.pop("about")))
       config = settings.SidConfig(**about["config"] | {"codebooks": tuple(about["config"]["codebooks"])})
       centroids = tuple(arrays[f"centroids/{level}"] for level in range(len(config.codebooks) - 1))
-    except FileNotFoundError as error:
-      raise FileNotFoundError(f"{path}: no tokenizer here") from error
-    except (OSError, EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
       raise schema.DataError(f"{path}: not a whole tokenizer file ({error!r})") from error
     if tuple(map(len, centroids)) != config.codebooks[:-1]:
       raise schema.DataError(f"{path}: centroids of {[len(c) for c in centroids]} codes, codebooks {config.codebooks}")

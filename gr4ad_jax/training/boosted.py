@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gr4ad_jax import checksums, files
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.pair_batches import PairSampler
 from gr4ad_jax.data.pair_features import PairBatch
@@ -59,7 +60,10 @@ class Boosted:
     folder = os.path.join(config.workdir, FOLDER)
     if not os.path.exists(os.path.join(folder, "value.txt")):
       _train(config, inputs, folder)
-    forests = [lightgbm.Booster(model_file=os.path.join(folder, f"{name}.txt")) for name in _TREES]
+    paths = [os.path.join(folder, f"{name}.txt") for name in _TREES]
+    for path in paths:
+      checksums.check(path)
+    forests = [lightgbm.Booster(model_file=path) for path in paths]
     return cls(*forests, inputs.contexts(config, split).pairs, inputs.ecpm.clip)
 
   def estimate(self, requests_B: np.ndarray, ads_BC: np.ndarray) -> RewardEstimate:
@@ -92,6 +96,5 @@ def _train(config: Config, inputs: Inputs, folder: str) -> None:
   for name, (rows, label, weights) in data.items():
     settings = _FOREST | {"objective": _OBJECTIVES[name], "seed": config.training.seed, "verbose": -1}
     forest = lightgbm.train(settings, lightgbm.Dataset(rows, label, weight=weights), _TREES[name])
-    part = os.path.join(folder, f"{name}.part")
-    forest.save_model(part)
-    os.replace(part, os.path.join(folder, f"{name}.txt"))
+    with files.replacing(os.path.join(folder, f"{name}.txt")) as part:
+      forest.save_model(part)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import scipy.sparse
 
+from gr4ad_jax import files
 from gr4ad_jax.config import PreferenceConfig
 from gr4ad_jax.data import history
 from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, RequestContexts
@@ -56,16 +56,12 @@ class Candidates:
 
   def save(self, path: str) -> None:
     """Writes an .npz file, whole or not at all."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    part = f"{path.removesuffix('.npz')}.{os.getpid()}.part.npz"  # several runs may share a cache
-    np.savez(part, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
-    os.replace(part, path)
+    files.save_arrays(path, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
   @classmethod
   def load(cls, path: str) -> "Candidates":
-    """Reads what `save` wrote."""
-    with np.load(path, allow_pickle=False) as saved:
-      return cls(**{field.name: saved[field.name] for field in dataclasses.fields(cls)})
+    """Reads what `save` wrote. Raises as `files.load_arrays` does."""
+    return cls(*files.load_arrays(path, *(field.name for field in dataclasses.fields(cls))))
 
 
 class CandidateMaker:

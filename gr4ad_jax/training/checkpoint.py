@@ -1,22 +1,69 @@
 """Checkpoints of a run: the two most recent and the best. The only importer of orbax.
 
 A checkpoint is a directory named after its step, written under a temporary name and renamed when whole, so a process
-killed in mid-save leaves the checkpoint before it as the last one.
+killed in mid-save leaves the checkpoint before it as the last one. Before it is renamed it gets a list of the checksums
+of all its files; whoever restores it compares what he reads with the list.
 """
 
+import contextlib
+import errno
 import math
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.path import atomicity  # what the public `temporary_path_class` takes has no public name
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 from orbax.checkpoint.options import MultiprocessingOptions
 
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax import checksums
+from gr4ad_jax.checksums import DamagedError
+from gr4ad_jax.config import ConfigError, is_step
 from gr4ad_jax.training.state import TrainState, abstract
 
 _KEEP = 2
+_ARRAYS = ("params", "opt_state")  # the large items of a checkpoint; the small ones are read when it is looked at
+_MARK = "_CHECKPOINT_METADATA"  # of every whole checkpoint
+_NO_ROOM = ("no space left", "resource_exhausted", "file too large", "quota", "permission", "read-only file system",
+            "input/output error", "stale file handle")  # fmt: skip
+
+
+class _Renamed:
+  """The last thing done to a checkpoint: its list of checksums is written, then it gets its name."""
+
+  def __init__(self, temporary: str, final: str):
+    self._temporary, self._final = temporary, final
+
+  async def replace_source(self) -> None:
+    checksums.write_tree(self._temporary)
+    os.rename(self._temporary, self._final)
+
+
+class _Summed(atomicity.AtomicRenameTemporaryPath):
+  """The directory that a checkpoint is written in."""
+
+  async def finalize(self) -> None:
+    # The parent class writes its last files, then hands over to a snapshot, where there is one, instead of renaming.
+    if is_step(self.get_final().name):  # the items of a checkpoint are renamed before it, and lie in it
+      self._snapshot = _Renamed(os.fspath(self.get()), os.fspath(self.get_final()))
+    await super().finalize()
+
+
+@contextlib.contextmanager
+def _saving(directory: str) -> Iterator[None]:
+  """Turns what the disk refuses into an OSError of one line; the libraries below have exceptions of their own."""
+  try:
+    yield
+  except OSError:
+    raise
+  except Exception as error:
+    reason = " ".join(str(error).split())
+    if any(words in reason.lower() for words in _NO_ROOM):
+      raise OSError(errno.EIO, f"a checkpoint cannot be saved ({reason[:300]})", directory) from error
+    raise
 
 
 def _alone() -> MultiprocessingOptions:
@@ -50,12 +97,14 @@ class Checkpointer:
 
   Raises:
     FileNotFoundError: `read_only`, and there is no such directory.
+    DamagedError: a checkpoint in it is not whole, or its small files are not what was written.
   """
 
   def __init__(self, directory: str, *, best_metric: str | None = None, read_only: bool = False):
     self._directory, self._best_metric = os.path.abspath(directory), best_metric
     if read_only and not os.path.isdir(directory):
       raise FileNotFoundError(f"{directory} is missing: no checkpoint was saved there")
+    self._check_small()
     multi = _alone() if read_only else MultiprocessingOptions()
     kept = [preservation_policy.LatestN(_KEEP)]
     if best_metric:
@@ -70,6 +119,7 @@ class Checkpointer:
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
+        temporary_path_class=_Summed,
         multiprocessing_options=multi,
       ),
       item_names=("params", "opt_state", "data", "metadata"),
@@ -80,6 +130,20 @@ class Checkpointer:
         "metadata": ocp.JsonCheckpointHandler(multiprocessing_options=multi),
       },
     )
+
+  def _check_small(self) -> None:
+    """Compares what is read of every checkpoint: which items it has, its metrics, its position in the data."""
+    for name in os.listdir(self._directory) if os.path.isdir(self._directory) else ():
+      folder = os.path.join(self._directory, name)
+      if not is_step(name):
+        continue
+      try:
+        checksums.check_tree(folder, lambda file: not file.startswith(_ARRAYS))
+        whole = os.path.exists(os.path.join(folder, _MARK))
+      except FileNotFoundError:  # it made room for a newer one
+        continue
+      if not whole and os.path.isdir(folder):
+        raise DamagedError(f"{folder} is no whole checkpoint: it has no {_MARK}; move it away")
 
   def _score(self, metrics: dict) -> float:
     value = metrics.get(self._best_metric, -math.inf)
@@ -114,7 +178,8 @@ class Checkpointer:
       data=ocp.args.JsonSave(data),
       metadata=ocp.args.JsonSave(metadata or {}),
     )
-    self._manager.save(step, args=items, metrics=(metrics or {}) if self._best_metric else None, force=True)
+    with _saving(self._directory):
+      self._manager.save(step, args=items, metrics=(metrics or {}) if self._best_metric else None, force=True)
 
   def restore(self, target: TrainState, which: int | str = "last") -> Restored:
     """Reads a whole checkpoint.
@@ -125,7 +190,8 @@ class Checkpointer:
 
     Raises:
       FileNotFoundError: no such checkpoint.
-      ConfigError: it holds another model.
+      ConfigError: it holds another model, or numbers that are not finite.
+      DamagedError: its files are not what was written.
     """
     step = self.resolve(which)
     items = self._read(
@@ -147,16 +213,25 @@ class Checkpointer:
 
     Raises:
       FileNotFoundError: no such checkpoint.
-      ConfigError: it holds another model.
+      ConfigError: it holds another model, or numbers that are not finite.
+      DamagedError: its files are not what was written.
     """
     return self._read(self.resolve(which), params=ocp.args.StandardRestore(abstract(target)))["params"]
 
   def _read(self, step: int, **items: Any) -> ocp.args.Composite:
+    folder = os.path.join(self._directory, str(step))
+    self.wait()  # it may be being written by this very object
+    checksums.check_tree(folder, lambda file: file.startswith(tuple(f"{item}/" for item in items)))
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(**items))
-    except ValueError as error:
+      found = self._manager.restore(step, args=ocp.args.Composite(**items))
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
       reason = " ".join(str(error).split())[:300]
-      raise ConfigError(f"{self._directory}/{step} holds another model than the one asked for: {reason}") from error
+      if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        raise
+      raise ConfigError(f"{folder} holds another model than the one asked for: {reason}") from error
+    if not _is_finite(found["params"]):
+      raise ConfigError(f"{folder} holds numbers that are not finite")
+    return found
 
   def resolve(self, which: int | str) -> int:
     """Step of 'last', 'best' (the last, where none was evaluated) or a step. Raises FileNotFoundError."""
@@ -174,7 +249,8 @@ class Checkpointer:
 
   def wait(self) -> None:
     """Returns when all saves are on disk; raises what a background save raised."""
-    self._manager.wait_until_finished()
+    with _saving(self._directory):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, then lets go of the background threads."""
@@ -186,3 +262,12 @@ class Checkpointer:
 
   def __exit__(self, *_):
     self.close()
+
+
+def _is_finite(params: Any) -> bool:
+  """Whether all numbers are finite that this process has of parameters; a job's other processes look at theirs."""
+  return all(
+    bool(np.isfinite(np.asarray(shard.data)).all())
+    for leaf in jax.tree.leaves(params)
+    for shard in leaf.addressable_shards
+  )

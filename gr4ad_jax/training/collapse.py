@@ -1,14 +1,13 @@
 """The collapse guard: a policy that learns from its own lists must stay diverse (method.md §3.2, findings.md)."""
 
-import json
 import logging
 import os
 
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.config import PreferenceConfig
 from gr4ad_jax.evaluation import metrics
-from gr4ad_jax.evaluation.report_tables import write_json
 
 COVERAGE_AT = 10
 _log = logging.getLogger(__name__)
@@ -43,8 +42,7 @@ class CollapseGuard:
     self._path = path
     self.start: dict[str, float] | None = None
     if os.path.exists(path):
-      with open(path, encoding="utf-8") as file:
-        self.start = json.load(file)
+      self.start = files.load_json(path)
 
   def check(self, step: int, found: dict[str, float], requests: int) -> list[str]:
     """Measures that fell too far, each told in the log; the first call sets the start.
@@ -56,7 +54,7 @@ class CollapseGuard:
     """
     if self.start is None:
       self.start = {name: found[name] for name in self._floor} | {"requests": requests}
-      write_json(self._path, self.start)
+      files.write_json(self._path, self.start)
     compared = [name for name in self._floor if name == "entropy" or requests >= self.start.get("requests", 0)]
     fallen = [name for name in compared if found[name] < self._floor[name] * self.start[name]]
     for name in fallen:

@@ -7,12 +7,13 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 import os
+from typing import Any
 
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.config import Config, ConfigError, is_trained
 from gr4ad_jax.data import ad_store, history
 from gr4ad_jax.data.batches import RequestContexts
@@ -20,7 +21,7 @@ from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.history import Lines
 from gr4ad_jax.data.neighbors import NeighborFolds
 from gr4ad_jax.data.prepare import load_dataset
-from gr4ad_jax.data.schema import SPLITS, Dataset, EventLog
+from gr4ad_jax.data.schema import LARGEST, SPLITS, DataError, Dataset, EventLog
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.evaluation import protocols
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
@@ -161,6 +162,7 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
   source = source or source_of(config)
   tokenizer, index = tokenizer_of(config, dataset, source, told)
   lines = history.build_lines(dataset.events, len(dataset.ads))
+  _check_numbers(dataset, lines)
   if source:
     neighbors, ecpm = load_features(source)
   else:
@@ -172,6 +174,17 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
   return Inputs(dataset, tokenizer, index, lines, neighbors, ecpm)
 
 
+def _check_numbers(dataset: Dataset, lines: Lines) -> None:
+  """Raises DataError for money that is not finite, or too large to compute with in float32."""
+  columns = {"value": (lines.value, lines.ad), "price": (dataset.ads.price, np.arange(len(dataset.ads)))}
+  for name, (column, ad) in columns.items():
+    unknown = np.isnan(column) if name == "price" else np.zeros(len(column), bool)
+    bad = np.flatnonzero(~(np.abs(column) <= LARGEST) & ~unknown)  # NaN is in no order
+    if len(bad):
+      which = dataset.ads.ad_id[ad[bad[0]]]
+      raise DataError(f"column {name!r}: {column[bad[0]]:g}, of ad {str(which)!r}, is not allowed: at most {LARGEST:g}")
+
+
 def load_features(workdir: str) -> tuple[NeighborFolds, EcpmBins]:
   """The neighbours and eCPM bins that a trained run keeps."""
   folder = os.path.join(workdir, "features")
@@ -180,7 +193,7 @@ def load_features(workdir: str) -> tuple[NeighborFolds, EcpmBins]:
 
 def check_same_log(config: Config, dataset: Dataset, started: bool = False) -> None:
   """Raises ConfigError where the workdir holds a run of another event log that was trained, or `started`."""
-  if (started or is_trained(config.workdir)) and _load_log(config)["digest"] != _digest(dataset.events):
+  if (started or is_trained(config.workdir)) and _load_log(config, "digest") != _digest(dataset.events):
     raise ConfigError(f"--workdir={config.workdir} is not allowed: its run was trained on another event log")
 
 
@@ -194,10 +207,8 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   inputs.ecpm.save(features_dir)
   # For use, not for training: all that is known counts.
   Trends.fit(inputs.lines, len(dataset.ads)).save(features_dir)
-  path = os.path.join(features_dir, "log.json")
-  with open(path + ".part", "w", encoding="utf-8") as file:
-    json.dump({"behaviors": list(dataset.behaviors), "digest": _digest(dataset.events)}, file)
-  os.replace(path + ".part", path)
+  about = {"behaviors": list(dataset.behaviors), "digest": _digest(dataset.events)}
+  files.write_json(os.path.join(features_dir, "log.json"), about)
 
 
 def digest_of_files(config: Config) -> bytes:
@@ -211,12 +222,11 @@ def digest_of_files(config: Config) -> bytes:
 
 def load_behaviors(config: Config) -> tuple[str, ...]:
   """Behaviours of a run's data, shallowest first."""
-  return tuple(_load_log(config)["behaviors"])
+  return tuple(_load_log(config, "behaviors"))
 
 
-def _load_log(config: Config) -> dict:
-  with open(os.path.join(config.workdir, "features", "log.json"), encoding="utf-8") as file:
-    return json.load(file)
+def _load_log(config: Config, key: str) -> Any:
+  return files.load_fields(os.path.join(config.workdir, "features", "log.json"), key)[0]
 
 
 def _digest(events: EventLog) -> str:

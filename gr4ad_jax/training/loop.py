@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
+from gr4ad_jax.data.schema import LARGEST
 from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.training.cost import StepCost
 from gr4ad_jax.training.preemption import Preemption
@@ -18,7 +20,15 @@ from gr4ad_jax.training.writers import Writer
 
 
 class DivergedError(RuntimeError):
-  """Loss or gradient stopped being finite; the message names the step and the last good checkpoint."""
+  """Loss or gradient stopped being finite; the message names the step and the last good checkpoint.
+
+  Attributes:
+    of_data: whether the data are to blame: then no other learning rate helps.
+  """
+
+  def __init__(self, message: str, blamed: str = ""):
+    super().__init__(f"{message}; {blamed}" if blamed else message)
+    self.of_data = bool(blamed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +116,20 @@ class Schedule:
     return step % self.save_every == 0 or step == self.end or self.evaluates(step)
 
 
+def unusable(batch: Any) -> str:
+  """Says which number of a batch is not finite, or has a square that is not, in float32; empty: none."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+    parts = [np.asarray(shard.data) for shard in getattr(leaf, "addressable_shards", ())] or [np.asarray(leaf)]
+    for part in parts:
+      if not np.issubdtype(part.dtype, np.floating):
+        continue
+      bad = part[~(np.abs(part) <= LARGEST)]  # NaN is in no order
+      if bad.size:
+        name = jax.tree_util.keystr(path)
+        return f"its data hold {bad[0]:g} in {name}, which nothing can be learned from"
+  return ""
+
+
 class _Clock:
   """Rate of the steps, without compilation, evaluations and saves."""
 
@@ -130,7 +154,8 @@ class _Clock:
 class _Run:
   """The bookkeeping of one call of `fit`."""
 
-  def __init__(self, schedule, checkpointer, writer, evaluate_fn, on_progress, metadata, cost):
+  def __init__(self, schedule, make_batch, checkpointer, writer, evaluate_fn, on_progress, metadata, cost):
+    self.make_batch = make_batch
     self.schedule, self.checkpointer, self.writer = schedule, checkpointer, writer
     self.evaluate_fn, self.on_progress, self.metadata = evaluate_fn, on_progress, metadata
     self.clock, self.cost = _Clock(), cost
@@ -142,7 +167,8 @@ class _Run:
     if not values.pop("finite"):
       saved = self.checkpointer.steps if self.checkpointer else []
       kept = f"the last good checkpoint is step {saved[-1]}" if saved else "no checkpoint was saved before it"
-      raise DivergedError(f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}; {kept}")
+      message = f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}; {kept}"
+      raise DivergedError(message, unusable(self.make_batch(step - 1)))
     self.clock.step_done()
     return values
 
@@ -214,7 +240,7 @@ def fit(
   Raises:
     DivergedError: a step's loss or gradient is not finite; the state of that step is not saved.
   """
-  run = _Run(schedule, checkpointer, writer, evaluate_fn, on_progress, metadata, cost)
+  run = _Run(schedule, make_batch, checkpointer, writer, evaluate_fn, on_progress, metadata, cost)
   status, waiting = "done", None
   with Preemption() as preemption, Prefetcher(make_batch, int(state.step), schedule.end, workers) as batches:
     try:

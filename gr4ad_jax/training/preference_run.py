@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from gr4ad_jax import checksums
 from gr4ad_jax.config import Config, SearchConfig, load_config
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.decoding.ranker import Ranker
@@ -116,6 +117,7 @@ class PreferenceTrainer(Trainer):
     for old in sorted(glob.glob(os.path.join(glob.escape(self._folder), "round_*.npz")))[:-_KEPT_ROUNDS]:
       if re.fullmatch(r"round_\d{8}\.npz", os.path.basename(old)):
         os.remove(old)
+        checksums.forget(old)
 
   def _tell(self, step: int, writer: Writer) -> None:
     """Writes diversity, mean reward and, in order of time, how well the round was predicted."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.training.loop import FitResult
 
 
@@ -31,12 +32,9 @@ def kept(folder: str, split: str, settings: Mapping, make: Callable[[], np.ndarr
   path = os.path.join(folder, f"ranking_{split}.npz")
   written = json.dumps(settings, sort_keys=True)
   if os.path.exists(path):
-    with np.load(path, allow_pickle=False) as saved:
-      if "settings" in saved and str(saved["settings"]) == written:
-        return saved["ad_RK"]
+    saved = files.load_all(path)
+    if str(saved.get("settings")) == written:
+      return saved["ad_RK"]
   ad_RK = make()
-  os.makedirs(folder, exist_ok=True)
-  part = f"{path.removesuffix('.npz')}.{os.getpid()}.part.npz"  # rows of one table may be shared out over processes
-  np.savez_compressed(part, ad_RK=ad_RK, settings=written)
-  os.replace(part, path)
+  files.save_arrays(path, compressed=True, ad_RK=ad_RK, settings=written)
   return ad_RK

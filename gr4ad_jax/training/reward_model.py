@@ -1,12 +1,13 @@
 """A trained reward model: calibrated p(purchase) and E[value | purchase] of any ads for any request."""
 
-import json
+import dataclasses
 import os
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data.pair_features import PairFeatures
 from gr4ad_jax.evaluation.calibration import Calibration
@@ -75,8 +76,9 @@ class RewardModel:
     target = state_lib.abstract_params(lambda: model.init(jax.random.key(0), some, scale.edges)["params"], mesh)
     with Checkpointer(reward_run.checkpoints_of(config), read_only=True) as checkpointer:
       params = checkpointer.restore_params(target, "last")
-    with open(os.path.join(folder, reward_run.CALIBRATION), encoding="utf-8") as file:
-      return cls(model, params, features, scale, Calibration(**json.load(file)))
+    names = [field.name for field in dataclasses.fields(Calibration)]
+    made = Calibration(*files.load_fields(os.path.join(folder, reward_run.CALIBRATION), *names))
+    return cls(model, params, features, scale, made)
 
   def estimate(self, requests_B: np.ndarray, ads_BC: np.ndarray) -> RewardEstimate:
     """Estimates of ads [B, C] for requests [B]; -1 is padding."""

@@ -5,7 +5,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,19 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, RewardConfig
 from gr4ad_jax.data.batches import TrainingOrder
 from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.data.pair_batches import LabeledPairs, PairSampler
 from gr4ad_jax.data.pair_features import FEATURES, USER_FEATURES
 from gr4ad_jax.evaluation.calibration import Calibration
-from gr4ad_jax.evaluation.report_tables import write_json
 from gr4ad_jax.models.piecewise import feature_edges
 from gr4ad_jax.models.zoo.ranker import Ranker
 from gr4ad_jax.objectives import pointwise
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import loop, prefetch
 from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training import workdir as workdir_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.step import LossFn, make_train_step
@@ -64,15 +64,14 @@ class Scale:
 
   def save(self, folder: str) -> None:
     """Writes scale.npz."""
-    part = os.path.join(folder, "scale.part.npz")
-    np.savez(part, **dataclasses.asdict(self))
-    os.replace(part, os.path.join(folder, _SCALE))
+    files.save_arrays(os.path.join(folder, _SCALE), **dataclasses.asdict(self))
 
   @classmethod
   def load(cls, folder: str) -> "Scale":
-    """Reads what `save` wrote."""
-    with np.load(os.path.join(folder, _SCALE), allow_pickle=False) as saved:
-      return cls(saved["pair"], saved["user"], float(saved["value"]), float(saved["clip"]), str(saved["codes"]))
+    """Reads what `save` wrote. Raises as `files.load_arrays` does."""
+    names = ("pair", "user", "value", "clip", "codes")
+    pair, user, value, clip, codes = files.load_arrays(os.path.join(folder, _SCALE), *names)
+    return cls(pair, user, float(value), float(clip), str(codes))
 
 
 def folder_of(config: Config) -> str:
@@ -184,8 +183,7 @@ def check_knobs(config: Config) -> None:
   path = os.path.join(folder_of(config), _KNOBS)
   if not os.path.exists(path) or not os.path.isdir(checkpoints_of(config)):
     return
-  with open(path, encoding="utf-8") as file:
-    saved = json.load(file)
+  saved = files.load_json(path)
   for name, ours in dataclasses.asdict(config.reward).items():
     if saved.get(name, ours) != ours and name not in _FREE:
       raise ConfigError(f"--{name}={ours} is not allowed: the reward model in {folder_of(config)} has {saved[name]}")
@@ -203,14 +201,21 @@ def train(
 
   Raises:
     DivergedError: the loss stopped being finite.
-    ConfigError: it was begun with other settings.
+    ConfigError: it was begun with other settings, or another process trains in the run's directory.
   """
   check_knobs(config)
+  with workdir_lib.alone(config):
+    return _train(config, inputs, on_progress)
+
+
+def _train(
+  config: Config, inputs: Inputs, on_progress: Callable[[loop.Progress], None] | None
+) -> loop.FitResult:
   folder, t = folder_of(config), config.training
   trainer = RewardTrainer(config, inputs)
   os.makedirs(folder, exist_ok=True)
   trainer.scale.save(folder)
-  write_json(os.path.join(folder, _KNOBS), dataclasses.asdict(config.reward))
+  files.write_json(os.path.join(folder, _KNOBS), dataclasses.asdict(config.reward))
   state = trainer.state
   with Checkpointer(checkpoints_of(config)) as checkpointer:
     if checkpointer.steps:
@@ -226,7 +231,7 @@ def train(
       writer.close()
   if result.status == "done":
     made = _calibration(trainer, result.state.params)
-    write_json(os.path.join(folder, CALIBRATION), dataclasses.asdict(made))
+    files.write_json(os.path.join(folder, CALIBRATION), dataclasses.asdict(made))
   return result
 
 

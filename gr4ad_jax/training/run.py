@@ -1,7 +1,8 @@
 """A run from its config: where it starts, how it is judged, what is restored; everything lies in the workdir."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -147,14 +148,16 @@ def start(config: Config, told: Callable[[str, int, int], None] | None = None) -
     told: hears what is fitted, how much of it is done, and of how much.
 
   Raises:
-    ConfigError, DataError, OSError: input that is refused; nothing was written then.
+    ConfigError, DataError, OSError: input that is refused, or a run that another process trains; nothing was written
+      then.
   """
   if jax.process_index() == 0:
-    inputs = inputs_lib.prepare_inputs(config, told=told)
-    inputs_lib.check_same_log(config, inputs.dataset)
-    check_objective(config, inputs)
-    workdir_lib.save_config(config)  # not before all input is known to be good
-    inputs_lib.save_inputs(config, inputs)
+    with workdir_lib.alone(config):  # first of all: another training would write what is read here
+      inputs = inputs_lib.prepare_inputs(config, told=told)
+      inputs_lib.check_same_log(config, inputs.dataset)
+      check_objective(config, inputs)
+      workdir_lib.save_config(config)  # not before all input is known to be good
+      inputs_lib.save_inputs(config, inputs)
   distributed.barrier("inputs")
   if jax.process_index():
     inputs = inputs_lib.prepare_inputs(config, config.workdir)
@@ -193,9 +196,31 @@ def train(
 
   Raises:
     DivergedError: the loss stopped being finite.
-    ConfigError: the workdir's checkpoints hold another model, the devices cannot share a batch, or --profile_steps
-      goes past the end.
+    ConfigError: the workdir's checkpoints hold another model, the devices cannot share a batch, --profile_steps goes
+      past the end, or another process trains the run.
   """
+  with workdir_lib.alone(config), _gone(config):
+    return _train(config, inputs, on_progress, on_round, on_compiled)
+
+
+@contextlib.contextmanager
+def _gone(config: Config) -> Iterator[None]:
+  """Tells a file that vanished under a training from a path that the user got wrong: the disk is to blame."""
+  try:
+    yield
+  except FileNotFoundError as error:
+    if error.errno is None:  # a message of this library's own
+      raise
+    raise OSError(f"{config.workdir} lost a file while it was trained: {error}") from error
+
+
+def _train(
+  config: Config,
+  inputs: Inputs,
+  on_progress: Callable[[loop.Progress], None] | None,
+  on_round: Callable[[str, int, int], None],
+  on_compiled: Callable[[StepCost], None],
+) -> loop.FitResult:
   t, trainer = config.training, make_trainer(config, inputs)
   if t.profiled[1] > trainer.total_steps:
     raise ConfigError(f"--profile_steps={t.profile_steps} is not allowed: the run has {trainer.total_steps} steps")

@@ -1,11 +1,18 @@
 """A workdir is one run: what may be changed in it, and config.json, which tells how it was made."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
+import jax
+
 from gr4ad_jax import config as config_lib
+from gr4ad_jax import files
 from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax.locks import InUseError, Lock
+
+LOCK = "lock"  # of a workdir
 
 FREE = (
   "data_dir", "ads_path", "events_path", "epochs", "max_steps", "remat", "mesh", "log_every", "eval_every",
@@ -52,14 +59,81 @@ def check_workdir(config: Config) -> None:
 
 
 def save_config(config: Config) -> None:
-  """Writes <workdir>/config.json, whole or not at all.
+  """Writes <workdir>/config.json, whole or not at all; from then on the run is this process', as `alone` says.
 
   Raises:
-    ConfigError: a knob that is not allowed, or as `check_workdir` does.
+    ConfigError: a knob that is not allowed, or as `check_workdir` and `alone` do.
   """
   check_workdir(config_lib.validate(config))
-  path = os.path.join(config.workdir, config_lib.CONFIG_FILE)
-  os.makedirs(config.workdir, exist_ok=True)
-  with open(path + ".part", "w", encoding="utf-8") as file:
-    file.write(config_lib.to_json(config))
-  os.replace(path + ".part", path)
+  _hold(config.workdir)
+  files.write_text(os.path.join(config.workdir, config_lib.CONFIG_FILE), config_lib.to_json(config))
+
+
+@dataclasses.dataclass
+class _Held:
+  """A run that is this process'.
+
+  Attributes:
+    lock: of its directory.
+    made: directories that were made for it, the innermost first.
+    users: `alone` blocks that it is held by; none: until the next one ends.
+  """
+
+  lock: Lock
+  made: list[str]
+  users: int = 0
+
+
+_held: dict[str, _Held] = {}
+
+
+@contextlib.contextmanager
+def alone(config: Config) -> Iterator[None]:
+  """A block in which no other process writes to the run: process 0 of a job holds a lock on its directory.
+
+  Blocks may be nested. A directory that is made for the lock, and to which nothing else was written, goes with it.
+
+  Raises:
+    ConfigError: another process trains the run.
+    OSError: the directory cannot be made or locked.
+  """
+  if jax.process_index():
+    yield
+    return
+  held = _hold(config.workdir)
+  held.users += 1
+  try:
+    yield
+  finally:
+    held.users -= 1
+    if not held.users:
+      _held.pop(os.path.realpath(config.workdir), None)
+      _let_go(config.workdir, held)
+
+
+def _hold(workdir: str) -> _Held:
+  path = os.path.realpath(workdir)
+  if path in _held and not _held[path].lock.stands:  # the directory was deleted meanwhile
+    _held.pop(path).lock.close()
+  if path not in _held:
+    made = []
+    while not os.path.isdir(path):
+      made.append(path)
+      path = os.path.dirname(path)
+    os.makedirs(workdir, exist_ok=True)
+    try:
+      lock = Lock(os.path.join(workdir, LOCK))
+    except InUseError as error:
+      message = f"--workdir={workdir} is not allowed: another process is training the run in it"
+      raise ConfigError(message) from error
+    _held[os.path.realpath(workdir)] = _Held(lock, made)
+  return _held[os.path.realpath(workdir)]
+
+
+def _let_go(workdir: str, held: _Held) -> None:
+  if held.made and os.path.isdir(workdir) and os.listdir(workdir) == [LOCK]:
+    held.lock.remove()
+    with contextlib.suppress(OSError):  # another process has written there in the meantime
+      for folder in held.made:
+        os.rmdir(folder)
+  held.lock.close()

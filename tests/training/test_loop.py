@@ -138,6 +138,27 @@ def test_stop_on_nan_keeps_the_last_good_step(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpointer.restore(toy.setup(20)[0]).state))
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -3e38])
+def test_data_that_nothing_can_be_learned_from_are_blamed(number):
+  state, step, batch_at = toy.setup(4)
+
+  def broken_batch(at):
+    batch = batch_at(at)
+    return batch | {"y": batch["y"].at[3].set(number)} if at == 1 else batch
+
+  with pytest.raises(loop.DivergedError, match=rf"at step 2; .*; its data hold {number:g} in \['y'\]") as error:
+    loop.fit(state, step, broken_batch, loop.Schedule(4))
+  assert error.value.of_data
+
+
+def test_a_learning_rate_that_is_too_high_is_not_blamed_on_the_data():
+  state, step, batch_at = toy.setup(4)
+  state = state.replace(params=jax.tree.map(lambda p: p * 0 + 1e30, state.params))
+  with pytest.raises(loop.DivergedError, match="at step 1; no checkpoint was saved before it$") as error:
+    loop.fit(state, step, batch_at, loop.Schedule(4))
+  assert not error.value.of_data
+
+
 def test_signal_handlers_come_back():
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   state, step, batch_at = toy.setup(2)
