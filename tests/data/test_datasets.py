@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -56,6 +57,10 @@ def test_online_retail_ads(retail):
   own = train & (retail.events.ad == row)
   assert ads.created[row] == retail.events.time[own].min()
   assert np.isclose(ads.price[row], np.median(retail.events.value[own] / retail.events.quantity[own]), atol=1e-4)
+  unit = retail.events.value[train] / retail.events.quantity[train]
+  sold = pd.DataFrame({"ad": retail.events.ad[train], "unit": unit, "time": retail.events.time[train]}).groupby("ad")
+  np.testing.assert_allclose(ads.price[sold.unit.median().index], sold.unit.median(), atol=1e-4)
+  np.testing.assert_array_equal(ads.created[sold.time.min().index], sold.time.min())
   unsold = np.setdiff1d(np.arange(len(ads)), retail.events.ad[train])
   np.testing.assert_array_equal(np.flatnonzero(np.isnan(ads.price)), unsold)
   np.testing.assert_array_equal(np.flatnonzero(ads.created < 0), unsold)

@@ -71,3 +71,8 @@ def test_the_file_is_replaced_whole(tmp_path):
   one, other = (EcpmBins.fit(np.arange(9, dtype=np.float32) * x, 4) for x in (1, 2))
   path = str(tmp_path / "ecpm.json")
   assert_replaced_whole(path, lambda: one.save(str(tmp_path)), lambda: other.save(str(tmp_path)))
+
+
+def test_a_bin_of_one_value_has_that_value_as_its_mean():
+  found = EcpmBins.fit(np.array([1, 2, 4, 8], np.float32), 4)
+  np.testing.assert_allclose(found.means, [1, 2, 4, 8 - 0.03 * 4], rtol=1e-6)  # the last is clipped

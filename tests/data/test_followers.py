@@ -58,7 +58,8 @@ def test_best_are_those_of_the_largest_share(lines, repeats):
 
 
 def test_an_ad_that_nothing_followed_says_nothing():
-  memory = Followers(np.array([0, 0, 1]), np.array([0, 1, 2]), 4)
+  with np.errstate(all="raise"):  # nor is anything divided by the nothing that followed
+    memory = Followers(np.array([0, 0, 1]), np.array([0, 1, 2]), 4)
   np.testing.assert_array_equal(memory.share(np.array([[2], [3]]), np.array([[0, 1], [0, 1]])), np.zeros((2, 2)))
 
 

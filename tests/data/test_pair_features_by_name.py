@@ -232,5 +232,8 @@ def test_a_log_of_one_line_tells_nothing_of_any_pair():
   found = contexts.pairs.batch(np.array([0]), np.array([[0, -1, 4]])).pair_features_BCF[0]
   of_history = [name for name in pair_features.FEATURES if name not in (*trends.FEATURES, "price")]
   assert not found[:, [pair_features.FEATURES.index(name) for name in of_history]].any() and not found[1].any()
+  pairs = contexts.pairs.batch(np.array([0]), np.array([[0, -1, 4]]))  # padding takes the codes of ad 0
+  assert pairs.ad_codes_BCT[0].tolist() == CODES_NT[[0, 0, 4]].tolist()
+  assert pairs.slot_codes_BST[0].tolist() == CODES_NT[[0, 0, 0]].tolist()
   batch = contexts.batch(np.array([0]))
   assert batch.target_ad_BM[0].tolist() == [log.events.ad[0], -1, -1] and batch.user_value_B[0] == 0

@@ -164,6 +164,7 @@ def test_one_kind_alone_changes_nothing_and_neither_do_values_of_nothing():
 
 
 def test_slopes_beyond_points_that_are_not_at_zero():
+  assert Calibration.identity() == Calibration([0.0], [0.0], 1.0)
   made = Calibration([-1.0, 2.0, 3.0], [0.5, 1.5, 1.5], 1.0)
   found = logit(made.probability(np.array([[-3.0, -1.0, 0.5], [2.5, 3.0, 5.0]])).astype(float))
   np.testing.assert_allclose(found, [[-1.5, 0.5, 1.0], [1.5, 1.5, 3.5]], atol=1e-4)

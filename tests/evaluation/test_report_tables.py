@@ -218,3 +218,10 @@ def test_a_path_without_a_folder_is_written_here(tmp_path, monkeypatch):
   report_tables.write_text("a.md", "a")
   report_tables.write_json("a.json", {})
   assert sorted(os.listdir()) == ["a.json", "a.md"]
+
+
+def test_all_systems_that_are_best_stand_in_bold():
+  """Equal numbers, not the same object: as read back from a file."""
+  found = json.loads(json.dumps(FOUND | {"systems": {name: FOUND["systems"]["gr4ad"] for name in ("a", "b")}}))
+  lines = report_tables.format_table(found).splitlines()
+  assert [line.count("**") for line in lines if line.startswith(("| a  ", "| b  "))] == [4, 4]
