@@ -125,7 +125,7 @@ def test_a_file_gives_the_array_s_codes_without_being_read_whole(monkeypatch, tm
   monkeypatch.setattr(rows, "STEP", 512)
   monkeypatch.setattr(tokenizer, "STEP", 512)
   monkeypatch.setattr("gr4ad_jax.sid.encoders.CHUNK", 512)
-  path, num, width = str(tmp_path / "vectors.npy"), 16_000, 512
+  path, num, width = str(tmp_path / "vectors.npy"), 10_000, 512
   vectors = np.random.default_rng(0).normal(size=(num, width)).astype(np.float32)
   np.save(path, vectors)
   bare, events = make[0](num), make[1]([[0, 1]])
@@ -146,7 +146,7 @@ def test_a_file_gives_the_array_s_codes_without_being_read_whole(monkeypatch, tm
 
 @pytest.mark.parametrize(("clusters", "bytes_a_point"), [(1024, 210), (64, 400)])
 def test_memory_is_as_stated(clusters, bytes_a_point):
-  points = np.random.default_rng(0).normal(size=(60_000, 8)).astype(np.float32)
+  points = np.random.default_rng(0).normal(size=(30_000, 8)).astype(np.float32)
   kmeans.balanced_kmeans(points[:2048], clusters, iterations=1, seed=0)  # what is loaded on first use
   tracemalloc.start()
   try:

@@ -61,7 +61,8 @@ def test_each_gradient_goes_where_it_belongs():
   np.testing.assert_allclose(to_z[0], pull, rtol=1e-4, atol=1e-6)
 
 
-def test_it_finds_clusters_and_uses_its_codes():
+def test_it_finds_clusters_and_uses_its_codes(monkeypatch):
+  monkeypatch.setattr(rqvae, "BATCH", 256)
   rng = np.random.default_rng(2)
   group = rng.integers(6, size=900)
   x = (0.2 * rng.normal(size=(6, 20))[group] + 0.05 * rng.normal(size=(900, 20))).astype(np.float32)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax.sid import kmeans, report, rows, rqvae, swing, tokenizer
+from gr4ad_jax.sid import assignment, kmeans, report, rows, rqvae, swing, tokenizer
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.live_index import LiveIndex
 
@@ -165,6 +165,14 @@ def test_centroids_are_shipped_once_for_all_steps_and_rounds(monkeypatch):
   assert len({id(units_D) for *_, units_D in sums}) == 2
   for value in [value for call in (*nearest, *sums) for value in call]:
     assert isinstance(value, jax.Array)  # what is not would be shipped by the call
+
+
+def test_rounds_of_an_auction_share_one_shipment(monkeypatch):
+  seen = []
+  spied(monkeypatch, "_nearest_on", seen)
+  centroids_CD = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+  assignment.assign_rows(rows.Rows(np.zeros((300, 2), np.float32)), centroids_CD, 3)  # all want the same 32 clusters
+  assert len(seen) >= 4 and len({id(shipped) for _, shipped, _ in seen}) == 1
 
 
 def test_new_ads_are_encoded_with_centroids_shipped_once(monkeypatch, make):
