@@ -1,9 +1,11 @@
 """GR4AD against a forward in NumPy, written from the formulas: outputs, search and training."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
+from gr4ad_jax.models.context import EDGES
 from tests.models import forwards, tiny
 from tests.models.numbers import RATE, drop_known
 from tests.models.reference import Request, outputs
@@ -104,3 +106,35 @@ def test_dropout_stands_where_it_should_and_the_copy_path_reads_slots_without():
     [Request(model, params, batch, b) for b in range(len(codes))], codes, forwards.VALUED
   )
   assert np.abs(plain["logp_BM"] - found["logp_BM"]).max() > 0.1  # dropout changes it
+
+
+def test_gradients_are_the_formulas_slopes():
+  """Along a random direction in all parameters, against a difference of the reference's float64."""
+  settings = {"layers": 2, "lazy_layers": 1, "kv_split": 2, "feature_bins": 2}
+  settings |= {"history_bias": True, "history_bias_ads": 3}
+  model, params, batch, codes = make_system(tiny.make_model(**settings))
+  batch, codes = jax.tree.map(lambda x: x[[0, 1, 3]], batch), codes[[0, 1, 3], ::2]
+  rng = np.random.default_rng(11)
+  weights = outputs([Request(model, params, batch, b) for b in range(3)], codes, forwards.VALUED)
+  weights = {name: rng.normal(size=x.shape) for name, x in weights.items()}
+
+  def total(model, batch, codes):
+    out = model(batch, codes, valued=forwards.VALUED)._asdict()
+    return sum((x * weights[name]).sum() for name, x in out.items())
+
+  slope = tiny.jit(jax.grad(lambda p: nn.apply(total, model)({"params": p}, batch, codes)))(params)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+  for name in EDGES:  # fitted, not learned
+    assert params["processor"][name].any() and not slope["processor"][name].any()
+  toward = jax.tree.map(lambda x: rng.normal(size=np.shape(x)), params)
+  toward["processor"] |= {name: np.zeros_like(params["processor"][name]) for name in EDGES}
+
+  def at(step):
+    moved = jax.tree.map(lambda x, d: np.float64(x) + step * d, params, toward)
+    out = outputs([Request(model, moved, batch, b) for b in range(3)], codes, forwards.VALUED)
+    return sum((x * weights[name]).sum() for name, x in out.items())
+
+  step = 1e-6
+  expected = (at(step) - at(-step)) / (2 * step)
+  parts = jax.tree.leaves(jax.tree.map(lambda g, d: np.vdot(np.float64(g), d), slope, toward))
+  np.testing.assert_allclose(sum(parts), expected, rtol=2e-3)

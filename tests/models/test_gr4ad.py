@@ -10,7 +10,7 @@ import pytest
 
 from gr4ad_jax.models import remat
 from gr4ad_jax.models.context import EDGES, Context
-from gr4ad_jax.models.gr4ad import next_code_logp
+from gr4ad_jax.models.gr4ad import compute_dtype, next_code_logp
 from gr4ad_jax.models.history_copy import ValueReader
 from gr4ad_jax.models.lazy_decoder import LazyDecoder
 from gr4ad_jax.objectives import vsl
@@ -68,19 +68,6 @@ def test_the_value_of_an_ad_reads_the_slots_that_carry_it_and_no_others():
   hidden = np.maximum(h @ state["kernel"] + state["bias"] + read @ slot["kernel"], 0)
   found = reader.apply({"params": params}, h, slots, match)
   np.testing.assert_allclose(found, h + hidden @ out["kernel"], atol=1e-5)
-
-
-def test_without_a_copy_path_the_value_is_the_states_alone():
-  batch, models = tiny.make_batch(), (tiny.make_model(copy="off"), tiny.make_model(copy="history"), tiny.make_model())
-  assert ["value_reader" in tiny.make_params(model) for model in models] == [False, True, True]
-  for model in models[1:]:  # read or not, as the slot may be copied
-    params, codes = tiny.make_params(model), batch.slot_codes_BST[:1]
-    start = model.apply({"params": params}, jax.tree.map(lambda x: x[:1], batch), method="start")
-    other = start.replace(context=start.context.replace(slots_BSD=start.context.slots_BSD + 1))
-    h = jnp.ones((1, codes.shape[1], model.config.width))
-    one, two = (model.apply({"params": params}, s, h, codes, method="value_logits") for s in (start, other))
-    copied = (codes[0][:, None] == codes[0][None]).all(-1) & np.asarray(start.copyable_BS)
-    np.testing.assert_array_equal(np.abs(one - two)[0].max(-1) > 1e-4, copied.any(-1))
 
 
 @pytest.mark.parametrize("lazy", [0, 1])
@@ -183,6 +170,20 @@ def test_rematerialisation_changes_neither_loss_nor_gradients_nor_parameters():
   fitted = [grads["processor"].pop(name) for name in EDGES]
   assert not any(leaf.any() for leaf in fitted)
   assert all((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(grads))  # all other parameters learn
+
+
+def test_what_xla_is_told_of_a_policy(monkeypatch):
+  for backend, told in (("cpu", 1), ("tpu", 0)):
+    monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+    options = [remat.compiler_options(policy) for policy in ("none", "dots", "full")]
+    assert [len(each) for each in options] == [0, told, told]
+
+
+def test_the_compute_dtype_is_as_asked_or_the_devices(monkeypatch):
+  asked = [tiny.make_model(compute_dtype=name).config for name in ("auto", "float32", "bfloat16")]
+  for backend, auto in (("cpu", "float32"), ("tpu", "bfloat16")):
+    monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+    assert [str(compute_dtype(config)) for config in asked] == [auto, "float32", "bfloat16"]
 
 
 def test_each_policy_keeps_less_than_the_one_before():

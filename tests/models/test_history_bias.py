@@ -46,6 +46,16 @@ def test_a_part_of_an_even_history_stands_for_all_of_it():
   np.testing.assert_allclose(part, whole, atol=1e-6)
 
 
+def test_the_estimate_is_scaled_up_and_stays_below_one():
+  """Of a history of 8, 2 are scored."""
+  for mass, whole in ((0.1, 0.4), (0.3, 1 - 1e-4)):  # .3 would stand for 1.2
+    past = np.log([[mass / 4, 3 * mass / 4, 0.9, 0.9]])  # the last two are padding
+    mask, logp = np.array([[True, True, False, False]]), np.log([[0.02, 0.05]])
+    found = biased_logp(logp, np.array([[False, True]]), past, mask, np.array([8]), jnp.float32(2))
+    expected = logp + [[0, 2]] - np.log(1 - whole + np.exp(2) * whole)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("level", [-200.0, 0.0, 40.0])
 @pytest.mark.parametrize("bias", [-30.0, 0.0, 10.0])
 def test_gradients_are_finite_where_the_history_holds_nothing_or_all(level, bias):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gr4ad_jax.data.batches import zero_batch
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.layers import Dropout, GatedFFN, Linear, attend, rms_norm
+from gr4ad_jax.models.layers import Dropout, GatedFFN, Linear, attend, product, rms_norm
 from gr4ad_jax.presets import PRESETS
 from tests.models import tiny
 
@@ -109,3 +109,67 @@ def test_dropout_drops_its_share_keeps_the_mean_and_draws_anew(rate, width):
   assert np.abs(by_element - share).max() < 5 * (share * (1 - share) / 2000) ** 0.5
   assert (out != call(jax.random.key(1), deterministic=False)).any()
   np.testing.assert_array_equal(call(jax.random.key(0), deterministic=True), x)
+
+
+def test_dropout_drops_the_bytes_below_its_rate(monkeypatch):
+  words = np.arange(256, dtype=np.uint8).view(np.uint32).reshape(2, 32)  # each byte once
+  asked = []
+
+  def bits(key, shape, dtype):
+    asked.append((shape, dtype))
+    return jnp.asarray(words)
+
+  monkeypatch.setattr(jax.random, "bits", bits)
+  x = np.arange(1, 255, dtype=np.float32).reshape(2, 127)  # the last byte of a row is not read
+  found = Dropout(0.3).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+  expected = np.zeros((2, 127))
+  for row in range(2):
+    for column in range(127):
+      if 128 * row + column >= 77:  # 256 * .3 is 76.8
+        expected[row, column] = x[row, column] * 256 / (256 - 77)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  assert asked == [((2, 32), jnp.uint32)]
+
+
+def test_nothing_is_dropped_at_no_rate_or_where_so_built():
+  x = jnp.ones((3, 5))
+  for layer, call in ((Dropout(0.001), False), (Dropout(0.4, deterministic=True), None)):
+    np.testing.assert_array_equal(layer.apply({}, x, deterministic=call), x)  # asks for no bits
+
+
+@pytest.mark.parametrize("spec", ["bqghd,bsgd->bghqs", "bms,bsd->bmd", "ni,io->no"])
+def test_gradients_of_a_product_are_the_formulas(spec):
+  """Of sum(c * x y): each operand's is the sum, over all that it meets, of c times the other."""
+  rng = np.random.default_rng(5)
+  sizes = dict(zip("bqghdsmnio", (2, 3, 2, 2, 3, 4, 3, 3, 4, 2), strict=True))
+  names = spec.replace("->", ",").split(",")
+  x, y, c = (rng.normal(size=[sizes[axis] for axis in name]) for name in names)
+  dx, dy = np.zeros_like(x), np.zeros_like(y)
+  axes = sorted(set(names[0] + names[1]))
+  for at in np.ndindex(*(sizes[axis] for axis in axes)):
+    place = dict(zip(axes, at, strict=True))
+    of_x, of_y, of_c = (tuple(place[axis] for axis in name) for name in names)
+    dx[of_x] += c[of_c] * y[of_y]
+    dy[of_y] += c[of_c] * x[of_x]
+  x, y, c = (jnp.asarray(z, jnp.float32) for z in (x, y, c))
+  found = jax.grad(lambda x, y: (product(spec, x, y) * c).sum(), argnums=(0, 1))(x, y)
+  np.testing.assert_allclose(found[0], dx, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found[1], dy, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bfloat16_product_is_float32_and_its_gradients_are_products_in_bfloat16():
+  x, y = jnp.ones((2, 3), jnp.bfloat16), jnp.full((3, 4), 1 + 2**-7, jnp.bfloat16)
+  assert product("ni,io->no", x, y).dtype == jnp.float32
+  np.testing.assert_allclose(product("ni,io->no", x, y), 3 + 3 * 2**-7)  # no bfloat16 number
+  made = jax.make_jaxpr(jax.grad(lambda x, y: product("ni,io->no", x, y).sum(), (0, 1)))(x, y)
+  factors = [eqn.invars for eqn in made.eqns if eqn.primitive.name == "dot_general"]
+  assert len(factors) >= 2
+  assert {str(x.aval.dtype) for pair in factors for x in pair} == {"bfloat16"}
+
+
+def test_softmax_of_bfloat16_attention_is_float32():
+  """4,096 equal keys: a sum of weights in bfloat16 would stop at 256."""
+  ones = jnp.ones((1, 4096, 1, 2), jnp.bfloat16)
+  out = attend(ones[:, :1], ones, 3 * ones, jnp.ones((1, 1, 4096), bool))
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(out, np.float32), 3, rtol=1e-2)

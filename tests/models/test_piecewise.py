@@ -18,6 +18,12 @@ def test_edges_are_quantiles_of_what_is_not_zero():
   assert not edges[2].any()
 
 
+def test_the_first_edge_is_moved_to_zero_for_positive_numbers_with_zeros_alone():
+  columns = {"positive": [1, 2, 3, 4], "with zeros": [0, 2, 3, 4], "both signs": [0, -2, 3, 4]}
+  edges = piecewise.feature_edges(np.array(list(columns.values()), float).T, 1)
+  np.testing.assert_array_equal(edges, [[1, 4], [0, 4], [-2, 4]])
+
+
 def test_encoding_equals_a_loop():
   rng = np.random.default_rng(1)
   edges = np.sort(rng.normal(size=(3, 6)), axis=1).astype(np.float32)

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from gr4ad_jax.models.layers import Linear
 from gr4ad_jax.models.quantized import matmul, quantize
 from tests.models import tiny
 
@@ -40,24 +41,35 @@ def test_the_product_is_near_the_plain_one(kind, bound):
   assert np.abs(out - x @ kernel).max() > 0
 
 
+def test_scales_bring_the_greatest_of_a_column_to_the_greatest_of_the_kind():
+  kernel = np.float32([[1e-3, -2.0, 0, 0.1], [-2e-3, 0.3, 0, 7.0]])
+  for kind, greatest in (("int8", 127), ("fp8", 448)):
+    variables = quantize({"kernel": kernel}, kind)
+    scale_F = variables["scales"]["kernel"]
+    np.testing.assert_allclose(scale_F, np.array([2e-3, 2, 1e-12, 7]) / greatest, rtol=1e-6)
+    low = np.asarray(variables["params"]["kernel"], np.float64)
+    assert np.abs(low).max(axis=0).tolist() == [greatest, greatest, 0, greatest]
+
+
 def test_fp8_scales_each_row_of_activations_and_each_column_of_the_kernel():
-  """Every number is rounded to 3 bits after the leading one, once its row's greatest is brought to 448."""
+  """A number keeps 3 bits after its first, once the greatest of its row is brought to 448."""
   rng = np.random.default_rng(2)
   x, kernel = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 4), (4, 5)))
-  x[1] *= 1e3
-  x[2] = 0
+  x *= np.float32([[1e-6], [1e3], [0]])
   variables = quantize({"kernel": kernel}, "fp8")
-  low, scale_F = variables["params"]["kernel"], np.asarray(variables["scales"]["kernel"])
-  np.testing.assert_allclose(scale_F, np.abs(kernel).max(axis=0) / 448, rtol=1e-6)
+  low, scale_F = variables["params"]["kernel"], variables["scales"]["kernel"]
   expected = np.zeros((3, 5))
   for row in range(2):
     step = np.abs(x[row]).max() / 448
     rounded = [float(ml_dtypes.float8_e4m3fn(value / step)) * step for value in x[row]]
     for column in range(5):
-      expected[row, column] = sum(rounded * np.float64(low[:, column])) * scale_F[column]
-  found = matmul(jnp.asarray(x), low, variables["scales"]["kernel"], jnp.bfloat16)
-  assert found.dtype == jnp.bfloat16
-  np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=1e-2, atol=1e-6)
+      expected[row, column] = rounded @ np.asarray(low[:, column], np.float64) * scale_F[column]
+  found = matmul(jnp.asarray(x), low, scale_F, jnp.float32)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  wide = Linear(5, out_dtype=jnp.float32).apply(
+    {"params": {"kernel": low}, "scales": {"kernel": scale_F}}, jnp.asarray(x, jnp.bfloat16)
+  )
+  assert wide.dtype == jnp.float32 and (wide != wide.astype(jnp.bfloat16)).any()
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])

@@ -13,7 +13,6 @@ from gr4ad_jax.data.batches import PADDING
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.models.zoo.tiger import position_buckets
 from gr4ad_jax.sid.index import SidIndex
 from tests.models import tiny
 
@@ -95,15 +94,6 @@ def test_chain_needs_a_layer_a_level():
     build("deepseek_mtp", layers=2)
 
 
-def test_onerec_v2_is_gr4ad_without_lazy_layers_and_copies():
-  ours = make_system("onerec_v2")
-  assert (ours.model.config.lazy_layers, ours.model.config.copy) == (0, "off")
-  plain = tiny.make_model(lazy_layers=0, copy="off")
-  out = tiny.jit(lambda p, b, c: plain.apply({"params": p}, b, c))(ours.params, ours.batch, tiny.every_code(ours.batch))
-  np.testing.assert_allclose(ours.out.logp_BM, out.logp_BM, atol=1e-6)
-  assert (ours.out.gate_B < 1e-6).all()
-
-
 def test_tiger_reads_the_history_alone_and_its_order():
   system = make_system("tiger")
   batch = system.batch
@@ -112,15 +102,6 @@ def test_tiger_reads_the_history_alone_and_its_order():
   codes = batch.slot_codes_BST.copy()
   codes[1, [0, 1]] = codes[1, [1, 0]]
   assert np.abs(system.run(batch._replace(slot_codes_BST=codes)).logp_BM - system.out.logp_BM)[1].max() > 1e-3
-
-
-def test_position_buckets_are_exact_when_near_and_coarser_with_distance():
-  buckets = position_buckets(200)
-  assert buckets.min() == 0 and buckets.max() == 31
-  assert len(set(buckets[100, 100:108])) == 8 and len(set(buckets[100, 93:101])) == 8
-  assert buckets[0, 128] == buckets[0, 199] and buckets[100, 99] != buckets[100, 101]
-  ahead = buckets[0, 1:]
-  assert (np.diff(ahead) >= 0).all()
 
 
 def test_the_decoder_reads_vectors_and_states_and_does_not_move_them():
