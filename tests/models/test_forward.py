@@ -12,10 +12,12 @@ from tests.models.reference import Request, outputs
 
 SETTINGS = {
   "context": {"layers": 4, "kv_layers": 3, "kv_split": 2, "kv_groups": 2, "feature_bins": 3,
-              "ffn_multiple": 2, "history_bias": True, "history_bias_ads": 3},
+              "copy": tiny.fresh("context"), "ffn_multiple": 2, "history_bias": True,
+              "history_bias_ads": 3},
   "history": {"layers": 2, "lazy_layers": 0, "kv_layers": 2, "heads": 2, "kv_groups": 1,
               "copy": "history", "feature_bins": 0, "history_bias": True, "history_bias_ads": 5},
-  "off": {"layers": 2, "lazy_layers": 1, "copy": "off", "feature_bins": 2, "ffn_multiple": 1},
+  "off": {"layers": 2, "lazy_layers": 1, "copy": tiny.fresh("off"), "feature_bins": 2,
+          "ffn_multiple": 1},
 }  # fmt: skip
 
 

@@ -174,15 +174,16 @@ def test_rematerialisation_changes_neither_loss_nor_gradients_nor_parameters():
 
 def test_what_xla_is_told_of_a_policy(monkeypatch):
   for backend, told in (("cpu", 1), ("tpu", 0)):
-    monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-    options = [remat.compiler_options(policy) for policy in ("none", "dots", "full")]
+    monkeypatch.setattr(jax, "default_backend", lambda backend=backend: tiny.fresh(backend))
+    options = [remat.compiler_options(tiny.fresh(policy)) for policy in ("none", "dots", "full")]
     assert [len(each) for each in options] == [0, told, told]
 
 
 def test_the_compute_dtype_is_as_asked_or_the_devices(monkeypatch):
-  asked = [tiny.make_model(compute_dtype=name).config for name in ("auto", "float32", "bfloat16")]
+  names = ("auto", "float32", "bfloat16")
+  asked = [tiny.make_model(compute_dtype=tiny.fresh(name)).config for name in names]
   for backend, auto in (("cpu", "float32"), ("tpu", "bfloat16")):
-    monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+    monkeypatch.setattr(jax, "default_backend", lambda backend=backend: tiny.fresh(backend))
     assert [str(compute_dtype(config)) for config in asked] == [auto, "float32", "bfloat16"]
 
 

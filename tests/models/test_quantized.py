@@ -89,7 +89,7 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(kind):
 
 def test_as_trained_nothing_changes():
   params = {"a": {"kernel": np.ones((2, 2))}}
-  assert quantize(params, "none") == {"params": params}
+  assert quantize(params, tiny.fresh("none")) == {"params": params}
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("int8", 0.1), ("fp8", 1.0)])

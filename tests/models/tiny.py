@@ -82,6 +82,11 @@ def make_batch(seed=0):
   )
 
 
+def fresh(text):
+  """An equal string that is another object, as one of a command line is: asking by `is` fails."""
+  return "".join(list(text))
+
+
 def every_code(batch):
   """[B, 140, 3]: all UA-SIDs, for each request."""
   return np.broadcast_to(ALL_CODES, (len(batch.slot_kind_BS), *ALL_CODES.shape))

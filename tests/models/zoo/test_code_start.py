@@ -1,10 +1,11 @@
 """How models of UA-SIDs start, how their parameters lie on a mesh, and what remat makes again."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from tests.models import tiny
+from tests.models import forwards, tiny
 from tests.models.zoo.test_code_models import NAMES, build
 from tests.models.zoo.test_item_start import deviation, starts
 
@@ -53,6 +54,8 @@ def test_start_and_axes(name, monkeypatch):
     draw, laid, shape = found[path]
     assert laid == axes, path
     np.testing.assert_allclose(deviation(draw, shape), size, rtol=0.04, err_msg=path)
+  if name == "tiger":  # a start token each of encoder and decoder; T5's buckets by head
+    assert [found[path][2] for path in ("bos", "relative")] == [(2, 16), (32, 4)]
   for path, (draw, laid, shape) in found.items():
     *_, layer, leaf = ("", *path.split("/"))
     if leaf == "kernel" and path not in expected:
@@ -62,6 +65,23 @@ def test_start_and_axes(name, monkeypatch):
     elif leaf in ("scale", "bias"):
       assert (draw(shape) == (leaf == "scale")).all(), path
   assert {path for path in found if path.startswith("codes")} == {f"codes_{t}" for t in range(3)}
+
+
+@pytest.mark.parametrize("name", ["gr4ad", "tiger"])
+def test_a_bfloat16_model_has_float32_logits_and_outputs(name):
+  """Nothing is computed."""
+  batch = tiny.make_batch()
+  model = build(name, compute_dtype="bfloat16", layers=1, lazy_layers=0)
+  params = tiny.make_params(model)
+  call = nn.apply(forwards.everything, model)
+  found = jax.eval_shape(lambda p: call({"params": p}, batch, batch.target_codes_BMT), params)
+  assert {str(h.dtype) for h in found["h"]} == {"bfloat16"}
+  scores = (found["outputs"], found["logits"], found["value"], found["final"])
+  assert {str(x.dtype) for x in jax.tree.leaves(scores)} == {"float32"}
+
+
+def test_the_chain_has_no_lazy_layers():
+  assert build("deepseek_mtp").config.lazy_layers == 0
 
 
 @pytest.mark.parametrize(
@@ -80,6 +100,7 @@ def test_remat_makes_every_block_again(name, blocks):
     )
     return str(jax.make_jaxpr(call)(params)).count("remat2[")
 
+  assert trace(plain.clone(remat=tiny.fresh("none"))) == 0
   heads_and_others = {"tiger": 0, "parallel_heads": 9, "deepseek_mtp": 9}[name]
   assert trace(plain.clone(remat="full")) == blocks + heads_and_others
 
