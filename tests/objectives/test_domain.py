@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -94,8 +95,10 @@ def test_grpo_is_bounded_from_below_and_equal_rewards_teach_nothing():
   assert np.isfinite(each).all() and np.isfinite(gradient).all()
   assert (each >= -1.2 - 1e-4).all()  # advantages have a mean square of 1, and no ratio above 1 + clip is rewarded
   np.testing.assert_allclose(unmoved, 0, atol=1e-5)  # advantages sum to 0
-  odd = np.repeat(np.float32([[10.1], [0.7], [-3.3], [7e7], [1e14]]), 3, axis=1)  # their mean is rounded
-  alone = grpo.grpo_loss(policy[:5, :3], policy[:5, :3] + np.float32([[0.1, 0.2, 0.3]]), odd, kl=0.0)
+  odd = np.repeat(np.float32([[1.85], [-2.22], [8.51]]), 7, axis=1)
+  rounded = np.asarray(jnp.asarray(odd).sum(1) / 7)
+  assert (rounded != odd[:, 0]).any()  # their mean is none of them
+  alone = grpo.grpo_loss(policy[:3, :7], policy[:3, :7] + 0.1 * np.arange(7, dtype=np.float32), odd, kl=0.0)
   assert (alone == 0).all()
 
 
