@@ -8,6 +8,7 @@ A mutant that no test notices has *survived*. `survivors.toml` says of each know
 """
 
 import concurrent.futures
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -184,6 +185,7 @@ def main(_) -> None:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out / "xla")
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+  logging.getLogger("cosmic_ray").setLevel(logging.WARNING)  # it tells every command that it runs
   begin = time.monotonic()
   sessions = {room: session(room, out) for room in ROOMS_FLAG.value}
   if RETEST.value:
