@@ -6,17 +6,17 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 
 from absl import flags
 
 from experiments import flags as flags_lib
 from gr4ad_jax.config import Config, ConfigError
-from gr4ad_jax.data import tables
+from gr4ad_jax.data import column_files, tables
 from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.serving import printed
 from gr4ad_jax.serving.contexts import UserHistories
-from gr4ad_jax.serving.recommender import Recommendation, Recommender
+from gr4ad_jax.serving.recommender import Recommender
 
 _USER = flags.DEFINE_string("user", "", "user_id of the event log that the run was trained on.")
 _HISTORY = flags.DEFINE_string(
@@ -32,15 +32,16 @@ def user_log(config: Config, user: str) -> EventLog:
   histories = UserHistories.load(config)
   log = histories.log_of(user)
   if log is None:
-    one = histories.user_ids[0]
-    raise ConfigError(f"--user={user} is not allowed: the event log has no such user_id; one that it has is {one}")
+    one = printed.plain(histories.user_ids[0])
+    problem = "is not allowed: the event log has no such user_id; one that it has is"
+    raise ConfigError(f"--user={printed.plain(user)} {problem} {one}")
   return log
 
 
 def file_log(recommender: Recommender, path: str) -> EventLog:
   """The history in a file, checked like an event log; `user_id` may be left out. Raises DataError."""
-  tables.check_file("history", path)
-  cells = tables.read_file(path, ("ad_id", "time"), ("user_id", *tables.EVENT_OPTIONAL))
+  column_files.check_file("history", path)
+  cells = column_files.read_file(path, ("ad_id", "time"), ("user_id", *tables.EVENT_OPTIONAL))
   if "user_id" not in cells:
     cells["user_id"] = tables.constant("user_id", "user", len(cells["ad_id"]))
   rules = tables.EventRules(recommender.behaviors, "error", recommender.config.data.session_gap_minutes)
@@ -48,15 +49,6 @@ def file_log(recommender: Recommender, path: str) -> EventLog:
   if len(log.user_id) > 1:
     raise DataError(f"{path}: column 'user_id' names {len(log.user_id)} users; a history is of one")
   return log
-
-
-def format_list(found: Sequence[Recommendation]) -> str:
-  """A ranked list as aligned lines."""
-  width = max([len("ad_id"), *(len(ad.ad_id) for ad in found)])
-  lines = [f"{'':>3}  {'ad_id':<{width}} {'score':>7} {'eCPM':>8}  text"]
-  for rank, ad in enumerate(found, 1):
-    lines.append(f"{rank:>3}  {ad.ad_id:<{width}} {ad.score:>7.3f} {ad.ecpm:>8.2f}  {ad.text}")
-  return "\n".join(lines)
 
 
 def main(argv):
@@ -73,7 +65,7 @@ def main(argv):
   if _JSON.value:
     print(json.dumps({"user": _USER.value or None, "ads": [dataclasses.asdict(ad) for ad in found]}, allow_nan=False))
   else:
-    print(format_list(found))
+    print(printed.ranked_list(found, printed.terminal_width()))
   return 0
 
 

@@ -15,7 +15,7 @@ from absl import flags
 
 from experiments import flags as flags_lib
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.checks import optional
+from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.prepare import prepared_folders
 from gr4ad_jax.sid import swing_beam, tokenizer
 

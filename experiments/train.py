@@ -14,7 +14,7 @@ from experiments import jobs
 from experiments.progress import RoundProgress, duration, show_cost, show_progress
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.serving import examples
+from gr4ad_jax.serving import examples, printed
 from gr4ad_jax.sid import report
 from gr4ad_jax.training import loop, run, scoring, trainer
 from gr4ad_jax.training import workdir as workdir_lib
@@ -68,7 +68,8 @@ def main(argv):
   if _EVALUATE.value and inputs.has_targets(config, "test"):
     found, ranking = scoring.evaluate_run(config, inputs, "test")
     print(report_tables.format_table(found), flush=True)
-    print(examples.describe(dataset, ranking, config.data.target_behavior), flush=True)
+    width = printed.terminal_width()
+    print(examples.describe(dataset, ranking, config.data.target_behavior, width=width), flush=True)
   elif _EVALUATE.value:
     print("nothing to evaluate on: no user has the three visits that it takes", flush=True)
   print(f"the run lies in {config.workdir}", flush=True)

@@ -19,8 +19,8 @@ class DataConfig:
 
   dataset: str = knob("online_retail", "Which data set.", choices=("online_retail", "amazon_reviews", "ad_log"))
   data_dir: str = knob("", "Where prepared data sets lie; empty: a folder in the user's cache.")
-  ads_path: str = knob("", "ad_log, amazon_reviews: the ad table (.parquet or .csv).")
-  events_path: str = knob("", "ad_log, amazon_reviews: the event log (.parquet or .csv).")
+  ads_path: str = knob("", "ad_log, amazon_reviews: the ad table (.parquet or .csv, or a folder of such parts).")
+  events_path: str = knob("", "ad_log, amazon_reviews: the event log (.parquet or .csv, or a folder of such parts).")
   behaviors: tuple[str, ...] = knob(("click", "cart", "purchase"), "ad_log: behaviours, shallowest first.")
   on_unknown_ad: str = knob(
     "error", "ad_log: an event of an ad that the table lacks: stop, or set it aside.", choices=("error", "drop")

@@ -3,60 +3,90 @@
 Rows are counted from 1 and do not count a header. A cell is *empty* where it is null or, as text, blank.
 """
 
-import datetime
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from gr4ad_jax.data import csv_files, times
+from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 
-MAX_TIME = 253_402_300_800  # the year 10000; unix milliseconds of any recent date lie beyond it
-MAX_NUMBER = float(np.finfo(np.float32).max)
-
-
-def optional(module: str, extra: str = "data") -> Any:
-  """Imports a module of an extra. Raises ImportError, in one line that names the extra, where it is missing."""
-  try:
-    return importlib.import_module(module)
-  except ImportError as error:
-    raise ImportError(f"{module.split('.')[0]} is missing: pip install 'gr4ad_jax[{extra}]'") from error
-
-
-def bad_cell(path: str, column: str, row: int, value: Any, problem: str) -> DataError:
-  """The error of one cell; `row` is 0-based here and 1-based in the message."""
-  shown = repr(value)
-  return DataError(f"{path}: column '{column}', row {row + 1}: {shown[:80]}{'…' if len(shown) > 80 else ''} {problem}")
+MAX_NUMBER = 1e12  # money or units of an event: squares and sums over all events stay finite in float32
+LONGEST_ID = 1024  # characters
+_CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}]"
+_SHORTENED = r"^[0-9](\.[0-9]+)?[eE]\+[0-9]+$"  # as spreadsheets write 1234567890123
 
 
 class Cells:
   """One column of a file: where it came from, and its Arrow array.
 
   Every method raises `DataError`, in one line, for a column of the wrong type and for the first bad cell.
+
+  Args:
+    path: the file, or the folder of part files.
+    column: its name.
+    array: an Arrow array, plain, chunked or of a dictionary; text may be binary that is UTF-8.
+    parts: (file, rows) of each part, in order; none where the column is of no file.
   """
 
-  def __init__(self, path: str, column: str, array: Any):
+  def __init__(self, path: str, column: str, array: Any, parts: tuple[tuple[str, int], ...] = ()):
     arrow = optional("pyarrow")
+    self.path, self.column, self._parts = path, column, parts
     if arrow.types.is_dictionary(array.type):
       array = array.cast(array.type.value_type)
-    if array.type in (arrow.large_string(), arrow.string_view()):
-      array = array.cast(arrow.string())
     if isinstance(array, arrow.ChunkedArray):
       array = array.combine_chunks()
-    self.path, self.column, self.array = path, column, array
+    self.array = self._decoded(array)
 
   def __len__(self):
     return len(self.array)
 
+  def bad(self, row: int, value: Any, problem: str) -> DataError:
+    """The error of one cell; `row` is 0-based over all parts here, and 1-based in its own file in the message."""
+    path = self.path
+    for part, size in self._parts:
+      path = part
+      if row < size:
+        break
+      row -= size
+    where = f"row {row + 1}"
+    if path.endswith(".csv") and self._parts and (line := csv_files.line_of(path, row)) != row + 2:
+      where += f" (line {line})"
+    shown = repr(value)
+    cut = f"{shown[:80]}{'…' if len(shown) > 80 else ''}"
+    return DataError(f"{path}: column '{self.column}', {where}: {cut} {problem}")
+
+  def beside(self, column: str, array: Any) -> "Cells":
+    """Another column of the same rows, made of this one."""
+    return Cells(self.path, column, array, self._parts)
+
   def labels(self, *, allow_empty: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Text or whole numbers, as codes: (codes [E] int32, values [distinct] str in order of first appearance)."""
-    encoded = self._text().dictionary_encode()
-    codes, values = encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
+    codes, values = _encoded(self._text())
     if not allow_empty:
       blank = np.fromiter((not value.strip() for value in values), bool, len(values))
       self._refuse(blank[codes], "is empty", lambda row: values[codes[row]])
-    return codes.astype(np.int32, copy=False), values
+    return codes, values
+
+  def ids(self) -> tuple[np.ndarray, np.ndarray]:
+    """As `labels`, of names that other rows and requests repeat; white space around a name is left away.
+
+    Refused are control characters, more than `LONGEST_ID` characters, and a number that a spreadsheet has shortened
+    (1.23457E+12), which may stand for many.
+    """
+    compute = optional("pyarrow.compute")
+    encoded = self._text().dictionary_encode()
+    codes, names = encoded.indices.to_numpy(), compute.utf8_trim_whitespace(encoded.dictionary)
+    for bad, problem in (
+      (compute.equal(names, ""), "is empty"),
+      (compute.match_substring_regex(names, _CONTROL), "has a control character"),
+      (compute.greater(compute.utf8_length(names), LONGEST_ID), f"is longer than {LONGEST_ID} characters"),
+      (compute.match_substring_regex(names, _SHORTENED), "is a number that was shortened: its last digits are lost"),
+    ):
+      bad_V = bad.to_numpy(zero_copy_only=False)
+      self._refuse(bad_V[codes], problem)
+    return _encoded(names.take(encoded.indices))
 
   def text(self, *, allow_empty: bool = False) -> np.ndarray:
     """Text or whole numbers, as [N] str."""
@@ -64,47 +94,53 @@ class Cells:
     return values[codes]
 
   def numbers(self, default: float | None = None, signed: bool = False) -> np.ndarray:
-    """Finite numbers as [E] float32, of 0 or more unless `signed`; empty cells become `default`; None refuses them."""
+    """Numbers up to `MAX_NUMBER` as [E] float32, of 0 or more unless `signed`; empty cells become `default`; None
+    refuses them."""
     types = optional("pyarrow").types
     kind = self.array.type
-    if types.is_string(kind):
-      value_E, empty_E = self._parsed(_to_numbers, "is not a number")
-    elif types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+    if types.is_large_string(kind):
+      value_E, empty_E = self._parsed(times.to_numbers, "is not a number")
+    elif types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind):
       value_E, empty_E = self._plain("float64")
     else:
       raise self._wrong_type("a number")
     if default is None:
       self._refuse(empty_E, "is empty, a number is needed")
-    self._refuse(~empty_E & ~(np.abs(value_E) <= MAX_NUMBER), "is not a finite float32 number")
+    self._refuse(~empty_E & ~np.isfinite(value_E), "is not a finite number")
     self._refuse(~empty_E & (value_E < 0) & (not signed), "is negative")
-    return np.where(empty_E, 0 if default is None else default, value_E).astype(np.float32)
+    self._refuse(~empty_E & (np.abs(value_E) > MAX_NUMBER), f"is more than {MAX_NUMBER:g}, the largest number allowed")
+    return np.where(empty_E, 0 if default is None else default, value_E + 0.0).astype(np.float32)  # -0 becomes 0
 
   def times(self, default: int | None = None) -> np.ndarray:
     """Timestamps, ISO 8601 text (UTC where no zone is given) or unix seconds, as [E] int64 unix seconds.
 
-    Fractions of a second are cut off. Empty cells become `default`, or are refused where that is None. So are texts
-    that are a bare year or a date without dashes (1900 to 2100): as unix seconds they would lie in 1970.
+    Fractions of a second are cut off. Empty cells become `default`, or are refused where that is None. Refused are
+    numbers that read as a date without dashes (`times.looks_like_date`), moments outside of 1970 to 2099, and columns
+    or texts that keep too few digits: float32, exponents.
     """
-    arrow = optional("pyarrow")
+    types = optional("pyarrow").types
     kind = self.array.type
-    if arrow.types.is_string(kind):
-      codes, values = self.labels(allow_empty=True)
-      date = np.fromiter((_is_bare_date(value.strip()) for value in values), bool, len(values))
-      self._refuse(
-        date[codes], "may be a date or unix seconds: write 2025-03-01 or unix seconds", lambda row: values[codes[row]]
+    if types.is_large_string(kind):
+      value_E, empty_E = self._text_times()
+    elif types.is_timestamp(kind) or types.is_date(kind):
+      value_E, empty_E = self._timestamps()
+    elif types.is_float32(kind) or types.is_float16(kind):
+      raise DataError(
+        f"{self.path}: column '{self.column}' holds {kind}: unix seconds lose their last digits in it (float32 has "
+        "steps of 128 s); store whole numbers, float64 or timestamps"
       )
-      value_E, empty_E = self._parsed(_to_seconds, "is no time: unix seconds, ISO 8601 or a timestamp is needed")
-    elif arrow.types.is_timestamp(kind) or arrow.types.is_date(kind):
-      array = self.array.cast(arrow.timestamp("s", tz=getattr(kind, "tz", None)), safe=False)
-      value_E, empty_E = Cells(self.path, self.column, array)._plain("int64")
-    elif arrow.types.is_integer(kind) or arrow.types.is_floating(kind):
+    elif types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind):
       value_E, empty_E = self._plain("float64")
+      self._refuse(times.looks_like_date(value_E), times.IS_DATE)
     else:
       raise self._wrong_type("a time")
     if default is None:
       self._refuse(empty_E, "is empty, a time is needed")
-    inside_E = (value_E >= 0) & (value_E < MAX_TIME)  # False for NaN
-    self._refuse(~empty_E & ~inside_E, "is no time from 1970 to 9999 (unix time counts in seconds)")
+    outside_E = ~empty_E & ~((value_E >= 0) & (value_E < times.MAX_TIME))  # True for NaN
+    if outside_E.any():
+      row = int(np.argmax(outside_E))
+      is_number = np.isfinite(times.to_numbers(np.array([str(self.array[row])], object))[0])
+      self._refuse(outside_E, times.problem_outside(float(value_E[row]) if is_number else 0.0))
     return np.where(empty_E, -1 if default is None else default, value_E).astype(np.int64)
 
   def lists(self) -> list[list]:
@@ -132,13 +168,59 @@ class Cells:
     types = optional("pyarrow").types
     return any(is_kind(self.array.type) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list))
 
+  def _decoded(self, array: Any) -> Any:
+    """Text of any Arrow type as large strings, whose bytes are UTF-8; other arrays as they are."""
+    arrow, kind = optional("pyarrow"), array.type
+    types = arrow.types
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    binaries = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    if not any(is_kind(kind) for is_kind in (*texts, *binaries)):
+      return array
+    try:
+      if types.is_fixed_size_binary(kind):
+        array = array.cast(arrow.binary())
+      array = array.cast(arrow.large_string())
+      array.validate(full=True)  # Parquet gives texts unchecked
+      return array
+    except arrow.ArrowInvalid:
+      for row, value in enumerate(array.cast(arrow.large_binary()).to_pylist()):
+        if value is not None and not _is_utf8(value):
+          raise self.bad(row, value, "is not UTF-8") from None
+      raise
+
   def _text(self):
-    """The column as an Arrow string array without nulls."""
+    """The column as an Arrow array of large strings without nulls."""
     arrow = optional("pyarrow")
-    kind = self.array.type
-    if not (arrow.types.is_string(kind) or arrow.types.is_integer(kind) or arrow.types.is_null(kind)):
+    types, kind, array = arrow.types, self.array.type, self.array
+    if types.is_decimal(kind) or types.is_float32(kind) or types.is_float64(kind):
+      array = self._whole()
+    elif not (types.is_large_string(kind) or types.is_integer(kind) or types.is_null(kind)):
       raise self._wrong_type("text or whole numbers")
-    return self.array.cast(arrow.string()).fill_null("")
+    return array.cast(arrow.large_string()).fill_null("")
+
+  def _whole(self):
+    """Whole numbers of a decimal or floating column, as an Arrow array of text; NaN counts as null.
+
+    Warehouses unload whole numbers as decimals, and pandas makes floats of a column that lacks some.
+    """
+    arrow = optional("pyarrow")
+    is_float = arrow.types.is_floating(self.array.type)
+    most = 2**24 if arrow.types.is_float32(self.array.type) else 2**53
+    encoded = self.array.dictionary_encode()
+    values = [None if value != value else value for value in encoded.dictionary.to_pylist()]
+    texts, broken, lost = [], [], []
+    for value in values:
+      is_whole = value is None or value % 1 == 0
+      texts.append(str(int(value)) if value is not None and is_whole else None)
+      broken.append(not is_whole)
+      lost.append(is_float and value is not None and abs(value) > most)
+    codes = encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
+    for bad, problem in (
+      (broken, "is no whole number; text or whole numbers are needed"),
+      (lost, f"lies beyond the whole numbers that {self.array.type} can tell apart; store text"),
+    ):
+      self._refuse(np.array([*bad, False])[codes], problem)
+    return arrow.array([*texts, None], arrow.large_string()).take(arrow.array(codes))
 
   def _plain(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """(values [E] of a numeric column, empty [E] bool); an empty cell's value is 0."""
@@ -153,41 +235,55 @@ class Cells:
     self._refuse(np.isnan(parsed)[codes], problem, lambda row: values[codes[row]])
     return parsed[codes], empty[codes]
 
+  def _text_times(self) -> tuple[np.ndarray, np.ndarray]:
+    """As `_plain`, of moments as text."""
+    codes, values = self.labels(allow_empty=True)
+    number_V = times.to_numbers(values)
+    shortened_V = optional("pyarrow.compute").match_substring_regex(values, times.EXPONENT).to_numpy(
+      zero_copy_only=False
+    )
+    for bad_V, problem in (
+      (times.looks_like_date(np.where(np.isfinite(number_V), number_V, 0)), times.IS_DATE),
+      (shortened_V, "has an exponent, its last digits may be lost: write unix seconds in full"),
+    ):
+      self._refuse(bad_V[codes], problem, lambda row: values[codes[row]])
+    return self._parsed(lambda values: times.parse(values, number_V), times.NO_TIME)
+
+  def _timestamps(self) -> tuple[np.ndarray, np.ndarray]:
+    """As `_plain`, of a column of timestamps or dates; a moment before 1970 is negative."""
+    arrow, compute = optional("pyarrow"), optional("pyarrow.compute")
+    array = self.array
+    if arrow.types.is_date(array.type):
+      array = array.cast(arrow.timestamp("s" if arrow.types.is_date32(array.type) else "ms"))
+    if array.type.unit != "s":
+      per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[array.type.unit]
+      ticks = array.cast(arrow.int64())
+      # Division drops the sign of what lies less than a second before 1970.
+      seconds = compute.subtract(compute.divide(ticks, per_second), compute.less(ticks, 0).cast(arrow.int64()))
+    else:
+      seconds = array.cast(arrow.int64())
+    return Cells(self.path, self.column, seconds, self._parts)._plain("int64")
+
   def _refuse(self, bad_E: np.ndarray, problem: str, show: Callable[[int], Any] | None = None) -> None:
     """Raises for the first True of `bad_E`."""
     if bad_E.any():
       row = int(np.argmax(bad_E))
-      raise bad_cell(self.path, self.column, row, show(row) if show else self.array[row].as_py(), problem)
+      raise self.bad(row, show(row) if show else self.array[row].as_py(), problem)
 
   def _wrong_type(self, wanted: str) -> DataError:
     return DataError(f"{self.path}: column '{self.column}' holds {self.array.type}, {wanted} is needed")
 
 
-def _to_numbers(values: np.ndarray) -> np.ndarray:
-  """Texts to float64, NaN where a text is no number."""
-  return optional("pandas").to_numeric(values, errors="coerce").astype(np.float64)
+def _encoded(text: Any) -> tuple[np.ndarray, np.ndarray]:
+  """(codes [E] int32, distinct values as [V] str objects in order of first appearance) of an Arrow text array."""
+  encoded = text.dictionary_encode()
+  codes, values = encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
+  return codes.astype(np.int32, copy=False), values
 
 
-def _is_bare_date(text: str) -> bool:
-  """Whether a text is a year, or YYYYMMDD of a day, from 1900 to 2100."""
-  if not (text.isascii() and text.isdigit() and len(text) in (4, 8) and 1900 <= int(text[:4]) <= 2100):
-    return False
+def _is_utf8(value: bytes) -> bool:
   try:
-    datetime.date(int(text[:4]), int(text[4:6] or 1), int(text[6:] or 1))
-  except ValueError:
+    value.decode()
+  except UnicodeDecodeError:
     return False
   return True
-
-
-def _to_seconds(values: np.ndarray) -> np.ndarray:
-  """Texts to unix seconds, float64 (exact to the year 10000), NaN where a text is no time."""
-  pandas = optional("pandas")
-  seconds = np.floor(_to_numbers(values))
-  other = np.flatnonzero(np.isnan(seconds))
-  if len(other):
-    # Only texts that begin with a year: pandas also reads words such as "now".
-    other = other[[value.strip()[:4].isdigit() for value in values[other]]]
-    parsed = pandas.to_datetime(pandas.Series(values[other]), format="ISO8601", utc=True, errors="coerce")
-    elapsed = parsed - pandas.Timestamp("1970-01-01", tz="UTC")
-    seconds[other] = np.floor(elapsed.dt.total_seconds().to_numpy())
-  return seconds

@@ -5,9 +5,12 @@ import numpy as np
 from gr4ad_jax.data.schema import Dataset
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import protocols
+from gr4ad_jax.serving import printed
 
 
-def describe(dataset: Dataset, ranking: Ranking, target_behavior: str = "", users: int = 3, k: int = 5) -> str:
+def describe(
+  dataset: Dataset, ranking: Ranking, target_behavior: str = "", users: int = 3, k: int = 5, width: int = 120
+) -> str:
   """Text of `users` customers of the test split: lately taken, recommended, and a star where it was taken next.
 
   Args:
@@ -16,6 +19,7 @@ def describe(dataset: Dataset, ranking: Ranking, target_behavior: str = "", user
     target_behavior: as in the evaluation.
     users: customers shown, evenly spread over the split.
     k: ads shown a customer.
+    width: columns of a line at most, 60 or more; ads are named by id and text, and texts are cut.
   """
   requests = protocols.eval_requests(dataset, "test", target_behavior)
   events, ads = dataset.events, dataset.ads
@@ -24,11 +28,15 @@ def describe(dataset: Dataset, ranking: Ranking, target_behavior: str = "", user
     before = np.flatnonzero((events.user == requests.user[row]) & (events.request < requests.request[row]))
     taken = set(requests.target_ad[requests.target_start[row] : requests.target_start[row + 1]].tolist())
     visits = len(np.unique(events.request[before]))
-    lines.append(f"\ncustomer {events.user_id[requests.user[row]]}, {visits} visits so far")
-    lately = dict.fromkeys(events.ad[before][::-1].tolist())
-    lines.append("  lately: " + "; ".join(str(ads.text[ad]) for ad in list(lately)[:k]))
+    customer = printed.plain(str(events.user_id[requests.user[row]]), width - 32)
+    lines.append(f"\ncustomer {customer}, {visits} visits so far")
+    lately = list(dict.fromkeys(events.ad[before][::-1].tolist()))
+    names = [printed.ad_name(ads.ad_id[ad], ads.text[ad], width // 2) for ad in lately[:k]]
+    lines.append(printed.plain("  lately: " + "; ".join(names), width))
     for ad, logp, value in zip(ranking.ad_RK[row, :k], ranking.logp_RK[row], ranking.value_RK[row], strict=False):
       if ad >= 0:
         star, again = "*" if ad in taken else " ", "again" if ad in lately else "new  "
-        lines.append(f"  {star} {again} {ads.text[ad]}  (p {np.exp(logp):.3f}, eCPM {value:.2f})")
+        figures = f"(p {np.exp(logp):.3f}, eCPM {value:.2f})"
+        name = printed.ad_name(ads.ad_id[ad], ads.text[ad], width - len(figures) - 12)
+        lines.append(f"  {star} {again} {name}  {figures}")
   return "\n".join([*lines, "\n* taken on the next visit"])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax.config import ConfigError, SidConfig
-from gr4ad_jax.data.checks import optional
+from gr4ad_jax.data.extras import optional
 from gr4ad_jax.sid import swing, swing_blocks, tokenizer
 from gr4ad_jax.sid.swing_groups import Groups, priority
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from gr4ad_jax.config import ConfigError, PreferenceConfig
-from gr4ad_jax.data import tables, trends
+from gr4ad_jax.data import column_files, tables, trends
 from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.schema import AdTable, DataError
 from gr4ad_jax.objectives.lists import MOST_REWARD
@@ -80,14 +80,16 @@ def margin_of(path: str, ads: AdTable) -> RewardFn:
   """eCPM times the share of the price that is kept, by ad.
 
   Args:
-    path: .csv or .parquet with the columns `ad_id` and `margin` (share of the money, below 0 where an ad loses some).
+    path: .csv or .parquet file, or a folder of such parts, with the columns `ad_id` and `margin` (share of the money,
+      below 0 where an ad loses some).
     ads: every one of them must stand in the file.
 
   Raises:
-    DataError: a bad cell, or an ad without a margin.
+    DataError: a bad cell, an ad that stands there twice, or an ad without a margin.
   """
-  tables.check_file("margins_path", path)
-  cells = tables.read_file(path, ("ad_id", "margin"))
+  column_files.check_file("margins_path", path)
+  cells = column_files.read_file(path, ("ad_id", "margin"))
+  tables.unique_ids(cells["ad_id"])
   row_E = tables.rows_of(cells["ad_id"], ads, allow_unknown=True)
   margin_E = cells["margin"].numbers(np.nan, signed=True)
   margin_N = np.full(len(ads), np.nan, np.float32)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import os
 from collections.abc import Iterator, Sequence
 
@@ -42,12 +43,14 @@ def check_workdir(config: Config) -> None:
 
   Raises:
     ConfigError: no --workdir, a file in its place, or a run with another setting there; or a damaged config.json.
+      For a new run, as `check_folder`.
   """
   if not config.workdir:
     raise ConfigError("--workdir= is not allowed: name the directory that the run is to live in")
   if os.path.exists(config.workdir) and not os.path.isdir(config.workdir):
     raise ConfigError(f"--workdir={config.workdir} is not allowed: a file of that name is in the way")
   if not os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
+    check_folder(config.workdir)
     return
   fixed, free = ["sid", "model", "items"], [*FREE, "compute_dtype"]
   if config_lib.is_trained(config.workdir):
@@ -58,12 +61,20 @@ def check_workdir(config: Config) -> None:
     raise ConfigError(f"--{name}={ours} is not allowed: the run in {config.workdir} has {theirs}")
 
 
+def check_folder(workdir: str) -> None:
+  """Raises ConfigError for a path in which no checkpoint can be written: Orbax takes some letters for wildcards, finds
+  none of its own files, and leaves a checkpoint that nothing can read."""
+  if glob.has_magic(os.path.abspath(workdir)):
+    raise ConfigError(f"--workdir={workdir} is not allowed: the whole path must be without *, ? and [")
+
+
 def save_config(config: Config) -> None:
   """Writes <workdir>/config.json, whole or not at all; from then on the run is this process', as `alone` says.
 
   Raises:
-    ConfigError: a knob that is not allowed, or as `check_workdir` and `alone` do.
+    ConfigError: a knob that is not allowed, or as `check_workdir`, `check_folder` and `alone` do.
   """
+  check_folder(config.workdir)
   check_workdir(config_lib.validate(config))
   _hold(config.workdir)
   files.write_text(os.path.join(config.workdir, config_lib.CONFIG_FILE), config_lib.to_json(config))

@@ -125,6 +125,9 @@ def test_margins_come_from_a_file_that_has_every_ad(contexts, ads, tmp_path):
   path.write_text("ad_id,margin\n" + "ad1,-inf\n")
   with pytest.raises(DataError, match="'margin', row 1: '-inf' is not a finite"):
     reward(contexts, ads, Model(), reward="margin", margins_path=str(path))
+  path.write_text("ad_id,margin\nad1,.5\nad2,.5\n ad1,.7\n")
+  with pytest.raises(DataError, match="margins.csv: column 'ad_id', row 3: 'ad1' is already the ad of row 1"):
+    reward(contexts, ads, Model(), reward="margin", margins_path=str(path))
   path.write_text("ad_id,margin\nad1,.5\n")
   with pytest.raises(DataError, match="'margin' has no value for ad 'ad0'"):
     reward(contexts, ads, Model(), reward="margin", margins_path=str(path))

@@ -28,3 +28,31 @@ def test_the_config_is_replaced_whole(tmp_path):
   one, other = of(tmp_path), of(tmp_path, swing_memory_mb=64)
   path = str(tmp_path / "config.json")
   assert_replaced_whole(path, lambda: workdir.save_config(one), lambda: workdir.save_config(other))
+
+
+@pytest.mark.parametrize("name", ["run [v1]", "run*", "ru?n", "[/run"])
+def test_a_folder_in_which_no_checkpoint_can_be_written_is_refused(tmp_path, monkeypatch, name):
+  folder = tmp_path / name
+  for action in (workdir.check_workdir, workdir.save_config):
+    with pytest.raises(ConfigError, match=r"is not allowed: the whole path must be without \*, \? and \[") as caught:
+      action(of(folder))
+    assert str(folder) in str(caught.value)
+  assert not folder.exists()
+  # The folder that a relative path starts from counts, too.
+  (tmp_path / "my [project]").mkdir()
+  monkeypatch.chdir(tmp_path / "my [project]")
+  with pytest.raises(ConfigError, match="--workdir=run is not allowed"):
+    workdir.check_workdir(of("run"))
+
+
+def test_a_run_that_was_moved_there_can_be_read_but_not_trained(tmp_path):
+  workdir.save_config(of(tmp_path / "run"))
+  (tmp_path / "run").rename(tmp_path / "run[1]")
+  workdir.check_workdir(of(tmp_path / "run[1]"))
+  with pytest.raises(ConfigError, match="the whole path"):
+    workdir.save_config(of(tmp_path / "run[1]"))
+
+
+def test_other_letters_are_allowed(tmp_path):
+  for name in ("a b", "x{1}", "é%", "]"):
+    workdir.save_config(of(tmp_path / name))

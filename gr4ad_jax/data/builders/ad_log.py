@@ -3,7 +3,7 @@
 from typing import Any
 
 from gr4ad_jax.config import ConfigError, DataConfig
-from gr4ad_jax.data import tables
+from gr4ad_jax.data import column_files, tables
 from gr4ad_jax.data.builders import base
 from gr4ad_jax.data.schema import Dataset
 
@@ -25,6 +25,7 @@ class AdLog(base.TableBuilder):
     if not data.behaviors or len(set(data.behaviors)) < len(data.behaviors):
       raise ConfigError(f"behaviors must be one or more distinct names, shallowest first, not {data.behaviors}")
     return {
+      "reader": column_files.READER,
       "behaviors": list(data.behaviors),
       "on_unknown_ad": data.on_unknown_ad,
       "session_gap_minutes": data.session_gap_minutes,
@@ -33,8 +34,8 @@ class AdLog(base.TableBuilder):
   @classmethod
   def read(cls, data: DataConfig) -> Dataset:
     """Both files, checked. Raises DataError."""
-    ad_cells = tables.read_file(data.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL)
-    event_cells = tables.read_file(data.events_path, tables.EVENT_COLUMNS, tables.EVENT_OPTIONAL)
+    ad_cells = column_files.read_file(data.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL)
+    event_cells = column_files.read_file(data.events_path, tables.EVENT_COLUMNS, tables.EVENT_OPTIONAL)
     ads = tables.ad_table(ad_cells)
     rules = tables.EventRules(data.behaviors, data.on_unknown_ad, data.session_gap_minutes)
     events, dropped = tables.event_log(event_cells, ads, rules)

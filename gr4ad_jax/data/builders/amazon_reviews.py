@@ -4,12 +4,15 @@ McAuley, Targett, Shi and van den Hengel, "Image-based recommendations on styles
 brings the two files; they are not part of this package.
 """
 
+from typing import Any
+
 import numpy as np
 
 from gr4ad_jax.config import DataConfig
-from gr4ad_jax.data import tables, visits
+from gr4ad_jax.data import column_files, tables, times, visits
 from gr4ad_jax.data.builders import base
-from gr4ad_jax.data.checks import Cells, optional
+from gr4ad_jax.data.checks import Cells
+from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import AdTable, Dataset
 
 DAY = 86_400  # seconds
@@ -29,23 +32,41 @@ class AmazonReviews(base.TableBuilder):
     return tables.source_files(data)
 
   @classmethod
+  def options(cls, data: DataConfig) -> dict[str, Any]:
+    """How the files are read."""
+    return {"reader": column_files.READER}
+
+  @classmethod
   def read(cls, data: DataConfig) -> Dataset:
     """Both files, checked. Raises DataError."""
-    item_cells = tables.read_file(data.ads_path, ("item_id", "text", "attribute_ids"))
-    review_cells = tables.read_file(data.events_path, ("user_id", "item_id", "position"))
+    item_cells = column_files.read_file(data.ads_path, ("item_id", "text", "attribute_ids"))
+    review_cells = column_files.read_file(data.events_path, ("user_id", "item_id", "position"))
     ads = _items(item_cells)
-    user_E, user_id = review_cells["user_id"].labels()
+    user_E, user_id = review_cells["user_id"].ids()
     events = visits.ordered_log(
       user_id,
       user=user_E,
       ad=tables.rows_of(review_cells["item_id"], ads),
-      time=DAY * review_cells["position"].numbers().astype(np.int64),
+      time=DAY * _positions(review_cells["position"]),
       behavior=np.zeros(len(user_E), np.int8),
       value=np.ones(len(user_E), np.float32),
       quantity=np.ones(len(user_E), np.float32),
       request=np.arange(len(user_E)),
     )
     return Dataset("amazon_reviews", ads, events, ("review",), base.report(ads, events, rows=len(user_E)))
+
+
+def _positions(cells: Cells) -> np.ndarray:
+  """[E] int64, whole numbers whose day is a time (`times.MAX_TIME`). Raises DataError."""
+  position_E = cells.numbers()
+  for bad_E, problem in (
+    (position_E % 1 != 0, "is no whole number"),
+    (position_E >= times.MAX_TIME // DAY, f"is not less than {times.MAX_TIME // DAY}"),
+  ):
+    if bad_E.any():
+      row = int(np.argmax(bad_E))
+      raise cells.bad(row, float(position_E[row]), problem)
+  return position_E.astype(np.int64)
 
 
 def _items(cells: dict[str, Cells]) -> AdTable:
@@ -56,5 +77,5 @@ def _items(cells: dict[str, Cells]) -> AdTable:
     "account_id": [entry[0] if entry else "none" for entry in words],
     "category": [" ".join(entry) for entry in words],
   }
-  made = {name: Cells(attributes.path, "attribute_ids", arrow.array(column)) for name, column in derived.items()}
+  made = {name: attributes.beside("attribute_ids", arrow.array(column)) for name, column in derived.items()}
   return tables.ad_table({"ad_id": cells["item_id"], "text": cells["text"], **made})

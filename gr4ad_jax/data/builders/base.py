@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax.config import DataConfig
-from gr4ad_jax.data.checks import optional
+from gr4ad_jax.data import column_files
+from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import SPLITS, AdTable, DataError, Dataset, EventLog, Report
 
 tfds = optional("tensorflow_datasets")
@@ -62,8 +63,10 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """16 hex digits that change with the source's bytes and with the options."""
     made = hashlib.sha256(json.dumps([cls.name, str(cls.VERSION), cls.options(data)], sort_keys=True).encode())
     for field, path in cls.sources(data).items():
-      with open(path, "rb") as source:
-        made.update(f"{field}{os.path.splitext(path)[1]}{hashlib.file_digest(source, 'sha256').hexdigest()}".encode())
+      for part in column_files.part_files(path):
+        with open(part, "rb") as source:
+          content = hashlib.file_digest(source, "sha256").hexdigest()
+        made.update(f"{field}{os.path.splitext(part)[1]}{content}".encode())
     return made.hexdigest()[:16]
 
   def stored(self) -> AdTable | EventLog:
@@ -151,7 +154,14 @@ def digest(part: AdTable | EventLog) -> str:
 
 
 def report(ads: AdTable, events: EventLog, rows: int, merged: int = 0, dropped: dict[str, int] | None = None) -> Report:
-  """Counts the tables; `rows`, `merged` and `dropped` are those of `Report`."""
+  """Counts the tables; `rows`, `merged` and `dropped` are those of `Report`.
+
+  Raises:
+    DataError: the events, the rows merged and those dropped are not all rows of the source.
+  """
+  set_aside = merged + sum((dropped or {}).values())
+  if len(events) + set_aside != rows:
+    raise DataError(f"{rows} rows were read, but {len(events)} became events and {set_aside} were set aside")
   first_R = np.unique(events.request, return_index=True)[1]
   event_count = np.bincount(events.split, minlength=len(SPLITS))
   request_count = np.bincount(events.split[first_R], minlength=len(SPLITS))

@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from gr4ad_jax.config import DataConfig
-from gr4ad_jax.data import tables, visits
+from gr4ad_jax.data import column_files, tables, visits
 from gr4ad_jax.data.builders import base
 from gr4ad_jax.data.schema import AdTable, Dataset, EventLog
 
@@ -32,13 +32,13 @@ class OnlineRetail(base.TableBuilder):
   @classmethod
   def sources(cls, data: DataConfig) -> dict[str, str]:
     """The shipped file. Raises DataError where the installation lacks it."""
-    tables.check_file("online_retail", str(SOURCE))
+    column_files.check_file("online_retail", str(SOURCE))
     return {"online_retail": str(SOURCE)}
 
   @classmethod
   def read(cls, data: DataConfig) -> Dataset:
     """The shipped file by the rules above. Raises DataError."""
-    cells = tables.read_file(
+    cells = column_files.read_file(
       str(SOURCE),
       ("invoice", "stock_code", "description", "quantity", "invoice_time", "unit_price_gbp", "customer_id"),
     )

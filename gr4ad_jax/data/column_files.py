@@ -1,0 +1,182 @@
+"""Files of columns: a .parquet or .csv file, or a folder of such parts as Spark writes, to checked `Cells`."""
+
+import os
+from typing import Any
+
+from gr4ad_jax.data import csv_files
+from gr4ad_jax.data.checks import Cells
+from gr4ad_jax.data.extras import optional
+from gr4ad_jax.data.schema import DataError
+
+READER = 2  # what is read of the same bytes; a change of it makes prepared data of older code stale
+ENDINGS = (".parquet", ".csv")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".snappy", ".br")
+
+
+def read_file(path: str, required: tuple[str, ...], optional_columns: tuple[str, ...] = ()) -> dict[str, Cells]:
+  """Columns that are wanted, by name; CSV cells stay text ('0012' is not 12).
+
+  Args:
+    path: a .parquet or .csv file (`csv_files` says how strictly it is read), or a folder of such parts, which are read
+      in the order of their names.
+    required, optional_columns: names of the columns; those of the second group may be absent.
+
+  Raises:
+    DataError: an unreadable file, a column that is missing or stands there twice, parts that differ in a wanted
+      column, no rows.
+  """
+  parts = part_files(path)
+  filled = [part for part in parts if len(parts) == 1 or not _is_empty_csv(part)] or parts[:1]
+  found = {part: _wanted(part, required, optional_columns) for part in filled}
+  wanted = found[filled[0]]
+  for part in filled[1:]:
+    if other := next(iter(sorted({*found[part]} ^ {*wanted})), None):
+      has, lacks = (part, filled[0]) if other in found[part] else (filled[0], part)
+      raise DataError(f"{path}: column '{other}' stands in {os.path.basename(has)}, not in {os.path.basename(lacks)}")
+  tables = [csv_files.read(part, wanted) if _ending(part) == ".csv" else _read_parquet(part, wanted) for part in filled]
+  _check_same_types(path, filled, tables, wanted)
+  if not sum(map(len, tables)):
+    raise DataError(f"{path}: no rows")
+  sizes = tuple((part, len(table)) for part, table in zip(filled, tables, strict=True))
+  return {name: Cells(path, name, _joined([table[name] for table in tables]), sizes) for name in wanted}
+
+
+def check_file(field: str, path: str) -> None:
+  """Raises DataError where `path` (named `field` in the config) is unset, of another ending, no file, or no folder of
+  part files."""
+  if not path:
+    raise DataError(f"{field} is not set: name a .parquet or .csv file")
+  if os.path.isdir(path):
+    part_files(path)
+    return
+  if path.lower().endswith(COMPRESSED):
+    raise DataError(f"{path}: {field} names a compressed file: unpack it to .parquet or .csv")
+  if not path.endswith(ENDINGS):
+    raise DataError(f"{path}: {field} must end in .parquet or .csv, or be a folder of such parts")
+  if not os.path.isfile(path):
+    raise DataError(f"{path}: no such file ({field})")
+
+
+def part_files(path: str) -> list[str]:
+  """The files that a path stands for: itself, or the parts of a folder, sorted by name.
+
+  Names that begin with `_` or `.` are notes of the writer (`_SUCCESS`, checksums) and are passed over.
+
+  Raises:
+    DataError: a folder without parts, or with anything else in it: parts of two formats, a compressed part, a folder
+      (partitions, whose columns would be lost), a table format's log, which says which parts are still valid.
+  """
+  if not os.path.isdir(path):
+    return [path]
+  names = sorted(os.listdir(path))
+  for log in ("_delta_log", "_hudi", ".hoodie"):
+    if log in names:
+      raise DataError(f"{path}: is a table with a log ({log}), not plain part files: export it as Parquet or CSV")
+  names = [name for name in names if not name.startswith(("_", "."))]
+  for name in names:
+    if os.path.isdir(os.path.join(path, name)):
+      what = "is a partition: its column stands in its name alone; write" if "=" in name else "is a folder: give"
+      raise DataError(f"{path}: {name} {what} one folder of part files")
+    if name.lower().endswith(COMPRESSED):
+      raise DataError(f"{path}: {name} is compressed: unpack it to .parquet or .csv")
+    if not name.endswith(ENDINGS):
+      raise DataError(f"{path}: {name} in this folder ends neither in .parquet nor in .csv")
+    if _ending(name) != _ending(names[0]):
+      raise DataError(f"{path}: holds parts of two formats, {names[0]} and {name}")
+  if not names:
+    raise DataError(f"{path}: is a folder without a .parquet or .csv file")
+  return [os.path.join(path, name) for name in names]
+
+
+def _ending(path: str) -> str:
+  return os.path.splitext(path)[1]
+
+
+def _is_empty_csv(path: str) -> bool:
+  """Whether a part is the file without a header that Spark leaves of a partition without rows."""
+  return _ending(path) == ".csv" and not os.path.getsize(path)
+
+
+def _wanted(path: str, required: tuple[str, ...], optional_columns: tuple[str, ...]) -> list[str]:
+  """The wanted columns that a file has."""
+  names = csv_files.header(path) if _ending(path) == ".csv" else _parquet_names(path)
+  if missing := [name for name in required if name not in names]:
+    raise DataError(
+      f"{path}: column '{missing[0]}' is missing; the file has {csv_files.names_shown(names) or 'no columns'}"
+      f"{_hint(missing[0], names)}"
+    )
+  if twice := [name for name in (*required, *optional_columns) if names.count(name) > 1]:
+    raise DataError(f"{path}: column '{twice[0]}' stands there twice")
+  for name in optional_columns:
+    # A column under another spelling would be left out in silence.
+    if name not in names and (other := _meant(name, names)) is not None:
+      raise DataError(f"{path}: the header has {other!r}; is it the column '{name}'?")
+  return [name for name in (*required, *optional_columns) if name in names]
+
+
+def _meant(name: str, names: list[str]) -> str | None:
+  """A name of the file that is `name` but for white space around it and capitals."""
+  return next((other for other in names if other.strip().lower() == name), None)
+
+
+def _hint(name: str, names: list[str]) -> str:
+  """What may be wrong with a header that lacks a column."""
+  if (other := _meant(name, names)) is not None:
+    return f"; {other!r} differs in white space or capitals"
+  if len(names) == 1:
+    for delimiter, words in csv_files.DELIMITERS.items():
+      if delimiter in names[0]:
+        return f"; its delimiter seems to be {words}: write commas"
+  return ""
+
+
+def _joined(columns: list) -> Any:
+  """One column of the parts' columns; of a part without a value (Arrow's type null) the type is that of the others."""
+  arrow = optional("pyarrow")
+  kind = next((column.type for column in columns if not arrow.types.is_null(column.type)), columns[0].type)
+  return arrow.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
+
+
+def _check_same_types(path: str, parts: list[str], tables: list, names: list[str]) -> None:
+  types = optional("pyarrow").types
+  for name in names:
+    known = [(table[name].type, part) for table, part in zip(tables, parts, strict=True)]
+    known = [(kind, part) for kind, part in known if not types.is_null(kind)]
+    for kind, part in known:
+      if kind != known[0][0]:
+        first, here = os.path.basename(known[0][1]), os.path.basename(part)
+        raise DataError(f"{path}: column '{name}' holds {known[0][0]} in {first}, {kind} in {here}")
+
+
+def _parquet(path: str):
+  # Spark's INT96 moments reach beyond nanoseconds, where they would wrap around.
+  return optional("pyarrow.parquet").ParquetFile(path, coerce_int96_timestamp_unit="us")
+
+
+def _parquet_names(path: str) -> list[str]:
+  arrow = optional("pyarrow")
+  try:
+    with _parquet(path) as file:
+      return file.schema_arrow.names
+  except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    raise DataError(f"{path}: not a readable Parquet file") from error
+
+
+def _read_parquet(path: str, names: list[str]):
+  arrow = optional("pyarrow")
+  try:
+    with _parquet(path) as file:
+      table, rows = file.read(columns=names), file.metadata.num_rows
+  except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    raise DataError(f"{path}: not a readable Parquet file ({(str(error).splitlines() or [''])[0]})") from error
+  if len(table) != rows:
+    raise DataError(f"{path}: {rows} rows stand in the file, {len(table)} were read")
+  return arrow.table({name: _plain(table[name]) for name in names})
+
+
+def _plain(column: Any) -> Any:
+  """Text of one type, however a part stores it."""
+  arrow = optional("pyarrow")
+  if arrow.types.is_dictionary(column.type):
+    column = column.cast(column.type.value_type)
+  return column.cast(arrow.large_string()) if column.type in (arrow.string(), arrow.string_view()) else column

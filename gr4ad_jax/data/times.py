@@ -1,0 +1,94 @@
+"""Moments in the forms that files have them in, to unix seconds."""
+
+import calendar
+import re
+
+import numpy as np
+
+from gr4ad_jax.data.extras import optional
+
+MAX_TIME = 4_102_444_800  # 2100-01-01, exclusive: later dates stand for "never", and no request could follow them
+MIN_SINCE_2030 = 1_900_000_000  # unix seconds from here on have the digits of YYYYMMDDHH
+IS_DATE = "may be a date or unix seconds: write 2025-03-01 or unix seconds"
+EXPONENT = r"^\s*[0-9.]+[eE][+-]?[0-9]+\s*$"  # of a number as spreadsheets shorten it
+NO_TIME = "is no time: unix seconds, ISO 8601 or a timestamp is needed"
+_OUTSIDE = "is no time from 1970 to 2099 (unix time counts in seconds)"
+# (unix time of the 1970s to the 2090s in this unit begins here, its name)
+_UNITS = ((1e17, "nanoseconds"), (1e14, "microseconds"), (1e11, "milliseconds"))
+_ZONE = re.compile(r"\s*(?:[+-]00:?00\s*)?(?:UTC|GMT|Z)$")
+_MONTH_DAYS = np.array([0, *(calendar.monthrange(2024, month)[1] for month in range(1, 13))])  # of a leap year
+
+
+def looks_like_date(value_E: np.ndarray) -> np.ndarray:
+  """Whether numbers read as a date from 1900 to 2100 that was written without dashes, [E] bool.
+
+  Such are YYYY, YYYYMM, YYYYMMDD and, with hours, minutes and seconds, YYYYMMDDHH, YYYYMMDDHHMM, YYYYMMDDHHMMSS.
+  Ten digits are unix seconds, too, from the year 2030 on. They are taken for those where the column has seconds of
+  that age which are no date: one in a hundred numbers looks like one by chance.
+
+  Args:
+    value_E: [E] float64 numbers, NaN where there is none.
+  """
+  date_E = np.zeros(len(value_E), bool)
+  whole_E = np.floor(np.where(value_E > 0, value_E, 0))
+  for digits in (4, 6, 8, 10, 12, 14):
+    some = np.flatnonzero((whole_E >= 10.0 ** (digits - 1)) & (whole_E < 10.0**digits))
+    text = whole_E[some].astype(np.int64)
+    pairs = [text // 10 ** (digits - end) % 100 for end in range(6, digits + 1, 2)]  # month, day, hour, minute, second
+    year = text // 10 ** (digits - 4)
+    date = (year >= 1900) & (year <= 2100)
+    if pairs:
+      date &= (pairs[0] >= 1) & (pairs[0] <= 12)
+    if len(pairs) > 1:
+      leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+      last = _MONTH_DAYS[np.where(date, pairs[0], 0)] - ((pairs[0] == 2) & ~leap)
+      date &= (pairs[1] >= 1) & (pairs[1] <= last)
+    for number, limit in zip(pairs[2:], (24, 60, 60), strict=False):
+      date &= number < limit
+    if digits == 10 and ((text >= MIN_SINCE_2030) & (text < MAX_TIME) & ~date).any():
+      continue
+    date_E[some] = date
+  return date_E
+
+
+def problem_outside(value: float) -> str:
+  """What is wrong with unix seconds that lie outside of the years 1970 to 2099."""
+  for least, unit in _UNITS:
+    if least <= value < 1000 * least:
+      return f"{_OUTSIDE}: these look like {unit}"
+  return _OUTSIDE
+
+
+def parse(values: np.ndarray, number_V: np.ndarray) -> np.ndarray:
+  """Texts to unix seconds, [V] float64 (exact to the year 2100), NaN where a text is no time.
+
+  Read are numbers and ISO 8601: with a `T` or a space, with or without fractions (cut off), an offset, `Z`, `UTC` or
+  `GMT`. Without a zone a moment is UTC.
+
+  Args:
+    values: [V] str.
+    number_V: `to_numbers` of them.
+  """
+  seconds = np.floor(number_V)
+  other = np.flatnonzero(np.isnan(seconds))
+  # Only texts that begin with a year: pandas also reads words such as "now".
+  other = other[np.fromiter((value.strip()[:4].isdigit() for value in values[other]), bool, len(other))]
+  seconds[other] = _iso_seconds(values[other])
+  other = other[np.isnan(seconds[other])]
+  plain = [_ZONE.sub("Z", value.strip().upper().replace(",", ".")) for value in values[other]]
+  seconds[other] = _iso_seconds(np.array(plain, object))
+  return seconds
+
+
+def to_numbers(values: np.ndarray) -> np.ndarray:
+  """Texts to float64, NaN where a text is no number."""
+  return optional("pandas").to_numeric(values, errors="coerce").astype(np.float64)
+
+
+def _iso_seconds(values: np.ndarray) -> np.ndarray:
+  if not len(values):
+    return np.zeros(0)
+  pandas = optional("pandas")
+  parsed = pandas.to_datetime(pandas.Series(values, dtype=object), format="ISO8601", utc=True, errors="coerce")
+  elapsed = parsed - pandas.Timestamp("1970-01-01", tz="UTC")
+  return np.floor(elapsed.dt.total_seconds().to_numpy())

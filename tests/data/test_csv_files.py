@@ -1,0 +1,191 @@
+"""Strict CSV: what Python's csv module reads is read alike, whatever is wrong is named, and no row is lost."""
+
+import csv
+import io
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gr4ad_jax.data import csv_files
+from gr4ad_jax.data.schema import DataError
+
+LETTERS = st.sampled_from(["x", "é", "1", " ", ",", '"', "\n", "\r\n", "\r", ", ", "日", "\x1b"])
+CELLS = st.lists(LETTERS, max_size=4).map("".join)
+TABLES = st.integers(2, 4).flatmap(
+  lambda n: st.lists(st.lists(CELLS, min_size=n, max_size=n), min_size=1, max_size=5)
+)
+DAMAGE = st.sampled_from(['"', ",", "\n", "\r", "", "\0", "é"])
+NAMES = ("first", "second", "third", "fourth")
+
+
+def read(path):
+  """[rows] of texts."""
+  names = csv_files.header(str(path))
+  return [[row[name] for name in names] for row in csv_files.read(str(path), names).to_pylist()]
+
+
+def like_rows(rows):
+  """Whether a cell's lines have as many commas as rows: what two stray quotes would make of rows."""
+  most = len(rows[0]) - 1
+  for row in rows:
+    for place, cell in enumerate(row):
+      lines = re.split("\r\n|\r|\n", cell)
+      needed = [most - place, *[most] * (len(lines) - 2), place]
+      if len(lines) > 1 and ", " not in cell and [line.count(",") for line in lines] == needed:
+        return True
+  return False
+
+
+@settings(max_examples=100, deadline=None)
+@given(TABLES, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.sampled_from([1, 2, 3, 7, 1 << 22]), st.data())
+def test_quoted_files_are_read_like_the_standard_library_reads_them(tmp_path_factory, rows, end, mark, block, data):
+  path = tmp_path_factory.getbasetemp() / "strict.csv"
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator=end, quoting=csv.QUOTE_ALL)
+  writer.writerows([NAMES[: len(rows[0])], *rows])
+  content = ("\ufeff" if mark else "") + text.getvalue() + data.draw(st.sampled_from(["", end, 2 * end]))
+  path.write_bytes(content.encode())
+  before, csv_files.BLOCK = csv_files.BLOCK, block
+  try:
+    assert read(path) == rows
+    assert not like_rows(rows)
+  except DataError as error:
+    assert like_rows(rows) and "like a row" in str(error)
+  finally:
+    csv_files.BLOCK = before
+
+
+@settings(max_examples=100, deadline=None)
+@given(TABLES, st.lists(st.tuples(st.integers(0, 60), DAMAGE), max_size=3), st.booleans())
+def test_damaged_files_are_refused_or_read_as_they_stand(tmp_path_factory, rows, damage, quoted):
+  path = tmp_path_factory.getbasetemp() / "damaged.csv"
+  text = io.StringIO()
+  csv.writer(text, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL).writerows([NAMES[: len(rows[0])], *rows])
+  letters = list(text.getvalue())
+  for place, letter in damage:
+    letters[place % len(letters)] = letter
+  content = "".join(letters)
+  path.write_bytes(content.encode())
+  try:
+    found = read(path)
+  except DataError as error:
+    assert "\n" not in str(error) and str(path) in str(error)
+    assert "not a readable CSV" not in str(error) and "were read" not in str(error)
+    return
+  expected = [row for row in csv.reader(io.StringIO(content, newline=""), strict=True) if row]
+  assert "\0" not in content and found == expected[1:]
+
+
+BAD_FILES = [
+  ('a,b\n1,2\n3,"4\n5,6\n', r"column 'b', row 2: a quote opens and does not close: '\"4'$"),
+  ('a,b\n1,2\n"3,4\n5,"6"\n', r"column 'a', row 2: a quote opens and the next quote, 1 lines later, is inside a field"),
+  ('a,b\n1,"2"3\n', r"column 'b', row 1: a quote opens and text follows its closing quote: '\"2\"'; a quote within"),
+  ('a,b\n1,5" pipe\n', r"column 'b', row 1: a quote within a field that has none around it: '5\" pipe'; quote the"),
+  ('a,b\n1,2\n\n1, "x"\n', r"column 'b', row 2 \(line 4\): a quote within a field"),
+  ('a,b\n1,"2\n3"\n4\n', r"row 2 \(line 4\): 1 cells, the header has 2$"),
+  ("a,b\r\n1,2\r\n3\r\n", r"csv: row 2: 1 cells, the header has 2$"),
+  ("a,b\r1,2\r3,4,5\r", r"csv: row 2: 3 cells, the header has 2$"),
+  ("a,b\n1,2,\n", r"row 1: 3 cells, the header has 2; it ends in a comma$"),
+  ("a,b\n1,2\n3,x\0\n", r"column 'b', row 2: a NUL byte: 'x\\x00'; is the file UTF-16"),
+  (b"a,b\n1,2\n3,caf\xe9 x\n", r"column 'b', row 2: not UTF-8: 'caf\\xe9 x'; save the file as UTF-8"),
+  (b"a,b\n1,2\n3,4\n\xc3", r"column 'a', row 3: not UTF-8: '\\xc3'"),
+  (b"a,\xe9\n1,2\n", r"column 2 of the header: not UTF-8: '\\xe9'"),
+  ('a,"b\n1,2\n', r"column 2 of the header: a quote opens and does not close: '\"b'"),
+  ('a,"b\n1,"2"\n', r"column 2 of the header: a quote opens and the next quote, 1 lines later"),
+  ('a,b"c\n1,2\n', r"column 2 of the header: a quote within a field"),
+  ("a,b\n1,2\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+  ("a,b\n1,2\n".encode("utf-16-be"), "column 1 of the header: a NUL byte"),
+  (b"\xfe\xff\0a", "is UTF-16: save it as UTF-8"),
+  (b"\x1f\x8b\x08\0", "is compressed"),
+  (b"PK\x03\x04more", "is a zip archive or a spreadsheet"),
+  (b"PAR1more", "is a Parquet file"),
+  ('a,b\n1,2\n"3,x\n4,5\n6",y\n7,8\n', r"column 'a', row 2: a quote opens here and closes 2 lines later, and each of"),
+  ('a,,c\n1,"2\n',  r"column 2, row 1: a quote opens"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content,message", BAD_FILES)
+def test_what_is_not_plain_csv_is_named(tmp_path, content, message):
+  path = tmp_path / "f.csv"
+  path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  with pytest.raises(DataError, match=message) as caught:
+    read(path)
+  assert "\n" not in str(caught.value) and str(caught.value).startswith(str(path))
+
+
+def test_late_faults_are_found_across_blocks(tmp_path, monkeypatch):
+  monkeypatch.setattr(csv_files, "BLOCK", 64)
+  path = tmp_path / "f.csv"
+  good = b"a,b\n" + b"".join(b"%d,x%d\n" % (i, i) for i in range(500))
+  for tail, message in ((b"1,caf\xe9\n", "column 'b', row 501: not UTF-8"), (b'1,"2\n', "row 501: a quote opens"),
+                        (b"1\n", "row 501: 1 cells"), (b"1,\0\n", "column 'b', row 501: a NUL")):  # fmt: skip
+    path.write_bytes(good + tail)
+    with pytest.raises(DataError, match=message):
+      read(path)
+  path.write_bytes(good)
+  assert len(read(path)) == 500
+
+
+def test_rows_that_arrow_does_not_give_are_missed(tmp_path, monkeypatch):
+  path = tmp_path / "f.csv"
+  path.write_text("a,b\n1,2\n3,4\n")
+  found = csv_files._survey(str(path))
+  monkeypatch.setattr(csv_files, "_survey", lambda path: csv_files.dataclasses.replace(found, rows=3))
+  with pytest.raises(DataError, match="f.csv: 3 rows stand in the file, 2 were read"):
+    read(path)
+
+
+def test_a_row_longer_than_any_block_is_read(tmp_path):
+  path = tmp_path / "f.csv"
+  long = "word, " * 400_000
+  path.write_text(f'a,b\n1,"{long}"\n2,x\n')
+  assert read(path) == [["1", long], ["2", "x"]]
+
+
+def test_a_row_beyond_the_limit_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(csv_files, "LONGEST_ROW", 50)
+  path = tmp_path / "f.csv"
+  path.write_text("a,b\n1,2\n3," + 49 * "x" + "\n")
+  with pytest.raises(DataError, match="row 2: 51 bytes, at most 50 are allowed"):
+    read(path)
+  path.write_text("a,b\n1,2\n3," + 40 * "x" + "\n")
+  assert len(read(path)) == 2
+
+
+def test_texts_of_several_lines_are_no_rows(tmp_path):
+  path = tmp_path / "f.csv"
+  path.write_text('a,b,c\n1,"green, red\nblue, grey",x\n2,"one\ntwo\nthree",y\n3,"1,2\n3",z\n')
+  assert [row[1] for row in read(path)] == ["green, red\nblue, grey", "one\ntwo\nthree", "1,2\n3"]
+
+
+def test_swallowed_rows_are_found_in_columns_that_nobody_wants(tmp_path):
+  path = tmp_path / "f.csv"
+  path.write_text('a,note\n1,"x\n2,y\n3,z"\n4,w\n')
+  with pytest.raises(DataError, match="column 'note', row 1: a quote opens here and closes 2 lines later"):
+    csv_files.read(str(path), ["a"])
+
+
+def test_lines_of_rows(tmp_path):
+  path = tmp_path / "f.csv"
+  path.write_bytes(b'\xef\xbb\xbf\r\na,b\r\n\r\n1,"x\r\ny"\r\n\n3,4\r5,6')
+  assert [csv_files.line_of(str(path), row) for row in (-1, 0, 1, 2, 3)] == [2, 4, 7, 8, 0]
+  assert csv_files.header(str(path)) == ["a", "b"]
+
+
+def test_files_without_rows(tmp_path):
+  path = tmp_path / "f.csv"
+  for content, names in (("", []), ("\n\r\n", []), ("a,b", ["a", "b"]), ('"a","x ""y"""\n\n', ["a", 'x "y"'])):
+    path.write_text(content)
+    assert csv_files.header(str(path)) == names
+    if names:
+      assert read(path) == []
+
+
+def test_names_are_shown_in_a_short_line():
+  assert csv_files.names_shown(["a", "b\x1b\n"]) == r"a, b\x1b\n"
+  assert csv_files.names_shown(["x" * 41]) == "x" * 40 + "…"
+  assert csv_files.names_shown(["x" * 40]) == "x" * 40
+  assert csv_files.names_shown([str(i) for i in range(12)]) == ", ".join(map(str, range(12)))
+  assert csv_files.names_shown([str(i) for i in range(14)]).endswith("10, 11 and 2 more")
