@@ -123,7 +123,8 @@ def test_few_clusters_start_as_k_means_plus_plus_of_a_sample(seed):
     rng = np.random.default_rng(seed)
     order = rng.permutation(300)
     expected = plus_plus(points[order[: 64 * clusters]], clusters, rng)
-    np.testing.assert_array_equal(kmeans._start(rows.Rows(points), clusters, seed), expected)
+    found = kmeans.balanced_kmeans(points, clusters, iterations=0, seed=seed)[0]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_start_repeats_points_once_all_are_chosen():
