@@ -240,8 +240,9 @@ def test_a_real_tokenizer_keeps_new_ads_apart(tmp_path):
   for n in range(8):
     catalog.put(f"x{n}", NEW | {"vector": [1.0, 2, 3, 4, 5]})
   codes = [tuple(catalog.get(f"x{n}")["codes"]) for n in range(8)]
-  assert len({code[:2] for code in codes}) == 1
-  assert len(set(codes[:7])) == 7 and not set(codes[:7]) & set(map(tuple, shop.codes().tolist()))
+  assert len({code[:2] for code in codes[:7]}) == 1
+  assert codes[7][0] == codes[0][0] and codes[7][1] != codes[0][1]  # seven fill their prefix; the eighth goes next door
+  assert len(set(codes)) == 8 and not set(codes) & set(map(tuple, shop.codes().tolist()))
   with pytest.raises(DataError, match="vectors are 3 wide"):
     catalog.put("y", NEW | {"vector": [1.0, 2, 3]})
   assert catalog.row("y") is None
