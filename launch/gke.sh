@@ -25,7 +25,7 @@ usage: launch/gke.sh COMMAND --name=NAME [options] [-- flags of experiments.trai
 
   --dry-run  print the manifest and the commands, do not run them
 
-The image holds the package and JAX for the accelerator, with the checkout as working directory: docs/launch.md has one.
+The image holds the package and JAX for the accelerator, with the checkout as working directory: docs/guide/launch.md has one.
 Needed here: kubectl, set to a cluster with the JobSet controller; with --xpk, xpk, and a cluster that it made.
 TEXT
 }

@@ -32,7 +32,7 @@ def test_the_example_runs(tmp_path):
   assert (tmp_path / "runs" / "mine" / "eval" / "metrics.json").exists()
 
 
-_PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((_ROOT / "docs").glob("*.md")))]
+_PAGES = ["README.md", *(str(path.relative_to(_ROOT)) for path in sorted((_ROOT / "docs").rglob("*.md")))]
 
 
 @pytest.mark.parametrize("page", _PAGES)

@@ -1,8 +1,8 @@
 """Tables with a row an ad, cut by rows over the mesh: their size, start, lookups, best rows, and the rows of one step.
 
-The compiler cuts most of it rightly by itself (docs/scale.md has what was looked at): `jnp.take` of a table that is cut
-by rows looks up on each device the rows it holds and sums over the devices, and its gradient stays on the shard. What
-it does not cut is a top k, which is written here with `shard_map`.
+The compiler cuts most of it rightly by itself (docs/guide/scale.md has what was looked at): `jnp.take` of a table that
+is cut by rows looks up on each device the rows it holds and sums over the devices, and its gradient stays on the shard.
+What it does not cut is a top k, which is written here with `shard_map`.
 """
 
 import math

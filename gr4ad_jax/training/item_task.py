@@ -187,7 +187,7 @@ def bias_apart(
   """A loss whose model learns without the signed bias on the history, and the bias by what that model has learned.
 
   Were the model to learn under the bias, nothing would teach it to score down what was just taken, and its like; it
-  would rank as well alone, and worse with a memory beside it (docs/zoo.md).
+  would rank as well alone, and worse with a memory beside it (docs/log/zoo.md).
 
   Args:
     loss_of: (scores without the bias, bias) -> loss.

@@ -1,4 +1,4 @@
-"""What docs/launch.md says that a dry run prints is what it prints."""
+"""What docs/guide/launch.md says that a dry run prints is what it prints."""
 
 import re
 import shlex
@@ -7,7 +7,8 @@ import pytest
 
 from tests.launch import fakes
 
-_TEXT = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:0", (fakes.ROOT / "docs" / "launch.md").read_text(encoding="utf-8"))
+_PAGE = fakes.ROOT / "docs" / "guide" / "launch.md"
+_TEXT = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:0", _PAGE.read_text(encoding="utf-8"))
 _COMMANDS = [
   line
   for block in re.findall(r"```sh\n(.*?)```", _TEXT, re.DOTALL)
