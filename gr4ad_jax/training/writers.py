@@ -88,15 +88,22 @@ class TensorboardWriter:
     except ImportError as error:
       raise ImportError("tensorboardX is missing: pip install 'gr4ad_jax[log]'") from error
     self._writer = tensorboardX.SummaryWriter(directory, purge_step=resume_step + 1 if resume_step else None)
+    self._directory = directory
+    events = self._writer.file_writer.event_writer
+    self._thread = events._worker  # it writes what stands in a queue, and ends where the disk refuses
+    events._event_queue.cancel_join_thread()  # else the end of the process would wait for that thread for good
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
-    """Adds a point to each curve."""
+    """Adds a point to each curve. Raises OSError where an earlier one could not be written."""
+    if not self._thread.is_alive():
+      raise OSError(f"{self._directory}: events cannot be written; is the disk full?")
     for name, value in scalars.items():
       self._writer.add_scalar(name, float(value), step)
 
   def close(self) -> None:
-    """Flushes and closes the event file."""
-    self._writer.close()
+    """Flushes and closes the event file; what could not be written is left."""
+    if self._thread.is_alive():  # else nobody takes what would be put into the queue
+      self._writer.close()
 
 
 class MultiWriter:

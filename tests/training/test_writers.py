@@ -65,6 +65,23 @@ def test_open_writers_writes_both(tmp_path):
   assert any(file.name.startswith("events") for file in (tmp_path / "tensorboard").iterdir())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_refuses_tensorboard_s_events_is_an_error_and_no_wait_for_good(tmp_path):
+  pytest.importorskip("tensorboardX")
+  writer = writers.TensorboardWriter(str(tmp_path))
+
+  def refuse(*_):
+    raise OSError(28, "No space left on device")
+
+  writer._writer.file_writer.event_writer._ev_writer.write_event = refuse
+  writer.write(1, {"a": 1})
+  writer._thread.join(60)
+  for step in range(2, 30):  # more than its queue holds
+    with pytest.raises(OSError, match="events cannot be written"):
+      writer.write(step, {"a": 1})
+  writer.close()
+
+
 def test_without_tensorboard_there_are_still_lines(tmp_path, monkeypatch, caplog):
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
   with pytest.raises(ImportError, match=r"pip install 'gr4ad_jax\[log\]'"):
