@@ -18,6 +18,7 @@ from experiments import jobs
 from gr4ad_jax import config as config_lib
 from gr4ad_jax import presets
 from gr4ad_jax.data import schema
+from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel.roll_call import StartError
 from gr4ad_jax.training import workdir as workdir_lib
 
@@ -131,14 +132,17 @@ def _fields(section: str) -> tuple[dataclasses.Field, ...]:
 
 
 def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> config_lib.Config:
-  """The config with each knob whose flag was given (on the command line or in a flagfile) replaced, then validated."""
+  """The config with each knob whose flag was given (on the command line or in a flagfile) replaced, then validated.
+
+  A knob that the model does not read may keep its value, not change it.
+  """
   given = {
     field.name: flag_values[field.name].value
     for section in config_lib.SECTIONS
     for field in _fields(section)
     if flag_values[field.name].present
   }
-  return config_lib.validate(config_lib.with_knobs(config, given))
+  return registry.validate(config_lib.with_knobs(config, given), base=config)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

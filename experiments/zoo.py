@@ -2,7 +2,8 @@
 
   python -m experiments.zoo --dataset=online_retail --models=gr4ad,sasrec --workdir=runs/zoo
 
-A model is a flagfile of experiments/flagfiles/zoo/<dataset>/, or one named by its path; flags that are given here win.
+A model is a flagfile of experiments/flagfiles/zoo/<dataset>/, or one named by its path. Flags that are given here win
+in every row whose model reads them.
 It goes on where it was stopped. Writes <workdir>/zoo.json and zoo.md.
 
   python -m experiments.zoo --dataset=online_retail --models=gr4ad --suite=scaling --workdir=runs/scaling
@@ -12,13 +13,15 @@ trains one model at several widths and searches the largest at several beam widt
 
 import dataclasses
 import os
+from collections.abc import Iterable
 
 from absl import flags
 
 from experiments import flags as flags_lib
 from experiments.progress import RoundProgress, show_progress
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import Config, ConfigError, with_knobs
 from gr4ad_jax.evaluation import scaling_table
+from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import ranked, run, scaling, trainer, zoo
 
@@ -47,25 +50,41 @@ def _flagfile(name: str, dataset: str) -> str:
 
 
 def configs() -> dict:
-  """Name of a row -> config, of the models that are asked for."""
-  given = [
-    flag.serialize()
-    for flag in (flags.FLAGS[name] for name in flags.FLAGS)
-    if flag.present and flag.name in flags_lib.knob_names()
-  ]
-  found = {}
+  """Name of a row -> config, of the models that are asked for.
+
+  What a flagfile sets its model must read; what is given beside them goes to the rows whose models
+  read it.
+
+  Raises:
+    ConfigError: a row that is refused, or a flag that no row reads.
+  """
+  given = [flags.FLAGS[name] for name in flags.FLAGS if name in flags_lib.knob_names()]
+  given = {flag.name: flag.serialize() for flag in given if flag.present}
+  found, ignored = {}, set(given)
   for model in _MODELS.value:
-    name, values = os.path.basename(model).removesuffix(".flags"), flags.FlagValues()
+    name = os.path.basename(model).removesuffix(".flags")
     if name in found:
       raise ConfigError(f"--models={model} is not allowed: the table has a row {name!r} already")
-    flags_lib.define_flags(values)
     path = _flagfile(model, flags.FLAGS.dataset)
-    try:
-      values(["zoo", f"--flagfile={path}", *given])
-    except flags.Error as error:
-      raise ConfigError(f"{path}: {error}") from error
-    found[name] = flags_lib.config_from_flags(values)
+    kind = _parsed(path, given.values()).model
+    unread = registry.unread(with_knobs(Config(), {"model": kind}))
+    read = [flag for knob, flag in given.items() if knob not in unread]
+    found[name] = flags_lib.config_from_flags(_parsed(path, read))
+    ignored &= unread
+  for knob in sorted(ignored if found else ()):
+    raise ConfigError(f"{given[knob]} is not allowed: no model of --models reads --{knob}")
   return found
+
+
+def _parsed(path: str, given: Iterable[str]) -> flags.FlagValues:
+  """The flags of a row: its flagfile's, then those that are given. Raises ConfigError."""
+  values = flags.FlagValues()
+  flags_lib.define_flags(values)
+  try:
+    values(["zoo", f"--flagfile={path}", *given])
+  except flags.Error as error:
+    raise ConfigError(f"{path}: {error}") from error
+  return values
 
 
 def main(argv):
@@ -83,6 +102,9 @@ def main(argv):
   if not _WIDTHS.value or not all(width.isdigit() for width in _WIDTHS.value):
     raise ConfigError(f"--widths={','.join(_WIDTHS.value)} is not allowed: whole numbers, ascending")
   rows = configs()
+  for config in rows.values() if _SUITE.value == "scaling" else ():
+    if "beams" in registry.unread(config):
+      raise ConfigError(f"--models={_MODELS.value[0]} is not allowed: --suite=scaling varies --beams")
   for config in rows.values():
     trainer.check_mesh(config)
     run.check_start(config)

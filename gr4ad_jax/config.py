@@ -9,6 +9,7 @@ import json
 import math
 import os
 import typing
+from collections.abc import Container
 from typing import Any
 
 from gr4ad_jax import checksums
@@ -44,6 +45,7 @@ class Config:
   serving: ServeConfig = ServeConfig()
 
 
+_SIZES = ("lazy_layers", "kv_layers", "heads", "kv_groups", "beams")  # what fits them is the model's to say
 BEHAVIORS = {"online_retail": ("purchase",), "amazon_reviews": ("review",)}  # of data sets that have no --behaviors
 CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"  # of a workdir
 SECTIONS = {f.name: f.type for f in dataclasses.fields(Config) if f.name != "workdir"}
@@ -91,8 +93,8 @@ def shown(value: Any) -> str:
   return ",".join(str(element) for element in value) if isinstance(value, (tuple, list)) else str(value)
 
 
-def _check_pairs(config: Config) -> None:
-  """Raises ConfigError on two settings that contradict each other."""
+def _check_pairs(config: Config, unread: Container[str]) -> None:
+  """Raises ConfigError on two settings that contradict each other, but for those of a knob that nothing reads."""
   data, model, levels = config.data, config.model, len(config.sid.codebooks)
   behaviors = BEHAVIORS.get(data.dataset, data.behaviors)
   rules = (
@@ -139,7 +141,7 @@ def _check_pairs(config: Config) -> None:
   )
   values = {name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()}
   for holds, name, words in rules:
-    if not holds:
+    if not holds and name not in unread:
       raise ConfigError(f"--{name}={shown(values[name])} is not allowed: {words}")
 
 
@@ -151,8 +153,12 @@ def _is_window(training: TrainConfig) -> bool:
     return False
 
 
-def validate(config: Config) -> Config:
+def validate(config: Config, unread: Container[str] = ()) -> Config:
   """Returns the config unchanged where every knob, and every pair of knobs, is allowed.
+
+  Args:
+    config: of a run.
+    unread: knobs that its model does not read, which so contradict no other; `models/zoo/registry.validate` knows them.
 
   Raises:
     ConfigError: one line naming the flag, its value and what is allowed.
@@ -160,7 +166,7 @@ def validate(config: Config) -> Config:
   for section, kind in SECTIONS.items():
     for field in dataclasses.fields(kind):
       _check_field(field, getattr(getattr(config, section), field.name))
-  _check_pairs(config)
+  _check_pairs(config, unread)
   return config
 
 
@@ -187,6 +193,8 @@ def to_json(config: Config) -> str:
 def from_json(text: str) -> Config:
   """The config that `to_json` wrote; keys that are left out keep their defaults.
 
+  Sizes of the model and of its beams are not compared: what fits together is checked where the model is known.
+
   Raises:
     ConfigError: text that is not a JSON object, a key that is not known, or a value that is not allowed.
   """
@@ -205,7 +213,7 @@ def from_json(text: str) -> Config:
     given = saved.get(section, {})
     _refuse_unknown(given, tuple(field.name for field in dataclasses.fields(kind)), f"config.json, section {section}")
     sections[section] = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-  return validate(Config(workdir=str(saved.get("workdir", "")), **sections))
+  return validate(Config(workdir=str(saved.get("workdir", "")), **sections), _SIZES)
 
 
 def load_config(workdir: str) -> Config:

@@ -87,15 +87,17 @@ def test_unknown_rows_and_seeds_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("flag", "message"),
+  ("model", "flag", "message"),
   [
-    ("--reward=magic", "--reward=magic is not allowed"),
-    ("--model=tiger", "--objective=rspo is not allowed: --model=tiger learns no lists"),
+    ("gr4ad", "--reward=magic", "--reward=magic is not allowed"),
+    ("tiger", "--rows=rspo", "--objective=rspo is not allowed: --model=tiger learns no lists"),
+    ("gr4ad_items", "--rows=vsl_decode_value", "--order=blend is not allowed: --model=gr4ad_items does"),
   ],
 )
-def test_what_a_row_would_refuse_is_refused_before_anything_is_trained(tmp_path, flag, message):
+def test_what_a_row_would_refuse_is_refused_before_anything_is_trained(tmp_path, model, flag, message):
   tiny.write_log(tmp_path)
-  done = tiny.run("ablate", *tiny.source_flags(tmp_path), *SMALL, f"--workdir={tmp_path}/ablation", flag)
+  small = tiny.settings(model, *SMALL, flag)
+  done = tiny.run("ablate", *tiny.source_flags(tmp_path), *small, f"--workdir={tmp_path}/ablation")
   assert done.status == 2 and message in done.err and not (tmp_path / "ablation").exists()
 
 

@@ -11,6 +11,9 @@ import sys
 
 from absl import app, flags
 
+from gr4ad_jax.config import Config, with_knobs
+from gr4ad_jax.models.zoo import registry
+
 WORDS = ("red", "blue", "green", "tea", "cup", "mug", "lamp", "candle", "ribbon", "bag", "box", "heart")
 AD_HEADER = ("ad_id", "text", "account_id", "price")
 EVENT_HEADER = ("user_id", "ad_id", "time", "behavior", "value", "request_id")
@@ -19,6 +22,14 @@ SETTINGS = (
   "--kv_groups=2", "--layers=2", "--lazy_layers=1", "--beams=8,8,8", "--batch_size=8", "--history_slots=8",
   "--neighbor_slots=4", "--rising_slots=4", "--targets=4", "--warmup_steps=2", "--log_every=2",
 )  # fmt: skip
+
+
+def settings(model: str, *more: str) -> tuple[str, ...]:
+  """--model, and of `SETTINGS` and other flags those that the model reads."""
+  unread = registry.unread(with_knobs(Config(), {"model": model}))
+  flags_given = (*SETTINGS, *more)
+  read = [flag for flag in flags_given if flag[2:].partition("=")[0] not in unread]
+  return (f"--model={model}", *read)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.config import Config, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, PADDING, RequestBatch
+from gr4ad_jax.models import knobs
 from gr4ad_jax.models.context import Context, ContextProcessor
 from gr4ad_jax.models.history_bias import biased_logp, signed_bias
 from gr4ad_jax.models.history_copy import Copy, HistoryCopy, ValueReader, mix, no_copy, sequence_match
@@ -92,6 +93,7 @@ class GR4AD(nn.Module):
     remat: what is kept of blocks, context, copy path and heads for the backward pass, a name of `remat.POLICIES`.
     predicts_value: whether it has an eCPM head and an MTP branch; without, VSL leaves their terms out.
     learns_lists: whether the list objectives suit it: all of its loss is VSL on sequences.
+    reads: knobs that it reads, of `knobs.ALL`.
   """
 
   config: ModelConfig
@@ -99,6 +101,7 @@ class GR4AD(nn.Module):
   remat: str = "none"
   predicts_value: ClassVar[bool] = True
   learns_lists: ClassVar[bool] = True
+  reads: ClassVar[frozenset[str]] = knobs.ALL - knobs.HEAD - knobs.ENCODER - knobs.BESIDE
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "GR4AD":

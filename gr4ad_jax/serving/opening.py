@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 
-from gr4ad_jax.config import Config, ConfigError, is_trained, load_config, validate
+from gr4ad_jax.config import Config, ConfigError, is_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.neighbors import CoVisitNeighbors
@@ -70,7 +70,8 @@ def open_run(
     ConfigError: a setting that is not allowed, or the event log is another one than the run was trained on.
     DataError: the `live` folder belongs to another index.
   """
-  config = validate(dataclasses.replace(config or load_config(workdir), workdir=workdir))
+  saved = load_config(workdir)
+  config = registry.validate(dataclasses.replace(config or saved, workdir=workdir), base=saved)
   if not is_trained(workdir):
     raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
   if config.search.item_weight and issubclass(registry.find(config), GR4ADItems):

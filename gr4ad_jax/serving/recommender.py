@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.config import SearchConfig, is_trained, load_config, validate
+from gr4ad_jax.config import SearchConfig, is_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
@@ -90,9 +90,11 @@ class Recommender:
       FileNotFoundError: no run, or no such checkpoint, lies there.
       ConfigError: a search, or a dtype, that is not allowed for this run.
     """
-    config = load_config(workdir)
-    model_config = dataclasses.replace(config.model, compute_dtype=compute_dtype or config.model.compute_dtype)
-    config = validate(dataclasses.replace(config, search=search or config.search, model=model_config))
+    saved = load_config(workdir)
+    dtype = compute_dtype or saved.model.compute_dtype
+    sizes = dataclasses.replace(saved.model, compute_dtype=dtype)
+    asked = dataclasses.replace(saved, search=search or saved.search, model=sizes)
+    config = registry.validate(asked, base=saved)
     if not is_trained(workdir):
       raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, validate, with_knobs
+from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, with_knobs
 from gr4ad_jax.evaluation import ablation_table, metrics, protocols, report_tables
+from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import ranked, reward_run, rewards, run, scoring, workdir
 from gr4ad_jax.training.inputs import Inputs
@@ -123,7 +124,7 @@ class Ablation:
     """
     plan = self._plan
     for row in plan.rows:  # what a row would refuse at its turn, hours later; see also `_of`
-      run.check_start(with_knobs(plan.config, row.fixed))
+      run.check_start(registry.validate(with_knobs(plan.config, row.fixed), plan.config))
     tried = {row.name: self._tune(row) for row in plan.rows if len(row.settings()) > 1}
     chosen = {name: max(found, key=lambda one: one[CHOSEN_BY])["settings"] for name, found in tried.items()}
     rankings, dataset = {}, None
@@ -166,7 +167,7 @@ class Ablation:
     else:  # so that other lists can be tried from the same start
       base = dataclasses.replace(base, preference=PreferenceConfig())
     folder = os.path.join(base.workdir, group, name or row.name)
-    return validate(dataclasses.replace(with_knobs(base, knobs | row.fixed | settings), workdir=folder))
+    return registry.validate(dataclasses.replace(with_knobs(base, knobs | row.fixed | settings), workdir=folder))
 
   def _of(self, config: Config) -> Inputs:
     """The inputs of a run; runs of one group share them, as they share tokenizer and features.

@@ -120,7 +120,8 @@ def check_start(config: Config) -> None:
     return
   if not is_trained(start):
     raise ConfigError(f"--init_from={start} is not allowed: it holds no whole checkpoint; train it first")
-  about, free = ("sid", "model", "items"), ("dropout", "compute_dtype", "swing_memory_mb", "swing_path")
+  about, free = ("sid", "model", "items"), ["dropout", "compute_dtype", "swing_memory_mb", "swing_path"]
+  free += registry.unread(config)
   for knob, ours, theirs in workdir_lib.changes(config, load_config(start), about, but=free):
     raise ConfigError(f"--{knob}={ours} is not allowed: the run in --init_from={start} has {theirs}")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from gr4ad_jax.config import Config, validate, with_knobs
+from gr4ad_jax.config import Config, with_knobs
 from gr4ad_jax.evaluation import metrics, protocols, report_tables, scaling_table
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
@@ -61,7 +61,8 @@ class Scaling:
 
   def _of(self, width: int, seed: int) -> Config:
     folder = os.path.join(self._config.workdir, f"width{width}", f"seed{seed}")
-    return validate(dataclasses.replace(with_knobs(self._config, {"width": width, "seed": seed}), workdir=folder))
+    config = with_knobs(self._config, {"width": width, "seed": seed})
+    return registry.validate(dataclasses.replace(config, workdir=folder))
 
   def _size(self, width: int) -> dict:
     scores, losses = [], []

@@ -5,11 +5,13 @@ import numpy as np
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.history import Lines
 from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.models.zoo import registry
 
 
 def treatment(config: Config) -> str:
   """'masked', 'biased' or 'left', as a table of results says it."""
-  return "biased" if config.search.seen_ads == "left" and config.model.history_bias else config.search.seen_ads
+  biased = config.model.history_bias and "history_bias" not in registry.unread(config)
+  return "biased" if config.search.seen_ads == "left" and biased else config.search.seen_ads
 
 
 def most(lines: Lines, requests: np.ndarray) -> int:

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, load_config, validate, with_knobs
+from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, load_config, with_knobs
 from gr4ad_jax.data.batches import TrainingOrder
 from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.evaluation import metrics, protocols, report_tables, sweep_table
+from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import run, scoring
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.candidates import NO_REFERENCE, Candidates
@@ -58,7 +59,7 @@ def read_settings(path: str, config: Config) -> list[dict]:
       if name not in KNOBS:
         raise ConfigError(f"{where}: {name!r} is not allowed: any of {', '.join(KNOBS)}")
     try:
-      chosen = validate(with_knobs(config, one))
+      chosen = registry.validate(with_knobs(config, one))
     except (ConfigError, TypeError) as error:
       raise ConfigError(f"{where}: {error}") from error
     if chosen.objective.objective not in OBJECTIVES:

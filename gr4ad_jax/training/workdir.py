@@ -12,6 +12,7 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax import files
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.locks import InUseError, Lock
+from gr4ad_jax.models.zoo import registry
 
 LOCK = "lock"  # of a workdir
 
@@ -38,8 +39,9 @@ def changes(
 def check_workdir(config: Config) -> None:
   """Refuses a workdir that cannot hold this run.
 
-  Model and codes never change. Once there is a checkpoint, nothing that shapes the training does either, but its
-  length: with more --epochs or --max_steps it goes on, under the learning-rate schedule of the new length.
+  Model and codes never change, but for what the model does not read. Once there is a checkpoint,
+  nothing that shapes the training does either, but its length: with more --epochs or --max_steps it
+  goes on, under the learning-rate schedule of the new length.
 
   Raises:
     ConfigError: no --workdir, a file in its place, or a run with another setting there; or a damaged config.json.
@@ -52,7 +54,7 @@ def check_workdir(config: Config) -> None:
   if not os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
     check_folder(config.workdir)
     return
-  fixed, free = ["sid", "model", "items"], [*FREE, "compute_dtype"]
+  fixed, free = ["sid", "model", "items"], [*FREE, "compute_dtype", *registry.unread(config)]
   if config_lib.is_trained(config.workdir):
     fixed += ["data", "objective", "preference", "training"]
     free.append("swing_path")  # the run has its codes
@@ -75,7 +77,7 @@ def save_config(config: Config) -> None:
     ConfigError: a knob that is not allowed, or as `check_workdir`, `check_folder` and `alone` do.
   """
   check_folder(config.workdir)
-  check_workdir(config_lib.validate(config))
+  check_workdir(registry.validate(config))
   _hold(config.workdir)
   files.write_text(os.path.join(config.workdir, config_lib.CONFIG_FILE), config_lib.to_json(config))
 

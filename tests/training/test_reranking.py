@@ -36,8 +36,9 @@ def test_no_reranker_changes_nothing():
 def workdir(tmp_path_factory, request):
   request.getfixturevalue("compile_cache")
   folder = tiny.write_log(tmp_path_factory.mktemp("log"), users=20)
-  short = ("--max_steps=2", "--noevaluate", "--model=two_tower", "--item_loss=inbatch")
-  done = tiny.run("train", *tiny.source_flags(folder), *tiny.SETTINGS, *REWARD, *short, f"--workdir={folder / 'run'}")
+  short = ("--max_steps=2", "--noevaluate", "--item_loss=inbatch", f"--workdir={folder / 'run'}")
+  small = tiny.settings("two_tower")
+  done = tiny.run("train", *tiny.source_flags(folder), *small, *REWARD, *short)
   assert (done.status, done.err) == (0, "")
   return folder / "run"
 

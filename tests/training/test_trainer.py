@@ -20,35 +20,35 @@ def log(tmp_path_factory):
   return tiny.write_log(tmp_path_factory.mktemp("log"))
 
 
-def trainer_of(log, *more):
+def trainer_of(log, model, *more):
   values = flags.FlagValues()
   flags_lib.define_flags(values)
-  values(["train", *tiny.source_flags(log), *tiny.SETTINGS, f"--workdir={log}/run", *more])
+  values(["train", *tiny.source_flags(log), *tiny.settings(model), f"--workdir={log}/run", *more])
   config = flags_lib.config_from_flags(values)
   return Trainer(config, inputs_lib.prepare_inputs(config))
 
 
-def made(log, *more):
-  trainer = trainer_of(log, *more)
+def made(log, model, *more):
+  trainer = trainer_of(log, model, *more)
   return trainer.inputs, trainer.state.params
 
 
 def test_vectors_of_ads_start_from_co_occurrence_alone_or_with_content(log):
-  inputs, params = made(log, "--model=sasrec", "--item_start=ppmi")
+  inputs, params = made(log, "sasrec", "--item_start=ppmi")
   lines = inputs.lines
   train_L = lines.request_split[lines.request] == 0
   ads = len(inputs.dataset.ads)
   taken = cooccurrence.ppmi_vectors(lines.request_user[lines.request][train_L], lines.ad[train_L], ads, 16)
   np.testing.assert_allclose(params[row_tables.NAME][:ads], taken, atol=1e-6)
   learned = ("--tower_steps=3", "--cooccurrence_width=8")  # by the tokenizer: its vectors are more than the content
-  inputs, params = made(log, "--model=sasrec", "--item_start=ppmi+content", *learned)
+  inputs, params = made(log, "sasrec", "--item_start=ppmi+content", *learned)
   both = cooccurrence.joined(taken, inputs.tokenizer.embed(inputs.dataset.ads), 16)
   np.testing.assert_allclose(params[row_tables.NAME][:ads], both, atol=1e-5)
 
 
 def test_codes_start_with_the_mean_of_their_ads(log):
-  _, random = made(log, "--model=gr4ad_items")
-  inputs, params = made(log, "--model=gr4ad_items", "--item_start=ppmi")
+  _, random = made(log, "gr4ad_items")
+  inputs, params = made(log, "gr4ad_items", "--item_start=ppmi")
   index, ads = inputs.index, len(inputs.dataset.ads)
   means = cooccurrence.code_means(np.asarray(params[row_tables.NAME])[:ads], index.codes_NT, index.codebooks)
   for level, mean_VD in enumerate(means):
@@ -59,7 +59,7 @@ def test_codes_start_with_the_mean_of_their_ads(log):
 
 
 def test_edges_of_features_are_fitted_and_then_stay(log):
-  trainer = trainer_of(log, "--feature_bins=4", "--weight_decay=0.5")
+  trainer = trainer_of(log, "gr4ad", "--feature_bins=4", "--weight_decay=0.5")
   batch = trainer.contexts.batch(np.sort(trainer.order.requests))
   seen = batch.slot_features_BSF[batch.slot_kind_BS != PADDING], batch.user_features_BF
   expected = [piecewise.feature_edges(x, 4).ravel() for x in seen]
@@ -73,5 +73,5 @@ def test_edges_of_features_are_fitted_and_then_stay(log):
 
 @pytest.mark.parametrize("flag", ["--feature_bins=0", "--nobehavior_features"])
 def test_without_pieces_or_features_no_edges_are_fitted(log, flag):
-  params = made(log, flag)[1]["processor"]
+  params = made(log, "gr4ad", flag)[1]["processor"]
   assert not any(np.asarray(params[name]).any() for name in context.EDGES if name in params)

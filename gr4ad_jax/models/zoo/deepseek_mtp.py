@@ -5,6 +5,7 @@ once a request; the module of a later level is a projection of [norm(h); norm(co
 """
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -83,6 +84,8 @@ class DeepSeekMTP(GR4AD):
 
   There is no MTP branch: the modules are what predicts.
   """
+
+  reads: ClassVar[frozenset[str]] = GR4AD.reads - {"lazy_layers"}
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "DeepSeekMTP":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.config import Config, ConfigError, ItemConfig
 from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.models import knobs
 from gr4ad_jax.models.gr4ad import GR4AD, Read
 from gr4ad_jax.models.layers import Dropout, RMSNorm
 from gr4ad_jax.models.remat import rematerialized
@@ -33,6 +34,8 @@ class GR4ADItems(ItemHead, GR4AD):
 
   biased = False  # log p of the UA-SID
   learns_lists: ClassVar[bool] = False
+  # Its lists are ordered by the head, whatever the eCPM; its bias is the head's, which needs no normaliser.
+  reads: ClassVar[frozenset[str]] = knobs.ALL - knobs.LISTS - {"order", "value_power", "history_bias_ads"}
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "GR4ADItems":

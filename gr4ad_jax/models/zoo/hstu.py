@@ -4,6 +4,8 @@ Zhai et al., "Actions Speak Louder than Words: Trillion-Parameter Sequential Tra
 Recommendations", ICML 2024, section 3.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,6 +64,8 @@ class HSTUBlock(nn.Module):
 
 class HSTU(ItemModel):
   """HSTU blocks over a start token and the history; see `ItemModel`."""
+
+  reads: ClassVar[frozenset[str]] = ItemModel.reads | {"layers", "heads", "dropout", "remat"}
 
   def make_layers(self):
     c = self.config

@@ -1,11 +1,14 @@
 """What models of single ads share: a vector an ad, states over the history, a signed bias on the history's ads."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.config import Config, ItemConfig, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, RequestBatch
+from gr4ad_jax.models import knobs
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.history_bias import signed_bias
 from gr4ad_jax.models.layers import product
@@ -57,12 +60,14 @@ class ItemModel(ItemHead):
     items: how it is trained.
     num_ads: rows of the ad table (N).
     remat: what is kept of a block for the backward pass, a name of `remat.POLICIES`.
+    reads: knobs that it reads, of `knobs.ALL`; a subclass adds those of its layers.
   """
 
   config: ModelConfig
   items: ItemConfig
   num_ads: int
   remat: str = "none"
+  reads: ClassVar[frozenset[str]] = knobs.HEAD | {"width", "history_bias", "compute_dtype"}
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "ItemModel":

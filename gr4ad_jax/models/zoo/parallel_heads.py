@@ -4,6 +4,8 @@ After RPG: Hou et al., "Generating Long Semantic IDs in Parallel for Recommendat
 many and unordered; here they are GR4AD's, so that only the factorisation of p(y | X) differs.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -58,6 +60,8 @@ class ParallelDecoder(nn.Module):
 
 class ParallelHeads(GR4AD):
   """GR4AD whose levels are independent given the context."""
+
+  reads: ClassVar[frozenset[str]] = GR4AD.reads - {"lazy_layers"}
 
   def make_decoder(self) -> nn.Module:
     return ParallelDecoder(self.config, len(self.codebooks) + 1, self.remat)

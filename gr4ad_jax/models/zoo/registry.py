@@ -2,13 +2,18 @@
 
 A model is a class with `build(config, num_ads)`, of one of two kinds. Models of UA-SIDs have the methods of
 `models/gr4ad.GR4AD` that search and VSL call. Models of single ads derive from `models/zoo/items.ItemModel`.
+
+A class says in `reads` which knobs of `models/knobs.ALL` it reads. One that it does not read is refused where it is
+changed, since nothing would come of it; a value of `knobs.ABSENT` says what is true of such a model, and is allowed.
 """
 
 import importlib
 
 import flax.linen as nn
 
+from gr4ad_jax import config as config_lib
 from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax.models import knobs
 
 MODELS = {
   "gr4ad": "gr4ad_jax.models.gr4ad:GR4AD",
@@ -26,11 +31,52 @@ MODELS = {
 
 def find(config: Config) -> type[nn.Module]:
   """The class of --model. Raises ConfigError where the registry has no such name."""
-  name = config.model.model
+  return _class(config.model.model)
+
+
+def _class(name: str) -> type[nn.Module]:
   if name not in MODELS:
     raise ConfigError(f"--model={name} is not allowed: any of {', '.join(MODELS)}")
   module, kind = MODELS[name].split(":")
   return getattr(importlib.import_module(module), kind)
+
+
+def unread(config: Config) -> frozenset[str]:
+  """Knobs that --model does not read; none of a class that does not say. Raises ConfigError as `find` does."""
+  return knobs.ALL - getattr(find(config), "reads", knobs.ALL)
+
+
+def validate(config: Config, base: Config | None = None) -> Config:
+  """Returns the config unchanged where all of it is allowed, and, of what `base` has otherwise, all is read.
+
+  Args:
+    config: of a run.
+    base: what the config is a change of: the preset or the saved run; None: it may hold what its model does not read,
+      as runs from before this check do.
+
+  Raises:
+    ConfigError: as `config.validate` and the model's `build`; or a knob that --model does not read.
+  """
+  ignored, name = unread(config), config.model.model
+  for section in config_lib.SECTIONS if base else ():
+    plain = config_lib.SECTIONS[section]()
+    for knob, value in vars(getattr(config, section)).items():
+      allowed = (getattr(getattr(base, section), knob), getattr(plain, knob))
+      if knob in knobs.ABSENT:
+        allowed += (knobs.ABSENT[knob],)
+      if knob in ignored and value not in allowed:
+        readers = [other for other in MODELS if knob in getattr(_class(other), "reads", knobs.ALL)]
+        shown = config_lib.shown(value)
+        raise ConfigError(f"--{knob}={shown} is not allowed: --model={name} does not read it; {_listed(readers)}")
+  config_lib.validate(config, ignored)
+  build(config, 1)
+  return config
+
+
+def _listed(readers: list[str]) -> str:
+  if not readers:
+    return "no model does"
+  return f"{', '.join(readers)} do" if len(readers) > 1 else f"{readers[0]} does"
 
 
 def build(config: Config, num_ads: int) -> nn.Module:

@@ -4,6 +4,8 @@ Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. With a 
 "Turning Dross Into Gold Loss: is BERT4Rec really better than SASRec?", RecSys 2023.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,8 @@ class SASRecBlock(nn.Module):
 
 class SASRec(ItemModel):
   """Causal transformer over a start token and the history; see `ItemModel`."""
+
+  reads: ClassVar[frozenset[str]] = ItemModel.reads | {"layers", "heads", "ffn_multiple", "dropout", "remat"}
 
   def make_layers(self):
     c = self.config

@@ -16,6 +16,7 @@ import numpy as np
 
 from gr4ad_jax.config import Config, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, RequestBatch
+from gr4ad_jax.models import knobs
 from gr4ad_jax.models.gr4ad import Outputs, compute_dtype, next_code_logp
 from gr4ad_jax.models.layers import NEG, Dropout, Linear, RMSNorm, attend, product
 from gr4ad_jax.models.remat import rematerialized
@@ -124,6 +125,9 @@ class Tiger(nn.Module):
   remat: str = "none"
   predicts_value: ClassVar[bool] = False
   learns_lists: ClassVar[bool] = False
+  reads: ClassVar[frozenset[str]] = (
+    knobs.BEAMS | knobs.WEIGHTS | {"layers", "width", "heads", "ffn_multiple", "dropout", "compute_dtype", "remat"}
+  )
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "Tiger":

@@ -4,6 +4,8 @@ Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recomm
 vectors, a temperature, and --item_loss=inbatch. It is the first stage of the DLRM stack; --reranker is the second.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,8 @@ class TwoTower(ItemModel):
 
   It has one state a request, given for every place: it cannot learn from places inside the history.
   """
+
+  reads: ClassVar[frozenset[str]] = ItemModel.reads - {"inner_targets", "inner_positions"} | {"heads", "dropout"}
 
   def make_layers(self):
     D = self.config.width
