@@ -132,7 +132,7 @@ def test_recommend_says_the_same_in_every_way(trained, source, tmp_path):
   workdir, _ = trained
   by_user = _found(workdir, "--user=u3", "--k=5")
   assert by_user["user"] == "u3" and len(by_user["ads"]) == 5
-  assert {"ad_id", "text", "account_id", "score", "ecpm", "codes"} == set(by_user["ads"][0])
+  assert {"ad_id", "text", "account_id", "log_p", "score", "ecpm", "codes"} == set(by_user["ads"][0])
   scores = [ad["score"] for ad in by_user["ads"]]
   assert scores == sorted(scores, reverse=True) and all(np.isfinite(scores))
   with open(source / "events.csv", newline="") as file:

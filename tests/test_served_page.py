@@ -43,8 +43,9 @@ def test_a_trained_run_is_shown(driver, workdir):
     numbers = [float(cell.strip().rstrip("%")) for cell in visit.all("#ads td.number")]
     for ad, row in zip(found, visit.all("#ads tbody tr"), strict=True):
       assert ad["text"] in row and "-".join(map(str, ad["codes"])) in row
-    assert numbers[::2] == pytest.approx([100 * math.exp(ad["score"]) for ad in found], rel=0.01)
-    assert numbers[1::2] == pytest.approx([ad["ecpm"] for ad in found], abs=0.01)
+    assert numbers[::3] == pytest.approx([100 * math.exp(ad["log_p"]) for ad in found], rel=0.01)
+    assert numbers[1::3] == pytest.approx([ad["score"] for ad in found], abs=0.01)
+    assert numbers[2::3] == pytest.approx([ad["ecpm"] for ad in found], abs=0.01)
     assert len(visit.all("#tree .leaf")) == 8
     visit.wait("#status", "Ready · checkpoint 2 · 24 ads · beams 8-8-8")
     visit.wait("#charts figure:nth-child(3)", "8 at the last level")

@@ -25,14 +25,17 @@ class Beams:
 
   Attributes:
     leaf_BW: int32 node of the last depth, -1 where the beam is empty.
-    logp_BW: log p(y | X), float32, -inf where the beam is empty.
+    logp_BW: log p(y | X), float32, normalised over all UA-SIDs; -inf where the beam is empty.
+    score_BW: what the beams are ordered by, float32: by likelihood log p, up to a constant of the request; by eCPM its
+      logarithm; or their blend. -inf where the beam is empty.
     value_BW: expected eCPM of the ad given the context, money.
     codes_BWT: int32 UA-SIDs.
-    prefix_logp_BWT: log p of every prefix of the UA-SID.
+    prefix_logp_BWT: log p of every prefix of the UA-SID, normalised; the last is `logp_BW`.
   """
 
   leaf_BW: jax.Array
   logp_BW: jax.Array
+  score_BW: jax.Array
   value_BW: jax.Array
   codes_BWT: jax.Array
   prefix_logp_BWT: jax.Array
@@ -160,15 +163,18 @@ def order_scores(logp_BW: jax.Array, value_BW: jax.Array, search: SearchConfig) 
   return jnp.where(jnp.isneginf(logp_BW), -jnp.inf, worth_BW)
 
 
-def _ordered(state: _State, caches, logp_BW, value_of, search: SearchConfig):
-  """The final order: predicts the eCPM of the beams that are asked for, and sorts by what `--order` names."""
-  if search.ecpm_beams and search.ecpm_beams < logp_BW.shape[1]:
-    best_BW = jax.lax.top_k(logp_BW, search.ecpm_beams)[1]
-    state, logp_BW, caches = _take((state, logp_BW, caches), best_BW)
+def _ordered(state: _State, caches, likely_BW, value_of, search: SearchConfig):
+  """The final order: predicts the eCPM of the beams that are asked for, and sorts by what `--order` names.
+
+  `likely_BW` orders by likelihood. The state's prefixes are normalised by now.
+  """
+  if search.ecpm_beams and search.ecpm_beams < likely_BW.shape[1]:
+    best_BW = jax.lax.top_k(likely_BW, search.ecpm_beams)[1]
+    state, likely_BW, caches = _take((state, likely_BW, caches), best_BW)
   value_BW = value_of(state, caches)
-  score_BW = order_scores(logp_BW, value_BW, search)
+  score_BW = order_scores(likely_BW, value_BW, search)
   leaf_BW = jnp.where(state.node_BW == NO_NODE, -1, state.node_BW)
-  found = (leaf_BW, logp_BW, value_BW, state.codes_BWT, state.prefix_BWT)
+  found = (leaf_BW, state.prefix_BWT[..., -1], score_BW, value_BW, state.codes_BWT, state.prefix_BWT)
   return Beams(*_take(found, jnp.argsort(-score_BW, axis=1, stable=True)))
 
 
@@ -214,7 +220,9 @@ def beam_search(
     here = _Level(state, logits_BWV, copy, slot_code_BS)
     state, beam_BW = _advance(level, state, here, trie, widths[level], search.precut, slot_code_BS, guide_of)
     caches = _take(caches, beam_BW)
-  logp_BW = model.apply(variables, start, state.prefix_BWT[..., -1], state.codes_BWT, method="final_logp")
+  likely_BW = model.apply(variables, start, state.prefix_BWT[..., -1], state.codes_BWT, method="final_logp")
+  prefix_BWT = model.apply(variables, start, state.prefix_BWT, state.codes_BWT, method="prefix_logp")
+  state = state.replace(prefix_BWT=prefix_BWT)
 
   def value_of(state, caches):
     if bin_value_V is None:
@@ -223,4 +231,4 @@ def beam_search(
     ecpm_BWV = model.apply(variables, start, h_BWD, state.codes_BWT, method="value_logits")
     return jax.nn.softmax(ecpm_BWV) @ bin_value_V
 
-  return _ordered(state, caches, logp_BW, value_of, search)
+  return _ordered(state, caches, likely_BW, value_of, search)

@@ -26,9 +26,10 @@ class Ranking:
 
   Attributes:
     ad_RK: int32 rows of the ad table, -1 where the beams ran out.
-    logp_RK: float32 log-probability of the ad's UA-SID, -inf where there is no ad.
+    logp_RK: float32 log-probability of the ad's UA-SID, normalised; -inf where there is no ad.
     value_RK: float32 predicted eCPM given the UA-SID, money, 0 where there is no ad.
-    score_RK: float32 log p, and with an item-level head its score too, times --item_weight; -inf where there is no ad.
+    score_RK: float32 what the list is ordered by: that of `Beams`, or with an item-level head log p and --item_weight
+      times its score; -inf where there is no ad.
   """
 
   ad_RK: np.ndarray
@@ -63,13 +64,17 @@ def distinct(ad_RC: np.ndarray) -> np.ndarray:
   return np.where(again, -1, ad_RC)
 
 
-def _joined(ad_RK: np.ndarray, logp_RK: np.ndarray, value_RK: np.ndarray, also_RC: np.ndarray) -> list[np.ndarray]:
+def _joined(
+  ad_RK: np.ndarray, logp_RK: np.ndarray, value_RK: np.ndarray, score_RK: np.ndarray, also_RC: np.ndarray
+) -> list[np.ndarray]:
   """Found ads with their numbers, [R, K], and behind them others, [R, C], each ad once, padding last: [R, K + C]."""
   ad = distinct(np.concatenate([ad_RK, also_RC], axis=1))
-  logp = np.concatenate([logp_RK, logp_of(also_RC, ad_RK, logp_RK)], axis=1)
   value = np.concatenate([value_RK, np.zeros(also_RC.shape, value_RK.dtype)], axis=1)
   last = np.argsort(ad < 0, axis=1, kind="stable")
-  columns = ad, np.where(ad >= 0, logp, -np.inf), np.where(ad >= 0, value, 0.0)
+  # One that was not found has the lowest log p, and the lowest score, of those that were.
+  logp, score = (np.concatenate([x, logp_of(also_RC, ad_RK, x)], axis=1) for x in (logp_RK, score_RK))
+  logp, score = (np.where(ad >= 0, x, -np.inf) for x in (logp, score))
+  columns = ad, logp, np.where(ad >= 0, value, 0.0), score
   return [np.take_along_axis(column, last, axis=1) for column in columns]
 
 
@@ -141,7 +146,7 @@ class Ranker:
       columns = self._expand(beams, max(k, self._beams[-1]) if self._item_weight else k)
       if also_RC is not None and len(some):
         columns = _joined(*columns, np.resize(also_RC[begin : begin + batch_size], (batch_size, also_RC.shape[1])))
-      columns = self._reordered(variables, batch, *columns) if self._item_weight else (*columns, columns[1])
+      columns = self._reordered(variables, batch, *columns[:3]) if self._item_weight else columns
       found.append([column[: len(some), :places] for column in columns])
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
@@ -158,12 +163,15 @@ class Ranker:
     order_RK = np.argsort(-key_RK, axis=1, kind="stable")
     return [np.take_along_axis(column, order_RK, axis=1) for column in columns]
 
-  def _expand(self, beams: Beams, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def _expand(self, beams: Beams, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Ads, log p, values and scores of the beams' ads."""
     ad_RK = self.index.expand(beams.leaf_BW, k)
     leaf_RK = np.where(ad_RK >= 0, self.index.ad_leaf[ad_RK], -1)
     order = np.argsort(beams.leaf_BW, axis=1, kind="stable")
     ranked = np.take_along_axis(beams.leaf_BW, order, axis=1)
     at = np.stack([np.searchsorted(row, leaves) for row, leaves in zip(ranked, leaf_RK, strict=True)])
     beam_RK = np.take_along_axis(order, np.minimum(at, order.shape[1] - 1), axis=1)
-    logp_RK, value_RK = (np.take_along_axis(x, beam_RK, axis=1) for x in (beams.logp_BW, beams.value_BW))
-    return ad_RK, np.where(ad_RK >= 0, logp_RK, -np.inf), np.where(ad_RK >= 0, value_RK, 0.0)
+    found = (beams.logp_BW, beams.value_BW, beams.score_BW)
+    logp_RK, value_RK, score_RK = (np.take_along_axis(x, beam_RK, axis=1) for x in found)
+    logp_RK, score_RK = (np.where(ad_RK >= 0, x, -np.inf) for x in (logp_RK, score_RK))
+    return ad_RK, logp_RK, np.where(ad_RK >= 0, value_RK, 0.0), score_RK

@@ -12,7 +12,7 @@ from gr4ad_jax.config import Config, ModelConfig
 from gr4ad_jax.data.batches import HISTORY, PADDING, RequestBatch
 from gr4ad_jax.models import knobs
 from gr4ad_jax.models.context import Context, ContextProcessor
-from gr4ad_jax.models.history_bias import biased_logp, signed_bias
+from gr4ad_jax.models.history_bias import biased_logp, biased_prefix_logp, signed_bias
 from gr4ad_jax.models.history_copy import Copy, HistoryCopy, ValueReader, mix, no_copy, sequence_match
 from gr4ad_jax.models.layers import Linear
 from gr4ad_jax.models.lazy_decoder import Cache, LazyDecoder
@@ -200,11 +200,27 @@ class GR4AD(nn.Module):
     return (sequence_match(start.slot_codes_BST, codes_BMT) & start.history_BS[:, None]).any(-1)
 
   def final_logp(self, start: Start, logp_BM: jax.Array, codes_BMT: jax.Array) -> jax.Array:
-    """The item-level score that ranks finished sequences: log p(y | X), plus the bias where y is of the history.
+    """The score that ranks finished sequences: log p(y | X), plus the bias where y is of the history.
 
     It is not normalised: the constant that `__call__` takes off is the same for all sequences of a request.
     """
     return logp_BM + self.bias * self.seen(start, codes_BMT) if self.biased else logp_BM
+
+  def prefix_logp(self, start: Start, logp_BWT: jax.Array, codes_BWT: jax.Array) -> jax.Array:
+    """log p of every prefix of finished sequences, bias included and normalised: [B, W, T] float32.
+
+    Under a bias the whole history is scored, once a request; `__call__` estimates its mass on the latest ads.
+
+    Args:
+      start: the request's shared part.
+      logp_BWT: log p of every prefix before the bias.
+      codes_BWT: UA-SIDs.
+    """
+    if not self.biased:
+      return logp_BWT
+    past_logp_BS = self.score(start, start.slot_codes_BST, 1, train=False).logp_BM
+    past_logp_BS = jnp.where(_distinct(start), past_logp_BS, -jnp.inf)
+    return biased_prefix_logp(logp_BWT, codes_BWT, start.slot_codes_BST, past_logp_BS, self.bias)
 
   def __call__(
     self, batch: RequestBatch, codes_BMT: jax.Array, *, train: bool = False, valued: int | None = None

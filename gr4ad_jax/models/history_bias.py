@@ -44,3 +44,47 @@ def biased_logp(logp_BM: jax.Array, seen_BM: jax.Array, history_logp_BH: jax.Arr
   )
   mass_B = jnp.clip(mass_B, 0.0, 1 - 1e-4)  # an estimate can pass 1, a log of nothing can't be learned from
   return logp_BM + jnp.where(seen_BM, bias, 0.0) - jnp.log1p(jnp.expm1(bias) * mass_B)[:, None]
+
+
+def biased_prefix_logp(
+  logp_BWT: jax.Array, codes_BWT: jax.Array, past_codes_BST: jax.Array, past_logp_BS: jax.Array, bias: jax.Array
+) -> jax.Array:
+  """log p'(s_<=t | X) of every prefix of W sequences, normalised over all UA-SIDs.
+
+  A prefix holds e^b times the mass of the history's sequences below it, and once that of all others:
+  p'(prefix) = (p - p_H + e^b p_H) / Z, with Z the same of the empty prefix. So a prefix has what its
+  sequences have together.
+
+  Args:
+    logp_BWT: log p of each prefix before the bias; -inf of beams that are empty.
+    codes_BWT: int32 codes.
+    past_codes_BST: UA-SIDs of the slots.
+    past_logp_BS: log p, before the bias, of the history's distinct sequences; -inf in other slots.
+    bias: scalar b.
+
+  Returns:
+    [B, W, T] float32, -inf where `logp_BWT` is.
+  """
+  chex.assert_rank([logp_BWT, codes_BWT, past_codes_BST, past_logp_BS, bias], [3, 3, 3, 2, 0])
+  T = logp_BWT.shape[-1]
+  below_BWS = jnp.broadcast_to(past_logp_BS[:, None], (*logp_BWT.shape[:2], past_logp_BS.shape[1]))
+  log_z_B1 = _log_factor(jax.nn.logsumexp(past_logp_BS, axis=-1, keepdims=True), bias)
+  found = []
+  for t in range(T):
+    same_BWS = codes_BWT[:, :, None, t] == past_codes_BST[:, None, :, t]  # (B, W, 1) == (B, 1, S)
+    below_BWS = jnp.where(same_BWS, below_BWS, -jnp.inf)
+    if t < T - 1:
+      log_share_BW = jax.nn.logsumexp(below_BWS, axis=-1) - logp_BWT[..., t]
+      factor_BW = _log_factor(log_share_BW, bias)
+    else:  # a whole sequence is of the history or is not: a share that rounding leaves below 1 would count
+      factor_BW = jnp.where(jnp.isfinite(below_BWS).any(-1), bias, 0.0)
+    biased_BW = logp_BWT[..., t] + factor_BW - log_z_B1
+    # Of an empty beam -inf is kept; its share would be no number.
+    found.append(jnp.where(jnp.isneginf(logp_BWT[..., t]), -jnp.inf, biased_BW))
+  return jnp.stack(found, axis=-1)
+
+
+def _log_factor(log_share: jax.Array, bias: jax.Array) -> jax.Array:
+  """log(1 - share + e^b share), of a share that rounding may have put above 1; exact at shares of 0 and 1."""
+  log_share = jnp.minimum(log_share, 0.0)
+  return jnp.logaddexp(jnp.log1p(-jnp.exp(log_share)), bias + log_share)

@@ -139,7 +139,7 @@ class Computer:
       ranked = ranked[: query.k]
       ads = tuple(answers.ad_entry(self._catalog, *entry) for entry in ranked)
       tree = answers.beam_tree(beams, at) if query.explain else None
-      found.append(Computed(Answer("model", step, widths, ads, tree), tuple(row for row, _, _ in ranked)))
+      found.append(Computed(Answer("model", step, widths, ads, tree), tuple(entry[0] for entry in ranked)))
     return found
 
   def _usable_trie(self, variables: Any) -> Trie:

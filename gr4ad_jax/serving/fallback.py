@@ -70,7 +70,7 @@ class PopularLists:
     size = float(log.value.sum()) if self.by_value else len(log)
     return int(np.searchsorted(self.edges, size, side="right"))
 
-  def best(self, log: EventLog | None, k: int, active: Callable[[int], bool]) -> list[tuple[int, float, float]]:
+  def best(self, log: EventLog | None, k: int, active: Callable[[int], bool]) -> list[tuple[int, float, float, float]]:
     """The k most popular ads for a user that may be shown.
 
     Args:
@@ -79,12 +79,14 @@ class PopularLists:
       active: whether the ad of a row may be shown.
 
     Returns:
-      (row, log of the ad's share in the segment, mean value of its events), best first.
+      (row, log of the ad's share in the segment, the same as the score that orders, mean value of its events), best
+      first.
     """
     segment, found = self.segment(log), []
     for row, share in zip(self.row_GK[segment].tolist(), self.share_GK[segment].tolist(), strict=True):
       if row < 0 or len(found) == k:
         break
       if active(row):
-        found.append((row, float(np.log(share)), float(self.mean_value_N[row])))
+        log_p = float(np.log(share))
+        found.append((row, log_p, log_p, float(self.mean_value_N[row])))
     return found

@@ -43,9 +43,10 @@ class Answer:
     source: 'model', 'cache' (the model's answer to the same request, a short while ago) or 'fallback'.
     checkpoint: step of the parameters.
     beams: widths of the search; empty for a fallback.
-    ads: best first: ad_id, text, account_id, score (natural log of the probability), ecpm (money), codes.
-    tree: with `explain`: for each level, its prefixes among the final beams: codes, logp (natural log), beams (final
-      beams below it) and, at the last level, ecpm. Else None.
+    ads: best first: ad_id, text, account_id, log_p (natural log of the probability of the ad's UA-SID), score (what the
+      list is ordered by), ecpm (money), codes.
+    tree: with `explain`: for each level, its prefixes among the final beams: codes, log_p, beams (final beams below it)
+      and, at the last level, score and ecpm. Else None.
   """
 
   source: str

@@ -51,12 +51,13 @@ def columns(text: str) -> int:
 
 
 def ranked_list(found: Sequence[Recommendation], width: int) -> str:
-  """A ranked list as aligned lines of at most `width` columns: ids keep half of them, texts the rest."""
-  names = [plain(ad.ad_id, max(width // 2, 8)) for ad in found]
+  """A ranked list as aligned lines of at most `width` columns: ids keep a good third of them, texts the rest."""
+  names = [plain(ad.ad_id, max(width // 2 - 8, 8)) for ad in found]
   room = max([len("ad_id"), *map(columns, names)])
-  lines = [f"{'':>3}  {'ad_id':<{room}} {'score':>7} {'eCPM':>8}  text"]
+  lines = [f"{'':>3}  {'ad_id':<{room}} {'log p':>7} {'score':>7} {'eCPM':>8}  text"]
   for rank, (name, ad) in enumerate(zip(names, found, strict=True), 1):
-    figures = f"{rank:>3}  {name}{' ' * (room - columns(name))} {ad.score:>7.3f} {ad.ecpm:>8.2f}"
+    numbers = f"{ad.log_p:>7.3f} {ad.score:>7.3f} {ad.ecpm:>8.2f}"
+    figures = f"{rank:>3}  {name}{' ' * (room - columns(name))} {numbers}"
     left = max(width - columns(figures) - 2, 8)
     lines.append(f"{figures}  {plain(ad.text, left)}")
   return "\n".join(lines)

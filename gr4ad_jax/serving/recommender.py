@@ -33,7 +33,8 @@ class Recommendation:
     ad_id: as in the ad table.
     text: its text.
     account_id: the advertiser.
-    score: natural log of the ad's probability, history bias included.
+    log_p: natural log of the probability of its UA-SID, history bias included; of the ad, by a model of single ads.
+    score: what the list is ordered by; by likelihood, `log_p` up to a constant of the request.
     ecpm: predicted value, money.
     codes: its UA-SID.
   """
@@ -41,6 +42,7 @@ class Recommendation:
   ad_id: str
   text: str
   account_id: str
+  log_p: float
   score: float
   ecpm: float
   codes: tuple[int, ...]
@@ -144,16 +146,18 @@ class Recommender:
     ranking = self._ranker.rank(self._params, asked, np.arange(users), wanted, size)
     if masked:
       ranking = seen_ads.without(ranking, events.user, events.ad, k)
-    return [self._named(*rows) for rows in zip(ranking.ad_RK, ranking.logp_RK, ranking.value_RK, strict=True)]
+    columns = ranking.ad_RK, ranking.logp_RK, ranking.score_RK, ranking.value_RK
+    return [self._named(*rows) for rows in zip(*columns, strict=True)]
 
   def log_of(self, events: Sequence[Mapping | str], now: int) -> EventLog:
     """One user's events as a log. Raises DataError as `recommend` does."""
     return events_of(events, self._row.get, self.behaviors, now, self.config.data.session_gap_minutes * 60)
 
-  def _named(self, ad_K, logp_K, value_K) -> list[Recommendation]:
+  def _named(self, ad_K, logp_K, score_K, value_K) -> list[Recommendation]:
     found = []
-    for ad, logp, value in zip(ad_K, logp_K, value_K, strict=True):
+    for ad, *numbers in zip(ad_K, logp_K, score_K, value_K, strict=True):
       if ad >= 0:
         about = (str(column[ad]) for column in (self.ads.ad_id, self.ads.text, self.ads.account_id))
-        found.append(Recommendation(*about, float(logp), float(value), tuple(self._codes_NT[ad].tolist())))
+        codes = tuple(self._codes_NT[ad].tolist())
+        found.append(Recommendation(*about, *map(float, numbers), codes))
     return found

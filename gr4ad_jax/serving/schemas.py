@@ -92,7 +92,12 @@ class Ad(pydantic.BaseModel):
   ad_id: str
   text: str
   account_id: str
-  score: float = pydantic.Field(description="Natural log of the probability.")
+  log_p: float = pydantic.Field(
+    description="Natural log of the probability of its UA-SID; of a fallback, of its share."
+  )
+  score: float = pydantic.Field(
+    description="What the list is ordered by, largest first: by likelihood log_p, up to a constant of the request."
+  )
   ecpm: float = pydantic.Field(description="Predicted value, money.")
   codes: list[int] = pydantic.Field(description="Its UA-SID.")
 
@@ -101,8 +106,9 @@ class Prefix(pydantic.BaseModel):
   """A node of the beam tree."""
 
   codes: list[int]
-  logp: float = pydantic.Field(description="Natural log of the prefix' probability.")
+  log_p: float = pydantic.Field(description="Natural log of the probability of all UA-SIDs that begin so.")
   beams: int = pydantic.Field(description="Final beams below it.")
+  score: float | None = pydantic.Field(None, description="At the last level: what the list is ordered by.")
   ecpm: float | None = pydantic.Field(None, description="At the last level: predicted value, money.")
 
 

@@ -36,8 +36,11 @@ class FakeEngine:
     if unknown := [ad for ad in ids if ad not in self.ads]:
       raise DataError(f"history, entry 1: ad_id {unknown[0]!r} is not in the ad table")
     shown = ("ad_id", "text", "account_id", "codes")
-    found = [{n: ad[n] for n in shown} | {"score": -1.0 - n, "ecpm": 2.0} for n, ad in enumerate(self.ads.values())]
-    tree = tuple(({"codes": [1, 2, 3][: t + 1], "logp": -1.0, "beams": 12, "ecpm": None},) for t in range(3))
+    found = [
+      {n: ad[n] for n in shown} | {"log_p": -1.0 - n, "score": 3.0 - n, "ecpm": 2.0}
+      for n, ad in enumerate(self.ads.values())
+    ]
+    tree = tuple(({"codes": [1, 2, 3][: t + 1], "log_p": -1.0, "beams": 12, "ecpm": None},) for t in range(3))
     return Answer("model", 7, (8, 8, 8), tuple(found[: query.k]), tree if query.explain else None)
 
   def put_ad(self, ad_id, fields):

@@ -48,8 +48,9 @@ def ids(answer):
 
 def assert_same(answer, expected):
   assert ids(answer) == [ad.ad_id for ad in expected]
-  np.testing.assert_allclose([ad["score"] for ad in answer.ads], [ad.score for ad in expected], rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose([ad["ecpm"] for ad in answer.ads], [ad.ecpm for ad in expected], rtol=1e-4, atol=1e-5)
+  for name in ("log_p", "score", "ecpm"):
+    numbers = [ad[name] for ad in answer.ads]
+    np.testing.assert_allclose(numbers, [getattr(ad, name) for ad in expected], rtol=1e-4, atol=1e-5)
   assert [tuple(ad["codes"]) for ad in answer.ads] == [ad.codes for ad in expected]
 
 
@@ -92,8 +93,8 @@ def test_the_tree_adds_up(steady):
   answer = steady.recommend(Query(user="u2", k=100, explain=True, cache=False))
   assert [sum(node["beams"] for node in level) for level in answer.tree] == 3 * [len(answer.tree[2])]
   for above, below in zip(answer.tree, answer.tree[1:], strict=False):
-    logp = {tuple(node["codes"]): node["logp"] for node in above}
-    assert all(node["logp"] <= logp[tuple(node["codes"][:-1])] + 1e-4 for node in below)
+    logp = {tuple(node["codes"]): node["log_p"] for node in above}
+    assert all(node["log_p"] <= logp[tuple(node["codes"][:-1])] + 1e-4 for node in below)
   assert {tuple(node["codes"]) for node in answer.tree[2]} == {tuple(ad["codes"]) for ad in answer.ads}
   assert all(node["ecpm"] >= 0 for node in answer.tree[2])
 

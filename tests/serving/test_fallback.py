@@ -27,7 +27,7 @@ def everything(row):
 
 
 def rows_of(found):
-  return [row for row, _, _ in found]
+  return [entry[0] for entry in found]
 
 
 def test_segments_have_their_own_lists():
@@ -49,8 +49,8 @@ def test_shares_and_values_are_those_of_a_plain_count():
     money[ad].append(np.float32(value))
   found = lists.best(None, 9, everything)
   assert rows_of(found) == sorted(range(5), key=lambda ad: -weight[ad])  # ad 5 was never taken
-  for row, score, value in found:
-    assert np.exp(score) == pytest.approx(weight[row] / weight.sum(), rel=1e-5)
+  for row, log_p, score, value in found:
+    assert score == log_p and np.exp(log_p) == pytest.approx(weight[row] / weight.sum(), rel=1e-5)
     assert value == pytest.approx(np.mean(money[row]), rel=1e-5)
 
 

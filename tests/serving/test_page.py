@@ -37,9 +37,9 @@ class PagedEngine(FakeEngine):
     for depth in (1, 2, 3):
       below = {codes[:depth]: [c for c in share if c[:depth] == codes[:depth]] for codes in share}
       ecpm = 2.0 if depth == 3 else None
-      tree.append(tuple({"codes": list(codes), "logp": math.log(sum(share[c] for c in found)), "beams": len(found),
+      tree.append(tuple({"codes": list(codes), "log_p": math.log(sum(share[c] for c in found)), "beams": len(found),
                          "ecpm": ecpm} for codes, found in below.items()))  # fmt: skip
-    ads = tuple(ad | {"score": math.log(share[tuple(ad["codes"])])} for ad in plain.ads)
+    ads = tuple(ad | {"log_p": math.log(share[tuple(ad["codes"])])} for ad in plain.ads)
     return Answer("fallback", 7, (), ads) if self.popular else Answer("model", 7, (8, 8, 8), ads, tuple(tree))
 
   def stats(self):
@@ -72,7 +72,7 @@ def test_a_customer_gets_ads_and_their_beams(visit, engine):
   rows = visit.all("#ads tbody tr")
   assert len(rows) == 10 and all(ad["text"] in row for ad, row in zip(engine.ads.values(), rows, strict=False))
   assert ["in the history" in row for row in rows] == [True] * 3 + [False] * 7
-  assert visit.all("#ads .bar") and visit.all("#ads td.number")[:2] == ["50.0%", "2.00"]
+  assert visit.all("#ads .bar") and visit.all("#ads td.number")[:3] == ["50.0%", "3.00", "2.00"]
   assert (engine.queries[0].user, engine.queries[0].explain, engine.queries[0].cache) == ("u2", True, True)
   assert "checkpoint 7 · beams 8-8-8" in visit.all("#facts")[0]
   assert visit.complaints() == []

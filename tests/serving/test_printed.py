@@ -53,18 +53,18 @@ def test_the_terminal_says_how_wide_it_is(monkeypatch):
 
 def test_a_list_is_as_wide_as_it_may_be():
   found = [
-    Recommendation("tea", "green\x1b tea " * 900, "shop", -0.5, 3.25, (0, 1)),
-    Recommendation("日本" * 50, "", "shop", -1.25, 0.5, (0, 2)),
+    Recommendation("tea", "green\x1b tea " * 900, "shop", -0.75, -0.5, 3.25, (0, 1)),
+    Recommendation("日本" * 50, "", "shop", -2.5, -1.25, 0.5, (0, 2)),
   ]
   lines = printed.ranked_list(found, 70).splitlines()
   assert max(map(printed.columns, lines)) == 70
   assert [line[:9] for line in lines[1:]] == ["  1  tea ", "  2  日本日本"]
-  assert r"green\x1b …" in lines[1] and " -0.500     3.25  " in lines[1]
+  assert r"green\x1b …" in lines[1] and " -0.750  -0.500     3.25  " in lines[1]
   start = printed.columns(lines[1][: lines[1].index("-0.500")])
   assert printed.columns(lines[2][: lines[2].index("-1.250")]) == start
   assert printed.ranked_list(found[:1], 1).splitlines()[1].endswith("…")  # a narrow terminal: something of each
-  assert printed.ranked_list([Recommendation("t", "tea", "shop", -0.5, 3.25, (0, 1))], 70).splitlines() == [
-    "     ad_id   score     eCPM  text", "  1  t      -0.500     3.25  tea",
+  assert printed.ranked_list([Recommendation("t", "tea", "shop", -0.75, -0.5, 3.25, (0, 1))], 70).splitlines() == [
+    "     ad_id   log p   score     eCPM  text", "  1  t      -0.750  -0.500     3.25  tea",
   ]  # fmt: skip
 
 

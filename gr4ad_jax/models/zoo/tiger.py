@@ -204,6 +204,11 @@ class Tiger(nn.Module):
     del start, codes_BMT
     return logp_BM
 
+  def prefix_logp(self, start: TigerStart, logp_BWT: jax.Array, codes_BWT: jax.Array) -> jax.Array:
+    """log p of every prefix of finished sequences: as it is."""
+    del start, codes_BWT
+    return logp_BWT
+
   def __call__(self, batch: RequestBatch, codes_BMT: jax.Array, *, train: bool = False) -> Outputs:
     """Scores M given sequences a request; value and MTP outputs are zeros."""
     B, M, T = codes_BMT.shape
