@@ -1,14 +1,16 @@
-"""What a request must pass before it is read: the bearer token, and the limit on its body's size.
+"""What a request must pass before it is read: bearer token, a path without control characters, a limit on its body.
 
 Plain ASGI, around the app, so that a refusal costs next to nothing.
 """
 
 import hmac
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 _OPEN = ("/", "/healthz", "/readyz")  # asked for by those who have no token yet
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def json_bytes(content: Any) -> bytes:
@@ -38,6 +40,9 @@ class Guard:
     if self._expected and scope["path"] not in _OPEN and not hmac.compare_digest(given, self._expected):
       await _refuse(send, 401, "a bearer token is needed", (b"www-authenticate", b"Bearer"))
       return
+    if _CONTROL.search(scope["path"]):  # the router would take an id that ends in a line break for the one without it
+      await _refuse(send, 422, "a control character in the path is not allowed")
+      return
     if _is_more(headers.get(b"content-length", b"0"), self._most):
       await _refuse(send, 413, self._too_large, (b"connection", b"close"))  # the rest of the body is not read
       return
@@ -61,8 +66,8 @@ def _is_more(length: bytes, most: int) -> bool:
   return digits.isdigit() and (len(digits) > 18 or int(digits) > most)
 
 
-async def _refuse(send: Callable, status: int, words: str, header: tuple[bytes, bytes]) -> None:
+async def _refuse(send: Callable, status: int, words: str, *more: tuple[bytes, bytes]) -> None:
   body = json_bytes({"error": words})
-  headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), header]
+  headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
   await send({"type": "http.response.start", "status": status, "headers": headers})
   await send({"type": "http.response.body", "body": body})

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 import re
 
 import numpy as np
@@ -96,3 +97,34 @@ def test_only_a_trained_run_refuses_another_ad_table(config, tmp_path):
   (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
   with pytest.raises(ConfigError, match="another ad table"):
     inputs.tokenizer_of(config, dearer)
+
+
+class Crash(BaseException):
+  """The process is killed."""
+
+
+def test_the_index_is_there_only_where_what_it_refers_to_is_whole(config, tmp_path, monkeypatch):
+  """A crash before any of the renames: a codes.npz without tokenizer and ads would pass for a whole tokenizer."""
+  dataset, rename = load_dataset(config.data), os.replace
+  made, there, whole = inputs.tokenizer_of(config, dataset), [], False
+  files = ["tokenizer/tokenizer.npz", "index/ads.npz", "index/codes.npz"]
+  for renames in range(50):
+    left = iter(range(renames))
+
+    def replace(source, target, left=left):
+      if next(left, None) is None:
+        raise Crash
+      rename(source, target)
+
+    workdir = tmp_path / f"crash{renames}"
+    monkeypatch.setattr(os, "replace", replace)
+    try:
+      inputs.save_tokenizer(dataclasses.replace(config, workdir=str(workdir)), dataset, *made)
+      whole = True
+    except Crash:
+      pass
+    there = [name for name in files if (workdir / name).exists()]
+    assert files[-1] not in there or there == files, f"after {renames} renames"
+    if whole:
+      break
+  assert there == files and renames >= len(files)
