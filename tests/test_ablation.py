@@ -91,7 +91,7 @@ def test_unknown_rows_and_seeds_are_refused(tmp_path):
   [
     ("gr4ad", "--reward=magic", "--reward=magic is not allowed"),
     ("tiger", "--rows=rspo", "--objective=rspo is not allowed: --model=tiger learns no lists"),
-    ("gr4ad_items", "--rows=vsl_decode_value", "--order=blend is not allowed: --model=gr4ad_items does"),
+    ("tiger", "--rows=vsl_decode_value", "--order=blend is not allowed: --model=tiger does not read it"),
   ],
 )
 def test_what_a_row_would_refuse_is_refused_before_anything_is_trained(tmp_path, model, flag, message):

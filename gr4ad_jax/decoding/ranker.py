@@ -28,8 +28,8 @@ class Ranking:
     ad_RK: int32 rows of the ad table, -1 where the beams ran out.
     logp_RK: float32 log-probability of the ad's UA-SID, normalised; -inf where there is no ad.
     value_RK: float32 predicted eCPM given the UA-SID, money, 0 where there is no ad.
-    score_RK: float32 what the list is ordered by: that of `Beams`, or with an item-level head log p and --item_weight
-      times its score; -inf where there is no ad.
+    score_RK: float32 what the list is ordered by: that of `Beams`, or, with an item-level head, the same of
+      log p + --item_weight times the head's score; -inf where there is no ad.
   """
 
   ad_RK: np.ndarray
@@ -151,17 +151,19 @@ class Ranker:
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
   def _reordered(self, variables: dict, batch: RequestBatch, ad_RK, logp_RK, value_RK) -> list[np.ndarray]:
-    """Ads, log p, values and scores, padding last; the score is log p + item_weight * that of the item-level head.
+    """Ads, log p, values and scores in the order of the scores, padding last.
 
-    They are in the order of --order, the score in place of log p; ads that are worth the same in that of the score.
+    What is likely is log p + item_weight * that of the item-level head; it takes the place of log p in what --order
+    sorts by. Ads that are worth the same are in the order of it.
     """
     item_RK = jax.device_get(self._item_scores(variables, batch, ad_RK))
-    score_RK = np.where(ad_RK >= 0, logp_RK + self._item_weight * item_RK, -np.inf)
-    by_score_RK = np.argsort(-score_RK, axis=1, kind="stable")
-    columns = [np.take_along_axis(column, by_score_RK, axis=1) for column in (ad_RK, logp_RK, value_RK, score_RK)]
-    key_RK = np.asarray(order_scores(columns[3], columns[2], self._config))
-    order_RK = np.argsort(-key_RK, axis=1, kind="stable")
-    return [np.take_along_axis(column, order_RK, axis=1) for column in columns]
+    likely_RK = np.where(ad_RK >= 0, logp_RK + self._item_weight * item_RK, -np.inf)
+    by_likely_RK = np.argsort(-likely_RK, axis=1, kind="stable")
+    columns = (ad_RK, logp_RK, value_RK, likely_RK)
+    *columns, likely_RK = (np.take_along_axis(column, by_likely_RK, axis=1) for column in columns)
+    score_RK = np.asarray(order_scores(likely_RK, columns[2], self._config))
+    order_RK = np.argsort(-score_RK, axis=1, kind="stable")
+    return [np.take_along_axis(column, order_RK, axis=1) for column in (*columns, score_RK)]
 
   def _expand(self, beams: Beams, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Ads, log p, values and scores of the beams' ads."""

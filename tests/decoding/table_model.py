@@ -19,6 +19,7 @@ CODES = np.array(list(itertools.product(*map(range, CODEBOOKS))), np.int32)  # [
 SLOTS, BINS, WIDTH = 4, 3, 2
 MONEY = np.array([0.0, 1.0, 9.0], np.float32)  # of a bin
 NEG = -1e9
+TOTAL = 0.5  # log of what the biased probabilities are divided by
 
 
 class Batch(NamedTuple):
@@ -91,6 +92,10 @@ class TableModel:
   def _final_logp(self, start, logp_BW, codes_BWT):
     return logp_BW + jnp.take_along_axis(start.batch.bias_BN, code_id(codes_BWT), axis=1)
 
+  def _prefix_logp(self, start, logp_BWT, codes_BWT):
+    whole_BW = self._final_logp(start, logp_BWT[..., -1], codes_BWT) - TOTAL
+    return jnp.concatenate([logp_BWT[..., :-1], whole_BW[..., None]], axis=-1)
+
   def _value_logits(self, start, h_BWD, codes_BWT):
     by_state = jnp.take_along_axis(start.batch.by_state_BNV, h_BWD, axis=1)
     return by_state + jnp.take_along_axis(start.batch.by_codes_BNV, code_id(codes_BWT)[..., None], axis=1)
@@ -134,6 +139,7 @@ class Found(NamedTuple):
   logp: float
   value: float
   prefixes: list
+  score: float
 
 
 def loop_search(batch, b, active, widths, search, copy=True, valued=True, added=None):
@@ -156,13 +162,12 @@ def loop_search(batch, b, active, widths, search, copy=True, valued=True, added=
   found = []
   for codes in kept:
     prefixes = [log_p(batch, b, codes[: n + 1], copy) for n in range(3)]
+    likely = prefixes[-1] + float(batch.bias_BN[b, code_id(np.array(codes))])
+    prefixes[-1] = likely - TOTAL
     worth = value(batch, b, codes) if valued else 0.0
-    found.append(Found(codes, prefixes[-1] + float(batch.bias_BN[b, code_id(np.array(codes))]), worth, prefixes))
+    log_worth = math.log(max(worth, 1e-6))
+    score = {"likelihood": likely, "ecpm": log_worth, "blend": likely + search.value_power * log_worth}[search.order]
+    found.append(Found(codes, prefixes[-1], worth, prefixes, score))
   if search.ecpm_beams:
     found = sorted(found, key=lambda one: -one.logp)[: search.ecpm_beams]
-  key = {
-    "likelihood": lambda one: -one.logp,
-    "ecpm": lambda one: -math.log(max(one.value, 1e-6)),
-    "blend": lambda one: -one.logp - search.value_power * math.log(max(one.value, 1e-6)),
-  }[search.order]
-  return sorted(found, key=key)
+  return sorted(found, key=lambda one: -one.score)

@@ -37,10 +37,11 @@ def check(beams, batch, active, widths, search, **how):
     n = len(expected)
     assert tuples(beams.codes_BWT[b, :n]) == [one.codes for one in expected]
     np.testing.assert_allclose(beams.logp_BW[b, :n], [one.logp for one in expected], atol=2e-5)
+    np.testing.assert_allclose(beams.score_BW[b, :n], [one.score for one in expected], rtol=1e-4, atol=2e-5)
     np.testing.assert_allclose(beams.value_BW[b, :n], [one.value for one in expected], rtol=1e-4, atol=1e-8)
     np.testing.assert_allclose(beams.prefix_logp_BWT[b, :n], [one.prefixes for one in expected], atol=2e-5)
     assert (beams.leaf_BW[b, :n] >= 0).all() and (beams.leaf_BW[b, n:] == -1).all()
-    assert np.isneginf(beams.logp_BW[b, n:]).all()
+    assert np.isneginf(beams.logp_BW[b, n:]).all() and np.isneginf(beams.score_BW[b, n:]).all()
   return n
 
 

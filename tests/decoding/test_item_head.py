@@ -48,7 +48,7 @@ def test_the_list_is_ordered_by_what_is_asked_for(system, known, order, guided):
   rows = np.arange(4)[:, None]
   ads = found.ad_RK[:, :ADS]
   assert (np.sort(ads) == np.arange(ADS)).all() and (found.ad_RK[:, ADS:] == -1).all()
-  for ours, theirs in ((found.logp_RK, logp), (found.value_RK, value), (found.score_RK, score)):
+  for ours, theirs in ((found.logp_RK, logp), (found.value_RK, value), (found.score_RK, key)):
     np.testing.assert_allclose(ours[:, :ADS], theirs[rows, ads], rtol=1e-4, atol=1e-4)
   assert (np.diff(key[rows, ads]) < 1e-4).all()
   assert np.isneginf(found.score_RK[:, ADS:]).all()

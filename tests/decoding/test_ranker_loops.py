@@ -29,34 +29,32 @@ def index():
 
 
 def ads_found(index, b, config):
-  """(ad, log p, value) of the beams' ads, best beam first, ads of one UA-SID in table order."""
+  """(ad, log p, value, score) of the beams' ads, best beam first, ads of one UA-SID in table order."""
   active = sorted({tuple(codes) for codes in index.codes_NT.tolist()})
   found = []
   for beam in loop_search(BATCH, b, active, WIDTHS, config):
     own = [ad for ad, codes in enumerate(index.codes_NT.tolist()) if tuple(codes) == beam.codes]
-    found += [(ad, beam.logp, beam.value) for ad in own]
+    found += [(ad, beam.logp, beam.value, beam.score) for ad in own]
   return found
 
 
 def expected_row(index, b, config, k, weight=0.0, also=None):
   found = ads_found(index, b, config)[: max(k, WIDTHS[-1]) if weight else k]
-  lowest = min(logp for _, logp, _ in found)
-  known, rows = {ad for ad, _, _ in found}, list(found)
+  lowest = min(row[1] for row in found), min(row[3] for row in found)
+  known, rows = {row[0] for row in found}, list(found)
   for ad in [] if also is None else also:
     if ad >= 0 and ad not in known:
       known.add(ad)
-      rows.append((ad, lowest, 0.0))
+      rows.append((ad, lowest[0], 0.0, lowest[1]))
   if weight:
-    rows = [(ad, logp, worth, logp + weight * float(BATCH.item_BN[b, ad])) for ad, logp, worth in rows]
+    rows = [(ad, logp, worth, logp + weight * float(BATCH.item_BN[b, ad])) for ad, logp, worth, _ in rows]
     rows.sort(key=lambda row: -row[3])
-    key = {
-      "likelihood": lambda row: -row[3],
-      "ecpm": lambda row: -math.log(max(row[2], 1e-6)),
-      "blend": lambda row: -row[3] - config.value_power * math.log(max(row[2], 1e-6)),
+    score = {
+      "likelihood": lambda row: row[3],
+      "ecpm": lambda row: math.log(max(row[2], 1e-6)),
+      "blend": lambda row: row[3] + config.value_power * math.log(max(row[2], 1e-6)),
     }[config.order]
-    rows.sort(key=key)
-  else:
-    rows = [(*row, row[1]) for row in rows]
+    rows = sorted([(*row[:3], score(row)) for row in rows], key=lambda row: -row[3])
   return rows[: k if also is None else k + len(also)]
 
 

@@ -34,8 +34,7 @@ class GR4ADItems(ItemHead, GR4AD):
 
   biased = False  # log p of the UA-SID
   learns_lists: ClassVar[bool] = False
-  # Its lists are ordered by the head, whatever the eCPM; its bias is the head's, which needs no normaliser.
-  reads: ClassVar[frozenset[str]] = knobs.ALL - knobs.LISTS - {"order", "value_power", "history_bias_ads"}
+  reads: ClassVar[frozenset[str]] = knobs.ALL - knobs.LISTS - {"history_bias_ads"}  # the bias is the head's
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "GR4ADItems":
