@@ -1,4 +1,4 @@
-"""The recommender in Python: no history, short histories, bad entries, and many users at once."""
+"""The recommender in Python: no history, short histories, bad entries, many users at once; and a request drawn."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ import pytest
 
 from gr4ad_jax.config import ConfigError, SearchConfig
 from gr4ad_jax.data.schema import DataError, EventLog
+from gr4ad_jax.serving import request_plot
 from gr4ad_jax.serving.recommender import Recommender
 from tests import tiny
 
@@ -120,3 +121,44 @@ def test_a_run_without_a_checkpoint_is_told(workdir, tmp_path):
   (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
   with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
     Recommender.load(str(tmp_path))
+
+
+def test_a_users_last_visit_is_drawn(workdir, monkeypatch, tmp_path):
+  seen = []
+  monkeypatch.setattr(request_plot, "plot_request", lambda request, path: seen.append((request, path)))
+  done = tiny.run("draw_request", f"--workdir={workdir}", "--user=u3", "--k=4", f"--out={tmp_path}/a.png")
+  assert (done.status, done.err) == (0, "")
+  ((request, path),) = seen
+  assert path == f"{tmp_path}/a.png" and done.out == f"written to {path}\n"
+  table, events = tiny.rows()
+  last = [row for row in events if row[5] == "3-4"]
+  assert request.taken == {row[1] for row in last}
+  text = {ad[0]: ad[1] for ad in table}
+  before = [row for row in events if row[0] == "u3" and row[5] != "3-4"]
+  latest = {text[row[1]] for row in before if row[5] == "3-3"}
+  assert set(request.history[: len(latest)]) == latest and len(request.history) <= 7
+  assert request.title == "user u3, 2024-01-13: visit 5, predicted from those before"
+  assert len(request.ads) == 4 and [len(level) for level in request.tree][-1] == 8
+  # the same beams: an ad's codes are one of the last level's prefixes, with the ad's score and value
+  leaves = {tuple(node["codes"]): node for node in request.tree[-1]}
+  for ad in request.ads:
+    assert leaves[ad.codes]["logp"] == pytest.approx(ad.score, abs=1e-5)
+    assert leaves[ad.codes]["ecpm"] == pytest.approx(ad.ecpm, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--user=nobody"], "error: --user=nobody is not allowed: the event log has no such user_id; one that it has is"),
+    ([], "error: --user= is not allowed"),
+  ],
+)
+def test_an_unknown_user_is_told_in_one_line(workdir, arguments, message):
+  done = tiny.run("draw_request", f"--workdir={workdir}", *arguments)
+  assert done.status == 2 and done.err.startswith(message) and done.err.count("\n") == 1
+
+
+def test_a_model_of_single_ads_has_no_beams(recommender, monkeypatch):
+  monkeypatch.setattr(recommender, "_ranker", object())
+  with pytest.raises(ValueError, match="--model=gr4ad scores single ads: it has no beams"):
+    recommender.beam_tree(EventLog(*[np.zeros(0)] * 9), 0)

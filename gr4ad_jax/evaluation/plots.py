@@ -94,12 +94,14 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
 
 
 @contextlib.contextmanager
-def panels(count: int, size: tuple[float, float], png_path: str) -> Iterator[Sequence]:
+def panels(
+  count: int, size: tuple[float, float], png_path: str, width_ratios: Sequence[float] | None = None
+) -> Iterator[Sequence]:
   """`count` axes side by side in the house style, saved to `png_path` at the end of the block; `size` in inches."""
   matplotlib = _matplotlib()
   with matplotlib.rc_context(STYLE):
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-    yield figure.subplots(1, count, squeeze=False)[0]
+    yield figure.subplots(1, count, squeeze=False, width_ratios=width_ratios)[0]
     _save(figure, png_path)
 
 

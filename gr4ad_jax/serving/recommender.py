@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from gr4ad_jax.config import SearchConfig, is_trained, load_config
@@ -17,6 +18,7 @@ from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.serving.answers import beam_tree
 from gr4ad_jax.serving.contexts import ContextBuilder, FixedAds, UserHistories
 from gr4ad_jax.serving.histories import check_now, default_now, events_of
 from gr4ad_jax.sid.index import SidIndex
@@ -148,6 +150,24 @@ class Recommender:
       ranking = seen_ads.without(ranking, events.user, events.ad, k)
     columns = ranking.ad_RK, ranking.logp_RK, ranking.score_RK, ranking.value_RK
     return [self._named(*rows) for rows in zip(*columns, strict=True)]
+
+  def beam_tree(self, events: EventLog, now: int) -> tuple[tuple[Mapping[str, Any], ...], ...]:
+    """The prefixes among the final beams of one user's search, level by level; see `answers.beam_tree`.
+
+    Args:
+      events: the user's history, a log of one user.
+      now: unix seconds of the request.
+
+    Raises:
+      DataError: an event after `now`.
+      ValueError: a model of single ads, which generates no UA-SID and so has no beams.
+    """
+    if not isinstance(self._ranker, Ranker):
+      raise ValueError(f"--model={self.config.model.model} scores single ads: it has no beams")
+    check_now(now, int(events.time.max(initial=0)))
+    batch = self._builder.batch(events, np.array([now]))
+    beams = jax.device_get(self._ranker.search(self._params, batch, self.config.search.beams[-1]))
+    return beam_tree(beams, 0)
 
   def log_of(self, events: Sequence[Mapping | str], now: int) -> EventLog:
     """One user's events as a log. Raises DataError as `recommend` does."""
