@@ -142,7 +142,7 @@ def test_a_users_last_visit_is_drawn(workdir, monkeypatch, tmp_path):
   # the same beams: an ad's codes are one of the last level's prefixes, with the ad's score and value
   leaves = {tuple(node["codes"]): node for node in request.tree[-1]}
   for ad in request.ads:
-    assert leaves[ad.codes]["logp"] == pytest.approx(ad.score, abs=1e-5)
+    assert leaves[ad.codes]["log_p"] == pytest.approx(ad.log_p, abs=1e-5)
     assert leaves[ad.codes]["ecpm"] == pytest.approx(ad.ecpm, abs=1e-5)
 
 

@@ -85,7 +85,7 @@ def _draw_tree(axis, request: DrawnRequest) -> dict[tuple[int, ...], float]:
     axis.text(depth, -0.85, f"level {depth}: {len(nodes)} of {beams} beams", ha="center", color=plots.MUTED, fontsize=8)
     for node in named:
       prefix = tuple(node["codes"])
-      share = float(np.exp(node["logp"]))
+      share = float(np.exp(node["log_p"]))
       _curve(axis, (depth - 1, at[prefix[:-1]]), (depth, at[prefix]), 0.6 + 5 * share**0.5)
       axis.scatter([depth], [at[prefix]], s=60 + 500 * share, color=plots.COLORS[0], zorder=3)
       axis.text(depth, at[prefix] + 0.36, f"{prefix[-1]}  p {_small(share)}", ha="center", fontsize=7.5, zorder=4)

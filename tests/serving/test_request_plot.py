@@ -8,16 +8,16 @@ from gr4ad_jax.serving.recommender import Recommendation
 from tests.evaluation.drawn import drawn_axes
 
 
-def _ad(name, codes, logp, ecpm):
-  return Recommendation(name, f"the {name}", "shop", logp, ecpm, codes)
+def _ad(name, codes, log_p, ecpm):
+  return Recommendation(name, f"the {name}", "shop", log_p, log_p, ecpm, codes)
 
 
 # Two ads share a prefix; a third prefix of level 1 leads to no ad of the list.
 _TREE = (
-  ({"codes": [1], "logp": np.log(0.5), "beams": 2}, {"codes": [0], "logp": np.log(0.3), "beams": 1},
-   {"codes": [2], "logp": np.log(0.01), "beams": 1}),
-  ({"codes": [1, 4], "logp": np.log(0.26), "beams": 1}, {"codes": [0, 3], "logp": np.log(0.25), "beams": 1},
-   {"codes": [1, 5], "logp": np.log(0.2), "beams": 1}, {"codes": [2, 6], "logp": np.log(0.01), "beams": 1}),
+  ({"codes": [1], "log_p": np.log(0.5), "beams": 2}, {"codes": [0], "log_p": np.log(0.3), "beams": 1},
+   {"codes": [2], "log_p": np.log(0.01), "beams": 1}),
+  ({"codes": [1, 4], "log_p": np.log(0.26), "beams": 1}, {"codes": [0, 3], "log_p": np.log(0.25), "beams": 1},
+   {"codes": [1, 5], "log_p": np.log(0.2), "beams": 1}, {"codes": [2, 6], "log_p": np.log(0.01), "beams": 1}),
 )  # fmt: skip
 _ADS = [_ad("mug", (1, 4), np.log(0.26), 3.0), _ad("tea", (0, 3), np.log(0.25), 7.5), _ad("pen", (1, 5), -1.6, 1.25)]
 _REQUEST = request_plot.DrawnRequest("ann", ["lamp", "book"], _ADS, _TREE, frozenset(["tea"]))
