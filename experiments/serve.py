@@ -2,12 +2,14 @@
 
   python -m experiments.serve --workdir=runs/online_retail --port=8080
 
-It prints the address once it answers; docs are at /docs, a page to look at it at /. SIGTERM or Ctrl-C ends it: no new
-connections, what was begun is answered, exit status 0.
+/healthz answers at once. It prints the address when it can serve, with one search that suits any request; the others
+are compiled behind it. Docs are at /docs, a page to look at it at /. SIGTERM or Ctrl-C ends it: no new connections,
+what was begun is answered, exit status 0. With --compile_only it fills the compilation cache and ends, so that a
+container can be shipped with its programs.
 """
 
 import contextlib
-import gc
+import logging
 import os
 import signal
 import socket
@@ -16,13 +18,16 @@ import sys
 from absl import flags
 
 from experiments import flags as flags_lib
+from experiments.opening import Opening, Progress
 from gr4ad_jax.config import Config, ConfigError
-from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.serving.engine import ServingEngine
+from gr4ad_jax.serving.guard import LOOPBACK
+from gr4ad_jax.serving.starting import Gateway
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a step; a newer one is loaded by itself.")
-_GRACE = 30  # seconds for requests that were begun, at the end
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile every search into the cache, and end.")
+_GRACE = 8  # seconds for requests that were begun, at the end; Kubernetes kills after 30
 _SWITCH = 5e-4  # seconds that a thread of Python keeps the interpreter while another waits; 5e-3 by default
+_LINE = 1000  # characters of a log line
 
 
 def read_token(path: str) -> str:
@@ -36,6 +41,23 @@ def read_token(path: str) -> str:
   return token
 
 
+def served_hosts(config: Config, token: str) -> tuple[str, ...]:
+  """Names under which the server may be asked; empty: any.
+
+  Raises:
+    ConfigError: other machines could reach it without a token.
+  """
+  serving = config.serving
+  here = serving.host in LOOPBACK
+  if not here and not token:
+    raise ConfigError(
+      f"--host={serving.host} is not allowed without --token_file: other machines could change ads; "
+      "--host=127.0.0.1 serves this machine alone"
+    )
+  named = tuple(filter(None, (name.strip() for name in serving.allowed_hosts.split(","))))
+  return named or (LOOPBACK if here else ())
+
+
 def listen(host: str, port: int) -> socket.socket:
   """A bound socket. Raises ConfigError where the address is taken or not this machine's."""
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -43,27 +65,37 @@ def listen(host: str, port: int) -> socket.socket:
   found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
     found.bind((host, port))
+    found.listen(1024)  # at once: until one of two listens, both may bind
   except OSError as error:
     found.close()
     raise ConfigError(f"--host={host} --port={port} cannot be listened on: {error.strerror or error}") from error
   return found
 
 
-def serve(config: Config, engine: ServingEngine, listener: socket.socket) -> None:
-  """Answers until SIGTERM or Ctrl-C."""
+class _Short(logging.Filter):
+  """Cuts what is logged to a kilobyte a line: some of it a client may have chosen."""
+
+  def filter(self, record):
+    text = record.getMessage()
+    if len(text) > _LINE:
+      record.msg = text[:_LINE] + "…"
+      record.args = ()
+    return True
+
+
+def make_server(config: Config, gateway: Gateway):
+  """A server of the gateway's app; its `run` answers until SIGTERM or Ctrl-C."""
   try:
     import uvicorn
   except ImportError as error:
     raise ImportError("uvicorn is missing: pip install 'gr4ad_jax[serve]'") from error
-  from gr4ad_jax.serving.app import create_app
+  from gr4ad_jax.serving import connections
 
   class Server(uvicorn.Server):
-    """Ends with status 0 on a signal, where uvicorn would raise it again; says when it answers."""
+    """Ends with status 0 on a signal, where uvicorn would raise it again."""
 
-    async def startup(self, sockets=None):
-      await super().startup(sockets)
-      host, port = listener.getsockname()[:2]
-      print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    def end(self):
+      self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self):
@@ -74,33 +106,61 @@ def serve(config: Config, engine: ServingEngine, listener: socket.socket) -> Non
         for number, handler in before.items():
           signal.signal(number, handler)
 
-  app = create_app(engine, read_token(config.serving.token_file))
+  serving = config.serving
+  limits = connections.Limits(
+    connections=connections.affordable(serving.max_connections),
+    of_a_peer=serving.max_peer_connections,
+    header_bytes=serving.max_header_kb << 10,
+    seconds=serving.request_seconds,
+  )
   settings = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
-  Server(uvicorn.Config(app, timeout_graceful_shutdown=_GRACE, backlog=1024, **settings)).run(sockets=[listener])
+  settings |= {"http": connections.protocol(limits), "ws": "none"}
+  return Server(uvicorn.Config(gateway, timeout_graceful_shutdown=_GRACE, backlog=1024, **settings))
+
+
+def compile_only(config: Config, checkpoint: int | str) -> int:
+  """Fills the compilation cache with every search of a run."""
+  from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+  from gr4ad_jax.serving.engine import ServingEngine
+
+  enable_compilation_cache()
+  gateway = Gateway()
+  progress = Progress(gateway)
+  with contextlib.closing(progress), ServingEngine(config.workdir, config, checkpoint, gateway.compiled):
+    print(gateway.doing)
+  return 0
 
 
 def main(argv):
-  """Opens the run, then serves it."""
+  """Listens, opens the run, then serves it."""
   del argv
   # Until the server listens, and has a handler of its own. An exception would be lost where the signal meets a callback
   # of the garbage collector; what lies on disk is as whole as after a kill.
   signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+  for handler in logging.getLogger().handlers:
+    handler.addFilter(_Short())
   checkpoint = flags_lib.checkpoint(_CHECKPOINT.value)
   config = flags_lib.config_from_workdir()
-  read_token(config.serving.token_file)
-  listener = listen(config.serving.host, config.serving.port)
-  enable_compilation_cache()
+  token = read_token(config.serving.token_file)
+  hosts = served_hosts(config, token)
+  if _COMPILE_ONLY.value:
+    return compile_only(config, checkpoint)
   sys.setswitchinterval(_SWITCH)
-  with contextlib.closing(listener), ServingEngine(config.workdir, config, checkpoint, _progress) as engine:
-    gc.collect()
-    gc.freeze()  # what was loaded stays: collections look only at what requests leave behind
-    serve(config, engine, listener)
+  with contextlib.closing(listen(config.serving.host, config.serving.port)) as listener:
+    host, port = listener.getsockname()[:2]
+    gateway = Gateway(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    server = make_server(config, gateway)
+    opening = Opening(config, checkpoint, token, hosts, gateway, server.end)
+    opening.thread.start()
+    server.run(sockets=[listener])
+  if opening.error is not None:
+    raise opening.error
+  if opening.engine is None or opening.thread.is_alive():
+    os._exit(0)  # ended while the run was opened: nothing waits for the compiler
+  opening.engine.close()
+  if opening.engine.compiling:
+    os._exit(0)  # a thread in the compiler outlives the interpreter's end badly
   return 0
-
-
-def _progress(done: int, wanted: int, seconds: float) -> None:
-  if sys.stderr.isatty():
-    print(f"\rcompiled {done}/{wanted} searches, {seconds:.0f} s", end="\n" * (done == wanted), file=sys.stderr)
 
 
 if __name__ == "__main__":

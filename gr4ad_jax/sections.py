@@ -361,11 +361,21 @@ class ServeConfig:
     (0.25, 0.5, 1.0, 1.6), "Widths that TABS chooses among, as factors of --beams.", low=0.01, high=16
   )
   cache_seconds: float = knob(60.0, "Life of a cached answer, seconds; 0: no cache.", low=0)
-  cache_entries: int = knob(10_000, "Answers that the cache holds.", low=1)
+  cache_entries: int = knob(10_000, "Most answers that the cache holds.", low=1)
+  cache_mb: int = knob(64, "MiB that they may take together.", low=1)
   reload_seconds: float = knob(5.0, "How often a newer checkpoint is looked for, seconds; 0: never.", low=0)
   max_k: int = knob(100, "Most ads that a request may ask for.", low=1)
   max_history: int = knob(2_000, "Most events of a history in a request.", low=1)
   max_body_kb: int = knob(512, "Largest body of a request, KiB.", low=1)
-  token_file: str = knob("", "File with the bearer token that requests must carry; empty: none is asked for.")
+  max_header_kb: int = knob(16, "Most of a request's line and headers together, KiB.", low=1)
+  max_connections: int = knob(1_024, "Most connections at once; fewer where few files may be open.", low=1)
+  max_peer_connections: int = knob(0, "Most connections of one address; 0: no limit, as behind a proxy.", low=0)
+  request_seconds: float = knob(10.0, "How long a request may take to come whole, seconds.", low=0.1)
+  token_file: str = knob(
+    "", "File with the bearer token that requests must carry; needed where --host is not this machine alone."
+  )
+  allowed_hosts: str = knob(
+    "", "Host names, with commas, under which the server may be asked; empty: localhost where --host is, else any."
+  )
   overlay: int = knob(1_024, "Changes of a level of the index that are held beside its main part.", low=16)
   fallback_segments: int = knob(8, "Segments of users that have a popularity list of their own.", low=1)

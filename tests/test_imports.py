@@ -29,7 +29,8 @@ def _python(code: str) -> subprocess.CompletedProcess:
 def _modules() -> list[str]:
   files = sorted((_ROOT / "gr4ad_jax").rglob("*.py"))
   names = [".".join(file.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
-  extras = ("gr4ad_jax.data.builders", "gr4ad_jax.serving.app", "gr4ad_jax.serving.schemas")  # of `data` and `serve`
+  served = tuple(f"gr4ad_jax.serving.{name}" for name in ("app", "connections", "schemas"))
+  extras = ("gr4ad_jax.data.builders", *served)  # of `data` and `serve`
   return [name for name in names if not name.startswith(extras)]
 
 

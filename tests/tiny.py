@@ -7,6 +7,7 @@ import io
 import pathlib
 import random
 import runpy
+import socket
 import sys
 
 from absl import app, flags
@@ -95,3 +96,9 @@ def run(binary: str, *arguments: str) -> Done:
       if flags.FLAGS.find_module_defining_flag(name) == binary:  # absl's name of the main module: argv[0]
         delattr(flags.FLAGS, name)
   return Done(status, out.getvalue(), err.getvalue())
+
+
+def free_port() -> int:
+  """A port that nobody listens on now."""
+  with socket.create_server(("127.0.0.1", 0)) as found:
+    return found.getsockname()[1]

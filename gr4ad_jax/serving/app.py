@@ -10,14 +10,14 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from gr4ad_jax import __version__
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.serving import api_docs, schemas
 from gr4ad_jax.serving.batcher import Overloaded, Refused
-from gr4ad_jax.serving.guard import Guard, json_bytes
+from gr4ad_jax.serving.guard import LOOPBACK, Guard, json_bytes
 from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
 
 try:
@@ -32,6 +32,7 @@ _PAGE = os.path.join(os.path.dirname(__file__), "page.html")
 _SAID = {
   400: "The request names something that the run does not know, or is not JSON.",
   401: "The bearer token is missing or wrong.",
+  403: "The host name is not served, or a page of another origin sent this.",
   404: "There is no such thing.",
   413: "The body is too large.",
   422: "A field is missing, unknown or out of its range.",
@@ -71,12 +72,13 @@ class Json(fastapi.Response):
     return json_bytes(content)
 
 
-def create_app(engine: Any, token: str = "") -> fastapi.FastAPI:
+def create_app(engine: Any, token: str = "", hosts: Collection[str] = LOOPBACK) -> fastapi.FastAPI:
   """The app.
 
   Args:
     engine: a `ServingEngine`. It is not closed with the app.
     token: bearer token that all but the page, /healthz and /readyz ask for; empty: none.
+    hosts: names under which the server may be asked; empty: any.
   """
   app = fastapi.FastAPI(
     title="gr4ad_jax",
@@ -84,8 +86,10 @@ def create_app(engine: Any, token: str = "") -> fastapi.FastAPI:
     description="Generated ads for a user or a history.",
     docs_url=None,
     redoc_url=None,  # they load their scripts from outside
+    redirect_slashes=False,  # a redirect would name the host that the client claimed
   )
-  app.add_middleware(Guard, token=token, most=engine.config.serving.max_body_kb * 1024)
+  most = engine.config.serving.max_body_kb * 1024
+  app.add_middleware(Guard, token=token, most=most, hosts=hosts)
   app.include_router(_recommendations(engine))
   app.include_router(_ads(engine))
   app.include_router(_users(engine))
@@ -101,7 +105,7 @@ def _recommendations(engine: Any) -> fastapi.APIRouter:
   router = fastapi.APIRouter(tags=["recommend"])
   limited = schemas.limited_request(engine.config.serving)
 
-  problems = _problems(400, 401, 404, 413, 422, 503)
+  problems = _problems(400, 401, 403, 404, 413, 422, 503)
 
   @router.post("/v1/recommend", response_model=schemas.Recommendations, responses=problems)
   async def recommend(asked: limited) -> Any:
@@ -145,7 +149,7 @@ def _ads(engine: Any) -> fastapi.APIRouter:
   created = {201: {"model": schemas.Written, "description": "A new ad."}}
 
   @router.put(
-    "/{ad_id:path}", response_model=schemas.Written, responses=created | _problems(400, 401, 404, 413, 422, 503)
+    "/{ad_id:path}", response_model=schemas.Written, responses=created | _problems(400, 401, 403, 404, 413, 422, 503)
   )
   def put(ad_id: schemas.Id, fields: schemas.AdFields) -> Any:
     """Adds, changes, pauses or resumes an ad. It is on disk when this returns, and generable from the next batch on."""
@@ -155,7 +159,7 @@ def _ads(engine: Any) -> fastapi.APIRouter:
       return _refusal(refusal)
     return Json({"ad_id": ad_id, "result": result}, 201 if result == "created" else 200)
 
-  @router.get("/{ad_id:path}", response_model=schemas.StoredAd, responses=_problems(401, 404, 422))
+  @router.get("/{ad_id:path}", response_model=schemas.StoredAd, responses=_problems(401, 403, 404, 422))
   async def get(ad_id: schemas.Id) -> Any:
     """An ad's fields, UA-SID and status."""
     found = engine.get_ad(ad_id)
@@ -163,7 +167,7 @@ def _ads(engine: Any) -> fastapi.APIRouter:
       raise HTTPException(404, "there is no such ad")
     return Json(found)
 
-  @router.delete("/{ad_id:path}", response_model=schemas.Written, responses=_problems(401, 404, 422, 503))
+  @router.delete("/{ad_id:path}", response_model=schemas.Written, responses=_problems(401, 403, 404, 422, 503))
   def delete(ad_id: schemas.Id) -> Any:
     """Removes an ad. From the next batch on it is not recommended; histories may still name it."""
     try:
@@ -180,14 +184,14 @@ def _ads(engine: Any) -> fastapi.APIRouter:
 def _users(engine: Any) -> fastapi.APIRouter:
   router = fastapi.APIRouter(prefix="/v1/users", tags=["users"])
 
-  @router.get("", response_model=schemas.Users, responses=_problems(401, 422))
+  @router.get("", response_model=schemas.Users, responses=_problems(401, 403, 422))
   async def users(
     prefix: Annotated[str, fastapi.Query(max_length=256)] = "", limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 20
   ) -> Any:
     """User ids of the event log that begin with `prefix`, in order."""
     return Json({"users": engine.users(prefix, limit)})
 
-  @router.get("/{user:path}/history", response_model=schemas.History, responses=_problems(401, 404, 422))
+  @router.get("/{user:path}/history", response_model=schemas.History, responses=_problems(401, 403, 404, 422))
   async def history(user: schemas.Id, limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 200) -> Any:
     """A user's latest events in the log."""
     return Json({"user": user, "events": engine.history(user, limit)})
@@ -201,7 +205,7 @@ def _state(engine: Any) -> fastapi.APIRouter:
     page_text = file.read()
   page_headers = _page_headers(page_text)
 
-  @router.get("/v1/stats", responses=_problems(401))
+  @router.get("/v1/stats", responses=_problems(401, 403))
   async def stats() -> Any:
     """The present state, and one point a second of the last ten minutes."""
     return Json(engine.stats())
@@ -218,7 +222,7 @@ def _state(engine: Any) -> fastapi.APIRouter:
       return Json({"status": "ready"})
     return Json({"error": "not ready"}, 503, {"retry-after": "1"})
 
-  @router.get("/metrics", response_class=fastapi.responses.PlainTextResponse, responses=_problems(401))
+  @router.get("/metrics", response_class=fastapi.responses.PlainTextResponse, responses=_problems(401, 403))
   async def metrics() -> Any:
     """Prometheus' text format."""
     return fastapi.Response(engine.metrics.text(), media_type=engine.metrics.content_type)

@@ -1,5 +1,6 @@
 """Computes a batch of queries: histories, contexts, search, ads. Used by one thread at a time."""
 
+import bisect
 import dataclasses
 import logging
 import threading
@@ -31,6 +32,24 @@ class Loaded:
 
 
 @dataclasses.dataclass(frozen=True)
+class Searches:
+  """Searches that are compiled, and may be used.
+
+  Attributes:
+    schedules: beam widths a level, narrowest first.
+    buckets: batch sizes, ascending.
+  """
+
+  schedules: tuple[tuple[int, ...], ...]
+  buckets: tuple[int, ...]
+
+  def first(self, base: Sequence[int]) -> "Searches":
+    """The one search that can answer anything: the widest schedule up to `base`, for batches of any size."""
+    at = max(bisect.bisect_right(self.schedules, tuple(base)) - 1, 0)
+    return Searches((self.schedules[at],), (self.buckets[-1],))
+
+
+@dataclasses.dataclass(frozen=True)
 class Computed:
   """An answer, and the rows of the ads that it names."""
 
@@ -47,24 +66,34 @@ class Computer:
     users: histories of the log.
     builder: makes contexts.
     searcher: compiled searches.
-    schedules: beam widths, narrowest first.
+    searches: all that will be used; `prepare` compiles them.
     behaviors: of the log, shallowest first.
   """
 
   def __init__(
     self, config: Config, catalog: AdCatalog, users: UserHistories, builder: ContextBuilder, searcher: Searcher,
-    schedules: Sequence[tuple[int, ...]], behaviors: Sequence[str],
+    searches: Searches, behaviors: Sequence[str],
   ):  # fmt: skip
-    self.schedules, self._buckets = tuple(schedules), tuple(sorted(config.serving.buckets))
+    self.searches = searches
     self._config, self._catalog, self._users, self.behaviors = config, catalog, users, tuple(behaviors)
     self._builder, self._searcher, self._feed = builder, searcher, TrieFeed(catalog.index)
     self._trie: Trie | None = None
     self._compiling: threading.Thread | None = None
 
-  def prepare(self, variables: Any, told: Callable[[int, int, float], None] = lambda *_: None) -> None:
-    """Compiles every search, for the present shape of the trie; `told` as in `Searcher.prepare`."""
-    self._trie = self._feed.trie()
-    self._compile(variables, self._trie, told)
+  def prepare(
+    self, variables: Any, searches: Searches | None = None,
+    told: Callable[[int, int, float], None] = lambda *_: None,
+  ) -> None:  # fmt: skip
+    """Compiles searches, for the present shape of the trie.
+
+    Args:
+      variables: of the model.
+      searches: those to compile; None: all.
+      told: as in `Searcher.prepare`.
+    """
+    if self._trie is None:
+      self._trie = self._feed.trie()
+    self._compile(variables, self._trie, told, searches)
     overlay = self._trie.overlay_TQP
     # A merged index that has outgrown its arrays is compiled for before it is used; changes go on meanwhile.
     self._catalog.before_merge = lambda main: self._compile(variables, Trie.of(main).replace(overlay_TQP=overlay))
@@ -95,21 +124,26 @@ class Computer:
     """Rows of the ads that a user with this history is not shown: with --seen_ads=masked, the history's."""
     return set(log.ad.tolist()) if self._config.search.seen_ads == "masked" else set()
 
-  def compute(self, queries: Sequence[Query], loaded: Loaded, schedule: int) -> list[Computed | Exception]:
+  def compute(
+    self, queries: Sequence[Query], loaded: Loaded, searches: Searches, schedule: int
+  ) -> list[Computed | Exception]:
     """The answer of each query, or what is wrong with it.
 
     Args:
       queries: at most as many as the largest bucket.
       loaded: the parameters.
-      schedule: number of the beam schedule.
+      searches: those that are compiled.
+      schedule: number of the beam schedule among theirs.
     """
     results: list[Any] = [self._checked(query) for query in queries]
     good = [number for number, result in enumerate(results) if not isinstance(result, Exception)]
     if good:
       logs, now_B = zip(*(results[number] for number in good), strict=True)
-      beams = self._search(list(logs), np.array(now_B, np.int64), loaded.variables, schedule)
+      now_B = np.array(now_B, np.int64)
+      beams = self._search(list(logs), now_B, loaded.variables, searches, schedule)
       asked = [queries[number] for number in good]
-      found = self._answers(asked, list(map(self.hidden, logs)), beams, loaded.step, self.schedules[schedule])
+      hidden = list(map(self.hidden, logs))
+      found = self._answers(asked, hidden, beams, loaded.step, searches.schedules[schedule])
       for number, answer in zip(good, found, strict=True):
         results[number] = answer
     return results
@@ -120,10 +154,13 @@ class Computer:
     except (DataError, UnknownUser) as error:
       return error
 
-  def _search(self, logs: list[EventLog], now_B: np.ndarray, variables: Any, schedule: int):
-    batch = padded(self._builder.batch(joined(logs), now_B), self._buckets)
-    trie = self._usable_trie(variables)
-    beams = jax.device_get(self._searcher.search(variables, batch, trie, self.schedules[schedule]))
+  def _search(
+    self, logs: list[EventLog], now_B: np.ndarray, variables: Any, searches: Searches, schedule: int
+  ):
+    batch = padded(self._builder.batch(joined(logs), now_B), searches.buckets)
+    trie = self._usable_trie(variables, searches)
+    widths = searches.schedules[schedule]
+    beams = jax.device_get(self._searcher.search(variables, batch, trie, widths))
     beams = jax.tree.map(lambda x: x[: len(logs)], beams)
     answers.check_finite(beams)
     return beams
@@ -142,13 +179,14 @@ class Computer:
       found.append(Computed(Answer("model", step, widths, ads, tree), tuple(entry[0] for entry in ranked)))
     return found
 
-  def _usable_trie(self, variables: Any) -> Trie:
+  def _usable_trie(self, variables: Any, searches: Searches) -> Trie:
     """The newest trie, or, while searches for a new shape of it are compiled, the last one that has them.
 
     Ads that came in the meantime wait; those that went are left out all the same, as beams become ads by the index.
     """
-    newest, largest = self._feed.trie(), self._buckets[-1]
-    if self._searcher.is_prepared(largest, self.schedules[-1], newest):
+    newest = self._feed.trie()
+    # Compiled in this order, so that the last one stands for all.
+    if self._searcher.is_prepared(searches.buckets[-1], searches.schedules[-1], newest):
       self._trie = newest
     elif self._compiling is None or not self._compiling.is_alive():
       _log.warning("the index has outgrown its arrays: compiling in the background")
@@ -156,9 +194,12 @@ class Computer:
       self._compiling.start()
     return self._trie
 
-  def _compile(self, variables: Any, trie: Trie, told: Callable = lambda *_: None) -> None:
+  def _compile(
+    self, variables: Any, trie: Trie, told: Callable = lambda *_: None, searches: Searches | None = None
+  ) -> None:
+    searches = searches or self.searches
     row = self._builder.batch(histories.no_events(), np.array([self._builder.end]))
-    self._searcher.prepare(variables, row, self._buckets, self.schedules, trie, told)
+    self._searcher.prepare(variables, row, searches.buckets, searches.schedules, trie, told)
 
 
 def padded(batch: RequestBatch, buckets: Sequence[int]) -> RequestBatch:

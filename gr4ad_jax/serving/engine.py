@@ -5,11 +5,9 @@ time gets a list of popular ads, or is refused.
 """
 
 import asyncio
-import bisect
 import concurrent.futures
 import dataclasses
 import logging
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,18 +15,17 @@ from typing import Any
 
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.decoding.traffic import BeamController, Costs
-from gr4ad_jax.serving import answers
+from gr4ad_jax.serving import answers, plans
 from gr4ad_jax.serving.batcher import Batcher, Closed, DeadlinePassed, Limits, Overloaded, Refused
-from gr4ad_jax.serving.computing import Computed, Loaded
+from gr4ad_jax.serving.computing import Computed, Loaded, Searches
 from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
 from gr4ad_jax.serving.metrics import Metrics, Series
 from gr4ad_jax.serving.opening import Opened, open_run
+from gr4ad_jax.serving.plans import Plan
 from gr4ad_jax.serving.reload import Reloader
 from gr4ad_jax.serving.result_cache import ResultCache, digest
 
 _log = logging.getLogger(__name__)
-_TIMINGS = 3  # batches that are timed of each schedule and bucket, before serving
 
 
 class ServingEngine:
@@ -39,6 +36,8 @@ class ServingEngine:
     config: of the run, its search and serving sections as wanted; None: the run's own.
     checkpoint: 'best', 'last' or a step; a newer one of the same kind is loaded when it appears.
     told: hears of the compilation: programs ready, programs in all, seconds so far.
+    early: whether to take queries as soon as one search is compiled; the others are compiled behind it, at low
+      priority, and used when all are there.
 
   Raises:
     FileNotFoundError, ConfigError, DataError: as `opening.open_run` does.
@@ -47,34 +46,57 @@ class ServingEngine:
 
   def __init__(
     self, workdir: str, config: Config | None = None, checkpoint: int | str = "best",
-    told: Callable[[int, int, float], None] = lambda *_: None,
+    told: Callable[[int, int, float], None] = lambda *_: None, early: bool = False,
   ):  # fmt: skip
     self.series, self.metrics = Series(), Metrics(self._readings())
-    opened = open_run(workdir, config, checkpoint, told)
+    opened = open_run(workdir, config, checkpoint, told, only_first=early)
     try:
-      self._begin(opened)
+      self._begin(opened, told)
     except BaseException:
       opened.catalog.close()
       raise
 
-  def _begin(self, opened: Opened) -> None:
+  def _begin(self, opened: Opened, told: Callable[[int, int, float], None]) -> None:
     """Times the searches, then starts the threads."""
     self.config, self.catalog, self._users = opened.config, opened.catalog, opened.users
     self._popular, self._searcher, self._computer = opened.popular, opened.searcher, opened.computer
     self._loaded, serving = opened.loaded, opened.config.serving
-    self._cache = ResultCache(serving.cache_seconds, serving.cache_entries)
+    most_bytes = serving.cache_mb << 20
+    self._cache = ResultCache(serving.cache_seconds, serving.cache_entries, most_bytes=most_bytes)
     self.catalog.on_removed.append(self._cache.drop)
-    self._costs = self._timed()
-    schedules, target = self._computer.schedules, serving.target_ms / 1e3
-    start = max(bisect.bisect_right(schedules, self.config.search.beams) - 1, 0)
-    self._controller = BeamController(self._costs, start, target)
-    limits = Limits(max(serving.buckets), serving.max_wait_ms / 1e3, serving.queue_size, target)
-    self._batcher = Batcher(self._run, limits, lambda size: self._costs.seconds(0, size))
+    self._turn = threading.Lock()  # whoever computes holds it: the batcher, and what times searches behind it
+    self._closing = threading.Event()
+    self._plan = self._planned(opened.searches)
+    limits = Limits(max(serving.buckets), serving.max_wait_ms / 1e3, serving.queue_size, serving.target_ms / 1e3)
+    self._batcher = Batcher(self._run, limits, lambda size: self._plan.costs.seconds(0, size))
     self.catalog.start()
     self._reloader = Reloader(opened.source, self._loaded.step, self._use, serving.reload_seconds)
-    self._closing = threading.Event()
     self._ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)
     self._ticker.start()
+    self._widener = threading.Thread(target=self._widen, args=(told,), name="compiler", daemon=True)
+    if opened.searches != self._computer.searches:
+      self._widener.start()
+
+  def _planned(self, searches: Searches) -> Plan:
+    """Times searches, with users of the log, and plans with them; queries that come meanwhile take turns."""
+    users = [Query(user=user) for user in self._users.user_ids[: searches.buckets[-1]]]
+    users += [Query(history=())] * (searches.buckets[-1] - len(users))
+
+    def compute(schedule: int, size: int) -> None:
+      with self._turn:
+        self._computer.compute(users[:size], self._loaded, searches, schedule)
+
+    return plans.plan(searches, compute, self.config.search.beams, self.config.serving.target_ms / 1e3)
+
+  def _widen(self, told: Callable[[int, int, float], None]) -> None:
+    """On a thread of its own: compiles the searches that are left, and uses them when all are there."""
+    plans.yield_to_others()
+    try:
+      self._computer.prepare(self._loaded.variables, told=told)
+      self._plan = self._planned(self._computer.searches)
+    except Exception:  # what is compiled goes on answering
+      if not self._closing.is_set():
+        _log.exception("the other searches could not be compiled; the first one stays in use")
 
   # Queries
 
@@ -87,7 +109,7 @@ class ServingEngine:
     Raises:
       Overloaded, DeadlinePassed: see `Batcher.submit`.
     """
-    kept = self._cache.get(self._key(query, self.step), self._controller.schedule) if query.cache else None
+    kept = self._cache.get(self._key(query, self.step), self.beams) if query.cache else None
     if kept is not None:
       future = concurrent.futures.Future()
       future.set_result(kept)
@@ -163,36 +185,24 @@ class ServingEngine:
   # Batches, on the batcher's thread
 
   def _run(self, queries: Sequence[Query]) -> list[Answer | Exception]:
+    with self._turn:
+      return self._run_batch(queries, self._plan)
+
+  def _run_batch(self, queries: Sequence[Query], plan: Plan) -> list[Answer | Exception]:
     begin, moment, loaded = time.monotonic(), self._cache.moment, self._loaded
     load = self._batcher.load()
-    schedule = self._controller.choose(begin, dataclasses.replace(load, queued=load.queued + len(queries)))
-    self._batcher.expect(self._costs.seconds(schedule, len(queries)))
-    results = self._computer.compute(queries, loaded, schedule)
+    schedule = plan.controller.choose(begin, dataclasses.replace(load, queued=load.queued + len(queries)))
+    self._batcher.expect(plan.costs.seconds(schedule, len(queries)))
+    results = self._computer.compute(queries, loaded, plan.searches, schedule)
+    widths = plan.searches.schedules[schedule]
     for query, result in zip(queries, results, strict=True):
       if isinstance(result, Computed) and query.cache:
         kept = dataclasses.replace(result.answer, source="cache")
-        self._cache.put(self._key(query, loaded.step), kept, result.rows, moment, schedule)
+        self._cache.put(self._key(query, loaded.step), kept, result.rows, moment, widths)
     seconds = time.monotonic() - begin
-    self._costs.observe(schedule, len(queries), seconds)
+    plan.costs.observe(schedule, len(queries), seconds)
     self.metrics.batch(len(queries), seconds)
     return [result.answer if isinstance(result, Computed) else result for result in results]
-
-  def _timed(self) -> Costs:
-    """Times every schedule at every bucket, with users of the log."""
-    buckets, table = sorted(self.config.serving.buckets), []
-    for schedule in range(len(self._computer.schedules)):
-      row = []
-      for size in buckets:
-        users = [Query(user=user) for user in self._users.user_ids[:size]]
-        queries = users + [Query(history=())] * (size - len(users))
-        seconds = []
-        for _ in range(1 + _TIMINGS):
-          begin = time.monotonic()
-          self._computer.compute(queries, self._loaded, schedule)
-          seconds.append(time.monotonic() - begin)
-        row.append(statistics.median(seconds[1:]))
-      table.append(row)
-    return Costs(table, buckets)
 
   # Ads and users
 
@@ -248,6 +258,11 @@ class ServingEngine:
     return not self._closing.is_set() and self._batcher.alive
 
   @property
+  def compiling(self) -> bool:
+    """Whether searches are compiled behind the one that is in use."""
+    return self._widener.is_alive()
+
+  @property
   def step(self) -> int:
     """Step of the checkpoint in use."""
     return self._loaded.step
@@ -255,7 +270,8 @@ class ServingEngine:
   @property
   def beams(self) -> tuple[int, ...]:
     """Widths of the latest search."""
-    return self._computer.schedules[self._controller.schedule]
+    plan = self._plan
+    return plan.searches.schedules[plan.controller.schedule]
 
   def reload(self) -> bool:
     """Looks for another checkpoint now. Returns whether one came into use; raises what is wrong with it."""
@@ -266,7 +282,7 @@ class ServingEngine:
     return {
       "target_ms": self.config.serving.target_ms,
       "beams": self.beams,
-      "schedules": self._computer.schedules,
+      "schedules": self._plan.searches.schedules,
       "checkpoint": self.step,
       "ads": self.catalog.index.num_active,
       "users": len(self._users.user_ids),
@@ -301,7 +317,7 @@ class ServingEngine:
       self.series.state(queued=load.queued, utilisation=self._utilisation(), beams=self.beams)
 
   def _utilisation(self) -> float:
-    return round(self._controller.utilisation(self._batcher.load().arrivals), 4)
+    return round(self._plan.controller.utilisation(self._batcher.load().arrivals), 4)
 
   def _readings(self) -> dict[str, tuple[str, Callable[[], float]]]:
     return {
@@ -309,6 +325,7 @@ class ServingEngine:
       "utilisation": ("Share of the time that the load needs; above 1 in overload.", self._utilisation),
       "beam_width": ("Last width of the beams.", lambda: self.beams[-1]),
       "cache_entries": ("Answers in the cache.", lambda: len(self._cache)),
+      "cache_bytes": ("Memory of the answers in the cache, bytes.", lambda: self._cache.nbytes),
       "ads": ("Ads that can be generated.", lambda: self.catalog.index.num_active),
       "index_fill": ("Share of the index' overlay in use.", lambda: self.catalog.index.fill),
       "index_bytes": ("Memory of the index, bytes.", lambda: self.catalog.index.nbytes),

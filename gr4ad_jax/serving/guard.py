@@ -1,16 +1,29 @@
-"""What a request must pass before it is read: bearer token, a path without control characters, a limit on its body.
+"""What a request must pass before it is read: host, origin, token, path, and the limit on its body.
 
-Plain ASGI, around the app, so that a refusal costs next to nothing.
+A local address is no password. A page of another site can make a browser send requests to it, under a host name of
+its own that it has pointed here (DNS rebinding). So the host must be one that is expected, and what changes state must
+not come from a page of another origin. Plain ASGI, around the app, so that a refusal costs next to nothing.
 """
 
 import hmac
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 _OPEN = ("/", "/healthz", "/readyz")  # asked for by those who have no token yet
+_PROBES = ("/healthz", "/readyz")  # asked for under whatever address the prober knows; they tell nothing
+_READING = ("GET", "HEAD", "OPTIONS")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def host_name(host: str) -> str:
+  """The name in a Host header or a URL's authority, lower case, without its port: `[::1]:8080` -> `::1`."""
+  name = host.strip().lower()
+  if name.startswith("["):
+    return name[1:].partition("]")[0]
+  return name.partition(":")[0]
 
 
 def json_bytes(content: Any) -> bytes:
@@ -25,10 +38,14 @@ class Guard:
     app: what is guarded.
     token: that requests must carry; empty: none.
     most: largest body, bytes; counted while it is read, whatever its header says.
+    hosts: names that a request's Host may have; empty: any, for a server that asks for a token.
   """
 
-  def __init__(self, app: Callable, token: str, most: int):
-    self._app, self._expected, self._most = app, f"Bearer {token}".encode() if token else None, most
+  def __init__(self, app: Callable, token: str, most: int, hosts: Collection[str] = LOOPBACK):
+    self._app = app
+    self._expected = f"Bearer {token}".encode() if token else None
+    self._most = most
+    self._hosts = frozenset(name.lower() for name in hosts)
     self._too_large = f"the body is larger than {most // 1024} KiB"
 
   async def __call__(self, scope: Mapping[str, Any], receive: Callable, send: Callable) -> None:
@@ -36,6 +53,9 @@ class Guard:
       await self._app(scope, receive, send)
       return
     headers = dict(scope["headers"])
+    if problem := self._foreign(scope, headers):
+      await _refuse(send, 403, problem, (b"connection", b"close"))
+      return
     given = headers.get(b"authorization", b"")
     if self._expected and scope["path"] not in _OPEN and not hmac.compare_digest(given, self._expected):
       await _refuse(send, 401, "a bearer token is needed", (b"www-authenticate", b"Bearer"))
@@ -59,6 +79,21 @@ class Guard:
       return message
 
     await self._app(scope, counted_receive, send)
+
+
+  def _foreign(self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> str:
+    """What is wrong with host or origin; empty: nothing."""
+    host = headers.get(b"host", b"").decode("latin-1")
+    if self._hosts and scope["path"] not in _PROBES and host_name(host) not in self._hosts:
+      return "this host name is not served; --allowed_hosts names those that are"
+    origin = headers.get(b"origin")
+    if origin is None or scope["method"] in _READING:
+      return ""
+    # scheme://authority; the page itself sends the authority that it was loaded under, which is that of the request.
+    authority = origin.decode("latin-1").lower().partition("://")[2]
+    if authority != host.strip().lower():
+      return "a page of another origin may not change anything"
+    return ""
 
 
 def _is_more(length: bytes, most: int) -> bool:

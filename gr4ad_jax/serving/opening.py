@@ -1,4 +1,4 @@
-"""Opens a trained run for serving: reads everything, puts the parameters on the device, compiles every search."""
+"""Opens a trained run for serving: reads everything, puts the parameters on the device, compiles searches."""
 
 import dataclasses
 import logging
@@ -16,7 +16,7 @@ from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.serving.catalog import AdCatalog
-from gr4ad_jax.serving.computing import Computer, Loaded
+from gr4ad_jax.serving.computing import Computer, Loaded, Searches
 from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories
 from gr4ad_jax.serving.fallback import PopularLists
 from gr4ad_jax.serving.reload import CheckpointSource
@@ -38,7 +38,8 @@ class Opened:
     users: histories of the log.
     popular: the lists for when the model is too slow.
     searcher: compiled searches.
-    computer: computes batches; its searches are compiled.
+    computer: computes batches.
+    searches: those that are compiled.
     source: where parameters come from.
     loaded: the parameters to begin with.
   """
@@ -49,13 +50,14 @@ class Opened:
   popular: PopularLists
   searcher: Searcher
   computer: Computer
+  searches: Searches
   source: CheckpointSource
   loaded: Loaded
 
 
 def open_run(
   workdir: str, config: Config | None = None, checkpoint: int | str = "best",
-  told: Callable[[int, int, float], None] = lambda *_: None,
+  told: Callable[[int, int, float], None] = lambda *_: None, only_first: bool = False,
 ) -> Opened:  # fmt: skip
   """Opens a run.
 
@@ -64,6 +66,7 @@ def open_run(
     config: of the run, its search and serving sections as wanted; None: the run's own.
     checkpoint: 'best', 'last' or a step.
     told: hears of the compilation: programs ready, programs in all, seconds so far.
+    only_first: compile the one search that can answer any request, and leave the others to the caller.
 
   Raises:
     FileNotFoundError: no run, no such checkpoint, or the event log's source is gone.
@@ -90,17 +93,18 @@ def open_run(
     model, users = registry.build(config, len(ads)), UserHistories.of(dataset)
     builder = ContextBuilder(config.data, trends, neighbors, catalog)
     searcher = Searcher(model, EcpmBins.load(folder["features"]), config.search)
-    schedules = beam_schedules(config)
-    computer = Computer(config, catalog, users, builder, searcher, schedules, inputs.load_behaviors(config))
+    wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
+    computer = Computer(config, catalog, users, builder, searcher, wanted, inputs.load_behaviors(config))
     source = CheckpointSource(config, model, checkpoint)
     step = source.newest()
     loaded = Loaded(step, searcher.variables(source.load(step)))
-    computer.prepare(loaded.variables, told)
+    searches = wanted.first(config.search.beams) if only_first else wanted
+    computer.prepare(loaded.variables, searches, told)
     popular = PopularLists.fit(dataset.events, len(ads), config.serving.fallback_segments)
   except BaseException:
     catalog.close()
     raise
-  return Opened(config, catalog, users, popular, searcher, computer, source, loaded)
+  return Opened(config, catalog, users, popular, searcher, computer, searches, source, loaded)
 
 
 def beam_schedules(config: Config) -> tuple[tuple[int, ...], ...]:

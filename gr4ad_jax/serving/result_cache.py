@@ -1,6 +1,7 @@
 """Answers of the last minute, kept under a digest of all that they depend on, and dropped with any ad they name.
 
-Adding an ad drops nothing: until it expires, a kept answer may lack an ad that is newer than itself.
+Adding an ad drops nothing: until it expires, a kept answer may lack an ad that is newer than itself. Answers are kept
+as bytes, so that what they take is known: a client can make as many keys as it likes, and the memory stays bounded.
 """
 
 import collections
@@ -8,12 +9,15 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 _REMOVALS = 4096  # of late, against which an answer that was on its way is checked
+_ENTRY_BYTES = 1000  # of an entry's objects and its places in the tables, beside the answer
+_ROW_BYTES = 400  # of an ad that it names: in a set, and the key in that ad's own set
 
 
 def digest(*parts: Any) -> bytes:
@@ -23,10 +27,15 @@ def digest(*parts: Any) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-  answer: Any
+  answer: bytes
   rows: frozenset[int]
-  schedule: int
+  schedule: Any
   expires: float
+
+  @property
+  def nbytes(self) -> int:
+    """An upper estimate of all that it takes."""
+    return len(self.answer) + _ENTRY_BYTES + _ROW_BYTES * len(self.rows)
 
 
 class ResultCache:
@@ -36,11 +45,17 @@ class ResultCache:
     seconds: life of an entry; 0 keeps nothing.
     entries: most that are held.
     clock: monotonic seconds.
+    most_bytes: most that they may take together.
   """
 
-  def __init__(self, seconds: float, entries: int, clock: Callable[[], float] = time.monotonic):
+  def __init__(
+    self, seconds: float, entries: int, clock: Callable[[], float] = time.monotonic, most_bytes: int = 64 << 20
+  ):
     self._seconds, self._most, self._clock = seconds, entries, clock
+    self._most_bytes = most_bytes
     self._entries: collections.OrderedDict[bytes, _Entry] = collections.OrderedDict()
+    self._bytes = 0
+    self._by_age: collections.deque[tuple[float, bytes]] = collections.deque()  # (expires, key), as they came
     self._keys_of_row: dict[int, set[bytes]] = {}
     self._removed: collections.deque[tuple[int, int]] = collections.deque(maxlen=_REMOVALS)  # (moment, row)
     self._moment = 0
@@ -50,34 +65,47 @@ class ResultCache:
     return len(self._entries)
 
   @property
+  def nbytes(self) -> int:
+    """Bytes that the entries take, by an upper estimate; at most `most_bytes`."""
+    return self._bytes
+
+  @property
   def moment(self) -> int:
     """Counts removals. Read it before an answer is computed, and hand it to `put`."""
     return self._moment
 
-  def get(self, key: bytes, schedule: int = 0) -> Any | None:
+  def get(self, key: bytes, schedule: Any = 0) -> Any | None:
     """The answer under a key, if it was searched at least as widely as `schedule`; else None."""
     with self._lock:
+      self._forget_expired()
       entry = self._entries.get(key)
-      if entry is not None and entry.expires <= self._clock():
-        self._forget(key)
-        entry = None
       if entry is None or entry.schedule < schedule:
         return None
       self._entries.move_to_end(key)
-      return entry.answer
+    return pickle.loads(entry.answer)  # of `put` alone: never of what a client sent
 
-  def put(self, key: bytes, answer: Any, rows: Iterable[int], moment: int, schedule: int = 0) -> bool:
-    """Keeps an answer that names the ads `rows`; not if one of them was dropped since `moment`. Returns whether."""
-    entry = _Entry(answer, frozenset(rows), schedule, self._clock() + self._seconds)
+  def put(self, key: bytes, answer: Any, rows: Iterable[int], moment: int, schedule: Any = 0) -> bool:
+    """Keeps an answer that names the ads `rows`; not if one of them was dropped since `moment`. Returns whether.
+
+    `schedule` says how widely it was searched: a number, or beam widths, of which the wider one is the greater.
+    """
+    expires = self._clock() + self._seconds
+    entry = _Entry(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), frozenset(rows), schedule, expires)
     with self._lock:
-      if self._seconds <= 0 or self._changed_since(moment, entry.rows):
+      self._forget_expired()
+      too_large = entry.nbytes > self._most_bytes
+      if self._seconds <= 0 or too_large or self._changed_since(moment, entry.rows):
         return False
       self._forget(key)
       self._entries[key] = entry
+      self._bytes += entry.nbytes
+      self._by_age.append((expires, key))
       for row in entry.rows:
         self._keys_of_row.setdefault(row, set()).add(key)
-      while len(self._entries) > self._most:
+      while len(self._entries) > self._most or self._bytes > self._most_bytes:
         self._forget(next(iter(self._entries)))
+      if len(self._by_age) > 2 * len(self._entries) + 16:  # mostly of entries that left early
+        self._by_age = collections.deque(pair for pair in self._by_age if self._is_current(*pair))
       return True
 
   def drop(self, row: int) -> int:
@@ -94,7 +122,9 @@ class ResultCache:
     """Forgets everything."""
     with self._lock:
       self._entries.clear()
+      self._by_age.clear()
       self._keys_of_row.clear()
+      self._bytes = 0
 
   def _changed_since(self, moment: int, rows: frozenset[int]) -> bool:
     if self._moment - moment > len(self._removed):
@@ -102,8 +132,21 @@ class ResultCache:
     newer = itertools.takewhile(lambda removal: removal[0] > moment, reversed(self._removed))
     return any(row in rows for _, row in newer)
 
+  def _is_current(self, expires: float, key: bytes) -> bool:
+    """Whether a pair of `_by_age` is of an entry that is held, not of one that was replaced or has left."""
+    entry = self._entries.get(key)
+    return entry is not None and entry.expires == expires
+
+  def _forget_expired(self) -> None:
+    now = self._clock()
+    while self._by_age and self._by_age[0][0] <= now:
+      expires, key = self._by_age.popleft()
+      if self._is_current(expires, key):
+        self._forget(key)
+
   def _forget(self, key: bytes) -> None:
     entry = self._entries.pop(key, None)
+    self._bytes -= entry.nbytes if entry else 0
     for row in entry.rows if entry else ():
       keys = self._keys_of_row[row]
       keys.discard(key)

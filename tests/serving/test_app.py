@@ -24,7 +24,7 @@ def engine():
 
 @pytest.fixture
 def client(engine):
-  return TestClient(create_app(engine), raise_server_exceptions=False)
+  return TestClient(create_app(engine), "http://localhost", raise_server_exceptions=False)
 
 
 def ask(client, **body):
@@ -178,7 +178,7 @@ def test_unknown_paths_and_methods_are_json_too(client):
 
 
 def test_the_token_is_asked_for(engine):
-  client = TestClient(create_app(engine, "s3cret"))
+  client = TestClient(create_app(engine, "s3cret"), "http://localhost")
   for path in ("/", "/healthz", "/readyz"):
     assert client.get(path).status_code == 200
   wrong = ({}, {"authorization": "Bearer s3cre"}, {"authorization": "s3cret"}, {"authorization": b"Bearer \xff"})
@@ -197,7 +197,7 @@ def test_the_token_is_asked_for(engine):
 def test_the_document_tells_every_status(client):
   document = client.get("/openapi.json").json()
   assert set(document["paths"]["/v1/recommend"]["post"]["responses"]) == {
-    "200", "400", "401", "404", "413", "422", "503"
+    "200", "400", "401", "403", "404", "413", "422", "503"
   }  # fmt: skip
   request = document["components"]["schemas"]["LimitedRequest"]["properties"]
   assert request["k"]["maximum"] == 20 and request["history"]["anyOf"][0]["maxItems"] == 5
@@ -223,3 +223,46 @@ def test_the_page_may_run_nothing_but_its_own_script(client):
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   policy = page.headers["content-security-policy"]
   assert f"script-src 'sha256-{digest}'" in policy and "unsafe" not in policy
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:8080", "LOCALHOST"])
+def test_this_machines_names_are_served(client, host):
+  assert client.get("/v1/users", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "localhost.evil.example", "", "[::2]"])
+def test_a_foreign_host_name_is_refused(client, engine, host):
+  for method, path in (("GET", "/"), ("GET", "/v1/stats"), ("PUT", "/v1/ads/new"), ("DELETE", "/v1/ads/ad1")):
+    answer = client.request(method, path, headers={"host": host})
+    assert answer.status_code == 403 and "host" in answer.json()["error"], (method, path)
+  assert "ad1" in engine.ads and "new" not in engine.ads
+  assert client.get("/healthz", headers={"host": host}).status_code == 200  # a prober's address
+
+
+def test_named_hosts_are_served_and_no_others(engine):
+  client = TestClient(create_app(engine, hosts=("ads.example",)), "http://ads.example:8080")
+  assert client.get("/v1/users").status_code == 200
+  assert client.get("/v1/users", headers={"host": "localhost"}).status_code == 403
+  anywhere = TestClient(create_app(engine, "s3cret", hosts=()), "http://whatever")
+  assert anywhere.get("/v1/users", headers={"authorization": "Bearer s3cret"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+  "origin", ["http://evil.example", "null", "http://localhost:81", "http://localhost.evil.example", ""]
+)
+def test_a_page_of_another_origin_changes_nothing(client, engine, origin):
+  fields = {"text": "a", "account_id": "b"}
+  for method, path in (("PUT", "/v1/ads/new"), ("DELETE", "/v1/ads/ad1"), ("POST", "/v1/recommend")):
+    answer = client.request(method, path, headers={"origin": origin}, json=fields)
+    assert answer.status_code == 403 and "origin" in answer.json()["error"]
+  assert "ad1" in engine.ads and "new" not in engine.ads
+  assert client.get("/v1/stats", headers={"origin": origin}).status_code == 200  # reading changes nothing
+  own = client.put("/v1/ads/new", headers={"origin": "http://localhost"}, json=fields)
+  assert own.status_code == 201
+
+
+@pytest.mark.parametrize("path", ["/v1/users/", "/v1/stats/", "/docs/"])
+def test_no_answer_redirects_to_the_host_that_a_client_claims(engine, path):
+  client = TestClient(create_app(engine, hosts=()), "http://evil.example", follow_redirects=False)
+  answer = client.get(path)
+  assert "location" not in answer.headers and answer.status_code == 404

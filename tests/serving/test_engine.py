@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.serving.batcher import Closed, DeadlinePassed, Overloaded
 from gr4ad_jax.serving.engine import ServingEngine
 from gr4ad_jax.serving.messages import Query, UnknownUser
@@ -326,3 +327,47 @@ def test_the_state_is_told(steady):
   assert {"time", "requests", "p99_ms", "queued", "utilisation", "beams"} <= set(stats["points"][-1])
   text = steady.metrics.text().decode()
   assert "gr4ad_ads 24.0" in text and f"gr4ad_checkpoint_step {FIRST:.1f}" in text and "gr4ad_beam_width 72.0" in text
+
+
+def test_one_search_answers_while_the_others_are_compiled_behind_it(workdir, monkeypatch):
+  release = threading.Event()
+  prepare = Searcher.prepare
+
+  def held(self, variables, row, buckets, *arguments):
+    if len(buckets) > 1:
+      assert release.wait(60)
+    return prepare(self, variables, row, buckets, *arguments)
+
+  monkeypatch.setattr(Searcher, "prepare", held)
+  config = config_of(workdir, buckets=(1, 2, 4), tabs=True, tabs_factors=(0.5, 1.0))
+  query = Query(user="u1", k=5)
+  with ServingEngine(str(workdir), config, "last", early=True) as early:
+    assert early.ready and early.compiling and early.stats()["schedules"] == (EVERYTHING,)
+    first = early.recommend(query)
+    assert (first.source, first.beams) == ("model", EVERYTHING)
+    futures = [early.submit(Query(user=f"u{n}", cache=False)) for n in range(4)]
+    assert all(future.result(60).beams == EVERYTHING for future in futures)
+    release.set()
+    until = time.monotonic() + 60
+    while early.compiling and time.monotonic() < until:
+      time.sleep(0.01)
+    assert len(early.stats()["schedules"]) == 2 and early.beams == EVERYTHING
+    assert early.recommend(query).source == "cache"  # what was kept before is as wide
+    again = early.recommend(dataclasses.replace(query, cache=False))
+    assert ids(again) == ids(first)
+
+
+def test_the_first_search_goes_on_where_the_others_cannot_be_compiled(workdir, monkeypatch, caplog):
+  prepare = Searcher.prepare
+
+  def broken(self, variables, row, buckets, *arguments):
+    if len(buckets) > 1:
+      raise MemoryError("no room")
+    return prepare(self, variables, row, buckets, *arguments)
+
+  monkeypatch.setattr(Searcher, "prepare", broken)
+  with ServingEngine(str(workdir), config_of(workdir, buckets=(1, 2)), "last", early=True) as early:
+    while early.compiling:
+      time.sleep(0.01)
+    assert early.recommend(Query(user="u1", k=5)).source == "model"
+    assert "the first one stays in use" in caplog.text

@@ -1,10 +1,13 @@
 """The result cache: life, bound, width, and nothing kept that names an ad which has changed."""
 
+import pickle
 import random
 import threading
+import tracemalloc
 
 import pytest
 
+from gr4ad_jax.serving.messages import Answer
 from gr4ad_jax.serving.result_cache import ResultCache, digest
 
 
@@ -111,3 +114,60 @@ def test_a_key_is_of_content():
   assert one == digest("u1", ({"time": 3, "ad_id": "a"},), 10, None)
   assert len({one, digest("u1", ("a",), 10, None), digest("u1", ("a",), 11, None), digest(None, ("a",), 10, 5)}) == 4
   assert digest("\ud800") != digest("\ud801")
+
+
+def test_the_bytes_are_bounded_whatever_is_asked(clock):
+  most = 400_000
+  cache = ResultCache(60, 10_000, clock, most_bytes=most)
+  answers = {}
+  for n in range(200):
+    ads = tuple({"ad_id": f"{n}-{m}", "text": "x" * 50} for m in range(40))
+    answers[n] = Answer("model", 1, (8,), ads)
+  for n, answer in answers.items():
+    assert cache.put(digest(n), answer, range(40), cache.moment)
+    assert cache.nbytes <= most
+  kept = [n for n in answers if cache.get(digest(n)) is not None]
+  assert 5 < len(kept) < 100 and kept[-1] == 199 and kept == list(range(kept[0], 200))
+  assert all(cache.get(digest(n)) == answers[n] for n in kept)
+  assert sum(len(pickle.dumps(answers[n])) for n in kept) < cache.nbytes
+  assert not cache.put(b"huge", "x" * most, [], cache.moment) and cache.get(b"huge") is None
+  for row in range(40):
+    cache.drop(row)
+  assert (cache.nbytes, len(cache)) == (0, 0)
+
+
+def test_the_estimate_is_not_below_what_entries_take(clock):
+  cache = ResultCache(60, 10_000, clock, most_bytes=1 << 30)
+  tracemalloc.start()
+  try:
+    for n in range(300):
+      rows = [int(f"{n}{m:03d}") for m in range(30)]
+      cache.put(digest(n), Answer("model", n, (8,), ({"ad_id": f"a{n}" * 20},) * 5), rows, cache.moment)
+    taken, _ = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert taken <= cache.nbytes <= 4 * taken
+
+
+def test_what_has_expired_takes_nothing(clock):
+  cache = ResultCache(60, 1000, clock)
+  for n in range(50):
+    cache.put(digest(n), "answer", [n], cache.moment)
+    clock.now += 1
+  cache.put(digest(5), "renewed", [5], cache.moment)  # lives on, though it came early
+  clock.now += 30
+  assert cache.get(b"none") is None
+  assert len(cache) == 30 and cache.get(digest(5)) == "renewed" and cache.get(digest(20)) is None
+  clock.now += 60
+  cache.put(b"a", "answer", [], cache.moment)
+  assert len(cache) == 1 and cache.nbytes < 3000
+
+
+def test_a_key_that_is_written_again_and_again_leaves_no_trail(clock):
+  cache = ResultCache(60, 1000, clock)
+  for _ in range(2000):
+    clock.now += 0.01
+    cache.put(b"a", "answer", [1], cache.moment)
+  assert len(cache) == 1 and len(cache._by_age) < 50 and cache.nbytes < 3000
+  clock.now += 61
+  assert cache.get(b"a") is None and cache.nbytes == 0

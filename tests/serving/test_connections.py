@@ -1,0 +1,277 @@
+"""Clients that mean harm, over real sockets: what they may cost, and that others are answered meanwhile."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from gr4ad_jax.serving import connections
+from gr4ad_jax.serving.starting import Gateway
+
+LIMITS = connections.Limits(connections=20, of_a_peer=0, header_bytes=4096, seconds=0.5)
+GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+MANY = 200
+
+
+async def app(scope, receive, send):
+  """Reads the body, then answers with its length, or with as many bytes as the path says."""
+  body = b""
+  more = True
+  while more:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+      return
+    body += message.get("body", b"")
+    more = message.get("more_body", False)
+  path = scope["path"].strip("/")
+  content = b"x" * int(path) if path.isdigit() else str(len(body)).encode()
+  headers = [(b"content-length", str(len(content)).encode())]
+  await send({"type": "http.response.start", "status": 200, "headers": headers})
+  await send({"type": "http.response.body", "body": content})
+
+
+class Served:
+  """A server in a thread."""
+
+  def __init__(self, limits):
+    self.gateway = Gateway()
+    self.gateway.app = app
+    self.listener = socket.create_server(("127.0.0.1", 0))
+    self.address = self.listener.getsockname()
+    self.shared = connections.protocol(limits)
+    settings = {"log_level": "warning", "lifespan": "off", "timeout_graceful_shutdown": 8}
+    self.server = uvicorn.Server(uvicorn.Config(self.gateway, http=self.shared, ws="none", **settings))
+    run = self.server.serve(sockets=[self.listener])
+    self.thread = threading.Thread(target=asyncio.run, args=(run,), daemon=True)
+    self.thread.start()
+    while not self.server.started:
+      time.sleep(0.01)
+
+  def connect(self, sent=b""):
+    """A raw connection on which something was sent."""
+    found = socket.create_connection(self.address, timeout=20)
+    found.sendall(sent)
+    return found
+
+  def ask(self, path="/"):
+    """What a well-behaved client gets, and after how many seconds."""
+    begin = time.monotonic()
+    client = http.client.HTTPConnection(*self.address, timeout=20)
+    with contextlib.closing(client):
+      client.request("GET", path)
+      return client.getresponse().status, time.monotonic() - begin
+
+  def end(self):
+    """Seconds that the shutdown takes."""
+    begin = time.monotonic()
+    self.server.should_exit = True
+    self.thread.join(30)
+    assert not self.thread.is_alive()
+    return time.monotonic() - begin
+
+
+@pytest.fixture
+def served():
+  found = Served(LIMITS)
+  yield found
+  found.server.should_exit = True
+  found.server.force_exit = True
+  found.thread.join(10)
+
+
+def resident():
+  """MiB of memory that this process holds."""
+  with open("/proc/self/statm") as file:
+    return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def until_closed(sock):
+  """All that comes until the other side closes."""
+  found = b""
+  with contextlib.suppress(ConnectionError):
+    while piece := sock.recv(65536):
+      found += piece
+  return found
+
+
+def pour(sock, content, seconds):
+  """Sends the same again and again, reading nothing, until it is refused or the time is over; how often."""
+  sock.settimeout(0.2)
+  end = time.monotonic() + seconds
+  count = 0
+  while time.monotonic() < end:
+    try:
+      sock.sendall(content)
+      count += 1
+    except TimeoutError:
+      continue
+    except OSError:
+      break
+  return count
+
+
+@pytest.mark.parametrize("kind", ["pipelined", "headers", "url", "breaks", "large answers"])
+def test_what_is_poured_in_costs_no_memory_and_nobody_waits(served, kind):
+  first, more = {
+    "pipelined": (b"", GET * 400),
+    "headers": (b"GET / HTTP/1.1\r\n", b"a: b\r\n" * 4000),
+    "url": (b"GET /", b"a" * 20_000),
+    "breaks": (b"", b"\r\n" * 10_000),
+    "large answers": (b"", b"GET /1000000 HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+  }[kind]
+  before = resident()
+  sock = served.connect(first)
+  pouring = threading.Thread(target=pour, args=(sock, more, 2.0))
+  pouring.start()
+  slowest = 0.0
+  while pouring.is_alive():
+    status, seconds = served.ask()
+    assert status == 200
+    slowest = max(slowest, seconds)
+  assert resident() - before < 64 and slowest < 5
+  # It was closed by the server, whatever else the client might have sent.
+  sock.settimeout(5)
+  with contextlib.suppress(OSError):
+    until_closed(sock)
+  with pytest.raises(OSError):
+    for _ in range(100):
+      sock.sendall(GET)
+      time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+  ("sent", "status"),
+  [
+    (b"", b""),
+    (b"\r\n\r\n", b""),
+    (b"GET / HT", b"408"),
+    (b"GET / HTTP/1.1\r\nhost: local", b"408"),
+    (b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nabc", b""),
+  ],
+)
+def test_a_request_that_does_not_come_whole_is_given_up(served, sent, status):
+  sock = served.connect(sent)
+  found = until_closed(sock)
+  assert found.split(b" ")[1:2] == ([status] if status else [])
+  if status:
+    assert json.loads(found.partition(b"\r\n\r\n")[2]) == {"error": "the request did not come whole in time"}
+
+
+def test_dripping_bytes_does_not_lengthen_the_time(served):
+  sock = served.connect(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n")
+  begin = time.monotonic()
+  with contextlib.suppress(OSError):
+    while time.monotonic() - begin < 20:
+      sock.sendall(b"a")
+      time.sleep(0.05)
+  assert time.monotonic() - begin < 10
+
+
+def test_a_slow_answer_is_not_a_slow_client(served):
+  async def slow(scope, receive, send):
+    await asyncio.sleep(3 * LIMITS.seconds)
+    await app(scope, receive, send)
+
+  served.gateway.app = slow
+  assert served.ask()[0] == 200
+
+
+def test_a_client_that_reads_on_gets_all_of_a_long_answer(served):
+  sock = served.connect(b"GET /3000000 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+  time.sleep(0.3)
+  assert until_closed(sock).count(b"x") == 3_000_000
+
+
+def test_a_kept_connection_serves_one_request_after_another(served):
+  with contextlib.closing(http.client.HTTPConnection(*served.address, timeout=20)) as client:
+    for size in (10, 5000, 40_000):
+      client.request("POST", "/", b"a" * size)
+      assert client.getresponse().read() == str(size).encode()
+      time.sleep(0.7)  # longer than a request may take, shorter than a connection is kept
+
+
+def test_some_pipelined_requests_are_answered_in_order(served):
+  sock = served.connect(b"".join(b"GET /%d HTTP/1.1\r\nhost: localhost\r\n\r\n" % n for n in range(1, 9)))
+  sock.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+  answers = until_closed(sock)
+  lengths = [int(part.split(b"\r\n")[0]) for part in answers.split(b"content-length: ")[1:]]
+  assert lengths == [*range(1, 9), 1]
+
+
+def test_headers_up_to_the_limit_are_taken(served):
+  for size, status in ((3000, b"200"), (8000, b"431")):
+    sock = served.connect(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\na: " + b"b" * size + b"\r\n\r\n")
+    assert until_closed(sock).split(b" ")[1] == status
+
+
+def test_those_who_wait_longest_make_room_for_who_comes(served):
+  crowd = [served.connect(b"GET / HTTP" if n % 2 else b"") for n in range(MANY)]
+  status, _ = served.ask()
+  assert status == 200
+  assert until_closed(crowd[0]) == b""  # the first gave its place; told by nothing, as it had asked nothing
+  for sock in crowd:
+    sock.close()
+
+
+def test_where_all_are_being_answered_one_more_gets_503(served):
+  release = threading.Event()
+
+  async def held(scope, receive, send):
+    while not release.is_set():
+      await asyncio.sleep(0.01)
+    await app(scope, receive, send)
+
+  served.gateway.app = held
+  crowd = [served.connect(GET) for _ in range(LIMITS.connections)]
+  time.sleep(0.2)
+  extra = until_closed(served.connect(GET))
+  assert extra.startswith(b"HTTP/1.1 503") and b"retry-after" in extra
+  release.set()
+  for sock in crowd:
+    assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+    sock.close()
+
+
+def test_a_peer_has_its_share_alone_where_so_asked():
+  limits = connections.Limits(connections=20, of_a_peer=3, header_bytes=4096, seconds=5.0)
+  served = Served(limits)
+  kept = [served.connect() for _ in range(3)]
+  time.sleep(0.1)
+  assert until_closed(served.connect()).startswith(b"HTTP/1.1 503")
+  kept.pop().close()
+  time.sleep(0.1)
+  assert served.ask()[0] == 200
+  assert served.end() < 10
+
+
+def test_half_a_request_does_not_hold_the_end():
+  served = Served(connections.Limits(connections=20, of_a_peer=0, header_bytes=4096, seconds=60.0))
+  crowd = [
+    served.connect(sent)
+    for sent in (b"", b"GET / HT", b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nabc")
+  ]
+  time.sleep(0.2)
+  assert served.end() < 5
+  for sock in crowd:
+    sock.close()
+
+
+def test_garbage_is_told_in_one_line_with_the_peer(served, caplog):
+  for _ in range(50):
+    assert until_closed(served.connect(b"\x00\x01" * 500 + b"\r\n\r\n")).startswith(b"HTTP/1.1 400")
+  lines = [record.getMessage() for record in caplog.records]
+  assert len(lines) == 1 and "no HTTP" in lines[0] and "127.0.0.1" in lines[0] and len(lines[0]) < 1000
+
+
+def test_connections_leave_files_for_the_rest(monkeypatch):
+  monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (256, 256))
+  used = len(os.listdir("/dev/fd"))
+  assert 1 <= connections.affordable(10_000) <= 256 - used
+  assert connections.affordable(5) == 5
