@@ -114,7 +114,8 @@ def make_server(config: Config, gateway: Gateway):
     seconds=serving.request_seconds,
   )
   settings = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
-  settings |= {"http": connections.protocol(limits), "ws": "none"}
+  # No logging of its own: setting that up would close the handlers that are there.
+  settings |= {"http": connections.protocol(limits), "ws": "none", "log_config": None}
   return Server(uvicorn.Config(gateway, timeout_graceful_shutdown=_GRACE, backlog=1024, **settings))
 
 
@@ -157,9 +158,9 @@ def main(argv):
     raise opening.error
   if opening.engine is None or opening.thread.is_alive():
     os._exit(0)  # ended while the run was opened: nothing waits for the compiler
-  opening.engine.close()
+  opening.engine.close(wait=False)
   if opening.engine.compiling:
-    os._exit(0)  # a thread in the compiler outlives the interpreter's end badly
+    os._exit(0)
   return 0
 
 

@@ -91,8 +91,14 @@ class ServingEngine:
   def _widen(self, told: Callable[[int, int, float], None]) -> None:
     """On a thread of its own: compiles the searches that are left, and uses them when all are there."""
     plans.yield_to_others()
+
+    def heard(done: int, wanted: int, seconds: float) -> None:
+      if self._closing.is_set():
+        raise Closed("the server is shutting down")  # what is left need not be compiled
+      told(done, wanted, seconds)
+
     try:
-      self._computer.prepare(self._loaded.variables, told=told)
+      self._computer.prepare(self._loaded.variables, told=heard)
       self._plan = self._planned(self._computer.searches)
     except Exception:  # what is compiled goes on answering
       if not self._closing.is_set():
@@ -290,8 +296,13 @@ class ServingEngine:
       "points": self.series.points(),
     }
 
-  def close(self) -> None:
-    """Takes no more queries, answers those that wait, and lets go of threads and files."""
+  def close(self, wait: bool = True) -> None:
+    """Takes no more queries, answers those that wait, and lets go of threads and files.
+
+    Args:
+      wait: for the search that is being compiled behind it, if there is one. Who does not must end the process by
+        `os._exit`: a thread in the compiler outlives the interpreter's end badly.
+    """
     if self._closing.is_set():
       return
     self._closing.set()
@@ -299,6 +310,8 @@ class ServingEngine:
     self._reloader.close()
     self._ticker.join()
     self.catalog.close()
+    if wait and self._widener.ident is not None:
+      self._widener.join()
 
   def __enter__(self):
     return self

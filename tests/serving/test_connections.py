@@ -5,76 +5,17 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import threading
 import time
 
 import pytest
-import uvicorn
 
 from gr4ad_jax.serving import connections
-from gr4ad_jax.serving.starting import Gateway
+from tests.serving.sockets import Served, app, resident, until_closed
 
 LIMITS = connections.Limits(connections=20, of_a_peer=0, header_bytes=4096, seconds=0.5)
 GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
 MANY = 200
-
-
-async def app(scope, receive, send):
-  """Reads the body, then answers with its length, or with as many bytes as the path says."""
-  body = b""
-  more = True
-  while more:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-      return
-    body += message.get("body", b"")
-    more = message.get("more_body", False)
-  path = scope["path"].strip("/")
-  content = b"x" * int(path) if path.isdigit() else str(len(body)).encode()
-  headers = [(b"content-length", str(len(content)).encode())]
-  await send({"type": "http.response.start", "status": 200, "headers": headers})
-  await send({"type": "http.response.body", "body": content})
-
-
-class Served:
-  """A server in a thread."""
-
-  def __init__(self, limits):
-    self.gateway = Gateway()
-    self.gateway.app = app
-    self.listener = socket.create_server(("127.0.0.1", 0))
-    self.address = self.listener.getsockname()
-    self.shared = connections.protocol(limits)
-    settings = {"log_level": "warning", "lifespan": "off", "timeout_graceful_shutdown": 8}
-    self.server = uvicorn.Server(uvicorn.Config(self.gateway, http=self.shared, ws="none", **settings))
-    run = self.server.serve(sockets=[self.listener])
-    self.thread = threading.Thread(target=asyncio.run, args=(run,), daemon=True)
-    self.thread.start()
-    while not self.server.started:
-      time.sleep(0.01)
-
-  def connect(self, sent=b""):
-    """A raw connection on which something was sent."""
-    found = socket.create_connection(self.address, timeout=20)
-    found.sendall(sent)
-    return found
-
-  def ask(self, path="/"):
-    """What a well-behaved client gets, and after how many seconds."""
-    begin = time.monotonic()
-    client = http.client.HTTPConnection(*self.address, timeout=20)
-    with contextlib.closing(client):
-      client.request("GET", path)
-      return client.getresponse().status, time.monotonic() - begin
-
-  def end(self):
-    """Seconds that the shutdown takes."""
-    begin = time.monotonic()
-    self.server.should_exit = True
-    self.thread.join(30)
-    assert not self.thread.is_alive()
-    return time.monotonic() - begin
 
 
 @pytest.fixture
@@ -84,21 +25,6 @@ def served():
   found.server.should_exit = True
   found.server.force_exit = True
   found.thread.join(10)
-
-
-def resident():
-  """MiB of memory that this process holds."""
-  with open("/proc/self/statm") as file:
-    return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-def until_closed(sock):
-  """All that comes until the other side closes."""
-  found = b""
-  with contextlib.suppress(ConnectionError):
-    while piece := sock.recv(65536):
-      found += piece
-  return found
 
 
 def pour(sock, content, seconds):
