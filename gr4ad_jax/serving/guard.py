@@ -80,7 +80,6 @@ class Guard:
 
     await self._app(scope, counted_receive, send)
 
-
   def _foreign(self, scope: Mapping[str, Any], headers: Mapping[bytes, bytes]) -> str:
     """What is wrong with host or origin; empty: nothing."""
     host = headers.get(b"host", b"").decode("latin-1")
