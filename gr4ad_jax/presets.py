@@ -1,4 +1,4 @@
-"""Model sizes by name, with the paper's codebooks and beams for the large ones (method.md §2.5)."""
+"""Model sizes by name, with the paper's codebooks and beams for the large ones (docs/design/method.md §2.5)."""
 
 from gr4ad_jax.config import Config, ModelConfig, SearchConfig, SidConfig
 
@@ -15,13 +15,16 @@ PRESETS = {
   "0.16b": _sized(832),
   "0.32b": _sized(1280),
 }
-"""Model sizes by name; the four large ones carry the paper's names (method.md §2.5)."""
+"""Model sizes by name; the four large ones carry the paper's names (docs/design/method.md §2.5)."""
 
 LARGE_CODEBOOKS, LARGE_BEAMS = (16384, 4096, 1024), (512, 512, 512)  # the paper's; most parameters are the codes'
 
 
 def preset(name: str) -> Config:
-  """The config of a size of `PRESETS`: the large ones come with the paper's codebooks and beams (method.md §1, §4)."""
+  """The config of a size of `PRESETS`: the large ones come with the paper's codebooks and beams.
+
+  Source: docs/design/method.md §1 and §4.
+  """
   if name == "tiny":
     return Config()
   return Config(sid=SidConfig(codebooks=LARGE_CODEBOOKS), model=PRESETS[name], search=SearchConfig(beams=LARGE_BEAMS))

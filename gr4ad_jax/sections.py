@@ -82,7 +82,7 @@ class SidConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """The decoder and its context (method.md §2), or another model of the zoo."""
+  """The decoder and its context (docs/design/method.md §2), or another model of the zoo."""
 
   model: str = knob("gr4ad", "Which model: a name of models/zoo/registry.py.")
   layers: int = knob(3, "Decoder layers (L).", low=1)
@@ -134,7 +134,7 @@ class ItemConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-  """VSL (method.md §3.1), and what is learned beside it from lists with rewards (§3.2 to 3.4)."""
+  """VSL (docs/design/method.md §3.1), and what is learned beside it from lists with rewards (§3.2 to 3.4)."""
 
   objective: str = knob(
     "vsl",

@@ -14,7 +14,7 @@ LEAST_VALUE = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class EcpmBins:
-  """Bins of the eCPM token (method.md §3.1); bin b holds edges[b-1] < value <= edges[b].
+  """Bins of the eCPM token (docs/design/method.md §3.1); bin b holds edges[b-1] < value <= edges[b].
 
   Attributes:
     edges: ascending inner edges, money; ties leave fewer than were asked for.

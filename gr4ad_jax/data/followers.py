@@ -1,7 +1,7 @@
 """A memory of what was taken after what: the share of each ad among all that followed the ads of a history.
 
-Directed co-occurrence of nearby lines is a strong recommender where histories are short (evaluation.md, Amazon Beauty),
-and it knows pairs that a model of 64 dimensions has smoothed away.
+Directed co-occurrence of nearby lines is a strong recommender where histories are short
+(docs/design/evaluation.md, Amazon Beauty), and it knows pairs that a model of 64 dimensions has smoothed away.
 """
 
 import itertools

@@ -13,7 +13,7 @@ import numpy as np
 from gr4ad_jax.data.schema import EventLog
 
 DAY = 86_400  # seconds
-DECAY = 0.9  # weight of a visit against the next one (evaluation.md's personal recency)
+DECAY = 0.9  # weight of a visit against the next one (docs/design/evaluation.md's personal recency)
 NEVER = np.iinfo(np.int32).max
 
 FEATURES = (

@@ -1,7 +1,7 @@
 """Beam search over the trie: lazy layers once a request, late layers per beam, one context for all beams.
 
 Scores are those of the unconstrained softmax, copy path included: a prefix's copied mass is the attention on the slots
-whose ads agree with it, so prefix probabilities add up and the search is exact (method.md §2.4).
+whose ads agree with it, so prefix probabilities add up and the search is exact (docs/design/method.md §2.4).
 """
 
 import flax.struct

@@ -1,4 +1,4 @@
-"""The k best candidates over all beams: by one plain top k, or with a pre-cut, always exact (method.md §4).
+"""The k best candidates over all beams: by one plain top k, or with a pre-cut, always exact (docs/design/method.md §4).
 
 A pre-cut looks at groups of candidates first. `beams`: each beam keeps its own k best, as in the paper. `blocks`:
 of short blocks, those with the k greatest maxima are kept; no other block can hold one of the k best.

@@ -1,6 +1,7 @@
 """Traffic-aware beams (TABS): search as wide as the load allows, and narrower before anybody waits too long.
 
-Source: method.md §4, `B_t = B_base · f(Q_t, C_avail)`. Here f picks among schedules that were compiled beforehand.
+Source: docs/design/method.md §4, `B_t = B_base · f(Q_t, C_avail)`. Here f picks among schedules that were compiled
+beforehand.
 Nothing in this module reads a clock: time is an argument, in seconds.
 """
 

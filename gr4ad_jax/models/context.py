@@ -1,4 +1,7 @@
-"""Context processor: slots of a request become the keys and values that every decoder layer reads (method.md §2.1)."""
+"""Context processor: slots of a request become the keys and values that every decoder layer reads.
+
+Source: docs/design/method.md §2.1.
+"""
 
 import flax.linen as nn
 import flax.struct

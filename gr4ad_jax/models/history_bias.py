@@ -1,4 +1,4 @@
-"""A signed bias on the ads of the history, in the final, item-level score (method.md §2.4).
+"""A signed bias on the ads of the history, in the final, item-level score (docs/design/method.md §2.4).
 
 A mixture can only add mass to the history. Where people don't take the same ad twice, mass has to go away:
 p'(y) = p(y) e^{b·1[y in H]} / Z with Z = 1 - P(H) + e^b P(H), where P(H) is the model's own mass on the history H.

@@ -1,4 +1,4 @@
-"""History copy: a second way to an ad, straight from the user's own history (method.md §2.4)."""
+"""History copy: a second way to an ad, straight from the user's own history (docs/design/method.md §2.4)."""
 
 import flax.linen as nn
 import flax.struct

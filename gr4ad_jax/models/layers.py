@@ -144,7 +144,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedFFN(nn.Module):
-  """W_o [ silu(W_g x) * W_u x ]: the gated feed-forward of method.md §2.2."""
+  """W_o [ silu(W_g x) * W_u x ]: the gated feed-forward of docs/design/method.md §2.2."""
 
   hidden: int
 

@@ -1,4 +1,4 @@
-"""Decoder block, Fuse and the LazyAR stack (method.md §2.2 and §2.3)."""
+"""Decoder block, Fuse and the LazyAR stack (docs/design/method.md §2.2 and §2.3)."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,6 @@
-"""Low-precision weights of linear maps, for search: int8 a column, or fp8 with fp8 activations (method.md §4).
+"""Low-precision weights of linear maps, for search: int8 a column, or fp8 with fp8 activations.
+
+Source: docs/design/method.md §4.
 
 The quantised kernels keep their place and shape in the parameters; their scales lie beside them, in the collection
 `scales`, under the same path. `layers.Linear` looks for them there.

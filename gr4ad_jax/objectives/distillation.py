@@ -1,4 +1,7 @@
-"""Cross-entropy to the normalised reward: the baseline that no preference objective may leave out (findings.md)."""
+"""Cross-entropy to the normalised reward: the baseline that no preference objective may leave out.
+
+Source: docs/design/findings.md.
+"""
 
 import jax
 import jax.numpy as jnp

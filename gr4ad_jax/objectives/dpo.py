@@ -1,4 +1,4 @@
-"""DPO and S-DPO on lists with rewards (method.md §3.4). Pure functions on arrays.
+"""DPO and S-DPO on lists with rewards (docs/design/method.md §3.4). Pure functions on arrays.
 
 Of equal rewards the likelier stands for the best and for the worst, then the earlier. A list of equal rewards has no
 preference, and no loss.

@@ -1,4 +1,4 @@
-"""GRPO on lists with rewards (arXiv:2402.03300, method.md §3.4). Pure functions on arrays."""
+"""GRPO on lists with rewards (arXiv:2402.03300, docs/design/method.md §3.4). Pure functions on arrays."""
 
 import jax
 import jax.numpy as jnp

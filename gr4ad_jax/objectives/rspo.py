@@ -1,4 +1,4 @@
-"""RSPO: Ranking-Guided Softmax Preference Optimization (method.md §3.2). Pure functions on arrays.
+"""RSPO: Ranking-Guided Softmax Preference Optimization (docs/design/method.md §3.2). Pure functions on arrays.
 
 Equal rewards stand in the order of the policy's likelihood, then of their position; neither is in the other's E.
 Lists are sorted by reward, so that E_i is a run at the end: its largest score and its mean log-ratio are suffix sums,
@@ -148,7 +148,7 @@ def rspo_loss(
   policy_logp_BM, reference_logp_BM, reward_BM, *, beta, delta, mask_BM=None, gain="linear", ranks="reward",
   row_norm=False,
 ) -> jax.Array:  # fmt: skip
-  """L_RSPO = mean_i log2(1 + Σ_{j in E_i} M_ij exp(β Δ_j - β Δ_i)), method.md §3.2.
+  """L_RSPO = mean_i log2(1 + Σ_{j in E_i} M_ij exp(β Δ_j - β Δ_i)), docs/design/method.md §3.2.
 
   Args:
     policy_logp_BM: log p_θ(y | X) of each candidate; the gradient flows through it alone.
@@ -181,7 +181,9 @@ def rspo_loss(
 def ndcg_cost(
   policy_logp_BM, reference_logp_BM, reward_BM, *, delta, mask_BM=None, gain="linear", ranks="reward", row_norm=False
 ) -> jax.Array:
-  """mean_i Σ_{j in E_i} M_ij 1[Δ_j > Δ_i]: what `rspo_loss` bounds from above, for any β > 0 (method.md §3.2).
+  """mean_i Σ_{j in E_i} M_ij 1[Δ_j > Δ_i]: what `rspo_loss` bounds from above, for any β > 0.
+
+  Source: docs/design/method.md §3.2.
 
   Arguments and shape as of `rspo_loss`.
   """

@@ -1,4 +1,4 @@
-"""The weights that join VSL and RSPO in one online step (method.md §3.3). Pure functions on arrays."""
+"""The weights that join VSL and RSPO in one online step (docs/design/method.md §3.3). Pure functions on arrays."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""VSL: value-aware supervised learning (method.md §3.1). Pure functions on arrays."""
+"""VSL: value-aware supervised learning (docs/design/method.md §3.1). Pure functions on arrays."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""How an ad's fields become the text that is encoded: one template per ad form (method.md §1.1)."""
+"""How an ad's fields become the text that is encoded: one template per ad form (docs/design/method.md §1.1)."""
 
 import string
 from collections.abc import Mapping

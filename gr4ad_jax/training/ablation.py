@@ -1,4 +1,6 @@
-"""The paper's ablation on real data: base, VSL, list objectives on top of it, value at decode time (method.md §5).
+"""The paper's ablation on real data: base, VSL, list objectives on top of it, value at decode time.
+
+The paper's own figures are in docs/design/method.md §5.
 
 Each objective starts from the VSL run of its seed, and is tuned on valid with as many settings as every other one. All
 runs and rankings lie under one folder; what is there already is not made again.

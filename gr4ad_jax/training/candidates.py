@@ -1,4 +1,7 @@
-"""Candidates of requests: by the reference policy's own wider beams, and by other pipelines (method.md §3.2)."""
+"""Candidates of requests: by the reference policy's own wider beams, and by other pipelines.
+
+Source: docs/design/method.md §3.2.
+"""
 
 import dataclasses
 import functools

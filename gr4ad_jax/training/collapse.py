@@ -1,4 +1,7 @@
-"""The collapse guard: a policy that learns from its own lists must stay diverse (method.md §3.2, findings.md)."""
+"""The collapse guard: a policy that learns from its own lists must stay diverse.
+
+Source: docs/design/method.md §3.2.
+"""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""What a candidate is worth: a reward of what is known of its context and its ad (method.md §3.2)."""
+"""What a candidate is worth: a reward of what is known of its context and its ad (docs/design/method.md §3.2)."""
 
 import dataclasses
 import importlib

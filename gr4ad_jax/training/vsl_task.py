@@ -14,7 +14,7 @@ from gr4ad_jax.training.step import LossFn
 def vsl_of(
   out: Outputs, batch: RequestBatch, config: ObjectiveConfig, ecpm: EcpmBins, factor_BM: jax.Array | float = 1.0
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """VSL of a batch's targets and its parts, method.md §3.1.
+  """VSL of a batch's targets and its parts, docs/design/method.md §3.1.
 
   Args:
     out: of the model, on `batch.target_codes_BMT`.

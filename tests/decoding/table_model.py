@@ -1,7 +1,7 @@
 """A model that is a table of scores, and a search of it in plain loops over what exists.
 
-Every probability of a prefix is written out from method.md §2.4 in float64, (1 - g) Π softmax + g Σ_j a_j over the
-slots that agree with it, and a level keeps the best prefixes of those that it kept before.
+Every probability of a prefix is written out from docs/design/method.md §2.4 in float64, (1 - g) Π softmax + g Σ_j a_j
+over the slots that agree with it, and a level keeps the best prefixes of those that it kept before.
 """
 
 import itertools

@@ -1,4 +1,7 @@
-"""The list objectives once more, for one list without padding, in plain loops of float64 (method.md §3.2 to 3.4)."""
+"""The list objectives once more, for one list without padding, in plain loops of float64.
+
+Source: docs/design/method.md §3.2 to 3.4.
+"""
 
 import math
 

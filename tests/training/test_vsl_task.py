@@ -28,7 +28,7 @@ FACTOR = (RNG.random((B, M)) * 2).astype(np.float32)
 
 
 def by_hand(factor_BM):
-  """Loss and parts by method.md §3.1."""
+  """Loss and parts by docs/design/method.md §3.1."""
   real = [at for at in np.ndindex(B, M) if BATCH.target_mask_BM[at]]
   weight = {}
   for b, m in real:

@@ -1,0 +1,39 @@
+"""The tables of docs/reference/flags.md, made from the config: a new knob stands there without a further word.
+
+  python -m docs.flags_page            prints all tables
+"""
+
+import dataclasses
+
+from gr4ad_jax import config
+
+
+def table(section: str) -> str:
+  """A Markdown table of a section's knobs: flag, default, what is allowed, what it does.
+
+  Raises:
+    ValueError: a section that the config has not.
+  """
+  if section not in config.SECTIONS:
+    raise ValueError(f"the config has no section {section!r}; it has {', '.join(config.SECTIONS)}")
+  rows = ["| flag | default | allowed | what it does |", "|---|---|---|---|"]
+  for field in dataclasses.fields(config.SECTIONS[section]):
+    default = config.shown(field.default)
+    if isinstance(field.default, bool):
+      default = default.lower()
+    cells = (f"`--{field.name}`", f"`{default}`" if default else "empty", config.allowed(field), field.metadata["help"])
+    rows.append("| " + " | ".join(map(_cell, cells)) + " |")
+  return "\n".join(rows) + "\n"
+
+
+def _cell(text: str) -> str:
+  """Text that a Markdown table takes as it stands, outside of code: no bar ends the cell, no mark is read as one."""
+  if not text.startswith("`"):
+    for mark in ("\\", "*", "_", "<", "[", "$"):
+      text = text.replace(mark, "\\" + mark)
+  return text.replace("|", "\\|").replace("--", "\\--" if not text.startswith("`") else "--")
+
+
+if __name__ == "__main__":
+  for name in config.SECTIONS:
+    print(f"## {name}\n\n{table(name)}")
