@@ -146,8 +146,8 @@ def test_an_answer_that_is_not_finite_is_none(workdir, monkeypatch):
   expand = ranker.Ranker._expand
 
   def broken(*arguments):
-    ad_RK, logp_RK, value_RK = expand(*arguments)
-    return ad_RK, np.where(np.arange(logp_RK.shape[1]) == 3, np.nan, logp_RK), value_RK
+    ad_RK, logp_RK, *others = expand(*arguments)
+    return ad_RK, np.where(np.arange(logp_RK.shape[1]) == 3, np.nan, logp_RK), *others
 
   monkeypatch.setattr(ranker.Ranker, "_expand", broken)
   for binary, arguments in {"recommend": ("--user=u1", "--json"), "evaluate": ()}.items():
