@@ -1,4 +1,4 @@
-# `make train`, `make test`, `make test-all` and `make mutants` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
+# `make train`, `make test`, `make test-all`, `make mutants` and `make docs` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
 PYTHON ?= python3
 WORKDIR ?= runs/online_retail
 FLAGFILE ?= experiments/flagfiles/online_retail.flags
@@ -8,7 +8,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info
 # Written last, so an install that was cut short is done again; another version or another setup.cfg starts afresh.
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: train test test-all mutants clean
+.PHONY: train test test-all mutants docs clean
 .DEFAULT_GOAL := train
 
 train: $(INSTALLED)
@@ -25,6 +25,12 @@ mutants: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[mutation]'
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python -m tests.mutation.run $(ARGS)
 
+# Builds the pages of docs/; a warning is an error.
+docs: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(VENV)/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "written to docs/_build/html/index.html"
+
 $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: $(PYTHON) is too old: Python 3.11 or later is needed, PYTHON=... picks it" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear $(VENV)
@@ -32,4 +38,4 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info

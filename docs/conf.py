@@ -17,6 +17,7 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "gr4ad_jax"
 exclude_patterns = ["_build"]
+smartquotes = False  # they would make a dash of the two before a flag's name
 
 
 class Flags(SphinxDirective):

@@ -4,8 +4,11 @@
 """
 
 import dataclasses
+import re
 
 from gr4ad_jax import config
+
+_CODE = re.compile(r"(`[^`]+`|--\w+(?:=\w+)?)")
 
 
 def table(section: str) -> str:
@@ -27,11 +30,11 @@ def table(section: str) -> str:
 
 
 def _cell(text: str) -> str:
-  """Text that a Markdown table takes as it stands, outside of code: no bar ends the cell, no mark is read as one."""
-  if not text.startswith("`"):
-    for mark in ("\\", "*", "_", "<", "[", "$"):
-      text = text.replace(mark, "\\" + mark)
-  return text.replace("|", "\\|").replace("--", "\\--" if not text.startswith("`") else "--")
+  """A text as a cell of Markdown: flags that it names are code, and no mark in the rest is read as one."""
+  parts = _CODE.split(text)  # every second one is code
+  parts[::2] = [re.sub(r"([\\*_<\[$])", r"\\\1", part) for part in parts[::2]]
+  parts[1::2] = [f"`{part.strip('`')}`" for part in parts[1::2]]
+  return "".join(parts).replace("|", "\\|")
 
 
 if __name__ == "__main__":

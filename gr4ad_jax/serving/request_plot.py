@@ -9,7 +9,7 @@ import numpy as np
 from gr4ad_jax.evaluation import plots
 from gr4ad_jax.serving.recommender import Recommendation
 
-_LETTERS = 30  # of a text that is drawn
+_LETTERS = 28  # of a text that is drawn
 _OTHERS = 14  # prefixes a level that are drawn though none of their ads is shown
 _PALE = "#b9c6d3"
 
@@ -55,7 +55,8 @@ def plot_request(request: DrawnRequest, png_path: str) -> None:
     _draw_history(tree, request, at[()])
     tree.set(xlim=(-2.05, levels + 1.75), ylim=(len(request.ads) - 0.4, -1.1))
     tree.axis("off")
-    tree.set_title(request.title)
+    beams = sum(node["beams"] for node in request.tree[0])
+    tree.set_title(f"{request.title}; {beams} beams")
     _draw_values(bars, request)
 
 
@@ -81,8 +82,8 @@ def _draw_tree(axis, request: DrawnRequest) -> dict[tuple[int, ...], float]:
     others = [node for node in nodes if tuple(node["codes"]) not in at][:_OTHERS]
     heights = np.linspace(-0.3, len(request.ads) - 0.7, len(others))
     axis.scatter(np.full(len(others), depth - 0.22), heights, s=7, color=_PALE)
-    beams = sum(node["beams"] for node in nodes)
-    axis.text(depth, -0.85, f"level {depth}: {len(nodes)} of {beams} beams", ha="center", color=plots.MUTED, fontsize=8)
+    told = f"level {depth}\n{len(nodes)} prefixes"
+    axis.text(depth, -0.7, told, ha="center", color=plots.MUTED, fontsize=8)
     for node in named:
       prefix = tuple(node["codes"])
       share = float(np.exp(node["log_p"]))
@@ -101,18 +102,18 @@ def _curve(axis, begin: tuple[float, float], end: tuple[float, float], width: fl
 
 
 def _draw_history(axis, request: DrawnRequest, root: float) -> None:
-  axis.text(-2.0, -0.85, "taken before, latest first", color=plots.MUTED, fontsize=8)
+  axis.text(-2.0, -0.7, "taken before, latest first", color=plots.MUTED, fontsize=8)
   heights = np.linspace(0, len(request.ads) - 1, max(len(request.history), 2))
   for text, height in zip(request.history, heights, strict=False):
     axis.text(-2.0, height, _cut(text), va="center", fontsize=8)
-    _curve(axis, (-0.75, height), (0, root), 0.8)
+    _curve(axis, (-0.5, height), (0, root), 0.8)
   axis.scatter([0], [root], s=150, color=plots.INK, zorder=3)
   axis.text(0, root + 0.45, "context", ha="center", fontsize=8)
 
 
 def _draw_ads(axis, request: DrawnRequest, levels: int) -> None:
   at = _places(request)
-  axis.text(levels + 0.35, -0.85, "ads, best first (★ taken)", color=plots.MUTED, fontsize=8)
+  axis.text(levels + 0.35, -0.7, "ads, best first (★ taken)", color=plots.MUTED, fontsize=8)
   for row, ad in enumerate(request.ads):
     _curve(axis, (levels, at[ad.codes]), (levels + 0.3, row), 0.8)
     taken = ad.ad_id in request.taken
@@ -129,7 +130,7 @@ def _draw_values(axis, request: DrawnRequest) -> None:
   for row, value in enumerate(values):
     axis.text(value + 0.03 * max(values), row, f"{value:.2f}", va="center", fontsize=8)
   axis.set(ylim=(len(values) - 0.4, -1.1), xlim=(0, 1.3 * max(*values, 1e-9)), yticks=[])
-  axis.set_title("predicted value")
+  axis.set_title("predicted value (eCPM)")
   axis.grid(False)
 
 

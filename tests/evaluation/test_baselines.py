@@ -217,7 +217,7 @@ def test_lines_beyond_the_window_are_not_followed(make_dataset):
 
 
 def test_a_catalogue_at_the_limit_is_ranked_by_ease(shop, monkeypatch):
-  assert baselines.EASE_MAX_ADS == 20_000  # as README.md says
+  assert baselines.EASE_MAX_ADS == 20_000  # as docs/design/limits.md says
   monkeypatch.setattr(baselines, "EASE_MAX_ADS", 6)
   assert not baselines.rank_all(shop, protocols.eval_requests(shop, "test"), 3)[1]
 

@@ -26,10 +26,10 @@ _REQUEST = request_plot.DrawnRequest("ann", ["lamp", "book"], _ADS, _TREE, froze
 def test_the_picture_tells_the_request(monkeypatch):
   tree, bars = drawn_axes(monkeypatch, lambda: request_plot.plot_request(_REQUEST, "x.png"))
   said = [text.get_text() for text in tree.texts]
-  assert tree.get_title(loc="left") == "ann"
+  assert tree.get_title(loc="left") == "ann; 4 beams"
   assert {"lamp", "book", "the mug", "★ the tea", "the pen"} <= set(said)
   assert {"1  p .5", "0  p .3", "4  p .26", "3  p .25", "5  p .2"} <= set(said)
-  assert {"level 1: 3 of 4 beams", "level 2: 4 of 4 beams"} <= set(said)
+  assert {"level 1\n3 prefixes", "level 2\n4 prefixes"} <= set(said)
   place = {text.get_text(): text.get_position() for text in tree.texts}
   assert place["the mug"][1] < place["★ the tea"][1] < place["the pen"][1]  # by rank; the axis points down
   assert place["4  p .26"][1] < place["3  p .25"][1] < place["5  p .2"][1]  # so no line of these crosses another
