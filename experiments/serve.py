@@ -27,18 +27,19 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a ste
 _COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile every search into the cache, and end.")
 _GRACE = 8  # seconds for requests that were begun, at the end; Kubernetes kills after 30
 _SWITCH = 5e-4  # seconds that a thread of Python keeps the interpreter while another waits; 5e-3 by default
-_LINE = 1000  # characters of a log line
+_BACKLOG = 128  # connections that wait to be taken; so many may be taken at once
+_LINE = 1000  # bytes of a log line
 
 
 def read_token(path: str) -> str:
   """The bearer token in a file; empty without a path. Raises ConfigError for a file that holds none."""
   if not path:
     return ""
-  with open(path, encoding="utf-8") as file:
+  with open(path, "rb") as file:
     token = file.read().strip()
-  if not token or not token.isascii() or len(token.split()) != 1:
+  if not token.isascii() or len(token.split()) != 1:
     raise ConfigError(f"--token_file={path} is not allowed: a file with one word of ASCII")
-  return token
+  return token.decode()
 
 
 def served_hosts(config: Config, token: str) -> tuple[str, ...]:
@@ -65,22 +66,28 @@ def listen(host: str, port: int) -> socket.socket:
   found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
     found.bind((host, port))
-    found.listen(1024)  # at once: until one of two listens, both may bind
+    found.listen(_BACKLOG)  # at once: until one of two listens, both may bind
   except OSError as error:
     found.close()
     raise ConfigError(f"--host={host} --port={port} cannot be listened on: {error.strerror or error}") from error
   return found
 
 
-class _Short(logging.Filter):
-  """Cuts what is logged to a kilobyte a line: some of it a client may have chosen."""
+class Short(logging.Formatter):
+  """Cuts every line of another formatter to a kilobyte, tracebacks too: some of it a client may have chosen.
 
-  def filter(self, record):
-    text = record.getMessage()
-    if len(text) > _LINE:
-      record.msg = text[:_LINE] + "…"
-      record.args = ()
-    return True
+  Args:
+    inner: writes the lines.
+  """
+
+  def __init__(self, inner: logging.Formatter):
+    super().__init__()
+    self._inner = inner
+
+  def format(self, record):
+    lines = self._inner.format(record).splitlines()
+    return "\n".join(line if len(line.encode()) <= _LINE else line.encode()[:_LINE].decode(errors="ignore") + "…"
+                     for line in lines)  # fmt: skip
 
 
 def make_server(config: Config, gateway: Gateway):
@@ -116,7 +123,7 @@ def make_server(config: Config, gateway: Gateway):
   settings = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
   # No logging of its own: setting that up would close the handlers that are there.
   settings |= {"http": connections.protocol(limits), "ws": "none", "log_config": None}
-  return Server(uvicorn.Config(gateway, timeout_graceful_shutdown=_GRACE, backlog=1024, **settings))
+  return Server(uvicorn.Config(gateway, timeout_graceful_shutdown=_GRACE, backlog=_BACKLOG, **settings))
 
 
 def compile_only(config: Config, checkpoint: int | str) -> int:
@@ -139,7 +146,8 @@ def main(argv):
   # of the garbage collector; what lies on disk is as whole as after a kill.
   signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
   for handler in logging.getLogger().handlers:
-    handler.addFilter(_Short())
+    handler = getattr(handler, "python_handler", handler)  # absl's hands all on to one of its own
+    handler.setFormatter(Short(handler.formatter or logging.Formatter()))
   checkpoint = flags_lib.checkpoint(_CHECKPOINT.value)
   config = flags_lib.config_from_workdir()
   token = read_token(config.serving.token_file)

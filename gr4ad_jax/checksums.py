@@ -156,7 +156,9 @@ def _write(folder: str, found: dict[str, set[str]]) -> None:
 def _warn(folder: str) -> None:
   """One line a run: `folder` is the run's, or lies below it."""
   run = folder
-  while os.path.basename(run) in _PARTS or os.path.basename(run).isdigit():  # a digit: a step
+  if os.path.basename(os.path.dirname(run)) == "checkpoints":  # a step
+    run = os.path.dirname(run)
+  while os.path.basename(run) in _PARTS:
     run = os.path.dirname(run)
   if run not in _warned:
     _warned.add(run)

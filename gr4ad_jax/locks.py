@@ -43,7 +43,11 @@ class Lock:
   @property
   def stands(self) -> bool:
     """Whether the path still leads to what is locked; otherwise another process can lock another file there."""
-    return os.path.exists(self._path) and os.path.samestat(os.fstat(self._handle), os.stat(self._path))
+    try:
+      there = os.stat(self._path)
+    except FileNotFoundError:
+      return False
+    return os.path.samestat(os.fstat(self._handle), there)
 
   def remove(self) -> None:
     """Deletes the file of the lock, which is held on to until `close`."""

@@ -23,9 +23,12 @@ except ImportError as error:
 
 _log = logging.getLogger(__name__)
 _PIECE = 2048  # bytes that the parser is given at once, so that limits are looked at in between
+_CHUNKED = 8  # most bytes beside each byte of a body in chunks
 _PIPELINED = 16  # requests of one connection that may wait for their turn
 _QUIET = 10.0  # seconds between two log lines on refused connections
-_FILES = 96  # descriptors kept for what is not a connection: checkpoints, the catalogue, the log
+# Descriptors kept for what is no counted connection: checkpoints, the catalogue, the log, those just taken.
+_FILES = 96 + 128
+_UNREAD = 24 << 20  # bytes of answers that clients have not read yet, of all connections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Limits:
     connections: most at once. One more takes the place of that which has waited longest for its
       client; where all are being answered, it gets 503.
     of_a_peer: most at once of one address; 0: no limit, as behind a proxy all come from one.
-    header_bytes: most of a request's line and headers together.
+    header_bytes: most of what a request has beside its body: its line, headers and trailers.
     seconds: until a request has come whole, from its first byte; and until a client reads on.
   """
 
@@ -102,12 +105,14 @@ class Shared:
   Attributes:
     limits: see `Limits`.
     open_now: those that are open, in the order in which they began to wait for their client.
+    unread: those whose client does not read as fast as it is answered, in the order in which they began to.
     of_peer: how many each address has.
     refusals: counts what was refused.
   """
 
   limits: Limits
   open_now: dict["LimitedProtocol", None] = dataclasses.field(default_factory=dict)
+  unread: dict["LimitedProtocol", None] = dataclasses.field(default_factory=dict)
   of_peer: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
   refusals: Refusals = dataclasses.field(default_factory=Refusals)
 
@@ -132,7 +137,8 @@ class LimitedProtocol(HttpToolsProtocol):
     self.logger = _Silent(self.logger)
     # Runs while the client owes us something: a request, the rest of it, or to read the answer.
     self._timer = None
-    self._head_bytes = 0
+    self._beside = 0  # bytes of the request that are not of its body
+    self._body = 0  # and those that are
     self._in_head = False
     self._whole = True  # no request has begun that has not come whole
     self._counted = False
@@ -155,6 +161,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
   def connection_lost(self, exc):
     self._stop_timer()
+    self._shared.unread.pop(self, None)
     if self._counted:
       peer = self.client[0] if self.client else ""
       self._shared.of_peer[peer] -= 1
@@ -168,13 +175,15 @@ class LimitedProtocol(HttpToolsProtocol):
       self._wait_for_client()  # the first bytes after an answer
     for begin in range(0, len(data), _PIECE):
       piece = data[begin : begin + _PIECE]
+      before = self._body
       super().data_received(piece)
       # Closing, or refused by the parser: what follows is of no use.
       if self.transport.is_closing() or self.parser is None:
         return
-      if self._in_head:
-        self._head_bytes += len(piece)
-        if self._head_bytes > self._limits.header_bytes:
+      if not self._whole:
+        # A body that comes in chunks of one byte has five beside each.
+        self._beside += len(piece) - max(self._body - before, 0)
+        if self._beside > self._limits.header_bytes + _CHUNKED * self._body:
           self._refuse(_TOO_LONG, "headers too long")
           return
       if len(self.pipeline) > _PIPELINED:
@@ -184,9 +193,18 @@ class LimitedProtocol(HttpToolsProtocol):
   def pause_writing(self):
     super().pause_writing()
     self._wait_for_client()
+    unread = self._shared.unread
+    unread[self] = None
+    held = sum(other.transport.get_write_buffer_size() for other in unread)
+    while held > _UNREAD and unread:
+      slowest = next(iter(unread))
+      held -= slowest.transport.get_write_buffer_size()
+      del unread[slowest]
+      slowest._refuse(b"", "too much that is not read")
 
   def resume_writing(self):
     super().resume_writing()
+    self._shared.unread.pop(self, None)
     if self._whole:
       self._stop_timer()
 
@@ -196,8 +214,17 @@ class LimitedProtocol(HttpToolsProtocol):
     self._wait_for_client()
     self._in_head = True
     self._whole = False
-    self._head_bytes = 0
+    self._beside = 0
+    self._body = 0
     super().on_message_begin()
+
+  def on_header(self, name, value):
+    if self._in_head:  # what follows a body in chunks (trailers) is of no use to anybody here
+      super().on_header(name, value)
+
+  def on_body(self, body):
+    self._body += len(body)
+    super().on_body(body)
 
   def on_headers_complete(self):
     self._in_head = False

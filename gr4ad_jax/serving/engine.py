@@ -290,6 +290,7 @@ class ServingEngine:
       "beams": self.beams,
       "schedules": self._plan.searches.schedules,
       "checkpoint": self.step,
+      "compiling": self.compiling,
       "ads": self.catalog.index.num_active,
       "users": len(self._users.user_ids),
       "cache_entries": len(self._cache),
@@ -342,5 +343,6 @@ class ServingEngine:
       "ads": ("Ads that can be generated.", lambda: self.catalog.index.num_active),
       "index_fill": ("Share of the index' overlay in use.", lambda: self.catalog.index.fill),
       "index_bytes": ("Memory of the index, bytes.", lambda: self.catalog.index.nbytes),
+      "compiling": ("Whether searches are compiled behind the one in use.", lambda: float(self.compiling)),
       "checkpoint_step": ("Step of the parameters in use.", lambda: self.step),
     }  # fmt: skip

@@ -33,11 +33,9 @@ class Gateway:
       alive = scope["path"] == "/healthz"
       content = {"status": "ok"} if alive else {"error": f"starting: {self.doing}"}
       body = json_bytes(content)
-      headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", b"5"),
-      ]
+      headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+      if not alive:
+        headers.append((b"retry-after", b"5"))
       await send({"type": "http.response.start", "status": 200 if alive else 503, "headers": headers})
       await send({"type": "http.response.body", "body": body})
 

@@ -64,10 +64,11 @@ def check_workdir(config: Config) -> None:
 
 
 def check_folder(workdir: str) -> None:
-  """Raises ConfigError for a path in which no checkpoint can be written: Orbax takes some letters for wildcards, finds
-  none of its own files, and leaves a checkpoint that nothing can read."""
-  if glob.has_magic(os.path.abspath(workdir)):
-    raise ConfigError(f"--workdir={workdir} is not allowed: the whole path must be without *, ? and [")
+  """Raises ConfigError for a path in which no checkpoint can be written: Orbax takes some letters for wildcards or
+  escapes, finds none of its own files, and leaves a checkpoint that nothing can read."""
+  whole = os.path.abspath(workdir)
+  if glob.has_magic(whole) or "\\" in whole:
+    raise ConfigError(f"--workdir={workdir} is not allowed: the whole path must be without *, ?, [ and \\")
 
 
 def save_config(config: Config) -> None:

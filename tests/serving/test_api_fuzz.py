@@ -1,9 +1,6 @@
 """Property-based fuzzing from the server's own OpenAPI document: whatever comes, no 5xx but 503, and as documented.
-
-A longer run: SCHEMATHESIS_EXAMPLES=2000 python -m pytest tests/serving/test_api_fuzz.py
 """
 
-import os
 import shutil
 
 import pytest
@@ -23,7 +20,6 @@ NOT_MEANT = [
   checks.positive_data_acceptance, checks.ensure_resource_availability, checks.use_after_free,
   checks.allow_header_conformance, not_a_server_error,
 ]  # fmt: skip
-EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "20"))  # of each operation
 
 
 class Switch:
@@ -61,7 +57,10 @@ def check(case):
   case.validate_response(response, excluded_checks=NOT_MEANT)
 
 
-few = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+few, many = (
+  settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))  # of each operation
+  for examples in (20, 500)
+)
 
 
 @schema.parametrize()
@@ -73,4 +72,18 @@ def test_no_request_breaks_the_interface(interface, case):
 @schema.parametrize()
 @few
 def test_no_request_breaks_the_server(server, case):
+  check(case)
+
+
+@pytest.mark.long
+@schema.parametrize()
+@many
+def test_thousands_of_requests_break_no_interface(interface, case):
+  check(case)
+
+
+@pytest.mark.long
+@schema.parametrize()
+@many
+def test_thousands_of_requests_break_no_server(server, case):
   check(case)

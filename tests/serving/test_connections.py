@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import os
+import socket
 import threading
 import time
 
@@ -15,6 +16,7 @@ from tests.serving.sockets import Served, app, resident, until_closed
 
 LIMITS = connections.Limits(connections=20, of_a_peer=0, header_bytes=4096, seconds=0.5)
 GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
 MANY = 200
 
 
@@ -43,13 +45,18 @@ def pour(sock, content, seconds):
   return count
 
 
-@pytest.mark.parametrize("kind", ["pipelined", "headers", "url", "breaks", "large answers"])
+@pytest.mark.parametrize(
+  "kind", ["pipelined", "headers", "url", "breaks", "large answers", "trailers", "one trailer", "chunks' names"]
+)
 def test_what_is_poured_in_costs_no_memory_and_nobody_waits(served, kind):
   first, more = {
     "pipelined": (b"", GET * 400),
     "headers": (b"GET / HTTP/1.1\r\n", b"a: b\r\n" * 4000),
     "url": (b"GET /", b"a" * 20_000),
     "breaks": (b"", b"\r\n" * 10_000),
+    "trailers": (CHUNKED + b"0\r\n", b"a: b\r\n" * 4000),
+    "one trailer": (CHUNKED + b"0\r\na: ", b"b" * 20_000),
+    "chunks' names": (CHUNKED + b"1;", b"a" * 20_000),
     "large answers": (b"", b"GET /1000000 HTTP/1.1\r\nhost: localhost\r\n\r\n"),
   }[kind]
   before = resident()
@@ -201,3 +208,27 @@ def test_connections_leave_files_for_the_rest(monkeypatch):
   used = len(os.listdir("/dev/fd"))
   assert 1 <= connections.affordable(10_000) <= 256 - used
   assert connections.affordable(5) == 5
+
+
+def test_answers_that_nobody_reads_are_bounded_in_all():
+  served = Served(connections.Limits(connections=400, of_a_peer=0, header_bytes=4096, seconds=60.0))
+  before = resident()
+  crowd = []
+  for _ in range(300):
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    sock.connect(served.address)
+    sock.sendall(b"GET /400000 HTTP/1.1\r\nhost: localhost\r\n\r\n" * 8)
+    crowd.append(sock)
+  status, _ = served.ask()
+  assert status == 200
+  assert resident() - before < 64
+  for sock in crowd:
+    sock.close()
+  assert served.end() < 10
+
+
+def test_a_body_in_the_smallest_chunks_is_taken(served):
+  sock = served.connect(CHUNKED.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+  sock.sendall(b"1\r\nx\r\n" * 3000 + b"0\r\nname: value\r\n\r\n")
+  assert until_closed(sock).endswith(b"\r\n\r\n3000")

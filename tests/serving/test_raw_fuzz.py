@@ -1,18 +1,16 @@
 """Bytes that are nearly HTTP, over raw sockets: no 5xx but 503, no long log line, and the server goes on.
-
-A longer run: RAW_FUZZ_EXAMPLES=5000 python -m pytest tests/serving/test_raw_fuzz.py
 """
 
-import os
 import random
 import socket
+
+import pytest
 
 from gr4ad_jax.serving import connections
 from gr4ad_jax.serving.app import create_app
 from tests.serving.fakes import FakeEngine
 from tests.serving.sockets import Served
 
-EXAMPLES = int(os.environ.get("RAW_FUZZ_EXAMPLES", "150"))
 LIMITS = connections.Limits(connections=50, of_a_peer=0, header_bytes=16 << 10, seconds=2.0)
 METHODS = (
   b"POST", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT", b"get", b"", b"A" * 40,
@@ -79,11 +77,12 @@ def answers(served, sent):
   return [int(part[:3]) for part in parts if part[:3].isdigit()]
 
 
-def test_nearly_http_breaks_nothing(caplog, capfd):
+@pytest.mark.parametrize("examples", [150, pytest.param(5000, marks=pytest.mark.long)])
+def test_nearly_http_breaks_nothing(caplog, capfd, examples):
   served = Served(LIMITS, create_app(FakeEngine(), token="s3cret"))
   rng = random.Random(0)
   seen = set()
-  for n in range(EXAMPLES):
+  for n in range(examples):
     sent = nearly_http(rng)
     for status in answers(served, sent):
       assert status < 500 or status == 503, (n, sent)
@@ -95,4 +94,4 @@ def test_nearly_http_breaks_nothing(caplog, capfd):
   out, err = capfd.readouterr()
   lines = [*(record.getMessage() for record in caplog.records), *out.splitlines(), *err.splitlines()]
   assert all(len(line) <= 1024 for line in lines)
-  assert len(lines) < 20 + EXAMPLES / 10, lines[:30]
+  assert len(lines) < 20 + examples / 10, lines[:30]
