@@ -204,12 +204,12 @@ def beam_search(
     raise ValueError("a guided search takes no overlay: its nodes have no vectors")
   start: Start = model.apply(variables, batch, method="start")
   guide_of = None if guide is None else lambda level, node: guide.scores(level, start.skip_BD.astype(jnp.float32), node)
-  B, S, T = start.slot_codes_BST.shape
+  B, _, T = start.slot_codes_BST.shape
   copies = model.config.copy != "off"
   first_BW = jnp.zeros((B, 1), jnp.int32)
   empty_BWT = jnp.zeros((B, 1, 0))
-  match_BWS = jnp.ones((B, 1, S)) if copies else None
-  state = _State(first_BW, first_BW, jnp.zeros((B, 1)), empty_BWT.astype(jnp.int32), empty_BWT, match_BWS)
+  # What each beam may copy is known from the first level's state on.
+  state = _State(first_BW, first_BW, jnp.zeros((B, 1)), empty_BWT.astype(jnp.int32), empty_BWT, None)
   caches, copy = None, None
   for level in range(T):
     h_BWD, logits_BWV, caches = model.apply(variables, start, state.last_BW, level, caches, method="step")
