@@ -12,7 +12,9 @@ from gr4ad_jax.data import csv_files, times
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 
-MAX_NUMBER = 1e12  # money or units of an event: squares and sums over all events stay finite in float32
+# Money or units of a cell: the sum over a million events of an ad in a visit is still at most `schema.LARGEST`. What is
+# more, a product of units and price say, is refused there.
+MAX_NUMBER = 1e12
 LONGEST_ID = 1024  # characters
 _CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}]"
 _SHORTENED = r"^[0-9](\.[0-9]+)?[eE]\+[0-9]+$"  # as spreadsheets write 1234567890123

@@ -6,7 +6,9 @@ import functools
 import numpy as np
 
 SPLITS = ("train", "valid", "test")
-LARGEST = 1e18  # of a number that is learned from: beyond it squares, and sums of them, overflow float32
+# Of a number of a batch: its square, 1e36, is still finite in float32, which ends at 3.4e38. Sums of hundreds of such
+# squares would not be; `objectives/lists.MOST_REWARD` bounds what is squared and summed.
+LARGEST = 1e18
 
 
 class DataError(ValueError):

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 LEAST_LOGP = -1e9  # log-probabilities below it are raised to it: -inf would make differences NaN
 UNKNOWN = -1e8  # a reference log-probability that is not above this was not recorded
-MOST_REWARD = 1e15  # squares of larger ones, summed over a list, leave float32
+# GRPO squares differences from a mean, here at most (2e15)^2 = 4e30, and sums them over a list. That is finite in
+# float32, which ends at 3.4e38, for lists of up to 8e7. `schema.LARGEST` is more: its squares leave no such room.
+MOST_REWARD = 1e15
 
 
 def checked(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM):
