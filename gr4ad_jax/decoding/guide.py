@@ -6,6 +6,9 @@ bias on the history. Nodes scored by a user's vector, level by level: Zhu et al.
 Recommender Systems", KDD 2018, whose nodes learn vectors of their own.
 """
 
+import weakref
+from collections.abc import Callable
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -82,6 +85,9 @@ _build = jax.jit(Guide.of)  # one program for all indexes of a shape: which ads 
 class Guides:
   """The guide of each table of vectors that comes, built once while the same table comes again.
 
+  The table is held weakly, and its guide goes with it: parameters that were replaced leave the device at once, and do
+  not wait there for the next search.
+
   Args:
     index: the ads that exist.
     num_ads: rows of the table that are trained; ads beyond them came later.
@@ -90,11 +96,15 @@ class Guides:
 
   def __init__(self, index: SidIndex, num_ads: int, weight: float):
     self._ads, self._weight = NodeAds.of(index, num_ads), weight
-    self._table, self._guide = None, None
+    self._table: Callable[[], jax.Array | None] = lambda: None  # the last table, while it is anyone else's
+    self._made: list[Guide] = []  # its guide; empty where there is none
 
   def of(self, table_ND: jax.Array) -> Guide:
     """The guide of a table. A NumPy array may change between two calls, so its guide is built at each."""
-    if self._table is not table_ND or not isinstance(table_ND, jax.Array):
-      self._guide = _build(table_ND, self._ads, self._weight)
-      self._table = table_ND
-    return self._guide
+    if not isinstance(table_ND, jax.Array):
+      return _build(table_ND, self._ads, self._weight)
+    if self._table() is not table_ND:
+      # The list is this table's own: should the one before it go meanwhile, it empties another.
+      self._made = made = [_build(table_ND, self._ads, self._weight)]
+      self._table = weakref.ref(table_ND, lambda _: made.clear())
+    return self._made[0]

@@ -1,7 +1,9 @@
 """Beams chosen with an item-level head's help."""
 
 import dataclasses
+import gc
 import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +153,17 @@ def test_a_guide_is_built_once_a_table_and_compiled_once_a_shape(monkeypatch):
   written += 1
   np.testing.assert_array_equal(guides.of(written).vectors[0], changed.vectors[0])
   assert (before.vectors[0] != changed.vectors[0]).any()
+
+
+def test_a_guide_goes_with_its_table():
+  table = jnp.asarray(np.random.default_rng(1).normal(size=(TABLE, 8)), jnp.float32)
+  guides = Guides(make_index(), TABLE, 2.0)
+  held = [weakref.ref(table), *map(weakref.ref, guides.of(table).vectors)]
+  gc.collect()
+  assert all(of() is not None for of in held)  # while the table is in use, so is its guide
+  del table
+  gc.collect()
+  assert [of() for of in held] == [None] * len(held)
 
 
 def test_searches_of_one_policy_share_its_guide_and_one_program(system, monkeypatch):
