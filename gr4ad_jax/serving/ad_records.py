@@ -1,7 +1,8 @@
-"""One ad as the catalogue keeps it: fields that a request may set, checked, and their form in the journal."""
+"""One ad as the catalogue keeps it: fields that a request may set, checked, and their form on disk."""
 
 import base64
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ class AdRecord:
     price: money; None where unknown.
     vector: content vector, little-endian float32 bytes; None where an encoder makes it.
     status: 'active', 'paused' or 'removed'.
+    content: of a removed ad, the `fingerprint` that it had; "" for others.
   """
 
   ad_id: str
@@ -39,6 +41,7 @@ class AdRecord:
   price: float | None = None
   vector: bytes | None = None
   status: str = ACTIVE
+  content: str = ""
 
   @classmethod
   def of_row(cls, ads: AdTable, row: int) -> "AdRecord":
@@ -67,9 +70,15 @@ class AdRecord:
     given = {name: _checked(ad_id, name, value) for name, value in fields.items()}
     return dataclasses.replace(before or cls(ad_id), **given)
 
-  def same_content(self, other: "AdRecord") -> bool:
-    """Whether nothing that the tokenizer reads differs."""
-    return dataclasses.replace(self, status=other.status) == other
+  def removed(self) -> "AdRecord":
+    """The ad without words and vector. Its price stays: lines of users' histories read it."""
+    return AdRecord(self.ad_id, price=self.price, status=REMOVED, content=self.fingerprint())
+
+  def fingerprint(self) -> str:
+    """SHA-256 of all that the tokenizer reads: equal for ads of the same UA-SID."""
+    read = [getattr(self, name) for name in WORDS] + [self.price]
+    made = hashlib.sha256(json.dumps(read).encode() + b"\0" + (self.vector or b""))
+    return self.content or made.hexdigest()
 
   def table(self) -> AdTable:
     """An ad table of this ad alone."""

@@ -1,7 +1,8 @@
 """The ads of a run under live change: by id, with fields, UA-SIDs and state; what was acknowledged survives a crash.
 
-The run's ad table is the base and never changes. Beside it stand the ads that were added or changed since, in memory
-and in a `ChangeLog`.
+The run's ad table is the base and never changes. Beside it stand the ads that were added or changed
+since, in memory and on disk (`AdTopic`). A change goes to the disk, then to memory and index, then to
+those who must know of it; then it is acknowledged. Changes that arrive together share one commit.
 """
 
 import contextlib
@@ -9,19 +10,21 @@ import dataclasses
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from gr4ad_jax.data.schema import AdTable, DataError
+from gr4ad_jax.serving import ad_topic
 from gr4ad_jax.serving.ad_records import ACTIVE, REMOVED, AdRecord
 from gr4ad_jax.serving.ad_rows import AdRows
-from gr4ad_jax.serving.change_log import ChangeLog
 from gr4ad_jax.sid.live_index import IndexFull, LiveIndex, TrieArrays
+from gr4ad_jax.streams.group_commit import GroupCommit, Waiting
 
 MERGE_FILL = 0.5  # share of the index's overlay from which it is merged in the background
-SNAPSHOT_BYTES = 1 << 26  # journal from which a snapshot is made, if the journal is longer than the last one
+COMPACT_SHARE = 0.01  # of the time may go into `compact`, during which changes wait
 _TICK = 1.0  # seconds between two looks of the background thread
 _log = logging.getLogger(__name__)
 
@@ -35,6 +38,14 @@ class Encoder(Protocol):
     """[N, T] UA-SIDs of new ads; `existing` tells the last codes that are taken after a prefix."""
 
 
+class _Change(NamedTuple):
+  """An ad as it shall be."""
+
+  ad: AdRecord
+  row: int
+  codes: tuple[int, ...]
+
+
 class AdCatalog:
   """The ads, by row and by id. Make one with `open`. Safe for threads: changes wait for each other, readers for none.
 
@@ -45,16 +56,19 @@ class AdCatalog:
     version: counts changes.
   """
 
-  def __init__(self, ads: AdTable, codes_NT: np.ndarray, tokenizer: Encoder, changes: ChangeLog, overlay: int):
-    self._base, self._tokenizer, self._changes = ads, tokenizer, changes
+  def __init__(
+    self, ads: AdTable, codes_NT: np.ndarray, tokenizer: Encoder, topic: ad_topic.AdTopic, overlay: int
+  ):
+    self._base, self._tokenizer, self._topic = ads, tokenizer, topic
     self._rows, self._ads = AdRows(ads.ad_id), {}
     self._codes_NT, self._price_N = np.array(codes_NT, np.int32), np.array(ads.price, np.float32)
     self._size = len(ads)
-    for payload in changes.replay():
-      ad, row, codes = AdRecord.decoded(payload)
+    for ad, row, codes in topic.states():
       known = self._rows.row(ad.ad_id)
       if row != (len(self._rows) if known is None else known):
-        raise DataError(f"the catalogue's journal gives ad {ad.ad_id!r} row {row}, which is not its row")
+        raise DataError(
+          f"the catalogue's file gives ad {ad.ad_id!r} row {row}, which is not its row"
+        )
       self._keep(row, ad, codes)
     active_N = np.ones(self._size, bool)
     active_N[[row for row, ad in self._ads.items() if ad.status != ACTIVE]] = False
@@ -62,7 +76,9 @@ class AdCatalog:
     self.on_removed: list[Callable[[int], None]] = []
     self.before_merge: Callable[[TrieArrays], None] = lambda trie: None
     self.version = 0
-    self._lock, self._snapshotting = threading.RLock(), threading.Lock()
+    self._lock = threading.RLock()
+    self._commits = GroupCommit(self._lock, self._write, self._apply)
+    self._compact_from = 0.0  # monotonic clock, seconds
     self._wake, self._closing, self._thread = threading.Event(), False, None
 
   @classmethod
@@ -81,11 +97,11 @@ class AdCatalog:
     Raises:
       DataError: the directory holds changes of another index, is damaged, or is in use.
     """
-    changes = ChangeLog(directory, _digest(ads, codes_NT, tokenizer.codebooks))
+    topic = ad_topic.AdTopic(directory, _digest(ads, codes_NT, tokenizer.codebooks))
     try:
-      return cls(ads, codes_NT, tokenizer, changes, overlay)
+      return cls(ads, codes_NT, tokenizer, topic, overlay)
     except BaseException:
-      changes.close()
+      topic.close()
       raise
 
   def __len__(self):
@@ -106,8 +122,13 @@ class AdCatalog:
     return self._rows.row(ad_id)
 
   def ad(self, row: int) -> AdRecord:
-    """The ad of a row, removed ones too."""
-    return self._ads.get(row) or AdRecord.of_row(self._base, row)
+    """The ad of a row, removed ones too, of which only those of the run's table still have words."""
+    ad = self._ads.get(row)
+    if ad is None:
+      return AdRecord.of_row(self._base, row)
+    if ad.status == REMOVED and row < len(self._base):
+      return dataclasses.replace(AdRecord.of_row(self._base, row), price=ad.price, status=REMOVED)
+    return ad
 
   def is_active(self, row: int) -> bool:
     """Whether the ad of a row may be shown."""
@@ -125,7 +146,7 @@ class AdCatalog:
   def put(self, ad_id: str, fields: Mapping[str, Any]) -> str:
     """Adds or changes an ad. On disk when this returns; what is active can be generated from the next batch on.
 
-    The UA-SID stays as long as the content does. The change shows before it is on disk, but is acknowledged after.
+    The UA-SID stays as long as the content does.
 
     Args:
       ad_id: its id.
@@ -137,22 +158,25 @@ class AdCatalog:
 
     Raises:
       DataError: a field that is not allowed, or an ad that the tokenizer cannot encode.
-      OSError: the change could not be written: it shows, but a crash may undo it.
+      OSError: the change could not be written. Nothing of it shows; a crash now may still bring it.
     """
     with self._lock:
-      row = self.row(ad_id)
-      known = None if row is None else self.ad(row)
-      before = None if known is None or known.status == REMOVED else known
-      ad = AdRecord.made(ad_id, fields, before)
-      result = "updated" if before else "created"
-      if ad == before:
-        return self._acknowledged(None, self._changes.flush, result)
-      codes = self._codes_NT[row].tolist() if known and ad.same_content(known) else self._encode(ad, row)
-      written = self._change(len(self._rows) if row is None else row, ad, codes)
-    return self._acknowledged(row, written, result)
+      before, waiting = self._latest(ad_id)
+      known = None if before is None or before.ad.status == REMOVED else before.ad
+      ad = AdRecord.made(ad_id, fields, known)
+      if ad != known:
+        if before is not None and before.ad.fingerprint() == ad.fingerprint():
+          codes = before.codes
+        else:
+          codes = self._encode(ad, before)
+        waiting = self._added(ad, before, codes)
+    self._acknowledge(waiting, told=before is not None and ad != known)
+    return "updated" if known else "created"
 
   def delete(self, ad_id: str) -> bool:
     """Removes an ad. On disk when this returns. The row stays, for histories, and `put` brings the ad back.
+
+    Its words and vector are gone from the disk after the next `compact`.
 
     Returns:
       Whether there was one.
@@ -161,11 +185,12 @@ class AdCatalog:
       OSError: as `put`.
     """
     with self._lock:
-      row = self.row(ad_id)
-      if row is None or (ad := self.ad(row)).status == REMOVED:
-        return self._acknowledged(None, self._changes.flush, False)
-      written = self._change(row, dataclasses.replace(ad, status=REMOVED), self._codes_NT[row].tolist())
-    return self._acknowledged(row, written, True)
+      before, waiting = self._latest(ad_id)
+      there = before is not None and before.ad.status != REMOVED
+      if there:
+        waiting = self._added(before.ad.removed(), before, before.codes)
+    self._acknowledge(waiting, told=there)
+    return there
 
   def merge_if_needed(self) -> bool:
     """Merges the index's overlay where it is half full. Returns whether it was."""
@@ -174,18 +199,16 @@ class AdCatalog:
     self.index.merge(self.before_merge)
     return True
 
-  def snapshot(self) -> None:
-    """Writes the changed ads as a snapshot; the journal starts anew. Changes go on meanwhile."""
-    with self._snapshotting:
-      with self._lock:
-        self._changes.rotate()
-        ads = sorted(self._ads.items())
-        codes_CT = self._codes_NT[[row for row, _ in ads]]
-      records = (ad.encoded(row, codes) for (row, ad), codes in zip(ads, codes_CT, strict=True))
-      self._changes.snapshot(records, len(ads))
+  def compact(self) -> None:
+    """Leaves nothing of removed ads on disk, and gives their room back. Changes wait meanwhile.
+
+    Raises:
+      OSError: it could not be written; nothing is lost.
+    """
+    self._topic.compact()
 
   def start(self) -> None:
-    """Starts the thread that merges and makes snapshots; `close` ends it.
+    """Starts the thread that merges and compacts; `close` ends it.
 
     One ad is encoded first, since the first takes the tokenizer a second or two.
     """
@@ -203,24 +226,54 @@ class AdCatalog:
     self._wake.set()
     if self._thread is not None:
       self._thread.join()
-    with self._lock:
-      self._changes.close()
+    self._commits.flush()
+    try:
+      self._topic.compact()
+    except OSError as error:  # for example a full disk: the next server does it
+      _log.error("traces of removed ads stay on disk for now: %s", error)
+    self._topic.close()
 
-  def _encode(self, ad: AdRecord, row: int | None) -> list[int]:
-    own = None if row is None else tuple(self._codes_NT[row].tolist())
+  def _latest(self, ad_id: str) -> tuple[_Change | None, Waiting | None]:
+    """An ad as the changes that wait leave it, None where there never was one; and the last of them."""
+    for waiting in reversed(self._commits.waiting):
+      if waiting.value.ad.ad_id == ad_id:
+        return waiting.value, waiting
+    row = self.row(ad_id)
+    if row is None:
+      return None, None
+    ad = self._ads.get(row) or AdRecord.of_row(self._base, row)
+    return _Change(ad, row, tuple(self._codes_NT[row].tolist())), None
+
+  def _encode(self, ad: AdRecord, before: _Change | None) -> tuple[int, ...]:
+    """A UA-SID beside those of the index and of changes that wait; an ad's own counts as free."""
+    own = () if before is None else before.codes
+    alone = before is not None and self.index.rows_of(own).tolist() == [before.row]
+    soon = {waiting.value for waiting in self._commits.waiting if waiting.value.ad.status == ACTIVE}
+    others = [other.codes for other in soon if other.ad.ad_id != ad.ad_id]
 
     def taken(prefix: Sequence[int]) -> Set[int]:
-      alone = own is not None and own[:-1] == tuple(prefix) and self.index.rows_of(own).tolist() == [row]
-      return self.index.codes_below(prefix) - {own[-1]} if alone else self.index.codes_below(prefix)
+      free = {own[-1]} if alone and own[:-1] == tuple(prefix) else set()
+      waits = {codes[-1] for codes in others if codes[:-1] == tuple(prefix)}
+      return (self.index.codes_below(prefix) - free) | waits
 
-    return self._tokenizer.encode(ad.table(), taken)[0].tolist()
+    return tuple(self._tokenizer.encode(ad.table(), taken)[0].tolist())
 
-  def _change(self, row: int, ad: AdRecord, codes: Sequence[int]) -> Callable[[], None]:
-    """Takes a change into journal, memory and index; returns what waits until it is on disk."""
+  def _added(self, ad: AdRecord, before: _Change | None, codes: tuple[int, ...]) -> Waiting:
+    """Takes a change to be written; a new ad gets the row behind all those that wait for theirs."""
     if self._closing:
       raise RuntimeError("the catalogue is closed")
-    self._changes.check()
-    written = self._changes.append(ad.encoded(row, codes))
+    if before is not None:
+      return self._commits.add(_Change(ad, before.row, codes))
+    size = len(self._rows)
+    rows = [waiting.value.row for waiting in self._commits.waiting]
+    return self._commits.add(_Change(ad, max([size, *(row + 1 for row in rows)]), codes))
+
+  def _write(self, changes: Sequence[_Change]) -> None:
+    self._topic.append([ad_topic.change(*change) for change in changes])
+
+  def _apply(self, change: _Change) -> None:
+    """Takes a change that is on disk into memory and index."""
+    ad, row, codes = change
     self._keep(row, ad, codes)
     while True:
       try:
@@ -229,7 +282,6 @@ class AdCatalog:
       except IndexFull:
         self.index.merge(self.before_merge)
     self.version += 1
-    return written
 
   def _keep(self, row: int, ad: AdRecord, codes: Sequence[int]) -> None:
     """Takes an ad into memory; a reader that sees the new size finds all of it."""
@@ -244,14 +296,15 @@ class AdCatalog:
       self._rows.add(ad.ad_id)
     self._size = len(self._rows)
 
-  def _acknowledged(self, row: int | None, written: Callable[[], None], result: Any) -> Any:
-    """Tells who must know of a row that changed (None: nobody must), and waits for the disk."""
-    for told in self.on_removed if row is not None else ():
-      told(row)
+  def _acknowledge(self, waiting: Waiting | None, *, told: bool) -> None:
+    """Waits for disk and memory, then tells those who must know that an ad is no longer what it was."""
+    if waiting is None:
+      return
+    self._commits.wait(waiting)
+    for hears in self.on_removed if told else ():
+      hears(waiting.value.row)
     if self.index.fill > MERGE_FILL:
       self._wake.set()
-    written()
-    return result
 
   def _tend(self) -> None:
     while not self._closing:
@@ -259,8 +312,11 @@ class AdCatalog:
       self._wake.clear()
       try:
         self.merge_if_needed()
-        if self._changes.size > max(SNAPSHOT_BYTES, self._changes.snapshot_size):
-          self.snapshot()
+        begin = time.monotonic()
+        if begin >= self._compact_from:
+          self.compact()
+          end = time.monotonic()
+          self._compact_from = end + (end - begin) / COMPACT_SHARE
       except Exception:  # for example a full disk: the thread lives on, and tries again
         _log.exception("the catalogue could not be merged or written")
 

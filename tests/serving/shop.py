@@ -1,6 +1,6 @@
 """A small catalogue with an encoder that needs no training, and, run as a program, a writer that is killed by a test.
 
-`python -m tests.serving.shop FOLDER LOG SEED` changes ads of the folder from several threads, with snapshots and merges
+`python -m tests.serving.shop FOLDER LOG SEED` changes ads of the folder from several threads, compacts and merges
 beside, and writes a line to the log before and after each change, until it is killed.
 """
 
@@ -17,6 +17,7 @@ from gr4ad_jax.serving.catalog import AdCatalog
 
 BOOKS = (4, 3, 8)
 WRITERS = 3
+NEW = {"text": "a red mug", "account_id": "shop"}
 
 
 class Encoder:
@@ -57,6 +58,29 @@ def opened(folder, encoder=None, overlay: int = 16) -> AdCatalog:
   return AdCatalog.open(str(folder), table(), codes(), encoder or Encoder(), overlay=overlay)
 
 
+def base_model() -> dict[str, tuple[str, float | None, str]]:
+  """{ad id: (text, price, status)} of the untouched catalogue."""
+  ads = table()
+  return {str(ad): (str(ads.text[n]), float(n), "active") for n, ad in enumerate(ads.ad_id)}
+
+
+def check(catalog: AdCatalog, model: dict[str, tuple[str, float | None, str]]) -> None:
+  """The catalogue against {ad id: (text, price, status)}, which lacks removed ads."""
+  for ad_id, entry in model.items():
+    ad, row = catalog.get(ad_id), catalog.row(ad_id)
+    assert (ad["text"], ad["price"], ad["status"]) == entry
+    assert ad["codes"] == catalog.codes_NT[row].tolist()
+    np.testing.assert_equal(catalog.price_N[row], np.nan if entry[1] is None else entry[1])
+    assert (row in catalog.index.rows_of(ad["codes"])) == (entry[2] == "active") == catalog.is_active(row)
+  assert catalog.index.num_active == sum(status == "active" for _, _, status in model.values())
+  assert len(catalog) == len(catalog.codes_NT) == len(catalog.price_N)
+
+
+def files_with(folder, word: str) -> list[str]:
+  """Files of a folder that hold a word."""
+  return [path.name for path in folder.iterdir() if word.encode() in path.read_bytes()]
+
+
 def _change_for_ever(catalog: AdCatalog, log: int, writer: int, rng: random.Random) -> None:
   while True:
     ad_id = rng.choice((f"base{writer}", *(f"ad{writer}-{n}" for n in range(25))))
@@ -77,7 +101,7 @@ def _write(folder: str, path: str, seed: int) -> None:
     arguments = (catalog, log, writer, random.Random(seed * WRITERS + writer))
     threading.Thread(target=_change_for_ever, args=arguments, daemon=True).start()
   while True:
-    catalog.snapshot()
+    catalog.compact()
     catalog.index.merge()
 
 

@@ -1,6 +1,5 @@
 """The catalogue of ads: changes, what they do to index and arrays, and what is left of them after kill -9."""
 
-import os
 import pathlib
 import random
 import subprocess
@@ -22,25 +21,7 @@ from gr4ad_jax.sid.tokenizer import Tokenizer
 from tests.serving import shop
 
 ROOT = pathlib.Path(__file__).parents[2]
-NEW = {"text": "a red mug", "account_id": "shop"}
-
-
-def base_model():
-  """{ad id: (text, price, status)} of the untouched catalogue."""
-  ads = shop.table()
-  return {str(ad): (str(ads.text[n]), float(n), "active") for n, ad in enumerate(ads.ad_id)}
-
-
-def check(catalog, model):
-  """The catalogue against {ad id: (text, price, status)}, which lacks removed ads."""
-  for ad_id, entry in model.items():
-    ad, row = catalog.get(ad_id), catalog.row(ad_id)
-    assert (ad["text"], ad["price"], ad["status"]) == entry
-    assert ad["codes"] == catalog.codes_NT[row].tolist()
-    np.testing.assert_equal(catalog.price_N[row], np.nan if entry[1] is None else entry[1])
-    assert (row in catalog.index.rows_of(ad["codes"])) == (entry[2] == "active") == catalog.is_active(row)
-  assert catalog.index.num_active == sum(status == "active" for _, _, status in model.values())
-  assert len(catalog) == len(catalog.codes_NT) == len(catalog.price_N)
+NEW = shop.NEW
 
 
 OPTIONAL = {"price": st.none() | st.integers(0, 3), "status": st.sampled_from(["active", "paused"])}
@@ -52,15 +33,15 @@ CHANGE = st.tuples(
 
 
 @settings(max_examples=60, deadline=None)
-@given(changes=st.lists(CHANGE | st.sampled_from(["merge", "snapshot", "reopen"]), max_size=25))
+@given(changes=st.lists(CHANGE | st.sampled_from(["merge", "compact", "reopen"]), max_size=25))
 def test_the_catalogue_is_what_was_put(tmp_path_factory, changes):
   folder = tmp_path_factory.mktemp("live")
-  catalog, model, rows = shop.opened(folder), base_model(), {}
+  catalog, model, rows = shop.opened(folder), shop.base_model(), {}
   for change in changes:
     if change == "merge":
       catalog.index.merge()
-    elif change == "snapshot":
-      catalog.snapshot()
+    elif change == "compact":
+      catalog.compact()
     elif change == "reopen":
       catalog.close()
       catalog = shop.opened(folder)
@@ -76,7 +57,7 @@ def test_the_catalogue_is_what_was_put(tmp_path_factory, changes):
       before = dict(zip(("text", "price", "status"), model.get(ad_id, ("", None, "active")), strict=True))
       model[ad_id] = tuple({name: fields.get(name, value) for name, value in before.items()}.values())
       assert rows.setdefault(ad_id, catalog.row(ad_id)) == catalog.row(ad_id)  # a row is for ever
-    check(catalog, model)
+    shop.check(catalog, model)
   catalog.close()
 
 
@@ -122,25 +103,29 @@ def test_a_full_overlay_is_merged(tmp_path):
   catalog.close()
 
 
-def test_the_thread_merges_and_makes_snapshots(tmp_path, monkeypatch):
-  monkeypatch.setattr(catalog_lib, "SNAPSHOT_BYTES", 1000)
+def test_the_thread_merges_and_compacts(tmp_path, monkeypatch):
   monkeypatch.setattr(catalog_lib, "_TICK", 0.01)
   encoder = shop.Encoder()
   catalog = shop.opened(tmp_path, encoder)
+  catalog.put("secret", NEW | {"text": "unspeakable"})
+  assert shop.files_with(tmp_path, "unspeakable")
   catalog.start()
-  assert encoder.calls == 1  # the first is slow: not left to the first request
+  assert encoder.calls == 2  # the first is slow: not left to the first request
+  catalog.delete("secret")
   for n in range(40):
     catalog.put(f"x{n}", NEW | {"text": f"mug {n}"})
   end = time.monotonic() + 10
-  while time.monotonic() < end and not (os.path.exists(tmp_path / "snapshot") and catalog.index.fill <= 0.5):
+  while time.monotonic() < end:
+    if not shop.files_with(tmp_path, "unspeakable") and catalog.index.fill <= 0.5:
+      break
     time.sleep(0.01)
-  assert os.path.exists(tmp_path / "snapshot") and catalog.index.fill <= 0.5
+  assert not shop.files_with(tmp_path, "unspeakable") and catalog.index.fill <= 0.5
   catalog.close()
   catalog.close()  # a second time does nothing
   with pytest.raises(RuntimeError, match="closed"):
     catalog.put("y", NEW)
   catalog = shop.opened(tmp_path)
-  assert len(catalog) == 46
+  assert len(catalog) == 47
   catalog.close()
 
 
@@ -159,12 +144,12 @@ def test_many_writers(tmp_path):
     thread.join()
   ids = [*(f"ad{n}" for n in range(7)), *(f"own{n}" for n in range(4))]
   found = {ad_id: catalog.get(ad_id) for ad_id in ids}
-  model = base_model() | {ad_id: (ad["text"], ad["price"], ad["status"]) for ad_id, ad in found.items()}
+  model = shop.base_model() | {ad_id: (ad["text"], ad["price"], ad["status"]) for ad_id, ad in found.items()}
   assert all(model[f"own{n}"] == ("rug 29", 29, "active") for n in range(4))
-  check(catalog, model)
+  shop.check(catalog, model)
   catalog.close()
   catalog = shop.opened(tmp_path)
-  check(catalog, model)
+  shop.check(catalog, model)
   catalog.close()
 
 
@@ -193,30 +178,8 @@ def test_bad_fields_are_named_and_change_nothing(tmp_path, ad_id, fields, messag
   with pytest.raises(DataError, match=message) as error:
     catalog.put(ad_id, fields)
   assert "\n" not in str(error.value) and len(str(error.value)) < 300
-  check(catalog, base_model())
+  shop.check(catalog, shop.base_model())
   assert catalog.version == 0
-  catalog.close()
-
-
-def test_a_change_that_cannot_be_written_is_an_error_and_is_tried_again(tmp_path, monkeypatch):
-  catalog, fsync = shop.opened(tmp_path), os.fsync
-
-  def full(handle):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(os, "fsync", full)
-  with pytest.raises(OSError, match="No space"):
-    catalog.put("x", NEW)
-  with pytest.raises(OSError, match="No space"):
-    catalog.put("y", NEW)
-  assert catalog.row("y") is None  # nothing piles up
-  with pytest.raises(OSError, match="No space"):
-    catalog.put("x", NEW)  # no change, but not acknowledged either
-  monkeypatch.setattr(os, "fsync", fsync)
-  assert catalog.put("y", NEW) == "created"
-  catalog.close()
-  catalog = shop.opened(tmp_path)
-  assert catalog.get("x") and catalog.get("y")
   catalog.close()
 
 
@@ -284,7 +247,7 @@ def expected_states(lines):
 def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
   """Writers with snapshots and merges beside, killed at random moments; the folder lives on from round to round."""
   rng, path, folder = random.Random(0), tmp_path / "log", tmp_path / "live"
-  base = {ad_id: {str(int(price))} for ad_id, (_, price, _) in base_model().items()}
+  base = {ad_id: {str(int(price))} for ad_id, (_, price, _) in shop.base_model().items()}
   for round_number in range(6):
     before = path.stat().st_size if path.exists() else 0
     command = [sys.executable, "-m", "tests.serving.shop", str(folder), str(path), str(round_number)]

@@ -1,0 +1,86 @@
+"""Writers that arrive together share one write to the disk, and memory hears of a change only after it."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Waiting:
+  """A change on its way to the disk.
+
+  Attributes:
+    value: the change.
+    done: whether it is known how it ended.
+    error: why it did not get there; None where it did.
+  """
+
+  def __init__(self, value: Any):
+    self.value = value
+    self.done = False
+    self.error: Exception | None = None
+
+
+class GroupCommit:
+  """The changes that wait, in order.
+
+  Args:
+    lock: of the memory that changes are made from. It is held around `add` by the caller, and around
+      `apply` here, but not around `write`: others are prepared meanwhile.
+    write: brings a list of changes to the disk, all or none.
+    apply: takes one change to memory.
+
+  Attributes:
+    waiting: changes that are not in memory yet. The next one is made as if they were. To be read with
+      the lock held.
+  """
+
+  def __init__(self, lock: Any, write: Callable[[list[Any]], None], apply: Callable[[Any], None]):
+    self._lock, self._write, self._apply = lock, write, apply
+    self._writing = threading.Lock()
+    self.waiting: list[Waiting] = []
+
+  def add(self, value: Any) -> Waiting:
+    """Takes a change; nothing is written yet."""
+    change = Waiting(value)
+    self.waiting.append(change)
+    return change
+
+  def wait(self, change: Waiting) -> None:
+    """Returns when a change is on disk and in memory.
+
+    Raises:
+      OSError: it could not be written, or one that it was made upon. Memory is as it was before.
+    """
+    with self._writing:  # one thread writes for all; those that wait here mostly find theirs written
+      if not change.done:
+        self._commit()
+    if change.error is not None:
+      raise change.error
+
+  def flush(self) -> None:
+    """Writes what waits."""
+    with self._writing:
+      self._commit()
+
+  def _commit(self) -> None:
+    with self._lock:
+      batch = list(self.waiting)
+    try:
+      if batch:
+        self._write([change.value for change in batch])
+    except Exception as error:
+      with self._lock:
+        # Those that came meanwhile fail too: they were made as if these were in memory.
+        failed, self.waiting = self.waiting, []
+        for change in failed:
+          change.error = error
+          change.done = True
+      return
+    with self._lock:
+      for change in batch:
+        try:
+          self._apply(change.value)
+        except Exception as error:  # it is on disk, and its writer hears why it is not in memory
+          change.error = error
+        change.done = True
+      del self.waiting[: len(batch)]

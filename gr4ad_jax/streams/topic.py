@@ -1,0 +1,281 @@
+"""An append-only topic in one SQLite file: what was appended is on disk, in order, each under an offset.
+
+The file holds three things:
+  NAME        the topic, a table: offset (1, 2, ...), key, payload, checksum
+  NAME_state  a view: the latest record of each key, which is the key's current state
+  notes       a table of texts by name: what the topic is of
+
+The latest record of a key stays for ever. Of earlier ones those stay that are among the last
+`RETAINED` offsets, so a follower that was away for less sees every change, and one that was away for
+longer sees every key's state. A record may *forget* its key: all earlier records of the key go with
+the same transaction, and `compact` leaves none of their bytes.
+"""
+
+import contextlib
+import errno
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.streams import wal
+
+RETAINED = 10_000  # offsets within which superseded records are kept
+_BESIDE = ("-wal", "-shm", "-journal")  # files that SQLite keeps beside its own
+
+
+class Record(NamedTuple):
+  """A record as it is read."""
+
+  offset: int
+  key: str
+  payload: bytes
+
+
+class Change(NamedTuple):
+  """A record to append; `forget` says whether earlier records of its key are deleted."""
+
+  key: str
+  payload: bytes
+  forget: bool = False
+
+
+class Topic:
+  """A topic, opened for writing. Safe for threads. One process at a time may have it.
+
+  Args:
+    path: a file that `create` made.
+    name: of the topic; a Python identifier.
+    retained: see `RETAINED`.
+
+  Attributes:
+    notes: as they were given to `create`.
+
+  Raises:
+    DataError: a bit of the file is not what was written. The line names the file and the first
+      record, page or frame that is wrong. The file stays as it is.
+  """
+
+  def __init__(self, path: str, name: str, retained: int = RETAINED):
+    self._path, self._name, self._retained = path, name, retained
+    self._lock = threading.Lock()
+    wal.check(path)
+    self._connection = _connected(path)
+    try:
+      self.notes = self._checked()
+    except BaseException:
+      self._connection.close()
+      raise
+    with contextlib.suppress(sqlite3.Error):  # the disk may be full
+      self._pragma("wal_checkpoint(TRUNCATE)")  # what a process that was killed left in the log
+    # The file itself says whether it may hold traces of what was forgotten, so a kill forgets nothing.
+    self._trace = bool(self._pragma("user_version"))
+
+  @classmethod
+  def create(
+    cls, path: str, name: str, notes: Mapping[str, str], changes: Iterable[Change] = ()
+  ) -> None:
+    """Makes a topic's file. After a crash at any point it is there as a whole, or not at all.
+
+    Args:
+      path: where there is no file yet.
+      name: of the topic.
+      notes: texts by name.
+      changes: the first records.
+
+    Raises:
+      DataError: a write-ahead log without its file: the file was lost.
+      OSError: it cannot be written.
+    """
+    if os.path.exists(path + "-wal"):
+      raise DataError(f"{path} is missing, but its write-ahead log {path}-wal is there")
+    part = path + ".part"
+    _remove(part)
+    try:
+      connection = _connected(part)
+      with contextlib.closing(connection), _transaction(connection, part):
+        for sql in _schema(name).values():
+          connection.execute(sql)
+        connection.executemany("INSERT INTO notes VALUES (?, ?)", notes.items())
+        for offset, change in enumerate(changes, start=1):
+          _insert(connection, name, offset, change)
+      os.replace(part, path)  # closing moved all of the write-ahead log into the file, synced
+      _sync_directory(os.path.dirname(path))
+    except sqlite3.Error as error:
+      raise _os_error(path, error) from error
+    finally:
+      _remove(part)
+
+  def states(self) -> list[Record]:
+    """The latest record of each key, in order of their offsets."""
+    return self._select(f"SELECT offset, key, payload FROM {self._name}_state")
+
+  def records(self, after: int = 0) -> list[Record]:
+    """The records that are kept, in order, from behind an offset on."""
+    return self._select(f"SELECT offset, key, payload FROM {self._name} WHERE offset > ?", after)
+
+  def append(self, changes: Sequence[Change]) -> None:
+    """Appends records in one transaction: all of them are on disk when this returns, or none is.
+
+    Raises:
+      OSError: they could not be written, for example because the disk is full.
+    """
+    name, connection = self._name, self._connection
+    with self._lock:
+      with _transaction(connection, self._path):
+        (before,) = connection.execute(f"SELECT ifnull(max(offset), 0) FROM {name}").fetchone()
+        for offset, change in enumerate(changes, start=before + 1):
+          _insert(connection, name, offset, change)
+          # What is superseded within the last offsets stays for now; the sweep below meets it later.
+          until = offset - 1 if change.forget else offset - self._retained
+          connection.execute(
+            f"DELETE FROM {name} WHERE key = ? AND offset <= ?", (change.key, until)
+          )
+        connection.execute(
+          f"DELETE FROM {name} WHERE offset > ? AND offset <= ? AND EXISTS (SELECT 1 FROM {name} AS "
+          f"later WHERE later.key = {name}.key AND later.offset > {name}.offset)",
+          (before - self._retained, before + len(changes) - self._retained),
+        )
+        if not self._trace and any(change.forget for change in changes):
+          connection.execute("PRAGMA user_version = 1")
+      self._trace = self._trace or any(change.forget for change in changes)
+
+  def compact(self) -> None:
+    """Leaves no trace of what was forgotten since the last time, and gives its room back.
+
+    Writes all of the file anew: its time grows with the topic, and writers wait for it.
+
+    Raises:
+      OSError: it could not be written; nothing is lost, and the next call tries again.
+    """
+    with self._lock, self._as_os_error():
+      if self._trace:
+        # Where SQLite moves a record between pages, the page that it left keeps a copy in its unused
+        # part, which `secure_delete` does not reach. So all of the file is written anew.
+        self._connection.execute("VACUUM")
+        self._connection.execute("PRAGMA user_version = 0")
+        # Frames of the log hold pages as they were: the log is emptied, not only written over.
+        busy = self._pragma("wal_checkpoint(TRUNCATE)")
+        self._trace = bool(busy)  # a follower is reading: the next call tries again
+
+  def close(self) -> None:
+    """Closes the file; the write-ahead log goes into it."""
+    with self._lock:
+      self._connection.close()
+
+  def _select(self, sql: str, *values: Any) -> list[Record]:
+    with self._lock, self._as_os_error():
+      rows = self._connection.execute(sql + " ORDER BY offset", values).fetchall()
+    return list(map(Record._make, rows))
+
+  def _pragma(self, name: str) -> Any:
+    return self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+  @contextlib.contextmanager
+  def _as_os_error(self) -> Iterator[None]:
+    try:
+      yield
+    except sqlite3.Error as error:
+      raise _os_error(self._path, error) from error
+
+  def _checked(self) -> dict[str, str]:
+    """Looks at all of the file; returns the notes. Raises DataError for the first thing wrong."""
+    try:
+      if (found := self._pragma("integrity_check(1)")) != "ok":  # pages, and the index by key
+        raise DataError(f"{self._path} is damaged: {' '.join(found.split())}")
+      found = dict(self._connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql NOT NULL"))
+      if found != _schema(self._name):
+        raise DataError(f"{self._path} is damaged: its tables are not those of topic {self._name!r}")
+      rows = self._connection.execute(f"SELECT * FROM {self._name} ORDER BY offset")
+      bad = [row for row in rows if not _is_whole(*row)]
+      notes = dict(self._connection.execute("SELECT name, value FROM notes"))
+    except sqlite3.Error as error:
+      raise DataError(f"{self._path} is damaged: {error}") from error
+    if bad:
+      offset, key = bad[0][:2]
+      more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+      raise DataError(
+        f"{self._path}: record {offset} (key {key!r}) is damaged: its checksum is wrong{more}"
+      )
+    return notes
+
+
+def _schema(name: str) -> dict[str, str]:
+  """Statements that make the tables, by what they make."""
+  return {
+    name: f"CREATE TABLE {name}(offset INTEGER PRIMARY KEY, key TEXT NOT NULL, "
+    "payload BLOB NOT NULL, checksum INTEGER NOT NULL)",
+    f"{name}_key": f"CREATE INDEX {name}_key ON {name}(key, offset)",
+    # SQLite takes the other columns of a group from the row that has its maximum.
+    f"{name}_state": f"CREATE VIEW {name}_state AS SELECT max(offset) AS offset, key, payload, "
+    f"checksum FROM {name} GROUP BY key",
+    "notes": "CREATE TABLE notes(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+  }
+
+
+def _connected(path: str) -> sqlite3.Connection:
+  """A connection, set up; the file is made where it is missing. Transactions are begun by hand."""
+  connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+  try:
+    for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+      connection.execute(f"PRAGMA {setting}")
+  except sqlite3.Error as error:
+    connection.close()
+    raise DataError(f"{path} is damaged or cannot be opened: {error}") from error
+  return connection
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection, path: str) -> Iterator[None]:
+  """All of the block, on disk at its end, or nothing. Raises OSError where SQLite fails."""
+  try:
+    connection.execute("BEGIN IMMEDIATE")
+    yield
+    connection.execute("COMMIT")
+  except BaseException as error:
+    with contextlib.suppress(sqlite3.Error):  # SQLite itself undoes it where the disk is full
+      if connection.in_transaction:
+        connection.execute("ROLLBACK")
+    if isinstance(error, sqlite3.Error):
+      raise _os_error(path, error) from error
+    raise
+
+
+def _insert(connection: sqlite3.Connection, name: str, offset: int, change: Change) -> None:
+  checksum = _checksum(offset, change.key, change.payload)
+  row = (offset, change.key, change.payload, checksum)
+  connection.execute(f"INSERT INTO {name} VALUES (?, ?, ?, ?)", row)
+
+
+def _checksum(offset: int, key: str, payload: bytes) -> int:
+  return zlib.crc32(payload, zlib.crc32(f"{offset}\0{key}\0".encode()))
+
+
+def _is_whole(offset: Any, key: Any, payload: Any, checksum: Any) -> bool:
+  # A bit that flips may change a value's type too, for SQLite keeps the type with the value.
+  types = isinstance(key, str) and isinstance(payload, bytes)
+  return types and _checksum(offset, key, payload) == checksum
+
+
+def _os_error(path: str, error: sqlite3.Error) -> OSError:
+  full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+  return OSError(errno.ENOSPC if full else errno.EIO, f"{path}: {error}")
+
+
+def _remove(path: str) -> None:
+  """Deletes a file of SQLite, and those beside it, where they are."""
+  for name in (path, *(path + ending for ending in _BESIDE)):
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(name)
+
+
+def _sync_directory(directory: str) -> None:
+  """Waits until the names of a directory's files are on disk."""
+  handle = os.open(directory, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)

@@ -1,0 +1,91 @@
+"""Group commit: how many writes serve how many writers, their order, and what happens where one fails."""
+
+import threading
+import time
+
+import pytest
+
+from gr4ad_jax.streams.group_commit import GroupCommit
+
+
+class Disk:
+  """Holds what was written and what was then applied; `write` is slow."""
+
+  def __init__(self):
+    self.lock, self.writes, self.memory = threading.Lock(), [], []
+
+  def write(self, values):
+    time.sleep(0.005)
+    self.writes.append(list(values))
+
+  def apply(self, value):
+    assert any(value in batch for batch in self.writes)
+    self.memory.append(value)
+
+
+def written(together):
+  """What 8 writers of 10 changes each write; `together`: all add, then all wait."""
+  disk, meet = Disk(), threading.Barrier(8 if together else 1)
+  commits = GroupCommit(disk.lock, disk.write, disk.apply)
+
+  def write(writer):
+    for n in range(10):
+      with disk.lock:
+        change = commits.add((writer, n))
+      meet.wait(60)
+      commits.wait(change)
+      assert (writer, n) in disk.memory
+
+  threads = [threading.Thread(target=write, args=(writer,)) for writer in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert sorted(disk.memory) == [(writer, n) for writer in range(8) for n in range(10)]
+  assert disk.memory == [value for batch in disk.writes for value in batch] and not commits.waiting
+  assert all([n for w, n in disk.memory if w == writer] == list(range(10)) for writer in range(8))
+  return len(disk.writes)
+
+
+def test_writers_that_wait_together_share_one_write():
+  assert written(together=True) == 10
+
+
+def test_writers_share_their_writes():
+  assert min(written(together=False) for _ in range(3)) < 60  # threads may wake late, in one of them
+
+
+def test_a_write_that_fails_is_heard_by_all_that_were_made_upon_it():
+  disk = Disk()
+
+  def full(values):
+    late.append(commits.add("late"))  # comes while the disk is busy
+    raise OSError(28, "full")
+
+  commits, late = GroupCommit(disk.lock, full, disk.apply), []
+  changes = [commits.add("a"), commits.add("b")]
+  for change in (*changes, *late):
+    with pytest.raises(OSError, match="full"):
+      commits.wait(change)
+  assert len(late) == 1 and late[0].done and disk.memory == [] and commits.waiting == []
+  with pytest.raises(OSError, match="full"):
+    commits.wait(late[0])
+
+
+def test_one_that_memory_cannot_take_does_not_stop_the_others():
+  disk = Disk()
+
+  def apply(value):
+    if value == "b":
+      raise ValueError("no room")
+    disk.memory.append(value)
+
+  commits = GroupCommit(disk.lock, disk.write, apply)
+  a, b, c = (commits.add(value) for value in "abc")
+  commits.wait(c)
+  commits.wait(a)
+  with pytest.raises(ValueError, match="no room"):
+    commits.wait(b)
+  assert disk.memory == ["a", "c"] and disk.writes == [["a", "b", "c"]]
+  commits.flush()
+  assert len(disk.writes) == 1  # nothing waits, nothing is written
