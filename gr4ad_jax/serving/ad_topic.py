@@ -1,7 +1,7 @@
 """The changes of a catalogue on disk: the topic `ads` in `live/ads.sqlite`.
 
-A record is an ad as it is after a change; its key is the ad's id. A folder of the form before SQLite is
-carried over when it is first opened.
+A record is an ad as it is after a change; its key is the ad's id. A folder of the form before
+SQLite is carried over when it is first opened.
 """
 
 import json
@@ -98,7 +98,9 @@ def _remove_old(directory: str, carried_over: dict[str, str]) -> None:
   for name in old_form.files(directory):
     path = os.path.join(directory, name)
     if carried_over.get(name) != checksums.digest(path):
-      raise DataError(f"{path}: an older server wrote it after {NAME}.sqlite was made; move it away")
+      raise DataError(
+        f"{path}: an older server wrote it after {NAME}.sqlite was made; move it away"
+      )
     os.remove(path)
   for name in os.listdir(directory):
     if re.fullmatch(r"(snapshot|journal\.\d+)\.part", name):  # never finished

@@ -1,10 +1,10 @@
-"""Reads a `live` folder of the form before SQLite, so that its changes are carried over. Nothing here writes.
+"""Reads a `live` folder of the form before SQLite, to carry its changes over. Nothing here writes.
 
   snapshot         the state, up to a journal's number
   journal.000007   changes since; the highest number is the one that was being written
 
-Both are records: length and CRC-32 of the payload, 4 bytes each, little-endian; then the payload. The
-first record of a file is its header, the others hold an ad each, as it was after a change.
+Both are records: length and CRC-32 of the payload, 4 bytes each, little-endian; then the payload.
+The first record of a file is its header, the others hold an ad each, as it was after a change.
 """
 
 import json
@@ -72,7 +72,8 @@ def _read(path: str, digest: str, *, last: bool) -> tuple[dict[str, Any], list[b
     payload = content[at + _HEAD.size : end]
     whole = 0 < length <= _MAX_RECORD and end <= len(content) and zlib.crc32(payload) == checksum
     if not whole:
-      # Zeros are what a file system may leave behind the end. A record that others follow was whole.
+      # Zeros are what a file system may leave behind the end. A record that others follow was
+      # whole.
       torn = end >= len(content) or not any(content[at:])
       if not last or not found or not torn:
         raise DataError(f"{path}: the record at byte {at} of {len(content)} is damaged")

@@ -1,4 +1,4 @@
-"""Writers that arrive together share one write to the disk, and memory hears of a change only after it."""
+"""Writers that arrive together share one write to the disk; memory hears of a change after it."""
 
 import threading
 from collections.abc import Callable
@@ -24,13 +24,15 @@ class GroupCommit:
   """The changes that wait, in order.
 
   Args:
-    lock: of the memory that changes are made from. It is held around `add` by the caller, and around
+    lock: of the memory that changes are made from. It is held around `add` by the caller, and
+    around
       `apply` here, but not around `write`: others are prepared meanwhile.
     write: brings a list of changes to the disk, all or none.
     apply: takes one change to memory.
 
   Attributes:
-    waiting: changes that are not in memory yet. The next one is made as if they were. To be read with
+    waiting: changes that are not in memory yet. The next one is made as if they were. To be read
+    with
       the lock held.
   """
 
@@ -51,7 +53,9 @@ class GroupCommit:
     Raises:
       OSError: it could not be written, or one that it was made upon. Memory is as it was before.
     """
-    with self._writing:  # one thread writes for all; those that wait here mostly find theirs written
+    with (
+      self._writing
+    ):  # one thread writes for all; those that wait here mostly find theirs written
       if not change.done:
         self._commit()
     if change.error is not None:

@@ -1,4 +1,4 @@
-"""An append-only topic in one SQLite file: what was appended is on disk, in order, each under an offset.
+"""An append-only topic in one SQLite file: what was appended is on disk, in order, under an offset.
 
 The file holds three things:
   NAME        the topic, a table: offset (1, 2, ...), key, payload, checksum
@@ -6,9 +6,9 @@ The file holds three things:
   notes       a table of texts by name: what the topic is of
 
 The latest record of a key stays for ever. Of earlier ones those stay that are among the last
-`RETAINED` offsets, so a follower that was away for less sees every change, and one that was away for
-longer sees every key's state. A record may *forget* its key: all earlier records of the key go with
-the same transaction, and `compact` leaves none of their bytes.
+`RETAINED` offsets, so a follower that was away for less sees every change, and one that was away
+for longer sees every key's state. A record may *forget* its key: all earlier records of the key go
+with the same transaction, and `compact` leaves none of their bytes.
 """
 
 import contextlib
@@ -71,7 +71,8 @@ class Topic:
       raise
     with contextlib.suppress(sqlite3.Error):  # the disk may be full
       self._pragma("wal_checkpoint(TRUNCATE)")  # what a process that was killed left in the log
-    # The file itself says whether it may hold traces of what was forgotten, so a kill forgets nothing.
+    # The file itself says whether it may hold traces of what was forgotten, so a kill forgets
+    # nothing.
     self._trace = bool(self._pragma("user_version"))
 
   @classmethod
@@ -129,14 +130,16 @@ class Topic:
         (before,) = connection.execute(f"SELECT ifnull(max(offset), 0) FROM {name}").fetchone()
         for offset, change in enumerate(changes, start=before + 1):
           _insert(connection, name, offset, change)
-          # What is superseded within the last offsets stays for now; the sweep below meets it later.
+          # What is superseded within the last offsets stays for now; the sweep below meets it
+          # later.
           until = offset - 1 if change.forget else offset - self._retained
           connection.execute(
             f"DELETE FROM {name} WHERE key = ? AND offset <= ?", (change.key, until)
           )
+        later = f"SELECT 1 FROM {name} AS later WHERE later.key = {name}.key"
         connection.execute(
-          f"DELETE FROM {name} WHERE offset > ? AND offset <= ? AND EXISTS (SELECT 1 FROM {name} AS "
-          f"later WHERE later.key = {name}.key AND later.offset > {name}.offset)",
+          f"DELETE FROM {name} WHERE offset > ? AND offset <= ? "
+          f"AND EXISTS ({later} AND later.offset > {name}.offset)",
           (before - self._retained, before + len(changes) - self._retained),
         )
         if not self._trace and any(change.forget for change in changes):
@@ -153,8 +156,8 @@ class Topic:
     """
     with self._lock, self._as_os_error():
       if self._trace:
-        # Where SQLite moves a record between pages, the page that it left keeps a copy in its unused
-        # part, which `secure_delete` does not reach. So all of the file is written anew.
+        # Where SQLite moves a record between pages, the page that it left keeps a copy in its
+        # unused part, which `secure_delete` does not reach. So all of the file is written anew.
         self._connection.execute("VACUUM")
         self._connection.execute("PRAGMA user_version = 0")
         # Frames of the log hold pages as they were: the log is emptied, not only written over.
@@ -186,9 +189,13 @@ class Topic:
     try:
       if (found := self._pragma("integrity_check(1)")) != "ok":  # pages, and the index by key
         raise DataError(f"{self._path} is damaged: {' '.join(found.split())}")
-      found = dict(self._connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql NOT NULL"))
+      found = dict(
+        self._connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql NOT NULL")
+      )
       if found != _schema(self._name):
-        raise DataError(f"{self._path} is damaged: its tables are not those of topic {self._name!r}")
+        raise DataError(
+          f"{self._path} is damaged: its tables are not those of topic {self._name!r}"
+        )
       rows = self._connection.execute(f"SELECT * FROM {self._name} ORDER BY offset")
       bad = [row for row in rows if not _is_whole(*row)]
       notes = dict(self._connection.execute("SELECT name, value FROM notes"))

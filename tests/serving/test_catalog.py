@@ -245,7 +245,7 @@ def expected_states(lines):
 
 
 def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
-  """Writers with snapshots and merges beside, killed at random moments; the folder lives on from round to round."""
+  """Writers, compacts and merges side by side, killed at random moments; the folder lives on from round to round."""
   rng, path, folder = random.Random(0), tmp_path / "log", tmp_path / "live"
   base = {ad_id: {str(int(price))} for ad_id, (_, price, _) in shop.base_model().items()}
   for round_number in range(6):

@@ -1,4 +1,4 @@
-"""Changes of the catalogue on their way: disk, memory, listeners; several at once; a full disk; what is left of them."""
+"""Changes of the catalogue on their way: disk, memory, listeners; several at once; a full disk."""
 
 import threading
 import time
@@ -23,7 +23,9 @@ def test_a_removed_ad_leaves_id_row_codes_and_price(tmp_path):
   catalog = shop.opened(tmp_path)
   ad = catalog.ad(6)
   assert (ad.ad_id, ad.text, ad.account_id, ad.vector, ad.status) == ("x", "", "", None, "removed")
-  assert catalog.ad(2).text == "thing 2" and catalog.ad(2).status == "removed"  # as in the run's table
+  assert (
+    catalog.ad(2).text == "thing 2" and catalog.ad(2).status == "removed"
+  )  # as in the run's table
   np.testing.assert_array_equal(catalog.codes_NT, codes)
   assert catalog.price_N.tolist() == [0, 1, 2, 3, 4, 5, 4]
   # Put back as it was it gets its UA-SID back, without the tokenizer: its fingerprint stays.
@@ -91,7 +93,7 @@ def test_a_change_that_cannot_be_written_is_an_error_and_changes_nothing(tmp_pat
 
 
 class Writers:
-  """Threads that change ads, while the first write to the disk waits; `append` is what it then does."""
+  """Threads that change ads while the first write to the disk waits; `append` is what that then does."""
 
   def __init__(self, catalog, monkeypatch, append):
     self._catalog, self._go = catalog, threading.Event()
@@ -140,7 +142,8 @@ def test_changes_that_wait_together_share_a_commit_and_no_row_or_code(tmp_path, 
   writers.begin("base", 7, catalog.put, "base0", {"status": "paused"})
   assert catalog.get("a") is None and len(catalog) == 6 and catalog.is_active(0)
   outcomes = writers.end()
-  assert outcomes == dict.fromkeys("abcd", "created") | {"again": "updated", "gone": True, "base": "updated"}
+  others = {"again": "updated", "gone": True, "base": "updated"}
+  assert outcomes == dict.fromkeys("abcd", "created") | others
   assert writers.batches == [["a"], ["b", "c", "d", "c", "d", "base0"]]
   assert [catalog.row(ad_id) for ad_id in "abcd"] == [6, 7, 8, 9]
   assert len({tuple(codes) for codes in catalog.codes_NT[6:].tolist()}) == 4

@@ -1,4 +1,4 @@
-"""Group commit: how many writes serve how many writers, their order, and what happens where one fails."""
+"""Group commit: how many writes serve how many writers, in which order; one that fails."""
 
 import threading
 import time
@@ -52,7 +52,9 @@ def test_writers_that_wait_together_share_one_write():
 
 
 def test_writers_share_their_writes():
-  assert min(written(together=False) for _ in range(3)) < 60  # threads may wake late, in one of them
+  assert (
+    min(written(together=False) for _ in range(3)) < 60
+  )  # threads may wake late, in one of them
 
 
 def test_a_write_that_fails_is_heard_by_all_that_were_made_upon_it():

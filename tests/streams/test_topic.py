@@ -1,4 +1,4 @@
-"""Topics: what is kept and what is forgotten, against a plain list; full disks, damage, files that are missing."""
+"""Topics: what is kept and what is forgotten, against a list; full disks, damage, lost files."""
 
 import os
 import random
@@ -17,6 +17,7 @@ from gr4ad_jax.streams.topic import Change, Topic
 from tests.streams import topics
 
 RETAINED = 5
+STEPS = ["compact", "reopen"]
 CHANGE = st.builds(Change, st.sampled_from("abcd"), st.binary(max_size=20), st.booleans())
 
 
@@ -32,7 +33,7 @@ def kept(log):
 
 
 @settings(max_examples=50, deadline=None)
-@given(steps=st.lists(st.lists(CHANGE, max_size=4) | st.sampled_from(["compact", "reopen"]), max_size=12))
+@given(steps=st.lists(st.lists(CHANGE, max_size=4) | st.sampled_from(STEPS), max_size=12))
 def test_a_topic_keeps_states_and_the_latest_changes(tmp_path_factory, steps):
   folder = tmp_path_factory.mktemp("topic")
   first = [Change("a", b"1"), Change("b", b"2")]
@@ -58,8 +59,11 @@ def test_a_topic_keeps_states_and_the_latest_changes(tmp_path_factory, steps):
 
 def test_every_commit_is_synced(tmp_path):
   topic = topics.made(tmp_path)
-  asked = [topic._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
-  assert asked == ["wal", 2]  # FULL: NORMAL syncs the log only when it is moved into the file
+  ask = topic._connection.execute
+  assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
+  assert ask("PRAGMA synchronous").fetchone() == (
+    2,
+  )  # FULL: NORMAL syncs the log only when it is moved into the file
   topic.close()
 
 
@@ -158,8 +162,8 @@ def test_threads_append_side_by_side(tmp_path):
     thread.join()
   found = topic.records()
   assert [record.offset for record in found] == list(range(1, 65))
-  pairs = [(a.key + " too", a.payload) == b[1:] for a, b in zip(found[::2], found[1::2], strict=True)]
-  assert all(pairs)
+  for first, second in zip(found[::2], found[1::2], strict=True):
+    assert (first.key + " too", first.payload) == second[1:]  # nobody came between
   for writer in range(4):
     assert [int(record.payload) for record in found if record.key == f"{writer}"] == list(range(8))
   topic.close()
@@ -189,7 +193,8 @@ def test_a_damaged_record_is_named(tmp_path):
   topics.made(tmp_path, [Change("first", b"payload one"), Change("second", b"payload two")]).close()
   content = (tmp_path / "t.sqlite").read_bytes()
   topics.flip(tmp_path / "t.sqlite", content.index(b"payload two"), 0)
-  with pytest.raises(DataError, match=r"t.sqlite: record 2 \(key 'second'\) is damaged: its checksum is wrong$"):
+  named = r"t.sqlite: record 2 \(key 'second'\) is damaged: its checksum is wrong$"
+  with pytest.raises(DataError, match=named):
     topics.records(tmp_path)
   topics.flip(tmp_path / "t.sqlite", content.index(b"payload one"), 0)
   with pytest.raises(DataError, match=r"record 1 \(key 'first'\) .* wrong, and 1 more$"):

@@ -1,9 +1,10 @@
-"""The write-ahead log as a kill leaves it: cut, changed, or taken away. What was acknowledged is there, or it is told."""
+"""The write-ahead log as a kill leaves it, then cut, changed or taken away: all is told."""
 
 import os
 import random
 import struct
 
+import numpy as np
 import pytest
 
 from gr4ad_jax.data.schema import DataError
@@ -33,8 +34,11 @@ def test_checksums_equal_a_loop(order):
   rng = random.Random(0)
   rows = [rng.randbytes(32) for _ in range(3)]
   starts = [[rng.randrange(2**32), rng.randrange(2**32)] for _ in rows]
-  found = wal._sums(wal.np.array([list(row) for row in rows], wal.np.uint8), wal.np.array(starts, wal.np.uint32), order)
-  assert found.tolist() == [sums(row, *start, order) for row, start in zip(rows, starts, strict=True)]
+  row_FB = np.array([list(row) for row in rows], np.uint8)
+  found = wal._sums(row_FB, np.array(starts, np.uint32), order)
+  assert found.tolist() == [
+    sums(row, *start, order) for row, start in zip(rows, starts, strict=True)
+  ]
 
 
 def test_what_a_kill_leaves_is_whole(killed, tmp_path):
@@ -65,7 +69,7 @@ def test_a_changed_bit_is_told_or_does_no_harm(killed, tmp_path):
 
 
 def test_an_end_that_was_torn_is_left_out(killed, tmp_path):
-  """After a loss of power the -shm file may be gone: whole transactions count, up to the first that is not."""
+  """After a loss of power the -shm file may be gone: whole transactions count, from the first."""
   folder, records = killed
   size, found = (folder / LOG).stat().st_size, set()
   for cut in [*range(0, size, size // 23), size - 1, 31, 33]:
@@ -85,7 +89,7 @@ def test_frames_that_were_counted_and_are_gone_are_told(killed, tmp_path, cut):
   folder, _ = killed
   copy = topics.copied(folder, tmp_path / "copy")
   os.truncate(copy / LOG, cut % (copy / LOG).stat().st_size)
-  with pytest.raises(DataError, match="frame 1 is damaged|frames are missing|is damaged, and what follows"):
+  with pytest.raises(DataError, match="frame [0-9]+ is damaged|frames are missing"):
     topics.records(copy)
   os.remove(copy / LOG)
   with pytest.raises(DataError, match=f"{LOG}: [0-9]+ frames are missing that were acknowledged"):

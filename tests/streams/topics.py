@@ -1,4 +1,4 @@
-"""A topic with many transactions, and copies of its files as a process that was killed leaves them."""
+"""A topic with many transactions, and copies of its files as a killed process leaves them."""
 
 import os
 import shutil
