@@ -89,7 +89,8 @@ def _carried_over(directory: str, digest: str) -> list[Change]:
   found = {}
   for payload in old_form.payloads(directory, digest):
     ad, row, codes = AdRecord.decoded(payload)
-    found[row] = change(ad.removed() if ad.status == REMOVED else ad, row, codes)
+    removed = ad.status == REMOVED
+    found[row] = change(ad.removed(), row, codes) if removed else Change(ad.ad_id, payload)
   return [found[row] for row in sorted(found)]
 
 

@@ -100,7 +100,9 @@ class Topic:
       with contextlib.closing(connection), _transaction(connection, part):
         for sql in _schema(name).values():
           connection.execute(sql)
-        connection.executemany("INSERT INTO notes VALUES (?, ?)", notes.items())
+        for key, value in notes.items():
+          row = (key, value, _checksum(0, key, value.encode()))
+          connection.execute("INSERT INTO notes VALUES (?, ?, ?)", row)
         for offset, change in enumerate(changes, start=1):
           _insert(connection, name, offset, change)
       os.replace(part, path)  # closing moved all of the write-ahead log into the file, synced
@@ -198,16 +200,19 @@ class Topic:
         )
       rows = self._connection.execute(f"SELECT * FROM {self._name} ORDER BY offset")
       bad = [row for row in rows if not _is_whole(*row)]
-      notes = dict(self._connection.execute("SELECT name, value FROM notes"))
+      notes = self._connection.execute("SELECT 0, name, CAST(value AS BLOB), checksum FROM notes")
+      notes = notes.fetchall()
     except sqlite3.Error as error:
       raise DataError(f"{self._path} is damaged: {error}") from error
+    if not all(_is_whole(*note) for note in notes):
+      raise DataError(f"{self._path} is damaged: the checksum of a note is wrong")
     if bad:
       offset, key = bad[0][:2]
       more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
       raise DataError(
         f"{self._path}: record {offset} (key {key!r}) is damaged: its checksum is wrong{more}"
       )
-    return notes
+    return {key: value.decode() for _, key, value, _ in notes}
 
 
 def _schema(name: str) -> dict[str, str]:
@@ -219,7 +224,8 @@ def _schema(name: str) -> dict[str, str]:
     # SQLite takes the other columns of a group from the row that has its maximum.
     f"{name}_state": f"CREATE VIEW {name}_state AS SELECT max(offset) AS offset, key, payload, "
     f"checksum FROM {name} GROUP BY key",
-    "notes": "CREATE TABLE notes(name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "notes": "CREATE TABLE notes(name TEXT PRIMARY KEY, value TEXT NOT NULL, "
+    "checksum INTEGER NOT NULL) WITHOUT ROWID",
   }
 
 

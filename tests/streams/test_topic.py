@@ -213,6 +213,14 @@ def test_a_checksum_is_of_offset_key_and_payload(tmp_path):
       topics.records(folder)
 
 
+def test_a_damaged_note_is_told(tmp_path):
+  topics.made(tmp_path).close()
+  content = (tmp_path / "t.sqlite").read_bytes()
+  topics.flip(tmp_path / "t.sqlite", content.index(b"oftests") + 2, 0)
+  with pytest.raises(DataError, match="t.sqlite is damaged: the checksum of a note is wrong"):
+    topics.records(tmp_path)
+
+
 def test_files_that_are_not_whole_are_refused(tmp_path):
   topics.made(tmp_path, [Change("a", b"one")]).close()
   path = tmp_path / "t.sqlite"

@@ -35,6 +35,7 @@ def records(folder) -> list[tuple[int, str, bytes]]:
   """The records of a folder."""
   topic = Topic(str(folder / "t.sqlite"), "t")
   try:
+    assert topic.notes == {"of": "tests"}
     return topic.records()
   finally:
     topic.close()
