@@ -134,6 +134,20 @@ def test_ads_come_and_go_with_the_next_batch(engine):
   assert len(recent.ads) == 3
 
 
+def test_a_change_that_the_disk_has_no_room_for_is_refused(steady, monkeypatch):
+  def full(changes):
+    raise OSError(28, "database or disk is full")
+
+  before = ids(steady.recommend(Query(user="u1", k=100)))
+  monkeypatch.setattr(steady.catalog._topic, "append", full)
+  for change in (steady.delete_ad, lambda ad_id: steady.put_ad(ad_id, {"status": "paused"})):
+    with pytest.raises(Overloaded, match="the change could not be written"):
+      change("ad05")
+  assert steady.get_ad("ad05")["status"] == "active"
+  answer = steady.recommend(Query(user="u1", k=100))  # nobody told the cache either
+  assert ids(answer) == before and answer.source == "cache"
+
+
 def test_changes_outlive_the_engine(workdir):
   with ServingEngine(str(workdir), config_of(workdir), "last") as engine:
     engine.put_ad("new", {"text": "green tea mug", "account_id": "shop1"})
