@@ -38,7 +38,9 @@ class GroupCommit:
 
   def __init__(self, lock: Any, write: Callable[[list[Any]], None], apply: Callable[[Any], None]):
     self._lock, self._write, self._apply = lock, write, apply
-    self._writing = threading.Lock()
+    # Apart from `lock`: a writer whose change is done returns while the next write is under way.
+    self._turn = threading.Condition()
+    self._busy = False  # whether a thread writes, for all
     self.waiting: list[Waiting] = []
 
   def add(self, value: Any) -> Waiting:
@@ -53,18 +55,27 @@ class GroupCommit:
     Raises:
       OSError: it could not be written, or one that it was made upon. Memory is as it was before.
     """
-    with (
-      self._writing
-    ):  # one thread writes for all; those that wait here mostly find theirs written
-      if not change.done:
-        self._commit()
+    self._lead_unless(lambda: change.done)
     if change.error is not None:
       raise change.error
 
   def flush(self) -> None:
     """Writes what waits."""
-    with self._writing:
+    self._lead_unless(lambda: False)
+
+  def _lead_unless(self, done: Callable[[], bool]) -> None:
+    """Waits for the thread that writes; then writes what waits, unless that is no longer needed."""
+    with self._turn:
+      self._turn.wait_for(lambda: done() or not self._busy)
+      if done():
+        return
+      self._busy = True
+    try:
       self._commit()
+    finally:
+      with self._turn:
+        self._busy = False
+        self._turn.notify_all()
 
   def _commit(self) -> None:
     with self._lock:

@@ -1,7 +1,6 @@
 """Group commit: how many writes serve how many writers, in which order; one that fails."""
 
 import threading
-import time
 
 import pytest
 
@@ -9,13 +8,12 @@ from gr4ad_jax.streams.group_commit import GroupCommit
 
 
 class Disk:
-  """Holds what was written and what was then applied; `write` is slow."""
+  """Holds what was written and what was then applied."""
 
   def __init__(self):
     self.lock, self.writes, self.memory = threading.Lock(), [], []
 
   def write(self, values):
-    time.sleep(0.005)
     self.writes.append(list(values))
 
   def apply(self, value):
@@ -23,9 +21,9 @@ class Disk:
     self.memory.append(value)
 
 
-def written(together):
-  """What 8 writers of 10 changes each write; `together`: all add, then all wait."""
-  disk, meet = Disk(), threading.Barrier(8 if together else 1)
+def test_writers_that_wait_together_share_one_write():
+  """8 writers of 10 changes each: all add, then all wait."""
+  disk, meet = Disk(), threading.Barrier(8)
   commits = GroupCommit(disk.lock, disk.write, disk.apply)
 
   def write(writer):
@@ -44,17 +42,40 @@ def written(together):
   assert sorted(disk.memory) == [(writer, n) for writer in range(8) for n in range(10)]
   assert disk.memory == [value for batch in disk.writes for value in batch] and not commits.waiting
   assert all([n for w, n in disk.memory if w == writer] == list(range(10)) for writer in range(8))
-  return len(disk.writes)
+  assert len(disk.writes) == 10
 
 
-def test_writers_that_wait_together_share_one_write():
-  assert written(together=True) == 10
+def test_those_that_are_written_return_while_the_next_write_is_under_way():
+  disk, threads = Disk(), {}
+  begun, go = threading.Event(), threading.Event()
 
+  def begin(*names):
+    for name in names:
+      change = commits.add(name)
+      threads[name] = threading.Thread(target=commits.wait, args=(change,))
+    for name in names:
+      threads[name].start()
 
-def test_writers_share_their_writes():
-  assert (
-    min(written(together=False) for _ in range(3)) < 60
-  )  # threads may wake late, in one of them
+  def write(values):
+    disk.write(values)
+    if values == ["a"]:
+      begin("b", "c")
+    elif "late" not in threads:
+      begin("late")
+    else:
+      begun.set()
+      assert go.wait(60)
+
+  commits = GroupCommit(disk.lock, write, disk.apply)
+  commits.wait(commits.add("a"))
+  assert begun.wait(60)
+  threads["b"].join(60)
+  threads["c"].join(60)
+  assert not threads["b"].is_alive() and not threads["c"].is_alive()
+  assert disk.writes == [["a"], ["b", "c"], ["late"]] and disk.memory == ["a", "b", "c"]
+  go.set()
+  threads["late"].join()
+  assert disk.memory[-1] == "late"
 
 
 def test_a_write_that_fails_is_heard_by_all_that_were_made_upon_it():
