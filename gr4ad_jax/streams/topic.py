@@ -71,9 +71,9 @@ class Topic:
       raise
     with contextlib.suppress(sqlite3.Error):  # the disk may be full
       self._pragma("wal_checkpoint(TRUNCATE)")  # what a process that was killed left in the log
-    # The file itself says whether it may hold traces of what was forgotten, so a kill forgets
-    # nothing.
-    self._trace = bool(self._pragma("user_version"))
+    # The file itself says whether it may hold traces of what was forgotten: a kill changes nothing.
+    self._marked = bool(self._pragma("user_version"))
+    self._trace = self._marked
 
   @classmethod
   def create(
@@ -132,8 +132,7 @@ class Topic:
         (before,) = connection.execute(f"SELECT ifnull(max(offset), 0) FROM {name}").fetchone()
         for offset, change in enumerate(changes, start=before + 1):
           _insert(connection, name, offset, change)
-          # What is superseded within the last offsets stays for now; the sweep below meets it
-          # later.
+          # What is superseded within the last offsets stays; the sweep below meets it later.
           until = offset - 1 if change.forget else offset - self._retained
           connection.execute(
             f"DELETE FROM {name} WHERE key = ? AND offset <= ?", (change.key, until)
@@ -144,9 +143,11 @@ class Topic:
           f"AND EXISTS ({later} AND later.offset > {name}.offset)",
           (before - self._retained, before + len(changes) - self._retained),
         )
-        if not self._trace and any(change.forget for change in changes):
+        forgets = any(change.forget for change in changes)
+        if forgets and not self._marked:
           connection.execute("PRAGMA user_version = 1")
-      self._trace = self._trace or any(change.forget for change in changes)
+      self._marked = self._marked or forgets
+      self._trace = self._trace or forgets
 
   def compact(self) -> None:
     """Leaves no trace of what was forgotten since the last time, and gives its room back.
@@ -162,6 +163,7 @@ class Topic:
         # unused part, which `secure_delete` does not reach. So all of the file is written anew.
         self._connection.execute("VACUUM")
         self._connection.execute("PRAGMA user_version = 0")
+        self._marked = False
         # Frames of the log hold pages as they were: the log is emptied, not only written over.
         busy = self._pragma("wal_checkpoint(TRUNCATE)")
         self._trace = bool(busy)  # a follower is reading: the next call tries again
