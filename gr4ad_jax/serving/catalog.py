@@ -24,7 +24,8 @@ from gr4ad_jax.sid.live_index import IndexFull, LiveIndex, TrieArrays
 from gr4ad_jax.streams.group_commit import GroupCommit, Waiting
 
 MERGE_FILL = 0.5  # share of the index's overlay from which it is merged in the background
-COMPACT_SHARE = 0.01  # of the time may go into `compact`, during which changes wait
+# Changes wait for `compact`: the share of the time that it may take while changes arrive, and else.
+COMPACT_BUSY, COMPACT_IDLE = 0.01, 0.1
 _TICK = 1.0  # seconds between two looks of the background thread
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class AdCatalog:
     self.version = 0
     self._lock = threading.RLock()
     self._commits = GroupCommit(self._lock, self._write, self._apply)
-    self._compact_from = 0.0  # monotonic clock, seconds
+    self._compact_seconds, self._compact_end = 0.0, 0.0  # of the last one; by the monotonic clock
     self._wake, self._closing, self._thread = threading.Event(), False, None
 
   @classmethod
@@ -307,16 +308,18 @@ class AdCatalog:
       self._wake.set()
 
   def _tend(self) -> None:
+    seen = 0
     while not self._closing:
       self._wake.wait(_TICK)
       self._wake.clear()
       try:
         self.merge_if_needed()
-        begin = time.monotonic()
-        if begin >= self._compact_from:
+        share = COMPACT_IDLE if self.version == seen else COMPACT_BUSY
+        seen, begin = self.version, time.monotonic()
+        if begin - self._compact_end >= self._compact_seconds / share:
           self.compact()
-          end = time.monotonic()
-          self._compact_from = end + (end - begin) / COMPACT_SHARE
+          self._compact_end = time.monotonic()
+          self._compact_seconds = self._compact_end - begin
       except Exception:  # for example a full disk: the thread lives on, and tries again
         _log.exception("the catalogue could not be merged or written")
 
