@@ -115,6 +115,33 @@ def test_one_text_for_all_ads_gives_each_a_uasid(make, more):
   assert report.sharing(SidIndex.build(codes_NT, (4, 4, 8)), "probe") is None
 
 
+@pytest.mark.parametrize("more", [{}, {"quantizer": "rqvae", "rqvae_width": 3, "rqvae_steps": 30}])
+def test_each_ad_that_moves_goes_by_its_own_vector(make, more):
+  """Ads of different vectors: those of a full prefix move as the loops move them, when fitted and when they are new."""
+  given_ND = np.random.default_rng(3).normal(size=(72, 5)).astype(np.float32)
+  unit_ND = given_ND / np.linalg.norm(given_ND, axis=1, keepdims=True)
+  old = make[0](58, vectors=given_ND[:58])
+  new = dataclasses.replace(make[0](14, vectors=given_ND[58:]), ad_id=np.array([f"new{n}" for n in range(14)]))
+  sid = config.SidConfig(codebooks=(3, 4, 6), tower_steps=0, kmeans_iterations=2, **more)  # 72 UA-SIDs
+  hashing = dataclasses.replace(sid, last_level="hash")  # never moves an ad, so it shows the prefixes from before
+  fitted, codes_NT = tokenizer.fit(old, make[1]([[0, 1]]), sid, seed=0)
+  _, hashed_NT = tokenizer.fit(old, make[1]([[0, 1]]), hashing, seed=0)
+  later_NT = fitted.encode(new, existing=codes_NT)
+  stays_NT = dataclasses.replace(fitted, config=hashing).encode(new)
+  vectors_ND = fitted.quantized(unit_ND)
+  taken = set(map(tuple, codes_NT.tolist()))
+  for ads, found_NT, before_NT, own_ND, used in (
+    (old, codes_NT, hashed_NT, vectors_ND[:58], ()),
+    (new, later_NT, stays_NT, vectors_ND[58:], taken),
+  ):
+    prefix_NP = before_NT[:, :-1]
+    np.testing.assert_array_equal(found_NT, by_loops(ads, prefix_NP, 6, used, fitted.centroids, own_ND))
+    moved = np.flatnonzero((found_NT[:, :-1] != prefix_NP).any(axis=1))
+    by_the_first_ad = np.broadcast_to(own_ND[:1], own_ND.shape)
+    other_NT = by_loops(ads, prefix_NP, 6, used, fitted.centroids, by_the_first_ad)
+    assert (found_NT[moved] != other_NT[moved]).any()  # some move, and whose vector it is matters
+
+
 def test_ads_that_share_are_told_with_the_reason(make):
   for mode, num, words in (
     ("hash", 60, "--last_level=hash does not look whether a code is taken; --last_level=probe does"),

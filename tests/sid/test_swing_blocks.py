@@ -233,6 +233,16 @@ def test_priorities_are_distinct_and_even():
     assert abs(np.corrcoef(found.astype(float), other.astype(float))[0, 1]) < 0.01
 
 
+def test_a_priority_is_what_it_was():
+  """Values worked out apart from NumPy, in whole numbers modulo 2^64: saved neighbours rest on these samples."""
+  for visit, ad, seed, use, expected in (
+    (0, 0, 0, swing.OF_AN_AD, 8000382128187493293),
+    (7, 3, 0, swing.OF_A_VISIT, 10560530975865469302),
+    (2**31 - 1, 2**31 - 2, 5, swing.OF_AN_AD, 17971290940105661617),
+  ):
+    assert swing_groups.priority([visit], [ad], seed, use).tolist() == [expected]
+
+
 def test_runs_of_work_hold_at_most_so_much_or_one_item():
   assert list(swing_groups.cuts(np.array([2, 2, 9, 1, 0, 0, 3]), 4)) == [(0, 2), (2, 3), (3, 7)]
   assert list(swing_groups.cuts(np.zeros(0, int), 4)) == []
