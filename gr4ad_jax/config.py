@@ -46,6 +46,7 @@ class Config:
 
 
 _SIZES = ("lazy_layers", "kv_layers", "heads", "kv_groups", "beams")  # what fits them is the model's to say
+_LATER = (*_SIZES, "order")  # checked where a run is used: one from before the check loads, and is told another order
 BEHAVIORS = {"online_retail": ("purchase",), "amazon_reviews": ("review",)}  # of data sets that have no --behaviors
 CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"  # of a workdir
 SECTIONS = {f.name: f.type for f in dataclasses.fields(Config) if f.name != "workdir"}
@@ -132,6 +133,11 @@ def _check_pairs(config: Config, unread: Container[str]) -> None:
       "only 'likelihood', as --reranker=neighbors",
     ),
     (
+      config.search.order == "likelihood" or bool(config.objective.lambda_ecpm) or bool(config.training.init_from),
+      "order",
+      "only 'likelihood', as --lambda_ecpm=0: the eCPM is not learned",
+    ),
+    (
       len(config.training.period) == 2 and config.training.period[0] < config.training.period[-1],
       "period",
       "begin and end, as 0,0.8",
@@ -193,7 +199,8 @@ def to_json(config: Config) -> str:
 def from_json(text: str) -> Config:
   """The config that `to_json` wrote; keys that are left out keep their defaults.
 
-  Sizes of the model and of its beams are not compared: what fits together is checked where the model is known.
+  Sizes of the model and of its beams, and the order of the list, are not compared: what fits together is checked where
+  the model is known.
 
   Raises:
     ConfigError: text that is not a JSON object, a key that is not known, or a value that is not allowed.
@@ -213,7 +220,7 @@ def from_json(text: str) -> Config:
     given = saved.get(section, {})
     _refuse_unknown(given, tuple(field.name for field in dataclasses.fields(kind)), f"config.json, section {section}")
     sections[section] = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
-  return validate(Config(workdir=str(saved.get("workdir", "")), **sections), _SIZES)
+  return validate(Config(workdir=str(saved.get("workdir", "")), **sections), _LATER)
 
 
 def load_config(workdir: str) -> Config:

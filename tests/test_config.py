@@ -63,6 +63,8 @@ def test_defaults_and_presets_are_allowed(preset):
       "--target_behavior=purchase",
       "amazon_reviews, one of review; or empty",
     ),
+    ({"order": "ecpm", "lambda_ecpm": 0.0}, "--order=ecpm", "only 'likelihood', as --lambda_ecpm=0"),
+    ({"order": "blend", "lambda_ecpm": 0.0}, "--order=blend", "only 'likelihood', as --lambda_ecpm=0"),
     ({"seed": 2**31}, f"--seed={2**31}", f"0 to {2**31 - 1}"),
     ({"epochs": 0}, "--epochs=0", "at least 0.001"),
     ({"dataset": "ad_log"}, "--ads_path=", "needs an ad table"),
@@ -120,3 +122,13 @@ def test_a_run_from_before_the_policies_of_remat_is_read(old, policy):
 def test_the_window_of_the_profiler():
   assert config_lib.validate(_with(profile_steps="0:5")).training.profiled == (0, 5)
   assert config_lib.Config().training.profiled == (0, 0)
+
+
+def test_an_order_by_value_needs_a_head_that_has_learned_it():
+  old = _with(order="blend", lambda_ecpm=0.0)
+  loaded = config_lib.from_json(config_lib.to_json(old))  # a run from before the rule still opens
+  assert loaded == old
+  assert config_lib.validate(config_lib.with_knobs(loaded, {"order": "likelihood"}))
+  for allowed in ({"lambda_ecpm": 0.1}, {"init_from": "a run that has learned it"}):
+    assert config_lib.validate(config_lib.with_knobs(loaded, allowed))
+  assert config_lib.validate(loaded, unread={"order"}) is loaded  # of a model that has no such order

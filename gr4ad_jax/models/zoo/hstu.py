@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import SLOT_FEATURES, RequestBatch
+from gr4ad_jax.models import knobs
 from gr4ad_jax.models.layers import Dropout, Linear, RMSNorm, product
 from gr4ad_jax.models.remat import rematerialized
 from gr4ad_jax.models.zoo.items import ItemModel, history_ads
@@ -65,7 +66,7 @@ class HSTUBlock(nn.Module):
 class HSTU(ItemModel):
   """HSTU blocks over a start token and the history; see `ItemModel`."""
 
-  reads: ClassVar[frozenset[str]] = ItemModel.reads | {"layers", "heads", "dropout", "remat"}
+  reads: ClassVar[frozenset[str]] = ItemModel.reads | knobs.FEATURES | {"layers", "heads", "dropout", "remat"}
 
   def make_layers(self):
     c = self.config

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.models import knobs
 from gr4ad_jax.models.layers import Dropout, Linear, attend
 from gr4ad_jax.models.zoo.items import ItemModel, history_ads, score_all
 
@@ -23,7 +24,9 @@ class TwoTower(ItemModel):
   It has one state a request, given for every place: it cannot learn from places inside the history.
   """
 
-  reads: ClassVar[frozenset[str]] = ItemModel.reads - {"inner_targets", "inner_positions"} | {"heads", "dropout"}
+  reads: ClassVar[frozenset[str]] = (
+    ItemModel.reads - {"inner_targets", "inner_positions"} | knobs.FEATURES | {"heads", "dropout"}
+  )
 
   def make_layers(self):
     D = self.config.width

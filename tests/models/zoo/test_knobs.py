@@ -1,11 +1,11 @@
 """Every knob, for every model: changing it changes what is traced, or it is refused."""
 
-import ast
 import dataclasses
 import functools
 import json
 import pathlib
 import types
+import typing
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import SECTIONS, Config, ConfigError, from_json, with_knobs
-from gr4ad_jax.data.batches import zero_batch
+from gr4ad_jax.data.batches import RequestBatch, zero_batch
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.decoding.searcher import Searcher
@@ -29,6 +29,7 @@ from gr4ad_jax.training import seen_ads, workdir
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.item_task import make_item_loss
 from gr4ad_jax.training.trainer import Trainer
+from tests.models.zoo.knob_readers import knobs_read
 
 ROOT = pathlib.Path(__file__).parents[3]
 ADS = 6
@@ -51,7 +52,7 @@ OTHER = {
   "item_start": "ppmi", "inner_targets": True, "inner_positions": 1, "lambda_ecpm": 0.7, "lambda_mtp": 0.7,
   "lambda_item": 0.7, "value_weight": "sqrt", "depth_weight": 0.3, "user_weight": 0.4, "beams": (2, 2),
   "order": "blend", "value_power": 0.9, "item_weight": 3.0, "guided": False, "ecpm_beams": 2, "precut": "beams",
-  "quantize": "int8", "table_optimizer": "adagrad", "table_learning_rate": 0.3,
+  "quantize": "int8", "table_optimizer": "adagrad", "table_learning_rate": 0.3, "behavior_features": False,
 }  # fmt: skip
 WITH = {
   "lazy_layers": {"layers": 2},
@@ -66,6 +67,16 @@ OF_THE_RUN = sorted(set(FIELDS) - knobs.ALL - {"model", "objective"})
 TRACED = ("gr4ad", "tiger", "sasrec", "hstu", "two_tower")  # the others are GR4AD with another decoder, or a head
 TOGETHER = OTHER | {"encoder_causal": True, "item_loss": "sampled", "guided": True}
 """All second values at once, but for what excludes another."""
+
+
+class SpiedBatch(RequestBatch):
+  """A batch that notes in `seen` which of its columns are read."""
+
+  seen: typing.ClassVar[set[str]] = set()
+
+  def __getattribute__(self, name):
+    SpiedBatch.seen.add(name)
+    return super().__getattribute__(name)
 
 
 def config_of(model, **more):
@@ -172,13 +183,28 @@ def test_every_knob_is_a_models_or_the_lists_or_the_runs():
 
 
 def test_a_knob_of_the_run_or_of_the_lists_is_read_somewhere():
-  """By name, in the library's source; the reader's own test tells what it does."""
+  """Of its section, in the library's source; the reader's own test tells what it does."""
   read = set()
   for path in (*ROOT.glob("gr4ad_jax/**/*.py"), *ROOT.glob("experiments/*.py")):
-    if path.name not in ("sections.py", "config.py"):
-      tree = ast.walk(ast.parse(path.read_text()))
-      read |= {node.attr for node in tree if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  assert [knob for knob in (*OF_THE_RUN, *sorted(knobs.LISTS)) if knob not in read] == []
+    if path.name not in ("sections.py", "config.py") and "benchmarks" not in path.parts:  # these build no run
+      read |= knobs_read(path.read_text())
+  sections = {field.name: section for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)}
+  every = (*OF_THE_RUN, *sorted(knobs.LISTS))
+  assert [knob for knob in every if (sections[knob], knob) not in read] == []
+
+
+def test_an_attribute_of_something_else_reads_no_knob():
+  source = """
+def f(rules, config: DataConfig | None, many: list[int]):
+  other.targets, config.epochs, self.data(many).seed, data.gap
+  c, t = rules.config.serving, config.training
+  self.mine = c
+  config.host = c.port
+  return config.targets, t.seed, self.mine.port, run.config.search.beams
+"""
+  expected = {("data", "targets"), ("data", "epochs"), ("training", "seed"), ("serving", "port"), ("search", "beams")}
+  ours = {(section, name) for section, name in knobs_read(source) if name not in SECTIONS}
+  assert ours == expected
 
 
 @pytest.mark.parametrize("model", registry.MODELS)
@@ -205,7 +231,7 @@ def test_a_knob_that_is_not_read_is_refused(model):
 
 @pytest.mark.parametrize("model", registry.MODELS)
 def test_a_knob_that_a_model_claims_to_read_is_read_as_it_was_given(model):
-  reads = registry.find(config_of(model)).reads - knobs.LISTS
+  reads = registry.find(config_of(model)).reads - knobs.LISTS - knobs.FEATURES
   given = {knob: value for knob, value in TOGETHER.items() if knob in reads}
   config, log = registry.validate(config_of(model, **given)), []
   parts = {name: spied(getattr(config, name), log) for name in ("model", "items", "objective", "training", "search")}
@@ -231,9 +257,21 @@ def test_a_knob_that_a_model_claims_to_read_is_read_as_it_was_given(model):
   assert sorted(set(given) - read) == []
 
 
+@pytest.mark.parametrize("model", registry.MODELS)
+def test_features_are_read_by_the_models_that_say_so(model):
+  """--behavior_features fills columns of the batch, which tests/data/test_batches.py looks at."""
+  one = Traced(config_of(model))
+  one.inputs = (SpiedBatch(*one.batch), *one.inputs[1:])
+  SpiedBatch.seen.clear()
+  assert one.params
+  seen = SpiedBatch.seen & {"slot_features_BSF", "user_features_BF"}
+  assert "slot_kind_BS" in SpiedBatch.seen
+  assert bool(seen) == (knobs.FEATURES <= one.model.reads)
+
+
 @pytest.mark.parametrize("model", TRACED)
 def test_a_knob_that_is_read_changes_something(model):
-  reads, before = registry.find(config_of(model)).reads - knobs.LISTS, {}
+  reads, before = registry.find(config_of(model)).reads - knobs.LISTS - knobs.FEATURES, {}
   if model == "gr4ad":
     reads -= knobs.BEAMS  # the search is Tiger's, which is traced faster
   for knob in sorted(reads):
