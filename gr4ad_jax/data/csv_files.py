@@ -9,6 +9,7 @@ bytes and counts the rows by itself. What it finds wrong is named by `_fault`, w
 
 import codecs
 import dataclasses
+import logging
 import mmap
 import re
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ import numpy as np
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 
+_log = logging.getLogger(__name__)
+
 COMMA, QUOTE, LF, CR = b',"\n\r'
 BLOCK = 1 << 22  # bytes looked at together
 LONGEST_ROW = 1 << 29  # bytes; Arrow counts the bytes of a block in 32 bits
@@ -26,6 +29,7 @@ DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # that are not read
 SHOWN_NAMES = 12  # of a header, in a message
 _QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
 _BARE = re.compile(rb"[^,\r\n]*+")
+_HARD_COMMA = re.compile(",(?! )")  # prose has a space after a comma
 _BREAK = re.compile(rb"\r\n|\r|\n")
 _ELSE = (
   (b"\x1f\x8b", "is compressed (gzip): unpack it first"),
@@ -78,26 +82,29 @@ def read(path: str, names: list[str]) -> Any:
     raise _fault(path)
   if found.rows <= 0:
     return arrow.table({name: arrow.array([], arrow.large_string()) for name in names})
-  # A quote that opens in one row and closes in a later one may have swallowed rows in any column, wanted or not.
+  # A quote that opens in one row and closes in a later one may have swallowed rows in any column, wanted or not; so all
+  # are read. They go by number here: a header may name two columns alike.
   columns = header(path)
-  wanted = columns if found.has_breaks and len(set(columns)) == len(columns) else names
+  numbers = [str(place) for place in range(len(columns))]
+  wanted = numbers if found.has_breaks else [str(columns.index(name)) for name in names]
   try:
     table = arrow_csv.read_csv(
       path,
-      read_options=arrow_csv.ReadOptions(block_size=max(1 << 20, 2 * found.longest)),
+      read_options=arrow_csv.ReadOptions(block_size=max(1 << 20, 2 * found.longest), column_names=numbers),
       parse_options=arrow_csv.ParseOptions(newlines_in_values=found.has_breaks),
       convert_options=arrow_csv.ConvertOptions(
         include_columns=wanted, column_types=dict.fromkeys(wanted, arrow.large_string()), strings_can_be_null=False
       ),
-    )
+    ).slice(1)  # with names from here, the header is a row
   except arrow.ArrowInvalid as error:
     raise _fault(path) from error
   if len(table) != found.rows:
     raise DataError(f"{path}: {found.rows} rows stand in the file, {len(table)} were read")
   if found.has_breaks:
-    for name in table.column_names:
-      _check_swallowed(path, columns, name, table[name])
-  return table.select(names)
+    many = {name: _check_swallowed(path, columns, int(name), table[name]) for name in table.column_names}
+    places = ", ".join(f"{count} in {_name(columns, int(name))}" for name, count in many.items() if count)
+    _log.info("%s: texts of several lines: %s", path, places or "none but in the header")
+  return arrow.table({name: table[str(columns.index(name))] for name in names})
 
 
 def line_of(path: str, row: int) -> int:
@@ -174,24 +181,25 @@ def _quotes_stand_right(bytes_X: np.ndarray, quote_Q: np.ndarray, before: int) -
   return bool(((beside == COMMA) | (beside == QUOTE) | _is_break(beside)).all())
 
 
-def _check_swallowed(path: str, columns: list[str], name: str, texts: Any) -> None:
-  """Refuses a field over several lines each of which, as it stands, has as many fields as the header.
+def _check_swallowed(path: str, columns: list[str], place: int, texts: Any) -> int:
+  """Refuses a field over several lines that look like rows of the file; returns how many fields run over lines.
 
-  That is what two stray quotes make of the rows between them. A text of several lines would need just that many commas
-  in each of its lines; a comma before a space is prose and does not count.
+  Two stray quotes make one field of the rows between them. The lines of such a field, as they stand, end one row, are
+  whole rows, and begin a last one. So the inner lines have as many commas as the header, the last has those before the
+  column, and the first has those after it, or more. A comma before a space is prose and is not counted.
   """
   compute = optional("pyarrow.compute")
-  place, most = columns.index(name), len(columns) - 1
+  most = len(columns) - 1
   many = compute.match_substring_regex(texts, "[\r\n]")
   rows = np.flatnonzero(many.to_numpy())
   for row, text in zip(rows.tolist(), texts.filter(many).to_pylist(), strict=True):
-    lines = re.split("\r\n|\r|\n", text)
-    needed = [most - place, *[most] * (len(lines) - 2), place]
-    if ", " not in text and [line.count(",") for line in lines] == needed:
+    first, *inner, last = [len(_HARD_COMMA.findall(line)) for line in re.split("\r\n|\r|\n", text)]
+    if first >= most - place and last == place and all(commas == most for commas in inner):
       raise DataError(
-        f"{path}: column {_name(columns, place)}, row {row + 1}: a quote opens here and closes {len(lines) - 1} lines "
-        f"later, and each of these lines has {most + 1} cells like a row; a quote within a text is written twice"
+        f"{path}: column {_name(columns, place)}, row {row + 1}: a quote opens here and closes {len(inner) + 1} lines "
+        f"later, and these lines have their {most + 1} cells like a row; a quote within a text is written twice"
       )
+  return len(rows)
 
 
 @dataclasses.dataclass(frozen=True)

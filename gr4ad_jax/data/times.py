@@ -9,6 +9,8 @@ from gr4ad_jax.data.extras import optional
 
 MAX_TIME = 4_102_444_800  # 2100-01-01, exclusive: later dates stand for "never", and no request could follow them
 MIN_SINCE_2030 = 1_900_000_000  # unix seconds from here on have the digits of YYYYMMDDHH
+MOST_BY_CHANCE = 0.1  # share of unix seconds that look like a date
+MIN_PLAUSIBLE = 631_152_000  # 1990-01-01: a column of numbers that all lie before counts days, or is of dates
 IS_DATE = "may be a date or unix seconds: write 2025-03-01 or unix seconds"
 EXPONENT = r"^\s*[0-9.]+[eE][+-]?[0-9]+\s*$"  # of a number as spreadsheets shorten it
 NO_TIME = "is no time: unix seconds, ISO 8601 or a timestamp is needed"
@@ -22,9 +24,12 @@ _MONTH_DAYS = np.array([0, *(calendar.monthrange(2024, month)[1] for month in ra
 def looks_like_date(value_E: np.ndarray) -> np.ndarray:
   """Whether numbers read as a date from 1900 to 2100 that was written without dashes, [E] bool.
 
-  Such are YYYY, YYYYMM, YYYYMMDD and, with hours, minutes and seconds, YYYYMMDDHH, YYYYMMDDHHMM, YYYYMMDDHHMMSS.
-  Ten digits are unix seconds, too, from the year 2030 on. They are taken for those where the column has seconds of
-  that age which are no date: one in a hundred numbers looks like one by chance.
+  Such are YYYY, YYYYMM, YYYYMMDD and, with hours, minutes and seconds, YYYYMMDDHH, YYYYMMDDHHMM, YYYYMMDDHHMMSS; and
+  YYMMDDHHMM. Hour 24 counts, as some write midnight by it.
+
+  Ten digits are unix seconds, too: from the year 2030 on they have the digits of YYYYMMDDHH, and from 2001 on those of
+  YYMMDDHHMM. Which they are is decided for the column: seconds look like a date by chance, one in a hundred of them
+  as YYYYMMDDHH. So dates they are where more than `MOST_BY_CHANCE` of the numbers in that range look like one.
 
   Args:
     value_E: [E] float64 numbers, NaN where there is none.
@@ -34,21 +39,36 @@ def looks_like_date(value_E: np.ndarray) -> np.ndarray:
   for digits in (4, 6, 8, 10, 12, 14):
     some = np.flatnonzero((whole_E >= 10.0 ** (digits - 1)) & (whole_E < 10.0**digits))
     text = whole_E[some].astype(np.int64)
-    pairs = [text // 10 ** (digits - end) % 100 for end in range(6, digits + 1, 2)]  # month, day, hour, minute, second
-    year = text // 10 ** (digits - 4)
-    date = (year >= 1900) & (year <= 2100)
-    if pairs:
-      date &= (pairs[0] >= 1) & (pairs[0] <= 12)
-    if len(pairs) > 1:
-      leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
-      last = _MONTH_DAYS[np.where(date, pairs[0], 0)] - ((pairs[0] == 2) & ~leap)
-      date &= (pairs[1] >= 1) & (pairs[1] <= last)
-    for number, limit in zip(pairs[2:], (24, 60, 60), strict=False):
-      date &= number < limit
-    if digits == 10 and ((text >= MIN_SINCE_2030) & (text < MAX_TIME) & ~date).any():
-      continue
+    date = _is_date(text, digits)
+    if digits == 10:
+      date = _unless_by_chance(date, (text >= MIN_SINCE_2030) & (text < MAX_TIME))
+      # In two digits a year is 10 to 40 here: seconds of 2001 to 2040 have no others.
+      short = _is_date(text + 20 * 10**10, 12) & (text < 41 * 10**8)
+      date |= _unless_by_chance(short, text < MAX_TIME)
     date_E[some] = date
   return date_E
+
+
+def _is_date(text: np.ndarray, digits: int) -> np.ndarray:
+  """Whether whole numbers of 4, 6, … 14 digits read as YYYY, YYYYMM, … YYYYMMDDHHMMSS, bool."""
+  pairs = [text // 10 ** (digits - end) % 100 for end in range(6, digits + 1, 2)]  # month, day, hour, minute, second
+  year = text // 10 ** (digits - 4)
+  date = (year >= 1900) & (year <= 2100)
+  if pairs:
+    date &= (pairs[0] >= 1) & (pairs[0] <= 12)
+  if len(pairs) > 1:
+    leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    last = _MONTH_DAYS[np.where(date, pairs[0], 0)] - ((pairs[0] == 2) & ~leap)
+    date &= (pairs[1] >= 1) & (pairs[1] <= last)
+  for number, limit in zip(pairs[2:], (25, 60, 60), strict=False):
+    date &= number < limit
+  return date
+
+
+def _unless_by_chance(date: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+  """`date`, left out where `seconds` too few of which look like dates say that the column holds unix seconds."""
+  share = date[seconds].mean() if seconds.any() else 1.0
+  return date & ((share > MOST_BY_CHANCE) | ~seconds)
 
 
 def problem_outside(value: float) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 
 import pytest
 from hypothesis import given, settings
@@ -27,13 +26,22 @@ def read(path):
 
 
 def like_rows(rows):
-  """Whether a cell's lines have as many commas as rows: what two stray quotes would make of rows."""
-  most = len(rows[0]) - 1
+  """Whether the lines of a cell can be the end of a row, whole rows and the beginning of a row.
+
+  Each line is cut into cells by hand; a comma that a space follows cuts nothing.
+  """
   for row in rows:
-    for place, cell in enumerate(row):
-      lines = re.split("\r\n|\r|\n", cell)
-      needed = [most - place, *[most] * (len(lines) - 2), place]
-      if len(lines) > 1 and ", " not in cell and [line.count(",") for line in lines] == needed:
+    for place, text in enumerate(row):
+      cells_L = []
+      for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        pieces = line.split(",")
+        cells_L.append(1 + sum(not piece.startswith(" ") for piece in pieces[1:]))
+      if len(cells_L) == 1:
+        continue
+      ends_a_row = cells_L[0] >= len(row) - place
+      are_rows = set(cells_L[1:-1]) <= {len(row)}
+      begins_a_row = cells_L[-1] == place + 1
+      if ends_a_row and are_rows and begins_a_row:
         return True
   return False
 
@@ -101,7 +109,7 @@ BAD_FILES = [
   (b"\x1f\x8b\x08\0", "is compressed"),
   (b"PK\x03\x04more", "is a zip archive or a spreadsheet"),
   (b"PAR1more", "is a Parquet file"),
-  ('a,b\n1,2\n"3,x\n4,5\n6",y\n7,8\n', r"column 'a', row 2: a quote opens here and closes 2 lines later, and each of"),
+  ('a,b\n1,2\n"3,x\n4,5\n6",y\n7,8\n', r"column 'a', row 2: a quote opens here and closes 2 lines later, and these"),
   ('a,,c\n1,"2\n',  r"column 2, row 1: a quote opens"),
 ]  # fmt: skip
 
@@ -158,6 +166,47 @@ def test_texts_of_several_lines_are_no_rows(tmp_path):
   path = tmp_path / "f.csv"
   path.write_text('a,b,c\n1,"green, red\nblue, grey",x\n2,"one\ntwo\nthree",y\n3,"1,2\n3",z\n')
   assert [row[1] for row in read(path)] == ["green, red\nblue, grey", "one\ntwo\nthree", "1,2\n3"]
+
+
+PROSE = ["a, b", "b", "", "see, ", "hello, world, again", "7"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("first,last", [(0, 1), (0, 3), (1, 2), (2, 5)])
+def test_two_stray_quotes_swallow_no_rows(tmp_path, place, first, last):
+  """A quote at the beginning of a cell and one at the end of a cell in a later row, of texts with commas in them."""
+  rows = [["u", f"tea{n}", f"17{n}", "x"] for n in range(6)]
+  for row, text in list(zip(rows, PROSE, strict=True))[first : last + 1]:
+    row[place] = text
+  rows[first][place] = '"' + rows[first][place]
+  rows[last][place] += '"'
+  path = tmp_path / "f.csv"
+  path.write_text("\n".join(",".join(row) for row in [["a", "b", "c", "d"], *rows]) + "\n")
+  with pytest.raises(DataError, match=f"column '{'abcd'[place]}', row {first + 1}: a quote opens here and closes "
+                     f"{last - first} lines later, and these lines have their 4 cells like a row"):  # fmt: skip
+    csv_files.read(str(path), ["c"])
+
+
+def test_an_ad_whose_text_swallows_the_next(tmp_path):
+  path = tmp_path / "ads.csv"
+  path.write_text('ad_id,text,account_id\ntea,"a, nice,w\nmug,b",x\nlamp,c,y\n')
+  with pytest.raises(DataError, match="column 'text', row 1: a quote opens here and closes 1 lines later"):
+    read(path)
+
+
+def test_texts_of_several_lines_are_counted(tmp_path, caplog):
+  path = tmp_path / "f.csv"
+  path.write_text('a,b,b\n"1\n2",x,"y, z\nw"\n2,x,"one\ntwo"\n3,x,y\n')
+  with caplog.at_level("INFO"):
+    assert csv_files.read(str(path), ["a"]).to_pydict() == {"a": ["1\n2", "2", "3"]}
+  assert "f.csv: texts of several lines: 1 in 'a', 2 in 'b'" in caplog.text
+
+
+def test_swallowed_rows_are_found_under_a_name_that_stands_there_twice(tmp_path):
+  path = tmp_path / "f.csv"
+  path.write_text('a,note,note\n1,x,"x\n2,y,y\n3,x,z"\n4,x,w\n')
+  with pytest.raises(DataError, match="column 'note', row 1: a quote opens here and closes 2 lines later"):
+    csv_files.read(str(path), ["a"])
 
 
 def test_swallowed_rows_are_found_in_columns_that_nobody_wants(tmp_path):
