@@ -174,14 +174,14 @@ def test_recommend_tells_mistakes_in_one_line(trained, arguments, message):
 def test_a_history_file_is_checked(trained, tmp_path):
   path = tmp_path / "history.csv"
   for header, row, message in (
-    (("ad_id", "time"), ("ad99", 1), "'ad99' is not in the ad table"),
+    (("ad_id", "time"), ("ad99", 1_700_000_000), "'ad99' is not in the ad table"),
     (("ad_id",), ("ad01",), "column 'time' is missing"),
     (("ad_id", "time"), ("ad01", "soon"), "'soon' is no time"),
   ):
     tiny.write_csv(path, header, [row])
     done = tiny.run("recommend", f"--workdir={trained[0]}", f"--history={path}")
     assert done.status == 2 and message in done.err and done.err.count("\n") == 1
-  tiny.write_csv(path, ("user_id", "ad_id", "time"), [("a", "ad01", 1), ("b", "ad02", 1)])
+  tiny.write_csv(path, ("user_id", "ad_id", "time"), [("a", "ad01", 1_700_000_000), ("b", "ad02", 1_700_000_000)])
   assert "a history is of one" in tiny.run("recommend", f"--workdir={trained[0]}", f"--history={path}").err
 
 

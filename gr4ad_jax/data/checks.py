@@ -117,8 +117,8 @@ class Cells:
     """Timestamps, ISO 8601 text (UTC where no zone is given) or unix seconds, as [E] int64 unix seconds.
 
     Fractions of a second are cut off. Empty cells become `default`, or are refused where that is None. Refused are
-    numbers that read as a date without dashes (`times.looks_like_date`), moments outside of 1970 to 2099, and columns
-    or texts that keep too few digits: float32, exponents.
+    numbers that read as a date without dashes (`times.looks_like_date`), moments outside of 1970 to 2099, columns or
+    texts that keep too few digits (float32, exponents), and a column of numbers that all lie before 1990.
     """
     types = optional("pyarrow").types
     kind = self.array.type
@@ -143,7 +143,27 @@ class Cells:
       row = int(np.argmax(outside_E))
       is_number = np.isfinite(times.to_numbers(np.array([str(self.array[row])], object))[0])
       self._refuse(outside_E, times.problem_outside(float(value_E[row]) if is_number else 0.0))
+    self._check_plausible(value_E[~empty_E])
     return np.where(empty_E, -1 if default is None else default, value_E).astype(np.int64)
+
+  def _check_plausible(self, value_E: np.ndarray) -> None:
+    """Refuses unix seconds that all lie before 1990: days or hours since 1970, serial dates, YYMMDD, YYYYDDD, DDMMYYYY.
+
+    Moments that name their year, ISO 8601 and timestamps, are taken as they stand: ads may be older.
+    """
+    types = optional("pyarrow").types
+    if not len(value_E) or value_E.max() >= times.MIN_PLAUSIBLE:
+      return
+    if types.is_timestamp(self.array.type) or types.is_date(self.array.type):
+      return
+    if types.is_large_string(self.array.type):
+      texts = self.labels(allow_empty=True)[1]
+      if np.isnan(times.to_numbers(np.array([text for text in texts if text.strip()], object))).any():
+        return
+    raise DataError(
+      f"{self.path}: column '{self.column}': all numbers lie in 1970 to {times.year(value_E.max())} as unix seconds; "
+      "are they days, or dates without dashes? write 2025-03-01 or unix seconds"
+    )
 
   def lists(self) -> list[list]:
     """The entries of a list column, null as an empty one."""

@@ -8,8 +8,9 @@ import numpy as np
 from gr4ad_jax.data.extras import optional
 
 MAX_TIME = 4_102_444_800  # 2100-01-01, exclusive: later dates stand for "never", and no request could follow them
-MIN_SINCE_2030 = 1_900_000_000  # unix seconds from here on have the digits of YYYYMMDDHH
+MIN_SINCE_2030 = 1_900_000_000  # unix seconds from here on have the digits of YYYYMMDDHH, or of YYMMDDHHMM since 2019
 MOST_BY_CHANCE = 0.1  # share of unix seconds that look like a date
+LEAST_SHORT = 0.9  # share of a column that looks like YYMMDDHHMM, where it holds dates
 MIN_PLAUSIBLE = 631_152_000  # 1990-01-01: a column of numbers that all lie before counts days, or is of dates
 IS_DATE = "may be a date or unix seconds: write 2025-03-01 or unix seconds"
 EXPONENT = r"^\s*[0-9.]+[eE][+-]?[0-9]+\s*$"  # of a number as spreadsheets shorten it
@@ -27,9 +28,10 @@ def looks_like_date(value_E: np.ndarray) -> np.ndarray:
   Such are YYYY, YYYYMM, YYYYMMDD and, with hours, minutes and seconds, YYYYMMDDHH, YYYYMMDDHHMM, YYYYMMDDHHMMSS; and
   YYMMDDHHMM. Hour 24 counts, as some write midnight by it.
 
-  Ten digits are unix seconds, too: from the year 2030 on they have the digits of YYYYMMDDHH, and from 2001 on those of
-  YYMMDDHHMM. Which they are is decided for the column: seconds look like a date by chance, one in a hundred of them
-  as YYYYMMDDHH. So dates they are where more than `MOST_BY_CHANCE` of the numbers in that range look like one.
+  Ten digits are unix seconds, too, from the year 2030 on; those before 2030 are never taken for dates. Which they are
+  is decided for the column. One in a hundred seconds looks like YYYYMMDDHH by chance: dates they are where more than
+  `MOST_BY_CHANCE` of the numbers from 2030 on do. Of the seconds of one hour most may look like YYMMDDHHMM: dates they
+  are where more than `LEAST_SHORT` of those numbers do.
 
   Args:
     value_E: [E] float64 numbers, NaN where there is none.
@@ -41,10 +43,9 @@ def looks_like_date(value_E: np.ndarray) -> np.ndarray:
     text = whole_E[some].astype(np.int64)
     date = _is_date(text, digits)
     if digits == 10:
-      date = _unless_by_chance(date, (text >= MIN_SINCE_2030) & (text < MAX_TIME))
-      # In two digits a year is 10 to 40 here: seconds of 2001 to 2040 have no others.
-      short = _is_date(text + 20 * 10**10, 12) & (text < 41 * 10**8)
-      date |= _unless_by_chance(short, text < MAX_TIME)
+      since_2030 = (text >= MIN_SINCE_2030) & (text < MAX_TIME)
+      short = _is_date(text + 20 * 10**10, 12)  # YYMMDDHHMM, of 2019 to 2041
+      date = _if_common(date, since_2030, MOST_BY_CHANCE) | _if_common(short, since_2030, LEAST_SHORT)
     date_E[some] = date
   return date_E
 
@@ -65,10 +66,9 @@ def _is_date(text: np.ndarray, digits: int) -> np.ndarray:
   return date
 
 
-def _unless_by_chance(date: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-  """`date`, left out where `seconds` too few of which look like dates say that the column holds unix seconds."""
-  share = date[seconds].mean() if seconds.any() else 1.0
-  return date & ((share > MOST_BY_CHANCE) | ~seconds)
+def _if_common(date: np.ndarray, among: np.ndarray, share: float) -> np.ndarray:
+  """`date` where it holds for more than `share` of the numbers `among`, which may be seconds; else False, bool."""
+  return date & among & (np.count_nonzero(date & among) > share * np.count_nonzero(among))
 
 
 def problem_outside(value: float) -> str:
@@ -98,6 +98,11 @@ def parse(values: np.ndarray, number_V: np.ndarray) -> np.ndarray:
   plain = [_ZONE.sub("Z", value.strip().upper().replace(",", ".")) for value in values[other]]
   seconds[other] = _iso_seconds(np.array(plain, object))
   return seconds
+
+
+def year(seconds: float) -> int:
+  """The year of unix seconds from 1970 to 2099."""
+  return int(np.datetime64(int(seconds), "s").astype("datetime64[Y]").astype(int)) + 1970
 
 
 def to_numbers(values: np.ndarray) -> np.ndarray:

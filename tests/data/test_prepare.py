@@ -18,6 +18,7 @@ from gr4ad_jax.data.builders.online_retail import OnlineRetail
 from gr4ad_jax.data.schema import SPLITS, DataError
 
 HOUR = 3600
+START = 19_675 * 24 * HOUR  # a midnight of 2023
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def config(tmp_path):
   ads = "".join(f"ad{i},text {i},account\n" for i in range(4))
   (tmp_path / "ads.csv").write_text("ad_id,text,account_id\n" + ads)
   rows = [
-    f"u{user},ad{(user + day + second) % 4},{24 * HOUR * day + 300 * second},{('click', 'purchase')[second]},{second}"
+    f"u{user},ad{(user + day + second) % 4},{START + 24 * HOUR * day + 300 * second},"
+    f"{('click', 'purchase')[second]},{second}"
     for day in range(11) for user in range(1, 11) for second in range(2) if day < user
   ]
   (tmp_path / "events.csv").write_text("user_id,ad_id,time,behavior,value\n" + "\n".join(rows) + "\n")
@@ -48,7 +50,7 @@ def test_ten_users_of_a_csv_pair(config):
   for row, name in enumerate(log.user_id):
     user, own = int(name[1:]), np.flatnonzero(log.user == row)
     day = np.repeat(np.arange(user), 2)
-    assert (log.time[own] // (24 * HOUR)).tolist() == day.tolist()
+    assert ((log.time[own] - START) // (24 * HOUR)).tolist() == day.tolist()
     held_out = {user - 1: "test", user - 2: "valid"} if user >= 3 else {}
     assert [SPLITS[s] for s in log.split[own]] == [held_out.get(d, "train") for d in day]
     assert log.behavior[own].tolist() == [0, 2] * user

@@ -54,14 +54,15 @@ def test_texts_that_are_refused(text, problem):
 
 
 def test_digits_of_no_date_are_seconds():
-  values = [20251301, 20250230, 2025130110, 2025022910, 202513, 2025030124, 1899, 2101, 210101, 21010101, 7, 1740823200]
+  values = [20251301, 20250230, 2025130110, 2025022910, 202513, 1899, 2101, 210101, 21010101, 7, 1740823200]
   assert seconds(pa.array(values)) == values
   assert seconds(pa.array(values, pa.float64())) == values
 
 
 @pytest.mark.parametrize("value,date", [
   (202503011059, True), (202503011060, False), (20250301105959, True), (20250301105960, False),
-  (20250301235959, True), (20250301245959, False), (20000229, True), (19000229, False), (20240229, True),
+  (20250301235959, True), (20250301245959, True), (20250301255959, False), (20000229, True),
+  (19000229, False), (20240229, True),
   (20250431, False), (20250430, True), (20250400, False), (20250001, False), (20251231, True), (2100, True),
   (1900, True), (1, False), (0, False), (2025030, False), (202503011, False), (np.nan, False), (-2025, False),
 ])  # fmt: skip
@@ -70,13 +71,54 @@ def test_what_looks_like_a_date(value, date):
 
 
 def test_seconds_of_the_next_decade_are_not_taken_for_dates():
-  later = [1_900_010_100 + 700 * n for n in range(400)]
+  later = [1_900_010_100 + 701 * n for n in range(400)]
   assert times.looks_like_date(np.array(later[:1], float)).all()
   assert seconds(pa.array(later)) == later
   dates = np.array([2025030110, 2025030111, 1740823200], float)
   assert times.looks_like_date(dates).tolist() == [True, True, False]
+  # One odd row makes no seconds of them, and hour 24 is midnight.
+  dates = [2025030110, 2025030124, 2025030218, 2025030225, *range(2025030300, 2025030323)]
+  assert times.looks_like_date(np.array(dates, float)).tolist() == [True, True, True, False, *[True] * 23]
+  with pytest.raises(DataError, match="row 1: 2025030110 may be a date"):
+    seconds(pa.array(dates))
+  seconds_of_2034 = [2025030110, *range(2025320000, 2025320008)]
+  assert times.looks_like_date(np.array([*seconds_of_2034, 2025320008], float)).sum() == 0  # 1 of 10
+  assert times.looks_like_date(np.array(seconds_of_2034, float)).sum() == 1  # 1 of 9
   # What lies beyond the allowed years is no witness.
   assert times.looks_like_date(np.array([2025030110, 9_999_999_999], float)).tolist() == [True, False]
+
+
+def test_dates_with_a_year_of_two_digits():
+  dates = [2503011000, 2503011059, 2512312400, 1901010000, 4012312359]
+  assert times.looks_like_date(np.array(dates, float)).all()
+  with pytest.raises(DataError, match="row 1: '2503011000' may be a date"):
+    seconds(pa.array([str(date) for date in dates]))
+  assert not times.looks_like_date(np.array([2513011000, 2503321000, 2503012500, 2503011060.0])).any()
+  assert seconds(pa.array([1701011030])) == [1701011030]  # of 2023, not of 2017
+  # An hour of 2033 whose seconds have the digits 20-01-31 10:MM; six in ten of them end in less than 60.
+  hour = np.arange(2001311000, 2001312000, 7.0)
+  assert not times.looks_like_date(hour).any()
+  # 9 of 10 may still be seconds.
+  assert not times.looks_like_date(np.array([2503011000 + n for n in range(9)] + [2513011000.0])).any()
+  assert times.looks_like_date(np.array([2503011000 + n for n in range(10)] + [2513011000.0])).sum() == 10
+
+
+@pytest.mark.parametrize("values,year", [
+  ([20148, 20149], 1970), ([45717.41, 45718.5], 1970), ([250301, 250302], 1970), ([2025060, 2025061], 1970),
+  ([31122025, 1032025], 1970), (["483562", " "], 1970), (["03012025", "03022025"], 1970), ([0, 631151999], 1989),
+  ([631151999.5, None], 1989), ([decimal.Decimal(20148)], 1970),
+])  # fmt: skip
+def test_numbers_that_all_lie_before_1990_are_no_seconds(values, year):
+  message = rf"^log.parquet: column 'created': all numbers lie in 1970 to {year} as unix seconds; are they days, or"
+  with pytest.raises(DataError, match=message):
+    checks.Cells("log.parquet", "created", pa.array(values)).times(-1)
+
+
+def test_old_moments_that_name_their_year_are_read():
+  assert seconds(pa.array([0, 631152000])) == [0, 631152000]
+  assert seconds(pa.array(["1985-03-01", "86400"])) == [478483200, 86400]
+  assert seconds(pa.array([datetime.date(1985, 3, 1)])) == [478483200]
+  assert checks.Cells("", "created", pa.array(["", " "])).times(-1).tolist() == [-1, -1]
 
 
 def test_columns_of_every_type():
@@ -95,7 +137,7 @@ def test_columns_of_every_type():
   assert seconds(pa.array([b"2025-03-01 10:00:00 UTC"], pa.binary())) == [TEN]
   assert checks.Cells("", "created", pa.nulls(2)).times(-1).tolist() == [-1, -1]
   assert checks.Cells("", "created", pa.array([moment, None])).times(-1).tolist() == [TEN, -1]
-  assert checks.Cells("", "created", pa.array(["", " ", "7"])).times(-1).tolist() == [-1, -1, 7]
+  assert checks.Cells("", "created", pa.array(["", " ", str(TEN)])).times(-1).tolist() == [-1, -1, TEN]
 
 
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])

@@ -31,7 +31,8 @@ def config(tmp_path):
   encoder = str(tmp_path / "vectors.npy")
   np.save(encoder, rng.normal(size=(24, 8)))
   ads = [[f"ad{n}", "tea", "shop", 1 + n] for n in range(24)]
-  visits = [(u, a, 3600 * v) for u in range(20) for v in range(2) for a in rng.choice(24, 4, replace=False)]
+  start = 1_700_000_000
+  visits = [(u, a, start + 3600 * v) for u in range(20) for v in range(2) for a in rng.choice(24, 4, replace=False)]
   return Config(
     workdir=str(tmp_path / "run"),
     data=DataConfig(
