@@ -1,4 +1,4 @@
-"""A random log, and what plain loops over its events say of it: what the tests of this room compare with."""
+"""What plain loops over a log say of it: what the tests of this room compare with."""
 
 import numpy as np
 
@@ -12,7 +12,9 @@ class Told:
   Attributes:
     events: the log.
     lines: its lines in order, (request, ad, depth, value, quantity) each.
-    user, time, visit: of each request; time in unix seconds, visit the number of visits of the user before it.
+    user: of each request.
+    time: of each request, unix seconds.
+    visit: how many requests of its user came before each.
     split: of each request, 0 train, 1 valid, 2 test.
   """
 
@@ -28,10 +30,11 @@ class Told:
 
   def past(self, request):
     """The lines of the same user's earlier requests."""
-    return [line for line in self.lines if line.request < request and self.user[line.request] == self.user[request]]
+    user = self.user[request]
+    return [x for x in self.lines if x.request < request and self.user[x.request] == user]
 
   def history(self, request, slots):
-    """The user's ads before a request, each where he took it last, oldest first: at most the `slots` latest."""
+    """A user's ads before a request, each where it was taken last: the `slots` latest at most."""
     latest = []
     for line in self.past(request):
       latest = [ad for ad in latest if ad != line.ad] + [line.ad]
@@ -40,14 +43,18 @@ class Told:
   def before(self, request, ad, days):
     """The lines of an ad in the `days` days before the day of a request."""
     today = self.time[request] // DAY
-    return [x for x in self.lines if x.ad == ad and today - days <= self.time[x.request] // DAY < today]
+    of_ad = [line for line in self.lines if line.ad == ad]
+    return [x for x in of_ad if today - days <= self.time[x.request] // DAY < today]
 
   def lately(self, request, days=28):
     """How many lines each ad has in the `days` days before the day of a request: [N]."""
     return np.array([len(self.before(request, ad, days)) for ad in range(logs.ADS)])
 
   def repeat_share(self, request, ad):
-    """Share of an ad's lines in half a year whose user had it before; an ad starts with one repeat of four lines."""
+    """Share of an ad's lines in half a year whose user had it before.
+
+    To both counts a prior is added: one repeat in four lines.
+    """
     recent = self.before(request, ad, 182)
     repeats = [x for x in recent if any(old.ad == ad for old in self.past(x.request))]
     return (len(repeats) + 1) / (len(recent) + 4)

@@ -14,6 +14,11 @@ from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.training import candidates
 from gr4ad_jax.training.candidates import NO_REFERENCE, CandidateMaker, Candidates
 from tests.data import logs
+from tests.training.loops import Told
+
+DECAY = 0.9  # of what a visit took, by the next visit
+TARGETS, NEIGHBORS = 3, 3  # slots
+PIPELINES = ("recency", "neighbors", "ease", "popularity")
 
 
 class FixedRanker:
@@ -28,37 +33,56 @@ class FixedRanker:
 
 
 @pytest.fixture(scope="module")
-def contexts():
-  lines = history.build_lines(logs.make_log(seed=3, users=12), logs.ADS)
+def told():
+  return Told(logs.make_log(seed=3, users=12))
+
+
+@pytest.fixture(scope="module")
+def contexts(told):
+  lines = history.build_lines(told.events, logs.ADS)
   codes_NT = np.stack([np.arange(logs.ADS)] * 2, axis=1).astype(np.int32)
   neighbors = NeighborFolds.of(CoVisitNeighbors.fit(lines.request, lines.ad, logs.ADS))
-  data = DataConfig(history_slots=logs.ADS, neighbor_slots=3, rising_slots=2, targets=3)
+  slots = {"history_slots": logs.ADS, "neighbor_slots": NEIGHBORS, "rising_slots": 2}
+  data = DataConfig(targets=TARGETS, **slots)
   trends = Trends.fit(lines, logs.ADS)
   return RequestContexts(lines, codes_NT, np.ones(logs.ADS, np.float32), trends, neighbors, data)
 
 
+def learned_of(contexts):
+  """Lines that EASE learns from: two of three."""
+  return np.arange(len(contexts.lines.ad)) % 3 > 0
+
+
 def make(contexts, given=None, **settings):
   config = PreferenceConfig(**{"policy_candidates": 4, "other_candidates": 2, **settings})
-  learned_L, given = np.ones(len(contexts.lines.ad), bool), [] if given is None else given
+  given = [] if given is None else given
 
   def reward(requests, ad_BC, logp_BC):
     given.append(logp_BC)
     return np.where(ad_BC >= 0, ad_BC + 0.5, 0).astype(np.float32)
 
-  maker = CandidateMaker(config, contexts, FixedRanker(), reward, logs.ADS, learned_L)
+  maker = CandidateMaker(config, contexts, FixedRanker(), reward, logs.ADS, learned_of(contexts))
   requests = np.arange(len(contexts.lines.request_time))
   return maker.make(None, requests, batch=5)
 
 
-def test_each_ad_once_own_ads_first_and_padding_last(contexts):
+def test_each_ad_once_own_ads_first_then_the_policys_and_padding_last(contexts, told):
   made = make(contexts)
-  targets = contexts.targets(made.request_R)
-  for ads, line in zip(made.ad_RC, targets, strict=True):
-    real = ads[ads >= 0]
-    own = contexts.lines.ad[line[line >= 0]]
+  for request, ads in zip(made.request_R, made.ad_RC, strict=True):
+    real = ads[ads >= 0].tolist()
     assert len(set(real)) == len(real) and (ads[len(real) :] == -1).all()
-    np.testing.assert_array_equal(real[: len(own)], own)
-    assert {2, 1, 0} <= set(real)
+    own = [line.ad for line in told.own(request)]
+    drawn = real[: min(len(own), TARGETS)]
+    assert set(drawn) <= set(own) and (drawn == own or len(own) > TARGETS)
+    policys = [ad for ad in (2, 1, 0) if ad not in drawn]
+    assert real[len(drawn) : len(drawn) + len(policys)] == policys
+
+
+def test_the_policys_own_list_is_kept_with_its_probabilities(contexts):
+  made = make(contexts)
+  rows = len(made.request_R)
+  np.testing.assert_array_equal(made.policy_RK, [[2, 1, 0] + [-1] * 7] * rows)
+  np.testing.assert_array_equal(made.policy_logp_RK, [[-1, -2, -3] + [-np.inf] * 7] * rows)
 
 
 def test_the_policys_ads_have_its_probability_wherever_they_stand_and_no_others_do(contexts):
@@ -76,38 +100,81 @@ def test_the_reward_is_told_log_p_of_what_the_beams_reached_and_the_lowest_for_t
   np.testing.assert_array_equal(np.concatenate(given), expected)
 
 
-@pytest.mark.parametrize("name", ["recency", "neighbors", "ease", "popularity"])
-def test_a_pipeline_proposes_what_it_knows_before_the_request(contexts, name):
-  maker = CandidateMaker(
-    PreferenceConfig(other_candidates=4), contexts, FixedRanker(), None, logs.ADS, np.ones(len(contexts.lines.ad), bool)
-  )
-  requests = np.arange(len(contexts.lines.request_time))
-  found = maker._pipeline(name, requests)
-  assert found.shape == (len(requests), 4) and found.dtype == np.int32
-  lines = contexts.lines
-  for row, request in zip(found, requests, strict=True):
-    past = set(lines.ad[lines.user_first[request] : lines.request_first[request]])
-    proposed = set(row[row >= 0])
-    if name == "recency":
-      assert proposed <= past and len(proposed) == min(4, len(past))
-    if name == "neighbors":
-      assert not proposed & past
-    if name == "popularity":
-      counts = contexts.popularity.lately(lines.request_time[[request]])[0]
-      assert counts[row].min() >= np.sort(counts)[-4]
+@pytest.fixture(scope="module")
+def scores(contexts, told):
+  """What a pipeline holds an ad worth before a request: scores[name][request][ad], by loops."""
+  weights_NN = ease_weights(told, learned_of(contexts))
+  cosine_NN = cosines(told)
+  found = {name: [] for name in PIPELINES}
+  for request in range(len(told.user)):
+    recent = {}
+    for line in told.past(request):
+      ago = told.visit[request] - 1 - told.visit[line.request]
+      recent[line.ad] = recent.get(line.ad, 0) + DECAY**ago
+    near = {}
+    for n in range(logs.ADS):
+      score = sum(weight * cosine_NN[ad, n] for ad, weight in recent.items())
+      if score > 0 and n not in recent:
+        near[n] = score
+    found["recency"].append(recent)
+    found["neighbors"].append(near)
+    found["ease"].append({n: sum(weights_NN[ad, n] for ad in recent) for n in range(logs.ADS)})
+    found["popularity"].append(dict(enumerate(told.lately(request).tolist())))
+  return found
 
 
-def test_recency_orders_by_decayed_counts(contexts):
-  maker = CandidateMaker(PreferenceConfig(other_candidates=3), contexts, FixedRanker(), None, logs.ADS, None)
-  lines = contexts.lines
-  request = int(np.argmax(lines.request_visit))
-  past = range(lines.user_first[request], lines.request_first[request])
-  score = {}
-  for line in past:
-    ago = lines.request_visit[request] - lines.request_visit[lines.request[line]]
-    score[lines.ad[line]] = score.get(lines.ad[line], 0) + history.DECAY**ago
-  found = [score[ad] for ad in maker._pipeline("recency", np.array([request]))[0] if ad >= 0]
-  np.testing.assert_allclose(found, sorted(score.values(), reverse=True)[: len(found)], rtol=1e-6)
+def cosines(told):
+  """Of ads over visits: one of n ads weighs 1 / log2(2 + n); chance pairs are shrunk by 10."""
+  common_NN = np.zeros((logs.ADS, logs.ADS))
+  for request in range(len(told.user)):
+    ads = [line.ad for line in told.own(request)]
+    for one in ads:
+      for other in ads:
+        common_NN[one, other] += 1 / np.log2(2 + len(ads))
+  mass_N = np.diag(common_NN).copy() + 10
+  np.fill_diagonal(common_NN, 0)
+  return common_NN / np.sqrt(mass_N[:, None] * mass_N)
+
+
+def ease_weights(told, learned_L):
+  """Steck 2019, equation 8: B = -P / diag(P) by column, P the inverse of X'X + 200 I.
+
+  The diagonal of B is 0: no ad tells of itself.
+  """
+  taken_UN = np.zeros((max(told.user) + 1, logs.ADS))
+  for line, learned in zip(told.lines, learned_L, strict=True):
+    if learned:
+      taken_UN[told.user[line.request], line.ad] = 1
+  inverse_NN = np.linalg.inv(taken_UN.T @ taken_UN + 200 * np.eye(logs.ADS))
+  weights_NN = -inverse_NN / np.diag(inverse_NN)
+  np.fill_diagonal(weights_NN, 0)
+  return weights_NN
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_proposes_what_it_holds_best_before_the_request(contexts, scores, name):
+  count = 4  # one more than the context has neighbours
+  config = PreferenceConfig(other_candidates=count)
+  maker = CandidateMaker(config, contexts, FixedRanker(), None, logs.ADS, learned_of(contexts))
+  found = maker._pipeline(name, np.arange(len(contexts.lines.request_time)))
+  assert found.shape == (len(contexts.lines.request_time), count) and found.dtype == np.int32
+  most = min(count, NEIGHBORS) if name == "neighbors" else count
+  for row, score in zip(found.tolist(), scores[name], strict=True):
+    best = sorted(score.values(), reverse=True)[:most]
+    real = row[: len(best)]
+    assert row[len(best) :] == [-1] * (count - len(best)) and len(set(real)) == len(real)
+    np.testing.assert_allclose([score[ad] for ad in real], best, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("pipelines", [("recency",), ("popularity",), PIPELINES])
+def test_the_best_of_every_configured_pipeline_are_candidates(contexts, scores, pipelines):
+  made = make(contexts, pipelines=pipelines, policy_candidates=1, other_candidates=2)
+  assert made.ad_RC.shape == (len(contexts.lines.request_time), TARGETS + 1 + 2 * len(pipelines))
+  for name in pipelines:
+    for ads, score in zip(made.ad_RC.tolist(), scores[name], strict=True):
+      there = sorted((score[ad] for ad in ads if ad in score), reverse=True)
+      best = sorted(score.values(), reverse=True)[:2]
+      np.testing.assert_allclose(there[: len(best)], best, rtol=1e-4, atol=1e-7)
 
 
 def test_candidates_come_back_from_disk_and_are_found_by_request(contexts, tmp_path):

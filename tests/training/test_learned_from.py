@@ -1,4 +1,4 @@
-"""What a run learns from, and what it may know of each split: requests, neighbours, money, popularity; by loops."""
+"""What a run learns from, and what it may know of each split, against loops over the log."""
 
 import dataclasses
 import types
@@ -22,7 +22,8 @@ SLOTS = 3
 
 
 def config_of(**training):
-  data = DataConfig(history_slots=SLOTS, neighbor_slots=2, rising_slots=1, targets=2, neighbor_folds=2)
+  slots = {"history_slots": SLOTS, "neighbor_slots": 2, "rising_slots": 1}
+  data = DataConfig(targets=2, neighbor_folds=2, **slots)
   return Config(data=data, model=ModelConfig(ecpm_bins=4), training=TrainConfig(**training))
 
 
@@ -35,7 +36,8 @@ def prepare(monkeypatch):
     price = np.ones(logs.ADS, np.float32)
     ads = AdTable(text, text, text, text, text, text, price, price.astype(np.int64))
     index = types.SimpleNamespace(codes_NT=np.zeros((logs.ADS, 2), np.int32))
-    monkeypatch.setattr(inputs_lib, "load_dataset", lambda _: Dataset("made", ads, events, ("a", "b", "c")))
+    dataset = Dataset("made", ads, events, ("click", "cart", "purchase"))
+    monkeypatch.setattr(inputs_lib, "load_dataset", lambda _: dataset)
     monkeypatch.setattr(inputs_lib, "tokenizer_of", lambda *_: (None, index))
     config = config_of(**training)
     return inputs_lib.prepare_inputs(config), config
@@ -45,7 +47,7 @@ def prepare(monkeypatch):
 
 @pytest.fixture(scope="module")
 def told():
-  """A log in which every event has its own value; those of valid are a million, those of test two."""
+  """A log of values that all differ in train; an event of valid has a million, of test two."""
   events = logs.make_log(seed=5, users=9)
   value_E = 1 + np.random.default_rng(0).permutation(len(events))
   value_E = np.where(events.split == TRAIN, value_E, 1e6 * events.split).astype(np.float32)
@@ -106,7 +108,7 @@ def test_requests_are_learned_from_by_split_and_period(prepare, told, fit_splits
   if period == (0.0, 1.0):
     assert set(inputs.lines.request_split[found].tolist()) == LEARNED[fit_splits]
   assert inputs.learned(config).tolist() == sorted(inside)
-  timed = dataclasses.replace(config, training=dataclasses.replace(config.training, data_order="time"))
+  timed = config_of(fit_splits=fit_splits, period=period, data_order="time")
   assert inputs.learned(timed).tolist() == inside
   assert inside != sorted(inside)  # else the orders would be one
 
@@ -119,16 +121,14 @@ def test_requests_are_learned_from_by_split_and_period(prepare, told, fit_splits
 def test_an_epoch_of_users_is_each_users_last_request_and_those_a_history_before_it(
   prepare, fit_splits, expected, data_order
 ):
-  """Users of 1, S, S + 1 and 2S + 1 training visits; all but the first have one of valid and one of test after them."""
-  rows = [(user, visit) for user, number in enumerate([1, SLOTS, SLOTS + 1, 2 * SLOTS + 1]) for visit in range(number)]
-  rows += [(user, visit) for user, number in ((1, SLOTS), (2, SLOTS + 1), (3, 2 * SLOTS + 1))
-           for visit in (number, number + 1)]  # fmt: skip
+  """Users of 1, S, S + 1 and 2S + 1 training visits; all but the first have two held-out more."""
+  visits_U = [1, SLOTS + 2, SLOTS + 3, 2 * SLOTS + 3]
+  rows = [(user, visit) for user, number in enumerate(visits_U) for visit in range(number)]
   user, visit = np.array(rows).T
   time = logs.START + DAY * visit - 60 * user  # the users' visits alternate
   zero = np.zeros(len(rows))
-  events = visits.ordered_log(
-    np.array(["a", "b", "c", "d"]), user=user, ad=(user + visit) % logs.ADS, time=time, behavior=zero, value=zero,
-    quantity=zero, request=visit
-  )  # fmt: skip
+  columns = {"user": user, "ad": (user + visit) % logs.ADS, "time": time, "request": visit}
+  columns |= {"behavior": zero, "value": zero, "quantity": zero}
+  events = visits.ordered_log(np.array(["a", "b", "c", "d"]), **columns)
   inputs, config = prepare(events, fit_splits=fit_splits, examples="users", data_order=data_order)
   assert inputs.examples(config).tolist() == expected

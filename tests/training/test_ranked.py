@@ -24,10 +24,10 @@ def ask(tmp_path):
 
 def test_other_settings_are_made_anew_and_the_same_are_read(ask):
   assert (ask("test", beams=[4, 4], order="likelihood") == 1).all()
-  assert (ask("test", order="likelihood", beams=[4, 4]) == 1).all()  # in whatever order they are named
+  assert (ask("test", order="likelihood", beams=[4, 4]) == 1).all()  # in any order
   assert (ask("test", beams=[4, 5], order="likelihood") == 2).all()
   assert (ask("test", beams=[4, 5], order="likelihood") == 2).all()
-  assert (ask("test", beams=[4, 4], order="likelihood") == 3).all()  # one ranking is kept, the latest
+  assert (ask("test", beams=[4, 4], order="likelihood") == 3).all()  # the latest is kept
   assert [made["beams"] for made in ask.made] == [[4, 4], [4, 5], [4, 4]]
 
 

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import Config, ConfigError, ModelConfig, SearchConfig, load_config, validate
-from gr4ad_jax.data.batches import HISTORY
-from gr4ad_jax.data.followers import Followers
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import protocols
 from gr4ad_jax.training import boosted, reranking, scoring, seen_ads
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training.reward_model import RewardModel
 from tests import tiny
+from tests.training.loops import Told
 
 REWARD = ("--reward_width=8", "--reward_bins=3", "--reward_epochs=1", "--reward_shown=6", "--reward_negatives=6")
 
@@ -101,15 +100,34 @@ def test_evaluate_takes_the_flag(workdir):
   assert json.loads((workdir / "eval/metrics.json").read_text())["settings"]["reranker"] == "reward"
 
 
+def shares(told, requests, ads=24, slots=8):
+  """Of all that followed each request's history in training, how much each ad is: [R, N].
+
+  A line d lines after another of its user counts 0.8^(d - 1), up to 10 lines. An ad's followers
+  are divided by the root of their sum. An ad of the history weighs 0.7 of the next one.
+  """
+  after_NN = np.zeros((ads, ads))
+  train = [line for line in told.lines if told.split[line.request] == 0]
+  learned = [(told.user[line.request], line.ad) for line in train]
+  for i, (user, ad) in enumerate(learned):
+    for distance, (other_user, other) in enumerate(learned[i + 1 : i + 11]):
+      if other_user == user and other != ad:
+        after_NN[ad, other] += 0.8**distance
+  share_RN = np.zeros((len(requests), ads))
+  for r, request in enumerate(requests):
+    for age, ad in enumerate(reversed(told.history(request, slots))):
+      if after_NN[ad].any():
+        share_RN[r] += 0.7**age * after_NN[ad] / np.sqrt(after_NN[ad].sum())
+    share_RN[r] /= max(share_RN[r].sum(), 1e-9)
+  return share_RN
+
+
 def test_neighbors_add_what_followed_the_history(workdir):
   plain, config = with_reranker(workdir), with_reranker(workdir, reranker="neighbors", neighbor_weight=2.0)
   inputs, requests, every = ranked(plain, 24)
-  lines = inputs.lines
-  learned_L = np.isin(lines.request, inputs.learned(config))
-  followers = Followers(lines.request_user[lines.request][learned_L], lines.ad[learned_L], 24)
-  ads, kinds, _ = inputs.contexts(config, "test").slots(requests.request)
-  share = followers.share(np.where(kinds == HISTORY, ads, -1), every.ad_RK)
-  expected = -np.sort(-(every.logp_RK + 2 * np.log(share + 1e-4)), axis=1)[:, :5]
+  share_RN = shares(Told(inputs.dataset.events), requests.request.tolist())
+  share_RK = np.take_along_axis(share_RN, every.ad_RK, axis=1)
+  expected = -np.sort(-(every.logp_RK + 2 * np.log(share_RK + 1e-4)), axis=1)[:, :5]
   found = ranked(config)[2]
   np.testing.assert_allclose(found.score_RK, expected, atol=1e-4)
   assert (found.ad_RK != every.ad_RK[:, :5]).any()
@@ -140,12 +158,13 @@ def test_with_a_learned_bias_ads_of_the_history_gain_nothing(workdir):
   inputs = inputs_lib.prepare_inputs(config)
   requests = protocols.eval_requests(inputs.dataset, "test")
   every = ranked(with_reranker(workdir), 24)[2]
-  ads, kinds, _ = inputs.contexts(config, "test").slots(requests.request)
-  past_BS = np.where(kinds == HISTORY, ads, -2)
-  again = [
-    (reranking.rerank(some, inputs, requests, every, 5).ad_RK[:, :, None] == past_BS[:, None]).any(-1).mean()
-    for some in (config, biased)
-  ]
+  told = Told(inputs.dataset.events)
+  past = [told.history(request, 8) for request in requests.request.tolist()]
+  again = []
+  for some in (config, biased):
+    lists = reranking.rerank(some, inputs, requests, every, 5).ad_RK.tolist()
+    rows = zip(lists, past, strict=True)
+    again.append(np.mean([[ad in known for ad in row] for row, known in rows]))
   assert again[0] > again[1]
 
 

@@ -11,6 +11,7 @@ from gr4ad_jax.data.schema import AdTable, DataError
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.training.rewards import Rewarder
 from tests.data import logs
+from tests.training.loops import Told
 
 
 class Model:
@@ -25,8 +26,13 @@ class Model:
 
 
 @pytest.fixture(scope="module")
-def contexts():
-  lines = history.build_lines(logs.make_log(seed=3, users=12), logs.ADS)
+def told():
+  return Told(logs.make_log(seed=3, users=12))
+
+
+@pytest.fixture(scope="module")
+def contexts(told):
+  lines = history.build_lines(told.events, logs.ADS)
   codes_NT = np.zeros((logs.ADS, 2), np.int32)
   neighbors = NeighborFolds.of(CoVisitNeighbors.fit(lines.request, lines.ad, logs.ADS))
   data = DataConfig(history_slots=6, neighbor_slots=3, rising_slots=2, targets=3)
@@ -94,24 +100,50 @@ def test_power_and_a_users_own_function(contexts, ads):
   np.testing.assert_allclose(reward(contexts, ads, Model(), reward=own, reward_power=2.0), [[4, 16, 0], [256, 0, 36]])
 
 
-def test_logged_reward_is_what_the_request_paid(contexts, ads):
-  lines = contexts.lines
-  expected = np.zeros(ADS_BC.shape)
-  for b, request in enumerate(REQUESTS):
-    for line in range(lines.request_first[request], lines.request_first[request + 1]):
-      expected[b, ADS_BC[b] == lines.ad[line]] = lines.value[line]
-  own = lines.ad[lines.request_first[5]]
+def paid(told, request):
+  """What a request paid for each of its ads."""
+  return {line.ad: line.value for line in told.own(request)}
+
+
+def test_logged_reward_is_what_the_request_paid(contexts, ads, told):
+  rows = zip(REQUESTS, ADS_BC.tolist(), strict=True)
+  expected = [[paid(told, request).get(ad, 0) for ad in row] for request, row in rows]
   everything = Rewarder(PreferenceConfig(reward="logged"), contexts, ads, None)
   np.testing.assert_allclose(everything(REQUESTS, ADS_BC, LOGP_BC), expected)
-  assert everything(np.array([5]), np.array([[own]]), LOGP_BC[:1, :1])[0, 0] == lines.value[lines.request_first[5]]
+  bought = next(line for line in told.lines if line.value)
+  alone = everything(np.array([bought.request]), np.array([[bought.ad]]), LOGP_BC[:1, :1])
+  np.testing.assert_allclose(alone, [[bought.value]], rtol=1e-6)
 
 
-def test_lifetime_grows_with_repeats(contexts, ads):
+def test_columns_without_a_model_are_what_the_log_says(contexts, ads, told):
+  requests = np.arange(len(told.user))
+  ad_BC = np.tile(np.arange(logs.ADS), (len(requests), 1))
+  rewarder = Rewarder(PreferenceConfig(), contexts, ads, None)
+  found = rewarder.columns(requests, ad_BC, np.zeros(ad_BC.shape))
+  np.testing.assert_array_equal(found.request_B, requests)
+  np.testing.assert_array_equal(found.ad_BC, ad_BC)
+  kinds = set()
+  for r in requests:
+    known = paid(told, r)
+    kinds |= {amount > 0 for amount in known.values()}
+    value_N = np.array([known.get(ad, 0.0) for ad in range(logs.ADS)])
+    np.testing.assert_allclose(found.logged_BC[r], value_N, rtol=1e-6)
+    np.testing.assert_allclose(found.value_BC[r], value_N, rtol=1e-6)
+    np.testing.assert_array_equal(found.purchase_BC[r], np.where(value_N > 0, 1, 0))
+    share_N = [told.repeat_share(r, ad) for ad in range(logs.ADS)]
+    np.testing.assert_allclose(found.repeat_BC[r], share_N, rtol=1e-5)
+    visits = told.visit[r]
+    spent = sum(line.value for line in told.past(r))
+    np.testing.assert_allclose(found.user_value_B[r], spent / visits if visits else 0, rtol=1e-5)
+  assert kinds == {True, False}  # some ads of requests were bought, others only clicked on
+
+
+def test_lifetime_grows_with_repeats(contexts, ads, told):
   once, ever = (reward(contexts, ads, Model(), reward=name) for name in ("revenue", "lifetime"))
-  repeat = Rewarder(PreferenceConfig(), contexts, ads, Model()).columns(REQUESTS, ADS_BC, LOGP_BC).repeat_BC
-  assert ((0 <= repeat) & (repeat <= 1)).all() and repeat.max() > 0
-  real = ADS_BC >= 0
-  np.testing.assert_allclose(ever[real], (once / (1 - 0.9 * repeat))[real], rtol=1e-5)
+  rows = zip(REQUESTS, np.maximum(ADS_BC, 0).tolist(), strict=True)  # padding is worth 0 anyway
+  share = [[told.repeat_share(request, ad) for ad in row] for request, row in rows]
+  assert len(np.unique(share)) > 2
+  np.testing.assert_allclose(ever, once / (1 - 0.9 * np.array(share)), rtol=1e-5)
 
 
 def test_margins_come_from_a_file_that_has_every_ad(contexts, ads, tmp_path):
@@ -136,10 +168,10 @@ def test_margins_come_from_a_file_that_has_every_ad(contexts, ads, tmp_path):
 
 
 @pytest.mark.parametrize("exposure", ["ad", "account"])
-def test_exposure_lowers_what_is_shown_most(contexts, ads, exposure):
+def test_exposure_lowers_what_is_shown_most(contexts, ads, told, exposure):
   plain = reward(contexts, ads, Model())
   found = reward(contexts, ads, Model(), exposure=exposure, exposure_weight=0.5)
-  seen_BN = contexts.popularity.lately(contexts.lines.request_time[REQUESTS])
+  seen_BN = np.stack([told.lately(request) for request in REQUESTS])
   if exposure == "account":
     shop = np.arange(logs.ADS) % 3
     seen_BN = np.stack([[row[shop == s].sum() for s in shop] for row in seen_BN])
