@@ -34,7 +34,7 @@ class FixedRanker:
 
 @pytest.fixture(scope="module")
 def told():
-  return Told(logs.make_log(seed=3, users=12))
+  return Told(logs.make_log(seed=3, users=12, days=40))  # far longer than four weeks
 
 
 @pytest.fixture(scope="module")
