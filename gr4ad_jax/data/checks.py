@@ -3,6 +3,7 @@
 Rows are counted from 1 and do not count a header. A cell is *empty* where it is null or, as text, blank.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from gr4ad_jax.data.schema import DataError
 MAX_NUMBER = 1e12
 LONGEST_ID = 1024  # characters
 _CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}]"
+_MARK = "\ufeff"  # the byte order mark that begins a file; further on it was joined from others
 _SHORTENED = r"^[0-9](\.[0-9]+)?[eE]\+[0-9]+$"  # as spreadsheets write 1234567890123
 
 
@@ -46,18 +48,28 @@ class Cells:
 
   def bad(self, row: int, value: Any, problem: str) -> DataError:
     """The error of one cell; `row` is 0-based over all parts here, and 1-based in its own file in the message."""
-    path = self.path
-    for part, size in self._parts:
-      path = part
-      if row < size:
-        break
-      row -= size
+    path, row = self._place(row)
     where = f"row {row + 1}"
     if path.endswith(".csv") and self._parts and (line := csv_files.line_of(path, row)) != row + 2:
       where += f" (line {line})"
     shown = repr(value)
     cut = f"{shown[:80]}{'…' if len(shown) > 80 else ''}"
     return DataError(f"{path}: column '{self.column}', {where}: {cut} {problem}")
+
+  def _place(self, row: int) -> tuple[str, int]:
+    """(file, 0-based row in it) of a row over all parts."""
+    path = self.path
+    for part, size in self._parts:
+      path = part
+      if row < size:
+        break
+      row -= size
+    return path, row
+
+  def row_name(self, row: int, beside: int) -> str:
+    """A row in a message about the row `beside`: 1-based, with the name of its part where that is another one."""
+    path, place = self._place(row)
+    return f"row {place + 1}" + ("" if path == self._place(beside)[0] else f" of {os.path.basename(path)}")
 
   def beside(self, column: str, array: Any) -> "Cells":
     """Another column of the same rows, made of this one."""
@@ -83,6 +95,8 @@ class Cells:
     for bad, problem in (
       (compute.equal(names, ""), "is empty"),
       (compute.match_substring_regex(names, _CONTROL), "has a control character"),
+      (compute.match_substring(names, _MARK), "has a byte order mark (U+FEFF): were files joined here?"),
+      (compute.equal(names, self.column), "is the name of the column: is this row a second header?"),
       (compute.greater(compute.utf8_length(names), LONGEST_ID), f"is longer than {LONGEST_ID} characters"),
       (compute.match_substring_regex(names, _SHORTENED), "is a number that was shortened: its last digits are lost"),
     ):
@@ -122,9 +136,10 @@ class Cells:
     """
     types = optional("pyarrow").types
     kind = self.array.type
+    is_moment = types.is_timestamp(kind) or types.is_date(kind)
     if types.is_large_string(kind):
       value_E, empty_E = self._text_times()
-    elif types.is_timestamp(kind) or types.is_date(kind):
+    elif is_moment:
       value_E, empty_E = self._timestamps()
     elif types.is_float32(kind) or types.is_float16(kind):
       raise DataError(
@@ -141,7 +156,8 @@ class Cells:
     outside_E = ~empty_E & ~((value_E >= 0) & (value_E < times.MAX_TIME))  # True for NaN
     if outside_E.any():
       row = int(np.argmax(outside_E))
-      is_number = np.isfinite(times.to_numbers(np.array([str(self.array[row])], object))[0])
+      shown = str(self._shown(row))
+      is_number = not is_moment and np.isfinite(times.to_numbers(np.array([shown], object))[0])
       self._refuse(outside_E, times.problem_outside(float(value_E[row]) if is_number else 0.0))
     self._check_plausible(value_E[~empty_E])
     return np.where(empty_E, -1 if default is None else default, value_E).astype(np.int64)
@@ -180,7 +196,9 @@ class Cells:
     compute = optional("pyarrow.compute")
     size_N = compute.list_value_length(self.array).fill_null(0).to_numpy(zero_copy_only=False)
     self._refuse(size_N == 0, "is an empty vector")
-    self._refuse(size_N != size_N[0], f"has another length than the vector of row 1 ({size_N[0]})")
+    other_N = size_N != size_N[0]
+    first = self.row_name(0, int(np.argmax(other_N)))
+    self._refuse(other_N, f"has another length than the vector of {first} ({size_N[0]})")
     flat = self.array.flatten().cast("float32", safe=False).fill_null(np.nan)
     vector_ND = flat.to_numpy(zero_copy_only=False).reshape(len(self), -1)
     self._refuse(~np.isfinite(vector_ND).all(axis=1), "is not finite")
@@ -214,7 +232,7 @@ class Cells:
     """The column as an Arrow array of large strings without nulls."""
     arrow = optional("pyarrow")
     types, kind, array = arrow.types, self.array.type, self.array
-    if types.is_decimal(kind) or types.is_float32(kind) or types.is_float64(kind):
+    if types.is_decimal(kind) or types.is_floating(kind):
       array = self._whole()
     elif not (types.is_large_string(kind) or types.is_integer(kind) or types.is_null(kind)):
       raise self._wrong_type("text or whole numbers")
@@ -227,15 +245,21 @@ class Cells:
     """
     arrow = optional("pyarrow")
     is_float = arrow.types.is_floating(self.array.type)
-    most = 2**24 if arrow.types.is_float32(self.array.type) else 2**53
-    encoded = self.array.dictionary_encode()
+    # From here on two whole numbers have one float: 2**53 + 1 is stored as 2**53.
+    most = {"halffloat": 2**11, "float": 2**24}.get(str(self.array.type), 2**53)
+    # Arrow encodes neither 16-bit floats nor decimals of 32 and 64 bits.
+    narrow = {"halffloat": arrow.float32()}.get(str(self.array.type))
+    if arrow.types.is_decimal(self.array.type) and self.array.type.bit_width < 128:
+      narrow = arrow.decimal128(self.array.type.precision, self.array.type.scale)
+    encoded = (self.array.cast(narrow) if narrow is not None else self.array).dictionary_encode()
     values = [None if value != value else value for value in encoded.dictionary.to_pylist()]
     texts, broken, lost = [], [], []
     for value in values:
-      is_whole = value is None or value % 1 == 0
+      # Not `% 1`: the remainder of a decimal is exact to 28 digits only.
+      is_whole = value is None or (value.is_integer() if is_float else value == value.to_integral_value())
       texts.append(str(int(value)) if value is not None and is_whole else None)
       broken.append(not is_whole)
-      lost.append(is_float and value is not None and abs(value) > most)
+      lost.append(is_float and value is not None and abs(value) >= most)
     codes = encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
     for bad, problem in (
       (broken, "is no whole number; text or whole numbers are needed"),
@@ -246,8 +270,12 @@ class Cells:
 
   def _plain(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """(values [E] of a numeric column, empty [E] bool); an empty cell's value is 0."""
-    empty_E = self.array.is_null().to_numpy(zero_copy_only=False)
-    return self.array.cast(dtype, safe=False).fill_null(0).to_numpy(zero_copy_only=False), empty_E
+    array = self.array
+    if optional("pyarrow").types.is_float16(array.type):
+      array = array.cast("float32")  # Arrow fills and compares no 16-bit floats
+    empty_E = array.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)  # pandas writes NaN for an empty cell
+    value_E = array.cast(dtype, safe=False).fill_null(0).to_numpy(zero_copy_only=False)
+    return np.where(empty_E, 0, value_E), empty_E
 
   def _parsed(self, parse: Callable, problem: str) -> tuple[np.ndarray, np.ndarray]:
     """As `_plain`, of a text column: each distinct text is parsed once; NaN from `parse` is a bad cell."""
@@ -290,7 +318,14 @@ class Cells:
     """Raises for the first True of `bad_E`."""
     if bad_E.any():
       row = int(np.argmax(bad_E))
-      raise self.bad(row, show(row) if show else self.array[row].as_py(), problem)
+      raise self.bad(row, show(row) if show else self._shown(row), problem)
+
+  def _shown(self, row: int) -> Any:
+    """A cell as Python has it; its integer where Python has no such moment (beyond the year 9999) or no such zone."""
+    try:
+      return self.array[row].as_py()
+    except (ValueError, OverflowError, KeyError, OSError):  # an unknown zone is a KeyError
+      return self.array[row].value
 
   def _wrong_type(self, wanted: str) -> DataError:
     return DataError(f"{self.path}: column '{self.column}' holds {self.array.type}, {wanted} is needed")

@@ -1,6 +1,9 @@
 """Files of columns: a .parquet or .csv file, or a folder of such parts as Spark writes, to checked `Cells`."""
 
+import difflib
 import os
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from gr4ad_jax.data import csv_files
@@ -8,7 +11,7 @@ from gr4ad_jax.data.checks import Cells
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 
-READER = 2  # what is read of the same bytes; a change of it makes prepared data of older code stale
+READER = 3  # what is read of the same bytes; a change of it makes prepared data of older code stale
 ENDINGS = (".parquet", ".csv")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".snappy", ".br")
 
@@ -109,20 +112,36 @@ def _wanted(path: str, required: tuple[str, ...], optional_columns: tuple[str, .
     raise DataError(f"{path}: column '{twice[0]}' stands there twice")
   for name in optional_columns:
     # A column under another spelling would be left out in silence.
-    if name not in names and (other := _meant(name, names)) is not None:
+    known = {*required, *optional_columns}
+    if name not in names and (other := _meant(name, names, known)) is not None:
       raise DataError(f"{path}: the header has {other!r}; is it the column '{name}'?")
   return [name for name in (*required, *optional_columns) if name in names]
 
 
-def _meant(name: str, names: list[str]) -> str | None:
-  """A name of the file that is `name` but for white space around it and capitals."""
-  return next((other for other in names if other.strip().lower() == name), None)
+def _meant(name: str, names: list[str], known: Iterable[str] = ()) -> str | None:
+  """A name of the file that is `name` in another spelling, of those that are not `known` as another column.
+
+  Alike are names but for capitals, spaces, dashes and underscores, and long ones but for a letter (`behaviour`).
+  """
+
+  def plain(text: str) -> str:
+    return re.sub(r"[\s_-]", "", text.lower())
+
+  for other in names:
+    if other in known:
+      continue
+    if plain(other) == plain(name):
+      return other
+    is_long = len(name) >= 8
+    if is_long and difflib.SequenceMatcher(None, plain(other), plain(name)).ratio() > 0.9:
+      return other
+  return None
 
 
 def _hint(name: str, names: list[str]) -> str:
   """What may be wrong with a header that lacks a column."""
   if (other := _meant(name, names)) is not None:
-    return f"; {other!r} differs in white space or capitals"
+    return f"; {other!r} is spelled in another way"
   if len(names) == 1:
     for delimiter, words in csv_files.DELIMITERS.items():
       if delimiter in names[0]:

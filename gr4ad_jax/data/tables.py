@@ -70,7 +70,7 @@ def unique_ids(cells: Cells) -> np.ndarray:
     # First appearances are numbered 0, 1, …: the first row whose code is not new repeats an earlier one.
     row = int(np.argmax(code_N != np.arange(len(cells))))
     first = int(np.argmax(code_N == code_N[row]))
-    raise cells.bad(row, ids[code_N[row]], f"is already the ad of row {first + 1}")
+    raise cells.bad(row, ids[code_N[row]], f"is already the ad of {cells.row_name(first, row)}")
   return ids
 
 
@@ -151,7 +151,9 @@ def _nearest(ad_id: str, ads: AdTable) -> str:
 def _depths(behavior_cells: Cells, behaviors: tuple[str, ...]) -> np.ndarray:
   """Depth of each event, [E] int8."""
   codes, values = behavior_cells.labels(allow_empty=True)
-  depth_E = np.array([behaviors.index(value) if value in behaviors else -1 for value in values], np.int8)[codes]
+  # White space around a word is left away, as around an id.
+  depths = [behaviors.index(word) if (word := value.strip()) in behaviors else -1 for value in values]
+  depth_E = np.array(depths, np.int8)[codes]
   if (depth_E < 0).any():
     row = int(np.argmax(depth_E < 0))
     raise behavior_cells.bad(row, values[codes[row]], f"is not one of {', '.join(behaviors)}")

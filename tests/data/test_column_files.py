@@ -139,6 +139,8 @@ WHOLE = [
   pa.array([decimal.Decimal(12), decimal.Decimal(7), decimal.Decimal(12)], pa.decimal128(20, 0)),
   pa.array([decimal.Decimal(12), decimal.Decimal(7), decimal.Decimal(12)], pa.decimal128(38, 9)),
   pa.array([decimal.Decimal(12), decimal.Decimal(7), decimal.Decimal(12)], pa.decimal256(60, 2)),
+  pa.array([decimal.Decimal(12), decimal.Decimal(7), decimal.Decimal(12)], pa.decimal32(5, 0)),
+  pa.array([decimal.Decimal(12), decimal.Decimal(7), decimal.Decimal(12)], pa.decimal64(12, 2)),
   pa.array([b"12", b"7", b"12 "]), pa.array([b"12", b"7", b"12"], pa.large_binary()),
   pa.array(["12", "7", "12"], pa.large_string()),
   pa.array(["12", "\u00a07", "12"], pa.string_view()), pa.array([b"12", b"7 ", b"12"], pa.binary_view()),
@@ -157,8 +159,13 @@ def test_large_ids_keep_their_digits():
   big = 2**63 - 1
   for array in (pa.array([big, 0, -5]), pa.array([decimal.Decimal(big), 0, -5], pa.decimal128(20, 0))):
     assert checks.Cells("f", "user_id", array).ids()[1].tolist() == [str(big), "0", "-5"]
-  assert checks.Cells("f", "user_id", pa.array([2.0**53, -(2.0**53)])).ids()[1].tolist() == [str(2**53), str(-(2**53))]
-  assert checks.Cells("f", "user_id", pa.array([2.0**24], pa.float32())).ids()[1].tolist() == [str(2**24)]
+  most = 2**53 - 1
+  floats = checks.Cells("f", "user_id", pa.array([most, -most], pa.float64()))
+  assert floats.ids()[1].tolist() == [str(most), str(-most)]
+  assert checks.Cells("f", "user_id", pa.array([2.0**24 - 1], pa.float32())).ids()[1].tolist() == [str(2**24 - 1)]
+  assert checks.Cells("f", "user_id", pa.array([2047], pa.float16())).ids()[1].tolist() == ["2047"]
+  huge = decimal.Decimal(10**30 + 1)
+  assert checks.Cells("f", "user_id", pa.array([huge], pa.decimal128(38, 0))).ids()[1].tolist() == [str(10**30 + 1)]
   with pytest.raises(DataError, match="row 2: -9007199254740994.0 lies beyond"):
     checks.Cells("f", "user_id", pa.array([1, -(2.0**53) - 2])).ids()
   with pytest.raises(DataError, match="row 2: inf is no whole number"):

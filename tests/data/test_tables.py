@@ -117,11 +117,17 @@ BAD_CELLS = [
   ("events", "u2,", "1.23E+12,", r"events.csv: column 'user_id', row 3: '1.23E\+12' is a number that was shortened"),
   ("ads", ",zoo,", ",1E+12,", r"ads.csv: column 'account_id', row 2: '1E\+12' is a number that was shortened"),
   ("events", ",value,", ", value,", r"events.csv: the header has ' value'; is it the column 'value'\?"),
-  ("events", "user_id,", "User_ID,", r"'user_id' is missing; the file has User_ID, .*; 'User_ID' differs in"),
+  ("events", "user_id,", "User_ID,", r"'user_id' is missing; the file has User_ID, .*; 'User_ID' is spelled in"),
   ("events", "1704153660.9", "2025030110", r"events.csv: column 'time', row 2: '2025030110' may be a date"),
   ("events", "1704153660.9", "1.70415E+09", r"events.csv: column 'time', row 2: '1.70415E\+09' has an exponent"),
   ("events", "2024-01-02T00:00:00Z", "9999-12-31", r"row 1: '9999-12-31' is no time from 1970 to 2099 \(unix .*\)$"),
   ("ads", "2024-01-01", "2100-01-01", r"ads.csv: column 'created', row 1: '2100-01-01' is no time from 1970 to 2099"),
+  ("events", "behavior", "behaviour", "events.csv: the header has 'behaviour'; is it the column 'behavior'"),
+  ("events", "quantity", "Quantity ", "events.csv: the header has 'Quantity '; is it the column 'quantity'"),
+  ("events", "quantity", "request id", "events.csv: the header has 'request id'; is it the column 'request_id'"),
+  ("events", "u2,", "\ufeffu2,", r"column 'user_id', row 3: '\\ufeffu2' has a byte order mark \(U\+FEFF\)"),
+  ("events", "u2,", "user_id,", "column 'user_id', row 3: 'user_id' is the name of the column: is this row a second"),
+  ("ads", "\n13,", "\nad_id,", "ads.csv: column 'ad_id', row 2: 'ad_id' is the name of the column"),
   ("events", "2.5,3", "2.5,-3", r"events.csv: column 'quantity', row 2: '?-3'? is negative"),
   ("events", "1704153660.9", "", r"events.csv: column 'time', row 2: '' is empty, a time is needed"),
   ("events", "1704153660.9", "now", r"events.csv: column 'time', row 2: 'now' is no time"),
@@ -195,6 +201,16 @@ def test_bad_paths_are_named(config, tmp_path, field):
 @pytest.mark.parametrize("column,values,message", [
   ("value", pa.array([True]), "column 'value' holds bool, a number is needed"),
   ("user_id", pa.array([1.5]), "column 'user_id', row 1: 1.5 is no whole number"),
+  ("user_id", pa.array([2.0**53]), "column 'user_id', row 1: 9007199254740992.0 lies beyond the whole numbers"),
+  ("user_id", pa.array([2.0**24], pa.float32()), "column 'user_id', row 1: 16777216.0 lies beyond .* float can"),
+  ("user_id", pa.array([2048], pa.float16()), "column 'user_id', row 1: 2048.0 lies beyond .* halffloat can"),
+  ("user_id", pa.array([decimal.Decimal("1" + "0" * 27 + ".5")], pa.decimal128(38, 1)),
+   r"row 1: Decimal\('1000000000000000000000000000.5'\) is no whole number"),
+  ("time", pa.array([316516204800000000], pa.timestamp("us")), "row 1: 316516204800000000 is no time from 1970"),
+  ("time", pa.array([-(2**60)], pa.timestamp("us", tz="UTC")), "row 1: -1152921504606846976 is no time from"),
+  ("time", pa.array([2**60], pa.timestamp("ms")), "row 1: 1152921504606846976 is no time from 1970 to 2099"),
+  ("time", pa.array([2**60], pa.timestamp("us", tz="Mars/Phobos")), "row 1: 1152921504606846976 is no time from"),
+  ("time", pa.array([2**30], pa.date32()), "row 1: 1073741824 is no time from 1970 to 2099"),
   ("user_id", pa.array([2.0**53 + 2]), "column 'user_id', row 1: 90071.* lies beyond the whole numbers that double"),
   ("user_id", pa.array([2.0**24 + 2], pa.float32()), "column 'user_id', row 1: 16777218.0 lies beyond .* float can"),
   ("user_id", pa.array([float("nan")]), "column 'user_id', row 1: nan is empty"),
@@ -205,14 +221,14 @@ def test_bad_paths_are_named(config, tmp_path, field):
   ("time", pa.array([1.7e9], pa.float32()), "column 'time' holds float: unix seconds lose their last digits"),
   ("time", pa.array([5], pa.float16()), "column 'time' holds halffloat: unix seconds lose"),
   ("time", pa.array([20250301]), "column 'time', row 1: 20250301 may be a date"),
-  ("time", pa.array([float("nan")]), "column 'time', row 1: nan is no time from"),
+  ("time", pa.array([float("nan")]), "column 'time', row 1: nan is empty, a time is needed"),
   ("time", pa.array([float("inf")]), "column 'time', row 1: inf is no time from"),
   ("time", pa.array([-1]), r"column 'time', row 1: -1 is no time from 1970 to 2099 \(unix time counts in seconds\)$"),
   ("time", pa.array([-1], pa.timestamp("ms")), "column 'time', row 1: .*1969.* is no time from"),
   ("time", pa.array([4102444800], pa.timestamp("s")), "column 'time', row 1: .*2100.* is no time from"),
   ("value", pa.array([2e12]), r"column 'value', row 1: 2000000000000.0 is more than 1e\+12"),
   ("time", pa.array([True]), "column 'time' holds bool, a time is needed"),
-  ("value", pa.array([float("nan")]), "column 'value', row 1: nan is not a finite"),
+  ("value", pa.array([float("inf")], pa.float16()), "column 'value', row 1: inf is not a finite"),
   ("time", pa.array([None], pa.timestamp("s")), "column 'time', row 1: None is empty"),
 ])
 def test_wrong_types_are_named(config, tmp_path, column, values, message):
@@ -222,6 +238,31 @@ def test_wrong_types_are_named(config, tmp_path, column, values, message):
   with pytest.raises(DataError, match=message):
     prepare.load_dataset(change(config, events_path=path))
   assert not os.path.exists(config.data_dir)
+
+
+def test_nan_of_a_float_column_is_an_empty_cell():
+  """pandas writes so what a column lacks."""
+  for kind in (pa.float64(), pa.float32(), pa.float16()):
+    array = pa.array([2.5, float("nan"), None]).cast(kind, safe=False)
+    assert checks.Cells("ads.parquet", "price", array).numbers(7).tolist() == [2.5, 7, 7]
+  created = pa.array([1740787200.0, float("nan"), None])
+  assert checks.Cells("ads.parquet", "created", created).times(-1).tolist() == [1740787200, -1, -1]
+
+
+def test_white_space_around_a_behaviour_is_left_away(config, tmp_path):
+  (tmp_path / "events.csv").write_text(EVENTS.replace(",cart,", ", cart ,"))
+  assert prepare.load_dataset(config).events.behavior.tolist() == [0, 2, 1]
+
+
+def test_a_row_of_another_part_is_named_by_it(tmp_path):
+  for name, ad in (("a", "x"), ("b", "y"), ("c", "x")):
+    (tmp_path / f"{name}.csv").write_text(f"ad_id,text,account_id\n{ad},tea,shop\n")
+  cells = column_files.read_file(str(tmp_path), tables.AD_COLUMNS)
+  with pytest.raises(DataError, match=r"/c\.csv: column 'ad_id', row 1: 'x' is already the ad of row 1 of a\.csv$"):
+    tables.unique_ids(cells["ad_id"])
+  vectors = checks.Cells("ads", "vector", pa.array([[1.0], [1.0, 2.0]]), (("p/a.parquet", 1), ("p/b.parquet", 1)))
+  with pytest.raises(DataError, match=r"b\.parquet: .*row 1: .* than the vector of row 1 of a\.parquet \(1\)"):
+    vectors.vectors()
 
 
 def test_behaviors_must_be_distinct(config):
