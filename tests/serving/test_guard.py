@@ -43,7 +43,7 @@ class Noting(FakeEngine):
 @pytest.fixture(scope="module")
 def guarded():
   engine = Noting()
-  return TestClient(create_app(engine), raise_server_exceptions=False), engine
+  return TestClient(create_app(engine), "http://localhost", raise_server_exceptions=False), engine
 
 
 def all_ways_in(client, name):
@@ -87,7 +87,7 @@ def test_the_token_is_compared_by_hmac_alone(monkeypatch, same):
     asked.append(pair)
     return same
 
-  client = TestClient(create_app(FakeEngine(), token="s3cret"))
+  client = TestClient(create_app(FakeEngine(), token="s3cret"), "http://localhost")
   monkeypatch.setattr(hmac, "compare_digest", compare)
   for given in ("Bearer s3cret", "Bearer s3creT", "s3cret", ""):
     status = client.get("/v1/stats", headers={"authorization": given}).status_code
