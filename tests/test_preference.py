@@ -58,6 +58,7 @@ def whole(start, tmp_path_factory):
   return config, trained(config)
 
 
+@pytest.mark.long
 def test_rounds_are_told_and_only_the_last_are_kept(whole):
   config, result = whole
   assert int(result.state.step) == 8 and result.status == "done"
@@ -106,6 +107,7 @@ def test_stopped_in_mid_round_it_ends_as_the_uninterrupted_run(start, whole, tmp
   assert told == [line for line in lines(whole[0]) if "round/entropy" in line]
 
 
+@pytest.mark.long
 def test_in_order_of_time_each_request_is_predicted_before_it_is_learned_from(start, tmp_path):
   config = config_of(start, tmp_path, data_order="time", refresh_steps=2, max_steps=2)
   trained(config)
@@ -132,6 +134,7 @@ def test_candidates_of_an_equal_start_are_taken_from_the_cache(start, tmp_path, 
   trained(config_of(start, tmp_path / "two", **knobs, objective="dpo", beta=0.5))
 
 
+@pytest.mark.long
 def test_candidates_of_another_reward_are_made_anew(start, tmp_path):
   knobs = {"candidates_cache": str(tmp_path / "cache"), "refresh_steps": 8, "max_steps": 2}
   trained(config_of(start, tmp_path / "one", **knobs))

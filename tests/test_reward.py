@@ -91,6 +91,7 @@ def test_other_settings_are_refused(workdir, trained):
     RewardModel.load(config, dataclasses.replace(inputs, index=other))
 
 
+@pytest.mark.long
 def test_a_list_objective_learns_from_it(workdir, trained, tmp_path):
   knobs = {"init_from": str(workdir), "objective": "unified", "max_steps": 2, "refresh_steps": 2, "candidate_beams": 8,
            "policy_candidates": 4, "other_candidates": 2}  # fmt: skip

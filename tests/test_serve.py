@@ -261,6 +261,7 @@ def test_kill_9_during_load_loses_nothing_acknowledged(workdir):
     assert server.recommend(user="u1", k=5)["ads"]
 
 
+@pytest.mark.long
 def test_kill_9_during_a_reload_does_no_harm(runs, workdir):
   with serving(workdir) as server:
     assert server.ask("PUT", "/v1/ads/kept", {"text": "tea", "account_id": "shop"})[0] == 201

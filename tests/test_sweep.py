@@ -28,6 +28,7 @@ def made(start, tmp_path_factory):  # noqa: F811
   return sweep.Sweep(config, inputs_lib.prepare_inputs(config))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", [SETTINGS[0], *(pytest.param(one, marks=pytest.mark.long) for one in SETTINGS[1:])])
 def test_a_setting_ends_as_the_run_of_its_knobs(made, start, setting, tmp_path):  # noqa: F811
   alone = trained(config_of(start, tmp_path, **{**LISTS, **setting})).state.params
@@ -81,6 +82,7 @@ def test_a_start_that_knows_valid_is_refused(arguments, start, tmp_path):  # noq
   saved = json.loads((known / "config.json").read_text())
   saved["training"]["fit_splits"] = "train+valid"
   (known / "config.json").write_text(json.dumps(saved))
+  (known / "SHA256SUMS").unlink()  # as of a run from before there were checksums
   done = tiny.run("sweep", *flags, f"--init_from={known}", f"--workdir={tmp_path / 'out'}")
   assert done.status == 2 and f"--init_from={known} is not allowed: its run has learned from valid" in done.err
   assert not (tmp_path / "out").exists()

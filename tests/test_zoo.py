@@ -31,6 +31,7 @@ def made(tmp_path_factory, request):
   return folder / "zoo", arguments, done
 
 
+@pytest.mark.long
 def test_table_has_every_model_the_simple_rows_and_costs(made):
   folder, _, done = made
   found = json.loads((folder / "zoo.json").read_text())

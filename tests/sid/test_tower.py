@@ -48,6 +48,7 @@ def test_starts_as_the_content_vectors(shop):
   assert np.abs(z @ z.T - text @ text.T).max() < 0.1
 
 
+@pytest.mark.long
 def test_training_raises_recall_of_held_out_pairs(shop):
   ads, events = shop
   text = content(ads)

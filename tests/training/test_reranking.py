@@ -135,6 +135,7 @@ def test_neighbors_add_what_followed_the_history(workdir):
   np.testing.assert_array_equal(none.ad_RK, every.ad_RK[:, :5])
 
 
+@pytest.mark.long
 def test_narrow_beams_get_the_memorys_ads_beside_them(workdir):
   narrow = ("--max_steps=1", "--noevaluate", "--model=gr4ad_items", "--lambda_ecpm=0", "--beams=2,2,2")
   run = workdir.parent / "narrow"
