@@ -43,10 +43,13 @@ class Searches:
   schedules: tuple[tuple[int, ...], ...]
   buckets: tuple[int, ...]
 
+  def up_to(self, base: Sequence[int]) -> int:
+    """Number of the widest schedule up to the beam widths `base`; the narrowest where all are wider."""
+    return max(bisect.bisect_right(self.schedules, tuple(base)) - 1, 0)
+
   def first(self, base: Sequence[int]) -> "Searches":
     """The one search that can answer anything: the widest schedule up to `base`, for batches of any size."""
-    at = max(bisect.bisect_right(self.schedules, tuple(base)) - 1, 0)
-    return Searches((self.schedules[at],), (self.buckets[-1],))
+    return Searches((self.schedules[self.up_to(base)],), (self.buckets[-1],))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,8 +72,7 @@ def _read(path: str, digest: str, *, last: bool) -> tuple[dict[str, Any], list[b
     payload = content[at + _HEAD.size : end]
     whole = 0 < length <= _MAX_RECORD and end <= len(content) and zlib.crc32(payload) == checksum
     if not whole:
-      # Zeros are what a file system may leave behind the end. A record that others follow was
-      # whole.
+      # Zeros are what a file system may leave behind the end. What others follow was whole.
       torn = end >= len(content) or not any(content[at:])
       if not last or not found or not torn:
         raise DataError(f"{path}: the record at byte {at} of {len(content)} is damaged")

@@ -1,6 +1,5 @@
 """The searches that the server has compiled, what a batch of each takes, and what chooses among them."""
 
-import bisect
 import dataclasses
 import os
 import statistics
@@ -46,8 +45,7 @@ def plan(
   for schedule in range(len(searches.schedules)):
     table.append([_median_seconds(compute, schedule, size) for size in searches.buckets])
   costs = Costs(table, searches.buckets)
-  start = max(bisect.bisect_right(searches.schedules, tuple(base)) - 1, 0)
-  return Plan(searches, costs, BeamController(costs, start, target))
+  return Plan(searches, costs, BeamController(costs, searches.up_to(base), target))
 
 
 def _median_seconds(compute: Callable[[int, int], None], schedule: int, size: int) -> float:

@@ -25,15 +25,13 @@ class GroupCommit:
 
   Args:
     lock: of the memory that changes are made from. It is held around `add` by the caller, and
-    around
-      `apply` here, but not around `write`: others are prepared meanwhile.
+      around `apply` here, but not around `write`: others are prepared meanwhile.
     write: brings a list of changes to the disk, all or none.
     apply: takes one change to memory.
 
   Attributes:
     waiting: changes that are not in memory yet. The next one is made as if they were. To be read
-    with
-      the lock held.
+      with the lock held.
   """
 
   def __init__(self, lock: Any, write: Callable[[list[Any]], None], apply: Callable[[Any], None]):

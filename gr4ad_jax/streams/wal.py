@@ -33,9 +33,8 @@ def check(path: str) -> None:
   """Raises DataError where the write-ahead log of a database lacks a frame that was acknowledged.
 
   Args:
-    path: of the database. This process must not have it open: closing a file that SQLite has open
-    too
-      would drop SQLite's locks.
+    path: of the database. This process must not have it open: closing a file that SQLite has
+      open too would drop SQLite's locks.
   """
   log, known = path + "-wal", _published(path + "-shm")
   content = b""
@@ -60,8 +59,7 @@ def _published(path: str) -> _Published:
     return _Published()
   with open(path, "rb") as file:
     head = file.read(100)
-  # The header stands there twice, written in turn. Where the two differ the process was killed
-  # between.
+  # The header stands there twice, written in turn. Where the two differ, a kill came between.
   if len(head) < 100 or head[:48] != head[48:96] or not head[12]:
     return _Published()
   # Numbers are in the byte order of the machine; salts are the log's own bytes.
@@ -97,9 +95,8 @@ def _frames(content: bytes, size: int, order: str) -> tuple[int, bool]:
   )
   covered_FB = np.concatenate([frame_FB[:, :8], frame_FB[:, _FRAME:]], axis=1)
   good_F = (_sums(covered_FB, before_F2[:count], order) == head_F6[:, 4:]).all(1)
-  good_F &= (frame_FB[:, 8:16] == np.frombuffer(content[16:24], np.uint8)).all(
-    1
-  )  # salts of this log
+  salts = np.frombuffer(content[16:24], np.uint8)
+  good_F &= (frame_FB[:, 8:16] == salts).all(1)
   if good_F.all():
     return count, False
   whole = int(np.argmin(good_F))
@@ -120,16 +117,15 @@ def _weights(words: int) -> tuple[np.ndarray, np.ndarray]:
   """[2, 2] and [W, 2]: what the checksum takes of its start, and of each word.
 
   Its rule for a pair of words is s0 += x0 + s1, then s1 += x1 + s0, modulo 2^32. That is linear:
-  s <- M s + B x with M = (1 1; 1 2) and B = (1 0; 1 1). The last pair counts B, the one before it M
-  B.
+  s <- M s + B x with M = (1 1; 1 2) and B = (1 0; 1 1). The last pair counts B, the one before it
+  M B.
   """
   step_22 = np.array([[1, 1], [1, 2]], np.uint32)
   pair_22 = np.array([[1, 0], [1, 1]], np.uint32)
   power_22 = np.eye(2, dtype=np.uint32)
   weight_P22 = []
   for _ in range(words // 2):
-    weight_P22.append(
-      (power_22 @ pair_22).T
-    )  # rows: x0 and x1; columns: what s0 and s1 take of them
+    # Rows: x0 and x1; columns: what s0 and s1 take of them.
+    weight_P22.append((power_22 @ pair_22).T)
     power_22 = power_22 @ step_22
   return power_22.T, np.concatenate(weight_P22[::-1])
