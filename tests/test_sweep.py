@@ -29,7 +29,7 @@ def made(start, tmp_path_factory):  # noqa: F811
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("setting", [SETTINGS[0], *(pytest.param(one, marks=pytest.mark.long) for one in SETTINGS[1:])])
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_a_setting_ends_as_the_run_of_its_knobs(made, start, setting, tmp_path):  # noqa: F811
   alone = trained(config_of(start, tmp_path, **{**LISTS, **setting})).state.params
   ours, theirs, before = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (
@@ -57,6 +57,7 @@ def arguments(start, tmp_path_factory):  # noqa: F811
   )  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_binary_keeps_what_it_tried(arguments, monkeypatch):
   folder, flags = arguments
   done = tiny.run("sweep", *flags)

@@ -17,18 +17,24 @@ SHORT = ("--max_steps=3", "--eval_every=0", "--seeds=0,1", "--layers=1", "--lazy
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, request):
-  request.getfixturevalue("compile_cache")
+def arguments(tmp_path_factory):
+  """Flags of three rows on a small log; the zoo's folder lies beside the log. Nothing is trained."""
   folder = tmp_path_factory.mktemp("zoo")
   tiny.write_log(folder)
   (folder / "codes.flags").write_text("--model=gr4ad\n")
   (folder / "seq.flags").write_text("--model=sasrec\n--history_bias\n--dropout=0.2\n")
   (folder / "memory.flags").write_text("--model=gr4ad\n--reranker=neighbors\n--seen_ads=masked\n")
   models = f"--models={folder}/codes.flags,{folder}/seq.flags,{folder}/memory.flags"
-  arguments = (*tiny.source_flags(folder), *tiny.SETTINGS, *SHORT, models, f"--workdir={folder}/zoo")
-  done = tiny.run("zoo", *arguments)
+  return folder / "zoo", (*tiny.source_flags(folder), *tiny.SETTINGS, *SHORT, models, f"--workdir={folder}/zoo")
+
+
+@pytest.fixture(scope="module")
+def made(arguments, request):
+  request.getfixturevalue("compile_cache")
+  folder, given = arguments
+  done = tiny.run("zoo", *given)
   assert done.status == 0, done.err
-  return folder / "zoo", arguments, done
+  return folder, given, done
 
 
 @pytest.mark.long
@@ -44,6 +50,7 @@ def test_table_has_every_model_the_simple_rows_and_costs(made):
   assert (folder / "zoo.md").read_text() in done.out + "\n"
 
 
+@pytest.mark.long
 def test_rows_that_differ_in_the_second_stage_share_their_runs(made):
   folder, _, _ = made
   for seed in ("seed0", "seed1"):
@@ -65,6 +72,7 @@ def test_a_ranking_of_other_settings_is_made_anew(made):
   assert after["systems"]["codes"] == before["systems"]["codes"]
 
 
+@pytest.mark.long
 def test_a_second_call_trains_nothing(made, monkeypatch):
   folder, arguments, _ = made
   before = json.loads((folder / "zoo.json").read_text())
@@ -74,10 +82,10 @@ def test_a_second_call_trains_nothing(made, monkeypatch):
 
 
 @pytest.mark.long
-def test_scaling_suite(made, tmp_path):
-  folder, arguments, _ = made
+def test_scaling_suite(arguments, tmp_path):
+  folder, given = arguments
   more = (f"--models={folder.parent}/codes.flags", "--suite=scaling", "--widths=8,16", "--seeds=0")
-  done = tiny.run("zoo", *arguments, *more, f"--workdir={tmp_path}")
+  done = tiny.run("zoo", *given, *more, f"--workdir={tmp_path}")
   assert done.status == 0, done.err
   found = json.loads((tmp_path / "scaling.json").read_text())
   assert [one["width"] for one in found["sizes"]] == [8, 16] and [one["beams"] for one in found["beams"]][-1] == 512
@@ -111,6 +119,6 @@ def test_every_flagfile_of_the_zoo_makes_a_model(path, monkeypatch):
     ("--widths=a", "--widths=a is not allowed"),
   ],
 )
-def test_mistakes_are_named(made, tmp_path, flag, message):
-  done = tiny.run("zoo", *made[1], f"--workdir={tmp_path}/new", flag)
+def test_mistakes_are_named(arguments, tmp_path, flag, message):
+  done = tiny.run("zoo", *arguments[1], f"--workdir={tmp_path}/new", flag)
   assert done.status == 2 and message in done.err and not (tmp_path / "new").exists()
