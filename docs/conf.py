@@ -21,7 +21,9 @@ smartquotes = False  # they would make a dash of the two before a flag's name
 
 
 class Flags(SphinxDirective):
-  """`{flags} data`: the table of a section's flags, made from the config whenever the pages are built."""
+  """`{flags} data`: the table of a section's flags, made from the config whenever the pages are
+  built.
+  """
 
   required_arguments = 1
 

@@ -1,6 +1,7 @@
-"""The tables of docs/reference/flags.md, made from the config: a new knob stands there without a further word.
+"""The tables of docs/reference/flags.md, made from the config: a new knob stands there without a
+further word.
 
-  python -m docs.flags_page            prints all tables
+python -m docs.flags_page            prints all tables
 """
 
 import dataclasses
@@ -24,13 +25,20 @@ def table(section: str) -> str:
     default = config.shown(field.default)
     if isinstance(field.default, bool):
       default = default.lower()
-    cells = (f"`--{field.name}`", f"`{default}`" if default else "empty", config.allowed(field), field.metadata["help"])
+    cells = (
+      f"`--{field.name}`",
+      f"`{default}`" if default else "empty",
+      config.allowed(field),
+      field.metadata["help"],
+    )
     rows.append("| " + " | ".join(map(_cell, cells)) + " |")
   return "\n".join(rows) + "\n"
 
 
 def _cell(text: str) -> str:
-  """A text as a cell of Markdown: flags that it names are code, and no mark in the rest is read as one."""
+  """A text as a cell of Markdown: flags that it names are code, and no mark in the rest is read
+  as one.
+  """
   parts = _CODE.split(text)  # every second one is code
   parts[::2] = [re.sub(r"([\\*_<\[$])", r"\\\1", part) for part in parts[::2]]
   parts[1::2] = [f"`{part.strip('`')}`" for part in parts[1::2]]

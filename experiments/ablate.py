@@ -1,6 +1,8 @@
-"""The ablation: base, VSL, every list objective on top of it, value at decode time; tuned on valid, scored on test.
+"""The ablation: base, VSL, every list objective on top of it, value at decode time; tuned on valid,
+scored on test.
 
-  python -m experiments.ablate --flagfile=experiments/flagfiles/online_retail.flags --workdir=runs/ablation
+  python -m experiments.ablate --flagfile=experiments/flagfiles/online_retail.flags
+  --workdir=runs/ablation
 
 It goes on where it was stopped. Writes <workdir>/ablation.json, ablation.md and ablation.png.
 """
@@ -16,9 +18,13 @@ from gr4ad_jax.evaluation import ablation_table
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import ablation, ranked, reward_run, run, trainer
 
-_ROWS = flags.DEFINE_list("rows", [row.name for row in ablation.ROWS], "Rows of the table; vsl is always among them.")
+_ROWS = flags.DEFINE_list(
+  "rows", [row.name for row in ablation.ROWS], "Rows of the table; vsl is always among them."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
-_EPOCHS = flags.DEFINE_float("preference_epochs", 1.0, "Passes of what starts from the VSL run.", lower_bound=1e-3)
+_EPOCHS = flags.DEFINE_float(
+  "preference_epochs", 1.0, "Passes of what starts from the VSL run.", lower_bound=1e-3
+)
 _RATE = flags.DEFINE_float("preference_learning_rate", 1e-3, "Its learning rate.", lower_bound=0)
 
 

@@ -1,28 +1,35 @@
 """Measures speed on this machine; each figure beside its counterpart, interleaved.
 
   python -m experiments.benchmark --suite=train --workdir=runs/online_retail --out=train.json
-  python -m experiments.benchmark --suite=step --preset=0.16b --batch_size=1024 --compute_dtype=bfloat16 --remat=dots
-  python -m experiments.benchmark --suite=decode --peer --out=decode.json
-  python -m experiments.benchmark --suite=objectives
-  python -m experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512 --batches=1,8,32
-  python -m experiments.benchmark --suite=index --out=index.json
-  python -m experiments.benchmark --suite=swing --out=swing.json
-  python -m experiments.benchmark --suite=serve --workdir=runs/online_retail --out=serve.json
-  XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.benchmark --suite=table --ads=50000000
-  python -m experiments.benchmark --suite=kmeans --ads=1000000 --repetitions=3 --out=kmeans.json
+  python -m experiments.benchmark --suite=step --preset=0.16b --batch_size=1024
+  --compute_dtype=bfloat16 --remat=dots python -m experiments.benchmark --suite=decode --peer
+  --out=decode.json python -m experiments.benchmark --suite=objectives python -m
+  experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512 --batches=1,8,32
+  python -m experiments.benchmark --suite=index --out=index.json python -m experiments.benchmark
+  --suite=swing --out=swing.json python -m experiments.benchmark --suite=serve
+  --workdir=runs/online_retail --out=serve.json XLA_FLAGS=--xla_force_host_platform_device_count=8
+  python -m experiments.benchmark --suite=table --ads=50000000 python -m experiments.benchmark
+  --suite=kmeans --ads=1000000 --repetitions=3 --out=kmeans.json
 
-train: the data path against the train step, and the step's rate against plain jnp.dot on the same shapes.
-step: time, memory and utilisation of the train step of any size, on any mesh; random weights and made-up requests.
-decode: LazyAR with progressive widths against an autoregressive search and, with --peer, against a T5 of
-  transformers; an ablation; the share of the matmul peak. The model has random weights.
+train: the data path against the train step, and the step's rate against plain jnp.dot on the same
+  shapes.
+step: time, memory and utilisation of the train step of any size, on any mesh; random weights and
+  made-up requests.
+decode: LazyAR with progressive widths against an autoregressive search and, with --peer, against a
+  T5 of transformers; an ablation; the share of the matmul peak. The model has random weights.
 objectives: RSPO against S-DPO on lists of 512 candidates, alone and in a training step; memory.
-throughput: requests a second of one search of any size, and the most within --target_ms; random weights.
-index: size, changes and merges of the real-time index at 10 thousand to 10 million ads, and what it costs a search.
-table: a table of ads cut by rows over all devices: training steps, and what each device holds in them.
-swing: Swing over 100 million made-up events of a million ads: time and peak memory; what its caps change.
-serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams on and off.
-kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitions iterations of either in turn, 61 ads
-  or more a cluster; needs the extra 'peer'; tells of each iteration.
+throughput: requests a second of one search of any size, and the most within --target_ms; random
+  weights.
+index: size, changes and merges of the real-time index at 10 thousand to 10 million ads, and what it
+  costs a search.
+table: a table of ads cut by rows over all devices: training steps, and what each device holds in
+  them.
+swing: Swing over 100 million made-up events of a million ads: time and peak memory; what its caps
+  change.
+serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams
+  on and off.
+kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitions iterations of
+  either in turn, 61 ads or more a cluster; needs the extra 'peer'; tells of each iteration.
 """
 
 from absl import flags
@@ -45,17 +52,34 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 
-_SUITES = ["train", "step", "decode", "objectives", "throughput", "index", "serve", "table", "kmeans", "swing"]
+_SUITES = [
+  "train",
+  "step",
+  "decode",
+  "objectives",
+  "throughput",
+  "index",
+  "serve",
+  "table",
+  "kmeans",
+  "swing",
+]
 _SUITE = flags.DEFINE_enum("suite", "train", _SUITES, "What to measure.")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; empty: they are only printed.")
-_REPETITIONS = flags.DEFINE_integer("repetitions", 15, "Interleaved measurements of each figure.", lower_bound=1)
+_REPETITIONS = flags.DEFINE_integer(
+  "repetitions", 15, "Interleaved measurements of each figure.", lower_bound=1
+)
 _PEER = flags.DEFINE_boolean("peer", False, "decode: the T5 peer too; needs the extra 'peer'.")
 _ADS = flags.DEFINE_list(
-  "ads", [],
-  "Ads of the made-up catalogue. throughput, table, kmeans, swing: one number, 1000000 if empty. index: one or more, "
+  "ads",
+  [],
+  "Ads of the made-up catalogue. throughput, table, kmeans, swing: one number, 1000000 if empty. "
+  "index: one or more, "
   "10000,100000,1000000,10000000 if empty.",
-)  # fmt: skip
-_EVENTS = flags.DEFINE_integer("events", 100_000_000, "swing: events of the made-up log.", lower_bound=1)
+)
+_EVENTS = flags.DEFINE_integer(
+  "events", 100_000_000, "swing: events of the made-up log.", lower_bound=1
+)
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "throughput: requests searched at once.")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.", lower_bound=0.05)
 
@@ -63,7 +87,9 @@ _MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.",
 def _numbers(name: str, given) -> tuple[int, ...]:
   """Whole numbers of a flag, at least 1. Raises ConfigError."""
   if not given or not all(str(number).isdigit() and int(number) for number in given):
-    raise ConfigError(f"--{name}={','.join(map(str, given))} is not allowed: whole numbers, at least 1")
+    raise ConfigError(
+      f"--{name}={','.join(map(str, given))} is not allowed: whole numbers, at least 1"
+    )
   return tuple(map(int, given))
 
 
@@ -86,13 +112,17 @@ def main(argv):
     "decode": (decode, lambda: decode.measure(repetitions, _PEER.value)),
     "objectives": (objectives, lambda: objectives.measure(config(), repetitions)),
     "throughput": (
-      throughput, lambda: throughput.measure(config(), _numbers("batches", _BATCHES.value), repetitions, ads())
+      throughput,
+      lambda: throughput.measure(config(), _numbers("batches", _BATCHES.value), repetitions, ads()),
     ),
-    "index": (index, lambda: index.measure(repetitions, _numbers("ads", _ADS.value or index.SIZES))),
+    "index": (
+      index,
+      lambda: index.measure(repetitions, _numbers("ads", _ADS.value or index.SIZES)),
+    ),
     "table": (table, lambda: table.measure(config(), ads())),
     "kmeans": (kmeans, lambda: kmeans.measure(repetitions, ads(), tell)),
     "swing": (swing, lambda: swing.measure(config(), _EVENTS.value, ads(), RoundProgress())),
-  }[_SUITE.value]  # fmt: skip
+  }[_SUITE.value]
   figures = measure()
   print(suite.summary(figures))
   if _OUT.value:

@@ -1,8 +1,11 @@
-"""Draws one request of a run: the history, the beams, the ads that they lead to, and the ads' value.
+"""Draws one request of a run: the history, the beams, the ads that they lead to, and the ads'
+value.
 
-  python -m experiments.draw_request --workdir=runs/online_retail --user=16769 --out=docs/request.png
+  python -m experiments.draw_request --workdir=runs/online_retail --user=16769
+  --out=docs/request.png
 
-The request is the user's last visit in the log. What came before is the history; what was taken then is starred.
+The request is the user's last visit in the log. What came before is the history; what was taken
+then is starred.
 """
 
 import dataclasses
@@ -22,7 +25,9 @@ from gr4ad_jax.serving.request_plot import DrawnRequest, plot_request
 
 _USER = flags.DEFINE_string("user", "", "user_id of the event log that the run was trained on.")
 _K = flags.DEFINE_integer("k", 8, "Ads drawn.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", "", "The picture, a .png file; empty: eval/request.png in the run.")
+_OUT = flags.DEFINE_string(
+  "out", "", "The picture, a .png file; empty: eval/request.png in the run."
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a step.")
 _HISTORY = 7  # ads of the history that are drawn
 
@@ -47,7 +52,9 @@ def drawn(recommender: Recommender, events: EventLog, k: int) -> DrawnRequest:
   day = datetime.datetime.fromtimestamp(now, datetime.UTC).date()
   user = printed.plain(str(events.user_id[0]), 40)
   return DrawnRequest(
-    title=f"user {user}, {day}: visit {len(np.unique(events.request))}, predicted from those before",
+    title=(
+      f"user {user}, {day}: visit {len(np.unique(events.request))}, predicted from those before"
+    ),
     history=[str(ads.text[ad]) or str(ads.ad_id[ad]) for ad in latest],
     ads=recommender.recommend_log(before, k, now)[0],
     tree=tree,
@@ -57,7 +64,9 @@ def drawn(recommender: Recommender, events: EventLog, k: int) -> DrawnRequest:
 
 def _some(log: EventLog, chosen_E: np.ndarray) -> EventLog:
   """The log with the chosen events alone; its users stay."""
-  columns = {f.name: getattr(log, f.name)[chosen_E] for f in dataclasses.fields(log) if f.name != "user_id"}
+  columns = {
+    f.name: getattr(log, f.name)[chosen_E] for f in dataclasses.fields(log) if f.name != "user_id"
+  }
   return EventLog(log.user_id, **columns)
 
 
@@ -70,11 +79,14 @@ def main(argv):
   events = histories.log_of(_USER.value)
   if events is None:
     raise ConfigError(
-      f"--user={printed.plain(_USER.value)} is not allowed: the event log has no such user_id; one that it has is "
+      f"--user={printed.plain(_USER.value)} is not allowed: the event log has no such user_id; "
+      "one that it has is "
       f"{printed.plain(histories.user_ids[0])}"
     )
   enable_compilation_cache()
-  recommender = Recommender.load(config.workdir, checkpoint, config.search, config.model.compute_dtype)
+  recommender = Recommender.load(
+    config.workdir, checkpoint, config.search, config.model.compute_dtype
+  )
   path = _OUT.value or f"{config.workdir}/eval/request.png"
   plot_request(drawn(recommender, events, _K.value), path)
   print(f"written to {path}")

@@ -1,6 +1,7 @@
 """The only place that turns flags into the config: one flag a knob, named after it.
 
-Order of precedence, strongest last: the defaults, `--preset` (or the workdir's config.json), flags that were given.
+Order of precedence, strongest last: the defaults, `--preset` (or the workdir's config.json), flags
+  that were given.
 """
 
 import dataclasses
@@ -23,17 +24,28 @@ from gr4ad_jax.parallel.roll_call import StartError
 from gr4ad_jax.training import workdir as workdir_lib
 
 _MISTAKES = (config_lib.ConfigError, schema.DataError, ImportError)
-_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)  # that the user gave
+_PATHS = (
+  FileNotFoundError,
+  FileExistsError,
+  IsADirectoryError,
+  NotADirectoryError,
+)  # that the user gave
 _TROUBLE = 3  # exit status where the disk or the network refuses: tried again, it may go well
 
-flags.disclaim_key_flags()  # the flags belong to the binary that calls define_flags, so that its --help lists them
+# the flags belong to the binary that calls define_flags, so that its --help lists them
+flags.disclaim_key_flags()
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines --workdir, --preset and a flag for every knob of the config."""
-  flags.DEFINE_string("workdir", "", "The run's directory: all that it reads back lies here.", flag_values=flag_values)
+  flags.DEFINE_string(
+    "workdir", "", "The run's directory: all that it reads back lies here.", flag_values=flag_values
+  )
   codebooks, beams = map(config_lib.shown, (presets.LARGE_CODEBOOKS, presets.LARGE_BEAMS))
-  help_text = f"Sizes of a new run: the model's and, of all but tiny, --codebooks={codebooks} --beams={beams}."
+  help_text = (
+    f"Sizes of a new run: the model's and, of all but tiny, --codebooks={codebooks} "
+    f"--beams={beams}."
+  )
   flags.DEFINE_enum("preset", "tiny", list(presets.PRESETS), help_text, flag_values=flag_values)
   for section in config_lib.SECTIONS:
     for field in _fields(section):
@@ -41,7 +53,9 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
       if field.type is bool:
         flags.DEFINE_boolean(field.name, field.default, help_text, flag_values=flag_values)
       else:
-        flags.DEFINE(_KnobParser(field), field.name, field.default, help_text, flag_values, _KnobSerializer())
+        flags.DEFINE(
+          _KnobParser(field), field.name, field.default, help_text, flag_values, _KnobSerializer()
+        )
 
 
 class _KnobParser(flags.ArgumentParser):
@@ -73,7 +87,8 @@ class _KnobSerializer(flags.ArgumentSerializer):
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.Config:
-  """The config of a training run: the preset's sizes, or data, codes and model of --init_from; then the flags given.
+  """The config of a training run: the preset's sizes, or data, codes and model of --init_from; then
+  the flags given.
 
   Raises:
     ConfigError: a flag, or a pair of flags, that is not allowed.
@@ -82,16 +97,19 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib
   size = presets.preset(flag_values.preset)
   if flag_values.init_from:
     start = config_lib.load_config(flag_values.init_from)
-    size = dataclasses.replace(start, training=size.training, objective=size.objective, serving=size.serving)
+    size = dataclasses.replace(
+      start, training=size.training, objective=size.objective, serving=size.serving
+    )
   return _with_given(dataclasses.replace(size, workdir=flag_values.workdir), flag_values)
 
 
 def config_from_workdir(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.Config:
-  """The config that a run was trained with, then the flags that were given: those of the search, say.
+  """The config that a run was trained with, then the flags that were given: those of the search,
+  say.
 
   Raises:
-    ConfigError: no --workdir, a config.json that is damaged, a flag that is not allowed, or one that would make it
-      another run (see `workdir.check_workdir`).
+    ConfigError: no --workdir, a config.json that is damaged, a flag that is not allowed, or one
+      that would make it another run (see `workdir.check_workdir`).
     FileNotFoundError: the workdir holds no config.json.
   """
   if not flag_values.workdir:
@@ -105,7 +123,9 @@ def config_from_workdir(flag_values: flags.FlagValues = flags.FLAGS) -> config_l
 
 
 def config_from_flags_or_workdir(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.Config:
-  """`config_from_workdir` where a run lies in the workdir, else `config_from_flags`, the workdir checked."""
+  """`config_from_workdir` where a run lies in the workdir, else `config_from_flags`, the workdir
+  checked.
+  """
   if os.path.exists(os.path.join(flag_values.workdir, config_lib.CONFIG_FILE)):
     return config_from_workdir(flag_values)
   config = config_from_flags(flag_values)
@@ -118,7 +138,9 @@ def checkpoint(text: str) -> int | str:
   if text in ("best", "last"):
     return text
   if not config_lib.is_step(text):
-    raise config_lib.ConfigError(f"--checkpoint={text} is not allowed: 'best', 'last' or the number of a step")
+    raise config_lib.ConfigError(
+      f"--checkpoint={text} is not allowed: 'best', 'last' or the number of a step"
+    )
   return int(text)
 
 
@@ -132,7 +154,8 @@ def _fields(section: str) -> tuple[dataclasses.Field, ...]:
 
 
 def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> config_lib.Config:
-  """The config with each knob whose flag was given (on the command line or in a flagfile) replaced, then validated.
+  """The config with each knob whose flag was given (on the command line or in a flagfile) replaced,
+  then validated.
 
   A knob that the model does not read may keep its value, not change it.
   """
@@ -146,13 +169,14 @@ def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> con
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-  """`app.run(main)`, with the user's mistakes told in one line: `error: …`, exit status 2; 130 after Ctrl-C.
+  """`app.run(main)`, with the user's mistakes told in one line: `error: …`, exit status 2; 130
+  after Ctrl-C.
 
   What the disk or the network refuses, such as a write to a full disk, is told likewise, with 3: it
   is no mistake, and a launcher may try again.
 
-  Where `jobs.define_flags` was called, the process first joins the job of several that its flags name: status 1 where a
-  process is missing or lost.
+  Where `jobs.define_flags` was called, the process first joins the job of several that its flags
+  name: status 1 where a process is missing or lost.
   """
   joined = False
 
@@ -162,13 +186,18 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
       return 2
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)
-      logging.get_absl_logger().setLevel("ERROR")  # the checkpointing library tells a great deal through it
+      logging.get_absl_logger().setLevel(
+        "ERROR"
+      )  # the checkpointing library tells a great deal through it
     nonlocal joined
     try:
       joined = jobs.join(knob_names() | {"workdir"})
       return main(argv)
     except KeyboardInterrupt:
-      print("\ninterrupted; the same command starts over, or goes on from the last checkpoint", file=sys.stderr)
+      print(
+        "\ninterrupted; the same command starts over, or goes on from the last checkpoint",
+        file=sys.stderr,
+      )
       return 130
     except StartError as error:
       print(f"error: {error}", file=sys.stderr)
@@ -184,7 +213,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except Exception:
       if not joined:
         raise
-      time.sleep(3)  # a lost process shows as an error of the next collective operation; `jobs` tells it in one line
+      time.sleep(
+        3
+        # a lost process shows as an error of the next collective operation; `jobs` tells it in one
+        # line
+      )
       traceback.print_exc()
       status = 1
     if joined:

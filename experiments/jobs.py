@@ -10,17 +10,30 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel.roll_call import Job
 
-flags.disclaim_key_flags()  # they belong to the binary that calls define_flags, so that its --help lists them
+# they belong to the binary that calls define_flags, so that its --help lists them
+flags.disclaim_key_flags()
 
-_PLACES = {"data_dir", "ads_path", "events_path"}  # may differ from machine to machine; their content is compared later
+_PLACES = {
+  "data_dir",
+  "ads_path",
+  "events_path",
+}  # may differ from machine to machine; their content is compared later
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines --coordinator, --num_processes, --process_id, --distributed and --start_timeout."""
-  flags.DEFINE_string("coordinator", "", "host:port of process 0 of a job of several.", flag_values=flag_values)
-  flags.DEFINE_integer("num_processes", 1, "Processes of the job.", lower_bound=1, flag_values=flag_values)
-  flags.DEFINE_integer("process_id", 0, "Number of this process, from 0.", lower_bound=0, flag_values=flag_values)
-  help_text = "auto: take the three above from the launcher's environment (SLURM, TPU VM, GKE, Open MPI)."
+  flags.DEFINE_string(
+    "coordinator", "", "host:port of process 0 of a job of several.", flag_values=flag_values
+  )
+  flags.DEFINE_integer(
+    "num_processes", 1, "Processes of the job.", lower_bound=1, flag_values=flag_values
+  )
+  flags.DEFINE_integer(
+    "process_id", 0, "Number of this process, from 0.", lower_bound=0, flag_values=flag_values
+  )
+  help_text = (
+    "auto: take the three above from the launcher's environment (SLURM, TPU VM, GKE, Open MPI)."
+  )
   flags.DEFINE_enum("distributed", "off", ["off", "auto"], help_text, flag_values=flag_values)
   help_text = "Seconds that the processes of a job may start apart."
   flags.DEFINE_float("start_timeout", 300, help_text, lower_bound=1, flag_values=flag_values)
@@ -31,16 +44,21 @@ def _job(given: flags.FlagValues) -> Job | None:
   if given.distributed == "auto":
     for name in ("coordinator", "num_processes", "process_id"):
       if given[name].present:
-        raise config_lib.ConfigError(f"--{name}={given[name].value} is not allowed beside --distributed=auto")
+        raise config_lib.ConfigError(
+          f"--{name}={given[name].value} is not allowed beside --distributed=auto"
+        )
     return distributed.detect(given.start_timeout)
   if not given.coordinator and given.num_processes == 1 and not given.process_id:
     return None
   host, _, port = given.coordinator.rpartition(":")
   if not host or not port.isdigit() or not 0 < int(port) < 65536:
-    raise config_lib.ConfigError(f"--coordinator={given.coordinator} is not allowed: host:port of process 0")
+    raise config_lib.ConfigError(
+      f"--coordinator={given.coordinator} is not allowed: host:port of process 0"
+    )
   if given.process_id >= given.num_processes:
     raise config_lib.ConfigError(
-      f"--process_id={given.process_id} is not allowed: at most {given.num_processes - 1}, --num_processes less 1"
+      f"--process_id={given.process_id} is not allowed: at most {given.num_processes - 1}, "
+      "--num_processes less 1"
     )
   return Job(given.coordinator, given.num_processes, given.process_id)
 
@@ -61,12 +79,16 @@ def join(knobs: set[str], given: flags.FlagValues = flags.FLAGS) -> bool:
   settings = repr(sorted((name, given[name].value) for name in knobs - _PLACES))
   if job.process:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")
-  distributed.start(job, given.start_timeout, settings, _lost, lambda text: print(text, file=sys.stderr, flush=True))
+  distributed.start(
+    job, given.start_timeout, settings, _lost, lambda text: print(text, file=sys.stderr, flush=True)
+  )
   return True
 
 
 def _lost(reason: str) -> None:
-  """Ends this process, which may hang in a collective operation for good: what it has saved is whole."""
+  """Ends this process, which may hang in a collective operation for good: what it has saved is
+  whole.
+  """
   try:
     print(f"error: {reason}: the job ends", file=sys.stderr)
   finally:

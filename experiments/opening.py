@@ -13,7 +13,8 @@ _EVERY = 5.0  # seconds between two lines
 
 
 class Progress:
-  """A thread that tells on stderr what a start is doing: a line every five seconds, or one that is written over.
+  """A thread that tells on stderr what a start is doing: a line every five seconds, or one that is
+  written over.
 
   Args:
     gateway: knows what is being done.
@@ -36,7 +37,9 @@ class Progress:
     while not self._over.wait(0.5 if live else _EVERY):
       line = f"starting, {time.monotonic() - begin:.0f} s: {self._gateway.doing}"
       # \x1b[K clears what a longer line has left behind.
-      print(f"\r{line}\x1b[K" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+      print(
+        f"\r{line}\x1b[K" if live else line, end="" if live else "\n", file=sys.stderr, flush=True
+      )
     if live:
       print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 

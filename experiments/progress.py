@@ -13,7 +13,9 @@ def duration(seconds: float) -> str:
 
 
 def tell(line: str) -> None:
-  """A line of what a job is at, on standard error: absl's handler of the log leaves out what is no warning."""
+  """A line of what a job is at, on standard error: absl's handler of the log leaves out what is
+  no warning.
+  """
   print(line, file=sys.stderr, flush=True)
 
 
@@ -32,7 +34,10 @@ def show_progress(progress: loop.Progress) -> None:
     f"{progress.steps_per_second:.2f} steps/s"
   )
   if progress.requests_per_second:
-    line += f", {progress.requests_per_second:,.0f} requests/s, {progress.tokens_per_second:,.0f} tokens/s"
+    line += (
+      f", {progress.requests_per_second:,.0f} requests/s, "
+      f"{progress.tokens_per_second:,.0f} tokens/s"
+    )
   if progress.utilization is not None:
     line += f", MFU {100 * progress.utilization:.1f} %"
   line += f"  ETA {duration(progress.eta_seconds)}"
@@ -43,7 +48,8 @@ def show_progress(progress: loop.Progress) -> None:
 
 
 class RoundProgress:
-  """The same for what is done between steps, such as making candidates; elsewhere than on a terminal, now and then.
+  """The same for what is done between steps, such as making candidates; elsewhere than on a
+  terminal, now and then.
 
   What is done within `quiet_seconds` is passed over in silence.
   """
@@ -59,7 +65,10 @@ class RoundProgress:
     if now - since >= self._quiet and (tty or last or now - self._told >= self._every):
       self._told = now
       rate = (done - first) / max(now - since, 1e-9)
-      line = f"{what} {done}/{total}  {rate:.0f}/s  ETA {duration((total - done) / rate if rate else float('inf'))}"
+      line = (
+        f"{what} {done}/{total}  {rate:.0f}/s  ETA "
+        f"{duration((total - done) / rate if rate else float('inf'))}"
+      )
       print(f"\r\033[K{line}" if tty else line, end="\n" if last or not tty else "", flush=True)
     if last:
       self._began = None

@@ -1,7 +1,7 @@
 """Recommends ads for a user of the log, or for a history in a file.
 
-  python -m experiments.recommend --workdir=runs/online_retail --user=14911
-  python -m experiments.recommend --workdir=runs/online_retail --history=history.csv --json
+python -m experiments.recommend --workdir=runs/online_retail --user=14911
+python -m experiments.recommend --workdir=runs/online_retail --history=history.csv --json
 """
 
 import dataclasses
@@ -20,7 +20,12 @@ from gr4ad_jax.serving.recommender import Recommender
 
 _USER = flags.DEFINE_string("user", "", "user_id of the event log that the run was trained on.")
 _HISTORY = flags.DEFINE_string(
-  "history", "", "A .csv or .parquet file of one user: ad_id, time; if known behavior, value, quantity, request_id."
+  "history",
+  "",
+  (
+    "A .csv or .parquet file of one user: ad_id, time; if known behavior, value, quantity, "
+    "request_id."
+  ),
 )
 _K = flags.DEFINE_integer("k", 10, "Ads wanted.", lower_bound=1)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a step.")
@@ -28,7 +33,9 @@ _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object instead of a 
 
 
 def user_log(config: Config, user: str) -> EventLog:
-  """All that a run's log holds of one user. Raises ConfigError for a user that it lacks, or where the log changed."""
+  """All that a run's log holds of one user. Raises ConfigError for a user that it lacks, or
+  where the log changed.
+  """
   histories = UserHistories.load(config)
   log = histories.log_of(user)
   if log is None:
@@ -39,12 +46,16 @@ def user_log(config: Config, user: str) -> EventLog:
 
 
 def file_log(recommender: Recommender, path: str) -> EventLog:
-  """The history in a file, checked like an event log; `user_id` may be left out. Raises DataError."""
+  """The history in a file, checked like an event log; `user_id` may be left out. Raises
+  DataError.
+  """
   column_files.check_file("history", path)
   cells = column_files.read_file(path, ("ad_id", "time"), ("user_id", *tables.EVENT_OPTIONAL))
   if "user_id" not in cells:
     cells["user_id"] = tables.constant("user_id", "user", len(cells["ad_id"]))
-  rules = tables.EventRules(recommender.behaviors, "error", recommender.config.data.session_gap_minutes)
+  rules = tables.EventRules(
+    recommender.behaviors, "error", recommender.config.data.session_gap_minutes
+  )
   log = tables.event_log(cells, recommender.ads, rules)[0]
   if len(log.user_id) > 1:
     raise DataError(f"{path}: column 'user_id' names {len(log.user_id)} users; a history is of one")
@@ -59,11 +70,18 @@ def main(argv):
   if bool(_USER.value) == bool(_HISTORY.value):
     raise ConfigError("--user and --history: exactly one of them is needed")
   enable_compilation_cache()
-  recommender = Recommender.load(config.workdir, checkpoint, config.search, config.model.compute_dtype)
+  recommender = Recommender.load(
+    config.workdir, checkpoint, config.search, config.model.compute_dtype
+  )
   events = user_log(config, _USER.value) if _USER.value else file_log(recommender, _HISTORY.value)
   found = recommender.recommend_log(events, _K.value)[0]
   if _JSON.value:
-    print(json.dumps({"user": _USER.value or None, "ads": [dataclasses.asdict(ad) for ad in found]}, allow_nan=False))
+    print(
+      json.dumps(
+        {"user": _USER.value or None, "ads": [dataclasses.asdict(ad) for ad in found]},
+        allow_nan=False,
+      )
+    )
   else:
     print(printed.ranked_list(found, printed.terminal_width()))
   return 0

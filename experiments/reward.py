@@ -1,8 +1,10 @@
-"""Trains the reward model of a run, p(purchase) x E[value | purchase]; goes on where it was stopped.
+"""Trains the reward model of a run, p(purchase) x E[value | purchase]; goes on where it was
+stopped.
 
   python -m experiments.reward --workdir=runs/online_retail
 
-All of it lies in <workdir>/reward; report.json tells how far it can be trusted on valid, unless valid is learned from.
+All of it lies in <workdir>/reward; report.json tells how far it can be trusted on valid, unless
+valid is learned from.
 """
 
 import sys
@@ -33,10 +35,18 @@ def main(argv):
     print(f"error: {error}{advice}", file=sys.stderr)
     return 1
   if result.status == "preempted":
-    print(f"stopped and saved at step {int(result.state.step)}; the same command goes on from there", flush=True)
+    print(
+      f"stopped and saved at step {int(result.state.step)}; the same command goes on from there",
+      flush=True,
+    )
     return 0
-  if _REPORT.value and "valid" not in config.training.fitted and inputs.has_targets(config, "valid"):
-    print(reward_report.format_report(reward_report.report(config, inputs, "valid", RoundProgress())), flush=True)
+  if (
+    _REPORT.value and "valid" not in config.training.fitted and inputs.has_targets(config, "valid")
+  ):
+    print(
+      reward_report.format_report(reward_report.report(config, inputs, "valid", RoundProgress())),
+      flush=True,
+    )
   print(f"the reward model lies in {reward_run.folder_of(config)}", flush=True)
   return 0
 

@@ -2,10 +2,10 @@
 
   python -m experiments.serve --workdir=runs/online_retail --port=8080
 
-/healthz answers at once. It prints the address when it can serve, with one search that suits any request; the others
-are compiled behind it. Docs are at /docs, a page to look at it at /. SIGTERM or Ctrl-C ends it: no new connections,
-what was begun is answered, exit status 0. With --compile_only it fills the compilation cache and ends, so that a
-container can be shipped with its programs.
+/healthz answers at once. It prints the address when it can serve, with one search that suits any
+request; the others are compiled behind it. Docs are at /docs, a page to look at it at /. SIGTERM or
+Ctrl-C ends it: no new connections, what was begun is answered, exit status 0. With --compile_only
+it fills the compilation cache and ends, so that a container can be shipped with its programs.
 """
 
 import contextlib
@@ -23,16 +23,24 @@ from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.serving.guard import LOOPBACK
 from gr4ad_jax.serving.starting import Gateway
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a step; a newer one is loaded by itself.")
-_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile every search into the cache, and end.")
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", "best", "'best', 'last' or a step; a newer one is loaded by itself."
+)
+_COMPILE_ONLY = flags.DEFINE_bool(
+  "compile_only", False, "Compile every search into the cache, and end."
+)
 _GRACE = 8  # seconds for requests that were begun, at the end; Kubernetes kills after 30
-_SWITCH = 5e-4  # seconds that a thread of Python keeps the interpreter while another waits; 5e-3 by default
+_SWITCH = (
+  5e-4  # seconds that a thread of Python keeps the interpreter while another waits; 5e-3 by default
+)
 _BACKLOG = 128  # connections that wait to be taken; so many may be taken at once
 _LINE = 1000  # bytes of a log line
 
 
 def read_token(path: str) -> str:
-  """The bearer token in a file; empty without a path. Raises ConfigError for a file that holds none."""
+  """The bearer token in a file; empty without a path. Raises ConfigError for a file that holds
+  none.
+  """
   if not path:
     return ""
   with open(path, "rb") as file:
@@ -52,7 +60,8 @@ def served_hosts(config: Config, token: str) -> tuple[str, ...]:
   here = serving.host in LOOPBACK
   if not here and not token:
     raise ConfigError(
-      f"--host={serving.host} is not allowed without --token_file: other machines could change ads; "
+      f"--host={serving.host} is not allowed without --token_file: other machines could change "
+      "ads; "
       "--host=127.0.0.1 serves this machine alone"
     )
   named = tuple(filter(None, (name.strip() for name in serving.allowed_hosts.split(","))))
@@ -69,12 +78,15 @@ def listen(host: str, port: int) -> socket.socket:
     found.listen(_BACKLOG)  # at once: until one of two listens, both may bind
   except OSError as error:
     found.close()
-    raise ConfigError(f"--host={host} --port={port} cannot be listened on: {error.strerror or error}") from error
+    raise ConfigError(
+      f"--host={host} --port={port} cannot be listened on: {error.strerror or error}"
+    ) from error
   return found
 
 
 class Short(logging.Formatter):
-  """Cuts every line of another formatter to a kilobyte, tracebacks too: some of it a client may have chosen.
+  """Cuts every line of another formatter to a kilobyte, tracebacks too: some of it a client may
+  have chosen.
 
   Args:
     inner: writes the lines.
@@ -86,8 +98,10 @@ class Short(logging.Formatter):
 
   def format(self, record):
     lines = self._inner.format(record).splitlines()
-    return "\n".join(line if len(line.encode()) <= _LINE else line.encode()[:_LINE].decode(errors="ignore") + "…"
-                     for line in lines)  # fmt: skip
+    return "\n".join(
+      line if len(line.encode()) <= _LINE else line.encode()[:_LINE].decode(errors="ignore") + "…"
+      for line in lines
+    )
 
 
 def make_server(config: Config, gateway: Gateway):
@@ -106,7 +120,10 @@ def make_server(config: Config, gateway: Gateway):
 
     @contextlib.contextmanager
     def capture_signals(self):
-      before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+      before = {
+        number: signal.signal(number, self.handle_exit)
+        for number in (signal.SIGTERM, signal.SIGINT)
+      }
       try:
         yield
       finally:
@@ -120,10 +137,17 @@ def make_server(config: Config, gateway: Gateway):
     header_bytes=serving.max_header_kb << 10,
     seconds=serving.request_seconds,
   )
-  settings = {"log_level": "warning", "access_log": False, "lifespan": "off", "server_header": False}
+  settings = {
+    "log_level": "warning",
+    "access_log": False,
+    "lifespan": "off",
+    "server_header": False,
+  }
   # No logging of its own: setting that up would close the handlers that are there.
   settings |= {"http": connections.protocol(limits), "ws": "none", "log_config": None}
-  return Server(uvicorn.Config(gateway, timeout_graceful_shutdown=_GRACE, backlog=_BACKLOG, **settings))
+  return Server(
+    uvicorn.Config(gateway, timeout_graceful_shutdown=_GRACE, backlog=_BACKLOG, **settings)
+  )
 
 
 def compile_only(config: Config, checkpoint: int | str) -> int:
@@ -134,7 +158,10 @@ def compile_only(config: Config, checkpoint: int | str) -> int:
   enable_compilation_cache()
   gateway = Gateway()
   progress = Progress(gateway)
-  with contextlib.closing(progress), ServingEngine(config.workdir, config, checkpoint, gateway.compiled):
+  with (
+    contextlib.closing(progress),
+    ServingEngine(config.workdir, config, checkpoint, gateway.compiled),
+  ):
     print(gateway.doing)
   return 0
 
@@ -142,8 +169,8 @@ def compile_only(config: Config, checkpoint: int | str) -> int:
 def main(argv):
   """Listens, opens the run, then serves it."""
   del argv
-  # Until the server listens, and has a handler of its own. An exception would be lost where the signal meets a callback
-  # of the garbage collector; what lies on disk is as whole as after a kill.
+  # Until the server listens, and has a handler of its own. An exception would be lost where the
+  # signal meets a callback of the garbage collector; what lies on disk is as whole as after a kill.
   signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
   for handler in logging.getLogger().handlers:
     handler = getattr(handler, "python_handler", handler)  # absl's hands all on to one of its own

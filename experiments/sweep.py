@@ -1,11 +1,11 @@
 """Tries many settings of the list objectives from one trained run, with one compiled step.
 
-  python -m experiments.sweep --flagfile=experiments/flagfiles/online_retail_rspo.flags --fit_splits=train \\
-    --init_from=runs/start --settings=settings.json --workdir=runs/sweep
+  python -m experiments.sweep --flagfile=experiments/flagfiles/online_retail_rspo.flags
+    --fit_splits=train \\ --init_from=runs/start --settings=settings.json --workdir=runs/sweep
 
 The start has learned from train alone and has a reward model. settings.json is a list such as
-[{"objective": "rspo", "preference_weight": 10}, {"objective": "xent", "epochs": 3}]; what it leaves out is as the flags
-say. It goes on where it was stopped. Writes <workdir>/sweep.json and sweep.md.
+[{"objective": "rspo", "preference_weight": 10}, {"objective": "xent", "epochs": 3}]; what it leaves
+out is as the flags say. It goes on where it was stopped. Writes <workdir>/sweep.json and sweep.md.
 """
 
 import time
@@ -21,7 +21,9 @@ from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import run, sweep
 
-_SETTINGS = flags.DEFINE_string("settings", "", "JSON list of the settings to try, each an object of knobs.")
+_SETTINGS = flags.DEFINE_string(
+  "settings", "", "JSON list of the settings to try, each an object of knobs."
+)
 
 
 def main(argv):
@@ -29,16 +31,24 @@ def main(argv):
   del argv
   config = flags_lib.config_from_flags()
   if not config.workdir or not config.training.init_from:
-    raise ConfigError("--workdir and --init_from are needed: where the results go, and the run that is started from")
+    raise ConfigError(
+      "--workdir and --init_from are needed: where the results go, and the run that is started from"
+    )
   if "valid" in config.training.fitted:
-    raise ConfigError(f"--fit_splits={config.training.fit_splits} is not allowed: settings are judged by valid")
+    raise ConfigError(
+      f"--fit_splits={config.training.fit_splits} is not allowed: settings are judged by valid"
+    )
   if jax.device_count() > 1:
-    raise ConfigError(f"{jax.device_count()} devices are not allowed: a sweep works on one (CUDA_VISIBLE_DEVICES=0)")
+    raise ConfigError(
+      f"{jax.device_count()} devices are not allowed: a sweep works on one (CUDA_VISIBLE_DEVICES=0)"
+    )
   settings = sweep.read_settings(_SETTINGS.value, config)
   first = with_knobs(config, settings[0])
   run.check_start(first)
   if "valid" in load_config(config.training.init_from).training.fitted:
-    raise ConfigError(f"--init_from={config.training.init_from} is not allowed: its run has learned from valid")
+    raise ConfigError(
+      f"--init_from={config.training.init_from} is not allowed: its run has learned from valid"
+    )
   results = sweep.Results(config.workdir, config)
   left = [one for one in (sweep.START, *settings) if not results.has(one)]
   if left:
@@ -51,7 +61,11 @@ def main(argv):
       scores = made.run(setting)
       results.add(setting, scores)
       eta = (time.monotonic() - began) / number * (len(left) - number)
-      words = ", ".join(f"{name} {value:.4f}" for name, value in scores["valid"].items() if name in sweep_table.SHOWN)
+      words = ", ".join(
+        f"{name} {value:.4f}"
+        for name, value in scores["valid"].items()
+        if name in sweep_table.SHOWN
+      )
       tell(f"{number}/{len(left)}  ETA {duration(eta)}  {sweep_table.in_words(setting)}: {words}")
   print(sweep_table.format_markdown(results.found))
   print(f"written to {config.workdir}")

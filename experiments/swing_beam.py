@@ -1,10 +1,15 @@
-"""Fits Swing with Apache Beam, for logs that one machine does not hold, and keeps the neighbours for --swing_path.
+"""Fits Swing with Apache Beam, for logs that one machine does not hold.
 
-  python -m experiments.swing_beam --dataset=ad_log --events_path=… --ads_path=… --out=neighbors.npz \
+The neighbours are kept for --swing_path:
+
+  python -m experiments.swing_beam --dataset=ad_log --events_path=… --ads_path=… \
+    --out=neighbors.npz \
     --beam_options="--runner=FlinkRunner --flink_master=host:8081 --environment_type=LOOPBACK"
-  python -m experiments.train --dataset=ad_log --events_path=… --ads_path=… --swing_path=neighbors.npz --workdir=…
+  python -m experiments.train --dataset=ad_log --events_path=… --ads_path=… \
+    --swing_path=neighbors.npz --workdir=…
 
-The folder of the prepared data (--data_dir) and that of --out must be one that all workers can reach.
+The folder of the prepared data (--data_dir) and that of --out must be one that all workers can
+reach.
 """
 
 import os
@@ -20,7 +25,9 @@ from gr4ad_jax.data.prepare import prepared_folders
 from gr4ad_jax.sid import swing_beam, tokenizer
 
 _OUT = flags.DEFINE_string("out", "neighbors.npz", "File for the neighbours.")
-_BEAM = flags.DEFINE_string("beam_options", "", "Options of the Beam pipeline, such as '--runner=DirectRunner'.")
+_BEAM = flags.DEFINE_string(
+  "beam_options", "", "Options of the Beam pipeline, such as '--runner=DirectRunner'."
+)
 
 
 def main(argv):
@@ -34,11 +41,16 @@ def main(argv):
     options = shlex.split(_BEAM.value)
   except ValueError as error:
     raise ConfigError(f"--beam_options={_BEAM.value} is not allowed: {error}") from error
-  with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(_OUT.value)), prefix="swing_") as parts:
+  with tempfile.TemporaryDirectory(
+    dir=os.path.dirname(os.path.abspath(_OUT.value)), prefix="swing_"
+  ) as parts:
     folders = prepared_folders(config.data)
     found = swing_beam.run(folders, config.sid, config.training.seed, parts, options)
   found.save(_OUT.value, tokenizer.swing_settings(config.sid, config.training.seed))
-  print(f"{(found.ads_NK[:, 0] >= 0).sum()} of {len(found.ads_NK)} ads have neighbours; they lie in {_OUT.value}")
+  print(
+    f"{(found.ads_NK[:, 0] >= 0).sum()} of {len(found.ads_NK)} ads have neighbours; they lie in "
+    f"{_OUT.value}"
+  )
   return 0
 
 

@@ -1,6 +1,6 @@
 """Fits UA-SIDs alone, or takes those of a run; keeps them in the workdir and reports their quality.
 
-  python -m experiments.tokenize --workdir=runs/online_retail
+python -m experiments.tokenize --workdir=runs/online_retail
 """
 
 import os
@@ -26,7 +26,9 @@ def main(argv):
     tokenizer, index = inputs_lib.tokenizer_of(config, dataset, told=told)
     workdir_lib.save_config(config)
     inputs_lib.save_tokenizer(config, dataset, tokenizer, index)
-  found = report_lib.quality_report(tokenizer, dataset.ads, dataset.events, index.codes_NT, told=told)
+  found = report_lib.quality_report(
+    tokenizer, dataset.ads, dataset.events, index.codes_NT, told=told
+  )
   path = os.path.join(config.workdir, "eval", "sid.json")
   report_tables.write_json(path, found)
   print(report_lib.format_report(found))

@@ -1,6 +1,7 @@
 """Prepares the data, fits UA-SIDs, trains, evaluates; goes on where it was stopped.
 
-  python -m experiments.train --flagfile=experiments/flagfiles/online_retail.flags --workdir=runs/online_retail
+python -m experiments.train --flagfile=experiments/flagfiles/online_retail.flags
+--workdir=runs/online_retail
 """
 
 import sys
@@ -45,7 +46,10 @@ def main(argv):
     inputs = run.start(config, RoundProgress(quiet_seconds=5))
     dataset, index = inputs.dataset, inputs.index
     print(f"{dataset.name}: {dataset.report}", flush=True)
-    print(f"UA-SIDs: {index.num_leaves} for {len(dataset.ads)} ads, codebooks {index.codebooks}", flush=True)
+    print(
+      f"UA-SIDs: {index.num_leaves} for {len(dataset.ads)} ads, codebooks {index.codebooks}",
+      flush=True,
+    )
     shared = report.sharing(index, inputs.tokenizer.config.last_level)
     if shared:
       print(f"warning: {shared}", flush=True)

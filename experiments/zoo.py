@@ -2,13 +2,15 @@
 
   python -m experiments.zoo --dataset=online_retail --models=gr4ad,sasrec --workdir=runs/zoo
 
-A model is a flagfile of experiments/flagfiles/zoo/<dataset>/, or one named by its path. Flags that are given here win
-in every row whose model reads them.
-It goes on where it was stopped. Writes <workdir>/zoo.json and zoo.md.
+A model is a flagfile of experiments/flagfiles/zoo/<dataset>/, or one named by its path. Flags that
+are given here win in every row whose model reads them. It goes on where it was stopped. Writes
+<workdir>/zoo.json and zoo.md.
 
-  python -m experiments.zoo --dataset=online_retail --models=gr4ad --suite=scaling --workdir=runs/scaling
+  python -m experiments.zoo --dataset=online_retail --models=gr4ad --suite=scaling
+  --workdir=runs/scaling
 
-trains one model at several widths and searches the largest at several beam widths: scaling.json, .md and .png.
+trains one model at several widths and searches the largest at several beam widths: scaling.json,
+.md and .png.
 """
 
 import dataclasses
@@ -27,12 +29,19 @@ from gr4ad_jax.training import ranked, run, scaling, trainer, zoo
 
 FLAGFILES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flagfiles", "zoo")
 
-_MODELS = flags.DEFINE_list("models", [], "Flagfiles, by name without .flags or by path; the first is compared.")
+_MODELS = flags.DEFINE_list(
+  "models", [], "Flagfiles, by name without .flags or by path; the first is compared."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every model.")
 _SUITE = flags.DEFINE_enum(
-  "suite", "models", ["models", "scaling"], "A table of models; or curves of --models' only one by width and by beams."
+  "suite",
+  "models",
+  ["models", "scaling"],
+  "A table of models; or curves of --models' only one by width and by beams.",
 )
-_WIDTHS = flags.DEFINE_list("widths", [str(width) for width in scaling.WIDTHS], "--suite=scaling: model widths.")
+_WIDTHS = flags.DEFINE_list(
+  "widths", [str(width) for width in scaling.WIDTHS], "--suite=scaling: model widths."
+)
 
 
 def _flagfile(name: str, dataset: str) -> str:
@@ -45,7 +54,9 @@ def _flagfile(name: str, dataset: str) -> str:
   files = os.listdir(folder) if os.path.isdir(folder) else []
   known = sorted(file.removesuffix(".flags") for file in files if file.endswith(".flags"))
   if name not in known:
-    raise ConfigError(f"--models={name} is not allowed: a path that ends in .flags, or any of {', '.join(known)}")
+    raise ConfigError(
+      f"--models={name} is not allowed: a path that ends in .flags, or any of {', '.join(known)}"
+    )
   return os.path.join(folder, f"{name}.flags")
 
 
@@ -98,13 +109,19 @@ def main(argv):
   if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
     raise ConfigError(f"--seeds={','.join(_SEEDS.value)} is not allowed: whole numbers, as 0,1,2")
   if _SUITE.value == "scaling" and len(_MODELS.value) != 1:
-    raise ConfigError(f"--models={','.join(_MODELS.value)} is not allowed: one, with --suite=scaling")
+    raise ConfigError(
+      f"--models={','.join(_MODELS.value)} is not allowed: one, with --suite=scaling"
+    )
   if not _WIDTHS.value or not all(width.isdigit() for width in _WIDTHS.value):
-    raise ConfigError(f"--widths={','.join(_WIDTHS.value)} is not allowed: whole numbers, ascending")
+    raise ConfigError(
+      f"--widths={','.join(_WIDTHS.value)} is not allowed: whole numbers, ascending"
+    )
   rows = configs()
   for config in rows.values() if _SUITE.value == "scaling" else ():
     if "beams" in registry.unread(config):
-      raise ConfigError(f"--models={_MODELS.value[0]} is not allowed: --suite=scaling varies --beams")
+      raise ConfigError(
+        f"--models={_MODELS.value[0]} is not allowed: --suite=scaling varies --beams"
+      )
   for config in rows.values():
     trainer.check_mesh(config)
     run.check_start(config)

@@ -1,4 +1,5 @@
-"""Checksums beside the files that they are of: who reads a file of a run finds out that it was damaged.
+"""Checksums beside the files that they are of: who reads a file of a run finds out that it was
+damaged.
 
 Every folder with files of a run has a list, SHA256SUMS, as `sha256sum` writes it; a checkpoint has
 one of its whole tree. While a file is replaced, it stands there twice, with the old and the new
@@ -21,7 +22,8 @@ NAME = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _PARTS = ("tokenizer", "index", "features", "candidates", "reward", "checkpoints")  # of a run
 _THREADS = 4  # hashing lets go of the interpreter, so files are read side by side
-_PATIENCE = 20  # looks at files that are missing, a tenth of a second apart: a checkpoint may be on its way out
+# looks at files that are missing, a tenth of a second apart: a checkpoint may be on its way out
+_PATIENCE = 20
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
@@ -60,7 +62,9 @@ def listed(folder: str) -> dict[str, set[str]] | None:
 
 
 def note(path: str, value: str, *, alone: bool) -> None:
-  """Puts a file's digest into its folder's list: before it is renamed beside the others, and after it `alone`."""
+  """Puts a file's digest into its folder's list: before it is renamed beside the others, and
+  after it `alone`.
+  """
   folder, name = os.path.split(os.path.abspath(path))
   with Lock(folder, wait=True):  # several runs may share a folder of candidates
     known = listed(folder) or {}
@@ -79,7 +83,8 @@ def forget(path: str) -> None:
 
 
 def check(path: str) -> None:
-  """Compares a file with its folder's list; warns, once a run, where there is nothing to compare it with.
+  """Compares a file with its folder's list; warns, once a run, where there is nothing to compare it
+  with.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -103,7 +108,8 @@ def write_tree(folder: str) -> None:
 
 
 def check_tree(folder: str, wanted: Callable[[str], bool] = lambda name: True) -> None:
-  """Compares the listed files below a folder with its list, those whose name is `wanted`; warns as `check` does.
+  """Compares the listed files below a folder with its list, those whose name is `wanted`; warns as
+  `check` does.
 
   Raises:
     FileNotFoundError: the folder is gone, such as a checkpoint that made room for a newer one.
@@ -116,7 +122,9 @@ def check_tree(folder: str, wanted: Callable[[str], bool] = lambda name: True) -
     return
   names = [name for name in right if wanted(name)]
   with ThreadPoolExecutor(_THREADS) as threads:
-    for name, good in zip(names, threads.map(lambda name: _is_right(folder, name, right[name]), names), strict=True):
+    for name, good in zip(
+      names, threads.map(lambda name: _is_right(folder, name, right[name]), names), strict=True
+    ):
       if not good:
         raise DamagedError(_words(os.path.join(folder, name), folder))
 
@@ -126,7 +134,11 @@ def _is_right(folder: str, name: str, right: set[str]) -> bool:
   for _ in range(_PATIENCE):
     try:
       return digest(path) in right
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a damaged name with a null byte
+    except (
+      FileNotFoundError,
+      NotADirectoryError,
+      ValueError,
+    ):  # ValueError: a damaged name with a null byte
       os.stat(folder)
       time.sleep(0.1)
   return False
@@ -162,4 +174,7 @@ def _warn(folder: str) -> None:
     run = os.path.dirname(run)
   if run not in _warned:
     _warned.add(run)
-    _log.warning("%s has files without checksums (it is older than they are): damage to them stays unnoticed", run)
+    _log.warning(
+      "%s has files without checksums (it is older than they are): damage to them stays unnoticed",
+      run,
+    )

@@ -1,4 +1,6 @@
-"""Files of a run: written whole or not at all, with a checksum, and checked whenever they are read."""
+"""Files of a run: written whole or not at all, with a checksum, and checked whenever they are
+read.
+"""
 
 import contextlib
 import json
@@ -15,16 +17,20 @@ from gr4ad_jax.checksums import DamagedError
 
 @contextlib.contextmanager
 def replacing(path: str, *, summed: bool = True) -> Iterator[str]:
-  """Gives a temporary path beside `path`; what is written there is on disk, and takes its place, at the end.
+  """Gives a temporary path beside `path`; what is written there is on disk, and takes its place, at
+  the end.
 
-  Nothing is left behind where the block raises. After a kill at any point, `path` holds the old content or the new one.
+  Nothing is left behind where the block raises. After a kill at any point, `path` holds the old
+  content or the new one.
 
   Args:
     path: its folder is made where it is missing.
-    summed: whether the folder's list of checksums gets its digest; `load_arrays`, `load_json` and `check` read it.
+    summed: whether the folder's list of checksums gets its digest; `load_arrays`, `load_json` and
+      `check` read it.
   """
   stem, ending = os.path.splitext(path)
-  part = f"{stem}.{os.getpid()}.part{ending}"  # several runs may share a folder; np.savez wants its ending
+  # several runs may share a folder; np.savez wants its ending
+  part = f"{stem}.{os.getpid()}.part{ending}"
   os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
   try:
     yield part
@@ -48,7 +54,9 @@ def write_text(path: str, text: str, *, summed: bool = True) -> None:
 
 
 def write_json(path: str, content: Any, *, summed: bool = True, indent: int | None = None) -> None:
-  """Writes JSON, as `replacing` does. Raises ValueError for numbers that are not finite: JSON has none."""
+  """Writes JSON, as `replacing` does. Raises ValueError for numbers that are not finite: JSON
+  has none.
+  """
   write_text(path, json.dumps(content, indent=indent, allow_nan=False) + "\n", summed=summed)
 
 
@@ -72,14 +80,24 @@ def load_all(path: str) -> dict[str, np.ndarray]:
     if all(isinstance(value, np.ndarray) for value in found.values()):  # other members are bytes
       return found
     raise ValueError("a member is no array")
-  except (EOFError, zipfile.BadZipFile, KeyError, ValueError, TypeError, NotImplementedError, SyntaxError) as error:
+  except (
+    EOFError,
+    zipfile.BadZipFile,
+    KeyError,
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    SyntaxError,
+  ) as error:
     raise DamagedError(f"{path} is damaged: no whole .npz file ({_reason(error)})") from error
   except AttributeError as error:  # a lone .npy array has no names
     raise DamagedError(f"{path} is damaged: no .npz file") from error
 
 
 def load_arrays(path: str, *names: str) -> list[np.ndarray]:
-  """Some of the arrays of an .npz file of `save_arrays`; raises as `load_all` does, and where one is missing."""
+  """Some of the arrays of an .npz file of `save_arrays`; raises as `load_all` does, and where
+  one is missing.
+  """
   return _named(path, load_all(path), names)
 
 
@@ -99,7 +117,9 @@ def load_json(path: str) -> Any:
 
 
 def load_fields(path: str, *names: str) -> list[Any]:
-  """Some fields of the object in a file of `write_json`; raises as `load_json` does, and where one is missing."""
+  """Some fields of the object in a file of `write_json`; raises as `load_json` does, and where
+  one is missing.
+  """
   saved = load_json(path)
   return _named(path, saved if isinstance(saved, dict) else {}, names)
 

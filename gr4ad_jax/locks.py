@@ -1,4 +1,6 @@
-"""Locks between processes, by `flock`: the kernel gives one free when its process ends, however it ends."""
+"""Locks between processes, by `flock`: the kernel gives one free when its process ends, however
+it ends.
+"""
 
 import fcntl
 import logging
@@ -42,7 +44,9 @@ class Lock:
 
   @property
   def stands(self) -> bool:
-    """Whether the path still leads to what is locked; otherwise another process can lock another file there."""
+    """Whether the path still leads to what is locked; otherwise another process can lock another
+    file there.
+    """
     try:
       there = os.stat(self._path)
     except FileNotFoundError:

@@ -1,4 +1,6 @@
-"""Model sizes by name, with the paper's codebooks and beams for the large ones (docs/design/method.md §2.5)."""
+"""Model sizes by name, with the paper's codebooks and beams for the large ones
+(docs/design/method.md §2.5).
+"""
 
 from gr4ad_jax.config import Config, ModelConfig, SearchConfig, SidConfig
 
@@ -17,7 +19,10 @@ PRESETS = {
 }
 """Model sizes by name; the four large ones carry the paper's names (docs/design/method.md §2.5)."""
 
-LARGE_CODEBOOKS, LARGE_BEAMS = (16384, 4096, 1024), (512, 512, 512)  # the paper's; most parameters are the codes'
+LARGE_CODEBOOKS, LARGE_BEAMS = (
+  (16384, 4096, 1024),
+  (512, 512, 512),
+)  # the paper's; most parameters are the codes'
 
 
 def preset(name: str) -> Config:
@@ -27,4 +32,8 @@ def preset(name: str) -> Config:
   """
   if name == "tiny":
     return Config()
-  return Config(sid=SidConfig(codebooks=LARGE_CODEBOOKS), model=PRESETS[name], search=SearchConfig(beams=LARGE_BEAMS))
+  return Config(
+    sid=SidConfig(codebooks=LARGE_CODEBOOKS),
+    model=PRESETS[name],
+    search=SearchConfig(beams=LARGE_BEAMS),
+  )

@@ -2,8 +2,8 @@
 
 import os
 
-# Most of a test's time is compilation: LLVM's optimisations are left out, and so are the CPU's new fusion emitters, two
-# thirds of the rest. Both hold for what the tests start, too.
+# Most of a test's time is compilation: LLVM's optimisations are left out, and so are the CPU's new
+# fusion emitters, two thirds of the rest. Both hold for what the tests start, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _FLAGS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
@@ -14,9 +14,11 @@ import pytest  # noqa: E402
 
 @pytest.fixture(scope="session")
 def compile_cache(tmp_path_factory, worker_id):
-  """One compilation cache for the session, of all workers and of what they start; small programs are kept too.
+  """One compilation cache for the session, of all workers and of what they start; small programs
+  are kept too.
 
-  It has no limit to its size: at each write a limited one looks through all of its files, under a lock that every
+  It has no limit to its size: at each write a limited one looks through all of its files, under a
+    lock that every
   worker waits for. An entry read while it is written is compiled again.
   """
   shared = tmp_path_factory.getbasetemp()

@@ -1,4 +1,6 @@
-"""The ablation from flags: tunes on valid, scores seeds on test, goes on where it was stopped, makes nothing twice."""
+"""The ablation from flags: tunes on valid, scores seeds on test, goes on where it was stopped,
+makes nothing twice.
+"""
 
 import dataclasses
 import json
@@ -12,9 +14,22 @@ from tests import tiny
 
 pytestmark = [pytest.mark.usefixtures("compile_cache"), pytest.mark.slow]
 ROWS = "vsl,vsl_decode_value,rspo"
-SMALL = (*tiny.SETTINGS, "--layers=1", "--lazy_layers=0", "--max_steps=2", "--reward_width=8", "--reward_bins=3",
-         "--reward_epochs=1", "--policy_candidates=4", "--other_candidates=1", "--candidate_beams=8", "--seeds=1",
-         f"--rows={ROWS}", "--preference_epochs=1", "--fit_splits=train+valid")  # fmt: skip
+SMALL = (
+  *tiny.SETTINGS,
+  "--layers=1",
+  "--lazy_layers=0",
+  "--max_steps=2",
+  "--reward_width=8",
+  "--reward_bins=3",
+  "--reward_epochs=1",
+  "--policy_candidates=4",
+  "--other_candidates=1",
+  "--candidate_beams=8",
+  "--seeds=1",
+  f"--rows={ROWS}",
+  "--preference_epochs=1",
+  "--fit_splits=train+valid",
+)
 
 
 SIZES = {len(row.settings()) for row in ablation.ROWS if row.grid}
@@ -27,7 +42,10 @@ def test_grids_are_of_one_size():
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
   """A table of three rows, one of them trained from the start, with two settings each."""
-  grids = {"vsl_decode_value": {"value_power": (0.3, 0.6)}, "rspo": {"preference_weight": (1.0, 3.0)}}
+  grids = {
+    "vsl_decode_value": {"value_power": (0.3, 0.6)},
+    "rspo": {"preference_weight": (1.0, 3.0)},
+  }
   rows = tuple(dataclasses.replace(row, grid=grids.get(row.name, {})) for row in ablation.ROWS)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(ablation, "ROWS", rows)
@@ -51,9 +69,14 @@ def test_table_chart_and_settings_are_written(made):
   assert found["chosen"]["rspo"] in [one["settings"] for one in found["tried"]["rspo"]]
   best = max(found["tried"]["rspo"], key=lambda one: one["revenue@10"])
   assert found["chosen"]["rspo"] == best["settings"]
-  assert (folder / "ablation.md").read_text() in done.out + "\n" and (folder / "ablation.png").exists()
+  assert (folder / "ablation.md").read_text() in done.out + "\n" and (
+    folder / "ablation.png"
+  ).exists()
   told = done.err.splitlines()
-  assert told.count(f"training {folder}/tune/rspo_1") == 1 and f"training the reward model of {folder}/tune/vsl" in told
+  assert (
+    told.count(f"training {folder}/tune/rspo_1") == 1
+    and f"training the reward model of {folder}/tune/vsl" in told
+  )
   assert len([line for line in told if line.startswith("valid, rspo {'preference_weight': ")]) == 2
 
 
@@ -91,10 +114,16 @@ def test_unknown_rows_and_seeds_are_refused(tmp_path):
   [
     ("gr4ad", "--reward=magic", "--reward=magic is not allowed"),
     ("tiger", "--rows=rspo", "--objective=rspo is not allowed: --model=tiger learns no lists"),
-    ("tiger", "--rows=vsl_decode_value", "--order=blend is not allowed: --model=tiger does not read it"),
+    (
+      "tiger",
+      "--rows=vsl_decode_value",
+      "--order=blend is not allowed: --model=tiger does not read it",
+    ),
   ],
 )
-def test_what_a_row_would_refuse_is_refused_before_anything_is_trained(tmp_path, model, flag, message):
+def test_what_a_row_would_refuse_is_refused_before_anything_is_trained(
+  tmp_path, model, flag, message
+):
   tiny.write_log(tmp_path)
   small = tiny.settings(model, *SMALL, flag)
   done = tiny.run("ablate", *tiny.source_flags(tmp_path), *small, f"--workdir={tmp_path}/ablation")

@@ -14,15 +14,17 @@ def test_figures_are_printed_and_written(tmp_path):
   source = tiny.write_log(tmp_path)
   out = tmp_path / "figures.json"
   done = tiny.run(
-    "benchmark", *tiny.source_flags(source), *tiny.SETTINGS, "--max_steps=9", "--repetitions=2", f"--out={out}",
-    "--peak_tflops=0.5",
+    "benchmark", *tiny.source_flags(source), *tiny.SETTINGS, "--max_steps=9", "--repetitions=2",
+    f"--out={out}", "--peak_tflops=0.5",
   )  # fmt: skip
   assert (done.status, done.err) == (0, "")
   figures = json.loads(out.read_text())
   assert figures["repetitions"] == 2 and figures["shapes"]["D"] == 16
   second = figures["seconds"]
   assert 0 < second["batch"]["low"] <= second["batch"]["median"] <= second["batch"]["high"]
-  assert figures["step_gflops"] == pytest.approx(figures["matmul_gflop_per_step"] / second["step"]["median"])
+  assert figures["step_gflops"] == pytest.approx(
+    figures["matmul_gflop_per_step"] / second["step"]["median"]
+  )
   used = figures["cost"]["model_flops"] / second["step"]["median"] / figures["cost"]["peak_flops"]
   assert figures["utilization"] == pytest.approx(used)
   assert f"utilisation      {100 * used:.1f} % of the peak" in done.out

@@ -20,7 +20,9 @@ def _with(**settings) -> config_lib.Config:
 
 
 def test_knob_names_are_unique_over_all_sections():
-  names = [field.name for kind in config_lib.SECTIONS.values() for field in dataclasses.fields(kind)]
+  names = [
+    field.name for kind in config_lib.SECTIONS.values() for field in dataclasses.fields(kind)
+  ]
   assert len(names) == len(set(names))
 
 
@@ -57,14 +59,31 @@ def test_defaults_and_presets_are_allowed(preset):
     ({"codebooks": (8,), "beams": (8,)}, "--codebooks=8", "2 levels or more"),
     ({"behaviors": ("click", "click")}, "--behaviors=click,click", "distinct"),
     ({"on_unknown_ad": "drop"}, "--on_unknown_ad=drop", "as --dataset=online_retail"),
-    ({"target_behavior": "click"}, "--target_behavior=click", "online_retail, one of purchase; or empty"),
     (
-      {"dataset": "amazon_reviews", "ads_path": "a", "events_path": "e", "target_behavior": "purchase"},
+      {"target_behavior": "click"},
+      "--target_behavior=click",
+      "online_retail, one of purchase; or empty",
+    ),
+    (
+      {
+        "dataset": "amazon_reviews",
+        "ads_path": "a",
+        "events_path": "e",
+        "target_behavior": "purchase",
+      },
       "--target_behavior=purchase",
       "amazon_reviews, one of review; or empty",
     ),
-    ({"order": "ecpm", "lambda_ecpm": 0.0}, "--order=ecpm", "only 'likelihood', as --lambda_ecpm=0"),
-    ({"order": "blend", "lambda_ecpm": 0.0}, "--order=blend", "only 'likelihood', as --lambda_ecpm=0"),
+    (
+      {"order": "ecpm", "lambda_ecpm": 0.0},
+      "--order=ecpm",
+      "only 'likelihood', as --lambda_ecpm=0",
+    ),
+    (
+      {"order": "blend", "lambda_ecpm": 0.0},
+      "--order=blend",
+      "only 'likelihood', as --lambda_ecpm=0",
+    ),
     ({"seed": 2**31}, f"--seed={2**31}", f"0 to {2**31 - 1}"),
     ({"epochs": 0}, "--epochs=0", "at least 0.001"),
     ({"dataset": "ad_log"}, "--ads_path=", "needs an ad table"),
@@ -90,7 +109,14 @@ def test_what_is_not_allowed_is_told_in_one_line(settings, flag, words):
   encoder=st.text(),
 )
 def test_json_round_trip(layers, dropout, codebooks, encoder):
-  config = _with(layers=layers, lazy_layers=0, dropout=dropout, codebooks=codebooks, beams=codebooks, encoder=encoder)
+  config = _with(
+    layers=layers,
+    lazy_layers=0,
+    dropout=dropout,
+    codebooks=codebooks,
+    beams=codebooks,
+    encoder=encoder,
+  )
   assert config_lib.from_json(config_lib.to_json(config)) == config
 
 
@@ -111,7 +137,9 @@ def test_damaged_json_is_refused(text, words):
 
 
 def test_json_keys_left_out_keep_their_defaults():
-  assert config_lib.from_json(json.dumps({"model": {"layers": 5}})).model == config_lib.ModelConfig(layers=5)
+  assert config_lib.from_json(json.dumps({"model": {"layers": 5}})).model == config_lib.ModelConfig(
+    layers=5
+  )
 
 
 @pytest.mark.parametrize(("old", "policy"), [("true", "full"), ("false", "none")])
@@ -131,4 +159,6 @@ def test_an_order_by_value_needs_a_head_that_has_learned_it():
   assert config_lib.validate(config_lib.with_knobs(loaded, {"order": "likelihood"}))
   for allowed in ({"lambda_ecpm": 0.1}, {"init_from": "a run that has learned it"}):
     assert config_lib.validate(config_lib.with_knobs(loaded, allowed))
-  assert config_lib.validate(loaded, unread={"order"}) is loaded  # of a model that has no such order
+  assert (
+    config_lib.validate(loaded, unread={"order"}) is loaded
+  )  # of a model that has no such order

@@ -1,4 +1,6 @@
-"""What README and docs/ say: the example runs, names and links lead somewhere, tables are those of the code."""
+"""What README and docs/ say: the example runs, names and links lead somewhere, tables are those
+of the code.
+"""
 
 import dataclasses
 import os
@@ -25,7 +27,9 @@ def _text(page: str) -> str:
 @pytest.mark.usefixtures("compile_cache")
 def test_the_example_runs(tmp_path):
   page = _text("docs/guide/data.md")
-  block = re.search(r"<!-- example: begin -->\s*```sh\n(.*?)```\s*<!-- example: end -->", page, re.DOTALL)[1]
+  block = re.search(
+    r"<!-- example: begin -->\s*```sh\n(.*?)```\s*<!-- example: end -->", page, re.DOTALL
+  )[1]
   (tmp_path / "bin").mkdir()
   (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
   (tmp_path / "bin" / "python").chmod(0o755)
@@ -35,7 +39,12 @@ def test_the_example_runs(tmp_path):
     "XDG_CACHE_HOME": str(tmp_path / "cache"),
   }
   done = subprocess.run(
-    ["bash", "-euc", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    ["bash", "-euc", block],
+    cwd=tmp_path,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert (done.returncode, done.stderr) == (0, "")
   assert [line.split()[0] for line in done.stdout.splitlines()[-4:]] == ["ad_id", "1", "2", "3"]
@@ -81,7 +90,9 @@ def test_the_page_of_flags_has_every_knob():
   for section, kind in config.SECTIONS.items():
     head, _, *rows = flags_page.table(section).splitlines()
     assert head == "| flag | default | allowed | what it does |"
-    assert [row.split("`")[1] for row in rows] == [f"--{field.name}" for field in dataclasses.fields(kind)]
+    assert [row.split("`")[1] for row in rows] == [
+      f"--{field.name}" for field in dataclasses.fields(kind)
+    ]
     assert all(len(re.split(r"(?<!\\)\|", row)) == 6 for row in rows)  # four cells
 
 
@@ -91,11 +102,15 @@ def test_a_row_of_the_flags_tells_default_range_and_use():
     "| `--beams` | `128,128,128` | one or more, each a whole number, at least 1 | "
     "Beam width after each level, as 128,256,512 or 128-256-512. |"
   )
-  power = "| `--value_power` | `0.3` | a number, at least 0 | Weight of the predicted value with `--order=blend`. |"
-  assert power in rows
-  assert "| `--data_dir` | empty | text | Where prepared data sets lie; empty: a folder in the user's cache. |" in (
-    flags_page.table("data")
+  power = (
+    "| `--value_power` | `0.3` | a number, at least 0 | Weight of the predicted value with "
+    "`--order=blend`. |"
   )
+  assert power in rows
+  assert (
+    "| `--data_dir` | empty | text | Where prepared data sets lie; empty: a folder in the user's "
+    "cache. |"
+  ) in (flags_page.table("data"))
   assert r"p \* E\[value]" in flags_page.table("search")  # no mark of Markdown
   assert "| `--guided` | `true` | true or false |" in flags_page.table("search")
   with pytest.raises(ValueError, match="no section 'serve'; it has data, sid"):
@@ -117,7 +132,18 @@ def test_every_path_of_the_server_is_told():
 def test_the_pages_are_built_without_a_warning(tmp_path):
   pytest.importorskip("myst_parser")
   pytest.importorskip("furo")
-  command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(tmp_path)]
+  command = [
+    sys.executable,
+    "-m",
+    "sphinx",
+    "-W",
+    "--keep-going",
+    "-q",
+    "-b",
+    "html",
+    "docs",
+    str(tmp_path),
+  ]
   done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
   assert (done.returncode, done.stderr) == (0, "")
   assert "--value_power" in (tmp_path / "reference" / "flags.html").read_text(encoding="utf-8")

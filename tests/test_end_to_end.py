@@ -1,4 +1,6 @@
-"""From a CSV pair to recommendations, by the binaries a user calls; what they do with bad input and signals."""
+"""From a CSV pair to recommendations, by the binaries a user calls; what they do with bad input
+and signals.
+"""
 
 import csv
 import json
@@ -40,7 +42,9 @@ def trained(source, tmp_path_factory):
   """A finished run with its evaluation: the workdir, and what the binary said."""
   workdir = tmp_path_factory.mktemp("runs") / "tiny"
   speed = ("--remat=dots", "--peak_tflops=0.001", "--profile_steps=7:9")
-  done = tiny.run("train", *tiny.source_flags(source), *_SETTINGS, *_CADENCE, *speed, f"--workdir={workdir}")
+  done = tiny.run(
+    "train", *tiny.source_flags(source), *_SETTINGS, *_CADENCE, *speed, f"--workdir={workdir}"
+  )
   assert (done.status, done.err) == (0, "")
   return workdir, done
 
@@ -53,10 +57,18 @@ def _found(workdir, *arguments):
 
 def test_train_leaves_a_whole_run(trained):
   workdir, done = trained
-  assert {"config.json", "tokenizer", "index", "features", "checkpoints", "metrics.jsonl", "eval"} <= set(
-    os.listdir(workdir)
+  assert {
+    "config.json",
+    "tokenizer",
+    "index",
+    "features",
+    "checkpoints",
+    "metrics.jsonl",
+    "eval",
+  } <= set(os.listdir(workdir))
+  assert (
+    "24 ads, 10 users" in done.out and "step 15/15" in done.out and "personal_recency" in done.out
   )
-  assert "24 ads, 10 users" in done.out and "step 15/15" in done.out and "personal_recency" in done.out
   metrics = json.loads((workdir / "eval" / "metrics.json").read_text())
   assert (metrics["dataset"], metrics["split"], metrics["users"]) == ("ad_log", "test", 10)
   assert metrics["protocol"] and {"gr4ad", "popularity", "ease"} <= set(metrics["systems"])
@@ -72,12 +84,19 @@ def test_train_tells_what_a_step_costs(trained):
   said = done.out.splitlines()
   first = next(number for number, line in enumerate(said) if line.startswith("parameters: "))
   assert int(said[first].split()[1].replace(",", "")) > 0
-  assert re.fullmatch(r"memory of a device: arguments \S+ MiB, temporaries \S+ MiB, peak \S+ MiB", said[first + 1])
-  counts = r"a step: \S+ GFLOP of the model, \S+ GFLOP by XLA's count; peak of the devices 0.001 TFLOP/s"
+  assert re.fullmatch(
+    r"memory of a device: arguments \S+ MiB, temporaries \S+ MiB, peak \S+ MiB", said[first + 1]
+  )
+  counts = (
+    r"a step: \S+ GFLOP of the model, \S+ GFLOP by XLA's count; peak of the devices 0.001 TFLOP/s"
+  )
   assert re.fullmatch(counts, said[first + 2])
   last = next(line for line in said if line.startswith("step 15/15"))
   assert re.search(r"steps/s, \S+ requests/s, \S+ tokens/s, MFU \S+ %  ETA 0:00", last)
-  shares = [json.loads(line).get("train/mfu") for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  shares = [
+    json.loads(line).get("train/mfu")
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
   assert shares[-1] > 0
   assert list((workdir / "profile").glob("plugins/profile/*/*.xplane.pb"))
 
@@ -85,15 +104,22 @@ def test_train_tells_what_a_step_costs(trained):
 def test_a_trace_beyond_the_end_is_refused(trained, source):
   arguments = (*tiny.source_flags(source), *_SETTINGS, *_CADENCE, "--profile_steps=14:16")
   done = tiny.run("train", *arguments, f"--workdir={trained[0]}")
-  assert done.status == 2 and done.err == "error: --profile_steps=14:16 is not allowed: the run has 15 steps\n"
+  assert (
+    done.status == 2
+    and done.err == "error: --profile_steps=14:16 is not allowed: the run has 15 steps\n"
+  )
 
 
 def test_a_finished_run_is_not_trained_again(trained, source):
   workdir, first = trained
   lines = (workdir / "metrics.jsonl").read_text()
-  again = tiny.run("train", *tiny.source_flags(source), *_SETTINGS, *_CADENCE, f"--workdir={workdir}")
+  again = tiny.run(
+    "train", *tiny.source_flags(source), *_SETTINGS, *_CADENCE, f"--workdir={workdir}"
+  )
   assert again.status == 0 and "finished already, at step 15" in again.out
-  assert again.out[again.out.index("ad_log, test") :] == first.out[first.out.index("ad_log, test") :]
+  assert (
+    again.out[again.out.index("ad_log, test") :] == first.out[first.out.index("ad_log, test") :]
+  )
   assert (workdir / "metrics.jsonl").read_text() == lines
 
 
@@ -108,12 +134,18 @@ def test_a_trained_run_refuses_other_settings(trained, source):
   }.items():
     arguments = ("--epochs=4", f"--workdir={workdir}", changed)
     done = tiny.run("train", *tiny.source_flags(source), *_SETTINGS, *arguments)
-    assert done.status == 2 and done.err.startswith(f"error: {message}") and done.err.count("\n") == 1
+    assert (
+      done.status == 2 and done.err.startswith(f"error: {message}") and done.err.count("\n") == 1
+    )
   other = tiny.write_log(source / "other", seed=1)
-  done = tiny.run("train", *tiny.source_flags(other), *_SETTINGS, "--epochs=4", f"--workdir={workdir}")
+  done = tiny.run(
+    "train", *tiny.source_flags(other), *_SETTINGS, "--epochs=4", f"--workdir={workdir}"
+  )
   assert done.status == 2 and "another ad table" in done.err
   (other / "ads.csv").write_bytes((source / "ads.csv").read_bytes())
-  done = tiny.run("train", *tiny.source_flags(other), *_SETTINGS, "--epochs=4", f"--workdir={workdir}")
+  done = tiny.run(
+    "train", *tiny.source_flags(other), *_SETTINGS, "--epochs=4", f"--workdir={workdir}"
+  )
   assert done.status == 2 and "another event log" in done.err
   assert (workdir / "config.json").read_text() == before
 
@@ -132,7 +164,9 @@ def test_recommend_says_the_same_in_every_way(trained, source, tmp_path):
   workdir, _ = trained
   by_user = _found(workdir, "--user=u3", "--k=5")
   assert by_user["user"] == "u3" and len(by_user["ads"]) == 5
-  assert {"ad_id", "text", "account_id", "log_p", "score", "ecpm", "codes"} == set(by_user["ads"][0])
+  assert {"ad_id", "text", "account_id", "log_p", "score", "ecpm", "codes"} == set(
+    by_user["ads"][0]
+  )
   scores = [ad["score"] for ad in by_user["ads"]]
   assert scores == sorted(scores, reverse=True) and all(np.isfinite(scores))
   with open(source / "events.csv", newline="") as file:
@@ -141,7 +175,9 @@ def test_recommend_says_the_same_in_every_way(trained, source, tmp_path):
   columns = ("ad_id", "time", "behavior", "value", "request_id")
   tiny.write_csv(history, columns, [[event[name] for name in columns] for event in mine])
   assert _found(workdir, f"--history={history}", "--k=5")["ads"] == by_user["ads"]
-  seconds = [int(np.datetime64(event["time"]).astype("datetime64[s]").astype(int)) for event in mine]
+  seconds = [
+    int(np.datetime64(event["time"]).astype("datetime64[s]").astype(int)) for event in mine
+  ]
   events = [
     {"ad_id": event["ad_id"], "time": second, "value": float(event["value"])}
     | {name: event[name] for name in ("behavior", "request_id")}
@@ -151,7 +187,9 @@ def test_recommend_says_the_same_in_every_way(trained, source, tmp_path):
   assert [ad.ad_id for ad in in_python] == [ad["ad_id"] for ad in by_user["ads"]]
   np.testing.assert_allclose([ad.score for ad in in_python], scores, rtol=1e-6)
   table = tiny.run("recommend", f"--workdir={workdir}", "--user=u3", "--k=5")
-  assert [line.split()[1] for line in table.out.splitlines()[1:]] == [ad["ad_id"] for ad in by_user["ads"]]
+  assert [line.split()[1] for line in table.out.splitlines()[1:]] == [
+    ad["ad_id"] for ad in by_user["ads"]
+  ]
 
 
 @pytest.mark.parametrize(
@@ -181,8 +219,13 @@ def test_a_history_file_is_checked(trained, tmp_path):
     tiny.write_csv(path, header, [row])
     done = tiny.run("recommend", f"--workdir={trained[0]}", f"--history={path}")
     assert done.status == 2 and message in done.err and done.err.count("\n") == 1
-  tiny.write_csv(path, ("user_id", "ad_id", "time"), [("a", "ad01", 1_700_000_000), ("b", "ad02", 1_700_000_000)])
-  assert "a history is of one" in tiny.run("recommend", f"--workdir={trained[0]}", f"--history={path}").err
+  tiny.write_csv(
+    path, ("user_id", "ad_id", "time"), [("a", "ad01", 1_700_000_000), ("b", "ad02", 1_700_000_000)]
+  )
+  assert (
+    "a history is of one"
+    in tiny.run("recommend", f"--workdir={trained[0]}", f"--history={path}").err
+  )
 
 
 def _edit(folder, name, column, row, value):
@@ -197,7 +240,9 @@ def _drop_column(folder, name, column):
   with open(folder / name, newline="") as file:
     header, *table = csv.reader(file)
   at = header.index(column)
-  tiny.write_csv(folder / name, header[:at] + header[at + 1 :], [row[:at] + row[at + 1 :] for row in table])
+  tiny.write_csv(
+    folder / name, header[:at] + header[at + 1 :], [row[:at] + row[at + 1 :] for row in table]
+  )
 
 
 @pytest.mark.parametrize(
@@ -205,12 +250,36 @@ def _drop_column(folder, name, column):
   [
     (lambda f: (f / "events.csv").unlink(), (), "events.csv: no such file"),
     (lambda f: _drop_column(f, "events.csv", "time"), (), "column 'time' is missing"),
-    (lambda f: _edit(f, "ads.csv", "price", 2, "cheap"), (), "column 'price', row 3: 'cheap' is not a number"),
-    (lambda f: _edit(f, "events.csv", "ad_id", 4, "ad99"), (), "column 'ad_id', row 5: 'ad99' is not in the ad table"),
-    (lambda f: _edit(f, "ads.csv", "ad_id", 7, "ad00"), (), "row 8: 'ad00' is already the ad of row 1"),
-    (lambda f: _edit(f, "events.csv", "value", 0, "-1"), (), "column 'value', row 1: '-1' is negative"),
-    (lambda f: _edit(f, "events.csv", "time", 1, "yesterday"), (), "column 'time', row 2: 'yesterday' is no time"),
-    (lambda f: _edit(f, "events.csv", "behavior", 1, "look"), (), "row 2: 'look' is not one of click, cart, purchase"),
+    (
+      lambda f: _edit(f, "ads.csv", "price", 2, "cheap"),
+      (),
+      "column 'price', row 3: 'cheap' is not a number",
+    ),
+    (
+      lambda f: _edit(f, "events.csv", "ad_id", 4, "ad99"),
+      (),
+      "column 'ad_id', row 5: 'ad99' is not in the ad table",
+    ),
+    (
+      lambda f: _edit(f, "ads.csv", "ad_id", 7, "ad00"),
+      (),
+      "row 8: 'ad00' is already the ad of row 1",
+    ),
+    (
+      lambda f: _edit(f, "events.csv", "value", 0, "-1"),
+      (),
+      "column 'value', row 1: '-1' is negative",
+    ),
+    (
+      lambda f: _edit(f, "events.csv", "time", 1, "yesterday"),
+      (),
+      "column 'time', row 2: 'yesterday' is no time",
+    ),
+    (
+      lambda f: _edit(f, "events.csv", "behavior", 1, "look"),
+      (),
+      "row 2: 'look' is not one of click, cart, purchase",
+    ),
     (lambda f: tiny.write_csv(f / "events.csv", tiny.EVENT_HEADER, []), (), "events.csv: no rows"),
     (lambda f: None, ("--lazy_layers=2",), "--lazy_layers=2 is not allowed: 0 to 1"),
     (lambda f: None, ("--beams=8,8",), "--beams=8,8 is not allowed: 3 widths"),
@@ -223,7 +292,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, spoil, arguments, me
   folder = tiny.write_log(tmp_path / "log")
   spoil(folder)
   workdir = tmp_path / "run"
-  done = tiny.run("train", *tiny.source_flags(folder), *_SETTINGS, f"--workdir={workdir}", *arguments)
+  done = tiny.run(
+    "train", *tiny.source_flags(folder), *_SETTINGS, f"--workdir={workdir}", *arguments
+  )
   assert done.status == 2
   assert done.err.startswith("error: ") and message in done.err and done.err.count("\n") == 1
   assert not workdir.exists()
@@ -248,7 +319,9 @@ def _bare_log(folder, users, visits, ads):
   table = [[f"a{i}", f"thing {i}", "x"] for i in range(ads)]
   tiny.write_csv(folder / "ads.csv", ("ad_id", "text", "account_id"), table)
   taken = [(u, v, k) for u in range(users) for v in range(visits) for k in range(2)]
-  rows = [[f"u{u}", f"a{(u + v + k) % ads}", 1_700_000_000 + 86_400 * v + 60 * k] for u, v, k in taken]
+  rows = [
+    [f"u{u}", f"a{(u + v + k) % ads}", 1_700_000_000 + 86_400 * v + 60 * k] for u, v, k in taken
+  ]
   tiny.write_csv(folder / "events.csv", ("user_id", "ad_id", "time"), rows)
   return folder
 
@@ -256,10 +329,18 @@ def _bare_log(folder, users, visits, ads):
 @pytest.mark.long
 @pytest.mark.parametrize(("visits", "said"), [(4, "recall@10"), (2, "nothing to evaluate on")])
 def test_the_smallest_logs_train(tmp_path, visits, said):
-  """Three ads, fewer than beams, codes or cuts; no money; and, with two visits a user, nothing held out."""
+  """Three ads, fewer than beams, codes or cuts; no money; and, with two visits a user, nothing
+  held out.
+  """
   folder = _bare_log(tmp_path / "log", users=4, visits=visits, ads=3)
   workdir = tmp_path / "run"
-  settings = ("--behaviors=click", "--max_steps=2", "--layers=1", "--lazy_layers=0", f"--workdir={workdir}")
+  settings = (
+    "--behaviors=click",
+    "--max_steps=2",
+    "--layers=1",
+    "--lazy_layers=0",
+    f"--workdir={workdir}",
+  )
   done = tiny.run("train", *tiny.source_flags(folder), *_SETTINGS, *settings)
   assert (done.status, done.err) == (0, "") and said in done.out
   assert ("revenue@10" in done.out) is False
@@ -267,11 +348,18 @@ def test_the_smallest_logs_train(tmp_path, visits, said):
 
 
 def _start(source, workdir):
-  command = [sys.executable, "-m", "experiments.train", *tiny.source_flags(source), *_SETTINGS, *_LONG]
+  command = [
+    sys.executable,
+    "-m",
+    "experiments.train",
+    *tiny.source_flags(source),
+    *_SETTINGS,
+    *_LONG,
+  ]
   pipe = subprocess.PIPE
   return subprocess.Popen(
-    [*command, f"--workdir={workdir}"], cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=pipe, stderr=pipe,
-    text=True,
+    [*command, f"--workdir={workdir}"], cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    stdout=pipe, stderr=pipe, text=True,
   )  # fmt: skip
 
 
@@ -285,7 +373,9 @@ def _until(process, word):
 def _last_state(workdir):
   config = config_lib.load_config(str(workdir))
   target = trainer.Trainer(config, inputs_lib.prepare_inputs(config)).state
-  with Checkpointer(str(workdir / "checkpoints"), best_metric=run_lib.BEST_METRIC, read_only=True) as checkpointer:
+  with Checkpointer(
+    str(workdir / "checkpoints"), best_metric=run_lib.BEST_METRIC, read_only=True
+  ) as checkpointer:
     return checkpointer.restore(state_lib.abstract(target)).state
 
 
@@ -309,7 +399,9 @@ def test_stopped_and_killed_runs_end_as_the_uninterrupted_one(source, tmp_path):
   for a, b in zip(*map(jax.tree.leaves, states), strict=True):
     np.testing.assert_array_equal(a, b)
 
-  def lines(workdir):  # but for what only a resumed run has: no valid metrics are written where it was stopped
+  def lines(
+    workdir,
+  ):  # but for what only a resumed run has: no valid metrics are written where it was stopped
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
   assert [line for line in lines(broken) if line["step"] % 2 == 0] == lines(whole)

@@ -1,4 +1,6 @@
-"""Files that are whole, checked and locked: after a kill at any point, under damage, and by two processes."""
+"""Files that are whole, checked and locked: after a kill at any point, under damage, and by two
+processes.
+"""
 
 import fcntl
 import hashlib
@@ -36,7 +38,10 @@ def sums(folder):
 def test_the_list_is_what_sha256sum_writes(tmp_path):
   files.write_json(str(tmp_path / "b.json"), {"x": 1})
   files.save_arrays(str(tmp_path / "a.npz"), x=np.arange(3))
-  right = [(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest(), name) for name in ("a.npz", "b.json")]
+  right = [
+    (hashlib.sha256((tmp_path / name).read_bytes()).hexdigest(), name)
+    for name in ("a.npz", "b.json")
+  ]
   assert sums(tmp_path) == right
   assert sorted(os.listdir(tmp_path)) == ["SHA256SUMS", "a.npz", "b.json"]
   assert files.load_fields(str(tmp_path / "b.json"), "x") == [1]
@@ -46,7 +51,9 @@ def test_the_list_is_what_sha256sum_writes(tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["written", "noted", "renamed"])
-def test_a_kill_leaves_the_old_file_or_the_new_one_and_either_is_right(tmp_path, monkeypatch, moment):
+def test_a_kill_leaves_the_old_file_or_the_new_one_and_either_is_right(
+  tmp_path, monkeypatch, moment
+):
   path = str(tmp_path / "config.json")
   files.write_text(path, "old")
   note, calls = checksums.note, []
@@ -63,7 +70,9 @@ def test_a_kill_leaves_the_old_file_or_the_new_one_and_either_is_right(tmp_path,
   monkeypatch.setattr(checksums, "note", killed)
   if moment == "noted":
     replace = os.replace
-    monkeypatch.setattr(files.os, "replace", lambda a, b: no_rename() if b == path else replace(a, b))
+    monkeypatch.setattr(
+      files.os, "replace", lambda a, b: no_rename() if b == path else replace(a, b)
+    )
   with pytest.raises(Killed):
     files.write_text(path, "new, and longer")
   expected = "new, and longer" if moment == "renamed" else "old"
@@ -97,8 +106,14 @@ def test_what_cannot_be_read_is_one_line_that_names_the_file(tmp_path, listed):
   lone = tmp_path / "lone.npz"
   with open(lone, "wb") as file:
     np.save(file, np.arange(3))
-  damages = [whole[:-1], whole[: len(whole) // 2], b"", b"no archive", (tmp_path / "other.npz").read_bytes(),
-             lone.read_bytes()]  # fmt: skip
+  damages = [
+    whole[:-1],
+    whole[: len(whole) // 2],
+    b"",
+    b"no archive",
+    (tmp_path / "other.npz").read_bytes(),
+    lone.read_bytes(),
+  ]
   if not listed:
     (tmp_path / "SHA256SUMS").unlink()
   for content in damages:
@@ -134,7 +149,9 @@ def test_every_bit_of_a_file_and_of_its_list_counts(tmp_path):
       flipped[bit // 8] ^= 1 << bit % 8
       (tmp_path / name).write_bytes(bytes(flipped))
       try:
-        assert files.load_json(str(path)) == {"x": 1}  # such as a flip in the name of the list's line
+        assert files.load_json(str(path)) == {
+          "x": 1
+        }  # such as a flip in the name of the list's line
       except DamagedError as error:
         assert name in str(error) and "\n" not in str(error)
       else:
@@ -173,7 +190,9 @@ def test_a_tree_is_compared_file_by_file(tmp_path):
 
 def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):
   path = str(tmp_path / "lock")
-  holder = subprocess.Popen([sys.executable, "-c", _HOLDER, path], stdout=subprocess.PIPE, text=True)
+  holder = subprocess.Popen(
+    [sys.executable, "-c", _HOLDER, path], stdout=subprocess.PIPE, text=True
+  )
   try:
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(InUseError, match="in use by another process"):

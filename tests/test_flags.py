@@ -44,8 +44,8 @@ def test_every_knob_has_a_flag_with_its_default():
 
 def test_each_type_of_flag():
   values = _parsed(
-    "--layers=4", "--dropout=0.2", "--remat=dots", "--noreference", "--history_bias", "--last_level=hash",
-    "--beams=4, 8,16", "--behaviors=view,buy", "--workdir=runs/x",
+    "--layers=4", "--dropout=0.2", "--remat=dots", "--noreference", "--history_bias",
+    "--last_level=hash", "--beams=4, 8,16", "--behaviors=view,buy", "--workdir=runs/x",
   )  # fmt: skip
   config = flags.config_from_flags(values)
   assert config.workdir == "runs/x"
@@ -58,8 +58,12 @@ def test_each_type_of_flag():
 
 def test_given_flags_win_over_the_preset_even_at_the_default_value():
   default = config_lib.ModelConfig().layers
-  config = flags.config_from_flags(_parsed(f"--layers={default}", "--preset=0.03b", "--lazy_layers=1"))
-  assert config.model == dataclasses.replace(presets.PRESETS["0.03b"], layers=default, lazy_layers=1)
+  config = flags.config_from_flags(
+    _parsed(f"--layers={default}", "--preset=0.03b", "--lazy_layers=1")
+  )
+  assert config.model == dataclasses.replace(
+    presets.PRESETS["0.03b"], layers=default, lazy_layers=1
+  )
 
 
 def test_flagfiles_nest_and_later_flags_win(tmp_path):
@@ -73,8 +77,14 @@ def test_workdir_config_then_given_search_flags(tmp_path):
   trained = flags.config_from_flags(_parsed(f"--workdir={tmp_path}", "--preset=0.03b", "--seed=3"))
   workdir_lib.save_config(trained)
   assert flags.config_from_workdir(_parsed(f"--workdir={tmp_path}")) == trained
-  config = flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--beams=4,8,16", "--compute_dtype=float32"))
-  assert (config.search.beams, config.model.compute_dtype, config.training.seed) == ((4, 8, 16), "float32", 3)
+  config = flags.config_from_workdir(
+    _parsed(f"--workdir={tmp_path}", "--beams=4,8,16", "--compute_dtype=float32")
+  )
+  assert (config.search.beams, config.model.compute_dtype, config.training.seed) == (
+    (4, 8, 16),
+    "float32",
+    3,
+  )
   same = flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--preset=0.03b", "--layers=9"))
   assert same.model == trained.model
 
@@ -85,21 +95,38 @@ def test_another_model_than_the_runs_is_refused(tmp_path):
   with pytest.raises(config_lib.ConfigError, match="--layers=4 is not allowed: .* has 3"):
     flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--layers=4"))
   with pytest.raises(config_lib.ConfigError, match="--width=320 is not allowed: .* has 64"):
-    flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", "--preset=0.03b", "--layers=3", "--lazy_layers=2"))
-  with pytest.raises(config_lib.ConfigError, match="--codebooks=8,8,8 is not allowed: .* has 8,8,6"):
-    workdir_lib.save_config(flags.config_from_flags(_parsed(f"--workdir={tmp_path}", *trained, "--codebooks=8,8,8")))
+    flags.config_from_workdir(
+      _parsed(f"--workdir={tmp_path}", "--preset=0.03b", "--layers=3", "--lazy_layers=2")
+    )
+  with pytest.raises(
+    config_lib.ConfigError, match="--codebooks=8,8,8 is not allowed: .* has 8,8,6"
+  ):
+    workdir_lib.save_config(
+      flags.config_from_flags(_parsed(f"--workdir={tmp_path}", *trained, "--codebooks=8,8,8"))
+    )
 
 
 def test_of_a_trained_run_only_the_search_and_the_free_knobs_differ(tmp_path):
   workdir_lib.save_config(flags.config_from_flags(_parsed(f"--workdir={tmp_path}", "--seed=3")))
   (tmp_path / config_lib.CHECKPOINTS / "7").mkdir(parents=True)
-  for given in ("--seed=4", "--fit_splits=train+valid", "--history_slots=5", "--target_behavior=purchase"):
-    with pytest.raises(config_lib.ConfigError, match=f"{given.split('=')[0]}=.* is not allowed: the run in") as error:
+  for given in (
+    "--seed=4",
+    "--fit_splits=train+valid",
+    "--history_slots=5",
+    "--target_behavior=purchase",
+  ):
+    with pytest.raises(
+      config_lib.ConfigError, match=f"{given.split('=')[0]}=.* is not allowed: the run in"
+    ) as error:
       flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", given))
     assert "\n" not in str(error.value)
   given = ("--seed=3", "--value_power=0.5", "--beams=4,4,4", "--data_dir=elsewhere", "--epochs=9")
   config = flags.config_from_workdir(_parsed(f"--workdir={tmp_path}", *given))
-  assert (config.search.value_power, config.data.data_dir, config.training.epochs) == (0.5, "elsewhere", 9)
+  assert (config.search.value_power, config.data.data_dir, config.training.epochs) == (
+    0.5,
+    "elsewhere",
+    9,
+  )
 
 
 @pytest.mark.parametrize("size", ["0.03b", "0.08b"])
@@ -140,7 +167,9 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
 def test_mistakes_end_with_one_line_and_status_2(arguments, message):
   done = _run(*arguments)
   assert done.returncode == 2
-  assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+  assert (
+    done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
+  )
   assert not done.stdout
 
 

@@ -8,9 +8,9 @@ import pytest
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _OPTIONAL = (
-  "tensorflow_datasets", "array_record", "grain", "wordllama", "pandas", "pyarrow", "matplotlib", "tensorboardX",
-  "sentence_transformers", "fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client",
-  "httpx", "torch", "transformers", "lightgbm", "apache_beam",
+  "tensorflow_datasets", "array_record", "grain", "wordllama", "pandas", "pyarrow", "matplotlib",
+  "tensorboardX", "sentence_transformers", "fastapi", "uvicorn", "starlette", "pydantic",
+  "prometheus_client", "httpx", "torch", "transformers", "lightgbm", "apache_beam",
 )  # fmt: skip
 _BLOCK = f"""
 import sys
@@ -23,12 +23,17 @@ sys.meta_path.insert(0, Block())
 
 
 def _python(code: str) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=_ROOT)
+  return subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=_ROOT
+  )
 
 
 def _modules() -> list[str]:
   files = sorted((_ROOT / "gr4ad_jax").rglob("*.py"))
-  names = [".".join(file.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+  names = [
+    ".".join(file.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for file in files
+  ]
   served = tuple(f"gr4ad_jax.serving.{name}" for name in ("app", "connections", "schemas"))
   extras = ("gr4ad_jax.data.builders", *served)  # of `data` and `serve`
   return [name for name in names if not name.startswith(extras)]
@@ -54,7 +59,8 @@ assert not found, found
      "load_dataset(DataConfig())", "tensorflow_datasets is missing: pip install 'gr4ad_jax[data]'"),
     ("from gr4ad_jax.data import tables; tables.constant('x', 'y', 1)",
      "pyarrow is missing: pip install 'gr4ad_jax[data]'"),
-    ("from gr4ad_jax.evaluation.plots import plot_comparison; plot_comparison({'systems': {'a': {'m': {}}}}, 'x.png')",
+    ("from gr4ad_jax.evaluation.plots import plot_comparison; "
+     "plot_comparison({'systems': {'a': {'m': {}}}}, 'x.png')",
      "matplotlib is missing: pip install 'gr4ad_jax[plots]'"),
     ("from gr4ad_jax.training.writers import TensorboardWriter; TensorboardWriter('x')",
      "tensorboardX is missing: pip install 'gr4ad_jax[log]'"),
@@ -83,5 +89,7 @@ runpy.run_module("experiments.train", run_name="__main__")
 
 
 def test_preparing_data_does_not_import_tensorflow():
-  done = _python("import sys; import gr4ad_jax.data.builders; assert 'tensorflow' not in sys.modules")
+  done = _python(
+    "import sys; import gr4ad_jax.data.builders; assert 'tensorflow' not in sys.modules"
+  )
   assert done.returncode == 0, done.stderr

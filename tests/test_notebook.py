@@ -1,4 +1,6 @@
-"""The notebooks are valid, hold no outputs, install what the machine needs, and run from first cell to last."""
+"""The notebooks are valid, hold no outputs, install what the machine needs, and run from first
+cell to last.
+"""
 
 import fnmatch
 import glob
@@ -39,7 +41,11 @@ def test_it_is_clean(name, nbformat):
   for cell in notebook.cells:
     if cell.cell_type == "code":
       assert not cell.outputs and cell.execution_count is None
-      assert "/home/" not in cell.source and "/work/" not in cell.source and "/content/" not in cell.source
+      assert (
+        "/home/" not in cell.source
+        and "/work/" not in cell.source
+        and "/content/" not in cell.source
+      )
 
 
 def test_all_begin_alike():
@@ -50,29 +56,54 @@ def test_all_begin_alike():
 
 @pytest.mark.parametrize(
   ("device", "extra"),
-  [("/dev/nvidia0", "jax[cuda12]"), ("/dev/accel0", "jax[tpu]"), ("/dev/vfio/0", "jax[tpu]"), ("", None)],
+  [
+    ("/dev/nvidia0", "jax[cuda12]"),
+    ("/dev/accel0", "jax[tpu]"),
+    ("/dev/vfio/0", "jax[tpu]"),
+    ("", None),
+  ],
 )
 @pytest.mark.parametrize("repo", ["../..", "https://host/repo.git"])
 def test_it_installs_for_the_accelerator(device, extra, repo, monkeypatch):
   calls = []
   monkeypatch.chdir(_FOLDER)
   find_spec, exists = importlib.util.find_spec, os.path.exists
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gr4ad_jax" else find_spec(name))
-  monkeypatch.setattr(os.path, "exists", lambda path: path == device or ("/dev/" not in path and exists(path)))
-  monkeypatch.setattr(glob, "glob", lambda pattern: [device] if fnmatch.fnmatch(device, pattern) else [])
+  monkeypatch.setattr(
+    importlib.util, "find_spec", lambda name: None if name == "gr4ad_jax" else find_spec(name)
+  )
+  monkeypatch.setattr(
+    os.path, "exists", lambda path: path == device or ("/dev/" not in path and exists(path))
+  )
+  monkeypatch.setattr(
+    glob, "glob", lambda pattern: [device] if fnmatch.fnmatch(device, pattern) else []
+  )
   monkeypatch.setattr(subprocess, "run", lambda command, check: calls.append(command))
   source = _sources("quickstart")["install"].replace('REPO = "../.."', f'REPO = "{repo}"')
   with pytest.raises(SystemExit, match="Restart session"):  # this process has imported JAX
     exec(source, {})
   [command] = calls
-  package = "../..[data,text,plots,log]" if repo == "../.." else f"gr4ad_jax[data,text,plots,log] @ git+{repo}"
-  assert command == [sys.executable, "-m", "pip", "install", "--quiet", package, *([extra] if extra else [])]
+  package = (
+    "../..[data,text,plots,log]"
+    if repo == "../.."
+    else f"gr4ad_jax[data,text,plots,log] @ git+{repo}"
+  )
+  assert command == [
+    sys.executable,
+    "-m",
+    "pip",
+    "install",
+    "--quiet",
+    package,
+    *([extra] if extra else []),
+  ]
 
 
 def test_a_repo_that_is_not_there_is_told_in_one_line(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)  # on Colab the notebook does not lie in a checkout
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("nothing is installed"))
+  monkeypatch.setattr(
+    subprocess, "run", lambda *args, **kwargs: pytest.fail("nothing is installed")
+  )
   with pytest.raises(SystemExit, match=r"^no \.\./\.\./setup\.cfg: set REPO [^\n]+$"):
     exec(_sources("quickstart")["install"], {})
 
@@ -100,7 +131,10 @@ def test_a_change_of_a_trained_run_is_refused(tmp_path, monkeypatch):
   (tmp_path / "run" / config_lib.CHECKPOINTS / "8").mkdir(parents=True)
   exec(sources["settings"], {})  # the same again
   with pytest.raises(config_lib.ConfigError, match="--width=64 is not allowed: the run in"):
-    exec(sources["settings"].replace("config_lib.ModelConfig()", "config_lib.ModelConfig(width=64)"), {})
+    exec(
+      sources["settings"].replace("config_lib.ModelConfig()", "config_lib.ModelConfig(width=64)"),
+      {},
+    )
   assert "json" not in sources["data"] and "workdir_lib.save_config(config)" in sources["data"]
 
 
@@ -120,25 +154,39 @@ def test_the_full_table_is_that_of_the_binary(ablate):
 
   names = {}
   exec(_sources("reproduce_table")["settings"].replace("FULL = False", "FULL = True"), names)
-  assert names["rows"] == ablation.ROWS and [str(seed) for seed in names["seeds"]] == ablate._SEEDS.default
+  assert (
+    names["rows"] == ablation.ROWS
+    and [str(seed) for seed in names["seeds"]] == ablate._SEEDS.default
+  )
   plan = ablation.Plan(config_lib.Config())
   assert (plan.epochs, plan.learning_rate) == (ablate._EPOCHS.default, ablate._RATE.default)
-  flagfile = (_ROOT / "experiments" / "flagfiles" / "online_retail.flags").read_text(encoding="utf-8")
+  flagfile = (_ROOT / "experiments" / "flagfiles" / "online_retail.flags").read_text(
+    encoding="utf-8"
+  )
   given = dict(line[2:].split("=") for line in flagfile.splitlines() if line.startswith("--"))
   config = config_lib.with_knobs(config_lib.Config(), names["knobs"])
-  assert (config.data.dataset, config.training.fit_splits) == (given["dataset"], given["fit_splits"])
+  assert (config.data.dataset, config.training.fit_splits) == (
+    given["dataset"],
+    given["fit_splits"],
+  )
   assert config.training.epochs == float(given["epochs"])
 
 
 @pytest.fixture
 def execute(nbformat, tmp_path, monkeypatch):
-  """Runs a notebook in tmp_path, with cells of the test's own put after some; returns outputs by cell id."""
+  """Runs a notebook in tmp_path, with cells of the test's own put after some; returns outputs by
+  cell id.
+  """
   nbclient = pytest.importorskip("nbclient")
   pytest.importorskip("ipykernel")
-  kernel = tmp_path / "jupyter" / "kernels" / "python3"  # this interpreter, whatever kernels the machine has
+  kernel = (
+    tmp_path / "jupyter" / "kernels" / "python3"
+  )  # this interpreter, whatever kernels the machine has
   kernel.mkdir(parents=True)
   command = f'["{sys.executable}", "-m", "ipykernel_launcher", "-f", "{{connection_file}}"]'
-  (kernel / "kernel.json").write_text(f'{{"argv": {command}, "display_name": "Python 3", "language": "python"}}')
+  (kernel / "kernel.json").write_text(
+    f'{{"argv": {command}, "display_name": "Python 3", "language": "python"}}'
+  )
   for name, value in {
     "JUPYTER_PATH": tmp_path / "jupyter",
     "IPYTHONDIR": tmp_path / "ipython",
@@ -156,7 +204,9 @@ def execute(nbformat, tmp_path, monkeypatch):
         cells.append(nbformat.v4.new_code_cell(after[cell.id], id=f"{cell.id}-test"))
     notebook.cells = cells
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=540, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(
+      notebook, timeout=540, kernel_name="python3", resources=resources
+    ).execute()
     return {cell.id: cell.get("outputs", []) for cell in notebook.cells}
 
   return run
@@ -186,9 +236,10 @@ def test_quickstart_runs(execute, tmp_path, monkeypatch):
 
 # Sizes at which compiling takes most of the time, and that without optimisations.
 _TINY = {
-  "codebooks": (8, 8), "beams": (8, 8), "layers": 1, "lazy_layers": 0, "copy": "off", "width": 16, "tower_steps": 3,
-  "tower_width": 8, "kmeans_iterations": 2, "batch_size": 8, "history_slots": 8, "neighbor_slots": 4,
-  "rising_slots": 4, "targets": 4, "warmup_steps": 1, "log_every": 1, "max_steps": 2,
+  "codebooks": (8, 8), "beams": (8, 8), "layers": 1, "lazy_layers": 0, "copy": "off", "width": 16,
+  "tower_steps": 3, "tower_width": 8, "kmeans_iterations": 2, "batch_size": 8, "history_slots": 8,
+  "neighbor_slots": 4, "rising_slots": 4, "targets": 4, "warmup_steps": 1, "log_every": 1,
+  "max_steps": 2,
 }  # fmt: skip
 _TINY_REWARD = {"reward_width": 8, "reward_bins": 3}
 
@@ -212,7 +263,9 @@ def test_reproduce_table_runs(execute, tmp_path):
 def test_bring_your_own_data_runs(execute, tmp_path):
   mine = _sources("bring_your_own_data")["mine"]
   for before, now in {
-    'ADS, EVENTS = "", ""': f'ADS, EVENTS = (f"{tmp_path}/runs/my_data/{{name}}.csv" for name in ("ads", "events"))',
+    'ADS, EVENTS = "", ""': (
+      f'ADS, EVENTS = (f"{tmp_path}/runs/my_data/{{name}}.csv" for name in ("ads", "events"))'
+    ),
     "KNOBS = {}": "KNOBS = SMALL",
   }.items():
     assert before in mine

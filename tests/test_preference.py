@@ -1,4 +1,6 @@
-"""Preference learning as whole runs: from a trained run, in rounds, stopped and gone on, predicted before learned."""
+"""Preference learning as whole runs: from a trained run, in rounds, stopped and gone on,
+predicted before learned.
+"""
 
 import dataclasses
 import json
@@ -19,8 +21,17 @@ from gr4ad_jax.training.candidates import CandidateMaker, Candidates
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
-KNOBS = {"objective": "rspo", "reward": "logged", "max_steps": 8, "refresh_steps": 3, "candidate_beams": 8,
-         "policy_candidates": 6, "other_candidates": 2, "learning_rate": 1e-3, "eval_every": 0}  # fmt: skip
+KNOBS = {
+  "objective": "rspo",
+  "reward": "logged",
+  "max_steps": 8,
+  "refresh_steps": 3,
+  "candidate_beams": 8,
+  "policy_candidates": 6,
+  "other_candidates": 2,
+  "learning_rate": 1e-3,
+  "eval_every": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +46,9 @@ def start(tmp_path_factory):
 
 def config_of(start, folder, **knobs):
   base = load_config(start)
-  return dataclasses.replace(with_knobs(base, {"init_from": start, **KNOBS, **knobs}), workdir=str(folder))
+  return dataclasses.replace(
+    with_knobs(base, {"init_from": start, **KNOBS, **knobs}), workdir=str(folder)
+  )
 
 
 def trained(config, on_progress=None):
@@ -85,7 +98,9 @@ def test_the_policy_starts_from_the_other_run_with_its_codes(start, whole):
     patch.setattr(CandidateMaker, "make", spy)
     trained(again)
   model = GR4AD.build(load_config(start), 0)
-  for ours, best in zip(*map(jax.tree.leaves, (made[0], run.load_params(load_config(start), model))), strict=True):
+  for ours, best in zip(
+    *map(jax.tree.leaves, (made[0], run.load_params(load_config(start), model))), strict=True
+  ):
     np.testing.assert_array_equal(ours, best)
   assert len(made) == 3
 
@@ -115,7 +130,9 @@ def test_in_order_of_time_each_request_is_predicted_before_it_is_learned_from(st
   made = Candidates.load(str(tmp_path / "candidates" / "round_00000000.npz"))
   inputs = inputs_lib.prepare_inputs(config)
   everyone = np.sort(inputs.lines.request_time[inputs.learned(config)])
-  np.testing.assert_array_equal(np.sort(inputs.lines.request_time[made.request_R]), everyone[: len(made.request_R)])
+  np.testing.assert_array_equal(
+    np.sort(inputs.lines.request_time[made.request_R]), everyone[: len(made.request_R)]
+  )
   requests = protocols.eval_requests(inputs.dataset, "train")
   requests = requests.take(np.flatnonzero(np.isin(requests.request, made.request_R)))
   model = GR4AD.build(config, 0)
@@ -149,7 +166,9 @@ def test_a_finished_run_goes_on_in_the_round_that_its_end_cut_short(start, tmp_p
   assert result.status == "done" and int(result.state.step) == 8
 
 
-@pytest.mark.parametrize(("knob", "value"), [("model", "tiger"), ("model", "gr4ad_items"), ("history_bias", True)])
+@pytest.mark.parametrize(
+  ("knob", "value"), [("model", "tiger"), ("model", "gr4ad_items"), ("history_bias", True)]
+)
 def test_models_that_learn_no_lists_are_refused(start, tmp_path, knob, value):
   with pytest.raises(ConfigError, match=f"--(objective=rspo|{knob}=true) is not allowed"):
     run.check_start(with_knobs(config_of(start, tmp_path, init_from=""), {knob: value}))
@@ -168,10 +187,16 @@ def test_period_leaves_the_rest_out_of_all_that_is_fitted(start, tmp_path):
 @pytest.mark.parametrize(
   ("knobs", "words"),
   [
-    ({"init_from": "/nowhere"}, "--init_from=/nowhere is not allowed: it holds no whole checkpoint"),
+    (
+      {"init_from": "/nowhere"},
+      "--init_from=/nowhere is not allowed: it holds no whole checkpoint",
+    ),
     ({"width": 32}, "--width=32 is not allowed: the run in --init_from="),
     ({"swing_alpha": 0.5}, "--swing_alpha=0.5 is not allowed: the run in --init_from="),
-    ({"swing_memory_mb": 99, "swing_path": "/nowhere", "reward": "profit"}, "--reward=profit is not allowed"),
+    (
+      {"swing_memory_mb": 99, "swing_path": "/nowhere", "reward": "profit"},
+      "--reward=profit is not allowed",
+    ),
     ({"reward": "profit"}, "--reward=profit is not allowed"),
   ],
 )

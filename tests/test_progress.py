@@ -18,7 +18,11 @@ def test_rate_and_eta_are_told_now_and_then(clock, capsys):
     told("ads", done, 100)
     clock[0] += 4
   lines = capsys.readouterr().out.splitlines()
-  assert lines[1] == "ads 30/100  2/s  ETA 0:28" and lines[-1] == "ads 100/100  2/s  ETA 0:00" and len(lines) == 5
+  assert (
+    lines[1] == "ads 30/100  2/s  ETA 0:28"
+    and lines[-1] == "ads 100/100  2/s  ETA 0:00"
+    and len(lines) == 5
+  )
 
 
 def test_what_is_soon_done_is_passed_over(clock, capsys):
@@ -30,4 +34,7 @@ def test_what_is_soon_done_is_passed_over(clock, capsys):
   for done in (0, 50, 100):
     told("ads", done, 100)
     clock[0] += 6
-  assert capsys.readouterr().out.splitlines() == ["ads 50/100  8/s  ETA 0:06", "ads 100/100  8/s  ETA 0:00"]
+  assert capsys.readouterr().out.splitlines() == [
+    "ads 50/100  8/s  ETA 0:06",
+    "ads 100/100  8/s  ETA 0:00",
+  ]

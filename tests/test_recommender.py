@@ -1,4 +1,6 @@
-"""The recommender in Python: no history, short histories, bad entries, many users at once; and a request drawn."""
+"""The recommender in Python: no history, short histories, bad entries, many users at once; and a
+request drawn.
+"""
 
 import dataclasses
 import json
@@ -18,7 +20,13 @@ pytestmark = pytest.mark.usefixtures("compile_cache")
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   folder = tiny.write_log(tmp_path_factory.mktemp("log"))
-  arguments = ("--max_steps=2", "--noevaluate", "--layers=1", "--lazy_layers=0", f"--workdir={folder}/run")
+  arguments = (
+    "--max_steps=2",
+    "--noevaluate",
+    "--layers=1",
+    "--lazy_layers=0",
+    f"--workdir={folder}/run",
+  )
   done = tiny.run("train", *tiny.source_flags(folder), *tiny.SETTINGS, *arguments)
   assert (done.status, done.err) == (0, "")
   return folder / "run"
@@ -37,12 +45,17 @@ def test_without_a_history_there_is_still_a_list(recommender):
 
 
 def test_the_history_counts(recommender):
-  lists = {tuple(ad.score for ad in recommender.recommend(events)) for events in ([], ["ad01"], ["ad07", "ad08"])}
+  lists = {
+    tuple(ad.score for ad in recommender.recommend(events))
+    for events in ([], ["ad01"], ["ad07", "ad08"])
+  }
   assert len(lists) == 3
 
 
 def test_masked_ads_leave_room_for_the_next(recommender, workdir):
-  masked = Recommender.load(str(workdir), search=dataclasses.replace(recommender.config.search, seen_ads="masked"))
+  masked = Recommender.load(
+    str(workdir), search=dataclasses.replace(recommender.config.search, seen_ads="masked")
+  )
   everything = recommender.recommend(["ad01"], k=50)
   seen = ["ad01", everything[0].ad_id, everything[2].ad_id]
   left = recommender.recommend(seen, k=50)
@@ -53,11 +66,15 @@ def test_masked_ads_leave_room_for_the_next(recommender, workdir):
 
 
 def test_an_id_is_short_for_an_event(recommender):
-  assert recommender.recommend(["ad03", "ad05"]) == recommender.recommend([{"ad_id": "ad03"}, {"ad_id": "ad05"}])
+  assert recommender.recommend(["ad03", "ad05"]) == recommender.recommend(
+    [{"ad_id": "ad03"}, {"ad_id": "ad05"}]
+  )
 
 
 def test_the_order_of_entries_is_that_of_their_times(recommender):
-  events = [{"ad_id": f"ad{n:02d}", "time": 1_704_000_000 + 86_400 * n, "value": float(n)} for n in range(4)]
+  events = [
+    {"ad_id": f"ad{n:02d}", "time": 1_704_000_000 + 86_400 * n, "value": float(n)} for n in range(4)
+  ]
   assert recommender.recommend(events) == recommender.recommend(events[::-1])
 
 
@@ -66,7 +83,10 @@ def test_the_order_of_entries_is_that_of_their_times(recommender):
   [
     ("ad99", "entry 2: ad_id 'ad99' is not in the ad table"),
     ({"time": 3}, "entry 2: ad_id None is not in the ad table"),
-    ({"ad_id": "ad01", "behavior": "look"}, "entry 2: behavior 'look' is not known; allowed: click, cart, purchase"),
+    (
+      {"ad_id": "ad01", "behavior": "look"},
+      "entry 2: behavior 'look' is not known; allowed: click, cart, purchase",
+    ),
     ({"ad_id": "ad01", "value": -1}, "entry 2: value -1 is not allowed"),
     ({"ad_id": "ad01", "time": "now"}, "entry 2: time 'now' is not allowed"),
     ({"ad_id": "ad01", "price": 3}, "entry 2: field 'price' is not known"),
@@ -87,8 +107,13 @@ def test_an_event_after_now_is_refused(recommender):
 def test_many_users_get_what_each_gets_alone(recommender):
   now = 1_800_000_000
   histories = [["ad01"], ["ad02", "ad04"]]
-  logs = [recommender.log_of([{"ad_id": ad, "time": now - 99} for ad in ads], now) for ads in histories]
-  columns = {f.name: np.concatenate([getattr(log, f.name) for log in logs]) for f in dataclasses.fields(EventLog)}
+  logs = [
+    recommender.log_of([{"ad_id": ad, "time": now - 99} for ad in ads], now) for ads in histories
+  ]
+  columns = {
+    f.name: np.concatenate([getattr(log, f.name) for log in logs])
+    for f in dataclasses.fields(EventLog)
+  }
   columns["user"] = np.repeat(np.arange(2, dtype=np.int32), [1, 2])
   columns["request"] = columns["user"].copy()
   columns["user_id"] = np.array(["a", "b"])
@@ -100,7 +125,9 @@ def test_many_users_get_what_each_gets_alone(recommender):
 
 
 def test_the_search_of_a_call_wins_over_the_runs(workdir):
-  narrow = Recommender.load(str(workdir), search=SearchConfig(beams=(2, 3, 4)), compute_dtype="float32")
+  narrow = Recommender.load(
+    str(workdir), search=SearchConfig(beams=(2, 3, 4)), compute_dtype="float32"
+  )
   assert len(narrow.recommend([], k=50)) == 4
   with pytest.raises(ConfigError, match="--beams=2,2 is not allowed"):
     Recommender.load(str(workdir), search=SearchConfig(beams=(2, 2)))
@@ -108,7 +135,13 @@ def test_the_search_of_a_call_wins_over_the_runs(workdir):
 
 def test_the_binary_takes_flags_of_the_search(workdir, tmp_path):
   (tmp_path / "search.flags").write_text("--beams=2-3-4\n--order=blend\n")
-  arguments = (f"--workdir={workdir}", f"--flagfile={tmp_path}/search.flags", "--user=u1", "--k=50", "--json")
+  arguments = (
+    f"--workdir={workdir}",
+    f"--flagfile={tmp_path}/search.flags",
+    "--user=u1",
+    "--k=50",
+    "--json",
+  )
   done = tiny.run("recommend", *arguments)
   assert (done.status, done.err) == (0, "") and len(json.loads(done.out)["ads"]) == 4
   done = tiny.run("recommend", *arguments, "--seed=9")
@@ -125,8 +158,12 @@ def test_a_run_without_a_checkpoint_is_told(workdir, tmp_path):
 
 def test_a_users_last_visit_is_drawn(workdir, monkeypatch, tmp_path):
   seen = []
-  monkeypatch.setattr(request_plot, "plot_request", lambda request, path: seen.append((request, path)))
-  done = tiny.run("draw_request", f"--workdir={workdir}", "--user=u3", "--k=4", f"--out={tmp_path}/a.png")
+  monkeypatch.setattr(
+    request_plot, "plot_request", lambda request, path: seen.append((request, path))
+  )
+  done = tiny.run(
+    "draw_request", f"--workdir={workdir}", "--user=u3", "--k=4", f"--out={tmp_path}/a.png"
+  )
   assert (done.status, done.err) == (0, "")
   ((request, path),) = seen
   assert path == f"{tmp_path}/a.png" and done.out == f"written to {path}\n"
@@ -139,7 +176,8 @@ def test_a_users_last_visit_is_drawn(workdir, monkeypatch, tmp_path):
   assert set(request.history[: len(latest)]) == latest and len(request.history) <= 7
   assert request.title == "user u3, 2024-01-13: visit 5, predicted from those before"
   assert len(request.ads) == 4 and [len(level) for level in request.tree][-1] == 8
-  # the same beams: an ad's codes are one of the last level's prefixes, with the ad's score and value
+  # the same beams: an ad's codes are one of the last level's prefixes, with the ad's score and
+  # value
   leaves = {tuple(node["codes"]): node for node in request.tree[-1]}
   for ad in request.ads:
     assert leaves[ad.codes]["log_p"] == pytest.approx(ad.log_p, abs=1e-5)
@@ -149,7 +187,10 @@ def test_a_users_last_visit_is_drawn(workdir, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--user=nobody"], "error: --user=nobody is not allowed: the event log has no such user_id; one that it has is"),
+    (
+      ["--user=nobody"],
+      "error: --user=nobody is not allowed: the event log has no such user_id; one that it has is",
+    ),
     ([], "error: --user= is not allowed"),
   ],
 )

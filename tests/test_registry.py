@@ -31,7 +31,14 @@ def log(tmp_path_factory):
 
 
 def train(log, workdir, model, *more):
-  short = ("--max_steps=2", "--eval_every=0", "--noevaluate", "--codebooks=6,8", "--beams=8,8", *more)
+  short = (
+    "--max_steps=2",
+    "--eval_every=0",
+    "--noevaluate",
+    "--codebooks=6,8",
+    "--beams=8,8",
+    *more,
+  )
   small = tiny.settings(model, *short)
   return tiny.run("train", *tiny.source_flags(log), *small, f"--workdir={workdir}")
 
@@ -45,16 +52,23 @@ def test_a_toy_model_is_trained_and_evaluated(log, tmp_path, monkeypatch, compil
   assert done.status == 0, done.err
   assert tiny.run("evaluate", f"--workdir={tmp_path}/run").status == 0
   found = json.loads((tmp_path / "run/eval/metrics.json").read_text())
-  assert found["settings"]["model"] == "toy_last" and 0 <= found["systems"]["toy_last"]["recall@10"]["mean"] <= 1
+  assert (
+    found["settings"]["model"] == "toy_last"
+    and 0 <= found["systems"]["toy_last"]["recall@10"]["mean"] <= 1
+  )
 
 
-# GR4AD's kin differ from it in the decoder or the slots alone, and what that changes has its own tests.
+# GR4AD's kin differ from it in the decoder or the slots alone, and what that changes has its own
+# tests.
 _KIN = ("deepseek_mtp", "gr4ad_items", "onerec_v2", "parallel_heads")
 
 
 @pytest.mark.parametrize(
   "name",
-  [pytest.param(name, marks=[pytest.mark.long] * (name in _KIN)) for name in sorted(set(registry.MODELS) - {"gr4ad"})],
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name in _KIN))
+    for name in sorted(set(registry.MODELS) - {"gr4ad"})
+  ],
 )
 def test_every_model_goes_through_training_and_use(log, tmp_path, name, compile_cache):
   layers = ("--layers=3",) if name == "deepseek_mtp" else ()
@@ -72,7 +86,10 @@ def test_an_unknown_model_is_refused_by_name(log, tmp_path):
 
 def test_a_model_of_ads_takes_no_list_objective_and_is_not_served(log, tmp_path, compile_cache):
   done = train(log, tmp_path / "run", "sasrec", "--objective=rspo")
-  assert done.status == 2 and "--objective=rspo is not allowed: --model=sasrec learns no lists" in done.err
+  assert (
+    done.status == 2
+    and "--objective=rspo is not allowed: --model=sasrec learns no lists" in done.err
+  )
   assert train(log, tmp_path / "run", "sasrec").status == 0
   done = tiny.run("serve", f"--workdir={tmp_path}/run", "--port=0")
   assert done.status == 2 and "its model, sasrec, generates no UA-SIDs" in done.err

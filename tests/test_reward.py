@@ -1,4 +1,6 @@
-"""The reward model as a user trains it: reports on valid, goes on where it was stopped, refuses what it cannot do."""
+"""The reward model as a user trains it: reports on valid, goes on where it was stopped, refuses
+what it cannot do.
+"""
 
 import dataclasses
 import json
@@ -17,14 +19,27 @@ from gr4ad_jax.training.reward_model import RewardModel
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
-REWARD = ("--reward_width=8", "--reward_bins=3", "--reward_epochs=2", "--reward_shown=6", "--reward_negatives=6",
-          "--reward_calibration=0.5")  # fmt: skip
+REWARD = (
+  "--reward_width=8",
+  "--reward_bins=3",
+  "--reward_epochs=2",
+  "--reward_shown=6",
+  "--reward_negatives=6",
+  "--reward_calibration=0.5",
+)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   folder = tiny.write_log(tmp_path_factory.mktemp("log"), users=20)
-  arguments = (*tiny.SETTINGS, *REWARD, "--max_steps=2", "--noevaluate", "--layers=1", "--lazy_layers=0")
+  arguments = (
+    *tiny.SETTINGS,
+    *REWARD,
+    "--max_steps=2",
+    "--noevaluate",
+    "--layers=1",
+    "--lazy_layers=0",
+  )
   done = tiny.run("train", *tiny.source_flags(folder), *arguments, f"--workdir={folder / 'run'}")
   assert (done.status, done.err) == (0, "")
   return folder / "run"
@@ -47,7 +62,11 @@ def test_the_report_says_how_far_to_trust_it(workdir, trained):
   assert "AUC" in trained and "calibration error by decile" in trained and "| p x value" in trained
   report = json.loads((workdir / "reward" / "report.json").read_text())
   assert report["split"] == "valid" and report["pairs"] == report["requests"] * 24
-  assert 0 < report["auc"] < 1 and len(report["deciles"]) == 10 and report["ranking"]["p"]["recall@10"] > 0
+  assert (
+    0 < report["auc"] < 1
+    and len(report["deciles"]) == 10
+    and report["ranking"]["p"]["recall@10"] > 0
+  )
 
 
 def test_estimates_of_an_ad_do_not_depend_on_the_others(model):
@@ -83,7 +102,9 @@ def test_stopped_and_gone_on_it_is_the_uninterrupted_model(workdir, model, tmp_p
 
 def test_other_settings_are_refused(workdir, trained):
   done = tiny.run("reward", f"--workdir={workdir}", "--reward_width=16")
-  assert done.status == 2 and "error: --reward_width=16 is not allowed: the reward model in" in done.err
+  assert (
+    done.status == 2 and "error: --reward_width=16 is not allowed: the reward model in" in done.err
+  )
   config = load_config(str(workdir))
   inputs = inputs_lib.prepare_inputs(config)
   other = dataclasses.replace(inputs.index, codes_NT=inputs.index.codes_NT[::-1].copy())
@@ -93,9 +114,18 @@ def test_other_settings_are_refused(workdir, trained):
 
 @pytest.mark.long
 def test_a_list_objective_learns_from_it(workdir, trained, tmp_path):
-  knobs = {"init_from": str(workdir), "objective": "unified", "max_steps": 2, "refresh_steps": 2, "candidate_beams": 8,
-           "policy_candidates": 4, "other_candidates": 2}  # fmt: skip
-  config = dataclasses.replace(with_knobs(load_config(str(workdir)), knobs), workdir=str(tmp_path / "rl"))
+  knobs = {
+    "init_from": str(workdir),
+    "objective": "unified",
+    "max_steps": 2,
+    "refresh_steps": 2,
+    "candidate_beams": 8,
+    "policy_candidates": 4,
+    "other_candidates": 2,
+  }
+  config = dataclasses.replace(
+    with_knobs(load_config(str(workdir)), knobs), workdir=str(tmp_path / "rl")
+  )
   inputs = inputs_lib.prepare_inputs(config)
   run.check_objective(config, inputs)
   assert run.train(config, inputs).status == "done"
@@ -103,7 +133,9 @@ def test_a_list_objective_learns_from_it(workdir, trained, tmp_path):
     real = made["ad_RC"] >= 0
     model = RewardModel.load(load_config(str(workdir)), inputs)
     expected = model.estimate(made["request_R"], made["ad_RC"])
-    np.testing.assert_allclose(made["reward_RC"][real], (expected.purchase_BC * expected.value_BC)[real], rtol=1e-4)
+    np.testing.assert_allclose(
+      made["reward_RC"][real], (expected.purchase_BC * expected.value_BC)[real], rtol=1e-4
+    )
 
 
 def test_without_a_run_there_is_one_line(tmp_path):

@@ -1,4 +1,6 @@
-"""What may stand in one table: seeds of the scored run, other runs on the same data, nothing that learned the split."""
+"""What may stand in one table: seeds of the scored run, other runs on the same data, nothing
+that learned the split.
+"""
 
 import dataclasses
 import json
@@ -40,15 +42,21 @@ def inputs(main):
 
 @pytest.fixture
 def copied(main, tmp_path):
-  """Makes a run of the same parameters under another name, with other settings in its config.json."""
+  """Makes a run of the same parameters under another name, with other settings in its
+  config.json.
+  """
 
   def copy(name, **settings):
     folder = tmp_path / name
     shutil.copytree(main, folder)
     config = load_config(str(folder))
     for section in ("data", "model", "training", "search"):
-      known = {key: value for key, value in settings.items() if hasattr(getattr(config, section), key)}
-      config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **known)})
+      known = {
+        key: value for key, value in settings.items() if hasattr(getattr(config, section), key)
+      }
+      config = dataclasses.replace(
+        config, **{section: dataclasses.replace(getattr(config, section), **known)}
+      )
     files.write_text(str(folder / "config.json"), to_json(config))
     return str(folder)
 
@@ -57,7 +65,9 @@ def copied(main, tmp_path):
 
 @pytest.fixture
 def fake_ranks(monkeypatch):
-  """Replaces the models by a list of ads that starts with the run's seed; returns the configs that were ranked."""
+  """Replaces the models by a list of ads that starts with the run's seed; returns the configs
+  that were ranked.
+  """
   ranked = []
 
   def rank_run(config, inputs, requests, k):
@@ -75,16 +85,29 @@ def test_metrics_say_what_was_scored(main, inputs):
   scoring.evaluate_run(config, inputs, "test")
   found = json.loads((main / "eval" / "metrics.json").read_text())
   assert found["checkpoint"] == 2
-  expected = {"seed": 0, "fit_splits": "train", "beams": [8, 8, 8], "order": "likelihood", "lazy_layers": 0,
-              "copy": "context", "history_bias": False}  # fmt: skip
-  assert expected.items() <= found["settings"].items() and not {"ads_path", "port"} & set(found["settings"])
+  expected = {
+    "seed": 0,
+    "fit_splits": "train",
+    "beams": [8, 8, 8],
+    "order": "likelihood",
+    "lazy_layers": 0,
+    "copy": "context",
+    "history_bias": False,
+  }
+  assert expected.items() <= found["settings"].items() and not {"ads_path", "port"} & set(
+    found["settings"]
+  )
 
 
 def test_runs_named_alike_are_seeds_of_one_system(main, inputs, copied, fake_ranks):
   config = load_config(str(main))
   config = dataclasses.replace(config, search=dataclasses.replace(config.search, order="blend"))
-  beside = [copied("base_seed1", seed=1), copied("base_seed2", seed=2), copied("biased_seed0", history_bias=True),
-            copied("biased_seed1", history_bias=True, seed=1)]  # fmt: skip
+  beside = [
+    copied("base_seed1", seed=1),
+    copied("base_seed2", seed=2),
+    copied("biased_seed0", history_bias=True),
+    copied("biased_seed1", history_bias=True, seed=1),
+  ]
   found, ranking = scoring.evaluate_run(config, inputs, "test", beside)
   assert (found["seeds"]["gr4ad"], found["seeds"]["biased"]) == (3, 2)
   assert (found["seen"]["gr4ad"], found["seen"]["biased"]) == ("left", "biased")
@@ -111,7 +134,9 @@ def test_names_of_the_table_are_kept_apart(main, inputs, copied, fake_ranks):
 
 def test_a_run_that_learned_from_the_split_is_refused(inputs, copied, fake_ranks):
   learned, plain = copied("learned", fit_splits="train+valid"), copied("plain")
-  with pytest.raises(ConfigError, match="--split=valid is not allowed: the run in .*learned has learned from it"):
+  with pytest.raises(
+    ConfigError, match="--split=valid is not allowed: the run in .*learned has learned from it"
+  ):
     scoring.evaluate_run(load_config(learned), inputs, "valid")
   with pytest.raises(ConfigError, match="--split=valid is not allowed"):
     scoring.evaluate_run(load_config(plain), inputs, "valid", [learned])
@@ -121,19 +146,25 @@ def test_a_run_that_learned_from_the_split_is_refused(inputs, copied, fake_ranks
 
 def test_other_data_are_refused(main, inputs, copied, fake_ranks):
   config, log = load_config(str(main)), inputs.dataset.events
-  changed = dataclasses.replace(inputs.dataset, events=dataclasses.replace(log, value=log.value + 1))
+  changed = dataclasses.replace(
+    inputs.dataset, events=dataclasses.replace(log, value=log.value + 1)
+  )
   with pytest.raises(ConfigError, match="another event log"):
     scoring.evaluate_run(config, dataclasses.replace(inputs, dataset=changed), "test")
   other = copied("other")
   about = f"{other}/features/log.json"
   notes = json.loads(open(about).read()) | {"digest": "0"}
   files.write_json(about, notes)
-  with pytest.raises(ConfigError, match="--beside=.*other is not allowed: its run was .* another event log"):
+  with pytest.raises(
+    ConfigError, match="--beside=.*other is not allowed: its run was .* another event log"
+  ):
     scoring.evaluate_run(config, inputs, "test", [other])
   ads = copied("ads")
   table = inputs.dataset.ads
   ad_store.save_ads(dataclasses.replace(table, price=table.price + 1), f"{ads}/index")
-  with pytest.raises(ConfigError, match="--beside=.*ads is not allowed: its run was .* another ad table"):
+  with pytest.raises(
+    ConfigError, match="--beside=.*ads is not allowed: its run was .* another ad table"
+  ):
     scoring.evaluate_run(config, inputs, "test", [ads])
   assert not fake_ranks
 

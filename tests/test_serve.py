@@ -1,4 +1,6 @@
-"""The server as a process: start, answer, SIGTERM; kill -9 while it serves, writes or reloads, and start again."""
+"""The server as a process: start, answer, SIGTERM; kill -9 while it serves, writes or reloads,
+and start again.
+"""
 
 import concurrent.futures
 import contextlib
@@ -22,13 +24,24 @@ from tests.serving.runs import FIRST, SECOND, add_checkpoint, train
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 _ROOT = pathlib.Path(__file__).parents[1]
-SETTINGS = ("--port=0", "--buckets=2", "--notabs", "--reload_seconds=0.1", "--checkpoint=last", "--deadline_ms=20000",
-            "--target_ms=10000")  # fmt: skip
+SETTINGS = (
+  "--port=0",
+  "--buckets=2",
+  "--notabs",
+  "--reload_seconds=0.1",
+  "--checkpoint=last",
+  "--deadline_ms=20000",
+  "--target_ms=10000",
+)
 
 
 def unhurried(err):
-  """Standard error without the lines that tell how far a start is, which a busy machine has more of."""
-  return "".join(line for line in err.splitlines(keepends=True) if not line.startswith("starting, "))
+  """Standard error without the lines that tell how far a start is, which a busy machine has more
+  of.
+  """
+  return "".join(
+    line for line in err.splitlines(keepends=True) if not line.startswith("starting, ")
+  )
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +58,17 @@ class Server:
   """`python -m experiments.serve` as a process, up to the line that tells its address."""
 
   def __init__(self, workdir, *arguments):
-    command = [sys.executable, "-m", "experiments.serve", f"--workdir={workdir}", *SETTINGS, *arguments]
+    command = [
+      sys.executable,
+      "-m",
+      "experiments.serve",
+      f"--workdir={workdir}",
+      *SETTINGS,
+      *arguments,
+    ]
     self.process = subprocess.Popen(
-      command, cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      text=True,
+      command, cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     line = self.process.stdout.readline()
     if not line.startswith("serving on "):
@@ -101,25 +121,29 @@ def test_start_answer_and_stop(workdir, tmp_path):
 
 def test_an_address_of_no_machine_is_told(workdir, tmp_path):
   (tmp_path / "token").write_text("s3cret")
-  done = tiny.run("serve", f"--workdir={workdir}", "--host=999.1.1.1", f"--token_file={tmp_path}/token")
+  done = tiny.run(
+    "serve", f"--workdir={workdir}", "--host=999.1.1.1", f"--token_file={tmp_path}/token"
+  )
   assert done.status == 2 and "--host=999.1.1.1" in done.err and done.err.count("\n") == 1
 
 
 def test_it_says_that_it_lives_before_it_can_serve(workdir, tmp_path):
   (tmp_path / "go").mkdir()
   slow = (
-    "import sys, time, pathlib; from gr4ad_jax.decoding.searcher import Searcher; prepare = Searcher.prepare\n"
+    "import sys, time, pathlib; from gr4ad_jax.decoding.searcher import Searcher; prepare = "
+    "Searcher.prepare\n"
     "def held(*arguments):\n"
     f"  while not pathlib.Path({str(tmp_path / 'go' / 'on')!r}).exists(): time.sleep(.02)\n"
     "  return prepare(*arguments)\n"
     "Searcher.prepare = held\n"
-    "import experiments.serve as serve; from experiments import flags; flags.define_flags(); flags.run(serve.main)\n"
+    "import experiments.serve as serve; from experiments import flags; flags.define_flags(); "
+    "flags.run(serve.main)\n"
   )
   port = tiny.free_port()
   command = [sys.executable, "-c", slow, f"--workdir={workdir}", *SETTINGS, f"--port={port}"]
   process = subprocess.Popen(
-    command, cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    text=True,
+    command, cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, text=True,
   )  # fmt: skip
   server = Server.__new__(Server)
   server.process = process
@@ -135,7 +159,9 @@ def test_it_says_that_it_lives_before_it_can_serve(workdir, tmp_path):
       status, answer = server.ask("GET", path)
       assert status == 503 and answer["error"].startswith("starting: "), path
     line = process.stderr.readline()  # told every few seconds where stderr is no terminal
-    assert line.startswith("starting, ") and line.endswith(("opening the run\n", "searches, 0 s\n")), line
+    assert line.startswith("starting, ") and line.endswith(
+      ("opening the run\n", "searches, 0 s\n")
+    ), line
     (tmp_path / "go" / "on").touch()
     assert process.stdout.readline().startswith("serving on ")
     assert server.ask("GET", "/readyz")[0] == 200 and server.recommend(user="u1", k=2)["ads"]
@@ -153,7 +179,10 @@ def test_half_an_upload_does_not_hold_the_end(workdir):
   with serving(workdir) as server:
     host, _, port = server.address.partition(":")
     half = socket.create_connection((host, int(port)), timeout=20)
-    head = b"PUT /v1/ads/a HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+    head = (
+      b"PUT /v1/ads/a HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+      b"content-length: 99\r\n\r\n{"
+    )
     half.sendall(head)
     time.sleep(0.2)
     begin = time.monotonic()
@@ -178,7 +207,9 @@ def test_what_was_begun_is_answered_at_the_end(workdir):
 
 def test_sigterm_before_it_serves_is_no_error(workdir):
   command = [sys.executable, "-m", "experiments.serve", f"--workdir={workdir}", *SETTINGS]
-  process = subprocess.Popen(command, cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE)
+  process = subprocess.Popen(
+    command, cwd=_ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE
+  )
   try:
     while not (workdir / "live" / "lock").exists():
       assert process.poll() is None
@@ -208,18 +239,25 @@ def test_mistakes_are_one_line(workdir, arguments, message):
 def test_a_second_server_on_one_run_is_refused(workdir):
   with serving(workdir) as server:
     port = server.address.rpartition(":")[2]
-    for arguments, message in ((("--port=0",), "in use by another process"), ((f"--port={port}",), f"--port={port}")):
+    for arguments, message in (
+      (("--port=0",), "in use by another process"),
+      ((f"--port={port}",), f"--port={port}"),
+    ):
       done = tiny.run("serve", f"--workdir={workdir}", *arguments)
       err = unhurried(done.err)
       assert done.status == 2 and message in err and err.count("\n") == 1
 
 
 def put_until_it_dies(server, prefix, acknowledged):
-  """Adds ads, and deletes every third again, until the connection breaks; notes what was acknowledged."""
+  """Adds ads, and deletes every third again, until the connection breaks; notes what was
+  acknowledged.
+  """
   for n in range(10_000):
     name = f"{prefix}{n}"
     try:
-      assert server.ask("PUT", f"/v1/ads/{name}", {"text": f"thing {n}", "account_id": prefix})[0] == 201
+      assert (
+        server.ask("PUT", f"/v1/ads/{name}", {"text": f"thing {n}", "account_id": prefix})[0] == 201
+      )
       acknowledged[name] = True
       if n % 3 == 0:
         acknowledged.pop(name)  # neither there nor gone, until the answer comes
@@ -244,7 +282,9 @@ def test_kill_9_during_load_loses_nothing_acknowledged(workdir):
           except (OSError, http.client.HTTPException):
             return
 
-      writers = [pool.submit(put_until_it_dies, server, f"{turn}-{w}-", acknowledged) for w in range(2)]
+      writers = [
+        pool.submit(put_until_it_dies, server, f"{turn}-{w}-", acknowledged) for w in range(2)
+      ]
       readers = [pool.submit(recommend) for _ in range(2)]
       until = time.monotonic() + 30
       while len(acknowledged) < 25 * (turn + 1) and time.monotonic() < until:
@@ -256,7 +296,8 @@ def test_kill_9_during_load_loses_nothing_acknowledged(workdir):
   assert len(acknowledged) >= 50
   with serving(workdir) as server:
     assert all(
-      server.ask("GET", f"/v1/ads/{name}")[0] == (200 if there else 404) for name, there in acknowledged.items()
+      server.ask("GET", f"/v1/ads/{name}")[0] == (200 if there else 404)
+      for name, there in acknowledged.items()
     )
     assert server.recommend(user="u1", k=5)["ads"]
 

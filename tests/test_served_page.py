@@ -1,4 +1,6 @@
-"""The page of a trained run, as a person meets it: a customer, the history, the ads, the beams, the charts."""
+"""The page of a trained run, as a person meets it: a customer, the history, the ads, the beams,
+the charts.
+"""
 
 import dataclasses
 import math
@@ -23,7 +25,13 @@ def driver():
 def workdir(driver, tmp_path_factory):
   """A trained run; asks for the driver so that nothing is trained where there is none."""
   folder = tiny.write_log(tmp_path_factory.mktemp("log"))
-  arguments = ("--max_steps=2", "--noevaluate", "--layers=1", "--lazy_layers=0", f"--workdir={folder}/run")
+  arguments = (
+    "--max_steps=2",
+    "--noevaluate",
+    "--layers=1",
+    "--lazy_layers=0",
+    f"--workdir={folder}/run",
+  )
   assert tiny.run("train", *tiny.source_flags(folder), *tiny.SETTINGS, *arguments).status == 0
   return str(folder / "run")
 
@@ -33,7 +41,10 @@ def test_a_trained_run_is_shown(driver, workdir):
 
   config = load_config(workdir)
   serving = dataclasses.replace(config.serving, buckets=(1,), tabs=False, deadline_ms=60_000.0)
-  with ServingEngine(workdir, dataclasses.replace(config, serving=serving)) as engine, served(engine) as address:
+  with (
+    ServingEngine(workdir, dataclasses.replace(config, serving=serving)) as engine,
+    served(engine) as address,
+  ):
     visit = Visit(driver, address)
     visit.pick("u3")
     assert len(visit.all("#history li")) == len(engine.history("u3", 200))

@@ -1,4 +1,6 @@
-"""A sweep's setting is the run of its knobs; what was tried is kept; what is not allowed is told before any work."""
+"""A sweep's setting is the run of its knobs; what was tried is kept; what is not allowed is told
+before any work.
+"""
 
 import json
 import shutil
@@ -17,7 +19,13 @@ pytestmark = [pytest.mark.usefixtures("compile_cache"), pytest.mark.slow]
 LISTS = {"objective": "xent", "refresh_steps": 100, "max_steps": 4}
 SETTINGS = [
   {"objective": "rspo", "preference_weight": 3.0, "beta": 0.5, "delta": -1.0, "seed": 1},
-  {"objective": "unified", "preference_weight": 2.0, "z_max": 0.5, "learning_rate": 2e-3, "reference": False},
+  {
+    "objective": "unified",
+    "preference_weight": 2.0,
+    "z_max": 0.5,
+    "learning_rate": 2e-3,
+    "reference": False,
+  },
   {"objective": "grpo", "preference_weight": 5.0, "grpo_kl": 0.5, "reward_power": 0.5},
 ]
 
@@ -32,15 +40,23 @@ def made(start, tmp_path_factory):  # noqa: F811
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_setting_ends_as_the_run_of_its_knobs(made, start, setting, tmp_path):  # noqa: F811
   alone = trained(config_of(start, tmp_path, **{**LISTS, **setting})).state.params
-  ours, theirs, before = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)]) for p in (
-    made.train(setting), alone, made.train({"objective": "xent", "learning_rate": 0.0})))  # fmt: skip
-  assert np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(theirs - before)  # AdamW enlarges rounding
-  other = np.concatenate([np.ravel(x) for x in jax.tree.leaves(made.train({**setting, "objective": "dpo"}))])
+  ours, theirs, before = (
+    np.concatenate([np.ravel(x) for x in jax.tree.leaves(p)])
+    for p in (made.train(setting), alone, made.train({"objective": "xent", "learning_rate": 0.0}))
+  )
+  assert np.linalg.norm(ours - theirs) < 0.02 * np.linalg.norm(
+    theirs - before
+  )  # AdamW enlarges rounding
+  other = np.concatenate(
+    [np.ravel(x) for x in jax.tree.leaves(made.train({**setting, "objective": "dpo"}))]
+  )
   assert np.linalg.norm(other - theirs) > 0.1 * np.linalg.norm(theirs - before)
 
 
 def test_rewards_follow_their_knobs(made):
-  changed = [float(np.abs(made._rewards(values)).sum()) for values in ((1.0, 0.0, 1.0), (1.0, 0.0, 2.0))]
+  changed = [
+    float(np.abs(made._rewards(values)).sum()) for values in ((1.0, 0.0, 1.0), (1.0, 0.0, 2.0))
+  ]
   assert changed[0] != changed[1]
 
 
@@ -49,8 +65,18 @@ def arguments(start, tmp_path_factory):  # noqa: F811
   folder = tmp_path_factory.mktemp("binary")
   (folder / "settings.json").write_text(json.dumps(SETTINGS[:1]))
   saved = load_config(start).data
-  knobs = "--reward=logged", "--max_steps=2", "--policy_candidates=6", "--other_candidates=2", "--candidate_beams=8"
-  files = f"--dataset={saved.dataset}", f"--ads_path={saved.ads_path}", f"--events_path={saved.events_path}"
+  knobs = (
+    "--reward=logged",
+    "--max_steps=2",
+    "--policy_candidates=6",
+    "--other_candidates=2",
+    "--candidate_beams=8",
+  )
+  files = (
+    f"--dataset={saved.dataset}",
+    f"--ads_path={saved.ads_path}",
+    f"--events_path={saved.events_path}",
+  )
   return folder, (
     *files, f"--data_dir={saved.data_dir}", *tiny.SETTINGS, "--layers=1", "--lazy_layers=0", *knobs,
     f"--init_from={start}", f"--settings={folder / 'settings.json'}", f"--workdir={folder / 'out'}",
@@ -63,7 +89,11 @@ def test_the_binary_keeps_what_it_tried(arguments, monkeypatch):
   done = tiny.run("sweep", *flags)
   assert done.status == 0, done.err
   table = (folder / "out" / "sweep.md").read_text()
-  assert table in done.out and "the start" in table and "objective=rspo, preference_weight=3.0, beta=0.5" in table
+  assert (
+    table in done.out
+    and "the start" in table
+    and "objective=rspo, preference_weight=3.0, beta=0.5" in table
+  )
   monkeypatch.setattr(sweep, "Sweep", None)  # nothing is trained again
   again = tiny.run("sweep", *flags)
   assert again.status == 0 and done.out.endswith(again.out)
@@ -74,7 +104,10 @@ def test_the_binary_keeps_what_it_tried(arguments, monkeypatch):
 def test_what_would_judge_itself_is_refused(arguments):
   _, flags = arguments
   done = tiny.run("sweep", *flags, "--fit_splits=train+valid")
-  assert done.status == 2 and "--fit_splits=train+valid is not allowed: settings are judged by valid" in done.err
+  assert (
+    done.status == 2
+    and "--fit_splits=train+valid is not allowed: settings are judged by valid" in done.err
+  )
 
 
 def test_a_start_that_knows_valid_is_refused(arguments, start, tmp_path):  # noqa: F811
@@ -85,14 +118,20 @@ def test_a_start_that_knows_valid_is_refused(arguments, start, tmp_path):  # noq
   (known / "config.json").write_text(json.dumps(saved))
   (known / "SHA256SUMS").unlink()  # as of a run from before there were checksums
   done = tiny.run("sweep", *flags, f"--init_from={known}", f"--workdir={tmp_path / 'out'}")
-  assert done.status == 2 and f"--init_from={known} is not allowed: its run has learned from valid" in done.err
+  assert (
+    done.status == 2
+    and f"--init_from={known} is not allowed: its run has learned from valid" in done.err
+  )
   assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
   ("settings", "said"),
   [
-    ('[{"objective": "rspo", "heads": 2}]', "entry 0: 'heads' is not allowed: any of objective, reference"),
+    (
+      '[{"objective": "rspo", "heads": 2}]',
+      "entry 0: 'heads' is not allowed: any of objective, reference",
+    ),
     ('[{"objective": "xent"}, {"objective": "vsl"}]', "entry 1: objective='vsl' is not allowed"),
     ('[{"objective": "rspo", "beta": -1}]', "entry 0: --beta=-1"),
     ("{}", "a JSON list of objects"),

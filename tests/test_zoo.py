@@ -18,14 +18,22 @@ SHORT = ("--max_steps=3", "--eval_every=0", "--seeds=0,1", "--layers=1", "--lazy
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
-  """Flags of three rows on a small log; the zoo's folder lies beside the log. Nothing is trained."""
+  """Flags of three rows on a small log; the zoo's folder lies beside the log. Nothing is
+  trained.
+  """
   folder = tmp_path_factory.mktemp("zoo")
   tiny.write_log(folder)
   (folder / "codes.flags").write_text("--model=gr4ad\n")
   (folder / "seq.flags").write_text("--model=sasrec\n--history_bias\n--dropout=0.2\n")
   (folder / "memory.flags").write_text("--model=gr4ad\n--reranker=neighbors\n--seen_ads=masked\n")
   models = f"--models={folder}/codes.flags,{folder}/seq.flags,{folder}/memory.flags"
-  return folder / "zoo", (*tiny.source_flags(folder), *tiny.SETTINGS, *SHORT, models, f"--workdir={folder}/zoo")
+  return folder / "zoo", (
+    *tiny.source_flags(folder),
+    *tiny.SETTINGS,
+    *SHORT,
+    models,
+    f"--workdir={folder}/zoo",
+  )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +51,11 @@ def test_table_has_every_model_the_simple_rows_and_costs(made):
   found = json.loads((folder / "zoo.json").read_text())
   assert list(found["systems"])[:2] == ["codes", "seq"] and "popularity" in found["systems"]
   assert found["seeds"]["seq"] == 2
-  assert [found["seen"][name] for name in ("codes", "seq", "memory")] == ["left", "biased", "masked"]
+  assert [found["seen"][name] for name in ("codes", "seq", "memory")] == [
+    "left",
+    "biased",
+    "masked",
+  ]
   assert found["settings"]["seq"]["dropout"] == 0.2 and found["settings"]["codes"]["width"] == 16
   for cost in found["cost"].values():
     assert cost["parameters"] > 100 and cost["decode_ms"] > 0 and cost["train_minutes"] > 0
@@ -55,8 +67,13 @@ def test_rows_that_differ_in_the_second_stage_share_their_runs(made):
   folder, _, _ = made
   for seed in ("seed0", "seed1"):
     assert (folder / "codes" / seed / "checkpoints").exists()
-    assert sorted(path.name for path in (folder / "memory" / seed).iterdir()) == ["SHA256SUMS", "ranking_test.npz"]
-  one, two = (np.load(folder / row / "seed0/ranking_test.npz")["ad_RK"] for row in ("codes", "memory"))
+    assert sorted(path.name for path in (folder / "memory" / seed).iterdir()) == [
+      "SHA256SUMS",
+      "ranking_test.npz",
+    ]
+  one, two = (
+    np.load(folder / row / "seed0/ranking_test.npz")["ad_RK"] for row in ("codes", "memory")
+  )
   assert (one != two).any()
 
 
@@ -64,7 +81,9 @@ def test_rows_that_differ_in_the_second_stage_share_their_runs(made):
 def test_a_ranking_of_other_settings_is_made_anew(made):
   folder, arguments, _ = made
   before = json.loads((folder / "zoo.json").read_text())
-  (folder.parent / "memory.flags").write_text("--model=gr4ad\n--reranker=neighbors\n--neighbor_weight=50\n")
+  (folder.parent / "memory.flags").write_text(
+    "--model=gr4ad\n--reranker=neighbors\n--neighbor_weight=50\n"
+  )
   assert tiny.run("zoo", *arguments).status == 0
   after = json.loads((folder / "zoo.json").read_text())
   assert after["settings"]["memory"]["neighbor_weight"] == 50
@@ -88,15 +107,26 @@ def test_scaling_suite(arguments, tmp_path):
   done = tiny.run("zoo", *given, *more, f"--workdir={tmp_path}")
   assert done.status == 0, done.err
   found = json.loads((tmp_path / "scaling.json").read_text())
-  assert [one["width"] for one in found["sizes"]] == [8, 16] and [one["beams"] for one in found["beams"]][-1] == 512
-  assert found["sizes"][0]["parameters"] < found["sizes"][1]["parameters"] and found["sizes"][0]["train_loss"] > 0
-  assert (tmp_path / "scaling.png").exists() and (tmp_path / "scaling.md").read_text() in done.out + "\n"
+  assert [one["width"] for one in found["sizes"]] == [8, 16] and [
+    one["beams"] for one in found["beams"]
+  ][-1] == 512
+  assert (
+    found["sizes"][0]["parameters"] < found["sizes"][1]["parameters"]
+    and found["sizes"][0]["train_loss"] > 0
+  )
+  assert (tmp_path / "scaling.png").exists() and (
+    tmp_path / "scaling.md"
+  ).read_text() in done.out + "\n"
 
 
-FLAGFILES = sorted((pathlib.Path(__file__).parents[1] / "experiments" / "flagfiles" / "zoo").rglob("*.flags"))
+FLAGFILES = sorted(
+  (pathlib.Path(__file__).parents[1] / "experiments" / "flagfiles" / "zoo").rglob("*.flags")
+)
 
 
-@pytest.mark.parametrize("path", FLAGFILES, ids=[f"{path.parent.name}-{path.stem}" for path in FLAGFILES])
+@pytest.mark.parametrize(
+  "path", FLAGFILES, ids=[f"{path.parent.name}-{path.stem}" for path in FLAGFILES]
+)
 def test_every_flagfile_of_the_zoo_makes_a_model(path, monkeypatch):
   monkeypatch.chdir(path.parents[4])
   values = flags.FlagValues()

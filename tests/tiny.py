@@ -1,4 +1,6 @@
-"""An ad log of ten users as a CSV pair, settings that train on it in seconds, and the binaries run in this process."""
+"""An ad log of ten users as a CSV pair, settings that train on it in seconds, and the binaries
+run in this process.
+"""
 
 import contextlib
 import csv
@@ -15,13 +17,27 @@ from absl import app, flags
 from gr4ad_jax.config import Config, with_knobs
 from gr4ad_jax.models.zoo import registry
 
-WORDS = ("red", "blue", "green", "tea", "cup", "mug", "lamp", "candle", "ribbon", "bag", "box", "heart")
+WORDS = (
+  "red",
+  "blue",
+  "green",
+  "tea",
+  "cup",
+  "mug",
+  "lamp",
+  "candle",
+  "ribbon",
+  "bag",
+  "box",
+  "heart",
+)
 AD_HEADER = ("ad_id", "text", "account_id", "price")
 EVENT_HEADER = ("user_id", "ad_id", "time", "behavior", "value", "request_id")
 SETTINGS = (
   "--codebooks=4,3,6", "--tower_steps=0", "--kmeans_iterations=2", "--width=16", "--heads=2",
-  "--kv_groups=2", "--layers=2", "--lazy_layers=1", "--beams=8,8,8", "--batch_size=8", "--history_slots=8",
-  "--neighbor_slots=4", "--rising_slots=4", "--targets=4", "--warmup_steps=2", "--log_every=2",
+  "--kv_groups=2", "--layers=2", "--lazy_layers=1", "--beams=8,8,8", "--batch_size=8",
+  "--history_slots=8", "--neighbor_slots=4", "--rising_slots=4", "--targets=4", "--warmup_steps=2",
+  "--log_every=2",
 )  # fmt: skip
 
 
@@ -42,12 +58,23 @@ class Done:
   err: str
 
 
-def rows(users: int = 10, ads: int = 24, visits: int = 5, seed: int = 0) -> tuple[list[list], list[list]]:
+def rows(
+  users: int = 10, ads: int = 24, visits: int = 5, seed: int = 0
+) -> tuple[list[list], list[list]]:
   """Rows of the ad table and of the event log, headers left out."""
   rng = random.Random(seed)
-  table = [[f"ad{a:02d}", " ".join(rng.sample(WORDS, 3)), f"shop{a % 4}", 1 + a / 2] for a in range(ads)]
+  table = [
+    [f"ad{a:02d}", " ".join(rng.sample(WORDS, 3)), f"shop{a % 4}", 1 + a / 2] for a in range(ads)
+  ]
   events = [
-    [f"u{u}", f"ad{a:02d}", f"2024-01-{1 + 3 * v:02d}T0{u % 10}:00:00", kind, round(20 * rng.random(), 2), f"{u}-{v}"]
+    [
+      f"u{u}",
+      f"ad{a:02d}",
+      f"2024-01-{1 + 3 * v:02d}T0{u % 10}:00:00",
+      kind,
+      round(20 * rng.random(), 2),
+      f"{u}-{v}",
+    ]
     for u in range(users)
     for v in range(visits)
     for a in rng.sample(range(ads), min(ads, rng.randint(2, 5)))
@@ -93,7 +120,9 @@ def run(binary: str, *arguments: str) -> Done:
     sys.argv = argv
     flags.FLAGS.unparse_flags()
     for name in list(flags.FLAGS):
-      if flags.FLAGS.find_module_defining_flag(name) == binary:  # absl's name of the main module: argv[0]
+      if (
+        flags.FLAGS.find_module_defining_flag(name) == binary
+      ):  # absl's name of the main module: argv[0]
         delattr(flags.FLAGS, name)
   return Done(status, out.getvalue(), err.getvalue())
 

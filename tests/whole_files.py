@@ -9,7 +9,8 @@ def assert_replaced_whole(
 ) -> None:
   """Writes a file twice, the second time something else, while a reader still holds the first.
 
-  A file that is written in place changes under its reader; one that is renamed leaves the reader what it had.
+  A file that is written in place changes under its reader; one that is renamed leaves the reader
+  what it had.
 
   Args:
     path: the file that both calls write.

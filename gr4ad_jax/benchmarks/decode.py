@@ -1,6 +1,7 @@
 """Decoding: lazy layers with progressive widths against their counterparts, interleaved in one run.
 
-  speed     LazyAR at 128-256-512 against the same model with K = 0 at 512-512-512, and against the T5 peer at 512 beams
+  speed     LazyAR at 128-256-512 against the same model with K = 0 at 512-512-512, and against the
+            T5 peer at 512 beams
   ablation  the full setting with one thing switched off at a time
   roof      the share of the matmul peak, which is measured in the same run
 
@@ -34,15 +35,22 @@ PROGRESSIVE, FIXED = (128, 256, 512), (512, 512, 512)
 
 
 class UnsharedContext(GR4AD):
-  """GR4AD whose beams each read their own copy of the context's keys and values, as without beam sharing."""
+  """GR4AD whose beams each read their own copy of the context's keys and values, as without beam
+  sharing.
+  """
 
   def step(self, start, previous_BM, level, caches):
     B, M = previous_BM.shape
 
-    def own(x):  # (B, ...) -> (B·M, ...), a real copy: the barrier keeps the compiler from reading one for all
+    def own(
+      x,
+      # (B, ...) -> (B·M, ...), a real copy: the barrier keeps the compiler from reading one for all
+    ):
       return jax.lax.optimization_barrier(jnp.repeat(x, M, axis=0))
 
-    start = start.replace(context=jax.tree.map(own, start.context), lazy_B1TD=jnp.repeat(start.lazy_B1TD, M, axis=0))
+    start = start.replace(
+      context=jax.tree.map(own, start.context), lazy_B1TD=jnp.repeat(start.lazy_B1TD, M, axis=0)
+    )
     caches = jax.tree.map(lambda x: x.reshape(B * M, 1, *x.shape[2:]), caches)
     h_BWD, logits_BWV, caches = super().step(start, previous_BM.reshape(B * M, 1), level, caches)
     return jax.tree.map(lambda x: x.reshape(B, M, *x.shape[2:]), (h_BWD, logits_BWV, caches))
@@ -67,8 +75,15 @@ class Setting:
   def model_config(self) -> ModelConfig:
     """Heads of 64."""
     heads = self.width // 64
-    return ModelConfig(layers=self.layers, lazy_layers=self.lazy_layers, width=self.width, heads=heads, kv_groups=heads,
-                       copy=self.copy, compute_dtype=self.dtype)  # fmt: skip
+    return ModelConfig(
+      layers=self.layers,
+      lazy_layers=self.lazy_layers,
+      width=self.width,
+      heads=heads,
+      kv_groups=heads,
+      copy=self.copy,
+      compute_dtype=self.dtype,
+    )
 
 
 class Decode:
@@ -85,10 +100,14 @@ class Decode:
     kind = GR4AD if setting.shared else UnsharedContext
     module, params = synthetic.model(setting.model_config(), CODEBOOKS, SLOTS, kind)
     batch = jax.device_put(synthetic.requests(codes_NT, SLOTS, setting.batch))
-    means = jnp.arange(setting.model_config().ecpm_bins, dtype=jnp.float32) if setting.ecpm else None
+    means = (
+      jnp.arange(setting.model_config().ecpm_bins, dtype=jnp.float32) if setting.ecpm else None
+    )
     search = SearchConfig(precut=setting.precut)
     self._args = (quantize(params, setting.quantize), batch, trie)
-    self._run = jax.jit(lambda v, b, t: beam_search(module, v, b, t, means, widths=setting.widths, search=search))
+    self._run = jax.jit(
+      lambda v, b, t: beam_search(module, v, b, t, means, widths=setting.widths, search=search)
+    )
     self.gflop = flops.matmul_flops(flops.matmuls_of(self._run, *self._args)) / 1e9
     self.parameters = sum(x.size for x in jax.tree.leaves(params))
     self._program = self._run.lower(*self._args).compile()
@@ -116,14 +135,22 @@ def _figures(setting: Setting, timer: Decode, seconds: list[float], peak: list[f
   }
 
 
-def _timed(settings: dict[str, Setting], codes_NT, trie, repetitions: int, more: dict[str, Callable] | None = None):
+def _timed(
+  settings: dict[str, Setting],
+  codes_NT,
+  trie,
+  repetitions: int,
+  more: dict[str, Callable] | None = None,
+):
   """Times settings, the matmul peak and `more`, interleaved: (figures by name, seconds by name)."""
   timers = {name: Decode(setting, codes_NT, trie) for name, setting in settings.items()}
   _log.info("compiled %s", ", ".join(timers))
   everything = {**timers, **(more or {}), "peak": timing.matmul_peak()}
   timing.interleaved(everything, 1)
   seconds = timing.interleaved(everything, repetitions)
-  figures = {name: _figures(settings[name], timers[name], seconds[name], seconds["peak"]) for name in timers}
+  figures = {
+    name: _figures(settings[name], timers[name], seconds[name], seconds["peak"]) for name in timers
+  }
   return figures, seconds, timers
 
 
@@ -142,7 +169,9 @@ def speed(codes_NT: np.ndarray, trie: Trie, batch: int, repetitions: int, with_p
     "figures": figures,
     "parameters": timers["lazy"].parameters,
     "autoregressive_over_lazy": timing.ratio(seconds["autoregressive"], seconds["lazy"]),
-    "autoregressive_over_lazy_with_ecpm": timing.ratio(seconds["autoregressive_ecpm"], seconds["lazy_ecpm"]),
+    "autoregressive_over_lazy_with_ecpm": timing.ratio(
+      seconds["autoregressive_ecpm"], seconds["lazy_ecpm"]
+    ),
   }
   if with_peer:
     found["peer"] = against_peer(timers["lazy"], codes_NT, batch, max(2, repetitions // 4))
@@ -150,7 +179,8 @@ def speed(codes_NT: np.ndarray, trie: Trie, batch: int, repetitions: int, with_p
 
 
 def against_peer(lazy: Decode, codes_NT: np.ndarray, batch: int, repetitions: int) -> dict:
-  """The T5 of `transformers` at 512 beams: `generate` in float32 and in bfloat16, and with one context for all beams.
+  """The T5 of `transformers` at 512 beams: `generate` in float32 and in bfloat16, and with one
+  context for all beams.
 
   `generate` takes requests one after the other here: several at once took it longer.
   """
@@ -179,7 +209,9 @@ def against_peer(lazy: Decode, codes_NT: np.ndarray, batch: int, repetitions: in
 
 
 def ablation(codes_NT: np.ndarray, trie: Trie, batch: int, repetitions: int) -> dict:
-  """The full setting, then each part switched off alone, or put in place of another; ratios to the full setting."""
+  """The full setting, then each part switched off alone, or put in place of another; ratios to
+  the full setting.
+  """
   full = Setting(batch, ecpm=True)
   settings = {
     "full": full,
@@ -201,7 +233,9 @@ def ablation(codes_NT: np.ndarray, trie: Trie, batch: int, repetitions: int) -> 
 
 
 def with_cache(full: Decode, repetitions: int, requests: int = 40) -> dict:
-  """A stream of requests of which the paper's share, 27.8 %, are answered by the result cache, against no cache."""
+  """A stream of requests of which the paper's share, 27.8 %, are answered by the result cache,
+  against no cache.
+  """
   rng = np.random.default_rng(0)
   users: list[int] = []
   for number in range(requests):
@@ -218,8 +252,13 @@ def with_cache(full: Decode, repetitions: int, requests: int = 40) -> dict:
         cache.put(key, user, (), cache.moment)
     return time.perf_counter() - begin
 
-  seconds = timing.interleaved({"on": lambda: stream(3600.0), "off": lambda: stream(0.0)}, repetitions)
-  return {"hits": 1 - len(set(users)) / requests, "off_over_on": timing.ratio(seconds["off"], seconds["on"])}
+  seconds = timing.interleaved(
+    {"on": lambda: stream(3600.0), "off": lambda: stream(0.0)}, repetitions
+  )
+  return {
+    "hits": 1 - len(set(users)) / requests,
+    "off_over_on": timing.ratio(seconds["off"], seconds["on"]),
+  }
 
 
 def measure(repetitions: int, with_peer: bool, ads: int = 100_000) -> dict:
@@ -236,7 +275,10 @@ def measure(repetitions: int, with_peer: bool, ads: int = 100_000) -> dict:
     found[f"speed_batch_{batch}"] = speed(codes_NT, trie, batch, repetitions, with_peer)
     _log.info("measured batch %d", batch)
   found["ablation"] = ablation(codes_NT, trie, 1, repetitions)
-  roof = {"width 512": wide, "width 512, eCPM, copy": dataclasses.replace(wide, ecpm=True, copy="context")}
+  roof = {
+    "width 512": wide,
+    "width 512, eCPM, copy": dataclasses.replace(wide, ecpm=True, copy="context"),
+  }
   found["roof_batch_8"] = _timed(roof, codes_NT, trie, repetitions)[0]
   return found
 
@@ -255,10 +297,14 @@ def summary(figures: dict) -> str:
       lines += [f"  {name} at 512 beams over lazy: {_times(ratio)}" for name, ratio in ratios]
   lines += ["ablation, batch 1", *_rows(figures["ablation"]["figures"])]
   lines += [
-    f"  {name:<24} {_times(ratio)} the full setting's time" for name, ratio in figures["ablation"]["over_full"].items()
+    f"  {name:<24} {_times(ratio)} the full setting's time"
+    for name, ratio in figures["ablation"]["over_full"].items()
   ]
   cache = figures["ablation"]["result_cache"]
-  lines.append(f"  {'result cache off':<24} {_times(cache['off_over_on'])} the time with {cache['hits']:.0%} of hits")
+  lines.append(
+    f"  {'result cache off':<24} {_times(cache['off_over_on'])} the time with "
+    f"{cache['hits']:.0%} of hits"
+  )
   return "\n".join([*lines, "roof, batch 8", *_rows(figures["roof_batch_8"])])
 
 

@@ -1,7 +1,9 @@
-"""Load on a recommendation server: arrivals that do not wait for answers, over plain sockets, at little cost a request.
+"""Load on a recommendation server: arrivals that do not wait for answers, over plain sockets, at
+little cost a request.
 
-Generator and server may share two cores, so requests are written as bytes on connections that stay open. A latency
-counts from the moment the request was due, not from when it was sent, so a generator that falls behind hides nothing.
+Generator and server may share two cores, so requests are written as bytes on connections that stay
+open. A latency counts from the moment the request was due, not from when it was sent, so a
+generator that falls behind hides nothing.
 """
 
 import asyncio
@@ -56,7 +58,9 @@ class Client:
     parts = urllib.parse.urlsplit(address)
     self._host, self._port, self._timeout = parts.hostname, parts.port or 80, timeout
     authorization = f"Authorization: Bearer {token}\r\n" if token else ""
-    self._fixed = f"Host: {parts.netloc}\r\n{authorization}Content-Type: application/json\r\nContent-Length: "
+    self._fixed = (
+      f"Host: {parts.netloc}\r\n{authorization}Content-Type: application/json\r\nContent-Length: "
+    )
     self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     self._slots = asyncio.Semaphore(connections)
 
@@ -64,7 +68,8 @@ class Client:
     """One exchange.
 
     Raises:
-      OSError: no connection, or one that broke; a kept one that the server had closed is replaced once.
+      OSError: no connection, or one that broke; a kept one that the server had closed is replaced
+        once.
       TimeoutError: no whole answer in time.
       ValueError: an answer that is not HTTP/1.1 with a Content-Length.
     """
@@ -76,7 +81,9 @@ class Client:
         except (OSError, EOFError):
           pass
       try:
-        return await self._exchange(await asyncio.open_connection(self._host, self._port), head + body)
+        return await self._exchange(
+          await asyncio.open_connection(self._host, self._port), head + body
+        )
       except EOFError as error:
         raise ConnectionError(f"{method} {path}: the server closed the connection") from error
 
@@ -106,7 +113,9 @@ class Client:
 
 
 async def users_of(client: Client, count: int = 1000) -> list[str]:
-  """User ids that the server knows, at most `count`, which is at most 1000. Raises ValueError where it tells none."""
+  """User ids that the server knows, at most `count`, which is at most 1000. Raises ValueError
+  where it tells none.
+  """
   return await _told(client, f"/v1/users?limit={count}", "users")
 
 
@@ -142,7 +151,9 @@ def requests_of(users: Sequence[str], seed: int, skew: float = 1.0, **fields) ->
 
 
 def arrivals(phases: Sequence[Phase], seed: int) -> np.ndarray:
-  """Seconds from the beginning at which requests are due, ascending: a Poisson process in each phase."""
+  """Seconds from the beginning at which requests are due, ascending: a Poisson process in each
+  phase.
+  """
   rng, begin, due = np.random.default_rng(seed), 0.0, []
   for phase in phases:
     count = rng.poisson(phase.rate * phase.seconds)
@@ -151,8 +162,12 @@ def arrivals(phases: Sequence[Phase], seed: int) -> np.ndarray:
   return np.concatenate(due)
 
 
-async def open_loop(client: Client, bodies: Iterator[bytes], phases: Sequence[Phase], seed: int = 0) -> list[Outcome]:
-  """Sends every request when it is due, however the earlier ones fare; outcomes in order of due times."""
+async def open_loop(
+  client: Client, bodies: Iterator[bytes], phases: Sequence[Phase], seed: int = 0
+) -> list[Outcome]:
+  """Sends every request when it is due, however the earlier ones fare; outcomes in order of due
+  times.
+  """
   clock = asyncio.get_running_loop().time
   begin, tasks = clock(), []
   for due in arrivals(phases, seed).tolist():
@@ -165,7 +180,9 @@ async def open_loop(client: Client, bodies: Iterator[bytes], phases: Sequence[Ph
 async def closed_loop(
   client: Client, bodies: Iterator[bytes], workers: int, seconds: float, pause: float = 0.05
 ) -> list[Outcome]:
-  """Each worker asks again when it is answered, `pause` seconds later where it was not; in order of sending."""
+  """Each worker asks again when it is answered, `pause` seconds later where it was not; in order
+  of sending.
+  """
   clock = asyncio.get_running_loop().time
   begin = clock()
 

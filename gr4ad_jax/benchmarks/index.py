@@ -1,6 +1,8 @@
-"""The real-time index: size, changes, merges, and what the constraint costs a search, up to 10 million ads.
+"""The real-time index: size, changes, merges, and what the constraint costs a search, up to 10
+million ads.
 
-The unconstrained search is the same program over all codes, without any trie: what exists is not looked up.
+The unconstrained search is the same program over all codes, without any trie: what exists is not
+looked up.
 """
 
 import dataclasses
@@ -35,13 +37,19 @@ class AllCodes(Trie):
 
   def children(self, level: int, node_BW: jax.Array) -> Children:
     """All codes, for each beam."""
-    code_BWC = jnp.broadcast_to(jnp.arange(self.fanout[level]), (*node_BW.shape, self.fanout[level]))
-    return Children(node_BW[..., None] * self.fanout[level] + code_BWC, code_BWC, jnp.ones_like(code_BWC, bool))
+    code_BWC = jnp.broadcast_to(
+      jnp.arange(self.fanout[level]), (*node_BW.shape, self.fanout[level])
+    )
+    return Children(
+      node_BW[..., None] * self.fanout[level] + code_BWC, code_BWC, jnp.ones_like(code_BWC, bool)
+    )
 
 
 @dataclasses.dataclass
 class _Changing:
-  """A live index of `ads` ads with changes in its overlay, its trie on the device and the figures so far."""
+  """A live index of `ads` ads with changes in its overlay, its trie on the device and the
+  figures so far.
+  """
 
   ads: int
 
@@ -61,7 +69,9 @@ class _Changing:
     }
 
   def change(self) -> None:
-    """Adds and removes `CHANGES` ads each, every one followed by a look at the newest trie, as before a batch."""
+    """Adds and removes `CHANGES` ads each, every one followed by a look at the newest trie, as
+    before a batch.
+    """
     rng = np.random.default_rng(1)
     adds, removes, uploads = [], [], []
     for number in range(CHANGES):
@@ -104,7 +114,11 @@ def reachable(trie: Trie, code_T: np.ndarray) -> bool:
   for level, code in enumerate(code_T):
     found = jax.device_get(trie.children(level, jnp.array([[node]])))
     main = np.flatnonzero(found.valid_BWC[0, 0] & (found.code_BWC[0, 0] == code))
-    more = np.flatnonzero((found.beam_BP[0] == 0) & (found.code_P == code)) if found.code_P is not None else []
+    more = (
+      np.flatnonzero((found.beam_BP[0] == 0) & (found.code_P == code))
+      if found.code_P is not None
+      else []
+    )
     if len(main):
       node = int(found.node_BWC[0, 0, main[0]])
     elif len(more):
@@ -114,8 +128,12 @@ def reachable(trie: Trie, code_T: np.ndarray) -> bool:
   return True
 
 
-def measure(repetitions: int, sizes: tuple[int, ...] = SIZES, batches: tuple[int, ...] = (1, 8)) -> dict:
-  """All of the suite: each size alone first, then the searches of all sizes and the unconstrained one, interleaved."""
+def measure(
+  repetitions: int, sizes: tuple[int, ...] = SIZES, batches: tuple[int, ...] = (1, 8)
+) -> dict:
+  """All of the suite: each size alone first, then the searches of all sizes and the
+  unconstrained one, interleaved.
+  """
   made = []
   for ads in sizes:
     one = _Changing(ads)
@@ -136,8 +154,12 @@ def measure(repetitions: int, sizes: tuple[int, ...] = SIZES, batches: tuple[int
     smallest, free = seconds[str(made[0].ads)], seconds["unconstrained"]
     found[f"decode_batch_{batch}"] = {
       "seconds": {name: timing.spread(values) for name, values in seconds.items()},
-      "over_smallest": {str(one.ads): timing.ratio(seconds[str(one.ads)], smallest) for one in made},
-      "over_unconstrained": {str(one.ads): timing.ratio(seconds[str(one.ads)], free) for one in made},
+      "over_smallest": {
+        str(one.ads): timing.ratio(seconds[str(one.ads)], smallest) for one in made
+      },
+      "over_unconstrained": {
+        str(one.ads): timing.ratio(seconds[str(one.ads)], free) for one in made
+      },
     }
   for one in made:
     one.merge()
@@ -151,18 +173,24 @@ def summary(figures: dict) -> str:
   for one in figures["index"]:
     ms = {name: 1e3 * one[f"{name}_seconds"]["median"] for name in ("add", "remove", "upload")}
     lines.append(
-      f"{one['ads']:>11,} ads  {one['bytes_per_ad']:.1f} bytes an ad, built in {one['build_seconds']:.1f} s, merged in "
-      f"{one['merge_seconds']:.1f} s; add {ms['add']:.2f} ms, remove {ms['remove']:.2f} ms, to the device "
+      f"{one['ads']:>11,} ads  {one['bytes_per_ad']:.1f} bytes an ad, built in "
+      f"{one['build_seconds']:.1f} s, merged in "
+      f"{one['merge_seconds']:.1f} s; add {ms['add']:.2f} ms, remove {ms['remove']:.2f} ms, to "
+      "the device "
       f"{ms['upload']:.2f} ms; add to generable {1e3 * one['add_to_generable_seconds']:.0f} ms"
     )
   for batch in (1, 8):
     part = figures.get(f"decode_batch_{batch}")
     if part is None:
       continue
-    lines.append(f"search, batch {batch}: unconstrained {1e3 * part['seconds']['unconstrained']['median']:.1f} ms")
+    lines.append(
+      f"search, batch {batch}: unconstrained "
+      f"{1e3 * part['seconds']['unconstrained']['median']:.1f} ms"
+    )
     for ads, ratio in part["over_unconstrained"].items():
       lines.append(
         f"{int(ads):>11,} ads  {1e3 * part['seconds'][ads]['median']:.1f} ms, "
-        f"{ratio['median']:.3f} of the unconstrained, {part['over_smallest'][ads]['median']:.3f} of the smallest index"
+        f"{ratio['median']:.3f} of the unconstrained, {part['over_smallest'][ads]['median']:.3f} "
+        "of the smallest index"
       )
   return "\n".join(lines)

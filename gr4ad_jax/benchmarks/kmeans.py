@@ -1,4 +1,6 @@
-"""Balanced k-means against faiss-cpu's, which is not balanced: time an iteration, distortion, largest cluster."""
+"""Balanced k-means against faiss-cpu's, which is not balanced: time an iteration, distortion,
+largest cluster.
+"""
 
 import time
 from collections.abc import Callable
@@ -43,7 +45,10 @@ def measure(iterations: int, points: int, told: Callable[[str], None]) -> dict[s
       squared = side.iterate()
       seconds[name].append(time.perf_counter() - begin)
       distortion[name].append(squared)
-      told(f"iteration {number + 1}, {name}: {seconds[name][-1]:.2f} s, mean squared distance {squared:.5f}")
+      told(
+        f"iteration {number + 1}, {name}: {seconds[name][-1]:.2f} s, mean squared distance "
+        f"{squared:.5f}"
+      )
   ends = {"ours": ours.assigned(), "faiss": peer.assigned()}
   for name, (squared, _) in ends.items():
     distortion[name].append(squared)
@@ -58,15 +63,18 @@ def measure(iterations: int, points: int, told: Callable[[str], None]) -> dict[s
     "ratio": timing.ratio(seconds["ours"], seconds["faiss"]),
     "distortion": distortion,
     "distortion_ratio": ends["ours"][0] / ends["faiss"][0],
-    "largest_over_mean": {name: float(size_C.max() * clusters / points) for name, (_, size_C) in ends.items()},
+    "largest_over_mean": {
+      name: float(size_C.max() * clusters / points) for name, (_, size_C) in ends.items()
+    },
   }
 
 
 def catalogue(points: int, categories: int, seed: int) -> np.ndarray:
-  """Unit vectors [N, WIDTH]: categories of sizes as 1 / rank, each a cloud of its own spread, long in few directions.
+  """Unit vectors [N, WIDTH]: categories of sizes as 1 / rank, each a cloud of its own spread, long
+  in few directions.
 
-  The category's direction has length 1, a point's offset .5 to 1 on average, by category; the offset's principal axes
-  fall off as rank^(-1/2), and the sum is scaled to length 1.
+  The category's direction has length 1, a point's offset .5 to 1 on average, by category; the
+  offset's principal axes fall off as rank^(-1/2), and the sum is scaled to length 1.
   """
   rng = np.random.default_rng(seed)
   direction_KD = rng.normal(size=(categories, WIDTH)).astype(np.float32)
@@ -98,13 +106,17 @@ class _Ours:
   def iterate(self) -> float:
     """One iteration; mean squared distance before the means moved."""
     cluster_N, squared_N = assignment.assign_rows(self._rows, self._centroids_CD, self._capacity)
-    self._centroids_CD = kmeans.means(self._rows, cluster_N, squared_N, self._centroids_CD, self._unit_D)
+    self._centroids_CD = kmeans.means(
+      self._rows, cluster_N, squared_N, self._centroids_CD, self._unit_D
+    )
     return float(squared_N.mean(dtype=np.float64))
 
   def assigned(self) -> tuple[float, np.ndarray]:
     """Mean squared distance and sizes of the clusters."""
     cluster_N, squared_N = assignment.assign_rows(self._rows, self._centroids_CD, self._capacity)
-    return float(squared_N.mean(dtype=np.float64)), np.bincount(cluster_N, minlength=len(self._centroids_CD))
+    return float(squared_N.mean(dtype=np.float64)), np.bincount(
+      cluster_N, minlength=len(self._centroids_CD)
+    )
 
 
 class _Faiss:
@@ -116,7 +128,11 @@ class _Faiss:
   def iterate(self) -> float:
     """One iteration; mean squared distance before the means moved."""
     num_clusters = len(self._centroids_CD)
-    options = {"niter": 1, "min_points_per_centroid": 1, "max_points_per_centroid": len(self._points_ND)}
+    options = {
+      "niter": 1,
+      "min_points_per_centroid": 1,
+      "max_points_per_centroid": len(self._points_ND),
+    }
     one = self._faiss.Kmeans(self._points_ND.shape[1], num_clusters, **options)
     one.train(self._points_ND, init_centroids=self._centroids_CD)
     self._centroids_CD = one.centroids
@@ -127,19 +143,25 @@ class _Faiss:
     index = self._faiss.IndexFlatL2(self._points_ND.shape[1])
     index.add(self._centroids_CD)
     squared_N1, cluster_N1 = index.search(self._points_ND, 1)
-    return float(squared_N1.mean(dtype=np.float64)), np.bincount(cluster_N1[:, 0], minlength=len(self._centroids_CD))
+    return float(squared_N1.mean(dtype=np.float64)), np.bincount(
+      cluster_N1[:, 0], minlength=len(self._centroids_CD)
+    )
 
 
 def summary(figures: dict[str, Any]) -> str:
   """The figures in words and a table."""
   machine, ratio, largest = figures["machine"], figures["ratio"], figures["largest_over_mean"]
   lines = [
-    f"{machine['device']}, {machine['cores']} cores, jax {machine['jax']} on {machine['devices']} devices, "
+    f"{machine['device']}, {machine['cores']} cores, jax {machine['jax']} on "
+    f"{machine['devices']} devices, "
     f"faiss {figures['faiss']['version']} on {figures['faiss']['threads']} threads",
     f"{figures['points']:,} x {figures['width']} into {figures['clusters']:,} clusters, "
     f"{figures['iterations']} iterations",
     "",
-    "| | seconds an iteration, median (low to high) | mean squared distance | largest cluster / mean |",
+    (
+      "| | seconds an iteration, median (low to high) | mean squared distance | largest cluster / "
+      "mean |"
+    ),
     "|---|---|---|---|",
   ]
   for name, title in (("ours", "balanced"), ("faiss", "faiss, not balanced")):
@@ -150,7 +172,8 @@ def summary(figures: dict[str, Any]) -> str:
     )
   lines += [
     "",
-    f"time, balanced over faiss: {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}); "
+    f"time, balanced over faiss: {ratio['median']:.3f} ({ratio['low']:.3f} to "
+    f"{ratio['high']:.3f}); "
     f"distortion, balanced over faiss: {figures['distortion_ratio']:.4f}",
   ]
   return "\n".join(lines)

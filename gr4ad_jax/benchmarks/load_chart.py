@@ -1,4 +1,6 @@
-"""The chart of a server under load: offered and accepted requests, latency and beam width, TABS on and off."""
+"""The chart of a server under load: offered and accepted requests, latency and beam width, TABS
+on and off.
+"""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +13,8 @@ _POINTS = 120  # of a curve, about
 
 
 def plot_load(found: Mapping[str, Any], png_path: str) -> None:
-  """Draws what `serve_load.run_suite` returned, or read back from its JSON: the phases that both servers went through.
+  """Draws what `serve_load.run_suite` returned, or read back from its JSON: the phases that both
+  servers went through.
 
   Args:
     found: the figures.
@@ -38,7 +41,9 @@ def plot_load(found: Mapping[str, Any], png_path: str) -> None:
     target = next(iter(systems.values()))["target_ms"]
     for level, text in ((target, "target"), (2 * target, "twice the target")):
       latency.axhline(level, color=MUTED, lw=0.9, ls="--")
-      latency.annotate(text, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+      latency.annotate(
+        text, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7
+      )
     rates.set_title("Requests a second: offered (dotted), accepted")
     latency.set_title("Latency of accepted requests, ms: p99, p50 (thin)")
     latency.set_yscale("log")
@@ -67,12 +72,18 @@ def _draw_system(axes, points, label: str, color: str) -> None:
   rates.plot(*_curve([point["requests"] for point in points]), color=color, lw=1, ls=":")
   rates.plot(*_curve([point["accepted"] for point in points]), color=color, lw=1.6, label=label)
   for share, thickness in (("p99", 1.6), ("p50", 0.8)):
-    latency.plot(*_curve([(point["accepted_ms"] or {}).get(share) for point in points]), color=color, lw=thickness)
+    latency.plot(
+      *_curve([(point["accepted_ms"] or {}).get(share) for point in points]),
+      color=color,
+      lw=thickness,
+    )
   width.plot(*_curve([point["mean_width"] for point in points]), color=color, lw=1.6)
 
 
 def _curve(values) -> tuple[list[float], list[float]]:
-  """Middle (seconds) and mean of even stretches of a series of one value a second; None is left out."""
+  """Middle (seconds) and mean of even stretches of a series of one value a second; None is left
+  out.
+  """
   stretch = max(1, len(values) // _POINTS)
   at, means = [], []
   for begin in range(0, len(values), stretch):

@@ -1,4 +1,6 @@
-"""What a list objective costs: RSPO, O(B·M²), against S-DPO, O(B·M); alone, and in a training step of the model."""
+"""What a list objective costs: RSPO, O(B·M²), against S-DPO, O(B·M); alone, and in a training
+step of the model.
+"""
 
 import functools
 import time
@@ -21,7 +23,9 @@ NAMES = ("rspo", "sdpo")
 
 
 def lists_of(requests: int, candidates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Random log p of the policy and of the reference, and heavy-tailed rewards, [B, M] float32 each."""
+  """Random log p of the policy and of the reference, and heavy-tailed rewards, [B, M] float32
+  each.
+  """
   rng = np.random.default_rng(0)
   policy = rng.normal(-8, 3, (requests, candidates))
   reference = policy + rng.normal(0, 0.3, policy.shape)
@@ -50,11 +54,15 @@ def _alone(name: str, arrays: tuple) -> jax.stages.Compiled:
 
 
 def _in_the_model(name: str, config: Config, arrays: tuple) -> tuple[jax.stages.Compiled, tuple]:
-  """Loss and gradient of a model's parameters on a batch of such lists, compiled; and its arguments."""
+  """Loss and gradient of a model's parameters on a batch of such lists, compiled; and its
+  arguments.
+  """
   _, reference, reward = arrays
   rng = np.random.default_rng(1)
   batch = zero_batch(config.data, len(config.sid.codebooks), len(reference))
-  codes = np.stack([rng.integers(0, v, reference.shape) for v in config.sid.codebooks], axis=-1).astype(np.int32)
+  codes = np.stack(
+    [rng.integers(0, v, reference.shape) for v in config.sid.codebooks], axis=-1
+  ).astype(np.int32)
   taken = np.arange(reference.shape[1]) < config.data.targets
   batch = batch._replace(
     target_codes_BMT=codes,
@@ -65,7 +73,9 @@ def _in_the_model(name: str, config: Config, arrays: tuple) -> tuple[jax.stages.
   lists = PreferenceBatch(batch, np.ones(reference.shape, bool), reference, reward)
   model = GR4AD.build(config, 0)
   params = jax.jit(lambda: jax.tree.map(lambda x: x, trainer.init_params(model, config)))()
-  ecpm = EcpmBins(np.arange(1, config.model.ecpm_bins, dtype=np.float32), np.ones(config.model.ecpm_bins), 100.0)
+  ecpm = EcpmBins(
+    np.arange(1, config.model.ecpm_bins, dtype=np.float32), np.ones(config.model.ecpm_bins), 100.0
+  )
   preference, targets = PreferenceConfig(normalize_rows=False), config.data.targets
   loss = make_preference_loss(model, ObjectiveConfig(objective=name), preference, ecpm, targets)
   arguments = (params, lists, jax.random.key(0))
@@ -85,7 +95,10 @@ def measure(config: Config, repetitions: int, requests: int = 64, candidates: in
   alone = {name: _alone(name, arrays) for name in NAMES}
   whole = {name: _in_the_model(name, config, arrays) for name in NAMES}
   timers = {f"{name} alone": _timer(compiled, arrays[0]) for name, compiled in alone.items()}
-  timers |= {f"{name} in the model": _timer(compiled, *arguments) for name, (compiled, arguments) in whole.items()}
+  timers |= {
+    f"{name} in the model": _timer(compiled, *arguments)
+    for name, (compiled, arguments) in whole.items()
+  }
   timing.interleaved(timers, 1)
   seconds = timing.interleaved(timers, repetitions)
   return {
@@ -94,9 +107,13 @@ def measure(config: Config, repetitions: int, requests: int = 64, candidates: in
     "dtype": "float32",
     "repetitions": repetitions,
     "seconds": {name: timing.spread(values) for name, values in seconds.items()},
-    "temporary_bytes": {name: compiled.memory_analysis().temp_size_in_bytes for name, compiled in alone.items()},
+    "temporary_bytes": {
+      name: compiled.memory_analysis().temp_size_in_bytes for name, compiled in alone.items()
+    },
     "rspo_over_sdpo_alone": timing.ratio(seconds["rspo alone"], seconds["sdpo alone"]),
-    "rspo_over_sdpo_in_the_model": timing.ratio(seconds["rspo in the model"], seconds["sdpo in the model"]),
+    "rspo_over_sdpo_in_the_model": timing.ratio(
+      seconds["rspo in the model"], seconds["sdpo in the model"]
+    ),
   }
 
 
@@ -104,10 +121,14 @@ def summary(figures: dict) -> str:
   """The figures of `measure` in words."""
   shapes = ", ".join(f"{name} = {value}" for name, value in figures["shapes"].items())
   lines = [f"machine  {figures['machine']}", f"forward and backward, {shapes}"]
-  lines += [f"{name:<18} {1e3 * value['median']:9.2f} ms" for name, value in figures["seconds"].items()]
+  lines += [
+    f"{name:<18} {1e3 * value['median']:9.2f} ms" for name, value in figures["seconds"].items()
+  ]
   for name, size in figures["temporary_bytes"].items():
     lines.append(f"{name} alone takes {size / 1e6:.1f} MB beside its arguments")
   for where in ("alone", "in the model"):
     found = figures[f"rspo_over_sdpo_{where.replace(' ', '_')}"]
-    lines.append(f"RSPO over S-DPO, {where}: {found['median']:.2f} x [{found['low']:.2f}, {found['high']:.2f}]")
+    lines.append(
+      f"RSPO over S-DPO, {where}: {found['median']:.2f} x [{found['low']:.2f}, {found['high']:.2f}]"
+    )
   return "\n".join(lines)

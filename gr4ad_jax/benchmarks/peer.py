@@ -1,6 +1,8 @@
-"""The peer of the decoding benchmark: a T5 of `transformers` that generates UA-SIDs by its own constrained beam search.
+"""The peer of the decoding benchmark: a T5 of `transformers` that generates UA-SIDs by its own
+constrained beam search.
 
-Laid out as TIGER's: the encoder reads the context as a sequence of tokens, the decoder writes a token a level, and each
+Laid out as TIGER's: the encoder reads the context as a sequence of tokens, the decoder writes a
+token a level, and each
 level has tokens of its own. Weights are random: speed does not depend on them.
 """
 
@@ -20,7 +22,8 @@ def token_offsets(codebooks: Sequence[int]) -> np.ndarray:
 
 
 class PrefixTokens:
-  """The tokens that may follow a prefix: a `prefix_allowed_tokens_fn` that looks a prepared tensor up.
+  """The tokens that may follow a prefix: a `prefix_allowed_tokens_fn` that looks a prepared tensor
+  up.
 
   Args:
     codes_NT: int UA-SIDs that exist; repeated ones count once.
@@ -40,12 +43,18 @@ class PrefixTokens:
       child_N = np.unique(keys_NT[:, level + 1])
       tokens = torch.from_numpy(child_N % size + offsets[level])
       lengths = np.bincount(np.searchsorted(prefix_N, child_N // size), minlength=len(prefix_N))
-      self._next.append(dict(zip(prefix_N.tolist(), torch.split(tokens, lengths.tolist()), strict=True)))
+      self._next.append(
+        dict(zip(prefix_N.tolist(), torch.split(tokens, lengths.tolist()), strict=True))
+      )
       prefix_N = child_N
-    self._none = torch.tensor([START])  # of a beam that holds no existing prefix: its score is -inf, and stays so
+    self._none = torch.tensor(
+      [START]
+    )  # of a beam that holds no existing prefix: its score is -inf, and stays so
 
   def __call__(self, request: int, sentence) -> object:
-    """Tokens, as a tensor, that may follow one beam's tokens [1 + level]: START, then a token a level."""
+    """Tokens, as a tensor, that may follow one beam's tokens [1 + level]: START, then a token a
+    level.
+    """
     del request
     key = 0
     for level, token in enumerate(sentence.tolist()[1:]):
@@ -54,7 +63,8 @@ class PrefixTokens:
 
 
 class T5Decode:
-  """Times beam search by `T5ForConditionalGeneration.generate` on requests of random tokens. Made by `t5_decode`.
+  """Times beam search by `T5ForConditionalGeneration.generate` on requests of random tokens. Made
+  by `t5_decode`.
 
   Attributes:
     model: the T5.
@@ -62,10 +72,17 @@ class T5Decode:
     context_BS: int64 tokens of the requests.
   """
 
-  def __init__(self, model, prefix_tokens: PrefixTokens, context_BS, beams: int, threads: int, share: bool):
+  def __init__(
+    self, model, prefix_tokens: PrefixTokens, context_BS, beams: int, threads: int, share: bool
+  ):
     self.model, self.context_BS = model, context_BS
     self.parameters = sum(p.numel() for p in model.parameters())
-    self._prefix_tokens, self._beams, self._threads, self._share = prefix_tokens, beams, threads, share
+    self._prefix_tokens, self._beams, self._threads, self._share = (
+      prefix_tokens,
+      beams,
+      threads,
+      share,
+    )
 
   def __call__(self) -> float:
     """Seconds that one search of the batch takes; torch has its number of threads for that time."""
@@ -81,11 +98,15 @@ class T5Decode:
 
   def decode(self) -> np.ndarray:
     """[B, W, T] int64 UA-SIDs of the batch, best first; -1 where fewer exist than beams."""
-    tokens_BWT = self._search().unflatten(0, (-1, self._beams))[..., 1:].numpy()  # START is left out
+    tokens_BWT = (
+      self._search().unflatten(0, (-1, self._beams))[..., 1:].numpy()
+    )  # START is left out
     codes_BWT = tokens_BWT - self._prefix_tokens.first_T
     for codes_WT in codes_BWT:
       filled = np.zeros(len(codes_WT), bool)
-      filled[np.unique(codes_WT, axis=0, return_index=True)[1]] = True  # `generate` fills up with what it has found
+      filled[np.unique(codes_WT, axis=0, return_index=True)[1]] = (
+        True  # `generate` fills up with what it has found
+      )
       codes_WT[~filled | (codes_WT < 0).any(-1)] = -1
     return codes_BWT
 
@@ -95,7 +116,9 @@ class T5Decode:
     with torch.inference_mode():
       if not self._share:
         return self._generate(self.context_BS)
-      return torch.cat([self._generate(row_1S, **self._prepared(row_1S)) for row_1S in self.context_BS.split(1)])
+      return torch.cat(
+        [self._generate(row_1S, **self._prepared(row_1S)) for row_1S in self.context_BS.split(1)]
+      )
 
   def _generate(self, context_BS, **prepared):
     torch, _ = _packages()
@@ -114,9 +137,10 @@ class T5Decode:
   def _prepared(self, context_1S) -> dict:
     """The encoder's output, and a cache of its keys and values that all beams of the request read.
 
-    Left alone, `generate` repeats the encoder's output for every beam, computes keys and values of every copy, and
-    gathers them after each level. All beams of a request read the same ones, so views of one copy give the same
-    result. Views cannot be had for several requests at once, so each is searched alone.
+    Left alone, `generate` repeats the encoder's output for every beam, computes keys and values of
+    every copy, and gathers them after each level. All beams of a request read the same ones, so
+    views of one copy give the same result. Views cannot be had for several requests at once, so
+    each is searched alone.
     """
     _, transformers = _packages()
     encoded = self.model.get_encoder()(context_1S)
@@ -133,7 +157,11 @@ class T5Decode:
 
   def _by_beam(self, x_1SD):
     """[W, H, S, D / H]: a view of one copy for all beams."""
-    return x_1SD.unflatten(-1, (self.model.config.num_heads, -1)).transpose(1, 2).expand(self._beams, -1, -1, -1)
+    return (
+      x_1SD.unflatten(-1, (self.model.config.num_heads, -1))
+      .transpose(1, 2)
+      .expand(self._beams, -1, -1, -1)
+    )
 
 
 def t5_decode(
@@ -164,7 +192,8 @@ def t5_decode(
     context: tokens of a request that the encoder reads.
     dtype: of weights and matmuls, 'float32' or 'bfloat16'.
     threads: of torch while it is timed.
-    share_context: read one copy of a request's keys and values for all beams, which `generate` does not do by itself.
+    share_context: read one copy of a request's keys and values for all beams, which `generate` does
+      not do by itself.
     seed: of weights and requests.
 
   Raises:
@@ -179,14 +208,17 @@ def t5_decode(
     model = transformers.T5ForConditionalGeneration._from_config(config, attn_implementation="sdpa")
     context_BS = torch.randint(1, size, (batch, context))
   model = model.to(getattr(torch, dtype)).eval()
-  return T5Decode(model, PrefixTokens(codes_NT, codebooks), context_BS, beams, threads, share_context)
+  return T5Decode(
+    model, PrefixTokens(codes_NT, codebooks), context_BS, beams, threads, share_context
+  )
 
 
 def keep_memory() -> bool:
   """Lets this process keep the memory that it frees, and tells whether it does: glibc alone can.
 
-  A search by `generate` takes gigabytes afresh at every level; without this, the kernel hands out and takes back every
-  page of them each time, and the peer is up to twice as slow. It stays so for the life of the process.
+  A search by `generate` takes gigabytes afresh at every level; without this, the kernel hands out
+  and takes back every page of them each time, and the peer is up to twice as slow. It stays so for
+  the life of the process.
   """
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   trim_threshold, mmap_max = -1, -4  # malloc.h
@@ -212,13 +244,16 @@ def _config(parameters: int, vocabulary: int, width: int, layers: int):
 
   def count(ffn: int) -> int:
     with torch.device("meta"):  # shapes alone
-      return sum(p.numel() for p in transformers.T5ForConditionalGeneration(config(ffn)).parameters())
+      return sum(
+        p.numel() for p in transformers.T5ForConditionalGeneration(config(ffn)).parameters()
+      )
 
   least, slope = count(_STEP), count(2 * _STEP) - count(_STEP)
   ffn = _STEP * max(1, 1 + round((parameters - least) / slope))
   if abs(count(ffn) - parameters) > 0.05 * parameters:
     raise ValueError(
-      f"layers={layers} is not allowed: a T5 of width {width} has {count(ffn):,} parameters or more, not {parameters:,}"
+      f"layers={layers} is not allowed: a T5 of width {width} has {count(ffn):,} parameters or "
+      f"more, not {parameters:,}"
     )
   return config(ffn)
 

@@ -1,7 +1,9 @@
-"""How a server holds its latency target: steady load, three times its capacity, and afterwards; TABS on and off.
+"""How a server holds its latency target: steady load, three times its capacity, and afterwards;
+TABS on and off.
 
-The server runs as its own process and is measured from outside: what is answered, when, with which beam width, and how
-much memory the process holds. The result cache is passed by, so that every accepted request costs a search.
+The server runs as its own process and is measured from outside: what is answered, when, with which
+beam width, and how much memory the process holds. The result cache is passed by, so that every
+accepted request costs a search.
 """
 
 import asyncio
@@ -36,7 +38,9 @@ class Load(NamedTuple):
 
   phases: Sequence[Phase]
   outcomes: Sequence[Outcome]  # in order of due times
-  memory: Sequence[tuple[float, int]]  # every second: seconds from the beginning, bytes that the server holds
+  memory: Sequence[
+    tuple[float, int]
+  ]  # every second: seconds from the beginning, bytes that the server holds
   target: float  # the server's, seconds
 
 
@@ -57,7 +61,13 @@ class Server:
     RuntimeError: it ended, or was not ready in time; with the last line that it wrote.
   """
 
-  def __init__(self, workdir: str, flags: Sequence[str] = (), command: Sequence[str] = COMMAND, patience: float = 600):
+  def __init__(
+    self,
+    workdir: str,
+    flags: Sequence[str] = (),
+    command: Sequence[str] = COMMAND,
+    patience: float = 600,
+  ):
     self._arguments = [*command, f"--workdir={workdir}", "--port=0", *flags]
     self._patience, self.address, self.status = patience, "", None
 
@@ -112,9 +122,10 @@ def run_suite(
 ) -> dict[str, Any]:
   """Loads a server of a run with TABS, then one without, and writes figures and chart.
 
-  With TABS: its capacity is found; then come idle, steady load, overload and steady load again, each for a tenth of
-  `minutes` (overload twice that); then steady load for `minutes`. Without TABS: the same at the same rates, without the
-  last part.
+  With TABS: its capacity is found; then come idle, steady load, overload and steady load again,
+    each for a tenth of
+  `minutes` (overload twice that); then steady load for `minutes`. Without TABS: the same at the
+  same rates, without the last part.
 
   Args:
     workdir: a trained run.
@@ -125,13 +136,19 @@ def run_suite(
     seed: of arrivals and users.
 
   Returns:
-    A dict for JSON: `capacity` a second of both; and of both, as `tabs` and `fixed`, what `report` returns.
+    A dict for JSON: `capacity` a second of both; and of both, as `tabs` and `fixed`, what `report`
+      returns.
 
   Raises:
     RuntimeError: the server did not start, or is no server of this library.
   """
   part = 6 * minutes  # seconds: a tenth of the minutes
-  found: dict[str, Any] = {"machine": timing.machine(), "minutes": minutes, "request": REQUEST, "capacity": {}}
+  found: dict[str, Any] = {
+    "machine": timing.machine(),
+    "minutes": minutes,
+    "request": REQUEST,
+    "capacity": {},
+  }
   rate = 0.0
   for name, flags in (("tabs", ("--tabs=true",)), ("fixed", ("--tabs=false",))):
     told(f"{name}: starting the server")
@@ -156,15 +173,21 @@ def in_words(found: Mapping[str, Any]) -> str:
   lines = []
   for name in ("tabs", "fixed"):
     part = found[name]
-    lines.append(f"{name}: {found['capacity'][name]:.1f} requests/s at most, target {part['target_ms']:.0f} ms")
+    lines.append(
+      f"{name}: {found['capacity'][name]:.1f} requests/s at most, target {part['target_ms']:.0f} ms"
+    )
     for phase, row in part["phases"].items():
       accepted = row["accepted_ms"] or {"p50": float("nan"), "p99": float("nan")}
       lines.append(
-        f"  {phase:<9} {row['offered_per_s']:7.1f}/s offered, {row['accepted_per_s']:7.1f}/s answered, p50 "
-        f"{accepted['p50']:6.1f} ms, p99 {accepted['p99']:6.1f} ms, width {row['mean_width'] or 0:5.0f}, "
+        f"  {phase:<9} {row['offered_per_s']:7.1f}/s offered, {row['accepted_per_s']:7.1f}/s "
+        "answered, p50 "
+        f"{accepted['p50']:6.1f} ms, p99 {accepted['p99']:6.1f} ms, width "
+        f"{row['mean_width'] or 0:5.0f}, "
         f"{row['refused']} refused, {row['errors']} errors"
       )
-    lines.append("  " + ", ".join(f"{what.replace('_', ' ')}: {kept}" for what, kept in part["holds"].items()))
+    lines.append(
+      "  " + ", ".join(f"{what.replace('_', ' ')}: {kept}" for what, kept in part["holds"].items())
+    )
   return "\n".join(lines)
 
 
@@ -179,7 +202,8 @@ def _timeline(rate: float, part: float) -> list[Phase]:
 
 
 async def find_capacity(address: str, seconds: float, seed: int = 0) -> float:
-  """Searched answers a second where requests never run out; the first quarter of the time is left out.
+  """Searched answers a second where requests never run out; the first quarter of the time is left
+  out.
 
   Raises:
     RuntimeError: the server tells no users, or answers no request.
@@ -227,7 +251,9 @@ async def _requests(address: str, seed: int):
 
 
 def report(measured: Load) -> dict[str, Any]:
-  """Figures of a load: `phases`, each by `summary`, with its memory; what `holds`; and `seconds`, a point for each."""
+  """Figures of a load: `phases`, each by `summary`, with its memory; what `holds`; and
+  `seconds`, a point for each.
+  """
   phases, target = measured.phases, measured.target
   begins = np.cumsum([0.0, *(phase.seconds for phase in phases)])
   due_R = np.array([outcome.due for outcome in measured.outcomes])
@@ -240,11 +266,18 @@ def report(measured: Load) -> dict[str, Any]:
     figures[phase.name]["memory_mib"] = _ends(resident[(begin <= taken) & (taken < end)] / _MEBI)
     if phase.name == "recovery":
       figures[phase.name]["seconds_until_steady"] = _settled(points, begin, end, target)
-  return {"target_ms": 1e3 * target, "phases": figures, "holds": holds(figures, target), "seconds": points}
+  return {
+    "target_ms": 1e3 * target,
+    "phases": figures,
+    "holds": holds(figures, target),
+    "seconds": points,
+  }
 
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
-  """A stretch of time: counts, rates a second, latencies in ms. All but answers and refusals (503) are errors."""
+  """A stretch of time: counts, rates a second, latencies in ms. All but answers and refusals
+  (503) are errors.
+  """
   accepted = [o for o in outcomes if o.status == 200 and o.source != "fallback"]
   refused = [o for o in outcomes if o.status == 503]
   fallback = sum(o.status == 200 and o.source == "fallback" for o in outcomes)
@@ -261,7 +294,9 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     "accepted_ms": _latencies(accepted),
     "refused_ms": _latencies(refused),
     "mean_width": float(np.mean([o.width for o in accepted])) if accepted else None,
-    "generator_late_ms": float(1e3 * np.quantile([o.late for o in outcomes], 0.99)) if outcomes else None,
+    "generator_late_ms": float(1e3 * np.quantile([o.late for o in outcomes], 0.99))
+    if outcomes
+    else None,
   }
 
 
@@ -270,7 +305,9 @@ def holds(figures: Mapping[str, Mapping[str, Any]], target: float) -> dict[str, 
   kept = {"no_errors": not any(phase["errors"] for phase in figures.values())}
   if over := figures.get("overload"):
     accepted, refused = over["accepted_ms"], over["refused_ms"]
-    kept["overload_p99_within_twice_the_target"] = accepted is not None and accepted["p99"] <= 2e3 * target
+    kept["overload_p99_within_twice_the_target"] = (
+      accepted is not None and accepted["p99"] <= 2e3 * target
+    )
     kept["refused_within_the_target"] = refused is None or refused["p99"] <= 1e3 * target
     kept["refused_with_retry_after"] = over["refused_without_retry_after"] == 0
   if again := figures.get("recovery"):
@@ -306,8 +343,12 @@ def _points(outcomes: Sequence[Outcome], seconds: float) -> list[dict[str, Any]]
   return [{key: summary(mine, 1.0)[key] for key in keys} for mine in by_second]
 
 
-def _settled(points: Sequence[Mapping[str, Any]], begin: float, end: float, target: float) -> float | None:
-  """Seconds after `begin` from which nothing is refused, fails or takes longer than twice the target; None: never."""
+def _settled(
+  points: Sequence[Mapping[str, Any]], begin: float, end: float, target: float
+) -> float | None:
+  """Seconds after `begin` from which nothing is refused, fails or takes longer than twice the
+  target; None: never.
+  """
   span = range(int(np.ceil(begin)), int(end))
   bad = [second for second in span if not _good(points[second], target)]
   if not bad:

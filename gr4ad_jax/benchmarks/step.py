@@ -1,6 +1,8 @@
-"""The train step of a model of any size on made-up requests: time, share of the devices' peak, memory.
+"""The train step of a model of any size on made-up requests: time, share of the devices' peak,
+memory.
 
-Random weights and made-up batches: it needs neither data nor a trained run, so any size can be tried on any devices.
+Random weights and made-up batches: it needs neither data nor a trained run, so any size can be
+tried on any devices.
 """
 
 import dataclasses
@@ -64,7 +66,9 @@ class System:
 
   def __init__(self, config: Config):
     if issubclass(registry.find(config), (ItemModel, GR4ADItems)):
-      raise ConfigError(f"--model={config.model.model} is not allowed: a model of UA-SIDs alone, with --suite=step")
+      raise ConfigError(
+        f"--model={config.model.model} is not allowed: a model of UA-SIDs alone, with --suite=step"
+      )
     check_mesh(config)
     bins, t = config.model.ecpm_bins, config.training
     model, mesh = registry.build(config, 0), mesh_lib.make_mesh(t.mesh)
@@ -75,13 +79,17 @@ class System:
       objective = dataclasses.replace(objective, lambda_ecpm=0.0, lambda_mtp=0.0)
     ecpm = EcpmBins(np.arange(1, bins, dtype=np.float32), np.ones(bins, np.float32), 100.0)
     loss = make_vsl_loss(model, objective, ecpm)
-    step = make_train_step(loss, optimizer, t.seed, t.accumulate, state_lib.shardings_of(self.state))
+    step = make_train_step(
+      loss, optimizer, t.seed, t.accumulate, state_lib.shardings_of(self.state)
+    )
     local = jax.tree.map(_rows_of_process, made_up_batch(config))
     self.batch = mesh_lib.put_batch(local, mesh)
     self._step, self.cost = compile_step(step, self.state, self.batch, t)
 
   def run(self, steps: int) -> float:
-    """Takes steps in a row, each dispatched while the one before runs, as in training; seconds a step."""
+    """Takes steps in a row, each dispatched while the one before runs, as in training; seconds a
+    step.
+    """
     begin = time.perf_counter()
     for _ in range(steps):
       self.state, metrics = self._step(self.state, self.batch)
@@ -95,7 +103,8 @@ def _rows_of_process(x: np.ndarray) -> np.ndarray:
 
 
 def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
-  """Seconds of a train step, interleaved with the machine's rate of plain `jnp.dot` in the same dtype.
+  """Seconds of a train step, interleaved with the machine's rate of plain `jnp.dot` in the same
+  dtype.
 
   Args:
     config: see `System`.
@@ -109,7 +118,10 @@ def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
   system = System(config)
   compiled = time.perf_counter() - began
   dtype = str(compute_dtype(config.model))
-  timers: dict[str, Callable[[], float]] = {"step": lambda: system.run(steps), "roof": timing.matmul_peak(dtype=dtype)}
+  timers: dict[str, Callable[[], float]] = {
+    "step": lambda: system.run(steps),
+    "roof": timing.matmul_peak(dtype=dtype),
+  }
   timing.interleaved(timers, 1)
   seconds = timing.interleaved(timers, repetitions)
   cost, step = system.cost, statistics.median(seconds["step"])
@@ -150,10 +162,15 @@ def summary(figures: dict) -> str:
     f"machine: {figures['machine']}",
     f"{figures['dtype']}, remat {figures['remat']}, mesh {figures['mesh']}, {figures['shapes']}",
     *in_words(cost),
-    f"step: {1e3 * second['median']:.1f} ms [{1e3 * second['low']:.1f}, {1e3 * second['high']:.1f}], "
-    f"{figures['requests_per_second']:,.0f} requests/s, {figures['tokens_per_second']:,.0f} tokens/s",
+    f"step: {1e3 * second['median']:.1f} ms [{1e3 * second['low']:.1f}, "
+    f"{1e3 * second['high']:.1f}], "
+    f"{figures['requests_per_second']:,.0f} requests/s, {figures['tokens_per_second']:,.0f} "
+    "tokens/s",
     f"utilisation: {used}, {figures['model_tflops']:.3f} TFLOP/s",
-    f"plain dot: {figures['share_of_plain_dot']['median']:.2f} of what plain jnp.dot reaches on one device",
+    (
+      f"plain dot: {figures['share_of_plain_dot']['median']:.2f} of what plain jnp.dot reaches on "
+      "one device"
+    ),
   ]
   if figures["device_bytes_in_use"]:
     lines.append(f"memory in use at most: {figures['device_bytes_in_use'] / 2**30:.2f} GiB")

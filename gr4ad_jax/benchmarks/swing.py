@@ -1,6 +1,8 @@
-"""Swing over a made-up log of any size: events and ads a second, peak memory; and what its caps change on real data.
+"""Swing over a made-up log of any size: events and ads a second, peak memory; and what its caps
+change on real data.
 
-The log's popularity of ads and its sizes of visits follow power laws. Its columns lie in files and are memory-mapped.
+The log's popularity of ads and its sizes of visits follow power laws. Its columns lie in files and
+are memory-mapped.
 """
 
 import os
@@ -40,17 +42,21 @@ class Log(NamedTuple):
 def power_law_log(folder: str, events: int, ads: int, seed: int = 0) -> Log:
   """Makes a log in files of a folder.
 
-  - A visit holds ⌊5 / √(1 - x)⌋ events, x uniform, and at most `LARGEST`: P(size > s) ~ s^-2, about 10 in the mean.
-  - An event's ad has rank ⌊n^x⌋ of n: P(rank r) ~ 1/r. For half of the events it is the rank among all ads, for the
-    others the rank within the topic of the visit, one of N/100 topics of 100 ads each.
-  - Ranks are given to rows of the ad table at random. All events are of training; every visit is a user's own.
+  - A visit holds ⌊5 / √(1 - x)⌋ events, x uniform, and at most `LARGEST`: P(size > s) ~ s^-2, about
+    10 in the mean.
+  - An event's ad has rank ⌊n^x⌋ of n: P(rank r) ~ 1/r. For half of the events it is the rank among
+    all ads, for the others the rank within the topic of the visit, one of N/100 topics of 100 ads
+    each.
+  - Ranks are given to rows of the ad table at random. All events are of training; every visit is a
+    user's own.
   """
   rng = np.random.default_rng(seed)
   row_of_rank = rng.permutation(ads).astype(np.int32)
   topics = max(ads // 100, 1)
   kinds = {"request": np.int32, "ad": np.int32, "split": np.int8}
   columns = {
-    name: open_memmap(os.path.join(folder, f"{name}.npy"), "w+", kind, (events,)) for name, kind in kinds.items()
+    name: open_memmap(os.path.join(folder, f"{name}.npy"), "w+", kind, (events,))
+    for name, kind in kinds.items()
   }
   begin, visits = 0, 0
   while begin < events:
@@ -103,7 +109,9 @@ def measure(config: Config, events: int, ads: int, told: swing.Told | None = Non
 
 
 def caps() -> dict:
-  """Share of the neighbours of Online Retail II without caps that stay with one cap, by cap and value."""
+  """Share of the neighbours of Online Retail II without caps that stay with one cap, by cap and
+  value.
+  """
   dataset = load_dataset(DataConfig())
   whole = swing.fit_swing(dataset.events, len(dataset.ads), **_OFF)
   found = {}
@@ -130,7 +138,8 @@ def summary(figures: dict) -> str:
   lines = [
     f"{figures['events']:,} events in {figures['visits']:,} visits over {figures['ads']:,} ads, "
     f"{figures['cores']} cores, --swing_memory_mb={figures['memory_mb']}",
-    f"made in {figures['make_seconds']:.0f} s; fitted in {seconds:.0f} s ({figures['fit_cpu_seconds']:.0f} s of CPU), "
+    f"made in {figures['make_seconds']:.0f} s; fitted in {seconds:.0f} s "
+    f"({figures['fit_cpu_seconds']:.0f} s of CPU), "
     f"{figures['events'] / seconds:,.0f} events/s, {figures['ads'] / seconds:,.0f} ads/s",
     f"peak memory of the process {figures['peak_rss_gib']:.2f} GiB",
     f"{figures['ads_with_neighbors']:,} ads have neighbours, {figures['neighbors']:,} in all",

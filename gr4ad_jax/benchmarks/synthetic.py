@@ -1,4 +1,6 @@
-"""Made-up catalogues and requests of any size, for measurements: speed does not depend on what they mean."""
+"""Made-up catalogues and requests of any size, for measurements: speed does not depend on what
+they mean.
+"""
 
 import itertools
 
@@ -12,7 +14,9 @@ from gr4ad_jax.models.gr4ad import GR4AD
 
 
 def catalogue(ads: int, codebooks: tuple[int, ...], seed: int = 0) -> np.ndarray:
-  """[N, T] int32 codes of ads whose first codes follow a power law, as clusters of real ads do; nearly all differ."""
+  """[N, T] int32 codes of ads whose first codes follow a power law, as clusters of real ads do;
+  nearly all differ.
+  """
   rng = np.random.default_rng(seed)
   levels = []
   for level, size in enumerate(codebooks):
@@ -38,11 +42,15 @@ def requests(codes_NT: np.ndarray, slots: int, rows: int, seed: int = 0) -> Requ
 
 
 def item_requests(ads: int, slots: int, rows: int, seed: int = 0) -> RequestBatch:
-  """A batch of `rows` requests with `slots` distinct ads of history each, and one target, all drawn evenly of `ads`."""
+  """A batch of `rows` requests with `slots` distinct ads of history each, and one target, all
+  drawn evenly of `ads`.
+  """
   rng = np.random.default_rng(seed)
   data = DataConfig(history_slots=slots, neighbor_slots=0, rising_slots=0, targets=1)
   batch = zero_batch(data, 1, rows)
-  drawn = np.stack([rng.choice(ads, slots + 1, replace=False) for _ in range(rows)]).astype(np.int32)
+  drawn = np.stack([rng.choice(ads, slots + 1, replace=False) for _ in range(rows)]).astype(
+    np.int32
+  )
   return batch._replace(
     slot_kind_BS=np.full_like(batch.slot_kind_BS, HISTORY),
     slot_ad_BS=drawn[:, 1:],

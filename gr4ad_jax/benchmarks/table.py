@@ -1,4 +1,5 @@
-"""A table of ads of any size, cut by rows over all devices: training steps, and what each device holds in them.
+"""A table of ads of any size, cut by rows over all devices: training steps, and what each device
+holds in them.
 
 The model is SASRec with a sampled softmax; ads and requests are made up, so it needs no data.
 """
@@ -69,7 +70,10 @@ def make_run(config: Config, ads: int, mesh: Mesh, *, few: bool = True) -> Run:
 
   optimizer = state_lib.make_optimizer(t, 1000)
   abstract = state_lib.abstract_state(init_params, optimizer, mesh)
-  loss_fn, shardings = make_item_loss(model, np.broadcast_to(1 / ads, ads)), state_lib.shardings_of(abstract)
+  loss_fn, shardings = (
+    make_item_loss(model, np.broadcast_to(1 / ads, ads)),
+    state_lib.shardings_of(abstract),
+  )
   if few and row_step.allowed(t, loss_fn):
     step = row_step.make_row_step(loss_fn, optimizer, t.seed, shardings)
   else:
@@ -77,20 +81,27 @@ def make_run(config: Config, ads: int, mesh: Mesh, *, few: bool = True) -> Run:
 
   def make_batch(number: int) -> RequestBatch:
     data = config.data
-    return mesh_lib.put_batch(synthetic.item_requests(ads, data.history_slots, data.batch_size, number), mesh)
+    return mesh_lib.put_batch(
+      synthetic.item_requests(ads, data.history_slots, data.batch_size, number), mesh
+    )
 
-  return Run(model, abstract, lambda: state_lib.init_state(init_params, optimizer, mesh), step, make_batch)
+  return Run(
+    model, abstract, lambda: state_lib.init_state(init_params, optimizer, mesh), step, make_batch
+  )
 
 
 def whole_arrays(program: Any, numbers: tuple[int, ...]) -> list[str]:
-  """Types of the results in a compiled program of one device that have an axis of one of some lengths.
+  """Types of the results in a compiled program of one device that have an axis of one of some
+  lengths.
 
   Args:
     program: compiled.
     numbers: lengths, such as the rows of the whole table.
   """
   results = (line.split(" = ", 1)[1] for line in program.as_text().splitlines() if " = " in line)
-  types = (re.match(r"\([^)]*\)|\S+", result)[0] for result in results)  # of one array, or of a tuple of them
+  types = (
+    re.match(r"\([^)]*\)|\S+", result)[0] for result in results
+  )  # of one array, or of a tuple of them
   return [kind for kind in types if re.search(rf"[\[,]({'|'.join(map(str, numbers))})[,\]]", kind)]
 
 
@@ -105,9 +116,13 @@ def settings(config: Config, table_optimizer: str) -> Config:
   """The suite's model, loss and mesh, with the batches of `config`."""
   return dataclasses.replace(
     config,
-    model=dataclasses.replace(config.model, model="sasrec", width=_WIDTH, layers=1, heads=2, dropout=0.0),
+    model=dataclasses.replace(
+      config.model, model="sasrec", width=_WIDTH, layers=1, heads=2, dropout=0.0
+    ),
     items=dataclasses.replace(config.items, item_loss="sampled"),
-    training=dataclasses.replace(config.training, mesh="fsdp:-1", table_optimizer=table_optimizer, accumulate=1),
+    training=dataclasses.replace(
+      config.training, mesh="fsdp:-1", table_optimizer=table_optimizer, accumulate=1
+    ),
   )
 
 
@@ -122,13 +137,22 @@ def measure(config: Config, ads: int) -> dict:
     ConfigError: fewer ads than a request holds, or one device only.
   """
   if ads <= config.data.history_slots:
-    raise ConfigError(f"--ads={ads} is not allowed: more than --history_slots={config.data.history_slots} are needed")
+    raise ConfigError(
+      f"--ads={ads} is not allowed: more than --history_slots={config.data.history_slots} are "
+      "needed"
+    )
   if jax.device_count() == 1:
     flag = "--xla_force_host_platform_device_count=8"
-    raise ConfigError(f"--suite=table is not allowed: there is 1 device; XLA_FLAGS={flag} makes 8 of a CPU")
+    raise ConfigError(
+      f"--suite=table is not allowed: there is 1 device; XLA_FLAGS={flag} makes 8 of a CPU"
+    )
   mesh = mesh_lib.make_mesh("fsdp:-1")
   ways = {}
-  for way, rule, few in (("adamw", "adamw", False), ("adagrad", "adagrad", False), ("adagrad, rows", "adagrad", True)):
+  for way, rule, few in (
+    ("adamw", "adamw", False),
+    ("adagrad", "adagrad", False),
+    ("adagrad, rows", "adagrad", True),
+  ):
     run = make_run(settings(config, rule), ads, mesh, few=few)
     program = run.step.lower(run.abstract, run.make_batch(0)).compile()
     ways[way] = held(program) | {"whole_arrays": whole_arrays(program, (ads, row_tables.rows(ads)))}
@@ -146,14 +170,19 @@ def measure(config: Config, ads: int) -> dict:
     losses.append(float(metrics["loss"]))
     read.append(np.asarray(batch.slot_ad_BS).size + np.asarray(batch.target_ad_BM).size)
   peaks["steps"] = timing.peak_memory()
-  (square_sum,) = (x for x in jax.tree.leaves(state.opt_state) if x.shape == (row_tables.rows(ads),))
+  (square_sum,) = (
+    x for x in jax.tree.leaves(state.opt_state) if x.shape == (row_tables.rows(ads),)
+  )
   table = state.params[row_tables.NAME]
   return {
     "machine": timing.machine(),
     "mesh": dict(mesh.shape),
     "ads": ads,
     "shapes": {
-      "B": config.data.batch_size, "S": config.data.history_slots, "K": config.items.item_negatives, "D": _WIDTH,
+      "B": config.data.batch_size,
+      "S": config.data.history_slots,
+      "K": config.items.item_negatives,
+      "D": _WIDTH,
     },
     "table": _placed(table),
     "accumulator": _placed(square_sum),
@@ -164,22 +193,32 @@ def measure(config: Config, ads: int) -> dict:
     "rows_moved": int(jnp.count_nonzero(square_sum)),
     "rows_read_at_most": sum(read) + STEPS * config.items.item_negatives,
     "peak_resident_bytes": peaks,
-  }  # fmt: skip
+  }
 
 
 def _placed(array: jax.Array) -> dict[str, Any]:
   """Shape of an array, of its part on a device, and bytes of all parts together."""
   parts = [shard.data for shard in array.addressable_shards]
-  return {"shape": array.shape, "part": parts[0].shape, "parts": len(parts), "bytes": sum(x.nbytes for x in parts)}
+  return {
+    "shape": array.shape,
+    "part": parts[0].shape,
+    "parts": len(parts),
+    "bytes": sum(x.nbytes for x in parts),
+  }
 
 
 def summary(figures: dict) -> str:
   """The figures of `measure` in words."""
-  lines = [f"machine  {figures['machine']}", f"mesh     {figures['mesh']}, shapes {figures['shapes']}"]
+  lines = [
+    f"machine  {figures['machine']}",
+    f"mesh     {figures['mesh']}, shapes {figures['shapes']}",
+  ]
   for name in ("table", "accumulator"):
     one = figures[name]
     shape, part = tuple(one["shape"]), tuple(one["part"])
-    lines.append(f"{name:<12} {shape}, {one['parts']} parts of {part}, {one['bytes'] / 1e9:.2f} GB together")
+    lines.append(
+      f"{name:<12} {shape}, {one['parts']} parts of {part}, {one['bytes'] / 1e9:.2f} GB together"
+    )
   for way, one in figures["ways"].items():
     between, most, whole = one["arguments"] / 1e9, one["most"] / 1e9, len(one["whole_arrays"])
     lines.append(
@@ -188,6 +227,12 @@ def summary(figures: dict) -> str:
     )
   step, peaks = figures["step_seconds"], figures["peak_resident_bytes"]
   lines.append(f"table made in {figures['init_seconds']:.0f} s; a step {step['median']:.3f} s")
-  lines.append(f"loss {', '.join(f'{loss:.3f}' for loss in figures['losses'])}; {figures['rows_moved']} rows moved")
-  lines.append("peak of the process " + ", ".join(f"{name} {peak / 1e9:.2f} GB" for name, peak in peaks.items()))
+  lines.append(
+    f"loss {', '.join(f'{loss:.3f}' for loss in figures['losses'])}; {figures['rows_moved']} "
+    "rows moved"
+  )
+  lines.append(
+    "peak of the process "
+    + ", ".join(f"{name} {peak / 1e9:.2f} GB" for name, peak in peaks.items())
+  )
   return "\n".join(lines)

@@ -1,6 +1,8 @@
-"""Requests a second of one search, batch by batch, and the most that keeps the 99th percentile under a latency target.
+"""Requests a second of one search, batch by batch, and the most that keeps the 99th percentile
+under a latency target.
 
-Random weights and a made-up catalogue: it needs neither data nor a trained run, so any size can be tried on any device.
+Random weights and a made-up catalogue: it needs neither data nor a trained run, so any size can be
+tried on any device.
 """
 
 import logging
@@ -27,9 +29,11 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
   """Times whole searches, eCPM and the fetch of the result included.
 
   Args:
-    config: model, codebooks, context slots, search; `serving.target_ms` is what the 99th percentile may take.
+    config: model, codebooks, context slots, search; `serving.target_ms` is what the 99th percentile
+      may take.
     batches: requests searched at once.
-    repetitions: searches of each batch size, one after the other; 100 or more give a 99th percentile.
+    repetitions: searches of each batch size, one after the other; 100 or more give a 99th
+      percentile.
     ads: of the catalogue.
   """
   data, codebooks = config.data, config.sid.codebooks
@@ -39,7 +43,11 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
   module, params = synthetic.model(config.model, codebooks, slots)
   variables = jax.device_put(quantize(params, config.search.quantize))
   means = np.arange(config.model.ecpm_bins, dtype=np.float32)
-  run = jax.jit(lambda v, b, t: beam_search(module, v, b, t, means, widths=config.search.beams, search=config.search))
+  run = jax.jit(
+    lambda v, b, t: beam_search(
+      module, v, b, t, means, widths=config.search.beams, search=config.search
+    )
+  )
   dtype = str(compute_dtype(config.model))
   peak = timing.matmul_peak(dtype=dtype)
   found = []
@@ -73,8 +81,13 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
     "machine": timing.machine(),
     "parameters": sum(x.size for x in jax.tree.leaves(params)),
     "shapes": {
-      "L": config.model.layers, "K": config.model.lazy_layers, "D": config.model.width, "S": slots + 1,
-      "codebooks": codebooks, "beams": config.search.beams, "ads": ads,
+      "L": config.model.layers,
+      "K": config.model.lazy_layers,
+      "D": config.model.width,
+      "S": slots + 1,
+      "codebooks": codebooks,
+      "beams": config.search.beams,
+      "ads": ads,
     },
     "dtype": dtype,
     "quantize": config.search.quantize,
@@ -82,19 +95,25 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
     "batches": found,
     "target_seconds": target,
     "requests_per_second_within_target": max(inside, default=0.0),
-  }  # fmt: skip
+  }
 
 
 def summary(figures: dict) -> str:
   """The figures of `measure` in words."""
-  size = f"{figures['parameters'] / 1e6:.1f} M parameters, {figures['dtype']}, quantize {figures['quantize']}"
+  size = (
+    f"{figures['parameters'] / 1e6:.1f} M parameters, {figures['dtype']}, quantize "
+    f"{figures['quantize']}"
+  )
   lines = [f"machine  {figures['machine']}", f"{size}, {figures['shapes']}"]
   for one in figures["batches"]:
     median, p99 = (1e3 * one["seconds"][name] for name in ("median", "p99"))
     lines.append(
       f"batch {one['batch']:>4}  median {median:8.1f} ms, p99 {p99:8.1f} ms, "
-      f"{one['requests_per_second']:8.1f} requests/s, {one['matmul_gflop'] / one['batch']:.1f} GFLOP a request, "
+      f"{one['requests_per_second']:8.1f} requests/s, {one['matmul_gflop'] / one['batch']:.1f} "
+      "GFLOP a request, "
       f"{one['share_of_peak']:.2f} of {one['peak_tflops']:.2f} TFLOP/s"
     )
   within = figures["requests_per_second_within_target"]
-  return "\n".join([*lines, f"{within:.1f} requests/s with p99 under {1e3 * figures['target_seconds']:.0f} ms"])
+  return "\n".join(
+    [*lines, f"{within:.1f} requests/s with p99 under {1e3 * figures['target_seconds']:.0f} ms"]
+  )

@@ -16,7 +16,8 @@ import numpy as np
 
 
 def plain_dots(matmuls: collections.Counter, seconds: float = 0.02) -> Callable[[], float]:
-  """A timer of the same products, each alone, by `jnp.dot` (`jnp.matmul` where there is a batch axis).
+  """A timer of the same products, each alone, by `jnp.dot` (`jnp.matmul` where there is a batch
+  axis).
 
   Args:
     matmuls: what `flops.matmuls_of` found.
@@ -47,8 +48,12 @@ def plain_dots(matmuls: collections.Counter, seconds: float = 0.02) -> Callable[
   return measure
 
 
-def matmul_peak(sizes: tuple[int, ...] = (1024, 2048, 4096), dtype: str = "float32") -> Callable[[], float]:
-  """A timer of the machine's roof: () -> seconds a FLOP of square `jnp.dot`, the best of several sizes."""
+def matmul_peak(
+  sizes: tuple[int, ...] = (1024, 2048, 4096), dtype: str = "float32"
+) -> Callable[[], float]:
+  """A timer of the machine's roof: () -> seconds a FLOP of square `jnp.dot`, the best of several
+  sizes.
+  """
   dots = []
   for size in sizes:
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
@@ -68,7 +73,9 @@ def matmul_peak(sizes: tuple[int, ...] = (1024, 2048, 4096), dtype: str = "float
 
 
 def interleaved(timers: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
-  """Runs each timer in turn, `repetitions` times over, so that a machine's drift meets all of them alike."""
+  """Runs each timer in turn, `repetitions` times over, so that a machine's drift meets all of
+  them alike.
+  """
   seconds: dict[str, list[float]] = {name: [] for name in timers}
   for _ in range(repetitions):
     for name, timer in timers.items():

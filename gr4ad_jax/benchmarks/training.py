@@ -1,4 +1,6 @@
-"""The train step against the data path, and against what plain `jnp.dot` reaches on the step's own matrix products."""
+"""The train step against the data path, and against what plain `jnp.dot` reaches on the step's
+own matrix products.
+"""
 
 import dataclasses
 import statistics
@@ -60,25 +62,42 @@ def measure(config: Config, repetitions: int) -> dict:
     "matmul_gflop_per_step": work / 1e9,
     "step_gflops": work / median["step"] / 1e9,
     "plain_dot_gflops": work / median["plain_dots"] / 1e9,
-    "share_of_plain_dot": timing.spread([p / s for p, s in zip(seconds["plain_dots"], seconds["step"], strict=True)]),
-    "batches_per_step": timing.spread([s / b for b, s in zip(seconds["batch"], seconds["step"], strict=True)]),
+    "share_of_plain_dot": timing.spread(
+      [p / s for p, s in zip(seconds["plain_dots"], seconds["step"], strict=True)]
+    ),
+    "batches_per_step": timing.spread(
+      [s / b for b, s in zip(seconds["batch"], seconds["step"], strict=True)]
+    ),
   }
 
 
 def summary(figures: dict) -> str:
   """The figures of `measure` in words."""
   used = figures["utilization"]
-  share = "unknown: --peak_tflops sets the peak of a device" if used is None else f"{100 * used:.1f} % of the peak"
+  share = (
+    "unknown: --peak_tflops sets the peak of a device"
+    if used is None
+    else f"{100 * used:.1f} % of the peak"
+  )
   milliseconds = {name: 1e3 * value["median"] for name, value in figures["seconds"].items()}
   return "\n".join(
     [
       f"machine          {figures['machine']}",
       f"one batch        {milliseconds['batch']:.1f} ms",
-      f"one train step   {milliseconds['step']:.1f} ms, {figures['step_gflops']:.1f} GFLOP/s in matrix products",
-      f"plain jnp.dot    {milliseconds['plain_dots']:.1f} ms for the same, {figures['plain_dot_gflops']:.1f} GFLOP/s",
+      (
+        f"one train step   {milliseconds['step']:.1f} ms, {figures['step_gflops']:.1f} GFLOP/s in "
+        "matrix products"
+      ),
+      (
+        f"plain jnp.dot    {milliseconds['plain_dots']:.1f} ms for the same, "
+        f"{figures['plain_dot_gflops']:.1f} GFLOP/s"
+      ),
       f"share reached    {figures['share_of_plain_dot']['median']:.2f} of the plain rate",
       f"utilisation      {share}",
       *in_words(StepCost(**figures["cost"])),
-      f"data path        {figures['batches_per_step']['median']:.1f} batches in the time of one step",
+      (
+        f"data path        {figures['batches_per_step']['median']:.1f} batches in the time of one "
+        "step"
+      ),
     ]
   )

@@ -25,8 +25,8 @@ def save_ads(ads: AdTable, directory: str) -> None:
 def load_ads(directory: str) -> AdTable:
   """Reads what `save_ads` wrote; content vectors are not kept. Raises as `files.load_arrays` does.
 
-  Texts are Python strings in arrays of objects, equal ones shared: an array of NumPy's own strings would give every
-  ad the length of the longest, at four bytes a character.
+  Texts are Python strings in arrays of objects, equal ones shared: an array of NumPy's own strings
+  would give every ad the length of the longest, at four bytes a character.
   """
   names = ("price", "created", *(part for name in _TEXT for part in (name, name + "_end")))
   saved = dict(zip(names, files.load_arrays(os.path.join(directory, _FILE), *names), strict=True))
@@ -49,6 +49,10 @@ def _texts(blob: bytes, end_N: np.ndarray) -> np.ndarray:
 
 
 def same_ads(one: AdTable, other: AdTable) -> bool:
-  """Whether two tables list the same ads, with the same content (vectors aside), in the same order."""
-  same = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in (*_TEXT, "created"))
+  """Whether two tables list the same ads, with the same content (vectors aside), in the same
+  order.
+  """
+  same = all(
+    np.array_equal(getattr(one, name), getattr(other, name)) for name in (*_TEXT, "created")
+  )
   return same and np.array_equal(one.price, other.price, equal_nan=True)

@@ -1,4 +1,6 @@
-"""Request-grouped batches: one context, M targets, fixed shapes, padded and masked, from columns in memory."""
+"""Request-grouped batches: one context, M targets, fixed shapes, padded and masked, from columns
+in memory.
+"""
 
 import threading
 from typing import NamedTuple
@@ -35,7 +37,9 @@ class RequestBatch(NamedTuple):
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-  """SplitMix64's finaliser: a hash of 64-bit counters, such as the random key of a line in an epoch."""
+  """SplitMix64's finaliser: a hash of 64-bit counters, such as the random key of a line in an
+  epoch.
+  """
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
@@ -59,13 +63,27 @@ class RequestContexts:
     pairs: features of (request, ad) pairs.
   """
 
-  def __init__(self, lines: Lines, codes_NT, price_N, popularity: Trends, neighbors: NeighborFolds, config: DataConfig,
-               min_depth: int = 0, held_out: bool = True, group_N: np.ndarray | None = None):  # fmt: skip
+  def __init__(
+    self,
+    lines: Lines,
+    codes_NT,
+    price_N,
+    popularity: Trends,
+    neighbors: NeighborFolds,
+    config: DataConfig,
+    min_depth: int = 0,
+    held_out: bool = True,
+    group_N: np.ndarray | None = None,
+  ):
     self.lines, self.config, self.popularity = lines, config, popularity
     self.codes_NT, self.min_depth = codes_NT, min_depth
-    self.pairs = PairFeatures(lines, codes_NT, price_N, popularity, neighbors, config, held_out, group_N)
+    self.pairs = PairFeatures(
+      lines, codes_NT, price_N, popularity, neighbors, config, held_out, group_N
+    )
     num = len(lines.request_time)
-    self._neighbor_ids = np.full((num, config.neighbor_slots), -2, np.int32)  # -2: not looked up yet
+    self._neighbor_ids = np.full(
+      (num, config.neighbor_slots), -2, np.int32
+    )  # -2: not looked up yet
     self._neighbor_scores = np.zeros((num, config.neighbor_slots), np.float16)
     self._lock = threading.Lock()  # of these two: batches are made in several threads
 
@@ -80,7 +98,10 @@ class RequestContexts:
       self._neighbors_of(some, rows)
 
   def _neighbors_of(self, requests, rows_BS):
-    ads, decay = history.ads_of(self.lines, rows_BS), history.decayed_counts(self.lines, requests, rows_BS)
+    ads, decay = (
+      history.ads_of(self.lines, rows_BS),
+      history.decayed_counts(self.lines, requests, rows_BS),
+    )
     neighbors, slots = self.pairs.neighbors, self.config.neighbor_slots
     fold = neighbors.fold_of(self.lines.request_user[requests], self.pairs.held_out)
     for number in np.unique(fold):
@@ -121,14 +142,19 @@ class RequestContexts:
     """
     out = np.full((len(requests), self.config.targets), -1, np.int64)
     salt_B = splitmix64(
-      (np.broadcast_to(draw, len(requests)).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+      (np.broadcast_to(draw, len(requests)).astype(np.uint64) + np.uint64(1))
+      * np.uint64(0x9E3779B97F4A7C15)
     )
     for b, r in enumerate(requests):
       line = np.arange(self.lines.request_first[r], self.lines.request_first[r + 1])
       if self.min_depth:
         line = line[self.lines.depth[line] >= self.min_depth]
       if len(line) > self.config.targets:
-        line = line[np.argsort(splitmix64(line.astype(np.uint64) ^ salt_B[b]), kind="stable")[: self.config.targets]]
+        line = line[
+          np.argsort(splitmix64(line.astype(np.uint64) ^ salt_B[b]), kind="stable")[
+            : self.config.targets
+          ]
+        ]
       out[b, : len(line)] = line
     return out
 
@@ -167,8 +193,13 @@ class RequestContexts:
 
 
 def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:
-  """A batch of the shapes and dtypes that a config gives, all zero: what a model is initialised and restored with."""
-  slots, targets = config.history_slots + config.neighbor_slots + config.rising_slots, config.targets
+  """A batch of the shapes and dtypes that a config gives, all zero: what a model is initialised
+  and restored with.
+  """
+  slots, targets = (
+    config.history_slots + config.neighbor_slots + config.rising_slots,
+    config.targets,
+  )
   f32, i32 = np.float32, np.int32
   shapes = {
     "slot_kind_BS": ((slots,), i32),
@@ -183,14 +214,17 @@ def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:
     "target_depth_BM": ((targets,), i32),
     "user_value_B": ((), f32),
   }
-  return RequestBatch(**{name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()})
+  return RequestBatch(
+    **{name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+  )
 
 
 class TrainingOrder:
   """Which requests make up a step: a pure function of seed and step.
 
-  Every epoch is a new permutation. A process takes its own rows of the step's global batch, so the order of the data
-  does not depend on how many processes there are, and the data position is the step number.
+  Every epoch is a new permutation. A process takes its own rows of the step's global batch, so the
+  order of the data does not depend on how many processes there are, and the data position is the
+  step number.
 
   Args:
     requests: request numbers; where `shuffled` is off, in the order that every epoch takes.
@@ -202,7 +236,12 @@ class TrainingOrder:
   def __init__(self, requests: np.ndarray, batch_size: int, seed: int, shuffled: bool = True):
     if not len(requests):
       raise ValueError("there is no training request")
-    self.requests, self.batch_size, self.seed, self.shuffled = np.asarray(requests), batch_size, seed, shuffled
+    self.requests, self.batch_size, self.seed, self.shuffled = (
+      np.asarray(requests),
+      batch_size,
+      seed,
+      shuffled,
+    )
     self._permutation = -1, self.requests  # of an epoch
 
   @property
@@ -231,5 +270,7 @@ class TrainingOrder:
     each = self.batch_size // processes
     position = step * self.batch_size + process * each + np.arange(each)
     epochs = position // len(self.requests)
-    rows = [self._ordered(int(e))[position[epochs == e] % len(self.requests)] for e in np.unique(epochs)]
+    rows = [
+      self._ordered(int(e))[position[epochs == e] % len(self.requests)] for e in np.unique(epochs)
+    ]
     return np.concatenate(rows), epochs

@@ -1,6 +1,8 @@
-"""Cells of a column to NumPy, each checked; the first bad cell is named by file, column, row and value.
+"""Cells of a column to NumPy, each checked; the first bad cell is named by file, column, row and
+value.
 
-Rows are counted from 1 and do not count a header. A cell is *empty* where it is null or, as text, blank.
+Rows are counted from 1 and do not count a header. A cell is *empty* where it is null or, as text,
+blank.
 """
 
 import os
@@ -13,8 +15,8 @@ from gr4ad_jax.data import csv_files, times
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 
-# Money or units of a cell: the sum over a million events of an ad in a visit is still at most `schema.LARGEST`. What is
-# more, a product of units and price say, is refused there.
+# Money or units of a cell: the sum over a million events of an ad in a visit is still at most
+# `schema.LARGEST`. What is more, a product of units and price say, is refused there.
 MAX_NUMBER = 1e12
 LONGEST_ID = 1024  # characters
 _CONTROL = r"[\x00-\x1f\x7f\x{80}-\x{9f}]"
@@ -25,7 +27,8 @@ _SHORTENED = r"^[0-9](\.[0-9]+)?[eE]\+[0-9]+$"  # as spreadsheets write 12345678
 class Cells:
   """One column of a file: where it came from, and its Arrow array.
 
-  Every method raises `DataError`, in one line, for a column of the wrong type and for the first bad cell.
+  Every method raises `DataError`, in one line, for a column of the wrong type and for the first bad
+  cell.
 
   Args:
     path: the file, or the folder of part files.
@@ -47,7 +50,9 @@ class Cells:
     return len(self.array)
 
   def bad(self, row: int, value: Any, problem: str) -> DataError:
-    """The error of one cell; `row` is 0-based over all parts here, and 1-based in its own file in the message."""
+    """The error of one cell; `row` is 0-based over all parts here, and 1-based in its own file
+    in the message.
+    """
     path, row = self._place(row)
     where = f"row {row + 1}"
     if path.endswith(".csv") and self._parts and (line := csv_files.line_of(path, row)) != row + 2:
@@ -67,16 +72,22 @@ class Cells:
     return path, row
 
   def row_name(self, row: int, beside: int) -> str:
-    """A row in a message about the row `beside`: 1-based, with the name of its part where that is another one."""
+    """A row in a message about the row `beside`: 1-based, with the name of its part where that
+    is another one.
+    """
     path, place = self._place(row)
-    return f"row {place + 1}" + ("" if path == self._place(beside)[0] else f" of {os.path.basename(path)}")
+    return f"row {place + 1}" + (
+      "" if path == self._place(beside)[0] else f" of {os.path.basename(path)}"
+    )
 
   def beside(self, column: str, array: Any) -> "Cells":
     """Another column of the same rows, made of this one."""
     return Cells(self.path, column, array, self._parts)
 
   def labels(self, *, allow_empty: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Text or whole numbers, as codes: (codes [E] int32, values [distinct] str in order of first appearance)."""
+    """Text or whole numbers, as codes: (codes [E] int32, values [distinct] str in order of first
+    appearance).
+    """
     codes, values = _encoded(self._text())
     if not allow_empty:
       blank = np.fromiter((not value.strip() for value in values), bool, len(values))
@@ -84,10 +95,11 @@ class Cells:
     return codes, values
 
   def ids(self) -> tuple[np.ndarray, np.ndarray]:
-    """As `labels`, of names that other rows and requests repeat; white space around a name is left away.
+    """As `labels`, of names that other rows and requests repeat; white space around a name is left
+    away.
 
-    Refused are control characters, more than `LONGEST_ID` characters, and a number that a spreadsheet has shortened
-    (1.23457E+12), which may stand for many.
+    Refused are control characters, more than `LONGEST_ID` characters, and a number that a
+    spreadsheet has shortened (1.23457E+12), which may stand for many.
     """
     compute = optional("pyarrow.compute")
     encoded = self._text().dictionary_encode()
@@ -95,10 +107,22 @@ class Cells:
     for bad, problem in (
       (compute.equal(names, ""), "is empty"),
       (compute.match_substring_regex(names, _CONTROL), "has a control character"),
-      (compute.match_substring(names, _MARK), "has a byte order mark (U+FEFF): were files joined here?"),
-      (compute.equal(names, self.column), "is the name of the column: is this row a second header?"),
-      (compute.greater(compute.utf8_length(names), LONGEST_ID), f"is longer than {LONGEST_ID} characters"),
-      (compute.match_substring_regex(names, _SHORTENED), "is a number that was shortened: its last digits are lost"),
+      (
+        compute.match_substring(names, _MARK),
+        "has a byte order mark (U+FEFF): were files joined here?",
+      ),
+      (
+        compute.equal(names, self.column),
+        "is the name of the column: is this row a second header?",
+      ),
+      (
+        compute.greater(compute.utf8_length(names), LONGEST_ID),
+        f"is longer than {LONGEST_ID} characters",
+      ),
+      (
+        compute.match_substring_regex(names, _SHORTENED),
+        "is a number that was shortened: its last digits are lost",
+      ),
     ):
       bad_V = bad.to_numpy(zero_copy_only=False)
       self._refuse(bad_V[codes], problem)
@@ -110,13 +134,19 @@ class Cells:
     return values[codes]
 
   def numbers(self, default: float | None = None, signed: bool = False) -> np.ndarray:
-    """Numbers up to `MAX_NUMBER` as [E] float32, of 0 or more unless `signed`; empty cells become `default`; None
-    refuses them."""
+    """Numbers up to `MAX_NUMBER` as [E] float32, of 0 or more unless `signed`; empty cells
+    become `default`; None refuses them.
+    """
     types = optional("pyarrow").types
     kind = self.array.type
     if types.is_large_string(kind):
       value_E, empty_E = self._parsed(times.to_numbers, "is not a number")
-    elif types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind):
+    elif (
+      types.is_integer(kind)
+      or types.is_floating(kind)
+      or types.is_decimal(kind)
+      or types.is_null(kind)
+    ):
       value_E, empty_E = self._plain("float64")
     else:
       raise self._wrong_type("a number")
@@ -124,15 +154,22 @@ class Cells:
       self._refuse(empty_E, "is empty, a number is needed")
     self._refuse(~empty_E & ~np.isfinite(value_E), "is not a finite number")
     self._refuse(~empty_E & (value_E < 0) & (not signed), "is negative")
-    self._refuse(~empty_E & (np.abs(value_E) > MAX_NUMBER), f"is more than {MAX_NUMBER:g}, the largest number allowed")
-    return np.where(empty_E, 0 if default is None else default, value_E + 0.0).astype(np.float32)  # -0 becomes 0
+    self._refuse(
+      ~empty_E & (np.abs(value_E) > MAX_NUMBER),
+      f"is more than {MAX_NUMBER:g}, the largest number allowed",
+    )
+    return np.where(empty_E, 0 if default is None else default, value_E + 0.0).astype(
+      np.float32
+    )  # -0 becomes 0
 
   def times(self, default: int | None = None) -> np.ndarray:
-    """Timestamps, ISO 8601 text (UTC where no zone is given) or unix seconds, as [E] int64 unix seconds.
+    """Timestamps, ISO 8601 text (UTC where no zone is given) or unix seconds, as [E] int64 unix
+    seconds.
 
-    Fractions of a second are cut off. Empty cells become `default`, or are refused where that is None. Refused are
-    numbers that read as a date without dashes (`times.looks_like_date`), moments outside of 1970 to 2099, columns or
-    texts that keep too few digits (float32, exponents), and a column of numbers that all lie before 1990.
+    Fractions of a second are cut off. Empty cells become `default`, or are refused where that is
+    None. Refused are numbers that read as a date without dashes (`times.looks_like_date`), moments
+    outside of 1970 to 2099, columns or texts that keep too few digits (float32, exponents), and a
+    column of numbers that all lie before 1990.
     """
     types = optional("pyarrow").types
     kind = self.array.type
@@ -143,10 +180,16 @@ class Cells:
       value_E, empty_E = self._timestamps()
     elif types.is_float32(kind) or types.is_float16(kind):
       raise DataError(
-        f"{self.path}: column '{self.column}' holds {kind}: unix seconds lose their last digits in it (float32 has "
+        f"{self.path}: column '{self.column}' holds {kind}: unix seconds lose their last digits "
+        "in it (float32 has "
         "steps of 128 s); store whole numbers, float64 or timestamps"
       )
-    elif types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind):
+    elif (
+      types.is_integer(kind)
+      or types.is_floating(kind)
+      or types.is_decimal(kind)
+      or types.is_null(kind)
+    ):
       value_E, empty_E = self._plain("float64")
       self._refuse(times.looks_like_date(value_E), times.IS_DATE)
     else:
@@ -163,9 +206,11 @@ class Cells:
     return np.where(empty_E, -1 if default is None else default, value_E).astype(np.int64)
 
   def _check_plausible(self, value_E: np.ndarray) -> None:
-    """Refuses unix seconds that all lie before 1990: days or hours since 1970, serial dates, YYMMDD, YYYYDDD, DDMMYYYY.
+    """Refuses unix seconds that all lie before 1990: days or hours since 1970, serial dates,
+    YYMMDD, YYYYDDD, DDMMYYYY.
 
-    Moments that name their year, ISO 8601 and timestamps, are taken as they stand: ads may be older.
+    Moments that name their year, ISO 8601 and timestamps, are taken as they stand: ads may be
+    older.
     """
     types = optional("pyarrow").types
     if not len(value_E) or value_E.max() >= times.MIN_PLAUSIBLE:
@@ -174,10 +219,13 @@ class Cells:
       return
     if types.is_large_string(self.array.type):
       texts = self.labels(allow_empty=True)[1]
-      if np.isnan(times.to_numbers(np.array([text for text in texts if text.strip()], object))).any():
+      if np.isnan(
+        times.to_numbers(np.array([text for text in texts if text.strip()], object))
+      ).any():
         return
     raise DataError(
-      f"{self.path}: column '{self.column}': all numbers lie in 1970 to {times.year(value_E.max())} as unix seconds; "
+      f"{self.path}: column '{self.column}': all numbers lie in 1970 to "
+      f"{times.year(value_E.max())} as unix seconds; "
       "are they days, or dates without dashes? write 2025-03-01 or unix seconds"
     )
 
@@ -191,7 +239,9 @@ class Cells:
     """Lists of one length of finite numbers, as [N, D] float32."""
     types = optional("pyarrow").types
     kind = self.array.type
-    if not self._is_list() or not (types.is_floating(kind.value_type) or types.is_integer(kind.value_type)):
+    if not self._is_list() or not (
+      types.is_floating(kind.value_type) or types.is_integer(kind.value_type)
+    ):
       raise self._wrong_type("a list of numbers")
     compute = optional("pyarrow.compute")
     size_N = compute.list_value_length(self.array).fill_null(0).to_numpy(zero_copy_only=False)
@@ -206,14 +256,22 @@ class Cells:
 
   def _is_list(self) -> bool:
     types = optional("pyarrow").types
-    return any(is_kind(self.array.type) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list))
+    return any(
+      is_kind(self.array.type)
+      for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    )
 
   def _decoded(self, array: Any) -> Any:
     """Text of any Arrow type as large strings, whose bytes are UTF-8; other arrays as they are."""
     arrow, kind = optional("pyarrow"), array.type
     types = arrow.types
     texts = (types.is_string, types.is_large_string, types.is_string_view)
-    binaries = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    binaries = (
+      types.is_binary,
+      types.is_large_binary,
+      types.is_binary_view,
+      types.is_fixed_size_binary,
+    )
     if not any(is_kind(kind) for is_kind in (*texts, *binaries)):
       return array
     try:
@@ -241,7 +299,8 @@ class Cells:
   def _whole(self):
     """Whole numbers of a decimal or floating column, as an Arrow array of text; NaN counts as null.
 
-    Warehouses unload whole numbers as decimals, and pandas makes floats of a column that lacks some.
+    Warehouses unload whole numbers as decimals, and pandas makes floats of a column that lacks
+    some.
     """
     arrow = optional("pyarrow")
     is_float = arrow.types.is_floating(self.array.type)
@@ -256,7 +315,9 @@ class Cells:
     texts, broken, lost = [], [], []
     for value in values:
       # Not `% 1`: the remainder of a decimal is exact to 28 digits only.
-      is_whole = value is None or (value.is_integer() if is_float else value == value.to_integral_value())
+      is_whole = value is None or (
+        value.is_integer() if is_float else value == value.to_integral_value()
+      )
       texts.append(str(int(value)) if value is not None and is_whole else None)
       broken.append(not is_whole)
       lost.append(is_float and value is not None and abs(value) >= most)
@@ -273,12 +334,16 @@ class Cells:
     array = self.array
     if optional("pyarrow").types.is_float16(array.type):
       array = array.cast("float32")  # Arrow fills and compares no 16-bit floats
-    empty_E = array.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)  # pandas writes NaN for an empty cell
+    empty_E = array.is_null(nan_is_null=True).to_numpy(
+      zero_copy_only=False
+    )  # pandas writes NaN for an empty cell
     value_E = array.cast(dtype, safe=False).fill_null(0).to_numpy(zero_copy_only=False)
     return np.where(empty_E, 0, value_E), empty_E
 
   def _parsed(self, parse: Callable, problem: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `_plain`, of a text column: each distinct text is parsed once; NaN from `parse` is a bad cell."""
+    """As `_plain`, of a text column: each distinct text is parsed once; NaN from `parse` is a
+    bad cell.
+    """
     codes, values = self.labels(allow_empty=True)
     empty = np.fromiter((not value.strip() for value in values), bool, len(values))
     parsed = np.where(empty, 0, parse(values))
@@ -289,8 +354,10 @@ class Cells:
     """As `_plain`, of moments as text."""
     codes, values = self.labels(allow_empty=True)
     number_V = times.to_numbers(values)
-    shortened_V = optional("pyarrow.compute").match_substring_regex(values, times.EXPONENT).to_numpy(
-      zero_copy_only=False
+    shortened_V = (
+      optional("pyarrow.compute")
+      .match_substring_regex(values, times.EXPONENT)
+      .to_numpy(zero_copy_only=False)
     )
     for bad_V, problem in (
       (times.looks_like_date(np.where(np.isfinite(number_V), number_V, 0)), times.IS_DATE),
@@ -309,30 +376,40 @@ class Cells:
       per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[array.type.unit]
       ticks = array.cast(arrow.int64())
       # Division drops the sign of what lies less than a second before 1970.
-      seconds = compute.subtract(compute.divide(ticks, per_second), compute.less(ticks, 0).cast(arrow.int64()))
+      seconds = compute.subtract(
+        compute.divide(ticks, per_second), compute.less(ticks, 0).cast(arrow.int64())
+      )
     else:
       seconds = array.cast(arrow.int64())
     return Cells(self.path, self.column, seconds, self._parts)._plain("int64")
 
-  def _refuse(self, bad_E: np.ndarray, problem: str, show: Callable[[int], Any] | None = None) -> None:
+  def _refuse(
+    self, bad_E: np.ndarray, problem: str, show: Callable[[int], Any] | None = None
+  ) -> None:
     """Raises for the first True of `bad_E`."""
     if bad_E.any():
       row = int(np.argmax(bad_E))
       raise self.bad(row, show(row) if show else self._shown(row), problem)
 
   def _shown(self, row: int) -> Any:
-    """A cell as Python has it; its integer where Python has no such moment (beyond the year 9999) or no such zone."""
+    """A cell as Python has it; its integer where Python has no such moment (beyond the year
+    9999) or no such zone.
+    """
     try:
       return self.array[row].as_py()
     except (ValueError, OverflowError, KeyError, OSError):  # an unknown zone is a KeyError
       return self.array[row].value
 
   def _wrong_type(self, wanted: str) -> DataError:
-    return DataError(f"{self.path}: column '{self.column}' holds {self.array.type}, {wanted} is needed")
+    return DataError(
+      f"{self.path}: column '{self.column}' holds {self.array.type}, {wanted} is needed"
+    )
 
 
 def _encoded(text: Any) -> tuple[np.ndarray, np.ndarray]:
-  """(codes [E] int32, distinct values as [V] str objects in order of first appearance) of an Arrow text array."""
+  """(codes [E] int32, distinct values as [V] str objects in order of first appearance) of an
+  Arrow text array.
+  """
   encoded = text.dictionary_encode()
   codes, values = encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
   return codes.astype(np.int32, copy=False), values

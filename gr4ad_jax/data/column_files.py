@@ -1,4 +1,6 @@
-"""Files of columns: a .parquet or .csv file, or a folder of such parts as Spark writes, to checked `Cells`."""
+"""Files of columns: a .parquet or .csv file, or a folder of such parts as Spark writes, to
+checked `Cells`.
+"""
 
 import difflib
 import os
@@ -16,17 +18,19 @@ ENDINGS = (".parquet", ".csv")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".snappy", ".br")
 
 
-def read_file(path: str, required: tuple[str, ...], optional_columns: tuple[str, ...] = ()) -> dict[str, Cells]:
+def read_file(
+  path: str, required: tuple[str, ...], optional_columns: tuple[str, ...] = ()
+) -> dict[str, Cells]:
   """Columns that are wanted, by name; CSV cells stay text ('0012' is not 12).
 
   Args:
-    path: a .parquet or .csv file (`csv_files` says how strictly it is read), or a folder of such parts, which are read
-      in the order of their names.
+    path: a .parquet or .csv file (`csv_files` says how strictly it is read), or a folder of such
+      parts, which are read in the order of their names.
     required, optional_columns: names of the columns; those of the second group may be absent.
 
   Raises:
-    DataError: an unreadable file, a column that is missing or stands there twice, parts that differ in a wanted
-      column, no rows.
+    DataError: an unreadable file, a column that is missing or stands there twice, parts that differ
+      in a wanted column, no rows.
   """
   parts = part_files(path)
   filled = [part for part in parts if len(parts) == 1 or not _is_empty_csv(part)] or parts[:1]
@@ -35,18 +39,27 @@ def read_file(path: str, required: tuple[str, ...], optional_columns: tuple[str,
   for part in filled[1:]:
     if other := next(iter(sorted({*found[part]} ^ {*wanted})), None):
       has, lacks = (part, filled[0]) if other in found[part] else (filled[0], part)
-      raise DataError(f"{path}: column '{other}' stands in {os.path.basename(has)}, not in {os.path.basename(lacks)}")
-  tables = [csv_files.read(part, wanted) if _ending(part) == ".csv" else _read_parquet(part, wanted) for part in filled]
+      raise DataError(
+        f"{path}: column '{other}' stands in {os.path.basename(has)}, not in "
+        f"{os.path.basename(lacks)}"
+      )
+  tables = [
+    csv_files.read(part, wanted) if _ending(part) == ".csv" else _read_parquet(part, wanted)
+    for part in filled
+  ]
   _check_same_types(path, filled, tables, wanted)
   if not sum(map(len, tables)):
     raise DataError(f"{path}: no rows")
   sizes = tuple((part, len(table)) for part, table in zip(filled, tables, strict=True))
-  return {name: Cells(path, name, _joined([table[name] for table in tables]), sizes) for name in wanted}
+  return {
+    name: Cells(path, name, _joined([table[name] for table in tables]), sizes) for name in wanted
+  }
 
 
 def check_file(field: str, path: str) -> None:
-  """Raises DataError where `path` (named `field` in the config) is unset, of another ending, no file, or no folder of
-  part files."""
+  """Raises DataError where `path` (named `field` in the config) is unset, of another ending, no
+  file, or no folder of part files.
+  """
   if not path:
     raise DataError(f"{field} is not set: name a .parquet or .csv file")
   if os.path.isdir(path):
@@ -63,22 +76,30 @@ def check_file(field: str, path: str) -> None:
 def part_files(path: str) -> list[str]:
   """The files that a path stands for: itself, or the parts of a folder, sorted by name.
 
-  Names that begin with `_` or `.` are notes of the writer (`_SUCCESS`, checksums) and are passed over.
+  Names that begin with `_` or `.` are notes of the writer (`_SUCCESS`, checksums) and are passed
+  over.
 
   Raises:
-    DataError: a folder without parts, or with anything else in it: parts of two formats, a compressed part, a folder
-      (partitions, whose columns would be lost), a table format's log, which says which parts are still valid.
+    DataError: a folder without parts, or with anything else in it: parts of two formats, a
+      compressed part, a folder (partitions, whose columns would be lost), a table format's log,
+      which says which parts are still valid.
   """
   if not os.path.isdir(path):
     return [path]
   names = sorted(os.listdir(path))
   for log in ("_delta_log", "_hudi", ".hoodie"):
     if log in names:
-      raise DataError(f"{path}: is a table with a log ({log}), not plain part files: export it as Parquet or CSV")
+      raise DataError(
+        f"{path}: is a table with a log ({log}), not plain part files: export it as Parquet or CSV"
+      )
   names = [name for name in names if not name.startswith(("_", "."))]
   for name in names:
     if os.path.isdir(os.path.join(path, name)):
-      what = "is a partition: its column stands in its name alone; write" if "=" in name else "is a folder: give"
+      what = (
+        "is a partition: its column stands in its name alone; write"
+        if "=" in name
+        else "is a folder: give"
+      )
       raise DataError(f"{path}: {name} {what} one folder of part files")
     if name.lower().endswith(COMPRESSED):
       raise DataError(f"{path}: {name} is compressed: unpack it to .parquet or .csv")
@@ -105,7 +126,8 @@ def _wanted(path: str, required: tuple[str, ...], optional_columns: tuple[str, .
   names = csv_files.header(path) if _ending(path) == ".csv" else _parquet_names(path)
   if missing := [name for name in required if name not in names]:
     raise DataError(
-      f"{path}: column '{missing[0]}' is missing; the file has {csv_files.names_shown(names) or 'no columns'}"
+      f"{path}: column '{missing[0]}' is missing; the file has "
+      f"{csv_files.names_shown(names) or 'no columns'}"
       f"{_hint(missing[0], names)}"
     )
   if twice := [name for name in (*required, *optional_columns) if names.count(name) > 1]:
@@ -119,9 +141,11 @@ def _wanted(path: str, required: tuple[str, ...], optional_columns: tuple[str, .
 
 
 def _meant(name: str, names: list[str], known: Iterable[str] = ()) -> str | None:
-  """A name of the file that is `name` in another spelling, of those that are not `known` as another column.
+  """A name of the file that is `name` in another spelling, of those that are not `known` as another
+  column.
 
-  Alike are names but for capitals, spaces, dashes and underscores, and long ones but for a letter (`behaviour`).
+  Alike are names but for capitals, spaces, dashes and underscores, and long ones but for a letter
+  (`behaviour`).
   """
 
   def plain(text: str) -> str:
@@ -150,10 +174,16 @@ def _hint(name: str, names: list[str]) -> str:
 
 
 def _joined(columns: list) -> Any:
-  """One column of the parts' columns; of a part without a value (Arrow's type null) the type is that of the others."""
+  """One column of the parts' columns; of a part without a value (Arrow's type null) the type is
+  that of the others.
+  """
   arrow = optional("pyarrow")
-  kind = next((column.type for column in columns if not arrow.types.is_null(column.type)), columns[0].type)
-  return arrow.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
+  kind = next(
+    (column.type for column in columns if not arrow.types.is_null(column.type)), columns[0].type
+  )
+  return arrow.chunked_array(
+    [chunk for column in columns for chunk in column.cast(kind).chunks], kind
+  )
 
 
 def _check_same_types(path: str, parts: list[str], tables: list, names: list[str]) -> None:
@@ -187,7 +217,9 @@ def _read_parquet(path: str, names: list[str]):
     with _parquet(path) as file:
       table, rows = file.read(columns=names), file.metadata.num_rows
   except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-    raise DataError(f"{path}: not a readable Parquet file ({(str(error).splitlines() or [''])[0]})") from error
+    raise DataError(
+      f"{path}: not a readable Parquet file ({(str(error).splitlines() or [''])[0]})"
+    ) from error
   if len(table) != rows:
     raise DataError(f"{path}: {rows} rows stand in the file, {len(table)} were read")
   return arrow.table({name: _plain(table[name]) for name in names})
@@ -198,4 +230,8 @@ def _plain(column: Any) -> Any:
   arrow = optional("pyarrow")
   if arrow.types.is_dictionary(column.type):
     column = column.cast(column.type.value_type)
-  return column.cast(arrow.large_string()) if column.type in (arrow.string(), arrow.string_view()) else column
+  return (
+    column.cast(arrow.large_string())
+    if column.type in (arrow.string(), arrow.string_view())
+    else column
+  )

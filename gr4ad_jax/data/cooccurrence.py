@@ -7,8 +7,11 @@ import scipy.sparse
 import scipy.sparse.linalg
 
 
-def directed_counts(user_L: np.ndarray, ad_L: np.ndarray, num_ads: int, window: int, decay: float = 1.0):
-  """How often an ad follows another one within `window` lines of a user, a distance d weighing decay^(d - 1).
+def directed_counts(
+  user_L: np.ndarray, ad_L: np.ndarray, num_ads: int, window: int, decay: float = 1.0
+):
+  """How often an ad follows another one within `window` lines of a user, a distance d weighing
+  decay^(d - 1).
 
   Args:
     user_L: user of each line; a user's lines stand together, in order of time.
@@ -34,9 +37,15 @@ def directed_counts(user_L: np.ndarray, ad_L: np.ndarray, num_ads: int, window: 
 
 
 def ppmi_vectors(
-  user_L: np.ndarray, ad_L: np.ndarray, num_ads: int, width: int, window: int = 50, decay: float = 0.9
+  user_L: np.ndarray,
+  ad_L: np.ndarray,
+  num_ads: int,
+  width: int,
+  window: int = 50,
+  decay: float = 0.9,
 ) -> np.ndarray:
-  """Singular vectors of positive pointwise mutual information; Levy and Goldberg, NeurIPS 2014, with √ of the values.
+  """Singular vectors of positive pointwise mutual information; Levy and Goldberg, NeurIPS 2014,
+  with √ of the values.
 
   Args:
     user_L: as `directed_counts` takes it.
@@ -47,7 +56,8 @@ def ppmi_vectors(
     decay: weight of a distance against the one before it.
 
   Returns:
-    [N, width] float32, of root mean square 1 / √width over the ads that have a neighbour; 0 for the others.
+    [N, width] float32, of root mean square 1 / √width over the ads that have a neighbour; 0 for the
+    others.
   """
   counts = directed_counts(user_L, ad_L, num_ads, window, decay)
   counts = (counts + counts.T).tocoo()
@@ -72,7 +82,8 @@ def ppmi_vectors(
 
 
 def joined(taken_NE: np.ndarray, content_ND: np.ndarray, width: int) -> np.ndarray:
-  """Vectors that keep what two kinds of vectors say, both of length 1 in the root mean square: principal components.
+  """Vectors that keep what two kinds of vectors say, both of length 1 in the root mean square:
+  principal components.
 
   Args:
     taken_NE: of co-occurrence.
@@ -80,7 +91,8 @@ def joined(taken_NE: np.ndarray, content_ND: np.ndarray, width: int) -> np.ndarr
     width: of the result.
 
   Returns:
-    [N, width] float32, of length 1 in the root mean square; columns beyond those of the two kinds are 0.
+    [N, width] float32, of length 1 in the root mean square; columns beyond those of the two kinds
+    are 0.
   """
   kinds = taken_NE, content_ND - content_ND.mean(axis=0)
   both = [x / np.sqrt(np.square(x).sum(axis=1).mean() + 1e-12) for x in kinds]
@@ -92,13 +104,18 @@ def joined(taken_NE: np.ndarray, content_ND: np.ndarray, width: int) -> np.ndarr
 
 
 def ridge(x_ND: np.ndarray, y_NE: np.ndarray, penalty: float = 1.0) -> np.ndarray:
-  """The linear map of least squared error from x to y, with a penalty on its squared entries: [D, E] float32."""
+  """The linear map of least squared error from x to y, with a penalty on its squared entries:
+  [D, E] float32.
+  """
   square = x_ND.T.astype(np.float64) @ x_ND + penalty * np.eye(x_ND.shape[1])
   return np.linalg.solve(square, x_ND.T.astype(np.float64) @ y_NE).astype(np.float32)
 
 
-def code_means(vectors_ND: np.ndarray, codes_NT: np.ndarray, codebooks: Sequence[int]) -> list[np.ndarray]:
-  """What each code of a level stands for: the mean vector of its ads, less those of the levels before.
+def code_means(
+  vectors_ND: np.ndarray, codes_NT: np.ndarray, codebooks: Sequence[int]
+) -> list[np.ndarray]:
+  """What each code of a level stands for: the mean vector of its ads, less those of the levels
+  before.
 
   Args:
     vectors_ND: of the ads.
@@ -111,9 +128,12 @@ def code_means(vectors_ND: np.ndarray, codes_NT: np.ndarray, codebooks: Sequence
   means, rest_ND = [], vectors_ND
   for level, size in enumerate(codebooks):
     code_N = codes_NT[:, level]
-    ads_of_VN = scipy.sparse.csr_matrix((np.ones(len(code_N), np.float32), (code_N, np.arange(len(code_N)))),
-                                        (size, len(code_N)))  # fmt: skip
-    mean_VD = (ads_of_VN @ rest_ND) / np.maximum(np.bincount(code_N, minlength=size), 1)[:, None].astype(np.float32)
+    ads_of_VN = scipy.sparse.csr_matrix(
+      (np.ones(len(code_N), np.float32), (code_N, np.arange(len(code_N)))), (size, len(code_N))
+    )
+    mean_VD = (ads_of_VN @ rest_ND) / np.maximum(np.bincount(code_N, minlength=size), 1)[
+      :, None
+    ].astype(np.float32)
     means.append(mean_VD)
     rest_ND = rest_ND - mean_VD[code_N]
   return means

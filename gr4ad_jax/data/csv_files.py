@@ -1,10 +1,12 @@
 """CSV files, read strictly: whatever is not plain CSV is refused, with file, row and column.
 
-Plain CSV (RFC 4180): UTF-8, commas, and quotes only around a whole field, doubled within it. A line ends in LF, CR or
-both. Blank lines are no rows. Rows are counted from 1 after the header, as in every message of this package.
+Plain CSV (RFC 4180): UTF-8, commas, and quotes only around a whole field, doubled within it. A line
+ends in LF, CR or both. Blank lines are no rows. Rows are counted from 1 after the header, as in
+every message of this package.
 
-Arrow parses the file; it would take a quote that never closes for one long text, so `_survey` first passes over the
-bytes and counts the rows by itself. What it finds wrong is named by `_fault`, which is slow and runs only then.
+Arrow parses the file; it would take a quote that never closes for one long text, so `_survey` first
+passes over the bytes and counts the rows by itself. What it finds wrong is named by `_fault`, which
+is slow and runs only then.
 """
 
 import codecs
@@ -41,7 +43,9 @@ _ELSE = (
 
 
 def header(path: str) -> list[str]:
-  """Names of the header, none for an empty file. Raises DataError where the header is not plain CSV."""
+  """Names of the header, none for an empty file. Raises DataError where the header is not plain
+  CSV.
+  """
   with open(path, "rb") as file:
     start = file.read(4)
   for begin, problem in _ELSE:
@@ -62,7 +66,9 @@ def names_shown(names: list[str]) -> str:
   """The names of a file's columns for a message: a line, and not a long one."""
   shown = [name if name.isprintable() else repr(name)[1:-1] for name in names[:SHOWN_NAMES]]
   cut = [name if len(name) <= 40 else f"{name[:40]}…" for name in shown]
-  return ", ".join(cut) + (f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else "")
+  return ", ".join(cut) + (
+    f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+  )
 
 
 def read(path: str, names: list[str]) -> Any:
@@ -82,18 +88,22 @@ def read(path: str, names: list[str]) -> Any:
     raise _fault(path)
   if found.rows <= 0:
     return arrow.table({name: arrow.array([], arrow.large_string()) for name in names})
-  # A quote that opens in one row and closes in a later one may have swallowed rows in any column, wanted or not; so all
-  # are read. They go by number here: a header may name two columns alike.
+  # A quote that opens in one row and closes in a later one may have swallowed rows in any column,
+  # wanted or not; so all are read. They go by number here: a header may name two columns alike.
   columns = header(path)
   numbers = [str(place) for place in range(len(columns))]
   wanted = numbers if found.has_breaks else [str(columns.index(name)) for name in names]
   try:
     table = arrow_csv.read_csv(
       path,
-      read_options=arrow_csv.ReadOptions(block_size=max(1 << 20, 2 * found.longest), column_names=numbers),
+      read_options=arrow_csv.ReadOptions(
+        block_size=max(1 << 20, 2 * found.longest), column_names=numbers
+      ),
       parse_options=arrow_csv.ParseOptions(newlines_in_values=found.has_breaks),
       convert_options=arrow_csv.ConvertOptions(
-        include_columns=wanted, column_types=dict.fromkeys(wanted, arrow.large_string()), strings_can_be_null=False
+        include_columns=wanted,
+        column_types=dict.fromkeys(wanted, arrow.large_string()),
+        strings_can_be_null=False,
       ),
     ).slice(1)  # with names from here, the header is a row
   except arrow.ArrowInvalid as error:
@@ -101,14 +111,20 @@ def read(path: str, names: list[str]) -> Any:
   if len(table) != found.rows:
     raise DataError(f"{path}: {found.rows} rows stand in the file, {len(table)} were read")
   if found.has_breaks:
-    many = {name: _check_swallowed(path, columns, int(name), table[name]) for name in table.column_names}
-    places = ", ".join(f"{count} in {_name(columns, int(name))}" for name, count in many.items() if count)
+    many = {
+      name: _check_swallowed(path, columns, int(name), table[name]) for name in table.column_names
+    }
+    places = ", ".join(
+      f"{count} in {_name(columns, int(name))}" for name, count in many.items() if count
+    )
     _log.info("%s: texts of several lines: %s", path, places or "none but in the header")
   return arrow.table({name: table[str(columns.index(name))] for name in names})
 
 
 def line_of(path: str, row: int) -> int:
-  """The line of a file, from 1, where its row begins (from 0; the header is -1); 0 where the file has no such row."""
+  """The line of a file, from 1, where its row begins (from 0; the header is -1); 0 where the
+  file has no such row.
+  """
   with _mapped(path) as data:
     for number, record in enumerate(_records(data), -1):
       if number == row:
@@ -126,10 +142,13 @@ class _Survey:
 
 
 def _survey(path: str) -> _Survey | None:
-  """Passes over the bytes once; None where they are not UTF-8, hold NUL, or a quote stands where none may.
+  """Passes over the bytes once; None where they are not UTF-8, hold NUL, or a quote stands where
+  none may.
 
-  Quotes are numbered over the file: one with an even number opens a field, or goes on after its doubled twin; one with
-  an odd number closes it, or is the first of two. So with each its neighbour byte says whether it may stand there.
+  Quotes are numbered over the file: one with an even number opens a field, or goes on after its
+    doubled twin; one with
+  an odd number closes it, or is the first of two. So with each its neighbour byte says whether it
+  may stand there.
   """
   decoder = codecs.getincrementaldecoder("utf-8")()
   quotes, records, longest, last_break, has_breaks = 0, 0, 0, 0, False
@@ -144,7 +163,8 @@ def _survey(path: str) -> _Survey | None:
         decoder.decode(block, final=not block)
       except UnicodeDecodeError:
         return None
-      # The first byte was looked at and is a neighbour only; the last one waits for its own neighbour.
+      # The first byte was looked at and is a neighbour only; the last one waits for its own
+      # neighbour.
       bytes_X = np.frombuffer(kept + (block or bytes([LF])), np.uint8)
       middle = bytes_X[1:-1]
       if not middle.all():
@@ -158,7 +178,9 @@ def _survey(path: str) -> _Survey | None:
       break_L = break_L[outside_L]
       records += int(np.count_nonzero(~_is_break(bytes_X[break_L - 1])))
       at_L = np.concatenate([[last_break], break_L + start])
-      longest = max(longest, int(np.diff(at_L).max(initial=0)), len(bytes_X) + start - int(at_L[-1]))
+      longest = max(
+        longest, int(np.diff(at_L).max(initial=0)), len(bytes_X) + start - int(at_L[-1])
+      )
       last_break, quotes = int(at_L[-1]), quotes + len(quote_Q)
       start += len(bytes_X) - 2
       kept = bytes_X[-2:].tobytes()
@@ -174,7 +196,9 @@ def _is_break(byte: Any) -> Any:
 
 
 def _quotes_stand_right(bytes_X: np.ndarray, quote_Q: np.ndarray, before: int) -> bool:
-  """Whether each quote has a neighbour that lets it stand there; `before` quotes stand before the block."""
+  """Whether each quote has a neighbour that lets it stand there; `before` quotes stand before
+  the block.
+  """
   opens = quote_Q[before % 2 :: 2]
   closes = quote_Q[1 - before % 2 :: 2]
   beside = np.concatenate([bytes_X[opens - 1], bytes_X[closes + 1]])
@@ -182,11 +206,13 @@ def _quotes_stand_right(bytes_X: np.ndarray, quote_Q: np.ndarray, before: int) -
 
 
 def _check_swallowed(path: str, columns: list[str], place: int, texts: Any) -> int:
-  """Refuses a field over several lines that look like rows of the file; returns how many fields run over lines.
+  """Refuses a field over several lines that look like rows of the file; returns how many fields run
+  over lines.
 
-  Two stray quotes make one field of the rows between them. The lines of such a field, as they stand, end one row, are
-  whole rows, and begin a last one. So the inner lines have as many commas as the header, the last has those before the
-  column, and the first has those after it, or more. A comma before a space is prose and is not counted.
+  Two stray quotes make one field of the rows between them. The lines of such a field, as they
+  stand, end one row, are whole rows, and begin a last one. So the inner lines have as many commas
+  as the header, the last has those before the column, and the first has those after it, or more. A
+  comma before a space is prose and is not counted.
   """
   compute = optional("pyarrow.compute")
   most = len(columns) - 1
@@ -196,8 +222,10 @@ def _check_swallowed(path: str, columns: list[str], place: int, texts: Any) -> i
     first, *inner, last = [len(_HARD_COMMA.findall(line)) for line in re.split("\r\n|\r|\n", text)]
     if first >= most - place and last == place and all(commas == most for commas in inner):
       raise DataError(
-        f"{path}: column {_name(columns, place)}, row {row + 1}: a quote opens here and closes {len(inner) + 1} lines "
-        f"later, and these lines have their {most + 1} cells like a row; a quote within a text is written twice"
+        f"{path}: column {_name(columns, place)}, row {row + 1}: a quote opens here and closes "
+        f"{len(inner) + 1} lines "
+        f"later, and these lines have their {most + 1} cells like a row; a quote within a text "
+        "is written twice"
       )
   return len(rows)
 
@@ -208,7 +236,9 @@ class _Record:
 
   line: int  # from 1
   fields: list[tuple[int, int]]  # begin and end of each
-  broken: str = ""  # "open": the last field's quote never closes; "after": text stands behind its closing quote
+  broken: str = (
+    ""  # "open": the last field's quote never closes; "after": text stands behind its closing quote
+  )
 
 
 def _mapped(path: str) -> mmap.mmap:
@@ -217,7 +247,9 @@ def _mapped(path: str) -> mmap.mmap:
 
 
 def _records(data: mmap.mmap) -> Iterator[_Record]:
-  """The rows of a file, the header first, blank lines passed over; ends after the first that is broken."""
+  """The rows of a file, the header first, blank lines passed over; ends after the first that is
+  broken.
+  """
   at = 3 if data[:3] == codecs.BOM_UTF8 else 0
   line = 1
   while at < len(data):
@@ -265,11 +297,15 @@ def _fault(path: str) -> DataError:
 
 
 def _problem(data: mmap.mmap, record: _Record, names: list[str], number: int) -> str:
-  """What is wrong with a record, empty where nothing is; without `names` it is the header, else row `number`."""
+  """What is wrong with a record, empty where nothing is; without `names` it is the header, else
+  row `number`.
+  """
   row = f"row {number}" + ("" if record.line == number + 1 else f" (line {record.line})")
   for place, (begin, end) in enumerate(record.fields):
     field = data[begin:end]
-    where = f"column {_name(names, place)}, {row}: " if names else f"column {place + 1} of the header: "
+    where = (
+      f"column {_name(names, place)}, {row}: " if names else f"column {place + 1} of the header: "
+    )
     is_last = place == len(record.fields) - 1
     first_line = _BREAK.split(field, maxsplit=1)[0]
     if is_last and record.broken == "open":
@@ -279,10 +315,20 @@ def _problem(data: mmap.mmap, record: _Record, names: list[str], number: int) ->
       return f"the delimiter of the header seems to be {other}: write commas"
     if is_last and record.broken == "after":
       lines = len(_BREAK.findall(field))
-      after = f"the next quote, {lines} lines later, is inside a field" if lines else "text follows its closing quote"
-      return f"{where}a quote opens and {after}: {_shown(first_line)}; a quote within a text is written twice"
+      after = (
+        f"the next quote, {lines} lines later, is inside a field"
+        if lines
+        else "text follows its closing quote"
+      )
+      return (
+        f"{where}a quote opens and {after}: {_shown(first_line)}; a quote within a text is "
+        "written twice"
+      )
     if not field.startswith(b'"') and b'"' in field:
-      return f"{where}a quote within a field that has none around it: {_shown(field)}; quote the field, and double it"
+      return (
+        f"{where}a quote within a field that has none around it: {_shown(field)}; quote the "
+        "field, and double it"
+      )
     if b"\0" in field:
       return f"{where}a NUL byte: {_shown(field)}; is the file UTF-16? save it as UTF-8"
     try:
@@ -293,7 +339,11 @@ def _problem(data: mmap.mmap, record: _Record, names: list[str], number: int) ->
   if end - begin > LONGEST_ROW:
     return f"{row}: {end - begin} bytes, at most {LONGEST_ROW} are allowed"
   if names and len(record.fields) != len(names):
-    tail = "; it ends in a comma" if len(record.fields) == len(names) + 1 and data[end - 1 : end] == b"," else ""
+    tail = (
+      "; it ends in a comma"
+      if len(record.fields) == len(names) + 1 and data[end - 1 : end] == b","
+      else ""
+    )
     return f"{row}: {len(record.fields)} cells, the header has {len(names)}{tail}"
   return ""
 

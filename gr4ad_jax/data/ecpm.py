@@ -7,18 +7,21 @@ import numpy as np
 
 from gr4ad_jax import files
 
-# Money. The log of an expected value is that of what is at least as much: all of it is far below the smallest coin, so
-# no order of ads that cost anything depends on it, and one that is worth nothing has a finite log.
+# Money. The log of an expected value is that of what is at least as much: all of it is far below
+# the smallest coin, so no order of ads that cost anything depends on it, and one that is worth
+# nothing has a finite log.
 LEAST_VALUE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class EcpmBins:
-  """Bins of the eCPM token (docs/design/method.md §3.1); bin b holds edges[b-1] < value <= edges[b].
+  """Bins of the eCPM token (docs/design/method.md §3.1); bin b holds edges[b-1] < value <=
+  edges[b].
 
   Attributes:
     edges: ascending inner edges, money; ties leave fewer than were asked for.
-    means: mean clipped value of each bin, money; as many as were asked for, the last ones 0 where ties left no bin.
+    means: mean clipped value of each bin, money; as many as were asked for, the last ones 0 where
+      ties left no bin.
     clip: 99th percentile of the values, money.
   """
 
@@ -33,7 +36,9 @@ class EcpmBins:
     clip = float(np.quantile(values, 0.99))
     which = np.searchsorted(edges, values.astype(np.float32), side="left")
     total = np.bincount(which, np.minimum(values, clip), bins)
-    return cls(edges, (total / np.maximum(np.bincount(which, minlength=bins), 1)).astype(np.float32), clip)
+    return cls(
+      edges, (total / np.maximum(np.bincount(which, minlength=bins), 1)).astype(np.float32), clip
+    )
 
   def save(self, directory: str) -> None:
     """Writes `ecpm.json`."""
@@ -43,5 +48,7 @@ class EcpmBins:
   @classmethod
   def load(cls, directory: str) -> "EcpmBins":
     """Reads what `save` wrote. Raises as `files.load_json` does."""
-    edges, means, clip = files.load_fields(os.path.join(directory, "ecpm.json"), "edges", "means", "clip")
+    edges, means, clip = files.load_fields(
+      os.path.join(directory, "ecpm.json"), "edges", "means", "clip"
+    )
     return cls(np.asarray(edges, np.float32), np.asarray(means, np.float32), clip)

@@ -1,7 +1,9 @@
-"""A memory of what was taken after what: the share of each ad among all that followed the ads of a history.
+"""A memory of what was taken after what: the share of each ad among all that followed the ads of a
+history.
 
 Directed co-occurrence of nearby lines is a strong recommender where histories are short
-(docs/design/evaluation.md, Amazon Beauty), and it knows pairs that a model of 64 dimensions has smoothed away.
+(docs/design/evaluation.md, Amazon Beauty), and it knows pairs that a model of 64 dimensions has
+smoothed away.
 """
 
 import itertools
@@ -11,7 +13,10 @@ import scipy.sparse
 
 from gr4ad_jax.data.cooccurrence import directed_counts
 
-WINDOW, DECAY = 10, 0.8  # lines after an ad that count, and the weight of a distance against the one before it
+WINDOW, DECAY = (
+  10,
+  0.8,
+)  # lines after an ad that count, and the weight of a distance against the one before it
 RECENCY = 0.7  # weight of an ad of the history against the one after it
 DAMPING = 0.5  # exponent of an ad's own count: what often stands in histories says less
 
@@ -63,7 +68,9 @@ class Followers:
     age_BS = real_BS.sum(axis=1, keepdims=True) - 1 - np.arange(history_BS.shape[1])
     row, column = np.nonzero(real_BS)[0], history_BS[real_BS]
     shape = len(history_BS), self._after_NN.shape[0]
-    late_BN = scipy.sparse.csr_matrix((RECENCY ** age_BS[real_BS].astype(np.float32), (row, column)), shape)
+    late_BN = scipy.sparse.csr_matrix(
+      (RECENCY ** age_BS[real_BS].astype(np.float32), (row, column)), shape
+    )
     mass_BN = (late_BN @ self._after_NN).tocsr()
     if not repeats:
       mass_BN = mass_BN - mass_BN.multiply(late_BN > 0)

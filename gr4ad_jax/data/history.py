@@ -1,8 +1,10 @@
 """What a user did with each ad before a request, as running columns over the log's lines.
 
-A *line* is one (request, ad) pair: several events of one ad in one visit are one line with the deepest behaviour and
-the summed value and quantity. Running columns hold, at every line, the totals of its (user, ad) pair up to and
-including it, so the state before any request is a gather: no pass over the history, no per-user object.
+A *line* is one (request, ad) pair: several events of one ad in one visit are one line with the
+deepest behaviour and the summed value and quantity. Running columns hold, at every line, the totals
+of its (user, ad) pair up to and
+including it, so the state before any request is a gather: no pass over the history, no per-user
+  object.
 """
 
 import dataclasses
@@ -17,14 +19,16 @@ DECAY = 0.9  # weight of a visit against the next one (docs/design/evaluation.md
 NEVER = np.iinfo(np.int32).max
 
 FEATURES = (
-  "depth", "count", "decayed_count", "last_value", "total_value", "unit_price", "quantity", "gap_days", "gap_visits",
-  "interval_days", "due", "rate", "in_last_visit",
+  "depth", "count", "decayed_count", "last_value", "total_value", "unit_price", "quantity",
+  "gap_days", "gap_visits", "interval_days", "due", "rate", "in_last_visit",
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-  """L lines in order of request, R requests in order of user and time; every column is aligned with one of the two."""
+  """L lines in order of request, R requests in order of user and time; every column is aligned
+  with one of the two.
+  """
 
   request: np.ndarray  # [L] int32
   ad: np.ndarray  # [L] int32
@@ -54,7 +58,9 @@ class Lines:
     return np.concatenate([[0], np.cumsum(self.count == 1)])
 
 
-def _accumulate(key: np.ndarray, visit: np.ndarray, value: np.ndarray, time: np.ndarray, request: np.ndarray):
+def _accumulate(
+  key: np.ndarray, visit: np.ndarray, value: np.ndarray, time: np.ndarray, request: np.ndarray
+):
   """Running columns of lines sorted by request, grouped by `key` = (user, ad)."""
   order = np.argsort(key, kind="stable")  # keeps time order inside a pair
   first = np.ones(len(key), bool)
@@ -74,7 +80,12 @@ def _accumulate(key: np.ndarray, visit: np.ndarray, value: np.ndarray, time: np.
   following = np.full(len(key), NEVER, np.int32)
   following[:-1][~first[1:]] = request[order][1:][~first[1:]]
   out = np.empty_like
-  columns = [following, (rank + 1).astype(np.float32), decayed.astype(np.float32), total.astype(np.float32)]
+  columns = [
+    following,
+    (rank + 1).astype(np.float32),
+    decayed.astype(np.float32),
+    total.astype(np.float32),
+  ]
   columns.append(time[order][start][group])
   result = []
   for column in columns:
@@ -95,7 +106,9 @@ def build_lines(events: EventLog, num_ads: int) -> Lines:
     The lines; inside a request they keep the order in which the log first names each ad.
   """
   request = events.request.astype(np.int64)
-  _, position, inverse = np.unique(request * num_ads + events.ad, return_index=True, return_inverse=True)
+  _, position, inverse = np.unique(
+    request * num_ads + events.ad, return_index=True, return_inverse=True
+  )
   position_order = np.argsort(position, kind="stable")  # log order, not ad order
   new_row = np.empty_like(position_order)
   new_row[position_order] = np.arange(len(position_order))
@@ -105,7 +118,10 @@ def build_lines(events: EventLog, num_ads: int) -> Lines:
   depth = np.zeros(len(position), np.int8)
   np.maximum.at(depth, row, events.behavior)
 
-  line_request, line_ad = events.request[position].astype(np.int32), events.ad[position].astype(np.int32)
+  line_request, line_ad = (
+    events.request[position].astype(np.int32),
+    events.ad[position].astype(np.int32),
+  )
   num_requests = int(line_request[-1]) + 1 if len(line_request) else 0
   request_first = np.searchsorted(line_request, np.arange(num_requests + 1))
   opening = position[request_first[:-1]]
@@ -114,8 +130,20 @@ def build_lines(events: EventLog, num_ads: int) -> Lines:
   visit = (np.arange(num_requests) - user_request).astype(np.int32)
   key = user[line_request].astype(np.int64) * num_ads + line_ad
   running = _accumulate(key, visit[line_request], value, time[line_request], line_request)
-  return Lines(line_request, line_ad, depth, value, quantity, *running, request_first, user, time, visit, split,
-               request_first[user_request])  # fmt: skip
+  return Lines(
+    line_request,
+    line_ad,
+    depth,
+    value,
+    quantity,
+    *running,
+    request_first,
+    user,
+    time,
+    visit,
+    split,
+    request_first[user_request],
+  )
 
 
 def history_rows(lines: Lines, requests: np.ndarray, slots: int) -> np.ndarray:
@@ -154,7 +182,8 @@ def decayed_counts(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) -> n
 
 
 def history_features(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) -> np.ndarray:
-  """Behaviour features of history slots at request time, as in FEATURES; money and times on a log scale.
+  """Behaviour features of history slots at request time, as in FEATURES; money and times on a log
+  scale.
 
   Returns:
     [B, S, len(FEATURES)] float32, zeros where a slot is padding.
@@ -162,7 +191,9 @@ def history_features(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) ->
   row = np.maximum(rows_BS, 0)
   line_request = lines.request[row]
   last_time = lines.request_time[line_request]
-  gap_visits = (lines.request_visit[requests][:, None] - lines.request_visit[line_request]).astype(np.float32)
+  gap_visits = (lines.request_visit[requests][:, None] - lines.request_visit[line_request]).astype(
+    np.float32
+  )
   gap_days = np.maximum(lines.request_time[requests][:, None] - last_time, 0) / DAY
   count = lines.count[row]
   interval = (last_time - lines.first_time[row]) / DAY / np.maximum(count - 1, 1)
@@ -193,7 +224,8 @@ USER_FEATURES = (
 
 
 def user_features(lines: Lines, requests: np.ndarray) -> np.ndarray:
-  """What a user was like before a request, as in USER_FEATURES; counts, money and times on a log scale.
+  """What a user was like before a request, as in USER_FEATURES; counts, money and times on a log
+  scale.
 
   Returns:
     [B, len(USER_FEATURES)] float32.

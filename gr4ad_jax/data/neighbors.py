@@ -1,7 +1,9 @@
 """Ads that are taken in the same visits: cosine of visits, and a request's unseen neighbours.
 
-Fitted on visits, not on users: a user-level fit would count each target with its user's whole history. A training
-request's own visit would still be in the counts, so its user's neighbours are those that other users made.
+Fitted on visits, not on users: a user-level fit would count each target with its user's whole
+  history. A training
+request's own visit would still be in the counts, so its user's neighbours are those that other
+users made.
 """
 
 import dataclasses
@@ -24,7 +26,12 @@ class CoVisitNeighbors:
 
   @classmethod
   def fit(
-    cls, request: np.ndarray, ad: np.ndarray, num_ads: int, neighbors: int = 32, shrink: float = 10.0
+    cls,
+    request: np.ndarray,
+    ad: np.ndarray,
+    num_ads: int,
+    neighbors: int = 32,
+    shrink: float = 10.0,
   ) -> "CoVisitNeighbors":
     """Counts the visits in which two ads stand together.
 
@@ -50,14 +57,18 @@ class CoVisitNeighbors:
     cosine = common.data / np.sqrt((mass[row] + shrink) * (mass[common.indices] + shrink))
     return cls(*_table(num_ads, neighbors, row, common.indices, cosine))
 
-  def unseen(self, ads_BS: np.ndarray, weight_BS: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
+  def unseen(
+    self, ads_BS: np.ndarray, weight_BS: np.ndarray, slots: int
+  ) -> tuple[np.ndarray, np.ndarray]:
     """The ads closest to histories that are not in them.
 
-    An ad's score is the sum, over the history, of weight times cosine. Work and memory grow with the history, not with
-    the number of ads. A row's result depends on that row alone; of equal scores the lower ad row comes first.
+    An ad's score is the sum, over the history, of weight times cosine. Work and memory grow with
+    the history, not with the number of ads. A row's result depends on that row alone; of equal
+    scores the lower ad row comes first.
 
     Args:
-      ads_BS: distinct ads of each history, -1 in padding. Rows that the fit did not have are without neighbours.
+      ads_BS: distinct ads of each history, -1 in padding. Rows that the fit did not have are
+        without neighbours.
       weight_BS: weight of each of them, positive.
       slots: ads kept a history.
 
@@ -70,18 +81,28 @@ class CoVisitNeighbors:
       parts.append(_table(len(ads_BS[some]), slots, *self._scored(ads_BS[some], weight_BS[some])))
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
-  def _scored(self, ads_BS: np.ndarray, weight_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row, ad and score of every ad that is near a history and not in it, in order of row, then ad."""
+  def _scored(
+    self, ads_BS: np.ndarray, weight_BS: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, ad and score of every ad that is near a history and not in it, in order of row, then
+    ad.
+    """
     b, s = np.nonzero((ads_BS >= 0) & (ads_BS < len(self.ids)))
     own = ads_BS[b, s]
     ad_C, weight_C = self.ids[own].ravel(), (weight_BS[b, s, None] * self.cosine[own]).ravel()
-    # The history's own ads are candidates of weight -inf: no sum with one of them in it is positive.
-    ad_C, weight_C = np.concatenate([ad_C, own]), np.concatenate([weight_C, np.full(len(own), -np.inf)])
+    # The history's own ads are candidates of weight -inf: no sum with one of them in it is
+    # positive.
+    ad_C, weight_C = (
+      np.concatenate([ad_C, own]),
+      np.concatenate([weight_C, np.full(len(own), -np.inf)]),
+    )
     row_C = np.concatenate([np.repeat(b, self.ids.shape[1]), b])
     if not (ad_C >= 0).any():
       return row_C[:0], ad_C[:0], weight_C[:0]
     low, high = (ad_C & 0xFFFF).astype(np.uint16), (ad_C >> 16).astype(np.int16)
-    order = np.lexsort((low, high, row_C.astype(np.uint16)))  # 16-bit keys: NumPy sorts them by radix
+    order = np.lexsort(
+      (low, high, row_C.astype(np.uint16))
+    )  # 16-bit keys: NumPy sorts them by radix
     ad_C, row_C = ad_C[order], row_C[order]
     first = np.flatnonzero(np.append(True, (ad_C[1:] != ad_C[:-1]) | (row_C[1:] != row_C[:-1])))
     score = np.add.reduceat(weight_C[order], first)
@@ -100,13 +121,16 @@ class CoVisitNeighbors:
 
 @dataclasses.dataclass(frozen=True)
 class NeighborFolds:
-  """Neighbours for requests that neighbours were fitted on: each user's come from the visits of other users alone.
+  """Neighbours for requests that neighbours were fitted on: each user's come from the visits of
+  other users alone.
 
-  With the user's own visits among the counts, a training request's ads would be one another's neighbours because it
+  With the user's own visits among the counts, a training request's ads would be one another's
+  neighbours because it
   took them together: a feature that knows the answer.
 
   Attributes:
-    ids: [K + 1, N, k] int32; those of fold f < K leave the users with `user % K == f` out, the last leaves none out.
+    ids: [K + 1, N, k] int32; those of fold f < K leave the users with `user % K == f` out, the last
+      leaves none out.
     cosine: [K + 1, N, k] float32.
   """
 
@@ -117,7 +141,9 @@ class NeighborFolds:
   def fit(
     cls, request_L: np.ndarray, user_L: np.ndarray, ad_L: np.ndarray, num_ads: int, folds: int
   ) -> "NeighborFolds":
-    """Fits on the lines [L] of visits, users and ads, a fold at a time; 0 folds: own visits count for everyone."""
+    """Fits on the lines [L] of visits, users and ads, a fold at a time; 0 folds: own visits
+    count for everyone.
+    """
     kept = [user_L % folds != fold for fold in range(folds)] + [np.ones(len(user_L), bool)]
     return cls.of(*(CoVisitNeighbors.fit(request_L[some], ad_L[some], num_ads) for some in kept))
 
@@ -136,8 +162,12 @@ class NeighborFolds:
     return CoVisitNeighbors(self.ids[fold], self.cosine[fold])
 
   def save(self, directory: str) -> None:
-    """Writes `folds.npz`, then `neighbors.npz` with those of all users, which is what a server reads."""
-    files.save_arrays(os.path.join(directory, "folds.npz"), ids=self.ids[:-1], cosine=self.cosine[:-1])
+    """Writes `folds.npz`, then `neighbors.npz` with those of all users, which is what a server
+    reads.
+    """
+    files.save_arrays(
+      os.path.join(directory, "folds.npz"), ids=self.ids[:-1], cosine=self.cosine[:-1]
+    )
     self.part(-1).save(directory)
 
   @classmethod
@@ -148,8 +178,12 @@ class NeighborFolds:
     return cls(np.concatenate([ids, whole.ids[None]]), np.concatenate([cosine, whole.cosine[None]]))
 
 
-def _table(rows: int, width: int, row: np.ndarray, ad: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The `width` best ads of each row and their scores, of (row, ad, score) by row, then ad: [rows, width] each."""
+def _table(
+  rows: int, width: int, row: np.ndarray, ad: np.ndarray, score: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """The `width` best ads of each row and their scores, of (row, ad, score) by row, then ad:
+  [rows, width] each.
+  """
   ids, scores = np.full((rows, width), -1, np.int32), np.zeros((rows, width), np.float32)
   row, ad, score = _best(row, ad, score, width)
   rank = np.arange(len(row)) - np.searchsorted(row, row)
@@ -158,8 +192,12 @@ def _table(rows: int, width: int, row: np.ndarray, ad: np.ndarray, score: np.nda
   return ids, scores
 
 
-def _best(row: np.ndarray, ad: np.ndarray, score: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """At least the `slots` best of each row, where it has as many; by row, the best first, then the lower ad."""
+def _best(
+  row: np.ndarray, ad: np.ndarray, score: np.ndarray, slots: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """At least the `slots` best of each row, where it has as many; by row, the best first, then
+  the lower ad.
+  """
   end = np.cumsum(np.bincount(row))
   cut = np.zeros(len(end))
   for r, of_row in enumerate(np.split(score, end[:-1])):

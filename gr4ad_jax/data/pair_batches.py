@@ -1,4 +1,6 @@
-"""Pairs that a ranker learns from: a request's own ads, and a weighted sample of all others of the table."""
+"""Pairs that a ranker learns from: a request's own ads, and a weighted sample of all others of
+the table.
+"""
 
 from typing import NamedTuple
 
@@ -18,8 +20,8 @@ class LabeledPairs(NamedTuple):
     pairs: what the ranker reads.
     bought_BC: bool, whether the ad is a target of the request.
     value_BC: float32, its value, clipped, money; 0 where it was not bought.
-    weight_BC: float32, 1 / inclusion probability; 0 in padding. Summed over a request's pairs, weighted sums stand for
-      all ads of the table.
+    weight_BC: float32, 1 / inclusion probability; 0 in padding. Summed over a request's pairs,
+      weighted sums stand for all ads of the table.
   """
 
   pairs: PairBatch
@@ -31,16 +33,20 @@ class LabeledPairs(NamedTuple):
 def _random(requests: np.ndarray, draw: np.ndarray | int, seed: int, count: int) -> np.ndarray:
   """[B, count] uint64, a hash of (seed, draw, request, column)."""
   draw_B = np.broadcast_to(draw, len(requests)).astype(np.uint64)
-  salt_B = splitmix64(splitmix64(np.asarray(requests, np.uint64) * _GOLDEN + np.uint64(seed)) + draw_B * _GOLDEN)
+  salt_B = splitmix64(
+    splitmix64(np.asarray(requests, np.uint64) * _GOLDEN + np.uint64(seed)) + draw_B * _GOLDEN
+  )
   return splitmix64(salt_B[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
 
 
 class PairSampler:
   """Draws the pairs of a training request.
 
-  Three strata: the targets; the ads of the context slots that are none; and the rest of the table. A stratum of n ads
-  of which k are drawn weighs n / k each; the rest is drawn with replacement from the whole table, at N / k each, and
-  what falls upon the other two is left out. So sums over the pairs are unbiased for sums over the table.
+  Three strata: the targets; the ads of the context slots that are none; and the rest of the table.
+    A stratum of n ads
+  of which k are drawn weighs n / k each; the rest is drawn with replacement from the whole table,
+  at N / k each, and what falls upon the other two is left out. So sums over the pairs are unbiased
+  for sums over the table.
 
   Args:
     contexts: of the requests, and features of the pairs.
@@ -77,7 +83,7 @@ class PairSampler:
     again = np.zeros(slots_BS.shape, bool)
     again[:, 1:] = slots_BS[:, 1:] == slots_BS[:, :-1]
     free = (slots_BS >= 0) & ~again & ~self.bought(requests, slots_BS)[0]
-    shown = _sampled(np.where(free, slots_BS, -1), bits[:, width:-limits[2]], limits[1])
+    shown = _sampled(np.where(free, slots_BS, -1), bits[:, width : -limits[2]], limits[1])
 
     num_ads = len(contexts.codes_NT)
     rest_BC = (bits[:, -limits[2] :] % np.uint64(num_ads)).astype(np.int64)
@@ -86,7 +92,9 @@ class PairSampler:
     return tuple(np.concatenate(parts, axis=1) for parts in zip(own, shown, rest, strict=True))
 
   def bought(self, requests: np.ndarray, ads_BC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each ad is a target of the request, and its clipped value; [B, C] bool and float32."""
+    """Whether each ad is a target of the request, and its clipped value; [B, C] bool and
+    float32.
+    """
     lines = self.contexts.lines
     line_BC = self.contexts.pairs.own_lines(requests, ads_BC)
     row_BC = np.maximum(line_BC, 0)
@@ -102,12 +110,16 @@ class PairSampler:
 
 
 def _sampled(ads_BX: np.ndarray, bits_BX: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-  """At most `limit` of each row's ads, those of the lowest random bits, and their weights; [B, limit] each."""
+  """At most `limit` of each row's ads, those of the lowest random bits, and their weights; [B,
+  limit] each.
+  """
   if ads_BX.shape[1] < limit:
     more = ((0, 0), (0, limit - ads_BX.shape[1]))
     ads_BX, bits_BX = np.pad(ads_BX, more, constant_values=-1), np.pad(bits_BX, more)
   real = ads_BX >= 0
-  order = np.argsort(np.where(real, bits_BX >> np.uint64(1), np.uint64(2**64 - 1)), axis=1, kind="stable")[:, :limit]
+  order = np.argsort(
+    np.where(real, bits_BX >> np.uint64(1), np.uint64(2**64 - 1)), axis=1, kind="stable"
+  )[:, :limit]
   ads = np.take_along_axis(ads_BX, order, axis=1)
   count = real.sum(axis=1, keepdims=True)
   weight = np.where(ads >= 0, count / np.clip(count, 1, limit), 0)

@@ -1,7 +1,7 @@
 """Features of (request, ad) pairs: what a user had to do with an ad, and what others had.
 
-Nothing of a request itself, and nothing later, is read; popularity is what the contexts show (see `Inputs.contexts`).
-Work and memory grow with histories and pairs, not with the number of ads.
+Nothing of a request itself, and nothing later, is read; popularity is what the contexts show (see
+`Inputs.contexts`). Work and memory grow with histories and pairs, not with the number of ads.
 """
 
 import functools
@@ -16,14 +16,14 @@ from gr4ad_jax.data.neighbors import NeighborFolds
 from gr4ad_jax.data.trends import Trends
 
 CROSSES = (
-  "lines_since", "decayed_share", "own_mean_value", "near", "near_last_visit", "near_best", "code_1_share",
-  "code_1_count", "code_2_share", "price", "price_above_user", "value_above_ad",
+  "lines_since", "decayed_share", "own_mean_value", "near", "near_last_visit", "near_best",
+  "code_1_share", "code_1_count", "code_2_share", "price", "price_above_user", "value_above_ad",
 )  # fmt: skip
 AD_FEATURES = history.FEATURES + trends.FEATURES + CROSSES
 FEATURES = (*AD_FEATURES, "group_share")
 USER_FEATURES = history.USER_FEATURES + (
-  "last_visit_lines", "last_visit_repeats", "late_repeats", "late_lines", "mean_price", "price_spread", "mean_quantity",
-  "last_visit_value", "same_day",
+  "last_visit_lines", "last_visit_repeats", "late_repeats", "late_lines", "mean_price",
+  "price_spread", "mean_quantity", "last_visit_value", "same_day",
 )  # fmt: skip
 
 
@@ -55,7 +55,8 @@ _COLUMN = 42  # bits of a column
 def _sorted(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """The stable order of keys [n], and the keys in it.
 
-  Row, column and number are packed into one integer where they fit: plain numbers sort in a third of the time or less.
+  Row, column and number are packed into one integer where they fit: plain numbers sort in a third
+  of the time or less.
   """
   column, number = key & ((1 << _COLUMN) - 1), len(key).bit_length()
   width = int(column.max(initial=0)).bit_length()
@@ -69,7 +70,8 @@ def _sorted(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class SparseRows:
-  """Sums of weights by (row, column): a matrix [B, columns] that is never made whole, read at some places.
+  """Sums of weights by (row, column): a matrix [B, columns] that is never made whole, read at some
+  places.
 
   Args:
     row: [n] in [0, B), B below 2^21.
@@ -82,7 +84,9 @@ class SparseRows:
     key = (row[self._kept].astype(np.int64) << _COLUMN) + column[self._kept]
     order, key = _sorted(key)
     self._kept = self._kept[order]
-    self._first = np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.zeros(0, np.int64)
+    self._first = (
+      np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.zeros(0, np.int64)
+    )
     key = key[self._first]
     wanted_BC = (np.arange(len(places_BC), dtype=np.int64)[:, None] << _COLUMN) + places_BC
     self._at_BC = np.minimum(np.searchsorted(key, wanted_BC), max(len(key) - 1, 0))
@@ -117,8 +121,17 @@ class PairFeatures:
     group_N: the group of each ad, its advertiser say; an integer. None: `batch` cannot be asked.
   """
 
-  def __init__(self, lines: Lines, codes_NT, price_N, popularity: Trends, neighbors: NeighborFolds, config: DataConfig,
-               held_out: bool = True, group_N: np.ndarray | None = None):  # fmt: skip
+  def __init__(
+    self,
+    lines: Lines,
+    codes_NT,
+    price_N,
+    popularity: Trends,
+    neighbors: NeighborFolds,
+    config: DataConfig,
+    held_out: bool = True,
+    group_N: np.ndarray | None = None,
+  ):
     self.lines, self.codes_NT, self.price_N, self.popularity = lines, codes_NT, price_N, popularity
     self.neighbors, self.config, self.held_out, self.group_N = neighbors, config, held_out, group_N
 
@@ -134,16 +147,24 @@ class PairFeatures:
   def _sums(self) -> dict[str, np.ndarray]:
     """[L + 1] float64 sums of all lines before each."""
     lines, price_L = self.lines, self.log_price(self.lines.ad).astype(np.float64)
-    columns = {"price": price_L, "price2": price_L**2, "quantity": np.log1p(np.maximum(lines.quantity, 0)),
-               "value": np.log1p(np.maximum(lines.value, 0))}  # fmt: skip
-    return {name: np.concatenate([[0.0], np.cumsum(x, dtype=np.float64)]) for name, x in columns.items()}
+    columns = {
+      "price": price_L,
+      "price2": price_L**2,
+      "quantity": np.log1p(np.maximum(lines.quantity, 0)),
+      "value": np.log1p(np.maximum(lines.value, 0)),
+    }
+    return {
+      name: np.concatenate([[0.0], np.cumsum(x, dtype=np.float64)]) for name, x in columns.items()
+    }
 
   def log_price(self, ad: np.ndarray) -> np.ndarray:
     """log(1 + price) of ads, 0 where it is unknown; float32."""
     return np.log1p(np.nan_to_num(self.price_N[ad])).astype(np.float32)
 
   def last_lines(self, requests: np.ndarray, ads_BC: np.ndarray) -> np.ndarray:
-    """The line of each request's user that took the ad last before the request, [B, C] int64; -1: never."""
+    """The line of each request's user that took the ad last before the request, [B, C] int64;
+    -1: never.
+    """
     key, order = self._by_ad
     num_requests = np.int64(len(self.lines.request_time))
     base_BC = np.maximum(ads_BC, 0).astype(np.int64) * num_requests
@@ -177,7 +198,8 @@ class PairFeatures:
     )
 
   def user_features(self, requests: np.ndarray) -> np.ndarray:
-    """What users were like before the requests [B], as in USER_FEATURES; counts, money and times on a log scale.
+    """What users were like before the requests [B], as in USER_FEATURES; counts, money and times on
+    a log scale.
 
     Returns:
       [B, len(USER_FEATURES)] float32.
@@ -197,7 +219,9 @@ class PairFeatures:
     begin, last_size, last_repeats = late(1)
     _, late_size, late_repeats = late(4)
     price = (sums["price"][here] - sums["price"][first]) / count
-    spread = np.sqrt(np.maximum((sums["price2"][here] - sums["price2"][first]) / count - price**2, 0))
+    spread = np.sqrt(
+      np.maximum((sums["price2"][here] - sums["price2"][first]) / count - price**2, 0)
+    )
     before = lines.request_time[np.maximum(requests - 1, 0)]
     time = lines.request_time[requests]
     more = np.stack([
@@ -216,7 +240,8 @@ class PairFeatures:
   def ad_features(
     self, requests: np.ndarray, ads_BC: np.ndarray, rows_BS: np.ndarray, users_BF: np.ndarray
   ) -> np.ndarray:
-    """What a user and everyone had to do with ads, as in AD_FEATURES; counts, money and times on a log scale.
+    """What a user and everyone had to do with ads, as in AD_FEATURES; counts, money and times on a
+    log scale.
 
     Args:
       requests: [B] request numbers.
@@ -229,7 +254,9 @@ class PairFeatures:
     """
     return self._features(requests, ads_BC, rows_BS, users_BF, None)[..., : len(AD_FEATURES)]
 
-  def _features(self, requests, ads_BC, rows_BS, users_BF, group_N: np.ndarray | None) -> np.ndarray:
+  def _features(
+    self, requests, ads_BC, rows_BS, users_BF, group_N: np.ndarray | None
+  ) -> np.ndarray:
     """[B, C, len(FEATURES)] float32, as `ad_features`; `group_share` is 0 without groups."""
     lines, ad_BC = self.lines, np.maximum(ads_BC, 0)
     own_BC = self.last_lines(requests, ads_BC)
@@ -247,12 +274,19 @@ class PairFeatures:
     own_mean = np.maximum(lines.total_value[row_BC], 0) / lines.count[row_BC]
     column["own_mean_value"][:] = np.where(known, np.log1p(own_mean), 0)
 
-    slot_BS, decay_BS = history.ads_of(lines, rows_BS), history.decayed_counts(lines, requests, rows_BS)
+    slot_BS, decay_BS = (
+      history.ads_of(lines, rows_BS),
+      history.decayed_counts(lines, requests, rows_BS),
+    )
     total_B1 = np.maximum(decay_BS.sum(axis=1, keepdims=True), 1e-6)
     own_decay = np.expm1(own[..., history.FEATURES.index("decayed_count")])
     column["decayed_share"][:] = np.log1p(100 * own_decay / total_B1)
     self._near(column, requests, ad_BC, slot_BS, decay_BS, rows_BS)
-    for name, groups in (("code_1", self.codes_NT[:, 0]), ("code_2", self.codes_NT[:, :2]), ("group", group_N)):
+    for name, groups in (
+      ("code_1", self.codes_NT[:, 0]),
+      ("code_2", self.codes_NT[:, :2]),
+      ("group", group_N),
+    ):
       if groups is not None:
         others = self._others(groups, ad_BC, slot_BS, decay_BS, own_decay)
         column[f"{name}_share"][:] = np.log1p(100 * others / total_B1)
@@ -269,7 +303,9 @@ class PairFeatures:
     return out
 
   def _others(self, groups: np.ndarray, ad_BC, slot_BS, decay_BS, own_decay_BC) -> np.ndarray:
-    """Decayed count of the history's other ads of an ad's group, [B, C]; `groups` [N], or [N, 2] for a pair's."""
+    """Decayed count of the history's other ads of an ad's group, [B, C]; `groups` [N], or [N, 2]
+    for a pair's.
+    """
 
     def group(ad):
       of_ad = groups[ad].astype(np.int64)

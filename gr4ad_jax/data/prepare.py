@@ -1,4 +1,6 @@
-"""`load_dataset`: a data set by its config, prepared on first use and read back whole or not at all."""
+"""`load_dataset`: a data set by its config, prepared on first use and read back whole or not at
+all.
+"""
 
 import contextlib
 import io
@@ -17,15 +19,18 @@ _log = logging.getLogger(__name__)
 
 def default_data_dir() -> str:
   """The folder of prepared data sets in the user's cache."""
-  return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gr4ad_jax", "data")
+  return os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gr4ad_jax", "data"
+  )
 
 
 def load_dataset(config: DataConfig) -> Dataset:
   """The data set of a config, with its report; prepares it where that was not done yet.
 
-  Prepared data lie in `<data_dir>/<fingerprint>`, and the fingerprint changes with the source's bytes and with the
-  options, so nothing stale is served. What is read back is compared with a digest of what was written; a part that is
-  missing or damaged is prepared again. Processes that start together prepare once.
+  Prepared data lie in `<data_dir>/<fingerprint>`, and the fingerprint changes with the source's
+  bytes and with the options, so nothing stale is served. What is read back is compared with a
+  digest of what was written; a part that is missing or damaged is prepared again. Processes that
+  start together prepare once.
 
   Raises:
     DataError: bad input, in one line, before anything is written.
@@ -54,7 +59,8 @@ def load_dataset(config: DataConfig) -> Dataset:
 
 
 def prepared_folders(config: DataConfig) -> dict[str, str]:
-  """Where the parts of a data set lie, `ads` and `events`, prepared on first use; they are not read, nor compared.
+  """Where the parts of a data set lie, `ads` and `events`, prepared on first use; they are not
+  read, nor compared.
 
   Raises:
     As `load_dataset`.
@@ -80,14 +86,18 @@ def _stored(make: type, config: DataConfig, root: str) -> dict[str, tuple]:
       builder = make(data=config, config=part, data_dir=root)
       if os.path.isdir(builder.data_dir):
         parts[part] = builder.stored(), dict(builder.info.metadata)
-    except Exception as error:  # a damaged file can raise almost anything, and all of it means: prepare again
+    except (
+      Exception
+    ) as error:  # a damaged file can raise almost anything, and all of it means: prepare again
       reason = repr(error).splitlines()[0]
       _log.warning("%s: '%s' is damaged and is prepared again (%s)", root, part, reason)
   return parts
 
 
 def _prepare(make: type, config: DataConfig, part: str, root: str, tables: Dataset) -> None:
-  """Writes one part, in place of what an interrupted run left; TFDS gives it its name only when it is whole."""
+  """Writes one part, in place of what an interrupted run left; TFDS gives it its name only when
+  it is whole.
+  """
   import tensorflow_datasets as tfds
 
   folder = os.path.join(root, make.name, part)

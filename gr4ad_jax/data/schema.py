@@ -6,8 +6,9 @@ import functools
 import numpy as np
 
 SPLITS = ("train", "valid", "test")
-# Of a number of a batch: its square, 1e36, is still finite in float32, which ends at 3.4e38. Sums of hundreds of such
-# squares would not be; `objectives/lists.MOST_REWARD` bounds what is squared and summed.
+# Of a number of a batch: its square, 1e36, is still finite in float32, which ends at 3.4e38. Sums
+# of hundreds of such squares would not be; `objectives/lists.MOST_REWARD` bounds what is squared
+# and summed.
 LARGEST = 1e18
 
 
@@ -74,7 +75,9 @@ class Report:
     parts = [f"{self.ads} ads", f"{self.users} users"]
     parts += [f"{self.events[s]} events in {self.requests[s]} requests of {s}" for s in SPLITS]
     parts += [f"{self.rows} rows read"] + ([f"{self.merged} merged"] if self.merged else [])
-    return ", ".join(parts + [f"{count} dropped ({reason})" for reason, count in self.dropped.items()])
+    return ", ".join(
+      parts + [f"{count} dropped ({reason})" for reason, count in self.dropped.items()]
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""An ad table and an event log: columns of files (`column_files.read_file`) into the schema's columns."""
+"""An ad table and an event log: columns of files (`column_files.read_file`) into the schema's
+columns.
+"""
 
 import dataclasses
 import unicodedata
@@ -43,12 +45,15 @@ def ad_table(cells: dict[str, Cells]) -> AdTable:
   Runs of white space in `text` become one space.
 
   Raises:
-    DataError: a bad cell, an ad that stands there twice, a form without a template (`data/forms.py`).
+    DataError: a bad cell, an ad that stands there twice, a form without a template
+      (`data/forms.py`).
   """
   size = len(cells["ad_id"])
   ad_id = unique_ids(cells["ad_id"])
   blank = np.full(size, "", object)
-  words = {name: cells[name].text(allow_empty=True) if name in cells else blank for name in AD_OPTIONAL[:3]}
+  words = {
+    name: cells[name].text(allow_empty=True) if name in cells else blank for name in AD_OPTIONAL[:3]
+  }
   account_row, account_id = cells["account_id"].ids()
   if "form" in cells:
     _check_forms(cells["form"])
@@ -67,7 +72,8 @@ def unique_ids(cells: Cells) -> np.ndarray:
   """The ids of a column, [N] str. Raises DataError where one stands there twice."""
   code_N, ids = cells.ids()
   if len(ids) < len(cells):
-    # First appearances are numbered 0, 1, …: the first row whose code is not new repeats an earlier one.
+    # First appearances are numbered 0, 1, …: the first row whose code is not new repeats an earlier
+    # one.
     row = int(np.argmax(code_N != np.arange(len(cells))))
     first = int(np.argmax(code_N == code_N[row]))
     raise cells.bad(row, ids[code_N[row]], f"is already the ad of {cells.row_name(first, row)}")
@@ -76,7 +82,9 @@ def unique_ids(cells: Cells) -> np.ndarray:
 
 def _check_forms(form_cells: Cells) -> None:
   codes, values = form_cells.labels(allow_empty=True)
-  unknown_N = np.fromiter((bool(value) and value not in TEMPLATES for value in values), bool, len(values))[codes]
+  unknown_N = np.fromiter(
+    (bool(value) and value not in TEMPLATES for value in values), bool, len(values)
+  )[codes]
   if unknown_N.any():
     row = int(np.argmax(unknown_N))
     problem = f"is not one of {', '.join(TEMPLATES)}, nor empty"
@@ -92,11 +100,13 @@ class EventRules:
   session_gap_minutes: float = 30.0
 
 
-def event_log(cells: dict[str, Cells], ads: AdTable, rules: EventRules) -> tuple[EventLog, dict[str, int]]:
+def event_log(
+  cells: dict[str, Cells], ads: AdTable, rules: EventRules
+) -> tuple[EventLog, dict[str, int]]:
   """The event log of checked columns (`EVENT_COLUMNS`, and any of `EVENT_OPTIONAL`).
 
-  Without `behavior` every event is of the deepest kind; `value` defaults to 0, `quantity` to 1; without `request_id`
-  visits are cut at pauses.
+  Without `behavior` every event is of the deepest kind; `value` defaults to 0, `quantity` to 1;
+  without `request_id` visits are cut at pauses.
 
   Returns:
     The log, and the rows set aside by reason.
@@ -111,8 +121,9 @@ def event_log(cells: dict[str, Cells], ads: AdTable, rules: EventRules) -> tuple
     "user": user_E,
     "ad": ad_E,
     "time": cells["time"].times(),
-    "behavior": _depths(cells["behavior"], rules.behaviors) if "behavior" in cells else
-                np.full(size, len(rules.behaviors) - 1, np.int8),
+    "behavior": _depths(cells["behavior"], rules.behaviors)
+    if "behavior" in cells
+    else np.full(size, len(rules.behaviors) - 1, np.int8),
     "value": cells["value"].numbers(0) if "value" in cells else np.zeros(size, np.float32),
     "quantity": cells["quantity"].numbers(1) if "quantity" in cells else np.ones(size, np.float32),
   }
@@ -120,25 +131,33 @@ def event_log(cells: dict[str, Cells], ads: AdTable, rules: EventRules) -> tuple
     columns["request"] = cells["request_id"].ids()[0]
   known_E = ad_E >= 0
   if not known_E.any():
-    raise DataError(f"{cells['ad_id'].path}: no event is left, the ad table lacks the ads of all {size} rows")
+    raise DataError(
+      f"{cells['ad_id'].path}: no event is left, the ad table lacks the ads of all {size} rows"
+    )
   dropped = {} if known_E.all() else {"ad not in the ad table": int(size - known_E.sum())}
   columns = {name: column[known_E] for name, column in columns.items()}
   return visits.ordered_log(user_id, **columns, gap_seconds=60 * rules.session_gap_minutes), dropped
 
 
 def rows_of(ad_cells: Cells, ads: AdTable, allow_unknown: bool = False) -> np.ndarray:
-  """Ad-table row of each event, [E] int32; -1 for an ad that the table lacks, a DataError unless `allow_unknown`."""
+  """Ad-table row of each event, [E] int32; -1 for an ad that the table lacks, a DataError unless
+  `allow_unknown`.
+  """
   codes, values = ad_cells.ids()
   row_of = {ad: row for row, ad in enumerate(ads.ad_id)}
   row_E = np.fromiter((row_of.get(value, -1) for value in values), np.int32, len(values))[codes]
   if not allow_unknown and (row_E < 0).any():
     row = int(np.argmax(row_E < 0))
-    raise ad_cells.bad(row, values[codes[row]], f"is not in the ad table{_nearest(values[codes[row]], ads)}")
+    raise ad_cells.bad(
+      row, values[codes[row]], f"is not in the ad table{_nearest(values[codes[row]], ads)}"
+    )
   return row_E
 
 
 def _nearest(ad_id: str, ads: AdTable) -> str:
-  """What may be meant by an ad id that the table lacks: one that differs in what programs change unasked."""
+  """What may be meant by an ad id that the table lacks: one that differs in what programs change
+  unasked.
+  """
 
   def plain(name: str) -> str:
     name = unicodedata.normalize("NFKC", name).casefold().strip()
@@ -152,7 +171,9 @@ def _depths(behavior_cells: Cells, behaviors: tuple[str, ...]) -> np.ndarray:
   """Depth of each event, [E] int8."""
   codes, values = behavior_cells.labels(allow_empty=True)
   # White space around a word is left away, as around an id.
-  depths = [behaviors.index(word) if (word := value.strip()) in behaviors else -1 for value in values]
+  depths = [
+    behaviors.index(word) if (word := value.strip()) in behaviors else -1 for value in values
+  ]
   depth_E = np.array(depths, np.int8)[codes]
   if (depth_E < 0).any():
     row = int(np.argmax(depth_E < 0))

@@ -14,8 +14,8 @@ CHARACTER = 182  # days over which an ad's repeat share and mean value are taken
 YEAR = 365  # days
 SEASON = (14, 28)  # days before and after this day a year ago
 FEATURES = (
-  "share_7", "share_28", "share_91", "trend", "repeat_share", "mean_value", "days_unsold", "days_known", "last_year",
-  "last_year_share",
+  "share_7", "share_28", "share_91", "trend", "repeat_share", "mean_value", "days_unsold",
+  "days_known", "last_year", "last_year_share",
 )  # fmt: skip
 _MAX_CELLS = 20_000_000  # 240 MB in all: with more ads the buckets grow longer
 _PRIOR_LINES, _PRIOR_REPEATS = 4.0, 1.0  # what an ad without lines is taken to have had
@@ -56,7 +56,13 @@ class Trends:
       return np.cumsum(sums.reshape(buckets + 1, num_ads), axis=0).astype(dtype)
 
     repeats = cumulated(lines.count[shown_L] > 1, np.int32)
-    return cls(origin, width, cumulated(None, np.int32), repeats, cumulated(np.log1p(lines.value[shown_L]), np.float32))
+    return cls(
+      origin,
+      width,
+      cumulated(None, np.int32),
+      repeats,
+      cumulated(np.log1p(lines.value[shown_L]), np.float32),
+    )
 
   @functools.cached_property
   def _total(self) -> np.ndarray:
@@ -74,8 +80,12 @@ class Trends:
     return self.value.sum(axis=1) / np.maximum(self._total, 1)
 
   def bucket(self, time: np.ndarray) -> np.ndarray:
-    """The bucket in which each moment lies: only earlier buckets count for it. A moment past the end counts all."""
-    return np.clip((time - self.origin) / (self.width * DAY), 0, len(self.seen) - 1).astype(np.int64)
+    """The bucket in which each moment lies: only earlier buckets count for it. A moment past the
+    end counts all.
+    """
+    return np.clip((time - self.origin) / (self.width * DAY), 0, len(self.seen) - 1).astype(
+      np.int64
+    )
 
   def _window(self, bucket: np.ndarray, days: int) -> np.ndarray:
     return np.maximum(bucket - max(1, round(days / self.width)), 0)
@@ -86,10 +96,10 @@ class Trends:
     Ads that the fit did not have, with rows from N on, are taken to have had no line.
 
     Returns:
-      [B, S, len(FEATURES)] float32: log of each window's share against a uniform share; the change between the two
-      shortest windows; 4 x the share of repeats and mean log(1 + value), both drawn towards a prior; log(1 + days)
-      since the last sale, and since the first; whether the counts reach back to this season a year ago, and the log of
-      the share in it.
+      [B, S, len(FEATURES)] float32: log of each window's share against a uniform share; the change
+      between the two shortest windows; 4 x the share of repeats and mean log(1 + value), both drawn
+      towards a prior; log(1 + days) since the last sale, and since the first; whether the counts
+      reach back to this season a year ago, and the log of the share in it.
     """
     bucket, total, num_ads = self.bucket(time_B), self._total, self.seen.shape[1]
     known_BS = ad_BS < num_ads
@@ -101,7 +111,9 @@ class Trends:
     logs = []
     for days in WINDOWS:
       then = self._window(bucket, days)
-      share = (lately(self.seen, then) + 0.5) / ((total[bucket] - total[then])[:, None] + 0.5 * num_ads)
+      share = (lately(self.seen, then) + 0.5) / (
+        (total[bucket] - total[then])[:, None] + 0.5 * num_ads
+      )
       logs.append(np.log(share * num_ads))
     then = self._window(bucket, CHARACTER)
     count = lately(self.seen, then) + _PRIOR_LINES
@@ -113,7 +125,10 @@ class Trends:
     begin, end = self.bucket(begin), self.bucket(time_B - (YEAR - SEASON[1]) * DAY)
     count = (self.seen[end[:, None], ad_BS] - self.seen[begin[:, None], ad_BS]) * known_BS
     share = (count + 0.5) / (np.maximum(total[end] - total[begin], 1)[:, None] + 0.5 * num_ads)
-    about += [np.broadcast_to(there_B1, ad_BS.shape), np.where(there_B1, np.log(share * num_ads), 0)]
+    about += [
+      np.broadcast_to(there_B1, ad_BS.shape),
+      np.where(there_B1, np.log(share * num_ads), 0),
+    ]
     return np.stack(about, axis=-1).astype(np.float32)
 
   def _ages(self, bucket_B, ad_BS, known_BS) -> tuple[np.ndarray, np.ndarray]:
@@ -121,17 +136,23 @@ class Trends:
     last, first_N = self._sold
     last_BS = np.where(known_BS, last[bucket_B[:, None], ad_BS], -1)
     age_BS = (bucket_B[:, None] - first_N[ad_BS]) * self.width
-    unsold = np.where(last_BS >= 0, np.log1p((bucket_B[:, None] - 1 - last_BS) * self.width), _UNSOLD)
+    unsold = np.where(
+      last_BS >= 0, np.log1p((bucket_B[:, None] - 1 - last_BS) * self.width), _UNSOLD
+    )
     return unsold, np.where((last_BS >= 0) & (age_BS > 0), np.log1p(np.maximum(age_BS, 0)), 0)
 
   @functools.cached_property
   def _sold(self) -> tuple[np.ndarray, np.ndarray]:
-    """Bucket of each ad's last sale before a bucket [buckets + 1, N] int32, -1 where there was none; of its first."""
+    """Bucket of each ad's last sale before a bucket [buckets + 1, N] int32, -1 where there was
+    none; of its first.
+    """
     last = np.full(self.seen.shape, -1, np.int32)
     bucket = np.arange(1, len(self.seen), dtype=np.int32)[:, None] - 1
     last[1:] = np.maximum.accumulate(np.where(self.seen[1:] > self.seen[:-1], bucket, -1), axis=0)
     never = self.seen[-1] == 0
-    return last, np.where(never, len(self.seen), np.argmax(self.seen > 0, axis=0) - 1).astype(np.int32)
+    return last, np.where(never, len(self.seen), np.argmax(self.seen > 0, axis=0) - 1).astype(
+      np.int32
+    )
 
   def lately(self, time_B: np.ndarray, days: int = 28) -> np.ndarray:
     """[B, N] int32, lines of every ad in the last `days` before the day of each moment."""
@@ -139,7 +160,8 @@ class Trends:
     return self.seen[bucket] - self.seen[self._window(bucket, days)]
 
   def rising(self, bucket_B: np.ndarray, slots: int) -> np.ndarray:
-    """Ads whose last week stands highest above their last four weeks. A bucket's are looked up once, then kept.
+    """Ads whose last week stands highest above their last four weeks. A bucket's are looked up
+    once, then kept.
 
     Returns:
       [B, slots] int32 ad rows, the fastest riser first, -1 where fewer rise.

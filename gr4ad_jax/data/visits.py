@@ -9,23 +9,33 @@ MIN_VISITS = 3  # a user with fewer has none to hold out
 
 
 def ordered_log(
-  user_id: np.ndarray, *, user: np.ndarray, ad: np.ndarray, time: np.ndarray, behavior: np.ndarray, value: np.ndarray,
-  quantity: np.ndarray, request: np.ndarray | None = None, gap_seconds: float = 0.0
+  user_id: np.ndarray,
+  *,
+  user: np.ndarray,
+  ad: np.ndarray,
+  time: np.ndarray,
+  behavior: np.ndarray,
+  value: np.ndarray,
+  quantity: np.ndarray,
+  request: np.ndarray | None = None,
+  gap_seconds: float = 0.0,
 ) -> EventLog:
   """Sorts E >= 1 events by user, visit, time and position, and gives each visit its split.
 
   Args:
     user_id: [U] what `user` counts; users without events are left out, the others keep their order.
     user, ad, time, behavior, value, quantity: [E] columns of `EventLog`, in any order.
-    request: [E] integers; events of one user that share it are one visit. None: a pause of `gap_seconds` or more
-      between two events of a user starts a new visit.
+    request: [E] integers; events of one user that share it are one visit. None: a pause of
+      `gap_seconds` or more between two events of a user starts a new visit.
     gap_seconds: used without `request` only.
 
   Returns:
     The log. A user's visits stand in order of their first moment, then of their first row.
   """
   present, user = np.unique(user, return_inverse=True)
-  visit = _visits_by_pause(user, time, gap_seconds) if request is None else _visits_by_id(user, request)
+  visit = (
+    _visits_by_pause(user, time, gap_seconds) if request is None else _visits_by_id(user, request)
+  )
   request = _in_order(visit, user, time)
   order = np.lexsort((time, request))  # stable: equal times keep the log's order
   user_R = user[order][_first_of_run(request[order])]
@@ -45,7 +55,8 @@ def ordered_log(
 def split_of_visits(user_R: np.ndarray) -> np.ndarray:
   """Split of each visit, [R] int8, from the visits' users [R], grouped and in order of time.
 
-  Of a user with three visits or more the last is test and the one before it valid; all else is train.
+  Of a user with three visits or more the last is test and the one before it valid; all else is
+  train.
   """
   begin = _first_of_run(user_R)
   count = np.diff(np.append(begin, len(user_R)))

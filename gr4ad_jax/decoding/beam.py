@@ -1,7 +1,9 @@
-"""Beam search over the trie: lazy layers once a request, late layers per beam, one context for all beams.
+"""Beam search over the trie: lazy layers once a request, late layers per beam, one context for all
+beams.
 
-Scores are those of the unconstrained softmax, copy path included: a prefix's copied mass is the attention on the slots
-whose ads agree with it, so prefix probabilities add up and the search is exact (docs/design/method.md §2.4).
+Scores are those of the unconstrained softmax, copy path included: a prefix's copied mass is the
+attention on the slots whose ads agree with it, so prefix probabilities add up and the search is
+exact (docs/design/method.md §2.4).
 """
 
 import flax.struct
@@ -26,8 +28,8 @@ class Beams:
   Attributes:
     leaf_BW: int32 node of the last depth, -1 where the beam is empty.
     logp_BW: log p(y | X), float32, normalised over all UA-SIDs; -inf where the beam is empty.
-    score_BW: what the beams are ordered by, float32: by likelihood log p, up to a constant of the request; by eCPM its
-      logarithm; or their blend. -inf where the beam is empty.
+    score_BW: what the beams are ordered by, float32: by likelihood log p, up to a constant of the
+      request; by eCPM its logarithm; or their blend. -inf where the beam is empty.
     value_BW: expected eCPM of the ad given the context, money.
     codes_BWT: int32 UA-SIDs.
     prefix_logp_BWT: log p of every prefix of the UA-SID, normalised; the last is `logp_BW`.
@@ -43,7 +45,9 @@ class Beams:
 
 @flax.struct.dataclass
 class _State:
-  """W beams between two levels; `match_BWS` is the copy attention on slots that still agree with each beam."""
+  """W beams between two levels; `match_BWS` is the copy attention on slots that still agree with
+  each beam.
+  """
 
   node_BW: jax.Array
   last_BW: jax.Array
@@ -65,11 +69,17 @@ def _take(tree, parent_BW):
 class _Level:
   """The candidates of one level: log p of any (beam, code), by the decoder and by the copy path."""
 
-  def __init__(self, state: _State, logits_BWV: jax.Array, copy: Copy | None, slot_code_BS: jax.Array):
+  def __init__(
+    self, state: _State, logits_BWV: jax.Array, copy: Copy | None, slot_code_BS: jax.Array
+  ):
     self._state, self._logits, self._copy = state, logits_BWV, copy
-    self._total_BW = state.generated_BW - jax.nn.logsumexp(logits_BWV, axis=-1)  # the unconstrained normaliser
+    self._total_BW = state.generated_BW - jax.nn.logsumexp(
+      logits_BWV, axis=-1
+    )  # the unconstrained normaliser
     if copy is not None:
-      self._slot_of_BV, self._mass_BWS = _mass_by_slot(state.match_BWS, slot_code_BS, logits_BWV.shape[-1])
+      self._slot_of_BV, self._mass_BWS = _mass_by_slot(
+        state.match_BWS, slot_code_BS, logits_BWV.shape[-1]
+      )
 
   def generated(self, beam_BX: jax.Array, code_BX: jax.Array) -> jax.Array:
     """[B, X] log-probability of prefix and code under the decoder alone."""
@@ -86,11 +96,15 @@ class _Level:
     slots = self._mass_BWS.shape[-1]
     slot_BX = jnp.take_along_axis(self._slot_of_BV, code_BX, axis=1)
     flat_BWS = self._mass_BWS.reshape(len(self._mass_BWS), -1)
-    mass_BX = jnp.take_along_axis(flat_BWS, beam_BX * slots + jnp.minimum(slot_BX, slots - 1), axis=1)
+    mass_BX = jnp.take_along_axis(
+      flat_BWS, beam_BX * slots + jnp.minimum(slot_BX, slots - 1), axis=1
+    )
     return mix(self._copy, generated_BX, jnp.where(slot_BX < slots, mass_BX, 0.0))
 
 
-def _mass_by_slot(match_BWS: jax.Array, code_BS: jax.Array, codes: int) -> tuple[jax.Array, jax.Array]:
+def _mass_by_slot(
+  match_BWS: jax.Array, code_BS: jax.Array, codes: int
+) -> tuple[jax.Array, jax.Array]:
   """Copied mass of each next code of each beam, kept by slot: S is smaller than V.
 
   Returns:
@@ -98,14 +112,17 @@ def _mass_by_slot(match_BWS: jax.Array, code_BS: jax.Array, codes: int) -> tuple
   """
   B, S = code_BS.shape
   rows = jnp.arange(B)[:, None]
-  slot_of_BV = jnp.full((B, codes), S, jnp.int32).at[rows, code_BS].min(jnp.arange(S, dtype=jnp.int32))
+  slot_of_BV = (
+    jnp.full((B, codes), S, jnp.int32).at[rows, code_BS].min(jnp.arange(S, dtype=jnp.int32))
+  )
   same_BSS = (code_BS[:, :, None] == code_BS[:, None]).astype(jnp.float32)
   # f32 throughout: a probability's error must stay far below the gaps between beams
   return slot_of_BV, jnp.einsum("bws,bst->bwt", match_BWS, same_BSS, precision="highest")
 
 
 def _advance(
-  level: int, state: _State, here: _Level, trie: Trie, width: int, precut: str, slot_code_BS, guide_of
+  level: int, state: _State, here: _Level, trie: Trie, width: int, precut: str, slot_code_BS,
+  guide_of
 ):  # fmt: skip
   """The best children of all beams: the next state, and the beams that they come from."""
   found: Children = trie.children(level, state.node_BW)
@@ -115,7 +132,9 @@ def _advance(
   total_BWC = jnp.where(found.valid_BWC, here.total(beam_BX, code_BX).reshape(B, W, C), -jnp.inf)
   extra = 0 if found.code_P is None else len(found.code_P)
   k = min(width, W * C)
-  score_BWC = total_BWC if guide_of is None else total_BWC + guide_of(level, node_BX).reshape(B, W, C)
+  score_BWC = (
+    total_BWC if guide_of is None else total_BWC + guide_of(level, node_BX).reshape(B, W, C)
+  )
   logp_BW, at_BW = topk.top_k(score_BWC, k, topk.choose(precut, W * C, k))
   if guide_of is not None:
     logp_BW = jnp.take_along_axis(total_BWC.reshape(B, -1), at_BW, axis=1)
@@ -129,7 +148,9 @@ def _advance(
       jnp.concatenate(pair, axis=1)
       for pair in ((beam_BX, beam_BP), (code_BX, jnp.maximum(code_BP, 0)), (node_BX, node_BP))
     )
-  beam_BW, code_BW, node_BW = (jnp.take_along_axis(x, at_BW, axis=1) for x in (beam_BX, code_BX, node_BX))
+  beam_BW, code_BW, node_BW = (
+    jnp.take_along_axis(x, at_BW, axis=1) for x in (beam_BX, code_BX, node_BX)
+  )
   generated_BW = here.generated(beam_BW, code_BW)
   state = _take(state, beam_BW)
   match_BWS = state.match_BWS
@@ -164,7 +185,8 @@ def order_scores(logp_BW: jax.Array, value_BW: jax.Array, search: SearchConfig) 
 
 
 def _ordered(state: _State, caches, likely_BW, value_of, search: SearchConfig):
-  """The final order: predicts the eCPM of the beams that are asked for, and sorts by what `--order` names.
+  """The final order: predicts the eCPM of the beams that are asked for, and sorts by what `--order`
+  names.
 
   `likely_BW` orders by likelihood. The state's prefixes are normalised by now.
   """
@@ -174,25 +196,35 @@ def _ordered(state: _State, caches, likely_BW, value_of, search: SearchConfig):
   value_BW = value_of(state, caches)
   score_BW = order_scores(likely_BW, value_BW, search)
   leaf_BW = jnp.where(state.node_BW == NO_NODE, -1, state.node_BW)
-  found = (leaf_BW, state.prefix_BWT[..., -1], score_BW, value_BW, state.codes_BWT, state.prefix_BWT)
+  found = (
+    leaf_BW,
+    state.prefix_BWT[..., -1],
+    score_BW,
+    value_BW,
+    state.codes_BWT,
+    state.prefix_BWT,
+  )
   return Beams(*_take(found, jnp.argsort(-score_BW, axis=1, stable=True)))
 
 
 def beam_search(
-  model: GR4AD, variables, batch, trie: Trie, bin_value_V: jax.Array | None, *, widths: tuple[int, ...],
-  search: SearchConfig = _PLAIN, guide: Guide | None = None,
+  model: GR4AD, variables, batch, trie: Trie, bin_value_V: jax.Array | None, *,
+  widths: tuple[int, ...], search: SearchConfig = _PLAIN, guide: Guide | None = None,
 ) -> Beams:  # fmt: skip
   """The best existing UA-SIDs of each request.
 
   Args:
     model: the module.
-    variables: its parameters, as `{"params": …}`, with the scales of quantised ones where there are any.
+    variables: its parameters, as `{"params": …}`, with the scales of quantised ones where there are
+      any.
     batch: requests (`RequestBatch`); targets are not read.
     trie: what exists.
     bin_value_V: mean money of each eCPM bin; None: no eCPM is predicted, all values are 0.
-    widths: beams kept after each level, in place of `search.beams`; a level with fewer prefixes keeps them all.
+    widths: beams kept after each level, in place of `search.beams`; a level with fewer prefixes
+      keeps them all.
     search: final order, eCPM and pre-cut.
-    guide: of a model whose start has a state (`skip_BD`): what an item-level head adds to log p where beams are chosen.
+    guide: of a model whose start has a state (`skip_BD`): what an item-level head adds to log p
+      where beams are chosen.
 
   Returns:
     Beams in final order; `ecpm_beams` of them, where that is set and smaller.
@@ -203,25 +235,39 @@ def beam_search(
   if guide is not None and trie.overlay_TQP is not None:
     raise ValueError("a guided search takes no overlay: its nodes have no vectors")
   start: Start = model.apply(variables, batch, method="start")
-  guide_of = None if guide is None else lambda level, node: guide.scores(level, start.skip_BD.astype(jnp.float32), node)
+  guide_of = (
+    None
+    if guide is None
+    else lambda level, node: guide.scores(level, start.skip_BD.astype(jnp.float32), node)
+  )
   B, _, T = start.slot_codes_BST.shape
   copies = model.config.copy != "off"
   first_BW = jnp.zeros((B, 1), jnp.int32)
   empty_BWT = jnp.zeros((B, 1, 0))
   # What each beam may copy is known from the first level's state on.
-  state = _State(first_BW, first_BW, jnp.zeros((B, 1)), empty_BWT.astype(jnp.int32), empty_BWT, None)
+  state = _State(
+    first_BW, first_BW, jnp.zeros((B, 1)), empty_BWT.astype(jnp.int32), empty_BWT, None
+  )
   caches, copy = None, None
   for level in range(T):
-    h_BWD, logits_BWV, caches = model.apply(variables, start, state.last_BW, level, caches, method="step")
+    h_BWD, logits_BWV, caches = model.apply(
+      variables, start, state.last_BW, level, caches, method="step"
+    )
     if level == 0 and copies:
       copy = model.apply(variables, start, h_BWD[:, 0], method="copy_path")
       state = state.replace(match_BWS=jnp.exp(copy.log_attention_BS)[:, None])
     slot_code_BS = start.slot_codes_BST[..., level]
     here = _Level(state, logits_BWV, copy, slot_code_BS)
-    state, beam_BW = _advance(level, state, here, trie, widths[level], search.precut, slot_code_BS, guide_of)
+    state, beam_BW = _advance(
+      level, state, here, trie, widths[level], search.precut, slot_code_BS, guide_of
+    )
     caches = _take(caches, beam_BW)
-  likely_BW = model.apply(variables, start, state.prefix_BWT[..., -1], state.codes_BWT, method="final_logp")
-  prefix_BWT = model.apply(variables, start, state.prefix_BWT, state.codes_BWT, method="prefix_logp")
+  likely_BW = model.apply(
+    variables, start, state.prefix_BWT[..., -1], state.codes_BWT, method="final_logp"
+  )
+  prefix_BWT = model.apply(
+    variables, start, state.prefix_BWT, state.codes_BWT, method="prefix_logp"
+  )
   state = state.replace(prefix_BWT=prefix_BWT)
 
   def value_of(state, caches):

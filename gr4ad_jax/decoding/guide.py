@@ -1,9 +1,10 @@
 """What an item-level head says of prefixes: each node of the trie has the mean of its ads' vectors.
 
-A beam search by log p alone loses ads that the head would rank first. Guided, it keeps the prefixes of the largest
-log p + weight · ⟨state, mean vector⟩; at the last level that is what the found ads are ranked by, but for the signed
-bias on the history. Nodes scored by a user's vector, level by level: Zhu et al., "Learning Tree-based Deep Model for
-Recommender Systems", KDD 2018, whose nodes learn vectors of their own.
+A beam search by log p alone loses ads that the head would rank first. Guided, it keeps the prefixes
+of the largest log p + weight · ⟨state, mean vector⟩; at the last level that is what the found ads
+are ranked by, but for the signed bias on the history. Nodes scored by a user's vector, level by
+level: Zhu et al., "Learning Tree-based Deep Model for Recommender Systems", KDD 2018, whose nodes
+learn vectors of their own.
 """
 
 import weakref
@@ -16,7 +17,8 @@ import numpy as np
 
 from gr4ad_jax.sid.index import SidIndex
 
-_FEW = 16  # times as many nodes as candidates are still scored faster all at once than candidates one by one
+# times as many nodes as candidates are still scored faster all at once than candidates one by one
+_FEW = 16
 
 
 @flax.struct.dataclass
@@ -46,7 +48,9 @@ class NodeAds:
       sizes.append(jnp.asarray(size.astype(np.float32)))
       begin = begin[start]
     ad_N = np.where(known_N, index.leaf_ads, 0).astype(np.int32)
-    return cls(jnp.asarray(ad_N), jnp.asarray(known_N), tuple(reversed(nodes)), tuple(reversed(sizes)))
+    return cls(
+      jnp.asarray(ad_N), jnp.asarray(known_N), tuple(reversed(nodes)), tuple(reversed(sizes))
+    )
 
 
 @flax.struct.dataclass
@@ -79,13 +83,16 @@ class Guide:
     return self.weight * jnp.einsum("bd,bxd->bx", state_BD, vectors_ND[node_BX])
 
 
-_build = jax.jit(Guide.of)  # one program for all indexes of a shape: which ads hang where is its argument
+_build = jax.jit(
+  Guide.of
+)  # one program for all indexes of a shape: which ads hang where is its argument
 
 
 class Guides:
   """The guide of each table of vectors that comes, built once while the same table comes again.
 
-  The table is held weakly, and its guide goes with it: parameters that were replaced leave the device at once, and do
+  The table is held weakly, and its guide goes with it: parameters that were replaced leave the
+    device at once, and do
   not wait there for the next search.
 
   Args:
@@ -96,11 +103,15 @@ class Guides:
 
   def __init__(self, index: SidIndex, num_ads: int, weight: float):
     self._ads, self._weight = NodeAds.of(index, num_ads), weight
-    self._table: Callable[[], jax.Array | None] = lambda: None  # the last table, while it is anyone else's
+    self._table: Callable[[], jax.Array | None] = lambda: (
+      None
+    )  # the last table, while it is anyone else's
     self._made: list[Guide] = []  # its guide; empty where there is none
 
   def of(self, table_ND: jax.Array) -> Guide:
-    """The guide of a table. A NumPy array may change between two calls, so its guide is built at each."""
+    """The guide of a table. A NumPy array may change between two calls, so its guide is built at
+    each.
+    """
     if not isinstance(table_ND, jax.Array):
       return _build(table_ND, self._ads, self._weight)
     if self._table() is not table_ND:

@@ -24,7 +24,8 @@ class ItemRanker:
 
   def __init__(self, model: ItemModel):
     def best(params, batch, k, mesh):
-      if mesh:  # all but the table is small: left to the compiler, activations may be cut instead, and moved
+      # all but the table is small: left to the compiler, activations may be cut instead, and moved
+      if mesh:
         whole = NamedSharding(mesh, PartitionSpec())
         others = {name: part for name, part in params.items() if name != row_tables.NAME}
         params = params | jax.lax.with_sharding_constraint(others, whole)
@@ -38,10 +39,14 @@ class ItemRanker:
     self._best, self._num_ads = jax.jit(best, static_argnames=("k", "mesh")), model.num_ads
 
   def search(self, params: Any, batch: RequestBatch, k: int) -> tuple[jax.Array, jax.Array]:
-    """log p and rows of the best k ads of a batch, or of all where they are fewer: [B, k] each, on the device."""
+    """log p and rows of the best k ads of a batch, or of all where they are fewer: [B, k] each,
+    on the device.
+    """
     return self._best(params, batch, k=min(k, self._num_ads), mesh=row_tables.mesh_of(params))
 
-  def rank(self, params: Any, contexts: Contexts, requests: np.ndarray, k: int, batch_size: int = 64) -> Ranking:
+  def rank(
+    self, params: Any, contexts: Contexts, requests: np.ndarray, k: int, batch_size: int = 64
+  ) -> Ranking:
     """The best k ads of each request, as `Ranker.rank`; values are 0: the model predicts none."""
     found = []
     for begin in range(0, max(len(requests), 1), batch_size):

@@ -28,8 +28,8 @@ class Ranking:
     ad_RK: int32 rows of the ad table, -1 where the beams ran out.
     logp_RK: float32 log-probability of the ad's UA-SID, normalised; -inf where there is no ad.
     value_RK: float32 predicted eCPM given the UA-SID, money, 0 where there is no ad.
-    score_RK: float32 what the list is ordered by: that of `Beams`, or, with an item-level head, the same of
-      log p + --item_weight times the head's score; -inf where there is no ad.
+    score_RK: float32 what the list is ordered by: that of `Beams`, or, with an item-level head, the
+      same of log p + --item_weight times the head's score; -inf where there is no ad.
   """
 
   ad_RK: np.ndarray
@@ -44,11 +44,16 @@ class Ranking:
       bad = np.argwhere((np.asarray(self.ad_RK) >= 0) & ~np.isfinite(column))
       if len(bad):
         what, number = name.removesuffix("_RK"), column[tuple(bad[0])]
-        raise DataError(f"the model's {what} of an ad is {number}: its parameters are damaged or beyond its precision")
+        raise DataError(
+          f"the model's {what} of an ad is {number}: its parameters are damaged or beyond its "
+          "precision"
+        )
 
 
 def logp_of(ad_RC: np.ndarray, found_RK: np.ndarray, logp_RK: np.ndarray) -> np.ndarray:
-  """log p of ads [R, C] by a search that found ads [R, K]; of an ad that it did not find, the lowest that it has."""
+  """log p of ads [R, C] by a search that found ads [R, K]; of an ad that it did not find, the
+  lowest that it has.
+  """
   same_RCK = ad_RC[:, :, None] == found_RK[:, None]
   lowest_R1 = np.where(found_RK >= 0, logp_RK, 0).min(axis=1, keepdims=True)
   logp_RC = np.take_along_axis(logp_RK, same_RCK.argmax(axis=2), axis=1)
@@ -65,14 +70,22 @@ def distinct(ad_RC: np.ndarray) -> np.ndarray:
 
 
 def _joined(
-  ad_RK: np.ndarray, logp_RK: np.ndarray, value_RK: np.ndarray, score_RK: np.ndarray, also_RC: np.ndarray
+  ad_RK: np.ndarray,
+  logp_RK: np.ndarray,
+  value_RK: np.ndarray,
+  score_RK: np.ndarray,
+  also_RC: np.ndarray,
 ) -> list[np.ndarray]:
-  """Found ads with their numbers, [R, K], and behind them others, [R, C], each ad once, padding last: [R, K + C]."""
+  """Found ads with their numbers, [R, K], and behind them others, [R, C], each ad once, padding
+  last: [R, K + C].
+  """
   ad = distinct(np.concatenate([ad_RK, also_RC], axis=1))
   value = np.concatenate([value_RK, np.zeros(also_RC.shape, value_RK.dtype)], axis=1)
   last = np.argsort(ad < 0, axis=1, kind="stable")
   # One that was not found has the lowest log p, and the lowest score, of those that were.
-  logp, score = (np.concatenate([x, logp_of(also_RC, ad_RK, x)], axis=1) for x in (logp_RK, score_RK))
+  logp, score = (
+    np.concatenate([x, logp_of(also_RC, ad_RK, x)], axis=1) for x in (logp_RK, score_RK)
+  )
   logp, score = (np.where(ad >= 0, x, -np.inf) for x in (logp, score))
   columns = ad, logp, np.where(ad >= 0, value, 0.0), score
   return [np.take_along_axis(column, last, axis=1) for column in columns]
@@ -100,7 +113,9 @@ class Ranker:
     self._searcher, self._config = Searcher(model, ecpm, config), config
     self._item_weight = weight = config.item_weight if isinstance(model, GR4ADItems) else 0.0
     self._guides = Guides(index, model.num_ads, weight) if weight and config.guided else None
-    self._item_scores = jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method="item_scores"))
+    self._item_scores = jax.jit(
+      lambda variables, *inputs: model.apply(variables, *inputs, method="item_scores")
+    )
 
   def search(self, params: Any, batch: RequestBatch, k: int) -> Beams:
     """Ranked UA-SIDs of a batch, on the device; their number is that of the beams, whatever k."""
@@ -130,11 +145,13 @@ class Ranker:
     Args:
       params: the model's parameters.
       contexts: turns request numbers into batches.
-      requests: [R] request numbers; the last batch is filled up with copies, so that one shape is compiled.
+      requests: [R] request numbers; the last batch is filled up with copies, so that one shape is
+        compiled.
       k: ads a request.
       batch_size: requests a batch.
-      also_RC: ads of each request that are ranked beside those that the beams find, -1 is padding; the lists have k + C
-        places then. An ad that was not found has the lowest log p of those that were, and a value of 0.
+      also_RC: ads of each request that are ranked beside those that the beams find, -1 is padding;
+        the lists have k + C places then. An ad that was not found has the lowest log p of those
+        that were, and a value of 0.
     """
     found, (variables, guide) = [], self._weights(params)
     places = k if also_RC is None else k + also_RC.shape[1]
@@ -145,16 +162,20 @@ class Ranker:
       beams = jax.device_get(self._search(variables, guide, batch))
       columns = self._expand(beams, max(k, self._beams[-1]) if self._item_weight else k)
       if also_RC is not None and len(some):
-        columns = _joined(*columns, np.resize(also_RC[begin : begin + batch_size], (batch_size, also_RC.shape[1])))
+        columns = _joined(
+          *columns, np.resize(also_RC[begin : begin + batch_size], (batch_size, also_RC.shape[1]))
+        )
       columns = self._reordered(variables, batch, *columns[:3]) if self._item_weight else columns
       found.append([column[: len(some), :places] for column in columns])
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
-  def _reordered(self, variables: dict, batch: RequestBatch, ad_RK, logp_RK, value_RK) -> list[np.ndarray]:
+  def _reordered(
+    self, variables: dict, batch: RequestBatch, ad_RK, logp_RK, value_RK
+  ) -> list[np.ndarray]:
     """Ads, log p, values and scores in the order of the scores, padding last.
 
-    What is likely is log p + item_weight * that of the item-level head; it takes the place of log p in what --order
-    sorts by. Ads that are worth the same are in the order of it.
+    What is likely is log p + item_weight * that of the item-level head; it takes the place of log p
+    in what --order sorts by. Ads that are worth the same are in the order of it.
     """
     item_RK = jax.device_get(self._item_scores(variables, batch, ad_RK))
     likely_RK = np.where(ad_RK >= 0, logp_RK + self._item_weight * item_RK, -np.inf)
@@ -171,7 +192,9 @@ class Ranker:
     leaf_RK = np.where(ad_RK >= 0, self.index.ad_leaf[ad_RK], -1)
     order = np.argsort(beams.leaf_BW, axis=1, kind="stable")
     ranked = np.take_along_axis(beams.leaf_BW, order, axis=1)
-    at = np.stack([np.searchsorted(row, leaves) for row, leaves in zip(ranked, leaf_RK, strict=True)])
+    at = np.stack(
+      [np.searchsorted(row, leaves) for row, leaves in zip(ranked, leaf_RK, strict=True)]
+    )
     beam_RK = np.take_along_axis(order, np.minimum(at, order.shape[1] - 1), axis=1)
     found = (beams.logp_BW, beams.value_BW, beams.score_BW)
     logp_RK, value_RK, score_RK = (np.take_along_axis(x, beam_RK, axis=1) for x in found)

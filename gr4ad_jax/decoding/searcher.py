@@ -1,6 +1,7 @@
 """Compiled searches: one program for each batch size, beam schedule and shape of the trie.
 
-Parameters and trie are arguments of the programs: a new checkpoint or a changed index needs no compilation. With the
+Parameters and trie are arguments of the programs: a new checkpoint or a changed index needs no
+  compilation. With the
 persistent compilation cache a second start only reads them.
 """
 
@@ -25,8 +26,12 @@ Schedule = tuple[int, ...]
 
 
 def scaled(beams: Schedule, factors: Iterable[float]) -> tuple[Schedule, ...]:
-  """Beam schedules at factors of a base one, narrowest first, without repeats; no width falls below 1."""
-  return tuple(sorted({tuple(max(1, round(width * factor)) for width in beams) for factor in factors}))
+  """Beam schedules at factors of a base one, narrowest first, without repeats; no width falls
+  below 1.
+  """
+  return tuple(
+    sorted({tuple(max(1, round(width * factor)) for width in beams) for factor in factors})
+  )
 
 
 def _shapes(tree: Any) -> Any:
@@ -40,7 +45,9 @@ class TrieFeed:
     self._index, self._main, self._trie, self._versions = index, None, None, (-1, -1)
 
   def trie(self) -> Trie:
-    """What exists now. Cheap where nothing has changed; not to be called from two threads at once."""
+    """What exists now. Cheap where nothing has changed; not to be called from two threads at
+    once.
+    """
     main, overlay = self._index.view()
     if main.version != self._versions[0]:
       self._main = Trie.of(main)
@@ -56,7 +63,8 @@ class Searcher:
   Args:
     model: the module.
     ecpm: money of the eCPM bins.
-    search: order, eCPM, pre-cut and precision; its `beams` are not read, each search names its schedule.
+    search: order, eCPM, pre-cut and precision; its `beams` are not read, each search names its
+      schedule.
   """
 
   def __init__(self, model: GR4AD, ecpm: EcpmBins, search: SearchConfig):
@@ -64,7 +72,9 @@ class Searcher:
     self._programs: dict[tuple, Any] = {}
 
     def run(variables, batch, trie, means, widths, guide=None):
-      return beam_search(model, variables, batch, trie, means, widths=widths, search=search, guide=guide)
+      return beam_search(
+        model, variables, batch, trie, means, widths=widths, search=search, guide=guide
+      )
 
     self._run = jax.jit(run, static_argnames="widths")
 
@@ -72,8 +82,15 @@ class Searcher:
     """What `search` takes: the parameters on the device, in the precision of `--quantize`."""
     return jax.device_put(quantize(params, self._quantize))
 
-  def prepare(self, variables: dict, row: RequestBatch, buckets: Sequence[int], schedules: Sequence[Schedule],
-              trie: Trie, told: Callable[[int, int, float], None] = lambda *_: None) -> None:  # fmt: skip
+  def prepare(
+    self,
+    variables: dict,
+    row: RequestBatch,
+    buckets: Sequence[int],
+    schedules: Sequence[Schedule],
+    trie: Trie,
+    told: Callable[[int, int, float], None] = lambda *_: None,
+  ) -> None:
     """Compiles what is missing for every pair of bucket and schedule, and this shape of the trie.
 
     Args:
@@ -89,8 +106,12 @@ class Searcher:
     for done, (rows, schedule) in enumerate(wanted, 1):
       key = self._key(rows, schedule, trie)
       if key not in self._programs:
-        shape = jax.tree.map(lambda x, rows=rows: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row)
-        lowered = self._run.lower(_shapes(variables), shape, _shapes(trie), _shapes(self._means), widths=schedule)
+        shape = jax.tree.map(
+          lambda x, rows=rows: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row
+        )
+        lowered = self._run.lower(
+          _shapes(variables), shape, _shapes(trie), _shapes(self._means), widths=schedule
+        )
         self._programs[key] = lowered.compile()
       told(done, len(wanted), time.monotonic() - begin)
 
@@ -99,16 +120,31 @@ class Searcher:
     return self._key(rows, schedule, trie) in self._programs
 
   def search(self, variables: dict, batch: RequestBatch, trie: Trie, schedule: Schedule) -> Beams:
-    """Ranked UA-SIDs of a batch, on the device. Raises KeyError for a shape that `prepare` has not seen."""
+    """Ranked UA-SIDs of a batch, on the device. Raises KeyError for a shape that `prepare` has
+    not seen.
+    """
     program = self._programs[self._key(len(batch.slot_kind_BS), schedule, trie)]
     return program(variables, batch, trie, self._means)
 
   def compiled_on_demand(
-    self, variables: dict, batch: RequestBatch, trie: Trie, schedule: Schedule, guide: Guide | None = None
+    self,
+    variables: dict,
+    batch: RequestBatch,
+    trie: Trie,
+    schedule: Schedule,
+    guide: Guide | None = None,
   ) -> Beams:
-    """As `search`, but guided, and a new shape is compiled when it first comes: for evaluation, not for a server."""
+    """As `search`, but guided, and a new shape is compiled when it first comes: for evaluation,
+    not for a server.
+    """
     return self._run(variables, batch, trie, self._means, widths=schedule, guide=guide)
 
   def _key(self, rows: int, schedule: Schedule, trie: Trie) -> tuple:
     overlay = 0 if trie.overlay_TQP is None else trie.overlay_TQP.shape[-1]
-    return rows, tuple(schedule), trie.fanout, tuple(len(x) for x in (*trie.child_start, *trie.node_code)), overlay
+    return (
+      rows,
+      tuple(schedule),
+      trie.fanout,
+      tuple(len(x) for x in (*trie.child_start, *trie.node_code)),
+      overlay,
+    )

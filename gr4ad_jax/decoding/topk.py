@@ -1,7 +1,9 @@
-"""The k best candidates over all beams: by one plain top k, or with a pre-cut, always exact (docs/design/method.md §4).
+"""The k best candidates over all beams: by one plain top k, or with a pre-cut, always exact
+(docs/design/method.md §4).
 
-A pre-cut looks at groups of candidates first. `beams`: each beam keeps its own k best, as in the paper. `blocks`:
-of short blocks, those with the k greatest maxima are kept; no other block can hold one of the k best.
+A pre-cut looks at groups of candidates first. `beams`: each beam keeps its own k best, as in the
+paper. `blocks`: of short blocks, those with the k greatest maxima are kept; no other block can hold
+one of the k best.
 """
 
 import jax
@@ -13,8 +15,9 @@ BLOCK = 16  # candidates
 def choose(precut: str, candidates: int, k: int) -> str:
   """The method that `--precut` means for a shape: 'off', 'blocks' or 'beams'.
 
-  On a CPU, of 131,072 candidates with k = 256: plain .17 ms, blocks .12 ms, beams 6 ms; of 262,144 with k = 512: .43,
-  .29 and 27 ms (2 cores, `benchmark --suite=decode` measures it again). On an accelerator nothing is measured yet.
+  On a CPU, of 131,072 candidates with k = 256: plain .17 ms, blocks .12 ms, beams 6 ms; of 262,144
+  with k = 512: .43, .29 and 27 ms (2 cores, `benchmark --suite=decode` measures it again). On an
+  accelerator nothing is measured yet.
   """
   if precut != "auto":
     return precut
@@ -41,7 +44,9 @@ def top_k(x_BWC: jax.Array, k: int, method: str) -> tuple[jax.Array, jax.Array]:
     return value, at // kept * C + jnp.take_along_axis(column_BWK.reshape(B, W * kept), at, axis=1)
   blocks = -(-W * C // BLOCK)
   if method == "blocks" and k < blocks:
-    padded = jnp.pad(flat, ((0, 0), (0, blocks * BLOCK - W * C)), constant_values=-jnp.inf).reshape(B, blocks, BLOCK)
+    padded = jnp.pad(flat, ((0, 0), (0, blocks * BLOCK - W * C)), constant_values=-jnp.inf).reshape(
+      B, blocks, BLOCK
+    )
     _, block_BK = jax.lax.top_k(padded.max(-1), k)
     kept = jnp.take_along_axis(padded, block_BK[..., None], axis=1).reshape(B, k * BLOCK)
     value, at = jax.lax.top_k(kept, k)

@@ -1,6 +1,8 @@
-"""Traffic-aware beams (TABS): search as wide as the load allows, and narrower before anybody waits too long.
+"""Traffic-aware beams (TABS): search as wide as the load allows, and narrower before anybody waits
+too long.
 
-Source: docs/design/method.md §4, `B_t = B_base · f(Q_t, C_avail)`. Here f picks among schedules that were compiled
+Source: docs/design/method.md §4, `B_t = B_base · f(Q_t, C_avail)`. Here f picks among schedules
+  that were compiled
 beforehand.
 Nothing in this module reads a clock: time is an argument, in seconds.
 """
@@ -12,9 +14,11 @@ from collections.abc import Sequence
 
 
 class Costs:
-  """Seconds of a batch by schedule and bucket: measured before serving, then scaled by how batches really fare.
+  """Seconds of a batch by schedule and bucket: measured before serving, then scaled by how batches
+  really fare.
 
-  One factor, `pace`, is learned while serving, so a schedule that was not used for a while is known like the others.
+  One factor, `pace`, is learned while serving, so a schedule that was not used for a while is known
+  like the others.
 
   Args:
     seconds_SB: for each schedule, narrowest first, the seconds of a batch of each bucket.
@@ -38,7 +42,9 @@ class Costs:
   def drain(self, schedule: int, queued: int) -> float:
     """Expected seconds to answer `queued` requests, in batches as large as there are."""
     full, rest = divmod(queued, self.buckets[-1])
-    return full * self.seconds(schedule, self.buckets[-1]) + (self.seconds(schedule, rest) if rest else 0.0)
+    return full * self.seconds(schedule, self.buckets[-1]) + (
+      self.seconds(schedule, rest) if rest else 0.0
+    )
 
   def observe(self, schedule: int, size: int, seconds: float) -> None:
     """Learns from a batch; one outlier counts at most tenfold."""
@@ -82,8 +88,9 @@ class Load:
 class BeamController:
   """Picks the schedule of each batch.
 
-  It narrows at once, as far as needed. It widens by one step, after a pause, and only where the load would then stay
-  well under the limit at which it narrows. A widening that had to be taken back doubles the pause, up to 32 times.
+  It narrows at once, as far as needed. It widens by one step, after a pause, and only where the
+  load would then stay well under the limit at which it narrows. A widening that had to be taken
+  back doubles the pause, up to 32 times.
 
   Args:
     costs: of the schedules, narrowest first.
@@ -95,7 +102,14 @@ class BeamController:
   """
 
   def __init__(
-    self, costs: Costs, start: int, target: float, *, high: float = 0.85, low: float = 0.6, dwell: float = 1.0
+    self,
+    costs: Costs,
+    start: int,
+    target: float,
+    *,
+    high: float = 0.85,
+    low: float = 0.6,
+    dwell: float = 1.0,
   ):
     self._costs, self._target, self._high, self._low, self._dwell = costs, target, high, low, dwell
     self.schedule = start
@@ -119,7 +133,11 @@ class BeamController:
     Smaller batches take more, but only while there is time for them: under load batches fill up.
     """
     largest = self._costs.buckets[-1]
-    return arrivals * self._costs.seconds(self.schedule if schedule is None else schedule, largest) / largest
+    return (
+      arrivals
+      * self._costs.seconds(self.schedule if schedule is None else schedule, largest)
+      / largest
+    )
 
   def _fits(self, schedule: int, load: Load, share: float) -> bool:
     drain = self._costs.drain(schedule, max(load.queued, 1))
@@ -133,11 +151,16 @@ class BeamController:
     """The widest schedule, at most the present one, that fits; the narrowest where none does."""
     widest = self.schedule
     if load.latency > self._target and now - self._changed >= self._dwell:
-      widest = max(widest - 1, 0)  # the measured latency has the last word: some of it no cost foresees
+      widest = max(
+        widest - 1, 0
+      )  # the measured latency has the last word: some of it no cost foresees
     return next((s for s in range(widest, 0, -1) if self._fits(s, load, self._high)), 0)
 
   def _may_widen(self, now: float, load: Load) -> bool:
     wider = self.schedule + 1
     if wider >= len(self._costs) or now - self._changed < self._pause:
       return False
-    return self._fits(wider, load, self._low) and load.latency * self._ratio(wider) <= self._high * self._target
+    return (
+      self._fits(wider, load, self._low)
+      and load.latency * self._ratio(wider) <= self._high * self._target
+    )

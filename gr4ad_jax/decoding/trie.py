@@ -1,7 +1,9 @@
-"""The trie of existing UA-SIDs on the accelerator: arrays only, so that a search never calls the host.
+"""The trie of existing UA-SIDs on the accelerator: arrays only, so that a search never calls the
+host.
 
-A large main part, and beside it a small *overlay* of what has changed since: nodes that came, and nodes under which
-nothing is left. The shapes stay, so a change of the index needs no compilation. Nodes of a depth are numbered through
+A large main part, and beside it a small *overlay* of what has changed since: nodes that came, and
+nodes under which nothing is left. The shapes stay, so a change of the index needs no compilation.
+Nodes of a depth are numbered through
 both: main nodes from 0, entry p of the overlay after them.
 """
 
@@ -18,7 +20,8 @@ NO_NODE = -2  # of an empty beam: nothing hangs under it
 
 @flax.struct.dataclass
 class Children:
-  """What may follow each beam: C main children a beam, and P overlay entries that hang under any of them.
+  """What may follow each beam: C main children a beam, and P overlay entries that hang under any of
+  them.
 
   Attributes:
     node_BWC: main children.
@@ -42,8 +45,8 @@ class Trie:
   Attributes:
     child_start: T arrays [nodes of depth t, + 1] int32.
     node_code: T arrays [nodes of depth t+1] int32.
-    overlay_TQP: [T, 5, P] int32: parent and code of nodes that came, parent, number and code of main nodes that went;
-      -1 in unused entries. None where the index does not change.
+    overlay_TQP: [T, 5, P] int32: parent and code of nodes that came, parent, number and code of
+      main nodes that went; -1 in unused entries. None where the index does not change.
     fanout: most children of any main node, a level; static.
   """
 
@@ -55,7 +58,12 @@ class Trie:
   @classmethod
   def of(cls, main: SidIndex | TrieArrays) -> "Trie":
     """Puts an index's main part on the default device."""
-    return cls(tuple(map(jnp.asarray, main.child_start)), tuple(map(jnp.asarray, main.node_code)), None, main.fanout)
+    return cls(
+      tuple(map(jnp.asarray, main.child_start)),
+      tuple(map(jnp.asarray, main.node_code)),
+      None,
+      main.fanout,
+    )
 
   def with_overlay(self, overlay: OverlayArrays) -> "Trie":
     """The same main part with another overlay; a few kilobytes go to the device."""
@@ -68,7 +76,9 @@ class Trie:
     """Children of nodes of depth `level`."""
     start, nodes = self.child_start[level], self.child_start[level].shape[0] - 1
     main_BW = jnp.clip(node_BW, 0, nodes - 1)
-    child_BWC = start[main_BW][..., None] + jnp.arange(self.fanout[level])  # (B, W, 1) + (C,) -> (B, W, C)
+    child_BWC = start[main_BW][..., None] + jnp.arange(
+      self.fanout[level]
+    )  # (B, W, 1) + (C,) -> (B, W, C)
     here_BW = node_BW == main_BW  # neither empty nor of the overlay
     valid_BWC = here_BW[..., None] & (child_BWC < start[main_BW + 1][..., None])
     child_BWC = jnp.where(valid_BWC, child_BWC, 0)
@@ -89,5 +99,7 @@ class Trie:
 
 def _beam_of(parent_P: jax.Array, node_BW: jax.Array) -> jax.Array:
   """[B, P] the beam that stands on each parent node; W, past the last, where none does."""
-  match_BPW = (parent_P[:, None] == node_BW[:, None]) & (parent_P >= 0)[:, None]  # (P, 1) == (B, 1, W) -> (B, P, W)
+  match_BPW = (parent_P[:, None] == node_BW[:, None]) & (parent_P >= 0)[
+    :, None
+  ]  # (P, 1) == (B, 1, W) -> (B, P, W)
   return jnp.where(match_BPW.any(-1), match_BPW.argmax(-1), node_BW.shape[1])

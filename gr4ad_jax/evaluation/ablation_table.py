@@ -1,4 +1,6 @@
-"""An ablation's table: each row's metrics, and its difference from the row that it is a step from, with intervals."""
+"""An ablation's table: each row's metrics, and its difference from the row that it is a step
+from, with intervals.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -30,7 +32,8 @@ def results(
     target_behavior: shallowest behaviour that counts as a hit; empty: any.
 
   Returns:
-    A dict for JSON: rows[name] = {metric: {mean, low, high}, coverage@10, top_decile@10}; steps[name] = {parent,
+    A dict for JSON: rows[name] = {metric: {mean, low, high}, coverage@10, top_decile@10};
+      steps[name] = {parent,
     metric: {mean, low, high} of the difference}; seeds' own means in by_seed[name][metric].
 
   Raises:
@@ -42,10 +45,14 @@ def results(
   for name, runs in rankings.items():
     for run in runs:
       metrics.check_rankings(run, requests, max(KS), len(dataset.ads))
-    found = [metrics.per_request(run, requests, KS) | metrics.value_ndcg(run, requests, KS) for run in runs]
+    found = [
+      metrics.per_request(run, requests, KS) | metrics.value_ndcg(run, requests, KS) for run in runs
+    ]
     by_seed[name] = {metric: [one[metric].value for one in found] for metric in found[0]}
     ratios[name] = {
-      metric: metrics.Ratio(np.mean([one[metric].numerator_R for one in found], axis=0), ratio.denominator_R)
+      metric: metrics.Ratio(
+        np.mean([one[metric].numerator_R for one in found], axis=0), ratio.denominator_R
+      )
       for metric, ratio in found[0].items()
     }
     spread = [metrics.catalogue(run, popularity_N, (10,)) for run in runs]
@@ -53,13 +60,19 @@ def results(
   flat = [(name, metric) for name, found in ratios.items() for metric in found]
   samples_SF = metrics.resample([ratios[name][metric] for name, metric in flat], requests.user)
   drawn = {key: samples_SF[:, f] for f, key in enumerate(flat)}
-  steps = {name: {"parent": parent} for name, parent in parents.items() if parent in ratios and name in ratios}
+  steps = {
+    name: {"parent": parent}
+    for name, parent in parents.items()
+    if parent in ratios and name in ratios
+  }
   for name, metric in flat:
     value, parent = ratios[name][metric].value, parents.get(name, "")
     rows[name][metric] = dataclasses.asdict(metrics.interval(value, drawn[name, metric]))
     if name in steps:
       gain = value - ratios[parent][metric].value
-      steps[name][metric] = dataclasses.asdict(metrics.interval(gain, drawn[name, metric] - drawn[parent, metric]))
+      steps[name][metric] = dataclasses.asdict(
+        metrics.interval(gain, drawn[name, metric] - drawn[parent, metric])
+      )
   return {
     "dataset": dataset.name,
     "split": split,
@@ -72,20 +85,32 @@ def results(
 
 
 def format_markdown(found: Mapping) -> str:
-  """Two Markdown tables: the rows, and each row's step from its parent, in bold where the interval leaves out 0."""
+  """Two Markdown tables: the rows, and each row's step from its parent, in bold where the
+  interval leaves out 0.
+  """
   shown = [metric for metric in SHOWN if metric in next(iter(found["rows"].values()))]
   head = ["row", *shown, *SPREAD]
   body = [
-    [name, *(report_tables.cell(row[metric]) for metric in shown), *(f"{row[measure]:.3f}" for measure in SPREAD)]
+    [
+      name,
+      *(report_tables.cell(row[metric]) for metric in shown),
+      *(f"{row[measure]:.3f}" for measure in SPREAD),
+    ]
     for name, row in found["rows"].items()
   ]
   steps = [["step", "from", *shown]]
   for name, step in found["steps"].items():
-    cells = [report_tables.cell(step[m], step[m]["low"] > 0 or step[m]["high"] < 0, signed=True) for m in shown]
+    cells = [
+      report_tables.cell(step[m], step[m]["low"] > 0 or step[m]["high"] < 0, signed=True)
+      for m in shown
+    ]
     steps.append([name, step["parent"], *cells])
   seeds = found.get("seeds", [])
   lines = [
-    f"{found['dataset']}, {found['split']}: {found['users']:,} users, {len(seeds)} seeds. Means with 95 % intervals.",
+    (
+      f"{found['dataset']}, {found['split']}: {found['users']:,} users, {len(seeds)} seeds. Means "
+      "with 95 % intervals."
+    ),
     "",
     *report_tables.aligned([head, *body]),
     "",
@@ -99,8 +124,15 @@ def format_markdown(found: Mapping) -> str:
       for one in settings:
         words = ", ".join(f"{knob}={value}" for knob, value in one["settings"].items())
         mark = "chosen" if one["settings"] == found["chosen"][name] else ""
-        tried.append([name, words, f"{one['recall@10']:.4f}", f"{one.get('revenue@10', 0):.4f}", mark])
-    lines += ["", f"Settings that were tried, by {found['chosen_by']}, seed 0.", "", *report_tables.aligned(tried)]
+        tried.append(
+          [name, words, f"{one['recall@10']:.4f}", f"{one.get('revenue@10', 0):.4f}", mark]
+        )
+    lines += [
+      "",
+      f"Settings that were tried, by {found['chosen_by']}, seed 0.",
+      "",
+      *report_tables.aligned(tried),
+    ]
   return "\n".join(lines) + f"\n\nProtocol: {found['protocol']}.\n"
 
 
@@ -112,4 +144,6 @@ def write_markdown(found: Mapping, path: str) -> None:
 def plot(found: Mapping, path: str) -> None:
   """Draws every row's metrics as bars with intervals."""
   shown = {name: {m: row[m] for m in SHOWN if m in row} for name, row in found["rows"].items()}
-  plots.plot_comparison({"systems": shown, **{k: found[k] for k in ("dataset", "split", "users")}}, path)
+  plots.plot_comparison(
+    {"systems": shown, **{k: found[k] for k in ("dataset", "split", "users")}}, path
+  )

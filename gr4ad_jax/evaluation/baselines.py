@@ -1,8 +1,9 @@
 """Seven rankers without gradient training: what any model has to beat.
 
-All are fitted on the same history, the lines (user, visit, ad) of the splits before the one that is predicted: train
-for valid, train and valid for test, of all users. Nothing is masked: an ad bought before may be recommended again.
-Wherever scores tie, and for users without a history, popularity decides, then the ad's row.
+All are fitted on the same history, the lines (user, visit, ad) of the splits before the one that is
+predicted: train for valid, train and valid for test, of all users. Nothing is masked: an ad bought
+before may be recommended again. Wherever scores tie, and for users without a history, popularity
+decides, then the ad's row.
 """
 
 import functools
@@ -24,7 +25,11 @@ NAMES = (
   "ease_plus_recency",
   "directed_neighbors",
 )
-NEIGHBOR_WINDOW, NEIGHBOR_DECAY, NEIGHBOR_RECENCY = 50, 0.9, 0.8  # lines; of a pair's distance; of a line's age
+NEIGHBOR_WINDOW, NEIGHBOR_DECAY, NEIGHBOR_RECENCY = (
+  50,
+  0.9,
+  0.8,
+)  # lines; of a pair's distance; of a line's age
 DECAY = 0.9  # weight of a visit over the visit after it
 EASE_PENALTY = 200.0
 EASE_RECENCY = 0.2  # weight of personal recency beside EASE's score
@@ -49,11 +54,15 @@ class Baselines:
     """Reads the history's lines. Raises ValueError where requests are of the train split."""
     events, num_ads = dataset.events, len(dataset.ads)
     seen_E = protocols.history_events(dataset, requests.split)
-    line, self._value = protocols.lines(events.request[seen_E], events.ad[seen_E], events.value[seen_E], num_ads)
+    line, self._value = protocols.lines(
+      events.request[seen_E], events.ad[seen_E], events.value[seen_E], num_ads
+    )
     visit, first, visit_of_line = np.unique(line[:, 0], return_index=True, return_inverse=True)
     user_of_visit = events.user[np.searchsorted(events.request, visit)]
     last_visit = np.zeros(len(events.user_id), np.int64)
-    np.maximum.at(last_visit, user_of_visit, np.arange(len(visit)))  # a user's visits are numbered without a gap
+    np.maximum.at(
+      last_visit, user_of_visit, np.arange(len(visit))
+    )  # a user's visits are numbered without a gap
     self._user = user_of_visit[visit_of_line]
     self._decay = DECAY ** (last_visit[self._user] - visit_of_line)
     self.popularity_N = np.bincount(line[:, 1], minlength=num_ads)
@@ -82,11 +91,15 @@ class Baselines:
     step = max(1, CHUNK_CELLS // num_ads)
     for begin in range(0, len(user_R), step):
       scores_CN = scores_of(user_R[begin : begin + step])
-      rankings_RK[begin : begin + step, : min(k, num_ads)] = self._ad_of_column[top_k(scores_CN, min(k, num_ads))]
+      rankings_RK[begin : begin + step, : min(k, num_ads)] = self._ad_of_column[
+        top_k(scores_CN, min(k, num_ads))
+      ]
     return rankings_RK
 
   def popularity(self, user_C: np.ndarray) -> np.ndarray:
-    """Lines of the ad in everyone's history; [C, N] like every score below, columns by popularity rank."""
+    """Lines of the ad in everyone's history; [C, N] like every score below, columns by
+    popularity rank.
+    """
     return np.broadcast_to(self.popularity_N[self._ad_of_column], (len(user_C), self._shape[1]))
 
   def personal_frequency(self, user_C: np.ndarray) -> np.ndarray:
@@ -94,15 +107,21 @@ class Baselines:
     return self._count_UN[user_C].toarray()
 
   def personal_recency(self, user_C: np.ndarray) -> np.ndarray:
-    """Sum of 0.9^visits-ago over the user's lines of the ad; the last visit of the history is 0 visits ago."""
+    """Sum of 0.9^visits-ago over the user's lines of the ad; the last visit of the history is 0
+    visits ago.
+    """
     return self._recency_UN[user_C].toarray()
 
   def personal_revenue_recency(self, user_C: np.ndarray) -> np.ndarray:
-    """Sum of value * 0.9^visits-ago, a line's value clipped at the 99th percentile of the history's lines."""
+    """Sum of value * 0.9^visits-ago, a line's value clipped at the 99th percentile of the
+    history's lines.
+    """
     return self._revenue_UN[user_C].toarray()
 
   def ease(self, user_C: np.ndarray) -> np.ndarray:
-    """EASE with an L2 penalty of 200 on binary user-ad rows, fitted on and applied to the whole history."""
+    """EASE with an L2 penalty of 200 on binary user-ad rows, fitted on and applied to the whole
+    history.
+    """
     return self._binary_UN[user_C] @ self._ease_weights_NN
 
   def ease_plus_recency(self, user_C: np.ndarray) -> np.ndarray:
@@ -110,18 +129,24 @@ class Baselines:
     return self.ease(user_C) + EASE_RECENCY * self.personal_recency(user_C)
 
   def directed_neighbors(self, user_C: np.ndarray) -> np.ndarray:
-    """What followed the user's last 50 lines within 50 lines, for anyone; near and late ones count more."""
+    """What followed the user's last 50 lines within 50 lines, for anyone; near and late ones
+    count more.
+    """
     return (self._late_UN[user_C] @ self._following_NN).toarray()
 
   @functools.cached_property
   def _following_NN(self):
-    return cooccurrence.directed_counts(self._user, self._column, self._shape[1], NEIGHBOR_WINDOW, NEIGHBOR_DECAY)
+    return cooccurrence.directed_counts(
+      self._user, self._column, self._shape[1], NEIGHBOR_WINDOW, NEIGHBOR_DECAY
+    )
 
   @functools.cached_property
   def _late_UN(self):
     end = np.searchsorted(self._user, self._user, side="right")  # a user's lines stand together
     age = end - 1 - np.arange(len(end))
-    return self._matrix(np.where(age < NEIGHBOR_WINDOW, NEIGHBOR_RECENCY ** np.minimum(age, NEIGHBOR_WINDOW), 0))
+    return self._matrix(
+      np.where(age < NEIGHBOR_WINDOW, NEIGHBOR_RECENCY ** np.minimum(age, NEIGHBOR_WINDOW), 0)
+    )
 
   @functools.cached_property
   def _count_UN(self):
@@ -137,7 +162,9 @@ class Baselines:
 
   @functools.cached_property
   def _revenue_UN(self):
-    return self._matrix(self._decay * np.minimum(self._value, np.percentile(self._value, protocols.VALUE_PERCENTILE)))
+    return self._matrix(
+      self._decay * np.minimum(self._value, np.percentile(self._value, protocols.VALUE_PERCENTILE))
+    )
 
   @functools.cached_property
   def _ease_weights_NN(self):
@@ -153,7 +180,8 @@ def rank_all(
   """Ranks with each of `names`.
 
   Returns:
-    Name -> [R, k] int32 ad rows, -1 padding; and name -> reason for those that the catalogue's size rules out.
+    Name -> [R, k] int32 ad rows, -1 padding; and name -> reason for those that the catalogue's size
+    rules out.
 
   Raises:
     ValueError: an unknown name, or requests of the train split.
@@ -169,7 +197,8 @@ def rank_all(
 
 
 def ease_weights(binary_UN: scipy.sparse.csr_matrix, penalty: float) -> np.ndarray:
-  """EASE's closed-form item-item weights (Steck, 2019, "Embarrassingly Shallow Autoencoders", equation 8).
+  """EASE's closed-form item-item weights (Steck, 2019, "Embarrassingly Shallow Autoencoders",
+  equation 8).
 
   Args:
     binary_UN: which user has which ad.
@@ -184,13 +213,19 @@ def ease_weights(binary_UN: scipy.sparse.csr_matrix, penalty: float) -> np.ndarr
   """
   num_ads = binary_UN.shape[1]
   if num_ads > EASE_MAX_ADS:
-    raise TooManyAdsError(f"EASE inverts a matrix of ads by ads: {num_ads:,} ads are above its limit, {EASE_MAX_ADS:,}")
+    raise TooManyAdsError(
+      f"EASE inverts a matrix of ads by ads: {num_ads:,} ads are above its limit, {EASE_MAX_ADS:,}"
+    )
   gram_NN = (binary_UN.T @ binary_UN).toarray(order="F").astype(np.float32, copy=False)
   gram_NN[np.diag_indices(num_ads)] += penalty
   factor_NN, failed = scipy.linalg.lapack.spotrf(gram_NN, lower=0, overwrite_a=True)
   if failed:
-    raise ValueError(f"EASE's matrix is not positive definite at penalty {penalty}; it must be above 0")
-  inverse_NN, _ = scipy.linalg.lapack.spotri(factor_NN, lower=0, overwrite_c=True)  # only the upper triangle is written
+    raise ValueError(
+      f"EASE's matrix is not positive definite at penalty {penalty}; it must be above 0"
+    )
+  inverse_NN, _ = scipy.linalg.lapack.spotri(
+    factor_NN, lower=0, overwrite_c=True
+  )  # only the upper triangle is written
   inverse_NN = np.triu(inverse_NN)
   inverse_NN += np.triu(inverse_NN, 1).T
   inverse_NN /= -np.diag(inverse_NN).copy()
@@ -199,7 +234,8 @@ def ease_weights(binary_UN: scipy.sparse.csr_matrix, penalty: float) -> np.ndarr
 
 
 def top_k(scores_CN: np.ndarray, k: int) -> np.ndarray:
-  """Columns of the k largest scores of each row, largest first; of equal scores the lower column stands first.
+  """Columns of the k largest scores of each row, largest first; of equal scores the lower column
+  stands first.
 
   Args:
     scores_CN: finite scores.

@@ -1,4 +1,6 @@
-"""How far probabilities can be trusted: a monotone correction, errors by decile, AUC and log-loss, all weighted."""
+"""How far probabilities can be trusted: a monotone correction, errors by decile, AUC and
+log-loss, all weighted.
+"""
 
 import dataclasses
 
@@ -13,7 +15,8 @@ _STEPS = 50
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-  """A monotone map of logits, linear between points and of slope 1 beyond them; and a factor of the values.
+  """A monotone map of logits, linear between points and of slope 1 beyond them; and a factor of the
+  values.
 
   Attributes:
     logits: ascending logits of the model.
@@ -34,8 +37,9 @@ class Calibration:
   def fit(cls, logit_E, bought_E, weight_E, value_mean_E, value_E) -> "Calibration":
     """Fits on pairs that the model has not learned from.
 
-    The corrected logit is a quadratic of the logit, fitted by maximum likelihood: Platt scaling (1999) with a term for
-    curvature. It is smooth, so it does not learn the chance of single deciles; where it would fall it is held level.
+    The corrected logit is a quadratic of the logit, fitted by maximum likelihood: Platt scaling
+    (1999) with a term for curvature. It is smooth, so it does not learn the chance of single
+    deciles; where it would fall it is held level.
 
     Args:
       logit_E: logits of p(purchase).
@@ -61,7 +65,9 @@ class Calibration:
     """Corrected probabilities of logits of any shape, float32."""
     x, y = np.asarray(self.logits), np.asarray(self.corrected)
     inside = np.interp(logit, x, y)
-    found = np.where(logit < x[0], logit - x[0] + y[0], np.where(logit > x[-1], logit - x[-1] + y[-1], inside))
+    found = np.where(
+      logit < x[0], logit - x[0] + y[0], np.where(logit > x[-1], logit - x[-1] + y[-1], inside)
+    )
     return _sigmoid(found).astype(np.float32)
 
 
@@ -70,7 +76,9 @@ def _sigmoid(x):
 
 
 def _quadratic(logit_E, bought_E, weight_E) -> np.polynomial.Polynomial:
-  """The quadratic of the logit that maximises the weighted likelihood, drawn towards the logit itself; by Newton."""
+  """The quadratic of the logit that maximises the weighted likelihood, drawn towards the logit
+  itself; by Newton.
+  """
   middle, spread = np.average(logit_E, weights=weight_E), max(float(logit_E.std()), _TINY)
   x_E = (logit_E - middle) / spread
   design_EK = np.stack([np.ones_like(x_E), x_E, x_E**2], axis=1)
@@ -85,7 +93,9 @@ def _quadratic(logit_E, bought_E, weight_E) -> np.polynomial.Polynomial:
   for _ in range(_STEPS):
     p_E = _sigmoid(design_EK @ found)
     slope = design_EK.T @ (weight_E * (p_E - bought_E)) + _RIDGE * (found - unchanged)
-    curvature = (design_EK * (weight_E * p_E * (1 - p_E))[:, None]).T @ design_EK + _RIDGE * np.eye(3)
+    curvature = (design_EK * (weight_E * p_E * (1 - p_E))[:, None]).T @ design_EK + _RIDGE * np.eye(
+      3
+    )
     step, before = np.linalg.solve(curvature, slope), loss(found)
     size = 1.0
     while loss(found - size * step) > before and size > _TINY:
@@ -97,7 +107,8 @@ def _quadratic(logit_E, bought_E, weight_E) -> np.polynomial.Polynomial:
 
 
 def auc(score_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None = None) -> float:
-  """Weighted area under the ROC curve: the chance that a bought pair scores above another, ties counted half.
+  """Weighted area under the ROC curve: the chance that a bought pair scores above another, ties
+  counted half.
 
   Returns:
     NaN where one of the two kinds is missing.
@@ -117,12 +128,17 @@ def log_loss(p_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None 
   return float(np.average(-np.where(bought_E, np.log(p), np.log1p(-p)), weights=weight_E))
 
 
-def by_decile(p_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None = None) -> list[dict[str, float]]:
-  """Predicted and observed purchases of ten groups of rising probability, each of a tenth of the predicted purchases.
+def by_decile(
+  p_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None = None
+) -> list[dict[str, float]]:
+  """Predicted and observed purchases of ten groups of rising probability, each of a tenth of the
+  predicted purchases.
 
   Returns:
-    A dict a decile: predicted, observed (sums over the pairs), error: observed / predicted - 1; 0 of nothing predicted
-    and nothing observed, NaN of purchases where none were predicted. Where all p are 0 every pair is in the first.
+    A dict a decile: predicted, observed (sums over the pairs), error: observed / predicted - 1; 0
+      of nothing predicted
+    and nothing observed, NaN of purchases where none were predicted. Where all p are 0 every pair
+    is in the first.
   """
   weight_E = np.ones(len(p_E)) if weight_E is None else weight_E
   order = np.argsort(p_E, kind="stable")
@@ -145,5 +161,7 @@ def _relative(observed: float, predicted: float) -> float:
 
 
 def calibration_error(deciles: list[dict[str, float]]) -> float:
-  """Mean of the deciles' absolute relative errors; NaN where one has purchases and none were predicted."""
+  """Mean of the deciles' absolute relative errors; NaN where one has purchases and none were
+  predicted.
+  """
   return float(np.mean([abs(one["error"]) for one in deciles]))

@@ -1,6 +1,7 @@
 """Ranking metrics of requests, and their bootstrap intervals over users.
 
-Every metric is a ratio of sums over requests: recall and ndcg divide by the number of requests, revenue by the value
+Every metric is a ratio of sums over requests: recall and ndcg divide by the number of requests,
+  revenue by the value
 that could have been hit. Resampling users then re-weighs numerators and denominators alike.
 """
 
@@ -39,7 +40,9 @@ class Interval:
   high: float
 
 
-def check_rankings(rankings_RK: np.ndarray, requests: protocols.EvalRequests, k: int, num_ads: int) -> None:
+def check_rankings(
+  rankings_RK: np.ndarray, requests: protocols.EvalRequests, k: int, num_ads: int
+) -> None:
   """Looks a system's output over before it is scored.
 
   Args:
@@ -49,17 +52,26 @@ def check_rankings(rankings_RK: np.ndarray, requests: protocols.EvalRequests, k:
     num_ads: N.
 
   Raises:
-    ValueError: a wrong shape or dtype, fewer than k columns, a row outside [-1, N), or an ad twice in one list.
+    ValueError: a wrong shape or dtype, fewer than k columns, a row outside [-1, N), or an ad twice
+      in one list.
   """
-  if rankings_RK.ndim != 2 or len(rankings_RK) != len(requests) or not np.issubdtype(rankings_RK.dtype, np.integer):
+  if (
+    rankings_RK.ndim != 2
+    or len(rankings_RK) != len(requests)
+    or not np.issubdtype(rankings_RK.dtype, np.integer)
+  ):
     found = f"{rankings_RK.dtype}{list(rankings_RK.shape)}"
     raise ValueError(f"rankings are {found}; integers [{len(requests)}, K] are needed")
   if rankings_RK.shape[1] < k:
-    raise ValueError(f"rankings have {rankings_RK.shape[1]} columns; a cut at {k} needs as many (pad with -1)")
+    raise ValueError(
+      f"rankings have {rankings_RK.shape[1]} columns; a cut at {k} needs as many (pad with -1)"
+    )
   wrong = (rankings_RK < -1) | (rankings_RK >= num_ads)
   if wrong.any():
     row, column = np.argwhere(wrong)[0]
-    raise ValueError(f"rankings row {row} names ad {rankings_RK[row, column]}; ads go from 0 to {num_ads - 1}")
+    raise ValueError(
+      f"rankings row {row} names ad {rankings_RK[row, column]}; ads go from 0 to {num_ads - 1}"
+    )
   sorted_RK = np.sort(rankings_RK, axis=1)
   twice = (sorted_RK[:, 1:] == sorted_RK[:, :-1]) & (sorted_RK[:, 1:] >= 0)
   if twice.any():
@@ -67,11 +79,14 @@ def check_rankings(rankings_RK: np.ndarray, requests: protocols.EvalRequests, k:
     raise ValueError(f"rankings row {row} names ad {sorted_RK[row, column]} more than once")
 
 
-def per_request(rankings_RK: np.ndarray, requests: protocols.EvalRequests, ks: Sequence[int]) -> dict[str, Ratio]:
+def per_request(
+  rankings_RK: np.ndarray, requests: protocols.EvalRequests, ks: Sequence[int]
+) -> dict[str, Ratio]:
   """recall@K, ndcg@K and revenue@K of each request, relevance binary.
 
-  recall@K = hits / min(K, basket); ndcg@K = sum of 1 / log2(rank + 1) over the hits, divided by that of a list whose
-  first min(K, basket) ranks are hits; revenue@K is left out where the targets carry no value.
+  recall@K = hits / min(K, basket); ndcg@K = sum of 1 / log2(rank + 1) over the hits, divided by
+  that of a list whose first min(K, basket) ranks are hits; revenue@K is left out where the targets
+  carry no value.
 
   Args:
     rankings_RK: ad rows, best first, -1 padding, no ad twice in a list (see `check_rankings`).
@@ -97,8 +112,11 @@ def per_request(rankings_RK: np.ndarray, requests: protocols.EvalRequests, ks: S
   return found
 
 
-def value_ndcg(rankings_RK: np.ndarray, requests: protocols.EvalRequests, ks: Sequence[int]) -> dict[str, Ratio]:
-  """NDCG with the targets' value as linear gain: value_ndcg@K of each request with a target of value.
+def value_ndcg(
+  rankings_RK: np.ndarray, requests: protocols.EvalRequests, ks: Sequence[int]
+) -> dict[str, Ratio]:
+  """NDCG with the targets' value as linear gain: value_ndcg@K of each request with a target of
+  value.
 
   Arguments as of `per_request`. A request whose targets are all of value 0 counts in neither part.
   """
@@ -114,24 +132,36 @@ def value_ndcg(rankings_RK: np.ndarray, requests: protocols.EvalRequests, ks: Se
     some_R = best_R > 0
     if some_R.any():
       got_R = hit_value_RK[:, :k] @ discount_K[:k]
-      found[f"value_ndcg@{k}"] = Ratio(np.where(some_R, got_R / np.where(some_R, best_R, 1), 0.0), some_R.astype(float))
+      found[f"value_ndcg@{k}"] = Ratio(
+        np.where(some_R, got_R / np.where(some_R, best_R, 1), 0.0), some_R.astype(float)
+      )
   return found
 
 
-def _hits(rankings_RK: np.ndarray, requests: protocols.EvalRequests) -> tuple[np.ndarray, np.ndarray]:
-  """Value of the target at each rank [R, K] float64, 0 where there is none, and whether there is one [R, K] bool."""
+def _hits(
+  rankings_RK: np.ndarray, requests: protocols.EvalRequests
+) -> tuple[np.ndarray, np.ndarray]:
+  """Value of the target at each rank [R, K] float64, 0 where there is none, and whether there is
+  one [R, K] bool.
+  """
   width = 1 + int(max(rankings_RK.max(initial=-1), requests.target_ad.max(initial=-1)))
-  target_key = requests.target_row * width + requests.target_ad  # ascending: rows, then ads within a row
+  target_key = (
+    requests.target_row * width + requests.target_ad
+  )  # ascending: rows, then ads within a row
   key_RK = np.arange(len(requests))[:, None] * width + rankings_RK
   place_RK = np.minimum(np.searchsorted(target_key, key_RK), len(target_key) - 1)
   hit_RK = (target_key[place_RK] == key_RK) & (rankings_RK >= 0)
   return np.where(hit_RK, requests.target_value[place_RK].astype(np.float64), 0.0), hit_RK
 
 
-def resample(ratios: Sequence[Ratio], user_R: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-  """Redraws the users with replacement and takes every metric anew (Efron and Tibshirani, 1993, chapter 13).
+def resample(
+  ratios: Sequence[Ratio], user_R: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+  """Redraws the users with replacement and takes every metric anew (Efron and Tibshirani, 1993,
+  chapter 13).
 
-  The draws depend on `user_R`, `resamples` and `seed` only, so that metrics of different systems are paired.
+  The draws depend on `user_R`, `resamples` and `seed` only, so that metrics of different systems
+  are paired.
 
   Args:
     ratios: F metrics of the same R requests.
@@ -145,7 +175,9 @@ def resample(ratios: Sequence[Ratio], user_R: np.ndarray, resamples: int = RESAM
   user_ids, user_R = np.unique(user_R, return_inverse=True)
   users = len(user_ids)
   parts = [part for ratio in ratios for part in (ratio.numerator_R, ratio.denominator_R)]
-  sums_UF2 = np.stack([np.bincount(user_R, weights=part, minlength=users) for part in parts], axis=1)
+  sums_UF2 = np.stack(
+    [np.bincount(user_R, weights=part, minlength=users) for part in parts], axis=1
+  )
   rng = np.random.default_rng(seed)
   samples = []
   for begin in range(0, resamples, max(1, CHUNK_CELLS // users)):
@@ -155,17 +187,23 @@ def resample(ratios: Sequence[Ratio], user_R: np.ndarray, resamples: int = RESAM
     samples.append(count_SU.astype(np.float64) @ sums_UF2)
   sums_SF2 = np.concatenate(samples)
   numerator_SF, denominator_SF = sums_SF2[:, ::2], sums_SF2[:, 1::2]
-  return np.divide(numerator_SF, denominator_SF, out=np.full_like(numerator_SF, np.nan), where=denominator_SF > 0)
+  return np.divide(
+    numerator_SF, denominator_SF, out=np.full_like(numerator_SF, np.nan), where=denominator_SF > 0
+  )
 
 
 def interval(value: float, samples_S: np.ndarray) -> Interval:
-  """A value with the central 95 % of its resamples; resamples without a denominator (NaN) are passed over."""
+  """A value with the central 95 % of its resamples; resamples without a denominator (NaN) are
+  passed over.
+  """
   tail = (1 - COVERAGE) / 2
   low, high = np.nanquantile(samples_S, [tail, 1 - tail])
   return Interval(value, float(low), float(high))
 
 
-def catalogue(rankings_RK: np.ndarray, popularity_N: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
+def catalogue(
+  rankings_RK: np.ndarray, popularity_N: np.ndarray, ks: Sequence[int]
+) -> dict[str, float]:
   """How the recommendations spread over the ads.
 
   Args:
@@ -174,9 +212,10 @@ def catalogue(rankings_RK: np.ndarray, popularity_N: np.ndarray, ks: Sequence[in
     ks: cuts.
 
   Returns:
-    For each K: coverage@K, the share of the N ads that is recommended at all; top_decile@K, the share of the
-    recommendations that goes to the most popular tenth of the ads; gini@K of the ads' recommendation counts (0 is even,
-    towards 1 uneven).
+    For each K: coverage@K, the share of the N ads that is recommended at all; top_decile@K, the
+      share of the
+    recommendations that goes to the most popular tenth of the ads; gini@K of the ads'
+    recommendation counts (0 is even, towards 1 uneven).
   """
   num_ads = len(popularity_N)
   top = np.argsort(-popularity_N, kind="stable")[: math.ceil(num_ads / 10)]
@@ -193,9 +232,11 @@ def catalogue(rankings_RK: np.ndarray, popularity_N: np.ndarray, ks: Sequence[in
 
 
 def list_entropy(logp_RK: np.ndarray) -> float:
-  """Mean entropy of lists, nats: of their ads' probabilities, made to sum to 1; lists without an ad are left out.
+  """Mean entropy of lists, nats: of their ads' probabilities, made to sum to 1; lists without an ad
+  are left out.
 
-  What the list does not hold is left out: as one outcome it would hide that a policy draws its mass onto the list.
+  What the list does not hold is left out: as one outcome it would hide that a policy draws its mass
+    onto the list.
 
   Args:
     logp_RK: log-probabilities of distinct outcomes, best first, -inf in padding.

@@ -30,16 +30,19 @@ def plot_training(metrics_jsonl_path: str, png_path: str) -> None:
   """Draws losses (left) and valid metrics (right) against the step.
 
   Args:
-    metrics_jsonl_path: a JSON object a line with "step", losses ("train/loss", "train/sid", …) and valid metrics
-      ("valid/recall@10", …); other keys, and keys that some lines lack, are passed over. A step that stands twice (a
-      resumed run) counts as last written.
+    metrics_jsonl_path: a JSON object a line with "step", losses ("train/loss", "train/sid", …) and
+      valid metrics ("valid/recall@10", …); other keys, and keys that some lines lack, are passed
+      over. A step that stands twice (a resumed run) counts as last written.
     png_path: where the picture goes.
 
   Raises:
-    ValueError: a line that is no JSON object with a step, or a file without a number to draw; names file and line.
+    ValueError: a line that is no JSON object with a step, or a file without a number to draw; names
+      file and line.
   """
   curves = _read_curves(metrics_jsonl_path)
-  losses = sorted(filter(_is_loss, curves), key=lambda name: name != "train/loss")  # the total first
+  losses = sorted(
+    filter(_is_loss, curves), key=lambda name: name != "train/loss"
+  )  # the total first
   valid = [name for name in curves if name.startswith("valid/")]
   drawn = {"Training loss": losses, "Valid": valid}
   panels = [(title, names) for title, names in drawn.items() if names]
@@ -53,7 +56,9 @@ def plot_training(metrics_jsonl_path: str, png_path: str) -> None:
       for name, color in zip(names, _cycle(COLORS, len(names)), strict=True):
         steps, values = zip(*sorted(curves[name].items()), strict=True)
         marker = "o" if len(steps) < 40 else ""
-        axis.plot(steps, values, color=color, lw=1.6, marker=marker, ms=3.5, label=name.split("/", 1)[1])
+        axis.plot(
+          steps, values, color=color, lw=1.6, marker=marker, ms=3.5, label=name.split("/", 1)[1]
+        )
       axis.set_title(title)
       axis.set_xlabel("step")
       axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, borderaxespad=0.3)
@@ -61,7 +66,8 @@ def plot_training(metrics_jsonl_path: str, png_path: str) -> None:
 
 
 def plot_comparison(results: Mapping, png_path: str) -> None:
-  """Draws a panel of bars with 95 % intervals for each metric, a bar for each system, the best one in colour.
+  """Draws a panel of bars with 95 % intervals for each metric, a bar for each system, the best one
+  in colour.
 
   Args:
     results: what `report_tables.results` returned (or read back from its JSON).
@@ -97,7 +103,9 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
 def panels(
   count: int, size: tuple[float, float], png_path: str, width_ratios: Sequence[float] | None = None
 ) -> Iterator[Sequence]:
-  """`count` axes side by side in the house style, saved to `png_path` at the end of the block; `size` in inches."""
+  """`count` axes side by side in the house style, saved to `png_path` at the end of the block;
+  `size` in inches.
+  """
   matplotlib = _matplotlib()
   with matplotlib.rc_context(STYLE):
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
@@ -109,7 +117,12 @@ def _bars(axis, names: Sequence[str], scores: Sequence[Mapping[str, float]]) -> 
   """Horizontal bars, whiskers for the intervals, and the values to the right of them."""
   means = [score["mean"] for score in scores]
   reach = max(score["high"] for score in scores) or 1.0
-  axis.barh(names, means, height=0.62, color=[COLORS[0] if mean == max(means) else "#b9c6d3" for mean in means])
+  axis.barh(
+    names,
+    means,
+    height=0.62,
+    color=[COLORS[0] if mean == max(means) else "#b9c6d3" for mean in means],
+  )
   for y, score in enumerate(scores):
     axis.plot([score["low"], score["high"]], [y, y], color=INK, lw=1.2, solid_capstyle="butt")
     text = f"{score['mean']:.4f}".removeprefix("0")

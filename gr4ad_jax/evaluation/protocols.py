@@ -1,4 +1,6 @@
-"""What is predicted from what: the requests of a split, their targets, and the history that may be seen."""
+"""What is predicted from what: the requests of a split, their targets, and the history that may
+be seen.
+"""
 
 import dataclasses
 
@@ -8,8 +10,10 @@ from gr4ad_jax.data import schema
 
 VALUE_PERCENTILE = 99.0  # a line's value counts up to this percentile of its split
 METRICS_TEXT = (
-  "recall@K = hits / min(K, basket) and binary ndcg@K, averaged over requests; revenue@K = value of the hit lines / "
-  "value of all lines, a line clipped at the 99th percentile of its split; 95 % intervals by a paired bootstrap over "
+  "recall@K = hits / min(K, basket) and binary ndcg@K, averaged over requests; revenue@K = value "
+  "of the hit lines / "
+  "value of all lines, a line clipped at the 99th percentile of its split; 95 % intervals by a "
+  "paired bootstrap over "
   "users, 1,000 resamples"
 )
 
@@ -43,13 +47,23 @@ PROTOCOLS = {
   "online_retail": Protocol(
     "online_retail",
     (10, 50),
-    "of customers with 3 or more invoices the last is test, the one before valid; history is every earlier invoice",
+    (
+      "of customers with 3 or more invoices the last is test, the one before valid; history is "
+      "every earlier invoice"
+    ),
   ),
   "amazon_reviews": Protocol(
-    "amazon_reviews", (5, 10), "a user's last item is test, the one before valid; history is every earlier item"
+    "amazon_reviews",
+    (5, 10),
+    "a user's last item is test, the one before valid; history is every earlier item",
   ),
   "ad_log": Protocol(
-    "ad_log", (10, 50), "valid and test visits as the log was split; history is the user's visits of the earlier splits"
+    "ad_log",
+    (10, 50),
+    (
+      "valid and test visits as the log was split; history is the user's visits of the earlier "
+      "splits"
+    ),
   ),
 }
 
@@ -71,7 +85,8 @@ class EvalRequests:
     user: [R] int32.
     target_start: [R+1] int64; targets of row r are target_ad[target_start[r]:target_start[r+1]].
     target_ad: [P] int32, the distinct ads of each request, ascending within a request.
-    target_value: [P] float32, money of the ad in that request, clipped at the split's 99th percentile.
+    target_value: [P] float32, money of the ad in that request, clipped at the split's 99th
+      percentile.
   """
 
   split: str
@@ -96,7 +111,12 @@ class EvalRequests:
     start = np.append(0, np.cumsum(size))
     picked = np.repeat(self.target_start[rows] - start[:-1], size) + np.arange(start[-1])
     return EvalRequests(
-      self.split, self.request[rows], self.user[rows], start, self.target_ad[picked], self.target_value[picked]
+      self.split,
+      self.request[rows],
+      self.user[rows],
+      start,
+      self.target_ad[picked],
+      self.target_value[picked],
     )
 
 
@@ -120,8 +140,12 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
   chosen = (events.split == _split_index(split, schema.SPLITS)) & (events.behavior >= depth)
   if not chosen.any():
     behavior = target_behavior or "any"
-    raise schema.DataError(f"split {split!r} of {dataset.name} is empty: it has no event of behaviour {behavior!r}")
-  line, value = lines(events.request[chosen], events.ad[chosen], events.value[chosen], len(dataset.ads))
+    raise schema.DataError(
+      f"split {split!r} of {dataset.name} is empty: it has no event of behaviour {behavior!r}"
+    )
+  line, value = lines(
+    events.request[chosen], events.ad[chosen], events.value[chosen], len(dataset.ads)
+  )
   request, start = np.unique(line[:, 0], return_index=True)
   first = np.searchsorted(events.request, request)  # `request` ascends over the log
   return EvalRequests(
@@ -135,15 +159,19 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
 
 
 def history_events(dataset: schema.Dataset, split: str) -> np.ndarray:
-  """Mask [E] of the events that are known when `split` is predicted: train for valid, train and valid for test.
+  """Mask [E] of the events that are known when `split` is predicted: train for valid, train and
+  valid for test.
 
   Raises:
-    ValueError: a split other than 'valid' and 'test'; a train request is predicted from its own past, see data/.
+    ValueError: a split other than 'valid' and 'test'; a train request is predicted from its own
+      past, see data/.
   """
   return dataset.events.split < _split_index(split, schema.SPLITS[1:])
 
 
-def lines(request_E: np.ndarray, ad_E: np.ndarray, value_E: np.ndarray, num_ads: int) -> tuple[np.ndarray, np.ndarray]:
+def lines(
+  request_E: np.ndarray, ad_E: np.ndarray, value_E: np.ndarray, num_ads: int
+) -> tuple[np.ndarray, np.ndarray]:
   """Joins events to lines, one for each (request, ad).
 
   Returns:
@@ -175,9 +203,13 @@ def _split_index(split: str, allowed: tuple[str, ...]) -> int:
 
 
 def target_depth(behaviors: tuple[str, ...], target_behavior: str) -> int:
-  """Depth of the shallowest behaviour that counts as a hit; empty: any. Raises ValueError for a name not known."""
+  """Depth of the shallowest behaviour that counts as a hit; empty: any. Raises ValueError for a
+  name not known.
+  """
   if not target_behavior:
     return 0
   if target_behavior not in behaviors:
-    raise ValueError(f"target_behavior {target_behavior!r} is unknown; allowed: {', '.join(behaviors)}; empty: any")
+    raise ValueError(
+      f"target_behavior {target_behavior!r} is unknown; allowed: {', '.join(behaviors)}; empty: any"
+    )
   return behaviors.index(target_behavior)

@@ -9,7 +9,9 @@ from gr4ad_jax import files
 from gr4ad_jax.data import schema
 from gr4ad_jax.evaluation import metrics, protocols
 
-Rankings = np.ndarray | Sequence[np.ndarray]  # [R, K] ad rows, or one such array for each training seed
+Rankings = (
+  np.ndarray | Sequence[np.ndarray]
+)  # [R, K] ad rows, or one such array for each training seed
 
 
 def results(
@@ -26,18 +28,19 @@ def results(
   Args:
     dataset: a prepared data set.
     split: 'valid' or 'test'.
-    systems: name -> rankings of `protocols.eval_requests(dataset, split, target_behavior)`, at least as deep as the
-      protocol's largest K; several seeds are averaged request by request. The first system is the one that the others
-      are compared with.
+    systems: name -> rankings of `protocols.eval_requests(dataset, split, target_behavior)`, at
+      least as deep as the protocol's largest K; several seeds are averaged request by request. The
+      first system is the one that the others are compared with.
     target_behavior: shallowest behaviour that counts as a hit; empty: any.
     skipped: systems that could not be run -> reason.
     seen: systems that do not leave ads seen before as they are -> 'masked' or 'biased'.
     seed: seed of the resamples.
 
   Returns:
-    A dict for JSON: dataset, split, protocol, users, requests; systems[name][metric] = {mean, low, high};
-    ahead[name][metric], the first system minus this one, likewise; catalogue[name], seeds[name] and seen[name];
-    target_behavior and skipped.
+    A dict for JSON: dataset, split, protocol, users, requests; systems[name][metric] = {mean, low,
+      high};
+    ahead[name][metric], the first system minus this one, likewise; catalogue[name], seeds[name] and
+    seen[name]; target_behavior and skipped.
 
   Raises:
     ValueError: no system, rankings that do not fit the requests, or an unknown name.
@@ -74,7 +77,9 @@ def results(
 
 
 def write_json(path: str, content: dict) -> None:
-  """Writes `content` to `path` by way of a temporary file, so that a reader finds the old file or the whole new one."""
+  """Writes `content` to `path` by way of a temporary file, so that a reader finds the old file
+  or the whole new one.
+  """
   files.write_json(path, content, summed=False, indent=2)
 
 
@@ -84,7 +89,9 @@ def write_text(path: str, text: str) -> None:
 
 
 def format_table(found: Mapping) -> str:
-  """Markdown of what `results` returned: aligned columns, intervals in brackets, the best of each metric in bold."""
+  """Markdown of what `results` returned: aligned columns, intervals in brackets, the best of
+  each metric in bold.
+  """
   systems = found["systems"]
   names = list(next(iter(systems.values())))
   best = {metric: max(row[metric]["mean"] for row in systems.values()) for metric in names}
@@ -94,15 +101,25 @@ def format_table(found: Mapping) -> str:
     cells = [cell(row[metric], row[metric]["mean"] == best[metric]) for metric in names]
     rows.append([system, str(seeds.get(system, "")), seen.get(system, ""), *cells])
   lines = [
-    f"{found['dataset']}, {found['split']}: {found['users']:,} users. Means with 95 % intervals; best in bold.",
+    (
+      f"{found['dataset']}, {found['split']}: {found['users']:,} users. Means with 95 % intervals; "
+      "best in bold."
+    ),
     "",
     *aligned(rows),
   ]
   if found.get("ahead"):
     rows = [[f"{next(iter(systems))} minus", *names]]
     for system, row in found["ahead"].items():
-      rows.append([system, *(cell(row[metric], row[metric]["low"] > 0, signed=True) for metric in names)])
-    lines += ["", "Paired differences, in bold where the whole interval is above 0.", "", *aligned(rows)]
+      rows.append(
+        [system, *(cell(row[metric], row[metric]["low"] > 0, signed=True) for metric in names)]
+      )
+    lines += [
+      "",
+      "Paired differences, in bold where the whole interval is above 0.",
+      "",
+      *aligned(rows),
+    ]
   lines += [f"\nLeft out: {name}: {reason}." for name, reason in found.get("skipped", {}).items()]
   return "\n".join(lines) + f"\n\nProtocol: {found['protocol']}.\n"
 
@@ -113,7 +130,9 @@ def _by_seed(rankings: Rankings) -> list[np.ndarray]:
   return [np.asarray(run) for run in rankings]
 
 
-def _check(by_seed: Mapping[str, list[np.ndarray]], requests: protocols.EvalRequests, k: int, num_ads: int) -> None:
+def _check(
+  by_seed: Mapping[str, list[np.ndarray]], requests: protocols.EvalRequests, k: int, num_ads: int
+) -> None:
   for name, runs in by_seed.items():
     for rankings_RK in runs:
       try:
@@ -125,7 +144,9 @@ def _check(by_seed: Mapping[str, list[np.ndarray]], requests: protocols.EvalRequ
 def _mean_ratios(runs: Sequence[Mapping[str, metrics.Ratio]]) -> dict[str, metrics.Ratio]:
   """Averages the numerators over seeds; the denominators do not depend on the ranking."""
   return {
-    metric: metrics.Ratio(np.mean([run[metric].numerator_R for run in runs], axis=0), ratio.denominator_R)
+    metric: metrics.Ratio(
+      np.mean([run[metric].numerator_R for run in runs], axis=0), ratio.denominator_R
+    )
     for metric, ratio in runs[0].items()
   }
 
@@ -134,18 +155,26 @@ def _mean_dict(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
   return {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
 
 
-def _intervals(ratios: Mapping[str, Mapping[str, metrics.Ratio]], user_R: np.ndarray, seed: int) -> tuple[dict, dict]:
+def _intervals(
+  ratios: Mapping[str, Mapping[str, metrics.Ratio]], user_R: np.ndarray, seed: int
+) -> tuple[dict, dict]:
   """Intervals of every system, and of the first system minus each other one."""
   flat = [(system, metric) for system, row in ratios.items() for metric in row]
-  samples_SF = metrics.resample([ratios[system][metric] for system, metric in flat], user_R, seed=seed)
+  samples_SF = metrics.resample(
+    [ratios[system][metric] for system, metric in flat], user_R, seed=seed
+  )
   column = {key: samples_SF[:, f] for f, key in enumerate(flat)}
   first = next(iter(ratios))
   scores, ahead = {}, {}
   for system, metric in flat:
     value = ratios[system][metric].value
-    scores.setdefault(system, {})[metric] = dataclasses.asdict(metrics.interval(value, column[system, metric]))
+    scores.setdefault(system, {})[metric] = dataclasses.asdict(
+      metrics.interval(value, column[system, metric])
+    )
     if system != first:
-      lead = metrics.interval(ratios[first][metric].value - value, column[first, metric] - column[system, metric])
+      lead = metrics.interval(
+        ratios[first][metric].value - value, column[first, metric] - column[system, metric]
+      )
       ahead.setdefault(system, {})[metric] = dataclasses.asdict(lead)
   return scores, ahead
 

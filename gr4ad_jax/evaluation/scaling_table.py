@@ -33,7 +33,8 @@ def rising(found: Mapping) -> dict[str, dict[str, bool]]:
   """Whether each measure never falls along a list, and the training loss never rises."""
   never = lambda values: bool((np.diff(values) >= 0).all())  # noqa: E731
   out = {
-    kind: {name: never([one[name] for one in found[kind]]) for name in measures(found)} for kind in ("sizes", "beams")
+    kind: {name: never([one[name] for one in found[kind]]) for name in measures(found)}
+    for kind in ("sizes", "beams")
   }
   out["sizes"]["train_loss"] = never([-one["train_loss"] for one in found["sizes"]])
   return out
@@ -44,20 +45,33 @@ def format_markdown(found: Mapping) -> str:
   shown, law = measures(found), found["law"]
   head = [["width", "parameters", "train loss", *shown], ["beams", *shown]]
   sizes = [
-    [str(one["width"]), f"{one['parameters']:,}", f"{one['train_loss']:.4f}", *(f"{one[m]:.4f}" for m in shown)]
+    [
+      str(one["width"]),
+      f"{one['parameters']:,}",
+      f"{one['train_loss']:.4f}",
+      *(f"{one[m]:.4f}" for m in shown),
+    ]
     for one in found["sizes"]
   ]
   beams = [[str(one["beams"]), *(f"{one[m]:.4f}" for m in shown)] for one in found["beams"]]
-  return "\n".join([
-    f"{found['dataset']}, test, {len(found['seeds'])} seeds: means. The beams are the largest model's.",
-    "",
-    *report_tables.aligned([head[0], *sizes]),
-    "",
-    f"Train loss = {law['scale']:.3g} x parameters^-{law['exponent']:.3g}, r2 {law['r2']:.3f} of the logarithms.",
-    "",
-    *report_tables.aligned([head[1], *beams]),
-    "",
-  ])  # fmt: skip
+  return "\n".join(
+    [
+      (
+        f"{found['dataset']}, test, {len(found['seeds'])} seeds: means. The beams are the largest "
+        "model's."
+      ),
+      "",
+      *report_tables.aligned([head[0], *sizes]),
+      "",
+      (
+        f"Train loss = {law['scale']:.3g} x parameters^-{law['exponent']:.3g}, r2 {law['r2']:.3f} "
+        "of the logarithms."
+      ),
+      "",
+      *report_tables.aligned([head[1], *beams]),
+      "",
+    ]
+  )
 
 
 def plot(found: Mapping, png_path: str) -> None:
@@ -65,12 +79,31 @@ def plot(found: Mapping, png_path: str) -> None:
   shown, law = measures(found), found["law"]
   parameters = [one["parameters"] for one in found["sizes"]]
   with plots.panels(3, (9.5, 3.2), png_path) as axes:
-    axes[0].plot(parameters, [one["train_loss"] for one in found["sizes"]], "o", color=plots.COLORS[0])
-    axes[0].plot(parameters, [law["scale"] * n ** -law["exponent"] for n in parameters], "-", color=plots.INK, lw=1)
-    axes[0].set(title=f"train loss, exponent {law['exponent']:.3f}", xscale="log", yscale="log", xlabel="parameters")
+    axes[0].plot(
+      parameters, [one["train_loss"] for one in found["sizes"]], "o", color=plots.COLORS[0]
+    )
+    axes[0].plot(
+      parameters,
+      [law["scale"] * n ** -law["exponent"] for n in parameters],
+      "-",
+      color=plots.INK,
+      lw=1,
+    )
+    axes[0].set(
+      title=f"train loss, exponent {law['exponent']:.3f}",
+      xscale="log",
+      yscale="log",
+      xlabel="parameters",
+    )
     for axis, kind, x in ((axes[1], "sizes", "parameters"), (axes[2], "beams", "beams")):
       for number, name in enumerate(shown):
         color = plots.COLORS[number % len(plots.COLORS)]
-        axis.plot([one[x] for one in found[kind]], [one[name] for one in found[kind]], "o-", label=name, color=color)
+        axis.plot(
+          [one[x] for one in found[kind]],
+          [one[name] for one in found[kind]],
+          "o-",
+          label=name,
+          color=color,
+        )
       axis.set(title=f"test, by {x}", xscale="log", xlabel=x)
     axes[2].legend(fontsize=8)

@@ -11,7 +11,9 @@ DEPTH = 128  # ads of a list that is put in order by value
 
 
 def format_markdown(found: Sequence[Mapping]) -> str:
-  """The settings by valid revenue@10, best first; knobs that differ between the sweeps stand with the settings."""
+  """The settings by valid revenue@10, best first; knobs that differ between the sweeps stand
+  with the settings.
+  """
   differing = sorted(
     name for name in {name for one in found for name in one["common"]}
     if len({json.dumps(one["common"].get(name)) for one in found}) > 1
@@ -22,14 +24,21 @@ def format_markdown(found: Sequence[Mapping]) -> str:
   rows = [["setting", *shown, *(f"{name}, by value" for name in valued), "entropy"]]
   for one in sorted(found, key=lambda one: -one["valid"][by]):
     common = {name: one["common"].get(name) for name in differing}
-    cells = [f"{one['valid'][name]:.4f}" for name in shown] + [f"{one['by_value'][name]:.4f}" for name in valued]
+    cells = [f"{one['valid'][name]:.4f}" for name in shown] + [
+      f"{one['by_value'][name]:.4f}" for name in valued
+    ]
     rows.append([in_words(one["setting"], common), *cells, f"{one['entropy']:.2f}"])
   words = f"By value: log p + {VALUE_POWER} log E[value]. Entropy: of the {DEPTH} best ads, nats."
-  return "\n".join([f"Valid, {len(found)} settings.", "", *report_tables.aligned(rows), "", words, ""])
+  return "\n".join(
+    [f"Valid, {len(found)} settings.", "", *report_tables.aligned(rows), "", words, ""]
+  )
 
 
 def in_words(setting: Mapping | None, common: Mapping | None = None) -> str:
   """A setting, or the start, with what `common` says of its sweep."""
   if setting is None:
     return "the start"
-  return ", ".join(f"{name}={value}" for name, value in {**(common or {}), **setting}.items()) or "as the flags say"
+  return (
+    ", ".join(f"{name}={value}" for name, value in {**(common or {}), **setting}.items())
+    or "as the flags say"
+  )

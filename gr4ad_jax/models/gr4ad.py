@@ -1,4 +1,6 @@
-"""GR4AD: context, LazyAR decoder, level heads, eCPM head, MTP branch and history copy, put together."""
+"""GR4AD: context, LazyAR decoder, level heads, eCPM head, MTP branch and history copy, put
+together.
+"""
 
 import functools
 from typing import ClassVar, NamedTuple
@@ -13,7 +15,14 @@ from gr4ad_jax.data.batches import HISTORY, PADDING, RequestBatch
 from gr4ad_jax.models import knobs
 from gr4ad_jax.models.context import Context, ContextProcessor
 from gr4ad_jax.models.history_bias import biased_logp, biased_prefix_logp, signed_bias
-from gr4ad_jax.models.history_copy import Copy, HistoryCopy, ValueReader, mix, no_copy, sequence_match
+from gr4ad_jax.models.history_copy import (
+  Copy,
+  HistoryCopy,
+  ValueReader,
+  mix,
+  no_copy,
+  sequence_match,
+)
 from gr4ad_jax.models.layers import Linear
 from gr4ad_jax.models.lazy_decoder import Cache, LazyDecoder
 from gr4ad_jax.models.remat import rematerialized
@@ -31,7 +40,8 @@ class Start:
     slot_codes_BST: UA-SIDs of the slots.
     history_BS: slots of the user's history.
     copyable_BS: slots that the copy path may name.
-    skip_BD: state of the user that joins the decoder's before the heads of all levels; None: there is none.
+    skip_BD: state of the user that joins the decoder's before the heads of all levels; None: there
+      is none.
   """
 
   context: Context
@@ -43,7 +53,9 @@ class Start:
 
 
 class Read(NamedTuple):
-  """What a request is made of: `slots_BSD` and `user_BF` make the context, `skip_BD` is that of `Start`."""
+  """What a request is made of: `slots_BSD` and `user_BF` make the context, `skip_BD` is that of
+  `Start`.
+  """
 
   slots_BSD: jax.Array
   user_BF: jax.Array
@@ -71,8 +83,8 @@ class Outputs(NamedTuple):
 def next_code_logp(logits: jax.Array, code_BM: jax.Array) -> jax.Array:
   """log p of one level's codes, of float32 logits [B, M, V], or [B, V] for all M: [B, M].
 
-  The code's own logit is found by a masked sum: where the columns of a head are cut over devices, the gradient of a
-  gather would collect logits and kernel on each.
+  The code's own logit is found by a masked sum: where the columns of a head are cut over devices,
+  the gradient of a gather would collect logits and kernel on each.
   """
   logits_BMV = logits[:, None] if logits.ndim == code_BM.ndim else logits
   own_BMV = jnp.where(jnp.arange(logits_BMV.shape[-1]) == code_BM[..., None], logits_BMV, 0)
@@ -80,18 +92,23 @@ def next_code_logp(logits: jax.Array, code_BM: jax.Array) -> jax.Array:
 
 
 def _code_logp(head: Linear, h: jax.Array, code_BM: jax.Array) -> jax.Array:
-  """log p [B, M] of a level's codes by its head, of states [B, M, D], or of [B, D], one for all M."""
+  """log p [B, M] of a level's codes by its head, of states [B, M, D], or of [B, D], one for all
+  M.
+  """
   return next_code_logp(head(h), code_BM)
 
 
 class GR4AD(nn.Module):
-  """The model over one shape, `[B, M, T]`: targets, candidates and beams are all sequences of a request.
+  """The model over one shape, `[B, M, T]`: targets, candidates and beams are all sequences of a
+  request.
 
   Attributes:
     config: model settings.
     codebooks: codes a level, length T.
-    remat: what is kept of blocks, context, copy path and heads for the backward pass, a name of `remat.POLICIES`.
-    predicts_value: whether it has an eCPM head and an MTP branch; without, VSL leaves their terms out.
+    remat: what is kept of blocks, context, copy path and heads for the backward pass, a name of
+      `remat.POLICIES`.
+    predicts_value: whether it has an eCPM head and an MTP branch; without, VSL leaves their terms
+      out.
     learns_lists: whether the list objectives suit it: all of its loss is VSL on sequences.
     reads: knobs that it reads, of `knobs.ALL`.
   """
@@ -117,8 +134,12 @@ class GR4AD(nn.Module):
     c = self.config
     self.dtype = compute_dtype(c)
     init = nn.with_logical_partitioning(nn.initializers.normal(0.5), ("vocab", "embed"))
-    self.tables = [self.param(f"codes_{t}", init, (v, c.width)) for t, v in enumerate(self.codebooks)]
-    self.bos = self.param("bos", nn.with_logical_partitioning(nn.initializers.normal(0.5), ("embed",)), (c.width,))
+    self.tables = [
+      self.param(f"codes_{t}", init, (v, c.width)) for t, v in enumerate(self.codebooks)
+    ]
+    self.bos = self.param(
+      "bos", nn.with_logical_partitioning(nn.initializers.normal(0.5), ("embed",)), (c.width,)
+    )
     self.processor = rematerialized(ContextProcessor, self.remat, (5,))(c, NUM_KINDS)
     self.decoder = self.make_decoder()
     # Logits are float32: bfloat16 ones lose the tail of a 16k softmax.
@@ -139,7 +160,9 @@ class GR4AD(nn.Module):
   def start(self, batch: RequestBatch, *, train: bool = False) -> Start:
     """Context and lazy layers."""
     read = self.read(batch, train=train)
-    context = self.processor(read.slots_BSD, batch.slot_kind_BS, batch.slot_features_BSF, read.user_BF, train)
+    context = self.processor(
+      read.slots_BSD, batch.slot_kind_BS, batch.slot_features_BSF, read.user_BF, train
+    )
     history_BS = batch.slot_kind_BS == HISTORY
     copyable_BS = batch.slot_kind_BS > PADDING if self.config.copy == "context" else history_BS
     lazy_B1TD = self.decoder.lazy(context, train=train)
@@ -171,7 +194,8 @@ class GR4AD(nn.Module):
       caches: of the late layers, None at level 0.
 
     Returns:
-      States [B, M, D], the level's logits [B, M, V], None at level T (see `value_logits`), and the extended caches.
+      States [B, M, D], the level's logits [B, M, V], None at level T (see `value_logits`), and the
+      extended caches.
     """
     if level:
       token = self.embed(level - 1, previous_BM)
@@ -186,7 +210,8 @@ class GR4AD(nn.Module):
   def value_logits(self, start: Start, h_BMD: jax.Array, codes_BMT: jax.Array) -> jax.Array:
     """Scores of the eCPM bins [B, M, V], of level T's states and the whole UA-SIDs.
 
-    With a copy path, what the slots of that very ad say of it, its price and what this user paid, is read beside the
+    With a copy path, what the slots of that very ad say of it, its price and what this user paid,
+    is read beside the
     state: attention finds it hardly, by codes that are sums of embeddings.
     """
     h_BMD = _skipped(start, h_BMD)
@@ -200,16 +225,19 @@ class GR4AD(nn.Module):
     return (sequence_match(start.slot_codes_BST, codes_BMT) & start.history_BS[:, None]).any(-1)
 
   def final_logp(self, start: Start, logp_BM: jax.Array, codes_BMT: jax.Array) -> jax.Array:
-    """The score that ranks finished sequences: log p(y | X), plus the bias where y is of the history.
+    """The score that ranks finished sequences: log p(y | X), plus the bias where y is of the
+    history.
 
-    It is not normalised: the constant that `__call__` takes off is the same for all sequences of a request.
+    It is not normalised: the constant that `__call__` takes off is the same for all sequences of a
+      request.
     """
     return logp_BM + self.bias * self.seen(start, codes_BMT) if self.biased else logp_BM
 
   def prefix_logp(self, start: Start, logp_BWT: jax.Array, codes_BWT: jax.Array) -> jax.Array:
     """log p of every prefix of finished sequences, bias included and normalised: [B, W, T] float32.
 
-    Under a bias the whole history is scored, once a request; `__call__` estimates its mass on the latest ads.
+    Under a bias the whole history is scored, once a request; `__call__` estimates its mass on the
+    latest ads.
 
     Args:
       start: the request's shared part.
@@ -223,7 +251,12 @@ class GR4AD(nn.Module):
     return biased_prefix_logp(logp_BWT, codes_BWT, start.slot_codes_BST, past_logp_BS, self.bias)
 
   def __call__(
-    self, batch: RequestBatch, codes_BMT: jax.Array, *, train: bool = False, valued: int | None = None
+    self,
+    batch: RequestBatch,
+    codes_BMT: jax.Array,
+    *,
+    train: bool = False,
+    valued: int | None = None,
   ) -> Outputs:
     """Scores M given sequences a request: the forward of training, preference learning and ranking.
 
@@ -239,11 +272,15 @@ class GR4AD(nn.Module):
     if self.biased:  # the latest ads of the history are scored alongside, for the bias' normaliser
       distinct_BS = _distinct(start)
       past_BH = _latest(distinct_BS, self.config.history_bias_ads)
-      past_BHT = jnp.take_along_axis(start.slot_codes_BST, jnp.maximum(past_BH, 0)[..., None], axis=1)
+      past_BHT = jnp.take_along_axis(
+        start.slot_codes_BST, jnp.maximum(past_BH, 0)[..., None], axis=1
+      )
       out = self.score(start, jnp.concatenate([codes_BMT, past_BHT], axis=1), valued, train=train)
       logp_BM, past_logp_BH = out.logp_BM[:, :M], out.logp_BM[:, M:]
       size_B = distinct_BS.sum(-1)
-      logp_BM = biased_logp(logp_BM, self.seen(start, codes_BMT), past_logp_BH, past_BH >= 0, size_B, self.bias)
+      logp_BM = biased_logp(
+        logp_BM, self.seen(start, codes_BMT), past_logp_BH, past_BH >= 0, size_B, self.bias
+      )
       kept = (x[:, :M] for x in (out.generated_logp_BMT, out.ecpm_logits_BMV, out.mtp_logp_BMT))
       return Outputs(logp_BM, *kept, out.gate_B)
     return self.score(start, codes_BMT, valued, train=train)
@@ -255,7 +292,8 @@ class GR4AD(nn.Module):
     free_B1TD, _ = self.decoder.late(start.lazy_B1TD, start.context, train=train)
     free_B1TD = _skipped(start, free_B1TD)
     generated, mtp = [], []
-    # Float32 logits are the largest arrays there are, and a twentieth of the work: no policy keeps them.
+    # Float32 logits are the largest arrays there are, and a twentieth of the work: no policy keeps
+    # them.
     logp_of = rematerialized(_code_logp, "full" if self.remat != "none" else "none")
     for t in range(T):
       generated.append(logp_of(self.heads[t], _skipped(start, states[t]), codes_BMT[..., t]))
@@ -268,10 +306,15 @@ class GR4AD(nn.Module):
     logp_BM = mix(copy, generated_logp_BMT.sum(-1), matched)
     ecpm = self.value_logits(start, last_BVD, codes_BMT[:, :valued])
     ecpm = jnp.pad(ecpm, ((0, 0), (0, M - valued), (0, 0)))
-    return Outputs(logp_BM, generated_logp_BMT, ecpm, jnp.stack(mtp, axis=-1), jnp.exp(copy.log_gate_B))
+    return Outputs(
+      logp_BM, generated_logp_BMT, ecpm, jnp.stack(mtp, axis=-1), jnp.exp(copy.log_gate_B)
+    )
 
-  def _states(self, start: Start, codes_BMT: jax.Array, valued: int, train: bool) -> tuple[list[jax.Array], jax.Array]:
-    """States of the T levels, [B, D] of the first and [B, M, D] of the others, and of the eCPM token, [B, valued, D].
+  def _states(
+    self, start: Start, codes_BMT: jax.Array, valued: int, train: bool
+  ) -> tuple[list[jax.Array], jax.Array]:
+    """States of the T levels, [B, D] of the first and [B, M, D] of the others, and of the eCPM
+    token, [B, valued, D].
 
     The first level has seen no code, so a request computes it once for all of its sequences.
     """
@@ -290,7 +333,9 @@ class GR4AD(nn.Module):
       last_BVD = h_BMTD[:, :, -1]
     else:  # T is 2 or more
       h_BMTD, caches = decode(1, tokens_BMTD[:, :, :-1], caches)
-      last_BV1D, _ = decode(T, tokens_BMTD[:, :valued, -1:], jax.tree.map(lambda x: x[:, :valued], caches))
+      last_BV1D, _ = decode(
+        T, tokens_BMTD[:, :valued, -1:], jax.tree.map(lambda x: x[:, :valued], caches)
+      )
       last_BVD = last_BV1D[:, :, 0]
     return [first_B11D[:, 0, 0], *(h_BMTD[:, :, t] for t in range(T - 1))], last_BVD
 
@@ -301,7 +346,9 @@ def _skipped(start: Start, h: jax.Array) -> jax.Array:
 
 
 def _distinct(start: Start) -> jax.Array:
-  """[B, S] bool: slots of the history whose UA-SID no later slot of the history carries; ads can share one."""
+  """[B, S] bool: slots of the history whose UA-SID no later slot of the history carries; ads can
+  share one.
+  """
   same_BSS = sequence_match(start.slot_codes_BST, start.slot_codes_BST) & start.history_BS[:, None]
   return start.history_BS & ~jnp.triu(same_BSS, k=1).any(-1)
 

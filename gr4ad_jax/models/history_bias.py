@@ -1,7 +1,9 @@
-"""A signed bias on the ads of the history, in the final, item-level score (docs/design/method.md §2.4).
+"""A signed bias on the ads of the history, in the final, item-level score (docs/design/method.md
+§2.4).
 
-A mixture can only add mass to the history. Where people don't take the same ad twice, mass has to go away:
-p'(y) = p(y) e^{b·1[y in H]} / Z with Z = 1 - P(H) + e^b P(H), where P(H) is the model's own mass on the history H.
+A mixture can only add mass to the history. Where people don't take the same ad twice, mass has to
+go away: p'(y) = p(y) e^{b·1[y in H]} / Z with Z = 1 - P(H) + e^b P(H), where P(H) is the model's
+own mass on the history H.
 """
 
 import chex
@@ -16,14 +18,20 @@ RATE = 10.0  # b of a parameter of 1
 def signed_bias(module: nn.Module) -> jax.Array:
   """The scalar b of a module: `RATE` times its parameter `NAME`, which starts at 0.
 
-  Adam moves a parameter by about the learning rate a step, which suits weights; where people take nothing twice, b has
-  to fall to where the history has no mass left in the same steps.
+  Adam moves a parameter by about the learning rate a step, which suits weights; where people take
+  nothing twice, b has to fall to where the history has no mass left in the same steps.
   """
   return RATE * module.param(NAME, nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
 
 
-def biased_logp(logp_BM: jax.Array, seen_BM: jax.Array, history_logp_BH: jax.Array, history_mask_BH: jax.Array,
-                history_size_B: jax.Array, bias: jax.Array) -> jax.Array:  # fmt: skip
+def biased_logp(
+  logp_BM: jax.Array,
+  seen_BM: jax.Array,
+  history_logp_BH: jax.Array,
+  history_mask_BH: jax.Array,
+  history_size_B: jax.Array,
+  bias: jax.Array,
+) -> jax.Array:
   """log p'(y | X), normalised over all UA-SIDs.
 
   Args:
@@ -31,29 +39,40 @@ def biased_logp(logp_BM: jax.Array, seen_BM: jax.Array, history_logp_BH: jax.Arr
     seen_BM: bool, whether y is in the history.
     history_logp_BH: log p of H sequences of the history, distinct.
     history_mask_BH: which of them are real.
-    history_size_B: distinct UA-SIDs of the whole history; with more than H, P(H) is scaled up from the H.
+    history_size_B: distinct UA-SIDs of the whole history; with more than H, P(H) is scaled up from
+      the H.
     bias: scalar b.
 
   Returns:
     [B, M] float32.
   """
-  chex.assert_rank([logp_BM, seen_BM, history_logp_BH, history_mask_BH, history_size_B, bias], [2, 2, 2, 2, 1, 0])
+  chex.assert_rank(
+    [logp_BM, seen_BM, history_logp_BH, history_mask_BH, history_size_B, bias], [2, 2, 2, 2, 1, 0]
+  )
   counted_B = history_mask_BH.sum(-1)
   mass_B = (
-    jnp.where(history_mask_BH, jnp.exp(history_logp_BH), 0.0).sum(-1) * history_size_B / jnp.maximum(counted_B, 1)
+    jnp.where(history_mask_BH, jnp.exp(history_logp_BH), 0.0).sum(-1)
+    * history_size_B
+    / jnp.maximum(counted_B, 1)
   )
-  mass_B = jnp.clip(mass_B, 0.0, 1 - 1e-4)  # an estimate can pass 1, a log of nothing can't be learned from
+  mass_B = jnp.clip(
+    mass_B, 0.0, 1 - 1e-4
+  )  # an estimate can pass 1, a log of nothing can't be learned from
   return logp_BM + jnp.where(seen_BM, bias, 0.0) - jnp.log1p(jnp.expm1(bias) * mass_B)[:, None]
 
 
 def biased_prefix_logp(
-  logp_BWT: jax.Array, codes_BWT: jax.Array, past_codes_BST: jax.Array, past_logp_BS: jax.Array, bias: jax.Array
+  logp_BWT: jax.Array,
+  codes_BWT: jax.Array,
+  past_codes_BST: jax.Array,
+  past_logp_BS: jax.Array,
+  bias: jax.Array,
 ) -> jax.Array:
   """log p'(s_<=t | X) of every prefix of W sequences, normalised over all UA-SIDs.
 
-  A prefix holds e^b times the mass of the history's sequences below it, and once that of all others:
-  p'(prefix) = (p - p_H + e^b p_H) / Z, with Z the same of the empty prefix. So a prefix has what its
-  sequences have together.
+  A prefix holds e^b times the mass of the history's sequences below it, and once that of all
+  others: p'(prefix) = (p - p_H + e^b p_H) / Z, with Z the same of the empty prefix. So a prefix has
+  what its sequences have together.
 
   Args:
     logp_BWT: log p of each prefix before the bias; -inf of beams that are empty.
@@ -76,7 +95,8 @@ def biased_prefix_logp(
     if t < T - 1:
       log_share_BW = jax.nn.logsumexp(below_BWS, axis=-1) - logp_BWT[..., t]
       factor_BW = _log_factor(log_share_BW, bias)
-    else:  # a whole sequence is of the history or is not: a share that rounding leaves below 1 would count
+    # a whole sequence is of the history or is not: a share that rounding leaves below 1 would count
+    else:
       factor_BW = jnp.where(jnp.isfinite(below_BWS).any(-1), bias, 0.0)
     biased_BW = logp_BWT[..., t] + factor_BW - log_z_B1
     # Of an empty beam -inf is kept; its share would be no number.
@@ -85,6 +105,8 @@ def biased_prefix_logp(
 
 
 def _log_factor(log_share: jax.Array, bias: jax.Array) -> jax.Array:
-  """log(1 - share + e^b share), of a share that rounding may have put above 1; exact at shares of 0 and 1."""
+  """log(1 - share + e^b share), of a share that rounding may have put above 1; exact at shares
+  of 0 and 1.
+  """
   log_share = jnp.minimum(log_share, 0.0)
   return jnp.logaddexp(jnp.log1p(-jnp.exp(log_share)), bias + log_share)

@@ -1,4 +1,6 @@
-"""History copy: a second way to an ad, straight from the user's own history (docs/design/method.md §2.4)."""
+"""History copy: a second way to an ad, straight from the user's own history
+(docs/design/method.md §2.4).
+"""
 
 import flax.linen as nn
 import flax.struct
@@ -13,7 +15,8 @@ class Copy:
   """The copy distribution of a request.
 
   Attributes:
-    log_gate_B: log g, the mass of the copy path; -inf-like where it is off or nothing can be copied.
+    log_gate_B: log g, the mass of the copy path; -inf-like where it is off or nothing can be
+      copied.
     log_rest_B: log(1 - g).
     log_attention_BS: log a_j over slots; NEG where a slot can't be copied.
   """
@@ -43,7 +46,9 @@ class HistoryCopy(nn.Module):
     added = Linear(1, ("mlp", None), name="score", out_dtype=jnp.float32)(hidden)[..., 0]
     score_BS = jnp.where(mask_BS, added + crossed / jnp.sqrt(D).astype(jnp.float32), NEG)
     log_attention = jnp.where(mask_BS, jax.nn.log_softmax(score_BS), NEG)
-    gate = Linear(1, ("embed", None), bias=True, name="gate", out_dtype=jnp.float32)(first_BD)[..., 0]
+    gate = Linear(1, ("embed", None), bias=True, name="gate", out_dtype=jnp.float32)(first_BD)[
+      ..., 0
+    ]
     some = mask_BS.any(-1)
     log_gate = jnp.where(some, jax.nn.log_sigmoid(gate), NEG)
     log_rest = jnp.where(some, jax.nn.log_sigmoid(-gate), 0.0)
@@ -60,7 +65,8 @@ class ValueReader(nn.Module):
     Args:
       h_BMD: states after the whole UA-SIDs.
       slots_BSD: slot states.
-      match_BMS: which slots carry a sequence's UA-SID; where none does, the reading is that of no slot.
+      match_BMS: which slots carry a sequence's UA-SID; where none does, the reading is that of no
+        slot.
     """
     D = slots_BSD.shape[-1]
     dtype = slots_BSD.dtype
@@ -92,4 +98,6 @@ def mix(copy: Copy, generated_logp: jax.Array, matched_mass: jax.Array) -> jax.A
   shape = (-1,) + (1,) * (generated_logp.ndim - 1)
   # the double where keeps log's gradient finite at no mass
   copied = jnp.where(matched_mass > 0, jnp.log(jnp.where(matched_mass > 0, matched_mass, 1.0)), NEG)
-  return jnp.logaddexp(copy.log_rest_B.reshape(shape) + generated_logp, copy.log_gate_B.reshape(shape) + copied)
+  return jnp.logaddexp(
+    copy.log_rest_B.reshape(shape) + generated_logp, copy.log_gate_B.reshape(shape) + copied
+  )

@@ -15,7 +15,9 @@ NEG = -1e9  # a masked logit: far below any real one, and finite, so that gradie
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-  """Root-mean-square norm over the last axis, taken in float32 (bf16 squares lose small activations)."""
+  """Root-mean-square norm over the last axis, taken in float32 (bf16 squares lose small
+  activations).
+  """
   x32 = x.astype(jnp.float32)
   x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
   return (x32 * scale).astype(x.dtype)
@@ -25,8 +27,9 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array
 def product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
   """An einsum of two arrays of one dtype, float32; its gradients are products of that dtype.
 
-  Left to itself the gradient is a product of a float32 cotangent with, say, a bfloat16 operand, which an accelerator
-  computes at float32's pace. The cotangent is rounded instead, as that of every other product is.
+  Left to itself the gradient is a product of a float32 cotangent with, say, a bfloat16 operand,
+  which an accelerator computes at float32's pace. The cotangent is rounded instead, as that of
+  every other product is.
 
   Args:
     spec: as `jnp.einsum` takes it, with `->`.
@@ -68,7 +71,8 @@ def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Ar
   q = q_BQHd.reshape(B, Q, G, H // G, d)
   logits = product("bqghd,bsgd->bghqs", q, k_BSGd) / jnp.sqrt(d).astype(jnp.float32)
   logits = jnp.where(mask[:, None, None], logits, NEG)  # (B, 1, 1, Q, S)
-  # Softmax in f32: bf16 sums drift over long contexts. Dividing after the product saves a pass over [Q, S].
+  # Softmax in f32: bf16 sums drift over long contexts. Dividing after the product saves a pass over
+  # [Q, S].
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
   total_BQGH1 = jnp.einsum("bghqs->bqgh", weights)[..., None]
   read = product("bghqs,bsgd->bqghd", weights.astype(v_BSGd.dtype), v_BSGd)
@@ -82,8 +86,8 @@ class Linear(nn.Module):
     features: output width.
     axes: logical names of the kernel's two axes (parallel/mesh.py).
     bias: add a bias.
-    out_dtype: dtype of what comes out, bias added; None: the input's. Logits ask for float32: the matmul sums in it
-      anyway, and a bfloat16 logit of 8 has steps of 1/16.
+    out_dtype: dtype of what comes out, bias added; None: the input's. Logits ask for float32: the
+      matmul sums in it anyway, and a bfloat16 logit of 8 has steps of 1/16.
   """
 
   features: int
@@ -93,7 +97,9 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    init = nn.with_logical_partitioning(nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"), self.axes)
+    init = nn.with_logical_partitioning(
+      nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"), self.axes
+    )
     kernel = self.param("kernel", init, (x.shape[-1], self.features))
     flat = x.reshape(-1, x.shape[-1])
     if self.has_variable("scales", "kernel"):
@@ -110,10 +116,11 @@ class Linear(nn.Module):
 
 
 class Dropout(nn.Module):
-  """`nn.Dropout` for masks of full size, with a quarter of its random bits: they took a quarter of SASRec's step.
+  """`nn.Dropout` for masks of full size, with a quarter of its random bits: they took a quarter of
+  SASRec's step.
 
-  An element takes a byte of them, so the rate is the nearest multiple of 1/256; what is kept is scaled by
-  that, and the mean stays.
+  An element takes a byte of them, so the rate is the nearest multiple of 1/256; what is kept is
+  scaled by that, and the mean stays.
 
   Attributes:
     rate: share that is dropped, below 1 - 1/512.
@@ -140,7 +147,12 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return rms_norm(x, self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (None,)), (x.shape[-1],)))
+    return rms_norm(
+      x,
+      self.param(
+        "scale", nn.with_logical_partitioning(nn.initializers.ones, (None,)), (x.shape[-1],)
+      ),
+    )
 
 
 class GatedFFN(nn.Module):

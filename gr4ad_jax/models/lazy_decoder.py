@@ -9,11 +9,14 @@ from gr4ad_jax.models.context import Context
 from gr4ad_jax.models.layers import GatedFFN, Linear, RMSNorm, attend
 from gr4ad_jax.models.remat import rematerialized
 
-Cache = tuple[jax.Array, jax.Array]  # self-attention keys and values of earlier levels, [B, M, t, H, d] each
+Cache = tuple[
+  jax.Array, jax.Array
+]  # self-attention keys and values of earlier levels, [B, M, t, H, d] each
 
 
 class DecoderBlock(nn.Module):
-  """Cross-attention to the context, causal self-attention over levels, gated feed-forward; pre-normed and residual.
+  """Cross-attention to the context, causal self-attention over levels, gated feed-forward;
+  pre-normed and residual.
 
   Attributes:
     config: model settings.
@@ -44,7 +47,9 @@ class DecoderBlock(nn.Module):
     read = attend(q, context.keys[self.kv], context.values[self.kv], context.mask_BS[:, None])
     h_BMTD += drop(Linear(D, ("mlp", "embed"), name="cross_out")(read.reshape(B, M, T, D)))
 
-    qkv = Linear(3 * D, name="self_qkv")(RMSNorm(name="self_norm")(h_BMTD)).reshape(B, M, T, 3, H, head)
+    qkv = Linear(3 * D, name="self_qkv")(RMSNorm(name="self_norm")(h_BMTD)).reshape(
+      B, M, T, 3, H, head
+    )
     q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
     if cache is not None:
       k, v = (jnp.concatenate([old, new], axis=2) for old, new in zip(cache, (k, v), strict=True))
@@ -54,7 +59,9 @@ class DecoderBlock(nn.Module):
     read = attend(*flat, causal[None]).reshape(B, M, T, D)
     h_BMTD += drop(Linear(D, ("mlp", "embed"), name="self_out")(read))
 
-    h_BMTD += drop(GatedFFN(self.config.ffn_multiple * D, name="ffn")(RMSNorm(name="ffn_norm")(h_BMTD)))
+    h_BMTD += drop(
+      GatedFFN(self.config.ffn_multiple * D, name="ffn")(RMSNorm(name="ffn_norm")(h_BMTD))
+    )
     return h_BMTD, (k, v)
 
 
@@ -69,7 +76,8 @@ class Fuse(nn.Module):
 
 
 class LazyDecoder(nn.Module):
-  """L blocks, the first K lazy. With K = 0 tokens enter at the bottom: the standard autoregressive decoder.
+  """L blocks, the first K lazy. With K = 0 tokens enter at the bottom: the standard autoregressive
+  decoder.
 
   Attributes:
     config: model settings.
@@ -84,11 +92,15 @@ class LazyDecoder(nn.Module):
   def setup(self):
     c = self.config
     block = rematerialized(DecoderBlock, self.remat, (3,))
-    self.blocks = [block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)]
+    self.blocks = [
+      block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)
+    ]
     self.fuse = Fuse()
     self.out_norm = RMSNorm()
     self.level = self.param(
-      "level", nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed")), (self.positions, c.width)
+      "level",
+      nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed")),
+      (self.positions, c.width),
     )
 
   def lazy(self, context: Context, *, train: bool) -> jax.Array:
@@ -100,7 +112,9 @@ class LazyDecoder(nn.Module):
       m_B1TD, _ = block(m_B1TD, context, train)
     return m_B1TD
 
-  def late(self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None):
+  def late(
+    self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None
+  ):
     """Layers K+1 to L and the output norm. Returns the states and one cache a layer."""
     after = []
     for i, block in enumerate(self.blocks[self.config.lazy_layers :]):
@@ -108,7 +122,9 @@ class LazyDecoder(nn.Module):
       after.append(cache)
     return self.out_norm(h_BMTD), after
 
-  def __call__(self, m_B1TD, tokens_BMTD, context, *, train: bool, caches: list[Cache] | None = None):
+  def __call__(
+    self, m_B1TD, tokens_BMTD, context, *, train: bool, caches: list[Cache] | None = None
+  ):
     """Autoregressive stage: Fuse, then `late`.
 
     Args:

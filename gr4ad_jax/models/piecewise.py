@@ -9,7 +9,8 @@ import numpy as np
 
 
 def feature_edges(x_EF: np.ndarray, bins: int) -> np.ndarray:
-  """Edges of a piecewise linear encoding: quantiles of each feature, those of its zeros (mostly 'never') left out.
+  """Edges of a piecewise linear encoding: quantiles of each feature, those of its zeros (mostly
+  'never') left out.
 
   Args:
     x_EF: a sample of pairs.
@@ -29,7 +30,9 @@ def feature_edges(x_EF: np.ndarray, bins: int) -> np.ndarray:
 
 
 def encode(x: jax.Array, edges_FQ: jax.Array) -> jax.Array:
-  """Piecewise linear encoding: how far each piece is passed, 0 to 1; [..., F] -> [..., F * bins]."""
+  """Piecewise linear encoding: how far each piece is passed, 0 to 1; [..., F] -> [..., F *
+  bins].
+  """
   width = edges_FQ[:, 1:] - edges_FQ[:, :-1]
   slope = jnp.where(width > 1e-6, 1 / jnp.maximum(width, 1e-6), 0.0)
   passed = jnp.clip((x[..., None] - edges_FQ[:, :-1]) * slope, 0.0, 1.0)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from gr4ad_jax.objectives import lists
 
 
-def reward_cross_entropy(policy_logp_BM, reference_logp_BM, reward_BM, *, mask_BM=None) -> jax.Array:
+def reward_cross_entropy(
+  policy_logp_BM, reference_logp_BM, reward_BM, *, mask_BM=None
+) -> jax.Array:
   """-Σ_i q_i log π_i: q the rewards over their sum, π the policy renormalised over the list.
 
   Args:

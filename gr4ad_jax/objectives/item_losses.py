@@ -1,17 +1,21 @@
-"""Losses over single ads: full and sampled softmax, and binary cross-entropy. Pure functions on arrays."""
+"""Losses over single ads: full and sampled softmax, and binary cross-entropy. Pure functions on
+arrays.
+"""
 
 import chex
 import jax
 import jax.numpy as jnp
 
 
-def softmax_loss(scores_PN: jax.Array, own_PM: jax.Array, mask_PM: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def softmax_loss(
+  scores_PN: jax.Array, own_PM: jax.Array, mask_PM: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
   """Mean of −log p(ad) over the real targets, p a softmax over all ads.
 
   Args:
     scores_PN: of all ads; -inf where there is none.
-    own_PM: those of the targets. They are given, not taken off `scores_PN`: where its columns are cut over devices, the
-      gradient of that gather would be an array of all columns on each.
+    own_PM: those of the targets. They are given, not taken off `scores_PN`: where its columns are
+      cut over devices, the gradient of that gather would be an array of all columns on each.
     mask_PM: which are real.
     smoothing: mass of the label that is spread evenly over all ads.
 
@@ -29,13 +33,16 @@ def softmax_loss(scores_PN: jax.Array, own_PM: jax.Array, mask_PM: jax.Array, sm
 
 
 def sampled_softmax_loss(
-  target_score_PM: jax.Array, mask_PM: jax.Array, exact_score_PS: jax.Array, exact_mask_PS: jax.Array,
-  sampled_score_PK: jax.Array, sampled_mask_PK: jax.Array, log_weight_K: jax.Array | float,
+  target_score_PM: jax.Array, mask_PM: jax.Array, exact_score_PS: jax.Array,
+  exact_mask_PS: jax.Array, sampled_score_PK: jax.Array, sampled_mask_PK: jax.Array,
+  log_weight_K: jax.Array | float,
 ) -> jax.Array:  # fmt: skip
-  """Mean of −log p(ad), the softmax' total estimated from strata: targets, ads scored exactly, and sampled ads.
+  """Mean of −log p(ad), the softmax' total estimated from strata: targets, ads scored exactly, and
+  sampled ads.
 
-  The total is the sum of e^score over the targets, over the exact ads, and a weighted one over the sampled: an unbiased
-  estimate where each ad is counted in one stratum, and a sampled one weighs 1 / the number of times it is expected.
+  The total is the sum of e^score over the targets, over the exact ads, and a weighted one over the
+  sampled: an unbiased estimate where each ad is counted in one stratum, and a sampled one weighs 1
+  / the number of times it is expected.
 
   Args:
     target_score_PM: of the targets.
@@ -44,20 +51,27 @@ def sampled_softmax_loss(
     exact_mask_PS: which of them count; a target that stands among them must not.
     sampled_score_PK: of the sampled ads.
     sampled_mask_PK: which of them are in no other stratum.
-    log_weight_K: log of their weights: log(N / K) of K drawn evenly; of one drawn from a run of rows, log of the run's
-      length; of a batch's K targets, −log(K q) with q an ad's share of the targets (the logQ correction).
+    log_weight_K: log of their weights: log(N / K) of K drawn evenly; of one drawn from a run of
+      rows, log of the run's length; of a batch's K targets, −log(K q) with q an ad's share of the
+      targets (the logQ correction).
 
   Returns:
     A scalar, 0 where no target is real.
   """
   chex.assert_rank([target_score_PM, exact_score_PS, sampled_score_PK], 2)
   scaled_PK = sampled_score_PK + log_weight_K
-  parts = ((target_score_PM, mask_PM), (exact_score_PS, exact_mask_PS), (scaled_PK, sampled_mask_PK))
+  parts = (
+    (target_score_PM, mask_PM),
+    (exact_score_PS, exact_mask_PS),
+    (scaled_PK, sampled_mask_PK),
+  )
   strata = jnp.concatenate([jnp.where(mask, score, -1e9) for score, mask in parts], axis=-1)
   return _mean(jax.nn.logsumexp(strata, axis=-1, keepdims=True) - target_score_PM, mask_PM)
 
 
-def binary_loss(target_score_PM: jax.Array, negative_score_PM: jax.Array, mask_PM: jax.Array) -> jax.Array:
+def binary_loss(
+  target_score_PM: jax.Array, negative_score_PM: jax.Array, mask_PM: jax.Array
+) -> jax.Array:
   """Mean of −log σ(target) − log σ(−negative), one negative a target (SASRec as published).
 
   Args:

@@ -1,8 +1,10 @@
-"""What the list objectives share: checked arrays, masks, the order and the ranks of M candidates a request.
+"""What the list objectives share: checked arrays, masks, the order and the ranks of M candidates a
+request.
 
-The domain of all of them: rewards are finite, at most `MOST_REWARD` in size, of either sign (a margin may be lost).
-`training/rewards.py` checks it once, where rewards are made; here, inside a compiled step, nothing could be told. A
-device may take what is below float32's normal numbers (1.2e-38) for 0.
+The domain of all of them: rewards are finite, at most `MOST_REWARD` in size, of either sign (a
+  margin may be lost).
+`training/rewards.py` checks it once, where rewards are made; here, inside a compiled step, nothing
+could be told. A device may take what is below float32's normal numbers (1.2e-38) for 0.
 """
 
 import chex
@@ -11,13 +13,15 @@ import jax.numpy as jnp
 
 LEAST_LOGP = -1e9  # log-probabilities below it are raised to it: -inf would make differences NaN
 UNKNOWN = -1e8  # a reference log-probability that is not above this was not recorded
-# GRPO squares differences from a mean, here at most (2e15)^2 = 4e30, and sums them over a list. That is finite in
-# float32, which ends at 3.4e38, for lists of up to 8e7. `schema.LARGEST` is more: its squares leave no such room.
+# GRPO squares differences from a mean, here at most (2e15)^2 = 4e30, and sums them over a list.
+# That is finite in float32, which ends at 3.4e38, for lists of up to 8e7. `schema.LARGEST` is more:
+# its squares leave no such room.
 MOST_REWARD = 1e15
 
 
 def checked(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM):
-  """The arrays in one float dtype of at least 32 bits, and a mask; padding holds zeros, whatever stood there.
+  """The arrays in one float dtype of at least 32 bits, and a mask; padding holds zeros, whatever
+  stood there.
 
   Gradients flow through the policy alone. Raises AssertionError where ranks or shapes differ.
   """
@@ -34,7 +38,9 @@ def checked(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM):
 
 
 def order(mask_BM: jax.Array, *keys_BM: jax.Array) -> jax.Array:
-  """[B, M] int32 places, by falling first key, then second, and so on; then the earlier; padding last."""
+  """[B, M] int32 places, by falling first key, then second, and so on; then the earlier; padding
+  last.
+  """
   place_BM = jax.lax.broadcasted_iota(jnp.int32, mask_BM.shape, 1)
   falling = [jnp.where(mask_BM, -jax.lax.stop_gradient(key), jnp.inf) for key in keys_BM]
   return jax.lax.sort((*falling, place_BM), num_keys=len(keys_BM), is_stable=True)[-1]
@@ -48,7 +54,8 @@ def inverse(order_BM: jax.Array) -> jax.Array:
 
 
 def extremes(policy_logp_BM, reward_BM, mask_BM):
-  """Best and worst candidate by reward, bool [B, M] each; of equal ones the likelier stands for both, then the earlier.
+  """Best and worst candidate by reward, bool [B, M] each; of equal ones the likelier stands for
+  both, then the earlier.
 
   Nothing is marked where a list has fewer than two rewards.
   """

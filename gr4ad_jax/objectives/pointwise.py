@@ -1,4 +1,6 @@
-"""Losses of single (request, ad) pairs: p(purchase) and E[value | purchase]. Pure functions on arrays."""
+"""Losses of single (request, ad) pairs: p(purchase) and E[value | purchase]. Pure functions on
+arrays.
+"""
 
 import chex
 import jax
@@ -8,7 +10,8 @@ import jax.numpy as jnp
 def purchase_loss(logit_BC: jax.Array, bought_BC: jax.Array, weight_BC: jax.Array) -> jax.Array:
   """Weighted binary cross-entropy, a mean over the pairs.
 
-  With weights of 1 / inclusion probability its minimum is p(purchase) over all pairs, not over the sampled ones.
+  With weights of 1 / inclusion probability its minimum is p(purchase) over all pairs, not over the
+  sampled ones.
 
   Args:
     logit_BC: logits of p(purchase).
@@ -25,11 +28,15 @@ def purchase_loss(logit_BC: jax.Array, bought_BC: jax.Array, weight_BC: jax.Arra
   return (weight_BC * loss_BC).sum() / jnp.maximum(weight_BC.sum(), 1e-9)
 
 
-def value_loss(log_mean_BC: jax.Array, value_BC: jax.Array, weight_BC: jax.Array, power: float = 1.0) -> jax.Array:
-  """Quasi-likelihood of a mean on a log scale (Wedderburn, 1974): variance proportional to mean^power.
+def value_loss(
+  log_mean_BC: jax.Array, value_BC: jax.Array, weight_BC: jax.Array, power: float = 1.0
+) -> jax.Array:
+  """Quasi-likelihood of a mean on a log scale (Wedderburn, 1974): variance proportional to
+  mean^power.
 
-  Poisson with power 1, gamma with power 2; between them Tweedie's. Its minimum is the mean, not the mean of the logs.
-  With power 1 the sum of the estimates is that of the values, wherever the model has a bias.
+  Poisson with power 1, gamma with power 2; between them Tweedie's. Its minimum is the mean, not the
+  mean of the logs. With power 1 the sum of the estimates is that of the values, wherever the model
+  has a bias.
 
   Args:
     log_mean_BC: log E[value | purchase].
@@ -38,7 +45,8 @@ def value_loss(log_mean_BC: jax.Array, value_BC: jax.Array, weight_BC: jax.Array
     power: 1 to 2.
 
   Returns:
-    A scalar, mean over the weight, with the constant of a perfect estimate left in; 0 where no pair weighs anything.
+    A scalar, mean over the weight, with the constant of a perfect estimate left in; 0 where no pair
+    weighs anything.
   """
   chex.assert_rank([log_mean_BC, value_BC, weight_BC], 2)
   chex.assert_equal_shape([log_mean_BC, value_BC, weight_BC])

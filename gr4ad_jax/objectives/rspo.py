@@ -1,9 +1,12 @@
-"""RSPO: Ranking-Guided Softmax Preference Optimization (docs/design/method.md §3.2). Pure functions on arrays.
+"""RSPO: Ranking-Guided Softmax Preference Optimization (docs/design/method.md §3.2). Pure functions
+on arrays.
 
-Equal rewards stand in the order of the policy's likelihood, then of their position; neither is in the other's E.
-Lists are sorted by reward, so that E_i is a run at the end: its largest score and its mean log-ratio are suffix sums,
-and what is left for each pair is one weight, one exponential and their sum, which are fused. Where [B, M, M] would be
-large, requests are worked on some at a time, so memory does not grow with B.
+Equal rewards stand in the order of the policy's likelihood, then of their position; neither is in
+the other's E.
+Lists are sorted by reward, so that E_i is a run at the end: its largest score and its mean
+  log-ratio are suffix sums,
+and what is left for each pair is one weight, one exponential and their sum, which are fused. Where
+[B, M, M] would be large, requests are worked on some at a time, so memory does not grow with B.
 """
 
 from typing import NamedTuple
@@ -45,39 +48,54 @@ def _suffix(accumulate, x_BM: jax.Array, begin_BM: jax.Array, empty: float) -> j
   return jnp.take_along_axis(found, begin_BM, axis=1)
 
 
-def _by_reward(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM, gain, ranks) -> tuple[_Lists, jax.Array]:
+def _by_reward(
+  policy_logp_BM, reference_logp_BM, reward_BM, mask_BM, gain, ranks
+) -> tuple[_Lists, jax.Array]:
   """The sorted lists, and where each candidate went."""
   if gain not in ("linear", "exp2") or ranks not in ("reward", "model"):
-    raise ValueError(f"gain={gain!r}, ranks={ranks!r}: 'linear' or 'exp2', and 'reward' or 'model' are allowed")
-  policy, reference, reward, mask = lists.checked(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM)
+    raise ValueError(
+      f"gain={gain!r}, ranks={ranks!r}: 'linear' or 'exp2', and 'reward' or 'model' are allowed"
+    )
+  policy, reference, reward, mask = lists.checked(
+    policy_logp_BM, reference_logp_BM, reward_BM, mask_BM
+  )
   order = lists.order(mask, reward, policy)
   place = jnp.broadcast_to(jnp.arange(policy.shape[1]), policy.shape)
   rank = place
   if ranks == "model":
     by_model = lists.order(mask, policy)
     rank = jnp.take_along_axis(lists.inverse(by_model), order, axis=1)
-  policy, reference, reward = (jnp.take_along_axis(x, order, axis=1) for x in (policy, reference, reward))
+  policy, reference, reward = (
+    jnp.take_along_axis(x, order, axis=1) for x in (policy, reference, reward)
+  )
   count = mask.sum(1, keepdims=True)
   value = reward
   if gain == "exp2":  # in units of the largest, which would overflow; G is a ratio
     most = jnp.maximum(reward[:, :1], 0)
     value = jnp.exp2(reward - most) - jnp.exp2(-most)
   value = jnp.where(place < count, value, 0)
-  # Below zero G would be negative or divided by nearly nothing, and the bound lost: the least gain becomes 0 then.
+  # Below zero G would be negative or divided by nearly nothing, and the bound lost: the least gain
+  # becomes 0 then.
   value = jnp.where(place < count, value - jnp.minimum(value.min(1, keepdims=True), 0), 0)
   best = (value / jnp.log2(2.0 + place)).sum(1, keepdims=True)
   value = jnp.where(best > 0, value / jnp.where(best > 0, best, 1), 0)
-  falls = jnp.pad(reward[:, 1:] < reward[:, :-1], ((0, 0), (0, 1)))  # between this place and the next
+  falls = jnp.pad(
+    reward[:, 1:] < reward[:, :-1], ((0, 0), (0, 1))
+  )  # between this place and the next
   falls &= place + 1 < count
   below = jax.lax.cummin(jnp.where(falls, place + 1, count), axis=1, reverse=True)
-  return _Lists(policy, reference, value, rank, jnp.minimum(below, count), count), lists.inverse(order)
+  return _Lists(policy, reference, value, rank, jnp.minimum(below, count), count), lists.inverse(
+    order
+  )
 
 
 def _weights(of: _Lists, ranks: str, row_norm: bool) -> jax.Array:
   """M_ij [B, M, M], 0 where j is not in E_i."""
   M = of.policy.shape[1]
   apart = np.arange(1, M)
-  drop_of = np.append(0, 1 / np.log2(1 + apart) - 1 / np.log2(2 + apart)).astype(of.gain.dtype)  # by distance
+  drop_of = np.append(0, 1 / np.log2(1 + apart) - 1 / np.log2(2 + apart)).astype(
+    of.gain.dtype
+  )  # by distance
   if ranks == "model":
     above = jnp.asarray(np.triu(np.ones((M, M), of.gain.dtype)))
     drop = jnp.asarray(drop_of)[jnp.abs(of.rank[:, :, None] - of.rank[:, None])] * above
@@ -93,7 +111,9 @@ def _weights(of: _Lists, ranks: str, row_norm: bool) -> jax.Array:
 
 
 def _scores(of: _Lists, delta: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """log p_θ; the same without log p_ref; and the gate C [B, M] bool, which picks the second for candidate i."""
+  """log p_θ; the same without log p_ref; and the gate C [B, M] bool, which picks the second for
+  candidate i.
+  """
   ratio = of.policy - of.reference
   place = jnp.arange(of.policy.shape[1])
   shown = jnp.where(place < of.count, jax.lax.stop_gradient(ratio), 0)
@@ -111,24 +131,28 @@ def _some_at_a_time(function, *arrays) -> jax.Array:
 
 
 def rspo_terms(
-  policy_logp_BM, reference_logp_BM, reward_BM, *, beta, delta, mask_BM=None, gain="linear", ranks="reward",
-  row_norm=False,
+  policy_logp_BM, reference_logp_BM, reward_BM, *, beta, delta, mask_BM=None, gain="linear",
+  ranks="reward", row_norm=False,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
   """L_RSPO,i of each candidate, which the unified objective weighs one by one.
 
   Arguments as of `rspo_loss`.
 
   Returns:
-    Terms [B, M], 0 where a candidate does not contribute; and which do (E_i is not empty) [B, M] bool.
+    Terms [B, M], 0 where a candidate does not contribute; and which do (E_i is not empty) [B, M]
+    bool.
   """
   of, went = _by_reward(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM, gain, ranks)
 
   plain, ratio, gate = _scores(of, delta)
   real = jnp.arange(of.policy.shape[1]) < of.count
   tops = [
-    _suffix(jax.lax.cummax, jnp.where(real, jax.lax.stop_gradient(x), -jnp.inf), of.below, 0.0) for x in (plain, ratio)
+    _suffix(jax.lax.cummax, jnp.where(real, jax.lax.stop_gradient(x), -jnp.inf), of.below, 0.0)
+    for x in (plain, ratio)
   ]
-  top = jnp.where(gate, tops[1], tops[0])  # the largest of E_i, so that exp() neither overflows nor vanishes
+  top = jnp.where(
+    gate, tops[1], tops[0]
+  )  # the largest of E_i, so that exp() neither overflows nor vanishes
 
   @jax.checkpoint  # the [B, M, M] arrays are made again in the backward pass, fused with their sums
   def pairs(of: _Lists, plain, gate, top):
@@ -145,23 +169,25 @@ def rspo_terms(
 
 
 def rspo_loss(
-  policy_logp_BM, reference_logp_BM, reward_BM, *, beta, delta, mask_BM=None, gain="linear", ranks="reward",
-  row_norm=False,
+  policy_logp_BM, reference_logp_BM, reward_BM, *, beta, delta, mask_BM=None, gain="linear",
+  ranks="reward", row_norm=False,
 ) -> jax.Array:  # fmt: skip
   """L_RSPO = mean_i log2(1 + Σ_{j in E_i} M_ij exp(β Δ_j - β Δ_i)), docs/design/method.md §3.2.
 
   Args:
     policy_logp_BM: log p_θ(y | X) of each candidate; the gradient flows through it alone.
-    reference_logp_BM: log p_ref(y | X); about -1e9 where no reference proposed the candidate: the mean log-ratio is
-      then large, and the gate closes by itself for every i that has such a candidate among E_i and i.
-    reward_BM: eCPM, money: finite, at most `lists.MOST_REWARD` in size. Where a list's least gain is negative, all of
-      its gains are raised by it, so that the least is 0 and the bound holds; from zero on they are taken as they are.
-      A list of equal rewards has no loss.
+    reference_logp_BM: log p_ref(y | X); about -1e9 where no reference proposed the candidate: the
+      mean log-ratio is then large, and the gate closes by itself for every i that has such a
+      candidate among E_i and i.
+    reward_BM: eCPM, money: finite, at most `lists.MOST_REWARD` in size. Where a list's least gain
+      is negative, all of its gains are raised by it, so that the least is 0 and the bound holds;
+      from zero on they are taken as they are. A list of equal rewards has no loss.
     beta: sharpness.
     delta: the reference counts where the mean log-ratio over E_i and i is below it.
     mask_BM: which candidates are real; None: all.
     gain: 'linear' or 'exp2' (2^v - 1).
-    ranks: whose ranks' distance weighs a pair: 'reward', or 'model' (rows that pass 1 are scaled back to it).
+    ranks: whose ranks' distance weighs a pair: 'reward', or 'model' (rows that pass 1 are scaled
+      back to it).
     row_norm: scale the weights of every i to sum 1.
 
   Returns:
@@ -172,14 +198,22 @@ def rspo_loss(
     ValueError: an unknown gain or ranks.
   """
   terms_BM, contributes_BM = rspo_terms(
-    policy_logp_BM, reference_logp_BM, reward_BM, beta=beta, delta=delta, mask_BM=mask_BM, gain=gain, ranks=ranks,
-    row_norm=row_norm,
+    policy_logp_BM, reference_logp_BM, reward_BM, beta=beta, delta=delta, mask_BM=mask_BM,
+    gain=gain, ranks=ranks, row_norm=row_norm,
   )  # fmt: skip
   return lists.masked_mean(terms_BM, contributes_BM)
 
 
 def ndcg_cost(
-  policy_logp_BM, reference_logp_BM, reward_BM, *, delta, mask_BM=None, gain="linear", ranks="reward", row_norm=False
+  policy_logp_BM,
+  reference_logp_BM,
+  reward_BM,
+  *,
+  delta,
+  mask_BM=None,
+  gain="linear",
+  ranks="reward",
+  row_norm=False,
 ) -> jax.Array:
   """mean_i Σ_{j in E_i} M_ij 1[Δ_j > Δ_i]: what `rspo_loss` bounds from above, for any β > 0.
 
@@ -190,6 +224,8 @@ def ndcg_cost(
 
   of, _ = _by_reward(policy_logp_BM, reference_logp_BM, reward_BM, mask_BM, gain, ranks)
   plain, ratio, gate = _scores(of, delta)
-  gap = jnp.where(gate[:, :, None], ratio[:, None] - ratio[:, :, None], plain[:, None] - plain[:, :, None])
+  gap = jnp.where(
+    gate[:, :, None], ratio[:, None] - ratio[:, :, None], plain[:, None] - plain[:, :, None]
+  )
   cost = jnp.where(gap > 0, _weights(of, ranks, row_norm), 0).sum(2)
   return lists.masked_mean(cost, of.below < of.count)

@@ -1,4 +1,6 @@
-"""The weights that join VSL and RSPO in one online step (docs/design/method.md §3.3). Pure functions on arrays."""
+"""The weights that join VSL and RSPO in one online step (docs/design/method.md §3.3). Pure
+functions on arrays.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,22 +8,27 @@ import jax.numpy as jnp
 from gr4ad_jax.objectives import lists
 
 
-def unified_weights(policy_logp_BM, reward_BM, *, w0=1.0, z_max=1.0, mask_BM=None) -> tuple[jax.Array, jax.Array]:
-  """w_VSL,i = w0 exp(A_i log(1 + v_i)), w_RL,i = w0 Z_max (1 - A_i); A_i = |r_p(i) - r_v(i)| / (n - 1).
+def unified_weights(
+  policy_logp_BM, reward_BM, *, w0=1.0, z_max=1.0, mask_BM=None
+) -> tuple[jax.Array, jax.Array]:
+  """w_VSL,i = w0 exp(A_i log(1 + v_i)), w_RL,i = w0 Z_max (1 - A_i); A_i = |r_p(i) - r_v(i)| / (n -
+  1).
 
-  r_p and r_v are the ranks by likelihood and by reward; equal rewards stand in the order of likelihood, so they never
+  r_p and r_v are the ranks by likelihood and by reward; equal rewards stand in the order of
+  likelihood, so they never
   disagree with it. Far from the ideal order: imitate; near it: explore.
 
   Args:
     policy_logp_BM: log p_θ(y | X).
-    reward_BM: money: finite, at most `lists.MOST_REWARD` in size; what is negative counts as 0 in log(1 + v).
+    reward_BM: money: finite, at most `lists.MOST_REWARD` in size; what is negative counts as 0 in
+      log(1 + v).
     w0: common factor.
     z_max: largest weight of RSPO.
     mask_BM: which candidates are real; None: all.
 
   Returns:
-    w_VSL [B, M], from w0 to w0 (1 + v), and w_RL [B, M], from 0 to w0 Z_max; 0 in padding, without gradient. In a list
-    of one A is 0.
+    w_VSL [B, M], from w0 to w0 (1 + v), and w_RL [B, M], from 0 to w0 Z_max; 0 in padding, without
+    gradient. In a list of one A is 0.
   """
   policy, _, reward, mask = lists.checked(policy_logp_BM, policy_logp_BM, reward_BM, mask_BM)
   policy = jax.lax.stop_gradient(policy)

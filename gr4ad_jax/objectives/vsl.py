@@ -84,7 +84,9 @@ def vsl_loss(
   chex.assert_rank([sequence_logp_BM, mtp_logp_BMT, ecpm_logits_BMV], [2, 3, 3])
   chex.assert_equal_shape([sequence_logp_BM, ecpm_bin_BM, weight_BM, mask_BM])
   count = jnp.maximum(mask_BM.sum(), 1)
-  ecpm_logp = jnp.take_along_axis(jax.nn.log_softmax(ecpm_logits_BMV), ecpm_bin_BM[..., None], axis=-1)[..., 0]
+  ecpm_logp = jnp.take_along_axis(
+    jax.nn.log_softmax(ecpm_logits_BMV), ecpm_bin_BM[..., None], axis=-1
+  )[..., 0]
 
   def mean(loss_BM):
     return jnp.where(mask_BM, loss_BM, 0.0).sum() / count

@@ -1,9 +1,11 @@
-"""Several processes as one job: a start that names who is missing, and an end that names who was lost.
+"""Several processes as one job: a start that names who is missing, and an end that names who was
+lost.
 
-JAX's own start waits without a word, and where a process is lost it aborts the others with a stack trace. So the
-processes first call the roll on the coordinator's port, over TCP, and keep these connections: the kernel closes them
-when a process dies, whatever it died of, and keep-alive probes notice a machine that is gone. They also carry barriers
-without a time limit, for what one process does while the others wait, such as fitting codes.
+JAX's own start waits without a word, and where a process is lost it aborts the others with a stack
+trace. So the processes first call the roll on the coordinator's port, over TCP, and keep these
+connections: the kernel closes them when a process dies, whatever it died of, and keep-alive probes
+notice a machine that is gone. They also carry barriers without a time limit, for what one process
+does while the others wait, such as fitting codes.
 """
 
 import contextlib
@@ -21,7 +23,9 @@ from jax.experimental import multihost_utils
 
 from gr4ad_jax.parallel.roll_call import Job, Peer, RollCall, StartError, answer
 
-_FAREWELL = 1.0  # seconds in which the others hear of a failure; once process 0 is gone, JAX aborts them
+_FAREWELL = (
+  1.0  # seconds in which the others hear of a failure; once process 0 is gone, JAX aborts them
+)
 
 
 def detect(timeout: float) -> Job:
@@ -35,15 +39,22 @@ def detect(timeout: float) -> Job:
   """
   from jax._src import clusters  # what `jax.distributed.initialize()` asks; it has no public name
 
-  *found, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(timeout))
+  *found, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+    None, None, None, None, None, int(timeout)
+  )
   if None in found:
-    raise StartError("no launcher's environment was found (SLURM, TPU VM, GKE, Open MPI): name the processes by flags")
+    raise StartError(
+      "no launcher's environment was found (SLURM, TPU VM, GKE, Open MPI): name the processes by "
+      "flags"
+    )
   return Job(*found, _named_devices() or tuple(devices or ()))
 
 
 def _named_devices() -> tuple[int, ...]:
   """$JAX_LOCAL_DEVICE_IDS, as 0,1."""
-  return tuple(int(number) for number in os.environ.get("JAX_LOCAL_DEVICE_IDS", "").split(",") if number)
+  return tuple(
+    int(number) for number in os.environ.get("JAX_LOCAL_DEVICE_IDS", "").split(",") if number
+  )
 
 
 _link: "_Link | None" = None  # of this process, while it is part of a job
@@ -62,12 +73,13 @@ def start(
     job: who takes part.
     timeout: seconds that processes may come apart.
     settings: what must be the same on all of them.
-    on_lost: called in a thread, with one line, once another process is gone or has failed; it must end this process,
-      which may hang in a collective operation for good.
+    on_lost: called in a thread, with one line, once another process is gone or has failed; it must
+      end this process, which may hang in a collective operation for good.
     on_waiting: told who is still missing, every ten seconds, on process 0.
 
   Raises:
-    StartError: a process is missing, there twice, or has other settings or another number of processes.
+    StartError: a process is missing, there twice, or has other settings or another number of
+      processes.
   """
   global _link
   host, _, port = job.coordinator.rpartition(":")
@@ -84,7 +96,9 @@ def start(
   _link = _Link(job, peers, on_lost)
   try:
     jax.distributed.initialize(
-      *job[:3], local_device_ids=list(job.local_devices or _named_devices()), initialization_timeout=60
+      *job[:3],
+      local_device_ids=list(job.local_devices or _named_devices()),
+      initialization_timeout=60,
     )
   except Exception as error:  # whatever it is, the others must hear of it
     finish(1)
@@ -92,13 +106,17 @@ def start(
 
 
 def barrier(name: str) -> None:
-  """Returns when all processes have come to it, however long that takes. One process alone: at once."""
+  """Returns when all processes have come to it, however long that takes. One process alone: at
+  once.
+  """
   if _link:
     _link.barrier(name)
 
 
 def finish(status: int) -> None:
-  """Leaves the job: the others are told. With 0, waits until all are done; with another status, they end as well."""
+  """Leaves the job: the others are told. With 0, waits until all are done; with another status,
+  they end as well.
+  """
   global _link
   if not _link:
     return
@@ -113,13 +131,17 @@ def finish(status: int) -> None:
 
 
 def share(rows: int) -> np.ndarray:
-  """Which of `rows` are this process': as many on each, so the last one stands there again where they don't suffice."""
+  """Which of `rows` are this process': as many on each, so the last one stands there again where
+  they don't suffice.
+  """
   each = -(-rows // jax.process_count())
   return np.minimum(jax.process_index() * each + np.arange(each), max(rows - 1, 0))
 
 
 def gather(rows: np.ndarray) -> np.ndarray:
-  """The rows of all processes, in their order; past the end of what was shared come repetitions. All must call it."""
+  """The rows of all processes, in their order; past the end of what was shared come repetitions.
+  All must call it.
+  """
   if jax.process_count() == 1:
     return rows
   barrier("gather")  # a collective operation does not wait long
@@ -138,7 +160,9 @@ def same(digest: bytes) -> bool:
 
 
 class _Link:
-  """The connections of a running job: process 0 has one to each other process, these have one to process 0."""
+  """The connections of a running job: process 0 has one to each other process, these have one to
+  process 0.
+  """
 
   def __init__(self, job: Job, peers: dict[int, Peer], on_lost: Callable[[str], None]):
     self._job, self._peers, self._on_lost = job, peers, on_lost
@@ -191,7 +215,10 @@ class _Link:
             messages = peer.messages()
             if messages is None:
               host = peer.about.get("host", self._job.coordinator)
-              self._lose(f"process {process} on {host} is gone (the same command goes on from the last checkpoint)")
+              self._lose(
+                f"process {process} on {host} is gone (the same command goes on from the last "
+                "checkpoint)"
+              )
               return
             if any([self._hear(process, message) for message in messages]):
               return

@@ -1,4 +1,5 @@
-"""The device mesh, and the one table that says which logical axis of an array lies along which of its axes.
+"""The device mesh, and the one table that says which logical axis of an array lies along which of
+its axes.
 
 `jax.jit` over arrays that carry a `NamedSharding` is all the parallelism there is.
 One device is a mesh of shape (1, 1, 1).
@@ -26,38 +27,51 @@ LOGICAL_RULES = (
 )
 """Logical axis name -> mesh axes. Models name the axes, only this table places them.
 
-An array's mesh axes are given out in this order, each once: a table of codes or ads (vocab, embed) is cut by rows over
-both, a kernel (embed, mlp) by its input over 'fsdp' and by its output over 'tensor'.
+An array's mesh axes are given out in this order, each once: a table of codes or ads (vocab, embed)
+is cut by rows over both, a kernel (embed, mlp) by its input over 'fsdp' and by its output over
+'tensor'.
 """
 
 
 def parse(text: str, devices: int) -> dict[str, int]:
-  """Sizes of the three axes by `data:-1,fsdp:4`; one may be -1, what is left; an axis that is not named has 1.
+  """Sizes of the three axes by `data:-1,fsdp:4`; one may be -1, what is left; an axis that is not
+  named has 1.
 
   Raises:
-    ValueError: a name or number that is not allowed, or a product that is not the number of devices; says which.
+    ValueError: a name or number that is not allowed, or a product that is not the number of
+      devices; says which.
   """
   sizes, named = dict.fromkeys(AXES, 1), set()
   for part in text.split(","):
     name, _, number = part.strip().partition(":")
     if name in named:
       raise ValueError(f"it names {name} twice")
-    if name not in sizes or not number.removeprefix("-").isdigit() or int(number) < -1 or int(number) == 0:
-      raise ValueError(f"{part.strip()!r} is not one of {', '.join(AXES)} with a size, as data:-1,fsdp:4")
+    if (
+      name not in sizes
+      or not number.removeprefix("-").isdigit()
+      or int(number) < -1
+      or int(number) == 0
+    ):
+      raise ValueError(
+        f"{part.strip()!r} is not one of {', '.join(AXES)} with a size, as data:-1,fsdp:4"
+      )
     sizes[name] = int(number)
     named.add(name)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
   if len(free) > 1 or devices % fixed or (not free and fixed != devices):
-    raise ValueError(f"it asks for {'a multiple of ' * bool(free)}{fixed} devices, there are {devices}")
+    raise ValueError(
+      f"it asks for {'a multiple of ' * bool(free)}{fixed} devices, there are {devices}"
+    )
   return sizes | {name: devices // fixed for name in free}
 
 
 def make_mesh(text: str = "data:-1", devices: list[jax.Device] | None = None) -> Mesh:
   """A mesh of axes ('data', 'fsdp', 'tensor').
 
-  Devices of one process are placed by their wiring. Those of several stand in the order of the processes, so that the
-  rows of a batch that a process makes lie on its own devices, one run of them.
+  Devices of one process are placed by their wiring. Those of several stand in the order of the
+  processes, so that the rows of a batch that a process makes lie on its own devices, one run of
+  them.
 
   Args:
     text: sizes, see `parse`.
@@ -75,7 +89,9 @@ def make_mesh(text: str = "data:-1", devices: list[jax.Device] | None = None) ->
   try:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
   except NotImplementedError as error:
-    raise ValueError(f"the devices' wiring does not allow it: {' '.join(str(error).split())[:200]}") from error
+    raise ValueError(
+      f"the devices' wiring does not allow it: {' '.join(str(error).split())[:200]}"
+    ) from error
 
 
 def local_mesh() -> Mesh:
@@ -113,7 +129,9 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     rows = np.asarray(rows)
     size = rows.shape[0] * jax.process_count()
     if size % shards:
-      raise ValueError(f"a batch of {size} rows cannot be shared out over {shards} devices: a multiple is needed")
+      raise ValueError(
+        f"a batch of {size} rows cannot be shared out over {shards} devices: a multiple is needed"
+      )
     return jax.make_array_from_process_local_data(sharding, rows, (size, *rows.shape[1:]))
 
   return jax.tree.map(put, batch)
@@ -138,11 +156,13 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
   """Where each parameter goes, by its logical axis names and LOGICAL_RULES.
 
   Args:
-    abstract_params: pytree of shapes, in the boxes of `nn.with_logical_partitioning`; what has no box is copied.
+    abstract_params: pytree of shapes, in the boxes of `nn.with_logical_partitioning`; what has no
+      box is copied.
     mesh: the mesh.
 
   Returns:
-    The same pytree without boxes, of `NamedSharding`. An axis that its mesh axis does not divide stays whole.
+    The same pytree without boxes, of `NamedSharding`. An axis that its mesh axis does not divide
+    stays whole.
   """
   specs = nn.logical_to_mesh(nn.get_partition_spec(abstract_params), LOGICAL_RULES)
 
@@ -151,7 +171,9 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
     return size % math.prod(mesh.shape[one] for one in names) == 0
 
   def place(leaf, spec):
-    sized = zip(leaf.shape, spec, strict=False)  # a spec may be shorter than the shape: the rest is whole
+    sized = zip(
+      leaf.shape, spec, strict=False
+    )  # a spec may be shorter than the shape: the rest is whole
     axes = [name if name is None or divides(size, name) else None for size, name in sized]
     return NamedSharding(mesh, PartitionSpec(*axes))
 
@@ -159,7 +181,8 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
 
 
 def gathered(params: Any, shardings: Any) -> Any:
-  """Parameters as a step computes with them: kernels whole along 'fsdp', tables cut by rows as they lie.
+  """Parameters as a step computes with them: kernels whole along 'fsdp', tables cut by rows as they
+  lie.
 
   Left to itself, the compiler may cut activations along their width instead, and move these.
 

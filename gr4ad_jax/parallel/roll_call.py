@@ -1,4 +1,6 @@
-"""The roll call of a job of several processes, on the coordinator's port: who is there, who is missing, who differs."""
+"""The roll call of a job of several processes, on the coordinator's port: who is there, who is
+missing, who differs.
+"""
 
 import contextlib
 import json
@@ -47,11 +49,16 @@ class Peer:
       connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _GONE)
 
   def send(self, **message) -> None:
-    with contextlib.suppress(OSError), self._sending:  # that a peer is gone is noticed where it is read
+    with (
+      contextlib.suppress(OSError),
+      self._sending,
+    ):  # that a peer is gone is noticed where it is read
       self.socket.sendall(json.dumps(message).encode() + b"\n")
 
   def messages(self) -> list[dict] | None:
-    """What can be read now; None: the other side is gone. Blocks where there is nothing yet, up to a timeout."""
+    """What can be read now; None: the other side is gone. Blocks where there is nothing yet, up
+    to a timeout.
+    """
     try:
       data = self.socket.recv(65536)
     except TimeoutError:
@@ -73,15 +80,22 @@ class RollCall:
 
   def run(self, deadline: float) -> dict[int, Peer]:
     """Waits until all are there. Raises StartError, and tells those that are there why."""
-    both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    both = (
+      {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    )
     try:
       with socket.create_server(("", self._port), backlog=self._job.processes, **both) as server:
         told = time.monotonic()
         while missing := self._missing():
           now = time.monotonic()
-          names = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))} of {self._job.processes}"
+          names = (
+            f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))} of "
+            f"{self._job.processes}"
+          )
           if now > deadline:
-            raise StartError(f"{names} did not come to {self._job.coordinator} in time (--start_timeout)")
+            raise StartError(
+              f"{names} did not come to {self._job.coordinator} in time (--start_timeout)"
+            )
           if now - told > 10:
             told = now
             self._on_waiting(f"waiting for {names} at {self._job.coordinator}")
@@ -89,7 +103,9 @@ class RollCall:
           with contextlib.suppress(TimeoutError):
             self._admit(server.accept()[0])
     except OSError as error:
-      raise StartError(f"process 0 cannot listen on port {self._port}: {error.strerror or error}") from error
+      raise StartError(
+        f"process 0 cannot listen on port {self._port}: {error.strerror or error}"
+      ) from error
     except StartError as error:
       for peer in self._peers.values():
         peer.send(refused=str(error))
@@ -112,7 +128,13 @@ class RollCall:
       peer = Peer(connection)
       about = (peer.messages() or [{}])[0]
       number, processes = int(about["process"]), int(about["processes"])
-    except (OSError, KeyError, ValueError, TypeError, AttributeError):  # not one of ours: a port scanner, say
+    except (
+      OSError,
+      KeyError,
+      ValueError,
+      TypeError,
+      AttributeError,
+    ):  # not one of ours: a port scanner, say
       connection.close()
       return
     connection.settimeout(None)
@@ -135,23 +157,36 @@ class RollCall:
 
 
 def answer(host: str, port: int, about: dict, timeout: float) -> Peer:
-  """The other processes' side of the start: waits for process 0, and for its word that all are there."""
+  """The other processes' side of the start: waits for process 0, and for its word that all are
+  there.
+  """
   deadline = time.monotonic() + timeout
   while True:
     try:
       peer = Peer(socket.create_connection((host, port), timeout=5.0))
       return _wait_for_all(peer, host, port, about, timeout)
-    except (OSError, ValueError) as error:  # nobody there, or not process 0: a server of a job that is ending, say
+    except (
+      OSError,
+      ValueError,
+    ) as error:  # nobody there, or not process 0: a server of a job that is ending, say
       if time.monotonic() > deadline:
-        reason = f"no answer at {host}:{port} in time (--start_timeout): {getattr(error, 'strerror', None) or error}"
+        reason = (
+          f"no answer at {host}:{port} in time (--start_timeout): "
+          f"{getattr(error, 'strerror', None) or error}"
+        )
         raise StartError(f"process 0 is missing: {reason}") from error
       time.sleep(_PAUSE)
 
 
 def _wait_for_all(peer: Peer, host: str, port: int, about: dict, timeout: float) -> Peer:
-  """Says who one is, and waits for the word that all are there. OSError or ValueError: it is not process 0."""
+  """Says who one is, and waits for the word that all are there. OSError or ValueError: it is not
+  process 0.
+  """
   peer.send(**about)
-  heard, deadline = False, time.monotonic() + timeout + 5  # process 0 itself says in time who is missing
+  heard, deadline = (
+    False,
+    time.monotonic() + timeout + 5,
+  )  # process 0 itself says in time who is missing
   while time.monotonic() < deadline:
     messages = peer.messages()
     if messages is None and heard:

@@ -1,4 +1,6 @@
-"""One ad as the catalogue keeps it: fields that a request may set, checked, and their form on disk."""
+"""One ad as the catalogue keeps it: fields that a request may set, checked, and their form on
+disk.
+"""
 
 import base64
 import dataclasses
@@ -50,7 +52,9 @@ class AdRecord:
     return cls(**words, price=None if np.isnan(ads.price[row]) else _short(ads.price[row]))
 
   @classmethod
-  def made(cls, ad_id: str, fields: Mapping[str, Any], before: "AdRecord | None" = None) -> "AdRecord":
+  def made(
+    cls, ad_id: str, fields: Mapping[str, Any], before: "AdRecord | None" = None
+  ) -> "AdRecord":
     """An ad with the given fields, the others as before.
 
     Args:
@@ -64,9 +68,13 @@ class AdRecord:
     if before is None:
       _check_id(ad_id)
       if missing := [name for name in ("text", "account_id") if name not in fields]:
-        raise DataError(f"ad {ad_id!r}: {missing[0]} is missing; a new ad needs text and account_id")
+        raise DataError(
+          f"ad {ad_id!r}: {missing[0]} is missing; a new ad needs text and account_id"
+        )
     if unknown := sorted(set(fields) - set(FIELDS)):
-      raise DataError(f"ad {ad_id!r}: field {unknown[0]!r} is not known; allowed: {', '.join(FIELDS)}")
+      raise DataError(
+        f"ad {ad_id!r}: field {unknown[0]!r} is not known; allowed: {', '.join(FIELDS)}"
+      )
     given = {name: _checked(ad_id, name, value) for name, value in fields.items()}
     return dataclasses.replace(before or cls(ad_id), **given)
 
@@ -92,7 +100,9 @@ class AdRecord:
     fields = dataclasses.asdict(self) | {"row": int(row), "codes": [int(code) for code in codes]}
     if self.vector is not None:
       fields["vector"] = base64.b64encode(self.vector).decode()
-    return json.dumps({name: value for name, value in fields.items() if value not in ("", None)}).encode()
+    return json.dumps(
+      {name: value for name, value in fields.items() if value not in ("", None)}
+    ).encode()
 
   @classmethod
   def decoded(cls, payload: bytes) -> tuple["AdRecord", int, tuple[int, ...]]:
@@ -105,7 +115,13 @@ class AdRecord:
 
 
 def _check_id(ad_id: Any) -> None:
-  if not isinstance(ad_id, str) or not ad_id.strip() or len(ad_id) > MAX_ID or "\0" in ad_id or not _is_utf8(ad_id):
+  if (
+    not isinstance(ad_id, str)
+    or not ad_id.strip()
+    or len(ad_id) > MAX_ID
+    or "\0" in ad_id
+    or not _is_utf8(ad_id)
+  ):
     raise DataError(f"ad id {_shown(ad_id)} is not allowed: text of 1 to {MAX_ID} characters")
 
 
@@ -144,7 +160,9 @@ def _packed(value: Any) -> bytes | None:
     vector = np.asarray(value, np.float64)
   except (TypeError, ValueError, OverflowError):
     return None
-  fits = vector.ndim == 1 and 0 < len(vector) <= MAX_WIDTH and (np.abs(vector) <= MAX_NUMBER).all()  # False for NaN
+  fits = (
+    vector.ndim == 1 and 0 < len(vector) <= MAX_WIDTH and (np.abs(vector) <= MAX_NUMBER).all()
+  )  # False for NaN
   return vector.astype("<f4").tobytes() if fits else None
 
 

@@ -1,4 +1,6 @@
-"""Ad id -> row, for tables of millions: sorted hashes of the table's ids, and a dict of those that came later."""
+"""Ad id -> row, for tables of millions: sorted hashes of the table's ids, and a dict of those
+that came later.
+"""
 
 import numpy as np
 
@@ -28,7 +30,9 @@ class AdRows:
       return row
     number = hash(ad_id)
     at = int(np.searchsorted(self._hash_N, number))
-    while at < len(self._hash_N) and self._hash_N[at] == number:  # ids may share a hash: the id itself decides
+    while (
+      at < len(self._hash_N) and self._hash_N[at] == number
+    ):  # ids may share a hash: the id itself decides
       if self._ad_id_N[self._row_N[at]] == ad_id:
         return int(self._row_N[at])
       at += 1

@@ -1,4 +1,6 @@
-"""From the search's beams to what is answered: ads in words, and the tree of prefixes that led to them."""
+"""From the search's beams to what is answered: ads in words, and the tree of prefixes that led
+to them.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -53,18 +55,25 @@ def ranked_rows(
 def beam_tree(beams: Beams, at: int) -> tuple[tuple[Mapping[str, Any], ...], ...]:
   """Every level's distinct prefixes among the final beams of one request, likeliest first.
 
-  Each tells its codes, its log p, how many final beams lie below it and, at the last level, score and value. A prefix
-  has the probability of all UA-SIDs below it, so never less than its leaves have together.
+  Each tells its codes, its log p, how many final beams lie below it and, at the last level, score
+  and value. A prefix has the probability of all UA-SIDs below it, so never less than its leaves
+  have together.
   """
   found = np.flatnonzero(beams.leaf_BW[at] >= 0)
   codes_WT, levels = beams.codes_BWT[at, found], []
   for depth in range(1, codes_WT.shape[1] + 1):
-    prefixes, first, count = np.unique(codes_WT[:, :depth], axis=0, return_index=True, return_counts=True)
+    prefixes, first, count = np.unique(
+      codes_WT[:, :depth], axis=0, return_index=True, return_counts=True
+    )
     is_leaf = depth == codes_WT.shape[1]
     logp = beams.prefix_logp_BWT[at, found, depth - 1][first]
     nodes = []
     for node in np.argsort(-logp, kind="stable"):
-      entry = {"codes": prefixes[node].tolist(), "log_p": round(float(logp[node]), 6), "beams": int(count[node])}
+      entry = {
+        "codes": prefixes[node].tolist(),
+        "log_p": round(float(logp[node]), 6),
+        "beams": int(count[node]),
+      }
       if is_leaf:
         entry["score"] = round(float(beams.score_BW[at, found[first[node]]]), 6)
         entry["ecpm"] = round(float(beams.value_BW[at, found[first[node]]]), 6)

@@ -1,4 +1,6 @@
-"""The HTTP interface in words: one plain page made from the OpenAPI document, which needs nothing from outside."""
+"""The HTTP interface in words: one plain page made from the OpenAPI document, which needs
+nothing from outside.
+"""
 
 import html
 import json
@@ -6,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 _STYLE = (
-  "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}"
-  "pre{overflow:auto;padding:.6rem;border:1px solid #8884;border-radius:6px}h2{margin-top:2.2rem}code{font-size:.95em}"
+  "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 "
+  "1rem;color-scheme:light dark}"
+  "pre{overflow:auto;padding:.6rem;border:1px solid "
+  "#8884;border-radius:6px}h2{margin-top:2.2rem}code{font-size:.95em}"
   "td,th{text-align:left;vertical-align:top;padding:.15rem .8rem .15rem 0}"
 )
 
@@ -20,7 +24,10 @@ def render(document: Mapping[str, Any]) -> str:
   """
   title = html.escape(f"{document['info']['title']} {document['info']['version']}")
   parts = [
-    f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>",
+    (
+      "<!doctype html><html lang=en><meta "
+      f"charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+    ),
     f"<h1>{title}</h1><p>{html.escape(document['info'].get('description', ''))} ",
     "The same for machines: <a href=openapi.json>openapi.json</a>.</p>",
   ]
@@ -35,10 +42,14 @@ def render(document: Mapping[str, Any]) -> str:
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
   """One operation: what it does, takes and answers."""
   told = [f"<h2><code>{html.escape(f'{method.upper()} {path}')}</code></h2>"]
-  told.append(f"<p>{html.escape(operation.get('description') or operation.get('summary', ''))}</p><table>")
+  told.append(
+    f"<p>{html.escape(operation.get('description') or operation.get('summary', ''))}</p><table>"
+  )
   for parameter in operation.get("parameters", ()):
     about = html.escape(json.dumps(parameter["schema"]))
-    told.append(f"<tr><th>{html.escape(parameter['name'])}</th><td>{parameter['in']}</td><td>{about}</td></tr>")
+    told.append(
+      f"<tr><th>{html.escape(parameter['name'])}</th><td>{parameter['in']}</td><td>{about}</td></tr>"
+    )
   if "requestBody" in operation:
     told.append(f"<tr><th>body</th><td></td><td>{_schema_link(operation['requestBody'])}</td></tr>")
   for status, response in operation["responses"].items():

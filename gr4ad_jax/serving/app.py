@@ -1,7 +1,7 @@
 """The HTTP interface of a serving engine: FastAPI, with OpenAPI docs at /docs.
 
-Every error is {"error": "…"}. The one status of the 5xx that is meant is 503 with Retry-After: too much load, or
-shutting down. Needs the `serve` extra.
+Every error is {"error": "…"}. The one status of the 5xx that is meant is 503 with Retry-After: too
+much load, or shutting down. Needs the `serve` extra.
 """
 
 import base64
@@ -41,13 +41,16 @@ _SAID = {
 
 
 def _page_headers(page: str) -> dict[str, str]:
-  """Lets the page run its own script and style, known by their digests, and talk to this server alone."""
+  """Lets the page run its own script and style, known by their digests, and talk to this server
+  alone.
+  """
   allowed = {}
   for tag in ("script", "style"):
     content = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
     allowed[tag] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
   policy = (
-    f"default-src 'none'; script-src 'sha256-{allowed['script']}'; style-src 'sha256-{allowed['style']}'; "
+    f"default-src 'none'; script-src 'sha256-{allowed['script']}'; style-src "
+    f"'sha256-{allowed['style']}'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
   )
   return {
@@ -149,17 +152,23 @@ def _ads(engine: Any) -> fastapi.APIRouter:
   created = {201: {"model": schemas.Written, "description": "A new ad."}}
 
   @router.put(
-    "/{ad_id:path}", response_model=schemas.Written, responses=created | _problems(400, 401, 403, 404, 413, 422, 503)
+    "/{ad_id:path}",
+    response_model=schemas.Written,
+    responses=created | _problems(400, 401, 403, 404, 413, 422, 503),
   )
   def put(ad_id: schemas.Id, fields: schemas.AdFields) -> Any:
-    """Adds, changes, pauses or resumes an ad. It is on disk when this returns, and generable from the next batch on."""
+    """Adds, changes, pauses or resumes an ad. It is on disk when this returns, and generable
+    from the next batch on.
+    """
     try:
       result = engine.put_ad(ad_id, fields.model_dump(exclude_none=True))
     except Overloaded as refusal:
       return _refusal(refusal)
     return Json({"ad_id": ad_id, "result": result}, 201 if result == "created" else 200)
 
-  @router.get("/{ad_id:path}", response_model=schemas.StoredAd, responses=_problems(401, 403, 404, 422))
+  @router.get(
+    "/{ad_id:path}", response_model=schemas.StoredAd, responses=_problems(401, 403, 404, 422)
+  )
   async def get(ad_id: schemas.Id) -> Any:
     """An ad's fields, UA-SID and status."""
     found = engine.get_ad(ad_id)
@@ -167,7 +176,9 @@ def _ads(engine: Any) -> fastapi.APIRouter:
       raise HTTPException(404, "there is no such ad")
     return Json(found)
 
-  @router.delete("/{ad_id:path}", response_model=schemas.Written, responses=_problems(401, 403, 404, 422, 503))
+  @router.delete(
+    "/{ad_id:path}", response_model=schemas.Written, responses=_problems(401, 403, 404, 422, 503)
+  )
   def delete(ad_id: schemas.Id) -> Any:
     """Removes an ad. From the next batch on it is not recommended; histories may still name it."""
     try:
@@ -186,13 +197,18 @@ def _users(engine: Any) -> fastapi.APIRouter:
 
   @router.get("", response_model=schemas.Users, responses=_problems(401, 403, 422))
   async def users(
-    prefix: Annotated[str, fastapi.Query(max_length=256)] = "", limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 20
+    prefix: Annotated[str, fastapi.Query(max_length=256)] = "",
+    limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 20,
   ) -> Any:
     """User ids of the event log that begin with `prefix`, in order."""
     return Json({"users": engine.users(prefix, limit)})
 
-  @router.get("/{user:path}/history", response_model=schemas.History, responses=_problems(401, 403, 404, 422))
-  async def history(user: schemas.Id, limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 200) -> Any:
+  @router.get(
+    "/{user:path}/history", response_model=schemas.History, responses=_problems(401, 403, 404, 422)
+  )
+  async def history(
+    user: schemas.Id, limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 200
+  ) -> Any:
     """A user's latest events in the log."""
     return Json({"user": user, "events": engine.history(user, limit)})
 
@@ -222,7 +238,9 @@ def _state(engine: Any) -> fastapi.APIRouter:
       return Json({"status": "ready"})
     return Json({"error": "not ready"}, 503, {"retry-after": "1"})
 
-  @router.get("/metrics", response_class=fastapi.responses.PlainTextResponse, responses=_problems(401, 403))
+  @router.get(
+    "/metrics", response_class=fastapi.responses.PlainTextResponse, responses=_problems(401, 403)
+  )
   async def metrics() -> Any:
     """Prometheus' text format."""
     return fastapi.Response(engine.metrics.text(), media_type=engine.metrics.content_type)
@@ -235,7 +253,9 @@ def _state(engine: Any) -> fastapi.APIRouter:
 
 
 def _add_docs(app: fastapi.FastAPI) -> None:
-  policy = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"}
+  policy = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'"
+  }
 
   @app.get("/docs", include_in_schema=False)
   async def docs() -> Any:
@@ -267,7 +287,9 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
 
 
 def _told(error: Mapping[str, Any]) -> str:
-  """One fault of a request: where, and what is allowed. Long names, which the client chose, are cut."""
+  """One fault of a request: where, and what is allowed. Long names, which the client chose, are
+  cut.
+  """
   where = ".".join(str(part)[:64] for part in error["loc"])
   return f"{where}: {error['msg']}"[:300]
 
@@ -278,7 +300,9 @@ def _describe_token(app: fastapi.FastAPI) -> None:
 
   def described() -> dict[str, Any]:
     document = plain()
-    document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    document.setdefault("components", {})["securitySchemes"] = {
+      "token": {"type": "http", "scheme": "bearer"}
+    }
     document["security"] = [{"token": []}]
     return document
 

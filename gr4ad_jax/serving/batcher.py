@@ -1,7 +1,9 @@
-"""A bounded queue in front of one worker thread: requests become batches, and those that would be late are told so.
+"""A bounded queue in front of one worker thread: requests become batches, and those that would be
+late are told so.
 
-A request is refused when it arrives, not after it has waited: the time until its answer is predicted from the queue and
-from what batches take. So accepted requests stay near the target however many come.
+A request is refused when it arrives, not after it has waited: the time until its answer is
+predicted from the queue and from what batches take. So accepted requests stay near the target
+however many come.
 """
 
 import collections
@@ -18,7 +20,10 @@ from gr4ad_jax.decoding.traffic import Load, Rate
 
 _log = logging.getLogger(__name__)
 _RECENT = 128  # requests whose latency is remembered
-_BURST, _LASTING = 1.5, 0.9  # of the target: what the predicted time to an answer may take, by how load lasts
+_BURST, _LASTING = (
+  1.5,
+  0.9,
+)  # of the target: what the predicted time to an answer may take, by how load lasts
 _FULL = 0.9  # utilisation from which load is taken to last
 
 
@@ -62,8 +67,8 @@ class Limits:
     largest: requests of the largest batch.
     max_wait: seconds that a batch waits for more requests.
     queue_size: requests that may wait.
-    target: latency to hold, seconds. A burst may go somewhat over it; in lasting overload it is kept. Where it is less
-      than two batches take, those two count.
+    target: latency to hold, seconds. A burst may go somewhat over it; in lasting overload it is
+      kept. Where it is less than two batches take, those two count.
   """
 
   largest: int
@@ -76,8 +81,8 @@ class Batcher:
   """Collects requests into batches and runs them on a thread of its own.
 
   Args:
-    run: computes a batch, at most `limits.largest` requests; returns as many results, in order. A result that is an
-      exception is raised for its request alone.
+    run: computes a batch, at most `limits.largest` requests; returns as many results, in order. A
+      result that is an exception is raised for its request alone.
     limits: see `Limits`.
     seconds: expected seconds of a batch of so many requests, at the fastest that is allowed.
     clock: monotonic seconds.
@@ -113,10 +118,12 @@ class Batcher:
 
     Args:
       request: what `run` takes.
-      deadline: on the clock; a request whose turn comes too late for it is answered by DeadlinePassed, uncomputed.
+      deadline: on the clock; a request whose turn comes too late for it is answered by
+        DeadlinePassed, uncomputed.
 
     Returns:
-      A future of the result. It may hold Overloaded or DeadlinePassed too, where the queue moved slower than predicted.
+      A future of the result. It may hold Overloaded or DeadlinePassed too, where the queue moved
+      slower than predicted.
 
     Raises:
       Overloaded: no room, or the answer would come too late; Closed after `close`.
@@ -165,7 +172,9 @@ class Batcher:
       raise DeadlinePassed(f"the answer would take {wait * 1e3:.0f} ms")
 
   def _hold(self, now: float) -> float:
-    """Seconds that a request's answer may be predicted to take; one that would take twice as long is given up."""
+    """Seconds that a request's answer may be predicted to take; one that would take twice as
+    long is given up.
+    """
     share = _LASTING if self._lasts(now) else _BURST
     return max(share * self._limits.target, 2 * self._seconds(self._limits.largest))
 
@@ -179,7 +188,9 @@ class Batcher:
     wait = full * self._seconds(self._limits.largest) + (self._seconds(rest) if rest else 0.0)
     if self._started is not None:
       left = self._expected - (now - self._started)
-      wait += left if left > 0 else -left * self._lasts(now)  # in overload, as long again as the batch is late already
+      wait += (
+        left if left > 0 else -left * self._lasts(now)
+      )  # in overload, as long again as the batch is late already
     return wait
 
   def _work(self) -> None:
@@ -195,7 +206,9 @@ class Batcher:
   def _results(self, requests: list[Any]) -> Sequence[Any]:
     try:
       return self._run(requests)
-    except Exception as error:  # whatever it is, it is these requests' answer, and the thread goes on
+    except (
+      Exception
+    ) as error:  # whatever it is, it is these requests' answer, and the thread goes on
       _log.exception("a batch of %d requests failed", len(requests))
       return [error] * len(requests)
 

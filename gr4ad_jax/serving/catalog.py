@@ -1,8 +1,10 @@
-"""The ads of a run under live change: by id, with fields, UA-SIDs and state; what was acknowledged survives a crash.
+"""The ads of a run under live change: by id, with fields, UA-SIDs and state; what was acknowledged
+survives a crash.
 
 The run's ad table is the base and never changes. Beside it stand the ads that were added or changed
-since, in memory and on disk (`AdTopic`). A change goes to the disk, then to memory and index, then to
-those who must know of it; then it is acknowledged. Changes that arrive together share one commit.
+since, in memory and on disk (`AdTopic`). A change goes to the disk, then to memory and index, then
+to those who must know of it; then it is acknowledged. Changes that arrive together share one
+commit.
 """
 
 import contextlib
@@ -48,17 +50,24 @@ class _Change(NamedTuple):
 
 
 class AdCatalog:
-  """The ads, by row and by id. Make one with `open`. Safe for threads: changes wait for each other, readers for none.
+  """The ads, by row and by id. Make one with `open`. Safe for threads: changes wait for each other,
+  readers for none.
 
   Attributes:
     index: rows <-> UA-SIDs; its active rows are the ads with status 'active'.
     before_merge: called with a merged index's trie before it is used, see `LiveIndex.merge`.
-    on_removed: called with the row of an ad that was updated, paused or removed, before the change is acknowledged.
+    on_removed: called with the row of an ad that was updated, paused or removed, before the change
+      is acknowledged.
     version: counts changes.
   """
 
   def __init__(
-    self, ads: AdTable, codes_NT: np.ndarray, tokenizer: Encoder, topic: ad_topic.AdTopic, overlay: int
+    self,
+    ads: AdTable,
+    codes_NT: np.ndarray,
+    tokenizer: Encoder,
+    topic: ad_topic.AdTopic,
+    overlay: int,
   ):
     self._base, self._tokenizer, self._topic = ads, tokenizer, topic
     self._rows, self._ads = AdRows(ads.ad_id), {}
@@ -84,7 +93,13 @@ class AdCatalog:
 
   @classmethod
   def open(
-    cls, directory: str, ads: AdTable, codes_NT: np.ndarray, tokenizer: Encoder, *, overlay: int = 1024
+    cls,
+    directory: str,
+    ads: AdTable,
+    codes_NT: np.ndarray,
+    tokenizer: Encoder,
+    *,
+    overlay: int = 1024,
   ) -> "AdCatalog":
     """Opens the catalogue of a run, with all changes that its directory holds.
 
@@ -110,7 +125,9 @@ class AdCatalog:
 
   @property
   def codes_NT(self) -> np.ndarray:
-    """[N, T] int32 UA-SIDs of all rows, those of removed ads too. A view: a later update of an ad shows in it."""
+    """[N, T] int32 UA-SIDs of all rows, those of removed ads too. A view: a later update of an
+    ad shows in it.
+    """
     return self._codes_NT[: self._size]
 
   @property
@@ -123,7 +140,9 @@ class AdCatalog:
     return self._rows.row(ad_id)
 
   def ad(self, row: int) -> AdRecord:
-    """The ad of a row, removed ones too, of which only those of the run's table still have words."""
+    """The ad of a row, removed ones too, of which only those of the run's table still have
+    words.
+    """
     ad = self._ads.get(row)
     if ad is None:
       return AdRecord.of_row(self._base, row)
@@ -137,22 +156,35 @@ class AdCatalog:
     return ad.status == ACTIVE if ad else 0 <= row < len(self._base)
 
   def get(self, ad_id: str) -> dict[str, Any] | None:
-    """An ad's fields (the vector aside), status and codes; None where there is none or it was removed."""
+    """An ad's fields (the vector aside), status and codes; None where there is none or it was
+    removed.
+    """
     row = self.row(ad_id)
     if row is None or (ad := self.ad(row)).status == REMOVED:
       return None
-    names = ("ad_id", "text", "account_id", "category", "conversion_type", "form", "price", "status")
+    names = (
+      "ad_id",
+      "text",
+      "account_id",
+      "category",
+      "conversion_type",
+      "form",
+      "price",
+      "status",
+    )
     return {name: getattr(ad, name) for name in names} | {"codes": self._codes_NT[row].tolist()}
 
   def put(self, ad_id: str, fields: Mapping[str, Any]) -> str:
-    """Adds or changes an ad. On disk when this returns; what is active can be generated from the next batch on.
+    """Adds or changes an ad. On disk when this returns; what is active can be generated from the
+    next batch on.
 
     The UA-SID stays as long as the content does.
 
     Args:
       ad_id: its id.
-      fields: any of text, account_id, category, conversion_type, form, price (None: unknown), vector, status ('active'
-        or 'paused'); the others stay. A new ad, or one that was removed, needs text and account_id.
+      fields: any of text, account_id, category, conversion_type, form, price (None: unknown),
+        vector, status ('active' or 'paused'); the others stay. A new ad, or one that was removed,
+        needs text and account_id.
 
     Returns:
       'created' or 'updated'.
@@ -175,7 +207,8 @@ class AdCatalog:
     return "updated" if known else "created"
 
   def delete(self, ad_id: str) -> bool:
-    """Removes an ad. On disk when this returns. The row stays, for histories, and `put` brings the ad back.
+    """Removes an ad. On disk when this returns. The row stays, for histories, and `put` brings the
+    ad back.
 
     Its words and vector are gone from the disk after the next `compact`.
 
@@ -213,7 +246,9 @@ class AdCatalog:
 
     One ad is encoded first, since the first takes the tokenizer a second or two.
     """
-    with contextlib.suppress(DataError, OSError, ImportError):  # a run whose vectors came from elsewhere; `put` tells
+    with contextlib.suppress(
+      DataError, OSError, ImportError
+    ):  # a run whose vectors came from elsewhere; `put` tells
       self._tokenizer.encode(self.ad(0).table(), lambda prefix: set())
     self._thread = threading.Thread(target=self._tend, name="catalogue", daemon=True)
     self._thread.start()
@@ -235,7 +270,9 @@ class AdCatalog:
     self._topic.close()
 
   def _latest(self, ad_id: str) -> tuple[_Change | None, Waiting | None]:
-    """An ad as the changes that wait leave it, None where there never was one; and the last of them."""
+    """An ad as the changes that wait leave it, None where there never was one; and the last of
+    them.
+    """
     for waiting in reversed(self._commits.waiting):
       if waiting.value.ad.ad_id == ad_id:
         return waiting.value, waiting
@@ -288,7 +325,9 @@ class AdCatalog:
     """Takes an ad into memory; a reader that sees the new size finds all of it."""
     if row >= len(self._codes_NT):
       room = max(row + 1, len(self._codes_NT) + len(self._codes_NT) // 8) - len(self._codes_NT)
-      self._codes_NT = np.concatenate([self._codes_NT, np.zeros((room, self._codes_NT.shape[1]), np.int32)])
+      self._codes_NT = np.concatenate(
+        [self._codes_NT, np.zeros((room, self._codes_NT.shape[1]), np.int32)]
+      )
       self._price_N = np.append(self._price_N, np.full(room, np.nan, np.float32))
     self._codes_NT[row] = codes
     self._price_N[row] = np.nan if ad.price is None else ad.price
@@ -298,7 +337,9 @@ class AdCatalog:
     self._size = len(self._rows)
 
   def _acknowledge(self, waiting: Waiting | None, *, told: bool) -> None:
-    """Waits for disk and memory, then tells those who must know that an ad is no longer what it was."""
+    """Waits for disk and memory, then tells those who must know that an ad is no longer what it
+    was.
+    """
     if waiting is None:
       return
     self._commits.wait(waiting)

@@ -44,11 +44,15 @@ class Searches:
   buckets: tuple[int, ...]
 
   def up_to(self, base: Sequence[int]) -> int:
-    """Number of the widest schedule up to the beam widths `base`; the narrowest where all are wider."""
+    """Number of the widest schedule up to the beam widths `base`; the narrowest where all are
+    wider.
+    """
     return max(bisect.bisect_right(self.schedules, tuple(base)) - 1, 0)
 
   def first(self, base: Sequence[int]) -> "Searches":
-    """The one search that can answer anything: the widest schedule up to `base`, for batches of any size."""
+    """The one search that can answer anything: the widest schedule up to `base`, for batches of
+    any size.
+    """
     return Searches((self.schedules[self.up_to(base)],), (self.buckets[-1],))
 
 
@@ -74,11 +78,16 @@ class Computer:
   """
 
   def __init__(
-    self, config: Config, catalog: AdCatalog, users: UserHistories, builder: ContextBuilder, searcher: Searcher,
-    searches: Searches, behaviors: Sequence[str],
+    self, config: Config, catalog: AdCatalog, users: UserHistories, builder: ContextBuilder,
+    searcher: Searcher, searches: Searches, behaviors: Sequence[str],
   ):  # fmt: skip
     self.searches = searches
-    self._config, self._catalog, self._users, self.behaviors = config, catalog, users, tuple(behaviors)
+    self._config, self._catalog, self._users, self.behaviors = (
+      config,
+      catalog,
+      users,
+      tuple(behaviors),
+    )
     self._builder, self._searcher, self._feed = builder, searcher, TrieFeed(catalog.index)
     self._trie: Trie | None = None
     self._compiling: threading.Thread | None = None
@@ -98,8 +107,11 @@ class Computer:
       self._trie = self._feed.trie()
     self._compile(variables, self._trie, told, searches)
     overlay = self._trie.overlay_TQP
-    # A merged index that has outgrown its arrays is compiled for before it is used; changes go on meanwhile.
-    self._catalog.before_merge = lambda main: self._compile(variables, Trie.of(main).replace(overlay_TQP=overlay))
+    # A merged index that has outgrown its arrays is compiled for before it is used; changes go on
+    # meanwhile.
+    self._catalog.before_merge = lambda main: self._compile(
+      variables, Trie.of(main).replace(overlay_TQP=overlay)
+    )
 
   def log_of(self, query: Query) -> tuple[EventLog, int]:
     """A query's history as a log of one user, and the moment of the request.
@@ -124,7 +136,9 @@ class Computer:
     return histories.events_of(events, self._catalog.row, self.behaviors, now, gap), now
 
   def hidden(self, log: EventLog) -> set[int]:
-    """Rows of the ads that a user with this history is not shown: with --seen_ads=masked, the history's."""
+    """Rows of the ads that a user with this history is not shown: with --seen_ads=masked, the
+    history's.
+    """
     return set(log.ad.tolist()) if self._config.search.seen_ads == "masked" else set()
 
   def compute(
@@ -169,23 +183,36 @@ class Computer:
     return beams
 
   def _answers(
-    self, queries: Sequence[Query], hidden: Sequence[set[int]], beams: Any, step: int, widths: tuple[int, ...]
+    self,
+    queries: Sequence[Query],
+    hidden: Sequence[set[int]],
+    beams: Any,
+    step: int,
+    widths: tuple[int, ...],
   ) -> list[Computed]:
     most = max(query.k + len(rows) for query, rows in zip(queries, hidden, strict=True))
     row_BK, beam_BK = self._catalog.index.expand(beams.codes_BWT, beams.leaf_BW >= 0, most)
     found = []
     for at, (query, rows) in enumerate(zip(queries, hidden, strict=True)):
-      ranked = [entry for entry in answers.ranked_rows(beams, at, row_BK[at], beam_BK[at]) if entry[0] not in rows]
+      ranked = [
+        entry
+        for entry in answers.ranked_rows(beams, at, row_BK[at], beam_BK[at])
+        if entry[0] not in rows
+      ]
       ranked = ranked[: query.k]
       ads = tuple(answers.ad_entry(self._catalog, *entry) for entry in ranked)
       tree = answers.beam_tree(beams, at) if query.explain else None
-      found.append(Computed(Answer("model", step, widths, ads, tree), tuple(entry[0] for entry in ranked)))
+      found.append(
+        Computed(Answer("model", step, widths, ads, tree), tuple(entry[0] for entry in ranked))
+      )
     return found
 
   def _usable_trie(self, variables: Any, searches: Searches) -> Trie:
-    """The newest trie, or, while searches for a new shape of it are compiled, the last one that has them.
+    """The newest trie, or, while searches for a new shape of it are compiled, the last one that has
+    them.
 
-    Ads that came in the meantime wait; those that went are left out all the same, as beams become ads by the index.
+    Ads that came in the meantime wait; those that went are left out all the same, as beams become
+    ads by the index.
     """
     newest = self._feed.trie()
     # Compiled in this order, so that the last one stands for all.
@@ -193,12 +220,18 @@ class Computer:
       self._trie = newest
     elif self._compiling is None or not self._compiling.is_alive():
       _log.warning("the index has outgrown its arrays: compiling in the background")
-      self._compiling = threading.Thread(target=self._compile, args=(variables, newest), name="compiler", daemon=True)
+      self._compiling = threading.Thread(
+        target=self._compile, args=(variables, newest), name="compiler", daemon=True
+      )
       self._compiling.start()
     return self._trie
 
   def _compile(
-    self, variables: Any, trie: Trie, told: Callable = lambda *_: None, searches: Searches | None = None
+    self,
+    variables: Any,
+    trie: Trie,
+    told: Callable = lambda *_: None,
+    searches: Searches | None = None,
   ) -> None:
     searches = searches or self.searches
     row = self._builder.batch(histories.no_events(), np.array([self._builder.end]))
@@ -209,4 +242,8 @@ def padded(batch: RequestBatch, buckets: Sequence[int]) -> RequestBatch:
   """A batch filled up, with copies of its last row, to the next bucket; `buckets` ascend."""
   size = len(batch.slot_kind_BS)
   extra = next(bucket for bucket in buckets if bucket >= size) - size
-  return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], extra, axis=0)]), batch) if extra else batch
+  return (
+    jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], extra, axis=0)]), batch)
+    if extra
+    else batch
+  )

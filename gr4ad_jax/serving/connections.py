@@ -26,7 +26,8 @@ _PIECE = 2048  # bytes that the parser is given at once, so that limits are look
 _CHUNKED = 8  # most bytes beside each byte of a body in chunks
 _PIPELINED = 16  # requests of one connection that may wait for their turn
 _QUIET = 10.0  # seconds between two log lines on refused connections
-# Descriptors kept for what is no counted connection: checkpoints, the catalogue, the log, those just taken.
+# Descriptors kept for what is no counted connection: checkpoints, the catalogue, the log, those
+# just taken.
 _FILES = 96 + 128
 _UNREAD = 24 << 20  # bytes of answers that clients have not read yet, of all connections
 
@@ -50,7 +51,9 @@ class Limits:
 
 
 def affordable(wanted: int) -> int:
-  """How many connections fit the process' limit on open files, which is raised as far as allowed."""
+  """How many connections fit the process' limit on open files, which is raised as far as
+  allowed.
+  """
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if hard == resource.RLIM_INFINITY or hard > soft:
     enough = wanted + 4 * _FILES
@@ -105,7 +108,8 @@ class Shared:
   Attributes:
     limits: see `Limits`.
     open_now: those that are open, in the order in which they began to wait for their client.
-    unread: those whose client does not read as fast as it is answered, in the order in which they began to.
+    unread: those whose client does not read as fast as it is answered, in the order in which they
+      began to.
     of_peer: how many each address has.
     refusals: counts what was refused.
   """
@@ -253,7 +257,9 @@ class LimitedProtocol(HttpToolsProtocol):
     return self.cycle is not None and not self.cycle.response_complete
 
   def _wait_for_client(self):
-    """Starts the time that a client has, once: later bytes of the same request do not lengthen it."""
+    """Starts the time that a client has, once: later bytes of the same request do not lengthen
+    it.
+    """
     if self._timer is None and self._counted:
       self._timer = self.loop.call_later(self._limits.seconds, self._too_late)
       # Moves to the end: the first is that which has waited longest.
@@ -267,12 +273,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
   def _too_late(self):
     self._timer = None
-    silent = self._whole or self._answering()  # it sent nothing, or does not read: nothing can be told
+    silent = (
+      self._whole or self._answering()
+    )  # it sent nothing, or does not read: nothing can be told
     self._refuse(b"" if silent else _TOO_LATE, "too slow")
 
   def _make_room(self):
     """Closes the connection that has waited longest for its client; whether there was one."""
-    waiting = (other for other in self._shared.open_now if not other._answering() or not other._whole)
+    waiting = (
+      other for other in self._shared.open_now if not other._answering() or not other._whole
+    )
     oldest = next(waiting, None)
     if oldest is None:
       return False

@@ -1,8 +1,8 @@
 """Contexts of requests, made while a server runs: users' histories in, a `RequestBatch` out.
 
-Histories become a small log of their own, with one open visit a user at its request's moment, and the library's own
-`RequestContexts` does the rest. So a served request sees what a request of training or evaluation sees. The work grows
-with the histories, not with the number of ads.
+Histories become a small log of their own, with one open visit a user at its request's moment, and
+the library's own `RequestContexts` does the rest. So a served request sees what a request of
+training or evaluation sees. The work grows with the histories, not with the number of ads.
 """
 
 import bisect
@@ -48,9 +48,13 @@ class ContextBuilder:
     ads: codes and prices of every ad that a history, the trends or the neighbours may name.
   """
 
-  def __init__(self, config: DataConfig, trends: Trends, neighbors: CoVisitNeighbors, ads: AdColumns):
+  def __init__(
+    self, config: DataConfig, trends: Trends, neighbors: CoVisitNeighbors, ads: AdColumns
+  ):
     self._config, self._trends, self._ads = config, trends, ads
-    self._neighbors = NeighborFolds(neighbors.ids[None], neighbors.cosine[None])  # no user's visits are left out
+    self._neighbors = NeighborFolds(
+      neighbors.ids[None], neighbors.cosine[None]
+    )  # no user's visits are left out
 
   @property
   def end(self) -> int:
@@ -61,7 +65,8 @@ class ContextBuilder:
   def batch(self, histories: EventLog, now_B: np.ndarray) -> RequestBatch:
     """The contexts of B >= 1 requests; what a request would take is not known, so no target is set.
 
-    The first batch of a day, and the first of all, take longer: they pass over all ads once to see which ones rise.
+    The first batch of a day, and the first of all, take longer: they pass over all ads once to see
+      which ones rise.
 
     Args:
       histories: events of the users 0 … B−1, who may have none. All of them are taken as past.
@@ -72,10 +77,18 @@ class ContextBuilder:
     """
     codes_NT, price_N = self._ads.codes_NT, self._ads.price_N
     lines = history.build_lines(_with_open_visits(histories, now_B), len(codes_NT))
-    contexts = RequestContexts(lines, codes_NT, price_N, self._trends, self._neighbors, self._config)
+    contexts = RequestContexts(
+      lines, codes_NT, price_N, self._trends, self._neighbors, self._config
+    )
     opened = np.flatnonzero(np.append(np.diff(lines.request_user) > 0, True))  # a user's last visit
     batch = contexts.batch(opened)
-    nothing = ("target_ad_BM", "target_codes_BMT", "target_mask_BM", "target_value_BM", "target_depth_BM")
+    nothing = (
+      "target_ad_BM",
+      "target_codes_BMT",
+      "target_mask_BM",
+      "target_value_BM",
+      "target_depth_BM",
+    )
     return batch._replace(**{name: np.zeros_like(getattr(batch, name)) for name in nothing})
 
 
@@ -110,7 +123,9 @@ class UserHistories:
     return None if number is None else self.take([number])
 
   def take(self, users: Sequence[int]) -> EventLog:
-    """The events of some users, who become the users 0 … B−1 of the log. A user may be named more than once."""
+    """The events of some users, who become the users 0 … B−1 of the log. A user may be named
+    more than once.
+    """
     return joined([self._slice(user) for user in users])
 
   def starting_with(self, prefix: str, limit: int) -> list[str]:
@@ -121,20 +136,29 @@ class UserHistories:
 
   def _slice(self, user: int) -> EventLog:
     here = slice(self._first[user], self._first[user + 1])
-    columns = {f.name: getattr(self._events, f.name)[here] for f in dataclasses.fields(EventLog) if f.name != "user_id"}
+    columns = {
+      f.name: getattr(self._events, f.name)[here]
+      for f in dataclasses.fields(EventLog)
+      if f.name != "user_id"
+    }
     return EventLog(self._events.user_id[user : user + 1], **columns)
 
 
 def joined(logs: Sequence[EventLog]) -> EventLog:
   """The logs of B >= 1 users, each of one user, as one log with the users 0 … B−1."""
-  columns = {f.name: np.concatenate([getattr(log, f.name) for log in logs]) for f in dataclasses.fields(EventLog)}
+  columns = {
+    f.name: np.concatenate([getattr(log, f.name) for log in logs])
+    for f in dataclasses.fields(EventLog)
+  }
   columns["user"] = np.repeat(np.arange(len(logs), dtype=np.int32), [len(log) for log in logs])
   columns["request"] = _renumbered(columns["user"], columns["request"])
   return EventLog(**columns)
 
 
 def _with_open_visits(events: EventLog, now_B: np.ndarray) -> EventLog:
-  """The log with one more visit a user, at `now`: the request to answer. Its event is never part of a context."""
+  """The log with one more visit a user, at `now`: the request to answer. Its event is never part
+  of a context.
+  """
   users = len(events.user_id)
   order = np.argsort(np.append(events.user, np.arange(users)), kind="stable")
 

@@ -1,6 +1,8 @@
-"""The serving engine: a run, opened to answer queries within a latency target while ads, load and checkpoints change.
+"""The serving engine: a run, opened to answer queries within a latency target while ads, load and
+checkpoints change.
 
-A query meets, in this order: the result cache, admission, the queue, a batch, the search. What cannot be answered in
+A query meets, in this order: the result cache, admission, the queue, a batch, the search. What
+  cannot be answered in
 time gets a list of popular ads, or is refused.
 """
 
@@ -36,8 +38,8 @@ class ServingEngine:
     config: of the run, its search and serving sections as wanted; None: the run's own.
     checkpoint: 'best', 'last' or a step; a newer one of the same kind is loaded when it appears.
     told: hears of the compilation: programs ready, programs in all, seconds so far.
-    early: whether to take queries as soon as one search is compiled; the others are compiled behind it, at low
-      priority, and used when all are there.
+    early: whether to take queries as soon as one search is compiled; the others are compiled behind
+      it, at low priority, and used when all are there.
 
   Raises:
     FileNotFoundError, ConfigError, DataError: as `opening.open_run` does.
@@ -64,10 +66,14 @@ class ServingEngine:
     most_bytes = serving.cache_mb << 20
     self._cache = ResultCache(serving.cache_seconds, serving.cache_entries, most_bytes=most_bytes)
     self.catalog.on_removed.append(self._cache.drop)
-    self._turn = threading.Lock()  # whoever computes holds it: the batcher, and what times searches behind it
+    self._turn = (
+      threading.Lock()
+    )  # whoever computes holds it: the batcher, and what times searches behind it
     self._closing = threading.Event()
     self._plan = self._planned(opened.searches)
-    limits = Limits(max(serving.buckets), serving.max_wait_ms / 1e3, serving.queue_size, serving.target_ms / 1e3)
+    limits = Limits(
+      max(serving.buckets), serving.max_wait_ms / 1e3, serving.queue_size, serving.target_ms / 1e3
+    )
     self._batcher = Batcher(self._run, limits, lambda size: self._plan.costs.seconds(0, size))
     self.catalog.start()
     self._reloader = Reloader(opened.source, self._loaded.step, self._use, serving.reload_seconds)
@@ -78,7 +84,9 @@ class ServingEngine:
       self._widener.start()
 
   def _planned(self, searches: Searches) -> Plan:
-    """Times searches, with users of the log, and plans with them; queries that come meanwhile take turns."""
+    """Times searches, with users of the log, and plans with them; queries that come meanwhile
+    take turns.
+    """
     users = [Query(user=user) for user in self._users.user_ids[: searches.buckets[-1]]]
     users += [Query(history=())] * (searches.buckets[-1] - len(users))
 
@@ -86,10 +94,14 @@ class ServingEngine:
       with self._turn:
         self._computer.compute(users[:size], self._loaded, searches, schedule)
 
-    return plans.plan(searches, compute, self.config.search.beams, self.config.serving.target_ms / 1e3)
+    return plans.plan(
+      searches, compute, self.config.search.beams, self.config.serving.target_ms / 1e3
+    )
 
   def _widen(self, told: Callable[[int, int, float], None]) -> None:
-    """On a thread of its own: compiles the searches that are left, and uses them when all are there."""
+    """On a thread of its own: compiles the searches that are left, and uses them when all are
+    there.
+    """
     plans.yield_to_others()
 
     def heard(done: int, wanted: int, seconds: float) -> None:
@@ -128,7 +140,8 @@ class ServingEngine:
     Raises:
       DataError: an entry of the history that is not allowed.
       UnknownUser: there is no such user.
-      Overloaded, DeadlinePassed: it cannot be answered in time, and the query wants no fallback then.
+      Overloaded, DeadlinePassed: it cannot be answered in time, and the query wants no fallback
+        then.
     """
     begin = time.monotonic()
     try:
@@ -152,15 +165,21 @@ class ServingEngine:
     return answer
 
   def _patience(self, query: Query) -> float:
-    return (self.config.serving.deadline_ms if query.deadline_ms is None else query.deadline_ms) / 1e3
+    return (
+      self.config.serving.deadline_ms if query.deadline_ms is None else query.deadline_ms
+    ) / 1e3
 
   def _key(self, query: Query, step: int) -> bytes:
     """Of all that an answer depends on. Moments within the life of an entry count as one."""
-    now = None if query.now is None else int(query.now // max(self.config.serving.cache_seconds, 1.0))
+    now = (
+      None if query.now is None else int(query.now // max(self.config.serving.cache_seconds, 1.0))
+    )
     return digest(query.user, query.history, query.k, now, query.explain, step)
 
   def _instead(self, query: Query, error: Exception, begin: float) -> Answer:
-    """The fallback list where the query wants it after such an error; else raises what the caller is to see."""
+    """The fallback list where the query wants it after such an error; else raises what the
+    caller is to see.
+    """
     if isinstance(error, (DataError, UnknownUser)):
       self._count("bad", begin)
       raise error
@@ -179,7 +198,9 @@ class ServingEngine:
   def _popular_ads(self, query: Query) -> Answer | None:
     log, _ = self._computer.log_of(query)
     hidden = self._computer.hidden(log)
-    found = self._popular.best(log, query.k, lambda row: row not in hidden and self.catalog.is_active(row))
+    found = self._popular.best(
+      log, query.k, lambda row: row not in hidden and self.catalog.is_active(row)
+    )
     ads = tuple(answers.ad_entry(self.catalog, *entry) for entry in found)
     return Answer("fallback", self._loaded.step, (), ads) if ads else None
 
@@ -197,7 +218,9 @@ class ServingEngine:
   def _run_batch(self, queries: Sequence[Query], plan: Plan) -> list[Answer | Exception]:
     begin, moment, loaded = time.monotonic(), self._cache.moment, self._loaded
     load = self._batcher.load()
-    schedule = plan.controller.choose(begin, dataclasses.replace(load, queued=load.queued + len(queries)))
+    schedule = plan.controller.choose(
+      begin, dataclasses.replace(load, queued=load.queued + len(queries))
+    )
     self._batcher.expect(plan.costs.seconds(schedule, len(queries)))
     results = self._computer.compute(queries, loaded, plan.searches, schedule)
     widths = plan.searches.schedules[schedule]
@@ -253,7 +276,10 @@ class ServingEngine:
       ad = self.catalog.ad(int(log.ad[at]))
       numbers = {name: float(getattr(log, name)[at]) for name in ("value", "quantity")}
       behavior = self._computer.behaviors[log.behavior[at]]
-      events.append({"ad_id": ad.ad_id, "text": ad.text, "time": int(log.time[at]), "behavior": behavior} | numbers)
+      events.append(
+        {"ad_id": ad.ad_id, "text": ad.text, "time": int(log.time[at]), "behavior": behavior}
+        | numbers
+      )
     return events
 
   # State
@@ -280,7 +306,9 @@ class ServingEngine:
     return plan.searches.schedules[plan.controller.schedule]
 
   def reload(self) -> bool:
-    """Looks for another checkpoint now. Returns whether one came into use; raises what is wrong with it."""
+    """Looks for another checkpoint now. Returns whether one came into use; raises what is wrong
+    with it.
+    """
     return self._reloader.look()
 
   def stats(self) -> dict[str, Any]:
@@ -301,7 +329,8 @@ class ServingEngine:
     """Takes no more queries, answers those that wait, and lets go of threads and files.
 
     Args:
-      wait: for the search that is being compiled behind it, if there is one. Who does not must end the process by
+      wait: for the search that is being compiled behind it, if there is one. Who does not must end
+        the process by
         `os._exit`: a thread in the compiler outlives the interpreter's end badly.
     """
     if self._closing.is_set():
@@ -336,13 +365,19 @@ class ServingEngine:
   def _readings(self) -> dict[str, tuple[str, Callable[[], float]]]:
     return {
       "queue_length": ("Requests that wait.", lambda: len(self._batcher)),
-      "utilisation": ("Share of the time that the load needs; above 1 in overload.", self._utilisation),
+      "utilisation": (
+        "Share of the time that the load needs; above 1 in overload.",
+        self._utilisation,
+      ),
       "beam_width": ("Last width of the beams.", lambda: self.beams[-1]),
       "cache_entries": ("Answers in the cache.", lambda: len(self._cache)),
       "cache_bytes": ("Memory of the answers in the cache, bytes.", lambda: self._cache.nbytes),
       "ads": ("Ads that can be generated.", lambda: self.catalog.index.num_active),
       "index_fill": ("Share of the index' overlay in use.", lambda: self.catalog.index.fill),
       "index_bytes": ("Memory of the index, bytes.", lambda: self.catalog.index.nbytes),
-      "compiling": ("Whether searches are compiled behind the one in use.", lambda: float(self.compiling)),
+      "compiling": (
+        "Whether searches are compiled behind the one in use.",
+        lambda: float(self.compiling),
+      ),
       "checkpoint_step": ("Step of the parameters in use.", lambda: self.step),
-    }  # fmt: skip
+    }

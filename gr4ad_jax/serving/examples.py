@@ -9,9 +9,15 @@ from gr4ad_jax.serving import printed
 
 
 def describe(
-  dataset: Dataset, ranking: Ranking, target_behavior: str = "", users: int = 3, k: int = 5, width: int = 120
+  dataset: Dataset,
+  ranking: Ranking,
+  target_behavior: str = "",
+  users: int = 3,
+  k: int = 5,
+  width: int = 120,
 ) -> str:
-  """Text of `users` customers of the test split: lately taken, recommended, and a star where it was taken next.
+  """Text of `users` customers of the test split: lately taken, recommended, and a star where it was
+  taken next.
 
   Args:
     dataset: the data.
@@ -25,15 +31,21 @@ def describe(
   events, ads = dataset.events, dataset.ads
   lines = []
   for row in np.unique(np.linspace(0, len(requests) - 1, users + 2).astype(int)[1:-1]):
-    before = np.flatnonzero((events.user == requests.user[row]) & (events.request < requests.request[row]))
-    taken = set(requests.target_ad[requests.target_start[row] : requests.target_start[row + 1]].tolist())
+    before = np.flatnonzero(
+      (events.user == requests.user[row]) & (events.request < requests.request[row])
+    )
+    taken = set(
+      requests.target_ad[requests.target_start[row] : requests.target_start[row + 1]].tolist()
+    )
     visits = len(np.unique(events.request[before]))
     customer = printed.plain(str(events.user_id[requests.user[row]]), width - 32)
     lines.append(f"\ncustomer {customer}, {visits} visits so far")
     lately = list(dict.fromkeys(events.ad[before][::-1].tolist()))
     names = [printed.ad_name(ads.ad_id[ad], ads.text[ad], width // 2) for ad in lately[:k]]
     lines.append(printed.plain("  lately: " + "; ".join(names), width))
-    for ad, logp, value in zip(ranking.ad_RK[row, :k], ranking.logp_RK[row], ranking.value_RK[row], strict=False):
+    for ad, logp, value in zip(
+      ranking.ad_RK[row, :k], ranking.logp_RK[row], ranking.value_RK[row], strict=False
+    ):
       if ad >= 0:
         star, again = "*" if ad in taken else " ", "again" if ad in lately else "new  "
         figures = f"(p {np.exp(logp):.3f}, eCPM {value:.2f})"

@@ -1,7 +1,8 @@
 """What is popular with users like this one: the list for when the model cannot answer in time.
 
-Users are cut into segments of equal size by what they have spent (by how many events they have, where no event has a
-value), and a segment's ads are counted with a weight that halves every four weeks.
+Users are cut into segments of equal size by what they have spent (by how many events they have,
+where no event has a value), and a segment's ads are counted with a weight that halves every four
+weeks.
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ class PopularLists:
   """Ranked lists, one a segment.
 
   Attributes:
-    edges: [G - 1] what separates the G segments, ascending: summed value of a user, or number of events.
+    edges: [G - 1] what separates the G segments, ascending: summed value of a user, or number of
+      events.
     by_value: whether segments are cut by value.
     row_GK: int32 rows of the ad table, most popular first, -1 where fewer ads have events.
     share_GK: float32 share of the segment's weighted events.
@@ -46,7 +48,11 @@ class PopularLists:
     by_value = bool(events.value.any())
     users = len(events.user_id)
     size_U = np.bincount(events.user, events.value if by_value else None, users)
-    edges = np.unique(np.quantile(size_U, np.linspace(0, 1, segments + 1)[1:-1])) if users else np.zeros(0)
+    edges = (
+      np.unique(np.quantile(size_U, np.linspace(0, 1, segments + 1)[1:-1]))
+      if users
+      else np.zeros(0)
+    )
     segment_E = np.searchsorted(edges, size_U, side="right")[events.user]
     weight_E = 0.5 ** ((events.time.max(initial=0) - events.time) / _HALF_LIFE)
     everybody = np.bincount(events.ad, weight_E, num_ads)
@@ -59,7 +65,9 @@ class PopularLists:
       top = np.argsort(-count, kind="stable")[:most]
       rows.append(np.where(count[top] > 0, top, -1))
       shares.append(count[top] / max(count.sum(), 1e-9))
-    value_N = np.bincount(events.ad, events.value, num_ads) / np.maximum(np.bincount(events.ad, minlength=num_ads), 1)
+    value_N = np.bincount(events.ad, events.value, num_ads) / np.maximum(
+      np.bincount(events.ad, minlength=num_ads), 1
+    )
     lists = np.array(rows, np.int32), np.array(shares, np.float32)
     return cls(edges, by_value, *lists, value_N.astype(np.float32))
 
@@ -70,7 +78,9 @@ class PopularLists:
     size = float(log.value.sum()) if self.by_value else len(log)
     return int(np.searchsorted(self.edges, size, side="right"))
 
-  def best(self, log: EventLog | None, k: int, active: Callable[[int], bool]) -> list[tuple[int, float, float, float]]:
+  def best(
+    self, log: EventLog | None, k: int, active: Callable[[int], bool]
+  ) -> list[tuple[int, float, float, float]]:
     """The k most popular ads for a user that may be shown.
 
     Args:
@@ -79,11 +89,13 @@ class PopularLists:
       active: whether the ad of a row may be shown.
 
     Returns:
-      (row, log of the ad's share in the segment, the same as the score that orders, mean value of its events), best
-      first.
+      (row, log of the ad's share in the segment, the same as the score that orders, mean value of
+      its events), best first.
     """
     segment, found = self.segment(log), []
-    for row, share in zip(self.row_GK[segment].tolist(), self.share_GK[segment].tolist(), strict=True):
+    for row, share in zip(
+      self.row_GK[segment].tolist(), self.share_GK[segment].tolist(), strict=True
+    ):
       if row < 0 or len(found) == k:
         break
       if active(row):

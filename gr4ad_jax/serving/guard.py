@@ -1,8 +1,9 @@
 """What a request must pass before it is read: host, origin, token, path, and the limit on its body.
 
-A local address is no password. A page of another site can make a browser send requests to it, under a host name of
-its own that it has pointed here (DNS rebinding). So the host must be one that is expected, and what changes state must
-not come from a page of another origin. Plain ASGI, around the app, so that a refusal costs next to nothing.
+A local address is no password. A page of another site can make a browser send requests to it, under
+a host name of its own that it has pointed here (DNS rebinding). So the host must be one that is
+expected, and what changes state must not come from a page of another origin. Plain ASGI, around the
+app, so that a refusal costs next to nothing.
 """
 
 import hmac
@@ -12,14 +13,19 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 _OPEN = ("/", "/healthz", "/readyz")  # asked for by those who have no token yet
-_PROBES = ("/healthz", "/readyz")  # asked for under whatever address the prober knows; they tell nothing
+_PROBES = (
+  "/healthz",
+  "/readyz",
+)  # asked for under whatever address the prober knows; they tell nothing
 _READING = ("GET", "HEAD", "OPTIONS")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def host_name(host: str) -> str:
-  """The name in a Host header or a URL's authority, lower case, without its port: `[::1]:8080` -> `::1`."""
+  """The name in a Host header or a URL's authority, lower case, without its port: `[::1]:8080`
+  -> `::1`.
+  """
   name = host.strip().lower()
   if name.startswith("["):
     return name[1:].partition("]")[0]
@@ -57,14 +63,22 @@ class Guard:
       await _refuse(send, 403, problem, (b"connection", b"close"))
       return
     given = headers.get(b"authorization", b"")
-    if self._expected and scope["path"] not in _OPEN and not hmac.compare_digest(given, self._expected):
+    if (
+      self._expected
+      and scope["path"] not in _OPEN
+      and not hmac.compare_digest(given, self._expected)
+    ):
       await _refuse(send, 401, "a bearer token is needed", (b"www-authenticate", b"Bearer"))
       return
-    if _CONTROL.search(scope["path"]):  # the router would take an id that ends in a line break for the one without it
+    if _CONTROL.search(
+      scope["path"]
+    ):  # the router would take an id that ends in a line break for the one without it
       await _refuse(send, 422, "a control character in the path is not allowed")
       return
     if _is_more(headers.get(b"content-length", b"0"), self._most):
-      await _refuse(send, 413, self._too_large, (b"connection", b"close"))  # the rest of the body is not read
+      await _refuse(
+        send, 413, self._too_large, (b"connection", b"close")
+      )  # the rest of the body is not read
       return
     count = 0
 
@@ -73,7 +87,9 @@ class Guard:
       message = await receive()
       count += len(message.get("body", b""))
       if count > self._most:
-        from starlette.exceptions import HTTPException  # the one exception that FastAPI lets out of reading a body
+        from starlette.exceptions import (
+          HTTPException,
+        )  # the one exception that FastAPI lets out of reading a body
 
         raise HTTPException(413, self._too_large, headers={"connection": "close"})
       return message
@@ -88,7 +104,8 @@ class Guard:
     origin = headers.get(b"origin")
     if origin is None or scope["method"] in _READING:
       return ""
-    # scheme://authority; the page itself sends the authority that it was loaded under, which is that of the request.
+    # scheme://authority; the page itself sends the authority that it was loaded under, which is
+    # that of the request.
     authority = origin.decode("latin-1").lower().partition("://")[2]
     if authority != host.strip().lower():
       return "a page of another origin may not change anything"
@@ -102,6 +119,10 @@ def _is_more(length: bytes, most: int) -> bool:
 
 async def _refuse(send: Callable, status: int, words: str, *more: tuple[bytes, bytes]) -> None:
   body = json_bytes({"error": words})
-  headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
+  headers = [
+    (b"content-type", b"application/json"),
+    (b"content-length", str(len(body)).encode()),
+    *more,
+  ]
   await send({"type": "http.response.start", "status": status, "headers": headers})
   await send({"type": "http.response.body", "body": body})

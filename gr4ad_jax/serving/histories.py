@@ -1,4 +1,6 @@
-"""A user's history as a request brings it: checked entry by entry, then put in order as an event log."""
+"""A user's history as a request brings it: checked entry by entry, then put in order as an event
+log.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,23 +17,23 @@ _SHOWN = 80  # characters of a bad value that a message repeats
 
 
 def events_of(
-  events: Sequence[Mapping | str], rows: Callable[[str], int | None], behaviors: Sequence[str], now: int,
-  gap_seconds: float = 1800.0
+  events: Sequence[Mapping | str], rows: Callable[[str], int | None], behaviors: Sequence[str],
+  now: int, gap_seconds: float = 1800.0
 ) -> EventLog:  # fmt: skip
   """One user's events, in any order, as a log of one user.
 
   Args:
-    events: ad ids, or mappings with `ad_id` and, as known, `time` (unix seconds), `behavior`, `value` (money),
-      `quantity`, `request_id`; None counts as left out, `user_id` is passed over. An event without a time was just
-      before `now`.
+    events: ad ids, or mappings with `ad_id` and, as known, `time` (unix seconds), `behavior`,
+      `value` (money), `quantity`, `request_id`; None counts as left out, `user_id` is passed over.
+      An event without a time was just before `now`.
     rows: gives the row of an ad id, None where there is no such ad.
     behaviors: their names, shallowest first; an event without one has the deepest.
     now: unix seconds of the request.
     gap_seconds: a pause that starts a new visit, where not every event has a `request_id`.
 
   Raises:
-    DataError: an unknown ad, behaviour or field, a bad number or `now`, an event after `now`; the message names
-      the entry and the value.
+    DataError: an unknown ad, behaviour or field, a bad number or `now`, an event after `now`; the
+      message names the entry and the value.
   """
   check_now(now)
   found = [_checked(number, event, rows, behaviors, now) for number, event in enumerate(events)]
@@ -39,11 +41,13 @@ def events_of(
     return no_events()
   ad, time, behavior, value, quantity, ids = zip(*found, strict=True)
   numbers: dict[str, int] = {}
-  request = None if None in ids else np.array([numbers.setdefault(str(i), len(numbers)) for i in ids])
+  request = (
+    None if None in ids else np.array([numbers.setdefault(str(i), len(numbers)) for i in ids])
+  )
   log = visits.ordered_log(
-    np.array(["user"]), user=np.zeros(len(found), np.int32), ad=np.array(ad), time=np.array(time, np.int64),
-    behavior=np.array(behavior), value=np.array(value), quantity=np.array(quantity), request=request,
-    gap_seconds=gap_seconds,
+    np.array(["user"]), user=np.zeros(len(found), np.int32), ad=np.array(ad),
+    time=np.array(time, np.int64), behavior=np.array(behavior), value=np.array(value),
+    quantity=np.array(quantity), request=request, gap_seconds=gap_seconds,
   )  # fmt: skip
   check_now(now, int(log.time.max()))
   return log
@@ -53,13 +57,16 @@ def no_events(users: int = 1) -> EventLog:
   """The log of users without a history."""
   none, column = np.zeros(0, np.float32), np.zeros(0, np.int32)
   return EventLog(
-    user_id=np.full(users, "user"), user=column, request=column, ad=column, time=column.astype(np.int64),
-    behavior=column.astype(np.int8), value=none, quantity=none, split=column.astype(np.int8),
+    user_id=np.full(users, "user"), user=column, request=column, ad=column,
+    time=column.astype(np.int64), behavior=column.astype(np.int8), value=none, quantity=none,
+    split=column.astype(np.int8),
   )  # fmt: skip
 
 
 def check_now(now: Any, latest: int = 0) -> None:
-  """Raises DataError for a moment that is none, or that lies before `latest`, the last event's (unix seconds)."""
+  """Raises DataError for a moment that is none, or that lies before `latest`, the last event's
+  (unix seconds).
+  """
   if not _is_number(now, _LATEST):
     raise DataError(f"now={_shown(now)} is not allowed: unix seconds, 0 to {_LATEST}")
   if latest > now:
@@ -84,7 +91,9 @@ def _checked(number: int, event: Any, rows: Callable, behaviors: Sequence[str], 
     raise DataError(f"{where}: {_shown(event)} is neither an ad_id nor a mapping with one")
   for field in event:
     if field not in EVENT_FIELDS and field != "user_id":
-      raise DataError(f"{where}: field {_shown(field)} is not known; allowed: {', '.join(EVENT_FIELDS)}")
+      raise DataError(
+        f"{where}: field {_shown(field)} is not known; allowed: {', '.join(EVENT_FIELDS)}"
+      )
   ad_id = event.get("ad_id")
   row = rows(str(ad_id)) if _is_id(ad_id) else None
   if row is None:
@@ -92,16 +101,24 @@ def _checked(number: int, event: Any, rows: Callable, behaviors: Sequence[str], 
   behavior = event.get("behavior")
   behavior = behaviors[-1] if behavior is None else behavior
   if behavior not in behaviors:
-    raise DataError(f"{where}: behavior {_shown(behavior)} is not known; allowed: {', '.join(behaviors)}")
+    raise DataError(
+      f"{where}: behavior {_shown(behavior)} is not known; allowed: {', '.join(behaviors)}"
+    )
   numbers = []
-  for field, default, most in (("time", now - 1, _LATEST), ("value", 0.0, _MOST), ("quantity", 1.0, _MOST)):
+  for field, default, most in (
+    ("time", now - 1, _LATEST),
+    ("value", 0.0, _MOST),
+    ("quantity", 1.0, _MOST),
+  ):
     given = event.get(field)
     if given is not None and not _is_number(given, most):
       raise DataError(f"{where}: {field} {_shown(given)} is not allowed: a number, 0 to {most:.0f}")
     numbers.append(default if given is None else given)
   request = event.get("request_id")
   if request is not None and not _is_id(request):
-    raise DataError(f"{where}: request_id {_shown(request)} is not allowed: text or a number, at least 0")
+    raise DataError(
+      f"{where}: request_id {_shown(request)} is not allowed: text or a number, at least 0"
+    )
   return row, numbers[0], behaviors.index(behavior), *numbers[1:], request
 
 

@@ -15,13 +15,15 @@ class Query:
 
   Attributes:
     user: user id of the event log.
-    history: ad ids, or mappings with `ad_id` and, as known, `time` (unix seconds), `behavior`, `value` (money),
-      `quantity`, `request_id`.
+    history: ad ids, or mappings with `ad_id` and, as known, `time` (unix seconds), `behavior`,
+      `value` (money), `quantity`, `request_id`.
     k: ads wanted.
-    now: unix seconds of the request; None: the end of the log that the run was trained on, or of this history.
+    now: unix seconds of the request; None: the end of the log that the run was trained on, or of
+      this history.
     deadline_ms: when the answer is of no use any more; None: as configured.
     cache: whether an answer of the last minute will do.
-    fallback: when a list of popular ads will do. None: where the deadline passes; True: in overload too; False: never.
+    fallback: when a list of popular ads will do. None: where the deadline passes; True: in overload
+      too; False: never.
     explain: whether to tell the prefixes that led to the answer.
   """
 
@@ -40,13 +42,14 @@ class Answer:
   """Ranked ads.
 
   Attributes:
-    source: 'model', 'cache' (the model's answer to the same request, a short while ago) or 'fallback'.
+    source: 'model', 'cache' (the model's answer to the same request, a short while ago) or
+      'fallback'.
     checkpoint: step of the parameters.
     beams: widths of the search; empty for a fallback.
-    ads: best first: ad_id, text, account_id, log_p (natural log of the probability of the ad's UA-SID), score (what the
-      list is ordered by), ecpm (money), codes.
-    tree: with `explain`: for each level, its prefixes among the final beams: codes, log_p, beams (final beams below it)
-      and, at the last level, score and ecpm. Else None.
+    ads: best first: ad_id, text, account_id, log_p (natural log of the probability of the ad's
+      UA-SID), score (what the list is ordered by), ecpm (money), codes.
+    tree: with `explain`: for each level, its prefixes among the final beams: codes, log_p, beams
+      (final beams below it) and, at the last level, score and ecpm. Else None.
   """
 
   source: str

@@ -1,4 +1,6 @@
-"""What a server tells about itself: Prometheus metrics, and the last ten minutes, second by second, for the page."""
+"""What a server tells about itself: Prometheus metrics, and the last ten minutes, second by
+second, for the page.
+"""
 
 import collections
 import dataclasses
@@ -8,7 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 OUTCOMES = ("model", "cache", "fallback", "refused", "deadline", "bad", "failed")
-"""How a request ended: answered by the model, the cache or the fallback list; or refused, late, faulty, failed."""
+"""How a request ended.
+
+Answered by the model, the cache or the fallback list; or refused, late, faulty, failed.
+"""
 
 ANSWERED = ("model", "cache", "fallback")
 
@@ -106,7 +111,9 @@ class Metrics:
     self._registry = registry = prometheus.CollectorRegistry()
     self._write = prometheus.generate_latest
     self.content_type = prometheus.CONTENT_TYPE_LATEST
-    requests = prometheus.Counter("gr4ad_requests", "Requests by how they ended.", ["outcome"], registry=registry)
+    requests = prometheus.Counter(
+      "gr4ad_requests", "Requests by how they ended.", ["outcome"], registry=registry
+    )
     self._outcome = {name: requests.labels(name) for name in OUTCOMES}
     buckets = {"buckets": _LATENCY, "registry": registry}
     self._latency = prometheus.Histogram("gr4ad_latency_seconds", "Time to an answer.", **buckets)

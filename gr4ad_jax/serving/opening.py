@@ -1,4 +1,6 @@
-"""Opens a trained run for serving: reads everything, puts the parameters on the device, compiles searches."""
+"""Opens a trained run for serving: reads everything, puts the parameters on the device, compiles
+searches.
+"""
 
 import dataclasses
 import logging
@@ -66,11 +68,13 @@ def open_run(
     config: of the run, its search and serving sections as wanted; None: the run's own.
     checkpoint: 'best', 'last' or a step.
     told: hears of the compilation: programs ready, programs in all, seconds so far.
-    only_first: compile the one search that can answer any request, and leave the others to the caller.
+    only_first: compile the one search that can answer any request, and leave the others to the
+      caller.
 
   Raises:
     FileNotFoundError: no run, no such checkpoint, or the event log's source is gone.
-    ConfigError: a setting that is not allowed, or the event log is another one than the run was trained on.
+    ConfigError: a setting that is not allowed, or the event log is another one than the run was
+      trained on.
     DataError: the `live` folder belongs to another index.
   """
   saved = load_config(workdir)
@@ -79,9 +83,14 @@ def open_run(
     raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
   if config.search.item_weight and issubclass(registry.find(config), GR4ADItems):
     weight = config.search.item_weight
-    raise ConfigError(f"--item_weight={weight} is not allowed: the server ranks by UA-SIDs; serve with --item_weight=0")
+    raise ConfigError(
+      f"--item_weight={weight} is not allowed: the server ranks by UA-SIDs; serve with "
+      "--item_weight=0"
+    )
   if issubclass(registry.find(config), ItemModel):
-    raise ConfigError(f"--workdir={workdir} is not allowed: its model, {config.model.model}, generates no UA-SIDs")
+    raise ConfigError(
+      f"--workdir={workdir} is not allowed: its model, {config.model.model}, generates no UA-SIDs"
+    )
   dataset = load_dataset(config.data)
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(workdir, name) for name in ("index", "features", "tokenizer", LIVE)}
@@ -94,7 +103,9 @@ def open_run(
     builder = ContextBuilder(config.data, trends, neighbors, catalog)
     searcher = Searcher(model, EcpmBins.load(folder["features"]), config.search)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
-    computer = Computer(config, catalog, users, builder, searcher, wanted, inputs.load_behaviors(config))
+    computer = Computer(
+      config, catalog, users, builder, searcher, wanted, inputs.load_behaviors(config)
+    )
     source = CheckpointSource(config, model, checkpoint)
     step = source.newest()
     loaded = Loaded(step, searcher.variables(source.load(step)))

@@ -1,4 +1,6 @@
-"""The searches that the server has compiled, what a batch of each takes, and what chooses among them."""
+"""The searches that the server has compiled, what a batch of each takes, and what chooses among
+them.
+"""
 
 import dataclasses
 import os

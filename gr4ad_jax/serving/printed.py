@@ -1,4 +1,6 @@
-"""Texts and ids of unknown origin in a terminal: in one line, without control characters, as wide as there is room."""
+"""Texts and ids of unknown origin in a terminal: in one line, without control characters, as
+wide as there is room.
+"""
 
 import shutil
 import sys
@@ -18,8 +20,8 @@ def terminal_width() -> int:
 def plain(text: str, width: int | None = None) -> str:
   """A text that a terminal shows as it is.
 
-  Control characters, escape sequences, and marks that turn the direction of what follows become escapes such as
-  `\\x1b`; so does what the output's encoding lacks.
+  Control characters, escape sequences, and marks that turn the direction of what follows become
+  escapes such as `\\x1b`; so does what the output's encoding lacks.
 
   Args:
     text: any text.
@@ -51,7 +53,9 @@ def columns(text: str) -> int:
 
 
 def ranked_list(found: Sequence[Recommendation], width: int) -> str:
-  """A ranked list as aligned lines of at most `width` columns: ids keep a good third of them, texts the rest."""
+  """A ranked list as aligned lines of at most `width` columns: ids keep a good third of them,
+  texts the rest.
+  """
   names = [plain(ad.ad_id, max(width // 2 - 8, 8)) for ad in found]
   room = max([len("ad_id"), *map(columns, names)])
   lines = [f"{'':>3}  {'ad_id':<{room}} {'log p':>7} {'score':>7} {'eCPM':>8}  text"]

@@ -35,7 +35,8 @@ class Recommendation:
     ad_id: as in the ad table.
     text: its text.
     account_id: the advertiser.
-    log_p: natural log of the probability of its UA-SID, history bias included; of the ad, by a model of single ads.
+    log_p: natural log of the probability of its UA-SID, history bias included; of the ad, by a
+      model of single ads.
     score: what the list is ordered by; by likelihood, `log_p` up to a constant of the request.
     ecpm: predicted value, money.
     codes: its UA-SID.
@@ -109,24 +110,33 @@ class Recommender:
     params = run.load_params(config, model, checkpoint)
     return cls(config, params, ranker, ads, index.codes_NT, features, inputs.load_behaviors(config))
 
-  def recommend(self, events: Sequence[Mapping | str], k: int = 10, now: int | None = None) -> list[Recommendation]:
+  def recommend(
+    self, events: Sequence[Mapping | str], k: int = 10, now: int | None = None
+  ) -> list[Recommendation]:
     """The best k ads for one user.
 
     Args:
-      events: the user's history in any order: ad ids, or mappings with `ad_id` and, as known, `time` (unix seconds),
-        `behavior`, `value` (money), `quantity`, `request_id`. May be empty. Without times, one visit just before `now`.
+      events: the user's history in any order: ad ids, or mappings with `ad_id` and, as known,
+        `time` (unix seconds), `behavior`, `value` (money), `quantity`, `request_id`. May be empty.
+        Without times, one visit just before `now`.
       k: ads wanted; fewer come back where the last beam width holds fewer.
-      now: unix seconds of the request; None: the end of the log that the run was trained on, or of this history.
+      now: unix seconds of the request; None: the end of the log that the run was trained on, or of
+        this history.
 
     Raises:
-      DataError: an unknown ad, behaviour or field, a bad number, an event after `now`; the message names the value.
+      DataError: an unknown ad, behaviour or field, a bad number, an event after `now`; the message
+        names the value.
       ValueError: k below 1.
     """
     if now is None:
-      now = default_now((event.get("time") for event in events if isinstance(event, Mapping)), self._builder.end)
+      now = default_now(
+        (event.get("time") for event in events if isinstance(event, Mapping)), self._builder.end
+      )
     return self.recommend_log(self.log_of(events, now), k, now)[0]
 
-  def recommend_log(self, events: EventLog, k: int = 10, now: int | None = None) -> list[list[Recommendation]]:
+  def recommend_log(
+    self, events: EventLog, k: int = 10, now: int | None = None
+  ) -> list[list[Recommendation]]:
     """The best k ads for every user of an event log whose ads are rows of `ads`; see `recommend`.
 
     With --seen_ads=masked, none that the log has of the user.
@@ -152,7 +162,8 @@ class Recommender:
     return [self._named(*rows) for rows in zip(*columns, strict=True)]
 
   def beam_tree(self, events: EventLog, now: int) -> tuple[tuple[Mapping[str, Any], ...], ...]:
-    """The prefixes among the final beams of one user's search, level by level; see `answers.beam_tree`.
+    """The prefixes among the final beams of one user's search, level by level; see
+    `answers.beam_tree`.
 
     Args:
       events: the user's history, a log of one user.
@@ -171,7 +182,9 @@ class Recommender:
 
   def log_of(self, events: Sequence[Mapping | str], now: int) -> EventLog:
     """One user's events as a log. Raises DataError as `recommend` does."""
-    return events_of(events, self._row.get, self.behaviors, now, self.config.data.session_gap_minutes * 60)
+    return events_of(
+      events, self._row.get, self.behaviors, now, self.config.data.session_gap_minutes * 60
+    )
 
   def _named(self, ad_K, logp_K, score_K, value_K) -> list[Recommendation]:
     found = []

@@ -1,8 +1,8 @@
 """Watches a run's checkpoints, and loads a new one in the background.
 
-Listing a folder tells whether anything changed; only then is a checkpoint opened. One that cannot be read, or that
-holds numbers that are not finite, is told once and left alone, and the parameters in use stay. So is a folder that is
-gone, until it is there again.
+Listing a folder tells whether anything changed; only then is a checkpoint opened. One that cannot
+be read, or that holds numbers that are not finite, is told once and left alone, and the parameters
+in use stay. So is a folder that is gone, until it is there again.
 """
 
 import logging
@@ -70,17 +70,25 @@ class Reloader:
     seconds: between two looks; 0: no thread, only `look`.
   """
 
-  def __init__(self, source: CheckpointSource, step: int, use: Callable[[int, Any], None], seconds: float):
+  def __init__(
+    self, source: CheckpointSource, step: int, use: Callable[[int, Any], None], seconds: float
+  ):
     self._source, self._step, self._use, self._seconds = source, step, use, seconds
     self._seen, self._lock, self._stop = source.listing(), threading.Lock(), threading.Event()
-    self._thread = threading.Thread(target=self._watch, name="reloader", daemon=True) if seconds else None
+    self._thread = (
+      threading.Thread(target=self._watch, name="reloader", daemon=True) if seconds else None
+    )
     if self._thread:
       self._thread.start()
 
   def look(self) -> bool:
-    """Looks now. Returns whether other parameters came into use; raises what reading a damaged checkpoint does."""
+    """Looks now. Returns whether other parameters came into use; raises what reading a damaged
+    checkpoint does.
+    """
     with self._lock:
-      self._seen = self._source.listing()  # what is wrong is looked at again when something else changes
+      self._seen = (
+        self._source.listing()
+      )  # what is wrong is looked at again when something else changes
       step = self._source.newest()
       if step == self._step:
         return False
@@ -101,7 +109,9 @@ class Reloader:
         if self._source.listing() != self._seen:
           self.look()
           told = ""
-      except Exception as error:  # whatever is wrong with a checkpoint, the server goes on with what it has
+      except (
+        Exception
+      ) as error:  # whatever is wrong with a checkpoint, the server goes on with what it has
         reason = " ".join(str(error).split())[:500] or repr(error)
         if reason != told:  # a folder that cannot be listed is met at every look
           _log.error("the newest checkpoint cannot be used; step %d stays: %s", self._step, reason)

@@ -1,4 +1,6 @@
-"""A picture of one request: what the user had, the beams that were kept, the ads they led to, and their value."""
+"""A picture of one request: what the user had, the beams that were kept, the ads they led to,
+and their value.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -36,7 +38,8 @@ class DrawnRequest:
 def plot_request(request: DrawnRequest, png_path: str) -> None:
   """Draws history, prefixes by level, ads and their predicted value.
 
-  Prefixes that lead to a shown ad are blue and named by their last code. The likeliest of the others are pale dots.
+  Prefixes that lead to a shown ad are blue and named by their last code. The likeliest of the
+  others are pale dots.
 
   Args:
     request: what is drawn.
@@ -61,15 +64,21 @@ def plot_request(request: DrawnRequest, png_path: str) -> None:
 
 
 def _places(request: DrawnRequest) -> dict[tuple[int, ...], float]:
-  """Height of each prefix that leads to a shown ad: ads stand by rank, prefixes among their ads, none on another."""
+  """Height of each prefix that leads to a shown ad: ads stand by rank, prefixes among their ads,
+  none on another.
+  """
   rows: dict[tuple[int, ...], list[int]] = {(): list(range(len(request.ads)))}
   for row, ad in enumerate(request.ads):
     for depth in range(1, len(ad.codes) + 1):
       rows.setdefault(ad.codes[:depth], []).append(row)
   at: dict[tuple[int, ...], float] = {}
   for depth in range(len(request.ads[0].codes) + 1):
-    prefixes = sorted((prefix for prefix in rows if len(prefix) == depth), key=lambda prefix: np.mean(rows[prefix]))
-    spread = np.linspace(0, len(request.ads) - 1, 2 * len(prefixes) + 1)[1::2]  # evenly over the height
+    prefixes = sorted(
+      (prefix for prefix in rows if len(prefix) == depth), key=lambda prefix: np.mean(rows[prefix])
+    )
+    spread = np.linspace(0, len(request.ads) - 1, 2 * len(prefixes) + 1)[
+      1::2
+    ]  # evenly over the height
     at.update(zip(prefixes, spread.tolist(), strict=True))
   return at
 
@@ -89,7 +98,14 @@ def _draw_tree(axis, request: DrawnRequest) -> dict[tuple[int, ...], float]:
       share = float(np.exp(node["log_p"]))
       _curve(axis, (depth - 1, at[prefix[:-1]]), (depth, at[prefix]), 0.6 + 5 * share**0.5)
       axis.scatter([depth], [at[prefix]], s=60 + 500 * share, color=plots.COLORS[0], zorder=3)
-      axis.text(depth, at[prefix] + 0.36, f"{prefix[-1]}  p {_small(share)}", ha="center", fontsize=7.5, zorder=4)
+      axis.text(
+        depth,
+        at[prefix] + 0.36,
+        f"{prefix[-1]}  p {_small(share)}",
+        ha="center",
+        fontsize=7.5,
+        zorder=4,
+      )
   return at
 
 
@@ -98,7 +114,14 @@ def _curve(axis, begin: tuple[float, float], end: tuple[float, float], width: fl
   x = np.linspace(0, 1, 30)
   bent = x * x * (3 - 2 * x)
   across = begin[0] + (end[0] - begin[0]) * x
-  axis.plot(across, begin[1] + (end[1] - begin[1]) * bent, color=plots.COLORS[0], lw=width, alpha=0.35, zorder=1)
+  axis.plot(
+    across,
+    begin[1] + (end[1] - begin[1]) * bent,
+    color=plots.COLORS[0],
+    lw=width,
+    alpha=0.35,
+    zorder=1,
+  )
 
 
 def _draw_history(axis, request: DrawnRequest, root: float) -> None:

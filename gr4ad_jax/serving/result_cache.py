@@ -1,7 +1,10 @@
-"""Answers of the last minute, kept under a digest of all that they depend on, and dropped with any ad they name.
+"""Answers of the last minute, kept under a digest of all that they depend on, and dropped with any
+ad they name.
 
-Adding an ad drops nothing: until it expires, a kept answer may lack an ad that is newer than itself. Answers are kept
-as bytes, so that what they take is known: a client can make as many keys as it likes, and the memory stays bounded.
+Adding an ad drops nothing: until it expires, a kept answer may lack an ad that is newer than
+  itself. Answers are kept
+as bytes, so that what they take is known: a client can make as many keys as it likes, and the
+  memory stays bounded.
 """
 
 import collections
@@ -49,15 +52,23 @@ class ResultCache:
   """
 
   def __init__(
-    self, seconds: float, entries: int, clock: Callable[[], float] = time.monotonic, most_bytes: int = 64 << 20
+    self,
+    seconds: float,
+    entries: int,
+    clock: Callable[[], float] = time.monotonic,
+    most_bytes: int = 64 << 20,
   ):
     self._seconds, self._most, self._clock = seconds, entries, clock
     self._most_bytes = most_bytes
     self._entries: collections.OrderedDict[bytes, _Entry] = collections.OrderedDict()
     self._bytes = 0
-    self._by_age: collections.deque[tuple[float, bytes]] = collections.deque()  # (expires, key), as they came
+    self._by_age: collections.deque[tuple[float, bytes]] = (
+      collections.deque()
+    )  # (expires, key), as they came
     self._keys_of_row: dict[int, set[bytes]] = {}
-    self._removed: collections.deque[tuple[int, int]] = collections.deque(maxlen=_REMOVALS)  # (moment, row)
+    self._removed: collections.deque[tuple[int, int]] = collections.deque(
+      maxlen=_REMOVALS
+    )  # (moment, row)
     self._moment = 0
     self._lock = threading.Lock()
 
@@ -84,13 +95,19 @@ class ResultCache:
       self._entries.move_to_end(key)
     return pickle.loads(entry.answer)  # of `put` alone: never of what a client sent
 
-  def put(self, key: bytes, answer: Any, rows: Iterable[int], moment: int, schedule: Any = 0) -> bool:
-    """Keeps an answer that names the ads `rows`; not if one of them was dropped since `moment`. Returns whether.
+  def put(
+    self, key: bytes, answer: Any, rows: Iterable[int], moment: int, schedule: Any = 0
+  ) -> bool:
+    """Keeps an answer that names the ads `rows`; not if one of them was dropped since `moment`.
+    Returns whether.
 
-    `schedule` says how widely it was searched: a number, or beam widths, of which the wider one is the greater.
+    `schedule` says how widely it was searched: a number, or beam widths, of which the wider one is
+      the greater.
     """
     expires = self._clock() + self._seconds
-    entry = _Entry(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), frozenset(rows), schedule, expires)
+    entry = _Entry(
+      pickle.dumps(answer, pickle.HIGHEST_PROTOCOL), frozenset(rows), schedule, expires
+    )
     with self._lock:
       self._forget_expired()
       too_large = entry.nbytes > self._most_bytes
@@ -133,7 +150,9 @@ class ResultCache:
     return any(row in rows for _, row in newer)
 
   def _is_current(self, expires: float, key: bytes) -> bool:
-    """Whether a pair of `_by_age` is of an entry that is held, not of one that was replaced or has left."""
+    """Whether a pair of `_by_age` is of an entry that is held, not of one that was replaced or
+    has left.
+    """
     entry = self._entries.get(key)
     return entry is not None and entry.expires == expires
 

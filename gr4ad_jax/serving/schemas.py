@@ -1,4 +1,5 @@
-"""The HTTP interface's JSON, with its bounds: what comes in is checked here, and the OpenAPI document is made from it.
+"""The HTTP interface's JSON, with its bounds: what comes in is checked here, and the OpenAPI
+document is made from it.
 
 Needs the `serve` extra.
 """
@@ -33,7 +34,9 @@ class Event(_Strict):
 
   ad_id: Id
   time: Time | None = pydantic.Field(None, description="Unix seconds; left out: just before `now`.")
-  behavior: Word | None = pydantic.Field(None, description="As in the event log; left out: the deepest.")
+  behavior: Word | None = pydantic.Field(
+    None, description="As in the event log; left out: the deepest."
+  )
   value: Amount | None = pydantic.Field(None, description="Money; left out: 0.")
   quantity: Amount | None = pydantic.Field(None, description="Units; left out: 1.")
   request_id: Word | None = pydantic.Field(None, description="Events that share it are one visit.")
@@ -43,13 +46,23 @@ class RecommendRequest(_Strict):
   """Exactly one of `user` and `history` is needed."""
 
   user: Id | None = pydantic.Field(None, description="A user of the event log.")
-  history: list[Id | Event] | None = pydantic.Field(None, description="The user's events, in any order; ids for short.")
+  history: list[Id | Event] | None = pydantic.Field(
+    None, description="The user's events, in any order; ids for short."
+  )
   k: int = pydantic.Field(10, ge=1, description="Ads wanted.")
-  now: Time | None = pydantic.Field(None, description="Unix seconds of the request; left out: the end of the log.")
-  deadline_ms: float | None = pydantic.Field(None, gt=0, le=60_000, description="Left out: as the server is set.")
+  now: Time | None = pydantic.Field(
+    None, description="Unix seconds of the request; left out: the end of the log."
+  )
+  deadline_ms: float | None = pydantic.Field(
+    None, gt=0, le=60_000, description="Left out: as the server is set."
+  )
   cache: bool = pydantic.Field(True, description="Whether an answer of the last minute will do.")
   fallback: bool | None = pydantic.Field(
-    None, description="Popular ads in place of the model's: null: past the deadline; true: in overload too; false: no."
+    None,
+    description=(
+      "Popular ads in place of the model's: null: past the deadline; true: in overload "
+      "too; false: no."
+    ),
   )
   explain: bool = pydantic.Field(False, description="Whether to tell the beam tree.")
 
@@ -66,7 +79,9 @@ def limited_request(limits: ServeConfig) -> type[RecommendRequest]:
   class LimitedRequest(RecommendRequest):
     __doc__ = RecommendRequest.__doc__
     history: list[Id | Event] | None = pydantic.Field(
-      None, max_length=limits.max_history, description="The user's events, in any order; ids for short."
+      None,
+      max_length=limits.max_history,
+      description="The user's events, in any order; ids for short.",
     )
     k: int = pydantic.Field(min(10, limits.max_k), ge=1, le=limits.max_k, description="Ads wanted.")
 
@@ -74,7 +89,9 @@ def limited_request(limits: ServeConfig) -> type[RecommendRequest]:
 
 
 class AdFields(_Strict):
-  """Fields of an ad; those left out, or null, stay as they are. A new ad needs `text` and `account_id`."""
+  """Fields of an ad; those left out, or null, stay as they are. A new ad needs `text` and
+  `account_id`.
+  """
 
   text: Text | None = None
   account_id: Word | None = None
@@ -82,7 +99,9 @@ class AdFields(_Strict):
   conversion_type: Word | None = None
   form: Word | None = None
   price: Amount | None = None
-  vector: list[float] | None = pydantic.Field(None, max_length=8192, description="Content vector of a model of yours.")
+  vector: list[float] | None = pydantic.Field(
+    None, max_length=8192, description="Content vector of a model of yours."
+  )
   status: Literal["active", "paused"] | None = None
 
 
@@ -96,7 +115,10 @@ class Ad(pydantic.BaseModel):
     description="Natural log of the probability of its UA-SID; of a fallback, of its share."
   )
   score: float = pydantic.Field(
-    description="What the list is ordered by, largest first: by likelihood log_p, up to a constant of the request."
+    description=(
+      "What the list is ordered by, largest first: by likelihood log_p, up to a "
+      "constant of the request."
+    )
   )
   ecpm: float = pydantic.Field(description="Predicted value, money.")
   codes: list[int] = pydantic.Field(description="Its UA-SID.")
@@ -106,10 +128,16 @@ class Prefix(pydantic.BaseModel):
   """A node of the beam tree."""
 
   codes: list[int]
-  log_p: float = pydantic.Field(description="Natural log of the probability of all UA-SIDs that begin so.")
+  log_p: float = pydantic.Field(
+    description="Natural log of the probability of all UA-SIDs that begin so."
+  )
   beams: int = pydantic.Field(description="Final beams below it.")
-  score: float | None = pydantic.Field(None, description="At the last level: what the list is ordered by.")
-  ecpm: float | None = pydantic.Field(None, description="At the last level: predicted value, money.")
+  score: float | None = pydantic.Field(
+    None, description="At the last level: what the list is ordered by."
+  )
+  ecpm: float | None = pydantic.Field(
+    None, description="At the last level: predicted value, money."
+  )
 
 
 class Recommendations(pydantic.BaseModel):
@@ -120,7 +148,9 @@ class Recommendations(pydantic.BaseModel):
   beams: list[int]
   latency_ms: float
   ads: list[Ad]
-  tree: list[list[Prefix]] | None = pydantic.Field(None, description="With `explain`: the prefixes kept at each level.")
+  tree: list[list[Prefix]] | None = pydantic.Field(
+    None, description="With `explain`: the prefixes kept at each level."
+  )
 
 
 class StoredAd(pydantic.BaseModel):

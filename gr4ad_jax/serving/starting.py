@@ -33,10 +33,15 @@ class Gateway:
       alive = scope["path"] == "/healthz"
       content = {"status": "ok"} if alive else {"error": f"starting: {self.doing}"}
       body = json_bytes(content)
-      headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+      headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+      ]
       if not alive:
         headers.append((b"retry-after", b"5"))
-      await send({"type": "http.response.start", "status": 200 if alive else 503, "headers": headers})
+      await send(
+        {"type": "http.response.start", "status": 200 if alive else 503, "headers": headers}
+      )
       await send({"type": "http.response.body", "body": body})
 
   def compiled(self, done: int, wanted: int, seconds: float) -> None:

@@ -1,4 +1,6 @@
-"""Points to clusters of limited room, at low cost: an auction over each point's nearest clusters."""
+"""Points to clusters of limited room, at low cost: an auction over each point's nearest
+clusters.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,13 +11,21 @@ from gr4ad_jax.sid.rows import Rows
 
 BALANCE = 1.2  # largest cluster over mean cluster; even codes leave fewer ads to a prefix
 FEW_CLUSTERS = 512  # up to here the longer lists of candidates are cheap
-CANDIDATES, CANDIDATES_OF_MANY = 32, 8  # nearest clusters a point may bid for at once; N * this many are held
+CANDIDATES, CANDIDATES_OF_MANY = (
+  32,
+  8,
+)  # nearest clusters a point may bid for at once; N * this many are held
 BIDS = 1 << 12  # points whose candidates are compared at once
-RAISE, RAISE_OF_MANY = 0.01, 0.05  # least raise of a bid over the mean gap of a point's candidates: ends the auction
+RAISE, RAISE_OF_MANY = (
+  0.01,
+  0.05,
+)  # least raise of a bid over the mean gap of a point's candidates: ends the auction
 
 
 def cluster_capacity(num_points: int, num_clusters: int) -> int:
-  """Points a cluster may hold: BALANCE times the mean, rounded down, or the mean rounded up where that is more."""
+  """Points a cluster may hold: BALANCE times the mean, rounded down, or the mean rounded up
+  where that is more.
+  """
   return max(math.ceil(num_points / num_clusters), int(BALANCE * num_points / num_clusters))
 
 
@@ -24,9 +34,9 @@ def assign_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Gives each point a cluster of low squared distance, `capacity` points to a cluster at most.
 
-  Points bid for their nearest clusters (`auction`); those that find no place there bid for the nearest clusters with
-  room, until all have one. The mesh finds the nearest clusters; each process then holds the same auction of all points,
-  so all processes come to the same answer.
+  Points bid for their nearest clusters (`auction`); those that find no place there bid for the
+  nearest clusters with room, until all have one. The mesh finds the nearest clusters; each process
+  then holds the same auction of all points, so all processes come to the same answer.
 
   Args:
     rows: points.
@@ -35,7 +45,8 @@ def assign_rows(
     told: called with the number of points whose distances are known.
 
   Returns:
-    [N] int32 clusters; [N] float32 squared distances to their centroids; of the points of all processes.
+    [N] int32 clusters; [N] float32 squared distances to their centroids; of the points of all
+    processes.
   """
   num_clusters = len(centroids_CD)
   few = num_clusters <= FEW_CLUSTERS
@@ -46,7 +57,9 @@ def assign_rows(
   left = None  # all
   while left is None or len(left):
     open_C = room_C > 0
-    candidate_LR, cost_LR = rows.nearest(shipped, most, open_C, left, told if left is None else None)
+    candidate_LR, cost_LR = rows.nearest(
+      shipped, most, open_C, left, told if left is None else None
+    )
     candidate_LR, cost_LR = candidate_LR[:, : open_C.sum()], cost_LR[:, : open_C.sum()]
     slot_L = auction(candidate_LR, cost_LR, room_C, RAISE if few else RAISE_OF_MANY)
     placed = np.flatnonzero(slot_L >= 0)
@@ -58,11 +71,15 @@ def assign_rows(
   return cluster_N, squared_N
 
 
-def auction(candidate_NR: np.ndarray, cost_NR: np.ndarray, room_C: np.ndarray, least_raise: float) -> np.ndarray:
-  """Places for points among their candidates, by an auction (Bertsekas 1988) with several places an object.
+def auction(
+  candidate_NR: np.ndarray, cost_NR: np.ndarray, room_C: np.ndarray, least_raise: float
+) -> np.ndarray:
+  """Places for points among their candidates, by an auction (Bertsekas 1988) with several places an
+  object.
 
-  Points without a cluster bid for the one whose cost plus price is least; a full cluster keeps its best bids and asks
-  the lowest of them as its price. A point that would pay more than its last candidate costs leaves.
+  Points without a cluster bid for the one whose cost plus price is least; a full cluster keeps its
+  best bids and asks the lowest of them as its price. A point that would pay more than its last
+  candidate costs leaves.
 
   Args:
     candidate_NR: clusters, ascending by cost.
@@ -78,14 +95,21 @@ def auction(candidate_NR: np.ndarray, cost_NR: np.ndarray, room_C: np.ndarray, l
   if (wanted_C <= room_C).all():
     return slot_N
   first, last = (float(cost_NR[:, slot].mean(dtype=np.float64)) for slot in (0, -1))
-  step = least_raise * (last - first) + 1e-9 * last + 1e-30  # above 0 where all candidates are alike
+  step = (
+    least_raise * (last - first) + 1e-9 * last + 1e-30
+  )  # above 0 where all candidates are alike
   price_C = np.zeros(len(room_C))
-  member_CK = np.full((len(room_C), room_C.max()), -1, np.int32)  # points that hold a place, best bid first
+  member_CK = np.full(
+    (len(room_C), room_C.max()), -1, np.int32
+  )  # points that hold a place, best bid first
   bid_CK = np.zeros(member_CK.shape)
   active = np.arange(len(candidate_NR), dtype=np.int32)
   slot_N[:] = -1
   while len(active):
-    bids = [_bids(active[at : at + BIDS], candidate_NR, cost_NR, price_C, step) for at in range(0, len(active), BIDS)]
+    bids = [
+      _bids(active[at : at + BIDS], candidate_NR, cost_NR, price_C, step)
+      for at in range(0, len(active), BIDS)
+    ]
     active, pick, bid = (np.concatenate(parts) for parts in zip(*bids, strict=True))
     del bids
     slot_N[active] = pick
@@ -94,8 +118,12 @@ def auction(candidate_NR: np.ndarray, cost_NR: np.ndarray, room_C: np.ndarray, l
   return slot_N
 
 
-def _bids(active: np.ndarray, candidate_NR, cost_NR, price_C, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Who of some points still bids, for which candidate, and how much: `step` more than makes another as good."""
+def _bids(
+  active: np.ndarray, candidate_NR, cost_NR, price_C, step: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Who of some points still bids, for which candidate, and how much: `step` more than makes
+  another as good.
+  """
   value_AR = cost_NR[active] + price_C[candidate_NR[active]]
   row = np.arange(len(active))
   pick = np.argmin(value_AR, axis=1).astype(np.int32)
@@ -109,7 +137,9 @@ def _bids(active: np.ndarray, candidate_NR, cost_NR, price_C, step: float) -> tu
 
 
 def _settle(target_A, point_A, bid_A, member_CK, bid_CK, room_C, price_C) -> np.ndarray:
-  """Clusters keep the best of their bids; members, bids and prices change in place. Returns who lost, ascending."""
+  """Clusters keep the best of their bids; members, bids and prices change in place. Returns who
+  lost, ascending.
+  """
   asked, of_asked = np.unique(target_A, return_inverse=True)
   held_row, held_place = np.nonzero(member_CK[asked] >= 0)
   row = np.concatenate([held_row, of_asked])

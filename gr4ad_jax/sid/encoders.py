@@ -1,4 +1,6 @@
-"""Content vectors of ads: from text by a frozen encoder, or precomputed by any model of the user's."""
+"""Content vectors of ads: from text by a frozen encoder, or precomputed by any model of the
+user's.
+"""
 
 import functools
 import os
@@ -14,7 +16,9 @@ CHUNK = 8192  # rows checked at once
 
 
 class UnitRows:
-  """Vectors [N, D], scaled to length 1 for the rows asked for; a memory-mapped file stays on disk."""
+  """Vectors [N, D], scaled to length 1 for the rows asked for; a memory-mapped file stays on
+  disk.
+  """
 
   def __init__(self, vectors_ND: np.ndarray):
     self.shape = vectors_ND.shape
@@ -25,7 +29,9 @@ class UnitRows:
     return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
 
 
-def encode(ads: schema.AdTable, encoder: str, templates: Mapping[str, tuple[str, ...]] = forms.TEMPLATES) -> np.ndarray:
+def encode(
+  ads: schema.AdTable, encoder: str, templates: Mapping[str, tuple[str, ...]] = forms.TEMPLATES
+) -> np.ndarray:
   """Unit vectors of N ads, [N, D] float32, all in memory; see `unit_rows`."""
   return unit_rows(ads, encoder, templates)[:]
 
@@ -39,15 +45,18 @@ def unit_rows(
 
   Args:
     ads: the ads.
-    encoder: "wordllama"; a .npy file, [N, D] in table order; a .parquet file with `ad_id` and `vector` columns, matched
-      by ad (without `ad_id`: in table order); or a folder that holds a sentence-transformers model.
+    encoder: "wordllama"; a .npy file, [N, D] in table order; a .parquet file with `ad_id` and
+      `vector` columns, matched by ad (without `ad_id`: in table order); or a folder that holds a
+      sentence-transformers model.
     templates: ad form -> clauses of its text.
 
   Returns:
-    Rows of length 1, float32; an ad without any text keeps a zero vector. Those of a .npy file are read when asked for.
+    Rows of length 1, float32; an ad without any text keeps a zero vector. Those of a .npy file are
+    read when asked for.
 
   Raises:
-    schema.DataError: vectors of the wrong shape, not finite, or missing for an ad; rows are counted from 1.
+    schema.DataError: vectors of the wrong shape, not finite, or missing for an ad; rows are counted
+      from 1.
     FileNotFoundError: there is no such file or folder.
     ImportError: the encoder's package is not installed; names the extra.
   """
@@ -56,7 +65,9 @@ def unit_rows(
   elif encoder == "wordllama":
     vectors_ND, source = _wordllama(forms.verbalise(ads, templates)), encoder
   elif not os.path.exists(encoder):
-    raise FileNotFoundError(f"encoder {encoder!r}: neither 'wordllama' nor an existing .npy, .parquet or model folder")
+    raise FileNotFoundError(
+      f"encoder {encoder!r}: neither 'wordllama' nor an existing .npy, .parquet or model folder"
+    )
   elif encoder.endswith(".npy"):
     vectors_ND, source = _numpy_file(encoder), encoder
   elif encoder.endswith(".parquet"):
@@ -72,13 +83,19 @@ def unit_rows(
 
 def _check(vectors_ND: np.ndarray, ads: schema.AdTable, source: str) -> None:
   if vectors_ND.ndim != 2 or vectors_ND.shape[0] != len(ads) or not vectors_ND.shape[1]:
-    raise schema.DataError(f"{source}: vectors have shape {vectors_ND.shape}; [{len(ads)}, D] is needed, a row per ad")
+    raise schema.DataError(
+      f"{source}: vectors have shape {vectors_ND.shape}; [{len(ads)}, D] is needed, a row per ad"
+    )
   if vectors_ND.dtype.kind not in "fiu":
     raise schema.DataError(f"{source}: vectors have dtype {vectors_ND.dtype}; numbers are needed")
   for at in range(0, len(vectors_ND), CHUNK):
-    bad = at + np.flatnonzero(~np.isfinite(vectors_ND[at : at + CHUNK].astype(np.float32)).all(axis=1))
+    bad = at + np.flatnonzero(
+      ~np.isfinite(vectors_ND[at : at + CHUNK].astype(np.float32)).all(axis=1)
+    )
     if len(bad):
-      raise schema.DataError(f"{source}, row {bad[0] + 1} (ad {ads.ad_id[bad[0]]}): the vector is not finite")
+      raise schema.DataError(
+        f"{source}, row {bad[0] + 1} (ad {ads.ad_id[bad[0]]}): the vector is not finite"
+      )
 
 
 def _wordllama(texts: list[str]) -> np.ndarray:
@@ -91,7 +108,9 @@ def _wordllama_model() -> Any:
     import wordllama
   except ImportError as error:
     raise ImportError("wordllama is missing: pip install 'gr4ad_jax[text]'") from error
-  folder = os.path.dirname(wordllama.__file__)  # the 256-wide table ships in the wheel: nothing is downloaded
+  folder = os.path.dirname(
+    wordllama.__file__
+  )  # the 256-wide table ships in the wheel: nothing is downloaded
   return wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
 
 
@@ -104,7 +123,9 @@ def _sentence_model(folder: str) -> Any:
   try:
     from sentence_transformers import SentenceTransformer
   except ImportError as error:
-    raise ImportError("sentence_transformers is missing: pip install sentence-transformers") from error
+    raise ImportError(
+      "sentence_transformers is missing: pip install sentence-transformers"
+    ) from error
   return SentenceTransformer(folder, local_files_only=True)
 
 
@@ -134,5 +155,7 @@ def _parquet_file(path: str, ads: schema.AdTable) -> np.ndarray:
   row_of = {str(ad): row for row, ad in enumerate(table.column("ad_id").to_pylist())}
   missing = [str(ad) for ad in ads.ad_id if str(ad) not in row_of]
   if missing:
-    raise schema.DataError(f"{path}, column ad_id: no vector for ad {missing[0]} ({len(missing)} ads lack one)")
+    raise schema.DataError(
+      f"{path}, column ad_id: no vector for ad {missing[0]} ({len(missing)} ads lack one)"
+    )
   return vectors_ND[[row_of[str(ad)] for ad in ads.ad_id]]

@@ -1,7 +1,8 @@
 """UA-SID <-> ads, both ways, and the trie of the codes that exist, as arrays.
 
-Nodes of a depth are numbered in the lexicographic order of their code prefixes, so a node's children are a
-contiguous run of the next depth. Depth 0 is the root; a node of depth T is a distinct UA-SID (a *leaf*).
+Nodes of a depth are numbered in the lexicographic order of their code prefixes, so a node's
+children are a contiguous run of the next depth. Depth 0 is the root; a node of depth T is a
+distinct UA-SID (a *leaf*).
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ class SidIndex:
   Attributes:
     codebooks: codes a level, length T.
     codes_NT: UA-SID of each ad, int32.
-    child_start: T arrays; node p of depth t has the children child_start[t][p] to child_start[t][p+1] of depth t+1.
+    child_start: T arrays; node p of depth t has the children child_start[t][p] to
+      child_start[t][p+1] of depth t+1.
     node_code: T arrays; node_code[t][q] is the code, at level t, of node q of depth t+1.
     leaf_start: [leaves+1]; ads of leaf q are leaf_ads[leaf_start[q]:leaf_start[q+1]].
     leaf_ads: [N] ad rows, ascending within a leaf (the *index order*).
@@ -40,8 +42,8 @@ class SidIndex:
     """Sorts the ads by code and reads the trie off the order.
 
     Raises:
-      ValueError: a code outside its level's codebook, a shape that is not [N >= 1, T], or codebooks of 2^63 UA-SIDs or
-        more.
+      ValueError: a code outside its level's codebook, a shape that is not [N >= 1, T], or codebooks
+        of 2^63 UA-SIDs or more.
     """
     codes_NT = np.ascontiguousarray(codes_NT, np.int32)
     check_codes(codes_NT, codebooks)
@@ -55,7 +57,15 @@ class SidIndex:
     leaf_start = np.append(first, len(order)).astype(np.int32)
     ad_leaf = np.empty(len(order), np.int32)
     ad_leaf[order] = np.repeat(np.arange(len(first), dtype=np.int32), np.diff(leaf_start))
-    return cls(tuple(codebooks), codes_NT, child_start, node_code, leaf_start, order.astype(np.int32), ad_leaf)
+    return cls(
+      tuple(codebooks),
+      codes_NT,
+      child_start,
+      node_code,
+      leaf_start,
+      order.astype(np.int32),
+      ad_leaf,
+    )
 
   @property
   def fanout(self) -> tuple[int, ...]:
@@ -87,11 +97,15 @@ class SidIndex:
     start_RW = self.leaf_start[leaves_RW]  # of -1 the last entry: masked below
     size_RW = np.where(leaves_RW >= 0, self.leaf_start[leaves_RW + 1] - start_RW, 0)
     begin_RW = np.cumsum(size_RW, axis=1) - size_RW  # ads of the leaves before, in this row
-    kept_RW = np.clip(limit - begin_RW, 0, size_RW)  # so work follows the limit, not the largest leaf
+    kept_RW = np.clip(
+      limit - begin_RW, 0, size_RW
+    )  # so work follows the limit, not the largest leaf
     row, column = np.nonzero(kept_RW)
     kept = kept_RW[row, column]
     of = np.repeat(np.arange(len(kept)), kept)  # which of the leaves that are kept an ad comes from
-    nth = np.arange(len(of)) - np.repeat(np.cumsum(kept) - kept, kept)  # its place in that leaf, from 0
+    nth = np.arange(len(of)) - np.repeat(
+      np.cumsum(kept) - kept, kept
+    )  # its place in that leaf, from 0
     out_RK = np.full((len(leaves_RW), limit), -1, np.int32)
     place = begin_RW[row, column][of] + nth
     out_RK[row[of], place] = self.leaf_ads[start_RW[row, column][of] + nth]
@@ -104,6 +118,10 @@ class SidIndex:
 
   @classmethod
   def load(cls, directory: str) -> "SidIndex":
-    """Reads what `save` wrote. Raises as `files.load_arrays` does: FileNotFoundError where there is no index."""
-    codes_NT, codebooks = files.load_arrays(os.path.join(directory, "codes.npz"), "codes", "codebooks")
+    """Reads what `save` wrote. Raises as `files.load_arrays` does: FileNotFoundError where there
+    is no index.
+    """
+    codes_NT, codebooks = files.load_arrays(
+      os.path.join(directory, "codes.npz"), "codes", "codebooks"
+    )
     return cls.build(codes_NT, tuple(int(size) for size in codebooks))

@@ -1,4 +1,6 @@
-"""Balanced k-means, over a mesh and from disk: no cluster grows beyond a fixed multiple of the mean."""
+"""Balanced k-means, over a mesh and from disk: no cluster grows beyond a fixed multiple of the
+mean.
+"""
 
 from collections.abc import Callable
 
@@ -8,7 +10,8 @@ from jax.sharding import Mesh
 from gr4ad_jax.sid import assignment
 from gr4ad_jax.sid.rows import Rows, Sliceable
 
-PLUS_PLUS = 512  # clusters up to which the start is k-means++; it goes C times through a sample of 64 C points
+# clusters up to which the start is k-means++; it goes C times through a sample of 64 C points
+PLUS_PLUS = 512
 MOST_CLUSTERS = 1 << 20
 _NONE = 2**31 - 1  # beyond every row
 
@@ -25,24 +28,28 @@ def balanced_kmeans(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Lloyd's iterations with a balanced assignment.
 
-  The largest cluster holds `assignment.cluster_capacity` points at most. With fewer points than clusters every point
-  has a cluster of its own, and the other centroids repeat points.
+  The largest cluster holds `assignment.cluster_capacity` points at most. With fewer points than
+  clusters every point has a cluster of its own, and the other centroids repeat points.
 
-  The points may be any array that can be sliced by rows, as a memory-mapped one; an iteration reads them twice, a few
-  thousand a device at a time. What is held at most, at the auction's first round, is some 210 bytes a point above
-  `assignment.FEW_CLUSTERS` clusters, 400 up to there: its candidates and their distances, its bids, and their order.
+  The points may be any array that can be sliced by rows, as a memory-mapped one; an iteration reads
+  them twice, a few thousand a device at a time. What is held at most, at the auction's first round,
+  is some 210 bytes a point above
+  `assignment.FEW_CLUSTERS` clusters, 400 up to there: its candidates and their distances, its bids,
+    and their order.
 
-  The result does not depend on the number of devices, to the bit: see `rows.Rows` for the distances; clusters are
-  decided from all of them in a fixed order; and the sums that make the centroids are of whole numbers. Their unit is,
-  by coordinate, the power of two that lets the largest cluster's sum just fit in 31 bits: it moves a mean by some
-  √(capacity) / 2^32 of the greatest value, below float32's own rounding up to 100,000 points a cluster.
+  The result does not depend on the number of devices, to the bit: see `rows.Rows` for the
+  distances; clusters are decided from all of them in a fixed order; and the sums that make the
+  centroids are of whole numbers. Their unit is, by coordinate, the power of two that lets the
+  largest cluster's sum just fit in 31 bits: it moves a mean by some √(capacity) / 2^32 of the
+  greatest value, below float32's own rounding up to 100,000 points a cluster.
 
   Args:
-    points_ND: points; of this process, the p-th run of all where the mesh has several. Equal points may end in
-      different clusters when they outnumber the places.
+    points_ND: points; of this process, the p-th run of all where the mesh has several. Equal points
+      may end in different clusters when they outnumber the places.
     num_clusters: C.
     iterations: Lloyd iterations at most; ends early when no point moves.
-    seed: of the start: k-means++ up to `PLUS_PLUS` clusters, then points at random, distinct where there are as many.
+    seed: of the start: k-means++ up to `PLUS_PLUS` clusters, then points at random, distinct where
+      there are as many.
     start_CD: centroids to start from instead.
     mesh: devices to compute on; None: all of this process.
     told: hears how much is done, and of how much at most: points times passes.
@@ -51,7 +58,8 @@ def balanced_kmeans(
     [C, D] float32 centroids; [N] int32 clusters of this process' points.
 
   Raises:
-    ValueError: no points, values that are not finite, a number of clusters out of range, or a start of another shape.
+    ValueError: no points, values that are not finite, a number of clusters out of range, or a start
+      of another shape.
   """
   points_ND = points_ND if hasattr(points_ND, "shape") else np.asarray(points_ND, np.float32)
   if len(points_ND.shape) != 2 or not points_ND.shape[1]:
@@ -59,7 +67,9 @@ def balanced_kmeans(
   if not 1 <= num_clusters <= MOST_CLUSTERS:
     raise ValueError(f"k-means into {num_clusters} clusters is not allowed: 1 to {MOST_CLUSTERS}")
   if start_CD is not None and np.shape(start_CD) != (num_clusters, points_ND.shape[1]):
-    raise ValueError(f"the start has shape {np.shape(start_CD)}; [{num_clusters}, {points_ND.shape[1]}] is needed")
+    raise ValueError(
+      f"the start has shape {np.shape(start_CD)}; [{num_clusters}, {points_ND.shape[1]}] is needed"
+    )
   rows = Rows(points_ND, mesh)
   longest_D = _checked(rows)
   capacity = assignment.cluster_capacity(rows.num, num_clusters)
@@ -70,7 +80,9 @@ def balanced_kmeans(
     heard = told and (lambda count: told(done * rows.num + count, total))
     return assignment.assign_rows(rows, centroids_CD, capacity, heard)
 
-  centroids_CD = _start(rows, num_clusters, seed) if start_CD is None else np.asarray(start_CD, np.float32)
+  centroids_CD = (
+    _start(rows, num_clusters, seed) if start_CD is None else np.asarray(start_CD, np.float32)
+  )
   cluster_N, squared_N = assign(centroids_CD, 0)
   for iteration in range(1, iterations + 1):
     centroids_CD = means(rows, cluster_N, squared_N, centroids_CD, unit_D)
@@ -98,20 +110,31 @@ def _checked(rows: Rows) -> np.ndarray:
     longest_D = np.maximum(longest_D, np.abs(chunk).max(axis=0))
   bad = -int(rows.most(np.int32(-bad)))
   if not rows.num or bad < _NONE:
-    raise ValueError("k-means needs finite points; " + (f"row {bad + 1} is not" if rows.num else "there are none"))
+    raise ValueError(
+      "k-means needs finite points; " + (f"row {bad + 1} is not" if rows.num else "there are none")
+    )
   return rows.most(longest_D)
 
 
 def unit_of(longest_D: np.ndarray, capacity: int) -> np.ndarray:
-  """The powers of two that coordinates are counted in, [D]: `capacity` of the greatest make at most 2^31 - 1 units."""
-  least_D = longest_D.astype(np.float64) * capacity / (2**31 - 1 - capacity)  # rounding may add half
+  """The powers of two that coordinates are counted in, [D]: `capacity` of the greatest make at
+  most 2^31 - 1 units.
+  """
+  least_D = (
+    longest_D.astype(np.float64) * capacity / (2**31 - 1 - capacity)
+  )  # rounding may add half
   return 2.0 ** np.ceil(np.log2(np.maximum(least_D, 2.0**-126)))  # its inverse is a float32
 
 
 def means(
-  rows: Rows, cluster_N: np.ndarray, squared_N: np.ndarray, centroids_CD: np.ndarray, unit_D: np.ndarray
+  rows: Rows,
+  cluster_N: np.ndarray,
+  squared_N: np.ndarray,
+  centroids_CD: np.ndarray,
+  unit_D: np.ndarray,
 ) -> np.ndarray:
-  """Mean of each cluster; an empty one restarts at one of the points that lie furthest from their centroid.
+  """Mean of each cluster; an empty one restarts at one of the points that lie furthest from their
+  centroid.
 
   Args:
     rows: points.
@@ -139,7 +162,9 @@ def _start(rows: Rows, num_clusters: int, seed: int) -> np.ndarray:
   rng = np.random.default_rng(seed)
   order = rng.permutation(rows.num)
   if num_clusters <= PLUS_PLUS:
-    return _plus_plus(rows.take(order[: 64 * num_clusters]), num_clusters, rng)  # enough points for a start
+    return _plus_plus(
+      rows.take(order[: 64 * num_clusters]), num_clusters, rng
+    )  # enough points for a start
   sample_SD = rows.take(order[: 2 * num_clusters])
   _, first = np.unique(sample_SD, axis=0, return_index=True)
   chosen = np.concatenate([np.sort(first), np.setdiff1d(np.arange(len(sample_SD)), first)])
@@ -155,7 +180,10 @@ def _plus_plus(sample_SD: np.ndarray, num_clusters: int, rng: np.random.Generato
     if c == 0 or total <= 0:
       chosen[c] = c % len(sample_SD)
     else:
-      chosen[c] = min(np.searchsorted(np.cumsum(squared_S), rng.random() * total, side="right"), len(sample_SD) - 1)
+      chosen[c] = min(
+        np.searchsorted(np.cumsum(squared_S), rng.random() * total, side="right"),
+        len(sample_SD) - 1,
+      )
     gap_SD = sample_SD - sample_SD[chosen[c]]
     squared_S = np.minimum(squared_S, np.einsum("sd,sd->s", gap_SD, gap_SD))
   return sample_SD[chosen].copy()

@@ -1,4 +1,6 @@
-"""The last code of a UA-SID: a hash of business features, and where ads go whose prefix has no code left."""
+"""The last code of a UA-SID: a hash of business features, and where ads go whose prefix has no
+code left.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence, Set
@@ -7,7 +9,8 @@ import numpy as np
 
 from gr4ad_jax.data import schema
 
-# UA-SIDs that are taken: all of them, [N, T], or a function from the codes before the last to those taken as the last.
+# UA-SIDs that are taken: all of them, [N, T], or a function from the codes before the last to those
+# taken as the last.
 Existing = np.ndarray | Callable[[tuple[int, ...]], Set[int]]
 Prefix = tuple[int, ...]
 
@@ -22,10 +25,13 @@ def complete(
 ) -> np.ndarray:
   """Completes prefixes by a hash of business features (ad, account, conversion type).
 
-  "hash" keeps the hash. "probe" walks from it to the first code that is free in the prefix, round the end; ads are
-  served in the order of a hash of their id, so the order of the table does not matter. Ads whose prefix is full come
-  last: each moves to the nearest prefix with a free code, which shares as many first codes with its own as it can, so
-  no other ad's codes change. Only where no code is left at all, or without `nearby`, an ad keeps its prefix and its
+  "hash" keeps the hash. "probe" walks from it to the first code that is free in the prefix, round
+  the end; ads are served in the order of a hash of their id, so the order of the table does not
+  matter. Ads whose prefix is full come
+  last: each moves to the nearest prefix with a free code, which shares as many first codes with its
+    own as it can, so
+  no other ad's codes change. Only where no code is left at all, or without `nearby`, an ad keeps
+  its prefix and its
   hash: a collision.
 
   Args:
@@ -34,8 +40,8 @@ def complete(
     size: codes of the last level.
     mode: "hash" or "probe".
     existing: UA-SIDs that are taken.
-    nearby: the [V_t, D] centroids of the levels before, and the [D] vector of an ad by its row, asked for where the
-      ad's prefix is full; None: ads never move.
+    nearby: the [V_t, D] centroids of the levels before, and the [D] vector of an ad by its row,
+      asked for where the ad's prefix is full; None: ads never move.
 
   Returns:
     [N, T] int32.
@@ -44,13 +50,18 @@ def complete(
     ValueError: existing codes of another number of levels.
   """
   taken = _taken(existing, prefix_NP.shape[1] + 1)
-  keys = ["\x1f".join(map(str, key)) for key in zip(ads.ad_id, ads.account_id, ads.conversion_type, strict=True)]
+  keys = [
+    "\x1f".join(map(str, key))
+    for key in zip(ads.ad_id, ads.account_id, ads.conversion_type, strict=True)
+  ]
   code_N = np.asarray([stable_hash(key) % size for key in keys], np.int32)
   if mode == "probe":
     prefix_NP = prefix_NP.copy()
     used = _Used(taken, size)
     crowded = []
-    for row in sorted(range(len(ads)), key=lambda row: (stable_hash(str(ads.ad_id[row])), keys[row])):
+    for row in sorted(
+      range(len(ads)), key=lambda row: (stable_hash(str(ads.ad_id[row])), keys[row])
+    ):
       prefix = tuple(prefix_NP[row].tolist())
       if used.is_full(prefix):
         crowded.append(row)
@@ -88,7 +99,9 @@ class _Used:
   def take(self, prefix: Prefix, wanted: int) -> int:
     """Takes the first free code from the wanted one on, round the end; the prefix is not full."""
     used = self._of(prefix)
-    code = next(code for offset in range(self._size) if (code := (wanted + offset) % self._size) not in used)
+    code = next(
+      code for offset in range(self._size) if (code := (wanted + offset) % self._size) not in used
+    )
     used.add(code)
     return code
 
@@ -102,7 +115,9 @@ class _OpenPrefixes:
     self._full: dict[Prefix, np.ndarray] = {}  # node -> which of its children have no code left
 
   def nearest(self, vector_D: np.ndarray, home: Prefix) -> Prefix | None:
-    """The open prefix that shares most first codes with `home`, then at each level the nearest; None: there is none."""
+    """The open prefix that shares most first codes with `home`, then at each level the nearest;
+    None: there is none.
+    """
     residuals = [vector_D]
     for code, table_CD in zip(home, self._centroids, strict=True):
       residuals.append(residuals[-1] - table_CD[code])
@@ -121,7 +136,9 @@ class _OpenPrefixes:
     gap_CD = table_CD - residual_D
     squared_C = np.einsum("cd,cd->c", gap_CD, gap_CD)
     while not full_C.all():
-      code = int(np.argmin(np.where(full_C, np.inf, squared_C)))  # of equal distances the lowest code
+      code = int(
+        np.argmin(np.where(full_C, np.inf, squared_C))
+      )  # of equal distances the lowest code
       found = self._below((*node, code), residual_D - table_CD[code])
       if found is not None:
         return found

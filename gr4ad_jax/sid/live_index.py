@@ -1,7 +1,9 @@
-"""Rows <-> UA-SIDs under live change: a sorted main part that never changes, and a small overlay beside it.
+"""Rows <-> UA-SIDs under live change: a sorted main part that never changes, and a small overlay
+beside it.
 
-A change touches the overlay alone, so it costs the same at a thousand ads or ten million, and a search finds it with
-its next look at the arrays. `merge` folds the overlay into a new main part while searches and changes go on.
+A change touches the overlay alone, so it costs the same at a thousand ads or ten million, and a
+search finds it with its next look at the arrays. `merge` folds the overlay into a new main part
+while searches and changes go on.
 """
 
 import contextlib
@@ -11,7 +13,15 @@ from collections.abc import Callable, Sequence, Set
 import numpy as np
 
 from gr4ad_jax.sid.overlay import IndexFull, Overlay, OverlayArrays
-from gr4ad_jax.sid.trie_arrays import INACTIVE, MainPart, TrieArrays, check_codes, pack, places, unpack
+from gr4ad_jax.sid.trie_arrays import (
+  INACTIVE,
+  MainPart,
+  TrieArrays,
+  check_codes,
+  pack,
+  places,
+  unpack,
+)
 
 __all__ = ["IndexFull", "LiveIndex", "OverlayArrays", "TrieArrays"]
 
@@ -26,10 +36,17 @@ class LiveIndex:
     overlay: changes of a level that are held beside the main part.
 
   Raises:
-    ValueError: codes of the wrong shape or outside their codebook, or codebooks whose UA-SIDs do not fit 63 bits.
+    ValueError: codes of the wrong shape or outside their codebook, or codebooks whose UA-SIDs do
+      not fit 63 bits.
   """
 
-  def __init__(self, codes_NT, codebooks: Sequence[int], active_N: np.ndarray | None = None, overlay: int = 1024):
+  def __init__(
+    self,
+    codes_NT,
+    codebooks: Sequence[int],
+    active_N: np.ndarray | None = None,
+    overlay: int = 1024,
+  ):
     codes_NT, self.codebooks = np.asarray(codes_NT), tuple(map(int, codebooks))
     places(self.codebooks)
     check_codes(codes_NT, self.codebooks)
@@ -39,7 +56,9 @@ class LiveIndex:
     self._num_active = int(np.count_nonzero(self._key_N != INACTIVE))
     self._room = overlay
     self._lock, self._merging = threading.Lock(), threading.Lock()
-    self._changed: set[int] | None = None  # rows changed since a merge began; None: there is no merge
+    self._changed: set[int] | None = (
+      None  # rows changed since a merge began; None: there is no merge
+    )
     self._version, self._copy = 0, None
     self._use(MainPart.build(self._key_N, self.codebooks))
 
@@ -56,7 +75,9 @@ class LiveIndex:
 
   @property
   def fill(self) -> float:
-    """Share of the overlay in use; rows added under UA-SIDs that exist count too, so it may pass 1."""
+    """Share of the overlay in use; rows added under UA-SIDs that exist count too, so it may pass
+    1.
+    """
     with self._lock:
       return max(self._overlay.used, self._num_added) / self._room
 
@@ -82,7 +103,8 @@ class LiveIndex:
     return self.view()[1]
 
   def set(self, row: int, codes: Sequence[int] | None) -> None:
-    """Makes a row generable under a UA-SID and no other, or, with None, under none. All of it happens, or nothing.
+    """Makes a row generable under a UA-SID and no other, or, with None, under none. All of it
+    happens, or nothing.
 
     Raises:
       IndexFull: the overlay has no room: merge, then try again.
@@ -117,7 +139,9 @@ class LiveIndex:
     with self._lock:
       return self._overlay.children(prefix)
 
-  def expand(self, codes_BWT: np.ndarray, found_BW: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+  def expand(
+    self, codes_BWT: np.ndarray, found_BW: np.ndarray, limit: int
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Active rows of ranked UA-SIDs, ascending within one, cut at `limit`.
 
     By codes, not by node numbers: a merge, or a removal, between search and expansion does no harm.
@@ -128,14 +152,17 @@ class LiveIndex:
       limit: rows kept of a request.
 
     Returns:
-      rows [B, limit] int32, -1 where they run out, and the beam that each came from [B, limit] int32, -1 likewise.
+      rows [B, limit] int32, -1 where they run out, and the beam that each came from [B, limit]
+      int32, -1 likewise.
     """
     key_BW = pack(codes_BWT, self.codebooks)
     row_BK = np.full((len(key_BW), limit), -1, np.int32)
     beam_BK = row_BK.copy()
     kept_B = np.zeros(len(key_BW), int)
     with self._lock:
-      for begin in range(0, key_BW.shape[1], max(limit, 1)):  # mostly a beam holds a row: the first part is enough
+      for begin in range(
+        0, key_BW.shape[1], max(limit, 1)
+      ):  # mostly a beam holds a row: the first part is enough
         part = slice(begin, begin + limit)
         wanted = found_BW[:, part] & (kept_B < limit)[:, None]
         request, beam, row = self._flat_rows(key_BW[:, part], wanted, limit)
@@ -150,13 +177,15 @@ class LiveIndex:
     return row_BK, beam_BK
 
   def merge(self, before_use: Callable[[TrieArrays], None] = lambda trie: None) -> None:
-    """Folds the overlay into a new main part. For a background thread: the other methods go on meanwhile.
+    """Folds the overlay into a new main part. For a background thread: the other methods go on
+    meanwhile.
 
-    What changes meanwhile is applied to the new part at the end. Where that needs more room than the overlay has, the
-    part is built once more, with the other methods waiting.
+    What changes meanwhile is applied to the new part at the end. Where that needs more room than
+    the overlay has, the part is built once more, with the other methods waiting.
 
     Args:
-      before_use: called with the new trie before any view holds it, to compile for shapes that it may have outgrown.
+      before_use: called with the new trie before any view holds it, to compile for shapes that it
+        may have outgrown.
     """
     with self._merging:
       with self._lock:
@@ -172,7 +201,9 @@ class LiveIndex:
           self._changed = None
 
   def _replay(self, main: MainPart, key_N: np.ndarray) -> bool:
-    """Takes a part built from the keys `key_N`, and what changed since; False where that does not fit."""
+    """Takes a part built from the keys `key_N`, and what changed since; False where that does
+    not fit.
+    """
     later = {row: int(self._key_N[row]) for row in self._changed}
     for row in later:
       self._key_N[row] = key_N[row] if row < len(key_N) else INACTIVE
@@ -189,13 +220,17 @@ class LiveIndex:
   def _use(self, main: MainPart) -> None:
     """Takes a main part that holds all that is active."""
     self._main, self._overlay = main, Overlay(main.trie, self._room)
-    self._added: dict[int, set[int]] = {}  # key -> active rows that the main part does not have under it
+    self._added: dict[
+      int, set[int]
+    ] = {}  # key -> active rows that the main part does not have under it
     self._num_added = 0
     self._num_gone = 0  # rows that the main part has under a key that is no longer theirs
     self._version += 1
 
   def _change(self, row: int, key: int) -> None:
-    """Gives a row another key, and the overlay what follows. Raises IndexFull half-way where there is no room."""
+    """Gives a row another key, and the overlay what follows. Raises IndexFull half-way where
+    there is no room.
+    """
     old, self._key_N[row] = int(self._key_N[row]), key
     self._version += 1
     if key != INACTIVE:
@@ -230,7 +265,8 @@ class LiveIndex:
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Request, beam and row, three arrays [n], of active rows of the wanted keys, in that order.
 
-    Of each key the first `limit` rows at least: of a leaf's first `limit + _num_gone` rows so many are still active.
+    Of each key the first `limit` rows at least: of a leaf's first `limit + _num_gone` rows so many
+      are still active.
     """
     request, beam = np.nonzero(wanted_BC)
     key = key_BC[request, beam]
@@ -242,9 +278,16 @@ class LiveIndex:
     row = main.leaf_rows[np.repeat(start - np.cumsum(size) + size, size) + np.arange(len(of))]
     active = self._key_N[row] == key[of]
     of, row = of[active], row[active]
-    more = [(at, new) for at, k in enumerate(key.tolist()) for new in self._added.get(k, ())] if self._added else []
+    more = (
+      [(at, new) for at, k in enumerate(key.tolist()) for new in self._added.get(k, ())]
+      if self._added
+      else []
+    )
     if more:
-      of, row = np.append(of, [at for at, _ in more]).astype(int), np.append(row, [new for _, new in more])
+      of, row = (
+        np.append(of, [at for at, _ in more]).astype(int),
+        np.append(row, [new for _, new in more]),
+      )
       order = np.lexsort((row, of))
       of, row = of[order], row[order]
     return request[of], beam[of], row

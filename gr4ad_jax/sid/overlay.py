@@ -1,7 +1,9 @@
-"""What has changed in a trie since it was made: a few nodes more, and nodes that no ad is left under.
+"""What has changed in a trie since it was made: a few nodes more, and nodes that no ad is left
+under.
 
-A search offers the children that the main part has and that are not dead, and those that the overlay adds. The arrays
-are all the state there is; they are short, so looking something up is a comparison of a whole one.
+A search offers the children that the main part has and that are not dead, and those that the
+overlay adds. The arrays are all the state there is; they are short, so looking something up is a
+comparison of a whole one.
 """
 
 import dataclasses
@@ -20,11 +22,12 @@ class IndexFull(RuntimeError):
 class OverlayArrays:
   """Changes of a trie of T levels, five int32 [T, P] arrays; -1 marks an unused entry.
 
-  Main nodes of depth t are numbered from 0; entry p of level t - 1 is node capacity_t + p of depth t. So the parent of
-  an added node is a main node or an added one.
+  Main nodes of depth t are numbered from 0; entry p of level t - 1 is node capacity_t + p of depth
+  t. So the parent of an added node is a main node or an added one.
 
   Attributes:
-    add_parent_TP: entry p of level t is a node of depth t + 1, which the main part lacks, under this node of depth t.
+    add_parent_TP: entry p of level t is a node of depth t + 1, which the main part lacks, under
+      this node of depth t.
     add_code_TP: its code at level t.
     dead_parent_TP: parent, a main node of depth t, of a main node under which no ad is active.
     dead_child_TP: that node, of depth t + 1.
@@ -41,7 +44,9 @@ class OverlayArrays:
 
 
 class Overlay:
-  """The changes of one trie, with room for `room` entries of each kind a level. Not safe for threads."""
+  """The changes of one trie, with room for `room` entries of each kind a level. Not safe for
+  threads.
+  """
 
   def __init__(self, trie: TrieArrays, room: int):
     self.trie, self.room = trie, room
@@ -51,7 +56,9 @@ class Overlay:
   @property
   def used(self) -> int:
     """Entries in use of the longest list."""
-    return int(max((self._add_parent >= 0).sum(axis=1).max(), (self._dead_child >= 0).sum(axis=1).max()))
+    return int(
+      max((self._add_parent >= 0).sum(axis=1).max(), (self._dead_child >= 0).sum(axis=1).max())
+    )
 
   @property
   def extra_leaves(self) -> int:
@@ -60,14 +67,21 @@ class Overlay:
 
   def copy(self, version: int) -> OverlayArrays:
     """The state as arrays that no later change touches."""
-    arrays = (self._add_parent, self._add_code, self._dead_parent, self._dead_child, self._dead_code)
+    arrays = (
+      self._add_parent,
+      self._add_code,
+      self._dead_parent,
+      self._dead_child,
+      self._dead_code,
+    )
     return OverlayArrays(*(array.copy() for array in arrays), version)
 
   def open(self, codes: Sequence[int]) -> None:
     """Makes the UA-SID reachable: revives its dead nodes, adds those that are missing.
 
     Raises:
-      IndexFull: an entry is missing; the caller sees to it that each list has room before it begins.
+      IndexFull: an entry is missing; the caller sees to it that each list has room before it
+        begins.
     """
     node = 0
     for level, code in enumerate(codes):
@@ -113,10 +127,14 @@ class Overlay:
       return set(added.tolist())
     low, high = self.trie.child_start[level][node : node + 2]
     dead = self._dead_code[level, self._dead_parent[level] == node]
-    return set(self.trie.node_code[level][low:high].tolist()) - set(dead.tolist()) | set(added.tolist())
+    return set(self.trie.node_code[level][low:high].tolist()) - set(dead.tolist()) | set(
+      added.tolist()
+    )
 
   def _path(self, codes: Sequence[int]) -> list[int]:
-    """Nodes from the root down, dead or not; -1 from the first one that is neither in the main part nor added."""
+    """Nodes from the root down, dead or not; -1 from the first one that is neither in the main
+    part nor added.
+    """
     path = [0]
     for level, code in enumerate(codes):
       node = path[-1]

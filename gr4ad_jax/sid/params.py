@@ -21,9 +21,15 @@ def nested(params: dict[str, np.ndarray]) -> dict:
   return found
 
 
-def content_width(params: dict[str, np.ndarray], reader: str, shapes_of: Callable[[int], dict]) -> int:
-  """Width of the vectors that a saved network's layer `reader` takes; 0 where its parameters are not those it needs."""
+def content_width(
+  params: dict[str, np.ndarray], reader: str, shapes_of: Callable[[int], dict]
+) -> int:
+  """Width of the vectors that a saved network's layer `reader` takes; 0 where its parameters are
+  not those it needs.
+  """
   kernel = params.get(f"{reader}/kernel", np.zeros(0))
-  if not kernel.size or {name: value.shape for name, value in params.items()} != shapes_of(len(kernel)):
+  if not kernel.size or {name: value.shape for name, value in params.items()} != shapes_of(
+    len(kernel)
+  ):
     return 0
   return len(kernel)

@@ -1,4 +1,6 @@
-"""How good a tokenizer is: the codes (collisions, use, balance) and the vectors (item-to-item recall)."""
+"""How good a tokenizer is: the codes (collisions, use, balance) and the vectors (item-to-item
+recall).
+"""
 
 import dataclasses
 import math
@@ -23,9 +25,10 @@ def code_quality(codes_NT: np.ndarray, codebooks: tuple[int, ...]) -> dict:
     codebooks: codes a level.
 
   Returns:
-    items_per_sid (ads over distinct UA-SIDs), collision_rate (share of ads whose UA-SID is not theirs alone),
-    utilisation (distinct UA-SIDs over the product of the codebooks), most_in_prefix (ads of the fullest prefix), and by
-    level the entropy in bits, the perplexity, the codes used and the largest code's ads over the mean of the codebook.
+    items_per_sid (ads over distinct UA-SIDs), collision_rate (share of ads whose UA-SID is not
+    theirs alone), utilisation (distinct UA-SIDs over the product of the codebooks), most_in_prefix
+    (ads of the fullest prefix), and by level the entropy in bits, the perplexity, the codes used
+    and the largest code's ads over the mean of the codebook.
   """
   num_ads = len(codes_NT)
   _, size = np.unique(codes_NT, axis=0, return_counts=True)
@@ -67,9 +70,15 @@ def sharing(index: SidIndex, mode: str) -> str | None:
   if mode == "hash":
     why = "--last_level=hash does not look whether a code is taken; --last_level=probe does"
   elif num_ads > codes:
-    why = f"--codebooks={','.join(map(str, index.codebooks))} have {codes} UA-SIDs for {num_ads} ads: take larger ones"
+    why = (
+      f"--codebooks={','.join(map(str, index.codebooks))} have {codes} UA-SIDs for {num_ads} "
+      "ads: take larger ones"
+    )
   else:
-    why = "their prefixes had no free code when they were made; --last_level=probe moves such ads now, in a new workdir"
+    why = (
+      "their prefixes had no free code when they were made; --last_level=probe moves such "
+      "ads now, in a new workdir"
+    )
   return f"{index.num_shared} of {num_ads} ads share their UA-SID with others: {why}"
 
 
@@ -81,8 +90,9 @@ def item_recall(
 ) -> dict[str, float]:
   """Item-to-item recall of vectors against neighbours.
 
-  For a query ad i with at least one true neighbour, all other ads are ranked by dot product, its known neighbours left
-  out; recall@K = true neighbours among the first K / min(K, true neighbours), averaged over queries.
+  For a query ad i with at least one true neighbour, all other ads are ranked by dot product, its
+  known neighbours left out; recall@K = true neighbours among the first K / min(K, true neighbours),
+  averaged over queries.
 
   Args:
     vectors_ND: unit vectors.
@@ -91,7 +101,8 @@ def item_recall(
     queries: ad rows to ask for; all by default.
 
   Returns:
-    {"recall@1": …, "recall@5": …, "recall@10": …, "queries": count}; recalls are NaN without a query.
+    {"recall@1": …, "recall@5": …, "recall@10": …, "queries": count}; recalls are NaN without a
+    query.
   """
   queries = np.arange(len(vectors_ND)) if queries is None else queries
   queries = queries[(truth.ads_NK[queries] >= 0).any(axis=1)]
@@ -103,19 +114,26 @@ def item_recall(
     if known is not None:
       row, slot = np.nonzero(known.ads_NK[asked] >= 0)
       score[row, known.ads_NK[asked[row], slot]] = -np.inf
-    best = np.concatenate([_best(score[part : part + PART], max(CUTS)) for part in range(0, len(asked), PART)])
+    best = np.concatenate(
+      [_best(score[part : part + PART], max(CUTS)) for part in range(0, len(asked), PART)]
+    )
     found = (best[:, :, None] == truth.ads_NK[asked][:, None, :]).any(axis=2)
     wanted = (truth.ads_NK[asked] >= 0).sum(axis=1)
     for cut in CUTS:
       hits[cut].append(found[:, :cut].sum(axis=1) / np.minimum(cut, wanted))
-  recall = {f"recall@{cut}": float(np.concatenate(h).mean()) if h else float("nan") for cut, h in hits.items()}
+  recall = {
+    f"recall@{cut}": float(np.concatenate(h).mean()) if h else float("nan")
+    for cut, h in hits.items()
+  }
   return recall | {"queries": len(queries)}
 
 
 def _best(score_QN: np.ndarray, most: int) -> np.ndarray:
-  """The `most` ads of the highest scores of each query, best first, equal ones by row: [Q, min(most, N)].
+  """The `most` ads of the highest scores of each query, best first, equal ones by row: [Q,
+  min(most, N)].
 
-  Found by partition, in time of N. Where more ads share the last score than there are places, the first rows have them.
+  Found by partition, in time of N. Where more ads share the last score than there are places, the
+  first rows have them.
   """
   most = min(most, score_QN.shape[1])
   cut = score_QN.shape[1] - most
@@ -126,7 +144,9 @@ def _best(score_QN: np.ndarray, most: int) -> np.ndarray:
   places_Q1 = most - np.count_nonzero(above_QN, axis=1, keepdims=True)
   tie_QN = keep_QN[crowded] & ~above_QN
   keep_QN[crowded] = above_QN | (tie_QN & (np.cumsum(tie_QN, axis=1) <= places_Q1))
-  ad_QK = np.nonzero(keep_QN)[1].reshape(len(score_QN), most)  # ascending, so that the stable sort keeps ties by row
+  ad_QK = np.nonzero(keep_QN)[1].reshape(
+    len(score_QN), most
+  )  # ascending, so that the stable sort keeps ties by row
   order_QK = np.argsort(-np.take_along_axis(score_QN, ad_QK, axis=1), axis=1, kind="stable")
   return np.take_along_axis(ad_QK, order_QK, axis=1)
 
@@ -142,11 +162,13 @@ def quality_report(
 ) -> dict:
   """Everything that is reported of a tokenizer; JSON-able.
 
-  Item-to-item recall asks for the Swing pairs that the tower was not trained on (`tokenizer.HELD_OUT`). A query's own
-  trained neighbours are no candidates, for trained and content vectors alike; ads that only list the query as theirs
-  stay, as distractors. The two ads of a held-out pair were seen in other pairs. The `unseen` figure is stricter: a
-  second tower of the same settings never meets a tenth of the ads, neither as anchor, positive nor negative; those ask
-  for all their neighbours among all ads. All vectors are held in memory, and each ad that asks meets all others.
+  Item-to-item recall asks for the Swing pairs that the tower was not trained on
+  (`tokenizer.HELD_OUT`). A query's own trained neighbours are no candidates, for trained and
+  content vectors alike; ads that only list the query as theirs stay, as distractors. The two ads of
+  a held-out pair were seen in other pairs. The `unseen` figure is stricter: a second tower of the
+  same settings never meets a tenth of the ads, neither as anchor, positive nor negative; those ask
+  for all their neighbours among all ads. All vectors are held in memory, and each ad that asks
+  meets all others.
 
   Args:
     fitted: the tokenizer.
@@ -157,8 +179,9 @@ def quality_report(
     told: hears how far Swing is, which is fitted anew.
 
   Returns:
-    {"ads", "codebooks", "last_level", "codes": {"hash", "probe"}, "item_recall": {"content", "trained"} or
-    None without a query, "unseen_ads": the same, "moved_by_balance": share of ads whose first code is not the nearest}.
+    {"ads", "codebooks", "last_level", "codes": {"hash", "probe"}, "item_recall": {"content",
+    "trained"} or None without a query, "unseen_ads": the same, "moved_by_balance": share of ads
+    whose first code is not the nearest}.
 
   Raises:
     schema.DataError: bad vectors, as in `encoders.encode`.
@@ -170,7 +193,9 @@ def quality_report(
   pairs, held_out = neighbors.split(tokenizer.HELD_OUT, fitted.seed)
   prefix_NP = codes_NT[:, :-1]
   codes = {
-    mode: code_quality(last_level.complete(ads, prefix_NP, config.codebooks[-1], mode), config.codebooks)
+    mode: code_quality(
+      last_level.complete(ads, prefix_NP, config.codebooks[-1], mode), config.codebooks
+    )
     for mode in ("hash", "probe")
   }
   nearest_N = nearest(fitted.quantized(vectors_ND), fitted.centroids[0], 1)[0][:, 0]
@@ -200,7 +225,9 @@ def _unseen_recall(
   hidden_N = np.random.default_rng(fitted.seed).random(len(ads)) < UNSEEN
   shown, asked = np.flatnonzero(~hidden_N), np.flatnonzero(hidden_N)
   columns = {field.name: getattr(ads, field.name) for field in dataclasses.fields(ads)}
-  shown_ads = schema.AdTable(**{name: column if column is None else column[shown] for name, column in columns.items()})
+  shown_ads = schema.AdTable(
+    **{name: column if column is None else column[shown] for name, column in columns.items()}
+  )
   options = tokenizer.tower_settings(fitted.config) | {"seed": fitted.seed}
   second = tower.fit_tower(text_ND[shown], shown_ads, neighbors.among(shown), **options)
   return _measured(
@@ -219,14 +246,31 @@ def _measured(recalls: dict[str, dict]) -> dict[str, dict] | None:
 def format_report(report: dict) -> str:
   """The report as Markdown tables."""
   hashed, probed = report["codes"]["hash"], report["codes"]["probe"]
-  lines = [f"{report['ads']} ads, codebooks {tuple(report['codebooks'])}, last level: {report['last_level']}", ""]
+  lines = [
+    (
+      f"{report['ads']} ads, codebooks {tuple(report['codebooks'])}, last level: "
+      f"{report['last_level']}"
+    ),
+    "",
+  ]
   lines += ["| UA-SIDs | hash | probe |", "|---|---|---|"]
-  for name, form in {"items_per_sid": "{:.4f}", "collision_rate": "{:.2%}", "utilisation": "{:.3%}"}.items():
-    lines.append(f"| {name.replace('_', ' ')} | {form.format(hashed[name])} | {form.format(probed[name])} |")
+  for name, form in {
+    "items_per_sid": "{:.4f}",
+    "collision_rate": "{:.2%}",
+    "utilisation": "{:.3%}",
+  }.items():
+    lines.append(
+      f"| {name.replace('_', ' ')} | {form.format(hashed[name])} | {form.format(probed[name])} |"
+    )
   lines.append(f"| most in a prefix | {hashed['most_in_prefix']} | {probed['most_in_prefix']} |")
-  lines += ["", "| level | codes | used | entropy, bits | perplexity | largest / mean |", "|---|---|---|---|---|---|"]
   lines += [
-    f"| {number} | {level['codes']} | {level['used']} | {level['entropy_bits']:.2f} | {level['perplexity']:.1f} "
+    "",
+    "| level | codes | used | entropy, bits | perplexity | largest / mean |",
+    "|---|---|---|---|---|---|",
+  ]
+  lines += [
+    f"| {number} | {level['codes']} | {level['used']} | {level['entropy_bits']:.2f} | "
+    f"{level['perplexity']:.1f} "
     f"| {level['largest_over_mean']:.2f} |"
     for number, level in enumerate(report["codes"][report["last_level"]]["levels"], start=1)
   ]

@@ -1,4 +1,6 @@
-"""Points [N, D] that outgrow a device or the memory, step by step over a mesh: their nearest centroids, their sums."""
+"""Points [N, D] that outgrow a device or the memory, step by step over a mesh: their nearest
+centroids, their sums.
+"""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -21,7 +23,9 @@ ROWS, WHOLE = PartitionSpec(mesh_lib.AXES), PartitionSpec()
 
 
 class Sliceable(Protocol):
-  """What is needed of points: an array, a memory-mapped one, or a view that computes the rows asked for."""
+  """What is needed of points: an array, a memory-mapped one, or a view that computes the rows
+  asked for.
+  """
 
   shape: tuple[int, ...]
 
@@ -30,11 +34,12 @@ class Sliceable(Protocol):
 
 
 class Rows:
-  """Points cut by rows over all devices of a mesh, read from where they lie once a pass and never kept.
+  """Points cut by rows over all devices of a mesh, read from where they lie once a pass and never
+  kept.
 
-  A device computes in tiles of `TILE` rows, and each process' rows are tiled from its first. So a row's distances do
-  not depend on the number of devices, to the bit; nor on the number of processes where all but the last bring a
-  multiple of `TILE` rows (else only by rounding).
+  A device computes in tiles of `TILE` rows, and each process' rows are tiled from its first. So a
+  row's distances do not depend on the number of devices, to the bit; nor on the number of processes
+  where all but the last bring a multiple of `TILE` rows (else only by rounding).
 
   Attributes:
     num: N, over all processes.
@@ -60,7 +65,11 @@ class Rows:
 
   def _each(self, value: np.ndarray) -> np.ndarray:
     """A value of every process, [P, ...]; int32 or float32."""
-    return np.asarray(multihost_utils.process_allgather(value)) if self._shared else np.asarray(value)[None]
+    return (
+      np.asarray(multihost_utils.process_allgather(value))
+      if self._shared
+      else np.asarray(value)[None]
+    )
 
   def most(self, value: np.ndarray) -> np.ndarray:
     """The greatest over all processes, number by number; int32 or float32."""
@@ -91,7 +100,9 @@ class Rows:
     size_P = self._each(np.int32(len(value_n)))
     padded = np.zeros((size_P.max(), *value_n.shape[1:]), value_n.dtype)
     padded[: len(value_n)] = value_n
-    return np.concatenate([part[:size] for part, size in zip(self._each(padded), size_P, strict=True)])
+    return np.concatenate(
+      [part[:size] for part, size in zip(self._each(padded), size_P, strict=True)]
+    )
 
   def _count(self, among: np.ndarray | None) -> int:
     """Rows of this process among those numbers; None: all of them."""
@@ -100,16 +111,21 @@ class Rows:
     return int(((among >= self.begin) & (among < self._end)).sum())
 
   def _steps(self, among: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, int, jax.Array]]:
-    """(positions here, rows that count, [devices * rows, D] on the devices); every process takes as many steps.
+    """(positions here, rows that count, [devices * rows, D] on the devices); every process takes as
+    many steps.
 
     Args:
       among: numbers of the rows to visit, ascending; None: all.
     """
-    here = None if among is None else among[(among >= self.begin) & (among < self._end)] - self.begin
+    here = (
+      None if among is None else among[(among >= self.begin) & (among < self._end)] - self.begin
+    )
     count = self._count(among)
     most = int(self._each(np.int32(count)).max())
     tiles = -(-most // (TILE * self._devices))
-    rows = min(STEP, TILE << max(tiles - 1, 0).bit_length()) * self._devices  # few shapes, so few compilations
+    rows = (
+      min(STEP, TILE << max(tiles - 1, 0).bit_length()) * self._devices
+    )  # few shapes, so few compilations
     for at in range(0, most, rows):
       size = max(0, min(rows, count - at))
       where = slice(at, at + size) if here is None else here[at : at + size]
@@ -154,7 +170,11 @@ class Rows:
     run = _nearest_on(self._mesh, candidates)
     shape = (self._count(among), candidates)
     found = np.empty(shape, np.int32), np.empty(shape, np.float32)
-    waiting, done, filled = None, 0, 0  # one step waits: the next rows are read while the devices work
+    waiting, done, filled = (
+      None,
+      0,
+      0,
+    )  # one step waits: the next rows are read while the devices work
     for _, size, x_BD in self._steps(among):
       if told:
         told(min(done, self.num))
@@ -167,12 +187,14 @@ class Rows:
     return tuple(self._gather(part) for part in found)
 
   def sums(self, cluster_N: np.ndarray, num_clusters: int, unit_D: np.ndarray) -> np.ndarray:
-    """Sum of the rows of each cluster, in whole units: exact, so the same in any order and on any number of devices.
+    """Sum of the rows of each cluster, in whole units: exact, so the same in any order and on any
+    number of devices.
 
     Args:
       cluster_N: cluster of each row, of all processes.
       num_clusters: C.
-      unit_D: powers of two; values are rounded to multiples of them, and no sum may exceed 2^31 - 1 of them.
+      unit_D: powers of two; values are rounded to multiples of them, and no sum may exceed 2^31 - 1
+        of them.
 
     Returns:
       [C, D] int32.
@@ -184,7 +206,8 @@ class Rows:
     for where, size, x_BD in self._steps(None):
       cluster_B = np.full(x_BD.shape[0] // self._mesh.size * self._devices, _NOWHERE, np.int32)
       cluster_B[:size] = cluster_n[where]
-      total.block_until_ready()  # the step before: else all rows would soon wait in memory for a slow device
+      # the step before: else all rows would soon wait in memory for a slow device
+      total.block_until_ready()
       total = run(total, x_BD, self._put(cluster_B), units_D)
     return np.asarray(_total_on(self._mesh)(total).addressable_data(0))[:num_clusters]
 
@@ -205,7 +228,8 @@ class Shipped(NamedTuple):
 
   Attributes:
     centroids_CD: on the devices.
-    half_C: half their squared lengths, infinite for what only pads; on the host, where clusters are closed.
+    half_C: half their squared lengths, infinite for what only pads; on the host, where clusters are
+      closed.
   """
 
   centroids_CD: jax.Array
@@ -229,11 +253,15 @@ def nearest(
     candidates: R, how many; at most C.
 
   Returns:
-    [N, R] int32 clusters, nearest first, ties by number where R is 1; [N, R] float32 squared distances.
+    [N, R] int32 clusters, nearest first, ties by number where R is 1; [N, R] float32 squared
+    distances.
   """
   shipped = centroids if isinstance(centroids, Shipped) else ship(centroids)
   arguments = shipped.centroids_CD, jax.device_put(shipped.half_C)
-  clusters, distances = [np.zeros((0, candidates), np.int32)], [np.zeros((0, candidates), np.float32)]
+  clusters, distances = (
+    [np.zeros((0, candidates), np.int32)],
+    [np.zeros((0, candidates), np.float32)],
+  )
   for at in range(0, points_ND.shape[0], STEP):
     chunk = np.asarray(points_ND[at : at + STEP], np.float32)
     padded = np.zeros((1 << max(len(chunk) - 1, 0).bit_length(), chunk.shape[1]), np.float32)
@@ -245,7 +273,9 @@ def nearest(
 
 
 def _padded(centroids_CD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Centroids and half their squared lengths, of a multiple of `BLOCK`; what only pads is infinitely long."""
+  """Centroids and half their squared lengths, of a multiple of `BLOCK`; what only pads is
+  infinitely long.
+  """
   num = len(centroids_CD)
   half_C = np.full(-(-num // BLOCK) * BLOCK, np.inf, np.float32)
   half_C[:num] = 0.5 * (centroids_CD * centroids_CD).sum(axis=1)
@@ -274,14 +304,20 @@ def _nearest_of_step(x_BD: jax.Array, centroids_CD: jax.Array, half_C: jax.Array
 
 
 def _nearest_of_tile(centroids_CD: jax.Array, half_C: jax.Array, candidates: int, x_TD: jax.Array):
-  """A top R over C, by blocks where C is large: no block but those of the R least minima can hold one of the R."""
+  """A top R over C, by blocks where C is large: no block but those of the R least minima can
+  hold one of the R.
+  """
   C, T = len(half_C), len(x_TD)
-  product_CT = jnp.matmul(centroids_CD, x_TD.T, precision=jax.lax.Precision.HIGHEST)  # TF32 would not tell them apart
+  product_CT = jnp.matmul(
+    centroids_CD, x_TD.T, precision=jax.lax.Precision.HIGHEST
+  )  # TF32 would not tell them apart
   score_CT = half_C[:, None] - product_CT  # (|x - c|² - |x|²) / 2
   if C < 4 * BLOCK * candidates:
     least, at_TR = jax.lax.top_k(-score_CT.T, candidates)
   else:
-    minimum_PT = score_CT.reshape(C // BLOCK, BLOCK, T).min(axis=1)  # points last: a minimum of whole vectors on a CPU
+    minimum_PT = score_CT.reshape(C // BLOCK, BLOCK, T).min(
+      axis=1
+    )  # points last: a minimum of whole vectors on a CPU
     _, block_TR = jax.lax.top_k(-minimum_PT.T, candidates)
     kept_TK = (block_TR[:, :, None] * BLOCK + jnp.arange(BLOCK)).reshape(T, candidates * BLOCK)
     score_TK = score_CT.at[kept_TK, jnp.arange(T)[:, None]].get(mode="promise_in_bounds")
@@ -299,7 +335,9 @@ def _nearest_on(mesh: Mesh, candidates: int):
   def run(x_BD, centroids_CD, half_C):
     return _nearest_of_step(x_BD, centroids_CD, half_C, candidates)
 
-  return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(ROWS, WHOLE, WHOLE), out_specs=(ROWS, ROWS)))
+  return jax.jit(
+    jax.shard_map(run, mesh=mesh, in_specs=(ROWS, WHOLE, WHOLE), out_specs=(ROWS, ROWS))
+  )
 
 
 @functools.lru_cache(maxsize=4)
@@ -323,7 +361,9 @@ def _total_on(mesh: Mesh):
 
 
 def _take(found: tuple[np.ndarray, ...], at: int, size: int, answer: tuple[jax.Array, ...]) -> None:
-  """Writes the first rows of those that lie on this process' devices into `found`, from row `at`."""
+  """Writes the first rows of those that lie on this process' devices into `found`, from row
+  `at`.
+  """
   for to, value in zip(found, answer, strict=True):
     shards = sorted(value.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     to[at : at + size] = np.concatenate([np.asarray(shard.data) for shard in shards])[:size]

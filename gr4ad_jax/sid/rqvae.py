@@ -1,8 +1,10 @@
-"""RQ-VAE: an autoencoder whose latent vector is a sum of codes, one a level, in place of residual k-means.
+"""RQ-VAE: an autoencoder whose latent vector is a sum of codes, one a level, in place of residual
+k-means.
 
-Zeghidour et al., "SoundStream", 2021; as a tokenizer of items: Rajput et al., "Recommender Systems with Generative
-Retrieval", NeurIPS 2023 (TIGER). Codes start as k-means centroids of the first latents, and a code that no ad of a
-hundred steps came near starts anew, so that codebooks do not collapse; but not in the last hundred, which settle.
+Zeghidour et al., "SoundStream", 2021; as a tokenizer of items: Rajput et al., "Recommender Systems
+with Generative Retrieval", NeurIPS 2023 (TIGER). Codes start as k-means centroids of the first
+latents, and a code that no ad of a hundred steps came near starts anew, so that codebooks do not
+collapse; but not in the last hundred, which settle.
 """
 
 import dataclasses
@@ -46,7 +48,8 @@ class Mlp(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-  """The trained encoder: vectors -> latents, whose residual codes are those of the k-means tokenizer's vectors.
+  """The trained encoder: vectors -> latents, whose residual codes are those of the k-means
+  tokenizer's vectors.
 
   Attributes:
     params: of `Mlp`, by slash-joined name, float32.
@@ -64,7 +67,9 @@ class Encoder:
 
 
 def expected_shapes(width: int, content: int) -> dict[str, tuple[int, ...]]:
-  """Name and shape of each parameter of an encoder of vectors so wide; lets a saved one be checked."""
+  """Name and shape of each parameter of an encoder of vectors so wide; lets a saved one be
+  checked.
+  """
   init = Mlp(hidden_width(content), width).init
   params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, content)))["params"]
   return {name: leaf.shape for name, leaf in flat(params).items()}
@@ -79,7 +84,8 @@ class Quantized(NamedTuple):
   """N latents as sums of codes.
 
   Attributes:
-    loss_N: float32 losses of the levels: |sg(r) - e|² + COMMITMENT · |r - sg(e)|² of residual r and code e.
+    loss_N: float32 losses of the levels: |sg(r) - e|² + COMMITMENT · |r - sg(e)|² of residual r and
+      code e.
     coded_ND: the sums; their gradient is that of the latents (straight through).
     numbers: of the codes, [N] int32 a level.
     residuals: what each level had to code, [N, D] a level.
@@ -98,7 +104,13 @@ def quantize(z_ND: jax.Array, codes: list[jax.Array]) -> Quantized:
     z_ND: latents.
     codes: one [C_t, D] codebook a level.
   """
-  residual, total, loss, numbers, residuals = z_ND, jnp.zeros_like(z_ND), jnp.zeros(len(z_ND)), [], []
+  residual, total, loss, numbers, residuals = (
+    z_ND,
+    jnp.zeros_like(z_ND),
+    jnp.zeros(len(z_ND)),
+    [],
+    [],
+  )
   for table in codes:
     number = jnp.argmin((table * table).sum(axis=1) - 2 * residual @ table.T, axis=1)
     code = table[number]
@@ -111,9 +123,16 @@ def quantize(z_ND: jax.Array, codes: list[jax.Array]) -> Quantized:
 
 
 def fit(
-  x_ND: np.ndarray, codebooks: tuple[int, ...], *, width: int, steps: int, seed: int, log: logging.Logger | None = None
+  x_ND: np.ndarray,
+  codebooks: tuple[int, ...],
+  *,
+  width: int,
+  steps: int,
+  seed: int,
+  log: logging.Logger | None = None,
 ) -> tuple[Encoder, tuple[np.ndarray, ...]]:
-  """Trains encoder, codebooks and decoder with Adam on squared errors, in units of the vectors' variance.
+  """Trains encoder, codebooks and decoder with Adam on squared errors, in units of the vectors'
+  variance.
 
   Args:
     x_ND: [N, D] vectors of the ads.
@@ -139,19 +158,31 @@ def fit(
     "decoder": decoder.init(second, jnp.zeros((1, width)))["params"],
   }
   rng = np.random.default_rng(seed)
-  residual = np.asarray(encoder.apply({"params": params["encoder"]}, x_ND[rng.permutation(N)[: 16 * BATCH]]))
+  residual = np.asarray(
+    encoder.apply({"params": params["encoder"]}, x_ND[rng.permutation(N)[: 16 * BATCH]])
+  )
   params["codes"] = []
   for level, size in enumerate(codebooks):
     centroids_CD, number = kmeans.balanced_kmeans(residual, size, iterations=5, seed=seed + level)
     residual = residual - centroids_CD[number]
     params["codes"].append(jnp.asarray(centroids_CD))
   state = params, _optimiser(steps).init(params)
-  used = [jnp.zeros(size, bool) for size in codebooks]  # codes that an ad came near since the last restart
+  used = [
+    jnp.zeros(size, bool) for size in codebooks
+  ]  # codes that an ad came near since the last restart
   for number in range(steps):
     rows = rng.integers(N, size=min(BATCH, N))
-    state, used, (rebuilt, quantised), coded = _train_step(width, steps, scale, state, used, x_ND[rows])
+    state, used, (rebuilt, quantised), coded = _train_step(
+      width, steps, scale, state, used, x_ND[rows]
+    )
     if log and (number % RESTART == 0 or number == steps - 1):
-      log.info("RQ-VAE step %d of %d: error %.4f, levels %.4f", number + 1, steps, float(rebuilt), float(quantised))
+      log.info(
+        "RQ-VAE step %d of %d: error %.4f, levels %.4f",
+        number + 1,
+        steps,
+        float(rebuilt),
+        float(quantised),
+      )
     if number % RESTART == RESTART - 1 and number < steps - RESTART:
       params, opt_state = state
       orders = [rng.permutation(len(rows)) for _ in codebooks]
@@ -167,7 +198,9 @@ def _optimiser(steps: int) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def _train_step(width, steps, scale, state, used, x_BD):
-  """One step: state; which codes were used; the reconstruction's and the levels' errors; the batch's codes."""
+  """One step: state; which codes were used; the reconstruction's and the levels' errors; the
+  batch's codes.
+  """
   params, opt_state = state
   D = x_BD.shape[1]
 
@@ -187,9 +220,11 @@ def _train_step(width, steps, scale, state, used, x_BD):
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _restarted(codes, used, residuals, orders):
-  """Codebooks whose unused codes are residuals of the last batch, in a given order; and codes marked as unused.
+  """Codebooks whose unused codes are residuals of the last batch, in a given order; and codes
+  marked as unused.
 
-  Shapes do not depend on how many codes are unused, so one program serves all restarts, and nothing comes to the host.
+  Shapes do not depend on how many codes are unused, so one program serves all restarts, and nothing
+  comes to the host.
   """
   fresh = []
   for table_CD, used_C, residual_BD, order_B in zip(codes, used, residuals, orders, strict=True):

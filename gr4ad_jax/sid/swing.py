@@ -1,19 +1,28 @@
-"""Swing: which ads are taken together, from the training events alone (Yang et al., arXiv:2010.05525).
+"""Swing: which ads are taken together, from the training events alone (Yang et al.,
+arXiv:2010.05525).
 
-  sim(i, j) = Σ w_u w_v / (α + |I_u ∩ I_v|) over ordered pairs u ≠ v of users that took i and j, w_u = 1 / √|I_u|
+  sim(i, j) = Σ w_u w_v / (α + |I_u ∩ I_v|) over ordered pairs u ≠ v of users that took i and j, w_u
+  = 1 / √|I_u|
 
-A "user" is one visit here. Where no visit holds two ads, as in a log of reviews, the users are the log's own.
+A "user" is one visit here. Where no visit holds two ads, as in a log of reviews, the users are the
+log's own.
 
-Four rules bound the work. Below the caps the result is exact, and it depends neither on memory nor on workers.
-1. Of a visit of more than `max_items_per_user` ads, those of the lowest `priority` count; |I_u| is of those.
+Four rules bound the work. Below the caps the result is exact, and it depends neither on memory nor
+on workers.
+1. Of a visit of more than `max_items_per_user` ads, those of the lowest `priority` count; |I_u| is
+  of those.
 2. An ad of more than `max_users_per_item` visits is judged by those of the lowest `priority`.
-3. Two ads are neighbours where at least `min_support` of the visits by which the one is judged hold the other.
+3. Two ads are neighbours where at least `min_support` of the visits by which the one is judged hold
+  the other.
 4. The `neighbors` most similar stay; those that are equal in float32 go by ad row.
 
-`memory_mb` bounds the working memory of all workers together. Beside it stand the columns, the result, 4 bytes for each
-pair of visit and ad before the cap on visits and 4 for each after it, 32 bytes a visit and 100 an ad. Blocks of ads are
-sized by the ads of their visits. What is never cut: in each worker a single ad, of 160 bytes for each ad of each visit
-by which it is judged; and while events are sorted, the largest visit and the most popular ad, of 40 bytes an event.
+`memory_mb` bounds the working memory of all workers together. Beside it stand the columns, the
+result, 4 bytes for each pair of visit and ad before the cap on visits and 4 for each after it, 32
+bytes a visit and 100 an ad. Blocks of ads are
+sized by the ads of their visits. What is never cut: in each worker a single ad, of 160 bytes for
+  each ad of each visit
+by which it is judged; and while events are sorted, the largest visit and the most popular ad, of 40
+bytes an event.
 """
 
 import concurrent.futures
@@ -28,7 +37,15 @@ import numpy as np
 
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.sid import swing_blocks
-from gr4ad_jax.sid.swing_groups import BLOCK, Groups, check_columns, cuts, group, priority, train_blocks
+from gr4ad_jax.sid.swing_groups import (
+  BLOCK,
+  Groups,
+  check_columns,
+  cuts,
+  group,
+  priority,
+  train_blocks,
+)
 
 _ENTRY_BYTES, _PAIR_BYTES = 128, 32  # what an entry and a pair of a block take at the most
 _WORKER_BYTES = 64 << 20  # of memory, for each worker after the first
@@ -54,7 +71,9 @@ class Neighbors:
   def save(self, path: str, made: dict[str, float]) -> None:
     """Writes an .npz file, with the settings that made it, under a temporary name first."""
     part = f"{path}.part.npz"
-    np.savez(part, ads=self.ads_NK, similarity=self.similarity_NK, made=np.asarray(json.dumps(made)))
+    np.savez(
+      part, ads=self.ads_NK, similarity=self.similarity_NK, made=np.asarray(json.dumps(made))
+    )
     os.replace(part, path)
 
   @classmethod
@@ -71,7 +90,10 @@ class Neighbors:
     except (EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
       raise DataError(f"{path}: not a file of Swing neighbours ({error!r})") from error
     if found.ads_NK.ndim != 2 or found.ads_NK.shape != found.similarity_NK.shape:
-      raise DataError(f"{path}: neighbours of shape {found.ads_NK.shape}, similarities {found.similarity_NK.shape}")
+      raise DataError(
+        f"{path}: neighbours of shape {found.ads_NK.shape}, similarities "
+        f"{found.similarity_NK.shape}"
+      )
     for name, value in wanted.items():
       if made.get(name) != value:
         raise DataError(f"{path}: made with --{name}={made.get(name)}; {value} is wanted")
@@ -95,7 +117,9 @@ class Neighbors:
     return self.keep(~out_NK), self.keep(out_NK)
 
   def among(self, rows: np.ndarray) -> "Neighbors":
-    """The neighbours within a subset of ads, [R] ascending rows, renumbered by their place in it."""
+    """The neighbours within a subset of ads, [R] ascending rows, renumbered by their place in
+    it.
+    """
     place = np.full(len(self.ads_NK), -1, np.int32)
     place[rows] = np.arange(len(rows))
     ads_RK = np.where(self.ads_NK[rows] >= 0, place[self.ads_NK[rows]], -1)
@@ -146,7 +170,8 @@ def fit_swing(
     seed: seed of both samples.
     memory_mb: MiB of working memory, 16 or more (see the head).
     workers: threads, one for each 64 MiB of memory at most; 0: one a core.
-    told: hears how far it is: events grouped by visit, ads of visits by ad, pairs of visits compared.
+    told: hears how far it is: events grouped by visit, ads of visits by ad, pairs of visits
+      compared.
 
   Returns:
     Neighbours, similarity above zero only.
@@ -155,7 +180,12 @@ def fit_swing(
     DataError: columns of different lengths, not of whole numbers, or an id out of range.
     ValueError: a setting out of range.
   """
-  at_least(1, neighbors=neighbors, max_users_per_item=max_users_per_item, max_items_per_user=max_items_per_user)
+  at_least(
+    1,
+    neighbors=neighbors,
+    max_users_per_item=max_users_per_item,
+    max_items_per_user=max_items_per_user,
+  )
   at_least(16, memory_mb=memory_mb)
   check_columns(events, num_ads)
   memory = memory_mb << 20
@@ -202,7 +232,9 @@ class _Filled:
 
 
 def _baskets(events: Columns, cap: int, seed: int, memory: int, told: Told | None) -> Groups:
-  """The distinct ads of each visit; of each user, where no visit holds two, as in a log of reviews."""
+  """The distinct ads of each visit; of each user, where no visit holds two, as in a log of
+  reviews.
+  """
   for column in (events.request, events.user):
     baskets = group(
       lambda column=column: train_blocks(column, events.ad, events.split),
@@ -237,8 +269,12 @@ def _entries(baskets: Groups, visits: Groups) -> np.ndarray:
   return np.concatenate(parts)
 
 
-def _all(work, blocks: list[tuple[int, int]], visits: np.ndarray, workers: int, told: Told | None) -> None:
-  """Works on all blocks, some at once; tells of the pairs of visits that are compared, by which the work grows."""
+def _all(
+  work, blocks: list[tuple[int, int]], visits: np.ndarray, workers: int, told: Told | None
+) -> None:
+  """Works on all blocks, some at once; tells of the pairs of visits that are compared, by which
+  the work grows.
+  """
   pairs = np.append(0, np.cumsum(visits * (visits - 1) // 2))
   done, total = 0, int(pairs[-1])
   if told:

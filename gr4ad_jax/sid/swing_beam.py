@@ -1,7 +1,9 @@
-"""Swing as an Apache Beam pipeline, for logs that one machine does not hold: the neighbours of `swing.fit_swing`.
+"""Swing as an Apache Beam pipeline, for logs that one machine does not hold: the neighbours of
+`swing.fit_swing`.
 
-It reads the prepared events where they lie, a run of users at a time. A visit belongs to one user, so its ads need no
-shuffle; there is one, by ad, and before it each worker drops what the cap on visits would drop anyway.
+It reads the prepared events where they lie, a run of users at a time. A visit belongs to one user,
+so its ads need no shuffle; there is one, by ad, and before it each worker drops what the cap on
+visits would drop anyway.
 """
 
 import glob
@@ -20,15 +22,20 @@ from gr4ad_jax.sid.swing_groups import Groups, priority
 _PAIRS = 1 << 22  # held in memory
 _USERS = 1000  # read at once
 
-Example = tuple[int, np.ndarray, np.ndarray]  # a user's number; visit and ad of each of its training events
-Visit = tuple[int, int, tuple[int, ...]]  # priority as Beam's signed integer, number, its ads in ascending order
+Example = tuple[
+  int, np.ndarray, np.ndarray
+]  # a user's number; visit and ad of each of its training events
+Visit = tuple[
+  int, int, tuple[int, ...]
+]  # priority as Beam's signed integer, number, its ads in ascending order
 Row = tuple[int, list[int], list[float]]  # an ad; its neighbours, strongest first; their similarity
 
 
 def run(
   folders: dict[str, str], config: SidConfig, seed: int, parts: str, options: Sequence[str] = ()
 ) -> swing.Neighbors:
-  """The neighbours of a prepared data set, by the settings; as `tokenizer.co_occurrence` gives them.
+  """The neighbours of a prepared data set, by the settings; as `tokenizer.co_occurrence` gives
+  them.
 
   Args:
     folders: of the prepared parts (`prepare.prepared_folders`); all workers can read them.
@@ -45,10 +52,14 @@ def run(
   try:
     pipeline = beam.Pipeline(argv=list(options))
   except ValueError as error:
-    raise ConfigError(f"--beam_options={' '.join(options)} is not allowed: {str(error).splitlines()[0]}") from error
+    raise ConfigError(
+      f"--beam_options={' '.join(options)} is not allowed: {str(error).splitlines()[0]}"
+    ) from error
   num_ads = tfds.builder_from_directory(folders["ads"]).info.splits["ads"].num_examples
   with pipeline:
-    rows = similar_ads(read_examples(pipeline, folders["events"]), **tokenizer.swing_arguments(config, seed))
+    rows = similar_ads(
+      read_examples(pipeline, folders["events"]), **tokenizer.swing_arguments(config, seed)
+    )
     _ = rows | beam.Map(json.dumps) | beam.io.WriteToText(os.path.join(parts, "rows"))
   return assemble(_written(parts), num_ads, config.swing_neighbors)
 
@@ -64,7 +75,8 @@ def read_examples(pipeline: Any, events_dir: str) -> Any:
 
   Args:
     pipeline: a Beam pipeline.
-    events_dir: folder of the prepared `events`, which all workers can read: `prepare.events_dir(config)`.
+    events_dir: folder of the prepared `events`, which all workers can read:
+      `prepare.events_dir(config)`.
   """
   beam, tfds = optional("apache_beam", "beam"), optional("tensorflow_datasets")
   count = tfds.builder_from_directory(events_dir).info.splits["train"].num_examples
@@ -73,7 +85,9 @@ def read_examples(pipeline: Any, events_dir: str) -> Any:
 
 
 def _read(users: tuple[int, int], events_dir: str) -> Iterator[Example]:
-  source = optional("tensorflow_datasets").builder_from_directory(events_dir).as_data_source("train")
+  source = (
+    optional("tensorflow_datasets").builder_from_directory(events_dir).as_data_source("train")
+  )
   numbers = range(*users)
   for user, example in zip(numbers, source.__getitems__(list(numbers)), strict=True):
     yield user, np.asarray(example["request"]), np.asarray(example["ad"])
@@ -89,7 +103,8 @@ def similar_ads(
   min_support: int = 2,
   seed: int = 0,
 ) -> Any:
-  """The neighbours of each ad that has any, a collection of `Row`; arguments and rules are those of `swing.fit_swing`.
+  """The neighbours of each ad that has any, a collection of `Row`; arguments and rules are those of
+  `swing.fit_swing`.
 
   Args:
     examples: a collection of `Example`.
@@ -105,7 +120,12 @@ def similar_ads(
     ValueError: a setting out of range.
   """
   beam = optional("apache_beam", "beam")
-  swing.at_least(1, neighbors=neighbors, max_users_per_item=max_users_per_item, max_items_per_user=max_items_per_user)
+  swing.at_least(
+    1,
+    neighbors=neighbors,
+    max_users_per_item=max_users_per_item,
+    max_items_per_user=max_items_per_user,
+  )
   largest = examples | "largest of a user" >> beam.Map(_largest) | beam.CombineGlobally(_most)
   by_visit = beam.pvalue.AsSingleton(largest)
   return (
@@ -127,24 +147,32 @@ def _largest(example: Example) -> int:
   return int(np.unique(pairs[0], return_counts=True)[1].max(initial=0))
 
 
-def _visits_of_ads(example: Example, largest: int, max_items: int, seed: int) -> Iterator[tuple[int, Visit]]:
+def _visits_of_ads(
+  example: Example, largest: int, max_items: int, seed: int
+) -> Iterator[tuple[int, Visit]]:
   """Each ad of each visit with that visit; a user is one visit where no visit holds two ads."""
   user, visit, ad = example
   visit = visit if largest > 1 else np.full(len(ad), user)
   order = np.lexsort((ad, visit))
   visit, ad = visit[order], ad[order]
   begin = np.flatnonzero(np.append(True, visit[1:] != visit[:-1])[: len(visit)])
-  for number, ads in zip(visit[begin].tolist(), np.split(ad, begin[1:]), strict=False):  # of no event a part of none
+  for number, ads in zip(
+    visit[begin].tolist(), np.split(ad, begin[1:]), strict=False
+  ):  # of no event a part of none
     ads = np.unique(ads)
     if len(ads) > max_items:
       ads = np.sort(ads[np.argsort(priority(number, ads, seed, swing.OF_A_VISIT))[:max_items]])
     held = tuple(ads.tolist())
-    first = (priority(number, ads, seed, swing.OF_AN_AD) ^ np.uint64(1 << 63)).view(np.int64)  # in the same order
+    first = (priority(number, ads, seed, swing.OF_AN_AD) ^ np.uint64(1 << 63)).view(
+      np.int64
+    )  # in the same order
     for row, of_ad in enumerate(held):
       yield of_ad, (int(first[row]), number, held)
 
 
-def _row(of_ad: tuple[int, list[Visit]], alpha: float, neighbors: int, min_support: int) -> Iterator[Row]:
+def _row(
+  of_ad: tuple[int, list[Visit]], alpha: float, neighbors: int, min_support: int
+) -> Iterator[Row]:
   """The neighbours of an ad from its visits, where it has any."""
   ad, visits = of_ad
   visits = sorted(visits, key=lambda visit: visit[1])

@@ -1,8 +1,12 @@
-"""Swing of a block of ads at once, by array operations whose number does not grow with the ads of the block.
+"""Swing of a block of ads at once, by array operations whose number does not grow with the ads of
+the block.
 
-A *row* is a visit of an ad i; an *entry* of it is another ad j that the visit holds. In order of j, then of row, the
-entries of the visits that hold both i and j stand together: they are the *cell* (i, j). Each two entries of a cell are
-a *pair*: two visits of i that share j. Pairs are walked twice: to count what the two visits share, then to add it up.
+A *row* is a visit of an ad i; an *entry* of it is another ad j that the visit holds. In order of j,
+then of row, the
+entries of the visits that hold both i and j stand together: they are the *cell* (i, j). Each two
+  entries of a cell are
+a *pair*: two visits of i that share j. Pairs are walked twice: to count what the two visits share,
+  then to add it up.
 """
 
 import dataclasses
@@ -50,7 +54,8 @@ def similar(
 ) -> Cells:
   """Swing of a run of ads to all ads that their visits hold.
 
-  Every sum runs in the order of the visits, so the result does not depend on how ads and pairs are cut.
+  Every sum runs in the order of the visits, so the result does not depend on how ads and pairs are
+  cut.
 
   Args:
     baskets: the ads of each visit.
@@ -66,7 +71,9 @@ def similar(
   ad_R = np.repeat(visits.ids_G[low:high], count_A)
   size_R = baskets.start[visit_R + 1] - baskets.start[visit_R]
   entries = _entries(baskets, visit_R, size_R, ad_R)
-  after_R = np.repeat(np.cumsum(count_A), count_A) - np.arange(len(visit_R)) - 1  # later rows of the same ad
+  after_R = (
+    np.repeat(np.cumsum(count_A), count_A) - np.arange(len(visit_R)) - 1
+  )  # later rows of the same ad
   sum_E = np.zeros(len(entries.row_E))
   for begin, end, chosen in _chunks(entries, after_R, pairs_at_once):
     sum_E[chosen] = _sums(entries, chosen, begin, after_R[begin:end], 1 / np.sqrt(size_R), alpha)
@@ -81,7 +88,9 @@ def _entries(baskets: Groups, visit_R, size_R, ad_R) -> _Entries:
   """The entries of the rows; the ad i itself, which each of its visits holds, is none."""
   end_R = np.cumsum(size_R)
   row_E = np.repeat(np.arange(len(visit_R), dtype=np.int32), size_R)
-  other_E = baskets.members_P[np.repeat(baskets.start[visit_R] - (end_R - size_R), size_R) + np.arange(len(row_E))]
+  other_E = baskets.members_P[
+    np.repeat(baskets.start[visit_R] - (end_R - size_R), size_R) + np.arange(len(row_E))
+  ]
   others = other_E != ad_R[row_E]
   key_E = (other_E[others].astype(np.int64) << 32) | row_E[others]
   key_E.sort()  # all differ, as a visit holds an ad once
@@ -94,8 +103,12 @@ def _entries(baskets: Groups, visit_R, size_R, ad_R) -> _Entries:
   return _Entries(row_E, other_E, first_C, later_E)
 
 
-def _chunks(entries: _Entries, after_R, pairs_at_once: int) -> Iterator[tuple[int, int, np.ndarray]]:
-  """Runs of rows (begin, end) of so many pairs, with the places of their entries that begin pairs, most pairs first."""
+def _chunks(
+  entries: _Entries, after_R, pairs_at_once: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+  """Runs of rows (begin, end) of so many pairs, with the places of their entries that begin
+  pairs, most pairs first.
+  """
   pairs_R = np.bincount(entries.row_E, weights=entries.later_E, minlength=len(after_R))
   cut = list(cuts(np.maximum(pairs_R, after_R), pairs_at_once))
   for begin, end in cut:
@@ -110,7 +123,8 @@ def _chunks(entries: _Entries, after_R, pairs_at_once: int) -> Iterator[tuple[in
 
 
 def _sums(entries: _Entries, chosen, begin: int, after_R, weight_R, alpha: float) -> np.ndarray:
-  """Σ over the later entries v of the same cell of w_u w_v / (α + |I_u ∩ I_v|), for chosen entries u of a run of rows.
+  """Σ over the later entries v of the same cell of w_u w_v / (α + |I_u ∩ I_v|), for chosen entries
+  u of a run of rows.
 
   Args:
     entries: E entries.
@@ -124,7 +138,9 @@ def _sums(entries: _Entries, chosen, begin: int, after_R, weight_R, alpha: float
   # Number of the pair of rows (u, v), v after u: those of a row stand together, in order of v.
   number = (np.cumsum(after_R) - after_R)[row - begin] - row - 1
   later = entries.later_E[chosen]
-  having = len(later) - np.searchsorted(later[::-1], np.arange(1, later.max(initial=0) + 1))  # entries of d partners
+  having = len(later) - np.searchsorted(
+    later[::-1], np.arange(1, later.max(initial=0) + 1)
+  )  # entries of d partners
   ends = np.cumsum(having)
   pair = np.empty(int(later.sum()), np.int64)
   place = chosen.copy()
@@ -143,6 +159,8 @@ def _sums(entries: _Entries, chosen, begin: int, after_R, weight_R, alpha: float
 
 def _ordered(ad_C, other_C, similarity_C) -> Cells:
   """Cells given in order of j, in their order."""
-  descending = np.int64(0x7FFFFFFF) - similarity_C.view(np.int32)  # bits of positive floats are ordered as they are
+  descending = np.int64(0x7FFFFFFF) - similarity_C.view(
+    np.int32
+  )  # bits of positive floats are ordered as they are
   order = np.argsort((ad_C.astype(np.int64) << 32) | descending, kind="stable")
   return Cells(ad_C[order], other_C[order], similarity_C[order])

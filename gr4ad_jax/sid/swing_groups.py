@@ -1,6 +1,8 @@
-"""A log as groups: the ads of each visit, the visits of each ad; capped by a stated rule, within a memory bound.
+"""A log as groups: the ads of each visit, the visits of each ad; capped by a stated rule, within a
+memory bound.
 
-Columns are read in blocks and may be memory-mapped. What is held is the result, 4 bytes a member, and `memory` bytes.
+Columns are read in blocks and may be memory-mapped. What is held is the result, 4 bytes a member,
+and `memory` bytes.
 """
 
 import dataclasses
@@ -17,7 +19,9 @@ _KEY_BYTES = 40  # a sorted key with what is made of it
 _LOW = np.int64(0xFFFFFFFF)
 _HIGHEST = 2**31  # ids are below
 
-Blocks = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]  # begins anew: (group, member) arrays of equal length
+Blocks = Callable[
+  [], Iterable[tuple[np.ndarray, np.ndarray]]
+]  # begins anew: (group, member) arrays of equal length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,9 @@ class Groups:
 
 
 def cuts(work: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-  """Cuts [n] amounts of work into runs (low, high), each of at most `most` in all, or of one amount."""
+  """Cuts [n] amounts of work into runs (low, high), each of at most `most` in all, or of one
+  amount.
+  """
   total, low = np.cumsum(work), 0
   while low < len(total):
     high = int(np.searchsorted(total, (total[low - 1] if low else 0) + most, side="right"))
@@ -55,24 +61,31 @@ def cuts(work: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
     low = high
 
 
-def train_blocks(group_E: np.ndarray, ad_E: np.ndarray, split_E: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def train_blocks(
+  group_E: np.ndarray, ad_E: np.ndarray, split_E: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """(group, ad) of the training events, int32, a block at a time."""
   for begin in range(0, len(ad_E), BLOCK):
     train = np.asarray(split_E[begin : begin + BLOCK]) == 0
-    yield tuple(column[begin : begin + BLOCK][train].astype(np.int32, copy=False) for column in (group_E, ad_E))
+    yield tuple(
+      column[begin : begin + BLOCK][train].astype(np.int32, copy=False)
+      for column in (group_E, ad_E)
+    )
 
 
 def check_columns(events, num_ads: int) -> None:
   """Checks the columns `request`, `user`, `ad` and `split` of a log.
 
   Raises:
-    DataError: a column of another shape, not of whole numbers, or with an id out of range in an event of training, in
-      which case the message names its row, counted from 0.
+    DataError: a column of another shape, not of whole numbers, or with an id out of range in an
+      event of training, in which case the message names its row, counted from 0.
   """
   columns = {name: getattr(events, name) for name in ("ad", "request", "user", "split")}
   for name, column in columns.items():
     if column.shape != (len(events.ad),):
-      raise DataError(f"column '{name}' has shape {column.shape}; column 'ad' has {events.ad.shape}")
+      raise DataError(
+        f"column '{name}' has shape {column.shape}; column 'ad' has {events.ad.shape}"
+      )
     if not np.issubdtype(column.dtype, np.integer):
       raise DataError(f"column '{name}' holds {column.dtype}; whole numbers are needed")
   highest = {"ad": num_ads, "request": _HIGHEST, "user": _HIGHEST}
@@ -82,17 +95,24 @@ def check_columns(events, num_ads: int) -> None:
       value = columns[name][begin : begin + BLOCK]
       bad = np.flatnonzero(train & ((value < 0) | (value >= high)))
       if len(bad):
-        raise DataError(f"column '{name}', row {begin + bad[0]}: {value[bad[0]]} is not in [0, {high})")
+        raise DataError(
+          f"column '{name}', row {begin + bad[0]}: {value[bad[0]]} is not in [0, {high})"
+        )
 
 
 def priority(basket: np.ndarray, ad: np.ndarray, seed: int, use: str) -> np.ndarray:
-  """A number for each (visit, ad), uint64, that looks random and depends on nothing but the two, seed and use.
+  """A number for each (visit, ad), uint64, that looks random and depends on nothing but the two,
+  seed and use.
 
-  The finaliser of SplitMix64 (Steele et al., OOPSLA 2014) of `basket·2^32 + ad` plus an offset. It is a bijection, so
-  no two pairs are equal and the smallest of a group are always the same ones.
+  The finaliser of SplitMix64 (Steele et al., OOPSLA 2014) of `basket·2^32 + ad` plus an offset. It
+  is a bijection, so no two pairs are equal and the smallest of a group are always the same ones.
   """
-  offset = int.from_bytes(hashlib.blake2b(f"{use} {seed}".encode(), digest_size=8).digest(), "little")
-  x = (np.asarray(basket, np.uint64) << np.uint64(32)) + np.asarray(ad, np.uint64) + np.uint64(offset)
+  offset = int.from_bytes(
+    hashlib.blake2b(f"{use} {seed}".encode(), digest_size=8).digest(), "little"
+  )
+  x = (
+    (np.asarray(basket, np.uint64) << np.uint64(32)) + np.asarray(ad, np.uint64) + np.uint64(offset)
+  )
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
@@ -113,7 +133,8 @@ def group(
     blocks: the (group, member) pairs, whole numbers in [0, 2^31), in any order, repeated or not.
     cap: members kept of a group, 1 or more.
     rank: from a group and its [n] members to n distinct numbers.
-    memory: bytes beside the result. A 2^20th part of the range of groups is never cut, whatever it takes.
+    memory: bytes beside the result. A 2^20th part of the range of groups is never cut, whatever it
+      takes.
     told: hears how many pairs of all are grouped.
   """
   highest = max((int(groups.max()) for groups, _ in blocks() if len(groups)), default=0)
@@ -141,7 +162,9 @@ def group(
     sizes.append(size)
     if told:
       told(done, total)
-  return Groups(np.concatenate(ids), np.append(0, np.cumsum(np.concatenate(sizes))), members_P[:filled])
+  return Groups(
+    np.concatenate(ids), np.append(0, np.cumsum(np.concatenate(sizes))), members_P[:filled]
+  )
 
 
 def _keys(blocks: Blocks, low: int, high: int, count: int) -> np.ndarray:

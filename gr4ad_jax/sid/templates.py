@@ -1,4 +1,6 @@
-"""How an ad's fields become the text that is encoded: one template per ad form (docs/design/method.md §1.1)."""
+"""How an ad's fields become the text that is encoded: one template per ad form
+(docs/design/method.md §1.1).
+"""
 
 import string
 from collections.abc import Mapping
@@ -9,12 +11,15 @@ from gr4ad_jax.data import schema
 from gr4ad_jax.data.forms import DEFAULT, FIELDS, TEMPLATES
 
 
-def verbalise(ads: schema.AdTable, templates: Mapping[str, tuple[str, ...]] = TEMPLATES) -> list[str]:
+def verbalise(
+  ads: schema.AdTable, templates: Mapping[str, tuple[str, ...]] = TEMPLATES
+) -> list[str]:
   """The text of each ad: its form's clauses, less those that name an unknown field.
 
-  A template is a tuple of format strings over the fields text, account_id, category, conversion_type and price; the
-  clauses are joined by ". ". Another form is one more entry: `TEMPLATES["podcast"] = ("{text}", "on {category}")`, of
-  the table in `data/forms.py` that the `form` column is checked against when a file is read; or a table of one's own.
+  A template is a tuple of format strings over the fields text, account_id, category,
+  conversion_type and price; the clauses are joined by ". ". Another form is one more entry:
+  `TEMPLATES["podcast"] = ("{text}", "on {category}")`, of the table in `data/forms.py` that the
+  `form` column is checked against when a file is read; or a table of one's own.
 
   Args:
     ads: N ads; the form "" takes `DEFAULT`, which leaves plain text as it is.
@@ -24,7 +29,8 @@ def verbalise(ads: schema.AdTable, templates: Mapping[str, tuple[str, ...]] = TE
     N strings, "" where nothing is known of an ad.
 
   Raises:
-    schema.DataError: an ad's form has no template (rows are counted from 1), or a template names a field that ads lack.
+    schema.DataError: an ad's form has no template (rows are counted from 1), or a template names a
+      field that ads lack.
   """
   forms = np.unique(ads.form)
   for form in forms:
@@ -33,13 +39,20 @@ def verbalise(ads: schema.AdTable, templates: Mapping[str, tuple[str, ...]] = TE
       known = ", ".join(sorted(templates))
       where = f"ads.form, row {row + 1} (ad {ads.ad_id[row]})"
       raise schema.DataError(f"{where}: {str(form)!r} is not in {known}, nor empty")
-  clauses = {str(form): [(c, _fields(c, str(form))) for c in (templates[form] if form else DEFAULT)] for form in forms}
+  clauses = {
+    str(form): [(c, _fields(c, str(form))) for c in (templates[form] if form else DEFAULT)]
+    for form in forms
+  }
   columns = {field: getattr(ads, field) for field in FIELDS}
   texts = []
   for row, form in enumerate(ads.form):
     values = {field: column[row] for field, column in columns.items()}
-    known = {field: v for field, v in values.items() if (np.isfinite(v) if field == "price" else v != "")}
-    texts.append(". ".join(c.format(**known) for c, fields in clauses[str(form)] if fields <= known.keys()))
+    known = {
+      field: v for field, v in values.items() if (np.isfinite(v) if field == "price" else v != "")
+    }
+    texts.append(
+      ". ".join(c.format(**known) for c, fields in clauses[str(form)] if fields <= known.keys())
+    )
   return texts
 
 
@@ -48,5 +61,7 @@ def _fields(clause: str, form: str) -> set[str]:
   names = {name for _, name, _, _ in string.Formatter().parse(clause) if name is not None}
   if names - set(FIELDS):
     unknown = ", ".join(sorted(names - set(FIELDS)))
-    raise schema.DataError(f"template {form!r}: unknown field {unknown} in {clause!r}; fields are {', '.join(FIELDS)}")
+    raise schema.DataError(
+      f"template {form!r}: unknown field {unknown} in {clause!r}; fields are {', '.join(FIELDS)}"
+    )
   return names

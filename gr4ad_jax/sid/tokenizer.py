@@ -1,7 +1,9 @@
-"""The UA-SID tokenizer: content -> tower -> balanced residual k-means -> hashed last level (GR4AD §UA-SID, MGMR).
+"""The UA-SID tokenizer: content -> tower -> balanced residual k-means -> hashed last level (GR4AD
+§UA-SID, MGMR).
 
-Vectors of co-occurrence may stand beside the tower's: content says what an ad is like, they say whom it is taken with.
-In place of k-means' centroids there may be an RQ-VAE's codes, with the same balance.
+Vectors of co-occurrence may stand beside the tower's: content says what an ad is like, they say
+whom it is taken with. In place of k-means' centroids there may be an RQ-VAE's codes, with the same
+balance.
 """
 
 import dataclasses
@@ -19,7 +21,9 @@ from gr4ad_jax.sid import encoders, kmeans, last_level, rqvae, swing, tower
 from gr4ad_jax.sid.params import content_width
 from gr4ad_jax.sid.rows import STEP, Residual, Shipped, Sliceable, nearest, ship
 
-HELD_OUT = 0.1  # share of Swing pairs that no tower is trained on; the quality report is measured on them
+HELD_OUT = (
+  0.1  # share of Swing pairs that no tower is trained on; the quality report is measured on them
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +33,12 @@ class Tokenizer:
   Attributes:
     config: the settings it was fitted with.
     seed: seed it was fitted with.
-    centroids: one [V_t, D] float32 array a level, the last level aside; of the latents where there is an RQ-VAE.
-    tower: the embedding tower; None where `tower_steps` is 0 and the content vectors serve as they are.
-    bridge: [D, cooccurrence_width] float32, unit vector -> co-occurrence vector, for ads never taken; or None.
+    centroids: one [V_t, D] float32 array a level, the last level aside; of the latents where there
+      is an RQ-VAE.
+    tower: the embedding tower; None where `tower_steps` is 0 and the content vectors serve as they
+      are.
+    bridge: [D, cooccurrence_width] float32, unit vector -> co-occurrence vector, for ads never
+      taken; or None.
     latent: the RQ-VAE's encoder; None with --quantizer=kmeans.
   """
 
@@ -45,7 +52,11 @@ class Tokenizer:
   @property
   def width(self) -> int:
     """Width of the ads' vectors."""
-    return self.centroids[0].shape[1] if self.latent is None else self.latent.params["hidden/kernel"].shape[0]
+    return (
+      self.centroids[0].shape[1]
+      if self.latent is None
+      else self.latent.params["hidden/kernel"].shape[0]
+    )
 
   @property
   def codebooks(self) -> tuple[int, ...]:
@@ -54,18 +65,23 @@ class Tokenizer:
 
   @functools.cached_property
   def _shipped(self) -> tuple[Shipped, ...]:
-    """The centroids on a device: once for all ads, and for all calls of a server that encodes one ad at a time."""
+    """The centroids on a device: once for all ads, and for all calls of a server that encodes
+    one ad at a time.
+    """
     return tuple(map(ship, self.centroids))
 
   def embed(self, ads: schema.AdTable) -> np.ndarray:
-    """Unified ad embeddings, [N, D] float32, of ads fitted on or never seen, by their content alone.
+    """Unified ad embeddings, [N, D] float32, of ads fitted on or never seen, by their content
+    alone.
 
     They are of length 1; with a bridge, what it makes of them stands beside them.
     """
     return self.vectors(ads)[:]
 
   def vectors(self, ads: schema.AdTable) -> Sliceable:
-    """What `embed` gives, by rows: without a tower, vectors of a .npy file are read when asked for."""
+    """What `embed` gives, by rows: without a tower, vectors of a .npy file are read when asked
+    for.
+    """
     text_ND = encoders.unit_rows(ads, self.config.encoder)
     unit_ND = text_ND if self.tower is None else self.tower.embed(text_ND, ads)
     if self.bridge is None:
@@ -78,19 +94,22 @@ class Tokenizer:
     return vectors_ND if self.latent is None else self.latent(vectors_ND)
 
   def encode(self, ads: schema.AdTable, existing: last_level.Existing | None = None) -> np.ndarray:
-    """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size, by chunks of the ads.
+    """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size, by chunks
+    of the ads.
 
     Args:
       ads: N new ads.
-      existing: UA-SIDs already given; in probe mode new ads keep clear of them, in the next prefix with room where the
-        nearest is full, and they never move.
+      existing: UA-SIDs already given; in probe mode new ads keep clear of them, in the next prefix
+        with room where the nearest is full, and they never move.
 
     Returns:
       [N, T] int32 codes.
     """
     vectors_ND = self.vectors(ads)
     if vectors_ND.shape[1] != self.width:
-      raise schema.DataError(f"vectors are {vectors_ND.shape[1]} wide; the tokenizer was fitted on {self.width}")
+      raise schema.DataError(
+        f"vectors are {vectors_ND.shape[1]} wide; the tokenizer was fitted on {self.width}"
+      )
     prefix_NP = np.zeros((len(ads), len(self.centroids)), np.int32)
     for at in range(0, len(ads), STEP):
       residual_ND = self.quantized(vectors_ND[at : at + STEP])
@@ -99,7 +118,9 @@ class Tokenizer:
         residual_ND = residual_ND - centroids_CD[code_N]
         prefix_NP[at : at + STEP, level] = code_N
     nearby = self.centroids, lambda row: self.quantized(vectors_ND[row : row + 1])[0]
-    return last_level.complete(ads, prefix_NP, self.codebooks[-1], self.config.last_level, existing, nearby)
+    return last_level.complete(
+      ads, prefix_NP, self.codebooks[-1], self.config.last_level, existing, nearby
+    )
 
   def save(self, directory: str) -> None:
     """Writes `tokenizer.npz`, arrays and settings in one file, under a temporary name first."""
@@ -113,7 +134,9 @@ class Tokenizer:
       arrays["bridge"] = self.bridge
     if self.latent is not None:
       arrays |= {f"rqvae/{name}": value for name, value in self.latent.params.items()}
-    files.save_arrays(os.path.join(directory, "tokenizer.npz"), about=np.asarray(json.dumps(about)), **arrays)
+    files.save_arrays(
+      os.path.join(directory, "tokenizer.npz"), about=np.asarray(json.dumps(about)), **arrays
+    )
 
   @classmethod
   def load(cls, directory: str) -> "Tokenizer":
@@ -131,32 +154,50 @@ class Tokenizer:
       raise FileNotFoundError(f"{path}: no tokenizer here") from error
     try:
       about = json.loads(str(arrays.pop("about")))
-      config = settings.SidConfig(**about["config"] | {"codebooks": tuple(about["config"]["codebooks"])})
+      config = settings.SidConfig(
+        **about["config"] | {"codebooks": tuple(about["config"]["codebooks"])}
+      )
       centroids = tuple(arrays[f"centroids/{level}"] for level in range(len(config.codebooks) - 1))
     except (KeyError, TypeError, ValueError) as error:
       raise schema.DataError(f"{path}: not a whole tokenizer file ({error!r})") from error
     if tuple(map(len, centroids)) != config.codebooks[:-1]:
-      raise schema.DataError(f"{path}: centroids of {[len(c) for c in centroids]} codes, codebooks {config.codebooks}")
+      raise schema.DataError(
+        f"{path}: centroids of {[len(c) for c in centroids]} codes, codebooks {config.codebooks}"
+      )
     latent, width = None, centroids[0].shape[1]
     if config.quantizer == "rqvae":
       latent = rqvae.Encoder(_named(arrays, "rqvae/"))
-      width = content_width(latent.params, "hidden", functools.partial(rqvae.expected_shapes, config.rqvae_width))
+      width = content_width(
+        latent.params, "hidden", functools.partial(rqvae.expected_shapes, config.rqvae_width)
+      )
       if not width or centroids[0].shape[1] != config.rqvae_width:
-        raise schema.DataError(f"{path}: the RQ-VAE's parameters are not those of width {config.rqvae_width}")
+        raise schema.DataError(
+          f"{path}: the RQ-VAE's parameters are not those of width {config.rqvae_width}"
+        )
     bridge, beside = arrays.get("bridge"), config.cooccurrence_width
     if np.shape(bridge) != ((width - beside, beside) if beside else ()):
-      raise schema.DataError(f"{path}: a bridge of shape {np.shape(bridge)}, --cooccurrence_width={beside}")
+      raise schema.DataError(
+        f"{path}: a bridge of shape {np.shape(bridge)}, --cooccurrence_width={beside}"
+      )
     if not config.tower_steps:
       return cls(config, about["seed"], centroids, None, bridge, latent)
     of_tower = _named(arrays, "tower/")
-    if not content_width(of_tower, "skip", functools.partial(tower.expected_shapes, config.tower_width)):
-      raise schema.DataError(f"{path}: the tower's parameters are not those of width {config.tower_width}")
-    return cls(config, about["seed"], centroids, tower.Tower(of_tower, tuple(about["price"])), bridge, latent)
+    if not content_width(
+      of_tower, "skip", functools.partial(tower.expected_shapes, config.tower_width)
+    ):
+      raise schema.DataError(
+        f"{path}: the tower's parameters are not those of width {config.tower_width}"
+      )
+    return cls(
+      config, about["seed"], centroids, tower.Tower(of_tower, tuple(about["price"])), bridge, latent
+    )
 
 
 def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
   """The arrays whose names begin with the prefix, by the rest of their names."""
-  return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+  return {
+    name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)
+  }
 
 
 def fit(
@@ -168,11 +209,13 @@ def fit(
   log: logging.Logger | None = None,
   told: swing.Told | None = None,
 ) -> tuple[Tokenizer, np.ndarray]:
-  """Fits encoder vectors, Swing, tower, co-occurrence vectors and codebooks; only training events are used.
+  """Fits encoder vectors, Swing, tower, co-occurrence vectors and codebooks; only training events
+  are used.
 
-  Without a tower, vectors of a .npy file stay on disk: every level reads the rows it works on, and takes the centroids
-  of the levels before from them. A tower holds all content vectors and its own in memory; so do --cooccurrence_width
-  and an RQ-VAE.
+  Without a tower, vectors of a .npy file stay on disk: every level reads the rows it works on, and
+    takes the centroids
+  of the levels before from them. A tower holds all content vectors and its own in memory; so do
+  --cooccurrence_width and an RQ-VAE.
 
   Args:
     ads: N ads.
@@ -183,18 +226,23 @@ def fit(
     told: hears how far Swing and k-means are.
 
   Returns:
-    The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced: `encode` on the same ads may differ. In
-    probe mode no two ads share theirs while there are as many UA-SIDs as ads.
+    The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced: `encode` on the same
+    ads may differ. In probe mode no two ads share theirs while there are as many UA-SIDs as ads.
 
   Raises:
-    settings.ConfigError: fewer than two levels, or an empty one; as many co-occurrence vectors as ads, or more.
+    settings.ConfigError: fewer than two levels, or an empty one; as many co-occurrence vectors as
+      ads, or more.
     schema.DataError: bad vectors, forms, or no co-occurrence to learn from.
   """
   if len(config.codebooks) < 2 or min(config.codebooks) < 1:
-    raise settings.ConfigError(f"codebooks {config.codebooks}: two levels or more, of a code or more, are needed")
+    raise settings.ConfigError(
+      f"codebooks {config.codebooks}: two levels or more, of a code or more, are needed"
+    )
   if config.cooccurrence_width and config.cooccurrence_width >= len(ads):
     limit = f"below {len(ads)}, the number of ads"
-    raise settings.ConfigError(f"--cooccurrence_width={config.cooccurrence_width} is not allowed: {limit}")
+    raise settings.ConfigError(
+      f"--cooccurrence_width={config.cooccurrence_width} is not allowed: {limit}"
+    )
   text_ND = encoders.unit_rows(ads, config.encoder)
   trained = None
   if config.tower_steps:
@@ -206,22 +254,35 @@ def fit(
     unit_ND, taken_ND = residual_ND[:], _taken_together(events, len(ads), config)
     known_N = taken_ND.any(axis=1)
     bridge = cooccurrence.ridge(unit_ND[known_N], taken_ND[known_N])
-    residual_ND = np.concatenate([unit_ND, np.where(known_N[:, None], taken_ND, unit_ND @ bridge)], axis=1)
+    residual_ND = np.concatenate(
+      [unit_ND, np.where(known_N[:, None], taken_ND, unit_ND @ bridge)], axis=1
+    )
   latent, centroids, prefix_NP = _quantize(residual_ND, config, seed, log, told)
   fitted = Tokenizer(config, seed, centroids, trained, bridge, latent)
   nearby = centroids, lambda row: fitted.quantized(residual_ND[row : row + 1])[0]
-  return fitted, last_level.complete(ads, prefix_NP, config.codebooks[-1], config.last_level, nearby=nearby)
+  return fitted, last_level.complete(
+    ads, prefix_NP, config.codebooks[-1], config.last_level, nearby=nearby
+  )
 
 
 def _quantize(
-  residual_ND: Sliceable, config: settings.SidConfig, seed: int, log: logging.Logger | None, told: swing.Told | None
+  residual_ND: Sliceable,
+  config: settings.SidConfig,
+  seed: int,
+  log: logging.Logger | None,
+  told: swing.Told | None,
 ) -> tuple[rqvae.Encoder | None, tuple[np.ndarray, ...], np.ndarray]:
-  """The levels before the last: the RQ-VAE's encoder, if asked for, centroids a level, and codes [N, T-1]."""
+  """The levels before the last: the RQ-VAE's encoder, if asked for, centroids a level, and codes
+  [N, T-1].
+  """
   latent, iterations, starts = None, config.kmeans_iterations, (None,) * (len(config.codebooks) - 1)
   if config.quantizer == "rqvae":
     sizes = {"width": config.rqvae_width, "steps": config.rqvae_steps}
     latent, starts = rqvae.fit(residual_ND[:], config.codebooks[:-1], **sizes, seed=seed, log=log)
-    residual_ND, iterations = latent(residual_ND), 0  # its codes stay; only who has which is balanced
+    residual_ND, iterations = (
+      latent(residual_ND),
+      0,
+    )  # its codes stay; only who has which is balanced
   centroids, levels = [], []
   for level, (size, start_CD) in enumerate(zip(config.codebooks[:-1], starts, strict=True)):
     heard = told and functools.partial(told, f"k-means, level {level + 1}")
@@ -233,34 +294,50 @@ def _quantize(
     levels.append(code_N)
     if log:
       count = np.bincount(code_N, minlength=size)
-      log.info("level %d: %d of %d codes used, %d ads in the largest", level + 1, (count > 0).sum(), size, count.max())
+      log.info(
+        "level %d: %d of %d codes used, %d ads in the largest",
+        level + 1,
+        (count > 0).sum(),
+        size,
+        count.max(),
+      )
   return latent, tuple(centroids), np.stack(levels, axis=1)
 
 
 def _taken_together(events: swing.Columns, num_ads: int, config: settings.SidConfig) -> np.ndarray:
-  """[N, cooccurrence_width] vectors of what users took near what in training, lengths 1 in the root mean square.
+  """[N, cooccurrence_width] vectors of what users took near what in training, lengths 1 in the root
+  mean square.
 
   An ad that was never taken has zeros.
   """
   in_train_E = np.asarray(events.split) == 0
   user_L, ad_L = np.asarray(events.user)[in_train_E], np.asarray(events.ad)[in_train_E]
-  return cooccurrence.ppmi_vectors(user_L, ad_L, num_ads, config.cooccurrence_width, config.cooccurrence_window)
+  return cooccurrence.ppmi_vectors(
+    user_L, ad_L, num_ads, config.cooccurrence_width, config.cooccurrence_window
+  )
 
 
 def co_occurrence(
-  events: swing.Columns, num_ads: int, config: settings.SidConfig, seed: int, told: swing.Told | None = None
+  events: swing.Columns,
+  num_ads: int,
+  config: settings.SidConfig,
+  seed: int,
+  told: swing.Told | None = None,
 ) -> swing.Neighbors:
-  """Swing neighbours from the training visits, by the settings; a tower learns all of them but `HELD_OUT`.
+  """Swing neighbours from the training visits, by the settings; a tower learns all of them but
+  `HELD_OUT`.
 
   Raises:
-    schema.DataError: bad columns; or `swing_path` holds neighbours by other settings or of another number of ads, or is
-      damaged.
+    schema.DataError: bad columns; or `swing_path` holds neighbours by other settings or of another
+      number of ads, or is damaged.
     OSError: `swing_path` cannot be read.
   """
   if config.swing_path:
     found = swing.Neighbors.load(config.swing_path, swing_settings(config, seed))
     if len(found.ads_NK) != num_ads or found.ads_NK.max(initial=-1) >= num_ads:
-      raise schema.DataError(f"{config.swing_path}: neighbours of {len(found.ads_NK)} ads; the table has {num_ads}")
+      raise schema.DataError(
+        f"{config.swing_path}: neighbours of {len(found.ads_NK)} ads; the table has {num_ads}"
+      )
     return found
   arguments = swing_arguments(config, seed)
   return swing.fit_swing(events, num_ads, **arguments, memory_mb=config.swing_memory_mb, told=told)
@@ -286,4 +363,8 @@ def swing_settings(config: settings.SidConfig, seed: int) -> dict[str, float]:
 
 def tower_settings(config: settings.SidConfig) -> dict:
   """The keyword arguments of `tower.fit_tower` that the settings hold."""
-  return {"width": config.tower_width, "steps": config.tower_steps, "temperature": config.tower_temperature}
+  return {
+    "width": config.tower_width,
+    "steps": config.tower_steps,
+    "temperature": config.tower_temperature,
+  }

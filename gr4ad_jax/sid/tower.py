@@ -1,4 +1,6 @@
-"""The unified ad embedding: a small tower over content vector and structured fields, trained on co-occurrence."""
+"""The unified ad embedding: a small tower over content vector and structured fields, trained on
+co-occurrence.
+"""
 
 import dataclasses
 import functools
@@ -20,14 +22,18 @@ from gr4ad_jax.sid.rows import Sliceable
 BUCKETS = 256  # hash buckets of categories, and of accounts; 0 is "unknown"
 FIELD_WIDTH = 16
 HIDDEN = 512
-ANCHORS = 256  # a step's anchors; it brings as many of their positives, and half as many ads at random
+ANCHORS = (
+  256  # a step's anchors; it brings as many of their positives, and half as many ads at random
+)
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.01
 CHUNK = 8192  # ads embedded at once
 
 
 class TowerNet(nn.Module):
-  """Unit vector of an ad: a linear map of its content vector plus an MLP over everything known of it."""
+  """Unit vector of an ad: a linear map of its content vector plus an MLP over everything known
+  of it.
+  """
 
   width: int
 
@@ -61,14 +67,23 @@ class Tower:
     return self.params["out/kernel"].shape[1]
 
   def embed(self, text_ND: Sliceable, ads: schema.AdTable) -> np.ndarray:
-    """[N, width] float32 unit vectors of ads, seen in training or not; content vectors are read by chunks."""
+    """[N, width] float32 unit vectors of ads, seen in training or not; content vectors are read
+    by chunks.
+    """
     expected = self.params["skip/kernel"].shape[0]
     if text_ND.shape != (len(ads), expected):
-      raise schema.DataError(f"content vectors have shape {text_ND.shape}; the tower takes [{len(ads)}, {expected}]")
+      raise schema.DataError(
+        f"content vectors have shape {text_ND.shape}; the tower takes [{len(ads)}, {expected}]"
+      )
     fields = _fields(ads, self.price)
     params = nested(self.params)
     parts = [
-      _apply(self.width, params, text_ND[at : at + CHUNK], {k: v[at : at + CHUNK] for k, v in fields.items()})
+      _apply(
+        self.width,
+        params,
+        text_ND[at : at + CHUNK],
+        {k: v[at : at + CHUNK] for k, v in fields.items()},
+      )
       for at in range(0, len(ads), CHUNK)
     ]
     return np.concatenate([np.asarray(part) for part in parts])
@@ -76,15 +91,22 @@ class Tower:
 
 def expected_shapes(width: int, content_width: int) -> dict[str, tuple[int, ...]]:
   """Name and shape of each parameter of a tower; lets a saved one be checked."""
-  blank = {"price": jnp.zeros((1, 2)), "category": jnp.zeros(1, jnp.int32), "account": jnp.zeros(1, jnp.int32)}
-  params = jax.eval_shape(TowerNet(width).init, jax.random.key(0), jnp.zeros((1, content_width)), blank)["params"]
+  blank = {
+    "price": jnp.zeros((1, 2)),
+    "category": jnp.zeros(1, jnp.int32),
+    "account": jnp.zeros(1, jnp.int32),
+  }
+  params = jax.eval_shape(
+    TowerNet(width).init, jax.random.key(0), jnp.zeros((1, content_width)), blank
+  )["params"]
   return {name: leaf.shape for name, leaf in flat(params).items()}
 
 
 def multi_positive_info_nce(
   z_BD: jax.Array, positive_BB: jax.Array, candidate_BB: jax.Array, temperature: float
 ) -> jax.Array:
-  """Mean over anchors of −log( Σ_{j∈P_i} exp(z_i·z_j/τ) / Σ_{k≠i} exp(z_i·z_k/τ) ) (GR4AD, arXiv:2602.22732).
+  """Mean over anchors of −log( Σ_{j∈P_i} exp(z_i·z_j/τ) / Σ_{k≠i} exp(z_i·z_k/τ) ) (GR4AD,
+  arXiv:2602.22732).
 
   Args:
     z_BD: unit vectors.
@@ -114,7 +136,8 @@ def fit_tower(
   seed: int,
   log: logging.Logger | None = None,
 ) -> Tower:
-  """Trains the tower with AdamW under a cosine; the loss is taken within batches of anchors, positives and random ads.
+  """Trains the tower with AdamW under a cosine; the loss is taken within batches of anchors,
+  positives and random ads.
 
   Args:
     text_ND: content vectors of the N ads.
@@ -131,7 +154,9 @@ def fit_tower(
   """
   anchors = np.flatnonzero((neighbors.ads_NK >= 0).any(axis=1))
   if not len(anchors):
-    raise schema.DataError("events: no two ads are ever taken together in training; set tower_steps to 0")
+    raise schema.DataError(
+      "events: no two ads are ever taken together in training; set tower_steps to 0"
+    )
   log_price = np.log1p(np.maximum(ads.price[np.isfinite(ads.price)], 0))
   price = (float(log_price.mean()), float(log_price.std()) or 1.0) if len(log_price) else (0.0, 1.0)
   data = {
@@ -139,10 +164,14 @@ def fit_tower(
     "fields": jax.tree.map(jnp.asarray, _fields(ads, price)),
     "anchors": jnp.asarray(anchors),
     "positives": jnp.asarray(neighbors.ads_NK),
-    "log_weight": jnp.log(jnp.asarray(neighbors.similarity_NK)),  # -inf where there is none: never drawn
+    "log_weight": jnp.log(
+      jnp.asarray(neighbors.similarity_NK)
+    ),  # -inf where there is none: never drawn
   }
   key = jax.random.key(seed)
-  params = TowerNet(width).init(key, data["text"][:1], jax.tree.map(lambda x: x[:1], data["fields"]))["params"]
+  params = TowerNet(width).init(
+    key, data["text"][:1], jax.tree.map(lambda x: x[:1], data["fields"])
+  )["params"]
   params["skip"]["kernel"] = jnp.asarray(_principal_directions(text_ND, width))
   state = (params, _optimiser(steps).init(params))
   for number in range(steps):
@@ -153,12 +182,16 @@ def fit_tower(
 
 
 def _optimiser(steps: int) -> optax.GradientTransformation:
-  return optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1)), weight_decay=WEIGHT_DECAY)
+  return optax.adamw(
+    optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1)), weight_decay=WEIGHT_DECAY
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _train_step(width, steps, state, data, key, number, temperature):
-  """One step; a batch is A anchors, a positive of each drawn by similarity, and A/2 ads at random."""
+  """One step; a batch is A anchors, a positive of each drawn by similarity, and A/2 ads at
+  random.
+  """
   params, opt_state = state
   key_anchor, key_positive, key_other = jax.random.split(jax.random.fold_in(key, number), 3)
   num_anchors = min(ANCHORS, data["text"].shape[0])
@@ -167,9 +200,13 @@ def _train_step(width, steps, state, data, key, number, temperature):
   other = jax.random.randint(key_other, (num_anchors // 2,), 0, data["text"].shape[0])
   ad_B = jnp.concatenate([anchor, data["positives"][anchor, slot], other])
   same_BB = ad_B[:, None] == ad_B
-  first_B = jnp.argmax(same_BB, axis=1) == jnp.arange(len(ad_B))  # an ad drawn twice is one candidate
+  first_B = jnp.argmax(same_BB, axis=1) == jnp.arange(
+    len(ad_B)
+  )  # an ad drawn twice is one candidate
   candidate_BB = ~same_BB & first_B[None, :]
-  positive_BB = (data["positives"][ad_B][:, :, None] == ad_B).any(axis=1) & candidate_BB  # (B, K, 1) == (B,)
+  positive_BB = (data["positives"][ad_B][:, :, None] == ad_B).any(
+    axis=1
+  ) & candidate_BB  # (B, K, 1) == (B,)
 
   def loss_of(params):
     fields = jax.tree.map(lambda x: x[ad_B], data["fields"])
@@ -202,7 +239,9 @@ def _buckets(values: np.ndarray) -> np.ndarray:
 
 
 def _principal_directions(text_ND: np.ndarray, width: int) -> np.ndarray:
-  """[D, width] start of the skip map: it keeps the dot products of the content vectors as well as `width` allows."""
+  """[D, width] start of the skip map: it keeps the dot products of the content vectors as well
+  as `width` allows.
+  """
   _, vectors = np.linalg.eigh((text_ND.T @ text_ND).astype(np.float64))
   start = np.zeros((text_ND.shape[1], width), np.float32)
   kept = min(width, text_ND.shape[1])

@@ -1,6 +1,8 @@
-"""Rows sorted by UA-SID, and the trie of their codes read off that order: arrays with room, which never change.
+"""Rows sorted by UA-SID, and the trie of their codes read off that order: arrays with room, which
+never change.
 
-A UA-SID is packed into one int64 *key* whose order is the lexicographic order of the codes, so that sorting is fast.
+A UA-SID is packed into one int64 *key* whose order is the lexicographic order of the codes, so that
+sorting is fast.
 """
 
 import dataclasses
@@ -16,13 +18,14 @@ INACTIVE = -1  # key of a row that no UA-SID leads to
 class TrieArrays:
   """T levels of a trie, as the accelerator takes them.
 
-  Every array is longer than its nodes need, so that a new version seldom has other shapes. Depth 0 is the root; a
-  node's children are a contiguous run of the next depth, in the order of their codes.
+  Every array is longer than its nodes need, so that a new version seldom has other shapes. Depth 0
+  is the root; a node's children are a contiguous run of the next depth, in the order of their
+  codes.
 
   Attributes:
     codebooks: codes a level, length T.
-    child_start: T int32 arrays [capacity_t + 1]; node p of depth t has the children child_start[t][p] to
-      child_start[t][p + 1] of depth t + 1. Padding repeats the end.
+    child_start: T int32 arrays [capacity_t + 1]; node p of depth t has the children
+      child_start[t][p] to child_start[t][p + 1] of depth t + 1. Padding repeats the end.
     node_code: T int32 arrays [capacity_{t+1}]; the code, at level t, of a node of depth t + 1.
     fanout: most children of a node of depth t, rounded up to a power of two, at most codebooks[t].
     version: another one for every trie that an index makes.
@@ -62,7 +65,9 @@ class MainPart:
   leaf_rows: np.ndarray
 
   @classmethod
-  def build(cls, key_N: np.ndarray, codebooks: tuple[int, ...], before: TrieArrays | None = None) -> "MainPart":
+  def build(
+    cls, key_N: np.ndarray, codebooks: tuple[int, ...], before: TrieArrays | None = None
+  ) -> "MainPart":
     """Sorts the rows that have a key.
 
     Args:
@@ -92,9 +97,14 @@ class MainPart:
 
 
 def places(codebooks: Sequence[int]) -> tuple[int, ...]:
-  """What one code more at each level adds to a key. Raises ValueError where keys do not fit 63 bits."""
+  """What one code more at each level adds to a key. Raises ValueError where keys do not fit 63
+  bits.
+  """
   if not codebooks or min(codebooks) < 1 or math.prod(codebooks) >= 1 << 63:
-    raise ValueError(f"codebooks {tuple(codebooks)}: one code or more a level, and fewer than 2^63 UA-SIDs, are needed")
+    raise ValueError(
+      f"codebooks {tuple(codebooks)}: one code or more a level, and fewer than 2^63 UA-SIDs, are "
+      "needed"
+    )
   return tuple(math.prod(codebooks[level + 1 :]) for level in range(len(codebooks)))
 
 
@@ -102,7 +112,10 @@ def check_codes(codes_NT: np.ndarray, codebooks: Sequence[int]) -> None:
   """Raises ValueError for a shape that is not [N, T], or a code outside its codebook."""
   if codes_NT.ndim != 2 or codes_NT.shape[1] != len(codebooks):
     raise ValueError(f"codes have shape {codes_NT.shape}; {len(codebooks)} levels are needed")
-  if any((codes < 0).any() or (codes >= size).any() for codes, size in zip(codes_NT.T, codebooks, strict=True)):
+  if any(
+    (codes < 0).any() or (codes >= size).any()
+    for codes, size in zip(codes_NT.T, codebooks, strict=True)
+  ):
     raise ValueError(f"a UA-SID code lies outside its codebook {tuple(codebooks)}")
 
 
@@ -117,10 +130,14 @@ def pack(codes: np.ndarray, codebooks: Sequence[int]) -> np.ndarray:
 
 def unpack(key: int, codebooks: Sequence[int]) -> tuple[int, ...]:
   """The T codes of one key."""
-  return tuple(int(key) // place % size for place, size in zip(places(codebooks), codebooks, strict=True))
+  return tuple(
+    int(key) // place % size for place, size in zip(places(codebooks), codebooks, strict=True)
+  )
 
 
-def trie_of_keys(leaf_key: np.ndarray, codebooks: Sequence[int]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def trie_of_keys(
+  leaf_key: np.ndarray, codebooks: Sequence[int]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
   """`child_start` and `node_code`, without padding, of ascending distinct keys [leaves]."""
   child_start, node_code = [], []
   parent_first = np.zeros(1, np.int64)  # first leaf of each node of the depth above
@@ -141,7 +158,9 @@ def run_starts(ascending: np.ndarray) -> np.ndarray:
 
 
 def _pad(child_start, node_code, codebooks, before: TrieArrays | None) -> TrieArrays:
-  """The trie with room for an eighth more nodes, or of the shapes of `before` where it fits them."""
+  """The trie with room for an eighth more nodes, or of the shapes of `before` where it fits
+  them.
+  """
   levels = range(len(codebooks))
   capacity, fanout = [1], []
   for level in levels:
@@ -152,6 +171,17 @@ def _pad(child_start, node_code, codebooks, before: TrieArrays | None) -> TrieAr
       fanout[-1] = max(fanout[-1], before.fanout[level])
       if nodes <= before.capacity(level + 1) <= 2 * capacity[-1]:
         capacity[-1] = before.capacity(level + 1)
-  starts = [np.append(a, np.full(capacity[t] + 1 - len(a), a[-1], np.int32)) for t, a in enumerate(child_start)]
-  codes = [np.append(a, np.zeros(capacity[t + 1] - len(a), np.int32)) for t, a in enumerate(node_code)]
-  return TrieArrays(tuple(codebooks), tuple(starts), tuple(codes), tuple(fanout), before.version + 1 if before else 0)
+  starts = [
+    np.append(a, np.full(capacity[t] + 1 - len(a), a[-1], np.int32))
+    for t, a in enumerate(child_start)
+  ]
+  codes = [
+    np.append(a, np.zeros(capacity[t + 1] - len(a), np.int32)) for t, a in enumerate(node_code)
+  ]
+  return TrieArrays(
+    tuple(codebooks),
+    tuple(starts),
+    tuple(codes),
+    tuple(fanout),
+    before.version + 1 if before else 0,
+  )

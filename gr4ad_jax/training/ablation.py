@@ -2,8 +2,9 @@
 
 The paper's own figures are in docs/design/method.md §5.
 
-Each objective starts from the VSL run of its seed, and is tuned on valid with as many settings as every other one. All
-runs and rankings lie under one folder; what is there already is not made again.
+Each objective starts from the VSL run of its seed, and is tuned on valid with as many settings as
+every other one. All runs and rankings lie under one folder; what is there already is not made
+again.
 """
 
 import dataclasses
@@ -34,7 +35,8 @@ class Row:
     name: as it is shown.
     parent: the row that it is a step from; empty: none.
     fixed: knobs that make the row what it is.
-    grid: knobs and values that are tuned; rows of one table have grids of one size, but for those without a knob.
+    grid: knobs and values that are tuned; rows of one table have grids of one size, but for those
+      without a knob.
     start: whether it begins from the seed's VSL run.
     trains: off: it searches the start's parameters in another way.
   """
@@ -48,7 +50,9 @@ class Row:
 
   def settings(self) -> list[dict]:
     """Every combination of the grid; one empty one where there is none."""
-    return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+    return [
+      dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())
+    ]
 
 
 def _weights(*values: float) -> dict:
@@ -75,7 +79,8 @@ class Plan:
   """What is run.
 
   Attributes:
-    config: of the VSL run: its workdir is the ablation's folder; its `training` is that of base and VSL.
+    config: of the VSL run: its workdir is the ablation's folder; its `training` is that of base and
+      VSL.
     rows: lines of the table, parents before children.
     seeds: of the final runs.
     epochs: passes of what starts from VSL.
@@ -90,7 +95,9 @@ class Plan:
 
 
 def choose_rows(names: Iterable[str]) -> tuple[Row, ...]:
-  """Rows by name, in the table's order; VSL, from which the others start, is always there. Raises ConfigError."""
+  """Rows by name, in the table's order; VSL, from which the others start, is always there.
+  Raises ConfigError.
+  """
   names = set(names) | {VSL}
   unknown = names - {row.name for row in ROWS}
   if unknown:
@@ -109,8 +116,13 @@ class Ablation:
     told: hears of each run that is trained, and what each setting came to; a line.
   """
 
-  def __init__(self, plan: Plan, train: Callable = run.train, train_reward: Callable = reward_run.train,
-               told: Callable[[str], None] = _log.info):  # fmt: skip
+  def __init__(
+    self,
+    plan: Plan,
+    train: Callable = run.train,
+    train_reward: Callable = reward_run.train,
+    told: Callable[[str], None] = _log.info,
+  ):
     self._plan, self._train, self._train_reward, self._told = plan, train, train_reward, told
     self._inputs: dict[str, Inputs] = {}
 
@@ -128,17 +140,30 @@ class Ablation:
     for row in plan.rows:  # what a row would refuse at its turn, hours later; see also `_of`
       run.check_start(registry.validate(with_knobs(plan.config, row.fixed), plan.config))
     tried = {row.name: self._tune(row) for row in plan.rows if len(row.settings()) > 1}
-    chosen = {name: max(found, key=lambda one: one[CHOSEN_BY])["settings"] for name, found in tried.items()}
+    chosen = {
+      name: max(found, key=lambda one: one[CHOSEN_BY])["settings"] for name, found in tried.items()
+    }
     rankings, dataset = {}, None
     for seed in plan.seeds:
       for row in plan.rows:
-        config = self._config(row, chosen.get(row.name, {}), seed, plan.config.training.fit_splits, f"seed{seed}")
+        config = self._config(
+          row, chosen.get(row.name, {}), seed, plan.config.training.fit_splits, f"seed{seed}"
+        )
         rankings.setdefault(row.name, []).append(self._rank(row, config, "test"))
         dataset = self._of(config).dataset
     found = ablation_table.results(
-      dataset, "test", rankings, {row.name: row.parent for row in plan.rows}, plan.config.data.target_behavior
+      dataset,
+      "test",
+      rankings,
+      {row.name: row.parent for row in plan.rows},
+      plan.config.data.target_behavior,
     )
-    found |= {"seeds": list(plan.seeds), "chosen": chosen, "tried": tried, "chosen_by": f"valid {CHOSEN_BY}"}
+    found |= {
+      "seeds": list(plan.seeds),
+      "chosen": chosen,
+      "tried": tried,
+      "chosen_by": f"valid {CHOSEN_BY}",
+    }
     folder = plan.config.workdir
     report_tables.write_json(os.path.join(folder, "ablation.json"), found)
     ablation_table.write_markdown(found, os.path.join(folder, "ablation.md"))
@@ -151,14 +176,21 @@ class Ablation:
     for number, settings in enumerate(row.settings()):
       config = self._config(row, settings, TUNED_SEED, "train", "tune", f"{row.name}_{number}")
       ranking = self._rank(row, config, "valid")
-      requests = protocols.eval_requests(self._of(config).dataset, "valid", config.data.target_behavior)
-      scores = {name: ratio.value for name, ratio in metrics.per_request(ranking, requests, (10, 50)).items()}
+      requests = protocols.eval_requests(
+        self._of(config).dataset, "valid", config.data.target_behavior
+      )
+      scores = {
+        name: ratio.value
+        for name, ratio in metrics.per_request(ranking, requests, (10, 50)).items()
+      }
       told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
       self._told(f"valid, {row.name} {settings}: {told}")
       found.append({"settings": settings, **scores})
     return found
 
-  def _config(self, row: Row, settings: dict, seed: int, fit_splits: str, group: str, name: str = "") -> Config:
+  def _config(
+    self, row: Row, settings: dict, seed: int, fit_splits: str, group: str, name: str = ""
+  ) -> Config:
     """The config of one run; its workdir is <folder>/<group>/<name>."""
     base = self._plan.config
     knobs = {"seed": seed, "fit_splits": fit_splits}
@@ -169,13 +201,16 @@ class Ablation:
     else:  # so that other lists can be tried from the same start
       base = dataclasses.replace(base, preference=PreferenceConfig())
     folder = os.path.join(base.workdir, group, name or row.name)
-    return registry.validate(dataclasses.replace(with_knobs(base, knobs | row.fixed | settings), workdir=folder))
+    return registry.validate(
+      dataclasses.replace(with_knobs(base, knobs | row.fixed | settings), workdir=folder)
+    )
 
   def _of(self, config: Config) -> Inputs:
     """The inputs of a run; runs of one group share them, as they share tokenizer and features.
 
     Raises:
-      ConfigError, DataError: the rewards cannot be had; this is asked before a group's first run is trained.
+      ConfigError, DataError: the rewards cannot be had; this is asked before a group's first run is
+        trained.
     """
     key = config.training.init_from or config.workdir
     if key not in self._inputs:
@@ -186,7 +221,9 @@ class Ablation:
 
   def _rank(self, row: Row, config: Config, split: str) -> np.ndarray:
     """Top ads of each request of a split by a run, trained first where need be: [R, K]."""
-    return ranked.kept(config.workdir, split, scoring.shaping(config), lambda: self._made(row, config, split))
+    return ranked.kept(
+      config.workdir, split, scoring.shaping(config), lambda: self._made(row, config, split)
+    )
 
   def _made(self, row: Row, config: Config, split: str) -> np.ndarray:
     if row.start:
@@ -201,7 +238,9 @@ class Ablation:
       inputs_lib.save_inputs(config, inputs)
       ranked.go_on(self._train(config, inputs), config.workdir)
     requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
-    return scoring.rank_run(scored, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)).ad_RK
+    return scoring.rank_run(
+      scored, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)
+    ).ad_RK
 
   def _make_start(self, config: Config) -> None:
     """The VSL run that a row starts from, and its reward model."""

@@ -27,14 +27,17 @@ RewardOf = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-  """C candidates of each of R requests: first the request's own ads, then the policy's, then other pipelines'.
+  """C candidates of each of R requests: first the request's own ads, then the policy's, then other
+  pipelines'.
 
   Attributes:
     request_R: request numbers.
     ad_RC: int32 rows of the ad table, no ad twice in a request, -1 in padding.
-    reference_logp_RC: float32 log p_ref of the ads that the reference policy proposed, NO_REFERENCE of all others.
+    reference_logp_RC: float32 log p_ref of the ads that the reference policy proposed, NO_REFERENCE
+      of all others.
     reward_RC: float32 rewards, 0 in padding.
-    policy_RK: int32 the policy's own ads, best first, -1 where its beams ran out: what it would have recommended.
+    policy_RK: int32 the policy's own ads, best first, -1 where its beams ran out: what it would
+      have recommended.
     policy_logp_RK: float32 their log-probabilities.
   """
 
@@ -59,7 +62,9 @@ class Candidates:
 
   def save(self, path: str) -> None:
     """Writes an .npz file, whole or not at all."""
-    files.save_arrays(path, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+    files.save_arrays(
+      path, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    )
 
   @classmethod
   def load(cls, path: str) -> "Candidates":
@@ -74,19 +79,32 @@ class CandidateMaker:
     config: how many, and by whom.
     contexts: of the requests.
     ranker: the policy's search, with `preference.candidate_beams`.
-    reward: requests [B], ads [B, C] and the policy's log p of them [B, C] -> rewards [B, C]. An ad that the beams did
-      not reach has the log p of the last one that they did.
+    reward: requests [B], ads [B, C] and the policy's log p of them [B, C] -> rewards [B, C]. An ad
+      that the beams did not reach has the log p of the last one that they did.
     num_ads: rows of the ad table, N.
-    learned_L: lines that EASE is fitted on. A request's own are among them: as a proposal that does no harm, since the
-      reward does not come from it.
+    learned_L: lines that EASE is fitted on. A request's own are among them: as a proposal that does
+      no harm, since the reward does not come from it.
   """
 
-  def __init__(self, config: PreferenceConfig, contexts: RequestContexts, ranker: Ranker, reward: RewardOf,
-               num_ads: int, learned_L: np.ndarray):  # fmt: skip
+  def __init__(
+    self,
+    config: PreferenceConfig,
+    contexts: RequestContexts,
+    ranker: Ranker,
+    reward: RewardOf,
+    num_ads: int,
+    learned_L: np.ndarray,
+  ):
     self._config, self._contexts, self._ranker, self._reward = config, contexts, ranker, reward
     self._num_ads, self._learned_L = num_ads, learned_L
 
-  def make(self, params: Any, requests: np.ndarray, told: Callable[[int], None] = lambda done: None, batch: int = 64):
+  def make(
+    self,
+    params: Any,
+    requests: np.ndarray,
+    told: Callable[[int], None] = lambda done: None,
+    batch: int = 64,
+  ):
     """Candidates of `requests`, the policy being `params`.
 
     Args:
@@ -106,14 +124,18 @@ class CandidateMaker:
   def _some(self, params: Any, requests: np.ndarray, batch: int) -> tuple[np.ndarray, ...]:
     c = self._config
     shown = max(c.policy_candidates, 10)
-    found = self._ranker.rank(params, self._contexts, requests, max(shown, c.candidate_beams), batch)
+    found = self._ranker.rank(
+      params, self._contexts, requests, max(shown, c.candidate_beams), batch
+    )
     policy_RK = found.ad_RK[:, : c.policy_candidates]
     others = [self._pipeline(name, requests) for name in c.pipelines] if c.other_candidates else []
     target_RM = self._targets(requests)
     ad_RX = np.concatenate([target_RM, policy_RK, *others], axis=1)
     logp_RX = np.full(ad_RX.shape, NO_REFERENCE)
     proposed = slice(target_RM.shape[1], target_RM.shape[1] + policy_RK.shape[1])
-    logp_RX[:, proposed] = np.where(policy_RK >= 0, found.logp_RK[:, : c.policy_candidates], NO_REFERENCE)
+    logp_RX[:, proposed] = np.where(
+      policy_RK >= 0, found.logp_RK[:, : c.policy_candidates], NO_REFERENCE
+    )
     ad_RC, logp_RC = _distinct(ad_RX, logp_RX)
     reward_RC = self._reward(requests, ad_RC, logp_of(ad_RC, found.ad_RK, found.logp_RK))
     return requests, ad_RC, logp_RC, reward_RC, found.ad_RK[:, :shown], found.logp_RK[:, :shown]
@@ -121,7 +143,9 @@ class CandidateMaker:
   def _targets(self, requests: np.ndarray) -> np.ndarray:
     """The requests' own ads, as VSL draws them: [B, M]."""
     line_BM = self._contexts.targets(requests)
-    return np.where(line_BM >= 0, self._contexts.lines.ad[np.maximum(line_BM, 0)], -1).astype(np.int32)
+    return np.where(line_BM >= 0, self._contexts.lines.ad[np.maximum(line_BM, 0)], -1).astype(
+      np.int32
+    )
 
   def _pipeline(self, name: str, requests: np.ndarray) -> np.ndarray:
     """Best ads by one pipeline: [B, other_candidates] int32, -1 where there are fewer."""
@@ -155,7 +179,9 @@ class CandidateMaker:
     lines, learned_L = self._contexts.lines, self._learned_L
     user = lines.request_user[lines.request[learned_L]]
     shape = (int(lines.request_user.max()) + 1, self._num_ads)
-    taken = scipy.sparse.csr_matrix((np.ones(len(user), np.float32), (user, lines.ad[learned_L])), shape)
+    taken = scipy.sparse.csr_matrix(
+      (np.ones(len(user), np.float32), (user, lines.ad[learned_L])), shape
+    )
     return baselines.ease_weights((taken > 0).astype(np.float32), baselines.EASE_PENALTY)
 
 
@@ -166,7 +192,9 @@ def _top(score_BN: np.ndarray, count: int) -> np.ndarray:
 
 
 def _distinct(ad_RX: np.ndarray, logp_RX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Each ad once, where it stands first, with the log p_ref that any of its places has; padding goes last."""
+  """Each ad once, where it stands first, with the log p_ref that any of its places has; padding
+  goes last.
+  """
   place = np.arange(ad_RX.shape[1])
   order = np.argsort(ad_RX, axis=1, kind="stable")
   ad, logp = (np.take_along_axis(x, order, axis=1) for x in (ad_RX, logp_RX))

@@ -1,8 +1,9 @@
 """Checkpoints of a run: the two most recent and the best. The only importer of orbax.
 
-A checkpoint is a directory named after its step, written under a temporary name and renamed when whole, so a process
-killed in mid-save leaves the checkpoint before it as the last one. Before it is renamed it gets a list of the checksums
-of all its files; whoever restores it compares what he reads with the list.
+A checkpoint is a directory named after its step, written under a temporary name and renamed when
+whole, so a process killed in mid-save leaves the checkpoint before it as the last one. Before it is
+renamed it gets a list of the checksums of all its files; whoever restores it compares what he reads
+with the list.
 """
 
 import contextlib
@@ -15,7 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.path import atomicity  # what the public `temporary_path_class` takes has no public name
+from orbax.checkpoint._src.path import (
+  atomicity,
+)  # what the public `temporary_path_class` takes has no public name
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 from orbax.checkpoint.options import MultiprocessingOptions
 
@@ -25,14 +28,27 @@ from gr4ad_jax.config import ConfigError, is_step
 from gr4ad_jax.training.state import TrainState, abstract
 
 _KEEP = 2
-_ARRAYS = ("params", "opt_state")  # the large items of a checkpoint; the small ones are read when it is looked at
+_ARRAYS = (
+  "params",
+  "opt_state",
+)  # the large items of a checkpoint; the small ones are read when it is looked at
 _MARK = "_CHECKPOINT_METADATA"  # of every whole checkpoint
-_NO_ROOM = ("no space left", "resource_exhausted", "file too large", "quota", "permission", "read-only file system",
-            "input/output error", "stale file handle")  # fmt: skip
+_NO_ROOM = (
+  "no space left",
+  "resource_exhausted",
+  "file too large",
+  "quota",
+  "permission",
+  "read-only file system",
+  "input/output error",
+  "stale file handle",
+)
 
 
 class _Renamed:
-  """The last thing done to a checkpoint: its list of checksums is written, then it gets its name."""
+  """The last thing done to a checkpoint: its list of checksums is written, then it gets its
+  name.
+  """
 
   def __init__(self, temporary: str, final: str):
     self._temporary, self._final = temporary, final
@@ -46,15 +62,20 @@ class _Summed(atomicity.AtomicRenameTemporaryPath):
   """The directory that a checkpoint is written in."""
 
   async def finalize(self) -> None:
-    # The parent class writes its last files, then hands over to a snapshot, where there is one, instead of renaming.
-    if is_step(self.get_final().name):  # the items of a checkpoint are renamed before it, and lie in it
+    # The parent class writes its last files, then hands over to a snapshot, where there is one,
+    # instead of renaming.
+    if is_step(
+      self.get_final().name
+    ):  # the items of a checkpoint are renamed before it, and lie in it
       self._snapshot = _Renamed(os.fspath(self.get()), os.fspath(self.get_final()))
     await super().finalize()
 
 
 @contextlib.contextmanager
 def _saving(directory: str) -> Iterator[None]:
-  """Turns what the disk refuses into an OSError of one line; the libraries below have exceptions of their own."""
+  """Turns what the disk refuses into an OSError of one line; the libraries below have exceptions
+  of their own.
+  """
   try:
     yield
   except OSError:
@@ -62,7 +83,9 @@ def _saving(directory: str) -> Iterator[None]:
   except Exception as error:
     reason = " ".join(str(error).split())
     if any(words in reason.lower() for words in _NO_ROOM):
-      raise OSError(errno.EIO, f"a checkpoint cannot be saved ({reason[:300]})", directory) from error
+      raise OSError(
+        errno.EIO, f"a checkpoint cannot be saved ({reason[:300]})", directory
+      ) from error
     raise
 
 
@@ -87,13 +110,14 @@ class Restored(NamedTuple):
 
 
 class Checkpointer:
-  """Saves in the background, keeps the last two and the best, restores into given shardings. A context manager.
+  """Saves in the background, keeps the last two and the best, restores into given shardings. A
+  context manager.
 
   Args:
     directory: of the run's checkpoints; made if need be, unless `read_only`.
     best_metric: name of the valid metric that ranks checkpoints; higher is better.
-    read_only: for evaluation and serving: never writes, never cleans up. A process of a job of several may open one by
-      itself; one that saves must be opened, and called, by all of them.
+    read_only: for evaluation and serving: never writes, never cleans up. A process of a job of
+      several may open one by itself; one that saves must be opened, and called, by all of them.
 
   Raises:
     FileNotFoundError: `read_only`, and there is no such directory.
@@ -109,7 +133,9 @@ class Checkpointer:
     kept = [preservation_policy.LatestN(_KEEP)]
     if best_metric:
       kept.append(
-        preservation_policy.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
+        preservation_policy.BestN(
+          get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False
+        )
       )
     self._manager = ocp.CheckpointManager(
       self._directory,
@@ -132,7 +158,9 @@ class Checkpointer:
     )
 
   def _check_small(self) -> None:
-    """Compares what is read of every checkpoint: which items it has, its metrics, its position in the data."""
+    """Compares what is read of every checkpoint: which items it has, its metrics, its position
+    in the data.
+    """
     for name in os.listdir(self._directory) if os.path.isdir(self._directory) else ():
       folder = os.path.join(self._directory, name)
       if not is_step(name):
@@ -158,10 +186,22 @@ class Checkpointer:
   def best_step(self) -> int | None:
     """Step of the checkpoint with the highest `best_metric`; None where no checkpoint has it."""
     best = self._manager.best_step() if self._best_metric else None
-    return best if best is not None and self._best_metric in (self._manager.metrics(best) or {}) else None
+    return (
+      best
+      if best is not None and self._best_metric in (self._manager.metrics(best) or {})
+      else None
+    )
 
-  def save(self, state: TrainState, *, data: dict, metadata: dict | None = None, metrics: dict | None = None) -> None:
-    """Copies the state off the devices, then writes it in the background; a step that is already saved is left as is.
+  def save(
+    self,
+    state: TrainState,
+    *,
+    data: dict,
+    metadata: dict | None = None,
+    metrics: dict | None = None,
+  ) -> None:
+    """Copies the state off the devices, then writes it in the background; a step that is already
+    saved is left as is.
 
     Args:
       state: its arrays may be donated as soon as this returns.
@@ -179,7 +219,9 @@ class Checkpointer:
       metadata=ocp.args.JsonSave(metadata or {}),
     )
     with _saving(self._directory):
-      self._manager.save(step, args=items, metrics=(metrics or {}) if self._best_metric else None, force=True)
+      self._manager.save(
+        step, args=items, metrics=(metrics or {}) if self._best_metric else None, force=True
+      )
 
   def restore(self, target: TrainState, which: int | str = "last") -> Restored:
     """Reads a whole checkpoint.
@@ -202,7 +244,9 @@ class Checkpointer:
       metadata=ocp.args.JsonRestore(),
     )
     number = jax.device_put(jax.numpy.asarray(step, target.step.dtype), target.step.sharding)
-    return Restored(TrainState(number, items["params"], items["opt_state"]), items["data"], items["metadata"])
+    return Restored(
+      TrainState(number, items["params"], items["opt_state"]), items["data"], items["metadata"]
+    )
 
   def restore_params(self, target: Any, which: int | str = "best") -> Any:
     """Reads only the parameters: for evaluation and serving.
@@ -216,7 +260,9 @@ class Checkpointer:
       ConfigError: it holds another model, or numbers that are not finite.
       DamagedError: its files are not what was written.
     """
-    return self._read(self.resolve(which), params=ocp.args.StandardRestore(abstract(target)))["params"]
+    return self._read(self.resolve(which), params=ocp.args.StandardRestore(abstract(target)))[
+      "params"
+    ]
 
   def _read(self, step: int, **items: Any) -> ocp.args.Composite:
     folder = os.path.join(self._directory, str(step))
@@ -234,7 +280,9 @@ class Checkpointer:
     return found
 
   def resolve(self, which: int | str) -> int:
-    """Step of 'last', 'best' (the last, where none was evaluated) or a step. Raises FileNotFoundError."""
+    """Step of 'last', 'best' (the last, where none was evaluated) or a step. Raises
+    FileNotFoundError.
+    """
     steps = self.steps
     if not steps:
       raise FileNotFoundError(f"{self._directory} holds no whole checkpoint")
@@ -244,7 +292,9 @@ class Checkpointer:
       best = self.best_step
       return steps[-1] if best is None else best
     if which not in steps:
-      raise FileNotFoundError(f"{self._directory} holds no checkpoint {which!r}; it has {steps}, 'last' and 'best'")
+      raise FileNotFoundError(
+        f"{self._directory} holds no checkpoint {which!r}; it has {steps}, 'last' and 'best'"
+      )
     return which
 
   def wait(self) -> None:
@@ -265,7 +315,9 @@ class Checkpointer:
 
 
 def _is_finite(params: Any) -> bool:
-  """Whether all numbers are finite that this process has of parameters; a job's other processes look at theirs."""
+  """Whether all numbers are finite that this process has of parameters; a job's other processes
+  look at theirs.
+  """
   return all(
     bool(np.isfinite(np.asarray(shard.data)).all())
     for leaf in jax.tree.leaves(params)

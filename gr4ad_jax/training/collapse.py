@@ -25,7 +25,8 @@ def diversity(ad_RK: np.ndarray, logp_RK: np.ndarray, num_ads: int) -> dict[str,
     num_ads: rows of the ad table.
 
   Returns:
-    `entropy`: of a list, nats (`metrics.list_entropy`); `coverage@10`: share of the ads that stand in a list of 10.
+    `entropy`: of a list, nats (`metrics.list_entropy`); `coverage@10`: share of the ads that stand
+      in a list of 10.
   """
   shown = ad_RK[:, :COVERAGE_AT]
   coverage = len(np.unique(shown[shown >= 0])) / num_ads
@@ -41,7 +42,10 @@ class CollapseGuard:
   """
 
   def __init__(self, config: PreferenceConfig, path: str):
-    self._floor = {"entropy": config.collapse_entropy, f"coverage@{COVERAGE_AT}": config.collapse_coverage}
+    self._floor = {
+      "entropy": config.collapse_entropy,
+      f"coverage@{COVERAGE_AT}": config.collapse_coverage,
+    }
     self._path = path
     self.start: dict[str, float] | None = None
     if os.path.exists(path):
@@ -53,17 +57,25 @@ class CollapseGuard:
     Args:
       step: of the policy.
       found: of `diversity`.
-      requests: in the sample. One that is smaller than the start's covers less by itself, so its coverage is let pass.
+      requests: in the sample. One that is smaller than the start's covers less by itself, so its
+        coverage is let pass.
     """
     if self.start is None:
       self.start = {name: found[name] for name in self._floor} | {"requests": requests}
       files.write_json(self._path, self.start)
-    compared = [name for name in self._floor if name == "entropy" or requests >= self.start.get("requests", 0)]
+    compared = [
+      name for name in self._floor if name == "entropy" or requests >= self.start.get("requests", 0)
+    ]
     fallen = [name for name in compared if found[name] < self._floor[name] * self.start[name]]
     for name in fallen:
       _log.warning(
-        "collapse: at step %d the policy's %s is %.4f, below %g of the start's %.4f; lower --preference_weight or "
+        "collapse: at step %d the policy's %s is %.4f, below %g of the start's %.4f; lower "
+        "--preference_weight or "
         "--learning_rate, or refresh the reference less often (--refresh_steps)",
-        step, name, found[name], self._floor[name], self.start[name],
-      )  # fmt: skip
+        step,
+        name,
+        found[name],
+        self._floor[name],
+        self.start[name],
+      )
     return fallen

@@ -1,4 +1,6 @@
-"""The compiled train step, and what a step costs: memory, floating-point operations, requests, tokens."""
+"""The compiled train step, and what a step costs: memory, floating-point operations, requests,
+tokens.
+"""
 
 import dataclasses
 import math
@@ -22,11 +24,13 @@ class StepCost:
     argument_bytes: state and batch; the new state takes the place of the old one.
     temporary_bytes: what the step needs beside them.
     peak_bytes: the most that is taken at once, as the compiler plans it.
-    model_flops: of the matrix products, forward and backward, without what rematerialisation computes again.
+    model_flops: of the matrix products, forward and backward, without what rematerialisation
+      computes again.
     xla_flops: of the compiled program, as XLA counts all its operations; None where it does not.
     requests: of a batch.
     tokens: context slots, and UA-SID codes of targets or candidates, padding included.
-    peak_flops: of the devices together, in dense bfloat16 products, FLOP/s; None where it is not known.
+    peak_flops: of the devices together, in dense bfloat16 products, FLOP/s; None where it is not
+      known.
   """
 
   parameters: int
@@ -40,12 +44,17 @@ class StepCost:
   peak_flops: float | None
 
   def utilization(self, steps_per_second: float) -> float | None:
-    """Model FLOPs utilisation, in [0, 1]: the model's operations over what the devices could do; None: not known."""
+    """Model FLOPs utilisation, in [0, 1]: the model's operations over what the devices could do;
+    None: not known.
+    """
     return self.model_flops * steps_per_second / self.peak_flops if self.peak_flops else None
 
 
-def compile_step(step: Callable, state: TrainState, batch: Any, config: TrainConfig) -> tuple[Callable, StepCost]:
-  """Compiles a step of `make_train_step` for a state and a batch, once, and reads off what it costs.
+def compile_step(
+  step: Callable, state: TrainState, batch: Any, config: TrainConfig
+) -> tuple[Callable, StepCost]:
+  """Compiles a step of `make_train_step` for a state and a batch, once, and reads off what it
+  costs.
 
   Args:
     step: the step; nothing is run.
@@ -60,7 +69,10 @@ def compile_step(step: Callable, state: TrainState, batch: Any, config: TrainCon
   compiled = traced.lower().compile(remat.compiler_options(config.remat))
   memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
   planned = (
-    memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
   )
   devices = jax.tree.leaves(state)[0].sharding.device_set
   peak = 1e12 * config.peak_tflops or flops.peak_of(next(iter(devices)).device_kind)
@@ -70,7 +82,9 @@ def compile_step(step: Callable, state: TrainState, batch: Any, config: TrainCon
     parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,
-    peak_bytes=max(memory.peak_memory_in_bytes, planned),  # on CPU the former leaves the temporaries out
+    peak_bytes=max(
+      memory.peak_memory_in_bytes, planned
+    ),  # on CPU the former leaves the temporaries out
     model_flops=flops.matmul_flops(flops.matmuls_in(traced.jaxpr.jaxpr, recomputed=False)),
     xla_flops=len(devices) * analysis["flops"] if "flops" in analysis else None,
     requests=rows,
@@ -81,13 +95,20 @@ def compile_step(step: Callable, state: TrainState, batch: Any, config: TrainCon
 
 def in_words(cost: StepCost) -> list[str]:
   """A line each on parameters, memory and floating-point operations."""
-  sizes = {"arguments": cost.argument_bytes, "temporaries": cost.temporary_bytes, "peak": cost.peak_bytes}
+  sizes = {
+    "arguments": cost.argument_bytes,
+    "temporaries": cost.temporary_bytes,
+    "peak": cost.peak_bytes,
+  }
   xla = "unknown" if cost.xla_flops is None else _flops(cost.xla_flops)
   peak = "unknown" if cost.peak_flops is None else f"{cost.peak_flops / 1e12:,.4g} TFLOP/s"
   return [
     f"parameters: {cost.parameters:,}",
     f"memory of a device: {', '.join(f'{name} {_bytes(size)}' for name, size in sizes.items())}",
-    f"a step: {_flops(cost.model_flops)} of the model, {xla} by XLA's count; peak of the devices {peak}",
+    (
+      f"a step: {_flops(cost.model_flops)} of the model, {xla} by XLA's count; peak of the devices "
+      f"{peak}"
+    ),
   ]
 
 

@@ -30,17 +30,26 @@ PEAK_TFLOPS = {
   "L20": 119.5,
   "L40S": 362.0,
 }
-"""Part of a `device_kind` -> peak of dense bfloat16 products, TFLOP/s; the longest that fits counts.
+"""Part of a `device_kind` -> peak of dense bfloat16 products in TFLOP/s.
 
-From the vendors: NVIDIA's data sheets, halved where they count 2:4 sparsity; Google Cloud's page of each TPU, a chip.
+The longest part that fits counts.
+
+From the vendors: NVIDIA's data sheets, halved where they count 2:4 sparsity; Google Cloud's page
+of each TPU, for one chip.
 """
 
-_RECOMPUTED = "rematted_computation"  # in the name stack of what a rematerialised part computes again
+_RECOMPUTED = (
+  "rematted_computation"  # in the name stack of what a rematerialised part computes again
+)
 
 
 def peak_of(device_kind: str) -> float | None:
-  """Peak of a device in dense bfloat16 products, FLOP/s; None where it is not known, as of a CPU."""
-  fitting = [name for name in PEAK_TFLOPS if re.search(rf"\b{re.escape(name)}\b", device_kind, re.IGNORECASE)]
+  """Peak of a device in dense bfloat16 products, FLOP/s; None where it is not known, as of a
+  CPU.
+  """
+  fitting = [
+    name for name in PEAK_TFLOPS if re.search(rf"\b{re.escape(name)}\b", device_kind, re.IGNORECASE)
+  ]
   return 1e12 * PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
 
 
@@ -52,7 +61,8 @@ def matmuls_in(jaxpr: Any, recomputed: bool = True) -> collections.Counter:
     recomputed: count what rematerialisation computes again too.
 
   Returns:
-    Counter of (batch, rows, contraction, columns, dtype); the dtype is the wider of the two operands'.
+    Counter of (batch, rows, contraction, columns, dtype); the dtype is the wider of the two
+    operands'.
   """
   found: collections.Counter = collections.Counter()
 

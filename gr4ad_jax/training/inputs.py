@@ -1,8 +1,9 @@
-"""What a run computes before it trains, and keeps in its workdir: tokenizer, index, features, eCPM bins.
+"""What a run computes before it trains, and keeps in its workdir: tokenizer, index, features, eCPM
+bins.
 
-  tokenizer/  tokenizer.npz
-  index/      codes.npz, ads.npz
-  features/   neighbors.npz, folds.npz, trends.npz, ecpm.json, log.json
+tokenizer/  tokenizer.npz
+index/      codes.npz, ads.npz
+features/   neighbors.npz, folds.npz, trends.npz, ecpm.json, log.json
 """
 
 import dataclasses
@@ -45,26 +46,34 @@ class Inputs:
 
   def requests(self, *splits: str) -> np.ndarray:
     """Request numbers of the given splits, ascending."""
-    return np.flatnonzero(np.isin(self.lines.request_split, [SPLITS.index(split) for split in splits]))
+    return np.flatnonzero(
+      np.isin(self.lines.request_split, [SPLITS.index(split) for split in splits])
+    )
 
   def learned(self, config: Config) -> np.ndarray:
-    """Request numbers that a run learns from, ascending; in order of time with --data_order=time."""
+    """Request numbers that a run learns from, ascending; in order of time with
+    --data_order=time.
+    """
     requests = learned_requests(self.lines, config)
     if config.training.data_order == "time":
       return requests[np.argsort(self.lines.request_time[requests], kind="stable")]
     return requests
 
   def learned_lines(self, config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Request, user and ad row of each line that a run learns from, [L] each; a user's stand together, by time."""
+    """Request, user and ad row of each line that a run learns from, [L] each; a user's stand
+    together, by time.
+    """
     lines = self.lines
     learned_L = np.isin(lines.request, self.learned(config))
     request_L = lines.request[learned_L]
     return request_L, lines.request_user[request_L], lines.ad[learned_L]
 
   def examples(self, config: Config) -> np.ndarray:
-    """Request numbers that make up an epoch: what is learned from; or, with --examples=users, each user's last of it.
+    """Request numbers that make up an epoch: what is learned from; or, with --examples=users, each
+    user's last of it.
 
-    Then also those before it, `history_slots` visits apart: where a visit is of one ad, each is in a history once.
+    Then also those before it, `history_slots` visits apart: where a visit is of one ad, each is in
+      a history once.
     """
     requests = self.learned(config)
     if config.training.examples == "requests":
@@ -83,10 +92,12 @@ class Inputs:
   def contexts(self, config: Config, split: str) -> RequestContexts:
     """The batches of a split; 'train' means all that is learned from.
 
-    Popularity counts what is visible there (never the day of the request itself): for test, and where valid is learned
-    from, train and valid; otherwise train.
+    Popularity counts what is visible there (never the day of the request itself): for test, and
+    where valid is learned from, train and valid; otherwise train.
     """
-    shown_L = self.lines.request_split[self.lines.request] < max(SPLITS.index(split), len(config.training.fitted))
+    shown_L = self.lines.request_split[self.lines.request] < max(
+      SPLITS.index(split), len(config.training.fitted)
+    )
     trends = Trends.fit(self.lines, len(self.dataset.ads), shown_L)
     depth = protocols.target_depth(self.dataset.behaviors, config.data.target_behavior)
     ads, codes_NT = self.dataset.ads, self.index.codes_NT
@@ -106,14 +117,17 @@ def learned_requests(lines: Lines, config: Config) -> np.ndarray:
 
 
 def source_of(config: Config) -> str:
-  """Workdir whose tokenizer and features a run takes: its own once trained, else --init_from's; empty: none."""
+  """Workdir whose tokenizer and features a run takes: its own once trained, else --init_from's;
+  empty: none.
+  """
   return config.workdir if is_trained(config.workdir) else config.training.init_from
 
 
 def tokenizer_of(
   config: Config, dataset: Dataset, source: str = "", told: Told | None = None
 ) -> tuple[Tokenizer, SidIndex]:
-  """The tokenizer and index of `source`, else of a trained run or of --init_from; where there is none, fitted anew.
+  """The tokenizer and index of `source`, else of a trained run or of --init_from; where there is
+  none, fitted anew.
 
   Nothing is written; `told` hears what is fitted, how much of it is done, and of how much.
 
@@ -126,15 +140,21 @@ def tokenizer_of(
     tokenizer_dir, index_dir = (os.path.join(source, name) for name in ("tokenizer", "index"))
     if not ad_store.same_ads(ad_store.load_ads(index_dir), dataset.ads):
       flag = "workdir" if source == config.workdir else "init_from"
-      raise ConfigError(f"--{flag}={source} is not allowed: its run was trained on another ad table")
+      raise ConfigError(
+        f"--{flag}={source} is not allowed: its run was trained on another ad table"
+      )
     return Tokenizer.load(tokenizer_dir), SidIndex.load(index_dir)
   seed = config.training.seed
-  tokenizer, codes_NT = tokenizer_lib.fit(dataset.ads, dataset.events, config.sid, seed=seed, log=_log, told=told)
+  tokenizer, codes_NT = tokenizer_lib.fit(
+    dataset.ads, dataset.events, config.sid, seed=seed, log=_log, told=told
+  )
   return tokenizer, SidIndex.build(codes_NT, tokenizer.codebooks)
 
 
 def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index: SidIndex) -> None:
-  """Keeps tokenizer, index and ad table in the workdir, in place of older ones; a trained run keeps what it has."""
+  """Keeps tokenizer, index and ad table in the workdir, in place of older ones; a trained run
+  keeps what it has.
+  """
   if is_trained(config.workdir):
     return
   tokenizer_dir, index_dir = (os.path.join(config.workdir, name) for name in ("tokenizer", "index"))
@@ -144,10 +164,13 @@ def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index
 
 
 def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -> Inputs:
-  """Loads the data set, then takes tokenizer and features from the workdir, or fits them on what is learned from.
+  """Loads the data set, then takes tokenizer and features from the workdir, or fits them on what is
+  learned from.
 
-  Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing there. Tokenizer and
-  features are taken from a trained run only: before its first checkpoint they follow data, settings and seed.
+  Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing
+  there. Tokenizer and
+  features are taken from a trained run only: before its first checkpoint they follow data, settings
+    and seed.
 
   Args:
     config: of the run.
@@ -176,13 +199,19 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
 
 def _check_numbers(dataset: Dataset, lines: Lines) -> None:
   """Raises DataError for money that is not finite, or too large to compute with in float32."""
-  columns = {"value": (lines.value, lines.ad), "price": (dataset.ads.price, np.arange(len(dataset.ads)))}
+  columns = {
+    "value": (lines.value, lines.ad),
+    "price": (dataset.ads.price, np.arange(len(dataset.ads))),
+  }
   for name, (column, ad) in columns.items():
     unknown = np.isnan(column) if name == "price" else np.zeros(len(column), bool)
     bad = np.flatnonzero(~(np.abs(column) <= LARGEST) & ~unknown)  # NaN is in no order
     if len(bad):
       which = dataset.ads.ad_id[ad[bad[0]]]
-      raise DataError(f"column {name!r}: {column[bad[0]]:g}, of ad {str(which)!r}, is not allowed: at most {LARGEST:g}")
+      raise DataError(
+        f"column {name!r}: {column[bad[0]]:g}, of ad {str(which)!r}, is not allowed: at most "
+        f"{LARGEST:g}"
+      )
 
 
 def load_features(workdir: str) -> tuple[NeighborFolds, EcpmBins]:
@@ -192,13 +221,21 @@ def load_features(workdir: str) -> tuple[NeighborFolds, EcpmBins]:
 
 
 def check_same_log(config: Config, dataset: Dataset, started: bool = False) -> None:
-  """Raises ConfigError where the workdir holds a run of another event log that was trained, or `started`."""
-  if (started or is_trained(config.workdir)) and _load_log(config, "digest") != _digest(dataset.events):
-    raise ConfigError(f"--workdir={config.workdir} is not allowed: its run was trained on another event log")
+  """Raises ConfigError where the workdir holds a run of another event log that was trained, or
+  `started`.
+  """
+  if (started or is_trained(config.workdir)) and _load_log(config, "digest") != _digest(
+    dataset.events
+  ):
+    raise ConfigError(
+      f"--workdir={config.workdir} is not allowed: its run was trained on another event log"
+    )
 
 
 def save_inputs(config: Config, inputs: Inputs) -> None:
-  """Keeps in the workdir all that a recommender needs besides the parameters; a trained run keeps what it has."""
+  """Keeps in the workdir all that a recommender needs besides the parameters; a trained run
+  keeps what it has.
+  """
   dataset, features_dir = inputs.dataset, os.path.join(config.workdir, "features")
   if is_trained(config.workdir):
     return

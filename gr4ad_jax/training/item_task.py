@@ -33,11 +33,13 @@ class Places(NamedTuple):
 
 
 def places_of(batch: RequestBatch, inner: int, key: jax.Array) -> Places:
-  """The last place of each request, with its targets; and of the places inside the histories at most `inner` a request.
+  """The last place of each request, with its targets; and of the places inside the histories at
+  most `inner` a request.
 
   Args:
     batch: requests with their targets.
-    inner: such places a request, in the mean over the batch; where there are more, they are drawn; 0: none.
+    inner: such places a request, in the mean over the batch; where there are more, they are drawn;
+      0: none.
     key: of the draw.
   """
   ads_BS = history_ads(batch)
@@ -60,7 +62,8 @@ def places_of(batch: RequestBatch, inner: int, key: jax.Array) -> Places:
 
 
 class Touched(NamedTuple):
-  """The rows of the table of ads that a step reads, and the step with its ads numbered by their place among those.
+  """The rows of the table of ads that a step reads, and the step with its ads numbered by their
+  place among those.
 
   Attributes:
     row_U: distinct rows, ascending; as many numbers past the table as make up the fixed length.
@@ -80,13 +83,13 @@ class Touched(NamedTuple):
 class RowLoss:
   """A loss that scores some ads only: a `LossFn`, and the two halves that it consists of.
 
-  What it reads of the table is looked up once, so the table's gradient is one scatter. `row_step` takes the halves one
-  by one, and then there is no array of the table's size at all.
+  What it reads of the table is looked up once, so the table's gradient is one scatter. `row_step`
+  takes the halves one by one, and then there is no array of the table's size at all.
 
   Args:
     model: the module.
-    share_N: each ad's share of the training targets, above 0; read by --item_loss=inbatch alone, of which every device
-      holds it whole (4 bytes an ad).
+    share_N: each ad's share of the training targets, above 0; read by --item_loss=inbatch alone, of
+      which every device holds it whole (4 bytes an ad).
   """
 
   def __init__(self, model: ItemModel, share_N: np.ndarray):
@@ -108,22 +111,32 @@ class RowLoss:
     ads_X = jnp.concatenate([ads.ravel() for ads in read])
     past = row_tables.rows(num_ads)  # no row
     ads_X = jnp.where(ads_X >= 0, ads_X, past)
-    row_U, at_X = jnp.unique(ads_X, return_inverse=True, size=row_tables.rows(len(ads_X)), fill_value=past)
+    row_U, at_X = jnp.unique(
+      ads_X, return_inverse=True, size=row_tables.rows(len(ads_X)), fill_value=past
+    )
     at_X = jnp.where(ads_X < past, at_X, -1)
     ends = np.cumsum([ads.size for ads in read])[:-1]
-    slots, targets, drawn = (at.reshape(ads.shape) for at, ads in zip(jnp.split(at_X, ends), read, strict=True))
+    slots, targets, drawn = (
+      at.reshape(ads.shape) for at, ads in zip(jnp.split(at_X, ends), read, strict=True)
+    )
     if config.item_loss == "inbatch":
       log_weight = -row_tables.lookup(self._log_share_N, row_U)
-    return Touched(row_U, batch._replace(slot_ad_BS=slots), places._replace(target_PM=targets), drawn, log_weight)
+    return Touched(
+      row_U, batch._replace(slot_ad_BS=slots), places._replace(target_PM=targets), drawn, log_weight
+    )
 
-  def of_rows(self, params: Any, touched: Touched, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def of_rows(
+    self, params: Any, touched: Touched, key: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of `touch`'s step, by parameters whose table has the rows `row_U` alone."""
     dropout_key = jax.random.split(key, 3)[2]
     model = self._model.clone(num_ads=len(touched.row_U))
     few = _LOSSES[self._config.item_loss](model, {"params": params}, touched, dropout_key)
     return bias_apart(few.loss, few.scores, few.bias, model.config.history_bias)
 
-  def __call__(self, params: Any, batch: RequestBatch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(
+    self, params: Any, batch: RequestBatch, key: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(params, batch, key) -> (loss, metrics)."""
     touched = self.touch(batch, key)
     return self.of_rows(row_tables.take_rows(params, touched.row_U), touched, key)
@@ -132,8 +145,9 @@ class RowLoss:
 def draw_of_strata(key: jax.Array, ads: int, number: int) -> tuple[jax.Array, jax.Array]:
   """Draws one ad evenly from each of `number` runs of neighbouring rows, of equal size or one more.
 
-  So an ad is drawn at most once, with probability 1 / (size of its run), about number / ads; weighed by that size, the
-  drawn ads' total is without bias that of all. Time and memory are those of `number`, not of `ads`.
+  So an ad is drawn at most once, with probability 1 / (size of its run), about number / ads;
+  weighed by that size, the drawn ads' total is without bias that of all. Time and memory are those
+  of `number`, not of `ads`.
 
   Args:
     key: of the draw.
@@ -145,12 +159,15 @@ def draw_of_strata(key: jax.Array, ads: int, number: int) -> tuple[jax.Array, ja
   """
   first_K = np.arange(number + 1) * ads // number  # int64: K · N is past 2^31
   size_K = np.diff(first_K)
-  drawn_K = first_K[:-1].astype(np.int32) + jax.random.randint(key, (number,), 0, size_K.astype(np.int32))
+  drawn_K = first_K[:-1].astype(np.int32) + jax.random.randint(
+    key, (number,), 0, size_K.astype(np.int32)
+  )
   return drawn_K, jnp.log(jnp.asarray(size_K, jnp.float32))
 
 
 def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
-  """(params, batch, key) -> (loss, metrics), by --item_loss: a softmax over all ads, or a `RowLoss`.
+  """(params, batch, key) -> (loss, metrics), by --item_loss: a softmax over all ads, or a
+  `RowLoss`.
 
   Args:
     model: the module.
@@ -164,7 +181,9 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
     place_key, _, dropout_key = jax.random.split(key, 3)
     places = places_of(batch, config.inner_positions if config.inner_targets else 0, place_key)
     variables = {"params": params}
-    states_BPD = model.apply(variables, batch, train=True, rngs={"dropout": dropout_key}, method="states")
+    states_BPD = model.apply(
+      variables, batch, train=True, rngs={"dropout": dropout_key}, method="states"
+    )
     bias = model.apply(variables, method="head_bias")
     state_PD, ads_PS = states_BPD[places.row_P, places.place_P], _seen(batch, places)
     scores_PN = model.apply(variables, state_PD, method="scores")
@@ -184,10 +203,11 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
 def bias_apart(
   loss_of: Callable[[Any, jax.Array], jax.Array], scores: Any, bias: jax.Array, learned: bool
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """A loss whose model learns without the signed bias on the history, and the bias by what that model has learned.
+  """A loss whose model learns without the signed bias on the history, and the bias by what that
+  model has learned.
 
-  Were the model to learn under the bias, nothing would teach it to score down what was just taken, and its like; it
-  would rank as well alone, and worse with a memory beside it (docs/log/zoo.md).
+  Were the model to learn under the bias, nothing would teach it to score down what was just taken,
+  and its like; it would rank as well alone, and worse with a memory beside it (docs/log/zoo.md).
 
   Args:
     loss_of: (scores without the bias, bias) -> loss.
@@ -196,7 +216,8 @@ def bias_apart(
     learned: whether there is a bias (--history_bias).
 
   Returns:
-    The loss without the bias, whose gradient for the bias is that of the loss under it; and the metrics.
+    The loss without the bias, whose gradient for the bias is that of the loss under it; and the
+    metrics.
   """
   loss = loss_of(scores, jnp.zeros_like(bias))
   metrics = {"loss": loss, "item_bias": bias}
@@ -234,10 +255,11 @@ class _Scores(NamedTuple):
 
 
 class _Few:
-  """A loss that scores some ads only; ads are numbered by their place among those that the step reads.
+  """A loss that scores some ads only; ads are numbered by their place among those that the step
+  reads.
 
-  A subclass has `_others() -> [P, X]`, what it reads of other ads, and `loss(scores, bias)`, by given scores and a bias
-  on the ads of the history.
+  A subclass has `_others() -> [P, X]`, what it reads of other ads, and `loss(scores, bias)`, by
+  given scores and a bias on the ads of the history.
   """
 
   def __init__(self, model, variables, touched: Touched, dropout_key):
@@ -245,7 +267,9 @@ class _Few:
     self._vectors = lambda ads: model.apply(variables, ads, method="vectors").astype(dtype)
     self.touched, self.places, self._num_ads = touched, touched.places, model.num_ads
     batch, places = touched.batch, touched.places
-    states_BPD = model.apply(variables, batch, train=True, rngs={"dropout": dropout_key}, method="states").astype(dtype)
+    states_BPD = model.apply(
+      variables, batch, train=True, rngs={"dropout": dropout_key}, method="states"
+    ).astype(dtype)
     self.bias = model.apply(variables, method="head_bias")
     self.state_PD, self.ads_PS = states_BPD[places.row_P, places.place_P], _seen(batch, places)
     scores_BPS = product("bpd,bsd->bps", states_BPD, self._vectors(history_ads(batch)))
@@ -273,7 +297,9 @@ class _Sampled(_Few):
   def loss(self, scores, bias):
     places, ads_PS, drawn_K, none = self.places, self.ads_PS, self.touched.drawn, self._num_ads
     K = len(drawn_K)
-    at_U = jnp.full(none + 1, K).at[drawn_K].set(jnp.arange(K))  # where an ad stands among the drawn ones
+    at_U = (
+      jnp.full(none + 1, K).at[drawn_K].set(jnp.arange(K))
+    )  # where an ad stands among the drawn ones
     target_PM = jnp.where(places.mask_PM, places.target_PM, none)
     strata_PX = jnp.concatenate([jnp.where(ads_PS >= 0, ads_PS, none), target_PM], axis=1)
     rows = jnp.arange(len(ads_PS))[:, None]
@@ -291,7 +317,9 @@ class _Sampled(_Few):
 
 
 class _InBatch(_Few):
-  """The other requests' targets are the negatives; how often an ad is one is taken off its score."""
+  """The other requests' targets are the negatives; how often an ad is one is taken off its
+  score.
+  """
 
   def _others(self):
     return self._of_all(self.places.target_PM.ravel())

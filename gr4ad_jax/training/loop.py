@@ -38,14 +38,16 @@ class Progress:
   Attributes:
     step: steps done.
     total_steps: steps of the whole run.
-    steps_per_second: since this process' first step, evaluations and saves left out; 0 until it is known.
+    steps_per_second: since this process' first step, evaluations and saves left out; 0 until it is
+      known.
     eta_seconds: of the steps that remain, at that rate.
     metrics: of step `step`.
     valid: valid metrics, where the step was evaluated.
     log: whether `step` is one of every `log_every`, or the last.
     requests_per_second: at that rate; 0 until it is known, or where the step's cost is not.
     tokens_per_second: likewise, of context slots and codes.
-    utilization: model FLOPs utilisation at that rate, in [0, 1]; None where the peak of the devices is not known.
+    utilization: model FLOPs utilisation at that rate, in [0, 1]; None where the peak of the devices
+      is not known.
   """
 
   step: int
@@ -66,8 +68,8 @@ class FitResult:
 
   Attributes:
     state: the last state.
-    status: 'done', the schedule's end (or `until`) reached; or 'preempted': saved after a request to stop; the same
-      command goes on from there.
+    status: 'done', the schedule's end (or `until`) reached; or 'preempted': saved after a request
+      to stop; the same command goes on from there.
     valid_metrics: of the last evaluation of this process; empty where there was none.
   """
 
@@ -85,7 +87,8 @@ class Schedule:
     log_every: between metric lines.
     eval_every: between evaluations; 0: only at the end.
     save_every: between checkpoints; evaluated steps and the last one are saved as well.
-    until: step at which a call of `fit` returns, and saves, though the run goes on; 0: at the end of the run.
+    until: step at which a call of `fit` returns, and saves, though the run goes on; 0: at the end
+      of the run.
   """
 
   total_steps: int
@@ -117,9 +120,13 @@ class Schedule:
 
 
 def unusable(batch: Any) -> str:
-  """Says which number of a batch is not finite, or has a square that is not, in float32; empty: none."""
+  """Says which number of a batch is not finite, or has a square that is not, in float32; empty:
+  none.
+  """
   for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-    parts = [np.asarray(shard.data) for shard in getattr(leaf, "addressable_shards", ())] or [np.asarray(leaf)]
+    parts = [np.asarray(shard.data) for shard in getattr(leaf, "addressable_shards", ())] or [
+      np.asarray(leaf)
+    ]
     for part in parts:
       if not np.issubdtype(part.dtype, np.floating):
         continue
@@ -154,7 +161,9 @@ class _Clock:
 class _Run:
   """The bookkeeping of one call of `fit`."""
 
-  def __init__(self, schedule, make_batch, checkpointer, writer, evaluate_fn, on_progress, metadata, cost):
+  def __init__(
+    self, schedule, make_batch, checkpointer, writer, evaluate_fn, on_progress, metadata, cost
+  ):
     self.make_batch = make_batch
     self.schedule, self.checkpointer, self.writer = schedule, checkpointer, writer
     self.evaluate_fn, self.on_progress, self.metadata = evaluate_fn, on_progress, metadata
@@ -166,7 +175,11 @@ class _Run:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not values.pop("finite"):
       saved = self.checkpointer.steps if self.checkpointer else []
-      kept = f"the last good checkpoint is step {saved[-1]}" if saved else "no checkpoint was saved before it"
+      kept = (
+        f"the last good checkpoint is step {saved[-1]}"
+        if saved
+        else "no checkpoint was saved before it"
+      )
       message = f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}; {kept}"
       raise DivergedError(message, unusable(self.make_batch(step - 1)))
     self.clock.step_done()
@@ -186,20 +199,27 @@ class _Run:
       eta = (self.schedule.total_steps - step) / rate if rate else math.inf
       requests, tokens = (rate * cost.requests, rate * cost.tokens) if cost else (0.0, 0.0)
       total = self.schedule.total_steps
-      self.on_progress(Progress(step, total, rate, eta, metrics, valid, logs, requests, tokens, used))
+      self.on_progress(
+        Progress(step, total, rate, eta, metrics, valid, logs, requests, tokens, used)
+      )
 
   def boundary(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
     """Evaluates, if that is due; reports; saves.
 
-    A run that is asked to stop at such a step evaluates too, some seconds: the resumed run begins after the step, so
-    its metrics would be missing for good, and 'best' could be another step than the uninterrupted run's.
+    A run that is asked to stop at such a step evaluates too, some seconds: the resumed run begins
+    after the step, so its metrics would be missing for good, and 'best' could be another step than
+    the uninterrupted run's.
     """
     valid = {}
     if self.evaluate_fn and self.schedule.evaluates(step):
-      valid = self.valid_metrics = {name: float(value) for name, value in self.evaluate_fn(state).items()}
+      valid = self.valid_metrics = {
+        name: float(value) for name, value in self.evaluate_fn(state).items()
+      }
     self.report(step, metrics, valid)
     if self.checkpointer:
-      self.checkpointer.save(state, data={"next_step": step}, metadata=self.metadata, metrics=valid or None)
+      self.checkpointer.save(
+        state, data={"next_step": step}, metadata=self.metadata, metrics=valid or None
+      )
     self.clock.pause()
 
 
@@ -220,8 +240,9 @@ def fit(
 ) -> FitResult:
   """Trains from `state.step` to the end of the schedule, or to its `until`.
 
-  A step's batch and randomness depend on its number alone, and a stop waits for an evaluation that is due, so a run
-  that is resumed from a checkpoint is, number by number, the run that was never stopped.
+  A step's batch and randomness depend on its number alone, and a stop waits for an evaluation that
+  is due, so a run that is resumed from a checkpoint is, number by number, the run that was never
+  stopped.
 
   Args:
     state: fresh or restored; donated.
@@ -242,7 +263,10 @@ def fit(
   """
   run = _Run(schedule, make_batch, checkpointer, writer, evaluate_fn, on_progress, metadata, cost)
   status, waiting = "done", None
-  with Preemption() as preemption, Prefetcher(make_batch, int(state.step), schedule.end, workers) as batches:
+  with (
+    Preemption() as preemption,
+    Prefetcher(make_batch, int(state.step), schedule.end, workers) as batches,
+  ):
     try:
       for number, batch in batches:
         if profiler:
@@ -250,7 +274,8 @@ def fit(
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
           state, metrics = train_step(state, batch)
         for metric in metrics.values():
-          metric.copy_to_host_async()  # on their way as soon as they are known: the fetch below finds them here
+          # on their way as soon as they are known: the fetch below finds them here
+          metric.copy_to_host_async()
         step = number + 1
         if profiler:
           profiler.end(step, state)

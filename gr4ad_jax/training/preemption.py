@@ -9,9 +9,11 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-  """A context manager under which SIGTERM and Ctrl-C ask for a stop; a second Ctrl-C interrupts at once.
+  """A context manager under which SIGTERM and Ctrl-C ask for a stop; a second Ctrl-C interrupts at
+  once.
 
-  One process: a signal handler sets a flag. Several: JAX's preemption service, which catches SIGTERM on any of them and
+  One process: a signal handler sets a flag. Several: JAX's preemption service, which catches
+    SIGTERM on any of them and
   makes all stop after the same step; Ctrl-C is handed on to it.
   """
 
@@ -44,6 +46,8 @@ class Preemption:
 
 
 def release() -> None:
-  """After the last loop: from here on SIGTERM ends a process of several at once, as it does one that is alone."""
+  """After the last loop: from here on SIGTERM ends a process of several at once, as it does one
+  that is alone.
+  """
   if jax.process_count() > 1 and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

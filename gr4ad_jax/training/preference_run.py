@@ -1,8 +1,10 @@
-"""Preference learning as rounds: the reference is refreshed, proposes candidates, and lists are learned from them.
+"""Preference learning as rounds: the reference is refreshed, proposes candidates, and lists are
+learned from them.
 
-In a round of --refresh_steps the reference is the policy as the round begins. What it proposes for the round's requests
-is what it would have recommended, so with --data_order=time each request is predicted before it is learned from
-(prequential evaluation). The candidates lie in the workdir, so a run that is stopped in mid-round goes on with them.
+In a round of --refresh_steps the reference is the policy as the round begins. What it proposes for
+the round's requests is what it would have recommended, so with --data_order=time each request is
+predicted before it is learned from (prequential evaluation). The candidates lie in the workdir, so
+a run that is stopped in mid-round goes on with them.
 """
 
 import glob
@@ -33,7 +35,9 @@ from gr4ad_jax.training.trainer import Trainer
 from gr4ad_jax.training.writers import Writer
 
 _KEPT_ROUNDS = 2
-_GUARDED = 512  # requests of a round that the collapse guard looks at at most, so that rounds compare
+_GUARDED = (
+  512  # requests of a round that the collapse guard looks at at most, so that rounds compare
+)
 
 
 class PreferenceTrainer(Trainer):
@@ -65,37 +69,52 @@ class PreferenceTrainer(Trainer):
     search = SearchConfig(beams=(config.preference.candidate_beams,) * len(config.sid.codebooks))
     ranker = Ranker(self.model, inputs.index, inputs.ecpm, search)
     learned_L = np.isin(inputs.lines.request, self.order.requests)
-    return CandidateMaker(config.preference, self.contexts, ranker, reward, len(inputs.dataset.ads), learned_L)
+    return CandidateMaker(
+      config.preference, self.contexts, ranker, reward, len(inputs.dataset.ads), learned_L
+    )
 
   def make_loss(self) -> LossFn:
     """VSL and the list objective."""
     c = self.config
-    return make_preference_loss(self.model, c.objective, c.preference, self.inputs.ecpm, c.data.targets)
+    return make_preference_loss(
+      self.model, c.objective, c.preference, self.inputs.ecpm, c.data.targets
+    )
 
   def make_batch(self, step: int) -> PreferenceBatch:
     """This process' rows of a step of the round, put on the mesh."""
     requests, _ = self.order.step(step, jax.process_index(), jax.process_count())
     return mesh_lib.put_batch(self.lists_of(self._round, requests), self.mesh)
 
-  def begin_round(self, state: TrainState, writer: Writer, told: Callable[[str, int, int], None]) -> int:
-    """Makes the candidates of the round, or takes those that a stopped run left; tells how the policy fares."""
+  def begin_round(
+    self, state: TrainState, writer: Writer, told: Callable[[str, int, int], None]
+  ) -> int:
+    """Makes the candidates of the round, or takes those that a stopped run left; tells how the
+    policy fares.
+    """
     step, length = int(state.step), self.config.preference.refresh_steps
     begin = step // length * length
     end = min(begin + length, self.total_steps)
     path = os.path.join(self._folder, f"round_{begin:08d}.npz")
     requests = np.unique(np.concatenate([self.order.step(s)[0] for s in range(begin, end)]))
-    self._round = Candidates.load(path) if step > begin and distributed.agreed(os.path.exists(path)) else None
-    # A round that was cut short by the run's end lacks some requests where the run goes on after all.
+    self._round = (
+      Candidates.load(path) if step > begin and distributed.agreed(os.path.exists(path)) else None
+    )
+    # A round that was cut short by the run's end lacks some requests where the run goes on after
+    # all.
     if self._round is None or not np.isin(requests, self._round.request_R).all():
       self._round = self._make(state, requests, told)
       if jax.process_index() == 0:
         self._round.save(path)
         self._forget_old_rounds()
         self._tell(begin, writer)
-      distributed.barrier("round")  # what stands in the workdir is the same for all that are stopped from here on
+      distributed.barrier(
+        "round"
+      )  # what stands in the workdir is the same for all that are stopped from here on
     return end
 
-  def _make(self, state: TrainState, requests: np.ndarray, told: Callable[[str, int, int], None]) -> Candidates:
+  def _make(
+    self, state: TrainState, requests: np.ndarray, told: Callable[[str, int, int], None]
+  ) -> Candidates:
     """Candidates of `requests`; each process of a job makes its share, and all get the whole."""
     p, params = self.config.preference, mesh_lib.local_copy(state.params)
     path = None
@@ -114,7 +133,9 @@ class PreferenceTrainer(Trainer):
     return made
 
   def _forget_old_rounds(self) -> None:
-    for old in sorted(glob.glob(os.path.join(glob.escape(self._folder), "round_*.npz")))[:-_KEPT_ROUNDS]:
+    for old in sorted(glob.glob(os.path.join(glob.escape(self._folder), "round_*.npz")))[
+      :-_KEPT_ROUNDS
+    ]:
       if re.fullmatch(r"round_\d{8}\.npz", os.path.basename(old)):
         os.remove(old)
         checksums.forget(old)
@@ -123,21 +144,29 @@ class PreferenceTrainer(Trainer):
     """Writes diversity, mean reward and, in order of time, how well the round was predicted."""
     made = self._round
     rows = np.random.default_rng(0).permutation(len(made.request_R))[:_GUARDED]
-    found = collapse.diversity(made.policy_RK[rows], made.policy_logp_RK[rows], len(self.inputs.dataset.ads))
+    found = collapse.diversity(
+      made.policy_RK[rows], made.policy_logp_RK[rows], len(self.inputs.dataset.ads)
+    )
     self._guard.check(step, found, len(rows))
     scalars = {f"round/{name}": value for name, value in found.items()}
     real_RC = made.ad_RC >= 0
-    scalars["round/time"] = float(self.inputs.lines.request_time[made.request_R].min())  # unix seconds
+    scalars["round/time"] = float(
+      self.inputs.lines.request_time[made.request_R].min()
+    )  # unix seconds
     scalars["round/reward"] = float(made.reward_RC[real_RC].mean()) if real_RC.any() else 0.0
     if self.config.training.data_order == "time":
       scalars |= {f"prequential/{name}": value for name, value in self._prequential(made).items()}
     writer.write(step, scalars)
 
   def _prequential(self, made: Candidates) -> dict[str, float]:
-    """Metrics of the policy's lists on the round's requests, before any of them was learned from."""
+    """Metrics of the policy's lists on the round's requests, before any of them was learned
+    from.
+    """
     per_split = {}
     for split in self.config.training.fitted:
-      requests = protocols.eval_requests(self.inputs.dataset, split, self.config.data.target_behavior)
+      requests = protocols.eval_requests(
+        self.inputs.dataset, split, self.config.data.target_behavior
+      )
       here = np.flatnonzero(np.isin(requests.request, made.request_R))
       if len(here):
         taken = requests.take(here)
@@ -146,19 +175,25 @@ class PreferenceTrainer(Trainer):
           per_split.setdefault(name, []).append(ratio)
     total = {}
     for name, ratios in per_split.items():
-      above, below = (sum(getattr(one, part).sum() for one in ratios) for part in ("numerator_R", "denominator_R"))
+      above, below = (
+        sum(getattr(one, part).sum() for one in ratios) for part in ("numerator_R", "denominator_R")
+      )
       total[name] = float(above / below)
     return total
 
   def lists_of(self, made: Candidates, requests: np.ndarray) -> PreferenceBatch:
-    """The requests' contexts, their candidates as sequences, and which of these were taken, with their money."""
+    """The requests' contexts, their candidates as sequences, and which of these were taken, with
+    their money.
+    """
     lines = self.inputs.lines
     row = made.rows_of(requests)
     ad_BC = made.ad_RC[row]
     context = self.contexts.batch(requests)
     line_BM = self.contexts.targets(requests)
     target_BM = np.where(line_BM >= 0, lines.ad[np.maximum(line_BM, 0)], -2)
-    match_BCM = ad_BC[:, :, None] == target_BM[:, None]  # M targets stand among the C candidates, once each
+    match_BCM = (
+      ad_BC[:, :, None] == target_BM[:, None]
+    )  # M targets stand among the C candidates, once each
     taken_BC, line_BC = match_BCM.any(-1), np.take_along_axis(line_BM, match_BCM.argmax(-1), axis=1)
     line_BC = np.maximum(line_BC, 0)
     batch: RequestBatch = context._replace(
@@ -171,8 +206,8 @@ class PreferenceTrainer(Trainer):
 
 
 _SHAPES_CANDIDATES = (
-  "policy_candidates", "other_candidates", "pipelines", "candidate_beams", "reward", "reward_power", "value_exponent",
-  "reward_prior", "exposure", "exposure_weight",
+  "policy_candidates", "other_candidates", "pipelines", "candidate_beams", "reward", "reward_power",
+  "value_exponent", "reward_prior", "exposure", "exposure_weight",
 )  # fmt: skip
 
 
@@ -185,7 +220,8 @@ def _content(path: str) -> bytes:
 
 
 def reward_model_of(config: Config, inputs: Inputs) -> RewardModel | None:
-  """The reward model of --reward_from, else of --init_from, else of the run itself; None with --reward=logged.
+  """The reward model of --reward_from, else of --init_from, else of the run itself; None with
+  --reward=logged.
 
   Raises:
     FileNotFoundError: none was trained there.

@@ -12,17 +12,20 @@ _MOST_THREADS = 8
 
 
 def threads(wanted: int) -> int:
-  """How many threads make batches: `wanted`; 0: one where the cores are the devices, else one a core, 8 at most."""
+  """How many threads make batches: `wanted`; 0: one where the cores are the devices, else one a
+  core, 8 at most.
+  """
   if wanted:
     return wanted
   return 1 if jax.default_backend() == "cpu" else min(_MOST_THREADS, os.cpu_count() or 1)
 
 
 class Prefetcher:
-  """Iterates over `(step, make(step))` for `step` in [first, last), a few batches ahead. A context manager.
+  """Iterates over `(step, make(step))` for `step` in [first, last), a few batches ahead. A context
+  manager.
 
-  The order is that of the steps, and the batch depends on the step alone, so reading ahead changes nothing. What `make`
-  raises is raised by the iteration, at its step.
+  The order is that of the steps, and the batch depends on the step alone, so reading ahead changes
+  nothing. What `make` raises is raised by the iteration, at its step.
 
   Args:
     make: step -> batch, on the devices already; called in several threads at once.

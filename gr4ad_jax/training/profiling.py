@@ -10,7 +10,8 @@ _log = logging.getLogger(__name__)
 
 
 class StepProfiler:
-  """Traces the steps of a window, once; a context manager that ends a trace which the run leaves open.
+  """Traces the steps of a window, once; a context manager that ends a trace which the run leaves
+  open.
 
   Only process 0 traces. Where the profiler fails the run goes on without it, and the log says so.
 
@@ -30,12 +31,16 @@ class StepProfiler:
       return
     self._over = done >= self._last
     if self._over:
-      _log.warning("no trace of steps %d to %d: the run goes on from step %d", self._first, self._last, done)
+      _log.warning(
+        "no trace of steps %d to %d: the run goes on from step %d", self._first, self._last, done
+      )
       return
     jax.block_until_ready(state)  # so that no step before the window is in the trace
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # calls in Python are many, and slow the steps down
-    self._traces = self._tried(lambda: jax.profiler.start_trace(self._folder, profiler_options=options))
+    self._traces = self._tried(
+      lambda: jax.profiler.start_trace(self._folder, profiler_options=options)
+    )
     self._over = not self._traces
 
   def end(self, done: int, state: Any) -> None:

@@ -21,12 +21,14 @@ def go_on(result: FitResult, where: str) -> None:
 
 
 def kept(folder: str, split: str, settings: Mapping, make: Callable[[], np.ndarray]) -> np.ndarray:
-  """Top ads of each request of a split, [R, K]: read from `<folder>/ranking_<split>.npz`, or made and written there.
+  """Top ads of each request of a split, [R, K]: read from `<folder>/ranking_<split>.npz`, or made
+  and written there.
 
   Args:
     folder: of the run, or below it.
     split: whose requests.
-    settings: what the ranking follows from (`scoring.shaping`); one that was made under others is made anew.
+    settings: what the ranking follows from (`scoring.shaping`); one that was made under others is
+      made anew.
     make: makes it.
   """
   path = os.path.join(folder, f"ranking_{split}.npz")

@@ -1,4 +1,6 @@
-"""A second stage: what the first one found, in the order of a ranker, or with a memory of what followed what."""
+"""A second stage: what the first one found, in the order of a ranker, or with a memory of what
+followed what.
+"""
 
 from collections.abc import Iterator
 
@@ -15,7 +17,9 @@ from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.reward_model import RewardModel
 
 _ROWS = 64
-_LEAST_P = 1e-30  # p(purchase) of a pair is far above it; a forest may give 0, whose log would rule whatever its weight
+# p(purchase) of a pair is far above it; a forest may give 0, whose log would rule whatever its
+# weight
+_LEAST_P = 1e-30
 _LEAST_SHARE = 1e-4  # of an ad that followed none of the history, about one ad's in ten thousand
 
 
@@ -25,7 +29,8 @@ def depth(config: Config, k: int) -> int:
 
 
 def prepare(config: Config, inputs: Inputs) -> None:
-  """Trains the reward model that --reranker=reward reads, where the run has none; LightGBM trains when it is loaded.
+  """Trains the reward model that --reranker=reward reads, where the run has none; LightGBM trains
+  when it is loaded.
 
   Raises:
     ImportError: LightGBM is asked for and not installed.
@@ -39,10 +44,11 @@ def prepare(config: Config, inputs: Inputs) -> None:
 
 
 def proposed(config: Config, inputs: Inputs, requests: EvalRequests) -> np.ndarray | None:
-  """Ads that the memory of --reranker=neighbors puts beside those of a beam search: [R, rerank_candidates]; else None.
+  """Ads that the memory of --reranker=neighbors puts beside those of a beam search: [R,
+  rerank_candidates]; else None.
 
-  They are those of the largest share in what followed the history, -1 is padding. What a search by the model alone
-  has pruned early may come first with the memory.
+  They are those of the largest share in what followed the history, -1 is padding. What a search by
+  the model alone has pruned early may come first with the memory.
   """
   if config.search.reranker != "neighbors":
     return None
@@ -54,13 +60,17 @@ def proposed(config: Config, inputs: Inputs, requests: EvalRequests) -> np.ndarr
   return np.concatenate(best)
 
 
-def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:
+def rerank(
+  config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int
+) -> Ranking:
   """The best k of the candidates.
 
-  By a ranker: those found and the context's, in the order of p(purchase)^(1 - rerank_prior) · p^rerank_prior ·
-  E[value | purchase]^rerank_exponent, p the first stage's, its lowest for ads that it did not find. By 'neighbors':
-  those found, in the order of their score + neighbor_weight · log(share + 1e-4), the share that of
-  `Followers`, learned from what the run has learned from; unless seen ads are left, without the ads of the history.
+  By a ranker: those found and the context's, in the order of p(purchase)^(1 - rerank_prior) ·
+    p^rerank_prior ·
+  E[value | purchase]^rerank_exponent, p the first stage's, its lowest for ads that it did not find.
+  By 'neighbors': those found, in the order of their score + neighbor_weight · log(share + 1e-4),
+  the share that of `Followers`, learned from what the run has learned from; unless seen ads are
+  left, without the ads of the history.
 
   Args:
     config: of the run; --reranker=none leaves the ranking as it is.
@@ -70,7 +80,8 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
     k: ads a request.
 
   Returns:
-    Ads; by a ranker, the logarithm of its p(purchase), also as the score, and its E[value | purchase].
+    Ads; by a ranker, the logarithm of its p(purchase), also as the score, and its E[value |
+    purchase].
 
   Raises:
     FileNotFoundError: the run has no reward model.
@@ -81,7 +92,10 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
   if config.search.reranker == "neighbors":
     return _with_neighbors(config, inputs, requests, found, k)
   ranker = {"reward": RewardModel, "lightgbm": boosted.Boosted}[config.search.reranker]
-  model, contexts = ranker.load(config, inputs, requests.split), inputs.contexts(config, requests.split)
+  model, contexts = (
+    ranker.load(config, inputs, requests.split),
+    inputs.contexts(config, requests.split),
+  )
   prior, exponent, parts = config.search.rerank_prior, config.search.rerank_exponent, []
   for begin in range(0, len(requests), _ROWS):
     part = slice(begin, begin + _ROWS)
@@ -99,19 +113,27 @@ def rerank(config: Config, inputs: Inputs, requests: EvalRequests, found: Rankin
   return Ranking(ad_RK.astype(np.int32), logp_RK, np.where(ad_RK >= 0, value_RK, 0.0), logp_RK)
 
 
-def _with_neighbors(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int) -> Ranking:
+def _with_neighbors(
+  config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int
+) -> Ranking:
   parts, repeats = [], seen_ads.treatment(config) == "left"
   for part, followers, history_BS in _memory(config, inputs, requests):
     share_BK = followers.share(history_BS, found.ad_RK[part], repeats)
-    score_BK = found.score_RK[part] + config.search.neighbor_weight * np.log(share_BK + _LEAST_SHARE)
+    score_BK = found.score_RK[part] + config.search.neighbor_weight * np.log(
+      share_BK + _LEAST_SHARE
+    )
     best_BK = np.argsort(-score_BK, axis=1, kind="stable")[:, :k]
     columns = (found.ad_RK[part], found.logp_RK[part], found.value_RK[part], score_BK)
     parts.append([np.take_along_axis(x, best_BK, axis=1) for x in columns])
   return Ranking(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _memory(config: Config, inputs: Inputs, requests: EvalRequests) -> Iterator[tuple[slice, Followers, np.ndarray]]:
-  """By parts of the requests: which, what followed what in the lines learned from, and their histories [B, S]."""
+def _memory(
+  config: Config, inputs: Inputs, requests: EvalRequests
+) -> Iterator[tuple[slice, Followers, np.ndarray]]:
+  """By parts of the requests: which, what followed what in the lines learned from, and their
+  histories [B, S].
+  """
   _, user_L, ad_L = inputs.learned_lines(config)
   followers, lines = Followers(user_L, ad_L, len(inputs.dataset.ads)), inputs.lines
   for begin in range(0, len(requests), _ROWS):

@@ -1,4 +1,6 @@
-"""A trained reward model: calibrated p(purchase) and E[value | purchase] of any ads for any request."""
+"""A trained reward model: calibrated p(purchase) and E[value | purchase] of any ads for any
+request.
+"""
 
 import dataclasses
 import os
@@ -43,9 +45,21 @@ class RewardModel:
     digest: SHA-256 of parameters, scales and calibration: equal ones estimate alike.
   """
 
-  def __init__(self, model, params: Any, features: PairFeatures, scale: "reward_run.Scale", calibration: Calibration):
+  def __init__(
+    self,
+    model,
+    params: Any,
+    features: PairFeatures,
+    scale: "reward_run.Scale",
+    calibration: Calibration,
+  ):
     self.digest = digest(params, scale.pair, scale.user, scale.value, scale.clip, calibration)
-    self._params, self.features, self._scale, self._calibration = params, features, scale, calibration
+    self._params, self.features, self._scale, self._calibration = (
+      params,
+      features,
+      scale,
+      calibration,
+    )
     self._apply = jax.jit(lambda params, pairs: model.apply({"params": params}, pairs, scale.edges))
 
   @classmethod
@@ -64,16 +78,21 @@ class RewardModel:
     folder = reward_run.folder_of(config)
     if not reward_run.is_finished(config):
       raise FileNotFoundError(
-        f"{folder} holds no reward model: python -m experiments.reward --workdir={config.workdir} trains it"
+        f"{folder} holds no reward model: python -m experiments.reward "
+        f"--workdir={config.workdir} trains it"
       )
     scale = reward_run.Scale.load(folder)
     if scale.codes != reward_run.read_digest(inputs):
-      raise ConfigError(f"{folder} is not allowed: its reward model was trained with other UA-SIDs or features")
+      raise ConfigError(
+        f"{folder} is not allowed: its reward model was trained with other UA-SIDs or features"
+      )
     features = inputs.contexts(config, split).pairs
     model = reward_run.build_ranker(config, inputs)
     some = features.batch(np.zeros(1, np.int64), np.zeros((1, 1), np.int64))
     mesh = mesh_lib.local_mesh()
-    target = state_lib.abstract_params(lambda: model.init(jax.random.key(0), some, scale.edges)["params"], mesh)
+    target = state_lib.abstract_params(
+      lambda: model.init(jax.random.key(0), some, scale.edges)["params"], mesh
+    )
     with Checkpointer(reward_run.checkpoints_of(config), read_only=True) as checkpointer:
       params = checkpointer.restore_params(target, "last")
     names = [field.name for field in dataclasses.fields(Calibration)]
@@ -94,7 +113,9 @@ class RewardModel:
       part = slice(begin, begin + rows)
       pairs = self.features.batch(requests[part], ads[part])
       logit, log_value = jax.device_get(self._apply(self._params, pairs))
-      value = np.minimum(np.exp(log_value) * self._scale.value * self._calibration.value_factor, self._scale.clip)
+      value = np.minimum(
+        np.exp(log_value) * self._scale.value * self._calibration.value_factor, self._scale.clip
+      )
       found.append((self._calibration.probability(logit), value.astype(np.float32)))
     if not found:
       return RewardEstimate(*(np.zeros((0, C), np.float32) for _ in range(2)))

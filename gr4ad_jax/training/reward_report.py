@@ -1,4 +1,6 @@
-"""What a reward model is worth on requests that it has not learned from: over all pairs of request and ad."""
+"""What a reward model is worth on requests that it has not learned from: over all pairs of
+request and ad.
+"""
 
 import os
 from collections.abc import Callable
@@ -18,7 +20,10 @@ _NEVER = 0.05  # what the baseline takes a user's decayed count of an ad that he
 
 
 def report(
-  config: Config, inputs: Inputs, split: str = "valid", told: Callable[[str, int, int], None] = lambda *_: None
+  config: Config,
+  inputs: Inputs,
+  split: str = "valid",
+  told: Callable[[str, int, int], None] = lambda *_: None,
 ) -> dict:
   """Scores all ads for the requests of a split, and writes <workdir>/reward/report.json.
 
@@ -29,9 +34,10 @@ def report(
     told: hears of progress: what, requests done, requests in all.
 
   Returns:
-    A dict for JSON: auc, log_loss, calibration_error and deciles of p(purchase); baseline_auc of popularity x
-    recency; value: bias, mae and rmse of E[value | purchase] on bought pairs, money; ranking: metrics of all ads by p
-    and by p x value.
+    A dict for JSON: auc, log_loss, calibration_error and deciles of p(purchase); baseline_auc of
+      popularity x
+    recency; value: bias, mae and rmse of E[value | purchase] on bought pairs, money; ranking:
+    metrics of all ads by p and by p x value.
 
   Raises:
     FileNotFoundError: there is no reward model.
@@ -70,13 +76,17 @@ def report(
   for name, score_RN in (("p", p_RN), ("p x value", worth_RN)):
     best = np.argsort(-score_RN, axis=1, kind="stable")[:, : max(ks)].astype(np.int32)
     best = np.pad(best, ((0, 0), (0, max(ks) - best.shape[1])), constant_values=-1)
-    made["ranking"][name] = {metric: ratio.value for metric, ratio in metrics.per_request(best, requests, ks).items()}
+    made["ranking"][name] = {
+      metric: ratio.value for metric, ratio in metrics.per_request(best, requests, ks).items()
+    }
   report_tables.write_json(os.path.join(reward_run.folder_of(config), "report.json"), made)
   return made
 
 
 def _value_error(thought_E: np.ndarray, paid_E: np.ndarray) -> dict[str, float]:
-  """How far E[value | purchase] is from what was paid, over the bought pairs; money, but for the bias."""
+  """How far E[value | purchase] is from what was paid, over the bought pairs; money, but for the
+  bias.
+  """
   return {
     "bias": float(thought_E.mean() / paid_E.mean() - 1) if paid_E.any() else 0.0,
     "mae": float(np.abs(thought_E - paid_E).mean()),
@@ -94,8 +104,13 @@ def _popular_and_recent(features, requests: np.ndarray, ads: np.ndarray) -> np.n
   return np.exp(share) * (np.expm1(own) + _NEVER)
 
 
-def _bought(requests: protocols.EvalRequests, num_ads: int, clip: float) -> tuple[np.ndarray, np.ndarray]:
-  bought, value = np.zeros((len(requests), num_ads), bool), np.zeros((len(requests), num_ads), np.float32)
+def _bought(
+  requests: protocols.EvalRequests, num_ads: int, clip: float
+) -> tuple[np.ndarray, np.ndarray]:
+  bought, value = (
+    np.zeros((len(requests), num_ads), bool),
+    np.zeros((len(requests), num_ads), np.float32),
+  )
   bought[requests.target_row, requests.target_ad] = True
   value[requests.target_row, requests.target_ad] = np.minimum(requests.target_value, clip)
   return bought, value
@@ -104,21 +119,38 @@ def _bought(requests: protocols.EvalRequests, num_ads: int, clip: float) -> tupl
 def format_report(found: dict) -> str:
   """The report in words and a table."""
   lines = [
-    f"{found['dataset']}, {found['split']}: {found['requests']:,} requests, {found['pairs']:,} pairs",
-    f"AUC {found['auc']:.4f} (popularity x recency {found['baseline_auc']:.4f}), log-loss {found['log_loss']:.5f}",
+    (
+      f"{found['dataset']}, {found['split']}: {found['requests']:,} requests, {found['pairs']:,} "
+      "pairs"
+    ),
+    (
+      f"AUC {found['auc']:.4f} (popularity x recency {found['baseline_auc']:.4f}), log-loss "
+      f"{found['log_loss']:.5f}"
+    ),
     f"calibration error by decile {found['calibration_error']:.2%}",
-    f"value of what was bought: mean {found['value']['mean']:.2f}, bias {found['value']['bias']:+.1%}, "
-    f"mean absolute error {found['value']['mae']:.2f}, root mean square {found['value']['rmse']:.2f}",
+    f"value of what was bought: mean {found['value']['mean']:.2f}, bias "
+    f"{found['value']['bias']:+.1%}, "
+    f"mean absolute error {found['value']['mae']:.2f}, root mean square "
+    f"{found['value']['rmse']:.2f}",
     "",
-    *report_tables.aligned([
-      ["decile", "predicted", "observed", "error"],
-      *([str(d + 1), f"{one['predicted']:.0f}", f"{one['observed']:.0f}", f"{one['error']:+.1%}"]
-        for d, one in enumerate(found["deciles"])),
-    ]),
+    *report_tables.aligned(
+      [
+        ["decile", "predicted", "observed", "error"],
+        *(
+          [str(d + 1), f"{one['predicted']:.0f}", f"{one['observed']:.0f}", f"{one['error']:+.1%}"]
+          for d, one in enumerate(found["deciles"])
+        ),
+      ]
+    ),
     "",
-    *report_tables.aligned([
-      ["all ads by", *next(iter(found["ranking"].values()))],
-      *([name, *(f"{value:.4f}" for value in row.values())] for name, row in found["ranking"].items()),
-    ]),
-  ]  # fmt: skip
+    *report_tables.aligned(
+      [
+        ["all ads by", *next(iter(found["ranking"].values()))],
+        *(
+          [name, *(f"{value:.4f}" for value in row.values())]
+          for name, row in found["ranking"].items()
+        ),
+      ]
+    ),
+  ]
   return "\n".join(lines)

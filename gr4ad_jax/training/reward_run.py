@@ -1,6 +1,6 @@
 """Trains the reward model of a run; all of it lies in <workdir>/reward.
 
-  checkpoints/<step>/, knobs.json, folds.npz, scale.npz, calibration.json, metrics.jsonl, report.json
+checkpoints/<step>/, knobs.json, folds.npz, scale.npz, calibration.json, metrics.jsonl, report.json
 """
 
 import dataclasses
@@ -92,7 +92,9 @@ def build_ranker(config: Config, inputs: Inputs) -> Ranker:
 
 
 def split_requests(config: Config, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
-  """Requests that are learned from, and those kept for calibration: the last of some users who have two or more."""
+  """Requests that are learned from, and those kept for calibration: the last of some users who
+  have two or more.
+  """
   requests = np.sort(inputs.learned(config))
   user = inputs.lines.request_user[requests]
   last = np.append(user[1:] != user[:-1], True)
@@ -108,19 +110,27 @@ def make_reward_loss(model: Ranker, config: RewardConfig, scale: Scale) -> LossF
   edges = jax.tree.map(jnp.asarray, scale.edges)
 
   def loss_fn(params, batch: LabeledPairs, key: jax.Array):
-    logit_BC, log_value_BC = model.apply({"params": params}, batch.pairs, edges, train=True, rngs={"dropout": key})
+    logit_BC, log_value_BC = model.apply(
+      {"params": params}, batch.pairs, edges, train=True, rngs={"dropout": key}
+    )
     purchase = pointwise.purchase_loss(logit_BC, batch.bought_BC, batch.weight_BC)
     weight_BC = jnp.where(batch.bought_BC, batch.weight_BC, 0.0)
-    value = pointwise.value_loss(log_value_BC, batch.value_BC / scale.value, weight_BC, config.reward_value_power)
+    value = pointwise.value_loss(
+      log_value_BC, batch.value_BC / scale.value, weight_BC, config.reward_value_power
+    )
     bought = weight_BC.sum() / batch.weight_BC.sum()
-    loss = purchase / jax.lax.stop_gradient(jnp.maximum(bought, 1e-6)) + config.reward_value_weight * value
+    loss = (
+      purchase / jax.lax.stop_gradient(jnp.maximum(bought, 1e-6))
+      + config.reward_value_weight * value
+    )
     return loss, {"purchase": purchase, "value": value}
 
   return loss_fn
 
 
 class RewardTrainer:
-  """The parts of the training: order of the data, batches, step, optimiser and a fresh state on the mesh.
+  """The parts of the training: order of the data, batches, step, optimiser and a fresh state on the
+  mesh.
 
   Args:
     config: of the run.
@@ -130,7 +140,9 @@ class RewardTrainer:
   def __init__(self, config: Config, inputs: Inputs):
     self.config, self.inputs, c = config, inputs, config.reward
     requests, self.held_out = split_requests(config, inputs)
-    self.sampler = PairSampler(inputs.contexts(config, "train"), c, inputs.ecpm.clip, config.training.seed)
+    self.sampler = PairSampler(
+      inputs.contexts(config, "train"), c, inputs.ecpm.clip, config.training.seed
+    )
     self.scale = self._fit_scale(requests)
     self.model, self.mesh = build_ranker(config, inputs), mesh_lib.make_mesh(config.training.mesh)
     self.order = TrainingOrder(requests, config.data.batch_size, config.training.seed)
@@ -148,7 +160,11 @@ class RewardTrainer:
     some = requests[:: max(1, len(requests) // _SAMPLE)]
     sample, c = self.sampler.batch(some), self.config.reward
     real = sample.weight_BC > 0
-    value = float(sample.value_BC[sample.bought_BC & real].mean()) if (sample.bought_BC & real).any() else 1.0
+    value = (
+      float(sample.value_BC[sample.bought_BC & real].mean())
+      if (sample.bought_BC & real).any()
+      else 1.0
+    )
     return Scale(
       feature_edges(sample.pairs.pair_features_BCF[real], c.reward_bins),
       feature_edges(sample.pairs.user_features_BF, c.reward_bins),
@@ -160,7 +176,9 @@ class RewardTrainer:
   def init_params(self) -> Any:
     """Fresh parameters; the same for the same seed."""
     batch = self.sampler.batch(self.order.requests[:1])
-    return self.model.init(jax.random.key(self.config.training.seed), batch.pairs, self.scale.edges)["params"]
+    return self.model.init(
+      jax.random.key(self.config.training.seed), batch.pairs, self.scale.edges
+    )["params"]
 
   def make_batch(self, step: int) -> LabeledPairs:
     """This process' rows of a step, put on the mesh."""
@@ -179,14 +197,18 @@ def is_finished(config: Config) -> bool:
 
 
 def check_knobs(config: Config) -> None:
-  """Raises ConfigError where the run's reward model is being trained, or was, with other settings."""
+  """Raises ConfigError where the run's reward model is being trained, or was, with other
+  settings.
+  """
   path = os.path.join(folder_of(config), _KNOBS)
   if not os.path.exists(path) or not os.path.isdir(checkpoints_of(config)):
     return
   saved = files.load_json(path)
   for name, ours in dataclasses.asdict(config.reward).items():
     if saved.get(name, ours) != ours and name not in _FREE:
-      raise ConfigError(f"--{name}={ours} is not allowed: the reward model in {folder_of(config)} has {saved[name]}")
+      raise ConfigError(
+        f"--{name}={ours} is not allowed: the reward model in {folder_of(config)} has {saved[name]}"
+      )
 
 
 def train(
@@ -244,8 +266,18 @@ def _calibration(trainer: RewardTrainer, params: Any) -> Calibration:
     batch = trainer.sampler.batch(trainer.held_out[begin : begin + trainer.config.data.batch_size])
     logit, log_value = jax.device_get(apply({"params": params}, batch.pairs, edges))
     real = batch.weight_BC > 0
-    columns.append([x[real] for x in (logit, batch.bought_BC, batch.weight_BC, np.exp(log_value) * value,
-                                      batch.value_BC)])  # fmt: skip
+    columns.append(
+      [
+        x[real]
+        for x in (
+          logit,
+          batch.bought_BC,
+          batch.weight_BC,
+          np.exp(log_value) * value,
+          batch.value_BC,
+        )
+      ]
+    )
   if not columns:
     return Calibration.identity()
   return Calibration.fit(*(np.concatenate(column) for column in zip(*columns, strict=True)))

@@ -1,4 +1,6 @@
-"""What a candidate is worth: a reward of what is known of its context and its ad (docs/design/method.md §3.2)."""
+"""What a candidate is worth: a reward of what is known of its context and its ad
+(docs/design/method.md §3.2).
+"""
 
 import dataclasses
 import importlib
@@ -24,9 +26,10 @@ class RewardColumns:
   Attributes:
     request_B: request numbers.
     ad_BC: rows of the ad table.
-    purchase_BC: p(purchase), calibrated, to the power 1 - a, times the reference's p to the power a = --reward_prior; 1
-      for ads that were bought and 0 for others where there is no model.
-    value_BC: E[value | purchase] to the power --value_exponent; the logged value where there is no model.
+    purchase_BC: p(purchase), calibrated, to the power 1 - a, times the reference's p to the power a
+      = --reward_prior; 1 for ads that were bought and 0 for others where there is no model.
+    value_BC: E[value | purchase] to the power --value_exponent; the logged value where there is no
+      model.
     logged_BC: value of the request's own lines, 0 where the ad was not taken.
     repeat_BC: share of the ad's recent lines whose user had taken it before.
     user_value_B: mean value of the user's earlier visits.
@@ -71,8 +74,9 @@ def logged(columns: RewardColumns) -> np.ndarray:
 
 
 def lifetime(columns: RewardColumns) -> np.ndarray:
-  """eCPM with what follows it: an ad that is taken again at each visit with the share r of its repeats earns
-  1 + γr + (γr)² + … = 1 / (1 - γr) times its first sale."""
+  """eCPM with what follows it: an ad that is taken again at each visit with the share r of its
+  repeats earns 1 + γr + (γr)² + … = 1 / (1 - γr) times its first sale.
+  """
   return revenue(columns) / (1 - DISCOUNT * np.clip(columns.repeat_BC, 0, 1))
 
 
@@ -80,8 +84,8 @@ def margin_of(path: str, ads: AdTable) -> RewardFn:
   """eCPM times the share of the price that is kept, by ad.
 
   Args:
-    path: .csv or .parquet file, or a folder of such parts, with the columns `ad_id` and `margin` (share of the money,
-      below 0 where an ad loses some).
+    path: .csv or .parquet file, or a folder of such parts, with the columns `ad_id` and `margin`
+      (share of the money, below 0 where an ad loses some).
     ads: every one of them must stand in the file.
 
   Raises:
@@ -104,23 +108,29 @@ def resolve(config: PreferenceConfig, ads: AdTable) -> RewardFn:
   """The reward function that --reward names.
 
   Raises:
-    ConfigError: neither a known name nor `package.module:function` that can be imported; a --reward_prior beside what
-      was logged.
+    ConfigError: neither a known name nor `package.module:function` that can be imported; a
+      --reward_prior beside what was logged.
     DataError: see `margin_of`.
   """
   name = config.reward
   if name == "logged" and config.reward_prior:
-    raise ConfigError(f"--reward_prior={config.reward_prior} is not allowed: --reward=logged has no p(purchase)")
+    raise ConfigError(
+      f"--reward_prior={config.reward_prior} is not allowed: --reward=logged has no p(purchase)"
+    )
   known = {"revenue": revenue, "logged": logged, "lifetime": lifetime}
   if name in known:
     return known[name]
   if name == "margin":
     if not config.margins_path:
-      raise ConfigError("--margins_path= is not allowed: --reward=margin needs a file of ad_id, margin")
+      raise ConfigError(
+        "--margins_path= is not allowed: --reward=margin needs a file of ad_id, margin"
+      )
     return margin_of(config.margins_path, ads)
   module, _, function = name.partition(":")
   if not function:
-    raise ConfigError(f"--reward={name} is not allowed: {', '.join(known)}, margin, or package.module:function")
+    raise ConfigError(
+      f"--reward={name} is not allowed: {', '.join(known)}, margin, or package.module:function"
+    )
   try:
     found = getattr(importlib.import_module(module), function)
   except (ImportError, AttributeError) as error:
@@ -143,14 +153,18 @@ class Rewarder:
     ConfigError, DataError: see `resolve`.
   """
 
-  def __init__(self, config: PreferenceConfig, contexts: RequestContexts, ads: AdTable, model: Estimator | None):
+  def __init__(
+    self, config: PreferenceConfig, contexts: RequestContexts, ads: AdTable, model: Estimator | None
+  ):
     self._config, self._contexts, self._ads, self._model = config, contexts, ads, model
     self._reward = resolve(config, ads)
 
   def __call__(self, requests_B: np.ndarray, ad_BC: np.ndarray, logp_BC: np.ndarray) -> np.ndarray:
-    """Rewards [B, C] float32 in the domain of all list objectives: finite, at most `MOST_REWARD` in size; 0 in padding.
+    """Rewards [B, C] float32 in the domain of all list objectives: finite, at most `MOST_REWARD` in
+    size; 0 in padding.
 
-    A reward below zero (a margin that is lost) is as good as any: what each objective makes of it, its docstring says.
+    A reward below zero (a margin that is lost) is as good as any: what each objective makes of it,
+    its docstring says.
 
     Args:
       requests_B: request numbers.
@@ -186,11 +200,14 @@ class Rewarder:
       if abs(given_BC[b, c]) <= MOST_REWARD:
         bent = f", {reward_BC[b, c]} by --reward_power and --exposure"
       raise DataError(
-        f"--reward={self._config.reward}: request {requests_B[b]}, ad {ad_id!r}: {given_BC[b, c]}{bent}: "
+        f"--reward={self._config.reward}: request {requests_B[b]}, ad {ad_id!r}: "
+        f"{given_BC[b, c]}{bent}: "
         f"a finite number from {-MOST_REWARD:g} to {MOST_REWARD:g} is needed"
       )
 
-  def columns(self, requests_B: np.ndarray, ad_BC: np.ndarray, logp_BC: np.ndarray) -> RewardColumns:
+  def columns(
+    self, requests_B: np.ndarray, ad_BC: np.ndarray, logp_BC: np.ndarray
+  ) -> RewardColumns:
     """All that a reward function may read; arguments as of a call."""
     contexts, lines = self._contexts, self._contexts.lines
     row_BC, logged_BC = np.maximum(ad_BC, 0), np.zeros(ad_BC.shape, np.float32)
@@ -220,11 +237,15 @@ class Rewarder:
     )
 
   def _exposure(self, requests_B: np.ndarray, row_BC: np.ndarray) -> np.ndarray:
-    """(share / mean share)^-weight of the ads, or of their advertisers, over the last four weeks: [B, C]."""
+    """(share / mean share)^-weight of the ads, or of their advertisers, over the last four
+    weeks: [B, C].
+    """
     config, contexts = self._config, self._contexts
     if config.exposure == "none" or not config.exposure_weight:
       return np.ones(row_BC.shape, np.float32)
-    seen_BN = contexts.popularity.lately(contexts.lines.request_time[requests_B])  # one count more: nothing is 0
+    seen_BN = contexts.popularity.lately(
+      contexts.lines.request_time[requests_B]
+    )  # one count more: nothing is 0
     if config.exposure == "account":
       account_N = self._ads.account_N
       of_account = np.zeros((len(requests_B), account_N.max() + 1))

@@ -1,4 +1,6 @@
-"""An optimiser step that touches a few rows of the table of ads, and makes no array of the table's size."""
+"""An optimiser step that touches a few rows of the table of ads, and makes no array of the
+table's size.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,17 +16,23 @@ from gr4ad_jax.training.step import LossFn, gathering, make_train_step, step_key
 
 
 def allowed(config: TrainConfig, loss_fn: LossFn) -> bool:
-  """Whether a step on the touched rows is the step on all: the loss reads few, and the optimiser moves no other."""
-  return isinstance(loss_fn, RowLoss) and config.table_optimizer == "adagrad" and config.accumulate == 1
+  """Whether a step on the touched rows is the step on all: the loss reads few, and the optimiser
+  moves no other.
+  """
+  return (
+    isinstance(loss_fn, RowLoss) and config.table_optimizer == "adagrad" and config.accumulate == 1
+  )
 
 
 def make_row_step(
   loss_fn: RowLoss, optimizer: Optimizer, seed: int, state_shardings: Any = None
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-  """`make_train_step`, for what is `allowed`; the same numbers, at a cost that does not depend on the table's size.
+  """`make_train_step`, for what is `allowed`; the same numbers, at a cost that does not depend on
+  the table's size.
 
-  The rows that the step reads, and what the optimiser holds for them, are copied to every device; the step is made on
-  a state that has these rows alone; they are put back, each on the device that holds it.
+  The rows that the step reads, and what the optimiser holds for them, are copied to every device;
+  the step is made on a state that has these rows alone; they are put back, each on the device that
+  holds it.
 
   Args:
     loss_fn: the loss.

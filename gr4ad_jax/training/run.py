@@ -1,4 +1,6 @@
-"""A run from its config: where it starts, how it is judged, what is restored; everything lies in the workdir."""
+"""A run from its config: where it starts, how it is judged, what is restored; everything lies in
+the workdir.
+"""
 
 import contextlib
 import os
@@ -47,8 +49,12 @@ def best_metric(config: Config) -> str | None:
 
 
 def scored_step(config: Config) -> int:
-  """Step of the checkpoint that `load_params` takes as the best. Raises FileNotFoundError where there is none."""
-  with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config), read_only=True) as checkpointer:
+  """Step of the checkpoint that `load_params` takes as the best. Raises FileNotFoundError where
+  there is none.
+  """
+  with Checkpointer(
+    checkpoint_dir(config), best_metric=best_metric(config), read_only=True
+  ) as checkpointer:
     return checkpointer.resolve("best")
 
 
@@ -61,16 +67,22 @@ def load_params(config: Config, model: nn.Module, which: int | str = "best") -> 
   """
   mesh = mesh_lib.local_mesh()
   target = state_lib.abstract_params(lambda: init_params(model, config), mesh)
-  with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config), read_only=True) as checkpointer:
+  with Checkpointer(
+    checkpoint_dir(config), best_metric=best_metric(config), read_only=True
+  ) as checkpointer:
     return checkpointer.restore_params(target, which)
 
 
-def make_ranker(model: nn.Module, index: SidIndex, ecpm: EcpmBins, search: SearchConfig) -> Ranker | ItemRanker:
+def make_ranker(
+  model: nn.Module, index: SidIndex, ecpm: EcpmBins, search: SearchConfig
+) -> Ranker | ItemRanker:
   """What ranks ads by a model: beam search over UA-SIDs, or the scores of all ads."""
   return ItemRanker(model) if isinstance(model, ItemModel) else Ranker(model, index, ecpm, search)
 
 
-def valid_evaluation(config: Config, inputs: Inputs, model: nn.Module) -> Callable[[Any], dict[str, float]]:
+def valid_evaluation(
+  config: Config, inputs: Inputs, model: nn.Module
+) -> Callable[[Any], dict[str, float]]:
   """Params -> recall, NDCG and revenue at the protocol's cuts, on a fixed sample of valid requests.
 
   Of a job of several processes each ranks its share; all must call it, and get the same.
@@ -91,7 +103,9 @@ def valid_evaluation(config: Config, inputs: Inputs, model: nn.Module) -> Callab
     else:
       ranking = ranker.rank(mesh_lib.local_copy(params), contexts, requests.request[share], max(ks))
       ad_RK = distributed.gather(ranking.ad_RK)[: len(requests)]
-    return {name: float(ratio.value) for name, ratio in metrics.per_request(ad_RK, requests, ks).items()}
+    return {
+      name: float(ratio.value) for name, ratio in metrics.per_request(ad_RK, requests, ks).items()
+    }
 
   return evaluate
 
@@ -107,23 +121,36 @@ def check_start(config: Config) -> None:
   """Checks what can be checked before the data are read.
 
   Raises:
-    ConfigError: a --model that is not known or does not suit --objective; an --init_from that holds no trained run, or
-      one with another model, codes or data.
+    ConfigError: a --model that is not known or does not suit --objective; an --init_from that holds
+      no trained run, or one with another model, codes or data.
   """
   objective, kind = config.objective.objective, registry.find(config)
   if objective != "vsl" and not getattr(kind, "learns_lists", False):
-    raise ConfigError(f"--objective={objective} is not allowed: --model={config.model.model} learns no lists")
-  if objective != "vsl" and config.model.history_bias:  # the search's log p, the reference, lacks the bias' normaliser
-    raise ConfigError(f"--history_bias=true is not allowed: --objective={objective} compares log-probabilities")
+    raise ConfigError(
+      f"--objective={objective} is not allowed: --model={config.model.model} learns no lists"
+    )
+  if (
+    objective != "vsl" and config.model.history_bias
+  ):  # the search's log p, the reference, lacks the bias' normaliser
+    raise ConfigError(
+      f"--history_bias=true is not allowed: --objective={objective} compares log-probabilities"
+    )
   start = config.training.init_from
   if not start:
     return
   if not is_trained(start):
-    raise ConfigError(f"--init_from={start} is not allowed: it holds no whole checkpoint; train it first")
-  about, free = ("sid", "model", "items"), ["dropout", "compute_dtype", "swing_memory_mb", "swing_path"]
+    raise ConfigError(
+      f"--init_from={start} is not allowed: it holds no whole checkpoint; train it first"
+    )
+  about, free = (
+    ("sid", "model", "items"),
+    ["dropout", "compute_dtype", "swing_memory_mb", "swing_path"],
+  )
   free += registry.unread(config)
   for knob, ours, theirs in workdir_lib.changes(config, load_config(start), about, but=free):
-    raise ConfigError(f"--{knob}={ours} is not allowed: the run in --init_from={start} has {theirs}")
+    raise ConfigError(
+      f"--{knob}={ours} is not allowed: the run in --init_from={start} has {theirs}"
+    )
 
 
 def check_objective(config: Config, inputs: Inputs) -> None:
@@ -141,16 +168,16 @@ def check_objective(config: Config, inputs: Inputs) -> None:
 def start(config: Config, told: Callable[[str, int, int], None] | None = None) -> Inputs:
   """Reads and checks all input, then writes config, tokenizer and features into the workdir.
 
-  Of a job of several processes the first one does so; the others wait, and read the workdir, which all share. `told`
-  hears what is fitted, how much of it is done, and of how much.
+  Of a job of several processes the first one does so; the others wait, and read the workdir, which
+  all share. `told` hears what is fitted, how much of it is done, and of how much.
 
   Args:
     config: of the run.
     told: hears what is fitted, how much of it is done, and of how much.
 
   Raises:
-    ConfigError, DataError, OSError: input that is refused, or a run that another process trains; nothing was written
-      then.
+    ConfigError, DataError, OSError: input that is refused, or a run that another process trains;
+      nothing was written then.
   """
   if jax.process_index() == 0:
     with workdir_lib.alone(config):  # first of all: another training would write what is read here
@@ -164,17 +191,24 @@ def start(config: Config, told: Callable[[str, int, int], None] | None = None) -
     inputs = inputs_lib.prepare_inputs(config, config.workdir)
     inputs_lib.check_same_log(config, inputs.dataset, started=True)
   if not distributed.same(inputs_lib.digest_of_files(config)):
-    raise ConfigError(f"--workdir={config.workdir} is not allowed: its files differ from process to process; share it")
+    raise ConfigError(
+      f"--workdir={config.workdir} is not allowed: its files differ from process to process; "
+      "share it"
+    )
   return inputs
 
 
 def _start_state(config: Config, trainer: Trainer, checkpointer: Checkpointer) -> TrainState:
   state = trainer.state  # 1. fresh parameters
   if checkpointer.steps:
-    return checkpointer.restore(state_lib.abstract(state)).state  # 3. the run's own last whole checkpoint wins
+    return checkpointer.restore(
+      state_lib.abstract(state)
+    ).state  # 3. the run's own last whole checkpoint wins
   if config.training.init_from:  # 2. the best ones of another run
     start = load_config(config.training.init_from)
-    with Checkpointer(checkpoint_dir(start), best_metric=best_metric(start), read_only=True) as other:
+    with Checkpointer(
+      checkpoint_dir(start), best_metric=best_metric(start), read_only=True
+    ) as other:
       state = state.replace(params=other.restore_params(state_lib.abstract(state.params)))
   return state
 
@@ -197,8 +231,8 @@ def train(
 
   Raises:
     DivergedError: the loss stopped being finite.
-    ConfigError: the workdir's checkpoints hold another model, the devices cannot share a batch, --profile_steps goes
-      past the end, or another process trains the run.
+    ConfigError: the workdir's checkpoints hold another model, the devices cannot share a batch,
+      --profile_steps goes past the end, or another process trains the run.
   """
   with workdir_lib.alone(config), _gone(config):
     return _train(config, inputs, on_progress, on_round, on_compiled)
@@ -206,7 +240,9 @@ def train(
 
 @contextlib.contextmanager
 def _gone(config: Config) -> Iterator[None]:
-  """Tells a file that vanished under a training from a path that the user got wrong: the disk is to blame."""
+  """Tells a file that vanished under a training from a path that the user got wrong: the disk is
+  to blame.
+  """
   try:
     yield
   except FileNotFoundError as error:
@@ -224,12 +260,19 @@ def _train(
 ) -> loop.FitResult:
   t, trainer = config.training, make_trainer(config, inputs)
   if t.profiled[1] > trainer.total_steps:
-    raise ConfigError(f"--profile_steps={t.profile_steps} is not allowed: the run has {trainer.total_steps} steps")
+    raise ConfigError(
+      f"--profile_steps={t.profile_steps} is not allowed: the run has {trainer.total_steps} steps"
+    )
   judged = best_metric(config) and inputs.has_targets(config, "valid")
   evaluate = valid_evaluation(config, inputs, trainer.model) if judged else None
   traced = StepProfiler(os.path.join(config.workdir, PROFILE), *t.profiled)
-  distributed.barrier("trainer")  # collective operations do not wait long for a process that was slower up to here
-  with Checkpointer(checkpoint_dir(config), best_metric=best_metric(config)) as checkpointer, traced as profiler:
+  distributed.barrier(
+    "trainer"
+  )  # collective operations do not wait long for a process that was slower up to here
+  with (
+    Checkpointer(checkpoint_dir(config), best_metric=best_metric(config)) as checkpointer,
+    traced as profiler,
+  ):
     state = _start_state(config, trainer, checkpointer)
     writer = open_writers(config.workdir, int(state.step))
     try:
@@ -242,7 +285,9 @@ def _train(
           state,
           trainer.step,
           trainer.make_batch,
-          loop.Schedule(trainer.total_steps, t.log_every, t.eval_every if evaluate else 0, t.save_every, until),
+          loop.Schedule(
+            trainer.total_steps, t.log_every, t.eval_every if evaluate else 0, t.save_every, until
+          ),
           checkpointer=checkpointer,
           writer=writer,
           evaluate_fn=(lambda state: evaluate(state.params)) if evaluate else None,

@@ -40,22 +40,27 @@ class Scaling:
     """Trains what is not trained; writes scaling.json, scaling.md and scaling.png.
 
     Returns:
-      sizes: one entry a width: width, parameters, train_loss and metrics on test, means over the seeds; beams: one a
-      beam width; law: the fit of train_loss to the parameters, see `scaling_table.power_law`; rising: by list and
-      measure, whether it never falls.
+      sizes: one entry a width: width, parameters, train_loss and metrics on test, means over the
+        seeds; beams: one a
+      beam width; law: the fit of train_loss to the parameters, see `scaling_table.power_law`;
+      rising: by list and measure, whether it never falls.
 
     Raises:
       Stopped: asked to stop; the same call goes on.
     """
     sizes = [self._size(width) for width in self._widths]
     beams = [self._beam(width) for width in self._beams]
-    law = scaling_table.power_law([one["parameters"] for one in sizes], [one["train_loss"] for one in sizes])
+    law = scaling_table.power_law(
+      [one["parameters"] for one in sizes], [one["train_loss"] for one in sizes]
+    )
     found = {"dataset": self._config.data.dataset, "seeds": list(self._seeds)}
     found |= {"sizes": sizes, "beams": beams, "law": law}
     found["rising"] = scaling_table.rising(found)
     folder = self._config.workdir
     report_tables.write_json(os.path.join(folder, "scaling.json"), found)
-    report_tables.write_text(os.path.join(folder, "scaling.md"), scaling_table.format_markdown(found))
+    report_tables.write_text(
+      os.path.join(folder, "scaling.md"), scaling_table.format_markdown(found)
+    )
     scaling_table.plot(found, os.path.join(folder, "scaling.png"))
     return found
 
@@ -69,11 +74,17 @@ class Scaling:
     for seed in self._seeds:
       config = self._of(width, seed)
       inputs = inputs_lib.prepare_inputs(config)
-      scores.append(self._scores(config, inputs, lambda config=config, inputs=inputs: self._made(config, inputs)))
+      scores.append(
+        self._scores(
+          config, inputs, lambda config=config, inputs=inputs: self._made(config, inputs)
+        )
+      )
       losses.append(late_loss(os.path.join(config.workdir, "metrics.jsonl")))
     params = run.load_params(config, registry.build(config, len(inputs.dataset.ads)))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return {"width": width, "parameters": parameters, "train_loss": float(np.mean(losses))} | _mean(scores)
+    return {"width": width, "parameters": parameters, "train_loss": float(np.mean(losses))} | _mean(
+      scores
+    )
 
   def _beam(self, beams: int) -> dict:
     scores = []
@@ -82,10 +93,14 @@ class Scaling:
       search = dataclasses.replace(config.search, beams=(beams,) * len(config.sid.codebooks))
       config, inputs = dataclasses.replace(config, search=search), inputs_lib.prepare_inputs(config)
       make = lambda config=config, inputs=inputs: self._ranked(config, inputs)  # noqa: E731
-      scores.append(self._scores(config, inputs, make, os.path.join(config.workdir, f"beams{beams}")))
+      scores.append(
+        self._scores(config, inputs, make, os.path.join(config.workdir, f"beams{beams}"))
+      )
     return {"beams": beams} | _mean(scores)
 
-  def _scores(self, config: Config, inputs: Inputs, make: Callable[[], np.ndarray], folder: str = "") -> dict:
+  def _scores(
+    self, config: Config, inputs: Inputs, make: Callable[[], np.ndarray], folder: str = ""
+  ) -> dict:
     requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
     ad_RK = ranked.kept(folder or config.workdir, "test", scoring.shaping(config), make)
     ks = protocols.protocol_of(inputs.dataset.name).ks
@@ -99,7 +114,9 @@ class Scaling:
 
   def _ranked(self, config: Config, inputs: Inputs) -> np.ndarray:
     requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
-    return scoring.rank_run(config, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)).ad_RK
+    return scoring.rank_run(
+      config, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)
+    ).ad_RK
 
 
 def late_loss(path: str) -> float:

@@ -16,11 +16,17 @@ from gr4ad_jax.training.workdir import FREE, changes
 
 _SCORED = tuple(section for section in SECTIONS if section != "serving")
 _PATHS = ("data_dir", "ads_path", "events_path")
-_SHAPES_NOTHING = ("compute_dtype", "swing_path", *(name for name in FREE if name not in ("epochs", "max_steps")))
+_SHAPES_NOTHING = (
+  "compute_dtype",
+  "swing_path",
+  *(name for name in FREE if name not in ("epochs", "max_steps")),
+)
 
 
 def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k: int) -> Ranking:
-  """The k best ads of each request by a trained run, from its best checkpoint, by its --reranker and --seen_ads."""
+  """The k best ads of each request by a trained run, from its best checkpoint, by its --reranker
+  and --seen_ads.
+  """
   model = registry.build(config, len(inputs.dataset.ads))
   params = run.load_params(config, model)
   ranker = run.make_ranker(model, inputs.index, inputs.ecpm, config.search)
@@ -28,24 +34,31 @@ def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k
   wanted = k + seen_ads.most(inputs.lines, requests.request) if masked else k
   deep = reranking.depth(config, wanted)
   # A model that scores every ad has its candidates from all of them already.
-  also = {"also_RC": reranking.proposed(config, inputs, requests)} if isinstance(ranker, Ranker) else {}
-  found = ranker.rank(params, inputs.contexts(config, requests.split), requests.request, deep, **also)
+  also = (
+    {"also_RC": reranking.proposed(config, inputs, requests)} if isinstance(ranker, Ranker) else {}
+  )
+  found = ranker.rank(
+    params, inputs.contexts(config, requests.split), requests.request, deep, **also
+  )
   found = reranking.rerank(config, inputs, requests, found, wanted)
   return seen_ads.mask(inputs.lines, requests.request, found, k) if masked else found
 
 
 def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]:
-  """Other runs by the system that they are seeds of: folders whose names differ by `_seed<n>` alone are one system.
+  """Other runs by the system that they are seeds of: folders whose names differ by `_seed<n>` alone
+  are one system.
 
   Args:
-    config: of the scored run; runs that share its name are further seeds of it, and searched as it is.
+    config: of the scored run; runs that share its name are further seeds of it, and searched as it
+      is.
     beside: workdirs of the other runs.
 
   Returns:
     {system: configs}, the scored run's first, named after its model.
 
   Raises:
-    ConfigError: a run twice, a name that the table has for another system, or seeds whose settings differ.
+    ConfigError: a run twice, a name that the table has for another system, or seeds whose settings
+      differ.
     FileNotFoundError: a folder that holds no trained run.
   """
   main, stem = config.model.model, _stem(config.workdir)
@@ -65,7 +78,9 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
       raise ConfigError(f"{refused}: the table has a system {name!r} already; rename the folder")
     first = systems.setdefault(name, [other])[0]
     for knob, ours, theirs in changes(other, first, _SCORED, but=("seed", *_SHAPES_NOTHING)):
-      raise ConfigError(f"{refused}: a seed of {name!r} with --{knob}={ours}, where {first.workdir} has {theirs}")
+      raise ConfigError(
+        f"{refused}: a seed of {name!r} with --{knob}={ours}, where {first.workdir} has {theirs}"
+      )
     if other is not first:
       systems[name].append(other)
   return systems
@@ -83,21 +98,29 @@ def view_through(config: Config, inputs: Inputs) -> Inputs:
   except ConfigError as error:
     raise ConfigError(str(error).replace("--workdir", "--beside", 1)) from error
   neighbors, ecpm = inputs_lib.load_features(config.workdir)
-  return dataclasses.replace(inputs, tokenizer=tokenizer, index=index, neighbors=neighbors, ecpm=ecpm)
+  return dataclasses.replace(
+    inputs, tokenizer=tokenizer, index=index, neighbors=neighbors, ecpm=ecpm
+  )
 
 
 def settings_of(config: Config) -> dict:
   """Every knob of a run by its name, but for where its data lie and how it is served."""
-  knobs = {name: value for section in _SCORED for name, value in vars(getattr(config, section)).items()}
+  knobs = {
+    name: value for section in _SCORED for name, value in vars(getattr(config, section)).items()
+  }
   return {name: value for name, value in knobs.items() if name not in _PATHS}
 
 
 def shaping(config: Config) -> dict:
-  """The knobs of `settings_of` that a ranking follows from: those that say where, how often or on what, left out."""
+  """The knobs of `settings_of` that a ranking follows from: those that say where, how often or
+  on what, left out.
+  """
   return {name: value for name, value in settings_of(config).items() if name not in _SHAPES_NOTHING}
 
 
-def evaluate_run(config: Config, inputs: Inputs, split: str, beside: Sequence[str] = ()) -> tuple[dict, Ranking]:
+def evaluate_run(
+  config: Config, inputs: Inputs, split: str, beside: Sequence[str] = ()
+) -> tuple[dict, Ranking]:
   """Scores a run, writes eval/metrics.json and the plots of its workdir.
 
   Args:
@@ -107,30 +130,35 @@ def evaluate_run(config: Config, inputs: Inputs, split: str, beside: Sequence[st
     beside: workdirs of other runs for the same table; see `group_runs`.
 
   Returns:
-    What `report_tables.results` found, with the checkpoint and the settings of the run; and its ranking of the split's
-    requests.
+    What `report_tables.results` found, with the checkpoint and the settings of the run; and its
+    ranking of the split's requests.
 
   Raises:
-    ConfigError: runs that cannot stand in one table: see `group_runs` and `view_through`; or one that has learned from
-      the split.
+    ConfigError: runs that cannot stand in one table: see `group_runs` and `view_through`; or one
+      that has learned from the split.
     FileNotFoundError: a run without a checkpoint.
   """
   systems = group_runs(config, beside)
   runs = [seed for seeds in systems.values() for seed in seeds]
   for seed in runs:
     if split in seed.training.fitted:
-      raise ConfigError(f"--split={split} is not allowed: the run in {seed.workdir} has learned from it")
+      raise ConfigError(
+        f"--split={split} is not allowed: the run in {seed.workdir} has learned from it"
+      )
   inputs_lib.check_same_log(config, inputs.dataset)
   views = {seed.workdir: view_through(seed, inputs) for seed in runs[1:]} | {config.workdir: inputs}
   requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
   k = max(protocols.protocol_of(inputs.dataset.name).ks)
   rankings = {
-    name: [rank_run(seed, views[seed.workdir], requests, k) for seed in seeds] for name, seeds in systems.items()
+    name: [rank_run(seed, views[seed.workdir], requests, k) for seed in seeds]
+    for name, seeds in systems.items()
   }
   simple, skipped = baselines.rank_all(inputs.dataset, requests, k)
   ranked = {name: [ranking.ad_RK for ranking in seeds] for name, seeds in rankings.items()} | simple
   seen = {name: seen_ads.treatment(seeds[0]) for name, seeds in systems.items()}
-  found = report_tables.results(inputs.dataset, split, ranked, config.data.target_behavior, skipped, seen)
+  found = report_tables.results(
+    inputs.dataset, split, ranked, config.data.target_behavior, skipped, seen
+  )
   found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
   folder = os.path.join(config.workdir, "eval")
   report_tables.write_json(os.path.join(folder, "metrics.json"), found)

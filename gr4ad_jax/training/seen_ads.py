@@ -1,4 +1,6 @@
-"""What becomes of ads that the user took before: left in the lists, masked, or under a learned bias."""
+"""What becomes of ads that the user took before: left in the lists, masked, or under a learned
+bias.
+"""
 
 import numpy as np
 
@@ -33,7 +35,9 @@ def mask(lines: Lines, requests: np.ndarray, found: Ranking, k: int) -> Ranking:
   """
   known_R = _known(lines, requests)
   row_L = np.repeat(np.arange(len(requests)), known_R)
-  line_L = np.arange(len(row_L)) + np.repeat(lines.user_first[requests] - np.cumsum(known_R) + known_R, known_R)
+  line_L = np.arange(len(row_L)) + np.repeat(
+    lines.user_first[requests] - np.cumsum(known_R) + known_R, known_R
+  )
   return without(found, row_L, lines.ad[line_L], k)
 
 
@@ -51,7 +55,9 @@ def without(found: Ranking, row_L: np.ndarray, ad_L: np.ndarray, k: int) -> Rank
   """
   # A pair of row and ad as one number.
   ads = 1 + max(int(found.ad_RK.max(initial=0)), int(ad_L.max(initial=0)))
-  taken_RK = np.isin(np.arange(len(found.ad_RK))[:, None] * ads + found.ad_RK, row_L.astype(np.int64) * ads + ad_L)
+  taken_RK = np.isin(
+    np.arange(len(found.ad_RK))[:, None] * ads + found.ad_RK, row_L.astype(np.int64) * ads + ad_L
+  )
   gone_RK = taken_RK | (found.ad_RK < 0)
   first_RK = np.argsort(gone_RK, axis=1, kind="stable")[:, :k]
   nothing = Ranking(-1, -np.inf, 0, -np.inf)

@@ -46,11 +46,14 @@ class Optimizer(NamedTuple):
 
 
 def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
-  """AdamW with linear warm-up, cosine decay to 0 at `total_steps` and a limit on the global gradient norm.
+  """AdamW with linear warm-up, cosine decay to 0 at `total_steps` and a limit on the global
+  gradient norm.
 
-  Decay is for arrays of two axes or more: kernels and code tables. Biases, norm scales and other vectors have none.
+  Decay is for arrays of two axes or more: kernels and code tables. Biases, norm scales and other
+    vectors have none.
   Warm-up takes at most half of the run, so that a short trial run still reaches its peak. With
-  `table_optimizer` = 'adagrad' the table of ads has `scale_by_row_adagrad` instead, under the same schedule with a peak
+  `table_optimizer` = 'adagrad' the table of ads has `scale_by_row_adagrad` instead, under the same
+  schedule with a peak
   of its own, and no decay: a row without gradient stays as it is.
 
   Args:
@@ -74,12 +77,16 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
     table_rate = functools.partial(schedule, peak=config.table_learning_rate)
     row_adagrad = optax.chain(scale_by_row_adagrad(), optax.scale_by_learning_rate(table_rate))
     rule = optax.partition({"table": row_adagrad, "rest": rule}, _parts)
-  chain = optax.chain(optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(), rule)
+  chain = optax.chain(
+    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(), rule
+  )
   return Optimizer(chain.init, chain.update, learning_rate)
 
 
 class RowAdagradState(NamedTuple):
-  """Attributes: square_sum: pytree of [N], for each row the sum over the steps of its gradient's mean square."""
+  """Attributes: square_sum: pytree of [N], for each row the sum over the steps of its gradient's
+  mean square.
+  """
 
   square_sum: Any
 
@@ -89,9 +96,10 @@ def scale_by_row_adagrad(epsilon: float = 1e-8) -> optax.GradientTransformation:
 
   A row of gradient 0 gets an update of 0. The accumulator is cut over the mesh as the rows are.
 
-  Source: Lerer et al., "PyTorch-BigGraph: A Large-scale Graph Embedding System", SysML 2019; in production use,
-  Mudigere et al., "Software-Hardware Co-design for Fast and Scalable Training of Deep Learning Recommendation Models",
-  ISCA 2022.
+  Source: Lerer et al., "PyTorch-BigGraph: A Large-scale Graph Embedding System", SysML 2019; in
+    production use,
+  Mudigere et al., "Software-Hardware Co-design for Fast and Scalable Training of Deep Learning
+  Recommendation Models", ISCA 2022.
   """
 
   def init(params):
@@ -99,8 +107,12 @@ def scale_by_row_adagrad(epsilon: float = 1e-8) -> optax.GradientTransformation:
 
   def update(grads, state, params=None):
     del params
-    total = jax.tree.map(lambda s, g: s + jnp.square(g).mean(tuple(range(1, g.ndim))), state.square_sum, grads)
-    scaled = jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + epsilon).reshape(-1, *[1] * (g.ndim - 1)), total, grads)
+    total = jax.tree.map(
+      lambda s, g: s + jnp.square(g).mean(tuple(range(1, g.ndim))), state.square_sum, grads
+    )
+    scaled = jax.tree.map(
+      lambda s, g: g / (jnp.sqrt(s) + epsilon).reshape(-1, *[1] * (g.ndim - 1)), total, grads
+    )
     return scaled, RowAdagradState(total)
 
   return optax.GradientTransformation(init, update)
@@ -111,12 +123,16 @@ def _parts(params: Any) -> dict[str, str]:
 
 
 def abstract_params(init_fn: Callable[[], Any], mesh: Mesh) -> Any:
-  """Shapes, dtypes and shardings of the parameters that `init_fn` would make: the target of a restore."""
+  """Shapes, dtypes and shardings of the parameters that `init_fn` would make: the target of a
+  restore.
+  """
   return _placed(jax.eval_shape(init_fn), mesh)
 
 
 def abstract_state(init_fn: Callable[[], Any], optimizer: Optimizer, mesh: Mesh) -> TrainState:
-  """Shapes, dtypes and shardings of `init_state(init_fn, optimizer, mesh)`, without computing it."""
+  """Shapes, dtypes and shardings of `init_state(init_fn, optimizer, mesh)`, without computing
+  it.
+  """
   return _placed(jax.eval_shape(lambda: _fresh(init_fn, optimizer)), mesh)
 
 
@@ -124,7 +140,8 @@ def init_state(init_fn: Callable[[], Any], optimizer: Optimizer, mesh: Mesh) -> 
   """Initialises the state on its devices; no device ever holds more than its part.
 
   Args:
-    init_fn: () -> params, pure; may be boxed with logical axis names (`model.init(key, …)["params"]`).
+    init_fn: () -> params, pure; may be boxed with logical axis names (`model.init(key,
+      …)["params"]`).
     optimizer: whose moments take the sharding of their parameters.
     mesh: the mesh.
 
@@ -141,7 +158,9 @@ def shardings_of(tree: Any) -> Any:
 
 
 def abstract(tree: Any) -> Any:
-  """Shapes, dtypes and shardings of a state, or of a part of one, without its values: the target of a restore."""
+  """Shapes, dtypes and shardings of a state, or of a part of one, without its values: the target
+  of a restore.
+  """
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
 
 

@@ -16,18 +16,23 @@ LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 def make_train_step(
   loss_fn: LossFn, optimizer: Optimizer, seed: int, accumulate: int = 1, state_shardings: Any = None
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-  """Builds `step(state, batch) -> (state, metrics)`; the given state is donated, so its buffers are gone afterwards.
+  """Builds `step(state, batch) -> (state, metrics)`; the given state is donated, so its buffers are
+  gone afterwards.
 
   Args:
-    loss_fn: (params, batch, key) -> (scalar loss, scalar metrics); the loss is a mean over the batch.
+    loss_fn: (params, batch, key) -> (scalar loss, scalar metrics); the loss is a mean over the
+      batch.
     optimizer: the optimiser.
     seed: with the step number it fixes all randomness of a step, so a resumed run is the same run.
-    accumulate: micro-batches that the leading axis B is split into; their mean gradient makes the step. Each is
-      normalised by targets of its own, so a masked or weighted mean differs slightly from that of the full batch.
-    state_shardings: of the state, before and after (`shardings_of(state)`); None: as the compiler finds best.
+    accumulate: micro-batches that the leading axis B is split into; their mean gradient makes the
+      step. Each is normalised by targets of its own, so a masked or weighted mean differs slightly
+      from that of the full batch.
+    state_shardings: of the state, before and after (`shardings_of(state)`); None: as the compiler
+      finds best.
 
   Returns:
-    The step. Its metrics are scalars: those of the loss, `loss`, `grad_norm` (before the limit), `learning_rate`, and
+    The step. Its metrics are scalars: those of the loss, `loss`, `grad_norm` (before the limit),
+      `learning_rate`, and
     `finite`, True where loss and gradient are.
   """
 
@@ -62,7 +67,9 @@ def make_train_step(
       "learning_rate": optimizer.learning_rate(state.step),
       "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm),
     }
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+    return TrainState(
+      state.step + 1, optax.apply_updates(state.params, updates), opt_state
+    ), metrics
 
   return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
 
@@ -78,7 +85,9 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
-  """[B, ...] -> [parts, B / parts, ...]; part i is rows i, i + parts, …, so a device's run of rows stays on it."""
+  """[B, ...] -> [parts, B / parts, ...]; part i is rows i, i + parts, …, so a device's run of
+  rows stays on it.
+  """
   if x.shape[0] % parts:
     raise ValueError(f"a batch of {x.shape[0]} rows cannot be split into {parts} micro-batches")
   return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

@@ -1,8 +1,9 @@
 """Many settings of the list objectives from one start, each for one round, with one compiled step.
 
-What is tried are arguments of the step, and the requests' lists lie on the device, so a pass takes what its steps take:
-on an accelerator less than a run of its own needs to be compiled. Objectives, optimiser, order and lists are those of
-`PreferenceTrainer` with --refresh_steps of the run's length or more.
+What is tried are arguments of the step, and the requests' lists lie on the device, so a pass takes
+what its steps take: on an accelerator less than a run of its own needs to be compiled. Objectives,
+optimiser, order and lists are those of `PreferenceTrainer` with --refresh_steps of the run's length
+or more.
 """
 
 import dataclasses
@@ -64,7 +65,9 @@ def read_settings(path: str, config: Config) -> list[dict]:
       raise ConfigError(f"{where}: {error}") from error
     if chosen.objective.objective not in OBJECTIVES:
       name = chosen.objective.objective
-      raise ConfigError(f"{where}: objective={name!r} is not allowed: any of {', '.join(OBJECTIVES)}")
+      raise ConfigError(
+        f"{where}: objective={name!r} is not allowed: any of {', '.join(OBJECTIVES)}"
+      )
   return found
 
 
@@ -80,7 +83,9 @@ class Sweep:
     ConfigError, DataError, FileNotFoundError: what a run by these settings would refuse.
   """
 
-  def __init__(self, config: Config, inputs: Inputs, told: Callable[[str, int, int], None] = lambda *_: None):
+  def __init__(
+    self, config: Config, inputs: Inputs, told: Callable[[str, int, int], None] = lambda *_: None
+  ):
     self._config, self._inputs, self._told = config, inputs, told
     self._trainer = trainer = PreferenceTrainer(config, inputs)
     self._start = run.load_params(load_config(config.training.init_from), trainer.model)
@@ -92,14 +97,23 @@ class Sweep:
     self._step = jax.jit(self._one_step, donate_argnums=0)
 
   def score(self, params: Any) -> dict:
-    """Valid metrics of the lists by likelihood, and by log p + .3 log E[value]; entropy of the former."""
-    requests = protocols.eval_requests(self._inputs.dataset, "valid", self._config.data.target_behavior)
+    """Valid metrics of the lists by likelihood, and by log p + .3 log E[value]; entropy of the
+    former.
+    """
+    requests = protocols.eval_requests(
+      self._inputs.dataset, "valid", self._config.data.target_behavior
+    )
     found = self._ranker.rank(params, self._contexts, requests.request, sweep_table.DEPTH)
-    worth_RK = found.logp_RK + sweep_table.VALUE_POWER * np.log(np.maximum(found.value_RK, LEAST_VALUE))
+    worth_RK = found.logp_RK + sweep_table.VALUE_POWER * np.log(
+      np.maximum(found.value_RK, LEAST_VALUE)
+    )
     order = np.argsort(-np.where(found.ad_RK >= 0, worth_RK, -np.inf), axis=1, kind="stable")
     cuts = protocols.protocol_of(self._inputs.dataset.name).ks
     scored = {}
-    for name, ad_RK in (("valid", found.ad_RK), ("by_value", np.take_along_axis(found.ad_RK, order, axis=1))):
+    for name, ad_RK in (
+      ("valid", found.ad_RK),
+      ("by_value", np.take_along_axis(found.ad_RK, order, axis=1)),
+    ):
       ratios = metrics.per_request(ad_RK[:, : max(cuts)], requests, cuts)
       scored[name] = {metric: float(ratio.value) for metric, ratio in ratios.items()}
     return {**scored, "entropy": metrics.list_entropy(found.logp_RK)}
@@ -119,7 +133,10 @@ class Sweep:
     share = [config.objective.objective == name for name in OBJECTIVES]
     knobs = {name: jnp.asarray(getattr(p, name), jnp.float32) for name in ARGUMENTS}
     knobs |= {"share": jnp.asarray(share, jnp.float32), "reference": jnp.asarray(p.reference)}
-    knobs |= {"learning_rate": jnp.asarray(t.learning_rate, jnp.float32), "steps": jnp.asarray(steps, jnp.int32)}
+    knobs |= {
+      "learning_rate": jnp.asarray(t.learning_rate, jnp.float32),
+      "steps": jnp.asarray(steps, jnp.int32),
+    }
     knobs |= {"seed": jnp.asarray(t.seed, jnp.uint32)}
     params = jax.tree.map(jnp.array, self._start)  # copies: the step takes its state's place
     optimizer = state_lib.make_optimizer(t, steps)
@@ -137,8 +154,12 @@ class Sweep:
     config, trainer = self._config, self._trainer
     batch = jax.tree.map(lambda x: x[rows], lists)
     unknown = jnp.full_like(batch.reference_logp_BC, NO_REFERENCE)
-    batch = batch._replace(reference_logp_BC=jnp.where(knobs["reference"], batch.reference_logp_BC, unknown))
-    p = dataclasses.replace(config.preference, reference=True, **{name: knobs[name] for name in ARGUMENTS})
+    batch = batch._replace(
+      reference_logp_BC=jnp.where(knobs["reference"], batch.reference_logp_BC, unknown)
+    )
+    p = dataclasses.replace(
+      config.preference, reference=True, **{name: knobs[name] for name in ARGUMENTS}
+    )
     loss = make_preference_loss(
       trainer.model, config.objective, p, self._inputs.ecpm, config.data.targets,
       functools.partial(_chosen, knobs["share"]),
@@ -149,7 +170,9 @@ class Sweep:
 
   def _lists_with(self, p: PreferenceConfig) -> PreferenceBatch:
     """The lists of all requests with the rewards of a setting."""
-    return self._lists._replace(reward_BC=self._rewards(tuple(getattr(p, name) for name in REWARDS)))
+    return self._lists._replace(
+      reward_BC=self._rewards(tuple(getattr(p, name) for name in REWARDS))
+    )
 
   @functools.cached_property
   def _lists(self) -> PreferenceBatch:
@@ -160,7 +183,9 @@ class Sweep:
 
   @functools.cached_property
   def _candidates(self) -> tuple[Candidates, np.ndarray]:
-    """The start's candidates of all requests, without rewards, and what a reward is told of their log p [R, C]."""
+    """The start's candidates of all requests, without rewards, and what a reward is told of
+    their log p [R, C].
+    """
     logp_parts = []
 
     def nothing(requests, ad_BC, logp_BC):
@@ -169,14 +194,20 @@ class Sweep:
       return np.zeros(ad_BC.shape, np.float32)
 
     maker, number = self._trainer.candidate_maker(nothing), len(self._requests)
-    made = maker.make(self._start, self._requests, lambda done: self._told("candidates", done, number), _ROWS)
+    made = maker.make(
+      self._start, self._requests, lambda done: self._told("candidates", done, number), _ROWS
+    )
     return made, np.concatenate(logp_parts)
 
   @functools.lru_cache(maxsize=8)  # noqa: B019 - a sweep lives as long as its process
   def _rewards(self, values: tuple[float, ...]) -> jax.Array:
-    preference = dataclasses.replace(self._config.preference, **dict(zip(REWARDS, values, strict=True)))
+    preference = dataclasses.replace(
+      self._config.preference, **dict(zip(REWARDS, values, strict=True))
+    )
     made, logp_RC = self._candidates
-    rewarder = Rewarder(preference, self._trainer.contexts, self._inputs.dataset.ads, self._estimates)
+    rewarder = Rewarder(
+      preference, self._trainer.contexts, self._inputs.dataset.ads, self._estimates
+    )
     rows = _batches(np.arange(len(self._requests)))
     parts = [rewarder(self._requests[some], made.ad_RC[some], logp_RC[some]) for some in rows]
     return jnp.asarray(np.concatenate(parts))
@@ -193,7 +224,9 @@ def _batches(numbers: np.ndarray) -> list[np.ndarray]:
 
 
 class _Remembered:
-  """A reward model that is asked once for each batch of requests, whose ads are the same each time."""
+  """A reward model that is asked once for each batch of requests, whose ads are the same each
+  time.
+  """
 
   def __init__(self, model):
     self._model, self._known = model, {}
@@ -219,18 +252,23 @@ class _Kept:
 
 
 class Results:
-  """What a sweep found, in <folder>/sweep.json and sweep.md; settings that stand there are not trained again.
+  """What a sweep found, in <folder>/sweep.json and sweep.md; settings that stand there are not
+  trained again.
 
   Args:
     folder: where they lie.
-    config: of the sweep: results of other lists, another start or another model stay beside its own, apart from them.
+    config: of the sweep: results of other lists, another start or another model stay beside its
+      own, apart from them.
 
   Raises:
     ConfigError: a sweep.json that is none.
   """
 
   def __init__(self, folder: str, config: Config):
-    self._folder, self._common = folder, json.loads(json.dumps(scoring.shaping(config)))  # in JSON's types
+    self._folder, self._common = (
+      folder,
+      json.loads(json.dumps(scoring.shaping(config))),
+    )  # in JSON's types
     self._path = os.path.join(folder, "sweep.json")
     self.found: list[dict] = []
     if os.path.exists(self._path):
@@ -238,7 +276,9 @@ class Results:
         with open(self._path, encoding="utf-8") as file:
           self.found = json.load(file)["found"]
       except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--workdir={folder} is not allowed: its sweep.json is none ({error})") from error
+        raise ConfigError(
+          f"--workdir={folder} is not allowed: its sweep.json is none ({error})"
+        ) from error
 
   def has(self, setting: Mapping | None) -> bool:
     """Whether a setting was tried with the common settings of this sweep."""
@@ -248,4 +288,6 @@ class Results:
     """Keeps the scores of a setting; both files are written anew."""
     self.found.append({"setting": setting, "common": self._common, **scores})
     report_tables.write_json(self._path, {"found": self.found})
-    report_tables.write_text(os.path.join(self._folder, "sweep.md"), sweep_table.format_markdown(self.found))
+    report_tables.write_text(
+      os.path.join(self._folder, "sweep.md"), sweep_table.format_markdown(self.found)
+    )

@@ -1,4 +1,6 @@
-"""What a training consists of: the model, its parameters, the order of the data, batches, step and optimiser."""
+"""What a training consists of: the model, its parameters, the order of the data, batches, step
+and optimiser.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -49,7 +51,9 @@ def check_mesh(config: Config) -> None:
     raise ConfigError(f"--mesh={text} is not allowed: {error}") from error
   for knob, axis in (("width", mesh_lib.FSDP), ("heads", mesh_lib.TENSOR)):
     if (size := getattr(config.model, knob)) % sizes[axis]:
-      raise ConfigError(f"--mesh={text} is not allowed: {axis}:{sizes[axis]} does not divide --{knob}={size}")
+      raise ConfigError(
+        f"--mesh={text} is not allowed: {axis}:{sizes[axis]} does not divide --{knob}={size}"
+      )
   if jax.local_device_count() % sizes[mesh_lib.TENSOR]:
     raise ConfigError(
       f"--mesh={text} is not allowed: tensor:{sizes[mesh_lib.TENSOR]} does not divide the "
@@ -64,20 +68,25 @@ def check_mesh(config: Config) -> None:
 
 
 class Trainer:
-  """The parts of a training by VSL: order of the data, batches, step, optimiser and a fresh state on the mesh.
+  """The parts of a training by VSL: order of the data, batches, step, optimiser and a fresh state
+  on the mesh.
 
   Args:
     config: of the run.
     inputs: data, tokenizer and features.
 
   Raises:
-    ConfigError: the devices cannot share a batch, or --table_optimizer asks for a table that the model has not.
+    ConfigError: the devices cannot share a batch, or --table_optimizer asks for a table that the
+      model has not.
   """
 
   def __init__(self, config: Config, inputs: Inputs):
     check_mesh(config)
     self.config, self.inputs, t = config, inputs, config.training
-    self.model, self.mesh = registry.build(config, len(inputs.dataset.ads)), mesh_lib.make_mesh(config.training.mesh)
+    self.model, self.mesh = (
+      registry.build(config, len(inputs.dataset.ads)),
+      mesh_lib.make_mesh(config.training.mesh),
+    )
     shuffled = t.data_order == "shuffled"
     self.order = TrainingOrder(inputs.examples(config), config.data.batch_size, t.seed, shuffled)
     self.contexts = inputs.contexts(config, "train")
@@ -89,7 +98,9 @@ class Trainer:
     shardings = state_lib.shardings_of(self.state)
     if t.table_optimizer != "adamw" and row_tables.NAME not in self.state.params:
       model = config.model.model
-      raise ConfigError(f"--table_optimizer={t.table_optimizer} is not allowed: --model={model} has no table of ads")
+      raise ConfigError(
+        f"--table_optimizer={t.table_optimizer} is not allowed: --model={model} has no table of ads"
+      )
     loss_fn = self.make_loss()
     if row_step.allowed(t, loss_fn):
       self.step = row_step.make_row_step(loss_fn, self.optimizer, t.seed, shardings)
@@ -98,22 +109,32 @@ class Trainer:
     self.cost: StepCost | None = None  # known once it is compiled
 
   def init_params(self) -> Any:
-    """Fresh parameters, the edges of features fitted; vectors of ads, and with them those of codes, by --item_start."""
+    """Fresh parameters, the edges of features fitted; vectors of ads, and with them those of
+    codes, by --item_start.
+    """
     params = init_params(self.model, self.config)
     for name, edges in self._edges.items():
-      params["processor"][name] = params["processor"][name].replace_boxed(jnp.asarray(edges.ravel()))
+      params["processor"][name] = params["processor"][name].replace_boxed(
+        jnp.asarray(edges.ravel())
+      )
     if self._start_ND is not None:
       table, index, made_ND = params[row_tables.NAME], self.inputs.index, self._start_ND
       params[row_tables.NAME] = table.replace_boxed(table.unbox().at[: len(made_ND)].set(made_ND))
       if isinstance(self.model, GR4ADItems):
-        for level, mean_VD in enumerate(cooccurrence.code_means(made_ND, index.codes_NT, index.codebooks)):
+        for level, mean_VD in enumerate(
+          cooccurrence.code_means(made_ND, index.codes_NT, index.codebooks)
+        ):
           codes, kernel = params[f"codes_{level}"], params[f"head_{level}"]["kernel"]
-          params[f"codes_{level}"] = codes.replace_boxed(codes.unbox() + mean_VD * np.sqrt(mean_VD.shape[1]))
+          params[f"codes_{level}"] = codes.replace_boxed(
+            codes.unbox() + mean_VD * np.sqrt(mean_VD.shape[1])
+          )
           params[f"head_{level}"]["kernel"] = kernel.replace_boxed(kernel.unbox() + mean_VD.T)
     return params
 
   def _fit_edges(self) -> dict[str, np.ndarray]:
-    """Edges of the context's features (`models/context.py`), from some of what is learned from; none where unused."""
+    """Edges of the context's features (`models/context.py`), from some of what is learned from;
+    none where unused.
+    """
     bins, data = self.config.model.feature_bins, self.config.data
     if not bins or not data.behavior_features or not isinstance(self.model, GR4AD):
       return {}
@@ -121,10 +142,14 @@ class Trainer:
     sample = self.contexts.batch(requests[:: max(1, len(requests) // _SAMPLE)])
     slots = sample.slot_features_BSF[sample.slot_kind_BS != PADDING]
     found = slots if len(slots) else sample.slot_features_BSF[0], sample.user_features_BF
-    return {name: piecewise.feature_edges(x, bins) for name, x in zip(context.EDGES, found, strict=True)}
+    return {
+      name: piecewise.feature_edges(x, bins) for name, x in zip(context.EDGES, found, strict=True)
+    }
 
   def _start_vectors(self) -> np.ndarray | None:
-    """[N, D] vectors of ads by --item_start, made before anything is traced; None: random, or no such model."""
+    """[N, D] vectors of ads by --item_start, made before anything is traced; None: random, or no
+    such model.
+    """
     inputs, width = self.inputs, self.config.model.width
     if self.config.items.item_start == "random" or not isinstance(self.model, ItemHead):
       return None
@@ -168,7 +193,11 @@ class Trainer:
       told(self.cost)
       distributed.barrier("compiled")
 
-  def begin_round(self, state: TrainState, writer: Writer, told: Callable[[str, int, int], None]) -> int:
-    """What is done before the steps from `state.step` on; returns the step at which it is to be done again."""
+  def begin_round(
+    self, state: TrainState, writer: Writer, told: Callable[[str, int, int], None]
+  ) -> int:
+    """What is done before the steps from `state.step` on; returns the step at which it is to be
+    done again.
+    """
     del state, writer, told
     return self.total_steps

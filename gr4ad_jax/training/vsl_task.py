@@ -12,7 +12,11 @@ from gr4ad_jax.training.step import LossFn
 
 
 def vsl_of(
-  out: Outputs, batch: RequestBatch, config: ObjectiveConfig, ecpm: EcpmBins, factor_BM: jax.Array | float = 1.0
+  out: Outputs,
+  batch: RequestBatch,
+  config: ObjectiveConfig,
+  ecpm: EcpmBins,
+  factor_BM: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """VSL of a batch's targets and its parts, docs/design/method.md §3.1.
 
@@ -57,7 +61,9 @@ def make_vsl_loss(model: GR4AD, config: ObjectiveConfig, ecpm: EcpmBins) -> Loss
   """
 
   def loss_fn(params, batch: RequestBatch, key: jax.Array):
-    out = model.apply({"params": params}, batch, batch.target_codes_BMT, train=True, rngs={"dropout": key})
+    out = model.apply(
+      {"params": params}, batch, batch.target_codes_BMT, train=True, rngs={"dropout": key}
+    )
     return vsl_of(out, batch, config, ecpm)
 
   return loss_fn

@@ -17,18 +17,23 @@ from gr4ad_jax.models.zoo import registry
 LOCK = "lock"  # of a workdir
 
 FREE = (
-  "data_dir", "ads_path", "events_path", "epochs", "max_steps", "remat", "mesh", "log_every", "eval_every",
-  "eval_requests", "save_every", "candidates_cache", "collapse_entropy", "collapse_coverage", "profile_steps",
-  "peak_tflops", "swing_memory_mb", "loader_threads",
+  "data_dir", "ads_path", "events_path", "epochs", "max_steps", "remat", "mesh", "log_every",
+  "eval_every", "eval_requests", "save_every", "candidates_cache", "collapse_entropy",
+  "collapse_coverage", "profile_steps", "peak_tflops", "swing_memory_mb", "loader_threads",
 )  # fmt: skip
-"""What a trained run may change: where its data lie (their content is compared), its length, how often it tells,
-and what changes no result."""
+"""What a trained run may change.
+
+Where its data lie (their content is compared), its length, how often it tells, and what changes no
+result.
+"""
 
 
 def changes(
   config: Config, other: Config, sections: Sequence[str], but: Sequence[str] = ()
 ) -> Iterator[tuple[str, str, str]]:
-  """(knob, its value in `config`, in `other`) of every knob of `sections` that differs, those of `but` aside."""
+  """(knob, its value in `config`, in `other`) of every knob of `sections` that differs, those of
+  `but` aside.
+  """
   for section in sections:
     for field in dataclasses.fields(config_lib.SECTIONS[section]):
       ours, theirs = (getattr(getattr(c, section), field.name) for c in (config, other))
@@ -44,13 +49,15 @@ def check_workdir(config: Config) -> None:
   goes on, under the learning-rate schedule of the new length.
 
   Raises:
-    ConfigError: no --workdir, a file in its place, or a run with another setting there; or a damaged config.json.
-      For a new run, as `check_folder`.
+    ConfigError: no --workdir, a file in its place, or a run with another setting there; or a
+      damaged config.json. For a new run, as `check_folder`.
   """
   if not config.workdir:
     raise ConfigError("--workdir= is not allowed: name the directory that the run is to live in")
   if os.path.exists(config.workdir) and not os.path.isdir(config.workdir):
-    raise ConfigError(f"--workdir={config.workdir} is not allowed: a file of that name is in the way")
+    raise ConfigError(
+      f"--workdir={config.workdir} is not allowed: a file of that name is in the way"
+    )
   if not os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
     check_folder(config.workdir)
     return
@@ -64,15 +71,20 @@ def check_workdir(config: Config) -> None:
 
 
 def check_folder(workdir: str) -> None:
-  """Raises ConfigError for a path in which no checkpoint can be written: Orbax takes some letters for wildcards or
-  escapes, finds none of its own files, and leaves a checkpoint that nothing can read."""
+  """Raises ConfigError for a path in which no checkpoint can be written: Orbax takes some
+  letters for wildcards or escapes, finds none of its own files, and leaves a checkpoint that
+  nothing can read.
+  """
   whole = os.path.abspath(workdir)
   if glob.has_magic(whole) or "\\" in whole:
-    raise ConfigError(f"--workdir={workdir} is not allowed: the whole path must be without *, ?, [ and \\")
+    raise ConfigError(
+      f"--workdir={workdir} is not allowed: the whole path must be without *, ?, [ and \\"
+    )
 
 
 def save_config(config: Config) -> None:
-  """Writes <workdir>/config.json, whole or not at all; from then on the run is this process', as `alone` says.
+  """Writes <workdir>/config.json, whole or not at all; from then on the run is this process', as
+  `alone` says.
 
   Raises:
     ConfigError: a knob that is not allowed, or as `check_workdir`, `check_folder` and `alone` do.
@@ -103,9 +115,11 @@ _held: dict[str, _Held] = {}
 
 @contextlib.contextmanager
 def alone(config: Config) -> Iterator[None]:
-  """A block in which no other process writes to the run: process 0 of a job holds a lock on its directory.
+  """A block in which no other process writes to the run: process 0 of a job holds a lock on its
+  directory.
 
-  Blocks may be nested. A directory that is made for the lock, and to which nothing else was written, goes with it.
+  Blocks may be nested. A directory that is made for the lock, and to which nothing else was
+  written, goes with it.
 
   Raises:
     ConfigError: another process trains the run.

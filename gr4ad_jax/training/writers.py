@@ -1,4 +1,6 @@
-"""Where scalars go: JSON lines and tensorboard files, behind one small protocol. Only process 0 writes."""
+"""Where scalars go: JSON lines and tensorboard files, behind one small protocol. Only process 0
+writes.
+"""
 
 import json
 import logging
@@ -27,8 +29,8 @@ class JsonlWriter:
 
   Args:
     path: the file, appended to.
-    resume_step: the step that the run resumes from; later lines are dropped, so that no step stands there twice, and so
-      are a torn last one and, with a warning, lines that are none of metrics.
+    resume_step: the step that the run resumes from; later lines are dropped, so that no step stands
+      there twice, and so are a torn last one and, with a warning, lines that are none of metrics.
   """
 
   def __init__(self, path: str, resume_step: int = 0):
@@ -39,7 +41,9 @@ class JsonlWriter:
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Appends a line."""
-    self._file.write(json.dumps({"step": step, **{name: float(value) for name, value in scalars.items()}}) + "\n")
+    self._file.write(
+      json.dumps({"step": step, **{name: float(value) for name, value in scalars.items()}}) + "\n"
+    )
     self._file.flush()
 
   def close(self) -> None:
@@ -76,7 +80,8 @@ class TensorboardWriter:
 
   Args:
     directory: of the event files.
-    resume_step: the step that the run resumes from; tensorboard hides what an earlier run wrote after it.
+    resume_step: the step that the run resumes from; tensorboard hides what an earlier run wrote
+      after it.
 
   Raises:
     ImportError: tensorboardX is not installed.
@@ -87,11 +92,16 @@ class TensorboardWriter:
       import tensorboardX
     except ImportError as error:
       raise ImportError("tensorboardX is missing: pip install 'gr4ad_jax[log]'") from error
-    self._writer = tensorboardX.SummaryWriter(directory, purge_step=resume_step + 1 if resume_step else None)
+    self._writer = tensorboardX.SummaryWriter(
+      directory, purge_step=resume_step + 1 if resume_step else None
+    )
     self._directory = directory
     events = self._writer.file_writer.event_writer
-    self._thread = events._worker  # it writes what stands in a queue, and ends where the disk refuses
-    events._event_queue.cancel_join_thread()  # else the end of the process would wait for that thread for good
+    self._thread = (
+      events._worker
+    )  # it writes what stands in a queue, and ends where the disk refuses
+    # else the end of the process would wait for that thread for good
+    events._event_queue.cancel_join_thread()
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Adds a point to each curve. Raises OSError where an earlier one could not be written."""
@@ -124,7 +134,9 @@ class MultiWriter:
 
 
 def open_writers(workdir: str, resume_step: int = 0) -> MultiWriter:
-  """Writers of a run: `metrics.jsonl`, and `tensorboard/` where tensorboardX is installed; none but on process 0."""
+  """Writers of a run: `metrics.jsonl`, and `tensorboard/` where tensorboardX is installed; none
+  but on process 0.
+  """
   if jax.process_index() != 0:
     return MultiWriter([])
   writers: list[Writer] = [JsonlWriter(os.path.join(workdir, "metrics.jsonl"), resume_step)]

@@ -1,4 +1,6 @@
-"""Several models under one protocol: each trained and ranked once a seed, all of them in one table."""
+"""Several models under one protocol: each trained and ranked once a seed, all of them in one
+table.
+"""
 
 import dataclasses
 import json
@@ -22,24 +24,37 @@ _SECOND = ("rerank", "neighbor", "seen")  # knobs of the search that no checkpoi
 
 
 class Zoo:
-  """Trains and compares models. Rows that differ in what is done with the trained model alone share the first's runs.
+  """Trains and compares models. Rows that differ in what is done with the trained model alone share
+  the first's runs.
 
   Args:
     folder: where the runs lie, as <folder>/<name>/seed<n>, with each row's rankings, and the table.
-    configs: name of a row -> its config; workdir and seed are set here. The first is what the others are compared with.
+    configs: name of a row -> its config; workdir and seed are set here. The first is what the
+      others are compared with.
     seeds: of every row.
     train: how a run is trained: (config, inputs, on_progress) -> fit result.
   """
 
-  def __init__(self, folder: str, configs: Mapping[str, Config], seeds: Sequence[int], train: Callable = run.train):
-    self._folder, self._configs, self._seeds, self._train = folder, dict(configs), tuple(seeds), train
+  def __init__(
+    self,
+    folder: str,
+    configs: Mapping[str, Config],
+    seeds: Sequence[int],
+    train: Callable = run.train,
+  ):
+    self._folder, self._configs, self._seeds, self._train = (
+      folder,
+      dict(configs),
+      tuple(seeds),
+      train,
+    )
 
   def run(self) -> dict:
     """Trains what is not trained, scores all on test; writes zoo.json, zoo.md.
 
     Returns:
-      What `report_tables.results` found, the simple rows included, and `cost`: row -> parameters, train minutes,
-      decode ms.
+      What `report_tables.results` found, the simple rows included, and `cost`: row -> parameters,
+      train minutes, decode ms.
 
     Raises:
       Stopped: asked to stop; the same call goes on.
@@ -57,10 +72,16 @@ class Zoo:
       costs[name] = self._cost(first, inputs)
     target = next(iter(self._configs.values())).data.target_behavior
     requests = protocols.eval_requests(inputs.dataset, "test", target)
-    simple, skipped = baselines.rank_all(inputs.dataset, requests, max(protocols.protocol_of(inputs.dataset.name).ks))
+    simple, skipped = baselines.rank_all(
+      inputs.dataset, requests, max(protocols.protocol_of(inputs.dataset.name).ks)
+    )
     seen = {name: seen_ads.treatment(config) for name, config in self._configs.items()}
-    found = report_tables.results(inputs.dataset, "test", rankings | simple, target, skipped, seen) | {"cost": costs}
-    found["settings"] = {name: scoring.settings_of(config) for name, config in self._configs.items()}
+    found = report_tables.results(
+      inputs.dataset, "test", rankings | simple, target, skipped, seen
+    ) | {"cost": costs}
+    found["settings"] = {
+      name: scoring.settings_of(config) for name, config in self._configs.items()
+    }
     report_tables.write_json(os.path.join(self._folder, "zoo.json"), found)
     report_tables.write_text(os.path.join(self._folder, "zoo.md"), format_markdown(found))
     return found
@@ -89,13 +110,19 @@ class Zoo:
     ranked.go_on(self._train(config, inputs, on_progress), config.workdir)
     if rates and rates[-1][0]:
       rate, steps = rates[-1]
-      report_tables.write_json(os.path.join(config.workdir, _COST), {"train_minutes": steps / rate / 60})
+      report_tables.write_json(
+        os.path.join(config.workdir, _COST), {"train_minutes": steps / rate / 60}
+      )
     reranking.prepare(config, inputs)
     requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
-    return scoring.rank_run(config, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)).ad_RK
+    return scoring.rank_run(
+      config, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)
+    ).ad_RK
 
   def _cost(self, config: Config, inputs: Inputs) -> dict:
-    """Parameters, minutes of the training's steps alone, and milliseconds a request of a batch of 64."""
+    """Parameters, minutes of the training's steps alone, and milliseconds a request of a batch
+    of 64.
+    """
     model = registry.build(config, len(inputs.dataset.ads))
     params = run.load_params(config, model)
     ranker = run.make_ranker(model, inputs.index, inputs.ecpm, config.search)
@@ -112,11 +139,16 @@ class Zoo:
       with open(path, encoding="utf-8") as file:
         cost = json.load(file)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return cost | {"parameters": parameters, "decode_ms": 1e3 * float(np.median(seconds[1:])) / _TIMED_ROWS}
+    return cost | {
+      "parameters": parameters,
+      "decode_ms": 1e3 * float(np.median(seconds[1:])) / _TIMED_ROWS,
+    }
 
 
 def _training_of(config: Config) -> Config:
-  """What of a config shapes the trained model: of the search, what valid is ranked by where it judges checkpoints."""
+  """What of a config shapes the trained model: of the search, what valid is ranked by where it
+  judges checkpoints.
+  """
   search = SearchConfig()
   if "valid" not in config.training.fitted:
     second = {name: value for name, value in vars(search).items() if name.startswith(_SECOND)}
@@ -130,5 +162,8 @@ def format_markdown(found: Mapping) -> str:
   for name, cost in found["cost"].items():
     minutes = f"{cost['train_minutes']:.1f}" if "train_minutes" in cost else ""
     rows.append([name, f"{cost['parameters']:,}", minutes, f"{cost['decode_ms']:.2f}"])
-  words = f"Steps alone, compilation and evaluation left out; search of batches of {_TIMED_ROWS}, contexts ready."
+  words = (
+    "Steps alone, compilation and evaluation left out; search of batches of "
+    f"{_TIMED_ROWS}, contexts ready."
+  )
   return "\n".join([report_tables.format_table(found), words, "", *report_tables.aligned(rows), ""])

@@ -1,4 +1,5 @@
-"""A server with the endpoints that a load needs: one worker, a fixed time a search, refusal of what would wait long.
+"""A server with the endpoints that a load needs: one worker, a fixed time a search, refusal of what
+would wait long.
 
 python fake_server.py --workdir=ANY --port=0 [--tabs=false]
 """
@@ -19,7 +20,9 @@ class Busy:
   def __init__(self, search: float, width: int):
     self.search, self.width, self.free = search, width, 0.0
 
-  async def __call__(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+  async def __call__(
+    self, method: str, path: str, body: bytes
+  ) -> tuple[int, dict[str, str], bytes]:
     """An answer, when the worker has come to it."""
     if path.startswith("/v1/users"):
       return 200, {}, json.dumps({"users": [f"u{n}" for n in range(20)]}).encode()
@@ -35,7 +38,9 @@ class Busy:
 
 
 async def start(handler: Handler, keep: bool = True) -> asyncio.Server:
-  """Listens on a free port of 127.0.0.1; where `keep` is false, each connection is closed after its first answer."""
+  """Listens on a free port of 127.0.0.1; where `keep` is false, each connection is closed after
+  its first answer.
+  """
 
   async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
@@ -44,7 +49,11 @@ async def start(handler: Handler, keep: bool = True) -> asyncio.Server:
         length = int(head.lower().split("content-length: ")[1].split("\r\n")[0])
         method, path, _ = head.split(" ", 2)
         status, headers, body = await handler(method, path, await reader.readexactly(length))
-        lines = [f"HTTP/1.1 {status} Any", f"Content-Length: {len(body)}", *(f"{k}: {v}" for k, v in headers.items())]
+        lines = [
+          f"HTTP/1.1 {status} Any",
+          f"Content-Length: {len(body)}",
+          *(f"{k}: {v}" for k, v in headers.items()),
+        ]
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         await writer.drain()
         if not keep:

@@ -28,7 +28,9 @@ def small():
 
 
 def setting(**changes):
-  return dataclasses.replace(decode.Setting(width=64, layers=2, lazy_layers=1, widths=decode.PROGRESSIVE), **changes)
+  return dataclasses.replace(
+    decode.Setting(width=64, layers=2, lazy_layers=1, widths=decode.PROGRESSIVE), **changes
+  )
 
 
 def test_beams_that_share_no_context_find_the_same(small):

@@ -18,7 +18,9 @@ BODIES = itertools.repeat(b'{"user": "u1"}')
 
 
 def _with_server(handler, use, keep=True, **settings):
-  """What `use(client)` returns, with a client of a server that answers by `handler(method, path, body)`."""
+  """What `use(client)` returns, with a client of a server that answers by `handler(method, path,
+  body)`.
+  """
 
   async def run():
     async with await fake_server.start(handler, keep) as server:
@@ -61,7 +63,9 @@ def test_an_open_loop_does_not_wait_for_answers():
   phases = [Phase("all", 100, 0.5)]
 
   def measured():
-    found = _with_server(_always(seconds=0.4), lambda client: http_load.open_loop(client, BODIES, phases))
+    found = _with_server(
+      _always(seconds=0.4), lambda client: http_load.open_loop(client, BODIES, phases)
+    )
     assert max(outcome.late for outcome in found) < 0.3
     return found
 
@@ -101,7 +105,9 @@ def test_a_closed_loop_keeps_its_workers_busy_and_lets_refused_ones_rest():
 
   found = undisturbed(measured)
   assert most == 5 and found == sorted(found)
-  found = _with_server(_always(503, b"{}"), lambda client: http_load.closed_loop(client, BODIES, 2, 0.3, pause=0.1))
+  found = _with_server(
+    _always(503, b"{}"), lambda client: http_load.closed_loop(client, BODIES, 2, 0.3, pause=0.1)
+  )
   assert 2 <= len(found) <= 8
 
 
@@ -111,7 +117,9 @@ def test_connections_are_kept_and_replaced_where_the_server_closed_them():
 
   for keep in (True, False):
     replies = _with_server(_always(retry_after="3"), use, keep)
-    assert [(reply.status, reply.body, reply.headers["retry-after"]) for reply in replies] == [(200, ANSWER, "3")] * 5
+    assert [(reply.status, reply.body, reply.headers["retry-after"]) for reply in replies] == [
+      (200, ANSWER, "3")
+    ] * 5
 
 
 @pytest.mark.parametrize(
@@ -128,7 +136,9 @@ def test_connections_are_kept_and_replaced_where_the_server_closed_them():
 )
 def test_whatever_goes_wrong_is_an_outcome(handler, status, retry_after):
   phases = [Phase("few", 50, 0.1)]
-  found = _with_server(handler, lambda client: http_load.open_loop(client, BODIES, phases), timeout=3.0)
+  found = _with_server(
+    handler, lambda client: http_load.open_loop(client, BODIES, phases), timeout=3.0
+  )
   assert found and {(outcome.status, outcome.retry_after, outcome.source) for outcome in found} == {
     (status, retry_after, "")
   }

@@ -24,11 +24,17 @@ def test_figures_of_both_sides():
   figures = kmeans.measure(2, 2000, told.append)
   assert len(told) == 4 and told[0].startswith("iteration 1, faiss: ")
   assert json.loads(json.dumps(figures)) == figures
-  assert figures["clusters"] == 32 and len(figures["seconds"]["ours"]) == len(figures["seconds"]["faiss"]) == 2
+  assert (
+    figures["clusters"] == 32
+    and len(figures["seconds"]["ours"]) == len(figures["seconds"]["faiss"]) == 2
+  )
   assert figures["largest_over_mean"]["ours"] <= 1.2 < figures["largest_over_mean"]["faiss"]
   for distortion in figures["distortion"].values():
     assert distortion[0] > distortion[1] > distortion[2] > 0
-  assert figures["distortion_ratio"] == figures["distortion"]["ours"][2] / figures["distortion"]["faiss"][2]
+  assert (
+    figures["distortion_ratio"]
+    == figures["distortion"]["ours"][2] / figures["distortion"]["faiss"][2]
+  )
   text = kmeans.summary(figures)
   assert "2,000 x 256 into 32 clusters, 2 iterations" in text and "balanced over faiss" in text
 

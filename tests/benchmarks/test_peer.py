@@ -53,7 +53,9 @@ def test_wide_beams_find_all_ua_sids_in_order_of_probability(share_context):
 
 def test_a_shared_context_gives_what_generate_gives_alone():
   codes_NT = _codes(100)
-  plain, shared = (_decoder(codes_NT, share_context=share, beams=8).decode() for share in (False, True))
+  plain, shared = (
+    _decoder(codes_NT, share_context=share, beams=8).decode() for share in (False, True)
+  )
   assert (plain >= 0).all()
   np.testing.assert_array_equal(plain, shared)
 
@@ -99,4 +101,7 @@ def test_missing_packages_are_named():
     "from gr4ad_jax.benchmarks import peer; peer.t5_decode([[0, 0]], (2, 2), 1000)"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-  assert done.stderr.splitlines()[-1] == "ImportError: transformers is missing: pip install 'gr4ad_jax[peer]'"
+  assert (
+    done.stderr.splitlines()[-1]
+    == "ImportError: transformers is missing: pip install 'gr4ad_jax[peer]'"
+  )

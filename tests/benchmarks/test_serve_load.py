@@ -30,30 +30,43 @@ def test_the_suite_measures_both_servers_and_draws_them(tmp_path):
     assert 0.01 * most < found["capacity"]["tabs"] <= 1.1 * most
     assert found["capacity"]["fixed"] < found["capacity"]["tabs"]
     over = tabs["phases"]["overload"]
-    assert over["refused"] > 0 and over["accepted_per_s"] <= 1.5 * most and tabs["holds"]["no_errors"]
+    assert (
+      over["refused"] > 0 and over["accepted_per_s"] <= 1.5 * most and tabs["holds"]["no_errors"]
+    )
     assert over["refused_ms"]["p50"] < over["accepted_ms"]["p50"]
     assert (over["mean_width"], fixed["phases"]["overload"]["mean_width"]) == (64, 128)
     return found
 
   found = undisturbed(measured)
   tabs, fixed = found["tabs"], found["fixed"]
-  assert len(told) == 4 and tabs["target_ms"] == 40 and tabs["exit_status"] == fixed["exit_status"] == 0
+  assert (
+    len(told) == 4 and tabs["target_ms"] == 40 and tabs["exit_status"] == fixed["exit_status"] == 0
+  )
   assert json.loads(out.read_text()) == found
   assert (tmp_path / "serve.png").read_bytes().startswith(b"\x89PNG")
   assert list(tabs["phases"]) == ["idle", "steady", "overload", "recovery", "long"]
   assert list(fixed["phases"]) == ["idle", "steady", "overload", "recovery"]
   assert tabs["phases"]["long"]["memory_mib"]["last"] > 1
   words = serve_load.in_words(found)
-  assert words.startswith(f"tabs: {found['capacity']['tabs']:.1f} requests/s at most") and "recovers: " in words
-  assert sum(point["requests"] for point in tabs["seconds"]) == sum(p["requests"] for p in tabs["phases"].values())
+  assert (
+    words.startswith(f"tabs: {found['capacity']['tabs']:.1f} requests/s at most")
+    and "recovers: " in words
+  )
+  assert sum(point["requests"] for point in tabs["seconds"]) == sum(
+    p["requests"] for p in tabs["phases"].values()
+  )
 
 
 def test_a_server_that_does_not_start_is_told():
   with pytest.raises(RuntimeError, match="the server did not start: error: no run lies there"):
-    with serve_load.Server("any", command=(sys.executable, "-c", "print('error: no run lies there')")):
+    with serve_load.Server(
+      "any", command=(sys.executable, "-c", "print('error: no run lies there')")
+    ):
       pass
   with pytest.raises(RuntimeError, match="the server did not start: it wrote nothing"):
-    with serve_load.Server("any", command=(sys.executable, "-c", "import time; time.sleep(60)"), patience=0.5):
+    with serve_load.Server(
+      "any", command=(sys.executable, "-c", "import time; time.sleep(60)"), patience=0.5
+    ):
       pass
 
 
@@ -65,8 +78,16 @@ def test_a_server_is_told_to_end():
 
 def test_a_stretch_of_time_is_summed_up():
   outcomes = [_outcome(n / 100, seconds=n / 1000) for n in range(101)]
-  outcomes += [_outcome(1.5, 0.002, 503, retry_after=True), _outcome(1.6, 0.004, 503), _outcome(1.7, status=500)]
-  outcomes += [_outcome(1.8, status=0), _outcome(1.9, source="fallback"), _outcome(1.95, source="cache", width=28)]
+  outcomes += [
+    _outcome(1.5, 0.002, 503, retry_after=True),
+    _outcome(1.6, 0.004, 503),
+    _outcome(1.7, status=500),
+  ]
+  outcomes += [
+    _outcome(1.8, status=0),
+    _outcome(1.9, source="fallback"),
+    _outcome(1.95, source="cache", width=28),
+  ]
   found = serve_load.summary(outcomes, 2.0)
   counts = {
     "requests": 107,
@@ -78,7 +99,9 @@ def test_a_stretch_of_time_is_summed_up():
   }
   assert {name: found[name] for name in counts} == counts
   assert found["offered_per_s"] == 53.5 and found["accepted_per_s"] == 51
-  assert found["accepted_ms"]["p50"] == pytest.approx(49.5) and found["accepted_ms"]["most"] == pytest.approx(100)
+  assert found["accepted_ms"]["p50"] == pytest.approx(49.5) and found["accepted_ms"][
+    "most"
+  ] == pytest.approx(100)
   assert found["refused_ms"]["p50"] == pytest.approx(3)
   assert found["mean_width"] == pytest.approx((101 * 8 + 28) / 102)
   empty = serve_load.summary([], 2.0)
@@ -90,7 +113,9 @@ def _report(recovery=(), **overload):
   over = [_outcome(0.5, **overload), _outcome(1.5, 0.001, 503, retry_after=True)]
   late = [_outcome(2.5 + second, **what) for second, what in enumerate(recovery)]
   phases = [Phase("overload", 1, 2.0), Phase("recovery", 1, 4.0)]
-  return serve_load.report(serve_load.Load(phases, over + late, [(0.0, 2**20), (3.0, 3 * 2**20)], 0.04))
+  return serve_load.report(
+    serve_load.Load(phases, over + late, [(0.0, 2**20), (3.0, 3 * 2**20)], 0.04)
+  )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from gr4ad_jax.data.ad_store import load_ads, same_ads, save_ads
 from gr4ad_jax.data.schema import AdTable
 from tests.whole_files import assert_replaced_whole
 
-TEXTS = ["Teelöffel, 6 Stück", "", "茶碗 🍵", "a\nb\t\"c\"", "e\u0301 é", " spaces "]
+TEXTS = ["Teelöffel, 6 Stück", "", "茶碗 🍵", 'a\nb\t"c"', "e\u0301 é", " spaces "]
 
 
 def make_ads(texts=tuple(TEXTS)):
@@ -30,8 +30,14 @@ def test_round_trip(tmp_path):
   back = load_ads(str(tmp_path / "index"))
   for field in dataclasses.fields(AdTable):
     if field.name != "vectors":
-      np.testing.assert_array_equal(getattr(back, field.name), getattr(ads, field.name), err_msg=field.name)
-  assert back.text.tolist() == TEXTS and back.price.dtype == np.float32 and back.created.dtype == np.int64
+      np.testing.assert_array_equal(
+        getattr(back, field.name), getattr(ads, field.name), err_msg=field.name
+      )
+  assert (
+    back.text.tolist() == TEXTS
+    and back.price.dtype == np.float32
+    and back.created.dtype == np.int64
+  )
   assert same_ads(ads, back) and sorted(os.listdir(tmp_path / "index")) == ["SHA256SUMS", "ads.npz"]
 
 
@@ -46,7 +52,9 @@ def test_same_ads_tells_order_content_and_length():
   assert same_ads(ads, make_ads())
   assert not same_ads(ads, make_ads(TEXTS[:-1]))
   assert not same_ads(ads, make_ads(TEXTS[::-1]))
-  assert not same_ads(ads, dataclasses.replace(ads, price=np.where(np.isnan(ads.price), 1, ads.price)))
+  assert not same_ads(
+    ads, dataclasses.replace(ads, price=np.where(np.isnan(ads.price), 1, ads.price))
+  )
   assert not same_ads(ads, dataclasses.replace(ads, price=ads.price * 2))
   assert not same_ads(ads, dataclasses.replace(ads, created=ads.created + 1))
   assert not same_ads(ads, dataclasses.replace(ads, category=np.array(["x"] + [""] * 5)))
@@ -78,7 +86,9 @@ def test_a_file_of_an_older_run_is_read(tmp_path):
       np.testing.assert_array_equal(saved[name], array, err_msg=name)
 
 
-@pytest.mark.parametrize("column", ["ad_id", "text", "account_id", "category", "conversion_type", "form"])
+@pytest.mark.parametrize(
+  "column", ["ad_id", "text", "account_id", "category", "conversion_type", "form"]
+)
 def test_one_long_text_does_not_lengthen_the_others(tmp_path, column):
   """300 ads and one text of 300,000 characters: 360 MB, were each as long as the longest."""
   ads = make_ads([f"a{i}" for i in range(300)])
@@ -98,7 +108,9 @@ def test_one_long_text_does_not_lengthen_the_others(tmp_path, column):
 
 
 def test_equal_texts_are_one_string_in_memory(tmp_path):
-  save_ads(dataclasses.replace(make_ads(), account_id=np.array(["shop 1", "shop 2"] * 3)), str(tmp_path))
+  save_ads(
+    dataclasses.replace(make_ads(), account_id=np.array(["shop 1", "shop 2"] * 3)), str(tmp_path)
+  )
   assert len({id(account) for account in load_ads(str(tmp_path)).account_id}) == 2
 
 
@@ -110,4 +122,6 @@ def test_accounts_are_numbered_in_order_of_their_names():
 def test_the_table_is_replaced_whole(tmp_path):
   first, second = make_ads(), make_ads(TEXTS[::-1])
   path = str(tmp_path / "ads.npz")
-  assert_replaced_whole(path, lambda: save_ads(first, str(tmp_path)), lambda: save_ads(second, str(tmp_path)))
+  assert_replaced_whole(
+    path, lambda: save_ads(first, str(tmp_path)), lambda: save_ads(second, str(tmp_path))
+  )

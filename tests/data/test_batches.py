@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import batches, history
-from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, PADDING, RISING, RequestContexts, TrainingOrder, zero_batch
+from gr4ad_jax.data.batches import (
+  HISTORY,
+  NEIGHBOR,
+  PADDING,
+  RISING,
+  RequestContexts,
+  TrainingOrder,
+  zero_batch,
+)
 from gr4ad_jax.data.history import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.trends import Trends
@@ -49,7 +57,9 @@ def test_slots_are_history_then_neighbours_then_rising_ads(contexts, whole):
   ads, found, rows = contexts.slots(requests)
   np.testing.assert_array_equal(found, kinds)
   expected = np.repeat([HISTORY, NEIGHBOR, RISING], [5, 3, 2])
-  assert ((kinds == expected) | (kinds == PADDING)).all() and {0, 1, 2, 3} == set(kinds.ravel().tolist())
+  assert ((kinds == expected) | (kinds == PADDING)).all() and {0, 1, 2, 3} == set(
+    kinds.ravel().tolist()
+  )
   np.testing.assert_array_equal(kinds == PADDING, ads < 0)
   np.testing.assert_array_equal(rows, history.history_rows(lines, requests, 5))
   np.testing.assert_array_equal(ads[:, :5], np.where(rows >= 0, lines.ad[rows], -1))
@@ -77,7 +87,9 @@ def test_slot_features_stand_in_their_columns(contexts, whole):
   np.testing.assert_array_equal(whole.slot_features_BSF[..., :-1], every)
   popular = contexts.popularity.features(contexts.lines.request_time, np.maximum(ads, 0))
   np.testing.assert_array_equal(column["share_28"][real], popular[..., 1][real])
-  np.testing.assert_allclose(column["price"][real], np.log1p(np.nan_to_num(PRICE))[ads[real]], rtol=1e-6)
+  np.testing.assert_allclose(
+    column["price"][real], np.log1p(np.nan_to_num(PRICE))[ads[real]], rtol=1e-6
+  )
   assert ((column["neighbor_score"] > 0) == (kinds == NEIGHBOR)).all()
   assert (np.diff(column["neighbor_score"][:, 5:8]) <= 0).all()
 
@@ -88,7 +100,9 @@ def test_without_behavior_features_a_request_is_its_ads(whole):
   kept = ("neighbor_score", "price")
   for i, name in enumerate(batches.SLOT_FEATURES):
     expected = whole.slot_features_BSF[..., i] if name in kept else 0
-    np.testing.assert_array_equal(bare.slot_features_BSF[..., i], np.broadcast_to(expected, bare.slot_kind_BS.shape))
+    np.testing.assert_array_equal(
+      bare.slot_features_BSF[..., i], np.broadcast_to(expected, bare.slot_kind_BS.shape)
+    )
   assert (bare.user_features_BF == 0).all() and (whole.user_features_BF != 0).any()
   for name in set(bare._fields) - {"slot_features_BSF", "user_features_BF"}:
     np.testing.assert_array_equal(getattr(bare, name), getattr(whole, name), err_msg=name)
@@ -97,7 +111,9 @@ def test_without_behavior_features_a_request_is_its_ads(whole):
 def test_targets_are_the_requests_lines(contexts, whole):
   lines = contexts.lines
   sizes = np.diff(lines.request_first)
-  assert (whole.target_mask_BM.sum(1) == np.minimum(sizes, 3)).all() and sizes.max() > 3 > sizes.min()
+  assert (
+    whole.target_mask_BM.sum(1) == np.minimum(sizes, 3)
+  ).all() and sizes.max() > 3 > sizes.min()
   row = contexts.targets(np.arange(len(sizes)))
   for r in range(len(sizes)):
     drawn = row[r][row[r] >= 0]
@@ -138,17 +154,29 @@ def test_a_context_knows_neither_its_request_nor_anything_later():
   events = logs.make_log(5, users=8)
   before = make_contexts(events, fit_on=events)
   for r in range(2, len(before.lines.request_time), 3):
-    after = make_contexts(logs.replaced_from(events, r), fit_on=events)  # the counts are shared, as at test time
+    after = make_contexts(
+      logs.replaced_from(events, r), fit_on=events
+    )  # the counts are shared, as at test time
     one, other = (x.batch(np.array([r])) for x in (before, after))
-    for name in ("slot_kind_BS", "slot_codes_BST", "slot_features_BSF", "user_features_BF", "user_value_B"):
+    for name in (
+      "slot_kind_BS",
+      "slot_codes_BST",
+      "slot_features_BSF",
+      "user_features_BF",
+      "user_value_B",
+    ):
       np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
 def test_user_value_is_the_mean_of_the_visits_before(contexts, whole):
   lines = contexts.lines
   for r in range(len(lines.request_time)):
-    past = lines.value[(lines.request_user[lines.request] == lines.request_user[r]) & (lines.request < r)].sum()
-    assert whole.user_value_B[r] == pytest.approx(past / max(lines.request_visit[r], 1), rel=1e-4, abs=1e-4)
+    past = lines.value[
+      (lines.request_user[lines.request] == lines.request_user[r]) & (lines.request < r)
+    ].sum()
+    assert whole.user_value_B[r] == pytest.approx(
+      past / max(lines.request_visit[r], 1), rel=1e-4, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("min_depth", [1, 2])
@@ -157,25 +185,40 @@ def test_only_deep_lines_are_targets(min_depth):
   batch = contexts.batch(np.arange(len(contexts.lines.request_time)))
   assert batch.target_depth_BM[batch.target_mask_BM].min() == min_depth
   for r, mask in enumerate(batch.target_mask_BM):
-    deep = contexts.lines.depth[contexts.lines.request_first[r] : contexts.lines.request_first[r + 1]] >= min_depth
+    deep = (
+      contexts.lines.depth[contexts.lines.request_first[r] : contexts.lines.request_first[r + 1]]
+      >= min_depth
+    )
     assert mask.sum() == min(deep.sum(), 3)
   assert (batch.target_mask_BM.sum(1) == 0).any()
-  assert (batch.slot_kind_BS == make_contexts().batch(np.arange(len(batch.user_value_B))).slot_kind_BS).all()
+  assert (
+    batch.slot_kind_BS == make_contexts().batch(np.arange(len(batch.user_value_B))).slot_kind_BS
+  ).all()
 
 
 @pytest.mark.parametrize("slots", [(5, 3, 2), (1, 0, 0), (40, 20, 0), (2, 0, 30)])
 def test_zero_batch_is_a_batch_without_content(slots):
-  config = DataConfig(history_slots=slots[0], neighbor_slots=slots[1], rising_slots=slots[2], targets=4)
-  real, empty = make_contexts(config=config).batch(np.array([3, 0, 6])), zero_batch(config, 3, rows=3)
+  config = DataConfig(
+    history_slots=slots[0], neighbor_slots=slots[1], rising_slots=slots[2], targets=4
+  )
+  real, empty = (
+    make_contexts(config=config).batch(np.array([3, 0, 6])),
+    zero_batch(config, 3, rows=3),
+  )
   assert [(x.shape, x.dtype) for x in real] == [(x.shape, x.dtype) for x in empty]
   assert all((x == 0).all() for x in empty)
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 40), st.sampled_from([4, 8]), st.integers(0, 2**31), st.sampled_from([1, 2, 4]))
+@given(
+  st.integers(1, 40), st.sampled_from([4, 8]), st.integers(0, 2**31), st.sampled_from([1, 2, 4])
+)
 def test_order_is_of_seed_and_step_whatever_the_processes(number, batch_size, seed, processes):
   requests = 3 * np.arange(number) + 1
-  order, other = TrainingOrder(requests, batch_size, seed), TrainingOrder(requests, batch_size, seed)
+  order, other = (
+    TrainingOrder(requests, batch_size, seed),
+    TrainingOrder(requests, batch_size, seed),
+  )
   steps = [order.step(step) for step in range(2 * number // batch_size + 2)]
   for step in reversed(range(len(steps))):  # any step can be asked for first
     parts = [other.step(step, process, processes) for process in range(processes)]
@@ -191,7 +234,9 @@ def test_many_threads_make_what_one_makes(whole):
   contexts, order = make_contexts(), TrainingOrder(np.arange(len(whole.slot_kind_BS)), 8, 0)
   alone = TrainingOrder(order.requests, order.batch_size, order.seed)
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    made = list(pool.map(lambda step: (order.step(step)[0], contexts.batch(*order.step(step))), range(40)))
+    made = list(
+      pool.map(lambda step: (order.step(step)[0], contexts.batch(*order.step(step))), range(40))
+    )
   for step, (requests, batch) in enumerate(made):
     np.testing.assert_array_equal(requests, alone.step(step)[0])
     chex.assert_trees_all_equal(batch.slot_features_BSF, whole.slot_features_BSF[requests])
@@ -233,7 +278,9 @@ def test_targets_are_those_of_the_lowest_hashes():
   found = contexts.targets(requests, draws)
   cut = 0
   for b, r in enumerate(requests):
-    own = [n for n in range(lines.request_first[r], lines.request_first[r + 1]) if lines.depth[n] >= 1]
+    own = [
+      n for n in range(lines.request_first[r], lines.request_first[r + 1]) if lines.depth[n] >= 1
+    ]
     if len(own) > 2:
       salt = splitmix((int(draws[b]) + 1) * GOLDEN & BITS)
       own = sorted(own, key=lambda line: splitmix(line ^ salt))[:2]
@@ -244,8 +291,12 @@ def test_targets_are_those_of_the_lowest_hashes():
   made = contexts.batch(requests, draws)
   np.testing.assert_array_equal(made.target_ad_BM, np.where(found >= 0, lines.ad[found], -1))
   np.testing.assert_array_equal(made.target_mask_BM, found >= 0)
-  np.testing.assert_array_equal(made.target_codes_BMT[found >= 0], CODES[lines.ad[found[found >= 0]]])
-  np.testing.assert_array_equal(contexts.batch(requests).target_ad_BM, contexts.batch(requests, 0).target_ad_BM)
+  np.testing.assert_array_equal(
+    made.target_codes_BMT[found >= 0], CODES[lines.ad[found[found >= 0]]]
+  )
+  np.testing.assert_array_equal(
+    contexts.batch(requests).target_ad_BM, contexts.batch(requests, 0).target_ad_BM
+  )
 
 
 def test_neighbours_of_thousands_of_requests_are_all_looked_up():
@@ -264,10 +315,14 @@ def test_neighbours_of_thousands_of_requests_are_all_looked_up():
 def test_an_epoch_is_philox_s_permutation_of_seed_and_number():
   requests = np.array([5, 2, 9, 4, 7, 11, 3])
   order = TrainingOrder(requests, 3, 6)
-  taken = np.concatenate([
-    np.random.Generator(np.random.Philox(key=np.array([6, epoch], np.uint64))).permutation(requests)
-    for epoch in range(3)
-  ])
+  taken = np.concatenate(
+    [
+      np.random.Generator(np.random.Philox(key=np.array([6, epoch], np.uint64))).permutation(
+        requests
+      )
+      for epoch in range(3)
+    ]
+  )
   for step in (5, 0, 1, 4, 2, 3):  # any step may be asked for first
     rows, epochs = order.step(step)
     np.testing.assert_array_equal(rows, taken[3 * step : 3 * step + 3])
@@ -285,10 +340,16 @@ def test_a_process_takes_its_own_rows_in_order():
 def test_padding_gathers_the_first_row(contexts, whole):
   """A gather needs a row: padding takes that of ad 0 and line 0, and masks say that it is none."""
   empty = whole.slot_kind_BS == PADDING
-  assert empty.any() and (whole.slot_codes_BST[empty] == CODES[0]).all() and (whole.slot_ad_BS[empty] == -1).all()
+  assert (
+    empty.any()
+    and (whole.slot_codes_BST[empty] == CODES[0]).all()
+    and (whole.slot_ad_BS[empty] == -1).all()
+  )
   empty = ~whole.target_mask_BM
   assert (whole.target_codes_BMT[empty] == CODES[contexts.lines.ad[0]]).all()
-  assert (whole.target_depth_BM[empty] == contexts.lines.depth[0]).all() and (whole.target_ad_BM[empty] == -1).all()
+  assert (whole.target_depth_BM[empty] == contexts.lines.depth[0]).all() and (
+    whole.target_ad_BM[empty] == -1
+  ).all()
 
 
 def test_without_neighbour_slots_nothing_is_looked_up():

@@ -1,4 +1,6 @@
-"""Files and folders of part files: columns of every type, parts that agree, and what is no such folder."""
+"""Files and folders of part files: columns of every type, parts that agree, and what is no such
+folder.
+"""
 
 import decimal
 import os
@@ -18,7 +20,9 @@ EVENTS = ("user_id", "ad_id", "time")
 
 
 def events(users, ads="t", **more):
-  return pa.table({"user_id": users, "ad_id": list(ads) * len(users), "time": [5] * len(users)} | more)
+  return pa.table(
+    {"user_id": users, "ad_id": list(ads) * len(users), "time": [5] * len(users)} | more
+  )
 
 
 @pytest.fixture
@@ -35,7 +39,12 @@ def test_parts_are_read_in_order_of_their_names(folder):
   pq.write_table(events(["b", "c"]), folder / "part-00001.snappy.parquet")
   pq.write_table(events(["a"]), folder / "part-00000.snappy.parquet")
   pq.write_table(events(["a"]).slice(1), folder / "part-00002.snappy.parquet")
-  for name in ("_SUCCESS", "_metadata.parquet", ".part-00000.snappy.parquet.crc", ".hidden.parquet"):
+  for name in (
+    "_SUCCESS",
+    "_metadata.parquet",
+    ".part-00000.snappy.parquet.crc",
+    ".hidden.parquet",
+  ):
     (folder / name).write_bytes(b"")
   cells = read(folder)
   assert cells["user_id"].text().tolist() == ["a", "b", "c"]
@@ -50,7 +59,9 @@ def test_a_bad_row_is_named_by_its_part(folder):
   with pytest.raises(DataError, match=r"events/b\.csv: column 'time', row 2: 'now' is no time"):
     read(folder)["time"].times()
   (folder / "a.csv").write_text("user_id,ad_id,time\n\nu,t,now\n")
-  with pytest.raises(DataError, match=r"events/a\.csv: column 'time', row 1 \(line 3\): 'now' is no time"):
+  with pytest.raises(
+    DataError, match=r"events/a\.csv: column 'time', row 1 \(line 3\): 'now' is no time"
+  ):
     read(folder)["time"].times()
   (folder / "b.csv").write_text("user_id,ad_id,time\nu,t\n")
   with pytest.raises(DataError, match=r"events/b\.csv: row 1: 2 cells, the header has 3"):
@@ -60,22 +71,30 @@ def test_a_bad_row_is_named_by_its_part(folder):
 def test_parts_that_differ_are_refused_by_name(folder):
   pq.write_table(events(["a"], value=[1.0]), folder / "a.parquet")
   pq.write_table(events(["b"]), folder / "b.parquet")
-  with pytest.raises(DataError, match="events: column 'value' stands in a.parquet, not in b.parquet"):
+  with pytest.raises(
+    DataError, match="events: column 'value' stands in a.parquet, not in b.parquet"
+  ):
     read(folder)
   pq.write_table(events(["b"], value=["1"]), folder / "b.parquet")
-  with pytest.raises(DataError, match="events: column 'value' holds double in a.parquet, large_string in b.parquet"):
+  with pytest.raises(
+    DataError, match="events: column 'value' holds double in a.parquet, large_string in b.parquet"
+  ):
     read(folder)
   pq.write_table(events(["b"], value=pa.nulls(1)), folder / "b.parquet")
   assert read(folder)["value"].numbers(0).tolist() == [1, 0]
   pq.write_table(events(["a"]), folder / "a.parquet")
-  with pytest.raises(DataError, match="events: column 'value' stands in b.parquet, not in a.parquet"):
+  with pytest.raises(
+    DataError, match="events: column 'value' stands in b.parquet, not in a.parquet"
+  ):
     read(folder)
 
 
 def test_parts_may_store_text_in_several_ways(folder):
   kinds = [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string()), pa.string_view()]
   for number, kind in enumerate(kinds):
-    pq.write_table(events(["ab"[number % 2]], value=pa.array(["1"], kind)), folder / f"{number}.parquet")
+    pq.write_table(
+      events(["ab"[number % 2]], value=pa.array(["1"], kind)), folder / f"{number}.parquet"
+    )
   cells = read(folder)
   assert cells["user_id"].text().tolist() == ["a", "b", "a", "b"]
   assert cells["value"].numbers().tolist() == [1, 1, 1, 1]
@@ -83,10 +102,13 @@ def test_parts_may_store_text_in_several_ways(folder):
 
 @pytest.mark.parametrize("name,message", [
   (None, "is a folder without a .parquet or .csv file"), ("_SUCCESS", "is a folder without"),
-  ("part.csv.gz", "part.csv.gz is compressed: unpack it"), ("notes.txt", "notes.txt in this folder ends neither in"),
+  ("part.csv.gz", "part.csv.gz is compressed: unpack it"),
+  ("notes.txt", "notes.txt in this folder ends neither in"),
   ("part.parquet", "holds parts of two formats, a.csv and part.parquet"),
-  ("day=2025-03-01/", "day=2025-03-01 is a partition: its column stands in its name alone; write one folder"),
-  ("more/", "more is a folder: give one folder of part files"), ("_delta_log/", "is a table with a log .* export it"),
+  ("day=2025-03-01/",
+   "day=2025-03-01 is a partition: its column stands in its name alone; write one folder"),
+  ("more/", "more is a folder: give one folder of part files"),
+  ("_delta_log/", "is a table with a log .* export it"),
 ])  # fmt: skip
 def test_what_is_no_folder_of_parts(folder, name, message):
   if name and not name.startswith("_S"):
@@ -112,12 +134,18 @@ def test_a_folder_is_prepared_and_again_when_a_part_changes(tmp_path, folder):
   (tmp_path / "ads.csv").write_text("ad_id,text,account_id\nt,tea,x\nm,mug,x\n")
   for name in "ab":
     (folder / f"{name}.csv").write_text("user_id,ad_id,time\nu,t,1740787200\n")
-  config = DataConfig(dataset="ad_log", data_dir=str(tmp_path / "data"), ads_path=str(tmp_path / "ads.csv"),
-                      events_path=str(folder))  # fmt: skip
+  config = DataConfig(
+    dataset="ad_log",
+    data_dir=str(tmp_path / "data"),
+    ads_path=str(tmp_path / "ads.csv"),
+    events_path=str(folder),
+  )
   dataset = prepare.load_dataset(config)
   assert dataset.report.rows == len(dataset.events) == 2
   (folder / "b.csv").write_text("user_id,ad_id,time\nu,m,1740787200\n")
-  assert prepare.load_dataset(config).ads.ad_id[prepare.load_dataset(config).events.ad].tolist() == ["t", "m"]
+  assert prepare.load_dataset(config).ads.ad_id[
+    prepare.load_dataset(config).events.ad
+  ].tolist() == ["t", "m"]
   (folder / "_SUCCESS").write_text("")
   prepare.load_dataset(config)
   assert len(os.listdir(config.data_dir)) == 2
@@ -127,15 +155,25 @@ def test_rows_must_add_up():
   log = logs.make_log()
   ads = range(logs.ADS)  # only counted
   made = base.report(ads, log, rows=len(log) + 5, merged=3, dropped={"a": 1, "b": 1})
-  assert (made.ads, made.rows, made.merged, made.dropped) == (logs.ADS, len(log) + 5, 3, {"a": 1, "b": 1})
-  for rows, merged, dropped in ((len(log) + 1, 0, None), (len(log), 1, None), (len(log) + 3, 1, {"a": 1})):
+  assert (made.ads, made.rows, made.merged, made.dropped) == (
+    logs.ADS,
+    len(log) + 5,
+    3,
+    {"a": 1, "b": 1},
+  )
+  for rows, merged, dropped in (
+    (len(log) + 1, 0, None),
+    (len(log), 1, None),
+    (len(log) + 3, 1, {"a": 1}),
+  ):
     with pytest.raises(DataError, match=f"{rows} rows were read, but {len(log)} became events and"):
       base.report(ads, log, rows=rows, merged=merged, dropped=dropped)
 
 
 WHOLE = [
-  pa.array([12, 7, 12]), pa.array([12, 7, 12], pa.uint8()), pa.array(["12", "7", "12"]), pa.array([12.0, 7.0, 12.0]),
-  pa.array([12.0, 7.0, 12.0], pa.float32()), pa.array(["12", " 7 ", "12"]).dictionary_encode(),
+  pa.array([12, 7, 12]), pa.array([12, 7, 12], pa.uint8()), pa.array(["12", "7", "12"]),
+  pa.array([12.0, 7.0, 12.0]), pa.array([12.0, 7.0, 12.0], pa.float32()),
+  pa.array(["12", " 7 ", "12"]).dictionary_encode(),
   pa.array([decimal.Decimal(12), decimal.Decimal(7), decimal.Decimal(12)], pa.decimal128(20, 0)),
   pa.array([decimal.Decimal(12), decimal.Decimal(7), decimal.Decimal(12)], pa.decimal128(38, 9)),
   pa.array([decimal.Decimal(12), decimal.Decimal(7), decimal.Decimal(12)], pa.decimal256(60, 2)),
@@ -143,8 +181,8 @@ WHOLE = [
   pa.array([decimal.Decimal(12), decimal.Decimal(7), decimal.Decimal(12)], pa.decimal64(12, 2)),
   pa.array([b"12", b"7", b"12 "]), pa.array([b"12", b"7", b"12"], pa.large_binary()),
   pa.array(["12", "7", "12"], pa.large_string()),
-  pa.array(["12", "\u00a07", "12"], pa.string_view()), pa.array([b"12", b"7 ", b"12"], pa.binary_view()),
-  pa.array([b"12", b"07", b"12"], pa.binary(2)),
+  pa.array(["12", "\u00a07", "12"], pa.string_view()),
+  pa.array([b"12", b"7 ", b"12"], pa.binary_view()), pa.array([b"12", b"07", b"12"], pa.binary(2)),
 ]  # fmt: skip
 
 
@@ -157,15 +195,22 @@ def test_ids_of_every_type(array):
 
 def test_large_ids_keep_their_digits():
   big = 2**63 - 1
-  for array in (pa.array([big, 0, -5]), pa.array([decimal.Decimal(big), 0, -5], pa.decimal128(20, 0))):
+  for array in (
+    pa.array([big, 0, -5]),
+    pa.array([decimal.Decimal(big), 0, -5], pa.decimal128(20, 0)),
+  ):
     assert checks.Cells("f", "user_id", array).ids()[1].tolist() == [str(big), "0", "-5"]
   most = 2**53 - 1
   floats = checks.Cells("f", "user_id", pa.array([most, -most], pa.float64()))
   assert floats.ids()[1].tolist() == [str(most), str(-most)]
-  assert checks.Cells("f", "user_id", pa.array([2.0**24 - 1], pa.float32())).ids()[1].tolist() == [str(2**24 - 1)]
+  assert checks.Cells("f", "user_id", pa.array([2.0**24 - 1], pa.float32())).ids()[1].tolist() == [
+    str(2**24 - 1)
+  ]
   assert checks.Cells("f", "user_id", pa.array([2047], pa.float16())).ids()[1].tolist() == ["2047"]
   huge = decimal.Decimal(10**30 + 1)
-  assert checks.Cells("f", "user_id", pa.array([huge], pa.decimal128(38, 0))).ids()[1].tolist() == [str(10**30 + 1)]
+  assert checks.Cells("f", "user_id", pa.array([huge], pa.decimal128(38, 0))).ids()[1].tolist() == [
+    str(10**30 + 1)
+  ]
   with pytest.raises(DataError, match="row 2: -9007199254740994.0 lies beyond"):
     checks.Cells("f", "user_id", pa.array([1, -(2.0**53) - 2])).ids()
   with pytest.raises(DataError, match="row 2: inf is no whole number"):
@@ -182,14 +227,20 @@ def test_ids_at_the_edges():
 
 
 def test_texts_must_be_utf8():
-  broken = pa.StringArray.from_buffers(2, pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff"))
+  broken = pa.StringArray.from_buffers(
+    2, pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff")
+  )
   with pytest.raises(DataError, match=r"f: column 'text', row 2: b'\\xff' is not UTF-8"):
     checks.Cells("f", "text", broken)
 
 
 def test_numbers_of_every_type():
-  for array in (pa.array([decimal.Decimal("2.5"), None]), pa.array([2.5, None], pa.float32()), pa.array(["2.5", " "]),
-                pa.array([b"2.5", b""])):  # fmt: skip
+  for array in (
+    pa.array([decimal.Decimal("2.5"), None]),
+    pa.array([2.5, None], pa.float32()),
+    pa.array(["2.5", " "]),
+    pa.array([b"2.5", b""]),
+  ):
     assert checks.Cells("f", "value", array).numbers(7).tolist() == [2.5, 7]
   assert checks.Cells("f", "value", pa.nulls(2)).numbers(7).tolist() == [7, 7]
   for zero in (pa.array([-0.0]), pa.array(["-0"])):
@@ -197,7 +248,9 @@ def test_numbers_of_every_type():
   most = checks.Cells("f", "value", pa.array([1e12])).numbers()
   assert most.tolist() == [np.float32(1e12)] and np.isfinite(np.square(most).sum())
   assert checks.Cells("f", "margin", pa.array([-2.5, None])).numbers(np.nan, signed=True)[0] == -2.5
-  with pytest.raises(DataError, match=r"column 'margin', row 1: -2000000000000.0 is more than 1e\+12"):
+  with pytest.raises(
+    DataError, match=r"column 'margin', row 1: -2000000000000.0 is more than 1e\+12"
+  ):
     checks.Cells("f", "margin", pa.array([-2e12])).numbers(np.nan, signed=True)
   with pytest.raises(DataError, match="column 'value', row 2: None is empty, a number is needed"):
     checks.Cells("f", "value", pa.array([1.0, None])).numbers()
@@ -206,7 +259,9 @@ def test_numbers_of_every_type():
 def test_int96_moments_do_not_wrap_around(tmp_path):
   path = tmp_path / "e.parquet"
   far = pa.array([253402214400], pa.timestamp("s")).cast(pa.timestamp("us"))
-  pq.write_table(events(["a"]).set_column(2, "time", far), path, use_deprecated_int96_timestamps=True)
+  pq.write_table(
+    events(["a"]).set_column(2, "time", far), path, use_deprecated_int96_timestamps=True
+  )
   with pytest.raises(DataError, match="row 1: .*9999.* is no time from 1970 to 2099"):
     read(path)["time"].times()
 
@@ -214,10 +269,14 @@ def test_int96_moments_do_not_wrap_around(tmp_path):
 def test_a_file_of_another_delimiter_is_told(tmp_path):
   for delimiter, words in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
     (tmp_path / "e.csv").write_text(delimiter.join(EVENTS) + "\n")
-    with pytest.raises(DataError, match=f"'user_id' is missing; .*; its delimiter seems to be {words}: write commas"):
+    with pytest.raises(
+      DataError, match=f"'user_id' is missing; .*; its delimiter seems to be {words}: write commas"
+    ):
       read(tmp_path / "e.csv")
     (tmp_path / "e.csv").write_text(delimiter.join(f'"{name}"' for name in EVENTS) + "\n")
-    with pytest.raises(DataError, match=f"e.csv: the delimiter of the header seems to be {words}: write commas"):
+    with pytest.raises(
+      DataError, match=f"e.csv: the delimiter of the header seems to be {words}: write commas"
+    ):
       read(tmp_path / "e.csv")
   (tmp_path / "e.csv").write_text("user;ad,ad_id,time\n")
   with pytest.raises(DataError, match="'user_id' is missing; the file has user;ad, ad_id, time$"):

@@ -15,13 +15,17 @@ def test_directed_counts_equal_a_loop():
     for d in range(1, 4):
       if i + d < 60 and user[i] == user[i + d] and ad[i] != ad[i + d]:
         expected[ad[i], ad[i + d]] += 0.5 ** (d - 1)
-  np.testing.assert_allclose(cooccurrence.directed_counts(user, ad, 9, 3, 0.5).toarray(), expected, rtol=1e-6)
+  np.testing.assert_allclose(
+    cooccurrence.directed_counts(user, ad, 9, 3, 0.5).toarray(), expected, rtol=1e-6
+  )
 
 
 def test_vectors_put_ads_of_one_group_near_each_other():
   rng = np.random.default_rng(1)
   user = np.repeat(np.arange(80), 6)
-  ad = np.repeat(np.arange(80) % 2, 6) * 10 + rng.integers(0, 10, 480)  # users buy from 0..9 or from 10..19; 20 unsold
+  ad = np.repeat(np.arange(80) % 2, 6) * 10 + rng.integers(
+    0, 10, 480
+  )  # users buy from 0..9 or from 10..19; 20 unsold
   vectors = cooccurrence.ppmi_vectors(user, ad, 21, 8)
   cosine = vectors[:20] @ vectors[:20].T / np.outer(*[np.linalg.norm(vectors[:20], axis=1)] * 2)
   same = np.equal.outer(np.arange(20) // 10, np.arange(20) // 10)
@@ -53,7 +57,9 @@ def test_code_means_add_up_to_the_ads_mean_of_a_prefix():
     np.testing.assert_allclose(first[code], vectors[codes[:, 0] == code].mean(0), rtol=1e-5)
   rest = vectors - first[codes[:, 0]]
   for code in range(6):
-    np.testing.assert_allclose(second[code], rest[codes[:, 1] == code].mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+      second[code], rest[codes[:, 1] == code].mean(0), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_joined_vectors_keep_both_neighbourhoods():
@@ -77,9 +83,14 @@ def test_a_following_line_counts_in_full_by_itself():
 
 
 def test_vectors_are_those_of_positive_information():
-  """Of pairs within 50 lines, .9 a line: log(count / (mass of the ad x smoothed share of the other)), above 0."""
+  """Of pairs within 50 lines, .9 a line: log(count / (mass of the ad x smoothed share of the
+  other)), above 0.
+  """
   rng = np.random.default_rng(5)
-  user, ad = np.repeat([0, 1, 2, 3], 70), np.minimum(rng.integers(0, 11, 280), rng.integers(0, 14, 280))
+  user, ad = (
+    np.repeat([0, 1, 2, 3], 70),
+    np.minimum(rng.integers(0, 11, 280), rng.integers(0, 14, 280)),
+  )
   ad[user == 3] = 11 + ad[user == 3] % 5 % 3  # a part of the table that stands alone
   num_ads, width = 14, 5
   count = np.zeros((num_ads, num_ads))
@@ -100,7 +111,9 @@ def test_vectors_are_those_of_positive_information():
   found = cooccurrence.ppmi_vectors(user, ad, num_ads, width)
   assert np.abs(np.diff(values[: width + 1])).min() > 1e-3  # the directions are told apart
   for d in range(width):  # but for their sign
-    np.testing.assert_allclose(np.outer(found[:, d], found[:, d]), np.outer(expected[:, d], expected[:, d]), atol=2e-4)
+    np.testing.assert_allclose(
+      np.outer(found[:, d], found[:, d]), np.outer(expected[:, d], expected[:, d]), atol=2e-4
+    )
   some = cooccurrence.ppmi_vectors(user, ad, num_ads, width, window=1, decay=0.5)
   assert np.abs(some - found).max() > 0.01
 

@@ -1,4 +1,6 @@
-"""Strict CSV: what Python's csv module reads is read alike, whatever is wrong is named, and no row is lost."""
+"""Strict CSV: what Python's csv module reads is read alike, whatever is wrong is named, and no
+row is lost.
+"""
 
 import csv
 import io
@@ -47,13 +49,23 @@ def like_rows(rows):
 
 
 @settings(max_examples=100, deadline=None)
-@given(TABLES, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.sampled_from([1, 2, 3, 7, 1 << 22]), st.data())
-def test_quoted_files_are_read_like_the_standard_library_reads_them(tmp_path_factory, rows, end, mark, block, data):
+@given(
+  TABLES,
+  st.sampled_from(["\n", "\r\n", "\r"]),
+  st.booleans(),
+  st.sampled_from([1, 2, 3, 7, 1 << 22]),
+  st.data(),
+)
+def test_quoted_files_are_read_like_the_standard_library_reads_them(
+  tmp_path_factory, rows, end, mark, block, data
+):
   path = tmp_path_factory.getbasetemp() / "strict.csv"
   text = io.StringIO()
   writer = csv.writer(text, lineterminator=end, quoting=csv.QUOTE_ALL)
   writer.writerows([NAMES[: len(rows[0])], *rows])
-  content = ("\ufeff" if mark else "") + text.getvalue() + data.draw(st.sampled_from(["", end, 2 * end]))
+  content = (
+    ("\ufeff" if mark else "") + text.getvalue() + data.draw(st.sampled_from(["", end, 2 * end]))
+  )
   path.write_bytes(content.encode())
   before, csv_files.BLOCK = csv_files.BLOCK, block
   try:
@@ -70,7 +82,9 @@ def test_quoted_files_are_read_like_the_standard_library_reads_them(tmp_path_fac
 def test_damaged_files_are_refused_or_read_as_they_stand(tmp_path_factory, rows, damage, quoted):
   path = tmp_path_factory.getbasetemp() / "damaged.csv"
   text = io.StringIO()
-  csv.writer(text, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL).writerows([NAMES[: len(rows[0])], *rows])
+  csv.writer(text, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL).writerows(
+    [NAMES[: len(rows[0])], *rows]
+  )
   letters = list(text.getvalue())
   for place, letter in damage:
     letters[place % len(letters)] = letter
@@ -88,16 +102,28 @@ def test_damaged_files_are_refused_or_read_as_they_stand(tmp_path_factory, rows,
 
 BAD_FILES = [
   ('a,b\n1,2\n3,"4\n5,6\n', r"column 'b', row 2: a quote opens and does not close: '\"4'$"),
-  ('a,b\n1,2\n"3,4\n5,"6"\n', r"column 'a', row 2: a quote opens and the next quote, 1 lines later, is inside a field"),
-  ('a,b\n1,"2"3\n', r"column 'b', row 1: a quote opens and text follows its closing quote: '\"2\"'; a quote within"),
-  ('a,b\n1,5" pipe\n', r"column 'b', row 1: a quote within a field that has none around it: '5\" pipe'; quote the"),
+  (
+    'a,b\n1,2\n"3,4\n5,"6"\n',
+    r"column 'a', row 2: a quote opens and the next quote, 1 lines later, is inside a field",
+  ),
+  (
+    'a,b\n1,"2"3\n',
+    r"column 'b', row 1: a quote opens and text follows its closing quote: '\"2\"'; a quote within",
+  ),
+  (
+    'a,b\n1,5" pipe\n',
+    r"column 'b', row 1: a quote within a field that has none around it: '5\" pipe'; quote the",
+  ),
   ('a,b\n1,2\n\n1, "x"\n', r"column 'b', row 2 \(line 4\): a quote within a field"),
   ('a,b\n1,"2\n3"\n4\n', r"row 2 \(line 4\): 1 cells, the header has 2$"),
   ("a,b\r\n1,2\r\n3\r\n", r"csv: row 2: 1 cells, the header has 2$"),
   ("a,b\r1,2\r3,4,5\r", r"csv: row 2: 3 cells, the header has 2$"),
   ("a,b\n1,2,\n", r"row 1: 3 cells, the header has 2; it ends in a comma$"),
   ("a,b\n1,2\n3,x\0\n", r"column 'b', row 2: a NUL byte: 'x\\x00'; is the file UTF-16"),
-  (b"a,b\n1,2\n3,caf\xe9 x\n", r"column 'b', row 2: not UTF-8: 'caf\\xe9 x'; save the file as UTF-8"),
+  (
+    b"a,b\n1,2\n3,caf\xe9 x\n",
+    r"column 'b', row 2: not UTF-8: 'caf\\xe9 x'; save the file as UTF-8",
+  ),
   (b"a,b\n1,2\n3,4\n\xc3", r"column 'a', row 3: not UTF-8: '\\xc3'"),
   (b"a,\xe9\n1,2\n", r"column 2 of the header: not UTF-8: '\\xe9'"),
   ('a,"b\n1,2\n', r"column 2 of the header: a quote opens and does not close: '\"b'"),
@@ -109,9 +135,12 @@ BAD_FILES = [
   (b"\x1f\x8b\x08\0", "is compressed"),
   (b"PK\x03\x04more", "is a zip archive or a spreadsheet"),
   (b"PAR1more", "is a Parquet file"),
-  ('a,b\n1,2\n"3,x\n4,5\n6",y\n7,8\n', r"column 'a', row 2: a quote opens here and closes 2 lines later, and these"),
-  ('a,,c\n1,"2\n',  r"column 2, row 1: a quote opens"),
-]  # fmt: skip
+  (
+    'a,b\n1,2\n"3,x\n4,5\n6",y\n7,8\n',
+    r"column 'a', row 2: a quote opens here and closes 2 lines later, and these",
+  ),
+  ('a,,c\n1,"2\n', r"column 2, row 1: a quote opens"),
+]
 
 
 @pytest.mark.parametrize("content,message", BAD_FILES)
@@ -127,8 +156,12 @@ def test_late_faults_are_found_across_blocks(tmp_path, monkeypatch):
   monkeypatch.setattr(csv_files, "BLOCK", 64)
   path = tmp_path / "f.csv"
   good = b"a,b\n" + b"".join(b"%d,x%d\n" % (i, i) for i in range(500))
-  for tail, message in ((b"1,caf\xe9\n", "column 'b', row 501: not UTF-8"), (b'1,"2\n', "row 501: a quote opens"),
-                        (b"1\n", "row 501: 1 cells"), (b"1,\0\n", "column 'b', row 501: a NUL")):  # fmt: skip
+  for tail, message in (
+    (b"1,caf\xe9\n", "column 'b', row 501: not UTF-8"),
+    (b'1,"2\n', "row 501: a quote opens"),
+    (b"1\n", "row 501: 1 cells"),
+    (b"1,\0\n", "column 'b', row 501: a NUL"),
+  ):
     path.write_bytes(good + tail)
     with pytest.raises(DataError, match=message):
       read(path)
@@ -140,7 +173,9 @@ def test_rows_that_arrow_does_not_give_are_missed(tmp_path, monkeypatch):
   path = tmp_path / "f.csv"
   path.write_text("a,b\n1,2\n3,4\n")
   found = csv_files._survey(str(path))
-  monkeypatch.setattr(csv_files, "_survey", lambda path: csv_files.dataclasses.replace(found, rows=3))
+  monkeypatch.setattr(
+    csv_files, "_survey", lambda path: csv_files.dataclasses.replace(found, rows=3)
+  )
   with pytest.raises(DataError, match="f.csv: 3 rows stand in the file, 2 were read"):
     read(path)
 
@@ -174,7 +209,9 @@ PROSE = ["a, b", "b", "", "see, ", "hello, world, again", "7"]
 @pytest.mark.parametrize("place", [0, 1, 3])
 @pytest.mark.parametrize("first,last", [(0, 1), (0, 3), (1, 2), (2, 5)])
 def test_two_stray_quotes_swallow_no_rows(tmp_path, place, first, last):
-  """A quote at the beginning of a cell and one at the end of a cell in a later row, of texts with commas in them."""
+  """A quote at the beginning of a cell and one at the end of a cell in a later row, of texts
+  with commas in them.
+  """
   rows = [["u", f"tea{n}", f"17{n}", "x"] for n in range(6)]
   for row, text in list(zip(rows, PROSE, strict=True))[first : last + 1]:
     row[place] = text
@@ -182,15 +219,20 @@ def test_two_stray_quotes_swallow_no_rows(tmp_path, place, first, last):
   rows[last][place] += '"'
   path = tmp_path / "f.csv"
   path.write_text("\n".join(",".join(row) for row in [["a", "b", "c", "d"], *rows]) + "\n")
-  with pytest.raises(DataError, match=f"column '{'abcd'[place]}', row {first + 1}: a quote opens here and closes "
-                     f"{last - first} lines later, and these lines have their 4 cells like a row"):  # fmt: skip
+  with pytest.raises(
+    DataError,
+    match=f"column '{'abcd'[place]}', row {first + 1}: a quote opens here and closes "
+    f"{last - first} lines later, and these lines have their 4 cells like a row",
+  ):
     csv_files.read(str(path), ["c"])
 
 
 def test_an_ad_whose_text_swallows_the_next(tmp_path):
   path = tmp_path / "ads.csv"
   path.write_text('ad_id,text,account_id\ntea,"a, nice,w\nmug,b",x\nlamp,c,y\n')
-  with pytest.raises(DataError, match="column 'text', row 1: a quote opens here and closes 1 lines later"):
+  with pytest.raises(
+    DataError, match="column 'text', row 1: a quote opens here and closes 1 lines later"
+  ):
     read(path)
 
 
@@ -205,14 +247,18 @@ def test_texts_of_several_lines_are_counted(tmp_path, caplog):
 def test_swallowed_rows_are_found_under_a_name_that_stands_there_twice(tmp_path):
   path = tmp_path / "f.csv"
   path.write_text('a,note,note\n1,x,"x\n2,y,y\n3,x,z"\n4,x,w\n')
-  with pytest.raises(DataError, match="column 'note', row 1: a quote opens here and closes 2 lines later"):
+  with pytest.raises(
+    DataError, match="column 'note', row 1: a quote opens here and closes 2 lines later"
+  ):
     csv_files.read(str(path), ["a"])
 
 
 def test_swallowed_rows_are_found_in_columns_that_nobody_wants(tmp_path):
   path = tmp_path / "f.csv"
   path.write_text('a,note\n1,"x\n2,y\n3,z"\n4,w\n')
-  with pytest.raises(DataError, match="column 'note', row 1: a quote opens here and closes 2 lines later"):
+  with pytest.raises(
+    DataError, match="column 'note', row 1: a quote opens here and closes 2 lines later"
+  ):
     csv_files.read(str(path), ["a"])
 
 
@@ -225,7 +271,12 @@ def test_lines_of_rows(tmp_path):
 
 def test_files_without_rows(tmp_path):
   path = tmp_path / "f.csv"
-  for content, names in (("", []), ("\n\r\n", []), ("a,b", ["a", "b"]), ('"a","x ""y"""\n\n', ["a", 'x "y"'])):
+  for content, names in (
+    ("", []),
+    ("\n\r\n", []),
+    ("a,b", ["a", "b"]),
+    ('"a","x ""y"""\n\n', ["a", 'x "y"']),
+  ):
     path.write_text(content)
     assert csv_files.header(str(path)) == names
     if names:

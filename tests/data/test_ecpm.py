@@ -16,7 +16,7 @@ def test_ties_at_zero_share_one_bin():
   which = np.searchsorted(bins.edges, values, side="left")
   assert (which[:60] == which[0]).all() and (which[60:] > which[0]).all()
   assert bins.means[which[0]] == 0
-  np.testing.assert_array_equal(np.bincount(which[60:])[which[60]:], 10)  # the rest is still even
+  np.testing.assert_array_equal(np.bincount(which[60:])[which[60] :], 10)  # the rest is still even
   assert len(np.unique(bins.edges)) == len(bins.edges) < 9
 
 
@@ -63,7 +63,9 @@ def test_bins_equal_a_loop(bins):
   found = EcpmBins.fit(values, bins)
   np.testing.assert_allclose(found.edges, edges, rtol=1e-6)
   assert found.clip == pytest.approx(clip, rel=1e-6)
-  np.testing.assert_allclose(found.means, [s / max(n, 1) for s, n in zip(sums, counts, strict=True)], rtol=1e-5)
+  np.testing.assert_allclose(
+    found.means, [s / max(n, 1) for s, n in zip(sums, counts, strict=True)], rtol=1e-5
+  )
   assert found.edges.dtype == found.means.dtype == np.float32
 
 

@@ -14,7 +14,8 @@ def lines():
   return np.sort(rng.integers(0, USERS, 260)), rng.integers(0, ADS, 260)
 
 
-# Ten lines after an ad count, .8 of each distance, .7 of each ad of the history, the root of a count.
+# Ten lines after an ad count, .8 of each distance, .7 of each ad of the history, the root of a
+# count.
 def share_by_hand(user_L, ad_L, history, repeats):
   after = np.zeros((ADS, ADS))
   for i, first in enumerate(ad_L):
@@ -49,7 +50,10 @@ def test_best_are_those_of_the_largest_share(lines, repeats):
   memory, history_BS = Followers(*lines, ADS), np.array([[3, 1, 7], [-1, -1, -1], [2, -1, -1]])
   share_BN = memory.share(history_BS, np.broadcast_to(np.arange(ADS), (3, ADS)), repeats)
   for share_N, some, every in zip(
-    share_BN, memory.best(history_BS, 2, repeats), memory.best(history_BS, ADS, repeats), strict=True
+    share_BN,
+    memory.best(history_BS, 2, repeats),
+    memory.best(history_BS, ADS, repeats),
+    strict=True,
   ):
     followed = np.flatnonzero(share_N)
     expected = followed[np.argsort(-share_N[followed], kind="stable")].tolist()
@@ -60,7 +64,9 @@ def test_best_are_those_of_the_largest_share(lines, repeats):
 def test_an_ad_that_nothing_followed_says_nothing():
   with np.errstate(all="raise"):  # nor is anything divided by the nothing that followed
     memory = Followers(np.array([0, 0, 1]), np.array([0, 1, 2]), 4)
-  np.testing.assert_array_equal(memory.share(np.array([[2], [3]]), np.array([[0, 1], [0, 1]])), np.zeros((2, 2)))
+  np.testing.assert_array_equal(
+    memory.share(np.array([[2], [3]]), np.array([[0, 1], [0, 1]])), np.zeros((2, 2))
+  )
 
 
 def test_what_followed_the_oldest_ad_alone_is_shared_out():
@@ -69,7 +75,9 @@ def test_what_followed_the_oldest_ad_alone_is_shared_out():
   found = memory.share(np.array([[0, 4, 5, 6, 7, 8]]), np.array([[1, 2, 3]]))
   np.testing.assert_allclose(found, [[1 / 2.8, 1.8 / 2.8, 0]], rtol=1e-6)
   assert memory.best(np.array([[0, 4, 5, 6, 7, 8]]), 4).tolist() == [[2, 1, -1, -1]]
-  np.testing.assert_allclose(memory.share(np.array([[1, 0]]), np.array([[2, 1]]), False), [[1, 0]], rtol=1e-6)
+  np.testing.assert_allclose(
+    memory.share(np.array([[1, 0]]), np.array([[2, 1]]), False), [[1, 0]], rtol=1e-6
+  )
 
 
 def test_of_equal_shares_the_lower_row_comes_first():

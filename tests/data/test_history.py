@@ -37,12 +37,18 @@ def test_events_of_one_ad_in_one_visit_are_one_line(log):
 def test_columns_of_requests(log):
   events, lines, plain = log
   user, time, visit = logs.visits_of(events)
-  assert (lines.request_user.tolist(), lines.request_time.tolist(), lines.request_visit.tolist()) == (user, time, visit)
+  assert (
+    lines.request_user.tolist(),
+    lines.request_time.tolist(),
+    lines.request_visit.tolist(),
+  ) == (user, time, visit)
   numbers = np.array([line.request for line in plain])
   for r in range(len(user)):
     here = np.arange(lines.request_first[r], lines.request_first[r + 1])
     np.testing.assert_array_equal(np.flatnonzero(numbers == r), here)
-    assert lines.user_first[r] == min(i for i, line in enumerate(plain) if user[line.request] == user[r])
+    assert lines.user_first[r] == min(
+      i for i, line in enumerate(plain) if user[line.request] == user[r]
+    )
     assert (events.split[events.request == r] == lines.request_split[r]).all()
 
 
@@ -50,7 +56,9 @@ def test_running_columns(log):
   events, lines, plain = log
   user, time, visit = logs.visits_of(events)
   for i, line in enumerate(plain):
-    pair = [other for other in plain if other.ad == line.ad and user[other.request] == user[line.request]]
+    pair = [
+      other for other in plain if other.ad == line.ad and user[other.request] == user[line.request]
+    ]
     past = [other for other in pair if other.request <= line.request]
     assert lines.count[i] == len(past)
     ago = [visit[line.request] - visit[other.request] for other in past]
@@ -82,7 +90,11 @@ def test_features_equal_a_loop(log):
   rows = history.history_rows(lines, requests, 9)
   with warnings.catch_warnings(action="error"):
     found = history.history_features(lines, requests, rows)
-  assert found.shape == (*rows.shape, len(history.FEATURES)) and found.dtype == np.float32 and np.isfinite(found).all()
+  assert (
+    found.shape == (*rows.shape, len(history.FEATURES))
+    and found.dtype == np.float32
+    and np.isfinite(found).all()
+  )
   assert (found[rows < 0] == 0).all() and (rows < 0).any()
   column = {name: found[..., i] for i, name in enumerate(history.FEATURES)}
   for b, s in np.argwhere(rows >= 0):
@@ -132,7 +144,9 @@ def test_user_features_equal_a_loop(log):
     }
     assert set(expected) == set(history.USER_FEATURES)
     for name, value in expected.items():
-      assert found[r, history.USER_FEATURES.index(name)] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+      assert found[r, history.USER_FEATURES.index(name)] == pytest.approx(
+        value, rel=1e-4, abs=1e-5
+      ), name
 
 
 def test_neither_the_request_nor_anything_later_is_seen(log):
@@ -142,9 +156,13 @@ def test_neither_the_request_nor_anything_later_is_seen(log):
     here = np.array([r])
     rows, other_rows = (history.history_rows(x, here, 9) for x in (lines, other))
     np.testing.assert_array_equal(lines.ad[rows[rows >= 0]], other.ad[other_rows[other_rows >= 0]])
-    features = (history.history_features(x, here, y) for x, y in ((lines, rows), (other, other_rows)))
+    features = (
+      history.history_features(x, here, y) for x, y in ((lines, rows), (other, other_rows))
+    )
     np.testing.assert_array_equal(*features)
-    np.testing.assert_array_equal(history.user_features(lines, here), history.user_features(other, here))
+    np.testing.assert_array_equal(
+      history.user_features(lines, here), history.user_features(other, here)
+    )
 
 
 def test_a_request_before_its_history_stays_finite():
@@ -175,14 +193,18 @@ def test_decayed_counts_equal_a_loop(log):
     if rows[b, s] >= 0:
       ad = plain[rows[b, s]].ad
       assert history.ads_of(lines, rows)[b, s] == ad
-      expected = sum(0.9 ** (visit[b] - 1 - at) for line, at in earlier(events, plain, b) if line.ad == ad)
+      expected = sum(
+        0.9 ** (visit[b] - 1 - at) for line, at in earlier(events, plain, b) if line.ad == ad
+      )
     assert found[b, s] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_log_without_an_event_has_neither_lines_nor_requests():
   events = logs.make_log()
-  none = {name: getattr(events, name)[:0] for name in ("user", "request", "ad", "time", "behavior", "value",
-                                                         "quantity", "split")}  # fmt: skip
+  none = {
+    name: getattr(events, name)[:0]
+    for name in ("user", "request", "ad", "time", "behavior", "value", "quantity", "split")
+  }
   lines = build_lines(dataclasses.replace(events, **none), logs.ADS)
   assert lines.request_first.tolist() == [0] and len(lines.ad) == len(lines.request_time) == 0
   assert lines.spent.tolist() == lines.fresh.tolist() == [0]
@@ -199,4 +221,6 @@ def test_a_log_of_one_line_has_nothing_before_it():
   assert not history.decayed_counts(lines, here, rows).any()
   assert not history.history_features(lines, here, rows).any()
   names = [name for name in history.USER_FEATURES if not name.startswith("season")]
-  assert all(history.user_features(lines, here)[0, history.USER_FEATURES.index(name)] == 0 for name in names)
+  assert all(
+    history.user_features(lines, here)[0, history.USER_FEATURES.index(name)] == 0 for name in names
+  )

@@ -1,4 +1,6 @@
-"""Files of every kind that people have: each is read, with all of its rows, or refused in one line."""
+"""Files of every kind that people have: each is read, with all of its rows, or refused in one
+line.
+"""
 
 import csv
 import datetime
@@ -18,17 +20,43 @@ from gr4ad_jax.data.builders.ad_log import AdLog
 from gr4ad_jax.data.schema import DataError
 from tests import tiny
 
-# What stands in a cell: (usual, now and then). A file of a case takes the usual form of a column, and a few odd cells.
+# What stands in a cell: (usual, now and then). A file of a case takes the usual form of a column,
+# and a few odd cells.
 IDS = (["{}", "ad{}", "00{}", "é{}", "id {}"],
        [" {} ", "", "{}.0", "a\x1b{}", "x" * 2000, "1.5E+12", "NULL", "'{}", '5"{}'])  # fmt: skip
 TEXTS = (["", "green tea", "thé vert", "a, b", 'said "so"', "two\nlines", "日本"],
          ["\x1b[31m", "x" * 5000, "\0", "\r", "'", ";"])  # fmt: skip
-NUMBERS = (["1", "2.5", "", "0", "1e3"], ["-1", "nan", "3e38", "1,5", "€3", "inf", "-0", "1e-300", "x"])
+NUMBERS = (
+  ["1", "2.5", "", "0", "1e3"],
+  ["-1", "nan", "3e38", "1,5", "€3", "inf", "-0", "1e-300", "x"],
+)
 MOMENTS = ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S UTC", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S.000Z", "%s"]
 AMBIGUOUS = ["%Y%m%d%H", "%d.%m.%Y"]
-ODD_TIMES = ["", "now", "9999-12-31", "1740823200000", "20250301", "nan", "-1", "1.7E+09", "1960-01-01"]
-TYPES = [pa.string(), pa.large_string(), pa.binary(), pa.int64(), pa.float64(), pa.float32(), pa.decimal128(20, 0),
-         pa.timestamp("us"), pa.timestamp("ns", tz="UTC"), pa.date32(), pa.bool_(), pa.list_(pa.int64())]  # fmt: skip
+ODD_TIMES = [
+  "",
+  "now",
+  "9999-12-31",
+  "1740823200000",
+  "20250301",
+  "nan",
+  "-1",
+  "1.7E+09",
+  "1960-01-01",
+]
+TYPES = [
+  pa.string(),
+  pa.large_string(),
+  pa.binary(),
+  pa.int64(),
+  pa.float64(),
+  pa.float32(),
+  pa.decimal128(20, 0),
+  pa.timestamp("us"),
+  pa.timestamp("ns", tz="UTC"),
+  pa.date32(),
+  pa.bool_(),
+  pa.list_(pa.int64()),
+]
 
 
 def cell(rng, odds, pool, number=""):
@@ -50,18 +78,31 @@ def tables(rng):
     when = datetime.datetime(2025, 3, rng.randint(1, 28), rng.randint(0, 23), tzinfo=datetime.UTC)
     time = str(int(when.timestamp())) if moment == "%s" else when.strftime(moment)
     ad = cell(rng, odds, ([form], IDS[1]), rng.randrange(len(ads)) if rng.random() < 0.999 else 99)
-    events.append([cell(rng, odds, (["u{}"], IDS[1]), rng.randrange(8)), ad,
-                   rng.choice(ODD_TIMES) if rng.random() < odds else time, cell(rng, odds, NUMBERS)])  # fmt: skip
-  return (["ad_id", "text", "account_id", "price"], ads), (["user_id", "ad_id", "time", "value"], events)
+    events.append(
+      [
+        cell(rng, odds, (["u{}"], IDS[1]), rng.randrange(8)),
+        ad,
+        rng.choice(ODD_TIMES) if rng.random() < odds else time,
+        cell(rng, odds, NUMBERS),
+      ]
+    )
+  return (["ad_id", "text", "account_id", "price"], ads), (
+    ["user_id", "ad_id", "time", "value"],
+    events,
+  )
 
 
 def write_csv(rng, path, header, rows):
-  """Writes a file, and returns how many rows a strict reader finds in it, None where there is none."""
+  """Writes a file, and returns how many rows a strict reader finds in it, None where there is
+  none.
+  """
   text = io.StringIO()
   delimiter = "," if rng.random() < 0.95 else rng.choice(";\t|")
   writer = csv.writer(text, delimiter=delimiter, lineterminator=rng.choice(["\n", "\r\n", "\r"]),
                       quoting=rng.choice([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]))  # fmt: skip
-  header = [rng.choice([name, " " + name, name.upper()]) if rng.random() < 0.01 else name for name in header]
+  header = [
+    rng.choice([name, " " + name, name.upper()]) if rng.random() < 0.01 else name for name in header
+  ]
   writer.writerows([header, *rows])
   letters = list(text.getvalue())
   for _ in range(rng.choice([0] * 8 + [1, 2])):
@@ -90,7 +131,13 @@ def converted(values, kind):
         return decimal.Decimal(int(value))
       if pa.types.is_integer(kind):
         return int(value)
-      return float(value) if pa.types.is_floating(kind) else value.encode() if pa.types.is_binary(kind) else value
+      return (
+        float(value)
+        if pa.types.is_floating(kind)
+        else value.encode()
+        if pa.types.is_binary(kind)
+        else value
+      )
     except (ValueError, ArithmeticError):
       return None
 
@@ -105,7 +152,9 @@ def write_parquet(rng, path, header, rows):
       continue
     made[name] = converted(values, rng.choice(TYPES) if rng.random() < 0.08 else pa.string())
     if rng.random() < 0.2:
-      made[name] = made[name].dictionary_encode() if pa.types.is_string(made[name].type) else made[name]
+      made[name] = (
+        made[name].dictionary_encode() if pa.types.is_string(made[name].type) else made[name]
+      )
   pq.write_table(pa.table(made), path, row_group_size=rng.choice([3, 1000]))
   if rng.random() < 0.05:
     content = bytearray(path.read_bytes())
@@ -140,8 +189,13 @@ def read_case(folder, seed):
   ads, events = tables(rng)
   ads_path, ad_rows = write(rng, folder, "ads", *ads)
   events_path, event_rows = write(rng, folder, "events", *events)
-  config = DataConfig(dataset="ad_log", data_dir=str(folder / "data"), ads_path=str(ads_path),
-                      events_path=str(events_path), on_unknown_ad=rng.choice(["error", "drop"]))  # fmt: skip
+  config = DataConfig(
+    dataset="ad_log",
+    data_dir=str(folder / "data"),
+    ads_path=str(ads_path),
+    events_path=str(events_path),
+    on_unknown_ad=rng.choice(["error", "drop"]),
+  )
   try:
     AdLog.fingerprint(config)
     dataset = AdLog.read(config)
@@ -185,10 +239,21 @@ def test_what_is_read_trains_and_can_be_asked(tmp_path, compile_cache):
     if config is None:
       continue
     run = f"--workdir={tmp_path}/run{seed}"
-    done = tiny.run("train", "--dataset=ad_log", f"--ads_path={config.ads_path}", f"--events_path={config.events_path}",
-                    f"--on_unknown_ad={config.on_unknown_ad}", f"--data_dir={config.data_dir}", "--max_steps=2", run,
-                    *tiny.SETTINGS, "--codebooks=8,8,16")  # fmt: skip
-    assert done.status == 0 or (done.status == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1)
+    done = tiny.run(
+      "train",
+      "--dataset=ad_log",
+      f"--ads_path={config.ads_path}",
+      f"--events_path={config.events_path}",
+      f"--on_unknown_ad={config.on_unknown_ad}",
+      f"--data_dir={config.data_dir}",
+      "--max_steps=2",
+      run,
+      *tiny.SETTINGS,
+      "--codebooks=8,8,16",
+    )
+    assert done.status == 0 or (
+      done.status == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1
+    )
     if done.status:
       continue
     user = AdLog.read(config).events.user_id[0]

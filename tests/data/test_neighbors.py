@@ -42,9 +42,15 @@ def test_fit_equals_a_loop(lines, number, shrink):
   assert found.ids.shape == found.cosine.shape == (ADS, number)
   for i in range(ADS):
     here = found.ids[i][found.ids[i] >= 0]
-    assert len(here) == min(number, (expected[i] > 0).sum()) and len(set(here.tolist())) == len(here) and i not in here
+    assert (
+      len(here) == min(number, (expected[i] > 0).sum())
+      and len(set(here.tolist())) == len(here)
+      and i not in here
+    )
     np.testing.assert_allclose(found.cosine[i, : len(here)], expected[i, here], rtol=1e-5)
-    np.testing.assert_allclose(found.cosine[i, : len(here)], np.sort(expected[i])[::-1][: len(here)], rtol=1e-5)
+    np.testing.assert_allclose(
+      found.cosine[i, : len(here)], np.sort(expected[i])[::-1][: len(here)], rtol=1e-5
+    )
     assert (found.cosine[i, len(here) :] == 0).all() and (found.ids[i, len(here) :] == -1).all()
 
 
@@ -60,12 +66,16 @@ def histories(lines):
   """Ads and weights of every request's history: distinct ads, padding in between too."""
   rows = history.history_rows(lines, np.arange(len(lines.request_time)), 9)
   rng = np.random.default_rng(1)
-  return np.where((rows >= 0) & (rng.random(rows.shape) < 0.8), lines.ad[rows], -1), 0.1 + rng.random(rows.shape)
+  return np.where(
+    (rows >= 0) & (rng.random(rows.shape) < 0.8), lines.ad[rows], -1
+  ), 0.1 + rng.random(rows.shape)
 
 
 @pytest.mark.parametrize("chunk", [1, 16])
 @pytest.mark.parametrize("slots", [1, 2, ADS + 3])
-def test_unseen_equals_a_loop_and_is_never_of_the_history(lines, histories, slots, chunk, monkeypatch):
+def test_unseen_equals_a_loop_and_is_never_of_the_history(
+  lines, histories, slots, chunk, monkeypatch
+):
   monkeypatch.setattr(neighbors, "_CHUNK", chunk)
   found = CoVisitNeighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
   ids, scores = found.unseen(*histories, slots)
@@ -89,12 +99,16 @@ def test_a_history_gets_the_same_alone_and_among_others(lines, histories):
   found = CoVisitNeighbors.fit(lines.request, lines.ad, ADS, 3, 2.0)
   together = found.unseen(*histories, 3)
   for r in range(len(histories[0])):
-    for one, all_of_them in zip(found.unseen(*(x[r : r + 1] for x in histories), 3), together, strict=True):
+    for one, all_of_them in zip(
+      found.unseen(*(x[r : r + 1] for x in histories), 3), together, strict=True
+    ):
       np.testing.assert_array_equal(one[0], all_of_them[r])
 
 
 def test_of_equal_scores_the_lower_row_comes_first():
-  same = CoVisitNeighbors(np.tile([3, 1, 0, 2], (70_000, 1)).astype(np.int32), np.ones((70_000, 4), np.float32))
+  same = CoVisitNeighbors(
+    np.tile([3, 1, 0, 2], (70_000, 1)).astype(np.int32), np.ones((70_000, 4), np.float32)
+  )
   far = dataclasses.replace(same, ids=same.ids + 69_990)  # rows beyond 16 bits
   ads, weight = np.array([[9, 69_999, -1], [-1, -1, -1]]), np.ones((2, 3))
   for found, shift in ((same, 0), (far, 69_990)):
@@ -164,6 +178,8 @@ def test_files_are_replaced_whole(lines, tmp_path):
 
 
 def test_more_ads_than_slots_keep_the_lower_rows_of_a_tie():
-  found = CoVisitNeighbors(np.array([[5, 2, 4, 1]], np.int32).repeat(6, 0), np.full((6, 4), 0.5, np.float32))
+  found = CoVisitNeighbors(
+    np.array([[5, 2, 4, 1]], np.int32).repeat(6, 0), np.full((6, 4), 0.5, np.float32)
+  )
   ids, scores = found.unseen(np.array([[0, -1], [0, 4]]), np.array([[2.0, 9.0], [2.0, 1.0]]), 2)
   assert ids.tolist() == [[1, 2], [1, 2]] and scores.tolist() == [[1, 1], [1.5, 1.5]]

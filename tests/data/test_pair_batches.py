@@ -1,4 +1,6 @@
-"""The sample of pairs stands for the whole table: every pair weighs 1 in the mean, targets are labelled and there."""
+"""The sample of pairs stands for the whole table: every pair weighs 1 in the mean, targets are
+labelled and there.
+"""
 
 import numpy as np
 import pytest
@@ -35,7 +37,10 @@ def test_labels_and_clipped_values_are_the_requests_own(sampler):
   batch = sampler.batch(requests)
   rows = batch.pairs.ad_row_BC
   for b, request in enumerate(requests):
-    own = {lines.ad[n]: lines.value[n] for n in range(lines.request_first[request], lines.request_first[request + 1])}
+    own = {
+      lines.ad[n]: lines.value[n]
+      for n in range(lines.request_first[request], lines.request_first[request + 1])
+    }
     for ad, bought, value in zip(rows[b], batch.bought_BC[b], batch.value_BC[b], strict=True):
       assert bought == (ad in own)
       assert value == pytest.approx(min(own.get(ad, 0.0), 30.0))
@@ -54,7 +59,8 @@ def test_a_draw_depends_on_its_number_and_the_request_alone(sampler):
 def drawn_by_hand(contexts, request, draw, seed, limits, min_depth, width):
   """A request's own ads, those shown and the rest, (ad, weight) each, in Python's whole numbers.
 
-  `width` is the number of lines of the widest request of the call: columns of random bits are counted over it.
+  `width` is the number of lines of the widest request of the call: columns of random bits are
+  counted over it.
   """
   lines, targets, shown, negatives = contexts.lines, *limits
   own = range(lines.request_first[request], lines.request_first[request + 1])
@@ -91,7 +97,11 @@ def test_strata_equal_a_loop_in_whole_numbers(min_depth):
   made = PairSampler(contexts, config, clip=30.0, seed=11)
   cut = 0
   size = np.diff(contexts.lines.request_first)
-  for some, draw in ((np.array([5]), 2), (np.arange(len(size)), 0), (np.arange(len(size))[::-3], 3)):
+  for some, draw in (
+    (np.array([5]), 2),
+    (np.arange(len(size)), 0),
+    (np.arange(len(size))[::-3], 3),
+  ):
     ads, weight = made.draw(some, draw)
     for b, request in enumerate(some.tolist()):
       expected = drawn_by_hand(contexts, request, draw, 11, limits, min_depth, size[some].max())
@@ -105,8 +115,11 @@ def test_strata_equal_a_loop_in_whole_numbers(min_depth):
   ads_BC = np.tile(np.append(EVERY_AD, -1), (len(every), 1))
   bought, value = made.bought(every, ads_BC)
   for b in every:
-    own = {lines.ad[n]: lines.value[n] for n in range(lines.request_first[b], lines.request_first[b + 1])
-           if lines.depth[n] >= min_depth}  # fmt: skip
+    own = {
+      lines.ad[n]: lines.value[n]
+      for n in range(lines.request_first[b], lines.request_first[b + 1])
+      if lines.depth[n] >= min_depth
+    }
     assert bought[b].tolist() == [ad in own for ad in ads_BC[b]]
     assert value[b].tolist() == pytest.approx([min(own.get(ad, 0.0), 30.0) for ad in ads_BC[b]])
   batch, drawn = made.batch(every, 2), made.draw(every, 2)

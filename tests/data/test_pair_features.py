@@ -1,4 +1,6 @@
-"""Features of pairs equal those of slots and of plain loops, and know nothing of the request itself or later."""
+"""Features of pairs equal those of slots and of plain loops, and know nothing of the request
+itself or later.
+"""
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ EVERY_AD = np.arange(logs.ADS)
 
 
 def folds_of(lines, folds=2):
-  return NeighborFolds.fit(lines.request, lines.request_user[lines.request], lines.ad, logs.ADS, folds)
+  return NeighborFolds.fit(
+    lines.request, lines.request_user[lines.request], lines.ad, logs.ADS, folds
+  )
 
 
 def contexts_of(events, fitted=None, min_depth=0):
@@ -49,8 +53,12 @@ def test_last_and_own_lines_equal_a_loop(features):
   last, own = features.last_lines(requests, ads), features.own_lines(requests, ads)
   lines = features.lines
   for b, request in enumerate(requests):
-    before = {lines.ad[n]: n for n in range(lines.user_first[request], lines.request_first[request])}
-    here = {lines.ad[n]: n for n in range(lines.request_first[request], lines.request_first[request + 1])}
+    before = {
+      lines.ad[n]: n for n in range(lines.user_first[request], lines.request_first[request])
+    }
+    here = {
+      lines.ad[n]: n for n in range(lines.request_first[request], lines.request_first[request + 1])
+    }
     np.testing.assert_array_equal(last[b], [before.get(ad, -1) for ad in EVERY_AD])
     np.testing.assert_array_equal(own[b], [here.get(ad, -1) for ad in EVERY_AD])
 
@@ -78,7 +86,8 @@ def test_nothing_of_the_request_or_later_is_read():
   events = logs.make_log(seed=5, users=8)
   before = made(events)
   for request in np.unique(events.request)[::4]:
-    # What is fitted is fitted on the training's own lines, and counts of a day are seen from the next day on.
+    # What is fitted is fitted on the training's own lines, and counts of a day are seen from the
+    # next day on.
     after = made(logs.replaced_from(events, request), before)
     user = before.lines.request_user[request]
     assert user == after.lines.request_user[request]
@@ -95,7 +104,9 @@ def test_a_training_user_sees_neighbours_that_others_made():
   np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), False), [0, 1, 1])
   np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), True), [2, 2, 2])
   kept = users % 2 != 1
-  np.testing.assert_array_equal(folds.ids[1], CoVisitNeighbors.fit(lines.request[kept], lines.ad[kept], logs.ADS).ids)
+  np.testing.assert_array_equal(
+    folds.ids[1], CoVisitNeighbors.fit(lines.request[kept], lines.ad[kept], logs.ADS).ids
+  )
 
 
 @pytest.mark.parametrize("number", [0, 1, 3])
@@ -138,16 +149,30 @@ def test_groups_count_the_historys_other_ads(features):
   requests, ads = everything(features)
   found = features.batch(requests, ads).pair_features_BCF
   lines = features.lines
-  groups = {"code_1": CODES_NT[:, 0], "code_2": CODES_NT[:, 0] * 100 + CODES_NT[:, 1], "group": np.arange(logs.ADS) % 2}
+  groups = {
+    "code_1": CODES_NT[:, 0],
+    "code_2": CODES_NT[:, 0] * 100 + CODES_NT[:, 1],
+    "group": np.arange(logs.ADS) % 2,
+  }
   for b, request in enumerate(requests):
     past = {lines.ad[n]: n for n in range(lines.user_first[request], lines.request_first[request])}
-    gap = {ad: lines.request_visit[request] - lines.request_visit[lines.request[n]] for ad, n in past.items()}
-    count = {ad: lines.decayed_count[n] * history.DECAY ** (gap[ad] - 1.0) for ad, n in past.items()}
+    gap = {
+      ad: lines.request_visit[request] - lines.request_visit[lines.request[n]]
+      for ad, n in past.items()
+    }
+    count = {
+      ad: lines.decayed_count[n] * history.DECAY ** (gap[ad] - 1.0) for ad, n in past.items()
+    }
     total = max(sum(count.values()), 1e-6)
     for name, group_N in groups.items():
-      others = [sum(c for ad, c in count.items() if ad != one and group_N[ad] == group_N[one]) for one in EVERY_AD]
+      others = [
+        sum(c for ad, c in count.items() if ad != one and group_N[ad] == group_N[one])
+        for one in EVERY_AD
+      ]
       column = found[b, :, FEATURES.index(f"{name}_share")]
-      np.testing.assert_allclose(column, np.log1p(100 * np.array(others) / total), rtol=1e-4, atol=1e-4, err_msg=name)
+      np.testing.assert_allclose(
+        column, np.log1p(100 * np.array(others) / total), rtol=1e-4, atol=1e-4, err_msg=name
+      )
 
 
 def test_near_is_the_history_weighted_cosine(features):
@@ -155,14 +180,20 @@ def test_near_is_the_history_weighted_cosine(features):
   near = features.batch(requests, ads).pair_features_BCF[..., FEATURES.index("near_best")] / 4
   ids, cosine = features.neighbors.ids[-1], features.neighbors.cosine[-1]
   for b, request in enumerate(requests):
-    past = set(features.lines.ad[features.lines.user_first[request] : features.lines.request_first[request]])
-    expected = [max((cosine[p][ids[p] == ad].max(initial=0) for p in past), default=0) for ad in EVERY_AD]
+    past = set(
+      features.lines.ad[features.lines.user_first[request] : features.lines.request_first[request]]
+    )
+    expected = [
+      max((cosine[p][ids[p] == ad].max(initial=0) for p in past), default=0) for ad in EVERY_AD
+    ]
     np.testing.assert_allclose(near[b], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("row_bits", "column_bits"), [(20, 40), (20, 41), (21, 41), (21, 42)])
 def test_keys_at_the_edge_of_what_one_integer_packs_are_sorted(row_bits, column_bits):
-  """Three keys take two bits for their number: 62, 63, 64 and 65 bits in all, and 63 can be used."""
+  """Three keys take two bits for their number: 62, 63, 64 and 65 bits in all, and 63 can be
+  used.
+  """
   row, column = (1 << row_bits) - 1, (1 << column_bits) - 1
   key = np.array([(row << 42) + column, (row << 42) + 5, (row << 42) + column], np.int64)
   order, ordered = pair_features._sorted(key)
@@ -173,8 +204,17 @@ def test_a_pause_of_less_than_half_a_day_is_the_same_day():
   hours = [0, 11.99, 23.99, 32.99, 60, 72.01]
   events = logs.make_log()
   n = len(hours)
-  columns = {"user": np.zeros(n), "ad": np.arange(n), "time": np.array(hours) * 3600, "behavior": np.zeros(n),
-             "value": np.ones(n), "quantity": np.ones(n), "request": np.arange(n)}  # fmt: skip
-  events = visits.ordered_log(events.user_id, **{name: x.astype(int) for name, x in columns.items()})
+  columns = {
+    "user": np.zeros(n),
+    "ad": np.arange(n),
+    "time": np.array(hours) * 3600,
+    "behavior": np.zeros(n),
+    "value": np.ones(n),
+    "quantity": np.ones(n),
+    "request": np.arange(n),
+  }
+  events = visits.ordered_log(
+    events.user_id, **{name: x.astype(int) for name, x in columns.items()}
+  )
   found = made(events).user_features(np.arange(n))
   assert found[:, pair_features.USER_FEATURES.index("same_day")].tolist() == [0, 1, 0, 1, 0, 0]

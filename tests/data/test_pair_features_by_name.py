@@ -22,7 +22,9 @@ GROUP_N = np.array([3, 1, 3, 1, 7, 7, 1, 3, 7])
 
 
 class Log:
-  """A log as plain lists: a line is (request, ad, depth, value, quantity), summed over the events of a visit."""
+  """A log as plain lists: a line is (request, ad, depth, value, quantity), summed over the
+  events of a visit.
+  """
 
   def __init__(self, seed=4, users=7):
     self.events = logs.make_log(seed, users=users, most_visits=9)
@@ -83,7 +85,8 @@ def user_by_name(log, request):
 def crosses_by_name(log, request, ad, slots, near, mean_value):
   """What is told of a pair beyond the history's and the popularity's features.
 
-  `near` gives the cosine of an ad to another one, 0 where it is no neighbour; `mean_value` is the popularity's.
+  `near` gives the cosine of an ad to another one, 0 where it is no neighbour; `mean_value` is the
+  popularity's.
   """
   history_slots, past = log.slots(request, slots), log.before(request)
   count = {int(line.ad): log.decayed(request, line.ad) for line in history_slots}
@@ -101,7 +104,8 @@ def crosses_by_name(log, request, ad, slots, near, mean_value):
     return max(same - own_decay, 0)
 
   shares = {name: others(group_of) for name, group_of in (
-    ("code_1", lambda a: CODES_NT[a, 0]), ("code_2", lambda a: tuple(CODES_NT[a, :2])), ("group", lambda a: GROUP_N[a])
+    ("code_1", lambda a: CODES_NT[a, 0]), ("code_2", lambda a: tuple(CODES_NT[a, :2])),
+    ("group", lambda a: GROUP_N[a])
   )}  # fmt: skip
   return {
     "lines_since": 4 / math.sqrt(1 + first_line - log.lines.index(own[-1])) if own else 0.0,
@@ -153,7 +157,9 @@ def test_user_features_by_name_equal_a_loop(log):
 
 @pytest.mark.parametrize(("slots", "held_out"), [(3, False), (9, True)])
 def test_pair_features_by_name_equal_a_loop(log, slots, held_out):
-  """A history shorter than the slots and one that is cut; each user's own fold of neighbours and that of all."""
+  """A history shorter than the slots and one that is cut; each user's own fold of neighbours and
+  that of all.
+  """
   contexts, folds = contexts_of(log, slots, held_out)
   requests = np.arange(len(log.user))
   every_BC = np.tile(np.arange(ADS), (len(requests), 1))
@@ -184,8 +190,9 @@ def test_pair_features_by_name_equal_a_loop(log, slots, held_out):
   for b, row in enumerate(slot_ads):
     np.testing.assert_array_equal(found.slot_codes_BST[b, : len(row)], CODES_NT[row])
   rows_BS = history.history_rows(contexts.lines, requests, slots)
-  np.testing.assert_array_equal(found.slot_features_BSF,
-                                history.history_features(contexts.lines, requests, rows_BS))  # fmt: skip
+  np.testing.assert_array_equal(
+    found.slot_features_BSF, history.history_features(contexts.lines, requests, rows_BS)
+  )
   np.testing.assert_array_equal(found.ad_row_BC, every_BC)
   np.testing.assert_array_equal(found.ad_codes_BCT, CODES_NT[every_BC])
 
@@ -227,12 +234,19 @@ def test_neighbours_are_those_of_all_unless_told_otherwise(log):
 def test_a_log_of_one_line_tells_nothing_of_any_pair():
   log = Log()
   names = ("user", "request", "ad", "time", "behavior", "value", "quantity", "split")
-  log.events = dataclasses.replace(log.events, **{name: getattr(log.events, name)[:1] for name in names})
+  log.events = dataclasses.replace(
+    log.events, **{name: getattr(log.events, name)[:1] for name in names}
+  )
   contexts, _ = contexts_of(log, 3, True)
   found = contexts.pairs.batch(np.array([0]), np.array([[0, -1, 4]])).pair_features_BCF[0]
   of_history = [name for name in pair_features.FEATURES if name not in (*trends.FEATURES, "price")]
-  assert not found[:, [pair_features.FEATURES.index(name) for name in of_history]].any() and not found[1].any()
-  pairs = contexts.pairs.batch(np.array([0]), np.array([[0, -1, 4]]))  # padding takes the codes of ad 0
+  assert (
+    not found[:, [pair_features.FEATURES.index(name) for name in of_history]].any()
+    and not found[1].any()
+  )
+  pairs = contexts.pairs.batch(
+    np.array([0]), np.array([[0, -1, 4]])
+  )  # padding takes the codes of ad 0
   assert pairs.ad_codes_BCT[0].tolist() == CODES_NT[[0, 0, 4]].tolist()
   assert pairs.slot_codes_BST[0].tolist() == CODES_NT[[0, 0, 0]].tolist()
   batch = contexts.batch(np.array([0]))

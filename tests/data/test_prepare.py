@@ -23,17 +23,26 @@ START = 19_675 * 24 * HOUR  # a midnight of 2023
 
 @pytest.fixture
 def config(tmp_path):
-  """Ten users on disk; user i has i visits of two events, one a day at midnight, the second five minutes later."""
+  """Ten users on disk; user i has i visits of two events, one a day at midnight, the second five
+  minutes later.
+  """
   ads = "".join(f"ad{i},text {i},account\n" for i in range(4))
   (tmp_path / "ads.csv").write_text("ad_id,text,account_id\n" + ads)
   rows = [
     f"u{user},ad{(user + day + second) % 4},{START + 24 * HOUR * day + 300 * second},"
     f"{('click', 'purchase')[second]},{second}"
-    for day in range(11) for user in range(1, 11) for second in range(2) if day < user
+    for day in range(11)
+    for user in range(1, 11)
+    for second in range(2)
+    if day < user
   ]
-  (tmp_path / "events.csv").write_text("user_id,ad_id,time,behavior,value\n" + "\n".join(rows) + "\n")
+  (tmp_path / "events.csv").write_text(
+    "user_id,ad_id,time,behavior,value\n" + "\n".join(rows) + "\n"
+  )
   return DataConfig(
-    dataset="ad_log", data_dir=str(tmp_path / "prepared"), ads_path=str(tmp_path / "ads.csv"),
+    dataset="ad_log",
+    data_dir=str(tmp_path / "prepared"),
+    ads_path=str(tmp_path / "ads.csv"),
     events_path=str(tmp_path / "events.csv"),
   )
 
@@ -55,7 +64,9 @@ def test_ten_users_of_a_csv_pair(config):
     assert [SPLITS[s] for s in log.split[own]] == [held_out.get(d, "train") for d in day]
     assert log.behavior[own].tolist() == [0, 2] * user
     assert log.value[own].tolist() == [0, 1] * user
-    assert dataset.ads.ad_id[log.ad[own]].tolist() == [f"ad{(user + d + s) % 4}" for d in range(user) for s in range(2)]
+    assert dataset.ads.ad_id[log.ad[own]].tolist() == [
+      f"ad{(user + d + s) % 4}" for d in range(user) for s in range(2)
+    ]
   assert (np.diff(log.request) >= 0).all() and log.request[-1] == 54
   assert dataset.report.requests == {"train": 55 - 16, "valid": 8, "test": 8}
   assert dataset.report.events == {"train": 2 * (55 - 16), "valid": 16, "test": 16}
@@ -68,7 +79,9 @@ def test_a_shorter_gap_makes_more_visits(config):
 
 def test_prepared_data_are_read_again_and_equal(config, monkeypatch, caplog):
   first = prepare.load_dataset(config)
-  monkeypatch.setattr(prepare, "_prepare", None)  # any further preparation fails, and any reading of the source
+  monkeypatch.setattr(
+    prepare, "_prepare", None
+  )  # any further preparation fails, and any reading of the source
   monkeypatch.setattr(AdLog, "read", None)
   with caplog.at_level(logging.INFO, "gr4ad_jax"):
     second = prepare.load_dataset(config)
@@ -86,7 +99,12 @@ def test_a_changed_source_or_option_is_prepared_anew(config):
   text = path.read_text()
   path.write_text(text.replace("purchase,1\n", "purchase,2\n"))
   assert prepare.load_dataset(config).events.value.max() == 2
-  assert len(prepare.load_dataset(dataclasses.replace(config, behaviors=("click", "purchase"))).behaviors) == 2
+  assert (
+    len(
+      prepare.load_dataset(dataclasses.replace(config, behaviors=("click", "purchase"))).behaviors
+    )
+    == 2
+  )
   assert len(os.listdir(config.data_dir)) == 3
   path.write_text(text)
   assert digests(prepare.load_dataset(config)) == digests(first)
@@ -95,13 +113,17 @@ def test_a_changed_source_or_option_is_prepared_anew(config):
 
 def test_options_of_other_data_sets_change_nothing(config):
   fingerprints = {
-    OnlineRetail.fingerprint(dataclasses.replace(config, dataset="online_retail", on_unknown_ad=option))
+    OnlineRetail.fingerprint(
+      dataclasses.replace(config, dataset="online_retail", on_unknown_ad=option)
+    )
     for option in ("error", "drop")
   }
   assert len(fingerprints) == 1
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "no_split", "bad_json", "swapped"])
+@pytest.mark.parametrize(
+  "damage", ["missing", "truncated", "flipped", "no_split", "bad_json", "swapped"]
+)
 def test_damaged_data_are_never_served(config, damage, caplog):
   good = prepare.load_dataset(config)
   (root,) = pathlib.Path(config.data_dir).iterdir()
@@ -120,7 +142,9 @@ def test_damaged_data_are_never_served(config, damage, caplog):
   elif damage == "bad_json":
     (shard.parent / "dataset_info.json").write_text('{"name": ')
   else:  # a whole shard, but of another preparation
-    test, valid = (next(p for p in files.values() if f"ad_log-{s}" in p.name) for s in ("test", "valid"))
+    test, valid = (
+      next(p for p in files.values() if f"ad_log-{s}" in p.name) for s in ("test", "valid")
+    )
     test.write_bytes(valid.read_bytes())
   assert digests(prepare.load_dataset(config)) == digests(good)
   assert "prepared again" in caplog.text
@@ -134,7 +158,8 @@ import os, sys
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.builders import base
-config = DataConfig(dataset="ad_log", data_dir=sys.argv[1], ads_path=sys.argv[2], events_path=sys.argv[3])
+folder, ads, events = sys.argv[1:4]
+config = DataConfig(dataset="ad_log", data_dir=folder, ads_path=ads, events_path=events)
 whole = base._user_examples
 def die_at_the_third(events, split):
   for number, example in enumerate(whole(events, split)):
@@ -164,14 +189,20 @@ def test_a_kill_in_mid_write_leaves_nothing_that_counts(config):
 def test_two_processes_prepare_at_once_without_tensorflow_and_without_a_word(config):
   code = (
     "import sys; from gr4ad_jax.config import DataConfig; from gr4ad_jax.data import prepare\n"
-    "config = DataConfig(dataset='ad_log', data_dir=sys.argv[1], ads_path=sys.argv[2], events_path=sys.argv[3])\n"
+    "config = DataConfig(dataset='ad_log', data_dir=sys.argv[1], ads_path=sys.argv[2], "
+    "events_path=sys.argv[3])\n"
     "assert prepare.load_dataset(config).report.users == 10\n"
     "assert 'tensorflow' not in sys.modules\n"
   )
   command = [sys.executable, "-c", code, config.data_dir, config.ads_path, config.events_path]
-  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+  environment = os.environ | {
+    "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+    "JAX_PLATFORMS": "cpu",
+  }
   both = [
-    subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    subprocess.Popen(
+      command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     for _ in range(2)
   ]
   for process in both:
@@ -196,7 +227,11 @@ def test_default_folder_follows_the_users_cache(monkeypatch):
 def test_folders_are_those_of_what_is_prepared_once(config):
   folders = prepare.prepared_folders(config)
   assert sorted(folders) == ["ads", "events"] and all(map(os.path.isdir, folders.values()))
-  written = {path: os.stat(path).st_mtime_ns for folder in folders.values() for path in pathlib.Path(folder).iterdir()}
+  written = {
+    path: os.stat(path).st_mtime_ns
+    for folder in folders.values()
+    for path in pathlib.Path(folder).iterdir()
+  }
   assert prepare.prepared_folders(config) == folders
   assert all(os.stat(path).st_mtime_ns == time for path, time in written.items())
   assert all(str(path).startswith(config.data_dir) for path in written)

@@ -27,13 +27,17 @@ def config(tmp_path):
   (tmp_path / "ads.csv").write_text(ADS)
   (tmp_path / "events.csv").write_text(EVENTS)
   return DataConfig(
-    dataset="ad_log", data_dir=str(tmp_path / "prepared"), ads_path=str(tmp_path / "ads.csv"),
+    dataset="ad_log",
+    data_dir=str(tmp_path / "prepared"),
+    ads_path=str(tmp_path / "ads.csv"),
     events_path=str(tmp_path / "events.csv"),
   )
 
 
 def test_cells_of_a_csv_pair(config):
-  ads = tables.ad_table(column_files.read_file(config.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL))
+  ads = tables.ad_table(
+    column_files.read_file(config.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL)
+  )
   assert ads.ad_id.tolist() == ["0012", "13"]
   assert ads.text.tolist() == ["a red mug", ""]
   assert ads.category.tolist() == ["", ""]
@@ -61,7 +65,10 @@ def test_parquet_types_give_the_same_columns(tmp_path):
   }.items():
     path = str(tmp_path / f"{name}.parquet")
     user = pa.array([7, 8]) if name == "unix" else pa.array(["7", "8"]).dictionary_encode()
-    pq.write_table(pa.table({"user_id": user, "ad_id": pa.array(["1", "1"], pa.string_view()), "time": time}), path)
+    pq.write_table(
+      pa.table({"user_id": user, "ad_id": pa.array(["1", "1"], pa.string_view()), "time": time}),
+      path,
+    )
     cells = column_files.read_file(path, tables.EVENT_COLUMNS)
     assert cells["time"].times().tolist() == [1704150000, 1704150000], name
     assert cells["user_id"].text().tolist() == ["7", "8"], name
@@ -75,7 +82,11 @@ def test_vectors_of_a_list_column(tmp_path):
     pq.write_table(pa.table(columns | {"vector": pa.array([[1, 2], [3, 4]], kind)}), path)
     ads = tables.ad_table(column_files.read_file(path, tables.AD_COLUMNS, tables.AD_OPTIONAL))
     np.testing.assert_array_equal(ads.vectors, np.array([[1, 2], [3, 4]], np.float32))
-  for bad, problem in (([[1.0, 2.0], [3.0]], "another length"), ([[1.0], [np.nan]], "finite"), ([[], [1.0]], "empty")):
+  for bad, problem in (
+    ([[1.0, 2.0], [3.0]], "another length"),
+    ([[1.0], [np.nan]], "finite"),
+    ([[], [1.0]], "empty"),
+  ):
     pq.write_table(pa.table(columns | {"vector": pa.array(bad, pa.list_(pa.float32()))}), path)
     with pytest.raises(DataError, match=problem):
       tables.ad_table(column_files.read_file(path, tables.AD_COLUMNS, tables.AD_OPTIONAL))
@@ -84,7 +95,12 @@ def test_vectors_of_a_list_column(tmp_path):
 # (file, text in it, what takes its place, the message)
 BAD_CELLS = [
   ("ads", ADS, "", r"ads.csv: column 'ad_id' is missing; the file has no columns"),
-  ("ads", "text,", "title,", r"ads.csv: column 'text' is missing; the file has ad_id, title, account_id"),
+  (
+    "ads",
+    "text,",
+    "title,",
+    r"ads.csv: column 'text' is missing; the file has ad_id, title, account_id",
+  ),
   ("ads", ",price,", ",text,", r"ads.csv: column 'text' stands there twice"),
   ("ads", ADS.split("\n", 1)[1], "", r"ads.csv: no rows"),
   ("ads", "\n13,", "\n0012,", r"ads.csv: column 'ad_id', row 2: '0012' is already the ad of row 1"),
@@ -99,39 +115,144 @@ BAD_CELLS = [
   ("events", "user_id,", "user,", r"events.csv: column 'user_id' is missing"),
   ("events", "u2,", ",", r"events.csv: column 'user_id', row 3: '' is empty"),
   ("events", "u1,13", "u1,14", r"events.csv: column 'ad_id', row 2: '14' is not in the ad table"),
-  ("events", "cart", "view", r"events.csv: column 'behavior', row 3: 'view' is not one of click, cart, purchase"),
+  (
+    "events",
+    "cart",
+    "view",
+    r"events.csv: column 'behavior', row 3: 'view' is not one of click, cart, purchase",
+  ),
   ("events", "2.5", "-1", r"events.csv: column 'value', row 2: '?-1'? is negative"),
   ("events", "2.5", "inf", r"events.csv: column 'value', row 2: '?inf'? is not a finite"),
   ("events", "2.5", "1e400", r"events.csv: column 'value', row 2: '1e400' is not a finite"),
-  ("events", "2.5", "3e38", r"column 'value', row 2: '3e38' is more than 1e\+12, the largest number allowed"),
-  ("events", "2.5", "1000000000001", r"events.csv: column 'value', row 2: '1000000000001' is more than 1e\+12"),
+  (
+    "events",
+    "2.5",
+    "3e38",
+    r"column 'value', row 2: '3e38' is more than 1e\+12, the largest number allowed",
+  ),
+  (
+    "events",
+    "2.5",
+    "1000000000001",
+    r"events.csv: column 'value', row 2: '1000000000001' is more than 1e\+12",
+  ),
   ("events", "2.5", '"1,234.5"', r"events.csv: column 'value', row 2: '1,234.5' is not a number"),
   ("events", "2.5", "€3", r"events.csv: column 'value', row 2: '€3' is not a number"),
   ("ads", "3.5", "1e13", r"ads.csv: column 'price', row 1: '1e13' is more than"),
   ("events", "2.5,3", "2.5,1e13", r"events.csv: column 'quantity', row 2: '1e13' is more than"),
   ("events", "u1,13", "u1,13.0", r"row 2: '13.0' is not in the ad table, which has '13'"),
   ("events", "u1,13", "u1,013", r"row 2: '013' is not in the ad table, which has '13'"),
-  ("events", "u2,", "u\x1b2,", r"events.csv: column 'user_id', row 3: 'u\\x1b2' has a control character"),
-  ("events", "u2,", "u\x9b2,", r"events.csv: column 'user_id', row 3: 'u\\x9b2' has a control character"),
-  ("events", "u2,", "u" * 1025 + ",", r"events.csv: column 'user_id', row 3: 'uuu.*… is longer than 1024 characters"),
-  ("events", "u2,", "1.23E+12,", r"events.csv: column 'user_id', row 3: '1.23E\+12' is a number that was shortened"),
-  ("ads", ",zoo,", ",1E+12,", r"ads.csv: column 'account_id', row 2: '1E\+12' is a number that was shortened"),
-  ("events", ",value,", ", value,", r"events.csv: the header has ' value'; is it the column 'value'\?"),
-  ("events", "user_id,", "User_ID,", r"'user_id' is missing; the file has User_ID, .*; 'User_ID' is spelled in"),
-  ("events", "1704153660.9", "2025030110", r"events.csv: column 'time', row 2: '2025030110' may be a date"),
-  ("events", "1704153660.9", "1.70415E+09", r"events.csv: column 'time', row 2: '1.70415E\+09' has an exponent"),
-  ("events", "2024-01-02T00:00:00Z", "9999-12-31", r"row 1: '9999-12-31' is no time from 1970 to 2099 \(unix .*\)$"),
-  ("ads", "2024-01-01", "2100-01-01", r"ads.csv: column 'created', row 1: '2100-01-01' is no time from 1970 to 2099"),
-  ("events", "behavior", "behaviour", "events.csv: the header has 'behaviour'; is it the column 'behavior'"),
-  ("events", "quantity", "Quantity ", "events.csv: the header has 'Quantity '; is it the column 'quantity'"),
-  ("events", "quantity", "request id", "events.csv: the header has 'request id'; is it the column 'request_id'"),
-  ("events", "u2,", "\ufeffu2,", r"column 'user_id', row 3: '\\ufeffu2' has a byte order mark \(U\+FEFF\)"),
-  ("events", "u2,", "user_id,", "column 'user_id', row 3: 'user_id' is the name of the column: is this row a second"),
+  (
+    "events",
+    "u2,",
+    "u\x1b2,",
+    r"events.csv: column 'user_id', row 3: 'u\\x1b2' has a control character",
+  ),
+  (
+    "events",
+    "u2,",
+    "u\x9b2,",
+    r"events.csv: column 'user_id', row 3: 'u\\x9b2' has a control character",
+  ),
+  (
+    "events",
+    "u2,",
+    "u" * 1025 + ",",
+    r"events.csv: column 'user_id', row 3: 'uuu.*… is longer than 1024 characters",
+  ),
+  (
+    "events",
+    "u2,",
+    "1.23E+12,",
+    r"events.csv: column 'user_id', row 3: '1.23E\+12' is a number that was shortened",
+  ),
+  (
+    "ads",
+    ",zoo,",
+    ",1E+12,",
+    r"ads.csv: column 'account_id', row 2: '1E\+12' is a number that was shortened",
+  ),
+  (
+    "events",
+    ",value,",
+    ", value,",
+    r"events.csv: the header has ' value'; is it the column 'value'\?",
+  ),
+  (
+    "events",
+    "user_id,",
+    "User_ID,",
+    r"'user_id' is missing; the file has User_ID, .*; 'User_ID' is spelled in",
+  ),
+  (
+    "events",
+    "1704153660.9",
+    "2025030110",
+    r"events.csv: column 'time', row 2: '2025030110' may be a date",
+  ),
+  (
+    "events",
+    "1704153660.9",
+    "1.70415E+09",
+    r"events.csv: column 'time', row 2: '1.70415E\+09' has an exponent",
+  ),
+  (
+    "events",
+    "2024-01-02T00:00:00Z",
+    "9999-12-31",
+    r"row 1: '9999-12-31' is no time from 1970 to 2099 \(unix .*\)$",
+  ),
+  (
+    "ads",
+    "2024-01-01",
+    "2100-01-01",
+    r"ads.csv: column 'created', row 1: '2100-01-01' is no time from 1970 to 2099",
+  ),
+  (
+    "events",
+    "behavior",
+    "behaviour",
+    "events.csv: the header has 'behaviour'; is it the column 'behavior'",
+  ),
+  (
+    "events",
+    "quantity",
+    "Quantity ",
+    "events.csv: the header has 'Quantity '; is it the column 'quantity'",
+  ),
+  (
+    "events",
+    "quantity",
+    "request id",
+    "events.csv: the header has 'request id'; is it the column 'request_id'",
+  ),
+  (
+    "events",
+    "u2,",
+    "\ufeffu2,",
+    r"column 'user_id', row 3: '\\ufeffu2' has a byte order mark \(U\+FEFF\)",
+  ),
+  (
+    "events",
+    "u2,",
+    "user_id,",
+    "column 'user_id', row 3: 'user_id' is the name of the column: is this row a second",
+  ),
   ("ads", "\n13,", "\nad_id,", "ads.csv: column 'ad_id', row 2: 'ad_id' is the name of the column"),
   ("events", "2.5,3", "2.5,-3", r"events.csv: column 'quantity', row 2: '?-3'? is negative"),
-  ("events", "1704153660.9", "", r"events.csv: column 'time', row 2: '' is empty, a time is needed"),
+  (
+    "events",
+    "1704153660.9",
+    "",
+    r"events.csv: column 'time', row 2: '' is empty, a time is needed",
+  ),
   ("events", "1704153660.9", "now", r"events.csv: column 'time', row 2: 'now' is no time"),
-  ("events", "1704153660.9", "1704153660900", r"'1704153660900' is no time from 1970.*: these look like milliseconds"),
+  (
+    "events",
+    "1704153660.9",
+    "1704153660900",
+    r"'1704153660900' is no time from 1970.*: these look like milliseconds",
+  ),
 ]
 
 
@@ -149,7 +270,8 @@ def test_bad_input_is_named_and_leaves_nothing(config, tmp_path, file, old, new,
 
 @pytest.mark.parametrize("text,seconds", [
   ("20250301", None), (" 20250301 ", None), ("1999", None), ("2100", None),
-  ("2025-03-01", 1740787200), ("1740787200", 1740787200), ("100", 100), ("20251301", 20251301), ("21010101", 21010101),
+  ("2025-03-01", 1740787200), ("1740787200", 1740787200), ("100", 100), ("20251301", 20251301),
+  ("21010101", 21010101),
   ("1899", 1899), ("20250301T000000", 1740787200), 
 ])  # fmt: skip
 def test_a_bare_date_is_not_taken_for_seconds(text, seconds):
@@ -157,7 +279,10 @@ def test_a_bare_date_is_not_taken_for_seconds(text, seconds):
   if seconds is not None:
     assert cells.times().tolist() == [1740787200, seconds]
   else:
-    message = f"log.csv: column 'time', row 2: '{text}' may be a date or unix seconds: write 2025-03-01 or unix seconds"
+    message = (
+      f"log.csv: column 'time', row 2: '{text}' may be a date or unix seconds: write "
+      "2025-03-01 or unix seconds"
+    )
     with pytest.raises(DataError, match=message):
       cells.times()
 
@@ -170,7 +295,9 @@ def test_forms_are_those_of_the_template_table(config, tmp_path, monkeypatch):
     prepare.load_dataset(config)
   assert sorted(os.listdir(tmp_path)) == ["ads.csv", "events.csv"]
   monkeypatch.setitem(forms.TEMPLATES, "podcast", ("{text}", "on {category}"))
-  ads = tables.ad_table(column_files.read_file(config.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL))
+  ads = tables.ad_table(
+    column_files.read_file(config.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL)
+  )
   assert ads.form.tolist() == ["product", "podcast"]
 
 
@@ -198,41 +325,101 @@ def test_bad_paths_are_named(config, tmp_path, field):
   assert sorted(os.listdir(tmp_path)) == before
 
 
-@pytest.mark.parametrize("column,values,message", [
-  ("value", pa.array([True]), "column 'value' holds bool, a number is needed"),
-  ("user_id", pa.array([1.5]), "column 'user_id', row 1: 1.5 is no whole number"),
-  ("user_id", pa.array([2.0**53]), "column 'user_id', row 1: 9007199254740992.0 lies beyond the whole numbers"),
-  ("user_id", pa.array([2.0**24], pa.float32()), "column 'user_id', row 1: 16777216.0 lies beyond .* float can"),
-  ("user_id", pa.array([2048], pa.float16()), "column 'user_id', row 1: 2048.0 lies beyond .* halffloat can"),
-  ("user_id", pa.array([decimal.Decimal("1" + "0" * 27 + ".5")], pa.decimal128(38, 1)),
-   r"row 1: Decimal\('1000000000000000000000000000.5'\) is no whole number"),
-  ("time", pa.array([316516204800000000], pa.timestamp("us")), "row 1: 316516204800000000 is no time from 1970"),
-  ("time", pa.array([-(2**60)], pa.timestamp("us", tz="UTC")), "row 1: -1152921504606846976 is no time from"),
-  ("time", pa.array([2**60], pa.timestamp("ms")), "row 1: 1152921504606846976 is no time from 1970 to 2099"),
-  ("time", pa.array([2**60], pa.timestamp("us", tz="Mars/Phobos")), "row 1: 1152921504606846976 is no time from"),
-  ("time", pa.array([2**30], pa.date32()), "row 1: 1073741824 is no time from 1970 to 2099"),
-  ("user_id", pa.array([2.0**53 + 2]), "column 'user_id', row 1: 90071.* lies beyond the whole numbers that double"),
-  ("user_id", pa.array([2.0**24 + 2], pa.float32()), "column 'user_id', row 1: 16777218.0 lies beyond .* float can"),
-  ("user_id", pa.array([float("nan")]), "column 'user_id', row 1: nan is empty"),
-  ("user_id", pa.array([None], pa.float64()), "column 'user_id', row 1: None is empty"),
-  ("user_id", pa.array([True]), "column 'user_id' holds bool, text or whole numbers is needed"),
-  ("user_id", pa.array([b"\xff"]), r"column 'user_id', row 1: b'\\xff' is not UTF-8"),
-  ("user_id", pa.array([decimal.Decimal("1.5")]), r"column 'user_id', row 1: Decimal\('1.5'\) is no whole number"),
-  ("time", pa.array([1.7e9], pa.float32()), "column 'time' holds float: unix seconds lose their last digits"),
-  ("time", pa.array([5], pa.float16()), "column 'time' holds halffloat: unix seconds lose"),
-  ("time", pa.array([20250301]), "column 'time', row 1: 20250301 may be a date"),
-  ("time", pa.array([float("nan")]), "column 'time', row 1: nan is empty, a time is needed"),
-  ("time", pa.array([float("inf")]), "column 'time', row 1: inf is no time from"),
-  ("time", pa.array([-1]), r"column 'time', row 1: -1 is no time from 1970 to 2099 \(unix time counts in seconds\)$"),
-  ("time", pa.array([-1], pa.timestamp("ms")), "column 'time', row 1: .*1969.* is no time from"),
-  ("time", pa.array([4102444800], pa.timestamp("s")), "column 'time', row 1: .*2100.* is no time from"),
-  ("value", pa.array([2e12]), r"column 'value', row 1: 2000000000000.0 is more than 1e\+12"),
-  ("time", pa.array([True]), "column 'time' holds bool, a time is needed"),
-  ("value", pa.array([float("inf")], pa.float16()), "column 'value', row 1: inf is not a finite"),
-  ("time", pa.array([None], pa.timestamp("s")), "column 'time', row 1: None is empty"),
-])
+@pytest.mark.parametrize(
+  "column,values,message",
+  [
+    ("value", pa.array([True]), "column 'value' holds bool, a number is needed"),
+    ("user_id", pa.array([1.5]), "column 'user_id', row 1: 1.5 is no whole number"),
+    (
+      "user_id",
+      pa.array([2.0**53]),
+      "column 'user_id', row 1: 9007199254740992.0 lies beyond the whole numbers",
+    ),
+    (
+      "user_id",
+      pa.array([2.0**24], pa.float32()),
+      "column 'user_id', row 1: 16777216.0 lies beyond .* float can",
+    ),
+    (
+      "user_id",
+      pa.array([2048], pa.float16()),
+      "column 'user_id', row 1: 2048.0 lies beyond .* halffloat can",
+    ),
+    (
+      "user_id",
+      pa.array([decimal.Decimal("1" + "0" * 27 + ".5")], pa.decimal128(38, 1)),
+      r"row 1: Decimal\('1000000000000000000000000000.5'\) is no whole number",
+    ),
+    (
+      "time",
+      pa.array([316516204800000000], pa.timestamp("us")),
+      "row 1: 316516204800000000 is no time from 1970",
+    ),
+    (
+      "time",
+      pa.array([-(2**60)], pa.timestamp("us", tz="UTC")),
+      "row 1: -1152921504606846976 is no time from",
+    ),
+    (
+      "time",
+      pa.array([2**60], pa.timestamp("ms")),
+      "row 1: 1152921504606846976 is no time from 1970 to 2099",
+    ),
+    (
+      "time",
+      pa.array([2**60], pa.timestamp("us", tz="Mars/Phobos")),
+      "row 1: 1152921504606846976 is no time from",
+    ),
+    ("time", pa.array([2**30], pa.date32()), "row 1: 1073741824 is no time from 1970 to 2099"),
+    (
+      "user_id",
+      pa.array([2.0**53 + 2]),
+      "column 'user_id', row 1: 90071.* lies beyond the whole numbers that double",
+    ),
+    (
+      "user_id",
+      pa.array([2.0**24 + 2], pa.float32()),
+      "column 'user_id', row 1: 16777218.0 lies beyond .* float can",
+    ),
+    ("user_id", pa.array([float("nan")]), "column 'user_id', row 1: nan is empty"),
+    ("user_id", pa.array([None], pa.float64()), "column 'user_id', row 1: None is empty"),
+    ("user_id", pa.array([True]), "column 'user_id' holds bool, text or whole numbers is needed"),
+    ("user_id", pa.array([b"\xff"]), r"column 'user_id', row 1: b'\\xff' is not UTF-8"),
+    (
+      "user_id",
+      pa.array([decimal.Decimal("1.5")]),
+      r"column 'user_id', row 1: Decimal\('1.5'\) is no whole number",
+    ),
+    (
+      "time",
+      pa.array([1.7e9], pa.float32()),
+      "column 'time' holds float: unix seconds lose their last digits",
+    ),
+    ("time", pa.array([5], pa.float16()), "column 'time' holds halffloat: unix seconds lose"),
+    ("time", pa.array([20250301]), "column 'time', row 1: 20250301 may be a date"),
+    ("time", pa.array([float("nan")]), "column 'time', row 1: nan is empty, a time is needed"),
+    ("time", pa.array([float("inf")]), "column 'time', row 1: inf is no time from"),
+    (
+      "time",
+      pa.array([-1]),
+      r"column 'time', row 1: -1 is no time from 1970 to 2099 \(unix time counts in seconds\)$",
+    ),
+    ("time", pa.array([-1], pa.timestamp("ms")), "column 'time', row 1: .*1969.* is no time from"),
+    (
+      "time",
+      pa.array([4102444800], pa.timestamp("s")),
+      "column 'time', row 1: .*2100.* is no time from",
+    ),
+    ("value", pa.array([2e12]), r"column 'value', row 1: 2000000000000.0 is more than 1e\+12"),
+    ("time", pa.array([True]), "column 'time' holds bool, a time is needed"),
+    ("value", pa.array([float("inf")], pa.float16()), "column 'value', row 1: inf is not a finite"),
+    ("time", pa.array([None], pa.timestamp("s")), "column 'time', row 1: None is empty"),
+  ],
+)
 def test_wrong_types_are_named(config, tmp_path, column, values, message):
-  columns = {"user_id": ["u"], "ad_id": ["13"], "time": [1740787200], "value": [1.0]} | {column: values}
+  columns = {"user_id": ["u"], "ad_id": ["13"], "time": [1740787200], "value": [1.0]} | {
+    column: values
+  }
   path = str(tmp_path / "events.parquet")
   pq.write_table(pa.table(columns), path)
   with pytest.raises(DataError, match=message):
@@ -258,10 +445,16 @@ def test_a_row_of_another_part_is_named_by_it(tmp_path):
   for name, ad in (("a", "x"), ("b", "y"), ("c", "x")):
     (tmp_path / f"{name}.csv").write_text(f"ad_id,text,account_id\n{ad},tea,shop\n")
   cells = column_files.read_file(str(tmp_path), tables.AD_COLUMNS)
-  with pytest.raises(DataError, match=r"/c\.csv: column 'ad_id', row 1: 'x' is already the ad of row 1 of a\.csv$"):
+  with pytest.raises(
+    DataError, match=r"/c\.csv: column 'ad_id', row 1: 'x' is already the ad of row 1 of a\.csv$"
+  ):
     tables.unique_ids(cells["ad_id"])
-  vectors = checks.Cells("ads", "vector", pa.array([[1.0], [1.0, 2.0]]), (("p/a.parquet", 1), ("p/b.parquet", 1)))
-  with pytest.raises(DataError, match=r"b\.parquet: .*row 1: .* than the vector of row 1 of a\.parquet \(1\)"):
+  vectors = checks.Cells(
+    "ads", "vector", pa.array([[1.0], [1.0, 2.0]]), (("p/a.parquet", 1), ("p/b.parquet", 1))
+  )
+  with pytest.raises(
+    DataError, match=r"b\.parquet: .*row 1: .* than the vector of row 1 of a\.parquet \(1\)"
+  ):
     vectors.vectors()
 
 

@@ -14,9 +14,13 @@ from tests.data import logs
 
 
 def one_event_a_line(events):
-  """The log with the first event of each ad in a visit, all at the visit's first moment: events are lines."""
+  """The log with the first event of each ad in a visit, all at the visit's first moment: events
+  are lines.
+  """
   _, first, visit = np.unique(events.request, return_index=True, return_inverse=True)
-  keep = np.sort(np.unique(events.request.astype(np.int64) * logs.ADS + events.ad, return_index=True)[1])
+  keep = np.sort(
+    np.unique(events.request.astype(np.int64) * logs.ADS + events.ad, return_index=True)[1]
+  )
   events = dataclasses.replace(events, time=events.time[first][visit])
   columns = [f.name for f in dataclasses.fields(events) if f.name != "user_id"]
   return dataclasses.replace(events, **{name: getattr(events, name)[keep] for name in columns})
@@ -43,14 +47,18 @@ def bucket_of(fitted, moment):
 def moments(events):
   first, last = int(events.time.min()), int(events.time.max())
   midnight = last // DAY * DAY
-  return np.array([first + DAY, *np.linspace(first, last, 9).astype(int), midnight, last + DAY, last + 400 * DAY])
+  return np.array(
+    [first + DAY, *np.linspace(first, last, 9).astype(int), midnight, last + DAY, last + 400 * DAY]
+  )
 
 
 def test_features_equal_a_loop(fitted):
   events, found = fitted
   time_B = moments(events)
   features = found.features(time_B, np.tile(np.arange(logs.ADS), (len(time_B), 1)))
-  assert features.shape == (len(time_B), logs.ADS, len(trends.FEATURES)) and features.dtype == np.float32
+  assert (
+    features.shape == (len(time_B), logs.ADS, len(trends.FEATURES)) and features.dtype == np.float32
+  )
   last = len(found.seen) - 1
   for b, moment in enumerate(time_B):
     now = min(bucket_of(found, moment), last)
@@ -102,7 +110,9 @@ def test_events_of_the_moment_and_later_change_nothing(fitted):
     other = fit(dataclasses.replace(events, ad=np.where(later, 0, events.ad), value=value))
     here = np.array([moment])
     np.testing.assert_array_equal(other.features(here, ads), found.features(here, ads))
-    np.testing.assert_array_equal(other.rising(other.bucket(here), 5), found.rising(found.bucket(here), 5))
+    np.testing.assert_array_equal(
+      other.rising(other.bucket(here), 5), found.rising(found.bucket(here), 5)
+    )
     changed |= (other.seen != found.seen).any()
   assert changed
 
@@ -114,7 +124,9 @@ def test_an_ad_that_came_later_is_as_one_without_lines(fitted):
   later = np.array([[logs.ADS, 0, logs.ADS + 7]])
   for moment in moments(events):
     one = found.features(np.array([moment]), later)[0]
-    np.testing.assert_array_equal(one[[0, 2]], np.repeat(found.features(np.array([moment]), np.array([[2]]))[0], 2, 0))
+    np.testing.assert_array_equal(
+      one[[0, 2]], np.repeat(found.features(np.array([moment]), np.array([[2]]))[0], 2, 0)
+    )
     np.testing.assert_array_equal(one[1], found.features(np.array([moment]), np.array([[0]]))[0, 0])
 
 
@@ -136,11 +148,16 @@ def test_rising_is_the_order_of_the_rise(fitted):
     for b in range(1, len(found.seen)):
       week, month = (max(b - max(1, round(days / found.width)), 0) for days in (7, 28))
       last = np.array([bucket_of(found, t) for t in events.time])
-      counts = [np.bincount(events.ad[(start <= last) & (last < b)], minlength=logs.ADS) for start in (week, month)]
+      counts = [
+        np.bincount(events.ad[(start <= last) & (last < b)], minlength=logs.ADS)
+        for start in (week, month)
+      ]
       rise = (counts[0] - counts[1] / 4) / np.sqrt(counts[1] / 4 + 1)
       best = np.sort(rise[rise > 0])[::-1][:slots]
       here = rising[b][rising[b] >= 0]
-      assert len(set(here.tolist())) == len(here) == len(best) and (rising[b, len(best) :] == -1).all()
+      assert (
+        len(set(here.tolist())) == len(here) == len(best) and (rising[b, len(best) :] == -1).all()
+      )
       np.testing.assert_allclose(rise[here], best, atol=1e-9)
 
 
@@ -177,12 +194,20 @@ def test_ages_and_last_years_season_equal_a_loop():
     then = moment - (365 + 14) * DAY
     there = then >= found.origin
     until = bucket_of(found, moment - (365 - 28) * DAY) if there else 0
-    season = (when >= bucket_of(found, then)) & (when < until) if there else np.zeros(len(when), bool)
+    season = (
+      (when >= bucket_of(found, then)) & (when < until) if there else np.zeros(len(when), bool)
+    )
     seasons += bool(season.any())
     for ad in range(logs.ADS):
       sold = when[(events.ad == ad) & (when < now)]
-      ages = np.log1p([(now - 1 - sold.max()) * found.width, (now - sold.min()) * found.width]) if len(sold) else (7, 0)
-      share = (season[events.ad == ad].sum() + 0.5) / (max(season.sum(), 1) + 0.5 * logs.ADS) * logs.ADS
+      ages = (
+        np.log1p([(now - 1 - sold.max()) * found.width, (now - sold.min()) * found.width])
+        if len(sold)
+        else (7, 0)
+      )
+      share = (
+        (season[events.ad == ad].sum() + 0.5) / (max(season.sum(), 1) + 0.5 * logs.ADS) * logs.ADS
+      )
       expected = [*ages, there, np.log(share) if there else 0]
       np.testing.assert_allclose(features[b, ad, 6:], expected, rtol=1e-4, atol=1e-6)
   assert seasons

@@ -17,7 +17,9 @@ ADS = logs.ADS + 1  # the last one is never sold
 
 
 def log_of_years(seed=3, users=6, days=60):
-  """Lines (day, user, ad, value), in order of the log, of visits over about two years; and their `Lines`."""
+  """Lines (day, user, ad, value), in order of the log, of visits over about two years; and their
+  `Lines`.
+  """
   events = logs.make_log(seed, users=users, most_visits=60, days=days)
   lines = build_lines(events, ADS)
   moment = lines.request_time[lines.request]

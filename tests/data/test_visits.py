@@ -7,15 +7,24 @@ from hypothesis import strategies as st
 from gr4ad_jax.data import visits
 from gr4ad_jax.data.schema import SPLITS
 
-EVENTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40), st.integers(0, 5)), min_size=1, max_size=40)
+EVENTS = st.lists(
+  st.tuples(st.integers(0, 4), st.integers(0, 40), st.integers(0, 5)), min_size=1, max_size=40
+)
 
 
 def ordered(events, *, by_id, gap=0):
   user, time, request = np.array(events).T
   size = len(events)
   return visits.ordered_log(
-    np.array(list("abcde"), object), user=user, ad=np.arange(size), time=time, behavior=np.zeros(size),
-    value=np.arange(size) / 2, quantity=np.ones(size), request=request if by_id else None, gap_seconds=gap,
+    np.array(list("abcde"), object),
+    user=user,
+    ad=np.arange(size),
+    time=time,
+    behavior=np.zeros(size),
+    value=np.arange(size) / 2,
+    quantity=np.ones(size),
+    request=request if by_id else None,
+    gap_seconds=gap,
   )
 
 
@@ -23,14 +32,18 @@ def by_loops(events, *, by_id, gap=0):
   """[(user, rows of the visit in order, split)] in the order of the log."""
   rows = []
   for user in sorted({event[0] for event in events}):
-    own = sorted((time, row, request) for row, (who, time, request) in enumerate(events) if who == user)
+    own = sorted(
+      (time, row, request) for row, (who, time, request) in enumerate(events) if who == user
+    )
     groups = {}
     last = None
     for time, row, request in own:
       key = request if by_id else len(groups) - 1 + (last is None or time - last >= gap)
       groups.setdefault(key, []).append((time, row))
       last = time
-    own_visits = sorted(groups.values(), key=lambda visit: (visit[0][0], min(row for _, row in visit)))
+    own_visits = sorted(
+      groups.values(), key=lambda visit: (visit[0][0], min(row for _, row in visit))
+    )
     for number, visit in enumerate(own_visits):
       from_end = len(own_visits) - 1 - number
       split = {0: "test", 1: "valid"}.get(from_end, "train") if len(own_visits) >= 3 else "train"
@@ -39,10 +52,16 @@ def by_loops(events, *, by_id, gap=0):
 
 
 def check(log, expected):
-  assert log.request.tolist() == [number for number, (_, rows, _) in enumerate(expected) for _ in rows]
+  assert log.request.tolist() == [
+    number for number, (_, rows, _) in enumerate(expected) for _ in rows
+  ]
   assert log.ad.tolist() == [row for _, rows, _ in expected for row in rows]
-  assert [SPLITS[split] for split in log.split] == [split for _, rows, split in expected for _ in rows]
-  assert log.user_id[log.user].tolist() == ["abcde"[user] for user, rows, _ in expected for _ in rows]
+  assert [SPLITS[split] for split in log.split] == [
+    split for _, rows, split in expected for _ in rows
+  ]
+  assert log.user_id[log.user].tolist() == [
+    "abcde"[user] for user, rows, _ in expected for _ in rows
+  ]
   assert log.user.max() == len(log.user_id) - 1
   np.testing.assert_array_equal(log.value, log.ad / 2)
 
@@ -61,24 +80,53 @@ def test_visits_by_pause(events, gap):
 
 def test_held_out_visits_are_the_last_two_of_three_or_more():
   split = visits.split_of_visits(np.array([7, 7, 2, 2, 2, 5, 5, 5, 5, 9]))
-  assert [SPLITS[s][:2] for s in split] == ["tr", "tr", "tr", "va", "te", "tr", "tr", "va", "te", "tr"]
+  assert [SPLITS[s][:2] for s in split] == [
+    "tr",
+    "tr",
+    "tr",
+    "va",
+    "te",
+    "tr",
+    "tr",
+    "va",
+    "te",
+    "tr",
+  ]
 
 
 def test_a_pause_of_exactly_the_gap_starts_a_visit():
   log = ordered([(0, 0, 0), (0, 59, 0), (0, 119, 0), (0, 178, 0)], by_id=False, gap=60)
   assert log.request.tolist() == [0, 0, 1, 1]
-  assert ordered([(0, 5, 0), (0, 5, 0), (1, 5, 0)], by_id=False).request.tolist() == [0, 1, 2]  # no pause is enough
+  assert ordered([(0, 5, 0), (0, 5, 0), (1, 5, 0)], by_id=False).request.tolist() == [
+    0,
+    1,
+    2,
+  ]  # no pause is enough
 
 
 def test_ids_of_one_user_s_visits_do_not_run_into_another_s():
-  """Whatever the numbers: of the first user's largest and the next one's smallest are two visits."""
+  """Whatever the numbers: of the first user's largest and the next one's smallest are two
+  visits.
+  """
   events = [(0, 1, 3), (1, 1, 0), (1, 2, 3), (2, 1, 0), (0, 1, 0)]
   assert ordered(events, by_id=True).request.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_columns_keep_their_types_and_lose_users_without_events():
   log = ordered([(3, 7, 1), (1, 9, 0)], by_id=True)
-  assert log.user_id.tolist() == ["b", "d"] and log.user.tolist() == [0, 1] and log.time.tolist() == [9, 7]
-  kinds = {"user": "i4", "request": "i4", "ad": "i4", "time": "i8", "behavior": "i1", "value": "f4", "quantity": "f4",
-           "split": "i1"}  # fmt: skip
+  assert (
+    log.user_id.tolist() == ["b", "d"]
+    and log.user.tolist() == [0, 1]
+    and log.time.tolist() == [9, 7]
+  )
+  kinds = {
+    "user": "i4",
+    "request": "i4",
+    "ad": "i4",
+    "time": "i8",
+    "behavior": "i1",
+    "value": "f4",
+    "quantity": "f4",
+    "split": "i1",
+  }
   assert {name: getattr(log, name).dtype.str[1:] for name in kinds} == kinds

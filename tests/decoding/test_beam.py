@@ -18,8 +18,19 @@ BIN_VALUES = jnp.asarray([0.0, 0.5, 2.0, 7.0, 30.0])
 SYSTEMS = {
   "autoregressive, no copy": {"lazy_layers": 0, "copy": "off"},
   "lazy, history copied": {"lazy_layers": 1, "copy": "history", "kv_split": 2},
-  "deep lazy, context copied, shared heads": {"lazy_layers": 2, "copy": "context", "kv_layers": 2, "kv_groups": 2},
-  "history bias": {"lazy_layers": 2, "history_bias": True, "kv_split": 2, "kv_layers": 3, "kv_groups": 1},
+  "deep lazy, context copied, shared heads": {
+    "lazy_layers": 2,
+    "copy": "context",
+    "kv_layers": 2,
+    "kv_groups": 2,
+  },
+  "history bias": {
+    "lazy_layers": 2,
+    "history_bias": True,
+    "kv_split": 2,
+    "kv_layers": 3,
+    "kv_groups": 1,
+  },
 }
 BIAS = -1.5
 
@@ -38,7 +49,9 @@ class System:
     key = (index.codes_NT.tobytes(), widths, tuple(kwargs.items()))
     if key not in self._found:
       how = {"widths": widths, "search": SearchConfig(**kwargs)}
-      run = tiny.jit(lambda p, b, t: beam_search(self.model, {"params": p}, b, t, BIN_VALUES, **how))
+      run = tiny.jit(
+        lambda p, b, t: beam_search(self.model, {"params": p}, b, t, BIN_VALUES, **how)
+      )
       self._found[key] = jax.device_get(run(self.params, self.batch, Trie.of(index)))
     return self._found[key]
 
@@ -90,9 +103,13 @@ def test_full_search_equals_ranking_every_leaf(system):
   logp_BL = system.out.logp_BM[:, tiny.code_id(leaf_codes(index))]
   best = -np.sort(-logp_BL, axis=1)
   ranked = np.take_along_axis(logp_BL, beams.leaf_BW[:, : index.num_leaves], axis=1)
-  np.testing.assert_allclose(ranked, best, atol=1e-5)  # the same order, up to what rounding can swap
+  np.testing.assert_allclose(
+    ranked, best, atol=1e-5
+  )  # the same order, up to what rounding can swap
   assert all(len(set(row[row >= 0])) == index.num_leaves for row in beams.leaf_BW)
-  assert (beams.leaf_BW[:, index.num_leaves :] == -1).all() and np.isneginf(beams.logp_BW[:, index.num_leaves :]).all()
+  assert (beams.leaf_BW[:, index.num_leaves :] == -1).all() and np.isneginf(
+    beams.logp_BW[:, index.num_leaves :]
+  ).all()
 
 
 def test_full_search_expands_to_every_ad_in_order(plain):
@@ -128,7 +145,9 @@ def test_prefix_probabilities_add_up(plain):
   beams = plain.search(SidIndex.build(tiny.ALL_CODES, tiny.CODEBOOKS))
   assert (beams.leaf_BW >= 0).all()
   order = np.argsort(tiny.code_id(beams.codes_BWT), axis=1)
-  p_BWT = np.exp(np.take_along_axis(beams.prefix_logp_BWT, order[..., None], axis=1)).reshape(4, *tiny.CODEBOOKS, 3)
+  p_BWT = np.exp(np.take_along_axis(beams.prefix_logp_BWT, order[..., None], axis=1)).reshape(
+    4, *tiny.CODEBOOKS, 3
+  )
   first, second, whole = p_BWT[:, :, 0, 0, 0], p_BWT[:, :, :, 0, 1], p_BWT[..., 2]
   np.testing.assert_allclose(first.sum(1), 1, atol=2e-6)
   np.testing.assert_allclose(second.sum(2), first, atol=1e-6)
@@ -149,7 +168,10 @@ def test_value_is_that_of_the_training_forward_and_reorders(plain):
   assert (valued.leaf_BW != plainly.leaf_BW).any()
   np.testing.assert_array_equal(np.sort(valued.leaf_BW), np.sort(plainly.leaf_BW))
   for b in range(4):  # each leaf keeps its own numbers
-    pair = [dict(zip(x.leaf_BW[b].tolist(), x.logp_BW[b].tolist(), strict=True)) for x in (plainly, valued)]
+    pair = [
+      dict(zip(x.leaf_BW[b].tolist(), x.logp_BW[b].tolist(), strict=True))
+      for x in (plainly, valued)
+    ]
     assert pair[0] == pytest.approx(pair[1], abs=1e-6)
 
 

@@ -1,4 +1,6 @@
-"""Beam search of a table against a search in loops: pruning, copies, orders of value, changes of the index, ties."""
+"""Beam search of a table against a search in loops: pruning, copies, orders of value, changes of
+the index, ties.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,15 @@ from gr4ad_jax.decoding.guide import Guide
 from gr4ad_jax.decoding.trie import NO_NODE, Trie
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.live_index import LiveIndex
-from tests.decoding.table_model import CODEBOOKS, CODES, MONEY, WIDTH, TableModel, loop_search, make_batch
+from tests.decoding.table_model import (
+  CODEBOOKS,
+  CODES,
+  MONEY,
+  WIDTH,
+  TableModel,
+  loop_search,
+  make_batch,
+)
 
 BATCH = make_batch()
 B = len(BATCH.gate_B)
@@ -31,15 +41,26 @@ def tuples(codes_NT):
 def check(beams, batch, active, widths, search, **how):
   """The beams are those of the loops, one by one; returns how many of a row are filled."""
   width = min(search.ecpm_beams or beams.leaf_BW.shape[1], beams.leaf_BW.shape[1])
-  assert beams.leaf_BW.shape == beams.logp_BW.shape == beams.value_BW.shape == (len(beams.leaf_BW), width)
+  assert (
+    beams.leaf_BW.shape
+    == beams.logp_BW.shape
+    == beams.value_BW.shape
+    == (len(beams.leaf_BW), width)
+  )
   for b in range(len(beams.leaf_BW)):
     expected = loop_search(batch, b, active, widths, search, **how)
     n = len(expected)
     assert tuples(beams.codes_BWT[b, :n]) == [one.codes for one in expected]
     np.testing.assert_allclose(beams.logp_BW[b, :n], [one.logp for one in expected], atol=2e-5)
-    np.testing.assert_allclose(beams.score_BW[b, :n], [one.score for one in expected], rtol=1e-4, atol=2e-5)
-    np.testing.assert_allclose(beams.value_BW[b, :n], [one.value for one in expected], rtol=1e-4, atol=1e-8)
-    np.testing.assert_allclose(beams.prefix_logp_BWT[b, :n], [one.prefixes for one in expected], atol=2e-5)
+    np.testing.assert_allclose(
+      beams.score_BW[b, :n], [one.score for one in expected], rtol=1e-4, atol=2e-5
+    )
+    np.testing.assert_allclose(
+      beams.value_BW[b, :n], [one.value for one in expected], rtol=1e-4, atol=1e-8
+    )
+    np.testing.assert_allclose(
+      beams.prefix_logp_BWT[b, :n], [one.prefixes for one in expected], atol=2e-5
+    )
     assert (beams.leaf_BW[b, :n] >= 0).all() and (beams.leaf_BW[b, n:] == -1).all()
     assert np.isneginf(beams.logp_BW[b, n:]).all() and np.isneginf(beams.score_BW[b, n:]).all()
   return n
@@ -47,7 +68,9 @@ def check(beams, batch, active, widths, search, **how):
 
 def run(model, batch, trie, widths, search=PLAIN, money=MONEY, guide=None):
   def search_of(batch, trie, guide):
-    return beam_search(model, {"params": {}}, batch, trie, money, widths=widths, search=search, guide=guide)
+    return beam_search(
+      model, {"params": {}}, batch, trie, money, widths=widths, search=search, guide=guide
+    )
 
   compute = jax.jit(search_of)
   return jax.device_get(compute(batch, trie, guide))
@@ -60,7 +83,11 @@ def run(model, batch, trie, widths, search=PLAIN, money=MONEY, guide=None):
     ("history", (2, 3, 5), {"order": "likelihood"}),
     ("off", (3, 4, 6), {"order": "ecpm", "ecpm_beams": 4}),
     ("history", (3, 5, 9), {"order": "blend", "value_power": 0.7, "ecpm_beams": 5}),
-    ("context", (4, 5, 7), {"order": "blend", "value_power": 1.6, "ecpm_beams": 7, "precut": "beams"}),
+    (
+      "context",
+      (4, 5, 7),
+      {"order": "blend", "value_power": 1.6, "ecpm_beams": 7, "precut": "beams"},
+    ),
     ("off", (1, 2, 3), {"order": "ecpm", "ecpm_beams": 50}),
     ("history", (2, 4, 4), {"ecpm_beams": 1}),
   ],
@@ -92,9 +119,14 @@ def test_without_money_no_value_is_predicted():
 def test_narrow_beams_of_an_index_that_changes_are_those_of_the_loops():
   """What came and what went is pruned with the rest, at each level; whole prefixes come and go."""
   rng, index = np.random.default_rng(4), make_index()
-  live, active = LiveIndex(index.codes_NT, CODEBOOKS, overlay=64), dict(enumerate(tuples(index.codes_NT)))
+  live, active = (
+    LiveIndex(index.codes_NT, CODEBOOKS, overlay=64),
+    dict(enumerate(tuples(index.codes_NT))),
+  )
   main = Trie.of(live.view()[0])
-  compute = jax.jit(lambda trie: beam_search(TableModel(), {"params": {}}, BATCH, trie, MONEY, widths=(3, 5, 9)))
+  compute = jax.jit(
+    lambda trie: beam_search(TableModel(), {"params": {}}, BATCH, trie, MONEY, widths=(3, 5, 9))
+  )
   for row, codes in list(active.items()):  # a first code whose ads all go
     if codes[0] == 3:
       live.set(row, None)
@@ -112,25 +144,39 @@ def test_narrow_beams_of_an_index_that_changes_are_those_of_the_loops():
   for row in list(active)[1:]:
     live.set(row, None)
   left = list(active.values())[:1]
-  check(jax.device_get(compute(main.with_overlay(live.view()[1]))), BATCH, left, (3, 5, 9), SearchConfig())
+  check(
+    jax.device_get(compute(main.with_overlay(live.view()[1]))),
+    BATCH,
+    left,
+    (3, 5, 9),
+    SearchConfig(),
+  )
 
 
 def test_of_equal_beams_the_earlier_prefix_then_the_smaller_code_and_what_came_later_last():
-  flat = BATCH._replace(**{
-    name: np.zeros_like(getattr(BATCH, name)) for name in BATCH._fields if getattr(BATCH, name).dtype == np.float32
-  })  # fmt: skip
+  flat = BATCH._replace(
+    **{
+      name: np.zeros_like(getattr(BATCH, name))
+      for name in BATCH._fields
+      if getattr(BATCH, name).dtype == np.float32
+    }
+  )
   index, model = make_index(), TableModel("off")
   active = sorted(set(tuples(index.codes_NT)))
   for order in ("likelihood", "ecpm"):
     beams = run(model, flat, Trie.of(index), (2, 4, 6), SearchConfig(order=order))
     assert check(beams, flat, active, (2, 4, 6), SearchConfig(order=order), copy=False) == 6
   live = LiveIndex(index.codes_NT, CODEBOOKS, overlay=8)
-  new = [codes for codes in tuples(CODES) if codes not in active and codes[:2] in {a[:2] for a in active}][:2]
+  new = [
+    codes for codes in tuples(CODES) if codes not in active and codes[:2] in {a[:2] for a in active}
+  ][:2]
   for row, codes in enumerate(new):
     live.set(900 + row, codes)
   beams = run(model, flat, Trie.of(live.view()[0]).with_overlay(live.view()[1]), (5, 20, 60))
   n = len(active)
-  assert tuples(beams.codes_BWT[0, :n]) == active and set(tuples(beams.codes_BWT[0, n : n + 2])) == set(new)
+  assert tuples(beams.codes_BWT[0, :n]) == active and set(
+    tuples(beams.codes_BWT[0, n : n + 2])
+  ) == set(new)
   assert (beams.leaf_BW[0, : n + 2] >= 0).all() and (beams.leaf_BW[0, n : n + 2] >= n).all()
 
 
@@ -139,11 +185,14 @@ def test_guided_beams_are_those_of_the_loops():
   vectors = [rng.normal(size=(len(code), WIDTH)).astype(np.float32) for code in index.node_code]
   row_of, prefixes = {}, [()]
   for level, (start, code) in enumerate(zip(index.child_start, index.node_code, strict=True)):
-    prefixes = [(*prefix, int(c)) for p, prefix in enumerate(prefixes) for c in code[start[p] : start[p + 1]]]
+    prefixes = [
+      (*prefix, int(c)) for p, prefix in enumerate(prefixes) for c in code[start[p] : start[p + 1]]
+    ]
     row_of.update({prefix: (level, row) for row, prefix in enumerate(prefixes)})
   guide = Guide(tuple(map(jnp.asarray, vectors)), jnp.float32(1.7))
   beams = run(TableModel(), BATCH, Trie.of(index), (2, 3, 5), guide=guide)
   for b in range(B):
+
     def added(prefix, b=b):
       level, row = row_of[prefix]
       return 1.7 * float(BATCH.state_BD[b].astype(np.float64) @ vectors[level][row])
@@ -178,7 +227,11 @@ def test_children_of_each_node_are_those_of_the_index_and_its_overlay():
       for entry in extra:
         assert int(found.code_P[entry]) not in here
         here[int(found.code_P[entry])] = int(trie.overlay_node(level, jnp.asarray(entry)))
-      expected = {codes[level] for codes in active if codes[:level] == prefix} if prefix is not None else set()
+      expected = (
+        {codes[level] for codes in active if codes[:level] == prefix}
+        if prefix is not None
+        else set()
+      )
       assert set(here) == expected
       grown |= {(*prefix, code): node for code, node in here.items()} if prefix is not None else {}
     assert len(set(grown.values())) == len(grown)

@@ -47,8 +47,14 @@ def search(system, widths, weight=None):
   trie = Trie.of(index)
 
   def run(params):
-    guide = None if weight is None else Guide.of(params[row_tables.NAME], NodeAds.of(index, TABLE), weight)
-    return beam_search(model, {"params": params}, batch, trie, ECPM.means, widths=widths, guide=guide)
+    guide = (
+      None
+      if weight is None
+      else Guide.of(params[row_tables.NAME], NodeAds.of(index, TABLE), weight)
+    )
+    return beam_search(
+      model, {"params": params}, batch, trie, ECPM.means, widths=widths, guide=guide
+    )
 
   return tiny.jit(run)(params)
 
@@ -67,20 +73,28 @@ def test_a_node_has_the_mean_of_its_ads_vectors():
   guide = Guide.of(jnp.asarray(table_ND), NodeAds.of(index, TABLE), 2.0)
   prefixes = [()]
   for level, (start, code) in enumerate(zip(index.child_start, index.node_code, strict=True)):
-    prefixes = [(*prefix, int(c)) for p, prefix in enumerate(prefixes) for c in code[start[p] : start[p + 1]]]
+    prefixes = [
+      (*prefix, int(c)) for p, prefix in enumerate(prefixes) for c in code[start[p] : start[p + 1]]
+    ]
     expected = vectors_by_hand(index, table_ND, level + 1)
     assert len(guide.vectors[level]) == len(prefixes) == len(expected)
-    np.testing.assert_allclose(guide.vectors[level], [expected[prefix] for prefix in prefixes], atol=1e-6)
+    np.testing.assert_allclose(
+      guide.vectors[level], [expected[prefix] for prefix in prefixes], atol=1e-6
+    )
 
 
 def test_scores_are_the_same_all_at_once_and_one_by_one(monkeypatch):
   rng = np.random.default_rng(1)
-  guide = Guide.of(jnp.asarray(rng.normal(size=(TABLE, 8)), jnp.float32), NodeAds.of(make_index(), TABLE), 3.0)
+  guide = Guide.of(
+    jnp.asarray(rng.normal(size=(TABLE, 8)), jnp.float32), NodeAds.of(make_index(), TABLE), 3.0
+  )
   state_BD, node_BX = rng.normal(size=(2, 8)).astype(np.float32), rng.integers(0, 5, (2, 4))
   at_once = guide.scores(1, state_BD, node_BX)
   monkeypatch.setattr(guide_lib, "_FEW", 0)
   np.testing.assert_allclose(guide.scores(1, state_BD, node_BX), at_once, atol=1e-5)
-  np.testing.assert_allclose(at_once, 3 * np.einsum("bd,bxd->bx", state_BD, guide.vectors[1][node_BX]), atol=1e-5)
+  np.testing.assert_allclose(
+    at_once, 3 * np.einsum("bd,bxd->bx", state_BD, guide.vectors[1][node_BX]), atol=1e-5
+  )
 
 
 def test_a_wide_guided_search_finds_the_same_log_p(system):
@@ -96,7 +110,9 @@ def test_each_level_keeps_the_prefixes_of_the_largest_sum(system):
   codes_BNT = np.repeat(index.codes_NT[None], len(batch.slot_ad_BS), 0)
   logp = tiny.jit(lambda params: model.apply({"params": params}, batch, codes_BNT))(params)
   logp_BNT = np.asarray(logp.generated_logp_BMT)
-  state_BD = np.asarray(tiny.jit(lambda params: model.apply({"params": params}, batch, method="last_state"))(params))
+  state_BD = np.asarray(
+    tiny.jit(lambda params: model.apply({"params": params}, batch, method="last_state"))(params)
+  )
   table_ND = np.asarray(params[row_tables.NAME])[:TABLE]
   for b, state in enumerate(state_BD):
     kept = {()}
@@ -113,20 +129,29 @@ def test_each_level_keeps_the_prefixes_of_the_largest_sum(system):
 def test_an_overlay_is_refused(system):
   model, params, batch, index = system
   main, overlay = LiveIndex(index.codes_NT, tiny.CODEBOOKS, overlay=16).view()
-  trie, guide = Trie.of(main).with_overlay(overlay), Guide.of(params[row_tables.NAME], NodeAds.of(index, TABLE), 1.0)
+  trie, guide = (
+    Trie.of(main).with_overlay(overlay),
+    Guide.of(params[row_tables.NAME], NodeAds.of(index, TABLE), 1.0),
+  )
   with pytest.raises(ValueError, match="overlay"):
     beam_search(model, {"params": params}, batch, trie, ECPM.means, widths=(3, 3, 3), guide=guide)
 
 
 def test_narrow_guided_beams_hold_what_the_head_ranks_first(system):
   model, params, batch, index = system
-  contexts = types.SimpleNamespace(batch=lambda requests: jax.tree.map(lambda x: x[requests], batch))
+  contexts = types.SimpleNamespace(
+    batch=lambda requests: jax.tree.map(lambda x: x[requests], batch)
+  )
   ads_BN = np.repeat(np.arange(TABLE)[None], len(batch.slot_ad_BS), 0)
-  best_B = np.asarray(model.apply({"params": params}, batch, ads_BN, method="item_scores")).argmax(1)
+  best_B = np.asarray(model.apply({"params": params}, batch, ads_BN, method="item_scores")).argmax(
+    1
+  )
   first = {}
   for guided in (False, True):
     config = SearchConfig(beams=(7, 8, 8), item_weight=1000.0, guided=guided)
-    first[guided] = Ranker(model, index, ECPM, config).rank(params, contexts, np.arange(4), k=1).ad_RK[:, 0]
+    first[guided] = (
+      Ranker(model, index, ECPM, config).rank(params, contexts, np.arange(4), k=1).ad_RK[:, 0]
+    )
   assert (first[True] == best_B).sum() > (first[False] == best_B).sum()
 
 
@@ -141,7 +166,9 @@ def test_a_guide_is_built_once_a_table_and_compiled_once_a_shape(monkeypatch):
   build = jax.jit(counted)
   monkeypatch.setattr(guide_lib, "_build", lambda *inputs: (begun.append(1), build(*inputs))[1])
   codes = make_index().codes_NT
-  guides, others = (Guides(SidIndex.build(rows, tiny.CODEBOOKS), TABLE, 2.0) for rows in (codes, codes[::-1]))
+  guides, others = (
+    Guides(SidIndex.build(rows, tiny.CODEBOOKS), TABLE, 2.0) for rows in (codes, codes[::-1])
+  )
   first = guides.of(table)
   assert guides.of(table) is first and (len(begun), len(traced)) == (1, 1)
   changed = guides.of(table + 1)
@@ -174,7 +201,9 @@ def test_searches_of_one_policy_share_its_guide_and_one_program(system, monkeypa
   build = guide_lib._build
   monkeypatch.setattr(guide_lib, "_build", lambda *inputs: (built.append(1), build(*inputs))[1])
   first, again = (jax.device_get(ranker.search(params, batch, 1)) for _ in range(2))
-  moved = jax.device_get(ranker.search(params | {row_tables.NAME: -params[row_tables.NAME]}, batch, 1))
+  moved = jax.device_get(
+    ranker.search(params | {row_tables.NAME: -params[row_tables.NAME]}, batch, 1)
+  )
   assert len(built) == 2 and ranker._searcher._run._cache_size() == 1
   np.testing.assert_array_equal(first.leaf_BW, again.leaf_BW)
   assert (moved.leaf_BW != first.leaf_BW).any()

@@ -18,7 +18,9 @@ WEIGHT, POWER, K = 0.6, 0.7, ADS + 3
 
 @pytest.fixture(scope="module")
 def known(system):
-  """log p, eCPM and the head's score of every ad for each request, [4, ADS] each, no search asked."""
+  """log p, eCPM and the head's score of every ad for each request, [4, ADS] each, no search
+  asked.
+  """
   model, params, batch, index = system
   codes = np.repeat(index.codes_NT[None], 4, 0)
   out = jax.device_get(tiny.jit(lambda p: model.apply({"params": p}, batch, codes))(params))
@@ -26,7 +28,10 @@ def known(system):
   value = (p_BNV * ECPM.means).sum(-1) / p_BNV.sum(-1)
   head = np.zeros((4, ADS))  # 0 of ads that came after the training
   for b in range(4):
-    ads = [ad if kind == 1 else -1 for ad, kind in zip(batch.slot_ad_BS[b], batch.slot_kind_BS[b], strict=True)]
+    ads = [
+      ad if kind == 1 else -1
+      for ad, kind in zip(batch.slot_ad_BS[b], batch.slot_kind_BS[b], strict=True)
+    ]
     c = model.config
     states = reference.encoder(params, ads, c.heads, c.encoder_layers, c.encoder_causal, TABLE)
     head[b, :TABLE] = params["items"][:TABLE] @ states[sum(ad >= 0 for ad in ads)]
@@ -38,8 +43,12 @@ def known(system):
 )
 def test_the_list_is_ordered_by_what_is_asked_for(system, known, order, guided):
   model, params, batch, index = system
-  contexts = types.SimpleNamespace(batch=lambda requests: jax.tree.map(lambda x: x[requests], batch))
-  config = SearchConfig(beams=(7, 35, 140), item_weight=WEIGHT, guided=guided, order=order, value_power=POWER)
+  contexts = types.SimpleNamespace(
+    batch=lambda requests: jax.tree.map(lambda x: x[requests], batch)
+  )
+  config = SearchConfig(
+    beams=(7, 35, 140), item_weight=WEIGHT, guided=guided, order=order, value_power=POWER
+  )
   ranker = Ranker(model, index, ECPM, config)
   found = ranker.rank(params, contexts, np.arange(4), K, batch_size=3)
   logp, value, head = known

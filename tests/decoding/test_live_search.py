@@ -25,12 +25,16 @@ class Setup:
     self.variables = self.searcher.variables(params)
     row = tiny.jax.tree.map(lambda x: x[:1], self.batch)
     self.told = []
-    self.searcher.prepare(self.variables, row, (4,), (FULL,), self.feed.trie(), lambda *t: self.told.append(t[:2]))
+    self.searcher.prepare(
+      self.variables, row, (4,), (FULL,), self.feed.trie(), lambda *t: self.told.append(t[:2])
+    )
     forward = tiny.jit(lambda p, b, c: model.apply({"params": p}, b, c).logp_BM)
     self.logp_BM = np.asarray(forward(params, self.batch, tiny.every_code(self.batch)))
 
   def search(self):
-    return tiny.jax.device_get(self.searcher.search(self.variables, self.batch, self.feed.trie(), FULL))
+    return tiny.jax.device_get(
+      self.searcher.search(self.variables, self.batch, self.feed.trie(), FULL)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,5 +103,9 @@ def test_an_unprepared_shape_is_refused(setup):
 
 
 def test_schedules_are_scaled_and_never_empty():
-  assert scaled((128, 256, 512), (1.0, 0.25, 1.6, 1.0)) == ((32, 64, 128), (128, 256, 512), (205, 410, 819))
+  assert scaled((128, 256, 512), (1.0, 0.25, 1.6, 1.0)) == (
+    (32, 64, 128),
+    (128, 256, 512),
+    (205, 410, 819),
+  )
   assert scaled((1, 2, 3), (0.1,)) == ((1, 1, 1),)

@@ -1,6 +1,8 @@
-"""log p of what is found is a probability's, whatever the bias; what orders the list stands apart from it.
+"""log p of what is found is a probability's, whatever the bias; what orders the list stands apart
+from it.
 
-The expected numbers are made with NumPy from the model without its bias: p'(y) is p(y) e^(b · seen) over its sum.
+The expected numbers are made with NumPy from the model without its bias: p'(y) is p(y) e^(b · seen)
+over its sum.
 """
 
 import functools
@@ -32,16 +34,28 @@ class System:
     sizes = {"layers": 1, "lazy_layers": 0, "history_bias": True, "history_bias_ads": 2}
     self.model, self.batch = tiny.make_model(copy=copy, **sizes), tiny.make_batch()
     self._params = tiny.make_params(self.model)
-    all_codes, few_codes = (Trie.of(SidIndex.build(tiny.ALL_CODES[::step], tiny.CODEBOOKS)) for step in (1, 7))
+    all_codes, few_codes = (
+      Trie.of(SidIndex.build(tiny.ALL_CODES[::step], tiny.CODEBOOKS)) for step in (1, 7)
+    )
 
     def run(params, blend, few):
       trie = few_codes if few else all_codes
-      how = {"widths": FULL, "search": SearchConfig(order="blend", value_power=0.7)} if blend else {"widths": FULL}
-      return beam_search(self.model, {"params": params}, self.batch, trie, jnp.asarray(VALUES), **how)
+      how = (
+        {"widths": FULL, "search": SearchConfig(order="blend", value_power=0.7)}
+        if blend
+        else {"widths": FULL}
+      )
+      return beam_search(
+        self.model, {"params": params}, self.batch, trie, jnp.asarray(VALUES), **how
+      )
 
     self._run = tiny.jit(run, static_argnames=("blend", "few"))
-    forward = tiny.jit(lambda params: self.model.apply({"params": params}, self.batch, tiny.every_code(self.batch)))
-    self.plain_BM = np.asarray(forward(self._params | {"history_bias": np.float32(0)}).logp_BM, np.float64)
+    forward = tiny.jit(
+      lambda params: self.model.apply({"params": params}, self.batch, tiny.every_code(self.batch))
+    )
+    self.plain_BM = np.asarray(
+      forward(self._params | {"history_bias": np.float32(0)}).logp_BM, np.float64
+    )
     self.seen_BM = np.zeros(self.plain_BM.shape, bool)
     for b in range(4):
       for s in np.flatnonzero(self.batch.slot_kind_BS[b] == HISTORY):
@@ -68,7 +82,12 @@ def system(request):
 @pytest.mark.parametrize("bias", [4.0, -4.0])
 def test_log_p_is_normalised_at_every_depth_of_the_tree(system, bias):
   found, p_BM = system.search(bias), system.expected(bias)
-  assert system.seen_BM.sum(axis=1).tolist() == [2, 5, 0, 0]  # an ad of each stands twice in its history
+  assert system.seen_BM.sum(axis=1).tolist() == [
+    2,
+    5,
+    0,
+    0,
+  ]  # an ad of each stands twice in its history
   np.testing.assert_allclose(np.exp(found.logp_BW.astype(np.float64)).sum(axis=1), 1, atol=2e-5)
   for b in range(4):
     at = tiny.code_id(found.codes_BWT[b])
@@ -76,7 +95,9 @@ def test_log_p_is_normalised_at_every_depth_of_the_tree(system, bias):
     for depth in (1, 2, 3):
       for w in (0, 50, 139):
         below = (tiny.ALL_CODES[:, :depth] == found.codes_BWT[b, w, :depth]).all(axis=1)
-        np.testing.assert_allclose(found.prefix_logp_BWT[b, w, depth - 1], np.log(p_BM[b, below].sum()), atol=1e-4)
+        np.testing.assert_allclose(
+          found.prefix_logp_BWT[b, w, depth - 1], np.log(p_BM[b, below].sum()), atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("bias", [4.0, -4.0])
@@ -101,13 +122,17 @@ def test_the_score_orders_and_keeps_its_bias():
     np.testing.assert_allclose(found.score_BW[b], score, atol=1e-4)
     at = tiny.code_id(blended.codes_BWT[b])
     np.testing.assert_allclose(blended.logp_BW[b], np.log(system.expected(bias)[b, at]), atol=1e-4)
-    score = system.plain_BM[b, at] + bias * system.seen_BM[b, at] + 0.7 * np.log(blended.value_BW[b])
+    score = (
+      system.plain_BM[b, at] + bias * system.seen_BM[b, at] + 0.7 * np.log(blended.value_BW[b])
+    )
     np.testing.assert_allclose(blended.score_BW[b], score, atol=1e-4)
   for beams in (found, blended):
     assert (np.diff(beams.score_BW, axis=1) <= 0).all()
   assert (np.diff(blended.logp_BW, axis=1) > 0).any()
   apart = found.score_BW - found.logp_BW
-  np.testing.assert_allclose(apart, apart[:, :1] + np.zeros_like(apart), atol=1e-5)  # one constant a request
+  np.testing.assert_allclose(
+    apart, apart[:, :1] + np.zeros_like(apart), atol=1e-5
+  )  # one constant a request
   assert apart[1, 0] > 0.1 and np.abs(apart[2:]).max() < 1e-5  # and none without a history
 
 

@@ -1,4 +1,6 @@
-"""Rankers against loops: ads of the beams, an item-level head's order, ads beside those found, filled batches."""
+"""Rankers against loops: ads of the beams, an item-level head's order, ads beside those found,
+filled batches.
+"""
 
 import math
 import types
@@ -25,11 +27,15 @@ CONTEXTS = types.SimpleNamespace(batch=lambda requests: jax.tree.map(lambda x: x
 def index():
   rng = np.random.default_rng(7)
   codes = CODES[rng.permutation(60)[:30]]
-  return SidIndex.build(np.concatenate([codes, codes[:4], codes[:2]])[rng.permutation(36)], CODEBOOKS)
+  return SidIndex.build(
+    np.concatenate([codes, codes[:4], codes[:2]])[rng.permutation(36)], CODEBOOKS
+  )
 
 
 def ads_found(index, b, config):
-  """(ad, log p, value, score) of the beams' ads, best beam first, ads of one UA-SID in table order."""
+  """(ad, log p, value, score) of the beams' ads, best beam first, ads of one UA-SID in table
+  order.
+  """
   active = sorted({tuple(codes) for codes in index.codes_NT.tolist()})
   found = []
   for beam in loop_search(BATCH, b, active, WIDTHS, config):
@@ -47,7 +53,9 @@ def expected_row(index, b, config, k, weight=0.0, also=None):
       known.add(ad)
       rows.append((ad, lowest[0], 0.0, lowest[1]))
   if weight:
-    rows = [(ad, logp, worth, logp + weight * float(BATCH.item_BN[b, ad])) for ad, logp, worth, _ in rows]
+    rows = [
+      (ad, logp, worth, logp + weight * float(BATCH.item_BN[b, ad])) for ad, logp, worth, _ in rows
+    ]
     rows.sort(key=lambda row: -row[3])
     score = {
       "likelihood": lambda row: row[3],
@@ -62,11 +70,18 @@ def check(ranking, index, requests, config, k, also_RC=None, **how):
   places = k if also_RC is None else k + also_RC.shape[1]
   assert all(column.shape == (len(requests), places) for column in vars(ranking).values())
   for r, b in enumerate(requests):
-    rows = expected_row(index, b, config, k, also=None if also_RC is None else also_RC[r].tolist(), **how)
+    rows = expected_row(
+      index, b, config, k, also=None if also_RC is None else also_RC[r].tolist(), **how
+    )
     assert ranking.ad_RK[r].tolist() == [row[0] for row in rows] + [-1] * (places - len(rows))
     for place, column in ((1, ranking.logp_RK), (2, ranking.value_RK), (3, ranking.score_RK)):
-      np.testing.assert_allclose(column[r, : len(rows)], [row[place] for row in rows], rtol=1e-4, atol=2e-5)
-    assert np.isneginf(ranking.logp_RK[r, len(rows) :]).all() and np.isneginf(ranking.score_RK[r, len(rows) :]).all()
+      np.testing.assert_allclose(
+        column[r, : len(rows)], [row[place] for row in rows], rtol=1e-4, atol=2e-5
+      )
+    assert (
+      np.isneginf(ranking.logp_RK[r, len(rows) :]).all()
+      and np.isneginf(ranking.score_RK[r, len(rows) :]).all()
+    )
     assert (ranking.value_RK[r, len(rows) :] == 0).all()
 
 
@@ -99,7 +114,9 @@ def test_an_item_level_head_reorders_what_was_found(index, monkeypatch, order):
   config = SearchConfig(beams=WIDTHS, order=order, value_power=0.7, item_weight=0.6, guided=False)
   ranker = Ranker(TableModel(), index, ECPM, config)
   for k in (3, 12):
-    check(ranker.rank({}, CONTEXTS, REQUESTS, k, batch_size=3), index, REQUESTS, config, k, weight=0.6)
+    check(
+      ranker.rank({}, CONTEXTS, REQUESTS, k, batch_size=3), index, REQUESTS, config, k, weight=0.6
+    )
   also_RC = others(index, 4)
   found = ranker.rank({}, CONTEXTS, REQUESTS, 4, batch_size=3, also_RC=also_RC)
   check(found, index, REQUESTS, config, 4, also_RC, weight=0.6)
@@ -112,7 +129,9 @@ def test_search_gives_the_beams_whatever_k(index):
 
 def test_log_p_of_ads_is_that_found_and_the_lowest_of_others():
   found = np.array([[4, 7, -1], [2, -1, -1], [-1, -1, -1], [5, 3, 8]])
-  logp = np.array([[-0.2, -0.5, -np.inf], [-3.0, -np.inf, -np.inf], [-np.inf] * 3, [-9.0, -1.0, -4.0]])
+  logp = np.array(
+    [[-0.2, -0.5, -np.inf], [-3.0, -np.inf, -np.inf], [-np.inf] * 3, [-9.0, -1.0, -4.0]]
+  )
   ads = np.array([[7, 4, 9, -1], [2, 5, -1, 0], [1, -1, 0, 2], [3, 8, 5, 6]])
   expected = [[-0.5, -0.2, -0.5, -0.5], [-3, -3, -3, -3], [0, 0, 0, 0], [-1, -4, -9, -9]]
   np.testing.assert_array_equal(logp_of(ads, found, logp), expected)
@@ -136,14 +155,19 @@ def test_single_ads_are_ranked_by_score_with_their_log_softmax(k):
   ranker = ItemRanker(Items())
   for requests in (REQUESTS, REQUESTS[:0]):
     found = ranker.rank({"by": 0.5}, CONTEXTS, requests, k, batch_size=2)
-    assert found.ad_RK.shape == found.value_RK.shape == (len(requests), k) and found.ad_RK.dtype == np.int32
+    assert (
+      found.ad_RK.shape == found.value_RK.shape == (len(requests), k)
+      and found.ad_RK.dtype == np.int32
+    )
     assert (found.value_RK == 0).all() and found.value_RK.dtype == np.float32
     for row, b in enumerate(requests):
       score = [0.5 * float(x) for x in BATCH.item_BN[b, :9]]
       best = sorted(range(9), key=lambda ad, score=score: -score[ad])[:k]
       total = math.log(sum(math.exp(x) for x in score))
       assert found.ad_RK[row].tolist() == best + [-1] * (k - len(best))
-      np.testing.assert_allclose(found.logp_RK[row, : len(best)], [score[ad] - total for ad in best], atol=1e-5)
+      np.testing.assert_allclose(
+        found.logp_RK[row, : len(best)], [score[ad] - total for ad in best], atol=1e-5
+      )
       assert np.isneginf(found.logp_RK[row, len(best) :]).all()
     np.testing.assert_array_equal(found.score_RK, found.logp_RK)
   logp, ad = ranker.search({"by": 0.5}, CONTEXTS.batch(np.arange(3)), 12)

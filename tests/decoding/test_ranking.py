@@ -24,5 +24,7 @@ def test_padding_may_hold_anything():
 def test_every_number_of_every_ad_is_finite(which, place, number):
   found = columns()
   found[which][place] = number
-  with pytest.raises(DataError, match=f"the model's {('logp', 'value', 'score')[which]} of an ad is {number}"):
+  with pytest.raises(
+    DataError, match=f"the model's {('logp', 'value', 'score')[which]} of an ad is {number}"
+  ):
     Ranking(AD, *found)

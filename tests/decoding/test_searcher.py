@@ -1,4 +1,6 @@
-"""Compiled searches: which are compiled and when, progress that is told, precision, and tries that are taken once."""
+"""Compiled searches: which are compiled and when, progress that is told, precision, and tries
+that are taken once.
+"""
 
 import types
 
@@ -30,12 +32,19 @@ def live_index(overlay=8):
 
 def test_each_bucket_and_schedule_is_compiled_once_and_told(monkeypatch):
   clock = iter(np.arange(100.0, 200.0, 2.5))
-  monkeypatch.setattr(searcher_lib, "time", types.SimpleNamespace(monotonic=lambda: float(next(clock))))
+  monkeypatch.setattr(
+    searcher_lib, "time", types.SimpleNamespace(monotonic=lambda: float(next(clock)))
+  )
   index, told = live_index(), []
-  trie, searcher = TrieFeed(index).trie(), Searcher(TableModel(), ECPM, SearchConfig(order="blend", value_power=0.5))
+  trie, searcher = (
+    TrieFeed(index).trie(),
+    Searcher(TableModel(), ECPM, SearchConfig(order="blend", value_power=0.5)),
+  )
   variables = searcher.variables({})
   assert not searcher.is_prepared(1, SCHEDULES[0], trie)
-  searcher.prepare(variables, rows(1), (1, 3), SCHEDULES, trie, lambda *progress: told.append(progress))
+  searcher.prepare(
+    variables, rows(1), (1, 3), SCHEDULES, trie, lambda *progress: told.append(progress)
+  )
   assert told == [(1, 4, 2.5), (2, 4, 5.0), (3, 4, 7.5), (4, 4, 10.0)]
   for size in (1, 2, 3):
     for schedule in (*SCHEDULES, (2, 3, 5)):
@@ -47,13 +56,18 @@ def test_each_bucket_and_schedule_is_compiled_once_and_told(monkeypatch):
           active = [tuple(codes) for codes in CODES[::2].tolist()]
           search = SearchConfig(order="blend", value_power=0.5)
           expected = loop_search(BATCH, b, active, schedule, search)
-          assert [tuple(codes) for codes in beams.codes_BWT[b, : len(expected)].tolist()] == [x.codes for x in expected]
+          assert [tuple(codes) for codes in beams.codes_BWT[b, : len(expected)].tolist()] == [
+            x.codes for x in expected
+          ]
       else:
         with pytest.raises(KeyError):
           searcher.search(variables, rows(size), trie, schedule)
   programs = dict(searcher._programs)
   searcher.prepare(variables, rows(1), (3, 1), SCHEDULES, trie)
-  assert all(searcher._programs[key] is program for key, program in programs.items()) and len(programs) == 4
+  assert (
+    all(searcher._programs[key] is program for key, program in programs.items())
+    and len(programs) == 4
+  )
 
 
 def test_another_shape_of_the_trie_is_another_program():
@@ -73,8 +87,13 @@ def test_parameters_are_in_the_precision_that_is_asked_for():
   plain = Searcher(TableModel(), ECPM, SearchConfig()).variables(params)
   assert list(plain) == ["params"] and isinstance(plain["params"]["layer"]["kernel"], jax.Array)
   small = Searcher(TableModel(), ECPM, SearchConfig(quantize="int8")).variables(params)
-  assert small["params"]["layer"]["kernel"].dtype == jnp.int8 and small["params"]["layer"]["scale"].dtype == jnp.float32
-  np.testing.assert_allclose(small["scales"]["layer"]["kernel"], np.float32([1, 4]) / 127, rtol=1e-6)
+  assert (
+    small["params"]["layer"]["kernel"].dtype == jnp.int8
+    and small["params"]["layer"]["scale"].dtype == jnp.float32
+  )
+  np.testing.assert_allclose(
+    small["scales"]["layer"]["kernel"], np.float32([1, 4]) / 127, rtol=1e-6
+  )
 
 
 def test_a_feed_takes_the_main_part_once_a_merge_and_the_overlay_once_a_change(monkeypatch):
@@ -92,7 +111,11 @@ def test_a_feed_takes_the_main_part_once_a_merge_and_the_overlay_once_a_change(m
   index.set(1, tuple(CODES[1]))
   index.merge()
   third = feed.trie()
-  assert feed.trie() is third and len(taken) == 2 and len(third.node_code[2]) == len(index.view()[0].node_code[2])
+  assert (
+    feed.trie() is third
+    and len(taken) == 2
+    and len(third.node_code[2]) == len(index.view()[0].node_code[2])
+  )
   assert (np.asarray(third.overlay_TQP) == -1).all()
 
 

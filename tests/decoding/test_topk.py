@@ -8,10 +8,14 @@ from gr4ad_jax.decoding import topk
 
 
 @pytest.mark.parametrize("method", ["off", "blocks", "beams"])
-@pytest.mark.parametrize(("W", "C", "k"), [(1, 5, 5), (3, 40, 1), (3, 40, 7), (8, 33, 12), (16, 64, 40), (2, 9, 11)])
+@pytest.mark.parametrize(
+  ("W", "C", "k"), [(1, 5, 5), (3, 40, 1), (3, 40, 7), (8, 33, 12), (16, 64, 40), (2, 9, 11)]
+)
 def test_the_k_best_are_those_of_a_sort(method, W, C, k):
   B, rng, shape = 40, np.random.default_rng(W * C + k), (40, W, C)
-  x = np.stack([rng.permutation(W * C) for _ in range(B)]).astype(np.float32)  # no two of a row are equal
+  x = np.stack([rng.permutation(W * C) for _ in range(B)]).astype(
+    np.float32
+  )  # no two of a row are equal
   x[rng.random(x.shape) < rng.choice([0, 0.3, 0.9, 1], (B, 1))] = -np.inf
   value, at = jax.device_get(topk.top_k(x.reshape(shape), k, method))
   np.testing.assert_array_equal(value, -np.sort(-x, axis=1)[:, :k])
@@ -23,7 +27,10 @@ def test_the_k_best_are_those_of_a_sort(method, W, C, k):
 
 def test_merging_in_more_candidates_equals_looking_at_all_at_once():
   rng = np.random.default_rng(0)
-  x, more = rng.permutation(80).astype(np.float32).reshape(2, 40), 80 + rng.normal(-40, 40, (2, 7)).astype(np.float32)
+  x, more = (
+    rng.permutation(80).astype(np.float32).reshape(2, 40),
+    80 + rng.normal(-40, 40, (2, 7)).astype(np.float32),
+  )
   value, at = topk.merge_top_k(*topk.top_k(x.reshape(2, 4, 10), 12, "off"), more, 40, 15)
   whole = np.concatenate([x, more], axis=1)
   kept = np.concatenate([-np.sort(-x, axis=1)[:, :12], more], axis=1)  # 12 of the first were kept
@@ -49,7 +56,9 @@ def operands(shape, k, method):
     ("blocks", (2, 3, 40), 8, [(2, 120)]),
   ],
 )
-def test_a_precut_looks_through_groups_first_where_that_leaves_anything_out(method, shape, k, looked_through):
+def test_a_precut_looks_through_groups_first_where_that_leaves_anything_out(
+  method, shape, k, looked_through
+):
   assert operands(shape, k, method) == looked_through
 
 
@@ -64,7 +73,9 @@ def test_rows_of_nothing_have_positions_that_exist(method):
 
 
 def test_of_equal_values_those_found_first_stand_before_those_merged_in():
-  value, at = topk.merge_top_k(np.float32([[5, 3, 3]]), np.int32([[7, 1, 4]]), np.float32([[3, 5, 9]]), 20, 5)
+  value, at = topk.merge_top_k(
+    np.float32([[5, 3, 3]]), np.int32([[7, 1, 4]]), np.float32([[3, 5, 9]]), 20, 5
+  )
   assert value.tolist() == [[9, 5, 5, 3, 3]] and at.tolist() == [[22, 7, 21, 1, 4]]
 
 

@@ -1,4 +1,6 @@
-"""Traffic-aware beams, by simulation: a server of known speed under steady load, overload, and recovery."""
+"""Traffic-aware beams, by simulation: a server of known speed under steady load, overload, and
+recovery.
+"""
 
 import collections
 import random
@@ -9,7 +11,9 @@ from gr4ad_jax.decoding.traffic import BeamController, Costs, Load, Rate
 
 BUCKETS = (1, 2, 4, 8)
 TARGET = 0.1  # seconds
-TABLE = [[f * (0.006 + 0.002 * b) for b in BUCKETS] for f in (0.4, 0.6, 1.0, 1.6)]  # seconds of a batch
+TABLE = [
+  [f * (0.006 + 0.002 * b) for b in BUCKETS] for f in (0.4, 0.6, 1.0, 1.6)
+]  # seconds of a batch
 BASE = 2  # of the schedules
 CAPACITY = 8 / TABLE[BASE][-1]  # requests a second at the base widths
 
@@ -22,7 +26,8 @@ Run = collections.namedtuple("Run", "schedules latencies refused offered times")
 
 
 def simulate(picks, load_of, seconds, slowness=1.0, seed=0):
-  """A queue before one server, with admission as in serving: refused where the wait would pass the target.
+  """A queue before one server, with admission as in serving: refused where the wait would pass the
+  target.
 
   Args:
     picks: the controller.
@@ -49,7 +54,9 @@ def simulate(picks, load_of, seconds, slowness=1.0, seed=0):
     high = recent[int(0.95 * (len(recent) - 1))] if recent else 0.0
     schedule = picks.choose(now, Load(len(queue), high, rate.per_second(now)))
     batch = [queue.popleft() for _ in range(min(len(queue), BUCKETS[-1]))]
-    spent = slowness * TABLE[schedule][BUCKETS.index(costs.bucket(len(batch)))] * rng.uniform(0.9, 1.1)
+    spent = (
+      slowness * TABLE[schedule][BUCKETS.index(costs.bucket(len(batch)))] * rng.uniform(0.9, 1.1)
+    )
     now += spent
     costs.observe(schedule, len(batch), spent)
     latencies.extend((now, now - begun) for begun in batch)
@@ -77,7 +84,9 @@ def test_idle_means_wider():
 def test_the_target_holds_under_load(times):
   run = simulate(controller(), lambda t: times * CAPACITY, 20)
   assert p99(run.latencies) <= 1.2 * TARGET
-  assert len(run.latencies) / 20 >= 0.9 * min(times, 2.5) * CAPACITY  # the narrowest is 2.5 times as fast
+  assert (
+    len(run.latencies) / 20 >= 0.9 * min(times, 2.5) * CAPACITY
+  )  # the narrowest is 2.5 times as fast
   assert run.refused <= 0.02 * run.offered if times <= 2 else run.refused < 0.35 * run.offered
 
 
@@ -125,7 +134,9 @@ def test_a_widening_that_is_taken_back_is_tried_less_often():
       switched.append(now)
     before = schedule
   gaps = [b - a for a, b in zip(switched, switched[1:], strict=False)]
-  assert len(gaps) >= 3 and all(later > 1.5 * sooner for sooner, later in zip(gaps, gaps[1:], strict=False))
+  assert len(gaps) >= 3 and all(
+    later > 1.5 * sooner for sooner, later in zip(gaps, gaps[1:], strict=False)
+  )
 
 
 def test_one_schedule_stays():
@@ -136,7 +147,9 @@ def test_one_schedule_stays():
 def test_costs_scale_with_what_is_seen():
   costs = Costs(TABLE, BUCKETS)
   assert (costs.bucket(3), costs.bucket(99), costs.seconds(1, 3)) == (4, 8, TABLE[1][2])
-  assert costs.drain(0, 19) == pytest.approx(2 * TABLE[0][3] + TABLE[0][2]) and costs.drain(0, 0) == 0
+  assert (
+    costs.drain(0, 19) == pytest.approx(2 * TABLE[0][3] + TABLE[0][2]) and costs.drain(0, 0) == 0
+  )
   for _ in range(100):
     costs.observe(2, 8, 3 * TABLE[2][3])
   assert costs.seconds(0, 1) == pytest.approx(3 * TABLE[0][0], rel=1e-3)

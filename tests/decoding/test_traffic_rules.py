@@ -1,4 +1,6 @@
-"""The controller against its rules in plain Python, on times and loads in which limits are met exactly."""
+"""The controller against its rules in plain Python, on times and loads in which limits are met
+exactly.
+"""
 
 import math
 import random
@@ -8,7 +10,12 @@ import pytest
 from gr4ad_jax.decoding.traffic import BeamController, Costs, Load, Rate
 
 BUCKETS = (1, 2, 4)
-TABLE = ((1 / 16, 1 / 8, 1 / 4), (1 / 8, 1 / 4, 1 / 2), (1 / 8, 1 / 2, 1.0), (1 / 4, 1.0, 2.0))  # all sums are exact
+TABLE = (
+  (1 / 16, 1 / 8, 1 / 4),
+  (1 / 8, 1 / 4, 1 / 2),
+  (1 / 8, 1 / 2, 1.0),
+  (1 / 4, 1.0, 2.0),
+)  # all sums are exact
 
 
 def batch_seconds(schedule, size, pace=1.0):
@@ -59,7 +66,10 @@ class Rules:
 
 def compare(settings, loads, start=0, target=4.0):
   """Runs both over (moment, load) and returns the schedules."""
-  ours, rules = BeamController(Costs(TABLE, BUCKETS), start, target, **settings), Rules(start, target, **settings)
+  ours, rules = (
+    BeamController(Costs(TABLE, BUCKETS), start, target, **settings),
+    Rules(start, target, **settings),
+  )
   seen = []
   for now, load in loads:
     if callable(load):
@@ -70,7 +80,8 @@ def compare(settings, loads, start=0, target=4.0):
 
 
 @pytest.mark.parametrize(
-  "settings", [{}, {"high": 0.75, "low": 0.5, "dwell": 0.5}, {"high": 1.0, "low": 0.25, "dwell": 2.0}]
+  "settings",
+  [{}, {"high": 0.75, "low": 0.5, "dwell": 0.5}, {"high": 1.0, "low": 0.25, "dwell": 2.0}],
 )
 @pytest.mark.parametrize("seed", range(4))
 def test_schedules_are_those_of_the_rules(settings, seed):
@@ -78,8 +89,12 @@ def test_schedules_are_those_of_the_rules(settings, seed):
   for step in range(3000):
     now += rng.choice([0.0, 0.25, 0.5, 1.0])
     busy = rng.random() < (0.5 if step // 60 % 2 else 0.02)
-    arrivals = rng.choice([1.0, 1.2, 1.5, 2.0, 2.4, 3.0, 4.0, 6.8] if busy else [0.0, 0.5, 1.0, 1.2])
-    queued = rng.choice([0, 1, 2, 3, 4, 5, 7, 8, 12, 13]) if busy else rng.choice([0, 0, 1, 2, 4, 5])
+    arrivals = rng.choice(
+      [1.0, 1.2, 1.5, 2.0, 2.4, 3.0, 4.0, 6.8] if busy else [0.0, 0.5, 1.0, 1.2]
+    )
+    queued = (
+      rng.choice([0, 1, 2, 3, 4, 5, 7, 8, 12, 13]) if busy else rng.choice([0, 0, 1, 2, 4, 5])
+    )
     latency = rng.choice([0.0, 0.5, 1.5, 1.7, 3.0, 3.4, 4.0, 4.25])
     loads.append((now, Load(queued, latency, arrivals)))
   seen = compare(settings, loads, start=seed)
@@ -99,7 +114,15 @@ def test_a_widening_taken_back_doubles_the_pause_up_to_32_times():
 
 def test_a_pause_is_short_again_after_a_widening_that_lasted():
   calm, busy = Load(0, 0.0, 0.0), Load(0, 0.0, 100.0)
-  moments = [(0.0, calm), (0.5, busy), (2.0, calm), (2.5, calm), (20.0, busy), (20.5, calm), (21.0, calm)]
+  moments = [
+    (0.0, calm),
+    (0.5, busy),
+    (2.0, calm),
+    (2.5, calm),
+    (20.0, busy),
+    (20.5, calm),
+    (21.0, calm),
+  ]
   for apart in (2.0, 3.75, 4.0, 4.25):  # a second widening lasts less than twice the pause, or not
     begin = moments[-1][0] + 8.0
     moments += [(begin, calm), (begin + apart, busy), (begin + apart + 1.0, calm)]
@@ -125,7 +148,11 @@ def test_costs_are_those_of_the_table_and_of_what_was_seen():
       assert costs.drain(schedule, queued) == drain_seconds(schedule, queued)
   rng = random.Random(0)
   for _ in range(60):
-    schedule, size, seconds = rng.randrange(4), rng.randrange(1, 9), rng.choice([0.01, 0.1, 0.5, 1.0, 3.0, 500.0])
+    schedule, size, seconds = (
+      rng.randrange(4),
+      rng.randrange(1, 9),
+      rng.choice([0.01, 0.1, 0.5, 1.0, 3.0, 500.0]),
+    )
     expected = seconds / batch_seconds(schedule, size)  # the pace at which this batch ran
     costs.observe(schedule, size, seconds)
     pace = 0.9 * pace + 0.1 * min(expected, 10 * pace)
@@ -144,6 +171,8 @@ def test_a_rate_forgets_and_takes_events_that_come_late():
     latest = max(latest, now)
     events.append((latest, amount))  # one that comes late counts from now on
     for ahead in (0.0, 0.7, 5.0):
-      expected = sum(amount * math.exp(-(latest + ahead - when) / 2.5) for when, amount in events) / 2.5
+      expected = (
+        sum(amount * math.exp(-(latest + ahead - when) / 2.5) for when, amount in events) / 2.5
+      )
       assert rate.per_second(latest + ahead) == pytest.approx(expected, rel=1e-9)
   assert rate.per_second(latest - 9) == rate.per_second(latest)

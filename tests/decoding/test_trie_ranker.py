@@ -30,31 +30,47 @@ def test_children_walk_to_every_leaf_and_no_further(index):
     for prefix, node in found:
       c = trie.children(level, np.array([[node]]))
       child, code, valid = (np.asarray(x)[0, 0] for x in (c.node_BWC, c.code_BWC, c.valid_BWC))
-      grown += [((*prefix, int(c)), int(n)) for n, c, ok in zip(child, code, valid, strict=True) if ok]
+      grown += [
+        ((*prefix, int(c)), int(n)) for n, c, ok in zip(child, code, valid, strict=True) if ok
+      ]
     found = grown
   assert sorted({tuple(row) for row in index.codes_NT.tolist()}) == [prefix for prefix, _ in found]
   for prefix, leaf in found:
-    np.testing.assert_array_equal(index.codes_NT[index.ad_leaf == leaf], [prefix] * (index.ad_leaf == leaf).sum())
+    np.testing.assert_array_equal(
+      index.codes_NT[index.ad_leaf == leaf], [prefix] * (index.ad_leaf == leaf).sum()
+    )
 
 
 @pytest.fixture(scope="module")
 def ranked(index):
   """A ranker with its parameters and the four requests of the tiny batch."""
   model, batch = tiny.make_model(layers=2, lazy_layers=1), tiny.make_batch()
-  contexts = types.SimpleNamespace(batch=lambda requests: jax.tree.map(lambda x: x[requests], batch))
-  ranker = Ranker(model, index, ECPM, SearchConfig(beams=(7, 35, 140), order="blend", value_power=0.5))
+  contexts = types.SimpleNamespace(
+    batch=lambda requests: jax.tree.map(lambda x: x[requests], batch)
+  )
+  ranker = Ranker(
+    model, index, ECPM, SearchConfig(beams=(7, 35, 140), order="blend", value_power=0.5)
+  )
   return ranker, tiny.make_params(model), contexts
 
 
 def test_ranker_gives_each_ad_its_own_leafs_numbers(index, ranked):
   ranker, params, contexts = ranked
-  whole = ranker.rank(params, contexts, np.arange(4), k=34, batch_size=3)  # the last batch is filled up
+  whole = ranker.rank(
+    params, contexts, np.arange(4), k=34, batch_size=3
+  )  # the last batch is filled up
   beams = jax.device_get(ranker.search(params, contexts.batch(np.array([0, 1, 2])), 4))
   assert whole.ad_RK.shape == (4, 34) and (whole.ad_RK[:, 30:] == -1).all()
   assert (np.sort(whole.ad_RK[:, :30]) == np.arange(30)).all()
   for b in range(3):
-    number = {leaf: (beams.logp_BW[b, w], beams.value_BW[b, w]) for w, leaf in enumerate(beams.leaf_BW[b]) if leaf >= 0}
-    for ad, logp, value in zip(whole.ad_RK[b, :30], whole.logp_RK[b], whole.value_RK[b], strict=False):
+    number = {
+      leaf: (beams.logp_BW[b, w], beams.value_BW[b, w])
+      for w, leaf in enumerate(beams.leaf_BW[b])
+      if leaf >= 0
+    }
+    for ad, logp, value in zip(
+      whole.ad_RK[b, :30], whole.logp_RK[b], whole.value_RK[b], strict=False
+    ):
       assert (logp, value) == number[index.ad_leaf[ad]]
 
 
@@ -75,8 +91,12 @@ def test_other_ads_are_ranked_beside_those_found(ranked):
     expected = [*plain.ad_RK[row], *new]
     assert both.ad_RK[row].tolist() == expected + [-1] * (9 - len(expected))
     np.testing.assert_allclose(both.logp_RK[row, :5], plain.logp_RK[row], atol=1e-6)
-    np.testing.assert_allclose(both.logp_RK[row, 5 : 5 + len(new)], plain.logp_RK[row].min(), atol=1e-6)
-    assert np.isneginf(both.score_RK[row, len(expected) :]).all() and (both.value_RK[row, 5:] == 0).all()
+    np.testing.assert_allclose(
+      both.logp_RK[row, 5 : 5 + len(new)], plain.logp_RK[row].min(), atol=1e-6
+    )
+    assert (
+      np.isneginf(both.score_RK[row, len(expected) :]).all() and (both.value_RK[row, 5:] == 0).all()
+    )
 
 
 def test_ranker_does_not_depend_on_the_batch(ranked):

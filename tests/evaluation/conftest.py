@@ -40,19 +40,25 @@ BAZAAR_ADS = 13
 
 
 def _bazaar_rows(seed):
-  """A log with everything that can happen in one: several events a line, kinds of behaviour, a tail of values.
+  """A log with everything that can happen in one: several events a line, kinds of behaviour, a tail
+  of values.
 
-  User 0 has more lines than any window of a simple method; the last two ads are bought on the last visits alone.
+  User 0 has more lines than any window of a simple method; the last two ads are bought on the last
+  visits alone.
   """
   rng = np.random.default_rng(seed)
   rows, request = [], 0
   for user, number in enumerate(BAZAAR_VISITS):
     for visit in range(number):
-      split = ("test", "valid")[number - 1 - visit] if number >= 3 and number - 1 - visit < 2 else "train"
+      split = (
+        ("test", "valid")[number - 1 - visit] if number >= 3 and number - 1 - visit < 2 else "train"
+      )
       last_ad = BAZAAR_ADS if split == "test" else BAZAAR_ADS - 2
       events = 12 if user == 0 else int(rng.integers(2, 6))
       for _ in range(events):
-        ad = min(int(rng.integers(0, last_ad)), int(rng.integers(0, last_ad)))  # low rows are popular
+        ad = min(
+          int(rng.integers(0, last_ad)), int(rng.integers(0, last_ad))
+        )  # low rows are popular
         value = float(np.round(rng.exponential(20), 2))
         rows.append((user, request, ad, value, split, int(rng.integers(0, 3))))
       request += 1

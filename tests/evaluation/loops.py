@@ -1,4 +1,6 @@
-"""The protocol, the metrics and the bootstrap once more: plain loops from their definitions, no library code."""
+"""The protocol, the metrics and the bootstrap once more: plain loops from their definitions, no
+library code.
+"""
 
 import math
 
@@ -8,7 +10,9 @@ SPLITS = ("train", "valid", "test")
 
 
 def lines(dataset, splits, depth=0):
-  """(user, request, ad) -> value of the events of these splits, at least so deep; by request, then ad."""
+  """(user, request, ad) -> value of the events of these splits, at least so deep; by request,
+  then ad.
+  """
   events, found = dataset.events, {}
   for i in range(len(events.ad)):
     if SPLITS[events.split[i]] in splits and events.behavior[i] >= depth:
@@ -65,7 +69,9 @@ def parts(ranking, basket, k):
 
 
 def bootstrap(numerators_FR, denominators_FR, users_R, resamples=1000, seed=0):
-  """[S, F] ratios of sums over users drawn with replacement, by NumPy's generator; NaN where nothing is below."""
+  """[S, F] ratios of sums over users drawn with replacement, by NumPy's generator; NaN where
+  nothing is below.
+  """
   names = sorted(set(int(user) for user in users_R))
   own = {name: [r for r, user in enumerate(users_R) if user == name] for name in names}
   drawn_SU = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
@@ -101,7 +107,9 @@ def mean(dataset, split, rankings, metric):
 
 
 def scored(dataset, split, rankings_by_system, ks, seed=0):
-  """Means with intervals of systems, seeds averaged, and of the first system minus each other one."""
+  """Means with intervals of systems, seeds averaged, and of the first system minus each other
+  one.
+  """
   wanted = baskets(dataset, split)
   users = [user for user, _ in wanted.values()]
   above, below = {}, {}

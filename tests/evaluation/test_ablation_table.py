@@ -1,4 +1,6 @@
-"""The ablation's table: seeds averaged, steps paired with their parents, Markdown that names what was chosen."""
+"""The ablation's table: seeds averaged, steps paired with their parents, Markdown that names
+what was chosen.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ def found(make_dataset):
   for user in range(40):
     for visit in range(3):
       split = ("train", "valid", "test")[visit]
-      rows += [(user, 3 * user + visit, int(ad), float(rng.exponential(5)), split) for ad in rng.choice(80, 3, False)]
+      rows += [
+        (user, 3 * user + visit, int(ad), float(rng.exponential(5)), split)
+        for ad in rng.choice(80, 3, False)
+      ]
   dataset = make_dataset(rows, num_ads=80)
   requests = protocols.eval_requests(dataset, "test")
   none = np.stack([rng.permutation(80)[:50] for _ in range(len(requests))])
@@ -24,7 +29,9 @@ def found(make_dataset):
     own = requests.target_ad[requests.target_start[r] : requests.target_start[r + 1]]
     best[r] = np.concatenate([own, np.setdiff1d(np.arange(80), own)])[:50]
   rankings = {"base": [none, none[:, ::-1]], "vsl": [best, none], "rspo": [best, best]}
-  return ablation_table.results(dataset, "test", rankings, {"base": "", "vsl": "base", "rspo": "vsl"})
+  return ablation_table.results(
+    dataset, "test", rankings, {"base": "", "vsl": "base", "rspo": "vsl"}
+  )
 
 
 def test_rows_average_their_seeds_and_steps_subtract_the_parent(found):
@@ -38,9 +45,19 @@ def test_rows_average_their_seeds_and_steps_subtract_the_parent(found):
 
 
 def test_markdown_shows_rows_steps_and_what_was_tried(found, tmp_path):
-  tried = {"rspo": [{"settings": {"preference_weight": w}, "recall@10": 0.1, "revenue@10": w / 10} for w in (1.0, 2.0)]}
+  tried = {
+    "rspo": [
+      {"settings": {"preference_weight": w}, "recall@10": 0.1, "revenue@10": w / 10}
+      for w in (1.0, 2.0)
+    ]
+  }
   chosen = {"rspo": {"preference_weight": 2.0}}
-  full = found | {"seeds": [0, 1], "tried": tried, "chosen": chosen, "chosen_by": "valid revenue@10"}
+  full = found | {
+    "seeds": [0, 1],
+    "tried": tried,
+    "chosen": chosen,
+    "chosen_by": "valid revenue@10",
+  }
   path = tmp_path / "ablation.md"
   ablation_table.write_markdown(full, str(path))
   text = path.read_text()
@@ -62,15 +79,23 @@ def test_rows_and_steps_equal_a_loop_over_users_and_draws(bazaar):
   popularity = [sum(ad == n for _, _, ad in loops.history(bazaar, "test")) for n in range(13)]
   for name, runs in rankings.items():
     for metric in {metric for _, metric in alone}:
-      assert table["rows"][name][metric] == pytest.approx(alone[name, metric], rel=1e-4), (name, metric)
+      assert table["rows"][name][metric] == pytest.approx(alone[name, metric], rel=1e-4), (
+        name,
+        metric,
+      )
       each = [loops.mean(bazaar, "test", run, metric) for run in runs]
       assert table["by_seed"][name][metric] == pytest.approx(each, rel=1e-5)
       if name != "base":
         step = minus(name, parents[name], metric)
-        assert table["steps"][name][metric] == pytest.approx(step, rel=1e-4, abs=1e-9), (name, metric)
+        assert table["steps"][name][metric] == pytest.approx(step, rel=1e-4, abs=1e-9), (
+          name,
+          metric,
+        )
     each = [loops.spread(run, popularity, 10) for run in runs]
     for measure in ("coverage@10", "top_decile@10"):
-      assert table["rows"][name][measure] == pytest.approx(sum(one[measure] for one in each) / len(each))
+      assert table["rows"][name][measure] == pytest.approx(
+        sum(one[measure] for one in each) / len(each)
+      )
   assert (table["dataset"], table["split"], table["users"]) == ("online_retail", "test", 6)
   assert table["protocol"] == protocols.protocol_of("online_retail").text
 
@@ -82,17 +107,30 @@ def test_a_list_shorter_than_the_deepest_cut_is_refused(shop):
 
 SCORE = {"mean": 0.5, "low": 0.25, "high": 0.75}
 TABLE = {
-  "dataset": "shop", "split": "valid", "users": 1234, "protocol": "words", "seeds": [0, 1], "chosen_by": "loss",
-  "rows": {"a": {"recall@10": SCORE, "coverage@10": 0.125, "top_decile@10": 0.0625},
-           "b": {"recall@10": SCORE, "coverage@10": 1.0, "top_decile@10": 0.5}},
-  "steps": {"b": {"parent": "a", "recall@10": {"mean": 0.5, "low": 0.25, "high": 0.75}},
-            "c": {"parent": "b", "recall@10": {"mean": -0.5, "low": -0.75, "high": -0.25}},
-            "d": {"parent": "b", "recall@10": {"mean": 0.25, "low": 0.0, "high": 0.5}},
-            "e": {"parent": "b", "recall@10": {"mean": -0.25, "low": -0.5, "high": 0.0}}},
-  "tried": {"b": [{"settings": {"x": 1, "y": 2}, "recall@10": 0.125},
-                  {"settings": {"x": 2, "y": 2}, "recall@10": 0.25, "revenue@10": 0.5}]},
+  "dataset": "shop",
+  "split": "valid",
+  "users": 1234,
+  "protocol": "words",
+  "seeds": [0, 1],
+  "chosen_by": "loss",
+  "rows": {
+    "a": {"recall@10": SCORE, "coverage@10": 0.125, "top_decile@10": 0.0625},
+    "b": {"recall@10": SCORE, "coverage@10": 1.0, "top_decile@10": 0.5},
+  },
+  "steps": {
+    "b": {"parent": "a", "recall@10": {"mean": 0.5, "low": 0.25, "high": 0.75}},
+    "c": {"parent": "b", "recall@10": {"mean": -0.5, "low": -0.75, "high": -0.25}},
+    "d": {"parent": "b", "recall@10": {"mean": 0.25, "low": 0.0, "high": 0.5}},
+    "e": {"parent": "b", "recall@10": {"mean": -0.25, "low": -0.5, "high": 0.0}},
+  },
+  "tried": {
+    "b": [
+      {"settings": {"x": 1, "y": 2}, "recall@10": 0.125},
+      {"settings": {"x": 2, "y": 2}, "recall@10": 0.25, "revenue@10": 0.5},
+    ]
+  },
   "chosen": {"b": {"x": 2, "y": 2}},
-}  # fmt: skip
+}
 TEXT = """\
 shop, valid: 1,234 users, 2 seeds. Means with 95 % intervals.
 
@@ -127,13 +165,17 @@ def test_the_table_s_words():
 
   assert words(ablation_table.format_markdown(TABLE)) == words(TEXT)
   without = {key: TABLE[key] for key in TABLE if key not in ("tried", "seeds")}
-  assert "0 seeds" in ablation_table.format_markdown(without) and "tried" not in ablation_table.format_markdown(without)
+  assert "0 seeds" in ablation_table.format_markdown(
+    without
+  ) and "tried" not in ablation_table.format_markdown(without)
 
 
 def test_the_file_is_replaced_whole(tmp_path):
   path, other = str(tmp_path / "ablation.md"), TABLE | {"split": "test"}
   assert_replaced_whole(
-    path, lambda: ablation_table.write_markdown(TABLE, path), lambda: ablation_table.write_markdown(other, path)
+    path,
+    lambda: ablation_table.write_markdown(TABLE, path),
+    lambda: ablation_table.write_markdown(other, path),
   )
 
 

@@ -11,17 +11,21 @@ from tests.evaluation import loops
 
 
 def rank(dataset, name, k=6, split="test"):
-  return baselines.Baselines(dataset, protocols.eval_requests(dataset, split)).rank(name, k).tolist()
+  return (
+    baselines.Baselines(dataset, protocols.eval_requests(dataset, split)).rank(name, k).tolist()
+  )
 
 
-# Lines of the shop's history at test: ad 1 three times; ad 3 twice; ads 0, 2 and 4 once; ad 5 never.
+# Lines of the shop's history at test: ad 1 three times; ad 3 twice; ads 0, 2 and 4 once; ad 5
+# never.
 def test_popularity_counts_lines_and_breaks_ties_by_row(shop):
   assert rank(shop, "popularity") == [[1, 3, 0, 2, 4, 5]] * 2
   assert rank(shop, "popularity", split="valid") == [[1, 3, 4, 0, 2, 5]] * 2
 
 
 def test_personal_frequency_counts_visits(shop):
-  # User 0: ad 3 in two visits, ads 1 and 2 in one; the rest by popularity. User 1: ads 1 and 0 once.
+  # User 0: ad 3 in two visits, ads 1 and 2 in one; the rest by popularity. User 1: ads 1 and 0
+  # once.
   assert rank(shop, "personal_frequency") == [[3, 1, 2, 0, 4, 5], [1, 0, 3, 2, 4, 5]]
 
 
@@ -62,9 +66,17 @@ def test_directed_neighbors_follow_the_order_of_the_log(make_dataset):
   rows = []
   for user in range(3):  # ad 2, then ad 3, then ad 4
     rows += [(user, 3 * user + step, 2 + step, 1, "train") for step in range(3)]
-  rows += [(3, 9, 3, 1, "train"), (3, 10, 0, 1, "test"), (4, 11, 2, 1, "train"), (4, 12, 1, 1, "test")]
+  rows += [
+    (3, 9, 3, 1, "train"),
+    (3, 10, 0, 1, "test"),
+    (4, 11, 2, 1, "train"),
+    (4, 12, 1, 1, "test"),
+  ]
   dataset = make_dataset(rows, num_ads=5)
-  assert rank(dataset, "directed_neighbors", k=2) == [[4, 2], [3, 4]]  # after ad 3 only ad 4; the rest by popularity
+  assert rank(dataset, "directed_neighbors", k=2) == [
+    [4, 2],
+    [3, 4],
+  ]  # after ad 3 only ad 4; the rest by popularity
 
 
 def test_user_without_history_gets_popular_ads(make_dataset):
@@ -98,7 +110,10 @@ def test_unknown_name(shop):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 8), st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), min_size=1, max_size=5))
+@given(
+  st.integers(1, 8),
+  st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), min_size=1, max_size=5),
+)
 def test_top_k_is_a_stable_sort(k, scores):
   scores = np.array(scores, np.float32)
   expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -125,14 +140,21 @@ def test_online_retail_baselines_reach_their_reference_scores(tmp_path):
   dataset = prepare.load_dataset(config.DataConfig(dataset="online_retail", data_dir=str(tmp_path)))
   requests = protocols.eval_requests(dataset, "test")
   before_test = dataset.events.split < schema.SPLITS.index("test")
-  counts = (len(dataset.events.user_id), len(dataset.ads), int(before_test.sum()), len(np.unique(requests.user)))
+  counts = (
+    len(dataset.events.user_id),
+    len(dataset.ads),
+    int(before_test.sum()),
+    len(np.unique(requests.user)),
+  )
   assert counts == (4907, 3740, 471461, 2513)
   assert len(requests.target_ad) / len(requests) == pytest.approx(19.4, abs=0.05)
   rankings, skipped = baselines.rank_all(dataset, requests, 50)
   assert not skipped
   for name, expected in REFERENCE.items():
     found = metrics.per_request(rankings[name], requests, (10, 50))
-    measured = [found[m].value for m in ("recall@10", "ndcg@10", "recall@50", "revenue@10", "revenue@50")]
+    measured = [
+      found[m].value for m in ("recall@10", "ndcg@10", "recall@50", "revenue@10", "revenue@50")
+    ]
     np.testing.assert_allclose(measured, expected, atol=2e-4, err_msg=name)
 
 
@@ -184,7 +206,9 @@ def scores_by_hand(dataset, split, name, user):
 @pytest.mark.parametrize("split", ["valid", "test"])
 @pytest.mark.parametrize("name", baselines.NAMES)
 def test_scores_equal_a_loop(bazaar, name, split):
-  """Whatever the history holds: lines of several events, users of more lines than a window, ads that nobody took."""
+  """Whatever the history holds: lines of several events, users of more lines than a window, ads
+  that nobody took.
+  """
   requests = protocols.eval_requests(bazaar, split)
   fitted = baselines.Baselines(bazaar, requests)
   popularity = protocols.line_counts(bazaar, split)
@@ -197,15 +221,26 @@ def test_scores_equal_a_loop(bazaar, name, split):
   if name == "directed_neighbors":
     assert (bazaar.events.user[protocols.history_events(bazaar, split)] == 0).sum() > 60
   for row, user in zip(fitted.rank(name, 7), requests.user, strict=True):
-    wanted = sorted(range(13), key=lambda ad: (-np.float32(expected[user, ad]), columns.index(ad)))[:7]
+    wanted = sorted(range(13), key=lambda ad: (-np.float32(expected[user, ad]), columns.index(ad)))[
+      :7
+    ]
     np.testing.assert_allclose(expected[user, row], expected[user, wanted], rtol=2e-4, atol=1e-7)
 
 
 def test_lines_beyond_the_window_are_not_followed(make_dataset):
-  """Ad 1 stands 50 lines after ad 0, and ad 2 51 lines after it; of the 52 lines of another the last 50 count."""
+  """Ad 1 stands 50 lines after ad 0, and ad 2 51 lines after it; of the 52 lines of another the
+  last 50 count.
+  """
   rows = [(0, n, ad, 1, "train") for n, ad in enumerate([0, *range(10, 59), 1, 2])]
-  rows += [(1, 60 + n, ad, 1, "train") for n, ad in enumerate([3, 0, *range(100, 149)])] + [(1, 200, 5, 1, "test")]
-  rows += [(2, 201, 0, 1, "train"), (2, 202, 5, 1, "test"), (3, 203, 3, 1, "train"), (3, 204, 60, 1, "train")]
+  rows += [(1, 60 + n, ad, 1, "train") for n, ad in enumerate([3, 0, *range(100, 149)])] + [
+    (1, 200, 5, 1, "test")
+  ]
+  rows += [
+    (2, 201, 0, 1, "train"),
+    (2, 202, 5, 1, "test"),
+    (3, 203, 3, 1, "train"),
+    (3, 204, 60, 1, "train"),
+  ]
   dataset = make_dataset(rows, num_ads=150)
   fitted = baselines.Baselines(dataset, protocols.eval_requests(dataset, "test"))
   column = {ad: n for n, ad in enumerate(fitted._ad_of_column.tolist())}

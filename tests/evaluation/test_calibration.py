@@ -1,4 +1,6 @@
-"""Calibration repairs a distorted probability, keeps the order, and the measures equal their definitions."""
+"""Calibration repairs a distorted probability, keeps the order, and the measures equal their
+definitions.
+"""
 
 import math
 
@@ -16,7 +18,9 @@ def logit(p):
 
 @pytest.fixture(scope="module")
 def sample():
-  """True probabilities, the logits of a model that is too sure of itself and too high, what was bought, weights."""
+  """True probabilities, the logits of a model that is too sure of itself and too high, what was
+  bought, weights.
+  """
   rng = np.random.default_rng(0)
   p = np.exp(rng.uniform(np.log(1e-3), np.log(0.5), 60_000))
   weight = rng.choice([1.0, 7.0], len(p))
@@ -29,7 +33,9 @@ def test_a_distorted_model_is_repaired(sample):
   paid = np.where(bought, 8 + 3 * p + weight**2, 1e6)
   made = Calibration.fit(raw, bought, weight, thought, paid)
   fixed = made.probability(raw)
-  before, after = (calibration.by_decile(x, bought, weight) for x in (1 / (1 + np.exp(-raw)), fixed))
+  before, after = (
+    calibration.by_decile(x, bought, weight) for x in (1 / (1 + np.exp(-raw)), fixed)
+  )
   assert calibration.calibration_error(before) > 0.3 and calibration.calibration_error(after) < 0.08
   bought_weight = [float(w) for w, b in zip(weight, bought, strict=True) if b]
   total = sum(w * v for w, v in zip(bought_weight, paid[bought].tolist(), strict=True))
@@ -37,7 +43,9 @@ def test_a_distorted_model_is_repaired(sample):
   assert made.value_factor == pytest.approx(total / estimated)
   order = np.argsort(raw)
   assert (np.diff(fixed[order]) >= -1e-9).all()
-  assert calibration.log_loss(fixed, bought, weight) < calibration.log_loss(1 / (1 + np.exp(-raw)), bought, weight)
+  assert calibration.log_loss(fixed, bought, weight) < calibration.log_loss(
+    1 / (1 + np.exp(-raw)), bought, weight
+  )
 
 
 def test_a_curved_distortion_is_repaired_in_every_decile(sample):
@@ -47,7 +55,10 @@ def test_a_curved_distortion_is_repaired_in_every_decile(sample):
   made = Calibration.fit(raw, bought, weight, zero + 1, zero)
   after = calibration.by_decile(made.probability(raw), bought, weight)
   assert calibration.calibration_error(after) < 0.08
-  assert calibration.calibration_error(calibration.by_decile(1 / (1 + np.exp(-raw)), bought, weight)) > 0.15
+  assert (
+    calibration.calibration_error(calibration.by_decile(1 / (1 + np.exp(-raw)), bought, weight))
+    > 0.15
+  )
 
 
 def test_few_purchases_leave_the_logits_near_what_they_are():
@@ -76,7 +87,9 @@ def test_auc_counts_pairs_ties_half():
   weight = rng.random(60)
   pairs = [(i, j) for i in np.flatnonzero(bought) for j in np.flatnonzero(~bought)]
   total = sum(weight[i] * weight[j] for i, j in pairs)
-  won = sum(weight[i] * weight[j] * ((score[i] > score[j]) + 0.5 * (score[i] == score[j])) for i, j in pairs)
+  won = sum(
+    weight[i] * weight[j] * ((score[i] > score[j]) + 0.5 * (score[i] == score[j])) for i, j in pairs
+  )
   assert calibration.auc(score, bought, weight) == pytest.approx(won / total)
   assert np.isnan(calibration.auc(score, np.zeros(60, bool)))
 
@@ -85,13 +98,17 @@ def test_deciles_share_the_predicted_purchases(sample):
   p, _, bought, weight = sample
   found = calibration.by_decile(p, bought, weight)
   assert len(found) == 10
-  np.testing.assert_allclose([one["predicted"] for one in found], (p * weight).sum() / 10, rtol=0.01)
+  np.testing.assert_allclose(
+    [one["predicted"] for one in found], (p * weight).sum() / 10, rtol=0.01
+  )
   assert sum(one["observed"] for one in found) == pytest.approx((bought * weight).sum())
   assert calibration.calibration_error(found) < 0.06
 
 
 def fitted_by_search(raw, bought, weight):
-  """The drawn quadratic of largest weighted likelihood, by a general optimiser in place of Newton's steps."""
+  """The drawn quadratic of largest weighted likelihood, by a general optimiser in place of
+  Newton's steps.
+  """
   middle, spread = (raw * weight).sum() / weight.sum(), np.sqrt(((raw - raw.mean()) ** 2).mean())
   x = (raw - middle) / spread
 
@@ -101,13 +118,19 @@ def fitted_by_search(raw, bought, weight):
     unlikely = sum(w * (s - b * q) for w, s, b, q in zip(weight, softplus, bought, z, strict=True))
     return unlikely + ((a - np.array([middle, spread, 0])) ** 2).sum() / 2
 
-  a = scipy.optimize.minimize(loss, np.array([middle, spread, 0.0]), method="BFGS", options={"gtol": 1e-7}).x
-  return lambda logit: a[0] + a[1] * (logit - middle) / spread + a[2] * ((logit - middle) / spread) ** 2
+  a = scipy.optimize.minimize(
+    loss, np.array([middle, spread, 0.0]), method="BFGS", options={"gtol": 1e-7}
+  ).x
+  return lambda logit: (
+    a[0] + a[1] * (logit - middle) / spread + a[2] * ((logit - middle) / spread) ** 2
+  )
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_correction_is_the_most_likely_quadratic(seed):
-  """Where odd seeds say nothing and even ones the opposite: full steps of Newton's would run away on five of six."""
+  """Where odd seeds say nothing and even ones the opposite: full steps of Newton's would run
+  away on five of six.
+  """
   rng = np.random.default_rng(seed)
   raw = rng.normal(-1, 2 if seed < 3 else 12, 40)
   bought = rng.random(40) < (0.3 if seed % 2 else 1 / (1 + np.exp(raw)))
@@ -122,7 +145,9 @@ def test_the_correction_is_the_most_likely_quadratic(seed):
     highest = max(highest, curve(point))
     expected.append(highest)
   np.testing.assert_allclose(made.corrected, expected, atol=2e-4)
-  assert made.value_factor == pytest.approx((paid * weight)[bought].sum() / (thought * weight)[bought].sum())
+  assert made.value_factor == pytest.approx(
+    (paid * weight)[bought].sum() / (thought * weight)[bought].sum()
+  )
 
 
 def test_logits_closer_together_than_one_are_told_apart():
@@ -131,11 +156,15 @@ def test_logits_closer_together_than_one_are_told_apart():
   weight = np.where(np.arange(60) % 2, 3.0, 1.0)
   made = Calibration.fit(raw, bought, weight, raw * 0 + 2, raw * 0 + 1)
   curve = fitted_by_search(raw, bought, weight)
-  np.testing.assert_allclose(made.corrected, np.maximum.accumulate(curve(np.array(made.logits))), atol=2e-4)
+  np.testing.assert_allclose(
+    made.corrected, np.maximum.accumulate(curve(np.array(made.logits))), atol=2e-4
+  )
 
 
 def test_logits_that_are_all_the_same_are_corrected_alike():
-  made = Calibration.fit(np.full(8, -2.0), np.arange(8) < 4, np.full(8, 50.0), np.ones(8), np.ones(8))
+  made = Calibration.fit(
+    np.full(8, -2.0), np.arange(8) < 4, np.full(8, 50.0), np.ones(8), np.ones(8)
+  )
   assert made.probability(np.array([-2.0]))[0] == pytest.approx(0.5, abs=0.01)
 
 
@@ -172,7 +201,11 @@ def test_slopes_beyond_points_that_are_not_at_zero():
 
 
 def test_log_loss_equals_a_loop_and_stays_finite():
-  p, bought, weight = np.array([0.2, 0.9, 0.5, 0.7]), np.array([True, True, False, False]), np.array([1.0, 3, 2, 5])
+  p, bought, weight = (
+    np.array([0.2, 0.9, 0.5, 0.7]),
+    np.array([True, True, False, False]),
+    np.array([1.0, 3, 2, 5]),
+  )
   each = [math.log(0.2), math.log(0.9), math.log(0.5), math.log(1 - 0.7)]
   assert calibration.log_loss(p, bought) == pytest.approx(-sum(each) / 4)
   weighted = -sum(w * x for w, x in zip(weight, each, strict=True)) / 11
@@ -183,8 +216,12 @@ def test_log_loss_equals_a_loop_and_stays_finite():
 
 def test_auc_of_one_kind_is_none_and_all_pairs_count_alike_without_weights():
   score = np.array([0.1, 0.4, 0.4, 0.8])
-  assert np.isnan(calibration.auc(score, np.ones(4, bool))) and np.isnan(calibration.auc(score, np.zeros(4, bool)))
-  assert calibration.auc(score, np.array([False, True, False, True])) == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+  assert np.isnan(calibration.auc(score, np.ones(4, bool))) and np.isnan(
+    calibration.auc(score, np.zeros(4, bool))
+  )
+  assert calibration.auc(score, np.array([False, True, False, True])) == pytest.approx(
+    (1 + 0.5 + 1 + 1) / 4
+  )
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -203,7 +240,9 @@ def test_deciles_equal_a_loop(weighted):
   found = calibration.by_decile(p, bought, weight if weighted else None)
   assert [one["predicted"] for one in found] == pytest.approx(predicted)
   assert [one["observed"] for one in found] == pytest.approx(observed)
-  assert [one["error"] for one in found] == pytest.approx([o / q - 1 for o, q in zip(observed, predicted, strict=True)])
+  assert [one["error"] for one in found] == pytest.approx(
+    [o / q - 1 for o, q in zip(observed, predicted, strict=True)]
+  )
 
 
 def test_a_decile_without_a_pair_has_no_error():
@@ -211,7 +250,11 @@ def test_a_decile_without_a_pair_has_no_error():
   told = {n: one for n, one in enumerate(found) if one["predicted"]}
   assert told == {1: {"predicted": 0.3, "observed": 1.0, "error": pytest.approx(1 / 0.3 - 1)},
                   6: {"predicted": 0.7, "observed": 0.0, "error": -1.0}}  # fmt: skip
-  assert all(one == {"predicted": 0, "observed": 0, "error": 0} for n, one in enumerate(found) if n not in told)
+  assert all(
+    one == {"predicted": 0, "observed": 0, "error": 0}
+    for n, one in enumerate(found)
+    if n not in told
+  )
   assert len(found) == 10
 
 

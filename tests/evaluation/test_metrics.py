@@ -26,7 +26,9 @@ def problems(draw):
   requests = protocols.EvalRequests(
     split="test",
     request=np.arange(len(baskets), dtype=np.int32),
-    user=np.array(draw(st.lists(st.integers(0, 3), min_size=len(baskets), max_size=len(baskets))), np.int32),
+    user=np.array(
+      draw(st.lists(st.integers(0, 3), min_size=len(baskets), max_size=len(baskets))), np.int32
+    ),
     target_start=np.append(0, np.cumsum(sizes)),
     target_ad=np.array([ad for basket in baskets for ad in sorted(basket)], np.int32),
     target_value=np.array(value, np.float32),
@@ -50,7 +52,11 @@ def by_hand(rankings, requests, k):
     recall.append(hits / reachable)
     ndcg.append(gain / sum(1 / math.log2(rank + 1) for rank in range(1, reachable + 1)))
     all_value += sum(basket.values())
-  return {f"recall@{k}": np.mean(recall), f"ndcg@{k}": np.mean(ndcg), f"revenue@{k}": hit_value / all_value}
+  return {
+    f"recall@{k}": np.mean(recall),
+    f"ndcg@{k}": np.mean(ndcg),
+    f"revenue@{k}": hit_value / all_value,
+  }
 
 
 @settings(max_examples=40, deadline=None)
@@ -166,7 +172,9 @@ def test_paired_difference_is_tighter_than_the_systems_apart():
   same = _difference(a, a, user)
   assert (same.mean, same.low, same.high) == (0, 0, 0)
   unrelated = _difference(a, _noisy(1)[0], user)
-  error = math.sqrt(2 / 12 / len(user))  # of the difference of two means of independent uniform numbers
+  error = math.sqrt(
+    2 / 12 / len(user)
+  )  # of the difference of two means of independent uniform numbers
   assert (unrelated.high - unrelated.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
 
 
@@ -200,15 +208,23 @@ def test_catalogue():
 
 
 def test_value_ndcg_is_dcg_of_money_over_that_of_the_best_list(make_dataset):
-  rows = [(0, 0, 0, 1.0, "train"), (0, 1, 1, 4.0, "test"), (0, 1, 2, 1.0, "test"), (0, 1, 3, 2.0, "test"),
-          (1, 2, 0, 1.0, "train"), (1, 3, 4, 0.0, "test")]  # fmt: skip
+  rows = [
+    (0, 0, 0, 1.0, "train"),
+    (0, 1, 1, 4.0, "test"),
+    (0, 1, 2, 1.0, "test"),
+    (0, 1, 3, 2.0, "test"),
+    (1, 2, 0, 1.0, "train"),
+    (1, 3, 4, 0.0, "test"),
+  ]
   requests = protocols.eval_requests(make_dataset(rows, num_ads=6), "test")
   rankings = np.array([[2, 5, 1], [4, 0, 1]])
   found = metrics.value_ndcg(rankings, requests, (2, 3))
   money = dict(zip(requests.target_ad, requests.target_value, strict=True))
   best = money[1] + money[3] / np.log2(3)
   assert found["value_ndcg@2"].value == pytest.approx(money[2] / best)
-  assert found["value_ndcg@3"].value == pytest.approx((money[2] + money[1] / 2) / (best + money[2] / 2))
+  assert found["value_ndcg@3"].value == pytest.approx(
+    (money[2] + money[1] / 2) / (best + money[2] / 2)
+  )
   np.testing.assert_array_equal(found["value_ndcg@3"].denominator_R, [1, 0])
 
 
@@ -220,7 +236,9 @@ def test_a_random_log_s_metrics_equal_the_loop(bazaar, behavior):
   rankings = loops.random_rankings(1, len(requests), 13, 9)
   ks = (1, 4, 9)
   found = metrics.per_request(rankings, requests, ks) | metrics.value_ndcg(rankings, requests, ks)
-  assert set(found) == {f"{name}@{k}" for k in ks for name in ("recall", "ndcg", "revenue", "value_ndcg")}
+  assert set(found) == {
+    f"{name}@{k}" for k in ks for name in ("recall", "ndcg", "revenue", "value_ndcg")
+  }
   for k in ks:
     for r, (_, basket) in enumerate(wanted.values()):
       for name, (above, below) in loops.parts(rankings[r], basket, k).items():
@@ -229,21 +247,35 @@ def test_a_random_log_s_metrics_equal_the_loop(bazaar, behavior):
 
 
 def test_value_ndcg_of_worthless_targets_is_left_out():
-  """A request without value counts in neither part; where no request has any, there is no such metric."""
+  """A request without value counts in neither part; where no request has any, there is no such
+  metric.
+  """
   start, ads = np.array([0, 1, 3]), np.array([1, 0, 2])
   rankings = np.array([[1, 2], [2, 0]])
-  some = protocols.EvalRequests("test", np.arange(2), np.arange(2), start, ads, np.array([0, 0.25, 0.5], np.float32))
+  some = protocols.EvalRequests(
+    "test", np.arange(2), np.arange(2), start, ads, np.array([0, 0.25, 0.5], np.float32)
+  )
   found = metrics.value_ndcg(rankings, some, (1,))["value_ndcg@1"]
   assert (found.numerator_R.tolist(), found.denominator_R.tolist()) == ([0, 1], [0, 1])
-  none = protocols.EvalRequests("test", np.arange(2), np.arange(2), start, ads, np.zeros(3, np.float32))
+  none = protocols.EvalRequests(
+    "test", np.arange(2), np.arange(2), start, ads, np.zeros(3, np.float32)
+  )
   assert metrics.value_ndcg(rankings, none, (1,)) == {}
 
 
 def test_an_ad_of_the_largest_row_is_told_from_the_next_request_s():
-  """Keys of (request, ad) do not run into one another, whichever of list and targets names the largest row."""
+  """Keys of (request, ad) do not run into one another, whichever of list and targets names the
+  largest row.
+  """
   start, value = np.array([0, 1, 2]), np.array([2, 4], np.float32)
-  for targets, rankings in (([5, 0], [[0, 1], [5, 2]]), ([0, 1], [[6, 7], [7, 6]]), ([5, 5], [[0, 1], [0, 1]])):
-    requests = protocols.EvalRequests("test", np.arange(2), np.arange(2), start, np.array(targets), value)
+  for targets, rankings in (
+    ([5, 0], [[0, 1], [5, 2]]),
+    ([0, 1], [[6, 7], [7, 6]]),
+    ([5, 5], [[0, 1], [0, 1]]),
+  ):
+    requests = protocols.EvalRequests(
+      "test", np.arange(2), np.arange(2), start, np.array(targets), value
+    )
     assert metrics.per_request(np.array(rankings), requests, (2,))["recall@2"].value == 0
   requests = dataclasses.replace(requests, target_ad=np.array([5, 0]))
   found = metrics.per_request(np.array([[5, 1], [0, 1]]), requests, (2,))
@@ -270,7 +302,9 @@ def test_resamples_equal_a_loop_over_drawn_users():
   below[1, user != 7] = 0  # draws without user 7 have no denominator
   found = metrics.resample([metrics.Ratio(a, b) for a, b in zip(above, below, strict=True)], user)
   expected = loops.bootstrap(above, below, user)
-  assert found.shape == (1000, 2) and np.isnan(found[:, 1]).any() and not np.isnan(found[:, 0]).any()
+  assert (
+    found.shape == (1000, 2) and np.isnan(found[:, 1]).any() and not np.isnan(found[:, 0]).any()
+  )
   np.testing.assert_allclose(found, expected, rtol=1e-9)
   seeded = metrics.resample([metrics.Ratio(above[0], below[0])], user, 30, 8)
   np.testing.assert_allclose(seeded, loops.bootstrap(above[:1], below[:1], user, 30, 8), rtol=1e-9)
@@ -292,7 +326,9 @@ def test_interval_is_the_central_95_percent():
 @pytest.mark.parametrize("num_ads", [9, 10, 11, 25])
 def test_spread_over_the_catalogue_equals_a_loop(num_ads):
   rankings = loops.random_rankings(num_ads, 4, num_ads, 6)
-  popularity = np.random.default_rng(2).integers(0, 4, num_ads)  # with ties at the edge of the top tenth
+  popularity = np.random.default_rng(2).integers(
+    0, 4, num_ads
+  )  # with ties at the edge of the top tenth
   found = metrics.catalogue(rankings, popularity, (1, 6))
   expected = loops.spread(rankings, popularity, 1) | loops.spread(rankings, popularity, 6)
   assert found == pytest.approx(expected)
@@ -301,10 +337,14 @@ def test_spread_over_the_catalogue_equals_a_loop(num_ads):
 
 
 def test_entropy_of_lists_equals_a_loop():
-  logp = np.array([[-1.0, -1.5, -4.0], [-0.2, -np.inf, -np.inf], [-np.inf] * 3, [-2.0, -2.0, -np.inf]])
+  logp = np.array(
+    [[-1.0, -1.5, -4.0], [-0.2, -np.inf, -np.inf], [-np.inf] * 3, [-2.0, -2.0, -np.inf]]
+  )
   entropies = []
   for row in logp[[0, 1, 3]]:
     p = [math.exp(x) for x in row if x > -math.inf]
     entropies.append(-sum(x / sum(p) * math.log(x / sum(p)) for x in p))
-  assert metrics.list_entropy(logp.astype(np.float32)) == pytest.approx(sum(entropies) / 3, rel=1e-6)
+  assert metrics.list_entropy(logp.astype(np.float32)) == pytest.approx(
+    sum(entropies) / 3, rel=1e-6
+  )
   assert metrics.list_entropy(logp[2:3]) == 0

@@ -72,22 +72,43 @@ def test_comparison_of_systems(shop, tmp_path):
 
 def test_training_curves_are_the_file_s_numbers(tmp_path, monkeypatch):
   lines = [
-    {"step": 40, "train/sid": 5, "train/other": 8, "valid/ndcg@10": 0.5, "valid/flag": True, "bare": 3.0},
-    {"step": 20, "train/sid": 6.0, "train/mtp": 2.0, "train/ecpm": 3.0, "train/aux_loss": 1.0, "eval/loss": 9.0},
+    {
+      "step": 40,
+      "train/sid": 5,
+      "train/other": 8,
+      "valid/ndcg@10": 0.5,
+      "valid/flag": True,
+      "bare": 3.0,
+    },
+    {
+      "step": 20,
+      "train/sid": 6.0,
+      "train/mtp": 2.0,
+      "train/ecpm": 3.0,
+      "train/aux_loss": 1.0,
+      "eval/loss": 9.0,
+    },
     {"step": 20, "train/loss": 9.0, "valid/recall@10": 0.25},
     {"step": 40, "train/loss": 7.0},
     {"step": 20, "train/loss": 8.5},
   ]
   path = _write(tmp_path / "metrics.jsonl", lines)
-  (tmp_path / "metrics.jsonl").write_text((tmp_path / "metrics.jsonl").read_text().replace("\n", "\n\n", 1))
+  (tmp_path / "metrics.jsonl").write_text(
+    (tmp_path / "metrics.jsonl").read_text().replace("\n", "\n\n", 1)
+  )
   figure = drawn_figure(monkeypatch, lambda: plots.plot_training(path, "x.png"))
   losses, valid = figure.axes
   assert [axis.get_title(loc="left") for axis in figure.axes] == ["Training loss", "Valid"]
   assert [axis.get_xlabel() for axis in figure.axes] == ["step", "step"]
   drawn = {line.get_label(): line.get_xydata().tolist() for line in losses.lines}
   assert next(iter(drawn)) == "loss"  # the total first
-  assert drawn == {"loss": [[20, 8.5], [40, 7]], "sid": [[20, 6], [40, 5]], "mtp": [[20, 2]], "ecpm": [[20, 3]],
-                   "aux_loss": [[20, 1]]}  # fmt: skip
+  assert drawn == {
+    "loss": [[20, 8.5], [40, 7]],
+    "sid": [[20, 6], [40, 5]],
+    "mtp": [[20, 2]],
+    "ecpm": [[20, 3]],
+    "aux_loss": [[20, 1]],
+  }
   drawn = {line.get_label(): line.get_xydata().tolist() for line in valid.lines}
   assert drawn == {"ndcg@10": [[40, 0.5]], "recall@10": [[20, 0.25]]}
   assert [line.get_color() for line in losses.lines] == list(plots.COLORS[:5])
@@ -99,7 +120,10 @@ def test_training_curves_are_the_file_s_numbers(tmp_path, monkeypatch):
 
 
 def test_many_curves_repeat_their_colours_and_long_ones_have_no_dots(tmp_path, monkeypatch):
-  steps = [{"step": step, **{f"train/{name}_loss": step + 0.5 for name in "abcdefghij"}} for step in range(40)]
+  steps = [
+    {"step": step, **{f"train/{name}_loss": step + 0.5 for name in "abcdefghij"}}
+    for step in range(40)
+  ]
   steps += [{"step": step, "train/short_loss": 1.0} for step in range(39)]
   path = _write(tmp_path / "metrics.jsonl", steps)
   figure = drawn_figure(monkeypatch, lambda: plots.plot_training(path, "x.png"))
@@ -110,21 +134,35 @@ def test_many_curves_repeat_their_colours_and_long_ones_have_no_dots(tmp_path, m
 
 
 RESULTS = {
-  "dataset": "shop", "split": "test", "users": 1234,
+  "dataset": "shop",
+  "split": "test",
+  "users": 1234,
   "systems": {
-    "first": {"a": {"mean": 0.25, "low": 0.125, "high": 0.5}, "b": {"mean": 2.0, "low": 1.0, "high": 4.0},
-              "c": {"mean": 0.0, "low": 0.0, "high": 0.0}, "d": {"mean": 0.5, "low": 0.25, "high": 0.75}},
-    "second": {"a": {"mean": 0.5, "low": 0.25, "high": 1.0}, "b": {"mean": 1.0, "low": 0.5, "high": 1.5},
-               "c": {"mean": 0.0, "low": 0.0, "high": 0.0}, "d": {"mean": 0.25, "low": 0.125, "high": 0.5}},
+    "first": {
+      "a": {"mean": 0.25, "low": 0.125, "high": 0.5},
+      "b": {"mean": 2.0, "low": 1.0, "high": 4.0},
+      "c": {"mean": 0.0, "low": 0.0, "high": 0.0},
+      "d": {"mean": 0.5, "low": 0.25, "high": 0.75},
+    },
+    "second": {
+      "a": {"mean": 0.5, "low": 0.25, "high": 1.0},
+      "b": {"mean": 1.0, "low": 0.5, "high": 1.5},
+      "c": {"mean": 0.0, "low": 0.0, "high": 0.0},
+      "d": {"mean": 0.25, "low": 0.125, "high": 0.5},
+    },
   },
-}  # fmt: skip
+}
 
 
 def test_comparison_has_a_bar_and_an_interval_for_each_score(monkeypatch):
   figure = drawn_figure(monkeypatch, lambda: plots.plot_comparison(RESULTS, "x.png"))
   assert figure.get_suptitle() == "shop, test: 1,234 users, 95 % intervals"
-  assert figure.get_size_inches().tolist() == pytest.approx([1.6 + 3.1 * 3, 0.9 + 2 * (0.7 + 0.3 * 2)])
-  assert [axis.get_visible() for axis in figure.axes] == [True] * 4 + [False] * 2  # four panels of two rows of three
+  assert figure.get_size_inches().tolist() == pytest.approx(
+    [1.6 + 3.1 * 3, 0.9 + 2 * (0.7 + 0.3 * 2)]
+  )
+  assert [axis.get_visible() for axis in figure.axes] == [True] * 4 + [
+    False
+  ] * 2  # four panels of two rows of three
   names = ["second", "first"]  # from below: the first system stands on top
   for axis, measure in zip(figure.axes, "abcd", strict=False):
     scores = [RESULTS["systems"][name][measure] for name in names]
@@ -151,17 +189,24 @@ def matplotlib_hex(bar):
   return to_hex(bar.get_facecolor())
 
 
-@pytest.mark.parametrize(("measures", "grid"), [("a", (1, 1)), ("ab", (1, 2)), ("abc", (1, 3)), ("abcd", (2, 3))])
+@pytest.mark.parametrize(
+  ("measures", "grid"), [("a", (1, 1)), ("ab", (1, 2)), ("abc", (1, 3)), ("abcd", (2, 3))]
+)
 def test_panels_stand_three_in_a_row(monkeypatch, measures, grid):
   systems = {"one": {name: RESULTS["systems"]["first"][name] for name in measures}}
-  figure = drawn_figure(monkeypatch, lambda: plots.plot_comparison(RESULTS | {"systems": systems}, "x.png"))
+  figure = drawn_figure(
+    monkeypatch, lambda: plots.plot_comparison(RESULTS | {"systems": systems}, "x.png")
+  )
   rows, columns = figure.axes[0].get_subplotspec().get_gridspec().get_geometry()
   assert (rows, columns) == grid and len(figure.axes) == rows * columns
-  assert figure.get_size_inches().tolist() == pytest.approx([1.6 + 3.1 * columns, 0.9 + rows * (0.7 + 0.3)])
+  assert figure.get_size_inches().tolist() == pytest.approx(
+    [1.6 + 3.1 * columns, 0.9 + rows * (0.7 + 0.3)]
+  )
 
 
 def test_the_house_style(monkeypatch):
   """One look everywhere: sizes, frame and grid."""
+
   def plot():
     with plots.panels(2, (7, 3), "x.png") as axes:
       axes[0].set_title("t")
@@ -174,7 +219,10 @@ def test_the_house_style(monkeypatch):
   assert axis.xaxis.label.get_fontsize() == 9 and axis.xaxis.label.get_color() == plots.MUTED
   assert not axis.spines["top"].get_visible() and not axis.spines["right"].get_visible()
   assert axis.spines["left"].get_visible() and axis.get_axisbelow() is True
-  assert axis.xaxis.get_gridlines()[0].get_visible() and axis.xaxis.get_gridlines()[0].get_color() == plots.GRID
+  assert (
+    axis.xaxis.get_gridlines()[0].get_visible()
+    and axis.xaxis.get_gridlines()[0].get_color() == plots.GRID
+  )
 
 
 def test_pictures_are_replaced_whole(tmp_path):
@@ -190,7 +238,8 @@ def test_pictures_are_replaced_whole(tmp_path):
 
 @pytest.mark.parametrize(
   ("text", "message"),
-  [('[1]\n', "line 1: no whole-numbered 'step'"), ('{"step": 1.5}\n', "line 1: no whole-numbered 'step'"),
+  [('[1]\n', "line 1: no whole-numbered 'step'"),
+   ('{"step": 1.5}\n', "line 1: no whole-numbered 'step'"),
    ('\n{"step": 1, "valid/x": 1}\n\n{"a"\n', "line 4: not JSON")],
 )  # fmt: skip
 def test_a_line_without_a_step_is_named(tmp_path, text, message):
@@ -200,7 +249,9 @@ def test_a_line_without_a_step_is_named(tmp_path, text, message):
 
 
 def test_valid_metrics_alone_are_drawn(tmp_path, monkeypatch):
-  path = _write(tmp_path / "metrics.jsonl", [{"step": 3, "valid/recall@10": 1}, {"step": 5, "train/rate": 1}])
+  path = _write(
+    tmp_path / "metrics.jsonl", [{"step": 3, "valid/recall@10": 1}, {"step": 5, "train/rate": 1}]
+  )
   figure = drawn_figure(monkeypatch, lambda: plots.plot_training(path, "x.png"))
   assert [axis.get_title(loc="left") for axis in figure.axes] == ["Valid"]
 
@@ -210,7 +261,9 @@ def test_curves_and_their_legend_do_not_cover_one_another(tmp_path, monkeypatch)
   (axis,) = drawn_axes(monkeypatch, lambda: plots.plot_training(path, "x.png"))
   legend = axis.get_legend()
   anchor = legend.get_bbox_to_anchor().transformed(axis.transAxes.inverted())
-  assert (anchor.x0, anchor.y0) == pytest.approx((1, 1))  # its upper left corner stands at the panel's right
+  assert (anchor.x0, anchor.y0) == pytest.approx(
+    (1, 1)
+  )  # its upper left corner stands at the panel's right
   assert (legend._loc, legend.borderaxespad, legend.get_frame_on()) == (2, 0.3, False)
   assert (axis.lines[0].get_linewidth(), axis.lines[0].get_markersize()) == (1.6, 3.5)
 
@@ -226,7 +279,9 @@ def test_bars_look_as_elsewhere(monkeypatch):
   assert axis.yaxis.get_ticklines()[0].get_markersize() == 0
   assert len(axis.get_xticks()) <= 6 + 1  # of five intervals
   assert figure.get_layout_engine().get()["h_pad"] == 0.1
-  assert axis.xaxis.get_gridlines()[0].get_visible() and not axis.yaxis.get_gridlines()[0].get_visible()
+  assert (
+    axis.xaxis.get_gridlines()[0].get_visible() and not axis.yaxis.get_gridlines()[0].get_visible()
+  )
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):

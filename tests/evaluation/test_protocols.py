@@ -17,7 +17,12 @@ def test_requests_join_the_lines_of_an_ad_and_clip_their_value(shop):
 
 
 def test_target_behavior_sets_the_shallowest_hit(make_dataset):
-  rows = [(0, 0, 1, 0, "train", 0), (0, 1, 0, 0, "test", 0), (0, 1, 1, 2, "test", 1), (0, 1, 2, 3, "test", 2)]
+  rows = [
+    (0, 0, 1, 0, "train", 0),
+    (0, 1, 0, 0, "test", 0),
+    (0, 1, 1, 2, "test", 1),
+    (0, 1, 2, 3, "test", 2),
+  ]
   rows += [(1, 2, 0, 0, "test", 0)]
   log = make_dataset(rows, 3, "ad_log", ("click", "cart", "purchase"))
   np.testing.assert_array_equal(protocols.eval_requests(log, "test").request, [1, 2])
@@ -69,12 +74,18 @@ def test_requests_equal_a_loop_over_the_events(bazaar, split, behavior):
   depth = ("click", "cart", "purchase").index(behavior) if behavior else 0
   expected = loops.baskets(bazaar, split, depth)
   found = protocols.eval_requests(bazaar, split, behavior)
-  assert found.split == split and found.request.tolist() == list(expected) and len(found) == len(expected)
+  assert (
+    found.split == split
+    and found.request.tolist() == list(expected)
+    and len(found) == len(expected)
+  )
   assert found.user.tolist() == [user for user, _ in expected.values()]
   for r, (_, basket) in enumerate(expected.values()):
     own = slice(found.target_start[r], found.target_start[r + 1])
     assert found.target_ad[own].tolist() == sorted(basket)
-    assert found.target_value[own].tolist() == pytest.approx([basket[ad] for ad in sorted(basket)], rel=1e-6)
+    assert found.target_value[own].tolist() == pytest.approx(
+      [basket[ad] for ad in sorted(basket)], rel=1e-6
+    )
     assert (found.target_row[own] == r).all()
   assert found.target_start[-1] == len(found.target_ad) == len(found.target_row)
 
@@ -84,7 +95,9 @@ def test_history_is_counted_in_lines_not_in_events(bazaar, split):
   found = protocols.line_counts(bazaar, split)
   history = loops.history(bazaar, split)
   assert found.tolist() == [sum(ad == n for _, _, ad in history) for n in range(len(bazaar.ads))]
-  assert found.sum() < protocols.history_events(bazaar, split).sum()  # an ad of two events in a visit counts once
+  assert (
+    found.sum() < protocols.history_events(bazaar, split).sum()
+  )  # an ad of two events in a visit counts once
   with pytest.raises(ValueError, match="'train' is unknown here; allowed: valid, test"):
     protocols.line_counts(bazaar, "train")
 
@@ -105,5 +118,11 @@ def test_take_repeats_and_leaves_out(bazaar):
 
 
 def test_what_several_systems_share_cannot_be_changed():
-  for kind in (protocols.Protocol, protocols.EvalRequests, metrics.Ratio, metrics.Interval, calibration.Calibration):
+  for kind in (
+    protocols.Protocol,
+    protocols.EvalRequests,
+    metrics.Ratio,
+    metrics.Interval,
+    calibration.Calibration,
+  ):
     assert kind.__dataclass_params__.frozen

@@ -17,7 +17,9 @@ GOOD, BAD = _padded([3, 0], [2]), _padded([1], [1, 2])
 
 
 def test_results_have_the_agreed_layout(shop):
-  found = report_tables.results(shop, "test", {"gr4ad": GOOD, "popularity": BAD}, skipped={"ease": "too large"})
+  found = report_tables.results(
+    shop, "test", {"gr4ad": GOOD, "popularity": BAD}, skipped={"ease": "too large"}
+  )
   assert (found["dataset"], found["split"], found["users"]) == ("online_retail", "test", 2)
   assert found["protocol"] == protocols.protocol_of("online_retail").text
   assert list(found["systems"]) == ["gr4ad", "popularity"]
@@ -49,14 +51,18 @@ def test_bad_rankings_name_their_system(shop):
 
 def test_scores_do_not_depend_on_the_other_systems(shop):
   alone = report_tables.results(shop, "test", {"gr4ad": BAD})["systems"]["gr4ad"]
-  together = report_tables.results(shop, "test", {"popularity": GOOD, "gr4ad": BAD})["systems"]["gr4ad"]
+  together = report_tables.results(shop, "test", {"popularity": GOOD, "gr4ad": BAD})["systems"][
+    "gr4ad"
+  ]
   assert alone == together
 
 
 def test_table_is_aligned_and_marks_the_best(shop):
   requests = protocols.eval_requests(shop, "test")
   ranked, _ = baselines.rank_all(shop, requests, 50)
-  found = report_tables.results(shop, "test", {"gr4ad": GOOD, **ranked}, skipped={"x": "no"}, seen={"gr4ad": "masked"})
+  found = report_tables.results(
+    shop, "test", {"gr4ad": GOOD, **ranked}, skipped={"x": "no"}, seen={"gr4ad": "masked"}
+  )
   text = report_tables.format_table(found)
   blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
   assert [len(block) for block in blocks] == [2 + 1 + len(ranked), 2 + len(ranked)]
@@ -105,12 +111,18 @@ def test_results_equal_a_loop_over_users_and_draws(bazaar, rankings, seed):
   for system in rankings:
     assert list(found["systems"][system]) == names
     for metric in names:
-      assert found["systems"][system][metric] == pytest.approx(alone[system, metric], rel=1e-5), (system, metric)
+      assert found["systems"][system][metric] == pytest.approx(alone[system, metric], rel=1e-5), (
+        system,
+        metric,
+      )
   assert list(found["ahead"]) == ["one", "three"]
   for system in found["ahead"]:
     for metric in names:
       lead = minus("gr4ad", system, metric)
-      assert found["ahead"][system][metric] == pytest.approx(lead, rel=1e-4, abs=1e-9), (system, metric)
+      assert found["ahead"][system][metric] == pytest.approx(lead, rel=1e-4, abs=1e-9), (
+        system,
+        metric,
+      )
   popularity = [sum(ad == n for _, _, ad in loops.history(bazaar, "test")) for n in range(13)]
   for system, runs in rankings.items():
     each = [loops.spread(run, popularity, 10) | loops.spread(run, popularity, 50) for run in runs]
@@ -123,7 +135,11 @@ def test_results_equal_a_loop_over_users_and_draws(bazaar, rankings, seed):
 
 def test_the_most_popular_tenth_is_that_of_lines(make_dataset):
   """Ad 1 has five events in one line, ad 0 two lines: ad 0 is the popular one."""
-  rows = [(0, 0, 1, 1, "train")] * 5 + [(0, 1, 0, 1, "train"), (1, 2, 0, 1, "train"), (1, 3, 2, 1, "test")]
+  rows = [(0, 0, 1, 1, "train")] * 5 + [
+    (0, 1, 0, 1, "train"),
+    (1, 2, 0, 1, "train"),
+    (1, 3, 2, 1, "test"),
+  ]
   dataset = make_dataset(rows, num_ads=3)
   found = report_tables.results(dataset, "test", {"mine": _padded([0])})
   assert found["catalogue"]["mine"]["top_decile@10"] == 1
@@ -135,8 +151,14 @@ def test_a_behaviour_and_a_split_are_those_that_were_asked_for(bazaar):
   number = len(loops.baskets(bazaar, "valid", 2))
   assert number < len(loops.baskets(bazaar, "valid"))
   lists = np.tile(np.append(np.arange(13), np.full(37, -1)), (number, 1))
-  found = report_tables.results(bazaar, "valid", {"mine": lists}, "purchase", seen={"mine": "biased"})
-  assert (found["split"], found["target_behavior"], found["requests"]) == ("valid", "purchase", number)
+  found = report_tables.results(
+    bazaar, "valid", {"mine": lists}, "purchase", seen={"mine": "biased"}
+  )
+  assert (found["split"], found["target_behavior"], found["requests"]) == (
+    "valid",
+    "purchase",
+    number,
+  )
   assert found["seen"] == {"mine": "biased"} and found["systems"]["mine"]["recall@50"]["mean"] == 1
   assert found["ahead"] == {}
 
@@ -147,16 +169,30 @@ def test_a_list_shorter_than_the_deepest_cut_is_refused(shop):
 
 
 FOUND = {
-  "dataset": "shop", "split": "valid", "users": 1234, "protocol": "words", "skipped": {"ease": "too large"},
-  "seeds": {"gr4ad": 3, "popularity": 1}, "seen": {"gr4ad": "left", "popularity": "masked"},
+  "dataset": "shop",
+  "split": "valid",
+  "users": 1234,
+  "protocol": "words",
+  "skipped": {"ease": "too large"},
+  "seeds": {"gr4ad": 3, "popularity": 1},
+  "seen": {"gr4ad": "left", "popularity": "masked"},
   "systems": {
-    "gr4ad": {"recall@10": {"mean": 0.5, "low": 0.25, "high": 1.0}, "ndcg@10": {"mean": 0.1, "low": 0.0, "high": 0.2}},
-    "popularity": {"recall@10": {"mean": 0.125, "low": 0.1, "high": 0.15},
-                   "ndcg@10": {"mean": 0.2, "low": 0.1, "high": 0.3}},
+    "gr4ad": {
+      "recall@10": {"mean": 0.5, "low": 0.25, "high": 1.0},
+      "ndcg@10": {"mean": 0.1, "low": 0.0, "high": 0.2},
+    },
+    "popularity": {
+      "recall@10": {"mean": 0.125, "low": 0.1, "high": 0.15},
+      "ndcg@10": {"mean": 0.2, "low": 0.1, "high": 0.3},
+    },
   },
-  "ahead": {"popularity": {"recall@10": {"mean": 0.375, "low": 0.0001, "high": 0.85},
-                           "ndcg@10": {"mean": -0.1, "low": -0.3, "high": 0.0}}},
-}  # fmt: skip
+  "ahead": {
+    "popularity": {
+      "recall@10": {"mean": 0.375, "low": 0.0001, "high": 0.85},
+      "ndcg@10": {"mean": -0.1, "low": -0.3, "high": 0.0},
+    }
+  },
+}
 TEXT = """\
 shop, valid: 1,234 users. Means with 95 % intervals; best in bold.
 
@@ -192,8 +228,13 @@ def test_columns_are_as_wide_as_their_widest_cell():
 
 @pytest.mark.parametrize(
   ("value", "plain", "signed"),
-  [(0.25, ".2500", "+.2500"), (-0.25, "-.2500", "-.2500"), (1, "1.0000", "+1.0000"),
-   (10.5, "10.5000", "+10.5000"), (0, ".0000", "+.0000")],
+  [
+    (0.25, ".2500", "+.2500"),
+    (-0.25, "-.2500", "-.2500"),
+    (1, "1.0000", "+1.0000"),
+    (10.5, "10.5000", "+10.5000"),
+    (0, ".0000", "+.0000"),
+  ],
 )
 def test_numbers_are_short(value, plain, signed):
   score = dict.fromkeys(("mean", "low", "high"), value)
@@ -222,6 +263,8 @@ def test_a_path_without_a_folder_is_written_here(tmp_path, monkeypatch):
 
 def test_all_systems_that_are_best_stand_in_bold():
   """Equal numbers, not the same object: as read back from a file."""
-  found = json.loads(json.dumps(FOUND | {"systems": {name: FOUND["systems"]["gr4ad"] for name in ("a", "b")}}))
+  found = json.loads(
+    json.dumps(FOUND | {"systems": {name: FOUND["systems"]["gr4ad"] for name in ("a", "b")}})
+  )
   lines = report_tables.format_table(found).splitlines()
   assert [line.count("**") for line in lines if line.startswith(("| a  ", "| b  "))] == [4, 4]

@@ -14,13 +14,19 @@ def found():
     for w, n, r in ((8, 1000, 0.1), (16, 4000, 0.2), (32, 9000, 0.25))
   ]
   beams = [{"beams": b, "recall@10": r, "revenue@10": 0.1} for b, r in ((32, 0.2), (64, 0.19))]
-  law = scaling_table.power_law([one["parameters"] for one in sizes], [one["train_loss"] for one in sizes])
+  law = scaling_table.power_law(
+    [one["parameters"] for one in sizes], [one["train_loss"] for one in sizes]
+  )
   return {"dataset": "shop", "seeds": [0], "sizes": sizes, "beams": beams, "law": law}
 
 
 def test_power_law_is_recovered():
   law = found()["law"]
-  assert law["exponent"] == pytest.approx(0.1) and law["scale"] == pytest.approx(5) and law["r2"] == pytest.approx(1)
+  assert (
+    law["exponent"] == pytest.approx(0.1)
+    and law["scale"] == pytest.approx(5)
+    and law["r2"] == pytest.approx(1)
+  )
   noisy = scaling_table.power_law([10, 100, 1000], [3.0, 2.5, 2.6])
   assert 0 < noisy["r2"] < 1
 
@@ -35,7 +41,9 @@ def test_a_law_of_a_noisy_line_equals_the_closed_form():
   parameters, loss = [10, 300, 2000, 90_000], [3.0, 2.5, 2.6, 1.1]
   x, y = ([math.log(value) for value in values] for values in (parameters, loss))
   middle_x, middle_y = sum(x) / 4, sum(y) / 4
-  slope = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True)) / sum((a - middle_x) ** 2 for a in x)
+  slope = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True)) / sum(
+    (a - middle_x) ** 2 for a in x
+  )
   offset = middle_y - slope * middle_x
   left = sum((b - slope * a - offset) ** 2 for a, b in zip(x, y, strict=True))
   r2 = 1 - left / sum((b - middle_y) ** 2 for b in y)
@@ -48,7 +56,11 @@ def test_what_stays_level_does_not_fall():
   level = found()
   for one in level["sizes"]:
     one["recall@10"], one["train_loss"] = 0.5, 2.0
-  assert scaling_table.rising(level)["sizes"] == {"recall@10": True, "revenue@10": True, "train_loss": True}
+  assert scaling_table.rising(level)["sizes"] == {
+    "recall@10": True,
+    "revenue@10": True,
+    "train_loss": True,
+  }
   level["sizes"][1]["train_loss"] = 2.5
   assert not scaling_table.rising(level)["sizes"]["train_loss"]
 
@@ -97,7 +109,11 @@ def test_the_chart_s_lines(tmp_path, monkeypatch):
   assert law.get_xydata().tolist() == [[n, pytest.approx(5 * n**-0.1)] for n in parameters]
   assert (points.get_marker(), points.get_linestyle(), law.get_linestyle()) == ("o", "None", "-")
   for axis, kind, x in ((sizes, "sizes", "parameters"), (beams, "beams", "beams")):
-    assert (axis.get_title(loc="left"), axis.get_xlabel(), axis.get_xscale()) == (f"test, by {x}", x, "log")
+    assert (axis.get_title(loc="left"), axis.get_xlabel(), axis.get_xscale()) == (
+      f"test, by {x}",
+      x,
+      "log",
+    )
     assert [line.get_label() for line in axis.lines] == list(measures)
     assert [line.get_color() for line in axis.lines] == list(plots.COLORS[:2])
     for line, name in zip(axis.lines, measures, strict=True):

@@ -39,15 +39,53 @@ def test_settings_stand_by_revenue_with_what_differs_between_sweeps():
     "|\n\nBy value: log p + 0.3 log E[value]. Entropy: of the 128 best ads, nats.\n"
   )
   assert cells(text) == [
-    ["setting", "recall@10", "ndcg@10", "revenue@10", "recall@50", "revenue@50", "recall@10, by value",
-     "revenue@10, by value", "entropy"],
+    [
+      "setting",
+      "recall@10",
+      "ndcg@10",
+      "revenue@10",
+      "recall@50",
+      "revenue@50",
+      "recall@10, by value",
+      "revenue@10, by value",
+      "entropy",
+    ],
     [""] * 9,
     ["the start", "0.2000", "0.1000", "0.3000", "0.4000", "0.6000", "0.0500", "0.0750", "1.50"],
-    ["lr=0.2, more=[1], weight=2.0, beta=3", "0.1000", "0.0500", "0.2000", "0.2000", "0.4000", "0.0250", "0.0500",
-     "1.00"],
-    ["lr=0.1, more=None, weight=1.0", "0.4000", "0.2000", "0.1000", "0.8000", "0.2000", "0.1000", "0.0250", "2.12"],
-    ["lr=0.2, more=None", "0.5000", "0.2500", "0.0500", "1.0000", "0.1000", "0.1250", "0.0125", "1.00"],
-  ]  # fmt: skip
+    [
+      "lr=0.2, more=[1], weight=2.0, beta=3",
+      "0.1000",
+      "0.0500",
+      "0.2000",
+      "0.2000",
+      "0.4000",
+      "0.0250",
+      "0.0500",
+      "1.00",
+    ],
+    [
+      "lr=0.1, more=None, weight=1.0",
+      "0.4000",
+      "0.2000",
+      "0.1000",
+      "0.8000",
+      "0.2000",
+      "0.1000",
+      "0.0250",
+      "2.12",
+    ],
+    [
+      "lr=0.2, more=None",
+      "0.5000",
+      "0.2500",
+      "0.0500",
+      "1.0000",
+      "0.1000",
+      "0.1250",
+      "0.0125",
+      "1.00",
+    ],
+  ]
 
 
 def test_without_values_settings_stand_by_recall():

@@ -30,22 +30,38 @@ def recorder(folder: pathlib.Path, name: str, then: str = "") -> None:
 
 def environment(folder: pathlib.Path, **more: str) -> dict[str, str]:
   """The test's environment with a folder first on PATH; calls are recorded in <folder>/calls."""
-  kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "XLA_FLAGS", "PYTHON"))}
-  return kept | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "CALLS": str(folder / "calls")} | more
+  kept = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("SLURM_", "XLA_FLAGS", "PYTHON"))
+  }
+  return (
+    kept
+    | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "CALLS": str(folder / "calls")}
+    | more
+  )
 
 
 def launch(folder: pathlib.Path, script: str, *arguments: str, stdin: str = "", **more: str):
   """Runs launch/<script> with bash, to its end; the answer has returncode, stdout and stderr."""
   command = ["bash", str(ROOT / "launch" / script), *map(str, arguments)]
   return subprocess.run(
-    command, env=environment(folder, **more), input=stdin, capture_output=True, text=True, timeout=60, check=False
+    command,
+    env=environment(folder, **more),
+    input=stdin,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
   )
 
 
 def calls(folder: pathlib.Path) -> list[list[str]]:
   """The recorded calls, each a list of words."""
   path = folder / "calls"
-  return [call.split("\0")[:-1] for call in path.read_text().split("\n\n")[:-1]] if path.exists() else []
+  return (
+    [call.split("\0")[:-1] for call in path.read_text().split("\n\n")[:-1]] if path.exists() else []
+  )
 
 
 def printed(text: str) -> list[list[str]]:

@@ -31,5 +31,7 @@ def test_an_example(command, tmp_path):
   done = fakes.launch(tmp_path, words[0].removeprefix("launch/"), "--dry-run", *arguments)
   assert (done.returncode, done.stderr) == (0, "")
   if "--dry-run" in words or "run" in words:  # those whose output stands in the page
-    output = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:0", done.stdout).removesuffix("kubectl apply -f -\n")
+    output = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:0", done.stdout).removesuffix(
+      "kubectl apply -f -\n"
+    )
     assert f"\n{output}```" in _TEXT

@@ -1,4 +1,6 @@
-"""launch/gke.sh: the manifest, the commands, and that it calls what it prints, by kubectl and by XPK."""
+"""launch/gke.sh: the manifest, the commands, and that it calls what it prints, by kubectl and by
+XPK.
+"""
 
 import pytest
 
@@ -56,7 +58,9 @@ spec:
 
 
 def _manifest(tmp_path, *arguments):
-  """What a dry run prints but for the command, read as YAML: its one job's template, its pods, the whole."""
+  """What a dry run prints but for the command, read as YAML: its one job's template, its pods,
+  the whole.
+  """
   yaml = pytest.importorskip("yaml")
   done = fakes.launch(tmp_path, "gke.sh", "run", *arguments, "--dry-run", *_TRAINING)
   text, command = done.stdout.removesuffix("\n").rsplit("\n", 1)
@@ -67,7 +71,9 @@ def _manifest(tmp_path, *arguments):
 
 
 def test_dry_run_is_the_manifest_and_the_command(tmp_path):
-  done = fakes.launch(tmp_path, "gke.sh", "run", *_GPU, "--context=k", "--namespace=n", "--dry-run", *_TRAINING)
+  done = fakes.launch(
+    tmp_path, "gke.sh", "run", *_GPU, "--context=k", "--namespace=n", "--dry-run", *_TRAINING
+  )
   expected = f"{_MANIFEST}kubectl --context=k --namespace=n apply -f -\n"
   assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
@@ -89,7 +95,9 @@ def test_a_slice_of_tpus(tmp_path):
 def test_words_stay_words(tmp_path):
   """A number or a truth value of YAML as a name, and quotes in a flag, come out as they went in."""
   one = [word for word in _GPU if not word.startswith(("--image", "--claim", "--hosts"))]
-  job, pods, whole = _manifest(tmp_path, *one, "--name=true", "--image=1e3", "--claim=true", "--hosts=1")
+  job, pods, whole = _manifest(
+    tmp_path, *one, "--name=true", "--image=1e3", "--claim=true", "--hosts=1"
+  )
   assert whole["metadata"]["name"] == "true"
   assert (job["parallelism"], pods["containers"][0]["image"]) == (1, "1e3")
   assert pods["volumes"][0]["persistentVolumeClaim"] == {"claimName": "true"}
@@ -97,8 +105,14 @@ def test_words_stay_words(tmp_path):
 
 
 def test_one_host_needs_no_claim(tmp_path):
-  job, pods, _ = _manifest(tmp_path, "--name=big", "--image=i", "--tpu=t", "--topology=2x2", "--devices=4")
-  assert job["parallelism"] == 1 and "volumes" not in pods and "volumeMounts" not in pods["containers"][0]
+  job, pods, _ = _manifest(
+    tmp_path, "--name=big", "--image=i", "--tpu=t", "--topology=2x2", "--devices=4"
+  )
+  assert (
+    job["parallelism"] == 1
+    and "volumes" not in pods
+    and "volumeMounts" not in pods["containers"][0]
+  )
 
 
 def test_the_longest_name(tmp_path):
@@ -121,21 +135,30 @@ def test_run_applies_what_the_dry_run_prints(tmp_path):
   [
     (
       ("run", *_XPK, "--project=p", "--tpu=v5litepod-16", "--image=i", "--restarts=0", *_TRAINING),
-      "xpk workload create --workload=big --cluster=c --zone=z --project=p --tpu-type=v5litepod-16 --docker-image=i "
-      "--max-restarts=0 '--command=python -m experiments.train --distributed=auto --workdir=/mnt/runs/r "
+      "xpk workload create --workload=big --cluster=c --zone=z --project=p "
+      "--tpu-type=v5litepod-16 --docker-image=i "
+      "--max-restarts=0 '--command=python -m experiments.train --distributed=auto "
+      "--workdir=/mnt/runs/r "
       "--mesh=data:-1,fsdp:4 '\\''--note=it'\\''\\'\\'''\\''s'\\'''",
     ),
     (("delete", *_XPK, "--yes"), "xpk workload delete --workload=big --cluster=c --zone=z --force"),
     (
       ("logs", "--name=big", "--namespace=n"),
       "kubectl --namespace=n logs --selector=jobset.sigs.k8s.io/jobset-name=big,"
-      "batch.kubernetes.io/job-completion-index=0 --follow --prefix --tail=-1 --max-log-requests=100",
+      "batch.kubernetes.io/job-completion-index=0 --follow --prefix --tail=-1 "
+      "--max-log-requests=100",
     ),
     (
       ("logs", *_XPK, "--worker=all"),
-      "kubectl logs --selector=jobset.sigs.k8s.io/jobset-name=big --follow --prefix --tail=-1 --max-log-requests=100",
+      (
+        "kubectl logs --selector=jobset.sigs.k8s.io/jobset-name=big --follow --prefix --tail=-1 "
+        "--max-log-requests=100"
+      ),
     ),
-    (("stop", "--name=big"), """kubectl patch jobset big --type=merge '--patch={"spec":{"suspend":true}}'"""),
+    (
+      ("stop", "--name=big"),
+      """kubectl patch jobset big --type=merge '--patch={"spec":{"suspend":true}}'""",
+    ),
     (("delete", "--name=big", "--yes"), "kubectl delete jobset big"),
   ],
   ids=lambda value: value if isinstance(value, str) else value[0],

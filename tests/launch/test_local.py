@@ -1,4 +1,6 @@
-"""launch/local.sh: what it runs, output by process, failures, signals, restarts, and that nothing is left behind."""
+"""launch/local.sh: what it runs, output by process, failures, signals, restarts, and that
+nothing is left behind.
+"""
 
 import os
 import re
@@ -55,8 +57,8 @@ def _start(folder, fake, *arguments):
   """The launcher in the background, with a process group of its own."""
   return subprocess.Popen(
     ["bash", str(fakes.ROOT / "launch" / "local.sh"), *arguments],
-    env=fakes.environment(folder, **fake), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    start_new_session=True, preexec_fn=_catchable,
+    env=fakes.environment(folder, **fake), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    text=True, start_new_session=True, preexec_fn=_catchable,
   )  # fmt: skip
 
 
@@ -83,26 +85,37 @@ def _alive(pid):
 
 def _left(folder):
   """Processes of the job that still run, and what it left in the folder of temporary files."""
-  pids = [int(line) for pattern in ("pids.*", "child.*") for path in folder.glob(pattern) for line in open(path)]
+  pids = [
+    int(line)
+    for pattern in ("pids.*", "child.*")
+    for path in folder.glob(pattern)
+    for line in open(path)
+  ]
   return [pid for pid in pids if _alive(pid)], list(folder.glob("gr4ad_launch*"))
 
 
 def test_dry_run_of_one_process(tmp_path):
   done = fakes.launch(tmp_path, "local.sh", "--dry-run")
   assert done.stdout == ".venv/bin/python -m experiments.train --workdir=runs/local\n"
-  done = fakes.launch(tmp_path, "local.sh", "--dry-run", "--workdir=a b", "--flagfile=it's", "--x=$y", PYTHON="py")
+  done = fakes.launch(
+    tmp_path, "local.sh", "--dry-run", "--workdir=a b", "--flagfile=it's", "--x=$y", PYTHON="py"
+  )
   assert done.stdout == "py -m experiments.train '--workdir=a b' '--flagfile=it'\\''s' '--x=$y'\n"
-  assert fakes.printed(done.stdout) == [["py", "-m", "experiments.train", "--workdir=a b", "--flagfile=it's", "--x=$y"]]
+  assert fakes.printed(done.stdout) == [
+    ["py", "-m", "experiments.train", "--workdir=a b", "--flagfile=it's", "--x=$y"]
+  ]
 
 
 def test_dry_run_of_a_job(tmp_path):
   done = fakes.launch(
-    tmp_path, "local.sh", "-n", "2", "--devices=4", "--port=2345", "--dry-run", "--mesh=data:-1,fsdp:4", "--workdir=w",
-    XLA_FLAGS="--xla_a --xla_b",
+    tmp_path, "local.sh", "-n", "2", "--devices=4", "--port=2345", "--dry-run",
+    "--mesh=data:-1,fsdp:4", "--workdir=w", XLA_FLAGS="--xla_a --xla_b",
   )  # fmt: skip
   common = (
-    "env JAX_PLATFORMS=cpu 'XLA_FLAGS=--xla_a --xla_b --xla_force_host_platform_device_count=4' .venv/bin/python "
-    "-m experiments.train --workdir=w --mesh=data:-1,fsdp:4 --coordinator=127.0.0.1:2345 --num_processes=2"
+    "env JAX_PLATFORMS=cpu 'XLA_FLAGS=--xla_a --xla_b --xla_force_host_platform_device_count=4' "
+    ".venv/bin/python "
+    "-m experiments.train --workdir=w --mesh=data:-1,fsdp:4 --coordinator=127.0.0.1:2345 "
+    "--num_processes=2"
   )
   assert (done.stdout, done.stderr) == (f"{common} --process_id=0\n{common} --process_id=1\n", "")
 
@@ -111,9 +124,13 @@ def test_dry_run_of_a_job(tmp_path):
 def test_it_runs_what_the_dry_run_prints(job, tmp_path):
   words = """printf '%s\\0' env "JAX_PLATFORMS=$JAX_PLATFORMS" "XLA_FLAGS=$XLA_FLAGS" "$0" "$@"; printf '\\n\\n'"""
   whole = 'cat "$CALLS.$$" >>"$CALLS"'  # in one write: two processes call at once
-  python = fakes.executable(tmp_path / "python", f'#!/usr/bin/env bash\n{{ {words}; }} >"$CALLS.$$"\n{whole}\n')
+  python = fakes.executable(
+    tmp_path / "python", f'#!/usr/bin/env bash\n{{ {words}; }} >"$CALLS.$$"\n{whole}\n'
+  )
   arguments = (*job, "--devices=2", "--a=b  c", "--workdir=w w")
-  dry = fakes.launch(tmp_path, "local.sh", "--dry-run", *arguments, PYTHON=str(python), XLA_FLAGS="--xla_a")
+  dry = fakes.launch(
+    tmp_path, "local.sh", "--dry-run", *arguments, PYTHON=str(python), XLA_FLAGS="--xla_a"
+  )
   assert fakes.calls(tmp_path) == []
   done = fakes.launch(tmp_path, "local.sh", *arguments, PYTHON=str(python), XLA_FLAGS="--xla_a")
   assert done.returncode == 0, done.stderr
@@ -128,7 +145,9 @@ def test_output_by_process(tmp_path, fake):
     "[0] no newline at the end", "[0] out of 0", "[1] no newline at the end", "[1] out of 1",
   ]  # fmt: skip
   told = done.stderr.splitlines()
-  assert re.fullmatch(r"\[launch\] starts 2 processes; process 0 listens at 127\.0\.0\.1:\d+", told[0])
+  assert re.fullmatch(
+    r"\[launch\] starts 2 processes; process 0 listens at 127\.0\.0\.1:\d+", told[0]
+  )
   assert sorted(told[1:]) == ["[0] err of 0", "[1] err of 1"]
   assert _left(tmp_path) == ([], [])
 
@@ -139,7 +158,9 @@ def test_output_by_process(tmp_path, fake):
 )
 def test_a_process_that_fails(mode, status, how, tmp_path, fake):
   done = fakes.launch(tmp_path, "local.sh", "-n", "2", f"--mode={mode}", **fake)
-  assert all(line.startswith("[") for line in done.stderr.splitlines()), done.stderr  # no word of bash's own
+  assert all(line.startswith("[") for line in done.stderr.splitlines()), (
+    done.stderr
+  )  # no word of bash's own
   told = [line for line in done.stderr.splitlines() if line.startswith("[launch]")][1:]
   assert told == [f"[launch] process 1 {how}", "[launch] process 0 ended with exit status 1"]
   assert done.returncode == status
@@ -165,7 +186,10 @@ def test_a_signal_is_passed_on_and_waited_for(number, tmp_path, fake):
     job.send_signal(number)
   out, err = job.communicate(timeout=30)
   assert (job.returncode, "[0] saved 0" in out, "[1] saved 1" in out) == (0, True, True), err
-  assert "[launch] stops: sends SIGTERM to all processes, and waits for them" in err and "starts again" not in err
+  assert (
+    "[launch] stops: sends SIGTERM to all processes, and waits for them" in err
+    and "starts again" not in err
+  )
   assert _left(tmp_path) == ([], [])
 
 
@@ -189,7 +213,9 @@ def test_restarts(tmp_path, fake):
 
 
 def test_restarts_end(tmp_path, fake):
-  done = fakes.launch(tmp_path, "local.sh", "-n", "2", "--mode=fail", "--restarts=1", "--grace=0", **fake)
+  done = fakes.launch(
+    tmp_path, "local.sh", "-n", "2", "--mode=fail", "--restarts=1", "--grace=0", **fake
+  )
   assert done.returncode == 3 and done.stdout.count("[1] out of 1") == 2
 
 

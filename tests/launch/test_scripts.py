@@ -1,4 +1,6 @@
-"""What all launchers have in common: shellcheck finds nothing, mistakes are told in one line, --help is there."""
+"""What all launchers have in common: shellcheck finds nothing, mistakes are told in one line,
+--help is there.
+"""
 
 import os
 import pathlib
@@ -27,7 +29,11 @@ def test_shellcheck_finds_nothing(name):
   if not shellcheck:
     pytest.skip("no shellcheck here: it comes with the dev extra")
   done = subprocess.run(
-    [shellcheck, "--external-sources", f"launch/{name}"], cwd=fakes.ROOT, capture_output=True, text=True, check=False
+    [shellcheck, "--external-sources", f"launch/{name}"],
+    cwd=fakes.ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
   )
   assert (done.returncode, done.stdout) == (0, "")
 
@@ -46,8 +52,14 @@ _MISTAKES = [
   (("local.sh", "-n"), "-n needs a number"),
   (("local.sh", "-n", "two"), "-n=two is not allowed: a whole number of at least 1"),
   (("local.sh", "-n", "0"), "-n=0 is not allowed"),
-  (("local.sh", "-n", "08"), "-n=08 is not allowed: a whole number of at least 1, without a leading zero"),
-  (("local.sh", "-n", "2", "--port=65536"), "--port=65536 is not allowed: a whole number from 1 to 65535"),
+  (
+    ("local.sh", "-n", "08"),
+    "-n=08 is not allowed: a whole number of at least 1, without a leading zero",
+  ),
+  (
+    ("local.sh", "-n", "2", "--port=65536"),
+    "--port=65536 is not allowed: a whole number from 1 to 65535",
+  ),
   (("local.sh", "--devices="), "--devices= is not allowed"),
   (("local.sh", "--restarts=1"), "--restarts needs -n"),
   (("tpu_vm.sh",), "no command"),
@@ -60,9 +72,15 @@ _MISTAKES = [
   ((*_TPU, "--", "--epochs=1"), "no --workdir="),
   ((*_TPU, "--", "--workdir="), "no --workdir="),
   ((*_TPU, "--", "--note=as --workdir=w"), "no --workdir="),
-  ((*_TPU, "--nfs=s:/e", "--", "--workdir=runs/r"), "--workdir=runs/r is not allowed: with --nfs it lies below"),
+  (
+    (*_TPU, "--nfs=s:/e", "--", "--workdir=runs/r"),
+    "--workdir=runs/r is not allowed: with --nfs it lies below",
+  ),
   ((*_TPU, "--worker=first", "--", "--workdir=w"), "--worker=first is not allowed"),
-  (("tpu_vm.sh", "stop", "--name=n", "--zone=z", "--", "--workdir=w"), "stop takes no flags of the training"),
+  (
+    ("tpu_vm.sh", "stop", "--name=n", "--zone=z", "--", "--workdir=w"),
+    "stop takes no flags of the training",
+  ),
   (("tpu_vm.sh", "create", "--name=n", "--zone=z"), "--type= is not allowed"),
   (("tpu_vm.sh", "create", "--name=n", "--zone=z", "--type=v9-8"), "name it with --version"),
   (("tpu_vm.sh", "install", "--name=n", "--zone=z", "--nfs=disk"), "--nfs=disk is not allowed"),
@@ -73,22 +91,39 @@ _MISTAKES = [
   ((*_GKE, "--chips=4"), "--chips=4 is not a flag"),
   (_GKE, "no --workdir="),
   ((*_GKE, "--tpu=t", "--", "--workdir=w"), "--devices= is not allowed"),
-  ((*_GKE, "--tpu=t", "--topology=4by4", "--devices=4", "--", "--workdir=w"), "--topology=4by4 is not allowed"),
-  ((*_GKE, "--tpu=t", "--topology=2x3", "--devices=4", "--", "--workdir=w"), "a slice of 2x3 has 6 chips"),
+  (
+    (*_GKE, "--tpu=t", "--topology=4by4", "--devices=4", "--", "--workdir=w"),
+    "--topology=4by4 is not allowed",
+  ),
+  (
+    (*_GKE, "--tpu=t", "--topology=2x3", "--devices=4", "--", "--workdir=w"),
+    "a slice of 2x3 has 6 chips",
+  ),
   ((*_GKE, "--tpu=a'b", "--devices=4", "--", "--workdir=w"), "--tpu=a'b is not allowed"),
   ((*_GKE, "--gpu=g", "--devices=8", "--", "--workdir=w"), "--hosts= is not allowed"),
   ((*_GKE, "--gpu=g", "--devices=08", "--", "--workdir=w"), "--devices=08 is not allowed"),
-  ((*_GKE, "--gpu=g", "--devices=8", "--hosts=2", "--", "--workdir=w"), "with --claim it lies below /mnt/runs"),
-  ((*_GKE, "--gpu=g", "--devices=8", "--hosts=2", "--", "--workdir=/mnt/runs/"), "--workdir=/mnt/runs/ is not allowed"),
+  (
+    (*_GKE, "--gpu=g", "--devices=8", "--hosts=2", "--", "--workdir=w"),
+    "with --claim it lies below /mnt/runs",
+  ),
+  (
+    (*_GKE, "--gpu=g", "--devices=8", "--hosts=2", "--", "--workdir=/mnt/runs/"),
+    "--workdir=/mnt/runs/ is not allowed",
+  ),
   ((*_LONG, "--devices=8", "--hosts=11", "--", "--workdir=/mnt/runs/r"), "has 64 characters"),
-  ((*_GKE, "--claim=", "--gpu=g", "--devices=8", "--hosts=2", "--", "--workdir=w"), "2 hosts need a shared disk"),
+  (
+    (*_GKE, "--claim=", "--gpu=g", "--devices=8", "--hosts=2", "--", "--workdir=w"),
+    "2 hosts need a shared disk",
+  ),
   ((*_GKE, "--xpk", "--", "--workdir=w"), "--cluster= is not allowed"),
   ((*_GKE, "--zone=z", "--", "--workdir=w"), "are for --xpk"),
   (("gke.sh", "stop", "--name=job", "--xpk", "--cluster=c", "--zone=z"), "stop is not for --xpk"),
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), _MISTAKES, ids=[" ".join(words) for words, _ in _MISTAKES])
+@pytest.mark.parametrize(
+  ("words", "message"), _MISTAKES, ids=[" ".join(words) for words, _ in _MISTAKES]
+)
 def test_a_mistake_is_one_line(words, message, tmp_path):
   for name in ("gcloud", "kubectl", "xpk", "sbatch"):
     fakes.recorder(tmp_path, name)

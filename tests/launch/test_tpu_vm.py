@@ -58,7 +58,10 @@ _STEPS = {
   "logs": ((), _LOGS),
   "stop": ((), _STOP),
   "delete": (("--yes",), f"{_VM} delete pod --quiet {_WHERE}\n"),
-  "up": (("--type=v5litepod-16", "--nfs=10.0.0.2:/share", *_TRAINING), f"{_CREATE}\n{_INSTALL}{_NFS}{_RUN}"),
+  "up": (
+    ("--type=v5litepod-16", "--nfs=10.0.0.2:/share", *_TRAINING),
+    f"{_CREATE}\n{_INSTALL}{_NFS}{_RUN}",
+  ),
 }
 
 
@@ -70,23 +73,32 @@ def test_dry_run_and_what_is_run(step, tmp_path):
   temporary = tmp_path / "temporary"
   temporary.mkdir()
   expected = expected.replace("TMP/", f"{temporary}/")
-  dry = fakes.launch(tmp_path, "tpu_vm.sh", step, *_PLACE, "--dry-run", *more, TMPDIR=str(temporary))
+  dry = fakes.launch(
+    tmp_path, "tpu_vm.sh", step, *_PLACE, "--dry-run", *more, TMPDIR=str(temporary)
+  )
   assert (dry.returncode, dry.stdout, dry.stderr) == (0, expected, "")
   assert fakes.calls(tmp_path) == []
   done = fakes.launch(tmp_path, "tpu_vm.sh", step, *_PLACE, *more, TMPDIR=str(temporary))
   assert done.returncode == 0, done.stderr
-  called = [[_FOLDER.sub("gr4ad_jax.XXXXXX/", word) for word in call] for call in fakes.calls(tmp_path)]
+  called = [
+    [_FOLDER.sub("gr4ad_jax.XXXXXX/", word) for word in call] for call in fakes.calls(tmp_path)
+  ]
   assert called == fakes.printed(expected)
   assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-  ("kind", "software"), [("v6e-8", "v2-alpha-tpuv6e"), ("v5p-8", "v2-alpha-tpuv5"), ("v4-8", "tpu-ubuntu2204-base")]
+  ("kind", "software"),
+  [("v6e-8", "v2-alpha-tpuv6e"), ("v5p-8", "v2-alpha-tpuv5"), ("v4-8", "tpu-ubuntu2204-base")],
 )
 def test_software_by_type(kind, software, tmp_path):
-  done = fakes.launch(tmp_path, "tpu_vm.sh", "create", *_PLACE, f"--type={kind}", "--spot", "--dry-run")
+  done = fakes.launch(
+    tmp_path, "tpu_vm.sh", "create", *_PLACE, f"--type={kind}", "--spot", "--dry-run"
+  )
   assert f" --version={software} --spot " in done.stdout
-  done = fakes.launch(tmp_path, "tpu_vm.sh", "create", *_PLACE, f"--type={kind}", "--version=mine", "--dry-run")
+  done = fakes.launch(
+    tmp_path, "tpu_vm.sh", "create", *_PLACE, f"--type={kind}", "--version=mine", "--dry-run"
+  )
   assert " --version=mine " in done.stdout
 
 
@@ -121,7 +133,9 @@ while :; do sleep 0.05; done
 """
 
 
-_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the workers run Linux: GNU tail, GNU sed")
+_LINUX = pytest.mark.skipif(
+  not sys.platform.startswith("linux"), reason="the workers run Linux: GNU tail, GNU sed"
+)
 
 
 @_LINUX
@@ -141,9 +155,21 @@ def test_the_commands_work_on_a_worker(tmp_path):
   assert done.stdout.splitlines() == [f"[0] {args}short", "[0] ended with exit status 6"]
   done = step("stop")
   assert (done.returncode, done.stderr) == (0, "")
-  assert done.stdout.splitlines() == ["[0] no training runs", f"[0] {args}short", "[0] ended with exit status 6"]
+  assert done.stdout.splitlines() == [
+    "[0] no training runs",
+    f"[0] {args}short",
+    "[0] ended with exit status 6",
+  ]
 
-  command = ["bash", str(fakes.ROOT / "launch" / "tpu_vm.sh"), "run", *_PLACE, "--", "--workdir=w", "--note=it's  so"]
+  command = [
+    "bash",
+    str(fakes.ROOT / "launch" / "tpu_vm.sh"),
+    "run",
+    *_PLACE,
+    "--",
+    "--workdir=w",
+    "--note=it's  so",
+  ]
   follower = subprocess.Popen(
     command, env=fakes.environment(tmp_path, HOME=str(home)), stdout=subprocess.PIPE, text=True
   )
@@ -154,7 +180,9 @@ def test_the_commands_work_on_a_worker(tmp_path):
   assert again.returncode == 2 and again.stderr == "error: a training runs already\n"
   stopped = step("stop")
   assert stopped.returncode == 0 and "ended with exit status 0" in stopped.stdout
-  out, _ = follower.communicate(timeout=30)  # the log is followed until the training ends, no longer
+  out, _ = follower.communicate(
+    timeout=30
+  )  # the log is followed until the training ends, no longer
   assert out.splitlines() == ["[0] saved", "[0] ended with exit status 0"]
 
 
@@ -167,17 +195,28 @@ def test_a_later_copy_takes_the_place_of_an_earlier_one(tmp_path):
     (checkout / name).parent.mkdir(parents=True, exist_ok=True)
     (checkout / name).write_text("new")
   copy = home / "gr4ad_jax"
-  for name in ("gr4ad_jax/deleted.py", "gr4ad_jax/__init__.py", "runs/r/events.jsonl", "train.log", ".venv/pyvenv.cfg"):
+  for name in (
+    "gr4ad_jax/deleted.py",
+    "gr4ad_jax/__init__.py",
+    "runs/r/events.jsonl",
+    "train.log",
+    ".venv/pyvenv.cfg",
+  ):
     (copy / name).parent.mkdir(parents=True, exist_ok=True)
     (copy / name).write_text("old")
   fakes.recorder(tmp_path, "gcloud", _GCLOUD)
   fakes.recorder(tmp_path, "python3")
   done = subprocess.run(
     ["bash", str(checkout / "launch" / "tpu_vm.sh"), "install", *_PLACE],
-    env=fakes.environment(tmp_path, HOME=str(home), TMPDIR=str(tmp_path)), capture_output=True, text=True, check=False,
+    env=fakes.environment(tmp_path, HOME=str(home), TMPDIR=str(tmp_path)), capture_output=True,
+    text=True, check=False,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  assert sorted(path.name for path in home.iterdir()) == ["gr4ad_jax", "gr4ad_jax.new", "gr4ad_jax.tgz"]
+  assert sorted(path.name for path in home.iterdir()) == [
+    "gr4ad_jax",
+    "gr4ad_jax.new",
+    "gr4ad_jax.tgz",
+  ]
   assert list((home / "gr4ad_jax.new").iterdir()) == []
   for name in ("gr4ad_jax/deleted.py", "runs/mine", ".venv/mine"):
     assert not (copy / name).exists()
@@ -186,7 +225,11 @@ def test_a_later_copy_takes_the_place_of_an_earlier_one(tmp_path):
   assert (copy / "launch" / "lib.sh").exists()
   for name in ("runs/r/events.jsonl", "train.log", ".venv/pyvenv.cfg"):
     assert (copy / name).read_text() == "old"
-  assert [call[:3] for call in fakes.calls(tmp_path) if call[0] == "python3"][0] == ["python3", "-m", "pip"]
+  assert [call[:3] for call in fakes.calls(tmp_path) if call[0] == "python3"][0] == [
+    "python3",
+    "-m",
+    "pip",
+  ]
   assert not list(tmp_path.glob("gr4ad_jax.*"))
 
 

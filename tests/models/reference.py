@@ -1,4 +1,5 @@
-"""GR4AD in NumPy, one request and one sequence at a time, from the formulas of docs/design/method.md §2.
+"""GR4AD in NumPy, one request and one sequence at a time, from the formulas of
+docs/design/method.md §2.
 
 `Request` is what a request computes. Its decoder is LazyAR's; the zoo's others are subclasses.
 """

@@ -39,7 +39,9 @@ def test_a_levels_distribution_knows_the_codes_before_it_alone(everything):
   np.testing.assert_allclose(p[:, :, 0, 0, 0].sum(1), 1, atol=1e-5)
   np.testing.assert_allclose(p[:, :, :, 0, 1].sum(2), 1, atol=1e-5)
   np.testing.assert_allclose(p[..., 2].sum(3), 1, atol=1e-5)
-  assert np.ptp(p[:, :, :, 0, 1], axis=1).max() > 1e-3 and np.ptp(p[..., 2], axis=(1, 2)).max() > 1e-3
+  assert (
+    np.ptp(p[:, :, :, 0, 1], axis=1).max() > 1e-3 and np.ptp(p[..., 2], axis=(1, 2)).max() > 1e-3
+  )
 
 
 def test_mtp_branch_sees_no_code(everything):
@@ -82,7 +84,9 @@ def test_decoder_state_has_no_gradient_from_later_tokens(lazy):
   jacobian = tiny.jit(jax.jacrev(summed))(tokens)
   reach = np.abs(jacobian).max(axis=-1)[0, :, :, 0]  # (M, T) of states by (M, T) of tokens
   for state in range(T):
-    assert (reach[0, state, 0, : state + 1] > 1e-6).all() and (reach[0, state, 0, state + 1 :] == 0).all()
+    assert (reach[0, state, 0, : state + 1] > 1e-6).all() and (
+      reach[0, state, 0, state + 1 :] == 0
+    ).all()
   assert (reach[0, :, 1] == 0).all()  # nor do sequences read each other
 
 
@@ -95,15 +99,24 @@ def _context(B, D, config):
 
 def test_lazy_layers_have_no_gradient_from_any_code():
   model, batch = tiny.make_model(), tiny.make_batch()
-  batch = batch._replace(slot_codes_BST=np.zeros_like(batch.slot_codes_BST))  # only code 0 stands in the context
+  batch = batch._replace(
+    slot_codes_BST=np.zeros_like(batch.slot_codes_BST)
+  )  # only code 0 stands in the context
   params = tiny.make_params(model)
-  grads = tiny.jit(jax.grad(lambda p: (model.apply({"params": p}, batch, method="start").lazy_B1TD ** 2).sum()))(params)
+  grads = tiny.jit(
+    jax.grad(lambda p: (model.apply({"params": p}, batch, method="start").lazy_B1TD ** 2).sum())
+  )(params)
   for level in range(3):
     table = np.asarray(grads[f"codes_{level}"])
     assert (table[1:] == 0).all() and (table[0] != 0).any()
   assert (grads["bos"] == 0).all() and (grads["decoder"]["level"] != 0).all()
-  assert all((g == 0).all() for g in jax.tree.leaves([grads["decoder"]["fuse"], grads["decoder"]["block_2"]]))
-  assert all((g != 0).any() for g in jax.tree.leaves([grads["decoder"]["block_0"], grads["decoder"]["block_1"]]))
+  assert all(
+    (g == 0).all() for g in jax.tree.leaves([grads["decoder"]["fuse"], grads["decoder"]["block_2"]])
+  )
+  assert all(
+    (g != 0).any()
+    for g in jax.tree.leaves([grads["decoder"]["block_0"], grads["decoder"]["block_1"]])
+  )
 
 
 def test_sequences_of_a_request_do_not_read_each_other(system, everything):
@@ -127,10 +140,16 @@ def test_padding_slots_change_nothing(system, everything, field):
 
 def test_targets_are_not_read(system, everything):
   run, params, batch = system
-  other = batch._replace(target_codes_BMT=0 * batch.target_codes_BMT, target_mask_BM=~batch.target_mask_BM,
-                         target_value_BM=batch.target_value_BM + 5, target_depth_BM=batch.target_depth_BM + 1,
-                         user_value_B=batch.user_value_B + 1)  # fmt: skip
-  chex.assert_trees_all_equal(jax.device_get(run(params, other, tiny.every_code(batch))), everything)
+  other = batch._replace(
+    target_codes_BMT=0 * batch.target_codes_BMT,
+    target_mask_BM=~batch.target_mask_BM,
+    target_value_BM=batch.target_value_BM + 5,
+    target_depth_BM=batch.target_depth_BM + 1,
+    user_value_B=batch.user_value_B + 1,
+  )
+  chex.assert_trees_all_equal(
+    jax.device_get(run(params, other, tiny.every_code(batch))), everything
+  )
 
 
 def test_only_the_history_is_copied_where_so_asked(everything):
@@ -138,9 +157,14 @@ def test_only_the_history_is_copied_where_so_asked(everything):
   model = tiny.make_model(copy="history", kv_groups=2, kv_layers=2)
   out = jax.device_get(forward(model)(tiny.make_params(model), batch, tiny.every_code(batch)))
   for found, kinds in ((out, (1,)), (everything, (1, 2, 3))):
-    copied = np.exp(found.logp_BM) - (1 - found.gate_B)[:, None] * np.exp(found.generated_logp_BMT.sum(-1))
+    copied = np.exp(found.logp_BM) - (1 - found.gate_B)[:, None] * np.exp(
+      found.generated_logp_BMT.sum(-1)
+    )
     for b in range(4):
-      named = {tuple(code) for code in batch.slot_codes_BST[b, np.isin(batch.slot_kind_BS[b], kinds)].tolist()}
+      named = {
+        tuple(code)
+        for code in batch.slot_codes_BST[b, np.isin(batch.slot_kind_BS[b], kinds)].tolist()
+      }
       assert {tuple(code) for code in tiny.ALL_CODES[copied[b] > 1e-6].tolist()} <= named
       np.testing.assert_allclose(copied[b].sum(), found.gate_B[b] if named else 0, atol=1e-5)
       assert (found.gate_B[b] > 0.01) == bool(named)
@@ -152,8 +176,16 @@ def _loss(model):
     out = model.apply({"params": params}, batch, batch.target_codes_BMT, train=True, rngs=rngs)
     bins = vsl.ecpm_bin(batch.target_value_BM, jnp.arange(4.0))
     ones = jnp.ones_like(batch.target_value_BM)
-    return vsl.vsl_loss(out.logp_BM, out.mtp_logp_BMT, out.ecpm_logits_BMV, bins, ones, batch.target_mask_BM,
-                        lambda_ecpm=0.3, lambda_mtp=0.2)[0]  # fmt: skip
+    return vsl.vsl_loss(
+      out.logp_BM,
+      out.mtp_logp_BMT,
+      out.ecpm_logits_BMV,
+      bins,
+      ones,
+      batch.target_mask_BM,
+      lambda_ecpm=0.3,
+      lambda_mtp=0.2,
+    )[0]
 
   return loss
 
@@ -162,14 +194,18 @@ def test_rematerialisation_changes_neither_loss_nor_gradients_nor_parameters():
   batch = tiny.make_batch()
   models = [tiny.make_model(layers=1, lazy_layers=0, remat=policy) for policy in remat.POLICIES]
   params = tiny.make_params(models[0])
-  (loss, grads), *others = (tiny.jit(jax.value_and_grad(_loss(model)))(params, batch) for model in models)
+  (loss, grads), *others = (
+    tiny.jit(jax.value_and_grad(_loss(model)))(params, batch) for model in models
+  )
   for model, (loss_again, grads_again) in zip(models[1:], others, strict=True):
     chex.assert_trees_all_equal(params, tiny.make_params(model))
     np.testing.assert_allclose(loss, loss_again, rtol=1e-6)
     chex.assert_trees_all_close(grads, grads_again, rtol=1e-4, atol=1e-6)
   fitted = [grads["processor"].pop(name) for name in EDGES]
   assert not any(leaf.any() for leaf in fitted)
-  assert all((np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(grads))  # all other parameters learn
+  assert all(
+    (np.asarray(leaf) != 0).any() for leaf in jax.tree.leaves(grads)
+  )  # all other parameters learn
 
 
 def test_what_xla_is_told_of_a_policy(monkeypatch):
@@ -201,13 +237,18 @@ def test_each_policy_keeps_less_than_the_one_before():
 
     params = tiny.draw_params(decoder, h, context, train=False, method="late")
     options = {"xla_backend_optimization_level": 0} | remat.compiler_options(policy)
-    sizes.append(jax.jit(jax.grad(loss)).lower(params, h).compile(options).memory_analysis().temp_size_in_bytes)
+    sizes.append(
+      jax.jit(jax.grad(loss)).lower(params, h).compile(options).memory_analysis().temp_size_in_bytes
+    )
   none, dots, full = sizes
   assert dots < 0.8 * none and full < 0.8 * dots, sizes
 
 
 def test_bfloat16_gives_float32_outputs_close_to_float32(everything):
-  batch, model = tiny.make_batch(), tiny.make_model(kv_groups=2, kv_layers=2, compute_dtype="bfloat16")
+  batch, model = (
+    tiny.make_batch(),
+    tiny.make_model(kv_groups=2, kv_layers=2, compute_dtype="bfloat16"),
+  )
   params = tiny.make_params(model)
   out = jax.device_get(forward(model)(params, batch, tiny.every_code(batch)))
   assert {str(x.dtype) for x in out} == {"float32"}
@@ -220,16 +261,27 @@ def test_next_code_logp_is_the_softmax_of_its_level():
   logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32) * 30
   code = np.array([[0, 4, 2], [1, 1, 3]])
   exact = logits.astype(np.float64)
-  exact = np.take_along_axis(exact - np.log(np.exp(exact).sum(-1, keepdims=True)), code[..., None], -1)[..., 0]
-  np.testing.assert_allclose(next_code_logp(jnp.asarray(logits), jnp.asarray(code)), exact, rtol=1e-5, atol=1e-5)
+  exact = np.take_along_axis(
+    exact - np.log(np.exp(exact).sum(-1, keepdims=True)), code[..., None], -1
+  )[..., 0]
+  np.testing.assert_allclose(
+    next_code_logp(jnp.asarray(logits), jnp.asarray(code)), exact, rtol=1e-5, atol=1e-5
+  )
 
 
 def test_logits_of_a_bfloat16_model_are_float32():
-  model, names = tiny.make_model(compute_dtype="bfloat16"), ("head_0", "head_1", "head_2", "ecpm_head", "score", "gate")
-  run = tiny.jit(
-    lambda p, b, c: model.apply({"params": p}, b, c, capture_intermediates=lambda module, _: module.name in names)[1]
+  model, names = (
+    tiny.make_model(compute_dtype="bfloat16"),
+    ("head_0", "head_1", "head_2", "ecpm_head", "score", "gate"),
   )
-  found = run(tiny.make_params(model), tiny.make_batch(), tiny.every_code(tiny.make_batch()))["intermediates"]
+  run = tiny.jit(
+    lambda p, b, c: model.apply(
+      {"params": p}, b, c, capture_intermediates=lambda module, _: module.name in names
+    )[1]
+  )
+  found = run(tiny.make_params(model), tiny.make_batch(), tiny.every_code(tiny.make_batch()))[
+    "intermediates"
+  ]
   found |= found.pop("copier")  # score and gate
   for name in names:
     logits = found[name]["__call__"][0]

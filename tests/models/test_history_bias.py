@@ -16,17 +16,23 @@ WORLD = 12
 
 
 def biased(logits, number, bias, counted=None):
-  """All 12 sequences' log p', the first `number` of them being the history, `counted` of those scored."""
+  """All 12 sequences' log p', the first `number` of them being the history, `counted` of those
+  scored.
+  """
   logp = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))[None]
   seen = jnp.arange(WORLD)[None] < number
   counted = number if counted is None else counted
   history, mask = logp[:, :8], jnp.arange(8)[None] < counted
   with jax.numpy_rank_promotion("raise"):
-    return logp, biased_logp(logp, seen, history, mask, jnp.asarray([number]), jnp.asarray(bias, jnp.float32))
+    return logp, biased_logp(
+      logp, seen, history, mask, jnp.asarray([number]), jnp.asarray(bias, jnp.float32)
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-4, 4), min_size=WORLD, max_size=WORLD), st.integers(0, 8), st.floats(-20, 5))
+@given(
+  st.lists(st.floats(-4, 4), min_size=WORLD, max_size=WORLD), st.integers(0, 8), st.floats(-20, 5)
+)
 def test_biased_probabilities_sum_to_one(logits, number, bias):
   logp, out = biased(logits, number, bias)
   np.testing.assert_allclose(np.exp(out).sum(), 1, rtol=1e-4)

@@ -31,16 +31,23 @@ def naive_attention(q_BQHd, k_BSGd, v_BSGd, mask_BQS):
 @pytest.mark.parametrize("shared", [True, False])
 def test_attend_equals_a_loop(heads, groups, shared):
   rng = np.random.default_rng(heads + groups)
-  q, k, v = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, heads, 5), (2, 4, groups, 5), (2, 4, groups, 5)))
+  q, k, v = (
+    rng.normal(size=s).astype(np.float32)
+    for s in ((2, 3, heads, 5), (2, 4, groups, 5), (2, 4, groups, 5))
+  )
   mask = rng.random((2, 1 if shared else 3, 4)) < 0.6  # (B, 1, S): a context; (B, Q, S): causal
   mask[..., 0] = True
   full = np.broadcast_to(mask, (2, 3, 4))
-  np.testing.assert_allclose(attend(q, k, v, jnp.asarray(mask)), naive_attention(q, k, v, full), atol=1e-5)
+  np.testing.assert_allclose(
+    attend(q, k, v, jnp.asarray(mask)), naive_attention(q, k, v, full), atol=1e-5
+  )
 
 
 def test_attend_ignores_what_is_hidden():
   rng = np.random.default_rng(0)
-  q, k, v = (rng.normal(size=s).astype(np.float32) for s in ((1, 2, 2, 4), (1, 3, 2, 4), (1, 3, 2, 4)))
+  q, k, v = (
+    rng.normal(size=s).astype(np.float32) for s in ((1, 2, 2, 4), (1, 3, 2, 4), (1, 3, 2, 4))
+  )
   mask = jnp.asarray([[[True, False, True]]])
   before = attend(q, k, v, mask)
   k[:, 1], v[:, 1] = 1e4, -1e4
@@ -68,7 +75,9 @@ def test_linear_and_gated_ffn_are_their_formulas():
   linear = Linear(5, bias=True)
   params = nn.meta.unbox(linear.init(jax.random.key(0), x))["params"]
   params["bias"] = params["bias"] + 0.5
-  np.testing.assert_allclose(linear.apply({"params": params}, x), x @ params["kernel"] + 0.5, atol=1e-5)
+  np.testing.assert_allclose(
+    linear.apply({"params": params}, x), x @ params["kernel"] + 0.5, atol=1e-5
+  )
   ffn = GatedFFN(6)
   params = nn.meta.unbox(ffn.init(jax.random.key(1), x))["params"]
   gate, up = np.split(x @ params["in_proj"]["kernel"], 2, axis=-1)
@@ -90,10 +99,15 @@ def test_linear_sums_and_adds_its_bias_in_the_dtype_asked_for():
 def test_preset_has_the_size_of_its_name(name):
   model = GR4AD(PRESETS[name], (16384, 4096, 1024))
   batch = zero_batch(tiny.DATA, 3)
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch, batch.target_codes_BMT)["params"])
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), batch, batch.target_codes_BMT)["params"]
+  )
   size = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e9
   assert size == pytest.approx(float(name[:-1]), rel=0.1)
-  assert model.config.width == 64 * model.config.heads and (model.config.layers, model.config.lazy_layers) == (9, 6)
+  assert model.config.width == 64 * model.config.heads and (
+    model.config.layers,
+    model.config.lazy_layers,
+  ) == (9, 6)
 
 
 @pytest.mark.parametrize(("rate", "width"), [(0.5, 64), (0.3, 63), (0.1, 6)])

@@ -1,4 +1,6 @@
-"""Piecewise linear encoding, against a loop; the edges that a run fits stay as they are while it learns."""
+"""Piecewise linear encoding, against a loop; the edges that a run fits stay as they are while it
+learns.
+"""
 
 import numpy as np
 import pytest
@@ -33,7 +35,9 @@ def test_encoding_equals_a_loop():
   for place in np.ndindex(4, 2, 3):
     for piece in range(5):
       low, high = edges[place[-1], piece : piece + 2]
-      expected[(*place, piece)] = np.clip((x[place] - low) / (high - low), 0, 1) if high > low else 0
+      expected[(*place, piece)] = (
+        np.clip((x[place] - low) / (high - low), 0, 1) if high > low else 0
+      )
   found = piecewise.encode(x, edges)
   assert found.shape == (4, 2, 15)
   np.testing.assert_allclose(found, expected.reshape(4, 2, 15), rtol=1e-5, atol=1e-6)

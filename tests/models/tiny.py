@@ -1,4 +1,6 @@
-"""Models of a few hundred weights, and batches in which everything that can happen to a slot does."""
+"""Models of a few hundred weights, and batches in which everything that can happen to a slot
+does.
+"""
 
 import dataclasses
 import functools
@@ -14,12 +16,18 @@ from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.history_bias import RATE
 
 CODEBOOKS = (7, 5, 4)
-ALL_CODES = np.array(list(itertools.product(*map(range, CODEBOOKS))), np.int32)  # [140, 3], lexicographic
+ALL_CODES = np.array(
+  list(itertools.product(*map(range, CODEBOOKS))), np.int32
+)  # [140, 3], lexicographic
 NUM_ADS = 30
 DATA = DataConfig(history_slots=6, neighbor_slots=3, rising_slots=2, targets=4)
-CONFIG = ModelConfig(layers=3, lazy_layers=2, width=16, heads=4, kv_groups=4, ecpm_bins=5, compute_dtype="float32")
+CONFIG = ModelConfig(
+  layers=3, lazy_layers=2, width=16, heads=4, kv_groups=4, ecpm_bins=5, compute_dtype="float32"
+)
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
+jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)  # compiles in half the time
 
 
 def code_id(codes):
@@ -39,12 +47,16 @@ def make_params(model, seed=0, bias=0.0):
 
 def draw_params(module, *inputs, seed=0, bias=0.0, **settings):
   """As `make_params`, for any module; nothing is compiled."""
-  shapes = jax.eval_shape(lambda: nn.meta.unbox(module.init(jax.random.key(0), *inputs, **settings)["params"]))
+  shapes = jax.eval_shape(
+    lambda: nn.meta.unbox(module.init(jax.random.key(0), *inputs, **settings)["params"])
+  )
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
     name, noise = path[-1].key, rng.normal(0, 0.3, leaf.shape).astype(np.float32)
-    return {"kernel": noise, "scale": 1 + noise, "history_bias": np.float32(bias / RATE)}.get(name, 2 * noise)
+    return {"kernel": noise, "scale": 1 + noise, "history_bias": np.float32(bias / RATE)}.get(
+      name, 2 * noise
+    )
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -52,7 +64,8 @@ def draw_params(module, *inputs, seed=0, bias=0.0, **settings):
 def make_batch(seed=0):
   """Four requests: a short history, a full one, none but other slots, and nothing at all.
 
-  Some slots repeat a UA-SID, within a kind and across kinds; padding slots hold arbitrary codes and features.
+  Some slots repeat a UA-SID, within a kind and across kinds; padding slots hold arbitrary codes and
+  features.
   """
   rng = np.random.default_rng(seed)
   batch = zero_batch(DATA, len(CODEBOOKS), rows=4)

@@ -1,5 +1,6 @@
-"""The same run on one device, on eight under several meshes and in two processes; checkpoints across meshes; jobs that
-lose a process or are asked to stop."""
+"""The same run on one device, on eight under several meshes and in two processes; checkpoints
+across meshes; jobs that lose a process or are asked to stop.
+"""
 
 import functools
 import json
@@ -22,8 +23,8 @@ from tests import devices, tiny
 pytestmark = pytest.mark.long
 _ROOT = pathlib.Path(__file__).parents[2]
 _LENGTH = (
-  "--epochs=50", "--max_steps=50", "--log_every=1", "--save_every=10", "--noevaluate", "--fit_splits=train+valid",
-  "--learning_rate=0.0005",
+  "--epochs=50", "--max_steps=50", "--log_every=1", "--save_every=10", "--noevaluate",
+  "--fit_splits=train+valid", "--learning_rate=0.0005",
 )  # fmt: skip
 MESHES = {"data": "data:8", "mixed": "data:2,fsdp:2,tensor:2"}
 
@@ -72,7 +73,9 @@ def _environment(count: int) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, compile_cache):
-  """Folder of the workdirs one, data, mixed and processes: the same run, each elsewhere; and its flags."""
+  """Folder of the workdirs one, data, mixed and processes: the same run, each elsewhere; and its
+  flags.
+  """
   folder = tmp_path_factory.mktemp("meshes")
   flags = [*tiny.source_flags(tiny.write_log(folder / "log")), *tiny.SETTINGS, *_LENGTH]
   done = tiny.run("train", *flags, f"--workdir={folder}/one")
@@ -80,7 +83,9 @@ def runs(tmp_path_factory, compile_cache):
   eight = [sys.executable, "-c", _EIGHT, str(folder), *flags]
   two = [str(_ROOT / "launch/local.sh"), "-n", "2", *flags, f"--workdir={folder}/processes"]
   for command, count in ((eight, 8), (two, 2)):
-    ended = subprocess.run(command, cwd=_ROOT, env=_environment(count), capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+      command, cwd=_ROOT, env=_environment(count), capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
   return folder, flags
 
@@ -110,7 +115,9 @@ def test_fifty_losses_and_the_recommendations_are_those_of_one_device(runs, list
   runs, _ = runs
   losses = _losses(runs / "one")
   np.testing.assert_allclose(_losses(runs / name), losses, atol=1e-4)
-  assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.2  # it learned something; one step's loss is noise
+  assert (
+    np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.2
+  )  # it learned something; one step's loss is noise
   for one, other in zip(lists(runs / "one"), lists(runs / name), strict=True):
     assert [ad.ad_id for ad in one] == [ad.ad_id for ad in other]
     np.testing.assert_allclose(*([ad.score for ad in ads] for ads in (one, other)), atol=1e-3)
@@ -125,7 +132,9 @@ def test_a_checkpoint_of_eight_devices_goes_on_alone(runs):
   from gr4ad_jax.training.checkpoint import Checkpointer
 
   runs, _ = runs
-  config = config_lib.with_knobs(config_lib.load_config(str(runs / "data")), {"mesh": "data:-1", "max_steps": 60})
+  config = config_lib.with_knobs(
+    config_lib.load_config(str(runs / "data")), {"mesh": "data:-1", "max_steps": 60}
+  )
   made = trainer.Trainer(config, inputs.prepare_inputs(config))
   with Checkpointer(run.checkpoint_dir(config), read_only=True) as checkpointer:
     state = checkpointer.restore(state_lib.abstract(made.state)).state
@@ -148,14 +157,18 @@ class _Job:
     several = ["-n", str(processes)] if processes > 1 else []
     command = [str(_ROOT / "launch/local.sh"), *several, *flags, f"--workdir={self.workdir}"]
     environment, pipe = _environment(4 // processes), subprocess.PIPE
-    self._process = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    self._process = subprocess.Popen(
+      command, cwd=_ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
+    )
 
   def wait_for_step(self, step: int) -> None:
     """Until a metric line of `step` is there."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and self._process.poll() is None:
       path = self.workdir / "metrics.jsonl"
-      if path.exists() and any(f'"step": {step},' in line for line in path.read_text().splitlines()):
+      if path.exists() and any(
+        f'"step": {step},' in line for line in path.read_text().splitlines()
+      ):
         return
       time.sleep(0.02)
     raise AssertionError(f"step {step} was not reached: {self.end()}")
@@ -199,8 +212,17 @@ def test_a_killed_process_ends_the_job_and_it_goes_on_to_the_same_loss(runs):
 
 def test_rounds_of_candidates_and_scores_on_valid_are_shared_out(runs):
   folder, flags = runs
-  rounds = ("--objective=rspo", "--reward=logged", "--refresh_steps=3", "--candidate_beams=8", "--policy_candidates=6",
-            "--other_candidates=2", "--fit_splits=train", "--max_steps=8", "--eval_every=4")  # fmt: skip
+  rounds = (
+    "--objective=rspo",
+    "--reward=logged",
+    "--refresh_steps=3",
+    "--candidate_beams=8",
+    "--policy_candidates=6",
+    "--other_candidates=2",
+    "--fit_splits=train",
+    "--max_steps=8",
+    "--eval_every=4",
+  )
   found = []
   for name, processes in (("rounds1", 1), ("rounds2", 2)):
     job = _Job(folder, [*flags, *rounds], processes, name)
@@ -208,7 +230,9 @@ def test_rounds_of_candidates_and_scores_on_valid_are_shared_out(runs):
     assert status == 0, said
     lines = map(json.loads, (job.workdir / "metrics.jsonl").read_text().splitlines())
     told = ("step", "round/", "valid/")
-    found.append([{key: value for key, value in line.items() if key.startswith(told)} for line in lines])
+    found.append(
+      [{key: value for key, value in line.items() if key.startswith(told)} for line in lines]
+    )
   assert len([line for line in found[0] if "round/entropy" in line]) == 3
   assert len([line for line in found[0] if "valid/recall@10" in line]) == 2
   for one, two in zip(*found, strict=True):
@@ -217,12 +241,21 @@ def test_rounds_of_candidates_and_scores_on_valid_are_shared_out(runs):
 
 def test_a_process_that_does_not_come_is_named(runs):
   folder, flags = runs
-  command = [sys.executable, "-m", "experiments.train", *flags, f"--workdir={folder}/alone", "--start_timeout=2"]
+  command = [
+    sys.executable,
+    "-m",
+    "experiments.train",
+    *flags,
+    f"--workdir={folder}/alone",
+    "--start_timeout=2",
+  ]
   with socket.create_server(("127.0.0.1", 0)) as server:
     where = f"127.0.0.1:{server.getsockname()[1]}"
   job = [f"--coordinator={where}", "--num_processes=2", "--process_id=0"]
   command += job
-  ended = subprocess.run(command, cwd=_ROOT, env=_environment(1), capture_output=True, text=True, check=False)
+  ended = subprocess.run(
+    command, cwd=_ROOT, env=_environment(1), capture_output=True, text=True, check=False
+  )
   message = f"error: process 1 of 2 did not come to {where} in time (--start_timeout)\n"
   assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", message)
   assert not (folder / "alone").exists()

@@ -120,7 +120,9 @@ def forget_survivors(work: WorkDB) -> None:
 
 
 def judge(room: str, work: WorkDB) -> tuple[int, int, list[str]]:
-  """Mutants of a room that were killed, those that count, and lines on survivors without a reason."""
+  """Mutants of a room that were killed, those that count, and lines on survivors without a
+  reason.
+  """
   known = explained()
   killed = counted = 0
   unexplained = []

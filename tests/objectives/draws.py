@@ -1,4 +1,6 @@
-"""Random lists with everything that can happen to one: masks, ties, heavy tails, references that were not recorded."""
+"""Random lists with everything that can happen to one: masks, ties, heavy tails, references that
+were not recorded.
+"""
 
 import numpy as np
 
@@ -6,8 +8,9 @@ import numpy as np
 def draw(seed: int, B: int, M: int, dtype=np.float64, unknown: float = 0.0, signed: bool = False):
   """Policy, reference, reward and mask [B, M]; padding holds NaN, inf or numbers.
 
-  Every fourth list has equal likelihoods, every fifth log-ratios beyond 20 (`unknown` lists and those of few have
-  neither); half of the `signed` ones have rewards below zero, some of them no others.
+  Every fourth list has equal likelihoods, every fifth log-ratios beyond 20 (`unknown` lists and
+  those of few have neither); half of the `signed` ones have rewards below zero, some of them no
+  others.
   """
   rng = np.random.default_rng(seed)
   policy = rng.normal(-8, 3, (B, M))
@@ -32,6 +35,9 @@ def draw(seed: int, B: int, M: int, dtype=np.float64, unknown: float = 0.0, sign
 def by_loop(function, policy, reference, reward, mask, *arguments, **settings):
   """[B] results of a loop version on the real candidates of each list, 0 where there is none."""
   rows = zip(policy, reference, reward, mask, strict=True)
-  return np.array([
-    function(*(x[kept].tolist() for x in row), *arguments, **settings) if kept.any() else 0.0 for *row, kept in rows
-  ])  # fmt: skip
+  return np.array(
+    [
+      function(*(x[kept].tolist() for x in row), *arguments, **settings) if kept.any() else 0.0
+      for *row, kept in rows
+    ]
+  )

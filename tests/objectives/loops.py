@@ -33,13 +33,17 @@ def weights(policy, reward, gain="linear", ranks="reward", row_norm=False):
   value = [v - min(*value, 0) for v in value]
   ideal = order(policy, reward)
   best = sum(value[i] / math.log2(2 + place) for place, i in enumerate(ideal))
-  rank = places(ideal) if ranks == "reward" else places(sorted(range(n), key=lambda i: (-policy[i], i)))
+  rank = (
+    places(ideal) if ranks == "reward" else places(sorted(range(n), key=lambda i: (-policy[i], i)))
+  )
   found = np.zeros((n, n))
   for i in range(n):
     for j in range(n):
       if reward[j] < reward[i]:
         apart = abs(rank[i] - rank[j])
-        found[i, j] = (1 / math.log2(1 + apart) - 1 / math.log2(2 + apart)) * abs(value[i] - value[j]) / best
+        found[i, j] = (
+          (1 / math.log2(1 + apart) - 1 / math.log2(2 + apart)) * abs(value[i] - value[j]) / best
+        )
     total = found[i].sum()
     if row_norm and total > 0:
       found[i] /= total
@@ -130,7 +134,9 @@ def cross_entropy(policy, reward):
     return 0.0
   top = max(policy)
   log_total = top + math.log(sum(math.exp(p - top) for p in policy))
-  return -sum(v / reward.sum() * (p - log_total) for p, v in zip(policy, reward, strict=True) if v > 0)
+  return -sum(
+    v / reward.sum() * (p - log_total) for p, v in zip(policy, reward, strict=True) if v > 0
+  )
 
 
 def unified(policy, reward, w0, z_max):

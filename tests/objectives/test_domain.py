@@ -1,4 +1,6 @@
-"""Bounds hold for every reward of the domain: of either sign, tied, nearly nothing, as large as is allowed."""
+"""Bounds hold for every reward of the domain: of either sign, tied, nearly nothing, as large as
+is allowed.
+"""
 
 import functools
 
@@ -18,7 +20,9 @@ PAIRS = [{}, {"gain": "exp2"}, {"ranks": "model"}, {"row_norm": True}]
 
 @functools.cache
 def domain():
-  """Float32 lists: sizes from 1e-37 to the largest, one size a list or a mixture, either sign, zeros and ties."""
+  """Float32 lists: sizes from 1e-37 to the largest, one size a list or a mixture, either sign,
+  zeros and ties.
+  """
   rng = np.random.default_rng(0)
   policy = rng.normal(-8, 3, (B, M))
   reference = np.where(rng.random((B, M)) < 0.1, -1e9, policy + rng.normal(0.3, 1.5, (B, M)))
@@ -46,8 +50,14 @@ def test_rspo_bounds_the_cost_of_its_order_and_its_weights_sum_to_one_at_most(pa
   def all_of(beta, policy):
     loss = rspo.rspo_loss(policy, reference, reward, beta=beta, delta=0.5, mask_BM=mask, **pairs)
     cost = rspo.ndcg_cost(policy, reference, reward, delta=0.5, mask_BM=mask, **pairs)
-    of, _ = rspo._by_reward(policy, reference, reward, mask, pairs.get("gain", "linear"), pairs.get("ranks", "reward"))
-    return loss.sum(), (loss, cost, rspo._weights(of, pairs.get("ranks", "reward"), pairs.get("row_norm", False)))
+    of, _ = rspo._by_reward(
+      policy, reference, reward, mask, pairs.get("gain", "linear"), pairs.get("ranks", "reward")
+    )
+    return loss.sum(), (
+      loss,
+      cost,
+      rspo._weights(of, pairs.get("ranks", "reward"), pairs.get("row_norm", False)),
+    )
 
   compute = jax.jit(jax.grad(all_of, argnums=1, has_aux=True))
   for beta in (0.1, 3.0):
@@ -57,7 +67,9 @@ def test_rspo_bounds_the_cost_of_its_order_and_its_weights_sum_to_one_at_most(pa
     assert (cost >= 0).all() and (cost <= loss * (1 + 1e-5) + 1e-6).all() and cost.max() > 0.5
     assert (loss[2:60] == 0).all() and (gradient[2:60] == 0).all()
   if "gain" not in pairs:  # 2^v of most of these leaves the loop's floats
-    size = np.abs(reward)  # where sizes of a list are far apart, float32 rounds differences of the small ones away
+    size = np.abs(
+      reward
+    )  # where sizes of a list are far apart, float32 rounds differences of the small ones away
     plain = np.where(size > 0, size, np.inf).min(1) > 1e-3 * size.max(1)
     plain[np.flatnonzero(plain)[200:]] = False
     lists = [x[plain].astype(np.float64) for x in (policy, reference, reward)]
@@ -66,7 +78,9 @@ def test_rspo_bounds_the_cost_of_its_order_and_its_weights_sum_to_one_at_most(pa
 
 
 def test_a_lost_margin_counts_by_how_much_more_is_lost():
-  """Rewards of either sign are those that start at their least: the list that once had a loss of 24,214."""
+  """Rewards of either sign are those that start at their least: the list that once had a loss of
+  24,214.
+  """
   policy = reference = np.array([[-2.0, -1.0]], np.float32)
   losses = [
     rspo.rspo_loss(policy, reference, np.array([reward], np.float32), beta=1.0, delta=1.0)[0]
@@ -78,10 +92,14 @@ def test_a_lost_margin_counts_by_how_much_more_is_lost():
 @pytest.mark.parametrize("loss", [dpo.dpo_loss, dpo.softmax_dpo_loss])
 def test_dpo_reads_the_order_of_the_rewards_alone(loss):
   policy, reference, reward, mask = domain()
-  compute = jax.jit(jax.value_and_grad(lambda p, v: loss(p, reference, v, beta=0.7, mask_BM=mask).sum()))
+  compute = jax.jit(
+    jax.value_and_grad(lambda p, v: loss(p, reference, v, beta=0.7, mask_BM=mask).sum())
+  )
   place = np.array([np.unique(row, return_inverse=True)[1].ravel() for row in reward], np.float32)
   (value, gradient), (by_place, _) = compute(policy, reward), compute(policy, place - 3)
-  assert value > 0 and value == by_place and np.isfinite(gradient).all() and (gradient[2:60] == 0).all()
+  assert (
+    value > 0 and value == by_place and np.isfinite(gradient).all() and (gradient[2:60] == 0).all()
+  )
 
 
 def test_grpo_is_bounded_from_below_and_equal_rewards_teach_nothing():
@@ -93,12 +111,16 @@ def test_grpo_is_bounded_from_below_and_equal_rewards_teach_nothing():
 
   gradient, (each, unmoved) = jax.device_get(jax.jit(jax.grad(of, has_aux=True))(policy))
   assert np.isfinite(each).all() and np.isfinite(gradient).all()
-  assert (each >= -1.2 - 1e-4).all()  # advantages have a mean square of 1, and no ratio above 1 + clip is rewarded
+  assert (
+    each >= -1.2 - 1e-4
+  ).all()  # advantages have a mean square of 1, and no ratio above 1 + clip is rewarded
   np.testing.assert_allclose(unmoved, 0, atol=1e-5)  # advantages sum to 0
   odd = np.repeat(np.float32([[1.85], [-2.22], [8.51]]), 7, axis=1)
   rounded = np.asarray(jnp.asarray(odd).sum(1) / 7)
   assert (rounded != odd[:, 0]).any()  # their mean is none of them
-  alone = grpo.grpo_loss(policy[:3, :7], policy[:3, :7] + 0.1 * np.arange(7, dtype=np.float32), odd, kl=0.0)
+  alone = grpo.grpo_loss(
+    policy[:3, :7], policy[:3, :7] + 0.1 * np.arange(7, dtype=np.float32), odd, kl=0.0
+  )
   assert (alone == 0).all()
 
 

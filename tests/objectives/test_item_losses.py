@@ -27,7 +27,9 @@ def logsumexp(x):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("padded", [0, 2])
 def test_softmax_loss_is_the_mean_over_real_targets(case, smoothing, padded):
-  """The smoothed label is spread over the ads that there are, not over the rows of the table that are none."""
+  """The smoothed label is spread over the ads that there are, not over the rows of the table
+  that are none.
+  """
   scores, target, mask = case
   losses = []
   for p, m in zip(*np.nonzero(mask), strict=True):
@@ -56,7 +58,9 @@ def test_no_target_gives_zero_and_no_nan(case):
 
 
 def test_strata_are_counted_as_they_are_weighed():
-  """Targets and exact ads as they are, sampled ones by e^log_weight each; what is masked counts nowhere."""
+  """Targets and exact ads as they are, sampled ones by e^log_weight each; what is masked counts
+  nowhere.
+  """
   draw = lambda *shape: (RNG.normal(size=shape) * 1.5).astype(np.float32)  # noqa: E731
   scores = draw(P, M), draw(P, S), draw(P, K)
   masks = [RNG.random(x.shape) < 0.6 for x in scores]
@@ -68,11 +72,15 @@ def test_strata_are_counted_as_they_are_weighed():
   for p, m in zip(*np.nonzero(masks[0]), strict=True):
     losses.append(np.log(total_P[p]) - scores[0][p, m])
   flat = [x for pair in zip(scores, masks, strict=True) for x in pair]
-  np.testing.assert_allclose(item_losses.sampled_softmax_loss(*flat, log_weight), np.mean(losses), rtol=1e-5)
+  np.testing.assert_allclose(
+    item_losses.sampled_softmax_loss(*flat, log_weight), np.mean(losses), rtol=1e-5
+  )
 
 
 def test_sampling_every_ad_is_the_full_softmax(case):
-  """The strata are targets, exact ads and the rest: with all of the rest drawn nothing is estimated."""
+  """The strata are targets, exact ads and the rest: with all of the rest drawn nothing is
+  estimated.
+  """
   scores, target, mask = case
   exact = np.stack([np.setdiff1d(np.arange(N), target[p])[:S] for p in range(P)])
   rest = np.ones((P, N), bool)
@@ -83,7 +91,9 @@ def test_sampling_every_ad_is_the_full_softmax(case):
   found = item_losses.sampled_softmax_loss(
     take(scores, target, 1), mask, take(scores, exact, 1), np.ones((P, S), bool), scores, rest, 0.0
   )
-  np.testing.assert_allclose(found, item_losses.softmax_loss(scores, take(scores, target, 1), mask), rtol=1e-5)
+  np.testing.assert_allclose(
+    found, item_losses.softmax_loss(scores, take(scores, target, 1), mask), rtol=1e-5
+  )
 
 
 def test_a_sample_stands_for_the_whole_table():

@@ -1,4 +1,6 @@
-"""What the list objectives share, and each of them against its loop: value, gradient of the policy alone, edges."""
+"""What the list objectives share, and each of them against its loop: value, gradient of the
+policy alone, edges.
+"""
 
 import functools
 
@@ -21,7 +23,10 @@ CASES = {
     for pairs in PAIRS
   },
   "dpo": (functools.partial(dpo.dpo_loss, beta=0.7), lambda p, f, v: loops.dpo(p, f, v, 0.7)),
-  "sdpo": (functools.partial(dpo.softmax_dpo_loss, beta=0.7), lambda p, f, v: loops.sdpo(p, f, v, 0.7)),
+  "sdpo": (
+    functools.partial(dpo.softmax_dpo_loss, beta=0.7),
+    lambda p, f, v: loops.sdpo(p, f, v, 0.7),
+  ),
   "grpo": (grpo.grpo_loss, lambda p, f, v: loops.grpo(p, f, v, 0.2, 0.1)),
   "grpo tight": (
     functools.partial(grpo.grpo_loss, clip=0.05, kl=0.7, smallest_std=0.5),
@@ -31,7 +36,14 @@ CASES = {
 }
 case = pytest.mark.parametrize("name", CASES)
 ROWS, M = 40, 7
-SMOOTH = (0, 1, 2, 5, 6, 10)  # lists in which no likelihoods are equal, so that a small step changes no order
+SMOOTH = (
+  0,
+  1,
+  2,
+  5,
+  6,
+  10,
+)  # lists in which no likelihoods are equal, so that a small step changes no order
 
 
 def tame(name, reward):
@@ -41,16 +53,27 @@ def tame(name, reward):
 
 def drawn(name, *arguments, **settings):
   policy, reference, reward, mask = draw(*arguments, **settings)
-  return policy, reference, np.where(mask, tame(name, np.where(mask, reward, 0)), reward).astype(reward.dtype), mask
+  return (
+    policy,
+    reference,
+    np.where(mask, tame(name, np.where(mask, reward, 0)), reward).astype(reward.dtype),
+    mask,
+  )
 
 
 @functools.cache
 def found(name):
-  """Lists of up to seven in float64, the loss of each, and the gradients by policy, reference and reward."""
+  """Lists of up to seven in float64, the loss of each, and the gradients by policy, reference
+  and reward.
+  """
   inputs = drawn(name, 9, ROWS, M, unknown=0.15, signed=True)
-  inputs[1][0] = inputs[0][0] + 0.25 * np.arange(M)  # the first and the fifth list have a reference of all
+  inputs[1][0] = inputs[0][0] + 0.25 * np.arange(
+    M
+  )  # the first and the fifth list have a reference of all
   inputs[1][5] = np.where(inputs[3][5], inputs[0][5] - 0.3 * np.arange(M), 0)
-  inputs[1][6, np.argmax(inputs[3][6])] = lists.UNKNOWN  # a log-probability of exactly this is unknown, too
+  inputs[1][6, np.argmax(inputs[3][6])] = (
+    lists.UNKNOWN
+  )  # a log-probability of exactly this is unknown, too
 
   def loss(policy, reference, reward):
     each = CASES[name][0](policy, reference, reward, mask_BM=inputs[3])
@@ -76,7 +99,12 @@ def test_gradient_equals_finite_differences_of_the_loop(name):
     row = [x[b, real] for x in (policy, reference, reward)]
     for place, m in enumerate(real):
       up, down = (row[0] + sign * 1e-5 * (np.arange(len(real)) == place) for sign in (1, -1))
-      numeric = np.subtract(*(CASES[name][1](p.tolist(), row[1].tolist(), row[2].tolist()) for p in (up, down))) / 2e-5
+      numeric = (
+        np.subtract(
+          *(CASES[name][1](p.tolist(), row[1].tolist(), row[2].tolist()) for p in (up, down))
+        )
+        / 2e-5
+      )
       np.testing.assert_allclose(gradient[b, m], numeric, rtol=1e-4, atol=1e-6)
   assert np.abs(gradient[list(SMOOTH)]).max() > 1e-3 and (gradient[~mask] == 0).all()
 
@@ -92,7 +120,9 @@ def test_long_lists_in_float32_are_near(name):
   ours, loop = CASES[name]
   inputs = drawn(name, 5, 4, 60, np.float32, unknown=0.01, signed=True)
   expected = by_loop(loop, *inputs)
-  np.testing.assert_allclose(jax.jit(ours)(*inputs[:3], mask_BM=inputs[3]), expected, rtol=3e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    jax.jit(ours)(*inputs[:3], mask_BM=inputs[3]), expected, rtol=3e-4, atol=1e-5
+  )
   half = [jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)] * 3
   assert jax.eval_shape(ours, *half).dtype == jnp.float32
 
@@ -159,13 +189,24 @@ def test_extremes_are_the_likelier_of_equal_ones_then_the_earlier():
 
 
 def test_log_sum_exp_is_that_of_the_mask_and_of_nothing_minus_infinity():
-  x = np.array([[900.0, 901.0, 0.3], [-900.0, -901.5, 5.0], [0.2, 0.3, 0.4], [1.0, 2.0, 3.0]], np.float32)
+  x = np.array(
+    [[900.0, 901.0, 0.3], [-900.0, -901.5, 5.0], [0.2, 0.3, 0.4], [1.0, 2.0, 3.0]], np.float32
+  )
   mask = np.array([[1, 1, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0]], bool)
-  expected = [901 + np.log1p(np.exp(-1)), -900 + np.log1p(np.exp(-1.5)), np.log(np.exp([0.2, 0.3, 0.4]).sum()), -np.inf]
+  expected = [
+    901 + np.log1p(np.exp(-1)),
+    -900 + np.log1p(np.exp(-1.5)),
+    np.log(np.exp([0.2, 0.3, 0.4]).sum()),
+    -np.inf,
+  ]
   np.testing.assert_allclose(lists.masked_log_sum_exp(x, mask, 1), expected, rtol=1e-6)
   np.testing.assert_allclose(lists.masked_log_sum_exp(x.T, mask.T, 0), expected, rtol=1e-6)
-  gradient = jax.grad(lambda x: jnp.where(mask.any(1), lists.masked_log_sum_exp(x, mask, 1), 0).sum())(x)
-  share = np.where(mask, np.exp(np.where(mask, x - np.where(mask, x, -np.inf).max(1, keepdims=True), 0)), 0)
+  gradient = jax.grad(
+    lambda x: jnp.where(mask.any(1), lists.masked_log_sum_exp(x, mask, 1), 0).sum()
+  )(x)
+  share = np.where(
+    mask, np.exp(np.where(mask, x - np.where(mask, x, -np.inf).max(1, keepdims=True), 0)), 0
+  )
   share[:3] /= share[:3].sum(1, keepdims=True)
   np.testing.assert_allclose(gradient, share, rtol=1e-5)
 
@@ -176,7 +217,9 @@ def test_safe_log_and_masked_mean():
   np.testing.assert_allclose(found, [-np.inf, np.log(0.5), 0, np.log(1.5), -np.inf], rtol=1e-6)
   np.testing.assert_allclose(gradient, [0, 2, 1, 2 / 3, 0], rtol=1e-6)
   mask = np.array([[1, 1, 0], [0, 0, 0], [0, 0, 1]], bool)
-  np.testing.assert_allclose(lists.masked_mean(np.full((3, 3), [2.0, 5.0, 0.7]), mask), [3.5, 0, 0.7], rtol=1e-6)
+  np.testing.assert_allclose(
+    lists.masked_mean(np.full((3, 3), [2.0, 5.0, 0.7]), mask), [3.5, 0, 0.7], rtol=1e-6
+  )
 
 
 def test_unified_weights_equal_the_loop_and_have_no_gradient():
@@ -185,7 +228,9 @@ def test_unified_weights_equal_the_loop_and_have_no_gradient():
   policy[:8], reward[:8] = np.random.default_rng(1).normal(-5, 2, (2, 8, 6))
   with jax.enable_x64(True):
     for given, expected in (({"w0": 1.5, "z_max": 2.0}, (1.5, 2.0)), ({}, (1.0, 1.0))):
-      found = jax.jit(functools.partial(unified.unified_weights, **given))(policy, reward, mask_BM=mask)
+      found = jax.jit(functools.partial(unified.unified_weights, **given))(
+        policy, reward, mask_BM=mask
+      )
       for b in range(30):
         pair = loops.unified(policy[b][mask[b]].tolist(), reward[b][mask[b]].tolist(), *expected)
         for ours, loop in zip(found, pair, strict=True):

@@ -1,4 +1,6 @@
-"""Pointwise losses against loops; their minima are the rate and the mean that the weights stand for."""
+"""Pointwise losses against loops; their minima are the rate and the mean that the weights stand
+for.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ B, C = 3, 5
 LOGIT, LOG_MEAN = RNG.normal(size=(2, B, C)).astype(np.float32) * 1.5
 BOUGHT = RNG.random((B, C)) < 0.5
 VALUE = RNG.exponential(2.0, (B, C)).astype(np.float32)
-WEIGHT = (RNG.random((B, C)) * 4 * (RNG.random((B, C)) < 0.7)).astype(np.float32)  # some of them 0, all others differ
+WEIGHT = (RNG.random((B, C)) * 4 * (RNG.random((B, C)) < 0.7)).astype(
+  np.float32
+)  # some of them 0, all others differ
 
 
 def weighted_mean(loss_of):
@@ -45,7 +49,9 @@ def test_value_loss_is_the_weighted_quasi_likelihood(power):
   found = pointwise.value_loss(LOG_MEAN, VALUE, WEIGHT, power)
   np.testing.assert_allclose(found, weighted_mean(quasi), rtol=1e-5)
   if power == 1:
-    np.testing.assert_allclose(pointwise.value_loss(LOG_MEAN, VALUE, WEIGHT), found, rtol=1e-6)  # the default
+    np.testing.assert_allclose(
+      pointwise.value_loss(LOG_MEAN, VALUE, WEIGHT), found, rtol=1e-6
+    )  # the default
 
 
 def test_purchase_loss_is_least_at_the_weighted_rate():
@@ -53,7 +59,9 @@ def test_purchase_loss_is_least_at_the_weighted_rate():
   weight = jnp.array([[1.0, 5.0, 2.0, 0.0]])
   rate = 1 / 8
   logit = float(np.log(rate / (1 - rate)))
-  compute = jax.value_and_grad(lambda x: pointwise.purchase_loss(jnp.full((1, 4), x), bought, weight))
+  compute = jax.value_and_grad(
+    lambda x: pointwise.purchase_loss(jnp.full((1, 4), x), bought, weight)
+  )
   loss, slope = compute(logit)
   assert slope == pytest.approx(0, abs=1e-6)
   assert loss == pytest.approx(-(rate * np.log(rate) + (1 - rate) * np.log(1 - rate)), rel=1e-5)
@@ -79,7 +87,9 @@ def test_nothing_weighs_nothing_whatever_stands_in_padding():
 
 
 def test_small_weights_keep_their_mean():
-  """The divisor is the sum of the weights, however small: 1 / inclusion probability can be scaled by any constant."""
+  """The divisor is the sum of the weights, however small: 1 / inclusion probability can be
+  scaled by any constant.
+  """
   small = WEIGHT * 1e-4
   for loss in (
     lambda weight: pointwise.purchase_loss(LOGIT, BOUGHT, weight),

@@ -1,4 +1,6 @@
-"""RSPO beyond its value: its terms, its gate, its weights, the lists worked on some at a time, and what is refused."""
+"""RSPO beyond its value: its terms, its gate, its weights, the lists worked on some at a time,
+and what is refused.
+"""
 
 import functools
 
@@ -28,14 +30,18 @@ def test_terms_are_those_of_each_candidate_and_their_mean_is_the_loss():
   policy, reference, reward, mask = draw(11, 12, 10, signed=True)
 
   def both(*arguments):
-    return rspo.rspo_terms(*arguments, mask_BM=mask, **SETTINGS), rspo.rspo_loss(*arguments, mask_BM=mask, **SETTINGS)
+    return rspo.rspo_terms(*arguments, mask_BM=mask, **SETTINGS), rspo.rspo_loss(
+      *arguments, mask_BM=mask, **SETTINGS
+    )
 
   with jax.enable_x64(True):
     (terms, counted), loss = jax.device_get(jax.jit(both)(policy, reference, reward))
   assert (terms[~counted] == 0).all()
   for b in range(12):
     real = np.flatnonzero(mask[b])
-    expected = loops.rspo_terms(*(x[b][real].tolist() for x in (policy, reference, reward)), **SETTINGS)
+    expected = loops.rspo_terms(
+      *(x[b][real].tolist() for x in (policy, reference, reward)), **SETTINGS
+    )
     assert set(np.flatnonzero(counted[b])) == {real[i] for i in expected}
     for i, value in expected.items():
       assert terms[b, real[i]] == pytest.approx(value, rel=1e-9)
@@ -44,7 +50,9 @@ def test_terms_are_those_of_each_candidate_and_their_mean_is_the_loss():
 
 @pytest.mark.parametrize("pairs", [{}, {"ranks": "model"}])
 @pytest.mark.parametrize("lists_at_once", [0.5, 1, 3])
-def test_lists_worked_on_some_at_a_time_have_the_same_terms_and_gradients(monkeypatch, pairs, lists_at_once):
+def test_lists_worked_on_some_at_a_time_have_the_same_terms_and_gradients(
+  monkeypatch, pairs, lists_at_once
+):
   B, M = 7, 6
   policy, reference, reward, mask = draw(2, B, M, np.float32, unknown=0.1)
   policy, reference, reward = (np.where(mask, x, 0) for x in (policy, reference, reward))
@@ -54,7 +62,9 @@ def test_lists_worked_on_some_at_a_time_have_the_same_terms_and_gradients(monkey
 
   whole = jax.jit(jax.value_and_grad(loss))(policy)
   monkeypatch.setattr(rspo, "_PAIRS", int(lists_at_once * M * M))
-  parts = jax.jit(jax.value_and_grad(lambda policy: loss(policy)))(policy)  # another function: nothing is remembered
+  parts = jax.jit(jax.value_and_grad(lambda policy: loss(policy)))(
+    policy
+  )  # another function: nothing is remembered
   assert whole[0] > 0.1
   np.testing.assert_allclose(parts[0], whole[0], rtol=1e-6)
   np.testing.assert_allclose(parts[1], whole[1], rtol=1e-5, atol=1e-7)
@@ -74,10 +84,14 @@ def test_pairs_worked_on_at_once_take_64_mib_an_array_and_are_not_kept_for_the_b
 
 
 def test_pair_weights_by_the_models_ranks_are_scaled_back_to_one():
-  """One dominant reward in mid-list: what its row sums to by the reward's ranks and by the model's."""
+  """One dominant reward in mid-list: what its row sums to by the reward's ranks and by the
+  model's.
+  """
   n = 100
   policy, reward = -np.arange(float(n)), np.where(np.arange(n) == 50, 1.0, 0.0)
-  unscaled = sum(1 / np.log2(1 + abs(50 - j)) - 1 / np.log2(2 + abs(50 - j)) for j in range(n) if j != 50)
+  unscaled = sum(
+    1 / np.log2(1 + abs(50 - j)) - 1 / np.log2(2 + abs(50 - j)) for j in range(n) if j != 50
+  )
   assert unscaled > 1.5
   for ranks, total in (("model", 1.0), ("reward", 1 - 1 / np.log2(1 + n))):
     settings = {**SETTINGS, "ranks": ranks}
@@ -102,7 +116,8 @@ def test_the_reference_counts_where_the_mean_log_ratio_is_below_delta():
       found = rspo.rspo_loss(policy, reference, reward, beta=1.0, delta=delta)
       cost = rspo.ndcg_cost(policy + 2 * (reward == 2), reference, reward, delta=delta)
     assert found[0] == pytest.approx(expected, rel=1e-9)
-    # the second candidate is now the likeliest, and its log-ratio 2.5: one pair stands the wrong way round
+    # the second candidate is now the likeliest, and its log-ratio 2.5: one pair stands the wrong
+    # way round
     assert cost[0] == pytest.approx(weight[0, 1] / 2)
 
 
@@ -118,7 +133,9 @@ def test_a_missing_reference_closes_the_gate():
   assert np.abs(np.asarray(opened - closed)).max() > 0.1
 
 
-@pytest.mark.parametrize("settings", [{"gain": "square"}, {"ranks": "both"}, {"gain": "exp2", "ranks": "x"}])
+@pytest.mark.parametrize(
+  "settings", [{"gain": "square"}, {"ranks": "both"}, {"gain": "exp2", "ranks": "x"}]
+)
 def test_unknown_options_are_refused(settings):
   x = jnp.zeros((1, 2))
   with pytest.raises(ValueError, match="are allowed"):
@@ -132,7 +149,10 @@ def test_gains_of_large_rewards_stay_finite():
   def loss_of(policy, reward):
     return rspo.rspo_loss(policy, reference, reward, beta=1.0, delta=1.0, gain="exp2").sum()
 
-  for reward, alike in (([130.0, 5.0, 1.0], [20.0, -105.0, -109.0]), ([600.0, 599.0, 3.0], [100.0, 99.0, -497.0])):
+  for reward, alike in (
+    ([130.0, 5.0, 1.0], [20.0, -105.0, -109.0]),
+    ([600.0, 599.0, 3.0], [100.0, 99.0, -497.0]),
+  ):
     loss, grad = jax.value_and_grad(loss_of)(policy, jnp.asarray([reward]))
     np.testing.assert_allclose(loss, loss_of(policy, jnp.asarray([alike])), rtol=1e-4)
     assert np.isfinite(grad).all() and loss > 0

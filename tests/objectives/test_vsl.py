@@ -14,7 +14,9 @@ from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.objectives import vsl
 
 B, M, T, V = 3, 4, 2, 5
-MONEY = st.sampled_from([0.0, 0.0, 0.0, 0.1, 0.3, 1.5, 7.77, 1e4]) | st.floats(0, 100, width=32, allow_subnormal=False)
+MONEY = st.sampled_from([0.0, 0.0, 0.0, 0.1, 0.3, 1.5, 7.77, 1e4]) | st.floats(
+  0, 100, width=32, allow_subnormal=False
+)
 
 
 def make_inputs(seed=0):
@@ -38,8 +40,15 @@ def loop_weights(x, growth, depth_weight, user_weight, clip):
   for b, m in np.argwhere(x["mask"]):
     value = float(x["value"][b, m])
     clipped = min(max(value, 0.01), clip)
-    grown = {"none": 1.0, "log": 0.1 + math.log(1 + value), "sqrt": math.sqrt(clipped), "linear": clipped}[growth]
-    out[b, m] = grown * (1 + depth_weight * x["depth"][b, m]) * (1 + float(x["user"][b])) ** user_weight
+    grown = {
+      "none": 1.0,
+      "log": 0.1 + math.log(1 + value),
+      "sqrt": math.sqrt(clipped),
+      "linear": clipped,
+    }[growth]
+    out[b, m] = (
+      grown * (1 + depth_weight * x["depth"][b, m]) * (1 + float(x["user"][b])) ** user_weight
+    )
   return out / max(out[x["mask"]].mean(), 1e-9)
 
 
@@ -74,7 +83,9 @@ def loss_of(x, weight, lambda_ecpm=0.3, lambda_mtp=0.2, **factor):
 def test_weights_equal_a_loop_and_have_mean_one(growth, depth_weight, user_weight):
   x = make_inputs()
   found, _ = weights(x, growth, depth_weight, user_weight)
-  np.testing.assert_allclose(found, loop_weights(x, growth, depth_weight, user_weight, 30.0), rtol=2e-5)
+  np.testing.assert_allclose(
+    found, loop_weights(x, growth, depth_weight, user_weight, 30.0), rtol=2e-5
+  )
   assert (np.asarray(found)[~x["mask"]] == 0).all()
   np.testing.assert_allclose(np.asarray(found)[x["mask"]].mean(), 1, rtol=1e-5)
 

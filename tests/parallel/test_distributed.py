@@ -1,4 +1,6 @@
-"""The roll call names who is missing or differs; barriers hold; the loss of a process is told to all."""
+"""The roll call names who is missing or differs; barriers hold; the loss of a process is told to
+all.
+"""
 
 import contextlib
 import queue
@@ -25,15 +27,20 @@ def no_jax(monkeypatch):
   monkeypatch.setattr(distributed, "_FAREWELL", 0.1)
 
 
-def _call(port, numbers, processes=3, timeout=20.0, settings=lambda number: "the same", waiting=None):
-  """Starts the given processes together: number -> its link, or what it raised; and what each heard of losses."""
+def _call(
+  port, numbers, processes=3, timeout=20.0, settings=lambda number: "the same", waiting=None
+):
+  """Starts the given processes together: number -> its link, or what it raised; and what each
+  heard of losses.
+  """
   found, lost = {}, queue.Queue()
 
   def one(number):
     job = Job(f"127.0.0.1:{port}", processes, number)
     try:
       about = {
-        "process": number, "processes": processes, "settings": settings(number), "host": f"host{number}",
+        "process": number, "processes": processes, "settings": settings(number),
+        "host": f"host{number}",
       }  # fmt: skip
       if number == 0:
         told = waiting.append if waiting is not None else lambda text: None
@@ -85,7 +92,9 @@ def test_all_there_and_barriers_hold_until_the_last_has_come(port):
 def test_missing_processes_are_named_to_all_that_came(port, numbers, missing):
   found, _ = _call(port, numbers, timeout=3.0)
   for error in found:
-    assert isinstance(error, StartError) and missing in str(error) and "--start_timeout" in str(error)
+    assert (
+      isinstance(error, StartError) and missing in str(error) and "--start_timeout" in str(error)
+    )
 
 
 def test_without_process_0_the_others_say_so(port):
@@ -95,7 +104,9 @@ def test_without_process_0_the_others_say_so(port):
 
 def test_other_flags_are_refused(port):
   found, _ = _call(port, [0, 1], processes=2, settings=lambda number: str(number))
-  assert {str(error) for error in found} == {"process 1 on host1 was started with other flags than process 0"}
+  assert {str(error) for error in found} == {
+    "process 1 on host1 was started with other flags than process 0"
+  }
 
 
 @pytest.mark.parametrize(
@@ -117,7 +128,9 @@ def test_a_process_that_does_not_belong_is_refused(port, about, reason):
     stack.callback(thread.join)
     thread.start()
     own = {"process": 0, "processes": 3, "settings": "", "host": "host0"}
-    roll_call.RollCall(Job(f"127.0.0.1:{port}", 3, 0), port, own, lambda text: None).run(time.monotonic() + 5)
+    roll_call.RollCall(Job(f"127.0.0.1:{port}", 3, 0), port, own, lambda text: None).run(
+      time.monotonic() + 5
+    )
 
 
 def test_what_is_no_process_of_ours_is_ignored(port):
@@ -138,21 +151,32 @@ def test_a_port_that_is_taken_is_named():
     port = taken.getsockname()[1]
     own = {"process": 0, "processes": 2, "settings": "", "host": "host0"}
     with pytest.raises(StartError, match=f"process 0 cannot listen on port {port}"):
-      roll_call.RollCall(Job(f"127.0.0.1:{port}", 2, 0), port, own, lambda text: None).run(time.monotonic() + 1)
+      roll_call.RollCall(Job(f"127.0.0.1:{port}", 2, 0), port, own, lambda text: None).run(
+        time.monotonic() + 1
+      )
 
 
 def test_a_lost_process_is_named_to_all(port):
   links, lost = _call(port, [0, 1, 2])
-  links[1]._peers[0].socket.shutdown(socket.SHUT_RDWR)  # as the kernel does when a process is killed
+  links[1]._peers[0].socket.shutdown(
+    socket.SHUT_RDWR
+  )  # as the kernel does when a process is killed
   heard = _heard(lost, 3)
-  assert heard[0] == heard[2] == "process 1 on host1 is gone (the same command goes on from the last checkpoint)"
+  assert (
+    heard[0]
+    == heard[2]
+    == "process 1 on host1 is gone (the same command goes on from the last checkpoint)"
+  )
   assert heard[1].startswith("process 0 on ")
 
 
 def test_a_failure_is_told_with_its_status(port):
   links, lost = _call(port, [0, 1, 2])
   links[2].fail(2)
-  assert _heard(lost, 2) == {0: "process 2 failed with status 2", 1: "process 2 failed with status 2"}
+  assert _heard(lost, 2) == {
+    0: "process 2 failed with status 2",
+    1: "process 2 failed with status 2",
+  }
 
 
 def test_after_the_end_nobody_is_missed(port):
@@ -170,11 +194,17 @@ def test_after_the_end_nobody_is_missed(port):
 
 
 def test_one_process_alone_waits_for_nobody(monkeypatch):
-  monkeypatch.setattr(distributed.jax.distributed, "shutdown", lambda: pytest.fail("there is no job"))
+  monkeypatch.setattr(
+    distributed.jax.distributed, "shutdown", lambda: pytest.fail("there is no job")
+  )
   distributed.barrier("anything")
   distributed.finish(0)
   distributed.finish(2)
-  assert distributed.share(5).tolist() == [0, 1, 2, 3, 4] and distributed.agreed(True) and not distributed.agreed(False)
+  assert (
+    distributed.share(5).tolist() == [0, 1, 2, 3, 4]
+    and distributed.agreed(True)
+    and not distributed.agreed(False)
+  )
 
 
 def test_a_server_that_is_not_process_0_is_waited_out(port):
@@ -188,7 +218,9 @@ def test_a_server_that_is_not_process_0_is_waited_out(port):
   old.start()
   time.sleep(0.2)
   found = []
-  caller = threading.Thread(target=lambda: found.extend(_call(port, [1], processes=2, timeout=8)[0]))
+  caller = threading.Thread(
+    target=lambda: found.extend(_call(port, [1], processes=2, timeout=8)[0])
+  )
   caller.start()
   old.join(5)
   (first,), _ = _call(port, [0], processes=2, timeout=8)

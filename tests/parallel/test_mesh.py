@@ -67,14 +67,18 @@ print("passed")
 
 def test_eight_devices():
   command = [sys.executable, "-c", _ON_EIGHT]
-  done = subprocess.run(command, capture_output=True, text=True, check=False, env=devices.environment(8))
+  done = subprocess.run(
+    command, capture_output=True, text=True, check=False, env=devices.environment(8)
+  )
   assert done.stdout == "passed\n", done.stderr
 
 
 @pytest.mark.parametrize(
   ("text", "sizes"),
   [
-    ("data:-1", (8, 1, 1)), ("data:2,fsdp:-1", (2, 4, 1)), ("tensor:2, fsdp:2, data:2", (2, 2, 2)),
+    ("data:-1", (8, 1, 1)),
+    ("data:2,fsdp:-1", (2, 4, 1)),
+    ("tensor:2, fsdp:2, data:2", (2, 2, 2)),
     ("fsdp:8", (1, 8, 1)),
   ],
 )
@@ -102,7 +106,11 @@ def test_sizes_that_are_refused(text, message):
 def test_one_device_holds_everything_and_boxes_are_gone():
   mesh = mesh_lib.local_mesh()
   boxed = jax.eval_shape(
-    lambda: {"w": nn.with_logical_partitioning(nn.initializers.ones, ("embed", "mlp"))(jax.random.key(0), (2, 3))}
+    lambda: {
+      "w": nn.with_logical_partitioning(nn.initializers.ones, ("embed", "mlp"))(
+        jax.random.key(0), (2, 3)
+      )
+    }
   )
   shardings = mesh_lib.param_shardings(boxed, mesh)
   assert jax.tree.structure(shardings) == jax.tree.structure({"w": 0})
@@ -115,7 +123,9 @@ def test_compilation_cache_keeps_a_program(tmp_path, monkeypatch):
   before = jax.config.jax_compilation_cache_dir
   try:
     assert compilation_cache.enable_compilation_cache() == str(tmp_path / "from_environment")
-    assert compilation_cache.enable_compilation_cache(str(tmp_path / "given")) == str(tmp_path / "given")
+    assert compilation_cache.enable_compilation_cache(str(tmp_path / "given")) == str(
+      tmp_path / "given"
+    )
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "given")
     assert os.path.isdir(tmp_path / "given")
   finally:

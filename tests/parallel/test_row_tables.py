@@ -1,4 +1,6 @@
-"""Tables cut by rows: their size and start; and, on eight devices in a process of their own, whole training steps."""
+"""Tables cut by rows: their size and start; and, on eight devices in a process of their own,
+whole training steps.
+"""
 
 import subprocess
 import sys
@@ -112,20 +114,31 @@ print("passed")
 @pytest.mark.long
 def test_eight_devices(tmp_path):
   command = [sys.executable, "-c", _ON_EIGHT, str(tmp_path / "checkpoints")]
-  done = subprocess.run(command, capture_output=True, text=True, check=False, env=devices.environment(8))
+  done = subprocess.run(
+    command, capture_output=True, text=True, check=False, env=devices.environment(8)
+  )
   assert done.stdout == "passed\n", done.stderr
 
 
 def test_large_tables_are_padded_to_what_meshes_divide():
-  assert [row_tables.rows(ads) for ads in (1, 4001, row_tables.SMALL - 1)] == [1, 4001, row_tables.SMALL - 1]
+  assert [row_tables.rows(ads) for ads in (1, 4001, row_tables.SMALL - 1)] == [
+    1,
+    4001,
+    row_tables.SMALL - 1,
+  ]
   for ads in (row_tables.SMALL, row_tables.SMALL + 1, 50_000_000):
-    assert 0 <= row_tables.rows(ads) - ads < row_tables.MULTIPLE and row_tables.rows(ads) % row_tables.MULTIPLE == 0
+    assert (
+      0 <= row_tables.rows(ads) - ads < row_tables.MULTIPLE
+      and row_tables.rows(ads) % row_tables.MULTIPLE == 0
+    )
 
 
 def test_a_large_table_starts_normal_and_without_repeats(monkeypatch):
   monkeypatch.setattr(row_tables, "SMALL", 4096)
   monkeypatch.setattr(row_tables, "_CHUNK", 4)
-  table = np.asarray(jax.jit(lambda: row_tables.normal(0.5)(jax.random.key(0), (6 * 1024, 8)))())  # 6 rows: 4, then 2
+  table = np.asarray(
+    jax.jit(lambda: row_tables.normal(0.5)(jax.random.key(0), (6 * 1024, 8)))()
+  )  # 6 rows: 4, then 2
   np.testing.assert_allclose([table.mean(), table.std()], [0, 0.5], atol=0.01)
   assert len(np.unique(table)) > 0.99 * table.size
   np.testing.assert_allclose(np.quantile(table, [0.025, 0.975]), [-0.98, 0.98], atol=0.02)

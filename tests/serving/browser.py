@@ -1,7 +1,7 @@
 """A server of an engine on a free port, and headless Chromium that looks at its page.
 
-Needs selenium, and chromium and chromedriver on the PATH (Debian: apt-get install chromium chromium-driver). Where one
-is missing, the test is skipped and says so.
+Needs selenium, and chromium and chromedriver on the PATH (Debian: apt-get install chromium
+chromium-driver). Where one is missing, the test is skipped and says so.
 """
 
 import contextlib
@@ -15,16 +15,20 @@ import pytest
 
 _PATIENCE = 30  # seconds for what the page is to show
 _ARGUMENTS = (
-  "headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,1000", "no-proxy-server",
-  "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+  "headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,1000",
+  "no-proxy-server", "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
 
 
 @contextlib.contextmanager
 def chromium():
   """A browser that finds no host but 127.0.0.1."""
-  webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install 'gr4ad_jax[dev]'")
-  binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+  webdriver = pytest.importorskip(
+    "selenium.webdriver", reason="selenium is missing: pip install 'gr4ad_jax[dev]'"
+  )
+  binary = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+  )
   service = shutil.which("chromedriver")
   if not (binary and service):
     pytest.skip("chromium or chromedriver is missing: apt-get install chromium chromium-driver")
@@ -43,12 +47,16 @@ def chromium():
 @contextlib.contextmanager
 def served(engine, token=""):
   """The address of a server of the engine, on a free port."""
-  uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is missing: pip install 'gr4ad_jax[serve]'")
+  uvicorn = pytest.importorskip(
+    "uvicorn", reason="uvicorn is missing: pip install 'gr4ad_jax[serve]'"
+  )
   pytest.importorskip("fastapi", reason="fastapi is missing: pip install 'gr4ad_jax[serve]'")
   from gr4ad_jax.serving.app import create_app
 
   with socket.create_server(("127.0.0.1", 0)) as listener:
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, token), log_level="warning", lifespan="off"))
+    server = uvicorn.Server(
+      uvicorn.Config(create_app(engine, token), log_level="warning", lifespan="off")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
@@ -78,7 +86,10 @@ class Visit:
 
   def all(self, selector):
     """Texts of all that a selector finds."""
-    texts = "return [...document.querySelectorAll(arguments[0])].map((node) => node.innerText ?? node.textContent)"
+    texts = (
+      "return [...document.querySelectorAll(arguments[0])].map((node) => node.innerText ?? "
+      "node.textContent)"
+    )
     return self.driver.execute_script(texts, selector)
 
   def until(self, found, what):
@@ -91,7 +102,9 @@ class Visit:
 
   def wait(self, selector, text=""):
     """Waits until something that a selector finds shows a text, and returns all of its text."""
-    return self.until(lambda: [t for t in self.all(selector) if text in t], f"no {selector} shows {text!r}")[0]
+    return self.until(
+      lambda: [t for t in self.all(selector) if text in t], f"no {selector} shows {text!r}"
+    )[0]
 
   def pick(self, user):
     """Types a customer's id, clicks it in the list, and waits for the history."""
@@ -108,8 +121,14 @@ class Visit:
 
   def hosts_asked(self):
     """The hosts, with their ports, that something was asked of."""
-    events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-    sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    events = [
+      json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
+    ]
+    sent = [
+      event["params"]["request"]["url"]
+      for event in events
+      if event["method"] == "Network.requestWillBeSent"
+    ]
     return {urllib.parse.urlsplit(url).netloc for url in sent if not url.startswith("data:")}
 
   def complaints(self):

@@ -12,13 +12,24 @@ class FakeEngine:
 
   def __init__(self, config: Config | None = None):
     self.config, self.ready, self.raises, self.queries = config or Config(), True, None, []
-    self.ads = {f"ad{n}": self._ad(f"ad{n}", text=f"thing {n}", account_id="shop") for n in range(12)}
+    self.ads = {
+      f"ad{n}": self._ad(f"ad{n}", text=f"thing {n}", account_id="shop") for n in range(12)
+    }
     self.histories = {f"u{n}": [self._event(f"ad{m}") for m in range(n + 1)] for n in range(3)}
-    self.metrics = types.SimpleNamespace(text=lambda: b"# nothing yet\n", content_type="text/plain; version=0.0.4")
+    self.metrics = types.SimpleNamespace(
+      text=lambda: b"# nothing yet\n", content_type="text/plain; version=0.0.4"
+    )
 
   @staticmethod
   def _event(ad_id):
-    return {"ad_id": ad_id, "text": "a thing", "time": 5, "behavior": "purchase", "value": 1.5, "quantity": 1.0}
+    return {
+      "ad_id": ad_id,
+      "text": "a thing",
+      "time": 5,
+      "behavior": "purchase",
+      "value": 1.5,
+      "quantity": 1.0,
+    }
 
   @staticmethod
   def _ad(ad_id, **fields):
@@ -40,13 +51,17 @@ class FakeEngine:
       {n: ad[n] for n in shown} | {"log_p": -1.0 - n, "score": 3.0 - n, "ecpm": 2.0}
       for n, ad in enumerate(self.ads.values())
     ]
-    tree = tuple(({"codes": [1, 2, 3][: t + 1], "log_p": -1.0, "beams": 12, "ecpm": None},) for t in range(3))
+    tree = tuple(
+      ({"codes": [1, 2, 3][: t + 1], "log_p": -1.0, "beams": 12, "ecpm": None},) for t in range(3)
+    )
     return Answer("model", 7, (8, 8, 8), tuple(found[: query.k]), tree if query.explain else None)
 
   def put_ad(self, ad_id, fields):
     """Creates or updates."""
     result = "updated" if ad_id in self.ads else "created"
-    self.ads[ad_id] = self.ads.get(ad_id, self._ad(ad_id)) | {k: v for k, v in fields.items() if k != "vector"}
+    self.ads[ad_id] = self.ads.get(ad_id, self._ad(ad_id)) | {
+      k: v for k, v in fields.items() if k != "vector"
+    }
     return result
 
   def delete_ad(self, ad_id):
@@ -70,10 +85,11 @@ class FakeEngine:
   def stats(self):
     """As the engine's."""
     point = {
-      "time": 1_700_000_000, "requests": 5, "answered": 4, "refused": 1, "fallback": 0, "cache_hit_rate": 0.25,
-      "p50_ms": 11.0, "p99_ms": 20.5, "queued": 2, "utilisation": 0.4, "beams": [8, 8, 8],
+      "time": 1_700_000_000, "requests": 5, "answered": 4, "refused": 1, "fallback": 0,
+      "cache_hit_rate": 0.25, "p50_ms": 11.0, "p99_ms": 20.5, "queued": 2, "utilisation": 0.4,
+      "beams": [8, 8, 8],
     }  # fmt: skip
     return {
-      "target_ms": 100.0, "beams": [8, 8, 8], "schedules": [[4, 4, 4], [8, 8, 8]], "checkpoint": 7, "ads": 12,
-      "points": [point],
+      "target_ms": 100.0, "beams": [8, 8, 8], "schedules": [[4, 4, 4], [8, 8, 8]], "checkpoint": 7,
+      "ads": 12, "points": [point],
     }  # fmt: skip

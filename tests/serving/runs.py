@@ -1,4 +1,6 @@
-"""A tiny run with two checkpoints, and settings to serve it: every ad in every answer, so that none can hide."""
+"""A tiny run with two checkpoints, and settings to serve it: every ad in every answer, so that
+none can hide.
+"""
 
 import dataclasses
 import os
@@ -13,10 +15,24 @@ FIRST, SECOND = 4, 8  # steps of the checkpoints
 
 
 def train(folder: pathlib.Path) -> pathlib.Path:
-  """Trains on a log of its own, in a folder. Returns it: `second` in it is the run, `first` as it was half-way."""
+  """Trains on a log of its own, in a folder. Returns it: `second` in it is the run, `first` as
+  it was half-way.
+  """
   tiny.write_log(folder)
-  cadence = (f"--max_steps={SECOND}", "--epochs=99", f"--save_every={FIRST}", "--eval_every=0", "--noevaluate")
-  settings = (*tiny.SETTINGS, *cadence, "--layers=1", "--lazy_layers=0", f"--workdir={folder}/second")
+  cadence = (
+    f"--max_steps={SECOND}",
+    "--epochs=99",
+    f"--save_every={FIRST}",
+    "--eval_every=0",
+    "--noevaluate",
+  )
+  settings = (
+    *tiny.SETTINGS,
+    *cadence,
+    "--layers=1",
+    "--lazy_layers=0",
+    f"--workdir={folder}/second",
+  )
   done = tiny.run("train", *tiny.source_flags(folder), *settings)
   assert (done.status, done.err) == (0, "")
   shutil.copytree(folder / "second", folder / "first")
@@ -34,7 +50,13 @@ def add_checkpoint(runs: pathlib.Path, workdir: pathlib.Path) -> None:
 def config_of(workdir: pathlib.Path, **serving) -> Config:
   """A run's config with all ads in the beams, one bucket and limits that a busy machine keeps."""
   config = load_config(str(workdir))
-  settings = {"buckets": (2,), "tabs": False, "reload_seconds": 0.0, "deadline_ms": 20_000.0, "target_ms": 10_000.0}
+  settings = {
+    "buckets": (2,),
+    "tabs": False,
+    "reload_seconds": 0.0,
+    "deadline_ms": 20_000.0,
+    "target_ms": 10_000.0,
+  }
   return dataclasses.replace(
     config,
     search=dataclasses.replace(config.search, beams=EVERYTHING),

@@ -1,7 +1,9 @@
-"""A small catalogue with an encoder that needs no training, and, run as a program, a writer that is killed by a test.
+"""A small catalogue with an encoder that needs no training, and, run as a program, a writer that is
+killed by a test.
 
-`python -m tests.serving.shop FOLDER LOG SEED` changes ads of the folder from several threads, compacts and merges
-beside, and writes a line to the log before and after each change, until it is killed.
+`python -m tests.serving.shop FOLDER LOG SEED` changes ads of the folder from several threads,
+compacts and merges beside, and writes a line to the log before and after each change, until it is
+killed.
 """
 
 import os
@@ -44,7 +46,8 @@ def table(count: int = 6) -> AdTable:
   row = np.arange(count)
   return AdTable(
     ad_id=np.array([f"base{n}" for n in row]), text=np.array([f"thing {n}" for n in row]),
-    account_id=np.array(["shop"] * count), price=row.astype(np.float32), created=np.full(count, -1), **words,
+    account_id=np.array(["shop"] * count), price=row.astype(np.float32), created=np.full(count, -1),
+    **words,
   )  # fmt: skip
 
 
@@ -71,7 +74,11 @@ def check(catalog: AdCatalog, model: dict[str, tuple[str, float | None, str]]) -
     assert (ad["text"], ad["price"], ad["status"]) == entry
     assert ad["codes"] == catalog.codes_NT[row].tolist()
     np.testing.assert_equal(catalog.price_N[row], np.nan if entry[1] is None else entry[1])
-    assert (row in catalog.index.rows_of(ad["codes"])) == (entry[2] == "active") == catalog.is_active(row)
+    assert (
+      (row in catalog.index.rows_of(ad["codes"]))
+      == (entry[2] == "active")
+      == catalog.is_active(row)
+    )
   assert catalog.index.num_active == sum(status == "active" for _, _, status in model.values())
   assert len(catalog) == len(catalog.codes_NT) == len(catalog.price_N)
 
@@ -90,7 +97,9 @@ def _change_for_ever(catalog: AdCatalog, log: int, writer: int, rng: random.Rand
       catalog.delete(ad_id)
     else:
       status = "paused" if int(value) % 5 == 0 else "active"
-      catalog.put(ad_id, {"text": f"thing {value}", "account_id": "s", "price": int(value), "status": status})
+      catalog.put(
+        ad_id, {"text": f"thing {value}", "account_id": "s", "price": int(value), "status": status}
+      )
     os.write(log, f"done {ad_id} {value}\n".encode())
 
 

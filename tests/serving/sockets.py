@@ -39,8 +39,15 @@ class Served:
     self.gateway.app = served
     self.listener = socket.create_server(("127.0.0.1", 0))
     self.address = self.listener.getsockname()
-    settings = {"log_level": "warning", "log_config": None, "lifespan": "off", "timeout_graceful_shutdown": 8}
-    self.server = uvicorn.Server(uvicorn.Config(self.gateway, http=connections.protocol(limits), ws="none", **settings))
+    settings = {
+      "log_level": "warning",
+      "log_config": None,
+      "lifespan": "off",
+      "timeout_graceful_shutdown": 8,
+    }
+    self.server = uvicorn.Server(
+      uvicorn.Config(self.gateway, http=connections.protocol(limits), ws="none", **settings)
+    )
     run = self.server.serve(sockets=[self.listener])
     self.thread = threading.Thread(target=asyncio.run, args=(run,), daemon=True)
     self.thread.start()

@@ -64,7 +64,8 @@ def states(folder, digest="d"):
 
 RIGHT = {
   "base0": (0, 0.0, "", "removed"), "base1": (1, 9.0, "own", "active"),
-  "x": (6, 2.0, "newer", "active"), "y": (7, 5.0, "green tea", "active"), "z": (8, 4.0, "pot", "active"),
+  "x": (6, 2.0, "newer", "active"), "y": (7, 5.0, "green tea", "active"),
+  "z": (8, 4.0, "pot", "active"),
 }  # fmt: skip
 
 

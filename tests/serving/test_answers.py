@@ -10,7 +10,9 @@ from gr4ad_jax.serving import answers
 
 
 def make_beams(**changes):
-  """One request: two UA-SIDs below one prefix, one below another, an empty beam; ordered by what they are worth."""
+  """One request: two UA-SIDs below one prefix, one below another, an empty beam; ordered by what
+  they are worth.
+  """
   columns = {
     "leaf_BW": np.array([[4, 0, 2, -1]], np.int32),
     "logp_BW": np.array([[-3.0, -1.0, -2.5, -np.inf]]),
@@ -24,7 +26,10 @@ def make_beams(**changes):
 
 def test_the_tree_tells_log_p_and_at_its_leaves_the_score():
   first, last = answers.beam_tree(make_beams(), 0)
-  assert first == ({"codes": [0], "log_p": -0.5, "beams": 1}, {"codes": [1], "log_p": -2.0, "beams": 2})
+  assert first == (
+    {"codes": [0], "log_p": -0.5, "beams": 1},
+    {"codes": [1], "log_p": -2.0, "beams": 2},
+  )
   assert last == (  # likeliest first, whatever the order of the list
     {"codes": [0, 0], "log_p": -1.0, "beams": 1, "score": 4.0, "ecpm": 2.0},
     {"codes": [1, 2], "log_p": -2.5, "beams": 1, "score": -1.0, "ecpm": 0.5},
@@ -38,7 +43,8 @@ def test_an_ad_tells_log_p_score_and_value_in_the_lists_order():
   rows = answers.ranked_rows(make_beams(), 0, np.array([7, 3, -1]), np.array([0, 2, 0]))
   assert rows == [(7, -3.0, 5.0, 9.0), (3, -2.5, -1.0, 0.5)]
   assert answers.ad_entry(catalog, *rows[0]) == {
-    "ad_id": "a", "text": "tea", "account_id": "shop", "log_p": -3.0, "score": 5.0, "ecpm": 9.0, "codes": [14, 15],
+    "ad_id": "a", "text": "tea", "account_id": "shop", "log_p": -3.0, "score": 5.0, "ecpm": 9.0,
+    "codes": [14, 15],
   }  # fmt: skip
 
 

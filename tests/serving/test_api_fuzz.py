@@ -1,4 +1,5 @@
-"""Property-based fuzzing from the server's own OpenAPI document: whatever comes, no 5xx but 503, and as documented.
+"""Property-based fuzzing from the server's own OpenAPI document: whatever comes, no 5xx but 503,
+and as documented.
 """
 
 import shutil
@@ -14,8 +15,9 @@ from gr4ad_jax.serving.engine import ServingEngine
 from tests.serving.fakes import FakeEngine
 from tests.serving.runs import config_of
 
-# A well-formed request may name an unknown ad or user, or both or none of `user` and `history`: no schema tells that.
-# The router names one method in `Allow` where a path has several. 503 is documented; `check` refuses every other 5xx.
+# A well-formed request may name an unknown ad or user, or both or none of `user` and `history`: no
+# schema tells that. The router names one method in `Allow` where a path has several. 503 is
+# documented; `check` refuses every other 5xx.
 NOT_MEANT = [
   checks.positive_data_acceptance, checks.ensure_resource_availability, checks.use_after_free,
   checks.allow_header_conformance, not_a_server_error,
@@ -23,7 +25,9 @@ NOT_MEANT = [
 
 
 class Switch:
-  """An app that passes on to another: the operations must be known before the tests' fixtures are."""
+  """An app that passes on to another: the operations must be known before the tests' fixtures
+  are.
+  """
 
   def __init__(self, app):
     self.app = app
@@ -58,7 +62,9 @@ def check(case):
 
 
 few, many = (
-  settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))  # of each operation
+  settings(
+    max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck)
+  )  # of each operation
   for examples in (20, 500)
 )
 

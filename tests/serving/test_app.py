@@ -1,4 +1,6 @@
-"""The HTTP interface, over a fake engine: what it passes on, what it answers, what it refuses, and in which words."""
+"""The HTTP interface, over a fake engine: what it passes on, what it answers, what it refuses,
+and in which words.
+"""
 
 import base64
 import dataclasses
@@ -33,10 +35,21 @@ def ask(client, **body):
 
 def test_a_request_is_passed_on_whole(client, engine):
   event = {"ad_id": "ad2", "time": 5, "value": 1.5}
-  answer = ask(client, history=["ad1", event], k=3, now=9, deadline_ms=50, cache=False, fallback=True, explain=True)
+  answer = ask(
+    client,
+    history=["ad1", event],
+    k=3,
+    now=9,
+    deadline_ms=50,
+    cache=False,
+    fallback=True,
+    explain=True,
+  )
   assert answer.status_code == 200
   assert engine.queries == [
-    Query(history=("ad1", event), k=3, now=9, deadline_ms=50, cache=False, fallback=True, explain=True)
+    Query(
+      history=("ad1", event), k=3, now=9, deadline_ms=50, cache=False, fallback=True, explain=True
+    )
   ]
   body = answer.json()
   assert (body["source"], body["checkpoint"], body["beams"]) == ("model", 7, [8, 8, 8])
@@ -71,15 +84,21 @@ def test_what_is_left_out_has_its_default(client, engine):
 )
 def test_faults_are_named(client, body, status, words):
   answer = ask(client, **body)
-  assert answer.status_code == status and words in answer.json()["error"] and set(answer.json()) == {"error"}
+  assert (
+    answer.status_code == status
+    and words in answer.json()["error"]
+    and set(answer.json()) == {"error"}
+  )
 
 
 @pytest.mark.parametrize(
   "body",
   [
-    b"", b"null", b"[]", b"{", b'"user"', b"\xff\xfe", b"[" * 2000, b'{"user":' * 200, b'{"user":"\\ud800"}',
+    b"", b"null", b"[]", b"{", b'"user"', b"\xff\xfe", b"[" * 2000, b'{"user":' * 200,
+    b'{"user":"\\ud800"}',
     b'{"user":"u1","\\udfff":1}', b'{"user":"u1","k":NaN}', b'{"user":"u1","deadline_ms":Infinity}',
-    b'{"user":"u1","k":' + b"9" * 1900 + b"}", b'{"user":"u1","deadline_ms":1e999}', b'{"user":"u1"}{}',
+    b'{"user":"u1","k":' + b"9" * 1900 + b"}", b'{"user":"u1","deadline_ms":1e999}',
+    b'{"user":"u1"}{}',
     b'{"history":[{"ad_id":"ad1","value":-1e400}]}', b'{"user":"\xed\xa0\x80"}',
   ],
 )  # fmt: skip
@@ -93,16 +112,23 @@ def test_hostile_bodies_are_refused_in_json(client, body):
 def test_a_body_too_large_is_refused_with_or_without_its_length(client, engine):
   fits = json.dumps({"user": "u1"}).encode().ljust(2048)
   assert client.post("/v1/recommend", content=fits, headers=JSON).status_code == 200
-  answers = [client.post("/v1/recommend", content=body, headers=JSON) for body in (fits + b" ", iter([fits, b" "]))]
+  answers = [
+    client.post("/v1/recommend", content=body, headers=JSON)
+    for body in (fits + b" ", iter([fits, b" "]))
+  ]
   answers.append(client.put("/v1/ads/x", content=iter([b" "] * 3000), headers=JSON))
-  answers.append(client.post("/v1/recommend", content=b"{}", headers=JSON | {"content-length": "9" * 30}))
+  answers.append(
+    client.post("/v1/recommend", content=b"{}", headers=JSON | {"content-length": "9" * 30})
+  )
   for answer in answers:
     assert answer.status_code == 413 and answer.json() == {"error": "the body is larger than 2 KiB"}
     assert answer.headers["connection"] == "close"
   assert len(engine.queries) == 1
 
 
-@pytest.mark.parametrize("error", [Overloaded("9 requests are waiting", 2.3), DeadlinePassed("too late")])
+@pytest.mark.parametrize(
+  "error", [Overloaded("9 requests are waiting", 2.3), DeadlinePassed("too late")]
+)
 def test_refusals_say_when_to_come_again(client, engine, error):
   engine.raises = error
   answer = ask(client, user="u1")
@@ -124,13 +150,27 @@ def test_an_ad_comes_changes_and_goes(client, engine):
   updated = client.put(path, json={"status": "paused"})
   assert (updated.status_code, updated.json()["result"]) == (200, "updated")
   stored = client.get(path).json()
-  assert (stored["ad_id"], stored["text"], stored["status"], stored["price"]) == ("shoes/4", "shoes", "paused", 3)
+  assert (stored["ad_id"], stored["text"], stored["status"], stored["price"]) == (
+    "shoes/4",
+    "shoes",
+    "paused",
+    3,
+  )
   assert client.delete(path).json() == {"ad_id": "shoes/4", "result": "deleted"}
   assert client.delete(path).status_code == 404
 
 
 @pytest.mark.parametrize(
-  "body", [{"txt": "a"}, {"price": -1}, {"price": "3"}, {"status": "gone"}, {"text": "a\x00"}, {"vector": ["1"]}, []]
+  "body",
+  [
+    {"txt": "a"},
+    {"price": -1},
+    {"price": "3"},
+    {"status": "gone"},
+    {"text": "a\x00"},
+    {"vector": ["1"]},
+    [],
+  ],
 )
 def test_bad_fields_of_an_ad_are_refused(client, body):
   answer = client.put("/v1/ads/x", json=body)
@@ -144,7 +184,9 @@ def test_a_full_index_is_a_503(client, engine, monkeypatch):
   monkeypatch.setattr(engine, "put_ad", full)
   monkeypatch.setattr(engine, "delete_ad", full)
   answers = client.put("/v1/ads/x", json={"text": "a"}), client.delete("/v1/ads/x")
-  assert [(answer.status_code, answer.headers["retry-after"]) for answer in answers] == [(503, "1")] * 2
+  assert [(answer.status_code, answer.headers["retry-after"]) for answer in answers] == [
+    (503, "1")
+  ] * 2
 
 
 def test_users_and_their_histories(client):
@@ -181,17 +223,34 @@ def test_the_token_is_asked_for(engine):
   client = TestClient(create_app(engine, "s3cret"), "http://localhost")
   for path in ("/", "/healthz", "/readyz"):
     assert client.get(path).status_code == 200
-  wrong = ({}, {"authorization": "Bearer s3cre"}, {"authorization": "s3cret"}, {"authorization": b"Bearer \xff"})
-  for path in ("/v1/users", "/v1/stats", "/metrics", "/docs", "/openapi.json", "/v1/ads/ad1", "/nope"):
+  wrong = (
+    {},
+    {"authorization": "Bearer s3cre"},
+    {"authorization": "s3cret"},
+    {"authorization": b"Bearer \xff"},
+  )
+  for path in (
+    "/v1/users",
+    "/v1/stats",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    "/v1/ads/ad1",
+    "/nope",
+  ):
     for headers in wrong:
       answer = client.get(path, headers=headers)
       assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
       assert answer.json() == {"error": "a bearer token is needed"}
-  assert client.post("/v1/recommend", content=b"x" * 9999).status_code == 401  # before the body is looked at
+  assert (
+    client.post("/v1/recommend", content=b"x" * 9999).status_code == 401
+  )  # before the body is looked at
   right = {"authorization": "Bearer s3cret"}
   assert client.get("/v1/users", headers=right).status_code == 200
   document = client.get("/openapi.json", headers=right).json()
-  assert document["security"] == [{"token": []}] and document["components"]["securitySchemes"]["token"]
+  assert (
+    document["security"] == [{"token": []}] and document["components"]["securitySchemes"]["token"]
+  )
 
 
 def test_the_document_tells_every_status(client):
@@ -225,14 +284,23 @@ def test_the_page_may_run_nothing_but_its_own_script(client):
   assert f"script-src 'sha256-{digest}'" in policy and "unsafe" not in policy
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:8080", "LOCALHOST"])
+@pytest.mark.parametrize(
+  "host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:8080", "LOCALHOST"]
+)
 def test_this_machines_names_are_served(client, host):
   assert client.get("/v1/users", headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "localhost.evil.example", "", "[::2]"])
+@pytest.mark.parametrize(
+  "host", ["evil.example", "evil.example:8080", "localhost.evil.example", "", "[::2]"]
+)
 def test_a_foreign_host_name_is_refused(client, engine, host):
-  for method, path in (("GET", "/"), ("GET", "/v1/stats"), ("PUT", "/v1/ads/new"), ("DELETE", "/v1/ads/ad1")):
+  for method, path in (
+    ("GET", "/"),
+    ("GET", "/v1/stats"),
+    ("PUT", "/v1/ads/new"),
+    ("DELETE", "/v1/ads/ad1"),
+  ):
     answer = client.request(method, path, headers={"host": host})
     assert answer.status_code == 403 and "host" in answer.json()["error"], (method, path)
   assert "ad1" in engine.ads and "new" not in engine.ads
@@ -248,15 +316,22 @@ def test_named_hosts_are_served_and_no_others(engine):
 
 
 @pytest.mark.parametrize(
-  "origin", ["http://evil.example", "null", "http://localhost:81", "http://localhost.evil.example", ""]
+  "origin",
+  ["http://evil.example", "null", "http://localhost:81", "http://localhost.evil.example", ""],
 )
 def test_a_page_of_another_origin_changes_nothing(client, engine, origin):
   fields = {"text": "a", "account_id": "b"}
-  for method, path in (("PUT", "/v1/ads/new"), ("DELETE", "/v1/ads/ad1"), ("POST", "/v1/recommend")):
+  for method, path in (
+    ("PUT", "/v1/ads/new"),
+    ("DELETE", "/v1/ads/ad1"),
+    ("POST", "/v1/recommend"),
+  ):
     answer = client.request(method, path, headers={"origin": origin}, json=fields)
     assert answer.status_code == 403 and "origin" in answer.json()["error"]
   assert "ad1" in engine.ads and "new" not in engine.ads
-  assert client.get("/v1/stats", headers={"origin": origin}).status_code == 200  # reading changes nothing
+  assert (
+    client.get("/v1/stats", headers={"origin": origin}).status_code == 200
+  )  # reading changes nothing
   own = client.put("/v1/ads/new", headers={"origin": "http://localhost"}, json=fields)
   assert own.status_code == 201
 

@@ -11,8 +11,8 @@ import pytest
 from gr4ad_jax.serving.batcher import Batcher, Closed, DeadlinePassed, Limits, Overloaded
 from tests.timing import quickest
 
-# A machine may stand still for a second or two: what is about lateness has a clock that the test moves, and the rest a
-# target that such a pause does not reach.
+# A machine may stand still for a second or two: what is about lateness has a clock that the test
+# moves, and the rest a target that such a pause does not reach.
 LIMITS = Limits(largest=4, max_wait=0.01, queue_size=100, target=100.0)
 STRICT = Limits(largest=4, max_wait=0.0, queue_size=100, target=0.1)
 
@@ -106,7 +106,9 @@ def test_a_full_batch_does_not_wait(made):
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(made):
   worker = Worker()
-  batcher = made(worker, Limits(largest=4, max_wait=0, queue_size=3, target=100.0), seconds=lambda size: 2.0)
+  batcher = made(
+    worker, Limits(largest=4, max_wait=0, queue_size=3, target=100.0), seconds=lambda size: 2.0
+  )
   busy(worker, batcher)
   waiting = [batcher.submit(n) for n in range(3)]
   with pytest.raises(Overloaded, match="3 requests are waiting") as refusal:
@@ -125,12 +127,16 @@ def test_a_wait_past_the_target_is_refused_at_once(made):
     for n in range(99):
       batcher.submit(n)
       accepted += 1
-  assert accepted == 8  # a burst: the batch at work and two more are 120 ms; a third would end past 1.5 times 100
+  assert (
+    accepted == 8
+  )  # a burst: the batch at work and two more are 120 ms; a third would end past 1.5 times 100
 
 
 def test_lasting_overload_is_held_to_the_target(made):
   clock, worker = Clock(), Worker()
-  batcher = made(worker, Limits(4, 0.0, queue_size=1, target=0.1), lambda size: 0.02, clock)  # 200 a second
+  batcher = made(
+    worker, Limits(4, 0.0, queue_size=1, target=0.1), lambda size: 0.02, clock
+  )  # 200 a second
   busy(worker, batcher)
   batcher.submit(1)
 
@@ -189,7 +195,9 @@ def test_a_stall_does_not_make_the_queue_late(made):
 @pytest.mark.parametrize(("rate", "refused"), [(100, False), (600, True)])
 def test_a_stalled_batch_stops_admission_in_overload_only(made, rate, refused):
   clock, worker = Clock(), Worker()
-  batcher = made(worker, Limits(4, 0.0, queue_size=9, target=0.1), lambda size: 0.02, clock)  # 200 a second
+  batcher = made(
+    worker, Limits(4, 0.0, queue_size=9, target=0.1), lambda size: 0.02, clock
+  )  # 200 a second
   for _ in range(2 * rate):
     clock.now += 1 / rate
     with contextlib.suppress(Overloaded, DeadlinePassed):
@@ -295,7 +303,12 @@ class Stepped(Worker):
 
 def test_three_times_the_capacity_is_answered_in_time_or_refused_quickly(made):
   clock, worker, seconds, capacity = Clock(), Stepped(), 0.01, 400  # a second
-  batcher = made(worker, Limits(largest=4, max_wait=0.0, queue_size=100, target=0.05), lambda size: seconds, clock)
+  batcher = made(
+    worker,
+    Limits(largest=4, max_wait=0.0, queue_size=100, target=0.05),
+    lambda size: seconds,
+    clock,
+  )
   rng, at, end, accepted, waits, refusals = random.Random(0), 0.0, math.inf, [], [], []
 
   def until(moment):

@@ -1,4 +1,6 @@
-"""The catalogue of ads: changes, what they do to index and arrays, and what is left of them after kill -9."""
+"""The catalogue of ads: changes, what they do to index and arrays, and what is left of them
+after kill -9.
+"""
 
 import pathlib
 import random
@@ -25,7 +27,9 @@ NEW = shop.NEW
 
 
 OPTIONAL = {"price": st.none() | st.integers(0, 3), "status": st.sampled_from(["active", "paused"])}
-FIELDS = st.fixed_dictionaries({"text": st.sampled_from(["mug", "rug"]), "account_id": st.just("s")}, optional=OPTIONAL)
+FIELDS = st.fixed_dictionaries(
+  {"text": st.sampled_from(["mug", "rug"]), "account_id": st.just("s")}, optional=OPTIONAL
+)
 CHANGE = st.tuples(
   st.sampled_from(["base0", "base1", "x", "y"]),
   st.just("delete") | FIELDS | st.fixed_dictionaries({}, optional=OPTIONAL),
@@ -54,8 +58,12 @@ def test_the_catalogue_is_what_was_put(tmp_path_factory, changes):
     else:
       ad_id, fields = change
       assert catalog.put(ad_id, fields) == ("updated" if ad_id in model else "created")
-      before = dict(zip(("text", "price", "status"), model.get(ad_id, ("", None, "active")), strict=True))
-      model[ad_id] = tuple({name: fields.get(name, value) for name, value in before.items()}.values())
+      before = dict(
+        zip(("text", "price", "status"), model.get(ad_id, ("", None, "active")), strict=True)
+      )
+      model[ad_id] = tuple(
+        {name: fields.get(name, value) for name, value in before.items()}.values()
+      )
       assert rows.setdefault(ad_id, catalog.row(ad_id)) == catalog.row(ad_id)  # a row is for ever
     shop.check(catalog, model)
   catalog.close()
@@ -99,7 +107,10 @@ def test_a_full_overlay_is_merged(tmp_path):
   for n in range(60):  # the overlay holds 16
     catalog.put(f"x{n}", NEW | {"text": f"mug {n}"})
   assert catalog.index.num_active == 66 and all(catalog.is_active(row) for row in range(66))
-  assert [catalog.merge_if_needed(), catalog.merge_if_needed()] == [True, False] and catalog.index.fill == 0
+  assert [catalog.merge_if_needed(), catalog.merge_if_needed()] == [
+    True,
+    False,
+  ] and catalog.index.fill == 0
   catalog.close()
 
 
@@ -144,7 +155,9 @@ def test_many_writers(tmp_path):
     thread.join()
   ids = [*(f"ad{n}" for n in range(7)), *(f"own{n}" for n in range(4))]
   found = {ad_id: catalog.get(ad_id) for ad_id in ids}
-  model = shop.base_model() | {ad_id: (ad["text"], ad["price"], ad["status"]) for ad_id, ad in found.items()}
+  model = shop.base_model() | {
+    ad_id: (ad["text"], ad["price"], ad["status"]) for ad_id, ad in found.items()
+  }
   assert all(model[f"own{n}"] == ("rug 29", 29, "active") for n in range(4))
   shop.check(catalog, model)
   catalog.close()
@@ -161,14 +174,18 @@ BIG, SURROGATE = 10**400, "\ud800"
   [
     ("", NEW, "ad id ''"), (" ", NEW, "ad id"), ("a\0", NEW, "ad id"), (SURROGATE, NEW, "ad id"),
     ("x" * 513, NEW, "ad id"), (7, NEW, "ad id 7"), ("x", {"text": "mug"}, "account_id is missing"),
-    ("base0", {"colour": 1}, "field 'colour'"), ("base0", {"status": "removed"}, "status 'removed'"),
-    ("base0", {"text": " "}, "text ' '"), ("base0", {"text": 3}, "text 3"), ("base0", {"text": None}, "text None"),
-    ("base0", {"category": SURROGATE}, "category"), ("base0", {"text": "x" * 20_001}, "at most|1 to 20000"),
+    ("base0", {"colour": 1}, "field 'colour'"),
+    ("base0", {"status": "removed"}, "status 'removed'"),
+    ("base0", {"text": " "}, "text ' '"), ("base0", {"text": 3}, "text 3"),
+    ("base0", {"text": None}, "text None"),
+    ("base0", {"category": SURROGATE}, "category"),
+    ("base0", {"text": "x" * 20_001}, "at most|1 to 20000"),
     ("base0", {"form": "radio"}, "form 'radio'"), ("base0", {"price": -1}, "price -1"),
     ("base0", {"price": BIG}, "price 1"),
     ("base0", {"price": float("nan")}, "price nan"), ("base0", {"price": True}, "price True"),
     ("base0", {"price": "3"}, "price '3'"),
-    ("base0", {"status": []}, "status"), ("base0", {"vector": []}, "vector"), ("base0", {"vector": [[1.0]]}, "vector"),
+    ("base0", {"status": []}, "status"), ("base0", {"vector": []}, "vector"),
+    ("base0", {"vector": [[1.0]]}, "vector"),
     ("base0", {"vector": [float("inf")]}, "vector"), ("base0", {"vector": [BIG]}, "vector"),
     ("base0", {"vector": ["a"]}, "vector"), ("base0", {"vector": [None]}, "vector"),
   ],
@@ -199,12 +216,16 @@ def test_a_real_tokenizer_keeps_new_ads_apart(tmp_path):
   rng = np.random.default_rng(0)
   sid = config.SidConfig(codebooks=shop.BOOKS, tower_steps=0)
   centroids = tuple(rng.normal(size=(size, 5)).astype(np.float32) for size in shop.BOOKS[:-1])
-  catalog = AdCatalog.open(str(tmp_path), shop.table(), shop.codes(), Tokenizer(sid, 0, centroids, None))
+  catalog = AdCatalog.open(
+    str(tmp_path), shop.table(), shop.codes(), Tokenizer(sid, 0, centroids, None)
+  )
   for n in range(8):
     catalog.put(f"x{n}", NEW | {"vector": [1.0, 2, 3, 4, 5]})
   codes = [tuple(catalog.get(f"x{n}")["codes"]) for n in range(8)]
   assert len({code[:2] for code in codes[:7]}) == 1
-  assert codes[7][0] == codes[0][0] and codes[7][1] != codes[0][1]  # seven fill their prefix; the eighth goes next door
+  assert (
+    codes[7][0] == codes[0][0] and codes[7][1] != codes[0][1]
+  )  # seven fill their prefix; the eighth goes next door
   assert len(set(codes)) == 8 and not set(codes) & set(map(tuple, shop.codes().tolist()))
   with pytest.raises(DataError, match="vectors are 3 wide"):
     catalog.put("y", NEW | {"vector": [1.0, 2, 3]})
@@ -213,13 +234,19 @@ def test_a_real_tokenizer_keeps_new_ads_apart(tmp_path):
   assert tuple(catalog.get("x3")["codes"])[:2] != codes[0][:2]
   codes = catalog.codes_NT.copy()
   catalog.close()
-  catalog = AdCatalog.open(str(tmp_path), shop.table(), shop.codes(), Tokenizer(sid, 0, centroids, None))
+  catalog = AdCatalog.open(
+    str(tmp_path), shop.table(), shop.codes(), Tokenizer(sid, 0, centroids, None)
+  )
   np.testing.assert_array_equal(catalog.codes_NT, codes)
   assert catalog.ad(catalog.row("x3")).vector == np.array([-1, -2, -3, -4, -5], "<f4").tobytes()
   catalog.close()
 
 
-@given(ids=st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), unique=True))
+@given(
+  ids=st.lists(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), unique=True
+  )
+)
 def test_rows_of_ids(ids):
   half = len(ids) // 2
   rows = ad_rows.AdRows(np.array(ids[:half], str))
@@ -236,7 +263,9 @@ def test_ids_of_one_hash_are_told_apart(monkeypatch):
 
 
 def expected_states(lines):
-  """{ad id: states that it may be in}: the last acknowledged one, and the one that was on its way."""
+  """{ad id: states that it may be in}: the last acknowledged one, and the one that was on its
+  way.
+  """
   allowed = {}
   for line in lines:
     kind, ad_id, value = line.split()
@@ -245,12 +274,21 @@ def expected_states(lines):
 
 
 def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
-  """Writers, compacts and merges side by side, killed at random moments; the folder lives on from round to round."""
+  """Writers, compacts and merges side by side, killed at random moments; the folder lives on
+  from round to round.
+  """
   rng, path, folder = random.Random(0), tmp_path / "log", tmp_path / "live"
   base = {ad_id: {str(int(price))} for ad_id, (_, price, _) in shop.base_model().items()}
   for round_number in range(6):
     before = path.stat().st_size if path.exists() else 0
-    command = [sys.executable, "-m", "tests.serving.shop", str(folder), str(path), str(round_number)]
+    command = [
+      sys.executable,
+      "-m",
+      "tests.serving.shop",
+      str(folder),
+      str(path),
+      str(round_number),
+    ]
     writer = subprocess.Popen(command, cwd=ROOT)
     try:
       end = time.monotonic() + 60

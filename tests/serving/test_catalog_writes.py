@@ -93,7 +93,9 @@ def test_a_change_that_cannot_be_written_is_an_error_and_changes_nothing(tmp_pat
 
 
 class Writers:
-  """Threads that change ads while the first write to the disk waits; `append` is what that then does."""
+  """Threads that change ads while the first write to the disk waits; `append` is what that then
+  does.
+  """
 
   def __init__(self, catalog, monkeypatch, append):
     self._catalog, self._go = catalog, threading.Event()

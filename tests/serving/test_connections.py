@@ -1,4 +1,6 @@
-"""Clients that mean harm, over real sockets: what they may cost, and that others are answered meanwhile."""
+"""Clients that mean harm, over real sockets: what they may cost, and that others are answered
+meanwhile.
+"""
 
 import asyncio
 import contextlib
@@ -30,7 +32,9 @@ def served():
 
 
 def pour(sock, content, seconds):
-  """Sends the same again and again, reading nothing, until it is refused or the time is over; how often."""
+  """Sends the same again and again, reading nothing, until it is refused or the time is over;
+  how often.
+  """
   sock.settimeout(0.2)
   end = time.monotonic() + seconds
   count = 0
@@ -46,7 +50,17 @@ def pour(sock, content, seconds):
 
 
 @pytest.mark.parametrize(
-  "kind", ["pipelined", "headers", "url", "breaks", "large answers", "trailers", "one trailer", "chunks' names"]
+  "kind",
+  [
+    "pipelined",
+    "headers",
+    "url",
+    "breaks",
+    "large answers",
+    "trailers",
+    "one trailer",
+    "chunks' names",
+  ],
 )
 def test_what_is_poured_in_costs_no_memory_and_nobody_waits(served, kind):
   first, more = {
@@ -94,7 +108,9 @@ def test_a_request_that_does_not_come_whole_is_given_up(served, sent, status):
   found = until_closed(sock)
   assert found.split(b" ")[1:2] == ([status] if status else [])
   if status:
-    assert json.loads(found.partition(b"\r\n\r\n")[2]) == {"error": "the request did not come whole in time"}
+    assert json.loads(found.partition(b"\r\n\r\n")[2]) == {
+      "error": "the request did not come whole in time"
+    }
 
 
 def test_dripping_bytes_does_not_lengthen_the_time(served):
@@ -131,7 +147,9 @@ def test_a_kept_connection_serves_one_request_after_another(served):
 
 
 def test_some_pipelined_requests_are_answered_in_order(served):
-  sock = served.connect(b"".join(b"GET /%d HTTP/1.1\r\nhost: localhost\r\n\r\n" % n for n in range(1, 9)))
+  sock = served.connect(
+    b"".join(b"GET /%d HTTP/1.1\r\nhost: localhost\r\n\r\n" % n for n in range(1, 9))
+  )
   sock.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
   answers = until_closed(sock)
   lengths = [int(part.split(b"\r\n")[0]) for part in answers.split(b"content-length: ")[1:]]
@@ -140,7 +158,9 @@ def test_some_pipelined_requests_are_answered_in_order(served):
 
 def test_headers_up_to_the_limit_are_taken(served):
   for size, status in ((3000, b"200"), (8000, b"431")):
-    sock = served.connect(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\na: " + b"b" * size + b"\r\n\r\n")
+    sock = served.connect(
+      b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\na: " + b"b" * size + b"\r\n\r\n"
+    )
     assert until_closed(sock).split(b" ")[1] == status
 
 
@@ -148,7 +168,9 @@ def test_those_who_wait_longest_make_room_for_who_comes(served):
   crowd = [served.connect(b"GET / HTTP" if n % 2 else b"") for n in range(MANY)]
   status, _ = served.ask()
   assert status == 200
-  assert until_closed(crowd[0]) == b""  # the first gave its place; told by nothing, as it had asked nothing
+  assert (
+    until_closed(crowd[0]) == b""
+  )  # the first gave its place; told by nothing, as it had asked nothing
   for sock in crowd:
     sock.close()
 
@@ -188,7 +210,11 @@ def test_half_a_request_does_not_hold_the_end():
   served = Served(connections.Limits(connections=20, of_a_peer=0, header_bytes=4096, seconds=60.0))
   crowd = [
     served.connect(sent)
-    for sent in (b"", b"GET / HT", b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nabc")
+    for sent in (
+      b"",
+      b"GET / HT",
+      b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nabc",
+    )
   ]
   time.sleep(0.2)
   assert served.end() < 5
@@ -200,7 +226,9 @@ def test_garbage_is_told_in_one_line_with_the_peer(served, caplog):
   for _ in range(50):
     assert until_closed(served.connect(b"\x00\x01" * 500 + b"\r\n\r\n")).startswith(b"HTTP/1.1 400")
   lines = [record.getMessage() for record in caplog.records]
-  assert len(lines) == 1 and "no HTTP" in lines[0] and "127.0.0.1" in lines[0] and len(lines[0]) < 1000
+  assert (
+    len(lines) == 1 and "no HTTP" in lines[0] and "127.0.0.1" in lines[0] and len(lines[0]) < 1000
+  )
 
 
 def test_connections_leave_files_for_the_rest(monkeypatch):

@@ -1,4 +1,6 @@
-"""Contexts at serving time: what training would have seen, for one user or many, however many ads there are."""
+"""Contexts at serving time: what training would have seen, for one user or many, however many
+ads there are.
+"""
 
 import dataclasses
 import tracemalloc
@@ -20,7 +22,13 @@ from tests.data import logs
 CONFIG = DataConfig(history_slots=5, neighbor_slots=3, rising_slots=2, targets=3)
 CODES = np.random.default_rng(0).integers(0, 9, (logs.ADS, 3)).astype(np.int32)
 PRICE = np.append(np.arange(logs.ADS - 1, dtype=np.float32), np.nan).astype(np.float32)
-CONTEXT = ("slot_kind_BS", "slot_codes_BST", "slot_features_BSF", "user_features_BF", "user_value_B")
+CONTEXT = (
+  "slot_kind_BS",
+  "slot_codes_BST",
+  "slot_features_BSF",
+  "user_features_BF",
+  "user_value_B",
+)
 
 
 def fitted(events):
@@ -35,13 +43,19 @@ def builder_of(events, config=CONFIG, ads=None):
 def before(events, request):
   """The events of a request's user before that request, as a log of one user."""
   mine = (events.user == events.user[events.request == request][0]) & (events.request < request)
-  columns = {f.name: getattr(events, f.name)[mine] for f in dataclasses.fields(EventLog) if f.name != "user_id"}
+  columns = {
+    f.name: getattr(events, f.name)[mine]
+    for f in dataclasses.fields(EventLog)
+    if f.name != "user_id"
+  }
   return EventLog(np.array(["someone"]), **columns)
 
 
 def assert_same(one, other, rows=slice(None)):
   for name in CONTEXT:
-    np.testing.assert_allclose(getattr(one, name), getattr(other, name)[rows], rtol=1e-6, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(
+      getattr(one, name), getattr(other, name)[rows], rtol=1e-6, atol=1e-6, err_msg=name
+    )
     assert getattr(one, name).dtype == getattr(other, name).dtype, name
 
 
@@ -52,12 +66,18 @@ def events(request):
 
 @pytest.mark.parametrize("slots", [(5, 3, 2), (1, 0, 0), (40, 20, 0), (2, 0, 30)])
 def test_a_served_request_sees_what_a_logged_one_sees(events, slots):
-  config = dataclasses.replace(CONFIG, history_slots=slots[0], neighbor_slots=slots[1], rising_slots=slots[2])
+  config = dataclasses.replace(
+    CONFIG, history_slots=slots[0], neighbor_slots=slots[1], rising_slots=slots[2]
+  )
   lines = build_lines(events, logs.ADS)
   requests = np.arange(len(lines.request_time))
   trends, neighbors = fitted(events)
-  logged = RequestContexts(lines, CODES, PRICE, trends, NeighborFolds.of(neighbors), config).batch(requests)
-  histories = joined([before(events, r) for r in requests])  # first visits are among them: users without events
+  logged = RequestContexts(lines, CODES, PRICE, trends, NeighborFolds.of(neighbors), config).batch(
+    requests
+  )
+  histories = joined(
+    [before(events, r) for r in requests]
+  )  # first visits are among them: users without events
   assert 0 < len(np.unique(histories.user)) < len(requests)
   served = builder_of(events, config).batch(histories, lines.request_time)
   assert_same(served, logged)
@@ -72,7 +92,9 @@ def test_a_row_is_of_its_user_alone(events):
   together = builder.batch(known.take(users), now)
   for b, user in enumerate(users):
     assert_same(builder.batch(known.take([user]), now[b : b + 1]), together, slice(b, b + 1))
-  assert (together.user_features_BF[0] != together.user_features_BF[2]).any()  # the same user, two days later
+  assert (
+    together.user_features_BF[0] != together.user_features_BF[2]
+  ).any()  # the same user, two days later
 
 
 def test_nobody_has_a_history(events):
@@ -86,24 +108,39 @@ def test_the_end_of_the_log_is_the_first_day_that_counts_all(events):
   end = builder_of(events).end
   trends = fitted(events)[0]
   assert end > events.time.max() and end - DAY <= events.time.max()
-  np.testing.assert_array_equal(trends.bucket(np.array([end - 1, end])), len(trends.seen) - np.array([2, 1]))
+  np.testing.assert_array_equal(
+    trends.bucket(np.array([end - 1, end])), len(trends.seen) - np.array([2, 1])
+  )
 
 
 def test_an_ad_that_came_later_stands_in_a_history_and_has_no_past_of_its_own(events):
   new, now = logs.ADS + 1, np.array([events.time.max() + DAY])
-  ads = FixedAds(np.concatenate([CODES, [[8, 8, 8], [7, 7, 7]]]).astype(np.int32), np.append(PRICE, [3, 4]).astype("f"))
+  ads = FixedAds(
+    np.concatenate([CODES, [[8, 8, 8], [7, 7, 7]]]).astype(np.int32),
+    np.append(PRICE, [3, 4]).astype("f"),
+  )
   builder = builder_of(events, dataclasses.replace(CONFIG, history_slots=9), ads)
   without = joined([before(events, int(events.request[-1]))])
   more = {"ad": new, "value": 0, "quantity": 0}  # one more event of the last visit
-  columns = {f.name: getattr(without, f.name) for f in dataclasses.fields(EventLog) if f.name != "user_id"}
-  columns = {name: np.append(column, column.dtype.type(more.get(name, column[-1]))) for name, column in columns.items()}
-  batch, old = builder.batch(dataclasses.replace(without, **columns), now), builder.batch(without, now)
+  columns = {
+    f.name: getattr(without, f.name) for f in dataclasses.fields(EventLog) if f.name != "user_id"
+  }
+  columns = {
+    name: np.append(column, column.dtype.type(more.get(name, column[-1])))
+    for name, column in columns.items()
+  }
+  batch, old = (
+    builder.batch(dataclasses.replace(without, **columns), now),
+    builder.batch(without, now),
+  )
   (slot,) = np.flatnonzero((batch.slot_codes_BST[0] == 7).all(axis=1))
   features = dict(zip(SLOT_FEATURES, batch.slot_features_BSF[0, slot].tolist(), strict=True))
   assert batch.slot_kind_BS[0, slot] == HISTORY and features["count"] == np.log1p(np.float32(1))
   assert features["price"] == np.log1p(np.float32(4)) and features["neighbor_score"] == 0
   assert features["repeat_share"] == 1  # the prior alone
-  alone = [i for i, name in enumerate(SLOT_FEATURES) if name not in CROSSES]  # what does not compare with the history
+  alone = [
+    i for i, name in enumerate(SLOT_FEATURES) if name not in CROSSES
+  ]  # what does not compare with the history
   for columns in (lambda x: x.slot_codes_BST, lambda x: x.slot_features_BSF[..., alone]):
     np.testing.assert_array_equal(*(columns(x)[x.slot_kind_BS == NEIGHBOR] for x in (batch, old)))
 
@@ -113,7 +150,11 @@ def test_codes_and_prices_are_those_of_the_moment(events):
     codes_NT, price_N = CODES, PRICE
 
   ads = Changing()
-  builder, log, now = builder_of(events, ads=ads), UserHistories(events).take([0]), np.array([events.time.max() + DAY])
+  builder, log, now = (
+    builder_of(events, ads=ads),
+    UserHistories(events).take([0]),
+    np.array([events.time.max() + DAY]),
+  )
   old = builder.batch(log, now)
   ads.codes_NT, ads.price_N = CODES + 1, PRICE + 1
   new = builder.batch(log, now)
@@ -121,7 +162,11 @@ def test_codes_and_prices_are_those_of_the_moment(events):
   price = SLOT_FEATURES.index("price")
   assert (new.slot_features_BSF[..., price] > old.slot_features_BSF[..., price]).any()
   assert (new.slot_features_BSF[..., price] >= old.slot_features_BSF[..., price]).all()
-  rest = [i for i, name in enumerate(SLOT_FEATURES) if "price" not in name and not name.startswith("code_")]
+  rest = [
+    i
+    for i, name in enumerate(SLOT_FEATURES)
+    if "price" not in name and not name.startswith("code_")
+  ]
   np.testing.assert_array_equal(new.slot_features_BSF[..., rest], old.slot_features_BSF[..., rest])
 
 
@@ -171,6 +216,10 @@ def test_taken_users_are_numbered_anew(events):
   assert log.user_id.tolist() == ["u5", "u2", "u5"]
   sizes = [(events.user == number).sum() for number in (5, 2, 5)]
   np.testing.assert_array_equal(log.user, np.repeat(np.arange(3), sizes))
-  np.testing.assert_array_equal(log.ad, np.concatenate([events.ad[events.user == number] for number in (5, 2, 5)]))
+  np.testing.assert_array_equal(
+    log.ad, np.concatenate([events.ad[events.user == number] for number in (5, 2, 5)])
+  )
   assert log.request[0] == 0 and set(np.diff(log.request).tolist()) <= {0, 1}
-  assert len(np.unique(log.request)) == sum(len(np.unique(events.request[events.user == n])) for n in (5, 2, 5))
+  assert len(np.unique(log.request)) == sum(
+    len(np.unique(events.request[events.user == n])) for n in (5, 2, 5)
+  )

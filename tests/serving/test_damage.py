@@ -1,4 +1,6 @@
-"""A run of which one bit is wrong: every reader refuses the file by its name, or reads the same numbers."""
+"""A run of which one bit is wrong: every reader refuses the file by its name, or reads the same
+numbers.
+"""
 
 import random
 import shutil
@@ -52,14 +54,19 @@ def target(runs):
 def everything(workdir, target):
   """All that training, evaluation, recommending and serving read of a run, as arrays and texts."""
   config = load_config(str(workdir))
-  found = {"config": repr(config)[len(repr(config.workdir)) :], "behaviors": inputs_lib.load_behaviors(config)}
+  found = {
+    "config": repr(config)[len(repr(config.workdir)) :],
+    "behaviors": inputs_lib.load_behaviors(config),
+  }
   dataset = load_dataset(config.data)
   inputs_lib.check_same_log(config, dataset)
   tokenizer, index = inputs_lib.tokenizer_of(config, dataset)
   folds, ecpm = inputs_lib.load_features(str(workdir))
   assert isinstance(folds, NeighborFolds)
   trends = Trends.load(str(workdir / "features"))
-  with Checkpointer(run.checkpoint_dir(config), best_metric=run.best_metric(config), read_only=True) as reader:
+  with Checkpointer(
+    run.checkpoint_dir(config), best_metric=run.best_metric(config), read_only=True
+  ) as reader:
     found["steps"] = reader.steps, reader.best_step
     best = reader.restore_params(target.params)
     resumed = [reader.restore(target, step) for step in reader.steps]
@@ -67,17 +74,31 @@ def everything(workdir, target):
   names = ("logits", "corrected", "value_factor")
   calibration = files.load_fields(str(workdir / "reward" / "calibration.json"), *names)
   candidates = Candidates.load(str(workdir / "candidates" / "round_00000004.npz"))
-  parts = (tokenizer.centroids, tokenizer.config, tokenizer.bridge, index, folds, ecpm, trends, reward, candidates)
+  parts = (
+    tokenizer.centroids,
+    tokenizer.config,
+    tokenizer.bridge,
+    index,
+    folds,
+    ecpm,
+    trends,
+    reward,
+    candidates,
+  )
   arrays = [vars(part) if hasattr(part, "__dict__") else part for part in parts]
   return found, jax.tree.leaves((arrays, calibration, best, [tuple(one) for one in resumed]))
 
 
 def same(one, other):
-  return one[0] == other[0] and all(np.array_equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+  return one[0] == other[0] and all(
+    np.array_equal(a, b) for a, b in zip(one[1], other[1], strict=True)
+  )
 
 
 def kinds(workdir):
-  """The files of a run that somebody reads, by kind: those whose names differ by digits or hashes alone are one."""
+  """The files of a run that somebody reads, by kind: those whose names differ by digits or
+  hashes alone are one.
+  """
   found = {}
   for path in sorted(path for path in workdir.rglob("*") if path.is_file() and path.stat().st_size):
     name = path.relative_to(workdir)
@@ -88,13 +109,17 @@ def kinds(workdir):
 
 
 def flip_and_read(workdir, target, whole, path, bit):
-  """Reads the run with one bit of a file flipped. Returns how it went; fails where that goes unnoticed."""
+  """Reads the run with one bit of a file flipped. Returns how it went; fails where that goes
+  unnoticed.
+  """
   content = path.read_bytes()
   flipped = bytearray(content)
   flipped[bit // 8] ^= 1 << bit % 8
   path.write_bytes(bytes(flipped))
   try:
-    assert same(everything(workdir, target), whole), f"{path}, bit {bit}: other numbers, and nobody noticed"
+    assert same(everything(workdir, target), whole), (
+      f"{path}, bit {bit}: other numbers, and nobody noticed"
+    )
   except (ValueError, FileNotFoundError) as error:
     assert str(path) in str(error) and "\n" not in str(error), f"{path}, bit {bit}: {error!r}"
     return "refused"
@@ -106,10 +131,15 @@ def flip_and_read(workdir, target, whole, path, bit):
 def test_a_flipped_bit_in_any_kind_of_file_is_refused_by_name(workdir, target):
   whole, rng, refused = everything(workdir, target), random.Random(0), 0
   chosen = kinds(workdir)
-  assert {"config.json", "index/ads.npz", "features/log.json", "checkpoints/8/SHA256SUMS"} <= set(chosen)
+  assert {"config.json", "index/ads.npz", "features/log.json", "checkpoints/8/SHA256SUMS"} <= set(
+    chosen
+  )
   for paths in list(chosen.values())[:: max(1, len(chosen) // 30)]:
     path = rng.choice(paths)
-    refused += flip_and_read(workdir, target, whole, path, rng.randrange(8 * path.stat().st_size)) == "refused"
+    refused += (
+      flip_and_read(workdir, target, whole, path, rng.randrange(8 * path.stat().st_size))
+      == "refused"
+    )
   assert refused >= 25
 
 

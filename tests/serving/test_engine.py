@@ -1,4 +1,6 @@
-"""The engine on a tiny trained run: exact answers, ads that come and go, overload, new checkpoints, shutdown."""
+"""The engine on a tiny trained run: exact answers, ads that come and go, overload, new
+checkpoints, shutdown.
+"""
 
 import asyncio
 import concurrent.futures
@@ -52,7 +54,9 @@ def assert_same(answer, expected):
   assert ids(answer) == [ad.ad_id for ad in expected]
   for name in ("log_p", "score", "ecpm"):
     numbers = [ad[name] for ad in answer.ads]
-    np.testing.assert_allclose(numbers, [getattr(ad, name) for ad in expected], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+      numbers, [getattr(ad, name) for ad in expected], rtol=1e-4, atol=1e-5
+    )
   assert [tuple(ad["codes"]) for ad in answer.ads] == [ad.codes for ad in expected]
 
 
@@ -70,21 +74,37 @@ def test_users_in_one_batch_get_what_each_gets_alone(steady):
   together = [future.result(20) for future in [steady.submit(query) for query in queries]]
   for one, other in zip(alone, together, strict=True):
     assert ids(one) == ids(other)
-    np.testing.assert_allclose([ad["score"] for ad in one.ads], [ad["score"] for ad in other.ads], rtol=1e-4)
+    np.testing.assert_allclose(
+      [ad["score"] for ad in one.ads], [ad["score"] for ad in other.ads], rtol=1e-4
+    )
 
 
 def test_a_users_history_is_the_logs(steady):
   events = steady.history("u3", 1000)
-  assert events == sorted(events, key=lambda event: -event["time"]) and steady.history("u3", 2) == events[:2]
-  given = tuple({k: event[k] for k in ("ad_id", "time", "behavior", "value", "quantity")} for event in events[::-1])
-  assert ids(steady.recommend(Query(history=given, k=9))) == ids(steady.recommend(Query(user="u3", k=9)))
-  assert steady.users("u", 3) == ["u0", "u1", "u2"] and steady.users("u7", 9) == ["u7"] and steady.users("x", 9) == []
+  assert (
+    events == sorted(events, key=lambda event: -event["time"])
+    and steady.history("u3", 2) == events[:2]
+  )
+  given = tuple(
+    {k: event[k] for k in ("ad_id", "time", "behavior", "value", "quantity")}
+    for event in events[::-1]
+  )
+  assert ids(steady.recommend(Query(history=given, k=9))) == ids(
+    steady.recommend(Query(user="u3", k=9))
+  )
+  assert (
+    steady.users("u", 3) == ["u0", "u1", "u2"]
+    and steady.users("u7", 9) == ["u7"]
+    and steady.users("x", 9) == []
+  )
 
 
 def test_cached_equals_uncached(steady):
   query = Query(user="u1", k=6, explain=True)
   fresh, kept = steady.recommend(query), steady.recommend(query)
-  assert (fresh.source, kept.source) == ("model", "cache") and kept == dataclasses.replace(fresh, source="cache")
+  assert (fresh.source, kept.source) == ("model", "cache") and kept == dataclasses.replace(
+    fresh, source="cache"
+  )
   bypassed = steady.recommend(dataclasses.replace(query, cache=False))
   assert bypassed.source == "model" and ids(bypassed) == ids(kept)
   for other in ({"k": 5}, {"user": "u2"}, {"explain": False}, {"now": 1_800_000_000}):
@@ -93,11 +113,15 @@ def test_cached_equals_uncached(steady):
 
 def test_the_tree_adds_up(steady):
   answer = steady.recommend(Query(user="u2", k=100, explain=True, cache=False))
-  assert [sum(node["beams"] for node in level) for level in answer.tree] == 3 * [len(answer.tree[2])]
+  assert [sum(node["beams"] for node in level) for level in answer.tree] == 3 * [
+    len(answer.tree[2])
+  ]
   for above, below in zip(answer.tree, answer.tree[1:], strict=False):
     logp = {tuple(node["codes"]): node["log_p"] for node in above}
     assert all(node["log_p"] <= logp[tuple(node["codes"][:-1])] + 1e-4 for node in below)
-  assert {tuple(node["codes"]) for node in answer.tree[2]} == {tuple(ad["codes"]) for ad in answer.ads}
+  assert {tuple(node["codes"]) for node in answer.tree[2]} == {
+    tuple(ad["codes"]) for ad in answer.ads
+  }
   assert all(node["ecpm"] >= 0 for node in answer.tree[2])
 
 
@@ -121,7 +145,10 @@ def test_ads_come_and_go_with_the_next_batch(engine):
   query = Query(user="u1", k=100)
   before = ids(engine.recommend(query))
   assert len(before) == 24 and engine.recommend(query).source == "cache"
-  assert engine.put_ad("new", {"text": "green tea mug", "account_id": "shop1", "price": 3.0}) == "created"
+  assert (
+    engine.put_ad("new", {"text": "green tea mug", "account_id": "shop1", "price": 3.0})
+    == "created"
+  )
   assert set(ids(engine.recommend(dataclasses.replace(query, cache=False)))) == {*before, "new"}
   assert engine.delete_ad("ad05") and not engine.delete_ad("nope")
   after = engine.recommend(query)  # the kept answer named ad05
@@ -129,7 +156,9 @@ def test_ads_come_and_go_with_the_next_batch(engine):
   engine.put_ad("ad06", {"status": "paused"})
   assert set(ids(engine.recommend(query))) == {*before, "new"} - {"ad05", "ad06"}
   engine.put_ad("ad06", {"status": "active"})
-  assert set(ids(engine.recommend(dataclasses.replace(query, cache=False)))) == {*before, "new"} - {"ad05"}
+  assert set(ids(engine.recommend(dataclasses.replace(query, cache=False)))) == {*before, "new"} - {
+    "ad05"
+  }
   recent = engine.recommend(Query(history=("new", "ad05"), k=3))  # both may stand in histories
   assert len(recent.ads) == 3
 
@@ -226,7 +255,9 @@ def test_overload_is_refused_unless_the_list_will_do(workdir, monkeypatch):
       assert refused == 6  # one is computed, two wait
       assert quickest(ask) < 0.2
     assert all(future.result(20).source == "model" for future in waiting)
-    assert 'gr4ad_requests_total{outcome="refused"} 3.0' in engine.metrics.text().decode()  # a try each
+    assert (
+      'gr4ad_requests_total{outcome="refused"} 3.0' in engine.metrics.text().decode()
+    )  # a try each
 
 
 def test_a_model_that_fails_is_replaced_by_the_list(steady, monkeypatch):
@@ -338,10 +369,18 @@ def test_the_state_is_told(steady):
   steady.recommend(Query(user="u1"))
   time.sleep(2.1)
   stats = steady.stats()
-  assert stats["beams"] == EVERYTHING and stats["ads"] == 24 and stats["users"] == 10 and stats["points"]
-  assert {"time", "requests", "p99_ms", "queued", "utilisation", "beams"} <= set(stats["points"][-1])
+  assert (
+    stats["beams"] == EVERYTHING and stats["ads"] == 24 and stats["users"] == 10 and stats["points"]
+  )
+  assert {"time", "requests", "p99_ms", "queued", "utilisation", "beams"} <= set(
+    stats["points"][-1]
+  )
   text = steady.metrics.text().decode()
-  assert "gr4ad_ads 24.0" in text and f"gr4ad_checkpoint_step {FIRST:.1f}" in text and "gr4ad_beam_width 72.0" in text
+  assert (
+    "gr4ad_ads 24.0" in text
+    and f"gr4ad_checkpoint_step {FIRST:.1f}" in text
+    and "gr4ad_beam_width 72.0" in text
+  )
 
 
 def test_one_search_answers_while_the_others_are_compiled_behind_it(workdir, monkeypatch):
@@ -354,7 +393,9 @@ def test_one_search_answers_while_the_others_are_compiled_behind_it(workdir, mon
     return prepare(self, variables, row, buckets, *arguments)
 
   monkeypatch.setattr(Searcher, "prepare", held)
-  monkeypatch.setattr(plans, "yield_to_others", lambda: None)  # a busy machine would never come to it
+  monkeypatch.setattr(
+    plans, "yield_to_others", lambda: None
+  )  # a busy machine would never come to it
   config = config_of(workdir, buckets=(2, 4), tabs=True, tabs_factors=(0.5, 1.0), cache_seconds=1e4)
   query = Query(user="u1", k=5)
   with ServingEngine(str(workdir), config, "last", early=True) as early:

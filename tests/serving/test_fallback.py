@@ -11,14 +11,16 @@ DAY = 86_400
 
 def log(rows, users=None):
   """An event log of (user, ad, day, value) rows, in order of user."""
-  user, ad, day, value = (np.array(column) for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
+  user, ad, day, value = (
+    (np.array(column) for column in zip(*rows, strict=True)) if rows else ([], [], [], [])
+  )
   count = len(rows)
   users = users or (max(user, default=-1) + 1)
   plain = np.zeros(count, np.int8)
   return EventLog(
-    np.array([f"u{n}" for n in range(users)]), np.array(user, np.int32), np.arange(count, dtype=np.int32),
-    np.array(ad, np.int32), np.array(day, np.int64) * DAY, plain, np.array(value, np.float32),
-    np.ones(count, np.float32), plain,
+    np.array([f"u{n}" for n in range(users)]), np.array(user, np.int32),
+    np.arange(count, dtype=np.int32), np.array(ad, np.int32), np.array(day, np.int64) * DAY, plain,
+    np.array(value, np.float32), np.ones(count, np.float32), plain,
   )  # fmt: skip
 
 
@@ -36,12 +38,19 @@ def test_segments_have_their_own_lists():
   lists = PopularLists.fit(log(cheap + dear), 3, segments=2)
   assert rows_of(lists.best(log([(0, 2, 0, 1.0)]), 1, everything)) == [0]
   assert rows_of(lists.best(log([(0, 2, 0, 500.0)]), 1, everything)) == [1]
-  assert rows_of(lists.best(None, 1, everything)) == [0] == rows_of(lists.best(log([], users=1), 1, everything))
+  assert (
+    rows_of(lists.best(None, 1, everything))
+    == [0]
+    == rows_of(lists.best(log([], users=1), 1, everything))
+  )
 
 
 def test_shares_and_values_are_those_of_a_plain_count():
   rng = np.random.default_rng(0)
-  events = [(int(u), int(rng.integers(5)), int(rng.integers(90)), float(rng.exponential())) for u in range(30)] * 3
+  events = [
+    (int(u), int(rng.integers(5)), int(rng.integers(90)), float(rng.exponential()))
+    for u in range(30)
+  ] * 3
   lists = PopularLists.fit(log(sorted(events)), 6, segments=1)
   last, weight, money = max(day for _, _, day, _ in events), np.zeros(6), [[] for _ in range(6)]
   for _, ad, day, value in events:
@@ -66,7 +75,10 @@ def test_what_may_not_be_shown_is_left_out():
 
 
 def test_without_values_users_are_cut_by_their_events():
-  few, many = [(user, 0, 0, 0.0) for user in range(9)], [(user, 1, 0, 0.0) for user in range(9, 18) for _ in range(5)]
+  few, many = (
+    [(user, 0, 0, 0.0) for user in range(9)],
+    [(user, 1, 0, 0.0) for user in range(9, 18) for _ in range(5)],
+  )
   lists = PopularLists.fit(log(few + many), 2, segments=2)
   assert rows_of(lists.best(log([(0, 0, 0, 0.0)] * 7), 1, everything)) == [1]
   assert rows_of(lists.best(log([(0, 0, 0, 0.0)]), 1, everything)) == [0]

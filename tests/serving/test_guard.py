@@ -1,4 +1,6 @@
-"""Refused at the door: tokens, by a comparison that tells nothing by its time, and control characters in ids."""
+"""Refused at the door: tokens, by a comparison that tells nothing by its time, and control
+characters in ids.
+"""
 
 import hmac
 import urllib.parse
@@ -47,7 +49,9 @@ def guarded():
 
 
 def all_ways_in(client, name):
-  """The answers to requests that name an ad or a user by `name`, one for each way that an id comes in."""
+  """The answers to requests that name an ad or a user by `name`, one for each way that an id
+  comes in.
+  """
   path, ad = urllib.parse.quote(name, safe=""), {"text": "tea", "account_id": "shop"}
   bodies = ({"user": name}, {"history": [name]}, {"history": ["ad1", {"ad_id": name}]})
   return [

@@ -1,4 +1,6 @@
-"""A request's history: good entries become a log in order, bad ones are named, whatever JSON there is."""
+"""A request's history: good entries become a log in order, bad ones are named, whatever JSON
+there is.
+"""
 
 import numpy as np
 import pytest
@@ -18,15 +20,36 @@ def log_of(events, now=NOW, gap=1800.0):
 
 
 def test_an_event_keeps_what_it_says():
-  event = {"ad_id": "ad3", "time": 5, "behavior": "cart", "value": 2.5, "quantity": 3, "request_id": "a"}
+  event = {
+    "ad_id": "ad3",
+    "time": 5,
+    "behavior": "cart",
+    "value": 2.5,
+    "quantity": 3,
+    "request_id": "a",
+  }
   log = log_of([event])
-  assert [(column.tolist()) for column in (log.user, log.request, log.ad, log.time)] == [[0], [0], [3], [5]]
-  assert [(column.tolist()) for column in (log.behavior, log.value, log.quantity)] == [[1], [2.5], [3]]
+  assert [(column.tolist()) for column in (log.user, log.request, log.ad, log.time)] == [
+    [0],
+    [0],
+    [3],
+    [5],
+  ]
+  assert [(column.tolist()) for column in (log.behavior, log.value, log.quantity)] == [
+    [1],
+    [2.5],
+    [3],
+  ]
 
 
 def test_what_is_left_out_or_null_has_a_default():
   nothing = dict.fromkeys(("time", "behavior", "value", "quantity", "request_id"))
-  for entry in ("ad3", {"ad_id": "ad3"}, {"ad_id": "ad3"} | nothing, {"ad_id": "ad3", "user_id": "u"}):
+  for entry in (
+    "ad3",
+    {"ad_id": "ad3"},
+    {"ad_id": "ad3"} | nothing,
+    {"ad_id": "ad3", "user_id": "u"},
+  ):
     log = log_of([entry])
     found = [column.item() for column in (log.ad, log.time, log.behavior, log.value, log.quantity)]
     assert found == [3, NOW - 1, 2, 0, 1]
@@ -40,13 +63,18 @@ def test_entries_come_in_order_of_time():
   events = [{"ad_id": f"ad{n}", "time": 10_000 * n} for n in range(5)]
   expected = log_of(events)
   assert expected.ad.tolist() == expected.request.tolist() == [0, 1, 2, 3, 4]
-  for column, other in zip(vars(expected).values(), vars(log_of(events[::-1])).values(), strict=True):
+  for column, other in zip(
+    vars(expected).values(), vars(log_of(events[::-1])).values(), strict=True
+  ):
     np.testing.assert_array_equal(column, other)
 
 
 def test_visits_are_by_request_id_or_by_pause():
   times = [100, 200, 5_000, 5_100]
-  by_id = [{"ad_id": "ad1", "time": t, "request_id": i} for t, i in zip(times, ("b", "a", "b", 1), strict=True)]
+  by_id = [
+    {"ad_id": "ad1", "time": t, "request_id": i}
+    for t, i in zip(times, ("b", "a", "b", 1), strict=True)
+  ]
   assert log_of(by_id).request.tolist() == [0, 0, 1, 2]  # b at 100 and 5,000, then a, then 1
   without = [event | {"request_id": None} for event in by_id[:1]] + by_id[1:]
   assert log_of(without).request.tolist() == [0, 0, 1, 1]
@@ -74,9 +102,15 @@ def test_no_entry_at_all():
     ({"ad_id": True}, "ad_id True is not in the ad table"),
     ({"ad_id": ["ad1"]}, "ad_id ['ad1'] is not in the ad table"),
     ({"ad_id": 10**5_000}, "ad_id of too many digits is not in the ad table"),
-    ({"ad_id": "ad1", "behavior": "look"}, "behavior 'look' is not known; allowed: click, cart, purchase"),
+    (
+      {"ad_id": "ad1", "behavior": "look"},
+      "behavior 'look' is not known; allowed: click, cart, purchase",
+    ),
     ({"ad_id": "ad1", "behavior": {}}, "behavior {} is not known"),
-    ({"ad_id": "ad1", "price": 3}, "field 'price' is not known; allowed: ad_id, time, behavior, value, quantity"),
+    (
+      {"ad_id": "ad1", "price": 3},
+      "field 'price' is not known; allowed: ad_id, time, behavior, value, quantity",
+    ),
     ({"ad_id": "ad1", "value": -1}, "value -1 is not allowed: a number, 0 to 1000000000000"),
     ({"ad_id": "ad1", "value": float("nan")}, "value nan is not allowed"),
     ({"ad_id": "ad1", "value": 1e39}, "value 1e+39 is not allowed"),
@@ -84,8 +118,14 @@ def test_no_entry_at_all():
     ({"ad_id": "ad1", "quantity": True}, "quantity True is not allowed"),
     ({"ad_id": "ad1", "time": "now"}, "time 'now' is not allowed"),
     ({"ad_id": "ad1", "time": 10**5_000}, "time of too many digits is not allowed"),
-    ({"ad_id": "ad1", "request_id": [1]}, "request_id [1] is not allowed: text or a number, at least 0"),
-    ({"ad_id": "ad1", "time": 2**63}, "time 9223372036854775808 is not allowed: a number, 0 to 253402300799"),
+    (
+      {"ad_id": "ad1", "request_id": [1]},
+      "request_id [1] is not allowed: text or a number, at least 0",
+    ),
+    (
+      {"ad_id": "ad1", "time": 2**63},
+      "time 9223372036854775808 is not allowed: a number, 0 to 253402300799",
+    ),
   ],
   ids=range(20),
 )
@@ -103,11 +143,15 @@ def test_a_long_value_is_cut_short():
 
 def test_the_request_comes_after_its_history():
   assert len(log_of([{"ad_id": "ad1", "time": NOW}])) == 1
-  with pytest.raises(DataError, match=f"now={NOW} is not allowed: the history goes on to {NOW + 1}"):
+  with pytest.raises(
+    DataError, match=f"now={NOW} is not allowed: the history goes on to {NOW + 1}"
+  ):
     log_of([{"ad_id": "ad1", "time": NOW + 1}, "ad2"])
 
 
-@pytest.mark.parametrize("now", [-1, 2**70, 10**5_000, float("nan"), "soon", None, True], ids=range(7))
+@pytest.mark.parametrize(
+  "now", [-1, 2**70, 10**5_000, float("nan"), "soon", None, True], ids=range(7)
+)
 def test_a_moment_is_a_number_of_seconds(now):
   for events in ([], ["ad1"]):
     with pytest.raises(DataError, match="^now=.* is not allowed: unix seconds, 0 to 253402300799$"):
@@ -120,10 +164,25 @@ def test_now_is_the_end_of_the_log_or_of_the_history():
   check_now(default_now([80], 50), 80)
 
 
-_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from(list(ROWS))
-_JSON = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner))
-_FIELDS = st.sampled_from(("ad_id", "time", "behavior", "value", "quantity", "request_id", "user_id", "other"))
-_ENTRY = _JSON | st.dictionaries(_FIELDS, _JSON) | st.dictionaries(_FIELDS, _JSON).map(lambda x: x | {"ad_id": "ad1"})
+_SCALARS = (
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats()
+  | st.text(max_size=6)
+  | st.sampled_from(list(ROWS))
+)
+_JSON = st.recursive(
+  _SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner)
+)
+_FIELDS = st.sampled_from(
+  ("ad_id", "time", "behavior", "value", "quantity", "request_id", "user_id", "other")
+)
+_ENTRY = (
+  _JSON
+  | st.dictionaries(_FIELDS, _JSON)
+  | st.dictionaries(_FIELDS, _JSON).map(lambda x: x | {"ad_id": "ad1"})
+)
 
 
 @settings(max_examples=60, deadline=None)

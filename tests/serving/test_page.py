@@ -1,4 +1,6 @@
-"""The page in headless Chromium, over a fake engine: ads and their beams, the charts, the keyboard, what goes wrong."""
+"""The page in headless Chromium, over a fake engine: ads and their beams, the charts, the
+keyboard, what goes wrong.
+"""
 
 import html.parser
 import math
@@ -18,7 +20,9 @@ _TEXT = _PAGE.read_text(encoding="utf-8")
 
 
 class PagedEngine(FakeEngine):
-  """Twelve ads below four prefixes; one ad's text is markup. `popular`: answers are the fallback list."""
+  """Twelve ads below four prefixes; one ad's text is markup. `popular`: answers are the fallback
+  list.
+  """
 
   def __init__(self):
     super().__init__()
@@ -30,22 +34,39 @@ class PagedEngine(FakeEngine):
     self.histories["nobody"] = []
 
   async def recommend_async(self, query):
-    """The first k ads; ad n has the share 1 / 2ⁿ⁺¹, and its prefixes what their ads have together."""
+    """The first k ads; ad n has the share 1 / 2ⁿ⁺¹, and its prefixes what their ads have
+    together.
+    """
     plain = await super().recommend_async(query)
     share = {tuple(ad["codes"]): 2.0 ** -(n + 1) for n, ad in enumerate(self.ads.values())}
     tree = []
     for depth in (1, 2, 3):
       below = {codes[:depth]: [c for c in share if c[:depth] == codes[:depth]] for codes in share}
       ecpm = 2.0 if depth == 3 else None
-      tree.append(tuple({"codes": list(codes), "log_p": math.log(sum(share[c] for c in found)), "beams": len(found),
-                         "ecpm": ecpm} for codes, found in below.items()))  # fmt: skip
+      tree.append(
+        tuple(
+          {
+            "codes": list(codes),
+            "log_p": math.log(sum(share[c] for c in found)),
+            "beams": len(found),
+            "ecpm": ecpm,
+          }
+          for codes, found in below.items()
+        )
+      )
     ads = tuple(ad | {"log_p": math.log(share[tuple(ad["codes"])])} for ad in plain.ads)
-    return Answer("fallback", 7, (), ads) if self.popular else Answer("model", 7, (8, 8, 8), ads, tuple(tree))
+    return (
+      Answer("fallback", 7, (), ads)
+      if self.popular
+      else Answer("model", 7, (8, 8, 8), ads, tuple(tree))
+    )
 
   def stats(self):
     """Ten seconds up to now."""
     told = super().stats()
-    return told | {"points": [told["points"][0] | {"time": int(time.time()) - 10 + n} for n in range(10)]}
+    return told | {
+      "points": [told["points"][0] | {"time": int(time.time()) - 10 + n} for n in range(10)]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +91,16 @@ def test_a_customer_gets_ads_and_their_beams(visit, engine):
   assert len(visit.all("#history li")) == len(engine.histories["u2"])
   visit.ask()
   rows = visit.all("#ads tbody tr")
-  assert len(rows) == 10 and all(ad["text"] in row for ad, row in zip(engine.ads.values(), rows, strict=False))
+  assert len(rows) == 10 and all(
+    ad["text"] in row for ad, row in zip(engine.ads.values(), rows, strict=False)
+  )
   assert ["in the history" in row for row in rows] == [True] * 3 + [False] * 7
   assert visit.all("#ads .bar") and visit.all("#ads td.number")[:3] == ["50.0%", "3.00", "2.00"]
-  assert (engine.queries[0].user, engine.queries[0].explain, engine.queries[0].cache) == ("u2", True, True)
+  assert (engine.queries[0].user, engine.queries[0].explain, engine.queries[0].cache) == (
+    "u2",
+    True,
+    True,
+  )
   assert "checkpoint 7 · beams 8-8-8" in visit.all("#facts")[0]
   assert visit.complaints() == []
   assert visit.hosts_asked() == {visit.address.removeprefix("http://")}
@@ -85,7 +112,8 @@ def test_the_tree_multiplies_up_and_no_edges_cross(visit):
   nodes = visit.run("""
     return [...document.querySelectorAll("#tree .node")].map((node) => {
       const box = node.getBoundingClientRect(), key = node.dataset.key;
-      const find = (kind) => document.querySelector(`#tree .${kind}[data-key="${key}"]`)?.innerText ?? "";
+      const part = (kind) => document.querySelector(`#tree .${kind}[data-key="${key}"]`);
+      const find = (kind) => part(kind)?.innerText ?? "";
       return {key, x: box.x, y: box.y + box.height / 2, edge: find("edge"), leaf: find("leaf")};
     })""")
   by_key = {node["key"]: node for node in nodes}
@@ -96,12 +124,21 @@ def test_the_tree_multiplies_up_and_no_edges_cross(visit):
     product = math.prod(float(step["edge"].rstrip("%")) / 100 for step in path)
     assert product == pytest.approx(2.0 ** -(int(codes[-1]) + 1), rel=0.02)
   for depth in range(3):  # a level's nodes, from top to bottom, have parents from top to bottom
-    level = sorted((n for n in nodes if n["key"].count("-") == depth and n["key"]), key=lambda n: n["y"])
+    level = sorted(
+      (n for n in nodes if n["key"].count("-") == depth and n["key"]), key=lambda n: n["y"]
+    )
     parents = [by_key[node["key"].rpartition("-")[0]]["y"] for node in level]
     assert parents == sorted(parents) and len({round(node["y"]) for node in level}) == len(level)
-  assert sorted(visit.all("#tree .leaf"))[:2] == ["1. thing 0\n50.0% · eCPM 2.00", "10. thing 9\n0.098% · eCPM 2.00"]
+  assert sorted(visit.all("#tree .leaf"))[:2] == [
+    "1. thing 0\n50.0% · eCPM 2.00",
+    "10. thing 9\n0.098% · eCPM 2.00",
+  ]
   assert len([leaf for leaf in visit.all("#tree .leaf") if leaf.startswith("not in the list")]) == 2
-  assert visit.all("#tree .level") == ["Level 1\n2 of 8 survive", "Level 2\n4 of 8 survive", "Level 3\n12 of 12 drawn"]
+  assert visit.all("#tree .level") == [
+    "Level 1\n2 of 8 survive",
+    "Level 2\n4 of 8 survive",
+    "Level 3\n12 of 12 drawn",
+  ]
   visit.find("summary").click()
   assert len(visit.all("#beams tbody tr")) == 12
 
@@ -119,7 +156,10 @@ def test_the_charts_follow_the_server(visit, engine):
   assert visit.wait("#charts figure:first-child", "11").startswith("Latency")
   assert len(visit.driver.find_elements("css selector", "#charts path.line")) == 7
   assert "target 100 ms" in visit.wait("#charts text.target")
-  labels = [svg.get_attribute("aria-label") for svg in visit.driver.find_elements("css selector", "#charts svg")]
+  labels = [
+    svg.get_attribute("aria-label")
+    for svg in visit.driver.find_elements("css selector", "#charts svg")
+  ]
   assert labels[0] == "Latency of the last 10 minutes; latest: p50 11, p99 20.5 ms; target 100 ms"
   assert labels[4] == "Cache hits of the last 10 minutes; latest: 25 % of answers"
   engine.stats = lambda: PagedEngine.stats(engine) | {"checkpoint": 8}
@@ -158,7 +198,9 @@ def test_what_goes_wrong_is_said_in_words(visit, engine):
   visit.pick("u1")
   engine.raises = Overloaded("too many requests wait", 3.0)
   visit.find("#recommend").click()
-  visit.wait("#answer [role=alert]", "The server refused: too many requests wait. It asks to wait 3 seconds.")
+  visit.wait(
+    "#answer [role=alert]", "The server refused: too many requests wait. It asks to wait 3 seconds."
+  )
   engine.raises, engine.popular = None, True
   visit.find("#answer button").click()
   visit.wait("#answer .warn", "could not answer in time")
@@ -207,11 +249,18 @@ def test_the_file_needs_nothing_from_outside():
 
   Reader().feed(_TEXT)
   plain = [(tag, names) for tag, names in tags if tag in ("script", "style")]
-  assert sorted(plain) == [("script", {}), ("style", {})]  # so that a digest of each can stand in the policy
-  assert not [name for _, names in tags for name in names if name.startswith("on") or name == "style"]
+  assert sorted(plain) == [
+    ("script", {}),
+    ("style", {}),
+  ]  # so that a digest of each can stand in the policy
+  assert not [
+    name for _, names in tags for name in names if name.startswith("on") or name == "style"
+  ]
   linked = [names[name] for _, names in tags for name in ("src", "href", "action") if name in names]
   assert sorted(linked) == ["/metrics", "/openapi.json", "data:,"]
-  assert re.findall(r"[a-z]+://[^\"' ]*", _TEXT) == ["http://www.w3.org/2000/svg"]  # a name, not an address
+  assert re.findall(r"[a-z]+://[^\"' ]*", _TEXT) == [
+    "http://www.w3.org/2000/svg"
+  ]  # a name, not an address
   assert "innerHTML" not in _TEXT and "@import" not in _TEXT and "url(" not in _TEXT
 
 
@@ -221,12 +270,18 @@ def test_colours_are_told_apart(scheme):
   colour = dict(re.findall(r"--([a-z-]+): #([0-9a-f]+);", block))
 
   def light(name):
-    digits = colour[name] if len(colour[name]) == 6 else "".join(2 * digit for digit in colour[name])
+    digits = (
+      colour[name] if len(colour[name]) == 6 else "".join(2 * digit for digit in colour[name])
+    )
     shares = [int(digits[n : n + 2], 16) / 255 for n in (0, 2, 4)]
     linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
     return sum(weight * s for weight, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
-  pairs = [(ink, paper) for ink in ("text", "quiet", "accent") for paper in ("surface", "ground", "sunken", "soft")]
+  pairs = [
+    (ink, paper)
+    for ink in ("text", "quiet", "accent")
+    for paper in ("surface", "ground", "sunken", "soft")
+  ]
   pairs += [("bad", "bad-soft"), ("bad", "surface"), ("warn", "warn-soft"), ("second", "surface")]
   pairs += [("on-accent", "accent")]
   for ink, paper in pairs:  # WCAG 2.2, level AA: 4.5 to 1

@@ -1,4 +1,6 @@
-"""Texts of unknown origin in a terminal: harmless, cut to the columns that there are, and told apart."""
+"""Texts of unknown origin in a terminal: harmless, cut to the columns that there are, and told
+apart.
+"""
 
 import io
 import sys
@@ -15,7 +17,8 @@ from tests.data.logs import make_log
 
 @pytest.mark.parametrize("text,shown", [
   ("green tea", "green tea"), ("\x1b[31mred\x07", r"\x1b[31mred\x07"), ("a\nb\tc\r", r"a\nb\tc\r"),
-  ("\x9b2J", r"\x9b2J"), ("\u202eabc", r"\u202eabc"), ("a\u00a0b\u2003c", "a b c"), ("日本é", "日本é"),
+  ("\x9b2J", r"\x9b2J"), ("\u202eabc", r"\u202eabc"), ("a\u00a0b\u2003c", "a b c"),
+  ("日本é", "日本é"),
   ("\u200d\u200c", "\u200d\u200c"), ("\u2028", r"\u2028"), ("\U000e0001", r"\U000e0001"), ("", ""),
 ])  # fmt: skip
 def test_what_a_terminal_may_obey_is_escaped(text, shown):
@@ -24,7 +27,8 @@ def test_what_a_terminal_may_obey_is_escaped(text, shown):
 
 
 @pytest.mark.parametrize("text,width,shown", [
-  ("abcdef", 6, "abcdef"), ("abcdefg", 6, "abcde…"), ("日本語", 6, "日本語"), ("日本語", 5, "日本…"),
+  ("abcdef", 6, "abcdef"), ("abcdefg", 6, "abcde…"), ("日本語", 6, "日本語"),
+  ("日本語", 5, "日本…"),
   ("日本語", 4, "日…"), ("e\u0301" * 6, 6, "e\u0301" * 6), ("e\u0301" * 7, 6, "e\u0301" * 5 + "…"),
   ("\x1b\x1b", 6, r"\x1b\…"), ("ab", 1, "…"), ("x" * 48_000, 10, "xxxxxxxxx…"),
 ])  # fmt: skip
@@ -62,10 +66,15 @@ def test_a_list_is_as_wide_as_it_may_be():
   assert r"green\x1b …" in lines[1] and " -0.750  -0.500     3.25  " in lines[1]
   start = printed.columns(lines[1][: lines[1].index("-0.500")])
   assert printed.columns(lines[2][: lines[2].index("-1.250")]) == start
-  assert printed.ranked_list(found[:1], 1).splitlines()[1].endswith("…")  # a narrow terminal: something of each
-  assert printed.ranked_list([Recommendation("t", "tea", "shop", -0.75, -0.5, 3.25, (0, 1))], 70).splitlines() == [
-    "     ad_id   log p   score     eCPM  text", "  1  t      -0.750  -0.500     3.25  tea",
-  ]  # fmt: skip
+  assert (
+    printed.ranked_list(found[:1], 1).splitlines()[1].endswith("…")
+  )  # a narrow terminal: something of each
+  assert printed.ranked_list(
+    [Recommendation("t", "tea", "shop", -0.75, -0.5, 3.25, (0, 1))], 70
+  ).splitlines() == [
+    "     ad_id   log p   score     eCPM  text",
+    "  1  t      -0.750  -0.500     3.25  tea",
+  ]
 
 
 def test_customers_are_described_in_lines_of_that_width():
@@ -73,18 +82,29 @@ def test_customers_are_described_in_lines_of_that_width():
   blank = np.full(9, "", object)
   text = blank.copy()
   text[0] = "\x1b[31m" + "long " * 10_000
-  ads = AdTable(ad_id=np.array([f"id{n}" for n in range(9)], object), text=text, account_id=blank, category=blank,
-                conversion_type=blank, form=blank, price=np.zeros(9), created=np.zeros(9))  # fmt: skip
+  ads = AdTable(
+    ad_id=np.array([f"id{n}" for n in range(9)], object),
+    text=text,
+    account_id=blank,
+    category=blank,
+    conversion_type=blank,
+    form=blank,
+    price=np.zeros(9),
+    created=np.zeros(9),
+  )
   count = int((np.bincount(log.user[log.split == 2]) > 0).sum())
   ranking = Ranking(
-    ad_RK=np.tile(np.array([0, 1, 2, 3, -1, 4]), (count, 1)), logp_RK=np.log(np.full((count, 6), 0.25)),
-    value_RK=np.full((count, 6), 2.5), score_RK=np.zeros((count, 6)),
+    ad_RK=np.tile(np.array([0, 1, 2, 3, -1, 4]), (count, 1)),
+    logp_RK=np.log(np.full((count, 6), 0.25)), value_RK=np.full((count, 6), 2.5),
+    score_RK=np.zeros((count, 6)),
   )  # fmt: skip
   dataset = Dataset("made", ads, log, ("click", "cart", "purchase"))
   shown = examples.describe(dataset, ranking, width=64)
   assert "\x1b" not in shown and max(map(printed.columns, shown.splitlines())) <= 64
   lines = [line for line in shown.splitlines() if line.startswith(("  *", "    "))]
   assert len(lines) == 3 * 4
-  assert lines[0].split()[-4:] == ["(p", "0.250,", "eCPM", "2.50)"] and r"id0 \x1b[31mlong" in lines[0]
+  assert (
+    lines[0].split()[-4:] == ["(p", "0.250,", "eCPM", "2.50)"] and r"id0 \x1b[31mlong" in lines[0]
+  )
   assert [line[10:].split()[0] for line in lines[1:4]] == ["id1", "id2", "id3"]
   assert sum(line.startswith("  lately: id") for line in shown.splitlines()) == 3

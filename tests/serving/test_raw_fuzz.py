@@ -1,4 +1,5 @@
-"""Bytes that are nearly HTTP, over raw sockets: no 5xx but 503, no long log line, and the server goes on.
+"""Bytes that are nearly HTTP, over raw sockets: no 5xx but 503, no long log line, and the server
+goes on.
 """
 
 import random
@@ -13,27 +14,55 @@ from tests.serving.sockets import Served
 
 LIMITS = connections.Limits(connections=50, of_a_peer=0, header_bytes=16 << 10, seconds=2.0)
 METHODS = (
-  b"POST", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT", b"get", b"", b"A" * 40,
+  b"POST", b"POST", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT", b"get",
+  b"", b"A" * 40,
 )  # fmt: skip
 PATHS = (
-  b"/", b"/healthz", b"/v1/recommend", b"/v1/ads/ad1", b"/v1/ads/%00", b"/v1/ads/%ff%fe", b"/v1/users?limit=1e9",
-  b"/v1/users/u1/history?limit=-1", b"//", b"/../../etc/passwd", b"http://evil.example/v1/stats", b"/" + b"a" * 3000,
-  b"/v1/ads/" + "ü".encode(), b"?", b"", b"/v1/stats#x", b"/%", b"/docs", b"/metrics", b"*", b"/v1/users",
-)  # fmt: skip
-VERSIONS = (b"HTTP/1.1",) * 5 + (b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9.9", b"http/1.1", b"", b"HTTP/1.1 ")
+  b"/",
+  b"/healthz",
+  b"/v1/recommend",
+  b"/v1/ads/ad1",
+  b"/v1/ads/%00",
+  b"/v1/ads/%ff%fe",
+  b"/v1/users?limit=1e9",
+  b"/v1/users/u1/history?limit=-1",
+  b"//",
+  b"/../../etc/passwd",
+  b"http://evil.example/v1/stats",
+  b"/" + b"a" * 3000,
+  b"/v1/ads/" + "ü".encode(),
+  b"?",
+  b"",
+  b"/v1/stats#x",
+  b"/%",
+  b"/docs",
+  b"/metrics",
+  b"*",
+  b"/v1/users",
+)
+VERSIONS = (b"HTTP/1.1",) * 5 + (
+  b"HTTP/1.0",
+  b"HTTP/2.0",
+  b"HTTP/9.9",
+  b"http/1.1",
+  b"",
+  b"HTTP/1.1 ",
+)
 TOKEN = b"authorization: Bearer s3cret"
 HEADERS = (
-  b"host: evil.example", b"host:", b"content-length: 5", b"content-length: -1", b"content-length: 99999999999999999999",
-  b"content-length: 5, 6", b"transfer-encoding: chunked", b"connection: close", b"transfer-encoding: gzip, chunked",
-  b"expect: 100-continue", b"upgrade: websocket", b"connection: upgrade", b"a", b": b", b"upgrade: h2c",
-  b"origin: null", b"origin: http://localhost", b"authorization: Bearer \xff", b"x: \x00", b"x:" + b"y" * 5000,
+  b"host: evil.example", b"host:", b"content-length: 5", b"content-length: -1",
+  b"content-length: 99999999999999999999", b"content-length: 5, 6", b"transfer-encoding: chunked",
+  b"connection: close", b"transfer-encoding: gzip, chunked", b"expect: 100-continue",
+  b"upgrade: websocket", b"connection: upgrade", b"a", b": b", b"upgrade: h2c", b"origin: null",
+  b"origin: http://localhost", b"authorization: Bearer \xff", b"x: \x00", b"x:" + b"y" * 5000,
   b"content-encoding: gzip", b"content-type: application/json", b"accept-encoding: br",
-  b"cookie: " + b"a=b;" * 300,
-  b"\xff\xfe: 1", b"content-type: multipart/form-data; boundary=", TOKEN, TOKEN, TOKEN,
+  b"cookie: " + b"a=b;" * 300, b"\xff\xfe: 1", b"content-type: multipart/form-data; boundary=",
+  TOKEN, TOKEN, TOKEN,
 )  # fmt: skip
 BODIES = (
-  b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"fffffffffffffffff\r\n", b"{}", b'{"user": "u1", "k": 3}', b"\x00" * 50,
-  b'{"user": "\\ud800"}', b"[" * 3000, b'{"history": ["ad1", {"ad_id": "ad2", "time": NaN}]}', b"0\r\nx: y\r\n\r\n",
+  b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"fffffffffffffffff\r\n", b"{}",
+  b'{"user": "u1", "k": 3}', b"\x00" * 50, b'{"user": "\\ud800"}', b"[" * 3000,
+  b'{"history": ["ad1", {"ad_id": "ad2", "time": NaN}]}', b"0\r\nx: y\r\n\r\n",
 )  # fmt: skip
 BREAKS = (b"\r\n",) * 6 + (b"\n", b"\r", b"\r\n ")
 
@@ -92,6 +121,10 @@ def test_nearly_http_breaks_nothing(caplog, capfd, examples):
   assert {200, 400, 401, 403} <= seen  # refused in many ways, and some of it was right
   assert served.end() < 10
   out, err = capfd.readouterr()
-  lines = [*(record.getMessage() for record in caplog.records), *out.splitlines(), *err.splitlines()]
+  lines = [
+    *(record.getMessage() for record in caplog.records),
+    *out.splitlines(),
+    *err.splitlines(),
+  ]
   assert all(len(line) <= 1024 for line in lines)
   assert len(lines) < 20 + examples / 10, lines[:30]

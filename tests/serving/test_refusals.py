@@ -1,4 +1,6 @@
-"""What lies wrong in a run's directory is one line of every binary, and a run belongs to one training at a time."""
+"""What lies wrong in a run's directory is one line of every binary, and a run belongs to one
+training at a time.
+"""
 
 import json
 import os
@@ -53,19 +55,37 @@ _CONFIG = lambda change: lambda w: edit(w / "config.json", change)  # noqa: E731
 @pytest.mark.parametrize(
   ("spoil", "message"),
   [
-    (_CONFIG(lambda c: c["sid"].update(codebooks=256)), "run/config.json is not allowed: --codebooks=256"),
+    (
+      _CONFIG(lambda c: c["sid"].update(codebooks=256)),
+      "run/config.json is not allowed: --codebooks=256",
+    ),
     (_CONFIG(lambda c: c["sid"].update(codebooks=[4, "3", 6])), "--codebooks=4,3,6 is not allowed"),
     (_CONFIG(lambda c: c["model"].update(width=[16])), "--width=16 is not allowed: a whole number"),
     (_CONFIG(lambda c: c["model"].update(depth=3)), "section model: 'depth' is not known"),
     (_CONFIG(lambda c: c.update(models={})), "config.json: 'models' is not known"),
-    (_CONFIG(lambda c: c["search"].update(beams=[8, 8, 9])), "run/config.json is damaged: it is not what was written"),
+    (
+      _CONFIG(lambda c: c["search"].update(beams=[8, 8, 9])),
+      "run/config.json is damaged: it is not what was written",
+    ),
     (lambda w: cut(w / "config.json"), "run/config.json is not allowed: config.json is not JSON"),
-    (lambda w: (w / "config.json").write_bytes(b"\xff{}"), "run/config.json is not allowed: 'utf-8'"),
+    (
+      lambda w: (w / "config.json").write_bytes(b"\xff{}"),
+      "run/config.json is not allowed: 'utf-8'",
+    ),
     (lambda w: (w / "checkpoints" / "5").mkdir(), "checkpoints/5 is no whole checkpoint"),
-    (lambda w: cut(w / "index" / "ads.npz"), "index/ads.npz is damaged: it is not what was written"),
-    (lambda w: (older(w), cut(w / "index" / "codes.npz")), "index/codes.npz is damaged: no whole .npz file"),
+    (
+      lambda w: cut(w / "index" / "ads.npz"),
+      "index/ads.npz is damaged: it is not what was written",
+    ),
+    (
+      lambda w: (older(w), cut(w / "index" / "codes.npz")),
+      "index/codes.npz is damaged: no whole .npz file",
+    ),
     (lambda w: (w / "features" / "ecpm.json").unlink(), "features/ecpm.json"),
-    (lambda w: shutil.rmtree(w / "checkpoints" / f"{SECOND}" / "params"), "params/_METADATA is missing"),
+    (
+      lambda w: shutil.rmtree(w / "checkpoints" / f"{SECOND}" / "params"),
+      "params/_METADATA is missing",
+    ),
   ],
 )
 def test_a_spoiled_run_is_refused_in_one_line(workdir, spoil, message):
@@ -99,17 +119,27 @@ def test_garbage_in_the_metrics_does_not_keep_a_run_from_going_on(workdir):
   (workdir / "metrics.jsonl").write_text("garbage\n" + lines)
   config = load_config(str(workdir))
   source = (f"--ads_path={config.data.ads_path}", f"--events_path={config.data.events_path}")
-  settings = (*tiny.SETTINGS, "--layers=1", "--lazy_layers=0", f"--max_steps={SECOND}", "--epochs=99")
+  settings = (
+    *tiny.SETTINGS,
+    "--layers=1",
+    "--lazy_layers=0",
+    f"--max_steps={SECOND}",
+    "--epochs=99",
+  )
   data = ("--dataset=ad_log", f"--data_dir={config.data.data_dir}", "--noevaluate")
   command = (*source, *data, *settings, f"--workdir={workdir}")
 
   # A second training is refused before anything is written; who reads is let in.
   before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
-  holder = subprocess.Popen([sys.executable, "-c", _HOLDER, workdir / "lock"], stdout=subprocess.PIPE, text=True)
+  holder = subprocess.Popen(
+    [sys.executable, "-c", _HOLDER, workdir / "lock"], stdout=subprocess.PIPE, text=True
+  )
   try:
     assert holder.stdout.readline() == "held\n"
     refused = tiny.run("train", *command)
-    message = f"error: --workdir={workdir} is not allowed: another process is training the run in it\n"
+    message = (
+      f"error: --workdir={workdir} is not allowed: another process is training the run in it\n"
+    )
     assert (refused.status, refused.err) == (2, message)
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
     assert tiny.run("recommend", f"--workdir={workdir}", "--user=u1").status == 0
@@ -133,7 +163,9 @@ def test_a_directory_is_one_process_s_and_one_that_was_made_for_nothing_goes(tmp
   workdir_lib.save_config(config)
   holds = [sys.executable, "-c", "import sys; from gr4ad_jax.locks import Lock; Lock(sys.argv[1])"]
   lock = os.path.join(config.workdir, "lock")
-  assert subprocess.run([*holds, lock], capture_output=True, check=False).returncode == 1  # from its first file on
+  assert (
+    subprocess.run([*holds, lock], capture_output=True, check=False).returncode == 1
+  )  # from its first file on
   with workdir_lib.alone(config):
     pass
   assert subprocess.run([*holds, lock], capture_output=True, check=False).returncode == 0
@@ -153,4 +185,6 @@ def test_an_answer_that_is_not_finite_is_none(workdir, monkeypatch):
   for binary, arguments in {"recommend": ("--user=u1", "--json"), "evaluate": ()}.items():
     done = tiny.run(binary, f"--workdir={workdir}", *arguments)
     assert (done.status, done.out) == (2, "")
-    assert done.err.startswith("error: the model's logp of an ad is nan") and done.err.count("\n") == 1
+    assert (
+      done.err.startswith("error: the model's logp of an ad is nan") and done.err.count("\n") == 1
+    )

@@ -1,4 +1,6 @@
-"""The watch over a run's checkpoints: what goes wrong there is one line, once, and what is in use stays."""
+"""The watch over a run's checkpoints: what goes wrong there is one line, once, and what is in
+use stays.
+"""
 
 import pathlib
 import shutil

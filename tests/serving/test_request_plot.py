@@ -14,12 +14,23 @@ def _ad(name, codes, log_p, ecpm):
 
 # Two ads share a prefix; a third prefix of level 1 leads to no ad of the list.
 _TREE = (
-  ({"codes": [1], "log_p": np.log(0.5), "beams": 2}, {"codes": [0], "log_p": np.log(0.3), "beams": 1},
-   {"codes": [2], "log_p": np.log(0.01), "beams": 1}),
-  ({"codes": [1, 4], "log_p": np.log(0.26), "beams": 1}, {"codes": [0, 3], "log_p": np.log(0.25), "beams": 1},
-   {"codes": [1, 5], "log_p": np.log(0.2), "beams": 1}, {"codes": [2, 6], "log_p": np.log(0.01), "beams": 1}),
-)  # fmt: skip
-_ADS = [_ad("mug", (1, 4), np.log(0.26), 3.0), _ad("tea", (0, 3), np.log(0.25), 7.5), _ad("pen", (1, 5), -1.6, 1.25)]
+  (
+    {"codes": [1], "log_p": np.log(0.5), "beams": 2},
+    {"codes": [0], "log_p": np.log(0.3), "beams": 1},
+    {"codes": [2], "log_p": np.log(0.01), "beams": 1},
+  ),
+  (
+    {"codes": [1, 4], "log_p": np.log(0.26), "beams": 1},
+    {"codes": [0, 3], "log_p": np.log(0.25), "beams": 1},
+    {"codes": [1, 5], "log_p": np.log(0.2), "beams": 1},
+    {"codes": [2, 6], "log_p": np.log(0.01), "beams": 1},
+  ),
+)
+_ADS = [
+  _ad("mug", (1, 4), np.log(0.26), 3.0),
+  _ad("tea", (0, 3), np.log(0.25), 7.5),
+  _ad("pen", (1, 5), -1.6, 1.25),
+]
 _REQUEST = request_plot.DrawnRequest("ann", ["lamp", "book"], _ADS, _TREE, frozenset(["tea"]))
 
 
@@ -31,8 +42,12 @@ def test_the_picture_tells_the_request(monkeypatch):
   assert {"1  p .5", "0  p .3", "4  p .26", "3  p .25", "5  p .2"} <= set(said)
   assert {"level 1\n3 prefixes", "level 2\n4 prefixes"} <= set(said)
   place = {text.get_text(): text.get_position() for text in tree.texts}
-  assert place["the mug"][1] < place["★ the tea"][1] < place["the pen"][1]  # by rank; the axis points down
-  assert place["4  p .26"][1] < place["3  p .25"][1] < place["5  p .2"][1]  # so no line of these crosses another
+  assert (
+    place["the mug"][1] < place["★ the tea"][1] < place["the pen"][1]
+  )  # by rank; the axis points down
+  assert (
+    place["4  p .26"][1] < place["3  p .25"][1] < place["5  p .2"][1]
+  )  # so no line of these crosses another
   assert [bar.get_width() for bar in bars.patches] == [3.0, 7.5, 1.25]
   assert [text.get_text() for text in bars.texts] == ["3.00", "7.50", "1.25"]
   colors = [bar.get_facecolor() for bar in bars.patches]

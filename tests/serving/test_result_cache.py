@@ -101,7 +101,9 @@ def test_an_ad_that_goes_while_answers_are_kept_is_in_none_of_them(clock):
       gone.add(row)
       cache.drop(row)
 
-  threads = [threading.Thread(target=answer, args=(seed,)) for seed in range(3)] + [threading.Thread(target=remove)]
+  threads = [threading.Thread(target=answer, args=(seed,)) for seed in range(3)] + [
+    threading.Thread(target=remove)
+  ]
   for thread in threads:
     thread.start()
   for thread in threads:
@@ -112,7 +114,17 @@ def test_an_ad_that_goes_while_answers_are_kept_is_in_none_of_them(clock):
 def test_a_key_is_of_content():
   one = digest("u1", ({"ad_id": "a", "time": 3},), 10, None)
   assert one == digest("u1", ({"time": 3, "ad_id": "a"},), 10, None)
-  assert len({one, digest("u1", ("a",), 10, None), digest("u1", ("a",), 11, None), digest(None, ("a",), 10, 5)}) == 4
+  assert (
+    len(
+      {
+        one,
+        digest("u1", ("a",), 10, None),
+        digest("u1", ("a",), 11, None),
+        digest(None, ("a",), 10, 5),
+      }
+    )
+    == 4
+  )
   assert digest("\ud800") != digest("\ud801")
 
 
@@ -142,7 +154,9 @@ def test_the_estimate_is_not_below_what_entries_take(clock):
   try:
     for n in range(300):
       rows = [int(f"{n}{m:03d}") for m in range(30)]
-      cache.put(digest(n), Answer("model", n, (8,), ({"ad_id": f"a{n}" * 20},) * 5), rows, cache.moment)
+      cache.put(
+        digest(n), Answer("model", n, (8,), ({"ad_id": f"a{n}" * 20},) * 5), rows, cache.moment
+      )
     taken, _ = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()

@@ -22,17 +22,29 @@ def test_each_form_has_a_template_and_unknown_fields_leave_no_gap(make):
   forms = np.array(list(templates.TEMPLATES))
   bare = make_ads(6, form=forms, account_id=np.full(6, ""), price=np.full(6, np.nan, np.float32))
   for text in templates.verbalise(bare):
-    assert text and "nan" not in text and "{" not in text and ". ." not in text and not text.endswith((" ", "."))
+    assert (
+      text
+      and "nan" not in text
+      and "{" not in text
+      and ". ." not in text
+      and not text.endswith((" ", "."))
+    )
   full = templates.verbalise(make_ads(6, form=forms, category=np.full(6, "tea")))
   assert all("tea" in text for text in full) and len(set(full)) == 6
-  assert full[list(forms).index("product")].endswith("price 12.40")  # the fourth of six prices from 1 to 20
+  assert full[list(forms).index("product")].endswith(
+    "price 12.40"
+  )  # the fourth of six prices from 1 to 20
 
 
 def test_table_can_be_extended(make):
   make_ads, _ = make
   ads = make_ads(1, form=np.array(["podcast"]))
-  assert templates.verbalise(ads, templates.TEMPLATES | {"podcast": ("Podcast", "{text}")}) == ["Podcast. red mug"]
-  with pytest.raises(schema.DataError, match=r"row 1 \(ad ad0\): 'podcast' is not in .*short_video"):
+  assert templates.verbalise(ads, templates.TEMPLATES | {"podcast": ("Podcast", "{text}")}) == [
+    "Podcast. red mug"
+  ]
+  with pytest.raises(
+    schema.DataError, match=r"row 1 \(ad ad0\): 'podcast' is not in .*short_video"
+  ):
     templates.verbalise(ads)
   with pytest.raises(schema.DataError, match="unknown field sponsor"):
     templates.verbalise(ads, {"podcast": ("{sponsor}",)})
@@ -41,7 +53,9 @@ def test_table_can_be_extended(make):
 def test_wordllama_gives_unit_vectors_of_meaning(make):
   pytest.importorskip("wordllama")
   make_ads, _ = make
-  z = encoders.encode(make_ads(4, text=np.array(["red cup", "crimson mug", "garden spade", ""])), "wordllama")
+  z = encoders.encode(
+    make_ads(4, text=np.array(["red cup", "crimson mug", "garden spade", ""])), "wordllama"
+  )
   assert z.dtype == np.float32 and z.shape == (4, 256)
   np.testing.assert_allclose(np.linalg.norm(z, axis=1), [1, 1, 1, 0], atol=1e-5)
   assert z[0] @ z[1] > z[0] @ z[2]
@@ -54,7 +68,9 @@ def test_models_are_loaded_once(make, tmp_path, monkeypatch):
     loaded.append(folder)
     return types.SimpleNamespace(encode=lambda texts, **_: np.ones((len(texts), 3)))
 
-  monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=load))
+  monkeypatch.setitem(
+    sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=load)
+  )
   for _ in range(3):
     assert encoders.encode(make[0](2), str(tmp_path)).shape == (2, 3)
   assert loaded == [str(tmp_path)]
@@ -87,7 +103,9 @@ def test_parquet_file_is_matched_by_ad(make, tmp_path):
 
   make_ads, _ = make
   path = str(tmp_path / "v.parquet")
-  pq.write_table(pa.table({"ad_id": ["ad1", "x", "ad0"], "vector": [[0.0, 2.0], [1.0, 1.0], [5.0, 0.0]]}), path)
+  pq.write_table(
+    pa.table({"ad_id": ["ad1", "x", "ad0"], "vector": [[0.0, 2.0], [1.0, 1.0], [5.0, 0.0]]}), path
+  )
   np.testing.assert_array_equal(encoders.encode(make_ads(2), path), np.eye(2))
   with pytest.raises(schema.DataError, match="no vector for ad ad2"):
     encoders.encode(make_ads(3), path)

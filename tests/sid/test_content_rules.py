@@ -22,13 +22,22 @@ LESS = {  # without text, category, account, conversion type and price, one afte
   "text": ("Live stream by shop0. about tea", "industry tea. advertiser shop0. goal order", "tea"),
   "category": ("Live stream by shop0. red mug", "red mug. advertiser shop0. goal order", "red mug"),
   "account_id": ("red mug. about tea", "red mug. industry tea. goal order", "red mug. tea"),
-  "conversion_type": (FULL["live_stream"], "red mug. industry tea. advertiser shop0", "red mug. tea"),
+  "conversion_type": (
+    FULL["live_stream"],
+    "red mug. industry tea. advertiser shop0",
+    "red mug. tea",
+  ),
 }
 
 
 def one_ad(make, form, **columns):
   """An ad of which all fields are known but those that are given."""
-  known = {"category": ["tea"], "conversion_type": ["order"], "price": np.float32([2.5]), "form": [form]}
+  known = {
+    "category": ["tea"],
+    "conversion_type": ["order"],
+    "price": np.float32([2.5]),
+    "form": [form],
+  }
   return make[0](1, **{name: np.asarray(value) for name, value in (known | columns).items()})
 
 
@@ -39,11 +48,16 @@ def test_texts_are_those_of_the_templates(make):
     for form, text in zip(("live_stream", "off_site", ""), texts, strict=True):
       assert templates.verbalise(one_ad(make, form, **{field: [""]})) == [text]
   for unknown in (np.nan, np.inf):
-    priced = {"product": "red mug. product of tea", "virtual_product": "Virtual product. red mug. genre tea"}
+    priced = {
+      "product": "red mug. product of tea",
+      "virtual_product": "Virtual product. red mug. genre tea",
+    }
     for form, text in priced.items():
       assert templates.verbalise(one_ad(make, form, price=np.float32([unknown]))) == [text]
   assert templates.verbalise(one_ad(make, "", text=[""], category=[""])) == [""]
-  assert templates.verbalise(one_ad(make, "product", price=np.float32([0]))) == ["red mug. product of tea. price 0.00"]
+  assert templates.verbalise(one_ad(make, "product", price=np.float32([0]))) == [
+    "red mug. product of tea. price 0.00"
+  ]
 
 
 def test_mistakes_of_forms_and_templates_are_named(make):
@@ -75,8 +89,14 @@ def test_vectors_of_the_wrong_kind_are_refused(make, tmp_path, monkeypatch):
     (np.ones((5, 0)), f"{path}: vectors have shape (5, 0); [5, D] is needed, a row per ad"),
     (np.ones((5, 2, 2)), f"{path}: vectors have shape (5, 2, 2); [5, D] is needed, a row per ad"),
     (np.ones((5, 2), bool), f"{path}: vectors have dtype bool; numbers are needed"),
-    (np.where(np.arange(10).reshape(5, 2) > 6, np.nan, 1), f"{path}, row 4 (ad ad3): the vector is not finite"),
-    (np.where(np.arange(10).reshape(5, 2) == 9, 1e200, 1), f"{path}, row 5 (ad ad4): the vector is not finite"),
+    (
+      np.where(np.arange(10).reshape(5, 2) > 6, np.nan, 1),
+      f"{path}, row 4 (ad ad3): the vector is not finite",
+    ),
+    (
+      np.where(np.arange(10).reshape(5, 2) == 9, 1e200, 1),
+      f"{path}, row 5 (ad ad4): the vector is not finite",
+    ),
   ):
     np.save(path, vectors)
     with np.errstate(over="ignore"):
@@ -84,7 +104,9 @@ def test_vectors_of_the_wrong_kind_are_refused(make, tmp_path, monkeypatch):
   bad = make[0](2, vectors=np.float32([[1, 2], [np.nan, 0]]))
   assert refused(bad, "wordllama") == "ads.vectors, row 2 (ad ad1): the vector is not finite"
   np.save(path, np.array([[3, 4], [0, 2], [0, 0]]))
-  np.testing.assert_allclose(encoders.encode(make[0](3), path), [[0.6, 0.8], [0, 1], [0, 0]], rtol=1e-6)
+  np.testing.assert_allclose(
+    encoders.encode(make[0](3), path), [[0.6, 0.8], [0, 1], [0, 0]], rtol=1e-6
+  )
   lazy = encoders.unit_rows(make[0](3), path)
   assert isinstance(lazy._vectors, np.memmap) and lazy.shape == (3, 2)
   np.testing.assert_allclose(lazy[np.array([0, 2])], [[0.6, 0.8], [0, 0]], rtol=1e-6)
@@ -96,10 +118,16 @@ def test_parquet_rows_are_checked_and_taken_in_table_order_without_ids(make, tmp
 
   path = str(tmp_path / "v.parquet")
   pq.write_table(pa.table({"vector": [[0.0, 2.0], [5.0, 0.0], [3.0, 4.0]]}), path)
-  np.testing.assert_allclose(encoders.encode(make[0](3), path), [[0, 1], [1, 0], [0.6, 0.8]], rtol=1e-6)
+  np.testing.assert_allclose(
+    encoders.encode(make[0](3), path), [[0, 1], [1, 0], [0.6, 0.8]], rtol=1e-6
+  )
   assert "vectors have shape (3, 2); [4, D]" in refused(make[0](4), path)
-  pq.write_table(pa.table({"ad_id": [7, 11], "vector": [[0.0, 2.0], [5.0, 0.0]]}), path)  # ids are compared as text
-  np.testing.assert_array_equal(encoders.encode(make[0](2, ad_id=np.array(["11", "7"])), path), [[1, 0], [0, 1]])
+  pq.write_table(
+    pa.table({"ad_id": [7, 11], "vector": [[0.0, 2.0], [5.0, 0.0]]}), path
+  )  # ids are compared as text
+  np.testing.assert_array_equal(
+    encoders.encode(make[0](2, ad_id=np.array(["11", "7"])), path), [[1, 0], [0, 1]]
+  )
   told = refused(make[0](3, ad_id=np.array(["7", "x", "y"])), path)
   assert told == f"{path}, column ad_id: no vector for ad x (2 ads lack one)"
   for rows, row, width in (
@@ -109,7 +137,10 @@ def test_parquet_rows_are_checked_and_taken_in_table_order_without_ids(make, tmp
     ([[1.0], [1.0, 2.0]], 2, 1),
   ):
     pq.write_table(pa.table({"vector": pa.array(rows, pa.list_(pa.float64()))}), path)
-    assert refused(make[0](len(rows)), path) == f"{path}, column vector, row {row}: {width} numbers are needed"
+    assert (
+      refused(make[0](len(rows)), path)
+      == f"{path}, column vector, row {row}: {width} numbers are needed"
+    )
   pq.write_table(pa.table({"vector": pa.array([], pa.list_(pa.float64()))}), path)
   assert "vectors have shape (0,)" in refused(make[0](1), path)
 
@@ -119,10 +150,14 @@ def test_a_model_s_folder_is_read_from_this_disk_alone(make, tmp_path, monkeypat
 
   def load(folder, **options):
     asked.append((folder, options))
-    return types.SimpleNamespace(encode=lambda texts, **_: np.array([[len(text), 3.0] for text in texts]))
+    return types.SimpleNamespace(
+      encode=lambda texts, **_: np.array([[len(text), 3.0] for text in texts])
+    )
 
   encoders._sentence_model.cache_clear()
-  monkeypatch.setitem(sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=load))
+  monkeypatch.setitem(
+    sys.modules, "sentence_transformers", types.SimpleNamespace(SentenceTransformer=load)
+  )
   found = encoders.encode(make[0](2, text=np.array(["abcd", ""])), str(tmp_path))
   np.testing.assert_allclose(found, [[0.8, 0.6], [0, 1]], rtol=1e-6)
   assert asked == [(str(tmp_path), {"local_files_only": True})]
@@ -132,7 +167,11 @@ def test_a_model_s_folder_is_read_from_this_disk_alone(make, tmp_path, monkeypat
   ("module", "encoder", "words"),
   [
     ("wordllama", "wordllama", r"wordllama is missing: pip install 'gr4ad_jax\[text\]'"),
-    ("sentence_transformers", "", "sentence_transformers is missing: pip install sentence-transformers"),
+    (
+      "sentence_transformers",
+      "",
+      "sentence_transformers is missing: pip install sentence-transformers",
+    ),
     ("pyarrow.parquet", "v.parquet", r"pyarrow is missing: pip install 'gr4ad_jax\[data\]'"),
   ],
 )
@@ -140,7 +179,9 @@ def test_a_missing_package_is_named(make, tmp_path, monkeypatch, module, encoder
   encoders._wordllama_model.cache_clear()
   encoders._sentence_model.cache_clear()
   monkeypatch.setitem(sys.modules, module, None)
-  path = encoder if encoder == "wordllama" else str(tmp_path / encoder) if encoder else str(tmp_path)
+  path = (
+    encoder if encoder == "wordllama" else str(tmp_path / encoder) if encoder else str(tmp_path)
+  )
   (tmp_path / "v.parquet").write_bytes(b"")
   with pytest.raises(ImportError, match=words):
     encoders.encode(make[0](1), path)

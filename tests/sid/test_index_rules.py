@@ -13,7 +13,10 @@ def test_keys_are_numbers_in_mixed_base():
   assert trie_arrays.places(books) == (8, 4, 1)
   for key in range(24):
     codes = (key // 8, key // 4 % 2, key % 4)
-    assert int(trie_arrays.pack(np.array(codes), books)) == key and trie_arrays.unpack(key, books) == codes
+    assert (
+      int(trie_arrays.pack(np.array(codes), books)) == key
+      and trie_arrays.unpack(key, books) == codes
+    )
   assert trie_arrays.places((1 << 21, 1 << 21, (1 << 21) - 1))[0] == ((1 << 21) - 1) << 21
   for bad in ((), (4, 0), (1 << 21, 1 << 21, 1 << 21)):
     with pytest.raises(ValueError, match="2\\^63"):
@@ -26,8 +29,16 @@ def test_a_trie_has_room_for_an_eighth_more_nodes():
   index = LiveIndex(codes, books)
   trie = index.arrays()
   distinct = [len(np.unique(codes[:, : depth + 1], axis=0)) for depth in range(3)]
-  assert [trie.capacity(depth) for depth in range(4)] == [1, 50, *[n + n // 8 + 64 for n in distinct[1:]]]
-  assert distinct == [50, 1000, 1000] and trie.fanout == (50, 32, 1)  # 20 children of a first code: 32
+  assert [trie.capacity(depth) for depth in range(4)] == [
+    1,
+    50,
+    *[n + n // 8 + 64 for n in distinct[1:]],
+  ]
+  assert distinct == [50, 1000, 1000] and trie.fanout == (
+    50,
+    32,
+    1,
+  )  # 20 children of a first code: 32
   assert [len(start) for start in trie.child_start] == [2, 51, trie.capacity(2) + 1]
   arrays = (*trie.child_start, *trie.node_code)
   leaves = distinct[2]
@@ -71,7 +82,11 @@ def test_how_full_the_overlay_is_and_what_it_adds():
   assert (overlay.add_parent_TP >= 0).sum(axis=1).tolist() == [1, 2]
   index.set(1, (0, 1))
   index.set(1, (0, 1))  # nothing new
-  assert index.codes_below(()) == {0, 2} and index.codes_below((0,)) == {1} and index.codes_below((2,)) == {2, 3}
+  assert (
+    index.codes_below(()) == {0, 2}
+    and index.codes_below((0,)) == {1}
+    and index.codes_below((2,)) == {2, 3}
+  )
   assert index.codes_below((1,)) == set() and index.codes_below((2,)) == {2, 3}
   version = index.overlay().version
   index.set(1, (0, 1))

@@ -23,7 +23,9 @@ def test_capacity_holds_with_duplicates_and_few_points(num_points, num_clusters,
   assert centroids.shape == (num_clusters, 3) and np.isfinite(centroids).all()
   size = np.bincount(cluster, minlength=num_clusters)
   assert size.sum() == num_points
-  assert size.max() <= max(np.ceil(num_points / num_clusters), np.floor(1.2 * num_points / num_clusters))
+  assert size.max() <= max(
+    np.ceil(num_points / num_clusters), np.floor(1.2 * num_points / num_clusters)
+  )
   if num_points <= num_clusters:
     assert size.max() == 1
 
@@ -49,7 +51,10 @@ def test_finds_separate_groups_and_is_deterministic():
 @pytest.mark.parametrize("seed", range(4))
 def test_assignment_is_close_to_the_best_one(seed):
   rng = np.random.default_rng(seed)
-  points, centroids = rng.normal(size=(60, 4)).astype(np.float32), rng.normal(size=(10, 4)).astype(np.float32)
+  points, centroids = (
+    rng.normal(size=(60, 4)).astype(np.float32),
+    rng.normal(size=(10, 4)).astype(np.float32),
+  )
   cost = ((points[:, None] - centroids) ** 2).sum(axis=2)
   places = np.repeat(cost, 6, axis=1)
   best = places[optimize.linear_sum_assignment(places)].sum()
@@ -70,16 +75,23 @@ def test_more_clusters_than_candidates_fill_to_the_last_place():
 @pytest.mark.parametrize("scale", [1e-12, 1e6])
 def test_the_scale_of_the_points_does_not_matter(scale):
   rng = np.random.default_rng(0)
-  points = rng.normal(size=(200, 4))[rng.integers(100, size=200)].astype(np.float32)  # some alike, at equal distances
+  points = rng.normal(size=(200, 4))[rng.integers(100, size=200)].astype(
+    np.float32
+  )  # some alike, at equal distances
   expected = assignment.assign_rows(rows.Rows(points), points[:20], 10)[1].sum()
-  found = assignment.assign_rows(rows.Rows(points * np.float32(scale)), points[:20] * np.float32(scale), 10)[1].sum()
+  found = assignment.assign_rows(
+    rows.Rows(points * np.float32(scale)), points[:20] * np.float32(scale), 10
+  )[1].sum()
   np.testing.assert_allclose(found / scale**2, expected, rtol=1e-2)
 
 
 def test_nearest_by_chunks_equals_brute_force(monkeypatch):
   monkeypatch.setattr(rows, "STEP", 7)
   rng = np.random.default_rng(0)
-  points, centroids = rng.normal(size=(50, 5)).astype(np.float32), rng.normal(size=(9, 5)).astype(np.float32)
+  points, centroids = (
+    rng.normal(size=(50, 5)).astype(np.float32),
+    rng.normal(size=(9, 5)).astype(np.float32),
+  )
   cluster, squared = rows.nearest(points, centroids, 4)
   cost = ((points[:, None] - centroids) ** 2).sum(axis=2)
   np.testing.assert_array_equal(cluster, np.argsort(cost, axis=1)[:, :4])
@@ -89,7 +101,10 @@ def test_nearest_by_chunks_equals_brute_force(monkeypatch):
 @pytest.mark.parametrize("candidates", [1, 4])
 def test_nearest_by_blocks_equals_brute_force(candidates):
   rng = np.random.default_rng(1)
-  points, centroids = rng.normal(size=(40, 5)).astype(np.float32), rng.normal(size=(523, 5)).astype(np.float32)
+  points, centroids = (
+    rng.normal(size=(40, 5)).astype(np.float32),
+    rng.normal(size=(523, 5)).astype(np.float32),
+  )
   assert 4 * rows.BLOCK * candidates <= 523
   cluster, squared = rows.nearest(points, centroids, candidates)
   cost = ((points[:, None] - centroids) ** 2).sum(axis=2)
@@ -100,7 +115,10 @@ def test_nearest_by_blocks_equals_brute_force(candidates):
 def test_many_clusters_are_assigned_close_to_the_best():
   rng = np.random.default_rng(0)
   num = assignment.FEW_CLUSTERS + 88  # short lists of candidates, several auctions
-  points, centroids = rng.normal(size=(1200, 6)).astype(np.float32), rng.normal(size=(num, 6)).astype(np.float32)
+  points, centroids = (
+    rng.normal(size=(1200, 6)).astype(np.float32),
+    rng.normal(size=(num, 6)).astype(np.float32),
+  )
   cost = ((points[:, None] - centroids) ** 2).sum(axis=2)
   places = np.repeat(cost, 3, axis=1)
   best = places[optimize.linear_sum_assignment(places)].sum()
@@ -135,12 +153,16 @@ def test_means_are_exact_to_float32_and_do_not_overflow():
   points = rng.uniform(-1, -0.999, (4000, 5)).astype(np.float32) * scale
   cluster = (np.arange(4000) >= 2000).astype(np.int32)
   unit = kmeans.unit_of(np.abs(points).max(axis=0), 2000)
-  means = kmeans.means(rows.Rows(points), cluster, np.zeros(4000), np.zeros((2, 5), np.float32), unit)
+  means = kmeans.means(
+    rows.Rows(points), cluster, np.zeros(4000), np.zeros((2, 5), np.float32), unit
+  )
   for c in range(2):
     mean = points[cluster == c].astype(np.float64).mean(axis=0)
     assert (np.abs(means[c] - mean) <= np.maximum(scale, 1e-30) * 2**-23).all()
   with np.errstate(over="ignore"):
-    assert (rows.Rows(points).sums(cluster, 2, unit / 2) > 0).any()  # half the unit would not have been enough
+    assert (
+      rows.Rows(points).sums(cluster, 2, unit / 2) > 0
+    ).any()  # half the unit would not have been enough
 
 
 @pytest.mark.filterwarnings("error")
@@ -164,9 +186,14 @@ def test_iterations_from_a_given_start_lower_the_distortion():
   points = rng.normal(size=(2000, 8)).astype(np.float32)
   distortion = []
   for iterations in (0, 2, 8):
-    centroids, cluster = kmeans.balanced_kmeans(points, 40, iterations=iterations, seed=0, start_CD=points[:40])
+    centroids, cluster = kmeans.balanced_kmeans(
+      points, 40, iterations=iterations, seed=0, start_CD=points[:40]
+    )
     distortion.append(((points - centroids[cluster]) ** 2).sum(axis=1).mean())
-  assert distortion[0] > 1.1 * distortion[1] > 1.1 * 0.99 * distortion[2] and distortion[1] > distortion[2]
+  assert (
+    distortion[0] > 1.1 * distortion[1] > 1.1 * 0.99 * distortion[2]
+    and distortion[1] > distortion[2]
+  )
 
 
 def test_bad_input_is_refused_before_any_work():

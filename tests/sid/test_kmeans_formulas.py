@@ -1,4 +1,6 @@
-"""The rules of balanced k-means by loops: capacity, sums of whole numbers, restarts, the starts, Lloyd's iterations."""
+"""The rules of balanced k-means by loops: capacity, sums of whole numbers, restarts, the starts,
+Lloyd's iterations.
+"""
 
 import hashlib
 import math
@@ -11,7 +13,16 @@ from gr4ad_jax.sid import assignment, kmeans, rows
 
 @pytest.mark.parametrize(
   ("points", "clusters", "places"),
-  [(100, 10, 12), (1000, 7, 171), (7, 3, 3), (5, 10, 1), (12, 12, 1), (3740, 256, 17), (10, 4, 3), (99, 10, 11)],
+  [
+    (100, 10, 12),
+    (1000, 7, 171),
+    (7, 3, 3),
+    (5, 10, 1),
+    (12, 12, 1),
+    (3740, 256, 17),
+    (10, 4, 3),
+    (99, 10, 11),
+  ],
 )
 def test_a_cluster_holds_a_fifth_more_than_the_mean(points, clusters, places):
   assert assignment.cluster_capacity(points, clusters) == places
@@ -26,14 +37,20 @@ def test_the_largest_cluster_is_at_its_capacity(seed):
 
 
 def means_by_loops(points, cluster, squared, centroids, unit):
-  """Sums of whole units over sizes; empty clusters take the furthest points, of equals the first."""
+  """Sums of whole units over sizes; empty clusters take the furthest points, of equals the
+  first.
+  """
   furthest = sorted(range(len(points)), key=lambda n: -squared[n])
   found = []
   for c, old in enumerate(centroids):
     members = [n for n in range(len(points)) if cluster[n] == c]
     if members:
-      whole = [sum(round(float(points[n][d]) / unit[d]) for n in members) for d in range(points.shape[1])]
-      found.append([np.float32(whole[d] * (unit[d] / len(members))) for d in range(points.shape[1])])
+      whole = [
+        sum(round(float(points[n][d]) / unit[d]) for n in members) for d in range(points.shape[1])
+      ]
+      found.append(
+        [np.float32(whole[d] * (unit[d] / len(members))) for d in range(points.shape[1])]
+      )
     else:
       found.append(points[furthest.pop(0)] if furthest else old)
   return np.array(found, np.float32)
@@ -44,7 +61,9 @@ def test_empty_clusters_restart_at_the_furthest_points(num):
   rng = np.random.default_rng(0)
   points = rng.normal(size=(num, 3)).astype(np.float32)
   cluster = np.array([4, 1, 4, 4, 1, 6, 4, 4, 1], np.int32)[:num]
-  squared = np.array([2, 1, 5, 0, 5, 9, 3, 5, 2], np.float32)[:num]  # 5 thrice: of equals the first rows
+  squared = np.array([2, 1, 5, 0, 5, 9, 3, 5, 2], np.float32)[
+    :num
+  ]  # 5 thrice: of equals the first rows
   centroids = rng.normal(size=(8, 3)).astype(np.float32)
   unit = kmeans.unit_of(np.abs(points).max(axis=0), 5)
   found = kmeans.means(rows.Rows(points), cluster, squared, centroids, unit)
@@ -67,8 +86,12 @@ def test_the_unit_is_the_least_power_of_two_that_cannot_overflow():
 
 def lloyd(points, centroids, iterations, unit):
   """Assignment to the nearest, then the mean; at most so many times, until nothing moves."""
+
   def assigned(centroids):
-    squared = [[float(((p - c) ** 2).sum()) for c in centroids.astype(np.float64)] for p in points.astype(np.float64)]
+    squared = [
+      [float(((p - c) ** 2).sum()) for c in centroids.astype(np.float64)]
+      for p in points.astype(np.float64)
+    ]
     return [row.index(min(row)) for row in squared], [min(row) for row in squared]
 
   cluster, squared = assigned(centroids)
@@ -101,10 +124,14 @@ def test_iterations_are_lloyd_s_where_there_is_room(monkeypatch, iterations):
 
 
 def plus_plus(sample, num, rng):
-  """A point at random among the sample's first, then each with odds of its squared distance to the chosen."""
+  """A point at random among the sample's first, then each with odds of its squared distance to
+  the chosen.
+  """
   chosen = [0]
   for _ in range(1, num):
-    squared = [min(float(((p - sample[c]) ** 2).sum(dtype=np.float32)) for c in chosen) for p in sample]
+    squared = [
+      min(float(((p - sample[c]) ** 2).sum(dtype=np.float32)) for c in chosen) for p in sample
+    ]
     if sum(squared) > 0:
       drawn, running, at = rng.random() * sum(squared), 0.0, 0
       while at < len(sample) - 1 and running + squared[at] <= drawn:
@@ -142,7 +169,9 @@ def test_many_clusters_start_at_distinct_points_of_a_sample(monkeypatch, num):
   monkeypatch.setattr(kmeans, "PLUS_PLUS", 5)
   points = np.random.default_rng(2).integers(0, 3, (num, 2)).astype(np.float32)
   start = kmeans._start(rows.Rows(points), 6, 3)
-  sample = [tuple(point) for point in points[np.random.default_rng(3).permutation(num)[:12]].tolist()]
+  sample = [
+    tuple(point) for point in points[np.random.default_rng(3).permutation(num)[:12]].tolist()
+  ]
   distinct = [at for at, point in enumerate(sample) if point not in sample[:at]]
   again = [at for at in range(len(sample)) if at not in distinct]
   expected = [sample[at] for at in (distinct + again)[:6]]
@@ -154,12 +183,18 @@ def test_many_clusters_start_at_distinct_points_of_a_sample(monkeypatch, num):
   [(37, 300, "71268a733bf8c493"), (530, 900, "75e2e84b46f00f92")],
 )
 def test_the_auction_of_whole_numbers_keeps_its_outcome(clusters, points, digest):
-  """Distances are whole numbers, exact in float32: the digest holds on every machine, and codes of a seed stay."""
+  """Distances are whole numbers, exact in float32: the digest holds on every machine, and codes
+  of a seed stay.
+  """
   rng = np.random.default_rng(clusters)
   x = rng.integers(-40, 41, (points, 6)).astype(np.float32)
-  x[: points // 2] //= 8  # half lie close together: they outbid one another, and some are left for later rounds
+  x[: points // 2] //= (
+    8  # half lie close together: they outbid one another, and some are left for later rounds
+  )
   centroids = rng.integers(-20, 21, (clusters, 6)).astype(np.float32)
-  cluster, squared = assignment.assign_rows(rows.Rows(x), centroids, assignment.cluster_capacity(points, clusters))
+  cluster, squared = assignment.assign_rows(
+    rows.Rows(x), centroids, assignment.cluster_capacity(points, clusters)
+  )
   np.testing.assert_array_equal(squared, ((x - centroids[cluster]) ** 2).sum(axis=1))
   assert hashlib.sha256(cluster.astype("<i4").tobytes()).hexdigest()[:16] == digest
 
@@ -170,23 +205,31 @@ def auction_by_loops(candidates, costs, room, least_raise):
   slots = [0] * num
   if all(sum(c[0] == cluster for c in candidates) <= places for cluster, places in enumerate(room)):
     return slots
-  step = least_raise * (np.mean([c[-1] for c in costs]) - np.mean([c[0] for c in costs])) + 1e-9 * np.mean(
-    [c[-1] for c in costs]
-  )
+  step = least_raise * (
+    np.mean([c[-1] for c in costs]) - np.mean([c[0] for c in costs])
+  ) + 1e-9 * np.mean([c[-1] for c in costs])
   price = [0.0] * len(room)
   members = [[] for _ in room]
   slots, active = [-1] * num, list(range(num))
   while active:
     asked = []
     for point in active:
-      values = [cost + price[cluster] for cost, cluster in zip(costs[point], candidates[point], strict=True)]
+      values = [
+        cost + price[cluster] for cost, cluster in zip(costs[point], candidates[point], strict=True)
+      ]
       pick = values.index(min(values))
       slots[point] = -1
       if values[pick] <= costs[point][-1]:
         others = [value for slot, value in enumerate(values) if slot != pick]
         second = min([*others, costs[point][-1]])
         slots[point] = pick
-        asked.append((candidates[point][pick], point, price[candidates[point][pick]] + second - values[pick] + step))
+        asked.append(
+          (
+            candidates[point][pick],
+            point,
+            price[candidates[point][pick]] + second - values[pick] + step,
+          )
+        )
     active = []
     for cluster, point, bid in asked:
       members[cluster].append((-bid, point))
@@ -210,7 +253,9 @@ def test_an_auction_is_that_of_the_rules(monkeypatch, seed):
   costs, candidates = [], []
   for _ in range(16):
     candidates.append(rng.choice(7, 4, replace=False).tolist())
-    costs.append(sorted(rng.integers(1, 30, 4).tolist()))  # whole numbers: equal costs and equal bids too
+    costs.append(
+      sorted(rng.integers(1, 30, 4).tolist())
+    )  # whole numbers: equal costs and equal bids too
   found = assignment.auction(np.array(candidates), np.float32(costs), room, [0.05, 0.3][seed % 2])
   assert found.tolist() == auction_by_loops(candidates, costs, room.tolist(), [0.05, 0.3][seed % 2])
   assert (found == -1).any() and (found > 0).any()
@@ -222,9 +267,15 @@ def test_nearest_of_some_rows_among_open_centroids(monkeypatch):
   monkeypatch.setattr(rows, "TILE", 4)
   monkeypatch.setattr(rows, "STEP", 8)
   rng = np.random.default_rng(0)
-  points, centroids = rng.normal(size=(21, 3)).astype(np.float32), rng.normal(size=(7, 3)).astype(np.float32)
+  points, centroids = (
+    rng.normal(size=(21, 3)).astype(np.float32),
+    rng.normal(size=(7, 3)).astype(np.float32),
+  )
   cost = ((points[:, None] - centroids) ** 2).sum(axis=2)
-  some, is_open = np.array([0, 3, 4, 9, 12, 13, 14, 15, 19, 20]), np.array([1, 0, 1, 1, 0, 1, 1], bool)
+  some, is_open = (
+    np.array([0, 3, 4, 9, 12, 13, 14, 15, 19, 20]),
+    np.array([1, 0, 1, 1, 0, 1, 1], bool),
+  )
   heard, cut = [], rows.Rows(points)
   cluster, squared = cut.nearest(centroids, 3, is_open, some, heard.append)
   kept = np.where(is_open, cost, np.inf)[some]
@@ -232,7 +283,11 @@ def test_nearest_of_some_rows_among_open_centroids(monkeypatch):
   np.testing.assert_allclose(squared, np.sort(kept, axis=1)[:, :3], rtol=1e-4)
   assert heard == [0, 8] and (cut.num, cut.width, cut.begin) == (21, 3, 0)
   wide = cut.nearest(centroids, 40)  # no more than there are, with what pads them infinitely far
-  assert wide[0].shape == (21, 16) and np.isinf(wide[1][:, 7:]).all() and np.isfinite(wide[1][:, :7]).all()
+  assert (
+    wide[0].shape == (21, 16)
+    and np.isinf(wide[1][:, 7:]).all()
+    and np.isfinite(wide[1][:, :7]).all()
+  )
   np.testing.assert_array_equal(wide[0][:, :7], np.argsort(cost, axis=1))
   assert [(begin, len(chunk)) for begin, chunk in cut.chunks()] == [(0, 8), (8, 8), (16, 5)]
   np.testing.assert_array_equal(cut.take(np.array([20, 0, 7, 7])), points[[20, 0, 7, 7]])

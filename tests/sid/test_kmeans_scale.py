@@ -1,4 +1,6 @@
-"""Balanced k-means over devices, processes and files: the same result, and never more than a few rows in memory."""
+"""Balanced k-means over devices, processes and files: the same result, and never more than a few
+rows in memory.
+"""
 
 import dataclasses
 import socket
@@ -57,10 +59,14 @@ def alone(points):
 
 def _start(folder, count: int, process: int, port: int, mesh: str) -> subprocess.Popen:
   command = [sys.executable, "-c", _RUN, str(folder), str(process), str(port), mesh]
-  return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=devices.environment(count))
+  return subprocess.Popen(
+    command, stderr=subprocess.PIPE, text=True, env=devices.environment(count)
+  )
 
 
-@pytest.mark.parametrize(("processes", "count", "mesh"), [(1, 8, "data:2,fsdp:2,tensor:2"), (2, 2, "data:2,fsdp:2")])
+@pytest.mark.parametrize(
+  ("processes", "count", "mesh"), [(1, 8, "data:2,fsdp:2,tensor:2"), (2, 2, "data:2,fsdp:2")]
+)
 def test_equal_on_many_devices_and_processes(tmp_path, points, alone, processes, count, mesh):
   np.save(tmp_path / "points.npy", points)
   with socket.socket() as free:
@@ -129,8 +135,12 @@ def test_a_file_gives_the_array_s_codes_without_being_read_whole(monkeypatch, tm
   vectors = np.random.default_rng(0).normal(size=(num, width)).astype(np.float32)
   np.save(path, vectors)
   bare, events = make[0](num), make[1]([[0, 1]])
-  sid = config.SidConfig(codebooks=(8, 4, 64), tower_steps=0, kmeans_iterations=2, last_level="hash", encoder=path)
-  expected, expected_codes = tokenizer.fit(dataclasses.replace(bare, vectors=vectors), events, sid, seed=0)
+  sid = config.SidConfig(
+    codebooks=(8, 4, 64), tower_steps=0, kmeans_iterations=2, last_level="hash", encoder=path
+  )
+  expected, expected_codes = tokenizer.fit(
+    dataclasses.replace(bare, vectors=vectors), events, sid, seed=0
+  )
   del vectors
   tracemalloc.start()
   try:
@@ -139,15 +149,21 @@ def test_a_file_gives_the_array_s_codes_without_being_read_whole(monkeypatch, tm
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
-  assert peak < 1100 * num, peak  # of 2,048 of the vectors; the auction takes 400, and steps do not grow with N
+  assert peak < 1100 * num, (
+    peak
+  )  # of 2,048 of the vectors; the auction takes 400, and steps do not grow with N
   np.testing.assert_array_equal(codes, expected_codes)
-  np.testing.assert_array_equal(encoded, expected.encode(dataclasses.replace(bare, vectors=np.load(path))))
+  np.testing.assert_array_equal(
+    encoded, expected.encode(dataclasses.replace(bare, vectors=np.load(path)))
+  )
 
 
 @pytest.mark.parametrize(("clusters", "bytes_a_point"), [(1024, 210), (64, 400)])
 def test_memory_is_as_stated(clusters, bytes_a_point):
   points = np.random.default_rng(0).normal(size=(30_000, 8)).astype(np.float32)
-  kmeans.balanced_kmeans(points[:2048], clusters, iterations=1, seed=0)  # what is loaded on first use
+  kmeans.balanced_kmeans(
+    points[:2048], clusters, iterations=1, seed=0
+  )  # what is loaded on first use
   tracemalloc.start()
   try:
     kmeans.balanced_kmeans(points, clusters, iterations=1, seed=0)
@@ -169,4 +185,6 @@ def test_a_tokenizer_tells_of_each_level(make):
   heard = []
   sid = config.SidConfig(codebooks=(4, 3, 64), tower_steps=0, kmeans_iterations=2)
   tokenizer.fit(make[0](40), make[1]([[0, 1]]), sid, seed=0, told=lambda *what: heard.append(what))
-  assert [what for what in heard if what[1] == what[2]] == [(f"k-means, level {level}", 120, 120) for level in (1, 2)]
+  assert [what for what in heard if what[1] == what[2]] == [
+    (f"k-means, level {level}", 120, 120) for level in (1, 2)
+  ]

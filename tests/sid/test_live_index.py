@@ -1,4 +1,6 @@
-"""The live index against a dict: reachable UA-SIDs, their rows, merges in between and beside, and a full overlay."""
+"""The live index against a dict: reachable UA-SIDs, their rows, merges in between and beside,
+and a full overlay.
+"""
 
 import threading
 
@@ -22,7 +24,9 @@ def random_codes(count, books=BOOKS, seed=0):
 
 
 def reachable(trie, overlay):
-  """UA-SIDs that a search can reach: main children that are not dead, and added ones; a dead end is an error."""
+  """UA-SIDs that a search can reach: main children that are not dead, and added ones; a dead end
+  is an error.
+  """
   frontier = [((), 0)]
   for level in range(len(trie.codebooks)):
     depth_below, below = len(trie.node_code[level]), []
@@ -31,7 +35,10 @@ def reachable(trie, overlay):
     for entry in np.flatnonzero(overlay.dead_child_TP[level] >= 0):
       child = overlay.dead_child_TP[level, entry]
       start = trie.child_start[level][overlay.dead_parent_TP[level, entry] :][:2]
-      assert start[0] <= child < start[1] and trie.node_code[level][child] == overlay.dead_code_TP[level, entry]
+      assert (
+        start[0] <= child < start[1]
+        and trie.node_code[level][child] == overlay.dead_code_TP[level, entry]
+      )
     for prefix, node in frontier:
       children = []
       if node < len(trie.child_start[level]) - 1:
@@ -61,11 +68,17 @@ def check(index, model):
     assert index.rows_of(codes).tolist() == expected
   for depth in range(len(BOOKS)):
     for prefix in {codes[:depth] for codes in rows} | {(2, 1, 0)[:depth]}:
-      assert index.codes_below(prefix) == {codes[depth] for codes in rows if codes[:depth] == prefix}
+      assert index.codes_below(prefix) == {
+        codes[depth] for codes in rows if codes[:depth] == prefix
+      }
 
 
 @settings(max_examples=120, deadline=None)
-@given(start=st.lists(CODES, max_size=8), active=st.lists(st.booleans(), min_size=8, max_size=8), steps=STEPS)
+@given(
+  start=st.lists(CODES, max_size=8),
+  active=st.lists(st.booleans(), min_size=8, max_size=8),
+  steps=STEPS,
+)
 def test_reachable_is_what_was_set(start, active, steps):
   on = active[: len(start)]
   index = LiveIndex(np.reshape(start, (-1, 3)).astype(int), BOOKS, np.array(on, bool), overlay=16)
@@ -161,7 +174,9 @@ def test_expand_lists_the_rows_of_ranked_leaves(seed, limit, merged):
   for codes, found, rows, beams in zip(codes_BWT, found_BW, row_BK, beam_BK, strict=True):
     beam_of = {tuple(codes[beam].tolist()): int(beam) for beam in np.flatnonzero(found)}
     expected = [
-      (row, beam) for row, beam in ((row, beam_of.get(model[row])) for row in sorted(model)) if beam is not None
+      (row, beam)
+      for row, beam in ((row, beam_of.get(model[row])) for row in sorted(model))
+      if beam is not None
     ]
     expected.sort(key=lambda pair: pair[::-1])
     expected = expected[:limit] + [(-1, -1)] * (limit - len(expected))
@@ -179,7 +194,9 @@ def test_expand_agrees_with_the_fixed_index():
   for level in range(3):
     size = len(fixed.node_code[level])
     np.testing.assert_array_equal(trie.node_code[level][:size], fixed.node_code[level])
-    np.testing.assert_array_equal(trie.child_start[level][: len(fixed.child_start[level])], fixed.child_start[level])
+    np.testing.assert_array_equal(
+      trie.child_start[level][: len(fixed.child_start[level])], fixed.child_start[level]
+    )
     assert (trie.child_start[level][len(fixed.child_start[level]) :] == size).all()
 
 
@@ -238,7 +255,11 @@ def test_what_cannot_be_indexed_is_refused(arguments, message):
 
 def test_what_cannot_be_set_is_refused():
   index = LiveIndex(random_codes(3), BOOKS)
-  for row, codes, message in ((-1, None, "row -1"), (0, (0, 0), "shape"), (0, (0, 2, 0), "outside")):
+  for row, codes, message in (
+    (-1, None, "row -1"),
+    (0, (0, 0), "shape"),
+    (0, (0, 2, 0), "outside"),
+  ):
     with pytest.raises(ValueError, match=message):
       index.set(row, codes)
 

@@ -1,4 +1,6 @@
-"""The live index among threads: whoever holds its lock is waited for, and an expansion is of one moment."""
+"""The live index among threads: whoever holds its lock is waited for, and an expansion is of one
+moment.
+"""
 
 import threading
 
@@ -35,7 +37,9 @@ class Beside:
     self.ended.set()
 
   def waits(self):
-    """Starts it; whether it waits for the lock, rather than ends. Nothing else can happen, so there is no clock."""
+    """Starts it; whether it waits for the lock, rather than ends. Nothing else can happen, so
+    there is no clock.
+    """
     self._thread.start()
     while not self._lock.waited_for.is_set() and not self.ended.is_set():
       self._lock.waited_for.wait(0.01)
@@ -73,7 +77,9 @@ def test_every_method_waits_for_the_lock(name):
 
 
 def test_an_expansion_is_of_one_moment():
-  """A row that moves from the first part of the beams to the second, in between, would stand in the list twice."""
+  """A row that moves from the first part of the beams to the second, in between, would stand in
+  the list twice.
+  """
   index = LiveIndex(CODES, (2, 2))
   index._lock = TellingLock()
   before = index.expand(BEAMS[:, ::-1], np.ones((1, 4), bool), 3)
@@ -89,7 +95,11 @@ def test_an_expansion_is_of_one_moment():
   found = index.expand(BEAMS[:, ::-1], np.ones((1, 4), bool), 3)
   beside.join()
   assert len(parts) == 2
-  assert [part.tolist() for part in found] == [part.tolist() for part in before] == [[[3, 2, 0]], [[1, 2, 3]]]
+  assert (
+    [part.tolist() for part in found]
+    == [part.tolist() for part in before]
+    == [[[3, 2, 0]], [[1, 2, 3]]]
+  )
   assert index.rows_of((0, 0)).tolist() == [0, 1, 3]
 
 
@@ -102,7 +112,9 @@ def test_two_merges_do_not_overlap():
 
 
 def test_changes_go_on_while_a_merge_compiles():
-  """What is set between a merge's copy of the keys and its end is in the new part, and is counted as changed."""
+  """What is set between a merge's copy of the keys and its end is in the new part, and is
+  counted as changed.
+  """
   index = LiveIndex(CODES, (2, 2), overlay=8)
 
   def meanwhile(trie):
@@ -117,7 +129,12 @@ def test_changes_go_on_while_a_merge_compiles():
   assert [index.rows_of(codes).tolist() for codes in BEAMS[0]] == [[9], [2], [3], [1]]
   assert index.num_active == 4 and index.num_leaves == 4 and index.fill == 2 / 8
   index.merge()
-  assert [index.rows_of(codes).tolist() for codes in BEAMS[0]] == [[9], [2], [3], [1]] and index.fill == 0
+  assert [index.rows_of(codes).tolist() for codes in BEAMS[0]] == [
+    [9],
+    [2],
+    [3],
+    [1],
+  ] and index.fill == 0
 
 
 def test_a_merge_that_fails_leaves_the_index_as_it_was():

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from gr4ad_jax.sid import index, report, swing
 
-CODES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=40)
+CODES = st.lists(
+  st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=40
+)
 
 
 def test_code_quality_by_hand():
@@ -25,7 +27,9 @@ def test_code_quality_by_hand():
 def test_item_recall_by_hand():
   angle = np.array([0, 0.1, 0.2, 0.3, 3.0])
   z = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-  truth = swing.Neighbors(np.array([[2, 4], [-1, -1], [-1, -1], [-1, -1], [-1, -1]]), np.zeros((5, 2)))
+  truth = swing.Neighbors(
+    np.array([[2, 4], [-1, -1], [-1, -1], [-1, -1], [-1, -1]]), np.zeros((5, 2))
+  )
   known = swing.Neighbors(np.array([[1], [-1], [-1], [-1], [-1]]), np.zeros((5, 1)))
   plain = report.item_recall(z, truth)  # ad 0 ranks 1, 2, 3, 4
   assert (plain["recall@1"], plain["recall@5"], plain["queries"]) == (0, 1, 1)
@@ -66,8 +70,12 @@ def test_expand_keeps_rank_and_index_order(rows, limit, seed):
   rng = np.random.default_rng(seed)
   leaves = np.concatenate([rng.permutation(built.num_leaves), [-1]])[None, :]
   rng.shuffle(leaves[0])
-  expected = [ad for leaf in leaves[0] if leaf >= 0 for ad in np.flatnonzero(built.ad_leaf == leaf)][:limit]
-  np.testing.assert_array_equal(built.expand(leaves, limit)[0], expected + [-1] * (limit - len(expected)))
+  expected = [
+    ad for leaf in leaves[0] if leaf >= 0 for ad in np.flatnonzero(built.ad_leaf == leaf)
+  ][:limit]
+  np.testing.assert_array_equal(
+    built.expand(leaves, limit)[0], expected + [-1] * (limit - len(expected))
+  )
 
 
 def test_index_round_trip_and_errors(tmp_path):

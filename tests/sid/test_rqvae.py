@@ -1,4 +1,6 @@
-"""The RQ-VAE: its losses by hand, codes that find clusters and do not collapse, and the tokenizer made with it."""
+"""The RQ-VAE: its losses by hand, codes that find clusters and do not collapse, and the
+tokenizer made with it.
+"""
 
 import dataclasses
 
@@ -12,7 +14,12 @@ from gr4ad_jax.data import schema
 from gr4ad_jax.sid import rqvae, tokenizer
 
 SETTINGS = config.SidConfig(
-  codebooks=(8, 4, 16), tower_steps=0, quantizer="rqvae", rqvae_width=6, rqvae_steps=150, kmeans_iterations=3
+  codebooks=(8, 4, 16),
+  tower_steps=0,
+  quantizer="rqvae",
+  rqvae_width=6,
+  rqvae_steps=150,
+  kmeans_iterations=3,
 )
 
 
@@ -33,7 +40,9 @@ def by_hand(z_ND, codes):
 def test_losses_and_codes_are_those_of_the_definition():
   rng = np.random.default_rng(0)
   z, codes = rng.normal(size=(40, 5)), [rng.normal(size=(size, 5)) for size in (7, 4, 3)]
-  loss, total, chosen, _ = rqvae.quantize(jnp.asarray(z, jnp.float32), [jnp.asarray(c, jnp.float32) for c in codes])
+  loss, total, chosen, _ = rqvae.quantize(
+    jnp.asarray(z, jnp.float32), [jnp.asarray(c, jnp.float32) for c in codes]
+  )
   expected = by_hand(z, codes)
   np.testing.assert_allclose(loss, expected[0], rtol=1e-4)
   np.testing.assert_allclose(total, expected[1], atol=1e-5)
@@ -41,15 +50,21 @@ def test_losses_and_codes_are_those_of_the_definition():
 
 
 def test_each_gradient_goes_where_it_belongs():
-  """Of the sum of codes to the latent alone; of a level's loss to its own code and, by COMMITMENT, to the latent."""
+  """Of the sum of codes to the latent alone; of a level's loss to its own code and, by
+  COMMITMENT, to the latent.
+  """
   rng = np.random.default_rng(1)
   z = jnp.asarray(rng.normal(size=(1, 5)), jnp.float32)
   codes = [jnp.asarray(rng.normal(size=(size, 5)), jnp.float32) for size in (7, 4)]
   weight = jnp.asarray(rng.normal(size=5), jnp.float32)
-  through = jax.grad(lambda z, codes: (rqvae.quantize(z, codes)[1] * weight).sum(), argnums=(0, 1))(z, codes)
+  through = jax.grad(lambda z, codes: (rqvae.quantize(z, codes)[1] * weight).sum(), argnums=(0, 1))(
+    z, codes
+  )
   np.testing.assert_allclose(through[0][0], weight, rtol=1e-6)
   assert not any(np.asarray(table).any() for table in through[1])
-  to_z, to_codes = jax.grad(lambda z, codes: rqvae.quantize(z, codes)[0].sum(), argnums=(0, 1))(z, codes)
+  to_z, to_codes = jax.grad(lambda z, codes: rqvae.quantize(z, codes)[0].sum(), argnums=(0, 1))(
+    z, codes
+  )
   _, _, numbers = by_hand(np.asarray(z), [np.asarray(table) for table in codes])
   residual, pull = np.asarray(z)[0], np.zeros(5)
   for level, number in enumerate(numbers[0]):
@@ -70,7 +85,10 @@ def test_it_finds_clusters_and_uses_its_codes(monkeypatch):
   z = encoder(x)
   assert z.shape == (900, 4) and [table.shape for table in codes] == [(9, 4), (8, 4)]
   _, total, chosen, _ = rqvae.quantize(jnp.asarray(z), [jnp.asarray(table) for table in codes])
-  purest = sum(np.bincount(group[np.asarray(chosen[0]) == code]).max() for code in set(np.asarray(chosen[0]).tolist()))
+  purest = sum(
+    np.bincount(group[np.asarray(chosen[0]) == code]).max()
+    for code in set(np.asarray(chosen[0]).tolist())
+  )
   assert purest / 900 > 0.9
   assert len(set(np.asarray(chosen[1]).tolist())) == 8
   assert np.square(z - total).sum() < 0.1 * np.square(z - z.mean(axis=0)).sum()
@@ -91,8 +109,12 @@ def test_the_tokenizer_takes_its_codes_with_the_balance_of_k_means(fitted):
     assert np.bincount(codes[:, level]).max() <= 1.2 * 120 / SETTINGS.codebooks[level]
   assert len(np.unique(codes, axis=0)) == 120
   np.testing.assert_array_equal(tokenizer.fit(ads, events, SETTINGS, seed=0)[1], codes)
-  nearest = np.asarray(rqvae.quantize(jnp.asarray(tok.latent(tok.embed(ads))), list(tok.centroids))[2]).T
-  staying = dataclasses.replace(tok, config=dataclasses.replace(SETTINGS, last_level="hash"))  # no ad moves for room
+  nearest = np.asarray(
+    rqvae.quantize(jnp.asarray(tok.latent(tok.embed(ads))), list(tok.centroids))[2]
+  ).T
+  staying = dataclasses.replace(
+    tok, config=dataclasses.replace(SETTINGS, last_level="hash")
+  )  # no ad moves for room
   np.testing.assert_array_equal(staying.encode(ads)[:, :2], nearest)
   assert (staying.encode(ads)[:, 0] == codes[:, 0]).mean() > 0.6
   with pytest.raises(schema.DataError, match="5 wide; the tokenizer was fitted on 24"):
@@ -111,7 +133,11 @@ def test_it_is_saved_with_the_tokenizer(fitted, tmp_path, changed):
   whole = tok.latent.params
   damages = (
     {"latent": rqvae.Encoder({**whole, "out/bias": np.zeros(5, np.float32)})},
-    {"latent": rqvae.Encoder({name: value for name, value in whole.items() if name != "hidden/kernel"})},
+    {
+      "latent": rqvae.Encoder(
+        {name: value for name, value in whole.items() if name != "hidden/kernel"}
+      )
+    },
     {"centroids": tuple(table[:, :5] for table in tok.centroids)},
   )
   for damage in damages:

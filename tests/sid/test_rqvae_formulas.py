@@ -1,4 +1,6 @@
-"""The RQ-VAE's training against NumPy: loss, straight-through gradients, Adam, batches, restarts that end in time."""
+"""The RQ-VAE's training against NumPy: loss, straight-through gradients, Adam, batches, restarts
+that end in time.
+"""
 
 import math
 
@@ -18,10 +20,13 @@ def scale_of(x):
 
 
 def loss_and_slopes(params, x, scale):
-  """Loss of a batch, its two parts, its gradients by hand, and the codes and residuals of each level.
+  """Loss of a batch, its two parts, its gradients by hand, and the codes and residuals of each
+  level.
 
-  Straight through: the decoder's gradient goes to the latent as it is. A code is pulled to its residual by weight 1,
-  the latent to its codes by weight .25, through the residuals, of which each is the latent less earlier codes.
+  Straight through: the decoder's gradient goes to the latent as it is. A code is pulled to its
+    residual by weight 1,
+  the latent to its codes by weight .25, through the residuals, of which each is the latent less
+  earlier codes.
   """
   enc, dec = params["encoder"], params["decoder"]
   slopes = {name: np.zeros_like(value) for name, value in flat(params).items()}
@@ -33,7 +38,10 @@ def loss_and_slopes(params, x, scale):
     z = hidden @ enc["out"]["kernel"] + enc["out"]["bias"]
     residual, total, to_z = z.copy(), np.zeros(WIDTH), np.zeros(WIDTH)
     for level, table in enumerate(params["codes"]):
-      code = min(range(len(table)), key=lambda c, table=table, residual=residual: ((residual - table[c]) ** 2).sum())
+      code = min(
+        range(len(table)),
+        key=lambda c, table=table, residual=residual: ((residual - table[c]) ** 2).sum(),
+      )
       error = residual - table[code]
       used[level].append(code)
       residuals[level].append(residual)
@@ -58,7 +66,12 @@ def loss_and_slopes(params, x, scale):
     slopes["encoder/hidden/kernel"] += np.outer(row, back)
     slopes["encoder/hidden/bias"] += back
   count = len(x) * scale
-  return (rebuilt_loss / count, level_loss / count), {k: v / count for k, v in slopes.items()}, used, residuals
+  return (
+    (rebuilt_loss / count, level_loss / count),
+    {k: v / count for k, v in slopes.items()},
+    used,
+    residuals,
+  )
 
 
 def flat(params):
@@ -81,7 +94,9 @@ class Told:
 
 
 def by_hand(x, params, steps, seed, batch, restart):
-  """The whole of a training, in place of `params`; also the losses of each step and when codes started anew."""
+  """The whole of a training, in place of `params`; also the losses of each step and when codes
+  started anew.
+  """
   rng = np.random.default_rng(seed)
   rng.permutation(len(x))  # whose latents the codes started from
   values, scale = flat(params), scale_of(x)
@@ -148,7 +163,9 @@ def test_training_is_that_of_the_formulas(monkeypatch, batch):
   assert enc["hidden"]["kernel"].shape == (CONTENT, 2 * CONTENT)
   assert start["decoder"]["hidden"]["kernel"].shape == (WIDTH, 2 * CONTENT)
   some = x[np.random.default_rng(6).permutation(NUM)[: 16 * batch]]
-  latents = np.maximum(some @ enc["hidden"]["kernel"] + enc["hidden"]["bias"], 0) @ enc["out"]["kernel"]
+  latents = (
+    np.maximum(some @ enc["hidden"]["kernel"] + enc["hidden"]["bias"], 0) @ enc["out"]["kernel"]
+  )
   np.testing.assert_allclose(asked[0][0], latents + enc["out"]["bias"], atol=1e-5)
   np.testing.assert_allclose(asked[1][0], asked[0][0] - tables[0][1], atol=1e-5)  # all had code 1
   assert [(size, options) for _, size, options in asked] == [
@@ -163,15 +180,24 @@ def test_training_is_that_of_the_formulas(monkeypatch, batch):
     np.testing.assert_allclose(table, start["codes"][level], atol=3e-4)
   for name, value in encoder.params.items():
     np.testing.assert_allclose(value, flat(start)[f"encoder/{name}"], atol=3e-4)
-  assert [line.split(":")[0] for line in told.lines] == [f"RQ-VAE step {n} of 15" for n in (1, 5, 9, 13, 15)]
+  assert [line.split(":")[0] for line in told.lines] == [
+    f"RQ-VAE step {n} of 15" for n in (1, 5, 9, 13, 15)
+  ]
   for line, step in zip(told.lines, (0, 4, 8, 12, 14), strict=True):
     error, levels = (float(part.split()[1]) for part in line.split(": ")[1].split(", "))
     np.testing.assert_allclose((error, levels), losses[step], rtol=1e-2, atol=1e-3)
 
 
 def test_the_settings_are_those_that_are_stated():
-  """Of the head of the file: batches of 1,024, a restart each hundred steps, a commitment of a quarter."""
-  assert (rqvae.BATCH, rqvae.RESTART, rqvae.COMMITMENT, rqvae.LEARNING_RATE) == (1024, 100, 0.25, 1e-3)
+  """Of the head of the file: batches of 1,024, a restart each hundred steps, a commitment of a
+  quarter.
+  """
+  assert (rqvae.BATCH, rqvae.RESTART, rqvae.COMMITMENT, rqvae.LEARNING_RATE) == (
+    1024,
+    100,
+    0.25,
+    1e-3,
+  )
 
 
 def test_vectors_are_encoded_by_chunks(monkeypatch):

@@ -1,4 +1,6 @@
-"""What the default tokenizer makes of the shipped catalogue: collisions, balance, and vectors that learned."""
+"""What the default tokenizer makes of the shipped catalogue: collisions, balance, and vectors
+that learned.
+"""
 
 import pytest
 

@@ -23,7 +23,9 @@ def by_loops(baskets, num_ads, alpha):
   for i, j in itertools.permutations(range(num_ads), 2):
     both = [u for u, basket in enumerate(items) if {i, j} <= basket]
     for u, v in itertools.permutations(both, 2):
-      similarity[i, j] += (len(items[u]) * len(items[v])) ** -0.5 / (alpha + len(items[u] & items[v]))
+      similarity[i, j] += (len(items[u]) * len(items[v])) ** -0.5 / (
+        alpha + len(items[u] & items[v])
+      )
   return similarity
 
 
@@ -42,7 +44,9 @@ def test_equals_the_formula(make, baskets, alpha):
 
 def test_only_training_visits_count(make):
   _, make_events = make
-  found = swing.fit_swing(make_events([[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5]], split=[0, 0, 1, 1, 2, 2]), 6)
+  found = swing.fit_swing(
+    make_events([[0, 1], [0, 1], [2, 3], [2, 3], [4, 5], [4, 5]], split=[0, 0, 1, 1, 2, 2]), 6
+  )
   assert found.ads_NK[0, 0] == 1 and found.ads_NK[1, 0] == 0
   assert (found.ads_NK[2:] == -1).all()
 
@@ -70,7 +74,10 @@ def test_split_parts_unordered_pairs(shop, held_out):
 
   def pairs(neighbors):
     row, slot = np.nonzero(neighbors.ads_NK >= 0)
-    return {frozenset(pair) for pair in zip(row.tolist(), neighbors.ads_NK[row, slot].tolist(), strict=True)}
+    return {
+      frozenset(pair)
+      for pair in zip(row.tolist(), neighbors.ads_NK[row, slot].tolist(), strict=True)
+    }
 
   train, out = whole.split(held_out, seed=1)
   assert not pairs(train) & pairs(out)
@@ -79,7 +86,9 @@ def test_split_parts_unordered_pairs(shop, held_out):
 
 
 def test_among_renumbers():
-  whole = swing.Neighbors(np.array([[2, 1], [0, -1], [1, 0]], np.int32), np.array([[3, 2], [1, 0], [5, 4]], np.float32))
+  whole = swing.Neighbors(
+    np.array([[2, 1], [0, -1], [1, 0]], np.int32), np.array([[3, 2], [1, 0], [5, 4]], np.float32)
+  )
   part = whole.among(np.array([0, 2]))
   np.testing.assert_array_equal(part.ads_NK, [[1, -1], [0, -1]])
   np.testing.assert_array_equal(part.similarity_NK, [[3, 0], [4, 0]])
@@ -90,7 +99,10 @@ def test_ads_of_a_user_count_where_every_visit_holds_one(make):
   baskets = [[0, 1, 2], [1, 2], [0, 2, 3]]
   visits = make_events(baskets)
   single = dataclasses.replace(visits, request=np.arange(len(visits), dtype=np.int32))
-  users, baskets_found = swing.fit_swing(single, 4, neighbors=3), swing.fit_swing(visits, 4, neighbors=3)
+  users, baskets_found = (
+    swing.fit_swing(single, 4, neighbors=3),
+    swing.fit_swing(visits, 4, neighbors=3),
+  )
   np.testing.assert_array_equal(users.ads_NK, baskets_found.ads_NK)
   np.testing.assert_array_equal(users.similarity_NK, baskets_found.similarity_NK)
   assert (users.ads_NK >= 0).any()
@@ -104,7 +116,11 @@ def test_a_user_s_visits_as_the_pipeline_takes_them(largest):
   visits = collections.defaultdict(set)
   for number, taken in zip(visit.tolist() if largest > 1 else [77] * 300, ad.tolist(), strict=True):
     visits[number].add(taken)
-  expected = [(one, number, tuple(sorted(ads))) for number, ads in sorted(visits.items()) for one in sorted(ads)]
+  expected = [
+    (one, number, tuple(sorted(ads)))
+    for number, ads in sorted(visits.items())
+    for one in sorted(ads)
+  ]
   assert [(one, number, held) for one, (_, number, held) in found] == expected
   assert len({first for _, (first, _, _) in found}) == len(found)
   assert not list(swing_beam._visits_of_ads((77, visit[:0], ad[:0]), largest, 1000, 0))
@@ -124,8 +140,12 @@ def test_neighbours_made_elsewhere_are_taken(shop, tmp_path):
   with pytest.raises(DataError, match="neighbors.npz: made with --seed=0; 1 is wanted"):
     tokenizer.co_occurrence(events, len(ads), config, seed=1)
   for name, value in {"alpha": 0.5, "neighbors": 8, "visits": 9, "basket": 9, "support": 3}.items():
-    with pytest.raises(DataError, match=rf"neighbors.npz: made with --swing_{name}=\d+(\.0)?; {value} is wanted"):
-      tokenizer.co_occurrence(events, len(ads), dataclasses.replace(config, **{f"swing_{name}": value}), seed=0)
+    with pytest.raises(
+      DataError, match=rf"neighbors.npz: made with --swing_{name}=\d+(\.0)?; {value} is wanted"
+    ):
+      tokenizer.co_occurrence(
+        events, len(ads), dataclasses.replace(config, **{f"swing_{name}": value}), seed=0
+      )
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04"])

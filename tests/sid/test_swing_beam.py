@@ -20,10 +20,12 @@ SETTINGS = {
 }
 
 
-
 def config_of(folder):
   return DataConfig(
-    dataset="ad_log", ads_path=f"{folder}/ads.csv", events_path=f"{folder}/events.csv", data_dir=f"{folder}/data"
+    dataset="ad_log",
+    ads_path=f"{folder}/ads.csv",
+    events_path=f"{folder}/events.csv",
+    data_dir=f"{folder}/data",
   )
 
 
@@ -61,12 +63,15 @@ def test_ads_of_a_user_count_where_every_visit_holds_one(tmp_path):
 
 def test_the_binary_keeps_what_a_tokenizer_takes(folder, tmp_path):
   out = tmp_path / "neighbors.npz"
-  done = tiny.run("swing_beam", *tiny.source_flags(folder), f"--out={out}", "--beam_options=--runner=DirectRunner")
+  done = tiny.run(
+    "swing_beam", *tiny.source_flags(folder), f"--out={out}", "--beam_options=--runner=DirectRunner"
+  )
   assert (done.status, done.err) == (0, "") and "24 of 24 ads have neighbours" in done.out
   assert [path.name for path in tmp_path.iterdir()] == ["neighbors.npz"]
   dataset = load_dataset(config_of(folder))
   fitted, taken = (
-    tokenizer.co_occurrence(dataset.events, 24, SidConfig(swing_path=path), 0) for path in ("", str(out))
+    tokenizer.co_occurrence(dataset.events, 24, SidConfig(swing_path=path), 0)
+    for path in ("", str(out))
   )
   np.testing.assert_array_equal(taken.similarity_NK, fitted.similarity_NK)
 

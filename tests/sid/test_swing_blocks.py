@@ -1,4 +1,6 @@
-"""Swing's cuts, samples and memory: no cut changes a bit, the samples are the stated ones, and the bound holds."""
+"""Swing's cuts, samples and memory: no cut changes a bit, the samples are the stated ones, and
+the bound holds.
+"""
 
 import collections
 import contextlib
@@ -40,7 +42,9 @@ def cut(entries=UNCUT, pairs=UNCUT, events=1 << 20, keys=UNCUT):
 def sampled(log, max_items, max_users, seed):
   """The ads of each visit and the visits of each ad, after both caps, in words of the docstring."""
   taken = collections.defaultdict(set)
-  for visit, ad, split in zip(log.request.tolist(), log.ad.tolist(), log.split.tolist(), strict=True):
+  for visit, ad, split in zip(
+    log.request.tolist(), log.ad.tolist(), log.split.tolist(), strict=True
+  ):
     if split == 0:
       taken[visit].add(ad)
 
@@ -49,7 +53,9 @@ def sampled(log, max_items, max_users, seed):
 
   for visit, ads in taken.items():
     taken[visit] = lowest(
-      ads, max_items, lambda ad, visit=visit: swing_groups.priority([visit], [ad], seed, swing.OF_A_VISIT)[0]
+      ads,
+      max_items,
+      lambda ad, visit=visit: swing_groups.priority([visit], [ad], seed, swing.OF_A_VISIT)[0],
     )
   visits_of = collections.defaultdict(set)
   for visit, ads in taken.items():
@@ -57,7 +63,9 @@ def sampled(log, max_items, max_users, seed):
       visits_of[ad].add(visit)
   for ad, visits in visits_of.items():
     visits_of[ad] = lowest(
-      visits, max_users, lambda visit, ad=ad: swing_groups.priority([visit], [ad], seed, swing.OF_AN_AD)[0]
+      visits,
+      max_users,
+      lambda visit, ad=ad: swing_groups.priority([visit], [ad], seed, swing.OF_AN_AD)[0],
     )
   return taken, visits_of
 
@@ -90,7 +98,13 @@ def test_equals_the_formula_over_the_stated_samples(caps):
   log = make_log(events=900, ads=12, visits=80)
   max_items, max_users, support = caps
   found = swing.fit_swing(
-    log, 12, neighbors=11, max_items_per_user=max_items, max_users_per_item=max_users, min_support=support, seed=3
+    log,
+    12,
+    neighbors=11,
+    max_items_per_user=max_items,
+    max_users_per_item=max_users,
+    min_support=support,
+    seed=3,
   )
   expected = by_rules(log, 12, 1.0, max_items, max_users, support, 3)
   assert (expected > 0).any()
@@ -99,10 +113,13 @@ def test_equals_the_formula_over_the_stated_samples(caps):
 
 @settings(max_examples=15, deadline=None)
 @given(
-  entries=st.integers(1, 1000), pairs=st.integers(1, 2000), events=st.integers(20, 1000), keys=st.integers(1, 1000),
+  entries=st.integers(1, 1000), pairs=st.integers(1, 2000), events=st.integers(20, 1000),
+  keys=st.integers(1, 1000),
   workers=st.integers(1, 3), memory=st.sampled_from([1024, 4096]),
 )  # fmt: skip
-def test_no_cut_and_no_number_of_workers_changes_a_bit(entries, pairs, events, keys, workers, memory):
+def test_no_cut_and_no_number_of_workers_changes_a_bit(
+  entries, pairs, events, keys, workers, memory
+):
   log, caps = make_log(1000, 60, 130), {"max_users_per_item": 40, "max_items_per_user": 8}
   with cut():
     whole = swing.fit_swing(log, 60, **caps, workers=1)
@@ -121,7 +138,9 @@ def test_the_order_of_the_events_does_not_matter():
 
 
 def test_another_seed_is_another_sample():
-  first, second = (swing.fit_swing(make_log(), 60, max_users_per_item=20, seed=seed) for seed in (0, 1))
+  first, second = (
+    swing.fit_swing(make_log(), 60, max_users_per_item=20, seed=seed) for seed in (0, 1)
+  )
   assert (first.similarity_NK != second.similarity_NK).any()
 
 
@@ -149,7 +168,12 @@ def test_any_type_of_whole_numbers_will_do(kind):
 
 @pytest.mark.parametrize(
   ("events", "ads", "memory_mb", "workers"),
-  [(300_000, 3_000, 16, 2), (300_000, 200_000, 32, 2), (300_000, 2_000_000, 16, 16), (300_000, 3_000, 256, 16)],
+  [
+    (300_000, 3_000, 16, 2),
+    (300_000, 200_000, 32, 2),
+    (300_000, 2_000_000, 16, 16),
+    (300_000, 3_000, 256, 16),
+  ],
 )
 def test_memory_stays_within_the_setting(events, ads, memory_mb, workers):
   log = make_log(events, ads, events // 10)
@@ -160,18 +184,28 @@ def test_memory_stays_within_the_setting(events, ads, memory_mb, workers):
     peak = tracemalloc.get_traced_memory()[1]
   finally:
     tracemalloc.stop()
-  beside = 2 * 4 * events + found.ads_NK.nbytes + found.similarity_NK.nbytes + 100 * ads + 32 * events // 10
+  beside = (
+    2 * 4 * events
+    + found.ads_NK.nbytes
+    + found.similarity_NK.nbytes
+    + 100 * ads
+    + 32 * events // 10
+  )
   assert peak <= beside + (memory_mb << 20)
 
 
 def test_progress_is_told_to_the_end():
   heard = collections.defaultdict(list)
   with cut(entries=200, keys=500):
-    swing.fit_swing(make_log(), 60, told=lambda what, done, total: heard[what].append((done, total)))
+    swing.fit_swing(
+      make_log(), 60, told=lambda what, done, total: heard[what].append((done, total))
+    )
   assert len(heard) == 3
   for steps in heard.values():
     done, total = np.array(steps).T
-    assert done[0] == 0 and done[-1] == total[-1] and (np.diff(done) >= 0).all() and len(set(total)) == 1
+    assert (
+      done[0] == 0 and done[-1] == total[-1] and (np.diff(done) >= 0).all() and len(set(total)) == 1
+    )
     assert len(done) > 3
 
 
@@ -183,7 +217,10 @@ def test_progress_is_told_to_the_end():
     ({"request": np.array([0, 2**31, 1])}, "column 'request', row 1: 2147483648 is not in"),
     ({"user": np.array([0, 1])}, r"column 'user' has shape \(2,\); column 'ad' has \(3,\)"),
     ({"split": np.zeros((3, 1), np.int8)}, r"column 'split' has shape \(3, 1\)"),
-    ({"request": np.array([0.0, 1.0, 2.0])}, "column 'request' holds float64; whole numbers are needed"),
+    (
+      {"request": np.array([0.0, 1.0, 2.0])},
+      "column 'request' holds float64; whole numbers are needed",
+    ),
   ],
 )
 def test_bad_columns_are_named(change, words):
@@ -197,7 +234,9 @@ def test_an_event_that_is_not_of_training_may_hold_anything():
   assert (swing.fit_swing(log, 2).ads_NK == -1).all()
 
 
-@pytest.mark.parametrize("name", ["neighbors", "max_users_per_item", "max_items_per_user", "memory_mb"])
+@pytest.mark.parametrize(
+  "name", ["neighbors", "max_users_per_item", "max_items_per_user", "memory_mb"]
+)
 def test_settings_out_of_range_are_named(name):
   with pytest.raises(ValueError, match=f"{name} is 0; 1[6]* or more is needed"):
     swing.fit_swing(make_log(), 60, **{name: 0})
@@ -212,13 +251,17 @@ def test_groups_are_the_distinct_members_of_lowest_rank(pairs, cap, keys, events
     expected[group].add(member)
 
   def blocks():
-    return [(groups[at : at + events], members[at : at + events]) for at in range(0, len(pairs), events)]
+    return [
+      (groups[at : at + events], members[at : at + events]) for at in range(0, len(pairs), events)
+    ]
 
   with cut(events=events, keys=keys):
     found = swing_groups.group(blocks, cap, lambda group, members: (members + group) % 10, 1 << 30)
   assert found.ids_G.tolist() == sorted(expected)
   for row, group in enumerate(sorted(expected)):
-    kept = sorted(sorted(expected[group], key=lambda member, group=group: (member + group) % 10)[:cap])
+    kept = sorted(
+      sorted(expected[group], key=lambda member, group=group: (member + group) % 10)[:cap]
+    )
     assert found.members_P[found.start[row] : found.start[row + 1]].tolist() == kept
   assert int(found.start[-1]) == len(found.members_P)
 
@@ -229,12 +272,17 @@ def test_priorities_are_distinct_and_even():
   assert len(np.unique(found)) == len(found)
   share = np.bincount((found >> np.uint64(60)).astype(int), minlength=16) / len(found)
   np.testing.assert_allclose(share, 1 / 16, atol=0.004)
-  for other in (swing_groups.priority(visit, ad, 1, swing.OF_AN_AD), swing_groups.priority(visit, ad, 0, "others")):
+  for other in (
+    swing_groups.priority(visit, ad, 1, swing.OF_AN_AD),
+    swing_groups.priority(visit, ad, 0, "others"),
+  ):
     assert abs(np.corrcoef(found.astype(float), other.astype(float))[0, 1]) < 0.01
 
 
 def test_a_priority_is_what_it_was():
-  """Values worked out apart from NumPy, in whole numbers modulo 2^64: saved neighbours rest on these samples."""
+  """Values worked out apart from NumPy, in whole numbers modulo 2^64: saved neighbours rest on
+  these samples.
+  """
   for visit, ad, seed, use, expected in (
     (0, 0, 0, swing.OF_AN_AD, 8000382128187493293),
     (7, 3, 0, swing.OF_A_VISIT, 10560530975865469302),

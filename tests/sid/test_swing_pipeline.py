@@ -1,4 +1,6 @@
-"""The Beam pipeline's steps, in memory by a stand-in for Beam: the neighbours of `fit_swing`, read back from files."""
+"""The Beam pipeline's steps, in memory by a stand-in for Beam: the neighbours of `fit_swing`,
+read back from files.
+"""
 
 import collections
 import types
@@ -76,7 +78,9 @@ BEAM = types.SimpleNamespace(
   Create=lambda values: Step(lambda _: values),
   Reshuffle=lambda: Step(lambda values: values[::-1]),
   Map=lambda f, *more: Step(lambda values: [f(value, *plain(more)) for value in values]),
-  FlatMap=lambda f, *more: Step(lambda values: [made for value in values for made in f(value, *plain(more))]),
+  FlatMap=lambda f, *more: Step(
+    lambda values: [made for value in values for made in f(value, *plain(more))]
+  ),
   CombineGlobally=lambda f: Step(lambda values: [f(values)]),
   pvalue=types.SimpleNamespace(AsSingleton=Single),
   combiners=types.SimpleNamespace(Top=types.SimpleNamespace(SmallestPerKey=smallest)),
@@ -96,7 +100,9 @@ def prepared(log, num_ads):
     counts = {"events": {"train": len(examples)}, "ads": {"ads": num_ads}}[folder]
     splits = {name: types.SimpleNamespace(num_examples=count) for name, count in counts.items()}
     source = types.SimpleNamespace(__getitems__=lambda rows: [examples[row] for row in rows])
-    return types.SimpleNamespace(info=types.SimpleNamespace(splits=splits), as_data_source={"train": source}.get)
+    return types.SimpleNamespace(
+      info=types.SimpleNamespace(splits=splits), as_data_source={"train": source}.get
+    )
 
   return types.SimpleNamespace(builder_from_directory=builder)
 
@@ -112,7 +118,17 @@ def make_log(single):
 
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize(
-  "changed", [{}, {"swing_visits": 7, "swing_basket": 4, "swing_neighbors": 3, "swing_support": 3, "swing_alpha": 0.5}]
+  "changed",
+  [
+    {},
+    {
+      "swing_visits": 7,
+      "swing_basket": 4,
+      "swing_neighbors": 3,
+      "swing_support": 3,
+      "swing_alpha": 0.5,
+    },
+  ],
 )
 def test_equals_one_machine(monkeypatch, tmp_path, single, changed):
   monkeypatch.setattr(swing_beam, "_USERS", 5)
@@ -125,7 +141,9 @@ def test_equals_one_machine(monkeypatch, tmp_path, single, changed):
     min_support=sid.swing_support, seed=4,
   )  # fmt: skip
   found = swing_beam.run({"events": "events", "ads": "ads"}, sid, 4, str(tmp_path))
-  assert (expected.ads_NK >= 0).any() and (expected.ads_NK[9] == -1).all()  # the tenth was never taken
+  assert (expected.ads_NK >= 0).any() and (
+    expected.ads_NK[9] == -1
+  ).all()  # the tenth was never taken
   np.testing.assert_array_equal(found.ads_NK, expected.ads_NK)
   np.testing.assert_array_equal(found.similarity_NK, expected.similarity_NK)
   assert found.ads_NK.dtype == np.int32 and found.similarity_NK.dtype == np.float32
@@ -144,7 +162,10 @@ def test_options_and_settings_that_are_refused(monkeypatch, tmp_path):
 
 def test_the_largest_visit_of_users():
   nothing = np.array([], int)
-  examples = [(0, np.array([5, 5, 5, 6]), np.array([1, 1, 2, 3])), (1, np.array([7]), np.array([1]))]
+  examples = [
+    (0, np.array([5, 5, 5, 6]), np.array([1, 1, 2, 3])),
+    (1, np.array([7]), np.array([1])),
+  ]
   examples.append((2, nothing, nothing))
   assert [swing_beam._largest(example) for example in examples] == [2, 1, 0]
   assert swing_beam._most([2, 1, 0]) == 2 and swing_beam._most([]) == 0

@@ -1,4 +1,6 @@
-"""How a tokenizer is put together: which pairs, seeds and residuals each part is given, and the report's figures."""
+"""How a tokenizer is put together: which pairs, seeds and residuals each part is given, and the
+report's figures.
+"""
 
 import dataclasses
 import json
@@ -37,19 +39,27 @@ def test_each_level_codes_what_the_levels_before_leave(parted):
     rest = rest - centroids[code]
     most = max(list(code).count(c) for c in range(size))
     used = len(set(code.tolist()))
-    assert said[level] == f"level {level + 1}: {used} of {size} codes used, {most} ads in the largest"
+    assert (
+      said[level] == f"level {level + 1}: {used} of {size} codes used, {most} ads in the largest"
+    )
   assert {what for what, _, _ in heard} == {f"k-means, level {level}" for level in (1, 2, 3)}
   assert fitted.seed == 3 and fitted.codebooks == (5, 4, 3, 16) and fitted.width == 6
 
 
 def test_the_tower_learns_nine_tenths_of_the_pairs_of_training(parted, monkeypatch):
   ads, events = parted
-  sid = dataclasses.replace(SETTINGS, tower_steps=2, tower_width=4, tower_temperature=0.3, swing_neighbors=5)
+  sid = dataclasses.replace(
+    SETTINGS, tower_steps=2, tower_width=4, tower_temperature=0.3, swing_neighbors=5
+  )
   given = []
-  monkeypatch.setattr(tower, "fit_tower", lambda *a, **k: given.append((a, k)) or tower.Tower({}, (0.0, 1.0)))
+  monkeypatch.setattr(
+    tower, "fit_tower", lambda *a, **k: given.append((a, k)) or tower.Tower({}, (0.0, 1.0))
+  )
   monkeypatch.setattr(tower.Tower, "embed", lambda self, text, ads: np.asarray(text[:]))
   monkeypatch.setattr(
-    tokenizer.kmeans, "balanced_kmeans", lambda x, size, **_: (np.zeros((size, 6), np.float32), np.arange(40) % size)
+    tokenizer.kmeans,
+    "balanced_kmeans",
+    lambda x, size, **_: (np.zeros((size, 6), np.float32), np.arange(40) % size),
   )
   fitted, _ = tokenizer.fit(ads, events, sid, seed=3)
   (text, _, pairs), options = given[0]
@@ -73,16 +83,25 @@ def test_co_occurrence_stands_beside_content_and_is_bridged_from_it(parted):
   unit = ads.vectors / np.linalg.norm(ads.vectors, axis=1, keepdims=True)
   bridge = cooccurrence.ridge(unit[known], taken[known])
   np.testing.assert_allclose(fitted.bridge, bridge, rtol=1e-5)
-  both = np.array([[*unit[n], *(taken[n] if known[n] else unit[n] @ bridge)] for n in range(40)], np.float32)
-  np.testing.assert_array_equal(codes_NT[:, 0], kmeans.balanced_kmeans(both, 5, iterations=2, seed=0)[1])
-  np.testing.assert_allclose(fitted.embed(ads), np.concatenate([unit, unit @ bridge], axis=1), atol=1e-6)
+  both = np.array(
+    [[*unit[n], *(taken[n] if known[n] else unit[n] @ bridge)] for n in range(40)], np.float32
+  )
+  np.testing.assert_array_equal(
+    codes_NT[:, 0], kmeans.balanced_kmeans(both, 5, iterations=2, seed=0)[1]
+  )
+  np.testing.assert_allclose(
+    fitted.embed(ads), np.concatenate([unit, unit @ bridge], axis=1), atol=1e-6
+  )
 
 
 def test_settings_that_cannot_be_fitted_are_named(parted):
   for changed, words in (
     ({"codebooks": (8, 0)}, r"codebooks \(8, 0\): two levels or more"),
     ({"codebooks": (8,)}, r"codebooks \(8,\): two levels or more"),
-    ({"cooccurrence_width": 41}, "--cooccurrence_width=41 is not allowed: below 40, the number of ads"),
+    (
+      {"cooccurrence_width": 41},
+      "--cooccurrence_width=41 is not allowed: below 40, the number of ads",
+    ),
   ):
     with pytest.raises(config.ConfigError, match=words):
       tokenizer.fit(*parted, dataclasses.replace(SETTINGS, **changed), seed=0)
@@ -96,14 +115,20 @@ def test_neighbours_of_other_ads_are_refused(parted, tmp_path):
   for highest, refused in ((39, False), (40, True)):
     ads_NK = np.full((40, 2), -1, np.int32)
     ads_NK[4, 0] = highest
-    swing.Neighbors(ads_NK, (ads_NK >= 0).astype(np.float32)).save(path, tokenizer.swing_settings(sid, 0))
+    swing.Neighbors(ads_NK, (ads_NK >= 0).astype(np.float32)).save(
+      path, tokenizer.swing_settings(sid, 0)
+    )
     if refused:
       with pytest.raises(schema.DataError, match="neighbours of 40 ads; the table has 40"):
         tokenizer.co_occurrence(parted[1], 40, sid, 0)
     else:
       assert tokenizer.co_occurrence(parted[1], 40, sid, 0).ads_NK[4, 0] == 39
-  swing.Neighbors(ads_NK, np.zeros((40, 3), np.float32)).save(path, tokenizer.swing_settings(sid, 0))
-  with pytest.raises(schema.DataError, match=r"neighbours of shape \(40, 2\), similarities \(40, 3\)"):
+  swing.Neighbors(ads_NK, np.zeros((40, 3), np.float32)).save(
+    path, tokenizer.swing_settings(sid, 0)
+  )
+  with pytest.raises(
+    schema.DataError, match=r"neighbours of shape \(40, 2\), similarities \(40, 3\)"
+  ):
     tokenizer.co_occurrence(parted[1], 40, sid, 0)
 
 
@@ -134,16 +159,22 @@ def test_code_figures_are_those_of_counting():
   codes = np.stack([first, rng.integers(3, size=60), rng.integers(7, size=60)], axis=1)
   assert report.code_quality(codes, (5, 3, 7)) == quality_by_loops(codes, (5, 3, 7))
   one = report.code_quality(codes[:1], (5, 3, 7))["levels"][0]
-  assert (one["entropy_bits"], one["perplexity"]) == (0, 1) and math.copysign(1, one["entropy_bits"]) == 1
+  assert (one["entropy_bits"], one["perplexity"]) == (0, 1) and math.copysign(
+    1, one["entropy_bits"]
+  ) == 1
 
 
 def recall_by_loops(vectors, truth, known, queries, cut):
-  """Mean over queries with a neighbour of those found among the first `cut` over those there are, at most `cut`."""
+  """Mean over queries with a neighbour of those found among the first `cut` over those there
+  are, at most `cut`.
+  """
   recalls = []
   for query in queries:
     wanted = set(truth[query].tolist()) - {-1}
     left_out = {int(query)} | (set() if known is None else set(known[query].tolist()))
-    ranked = sorted(set(range(len(vectors))) - left_out, key=lambda ad: -float(vectors[query] @ vectors[ad]))
+    ranked = sorted(
+      set(range(len(vectors))) - left_out, key=lambda ad: -float(vectors[query] @ vectors[ad])
+    )
     if wanted:
       recalls.append(len(set(ranked[:cut]) & wanted) / min(cut, len(wanted)))
   return np.mean(recalls), len(recalls)
@@ -168,7 +199,9 @@ def test_a_report_s_figures_are_those_of_loops(shop):
   hidden = np.random.default_rng(2).random(120) < 0.1
   shown = np.flatnonzero(~hidden)
   columns = {f.name: getattr(ads, f.name) for f in dataclasses.fields(ads)}
-  shown_ads = schema.AdTable(**{name: None if column is None else column[shown] for name, column in columns.items()})
+  shown_ads = schema.AdTable(
+    **{name: None if column is None else column[shown] for name, column in columns.items()}
+  )
   options = {"width": 16, "steps": 60, "temperature": 0.07, "seed": 2}
   second = tower.fit_tower(content[shown], shown_ads, whole.among(shown), **options)
   for name, vectors in (("content", content), ("trained", second.embed(content, ads))):
@@ -176,7 +209,9 @@ def test_a_report_s_figures_are_those_of_loops(shop):
     assert found["unseen_ads"][name]["recall@5"] == pytest.approx(recall)
     assert found["unseen_ads"][name]["queries"] == queries
   z = fitted.embed(ads)
-  first = [min(range(8), key=lambda c, row=row: ((row - fitted.centroids[0][c]) ** 2).sum()) for row in z]
+  first = [
+    min(range(8), key=lambda c, row=row: ((row - fitted.centroids[0][c]) ** 2).sum()) for row in z
+  ]
   moved_NT = codes_NT.copy()
   moved_NT[::3, 0] = (moved_NT[::3, 0] + 1) % 8
   again = report.quality_report(fitted, ads, events, moved_NT, unseen=False)
@@ -190,7 +225,9 @@ def test_a_report_s_figures_are_those_of_loops(shop):
   assert json.loads(json.dumps(found)) == found
   text = report.format_report(found)
   level = found["codes"]["probe"]["levels"][1]
-  assert f"| 2 | 4 | {level['used']} | {level['entropy_bits']:.2f} | {level['perplexity']:.1f} |" in text
+  assert (
+    f"| 2 | 4 | {level['used']} | {level['entropy_bits']:.2f} | {level['perplexity']:.1f} |" in text
+  )
   recall = found["unseen_ads"]["trained"]
   figures = " | ".join(f"{recall[f'recall@{cut}']:.4f}" for cut in (1, 5, 10))
   assert f"| unseen ads, trained vectors | {recall['queries']} | {figures} |" in text
@@ -200,8 +237,13 @@ def test_a_report_s_figures_are_those_of_loops(shop):
 
 
 def test_a_report_without_a_query_has_no_recall(make):
-  ads, events = make[0](30, vectors=np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)), make[1]([[0, 1]])
-  fitted, codes_NT = tokenizer.fit(ads, events, dataclasses.replace(SETTINGS, codebooks=(4, 3, 8)), seed=0)
+  ads, events = (
+    make[0](30, vectors=np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)),
+    make[1]([[0, 1]]),
+  )
+  fitted, codes_NT = tokenizer.fit(
+    ads, events, dataclasses.replace(SETTINGS, codebooks=(4, 3, 8)), seed=0
+  )
   found = report.quality_report(fitted, ads, events, codes_NT)
   assert found["item_recall"] is None and found["unseen_ads"] is None
   assert "held-out pairs" not in report.format_report(found)

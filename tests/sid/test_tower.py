@@ -1,4 +1,6 @@
-"""The tower's loss equals its formula, and training brings co-taken ads together, the unseen ones too."""
+"""The tower's loss equals its formula, and training brings co-taken ads together, the unseen
+ones too.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +32,17 @@ def test_loss_equals_loops(seed):
       above = sum(np.exp(z[i] @ z[j] / 0.5) for j in range(6) if positive[i, j])
       below = sum(np.exp(z[i] @ z[k] / 0.5) for k in range(6) if k != i)
       terms.append(-np.log(above / below))
-  loss = tower.multi_positive_info_nce(jnp.asarray(z), jnp.asarray(positive), jnp.asarray(candidate), 0.5)
+  loss = tower.multi_positive_info_nce(
+    jnp.asarray(z), jnp.asarray(positive), jnp.asarray(candidate), 0.5
+  )
   np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
 
 
 def test_loss_without_positives_is_zero_with_finite_gradient():
   z, none = jnp.ones((3, 2)), jnp.zeros((3, 3), bool)
-  loss, grad = jax.value_and_grad(lambda z: tower.multi_positive_info_nce(z, none, ~jnp.eye(3, dtype=bool), 0.1))(z)
+  loss, grad = jax.value_and_grad(
+    lambda z: tower.multi_positive_info_nce(z, none, ~jnp.eye(3, dtype=bool), 0.1)
+  )(z)
   assert loss == 0 and (grad == 0).all()
 
 
@@ -44,7 +50,9 @@ def test_starts_as_the_content_vectors(shop):
   ads, events = shop
   text = content(ads)
   neighbors = swing.fit_swing(events, len(ads))
-  z = tower.fit_tower(text, ads, neighbors, width=24, steps=0, temperature=0.1, seed=0).embed(text, ads)
+  z = tower.fit_tower(text, ads, neighbors, width=24, steps=0, temperature=0.1, seed=0).embed(
+    text, ads
+  )
   assert np.abs(z @ z.T - text @ text.T).max() < 0.1
 
 
@@ -75,7 +83,9 @@ def test_seed_decides_and_unseen_ads_get_vectors(shop, make):
 
 def test_errors(shop):
   ads, events = shop
-  nothing = swing.Neighbors(np.full((len(ads), 2), -1, np.int32), np.zeros((len(ads), 2), np.float32))
+  nothing = swing.Neighbors(
+    np.full((len(ads), 2), -1, np.int32), np.zeros((len(ads), 2), np.float32)
+  )
   with pytest.raises(schema.DataError, match="no two ads"):
     tower.fit_tower(content(ads), ads, nothing, steps=1, **OPTIONS)
   fitted = tower.fit_tower(content(ads), ads, swing.fit_swing(events, len(ads)), steps=1, **OPTIONS)

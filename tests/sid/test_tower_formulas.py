@@ -1,4 +1,6 @@
-"""The tower against NumPy: its forward, its fields, the loss of a batch with repeats, and two optimiser steps."""
+"""The tower against NumPy: its forward, its fields, the loss of a batch with repeats, and two
+optimiser steps.
+"""
 
 import binascii
 import math
@@ -24,7 +26,9 @@ def ads(make):
 
 @pytest.fixture(scope="module")
 def text_ND():
-  z = np.random.default_rng(4).normal(size=(NUM, CONTENT)).astype(np.float32) * np.linspace(0.3, 2, CONTENT)
+  z = np.random.default_rng(4).normal(size=(NUM, CONTENT)).astype(np.float32) * np.linspace(
+    0.3, 2, CONTENT
+  )
   return (z / np.linalg.norm(z, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -40,15 +44,25 @@ def fields_of(ads, mean, deviation):
     known = not math.isnan(price)
     value = (math.log1p(max(float(price), 0)) - mean) / deviation if known else 0.0
     rows.append([min(max(value, -5), 5), float(known)])
-  return np.array(rows), [bucket(str(c)) for c in ads.category], [bucket(str(a)) for a in ads.account_id]
+  return (
+    np.array(rows),
+    [bucket(str(c)) for c in ads.category],
+    [bucket(str(a)) for a in ads.account_id],
+  )
 
 
 def forward(params, text, price, category, account, math=np):
-  """Unit vector of one ad: normalised inputs, a hidden layer with tanh-GELU, plus a linear map of the content."""
-  known = math.concatenate([text, price, params["category/embedding"][category], params["account/embedding"][account]])
+  """Unit vector of one ad: normalised inputs, a hidden layer with tanh-GELU, plus a linear map
+  of the content.
+  """
+  known = math.concatenate(
+    [text, price, params["category/embedding"][category], params["account/embedding"][account]]
+  )
   mean = known.mean()
   normed = (known - mean) / math.sqrt(((known - mean) ** 2).mean() + 1e-6)
-  x = (normed * params["norm/scale"] + params["norm/bias"]) @ params["hidden/kernel"] + params["hidden/bias"]
+  x = (normed * params["norm/scale"] + params["norm/bias"]) @ params["hidden/kernel"] + params[
+    "hidden/bias"
+  ]
   hidden = 0.5 * x * (1 + math.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
   z = text @ params["skip/kernel"] + hidden @ params["out/kernel"] + params["out/bias"]
   return z / math.sqrt((z * z).sum() + 1e-12)
@@ -68,22 +82,31 @@ def random_params(seed=0):
     "skip/kernel": (CONTENT, WIDTH),
   }
   rng = np.random.default_rng(seed)
-  return {name: (rng.normal(size=shape) / np.sqrt(shape[0]) + 0.1).astype(np.float32) for name, shape in shapes.items()}
+  return {
+    name: (rng.normal(size=shape) / np.sqrt(shape[0]) + 0.1).astype(np.float32)
+    for name, shape in shapes.items()
+  }
 
 
 def test_forward_of_any_ads_by_chunks(monkeypatch, ads, text_ND):
   monkeypatch.setattr(tower, "CHUNK", 5)
   params = random_params()
-  assert tower.expected_shapes(WIDTH, CONTENT) == {name: value.shape for name, value in params.items()}
+  assert tower.expected_shapes(WIDTH, CONTENT) == {
+    name: value.shape for name, value in params.items()
+  }
   fitted = tower.Tower(params, (1.1, 0.6))
   price, category, account = fields_of(ads, 1.1, 0.6)
   assert price[:, 0].max() == 5 and price[1, 0] < -1.8 and price[2].tolist() == [0, 0]
   exact = {name: value.astype(np.float64) for name, value in params.items()}
-  expected = [forward(exact, text_ND[n].astype(float), price[n], category[n], account[n]) for n in range(NUM)]
+  expected = [
+    forward(exact, text_ND[n].astype(float), price[n], category[n], account[n]) for n in range(NUM)
+  ]
   found = fitted.embed(text_ND, ads)
   assert fitted.width == WIDTH and found.dtype == np.float32
   np.testing.assert_allclose(found, expected, atol=2e-6)
-  with pytest.raises(schema.DataError, match=r"content vectors have shape \(11, 7\); the tower takes \[12, 7\]"):
+  with pytest.raises(
+    schema.DataError, match=r"content vectors have shape \(11, 7\); the tower takes \[12, 7\]"
+  ):
     fitted.embed(text_ND[:11], ads)
 
 
@@ -103,7 +126,9 @@ def test_principal_directions_keep_the_most_of_the_products(text_ND):
 
 
 def masks_by_loops(ads_of_batch, neighbours):
-  """Which places are positives and candidates of each place: every distinct ad but its own is a candidate, once."""
+  """Which places are positives and candidates of each place: every distinct ad but its own is a
+  candidate, once.
+  """
   size = len(ads_of_batch)
   positive = np.zeros((size, size))
   candidate = np.zeros((size, size))
@@ -118,7 +143,9 @@ def masks_by_loops(ads_of_batch, neighbours):
 
 
 def drawn(neighbors, seed, step):
-  """The ads of a step's batch: anchors, a positive of each by similarity, and half as many at random."""
+  """The ads of a step's batch: anchors, a positive of each by similarity, and half as many at
+  random.
+  """
   anchors = [n for n in range(NUM) if (neighbors.ads_NK[n] >= 0).any()]
   first, second, third = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 3)
   anchor = np.asarray(jax.random.choice(first, jnp.asarray(anchors), (NUM,)))
@@ -133,10 +160,14 @@ def drawn(neighbors, seed, step):
 def neighbors():
   """Unequal similarities; ad 3 has no neighbour, 5 and 6 one."""
   rng = np.random.default_rng(1)
-  ads_NK = np.array([rng.choice(np.setdiff1d(np.arange(NUM), [n]), 3, replace=False) for n in range(NUM)])
+  ads_NK = np.array(
+    [rng.choice(np.setdiff1d(np.arange(NUM), [n]), 3, replace=False) for n in range(NUM)]
+  )
   ads_NK[3] = -1
   ads_NK[[5, 6], 1:] = -1
-  return swing.Neighbors(ads_NK.astype(np.int32), np.where(ads_NK >= 0, rng.uniform(0.1, 3, (NUM, 3)), 0).astype("f4"))
+  return swing.Neighbors(
+    ads_NK.astype(np.int32), np.where(ads_NK >= 0, rng.uniform(0.1, 3, (NUM, 3)), 0).astype("f4")
+  )
 
 
 class Told:
@@ -155,7 +186,9 @@ def test_two_steps_are_adamw_on_the_loss_of_the_drawn_batches(ads, text_ND, neig
   start = tower.fit_tower(text_ND, ads, neighbors, steps=0, **options)
   known = [math.log1p(max(float(price), 0)) for price in ads.price if not math.isnan(price)]
   np.testing.assert_allclose(start.price, [np.mean(known), np.std(known)], rtol=1e-5)
-  np.testing.assert_array_equal(start.params["skip/kernel"], tower._principal_directions(text_ND, WIDTH))
+  np.testing.assert_array_equal(
+    start.params["skip/kernel"], tower._principal_directions(text_ND, WIDTH)
+  )
   assert 5e-4 < start.params["out/kernel"].std() < 2e-3 and not start.params["out/bias"].any()
   price, category, account = fields_of(ads, *start.price)
   neighbours = [set(row[row >= 0].tolist()) for row in neighbors.ads_NK]
@@ -189,26 +222,39 @@ def test_two_steps_are_adamw_on_the_loss_of_the_drawn_batches(ads, text_ND, neig
       slope = np.asarray(slope, np.float64)
       first[name] = 0.9 * first[name] + 0.1 * slope
       second[name] = 0.999 * second[name] + 0.001 * slope**2
-      move = first[name] / (1 - 0.9 ** (step + 1)) / (np.sqrt(second[name] / (1 - 0.999 ** (step + 1))) + 1e-8)
+      move = (
+        first[name]
+        / (1 - 0.9 ** (step + 1))
+        / (np.sqrt(second[name] / (1 - 0.999 ** (step + 1))) + 1e-8)
+      )
       params[name] = params[name] - rate * (move + 0.01 * params[name])
   fitted = tower.fit_tower(text_ND, ads, neighbors, steps=2, log=told, **options)
   for name, value in fitted.params.items():
-    # Where a slope is nearly nothing Adam's first move is of its sign alone: few entries may differ.
+    # Where a slope is nearly nothing Adam's first move is of its sign alone: few entries may
+    # differ.
     close = np.abs(value - params[name]) < 2e-5 + 1e-4 * np.abs(params[name])
     assert close.mean() > 0.995, (name, close.mean())
     assert value.dtype == np.float32
-  assert told.lines == [f"tower step {step + 1} of 2: InfoNCE {loss:.4f}" for step, loss in enumerate(losses)]
+  assert told.lines == [
+    f"tower step {step + 1} of 2: InfoNCE {loss:.4f}" for step, loss in enumerate(losses)
+  ]
 
 
 def test_a_batch_is_256_anchors_where_there_are_as_many_ads(monkeypatch, make, text_ND):
   """Anchors, as many positives, and half as many at random."""
   num, seen = 300, []
   real = tower.multi_positive_info_nce
-  monkeypatch.setattr(tower, "multi_positive_info_nce", lambda z, *more: (seen.append(z.shape), real(z, *more))[1])
+  monkeypatch.setattr(
+    tower, "multi_positive_info_nce", lambda z, *more: (seen.append(z.shape), real(z, *more))[1]
+  )
   text = np.resize(text_ND, (num, CONTENT))
-  pairs = swing.Neighbors((np.arange(num)[:, None] ^ 1).astype(np.int32), np.ones((num, 1), np.float32))
+  pairs = swing.Neighbors(
+    (np.arange(num)[:, None] ^ 1).astype(np.int32), np.ones((num, 1), np.float32)
+  )
   prices = np.full(num, 5, np.float32)
-  fitted = tower.fit_tower(text, make[0](num, price=prices), pairs, width=2, steps=1, temperature=0.2, seed=0)
+  fitted = tower.fit_tower(
+    text, make[0](num, price=prices), pairs, width=2, steps=1, temperature=0.2, seed=0
+  )
   assert seen == [(256 + 256 + 128, 2)]
   np.testing.assert_allclose(fitted.price, [math.log1p(5), 1])  # all alike: no division by nothing
 
@@ -216,15 +262,21 @@ def test_a_batch_is_256_anchors_where_there_are_as_many_ads(monkeypatch, make, t
 def test_every_hundredth_step_and_the_last_are_told(make, text_ND):
   told, unknown = Told(), make[0](2, price=np.full(2, np.nan, np.float32))
   pairs = swing.Neighbors(np.array([[1], [0]], np.int32), np.ones((2, 1), np.float32))
-  fitted = tower.fit_tower(text_ND[:2], unknown, pairs, width=2, steps=102, temperature=0.2, seed=0, log=told)
-  assert [line.split(":")[0] for line in told.lines] == [f"tower step {n} of 102" for n in (1, 101, 102)]
+  fitted = tower.fit_tower(
+    text_ND[:2], unknown, pairs, width=2, steps=102, temperature=0.2, seed=0, log=told
+  )
+  assert [line.split(":")[0] for line in told.lines] == [
+    f"tower step {n} of 102" for n in (1, 101, 102)
+  ]
   assert fitted.price == (0.0, 1.0)
 
 
 def test_the_loss_counts_candidates_alone():
   rng = np.random.default_rng(0)
   z = rng.normal(size=(5, 3)).astype(np.float32)
-  candidate = np.array([[0, 1, 1, 0, 1], [1, 0, 1, 0, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 1], [1, 1, 1, 0, 0]], bool)
+  candidate = np.array(
+    [[0, 1, 1, 0, 1], [1, 0, 1, 0, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 1], [1, 1, 1, 0, 0]], bool
+  )
   positive = candidate & (rng.random((5, 5)) < 0.6)
   positive[1] = False
   assert positive.any(axis=1).sum() > 2
@@ -238,4 +290,6 @@ def test_the_loss_counts_candidates_alone():
   found = tower.multi_positive_info_nce(*map(jnp.asarray, (z, positive, candidate)), 0.3)
   np.testing.assert_allclose(found, np.mean(terms), rtol=1e-5)
   with pytest.raises(AssertionError):
-    tower.multi_positive_info_nce(jnp.asarray(z), jnp.asarray(positive[0]), jnp.asarray(candidate), 0.3)
+    tower.multi_positive_info_nce(
+      jnp.asarray(z), jnp.asarray(positive[0]), jnp.asarray(candidate), 0.3
+    )

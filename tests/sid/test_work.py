@@ -1,4 +1,6 @@
-"""Work follows what is asked for: rows touched, arrays shipped, programs compiled, values sorted; results by loops."""
+"""Work follows what is asked for: rows touched, arrays shipped, programs compiled, values
+sorted; results by loops.
+"""
 
 import jax
 import numpy as np
@@ -32,7 +34,13 @@ def expanded(ads_of_leaf, leaves_RW, limit):
 def one_large_leaf():
   """5,000 ads: 4,990 of one UA-SID, the others of four."""
   codes_NT = np.zeros((5000, 2), np.int32)
-  codes_NT[[3, 9, 20, 30, 31, 32, 33, 70, 80, 90]] = [[1, 0], [1, 0], [0, 1], *[[1, 2]] * 4, *[[1, 1]] * 3]
+  codes_NT[[3, 9, 20, 30, 31, 32, 33, 70, 80, 90]] = [
+    [1, 0],
+    [1, 0],
+    [0, 1],
+    *[[1, 2]] * 4,
+    *[[1, 1]] * 3,
+  ]
   return codes_NT
 
 
@@ -68,7 +76,10 @@ def test_live_expansion_does_not_follow_the_largest_leaf():
   assert Counted.touched <= 2 * (7 + 6 + 3)  # twice the limit and what is gone, and the small leaf
   everything = index.expand(beams_BWT[:1], np.ones((1, 2), bool), 5000)[0][0]
   large = sorted(set(np.flatnonzero((codes_NT == 0).all(axis=1))) - {0, 1, 2, 4, 6, 4999}) + [6000]
-  assert everything[: len(large) + 4].tolist() == [*large, 1, 70, 80, 90] and everything[len(large) + 4] == -1
+  assert (
+    everything[: len(large) + 4].tolist() == [*large, 1, 70, 80, 90]
+    and everything[len(large) + 4] == -1
+  )
 
 
 def test_rows_that_come_and_go_are_counted_once():
@@ -105,7 +116,9 @@ def recall_by_sorting(vectors_ND, truth_NK, known_NK, cut):
 @pytest.mark.parametrize("num", [7, 40])
 def test_recall_sorts_only_the_best_and_keeps_ties_by_row(monkeypatch, num):
   rng = np.random.default_rng(num)
-  vectors_ND = rng.integers(-1, 2, (num, 3)).astype(np.float32)  # whole numbers: many equal scores, exact in float32
+  vectors_ND = rng.integers(-1, 2, (num, 3)).astype(
+    np.float32
+  )  # whole numbers: many equal scores, exact in float32
   truth_NK = rng.integers(-1, num, (num, 4))
   known_NK = rng.integers(-1, num, (num, 6))
   monkeypatch.setattr(report, "PART", 16)
@@ -126,13 +139,20 @@ def test_recall_sorts_only_the_best_and_keeps_ties_by_row(monkeypatch, num):
 
 def test_best_are_those_of_a_stable_sort():
   rng = np.random.default_rng(0)
-  scores = [rng.normal(size=(5, 30)), rng.integers(0, 3, (50, 30)), np.zeros((2, 30)), rng.integers(0, 9, (9, 4))]
+  scores = [
+    rng.normal(size=(5, 30)),
+    rng.integers(0, 3, (50, 30)),
+    np.zeros((2, 30)),
+    rng.integers(0, 9, (9, 4)),
+  ]
   hidden = rng.normal(size=(6, 30))
   hidden[:, 3:] = -np.inf  # fewer candidates than places: those that are left out follow by row
   for score_QN in (*scores, hidden):
     score_QN = score_QN.astype(np.float32)
     for most in (1, 10):
-      expected = [sorted(range(len(row)), key=lambda ad, row=row: (-row[ad], ad))[:most] for row in score_QN]
+      expected = [
+        sorted(range(len(row)), key=lambda ad, row=row: (-row[ad], ad))[:most] for row in score_QN
+      ]
       assert report._best(score_QN, most).tolist() == expected
 
 
@@ -155,7 +175,9 @@ def spied(monkeypatch, name, seen):
 def test_centroids_are_shipped_once_for_all_steps_and_rounds(monkeypatch):
   monkeypatch.setattr(rows, "STEP", 512)
   rng = np.random.default_rng(0)
-  points_ND = np.repeat(rng.normal(size=(300, 4)), 8, axis=0).astype(np.float32)  # alike: several rounds of bids
+  points_ND = np.repeat(rng.normal(size=(300, 4)), 8, axis=0).astype(
+    np.float32
+  )  # alike: several rounds of bids
   nearest, sums = [], []
   spied(monkeypatch, "_nearest_on", nearest)
   spied(monkeypatch, "_sums_on", sums)
@@ -171,19 +193,26 @@ def test_rounds_of_an_auction_share_one_shipment(monkeypatch):
   seen = []
   spied(monkeypatch, "_nearest_on", seen)
   centroids_CD = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
-  assignment.assign_rows(rows.Rows(np.zeros((300, 2), np.float32)), centroids_CD, 3)  # all want the same 32 clusters
+  assignment.assign_rows(
+    rows.Rows(np.zeros((300, 2), np.float32)), centroids_CD, 3
+  )  # all want the same 32 clusters
   assert len(seen) >= 4 and len({id(shipped) for _, shipped, _ in seen}) == 1
 
 
 def test_new_ads_are_encoded_with_centroids_shipped_once(monkeypatch, make):
-  ads, events = make[0](40, vectors=np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)), make[1]([[0, 1]])
+  ads, events = (
+    make[0](40, vectors=np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)),
+    make[1]([[0, 1]]),
+  )
   sid = tokenizer.settings.SidConfig(codebooks=(4, 3, 16), tower_steps=0, kmeans_iterations=1)
   fitted, _ = tokenizer.fit(ads, events, sid, seed=0)
   expected = fitted.encode(ads)
   shipped, seen = [], []
   real_ship, real_nearest = rows.ship, rows._nearest_alone
   monkeypatch.setattr(tokenizer, "ship", lambda table: (shipped.append(table), real_ship(table))[1])
-  monkeypatch.setattr(rows, "_nearest_alone", lambda *arguments: (seen.append(arguments), real_nearest(*arguments))[1])
+  monkeypatch.setattr(
+    rows, "_nearest_alone", lambda *arguments: (seen.append(arguments), real_nearest(*arguments))[1]
+  )
   monkeypatch.setattr(tokenizer, "STEP", 8)
   again = tokenizer.Tokenizer(fitted.config, 0, fitted.centroids, None)
   for _ in range(2):
@@ -211,6 +240,8 @@ def test_an_rqvae_compiles_no_more_for_more_restarts_and_brings_no_codes_to_the_
   monkeypatch.setattr(rqvae, "_train_step", guarded("step", real_step))
   monkeypatch.setattr(rqvae, "_restarted", guarded("restart", real_restart))
   before = real_step._cache_size(), real_restart._cache_size()
-  rqvae.fit(x_ND, (40, 8), width=3, steps=20, seed=0)  # more codes than ads: their idle ones differ by restart
+  rqvae.fit(
+    x_ND, (40, 8), width=3, steps=20, seed=0
+  )  # more codes than ads: their idle ones differ by restart
   assert calls == {"step": 20, "restart": 5}
   assert (real_step._cache_size() - before[0], real_restart._cache_size() - before[1]) == (1, 1)

@@ -1,4 +1,6 @@
-"""Candidates: each ad once, the request's own first, p_ref where the policy proposed, pipelines as they say."""
+"""Candidates: each ad once, the request's own first, p_ref where the policy proposed, pipelines
+as they say.
+"""
 
 import os
 
@@ -95,7 +97,9 @@ def test_the_policys_ads_have_its_probability_wherever_they_stand_and_no_others_
 
 def test_the_reward_is_told_log_p_of_what_the_beams_reached_and_the_lowest_for_the_rest(contexts):
   given = []
-  made = make(contexts, given, policy_candidates=1)  # the beams reach three ads whatever is proposed
+  made = make(
+    contexts, given, policy_candidates=1
+  )  # the beams reach three ads whatever is proposed
   expected = np.vectorize(lambda ad: {2: -1.0, 1: -2.0}.get(ad, -3.0))(made.ad_RC)
   np.testing.assert_array_equal(np.concatenate(given), expected)
 

@@ -19,7 +19,9 @@ def _at(state, step, value):
 
 
 def _same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,9 @@ def test_last_two_and_best_are_kept(tmp_path, state):
   with Checkpointer(str(tmp_path), best_metric="recall") as checkpointer:
     for step, score in scores.items():
       metrics = None if score is None else {"recall": score}
-      checkpointer.save(_at(state, step, step), data={"next_step": step}, metadata={"note": "x"}, metrics=metrics)
+      checkpointer.save(
+        _at(state, step, step), data={"next_step": step}, metadata={"note": "x"}, metrics=metrics
+      )
     checkpointer.wait()
     assert checkpointer.steps == [2, 4, 5] and checkpointer.best_step == 2
   with Checkpointer(str(tmp_path), best_metric="recall", read_only=True) as reader:
@@ -61,7 +65,9 @@ def test_restore_is_bitwise_and_into_the_given_shardings(tmp_path):
     checkpointer.wait()
     restored = checkpointer.restore(abstract(state)).state
   assert jax.tree.structure(restored) == jax.tree.structure(state) and _same(restored, state)
-  assert jax.tree.map(lambda a: (a.sharding, a.dtype), restored) == jax.tree.map(lambda a: (a.sharding, a.dtype), state)
+  assert jax.tree.map(lambda a: (a.sharding, a.dtype), restored) == jax.tree.map(
+    lambda a: (a.sharding, a.dtype), state
+  )
 
 
 def test_a_saved_step_is_left_as_is(tmp_path, state):
@@ -92,7 +98,10 @@ def test_parameters_that_are_not_finite_are_refused(tmp_path, state):
   params = jax.tree.map(lambda p: p.at[-1].set(np.nan) if p.ndim == 1 else p, state.params)
   with Checkpointer(str(tmp_path)) as checkpointer:
     checkpointer.save(state.replace(step=state.step * 0 + 1, params=params), data={})
-    for restore in (lambda: checkpointer.restore(state), lambda: checkpointer.restore_params(state.params, 1)):
+    for restore in (
+      lambda: checkpointer.restore(state),
+      lambda: checkpointer.restore_params(state.params, 1),
+    ):
       with pytest.raises(ConfigError, match=f"{tmp_path}/1 holds numbers that are not finite"):
         restore()
 
@@ -103,8 +112,17 @@ def _flip(path):
   path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("name", ["params/_METADATA", "opt_state/ocdbt.process_0/manifest.ocdbt", "metrics/metrics",
-                                  "data/metadata", "_CHECKPOINT_METADATA", "SHA256SUMS"])  # fmt: skip
+@pytest.mark.parametrize(
+  "name",
+  [
+    "params/_METADATA",
+    "opt_state/ocdbt.process_0/manifest.ocdbt",
+    "metrics/metrics",
+    "data/metadata",
+    "_CHECKPOINT_METADATA",
+    "SHA256SUMS",
+  ],
+)
 def test_what_is_read_is_compared_with_its_checksum(tmp_path, state, name):
   with Checkpointer(str(tmp_path), best_metric="recall") as checkpointer:
     checkpointer.save(_at(state, 1, 1), data={}, metrics={"recall": 0.5})
@@ -126,7 +144,10 @@ def test_an_older_checkpoint_is_restored_with_one_warning(tmp_path, state, caplo
   with caplog.at_level("WARNING"), Checkpointer(str(tmp_path / "checkpoints")) as checkpointer:
     assert _same(checkpointer.restore(state).state, _at(state, 2, 2))
   assert [text for text in caplog.messages if "without checksums" in text] == [
-    f"{tmp_path} has files without checksums (it is older than they are): damage to them stays unnoticed"
+    (
+      f"{tmp_path} has files without checksums (it is older than they are): damage to them stays "
+      "unnoticed"
+    )
   ]
 
 
@@ -142,7 +163,10 @@ def test_an_empty_folder_is_no_checkpoint_and_other_names_are_none(tmp_path, sta
 
 def test_a_disk_that_refuses_is_an_os_error(tmp_path, state, monkeypatch):
   with Checkpointer(str(tmp_path)) as checkpointer:
-    for reason, kind in (("RESOURCE_EXHAUSTED: [No space left on device]\nat x.cc", OSError), ("a bug", ValueError)):
+    for reason, kind in (
+      ("RESOURCE_EXHAUSTED: [No space left on device]\nat x.cc", OSError),
+      ("a bug", ValueError),
+    ):
 
       def refuse(reason=reason):
         raise ValueError(reason)
@@ -152,7 +176,9 @@ def test_a_disk_that_refuses_is_an_os_error(tmp_path, state, monkeypatch):
         with pytest.raises(kind) as error:
           checkpointer.wait()
       assert isinstance(error.value, OSError) == (kind is OSError)
-      assert kind is not OSError or "\n" not in str(error.value) and "No space left" in str(error.value)
+      assert (
+        kind is not OSError or "\n" not in str(error.value) and "No space left" in str(error.value)
+      )
 
 
 def test_a_checkpoint_is_plain_about_its_position(tmp_path, state):

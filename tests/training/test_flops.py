@@ -45,8 +45,10 @@ def test_a_mixed_product_counts_as_the_wider_dtype():
 @pytest.mark.parametrize(
   ("kind", "peak"),
   [
-    ("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA L4", 121e12),
-    ("NVIDIA L40S", 362e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("TPU v5 lite", 197e12), ("TPU v5", 459e12),
+    ("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
+    ("NVIDIA L4", 121e12),
+    ("NVIDIA L40S", 362e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("TPU v5 lite", 197e12),
+    ("TPU v5", 459e12),
     ("TPU v4", 275e12), ("TPU v6 lite", 918e12), ("cpu", None), ("NVIDIA L400", None),
   ],
 )  # fmt: skip
@@ -55,11 +57,14 @@ def test_peaks_by_name(kind, peak):
 
 
 def gradient(name, items=None, **settings):
-  """(function of parameters and a batch that gives loss and gradient, its arguments) of a model of the zoo."""
+  """(function of parameters and a batch that gives loss and gradient, its arguments) of a model
+  of the zoo.
+  """
   policy = settings.pop("remat", "none")
   config = Config(
-    sid=SidConfig(codebooks=tiny.CODEBOOKS), model=dataclasses.replace(tiny.CONFIG, model=name, **settings),
-    items=items or ItemConfig(), training=TrainConfig(remat=policy),
+    sid=SidConfig(codebooks=tiny.CODEBOOKS),
+    model=dataclasses.replace(tiny.CONFIG, model=name, **settings), items=items or ItemConfig(),
+    training=TrainConfig(remat=policy),
   )  # fmt: skip
   model, batch = registry.build(config, tiny.NUM_ADS), tiny.make_batch()
   if isinstance(model, ItemModel):
@@ -87,17 +92,25 @@ def test_products_are_in_bfloat16_and_losses_in_float32(name):
   items = ItemConfig(item_loss="sampled" if name == "sasrec" else "softmax")
   fn, arguments = gradient(name, items, compute_dtype="bfloat16", history_bias=name == "gr4ad")
   jaxpr = jax.make_jaxpr(fn)(*arguments).jaxpr
-  tables = {(size, tiny.CONFIG.width) for size in tiny.CODEBOOKS[:2]}  # the third is as long as the batch
+  tables = {
+    (size, tiny.CONFIG.width) for size in tiny.CODEBOOKS[:2]
+  }  # the third is as long as the batch
   B, M, S = 4, tiny.DATA.targets + 16, 11
-  copied = 2 * B * M * S  # the copy path's attention over matches; targets, and ads of the history for the bias
+  copied = (
+    2 * B * M * S
+  )  # the copy path's attention over matches; targets, and ads of the history for the bias
   for one, times in flops.matmuls_in(jaxpr).items():
     assert one[-1] == "bfloat16" or flops.matmul_flops({one: 1}) <= copied, (one, times)
   for eqn in _equations(jaxpr):
     if eqn.primitive.name in ("exp", "exp2", "log", "log1p", "expm1"):
       assert eqn.invars[0].aval.dtype == jnp.float32, eqn
-    if eqn.primitive.name == "convert_element_type":  # rows of codes are gathered first: no table is converted whole
+    if (
+      eqn.primitive.name == "convert_element_type"
+    ):  # rows of codes are gathered first: no table is converted whole
       assert eqn.outvars[0].aval.shape not in tables, eqn
-  assert {str(leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(fn, *arguments))} == {"float32"}
+  assert {str(leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(fn, *arguments))} == {
+    "float32"
+  }
 
 
 @pytest.mark.parametrize("name", ["gr4ad", "hstu"])
@@ -106,6 +119,8 @@ def test_what_is_computed_again_is_no_work_of_the_model(name):
   for policy in ("none", "dots", "full"):
     fn, arguments = gradient(name, remat=policy)
     jaxpr = jax.make_jaxpr(fn)(*arguments).jaxpr
-    counts[policy] = [flops.matmul_flops(flops.matmuls_in(jaxpr, recomputed)) for recomputed in (False, True)]
+    counts[policy] = [
+      flops.matmul_flops(flops.matmuls_in(jaxpr, recomputed)) for recomputed in (False, True)
+    ]
   assert counts["none"][0] == counts["none"][1] == counts["dots"][0] == counts["full"][0]
   assert counts["none"][0] < counts["dots"][1] < counts["full"][1]

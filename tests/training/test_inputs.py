@@ -1,4 +1,6 @@
-"""Tokenizer and index follow the settings until a run is trained, and stay as they are from then on."""
+"""Tokenizer and index follow the settings until a run is trained, and stay as they are from then
+on.
+"""
 
 import csv
 import dataclasses
@@ -32,18 +34,25 @@ def config(tmp_path):
   np.save(encoder, rng.normal(size=(24, 8)))
   ads = [[f"ad{n}", "tea", "shop", 1 + n] for n in range(24)]
   start = 1_700_000_000
-  visits = [(u, a, start + 3600 * v) for u in range(20) for v in range(2) for a in rng.choice(24, 4, replace=False)]
+  visits = [
+    (u, a, start + 3600 * v)
+    for u in range(20)
+    for v in range(2)
+    for a in rng.choice(24, 4, replace=False)
+  ]
   return Config(
     workdir=str(tmp_path / "run"),
     data=DataConfig(
-      dataset="ad_log", data_dir=str(tmp_path / "data"),
+      dataset="ad_log",
+      data_dir=str(tmp_path / "data"),
       ads_path=write(tmp_path / "ads.csv", [["ad_id", "text", "account_id", "price"], *ads]),
       events_path=write(
-        tmp_path / "events.csv", [["user_id", "ad_id", "time"], *((f"u{u}", f"ad{a}", t) for u, a, t in visits)]
+        tmp_path / "events.csv",
+        [["user_id", "ad_id", "time"], *((f"u{u}", f"ad{a}", t) for u, a, t in visits)],
       ),
     ),
     sid=dataclasses.replace(SID, encoder=encoder),
-  )  # fmt: skip
+  )
 
 
 def of_seed(config, seed):
@@ -54,7 +63,9 @@ def stored(config):
   return Tokenizer.load(f"{config.workdir}/tokenizer"), SidIndex.load(f"{config.workdir}/index")
 
 
-@pytest.mark.parametrize(("column", "number"), [("value", 3e38), ("value", np.inf), ("price", 2e18)])
+@pytest.mark.parametrize(
+  ("column", "number"), [("value", 3e38), ("value", np.inf), ("price", 2e18)]
+)
 def test_money_that_float32_cannot_be_computed_with_is_refused(config, monkeypatch, column, number):
   dataset = load_dataset(config.data)
   if column == "price":
@@ -65,7 +76,9 @@ def test_money_that_float32_cannot_be_computed_with_is_refused(config, monkeypat
   else:
     value_E = dataset.events.value.copy()
     value_E[5] = number
-    dataset = dataclasses.replace(dataset, events=dataclasses.replace(dataset.events, value=value_E))
+    dataset = dataclasses.replace(
+      dataset, events=dataclasses.replace(dataset.events, value=value_E)
+    )
     name = dataset.ads.ad_id[dataset.events.ad[5]]
   monkeypatch.setattr(inputs, "load_dataset", lambda _: dataset)
   refused = re.escape(f"column {column!r}: {number:g}, of ad {str(name)!r}, is not allowed")
@@ -93,7 +106,9 @@ def test_codes_follow_the_seed_until_a_run_is_trained(config, tmp_path):
 def test_only_a_trained_run_refuses_another_ad_table(config, tmp_path):
   dataset = load_dataset(config.data)
   inputs.save_tokenizer(config, dataset, *inputs.tokenizer_of(config, dataset))
-  dearer = dataclasses.replace(dataset, ads=dataclasses.replace(dataset.ads, price=2 * dataset.ads.price))
+  dearer = dataclasses.replace(
+    dataset, ads=dataclasses.replace(dataset.ads, price=2 * dataset.ads.price)
+  )
   assert len(inputs.tokenizer_of(config, dearer)[1].codes_NT) == 24
   (tmp_path / "run" / "checkpoints" / "10").mkdir(parents=True)
   with pytest.raises(ConfigError, match="another ad table"):
@@ -105,7 +120,9 @@ class Crash(BaseException):
 
 
 def test_the_index_is_there_only_where_what_it_refers_to_is_whole(config, tmp_path, monkeypatch):
-  """A crash before any of the renames: a codes.npz without tokenizer and ads would pass for a whole tokenizer."""
+  """A crash before any of the renames: a codes.npz without tokenizer and ads would pass for a
+  whole tokenizer.
+  """
   dataset, rename = load_dataset(config.data), os.replace
   made, there, whole = inputs.tokenizer_of(config, dataset), [], False
   files = ["tokenizer/tokenizer.npz", "index/ads.npz", "index/codes.npz"]

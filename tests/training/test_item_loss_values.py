@@ -1,4 +1,6 @@
-"""Losses of models of single ads against loops: places, strata, bias and weights, whatever the draw."""
+"""Losses of models of single ads against loops: places, strata, bias and weights, whatever the
+draw.
+"""
 
 import dataclasses
 import functools
@@ -20,7 +22,9 @@ SHARE = np.arange(1, N + 1) / np.arange(1, N + 1).sum()
 
 
 def make_batch():
-  """The tiny batch; some targets are of the history, one request has one twice, two share one; one has none."""
+  """The tiny batch; some targets are of the history, one request has one twice, two share one;
+  one has none.
+  """
   batch = tiny.make_batch()
   ads, mask = batch.target_ad_BM.copy(), batch.target_mask_BM.copy()
   ads[0, :3] = batch.slot_ad_BS[0, 1], 4, 4
@@ -52,7 +56,11 @@ def places(inner):
   """(request, ads seen, targets) of every place that is learned from."""
   found = []
   for b, ads in enumerate(HISTORIES):
-    targets = [int(ad) for ad, real in zip(BATCH.target_ad_BM[b], BATCH.target_mask_BM[b], strict=True) if real]
+    targets = [
+      int(ad)
+      for ad, real in zip(BATCH.target_ad_BM[b], BATCH.target_mask_BM[b], strict=True)
+      if real
+    ]
     found.append((b, len(ads), targets))
     found += [(b, i, [ads[i]]) for i in range(1, len(ads))] if inner else []
   return found
@@ -86,7 +94,9 @@ def softmax(inner, bias, drawn):
 
 
 def sampled(inner, bias, drawn):
-  """One ad of each of NEGATIVES runs of rows stands for its run, unless it is counted as a target or as history."""
+  """One ad of each of NEGATIVES runs of rows stands for its run, unless it is counted as a
+  target or as history.
+  """
   ends = [k * N // NEGATIVES for k in range(NEGATIVES + 1)]
   run = {int(ad): ends[k + 1] - ends[k] for k, ad in enumerate(drawn)}
   assert all(ends[k] <= ad < ends[k + 1] for k, ad in enumerate(drawn))
@@ -95,13 +105,19 @@ def sampled(inner, bias, drawn):
     scores, history = biased(b, seen, bias), HISTORIES[b][:seen]
     total = sum(np.exp(scores[ad]) for ad in targets)  # one that stands twice is counted twice
     total += sum(np.exp(scores[ad]) for ad in history if ad not in targets)
-    total += sum(size * np.exp(scores[ad]) for ad, size in run.items() if ad not in targets and ad not in history)
+    total += sum(
+      size * np.exp(scores[ad])
+      for ad, size in run.items()
+      if ad not in targets and ad not in history
+    )
     losses += [np.log(total) - scores[ad] for ad in targets]
   return np.mean(losses)
 
 
 def inbatch(inner, bias, drawn):
-  """The others' targets, each over how often it is expected among the batch's; own ones as they are."""
+  """The others' targets, each over how often it is expected among the batch's; own ones as they
+  are.
+  """
   del drawn
   every = [ad for _, _, targets in places(inner) for ad in targets]
   losses = []
@@ -132,12 +148,18 @@ def drawn_by(loss_fn, kind):
   rows = touched.row_U[touched.drawn]
   if kind == "sampled":
     return rows
-  at = zip(touched.places.row_P.tolist(), touched.places.place_P.tolist(), touched.places.mask_PM.any(1), strict=True)
+  at = zip(
+    touched.places.row_P.tolist(),
+    touched.places.place_P.tolist(),
+    touched.places.mask_PM.any(1),
+    strict=True,
+  )
   return [((b, seen), row) for (b, seen, real), row in zip(at, rows, strict=True) if real]
 
 
 @pytest.mark.parametrize(
-  ("kind", "inner"), [("softmax", False), ("softmax", True), ("sampled", True), ("inbatch", True), ("bce", True)]
+  ("kind", "inner"),
+  [("softmax", False), ("softmax", True), ("sampled", True), ("inbatch", True), ("bce", True)],
 )
 def test_loss_and_the_slope_of_its_bias(kind, inner):
   """The loss is that without the bias; the bias learns by the slope of the loss under it."""
@@ -151,7 +173,9 @@ def test_loss_and_the_slope_of_its_bias(kind, inner):
   np.testing.assert_allclose(metrics["item_bias"], BIAS, rtol=1e-5)
   slope = (by_hand(inner, BIAS + 1e-4, drawn) - by_hand(inner, BIAS - 1e-4, drawn)) / 2e-4
   assert abs(slope) > 1e-3
-  np.testing.assert_allclose(gradient["history_bias"], 10 * slope, rtol=2e-3)  # b is ten times its parameter
+  np.testing.assert_allclose(
+    gradient["history_bias"], 10 * slope, rtol=2e-3
+  )  # b is ten times its parameter
 
 
 def test_bce_draws_evenly_from_all_ads():
@@ -168,7 +192,9 @@ def test_bce_draws_evenly_from_all_ads():
 
 
 def test_no_more_negatives_are_drawn_than_there_are_ads():
-  loss_fn = item_task.make_item_loss(dataclasses.replace(build(), items=ItemConfig(item_loss="sampled")), SHARE)
+  loss_fn = item_task.make_item_loss(
+    dataclasses.replace(build(), items=ItemConfig(item_loss="sampled")), SHARE
+  )
   touched = loss_fn.touch(BATCH, KEY)
   assert sorted(np.asarray(touched.row_U[touched.drawn])) == list(range(N))
   np.testing.assert_array_equal(touched.log_weight, np.zeros(N))
@@ -184,12 +210,18 @@ def test_dropout_is_applied_and_drawn_anew(kind):
 
 
 def test_the_items_loss_is_added_by_its_weight_once():
-  """Each part has randomness of its own; the metrics are those of the generative loss, and the head's beside them."""
+  """Each part has randomness of its own; the metrics are those of the generative loss, and the
+  head's beside them.
+  """
   keys = []
 
   def generative(params, batch, key):
     keys.append(key)
-    return params + batch, {"loss": params + batch, "sid": jnp.float32(7.0), "item": jnp.float32(-1.0)}
+    return params + batch, {
+      "loss": params + batch,
+      "sid": jnp.float32(7.0),
+      "item": jnp.float32(-1.0),
+    }
 
   def item(params, batch, key):
     keys.append(key)

@@ -38,38 +38,52 @@ def test_places_are_the_last_ones_and_all_inner_ones_that_fit():
   inner = {
     (int(row), int(place), int(target))
     for row, place, target, real in zip(
-      places.row_P[4:], places.place_P[4:], places.target_PM[4:, 0], places.mask_PM[4:, 0], strict=True
+      places.row_P[4:],
+      places.place_P[4:],
+      places.target_PM[4:, 0],
+      places.mask_PM[4:, 0],
+      strict=True,
     )
     if real
   }
   ads = batch.slot_ad_BS
-  expected = {(0, i, int(ads[0, i])) for i in (1, 2)} | {(1, i, int(ads[1, i])) for i in range(1, 6)}
+  expected = {(0, i, int(ads[0, i])) for i in (1, 2)} | {
+    (1, i, int(ads[1, i])) for i in range(1, 6)
+  }
   assert inner == expected and not places.mask_PM[4:, 1:].any()
 
 
 def test_more_inner_places_than_fit_are_drawn():
   batch = tiny.make_batch()
   drawn = [jax.device_get(item_task.places_of(batch, 1, jax.random.key(seed))) for seed in range(6)]
-  chosen = {tuple(sorted(zip(p.row_P[4:].tolist(), p.place_P[4:].tolist(), strict=True))) for p in drawn}
+  chosen = {
+    tuple(sorted(zip(p.row_P[4:].tolist(), p.place_P[4:].tolist(), strict=True))) for p in drawn
+  }
   assert all(p.mask_PM[4:, 0].all() for p in drawn) and len(chosen) > 1
 
 
 @pytest.mark.parametrize("inner", [False, True])
 def test_sampling_all_ads_is_the_softmax(inner):
   both = {"inner_targets": inner, "inner_positions": 3}
-  full, sampled = (loss_of(item_loss=name, item_negatives=999, **both) for name in ("softmax", "sampled"))
+  full, sampled = (
+    loss_of(item_loss=name, item_negatives=999, **both) for name in ("softmax", "sampled")
+  )
   np.testing.assert_allclose(full, sampled, rtol=1e-5)
 
 
 def gradients(params, **items):
   model, _, batch = system(**items)
-  return tiny.jit(jax.grad(lambda p: item_task.make_item_loss(model, SHARE)(p, batch, jax.random.key(0))[0]))(params)
+  return tiny.jit(
+    jax.grad(lambda p: item_task.make_item_loss(model, SHARE)(p, batch, jax.random.key(0))[0])
+  )(params)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sampled", "bce"])
 def test_the_model_learns_without_the_bias(name):
   params, items = system()[1], {"item_loss": name, "item_negatives": 8}
-  here, there = (gradients(params | {HISTORY_BIAS: np.float32(bias)}, **items) for bias in (0.0, 0.4))
+  here, there = (
+    gradients(params | {HISTORY_BIAS: np.float32(bias)}, **items) for bias in (0.0, 0.4)
+  )
   assert abs(here.pop(HISTORY_BIAS) - there.pop(HISTORY_BIAS)) > 1e-3
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), here, there)
 
@@ -80,7 +94,9 @@ def test_the_bias_learns_under_itself(name):
   model, params, batch = system(item_loss=name, item_negatives=999)
 
   def loss(bias):
-    logp_BN = jax.nn.log_softmax(model.apply({"params": params | {HISTORY_BIAS: bias}}, batch), axis=-1)
+    logp_BN = jax.nn.log_softmax(
+      model.apply({"params": params | {HISTORY_BIAS: bias}}, batch), axis=-1
+    )
     own_BM = jnp.take_along_axis(logp_BN, jnp.maximum(batch.target_ad_BM, 0), axis=1)
     return jnp.where(batch.target_mask_BM, -own_BM, 0).sum() / batch.target_mask_BM.sum()
 
@@ -91,7 +107,9 @@ def test_the_bias_learns_under_itself(name):
 
 
 def test_each_run_of_rows_gives_one_ad_evenly():
-  """So each ad is drawn at most once, with probability 1 / the length of its run, which is its weight."""
+  """So each ad is drawn at most once, with probability 1 / the length of its run, which is its
+  weight.
+  """
   lengths = [2, 3, 2, 3]  # of 10 ads
   draw = jax.jit(jax.vmap(lambda key: item_task.draw_of_strata(key, 10, 4)))
   drawn, log_length = jax.device_get(draw(jax.random.split(jax.random.key(0), 6000)))
@@ -120,7 +138,9 @@ def test_rows_that_are_no_ad_change_nothing(loss, name, monkeypatch):
     monkeypatch.setattr(row_tables, "SMALL", small)
     model = registry.build(
       Config(
-        model=dataclasses.replace(tiny.CONFIG, model=name, layers=1, dropout=0.0, history_bias=True),
+        model=dataclasses.replace(
+          tiny.CONFIG, model=name, layers=1, dropout=0.0, history_bias=True
+        ),
         items=ItemConfig(item_loss=loss, item_negatives=8, item_smoothing=0.2),
       ),
       tiny.NUM_ADS,
@@ -128,7 +148,9 @@ def test_rows_that_are_no_ad_change_nothing(loss, name, monkeypatch):
     params = tiny.draw_params(model, batch, bias=-0.7)
     if found:
       assert params["items"].shape == (row_tables.MULTIPLE, 16)
-      params = found[0][0] | {"items": np.pad(found[0][0]["items"], ((0, row_tables.MULTIPLE - tiny.NUM_ADS), (0, 0)))}
+      params = found[0][0] | {
+        "items": np.pad(found[0][0]["items"], ((0, row_tables.MULTIPLE - tiny.NUM_ADS), (0, 0)))
+      }
     value = tiny.jit(item_task.make_item_loss(model, SHARE))(params, batch, jax.random.key(0))[0]
     found.append((params, value, *ItemRanker(model).search(params, batch, 9)))
   for plain, padded in list(zip(*found, strict=True))[1:]:
@@ -137,7 +159,9 @@ def test_rows_that_are_no_ad_change_nothing(loss, name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["softmax", "sampled", "bce", "inbatch"])
 def test_every_loss_learns(name):
-  model, params, batch = system(item_loss=name, item_negatives=8, inner_targets=True, inner_positions=3)
+  model, params, batch = system(
+    item_loss=name, item_negatives=8, inner_targets=True, inner_positions=3
+  )
   step = tiny.jit(jax.value_and_grad(item_task.make_item_loss(model, SHARE), has_aux=True))
   first = None
   for i in range(60):
@@ -148,7 +172,9 @@ def test_every_loss_learns(name):
 
 
 def test_inbatch_negatives_weigh_by_how_rarely_they_are_targets():
-  """Each negative counts e^score / (targets of the batch x its share), one's own targets as they are; no bias."""
+  """Each negative counts e^score / (targets of the batch x its share), one's own targets as they
+  are; no bias.
+  """
   model, params, batch = system(item_loss="inbatch")
   share = np.random.default_rng(3).random(tiny.NUM_ADS) + 0.1
   share /= share.sum()

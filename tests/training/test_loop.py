@@ -28,11 +28,22 @@ def _lines(workdir):
 
 
 def _same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
 
 
 def _program(workdir, total_steps, save_every, seconds, width=8):
-  command = [sys.executable, "-m", "tests.training.toy", workdir, total_steps, save_every, seconds, width]
+  command = [
+    sys.executable,
+    "-m",
+    "tests.training.toy",
+    workdir,
+    total_steps,
+    save_every,
+    seconds,
+    width,
+  ]
   command, environment = [str(word) for word in command], os.environ | {"JAX_PLATFORMS": "cpu"}
   pipe = subprocess.PIPE
   return subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -48,13 +59,21 @@ def uninterrupted(tmp_path_factory):
 
 def test_what_a_run_leaves(uninterrupted):
   workdir, result, seen = uninterrupted
-  assert result.status == "done" and int(result.state.step) == 20 and result.valid_metrics == {"score": -12.0}
+  assert (
+    result.status == "done"
+    and int(result.state.step) == 20
+    and result.valid_metrics == {"score": -12.0}
+  )
   lines = _lines(workdir)
   assert [line["step"] for line in lines] == list(range(2, 21, 2))
   assert [line["step"] for line in lines if "valid/score" in line] == [8, 16, 20]
-  assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/absolute_error"} <= set(lines[0])
+  assert {"train/loss", "train/grad_norm", "train/learning_rate", "train/absolute_error"} <= set(
+    lines[0]
+  )
   assert lines[-1]["train/loss"] < lines[0]["train/loss"]
-  with Checkpointer(str(workdir / "checkpoints"), best_metric="score", read_only=True) as checkpointer:
+  with Checkpointer(
+    str(workdir / "checkpoints"), best_metric="score", read_only=True
+  ) as checkpointer:
     assert checkpointer.steps == [8, 16, 20] and checkpointer.best_step == 8
 
 
@@ -99,10 +118,20 @@ def test_a_stop_at_an_evaluated_step_evaluates_first(uninterrupted, tmp_path):
       signal.raise_signal(signal.SIGTERM)
 
   stopped = toy.train(tmp_path, 20, 100, on_progress=stop_at_8)
-  assert (stopped.status, int(stopped.state.step), stopped.valid_metrics) == ("preempted", 8, {"score": 0.0})
+  assert (stopped.status, int(stopped.state.step), stopped.valid_metrics) == (
+    "preempted",
+    8,
+    {"score": 0.0},
+  )
   resumed = toy.train(tmp_path, 20, 100)
-  assert resumed.status == "done" and _same(resumed.state, result.state) and _lines(tmp_path) == _lines(whole)
-  with Checkpointer(str(tmp_path / "checkpoints"), best_metric="score", read_only=True) as checkpointer:
+  assert (
+    resumed.status == "done"
+    and _same(resumed.state, result.state)
+    and _lines(tmp_path) == _lines(whole)
+  )
+  with Checkpointer(
+    str(tmp_path / "checkpoints"), best_metric="score", read_only=True
+  ) as checkpointer:
     assert checkpointer.steps == [8, 16, 20] and checkpointer.best_step == 8
 
 
@@ -120,7 +149,10 @@ def test_kill_in_mid_save_goes_on_from_the_last_whole_step(tmp_path):
   assert caught and process.returncode == -signal.SIGKILL
   with Checkpointer(str(killed / "checkpoints"), read_only=True) as checkpointer:
     assert 0 < checkpointer.steps[-1] < total
-  resumed, expected = toy.train(killed, total, 100, width=width), toy.train(whole, total, 100, width=width)
+  resumed, expected = (
+    toy.train(killed, total, 100, width=width),
+    toy.train(whole, total, 100, width=width),
+  )
   assert _same(resumed.state, expected.state) and _lines(killed) == _lines(whole)
   assert all(name.isdigit() for name in os.listdir(killed / "checkpoints"))
 
@@ -134,9 +166,14 @@ def test_stop_on_nan_keeps_the_last_good_step(tmp_path):
 
   with Checkpointer(str(tmp_path)) as checkpointer:
     with pytest.raises(loop.DivergedError, match="at step 10; the last good checkpoint is step 8"):
-      loop.fit(state, step, broken_batch, loop.Schedule(20, save_every=2), checkpointer=checkpointer)
+      loop.fit(
+        state, step, broken_batch, loop.Schedule(20, save_every=2), checkpointer=checkpointer
+      )
     assert checkpointer.steps == [6, 8]
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(checkpointer.restore(toy.setup(20)[0]).state))
+    assert all(
+      np.isfinite(leaf).all()
+      for leaf in jax.tree.leaves(checkpointer.restore(toy.setup(20)[0]).state)
+    )
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -3e38])
@@ -148,7 +185,9 @@ def test_data_that_nothing_can_be_learned_from_are_blamed(number):
     return batch | {"y": batch["y"].at[3].set(number)} if at == 1 else batch
 
   shown = re.escape(f"{number:g}")  # -3e+38: the sign of the exponent
-  with pytest.raises(loop.DivergedError, match=rf"at step 2; .*; its data hold {shown} in \['y'\]") as error:
+  with pytest.raises(
+    loop.DivergedError, match=rf"at step 2; .*; its data hold {shown} in \['y'\]"
+  ) as error:
     loop.fit(state, step, broken_batch, loop.Schedule(4))
   assert error.value.of_data
 
@@ -156,7 +195,9 @@ def test_data_that_nothing_can_be_learned_from_are_blamed(number):
 def test_a_learning_rate_that_is_too_high_is_not_blamed_on_the_data():
   state, step, batch_at = toy.setup(4)
   state = state.replace(params=jax.tree.map(lambda p: p * 0 + 1e30, state.params))
-  with pytest.raises(loop.DivergedError, match="at step 1; no checkpoint was saved before it$") as error:
+  with pytest.raises(
+    loop.DivergedError, match="at step 1; no checkpoint was saved before it$"
+  ) as error:
     loop.fit(state, step, batch_at, loop.Schedule(4))
   assert not error.value.of_data
 
@@ -175,7 +216,8 @@ def test_a_run_in_parts_is_the_run_in_one(uninterrupted, tmp_path):
     for until in (7, 13, 0):
       schedule = loop.Schedule(20, log_every=2, eval_every=8, save_every=100, until=until)
       result = loop.fit(
-        state, step, batch_at, schedule, checkpointer=checkpointer, on_progress=lambda p: seen.append(p.step),
+        state, step, batch_at, schedule, checkpointer=checkpointer,
+        on_progress=lambda p: seen.append(p.step),
         evaluate_fn=lambda s: {"score": -abs(int(s.step) - 8)},
       )  # fmt: skip
       state = result.state
@@ -199,7 +241,9 @@ class _Metric:
 
 
 def test_a_step_is_read_after_the_next_is_dispatched():
-  """The copy to the host is asked for at once, so that the read finds it there: devices never wait for the host."""
+  """The copy to the host is asked for at once, so that the read finds it there: devices never
+  wait for the host.
+  """
   told = []
 
   def step(state, batch):
@@ -211,14 +255,26 @@ def test_a_step_is_read_after_the_next_is_dispatched():
 
   loop.fit(_State(), step, lambda number: number, loop.Schedule(4, log_every=1))
   assert list(dict.fromkeys(told)) == [  # a copy may be asked for again
-    ("dispatch", 1), ("copy", 1), ("dispatch", 2), ("copy", 2), ("read", 1), ("dispatch", 3), ("copy", 3), ("read", 2),
-    ("dispatch", 4), ("copy", 4), ("read", 3), ("read", 4),
-  ]  # fmt: skip
+    ("dispatch", 1),
+    ("copy", 1),
+    ("dispatch", 2),
+    ("copy", 2),
+    ("read", 1),
+    ("dispatch", 3),
+    ("copy", 3),
+    ("read", 2),
+    ("dispatch", 4),
+    ("copy", 4),
+    ("read", 3),
+    ("read", 4),
+  ]
 
 
 def test_rates_and_utilisation_follow_from_the_cost(tmp_path):
   state, step, batch_at = toy.setup(6)
-  cost = StepCost(1, 1, 1, 1, model_flops=2e6, xla_flops=None, requests=16, tokens=64, peak_flops=1e12)
+  cost = StepCost(
+    1, 1, 1, 1, model_flops=2e6, xla_flops=None, requests=16, tokens=64, peak_flops=1e12
+  )
   seen = []
   writer, schedule = JsonlWriter(str(tmp_path / "metrics.jsonl")), loop.Schedule(6, log_every=2)
   loop.fit(state, step, batch_at, schedule, writer=writer, on_progress=seen.append, cost=cost)

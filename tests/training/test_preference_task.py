@@ -40,7 +40,9 @@ def parts():
 
 def found(parts, objective, **settings):
   model, params, batch = parts
-  loss_fn = make_preference_loss(model, ObjectiveConfig(objective=objective), PreferenceConfig(**settings), ECPM, 2)
+  loss_fn = make_preference_loss(
+    model, ObjectiveConfig(objective=objective), PreferenceConfig(**settings), ECPM, 2
+  )
   compute = tiny.jit(jax.value_and_grad(loss_fn, has_aux=True))
   (loss, metrics), grads = compute(params, batch, jax.random.key(0))
   return float(loss), {name: float(value) for name, value in metrics.items()}, grads
@@ -52,8 +54,8 @@ def vsl_of(parts, factor_BC=1.0):
   requests, settings = batch.requests, ObjectiveConfig()
   out = tiny.jit(model.apply)({"params": params}, requests, requests.target_codes_BMT)
   weight = vsl.value_weights(
-    requests.target_value_BM, requests.target_depth_BM, requests.user_value_B, requests.target_mask_BM,
-    growth="log", depth_weight=1.0, user_weight=0.0, value_clip=ECPM.clip,
+    requests.target_value_BM, requests.target_depth_BM, requests.user_value_B,
+    requests.target_mask_BM, growth="log", depth_weight=1.0, user_weight=0.0, value_clip=ECPM.clip,
   )  # fmt: skip
   bins = vsl.ecpm_bin(requests.target_value_BM, ECPM.edges)
   loss, _ = vsl.vsl_loss(
@@ -68,7 +70,9 @@ def test_loss_is_vsl_plus_the_weighted_list_objective(parts, objective):
   loss, metrics, grads = found(parts, objective, preference_weight=3.0)
   assert metrics["vsl"] == pytest.approx(vsl_of(parts)[0], rel=1e-5)
   assert loss == pytest.approx(metrics["vsl"] + 3 * metrics["preference"], rel=1e-5)
-  assert metrics["preference"] != 0 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+  assert metrics["preference"] != 0 and all(
+    np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)
+  )
 
 
 def test_unified_weighs_each_candidate(parts):
@@ -77,7 +81,13 @@ def test_unified_weighs_each_candidate(parts):
   batch = parts[2]
   w_vsl, w_rl = unified.unified_weights(logp_BC, batch.reward_BC, z_max=1.5, mask_BM=batch.mask_BC)
   terms, counted = rspo.rspo_terms(
-    logp_BC, batch.reference_logp_BC, batch.reward_BC, beta=1.0, delta=1.0, mask_BM=batch.mask_BC, row_norm=True
+    logp_BC,
+    batch.reference_logp_BC,
+    batch.reward_BC,
+    beta=1.0,
+    delta=1.0,
+    mask_BM=batch.mask_BC,
+    row_norm=True,
   )
   expected = float((w_rl * terms)[counted].sum() / counted.sum())
   assert metrics["preference"] == pytest.approx(expected, rel=1e-4)
@@ -102,23 +112,37 @@ LIST_LOSSES = {
   "grpo": lambda p, f, v: loops.grpo(p, f, v, 0.05, 0.6),
   "xent": lambda p, f, v: loops.cross_entropy(p, v),
 }
-SETTINGS = PreferenceConfig(beta=0.8, delta=0.4, gain="exp2", ranks="model", normalize_rows=False, z_max=1.7,
-                            grpo_clip=0.05, grpo_kl=0.6)  # fmt: skip
+SETTINGS = PreferenceConfig(
+  beta=0.8,
+  delta=0.4,
+  gain="exp2",
+  ranks="model",
+  normalize_rows=False,
+  z_max=1.7,
+  grpo_clip=0.05,
+  grpo_kl=0.6,
+)
 
 
 @pytest.mark.parametrize("name", LIST_LOSSES)
 def test_each_list_loss_is_a_mean_over_requests_with_the_settings_of_its_flags(name):
   policy, reference, reward, mask = draw(3, 6, 5, np.float32, unknown=0.1)
   reward = np.where(mask, np.log1p(np.where(mask, reward, 0)), 0)
-  one, found = tiny.jit(functools.partial(list_loss, name, SETTINGS))(policy, reference, reward, mask)
+  one, found = tiny.jit(functools.partial(list_loss, name, SETTINGS))(
+    policy, reference, reward, mask
+  )
   expected = by_loop(LIST_LOSSES[name], policy, reference, reward, mask)
-  assert (one == 1).all() and found == pytest.approx(expected.mean(), rel=1e-4) and expected.std() > 0
+  assert (
+    (one == 1).all() and found == pytest.approx(expected.mean(), rel=1e-4) and expected.std() > 0
+  )
 
 
 def test_the_unified_sum_is_a_mean_over_all_candidates_that_contribute():
   policy, reference, reward, mask = draw(4, 6, 5, np.float32, unknown=0.1)
   reward = np.where(mask, np.log1p(np.where(mask, reward, 0)), 0)
-  w_vsl, found = tiny.jit(functools.partial(list_loss, "unified", SETTINGS))(policy, reference, reward, mask)
+  w_vsl, found = tiny.jit(functools.partial(list_loss, "unified", SETTINGS))(
+    policy, reference, reward, mask
+  )
   total, count = 0.0, 0
   for b in range(6):
     row = [x[b][mask[b]].tolist() for x in (policy, reference, reward)]

@@ -1,4 +1,6 @@
-"""A trace holds the steps of its window, wherever the run begins, and no trouble with it stops a run."""
+"""A trace holds the steps of its window, wherever the run begins, and no trouble with it stops a
+run.
+"""
 
 import glob
 import gzip
@@ -31,7 +33,9 @@ def _run(folder, window, *stages):
   state, step, batch_at = toy.setup(stages[-1])
   with StepProfiler(str(folder), *window) as profiler:
     for until in stages:
-      result = loop.fit(state, step, batch_at, loop.Schedule(stages[-1], until=until), profiler=profiler)
+      result = loop.fit(
+        state, step, batch_at, loop.Schedule(stages[-1], until=until), profiler=profiler
+      )
       state = result.state
   return int(state.step)
 

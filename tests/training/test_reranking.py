@@ -1,4 +1,6 @@
-"""The second stage: candidates of both sources once each, in the order of the ranker; and ads seen before, masked."""
+"""The second stage: candidates of both sources once each, in the order of the ranker; and ads
+seen before, masked.
+"""
 
 import dataclasses
 import importlib.util
@@ -17,7 +19,13 @@ from gr4ad_jax.training.reward_model import RewardModel
 from tests import tiny
 from tests.training.loops import Told
 
-REWARD = ("--reward_width=8", "--reward_bins=3", "--reward_epochs=1", "--reward_shown=6", "--reward_negatives=6")
+REWARD = (
+  "--reward_width=8",
+  "--reward_bins=3",
+  "--reward_epochs=1",
+  "--reward_shown=6",
+  "--reward_negatives=6",
+)
 
 
 def test_depth_is_the_lists_without_a_reranker():
@@ -69,12 +77,17 @@ def test_the_reward_models_order(workdir):
 
 @pytest.mark.parametrize("prior", [0.3, 1.0])
 def test_the_first_stage_has_its_share(workdir, prior):
-  plain, settings = with_reranker(workdir), {"reranker": "reward", "rerank_candidates": 24, "rerank_exponent": 0.0}
+  plain, settings = (
+    with_reranker(workdir),
+    {"reranker": "reward", "rerank_candidates": 24, "rerank_exponent": 0.0},
+  )
   reranking.prepare(with_reranker(workdir, **settings), inputs_lib.prepare_inputs(plain))
   _, _, first = ranked(plain, 24)
   _, _, second = ranked(with_reranker(workdir, **settings), 24)
   _, _, both = ranked(with_reranker(workdir, rerank_prior=prior, **settings), 24)
-  logp = [np.take_along_axis(x.logp_RK, np.argsort(x.ad_RK, axis=1), axis=1) for x in (first, second)]
+  logp = [
+    np.take_along_axis(x.logp_RK, np.argsort(x.ad_RK, axis=1), axis=1) for x in (first, second)
+  ]
   mixed = prior * logp[0] + (1 - prior) * logp[1]
   worth = np.take_along_axis(mixed, both.ad_RK, axis=1)
   np.testing.assert_allclose(worth, -np.sort(-worth, axis=1), atol=1e-5)
@@ -84,8 +97,15 @@ def test_the_first_stage_has_its_share(workdir, prior):
 
 
 def test_an_ad_that_the_first_stage_did_not_find_has_its_lowest_share(workdir):
-  settings = {"reranker": "reward", "rerank_candidates": 5, "rerank_exponent": 0.0, "rerank_prior": 1.0}
-  reranking.prepare(with_reranker(workdir, **settings), inputs_lib.prepare_inputs(load_config(str(workdir))))
+  settings = {
+    "reranker": "reward",
+    "rerank_candidates": 5,
+    "rerank_exponent": 0.0,
+    "rerank_prior": 1.0,
+  }
+  reranking.prepare(
+    with_reranker(workdir, **settings), inputs_lib.prepare_inputs(load_config(str(workdir)))
+  )
   inputs, requests, first = ranked(with_reranker(workdir), 5)
   _, _, both = ranked(with_reranker(workdir, **settings), 5)
   slots = inputs.contexts(load_config(str(workdir)), "test").slots(requests.request)[0]
@@ -94,7 +114,9 @@ def test_an_ad_that_the_first_stage_did_not_find_has_its_lowest_share(workdir):
 
 
 def test_evaluate_takes_the_flag(workdir):
-  reranking.prepare(with_reranker(workdir, reranker="reward"), inputs_lib.prepare_inputs(load_config(str(workdir))))
+  reranking.prepare(
+    with_reranker(workdir, reranker="reward"), inputs_lib.prepare_inputs(load_config(str(workdir)))
+  )
   done = tiny.run("evaluate", f"--workdir={workdir}", "--reranker=reward", "--rerank_candidates=10")
   assert done.status == 0, done.err
   assert json.loads((workdir / "eval/metrics.json").read_text())["settings"]["reranker"] == "reward"
@@ -123,7 +145,10 @@ def shares(told, requests, ads=24, slots=8):
 
 
 def test_neighbors_add_what_followed_the_history(workdir):
-  plain, config = with_reranker(workdir), with_reranker(workdir, reranker="neighbors", neighbor_weight=2.0)
+  plain, config = (
+    with_reranker(workdir),
+    with_reranker(workdir, reranker="neighbors", neighbor_weight=2.0),
+  )
   inputs, requests, every = ranked(plain, 24)
   share_RN = shares(Told(inputs.dataset.events), requests.request.tolist())
   share_RK = np.take_along_axis(share_RN, every.ad_RK, axis=1)
@@ -137,9 +162,17 @@ def test_neighbors_add_what_followed_the_history(workdir):
 
 @pytest.mark.long
 def test_narrow_beams_get_the_memorys_ads_beside_them(workdir):
-  narrow = ("--max_steps=1", "--noevaluate", "--model=gr4ad_items", "--lambda_ecpm=0", "--beams=2,2,2")
+  narrow = (
+    "--max_steps=1",
+    "--noevaluate",
+    "--model=gr4ad_items",
+    "--lambda_ecpm=0",
+    "--beams=2,2,2",
+  )
   run = workdir.parent / "narrow"
-  done = tiny.run("train", *tiny.source_flags(workdir.parent), *tiny.SETTINGS, *narrow, f"--workdir={run}")
+  done = tiny.run(
+    "train", *tiny.source_flags(workdir.parent), *tiny.SETTINGS, *narrow, f"--workdir={run}"
+  )
   assert (done.status, done.err) == (0, "")
   config = with_reranker(run, reranker="neighbors", neighbor_weight=50.0, rerank_candidates=6)
   inputs, requests, alone = ranked(with_reranker(run), 6)
@@ -171,7 +204,12 @@ def test_with_a_learned_bias_ads_of_the_history_gain_nothing(workdir):
 
 @pytest.mark.parametrize(
   ("search", "bias", "expected"),
-  [("left", False, "left"), ("left", True, "biased"), ("masked", False, "masked"), ("masked", True, "masked")],
+  [
+    ("left", False, "left"),
+    ("left", True, "biased"),
+    ("masked", False, "masked"),
+    ("masked", True, "masked"),
+  ],
 )
 def test_the_table_says_what_becomes_of_seen_ads(search, bias, expected):
   config = Config(model=ModelConfig(history_bias=bias), search=SearchConfig(seen_ads=search))
@@ -198,20 +236,30 @@ def test_masked_lists_lack_what_was_taken_and_keep_the_order_of_the_rest(workdir
       np.testing.assert_array_equal(masked.ad_RK[row, : len(at)], plain.ad_RK[row, at])
       np.testing.assert_allclose(masked.logp_RK[row, : len(at)], plain.logp_RK[row, at], rtol=1e-6)
     assert set(masked.ad_RK[row, : len(at)].tolist()).isdisjoint(taken)
-    assert (masked.ad_RK[row, len(at) :] == -1).all() and (masked.score_RK[row, len(at) :] == -np.inf).all()
+    assert (masked.ad_RK[row, len(at) :] == -1).all() and (
+      masked.score_RK[row, len(at) :] == -np.inf
+    ).all()
   assert met and masked.ad_RK.shape == (len(requests), 5)
 
 
 def test_a_masked_list_that_runs_out_is_padded(workdir):
   inputs, requests, _ = ranked(with_reranker(workdir))
-  ad_RK = np.array([sorted(taken_before(inputs, request))[:2] + [-1] for request in requests.request])
+  ad_RK = np.array(
+    [sorted(taken_before(inputs, request))[:2] + [-1] for request in requests.request]
+  )
   score_RK = np.zeros(ad_RK.shape, np.float32)
-  found = seen_ads.mask(inputs.lines, requests.request, Ranking(ad_RK, score_RK, score_RK + 1, score_RK), 2)
-  assert (found.ad_RK == -1).all() and (found.score_RK == -np.inf).all() and (found.value_RK == 0).all()
+  found = seen_ads.mask(
+    inputs.lines, requests.request, Ranking(ad_RK, score_RK, score_RK + 1, score_RK), 2
+  )
+  assert (
+    (found.ad_RK == -1).all() and (found.score_RK == -np.inf).all() and (found.value_RK == 0).all()
+  )
 
 
 def test_neighbors_need_the_order_of_likelihood():
-  with pytest.raises(ConfigError, match="--order=ecpm is not allowed: only 'likelihood', as --reranker=neighbors"):
+  with pytest.raises(
+    ConfigError, match="--order=ecpm is not allowed: only 'likelihood', as --reranker=neighbors"
+  ):
     validate(Config(search=SearchConfig(reranker="neighbors", order="ecpm")))
 
 
@@ -228,5 +276,7 @@ def test_lightgbm_is_trained_once_and_ranks(workdir):
 
 def test_a_missing_extra_is_named(workdir, monkeypatch):
   monkeypatch.setitem(sys.modules, "lightgbm", None)
-  with pytest.raises(ImportError, match=r"lightgbm is missing: pip install 'gr4ad_jax\[lightgbm\]'"):
+  with pytest.raises(
+    ImportError, match=r"lightgbm is missing: pip install 'gr4ad_jax\[lightgbm\]'"
+  ):
     boosted.check()

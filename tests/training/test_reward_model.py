@@ -1,4 +1,6 @@
-"""Estimates of the reward model against a loop: calibration, scale, clip, and batches of any shape."""
+"""Estimates of the reward model against a loop: calibration, scale, clip, and batches of any
+shape.
+"""
 
 import types
 
@@ -12,7 +14,11 @@ from gr4ad_jax.training.reward_model import RewardModel
 
 CALIBRATION = Calibration([-2.0, 0.0, 1.0], [-3.0, -1.0, 2.0], 1.3)
 SCALE = types.SimpleNamespace(
-  pair=np.zeros((1, 2)), user=np.zeros((1, 2)), value=4.0, clip=9.0, edges={"pair": np.float32(0.1), "user": 0.2}
+  pair=np.zeros((1, 2)),
+  user=np.zeros((1, 2)),
+  value=4.0,
+  clip=9.0,
+  edges={"pair": np.float32(0.1), "user": 0.2},
 )
 PARAMS = {"w": jnp.float32(0.5)}
 
@@ -47,13 +53,17 @@ def by_hand(request, ad):
     logit += corrected[-1] - points[-1]
   else:
     k = 0 if logit < points[1] else 1
-    logit = corrected[k] + (logit - points[k]) / (points[k + 1] - points[k]) * (corrected[k + 1] - corrected[k])
+    logit = corrected[k] + (logit - points[k]) / (points[k + 1] - points[k]) * (
+      corrected[k + 1] - corrected[k]
+    )
   return 1 / (1 + np.exp(-logit)), min(np.exp(log_value) * 4.0 * 1.3, 9.0)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (64, 32), (131, 33), (3, 40)])
 def test_estimates(rows, columns, monkeypatch):
-  monkeypatch.setattr(reward_model, "_PAIRS", 64 * 40)  # of more columns fewer requests at once: 40 of 64 columns
+  monkeypatch.setattr(
+    reward_model, "_PAIRS", 64 * 40
+  )  # of more columns fewer requests at once: 40 of 64 columns
   rng, features = np.random.default_rng(rows), Features()
   model = RewardModel(Model(), PARAMS, features, SCALE, CALIBRATION)
   requests = rng.integers(0, 50, rows)
@@ -64,7 +74,9 @@ def test_estimates(rows, columns, monkeypatch):
   for b, c in np.ndindex(rows, columns):
     p, value = by_hand(int(requests[b]), int(ads[b, c])) if ads[b, c] >= 0 else (0.0, 0.0)
     clipped += value == 9.0
-    np.testing.assert_allclose([found.purchase_BC[b, c], found.value_BC[b, c]], [p, value], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+      [found.purchase_BC[b, c], found.value_BC[b, c]], [p, value], rtol=1e-3, atol=1e-6
+    )
   assert found.purchase_BC.dtype == found.value_BC.dtype == np.float32
   assert clipped or rows * columns == 1
   assert len(set(features.shapes)) == 1  # one shape is compiled
@@ -74,7 +86,9 @@ def test_estimates(rows, columns, monkeypatch):
 
 def test_very_many_ads_are_scored_a_request_at_a_time():
   features = Features()
-  RewardModel(Model(), PARAMS, features, SCALE, CALIBRATION).estimate(np.arange(2), np.zeros((2, 70_000), int))
+  RewardModel(Model(), PARAMS, features, SCALE, CALIBRATION).estimate(
+    np.arange(2), np.zeros((2, 70_000), int)
+  )
   assert features.shapes == [(1, 70_016)] * 2
 
 
@@ -92,5 +106,8 @@ def test_a_digest_tells_models_apart():
   others = [types.SimpleNamespace(**vars(SCALE) | {name: 2 * getattr(SCALE, name) + 1})
             for name in ("pair", "user", "value", "clip")]  # fmt: skip
   digests = [make(scale=scale) for scale in others]
-  digests += [make(params={"w": jnp.float32(0.25)}), make(calibration=Calibration([0.0], [0.0], 1.0))]
+  digests += [
+    make(params={"w": jnp.float32(0.25)}),
+    make(calibration=Calibration([0.0], [0.0], 1.0)),
+  ]
   assert make(scale=same) == make() and len({make(), *digests}) == 7

@@ -36,7 +36,9 @@ def contexts(told):
   codes_NT = np.zeros((logs.ADS, 2), np.int32)
   neighbors = NeighborFolds.of(CoVisitNeighbors.fit(lines.request, lines.ad, logs.ADS))
   data = DataConfig(history_slots=6, neighbor_slots=3, rising_slots=2, targets=3)
-  return RequestContexts(lines, codes_NT, np.ones(logs.ADS, np.float32), Trends.fit(lines, logs.ADS), neighbors, data)
+  return RequestContexts(
+    lines, codes_NT, np.ones(logs.ADS, np.float32), Trends.fit(lines, logs.ADS), neighbors, data
+  )
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +88,12 @@ def test_value_exponent_bends_the_value_alone(contexts, ads):
 
 def test_the_prior_is_the_references_share_of_the_probability(contexts, ads):
   half = reward(contexts, ads, Model(), reward_prior=0.5)
-  np.testing.assert_allclose(half, 10 * np.sqrt([[0.1 * 0.4, 0.2 * 0.1, 0], [0.8 * 0.2, 0, 0.3 * 0.5]]), rtol=1e-5)
-  with pytest.raises(ConfigError, match="--reward_prior=0.5 is not allowed: --reward=logged has no"):
+  np.testing.assert_allclose(
+    half, 10 * np.sqrt([[0.1 * 0.4, 0.2 * 0.1, 0], [0.8 * 0.2, 0, 0.3 * 0.5]]), rtol=1e-5
+  )
+  with pytest.raises(
+    ConfigError, match="--reward_prior=0.5 is not allowed: --reward=logged has no"
+  ):
     reward(contexts, ads, reward="logged", reward_prior=0.5)
 
 
@@ -97,7 +103,9 @@ def test_revenue_is_probability_times_value_and_padding_is_nothing(contexts, ads
 
 def test_power_and_a_users_own_function(contexts, ads):
   own = f"{__name__}:doubled"
-  np.testing.assert_allclose(reward(contexts, ads, Model(), reward=own, reward_power=2.0), [[4, 16, 0], [256, 0, 36]])
+  np.testing.assert_allclose(
+    reward(contexts, ads, Model(), reward=own, reward_power=2.0), [[4, 16, 0], [256, 0, 36]]
+  )
 
 
 def paid(told, request):
@@ -153,12 +161,16 @@ def test_margins_come_from_a_file_that_has_every_ad(contexts, ads, tmp_path):
   np.testing.assert_allclose(found, [[0.1, 0.4, 0], [6.4, 0, 0.9]], rtol=1e-5)
   path.write_text("ad_id,margin\n" + "".join(f"ad{n},{(n - 2.5) / 10}\n" for n in range(logs.ADS)))
   found = reward(contexts, ads, Model(), reward="margin", margins_path=str(path), reward_power=0.5)
-  np.testing.assert_allclose(found, [[-(0.15**0.5), -(0.1**0.5), 0], [4.4**0.5, 0, 0.15**0.5]], rtol=1e-5)
+  np.testing.assert_allclose(
+    found, [[-(0.15**0.5), -(0.1**0.5), 0], [4.4**0.5, 0, 0.15**0.5]], rtol=1e-5
+  )
   path.write_text("ad_id,margin\n" + "ad1,-inf\n")
   with pytest.raises(DataError, match="'margin', row 1: '-inf' is not a finite"):
     reward(contexts, ads, Model(), reward="margin", margins_path=str(path))
   path.write_text("ad_id,margin\nad1,.5\nad2,.5\n ad1,.7\n")
-  with pytest.raises(DataError, match="margins.csv: column 'ad_id', row 3: 'ad1' is already the ad of row 1"):
+  with pytest.raises(
+    DataError, match="margins.csv: column 'ad_id', row 3: 'ad1' is already the ad of row 1"
+  ):
     reward(contexts, ads, Model(), reward="margin", margins_path=str(path))
   path.write_text("ad_id,margin\nad1,.5\n")
   with pytest.raises(DataError, match="'margin' has no value for ad 'ad0'"):
@@ -199,12 +211,20 @@ def test_what_is_no_reward_is_told(contexts, ads, name, words):
 @pytest.mark.parametrize(
   ("settings", "words"),
   [
-    ({"reward": f"{__name__}:hopeless"}, "hopeless: request 9, ad 'ad8': nan: a finite number from -1e"),
+    (
+      {"reward": f"{__name__}:hopeless"},
+      "hopeless: request 9, ad 'ad8': nan: a finite number from -1e",
+    ),
     ({"reward": f"{__name__}:boundless"}, r"boundless: request 9, ad 'ad3': -1e\+300: a finite"),
-    ({"reward_power": 17.0}, r"--reward=revenue: request 9, ad 'ad8': 8.0, 2251\S* by --reward_power and"),
+    (
+      {"reward_power": 17.0},
+      r"--reward=revenue: request 9, ad 'ad8': 8.0, 2251\S* by --reward_power and",
+    ),
   ],
 )
-def test_a_reward_that_no_objective_is_defined_for_is_told_with_its_request_and_ad(contexts, ads, settings, words):
+def test_a_reward_that_no_objective_is_defined_for_is_told_with_its_request_and_ad(
+  contexts, ads, settings, words
+):
   with pytest.raises(DataError, match=words):
     reward(contexts, ads, Model(), **settings)
 

@@ -31,14 +31,18 @@ def test_the_touched_rows_make_the_step():
   for make in (make_train_step, row_step.make_row_step):
     start = jax.tree.map(jnp.asarray, params)
     state, losses = TrainState(jnp.int32(0), start, optimizer.init(start)), []
-    step = make(loss_fn, optimizer, 0).lower(state, batch).compile({"xla_backend_optimization_level": 0})
+    step = (
+      make(loss_fn, optimizer, 0).lower(state, batch).compile({"xla_backend_optimization_level": 0})
+    )
     for _ in range(3):
       state, metrics = step(state, batch)
       losses.append((metrics["loss"], metrics["grad_norm"]))
     found.append(jax.device_get((losses, state)))
   jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5), *found)
   still = (found[1][1].params["items"] == params["items"]).all(axis=1)
-  assert still[np.setdiff1d(np.arange(tiny.NUM_ADS), read_by(loss_fn, batch))].all() and not still.all()
+  assert (
+    still[np.setdiff1d(np.arange(tiny.NUM_ADS), read_by(loss_fn, batch))].all() and not still.all()
+  )
 
 
 def read_by(loss_fn, batch):
@@ -49,17 +53,26 @@ def read_by(loss_fn, batch):
 
 @pytest.mark.parametrize("other", [{"table_optimizer": "adamw"}, {"accumulate": 2}])
 def test_other_steps_need_the_whole_table(other):
-  module = registry.build(Config(model=dataclasses.replace(tiny.CONFIG, model="sasrec")), tiny.NUM_ADS)
+  module = registry.build(
+    Config(model=dataclasses.replace(tiny.CONFIG, model="sasrec")), tiny.NUM_ADS
+  )
   config = ItemConfig(item_loss="sampled")
   few = make_item_loss(module.clone(items=config), SHARE)
-  assert row_step.allowed(TRAIN, few) and not row_step.allowed(dataclasses.replace(TRAIN, **other), few)
+  assert row_step.allowed(TRAIN, few) and not row_step.allowed(
+    dataclasses.replace(TRAIN, **other), few
+  )
   assert not row_step.allowed(TRAIN, make_item_loss(module, SHARE))
 
 
 def test_row_adagrad_against_a_loop():
   rng = np.random.default_rng(0)
-  params = {name: rng.normal(size=(rows, 3)).astype(np.float32) for name, rows in (("items", 5), ("w", 3))}
-  grads = [{name: rng.normal(size=p.shape).astype(np.float32) for name, p in params.items()} for _ in range(3)]
+  params = {
+    name: rng.normal(size=(rows, 3)).astype(np.float32) for name, rows in (("items", 5), ("w", 3))
+  }
+  grads = [
+    {name: rng.normal(size=p.shape).astype(np.float32) for name, p in params.items()}
+    for _ in range(3)
+  ]
   for grad in grads:
     grad["items"][2] = 0  # an ad that no step reads
   config = dataclasses.replace(TRAIN, clip_norm=0.0, weight_decay=0.5, table_learning_rate=0.1)
@@ -75,4 +88,6 @@ def test_row_adagrad_against_a_loop():
   np.testing.assert_allclose(params["items"], expected, rtol=1e-5)
   plain = state_lib.make_optimizer(dataclasses.replace(config, table_optimizer="adamw"), 10)
   kernel = plain.update(grads[0], plain.init(params), params)[0]["w"]
-  np.testing.assert_allclose(optimizer.update(grads[0], optimizer.init(params), params)[0]["w"], kernel, rtol=1e-6)
+  np.testing.assert_allclose(
+    optimizer.update(grads[0], optimizer.init(params), params)[0]["w"], kernel, rtol=1e-6
+  )

@@ -29,9 +29,13 @@ def test_warmup_is_at_most_half_of_a_short_run():
 
 
 def test_decay_touches_matrices_only():
-  optimizer = state_lib.make_optimizer(TrainConfig(learning_rate=0.1, weight_decay=0.5, warmup_steps=0), 100)
+  optimizer = state_lib.make_optimizer(
+    TrainConfig(learning_rate=0.1, weight_decay=0.5, warmup_steps=0), 100
+  )
   params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
-  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+  updates, _ = optimizer.update(
+    jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+  )
   np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
   np.testing.assert_array_equal(updates["bias"], 0.0)
 
@@ -71,7 +75,9 @@ def test_micro_batches_draw_their_own_noise():
   optimizer = state_lib.make_optimizer(TrainConfig(), 10)
   spread = []
   for accumulate in (1, 2):
-    _, metrics = make_train_step(_noise_loss, optimizer, 0, accumulate)(_noise_state(optimizer), jnp.ones(4))
+    _, metrics = make_train_step(_noise_loss, optimizer, 0, accumulate)(
+      _noise_state(optimizer), jnp.ones(4)
+    )
     spread.append(float(metrics["squared"] - metrics["noise"] ** 2))
   assert spread[0] == pytest.approx(0, abs=1e-6) and spread[1] > 1e-4
 
@@ -108,8 +114,12 @@ def test_all_of_the_state_is_updated_in_place_and_float32():
   memory = step.lower(state, batch_at(0)).compile().memory_analysis()
   assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   after, _ = step(state, batch_at(0))
-  floats = [leaf for leaf in jax.tree.leaves((after.params, after.opt_state)) if leaf.dtype != jnp.int32]
-  assert len(floats) == 3 * len(jax.tree.leaves(after.params)) and {str(leaf.dtype) for leaf in floats} == {"float32"}
+  floats = [
+    leaf for leaf in jax.tree.leaves((after.params, after.opt_state)) if leaf.dtype != jnp.int32
+  ]
+  assert len(floats) == 3 * len(jax.tree.leaves(after.params)) and {
+    str(leaf.dtype) for leaf in floats
+  } == {"float32"}
 
 
 def test_finite_flag_falls():

@@ -38,9 +38,14 @@ def test_vectors_of_ads_start_from_co_occurrence_alone_or_with_content(log):
   lines = inputs.lines
   train_L = lines.request_split[lines.request] == 0
   ads = len(inputs.dataset.ads)
-  taken = cooccurrence.ppmi_vectors(lines.request_user[lines.request][train_L], lines.ad[train_L], ads, 16)
+  taken = cooccurrence.ppmi_vectors(
+    lines.request_user[lines.request][train_L], lines.ad[train_L], ads, 16
+  )
   np.testing.assert_allclose(params[row_tables.NAME][:ads], taken, atol=1e-6)
-  learned = ("--tower_steps=3", "--cooccurrence_width=8")  # by the tokenizer: its vectors are more than the content
+  learned = (
+    "--tower_steps=3",
+    "--cooccurrence_width=8",
+  )  # by the tokenizer: its vectors are more than the content
   inputs, params = made(log, "sasrec", "--item_start=ppmi+content", *learned)
   both = cooccurrence.joined(taken, inputs.tokenizer.embed(inputs.dataset.ads), 16)
   np.testing.assert_allclose(params[row_tables.NAME][:ads], both, atol=1e-5)
@@ -50,7 +55,9 @@ def test_codes_start_with_the_mean_of_their_ads(log):
   _, random = made(log, "gr4ad_items")
   inputs, params = made(log, "gr4ad_items", "--item_start=ppmi")
   index, ads = inputs.index, len(inputs.dataset.ads)
-  means = cooccurrence.code_means(np.asarray(params[row_tables.NAME])[:ads], index.codes_NT, index.codebooks)
+  means = cooccurrence.code_means(
+    np.asarray(params[row_tables.NAME])[:ads], index.codes_NT, index.codebooks
+  )
   for level, mean_VD in enumerate(means):
     moved = params[f"head_{level}"]["kernel"] - random[f"head_{level}"]["kernel"]
     np.testing.assert_allclose(moved, mean_VD.T, atol=1e-5)
@@ -68,7 +75,9 @@ def test_edges_of_features_are_fitted_and_then_stay(log):
   for params in (before, jax.device_get(state.params)):
     for name, edges in zip(context.EDGES, expected, strict=True):
       np.testing.assert_allclose(params["processor"][name], edges, rtol=1e-6)
-  assert (before["processor"]["slots_in"]["kernel"] != state.params["processor"]["slots_in"]["kernel"]).any()
+  assert (
+    before["processor"]["slots_in"]["kernel"] != state.params["processor"]["slots_in"]["kernel"]
+  ).any()
 
 
 @pytest.mark.parametrize("flag", ["--feature_bins=0", "--nobehavior_features"])

@@ -23,7 +23,9 @@ OUT = Outputs(
   mtp_logp_BMT=RNG.normal(-3, 1, (B, M, T)).astype(np.float32),
   gate_B=RNG.random(B).astype(np.float32),
 )
-CONFIG = ObjectiveConfig(lambda_ecpm=0.4, lambda_mtp=0.7, value_weight="sqrt", depth_weight=0.9, user_weight=0.6)
+CONFIG = ObjectiveConfig(
+  lambda_ecpm=0.4, lambda_mtp=0.7, value_weight="sqrt", depth_weight=0.9, user_weight=0.6
+)
 FACTOR = (RNG.random((B, M)) * 2).astype(np.float32)
 
 
@@ -69,5 +71,9 @@ def test_the_model_is_asked_for_its_targets_in_training():
   loss, metrics = loss_fn("parameters", BATCH, key)
   np.testing.assert_allclose(loss, by_hand(np.ones((B, M)))["loss"], rtol=1e-5)
   assert asked["variables"] == {"params": "parameters"} and asked["batch"] is BATCH
-  assert asked["codes"] is BATCH.target_codes_BMT and asked["train"] is True and asked["rngs"] == {"dropout": key}
+  assert (
+    asked["codes"] is BATCH.target_codes_BMT
+    and asked["train"] is True
+    and asked["rngs"] == {"dropout": key}
+  )
   np.testing.assert_allclose(metrics["loss"], loss)

@@ -34,7 +34,9 @@ def test_the_config_is_replaced_whole(tmp_path):
 def test_a_folder_in_which_no_checkpoint_can_be_written_is_refused(tmp_path, monkeypatch, name):
   folder = tmp_path / name
   for action in (workdir.check_workdir, workdir.save_config):
-    with pytest.raises(ConfigError, match=r"the whole path must be without \*, \?, \[ and \\") as caught:
+    with pytest.raises(
+      ConfigError, match=r"the whole path must be without \*, \?, \[ and \\"
+    ) as caught:
       action(of(folder))
     assert str(folder) in str(caught.value)
   assert not folder.exists()

@@ -30,14 +30,23 @@ def test_jsonl_resume_drops_later_and_torn_lines(tmp_path):
 def test_lines_that_are_none_of_metrics_are_left_out_and_told(tmp_path, caplog):
   path = tmp_path / "metrics.jsonl"
   good = [json.dumps({"step": step, "train/loss": step / 2}).encode() + b"\n" for step in (2, 4)]
-  bad = [b"garbage\n", b"\xff\xfe\n", b"[2]\n", b'{"train/loss": 1}\n', b'{"step": "3"}\n', b'{"step": true}\n', b"\n"]
+  bad = [
+    b"garbage\n",
+    b"\xff\xfe\n",
+    b"[2]\n",
+    b'{"train/loss": 1}\n',
+    b'{"step": "3"}\n',
+    b'{"step": true}\n',
+    b"\n",
+  ]
   path.write_bytes(good[0] + b"".join(bad) + good[1] + b"torn")
   with caplog.at_level("WARNING"):
     writers.JsonlWriter(str(path), resume_step=4).close()
   assert path.read_bytes() == b"".join(good)
-  assert [f"{path}, line {number}: no line of metrics" in text for number, text in enumerate(caplog.messages, 2)] == (
-    [True] * len(bad)
-  )
+  assert [
+    f"{path}, line {number}: no line of metrics" in text
+    for number, text in enumerate(caplog.messages, 2)
+  ] == ([True] * len(bad))
 
 
 def test_a_new_run_starts_an_empty_file(tmp_path):

@@ -1,4 +1,5 @@
-"""A toy regression with dropout, as a library for the tests and as a program that they stop and kill.
+"""A toy regression with dropout, as a library for the tests and as a program that they stop and
+kill.
 
 Usage: toy.py WORKDIR TOTAL_STEPS SAVE_EVERY SECONDS_A_STEP WIDTH
 """
@@ -47,12 +48,21 @@ def setup(total_steps: int, width: int = 8, accumulate: int = 1, train: bool = T
     return jnp.mean(jnp.square(error_B)), {"absolute_error": jnp.mean(jnp.abs(error_B))}
 
   optimizer = make_optimizer(CONFIG, total_steps)
-  state = init_state(lambda: net.init(jax.random.key(0), jnp.zeros((1, 4)), False)["params"], optimizer, mesh)
+  state = init_state(
+    lambda: net.init(jax.random.key(0), jnp.zeros((1, 4)), False)["params"], optimizer, mesh
+  )
   step = make_train_step(loss_fn, optimizer, CONFIG.seed, accumulate, shardings_of(state))
   return state, step, lambda number: mesh_lib.put_batch(make_batch(number), mesh)
 
 
-def train(workdir: str, total_steps: int, save_every: int, seconds: float = 0.0, width: int = 8, on_progress=None):
+def train(
+  workdir: str,
+  total_steps: int,
+  save_every: int,
+  seconds: float = 0.0,
+  width: int = 8,
+  on_progress=None,
+):
   """Starts or resumes a run in `workdir`."""
   state, step, batch_at = setup(total_steps, width)
   with checkpoint.Checkpointer(f"{workdir}/checkpoints", best_metric="score") as checkpointer:
@@ -66,8 +76,8 @@ def train(workdir: str, total_steps: int, save_every: int, seconds: float = 0.0,
 
     schedule = loop.Schedule(total_steps, log_every=2, eval_every=8, save_every=save_every)
     result = loop.fit(
-      state, step, slow_batch, schedule, checkpointer=checkpointer, writer=writer, on_progress=on_progress,
-      evaluate_fn=lambda s: {"score": -abs(int(s.step) - 8)},
+      state, step, slow_batch, schedule, checkpointer=checkpointer, writer=writer,
+      on_progress=on_progress, evaluate_fn=lambda s: {"score": -abs(int(s.step) - 8)},
     )  # fmt: skip
     writer.close()
   return result

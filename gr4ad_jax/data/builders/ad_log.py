@@ -9,7 +9,8 @@ from gr4ad_jax.data.schema import Dataset
 
 
 class AdLog(base.TableBuilder):
-  """The schema's own columns: `tables.AD_COLUMNS` and `tables.EVENT_COLUMNS`, the optional ones where they are there.
+  """The schema's own columns: `tables.AD_COLUMNS` and `tables.EVENT_COLUMNS`, the optional ones
+  where they are there.
 
   Of a user with three visits or more, the last visit is test and the one before it valid.
   """
@@ -21,9 +22,13 @@ class AdLog(base.TableBuilder):
 
   @classmethod
   def options(cls, data: DataConfig) -> dict[str, Any]:
-    """What `tables.event_log` goes by. Raises ConfigError where the behaviours are not distinct names."""
+    """What `tables.event_log` goes by. Raises ConfigError where the behaviours are not distinct
+    names.
+    """
     if not data.behaviors or len(set(data.behaviors)) < len(data.behaviors):
-      raise ConfigError(f"behaviors must be one or more distinct names, shallowest first, not {data.behaviors}")
+      raise ConfigError(
+        f"behaviors must be one or more distinct names, shallowest first, not {data.behaviors}"
+      )
     return {
       "reader": column_files.READER,
       "behaviors": list(data.behaviors),
@@ -35,7 +40,9 @@ class AdLog(base.TableBuilder):
   def read(cls, data: DataConfig) -> Dataset:
     """Both files, checked. Raises DataError."""
     ad_cells = column_files.read_file(data.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL)
-    event_cells = column_files.read_file(data.events_path, tables.EVENT_COLUMNS, tables.EVENT_OPTIONAL)
+    event_cells = column_files.read_file(
+      data.events_path, tables.EVENT_COLUMNS, tables.EVENT_OPTIONAL
+    )
     ads = tables.ad_table(ad_cells)
     rules = tables.EventRules(data.behaviors, data.on_unknown_ad, data.session_gap_minutes)
     events, dropped = tables.event_log(event_cells, ads, rules)

@@ -1,7 +1,7 @@
 """`amazon_reviews`: products and reviews as the sequential-recommendation benchmarks index them.
 
-McAuley, Targett, Shi and van den Hengel, "Image-based recommendations on styles and substitutes", SIGIR 2015. The user
-brings the two files; they are not part of this package.
+McAuley, Targett, Shi and van den Hengel, "Image-based recommendations on styles and substitutes",
+SIGIR 2015. The user brings the two files; they are not part of this package.
 """
 
 from typing import Any
@@ -19,11 +19,13 @@ DAY = 86_400  # seconds
 
 
 class AmazonReviews(base.TableBuilder):
-  """`ads_path`: item_id, text, attribute_ids; `events_path`: user_id, item_id, position (0 is the oldest).
+  """`ads_path`: item_id, text, attribute_ids; `events_path`: user_id, item_id, position (0 is the
+  oldest).
 
-  Each review is a request of its own, of value 1. The benchmark has order but no clock: a user's review at position p
-  is given the time p days. The ad's id is `item_id`; its category is the attribute ids joined by spaces, its account
-  the first of them ("none" without), since the files name no seller.
+  Each review is a request of its own, of value 1. The benchmark has order but no clock: a user's
+  review at position p is given the time p days. The ad's id is `item_id`; its category is the
+  attribute ids joined by spaces, its account the first of them ("none" without), since the files
+  name no seller.
   """
 
   @classmethod
@@ -53,7 +55,9 @@ class AmazonReviews(base.TableBuilder):
       quantity=np.ones(len(user_E), np.float32),
       request=np.arange(len(user_E)),
     )
-    return Dataset("amazon_reviews", ads, events, ("review",), base.report(ads, events, rows=len(user_E)))
+    return Dataset(
+      "amazon_reviews", ads, events, ("review",), base.report(ads, events, rows=len(user_E))
+    )
 
 
 def _positions(cells: Cells) -> np.ndarray:
@@ -77,5 +81,8 @@ def _items(cells: dict[str, Cells]) -> AdTable:
     "account_id": [entry[0] if entry else "none" for entry in words],
     "category": [" ".join(entry) for entry in words],
   }
-  made = {name: attributes.beside("attribute_ids", arrow.array(column)) for name, column in derived.items()}
+  made = {
+    name: attributes.beside("attribute_ids", arrow.array(column))
+    for name, column in derived.items()
+  }
   return tables.ad_table({"ad_id": cells["item_id"], "text": cells["text"], **made})

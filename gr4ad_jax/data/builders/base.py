@@ -1,4 +1,6 @@
-"""What the builders share: an ad table and an event log as two TFDS configs, written from memory and read back."""
+"""What the builders share: an ad table and an event log as two TFDS configs, written from memory
+and read back.
+"""
 
 import dataclasses
 import hashlib
@@ -15,37 +17,54 @@ from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import SPLITS, AdTable, DataError, Dataset, EventLog, Report
 
 tfds = optional("tensorflow_datasets")
-optional("array_record.python.array_record_module")  # TFDS would name it only after the reading is done
+optional(
+  "array_record.python.array_record_module"
+)  # TFDS would name it only after the reading is done
 
 AD_TEXTS = ("ad_id", "text", "account_id", "category", "conversion_type", "form")
-EVENT_COLUMNS = {"request": np.int32, "ad": np.int32, "time": np.int64, "behavior": np.int32, "value": np.float32,
-                 "quantity": np.float32}
+EVENT_COLUMNS = {
+  "request": np.int32,
+  "ad": np.int32,
+  "time": np.int64,
+  "behavior": np.int32,
+  "value": np.float32,
+  "quantity": np.float32,
+}
 PARTS = ("ads", "events")
 
 
 class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A data set in two configs: `ads` (an example is an ad) and `events` (an example is a user's events of a split).
+  """A data set in two configs: `ads` (an example is an ad) and `events` (an example is a user's
+  events of a split).
 
-  The files are ArrayRecord, in the tables' order, and TensorFlow is not needed. A subclass reads and checks its source.
+  The files are ArrayRecord, in the tables' order, and TensorFlow is not needed. A subclass reads
+  and checks its source.
   """
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "First version."}
   BUILDER_CONFIGS = [
     tfds.core.BuilderConfig(name="ads", description="Split 'ads': one example an ad."),
-    tfds.core.BuilderConfig(name="events", description="Splits train, valid, test: one example a user."),
+    tfds.core.BuilderConfig(
+      name="events", description="Splits train, valid, test: one example a user."
+    ),
   ]
-  url_infos: dict = {}  # nothing is downloaded; TFDS's own property needs importlib_resources, a package it omits
+  # nothing is downloaded; TFDS's own property needs importlib_resources, a package it omits
+  url_infos: dict = {}
 
   def __init__(self, *, data: DataConfig | None = None, tables: Dataset | None = None, **kwargs):
-    """Args: data: the source and its options; tables: what `read` gave, where it was called already."""
+    """Args: data: the source and its options; tables: what `read` gave, where it was called
+    already.
+    """
     self._data = data or DataConfig(dataset=type(self).name)
     self._tables = tables
     super().__init__(file_format="array_record", **kwargs)
 
   @classmethod
   def sources(cls, data: DataConfig) -> dict[str, str]:
-    """Source files by the name of their field. Raises DataError where one is not set or not there."""
+    """Source files by the name of their field. Raises DataError where one is not set or not
+    there.
+    """
     raise DataError(f"{cls.__name__} names no source")
 
   @classmethod
@@ -55,13 +74,17 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @classmethod
   def read(cls, data: DataConfig) -> Dataset:
-    """The data set from its source, with its report. Raises DataError for the first thing that is wrong."""
+    """The data set from its source, with its report. Raises DataError for the first thing that
+    is wrong.
+    """
     raise DataError(f"{cls.__name__} reads no source")
 
   @classmethod
   def fingerprint(cls, data: DataConfig) -> str:
     """16 hex digits that change with the source's bytes and with the options."""
-    made = hashlib.sha256(json.dumps([cls.name, str(cls.VERSION), cls.options(data)], sort_keys=True).encode())
+    made = hashlib.sha256(
+      json.dumps([cls.name, str(cls.VERSION), cls.options(data)], sort_keys=True).encode()
+    )
     for field, path in cls.sources(data).items():
       for part in column_files.part_files(path):
         with open(part, "rb") as source:
@@ -73,7 +96,8 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The prepared part, read back.
 
     Raises:
-      DataError: what is read is not what was written. Damaged files may raise what TFDS and ArrayRecord raise.
+      DataError: what is read is not what was written. Damaged files may raise what TFDS and
+        ArrayRecord raise.
     """
     part = self._stored_ads() if self.builder_config.name == "ads" else self._stored_events()
     if digest(part) != self.info.metadata["digest"]:
@@ -87,7 +111,9 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       columns |= {"price": features.Scalar(np.float32), "created": features.Scalar(np.int64)}
       columns["vector"] = features.Tensor(shape=(None,), dtype=np.float32)
     else:
-      columns = {name: features.Tensor(shape=(None,), dtype=kind) for name, kind in EVENT_COLUMNS.items()}
+      columns = {
+        name: features.Tensor(shape=(None,), dtype=kind) for name, kind in EVENT_COLUMNS.items()
+      }
       columns["user_id"] = features.Text()
     return tfds.core.DatasetInfo(
       builder=self,
@@ -102,13 +128,21 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       self.info.metadata["digest"] = digest(tables.ads)
       return {"ads": self._generate_examples(tables, "ads")}
     self.info.metadata.update(
-      digest=digest(tables.events), behaviors=list(tables.behaviors), report=dataclasses.asdict(tables.report)
+      digest=digest(tables.events),
+      behaviors=list(tables.behaviors),
+      report=dataclasses.asdict(tables.report),
     )
-    present = [split for split in SPLITS if tables.report.events[split]]  # TFDS cannot write an empty split
+    present = [
+      split for split in SPLITS if tables.report.events[split]
+    ]  # TFDS cannot write an empty split
     return {split: self._generate_examples(tables, split) for split in present}
 
   def _generate_examples(self, tables: Dataset, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    yield from _ad_examples(tables.ads) if split == "ads" else _user_examples(tables.events, SPLITS.index(split))
+    yield from (
+      _ad_examples(tables.ads)
+      if split == "ads"
+      else _user_examples(tables.events, SPLITS.index(split))
+    )
 
   def _stored_ads(self) -> AdTable:
     columns = self._columns("ads")
@@ -127,14 +161,18 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     joined: dict[str, list[np.ndarray]] = {name: [] for name in (*EVENT_COLUMNS, "user", "split")}
     for split, columns in splits.items():
       size = [len(ads) for ads in columns["ad"]]
-      joined["user"].append(np.repeat([row_of[user] for user in _decoded(columns["user_id"])], size))
+      joined["user"].append(
+        np.repeat([row_of[user] for user in _decoded(columns["user_id"])], size)
+      )
       joined["split"].append(np.full(sum(size), SPLITS.index(split)))
       for name in EVENT_COLUMNS:
         joined[name] += columns[name]
     flat = {name: np.concatenate(pieces) for name, pieces in joined.items()}
     order = np.argsort(flat["request"], kind="stable")
     kinds = EVENT_COLUMNS | {"user": np.int32, "behavior": np.int8, "split": np.int8}
-    return EventLog(user_id=user_id, **{name: flat[name][order].astype(kinds[name]) for name in flat})
+    return EventLog(
+      user_id=user_id, **{name: flat[name][order].astype(kinds[name]) for name in flat}
+    )
 
   def _columns(self, split: str) -> dict[str, list]:
     source = self.as_data_source(split)
@@ -149,11 +187,15 @@ def digest(part: AdTable | EventLog) -> str:
     column = getattr(part, field.name)
     made.update(f"{field.name}{'' if column is None else column.shape}".encode())
     if column is not None:
-      made.update(json.dumps(column.tolist()).encode() if column.dtype == object else column.tobytes())
+      made.update(
+        json.dumps(column.tolist()).encode() if column.dtype == object else column.tobytes()
+      )
   return made.hexdigest()
 
 
-def report(ads: AdTable, events: EventLog, rows: int, merged: int = 0, dropped: dict[str, int] | None = None) -> Report:
+def report(
+  ads: AdTable, events: EventLog, rows: int, merged: int = 0, dropped: dict[str, int] | None = None
+) -> Report:
   """Counts the tables; `rows`, `merged` and `dropped` are those of `Report`.
 
   Raises:
@@ -161,7 +203,9 @@ def report(ads: AdTable, events: EventLog, rows: int, merged: int = 0, dropped: 
   """
   set_aside = merged + sum((dropped or {}).values())
   if len(events) + set_aside != rows:
-    raise DataError(f"{rows} rows were read, but {len(events)} became events and {set_aside} were set aside")
+    raise DataError(
+      f"{rows} rows were read, but {len(events)} became events and {set_aside} were set aside"
+    )
   first_R = np.unique(events.request, return_index=True)[1]
   event_count = np.bincount(events.split, minlength=len(SPLITS))
   request_count = np.bincount(events.split[first_R], minlength=len(SPLITS))
@@ -187,7 +231,9 @@ def _user_examples(events: EventLog, split: int) -> Iterator[tuple[int, dict[str
   chosen = np.flatnonzero(events.split == split)
   user = events.user[chosen]
   begin = np.flatnonzero(np.append(True, user[1:] != user[:-1]))
-  columns = {name: getattr(events, name)[chosen].astype(kind) for name, kind in EVENT_COLUMNS.items()}
+  columns = {
+    name: getattr(events, name)[chosen].astype(kind) for name, kind in EVENT_COLUMNS.items()
+  }
   for first, end in zip(begin, np.append(begin[1:], len(chosen)), strict=True):
     example = {name: column[first:end] for name, column in columns.items()}
     yield int(user[first]), example | {"user_id": events.user_id[user[first]]}

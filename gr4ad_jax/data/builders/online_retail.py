@@ -1,6 +1,7 @@
 """`online_retail`: the shipped Online Retail II, purchases of a gift wholesaler-retailer.
 
-Chen, D. (2012). Online Retail II. UCI Machine Learning Repository. https://doi.org/10.24432/C5CG6D, CC BY 4.0.
+Chen, D. (2012). Online Retail II. UCI Machine Learning Repository. https://doi.org/10.24432/C5CG6D,
+CC BY 4.0.
 """
 
 import dataclasses
@@ -21,12 +22,14 @@ RANGE_DIGITS = 3
 
 
 class OnlineRetail(base.TableBuilder):
-  """An ad is a stock code, a request an invoice, an event a line: (customer, invoice, code), money and units summed.
+  """An ad is a stock code, a request an invoice, an event a line: (customer, invoice, code), money
+  and units summed.
 
-  Kept are stock codes that begin with five digits and that five customers or more bought. The text is the code's most
-  frequent description (of equals the latest). There is no advertiser in the data: `account_id` is the code's first
-  three digits, the range of the catalogue that it belongs to, known before any sale. `price` (the median line's unit
-  price, in pounds) and `created` (the first sale) come from train alone and are unknown for products not sold there.
+  Kept are stock codes that begin with five digits and that five customers or more bought. The text
+  is the code's most frequent description (of equals the latest). There is no advertiser in the
+  data: `account_id` is the code's first three digits, the range of the catalogue that it belongs
+  to, known before any sale. `price` (the median line's unit price, in pounds) and `created` (the
+  first sale) come from train alone and are unknown for products not sold there.
   """
 
   @classmethod
@@ -40,11 +43,21 @@ class OnlineRetail(base.TableBuilder):
     """The shipped file by the rules above. Raises DataError."""
     cells = column_files.read_file(
       str(SOURCE),
-      ("invoice", "stock_code", "description", "quantity", "invoice_time", "unit_price_gbp", "customer_id"),
+      (
+        "invoice",
+        "stock_code",
+        "description",
+        "quantity",
+        "invoice_time",
+        "unit_price_gbp",
+        "customer_id",
+      ),
     )
     customer_E, customer_id = cells["customer_id"].labels()
     invoice_E, invoices = cells["invoice"].labels()
-    invoice_E = np.argsort(np.argsort(invoices))[invoice_E]  # numbered in the order of invoice numbers
+    invoice_E = np.argsort(np.argsort(invoices))[
+      invoice_E
+    ]  # numbered in the order of invoice numbers
     code_E, codes = cells["stock_code"].labels()
     time_E = cells["invoice_time"].times()
     quantity_E = cells["quantity"].numbers()
@@ -56,31 +69,50 @@ class OnlineRetail(base.TableBuilder):
     ad_of_code = np.full(len(codes), -1)
     ad_of_code[ad_codes] = np.arange(len(ad_codes))
     ad_E = ad_of_code[code_E[kept_E]]
-    lines = _lines(customer_E[kept_E], invoice_E[kept_E], ad_E, time_E[kept_E], value_E[kept_E], quantity_E[kept_E])
+    lines = _lines(
+      customer_E[kept_E],
+      invoice_E[kept_E],
+      ad_E,
+      time_E[kept_E],
+      value_E[kept_E],
+      quantity_E[kept_E],
+    )
     events = visits.ordered_log(customer_id, behavior=np.zeros(len(lines["ad"]), np.int8), **lines)
     text = _descriptions(ad_E, cells["description"], kept_E, time_E[kept_E])
     ads = _with_sales(_products(codes[ad_codes], text), events)
-    report = base.report(ads, events, rows=len(kept_E), merged=int(kept_E.sum()) - len(events), dropped=dropped)
+    report = base.report(
+      ads, events, rows=len(kept_E), merged=int(kept_E.sum()) - len(events), dropped=dropped
+    )
     return Dataset("online_retail", ads, events, ("purchase",), report)
 
 
-def _kept(codes: np.ndarray, code_E: np.ndarray, customer_E: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+def _kept(
+  codes: np.ndarray, code_E: np.ndarray, customer_E: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
   """(rows of products that enough customers bought [E] bool, the others counted by reason)."""
   is_product = np.array([PRODUCT_CODE.match(code) is not None for code in codes])
   pairs = np.unique(np.stack([code_E, customer_E]), axis=1)
   is_bought = np.bincount(pairs[0], minlength=len(codes)) >= MIN_CUSTOMERS
   dropped = {
     "stock code is no product": int((~is_product[code_E]).sum()),
-    f"product of fewer than {MIN_CUSTOMERS} customers": int((is_product & ~is_bought)[code_E].sum()),
+    f"product of fewer than {MIN_CUSTOMERS} customers": int(
+      (is_product & ~is_bought)[code_E].sum()
+    ),
   }
   return (is_product & is_bought)[code_E], dropped
 
 
 def _lines(
-  customer_E: np.ndarray, invoice_E: np.ndarray, ad_E: np.ndarray, time_E: np.ndarray, value_E: np.ndarray,
-  quantity_E: np.ndarray
+  customer_E: np.ndarray,
+  invoice_E: np.ndarray,
+  ad_E: np.ndarray,
+  time_E: np.ndarray,
+  value_E: np.ndarray,
+  quantity_E: np.ndarray,
 ) -> dict[str, np.ndarray]:
-  """Rows of one customer, invoice and ad become one; all lines of an invoice bear its first time."""
+  """Rows of one customer, invoice and ad become one; all lines of an invoice bear its first
+  time.
+  """
   visit, visit_E = np.unique(customer_E.astype(np.int64) << 32 | invoice_E, return_inverse=True)
   visit_time = np.full(len(visit), np.iinfo(np.int64).max)
   np.minimum.at(visit_time, visit_E, time_E)
@@ -97,7 +129,9 @@ def _lines(
 
 
 def _descriptions(ad_E: np.ndarray, cells, kept_E: np.ndarray, time_E: np.ndarray) -> np.ndarray:
-  """[N] the most frequent description of each ad, of equals the latest; `ad_E` and `time_E` are of the kept rows."""
+  """[N] the most frequent description of each ad, of equals the latest; `ad_E` and `time_E` are
+  of the kept rows.
+  """
   text_E, texts = cells.labels()
   pair, pair_E, count = np.unique(
     ad_E.astype(np.int64) << 32 | text_E[kept_E], return_inverse=True, return_counts=True

@@ -1,7 +1,9 @@
-"""A chain of multi-token-prediction modules: one block a level, each fed by the state before it and the last code.
+"""A chain of multi-token-prediction modules: one block a level, each fed by the state before it and
+the last code.
 
-After DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, section 2.2, equations 21 to 23. The first L - T + 1 blocks run
-once a request; the module of a later level is a projection of [norm(h); norm(code)] and one block.
+After DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, section 2.2, equations 21 to 23. The first
+L - T + 1 blocks run once a request; the module of a later level is a projection of [norm(h);
+norm(code)] and one block.
 """
 
 import dataclasses
@@ -35,7 +37,9 @@ class ChainDecoder(nn.Module):
   def setup(self):
     c, T = self.config, self.levels
     block = rematerialized(DecoderBlock, self.remat, (3,))
-    self.blocks = [block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)]
+    self.blocks = [
+      block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)
+    ]
     self.joins = [Linear(c.width, name=f"join_{t}") for t in range(1, T + 1)]
     self.state_norms = [RMSNorm(name=f"state_norm_{t}") for t in range(1, T + 1)]
     self.code_norms = [RMSNorm(name=f"code_norm_{t}") for t in range(1, T + 1)]
@@ -51,12 +55,16 @@ class ChainDecoder(nn.Module):
       h, _ = block(h, context, train)
     return jnp.broadcast_to(h, (*shape[:2], self.levels + 1, shape[3]))
 
-  def late(self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None):
+  def late(
+    self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None
+  ):
     """The output norm alone: without codes there is only the first level's state."""
     del context, train, caches
     return self.out_norm(h_BMTD), []
 
-  def __call__(self, m_B1TD, tokens_BMTD, context, *, train: bool, caches: list[Cache] | None = None):
+  def __call__(
+    self, m_B1TD, tokens_BMTD, context, *, train: bool, caches: list[Cache] | None = None
+  ):
     """States of the levels at hand: all of them, or, with caches, the next one."""
     states = [h for (h,) in caches or ()]
     out = []
@@ -70,9 +78,13 @@ class ChainDecoder(nn.Module):
       out.append(self.out_norm(h))
     return jnp.concatenate(out, axis=2), [(h,) for h in states]
 
-  def _module(self, level: int, h: jax.Array, token: jax.Array, context: Context, train: bool) -> jax.Array:
+  def _module(
+    self, level: int, h: jax.Array, token: jax.Array, context: Context, train: bool
+  ) -> jax.Array:
     """Equation 21, then, for a level that has codes, a block."""
-    both = jnp.concatenate([self.state_norms[level - 1](h), self.code_norms[level - 1](token)], axis=-1)
+    both = jnp.concatenate(
+      [self.state_norms[level - 1](h), self.code_norms[level - 1](token)], axis=-1
+    )
     h = self.joins[level - 1](both)
     if level < self.levels:
       h, _ = self.blocks[len(self.blocks) - self.levels + level](h, context, train)
@@ -80,7 +92,8 @@ class ChainDecoder(nn.Module):
 
 
 class DeepSeekMTP(GR4AD):
-  """GR4AD with a chain of MTP modules in place of the LazyAR decoder. Raises ConfigError for fewer layers than levels.
+  """GR4AD with a chain of MTP modules in place of the LazyAR decoder. Raises ConfigError for fewer
+  layers than levels.
 
   There is no MTP branch: the modules are what predicts.
   """
@@ -92,8 +105,12 @@ class DeepSeekMTP(GR4AD):
     del num_ads
     levels = len(config.sid.codebooks)
     if config.model.layers < levels:
-      raise ConfigError(f"--layers={config.model.layers} is not allowed: {levels} or more, a module a level")
-    return cls(dataclasses.replace(config.model, lazy_layers=0), config.sid.codebooks, config.training.remat)
+      raise ConfigError(
+        f"--layers={config.model.layers} is not allowed: {levels} or more, a module a level"
+      )
+    return cls(
+      dataclasses.replace(config.model, lazy_layers=0), config.sid.codebooks, config.training.remat
+    )
 
   def make_decoder(self) -> nn.Module:
     return ChainDecoder(self.config, len(self.codebooks), self.remat)

@@ -1,8 +1,10 @@
-"""GR4AD with an encoder over the history and an item-level head: UA-SIDs are generated, their ads ranked one by one.
+"""GR4AD with an encoder over the history and an item-level head: UA-SIDs are generated, their ads
+ranked one by one.
 
-The encoder is SASRec's. Its states are learned by a softmax over ads at every place of the history (--lambda_item),
-enter the context of the decoder, and at the last place score the ads that the beams found (--item_weight). The signed
-bias (--history_bias) is the head's: it ranks last, and needs no UA-SID of the history to be scored alongside.
+The encoder is SASRec's. Its states are learned by a softmax over ads at every place of the history
+(--lambda_item), enter the context of the decoder, and at the last place score the ads that the
+beams found (--item_weight). The signed bias (--history_bias) is the head's: it ranks last, and
+needs no UA-SID of the history to be scored alongside.
 """
 
 from typing import ClassVar
@@ -34,13 +36,19 @@ class GR4ADItems(ItemHead, GR4AD):
 
   biased = False  # log p of the UA-SID
   learns_lists: ClassVar[bool] = False
-  reads: ClassVar[frozenset[str]] = knobs.ALL - knobs.LISTS - {"history_bias_ads"}  # the bias is the head's
+  reads: ClassVar[frozenset[str]] = (
+    knobs.ALL - knobs.LISTS - {"history_bias_ads"}
+  )  # the bias is the head's
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "GR4ADItems":
-    """The module of a config. Raises ConfigError where a place of the history would see its own target."""
+    """The module of a config. Raises ConfigError where a place of the history would see its own
+    target.
+    """
     if config.items.inner_targets and not config.model.encoder_causal:
-      raise ConfigError("--inner_targets=True is not allowed: --encoder_causal=False shows each place its target")
+      raise ConfigError(
+        "--inner_targets=True is not allowed: --encoder_causal=False shows each place its target"
+      )
     return cls(config.model, config.sid.codebooks, config.training.remat, config.items, num_ads)
 
   def setup(self):
@@ -52,7 +60,10 @@ class GR4ADItems(ItemHead, GR4AD):
     self.places = PlaceEmbedding()
     hidden = c.ffn_multiple * c.width
     block = rematerialized(SASRecBlock, self.remat, (3,))
-    self.encoder = [block(c.heads, hidden, c.encoder_dropout, name=f"encoder_{i}") for i in range(c.encoder_layers)]
+    self.encoder = [
+      block(c.heads, hidden, c.encoder_dropout, name=f"encoder_{i}")
+      for i in range(c.encoder_layers)
+    ]
     self.encoder_norm = RMSNorm()
     self.dropout = Dropout(c.encoder_dropout)
 
@@ -72,11 +83,16 @@ class GR4ADItems(ItemHead, GR4AD):
     return self.encoder_norm(x).astype(jnp.float32)
 
   def read(self, batch: RequestBatch, *, train: bool = False) -> Read:
-    """Codes and ids of the slots' ads with the encoder's states of the history, the last of which goes to the heads."""
+    """Codes and ids of the slots' ads with the encoder's states of the history, the last of
+    which goes to the heads.
+    """
     codes_BSD, user_BF, _ = super().read(batch, train=train)
     ads_BS = self._known(batch.slot_ad_BS)
-    # The decoder learns to read vectors and states; were they to learn from it, they would rank single ads worse.
-    ids_BSD, states_BPD = map(jax.lax.stop_gradient, (self.vectors(ads_BS), self.states(batch, train=train)))
+    # The decoder learns to read vectors and states; were they to learn from it, they would rank
+    # single ads worse.
+    ids_BSD, states_BPD = map(
+      jax.lax.stop_gradient, (self.vectors(ads_BS), self.states(batch, train=train))
+    )
     ids_BSD = jnp.where((ads_BS >= 0)[..., None], ids_BSD, 0)
     inner_BSD = states_BPD[:, 1:] * (history_ads(batch) >= 0)[..., None]
     slots_BSD = codes_BSD + (ids_BSD * jnp.sqrt(self.config.width) + inner_BSD).astype(self.dtype)
@@ -87,7 +103,8 @@ class GR4ADItems(ItemHead, GR4AD):
     return jnp.where(ads_BS < self.num_ads, ads_BS, -1)
 
   def item_scores(self, batch: RequestBatch, ads_BK: jax.Array) -> jax.Array:
-    """The head's scores of given ads for each request, bias included: [B, K] float32; 0 for padding (-1).
+    """The head's scores of given ads for each request, bias included: [B, K] float32; 0 for padding
+    (-1).
 
     An ad that came after the training has a vector of zeros here, as in `decoding/guide.py`.
     """

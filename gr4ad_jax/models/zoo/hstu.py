@@ -1,7 +1,7 @@
 """HSTU: pointwise-normalised attention with a relative bias of place and time, gated.
 
-Zhai et al., "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for Generative
-Recommendations", ICML 2024, section 3.
+Zhai et al., "Actions Speak Louder than Words: Trillion-Parameter Sequential Transducers for
+Generative Recommendations", ICML 2024, section 3.
 """
 
 from typing import ClassVar
@@ -22,7 +22,9 @@ _GAP = SLOT_FEATURES.index("gap_days")
 
 
 class RelativeBias(nn.Module):
-  """A learned scalar of the distance in places, and one of the logarithm of the distance in time."""
+  """A learned scalar of the distance in places, and one of the logarithm of the distance in
+  time.
+  """
 
   @nn.compact
   def __call__(self, days_BP: jax.Array) -> jax.Array:
@@ -49,7 +51,9 @@ class HSTUBlock(nn.Module):
   dropout: float
 
   @nn.compact
-  def __call__(self, x_BPD: jax.Array, days_BP: jax.Array, mask_BPP: jax.Array, train: bool) -> jax.Array:
+  def __call__(
+    self, x_BPD: jax.Array, days_BP: jax.Array, mask_BPP: jax.Array, train: bool
+  ) -> jax.Array:
     B, P, D = x_BPD.shape
     made = nn.silu(Linear(4 * D, name="uvqk")(RMSNorm(name="in_norm")(x_BPD)))
     u, v, q, k = jnp.split(made, 4, axis=-1)
@@ -66,7 +70,9 @@ class HSTUBlock(nn.Module):
 class HSTU(ItemModel):
   """HSTU blocks over a start token and the history; see `ItemModel`."""
 
-  reads: ClassVar[frozenset[str]] = ItemModel.reads | knobs.FEATURES | {"layers", "heads", "dropout", "remat"}
+  reads: ClassVar[frozenset[str]] = (
+    ItemModel.reads | knobs.FEATURES | {"layers", "heads", "dropout", "remat"}
+  )
 
   def make_layers(self):
     c = self.config

@@ -1,4 +1,6 @@
-"""What models of single ads share: a vector an ad, states over the history, a signed bias on the history's ads."""
+"""What models of single ads share: a vector an ad, states over the history, a signed bias on the
+history's ads.
+"""
 
 from typing import ClassVar
 
@@ -16,7 +18,8 @@ from gr4ad_jax.parallel import row_tables
 
 
 class ItemHead(nn.Module):
-  """Scores of ads by states. `make_head` is called in the `setup` of a subclass, which has `states`.
+  """Scores of ads by states. `make_head` is called in the `setup` of a subclass, which has
+  `states`.
 
   Place i of a history has seen its first i ads: place 0 none, the last place all.
   """
@@ -36,7 +39,9 @@ class ItemHead(nn.Module):
     return last_of(self.states(batch), batch)
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
-    """Scores of all ads by states, without the bias: [P, N] float32; -inf in rows of the table that are no ad."""
+    """Scores of all ads by states, without the bias: [P, N] float32; -inf in rows of the table
+    that are no ad.
+    """
     return score_all(states_PD, self.table, self.num_ads, self.dtype)
 
   def scores_of(self, states_PD: jax.Array, ads_PM: jax.Array) -> jax.Array:
@@ -112,12 +117,16 @@ def score_all(states_PD: jax.Array, table_ND: jax.Array, ads: int, dtype: jnp.dt
 
 
 def score_some(states_PD: jax.Array, vectors_PMD: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """States times the vectors of some ads each, [P, M] float32, multiplied in `dtype` as `score_all` does."""
+  """States times the vectors of some ads each, [P, M] float32, multiplied in `dtype` as
+  `score_all` does.
+  """
   return product("pd,pmd->pm", states_PD.astype(dtype), vectors_PMD.astype(dtype))
 
 
 def history_ads(batch: RequestBatch) -> jax.Array:
-  """[B, S] rows of the history's ads, oldest first; -1 in padding, which stands at the end, and in other slots."""
+  """[B, S] rows of the history's ads, oldest first; -1 in padding, which stands at the end, and
+  in other slots.
+  """
   return jnp.where(batch.slot_kind_BS == HISTORY, batch.slot_ad_BS, -1)
 
 

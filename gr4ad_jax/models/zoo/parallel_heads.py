@@ -1,6 +1,7 @@
 """Fully parallel heads: all levels at once, none sees another's code.
 
-After RPG: Hou et al., "Generating Long Semantic IDs in Parallel for Recommendation", KDD 2025. There the levels are
+After RPG: Hou et al., "Generating Long Semantic IDs in Parallel for Recommendation", KDD 2025.
+  There the levels are
 many and unordered; here they are GR4AD's, so that only the factorisation of p(y | X) differs.
 """
 
@@ -34,7 +35,9 @@ class ParallelDecoder(nn.Module):
   def setup(self):
     c = self.config
     block = rematerialized(DecoderBlock, self.remat, (3,))
-    self.blocks = [block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)]
+    self.blocks = [
+      block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)
+    ]
     self.out_norm = RMSNorm()
     init = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
     self.level = self.param("level", init, (self.positions, c.width))
@@ -47,12 +50,16 @@ class ParallelDecoder(nn.Module):
       h_B1TD, _ = block(h_B1TD, context, train)
     return self.out_norm(h_B1TD)
 
-  def late(self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None):
+  def late(
+    self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None
+  ):
     """Nothing is left to do."""
     del context, train, caches
     return h_BMTD, []
 
-  def __call__(self, m_B1TD, tokens_BMTD, context, *, train: bool, caches: list[Cache] | None = None):
+  def __call__(
+    self, m_B1TD, tokens_BMTD, context, *, train: bool, caches: list[Cache] | None = None
+  ):
     """The same states for every sequence: tokens are not read."""
     del context, train, caches
     return jnp.broadcast_to(m_B1TD, tokens_BMTD.shape), []

@@ -1,4 +1,5 @@
-"""A ranker of (request, ad) pairs: crosses (DCN-v2), attention of the ad to the user's history (DIN), two heads.
+"""A ranker of (request, ad) pairs: crosses (DCN-v2), attention of the ad to the user's history
+(DIN), two heads.
 
 Wang et al., "DCN V2", WWW 2021; Zhou et al., "Deep Interest Network", KDD 2018.
 """
@@ -31,8 +32,12 @@ class Ranker(nn.Module):
     D = c.reward_width
     init = nn.initializers.normal(0.05)
     vocab = nn.with_logical_partitioning(init, ("vocab", "embed"))
-    self.codes = [self.param(f"codes_{t}", vocab, (size, D)) for t, size in enumerate(self.codebooks)]
-    self.ids = self.param("ids", vocab, (min(self.num_ads, c.reward_ids) + 1, D)) if c.reward_ids else None
+    self.codes = [
+      self.param(f"codes_{t}", vocab, (size, D)) for t, size in enumerate(self.codebooks)
+    ]
+    self.ids = (
+      self.param("ids", vocab, (min(self.num_ads, c.reward_ids) + 1, D)) if c.reward_ids else None
+    )
     self.pair_in, self.user_in = Linear(2 * D), Linear(2 * D, bias=True)
     self.ad_in = Linear(2 * D)
     self.slot_in, self.null_slot = Linear(2 * D), Linear(2 * D)
@@ -53,10 +58,14 @@ class Ranker(nn.Module):
     known = (row >= 0) & (row < self.num_ads)
     own = self.ids[jnp.where(known, 1 + row % buckets, 0)]
     if train:
-      known &= jax.random.bernoulli(self.make_rng("dropout"), 1 - self.config.reward_dropout, row.shape)
+      known &= jax.random.bernoulli(
+        self.make_rng("dropout"), 1 - self.config.reward_dropout, row.shape
+      )
     return x + jnp.where(known[..., None], own, 0.0)
 
-  def __call__(self, pairs: PairBatch, edges: dict, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
+  def __call__(
+    self, pairs: PairBatch, edges: dict, *, train: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
     """Scores ads.
 
     Args:
@@ -65,7 +74,8 @@ class Ranker(nn.Module):
       train: apply dropout.
 
     Returns:
-      Logit of p(purchase) and log of E[value | purchase] over the scale of the values; [B, C] float32 each.
+      Logit of p(purchase) and log of E[value | purchase] over the scale of the values; [B, C]
+      float32 each.
     """
     B, C, _ = pairs.pair_features_BCF.shape
     ad_BCD = self.embed(pairs.ad_codes_BCT, pairs.ad_row_BC, train)

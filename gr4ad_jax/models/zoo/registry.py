@@ -1,10 +1,12 @@
 """The models by name: `--model=<name>`.
 
-A model is a class with `build(config, num_ads)`, of one of two kinds. Models of UA-SIDs have the methods of
-`models/gr4ad.GR4AD` that search and VSL call. Models of single ads derive from `models/zoo/items.ItemModel`.
+A model is a class with `build(config, num_ads)`, of one of two kinds. Models of UA-SIDs have the
+methods of `models/gr4ad.GR4AD` that search and VSL call. Models of single ads derive from
+`models/zoo/items.ItemModel`.
 
-A class says in `reads` which knobs of `models/knobs.ALL` it reads. One that it does not read is refused where it is
-changed, since nothing would come of it; a value of `knobs.ABSENT` says what is true of such a model, and is allowed.
+A class says in `reads` which knobs of `models/knobs.ALL` it reads. One that it does not read is
+refused where it is changed, since nothing would come of it; a value of `knobs.ABSENT` says what is
+true of such a model, and is allowed.
 """
 
 import importlib
@@ -42,17 +44,20 @@ def _class(name: str) -> type[nn.Module]:
 
 
 def unread(config: Config) -> frozenset[str]:
-  """Knobs that --model does not read; none of a class that does not say. Raises ConfigError as `find` does."""
+  """Knobs that --model does not read; none of a class that does not say. Raises ConfigError as
+  `find` does.
+  """
   return knobs.ALL - getattr(find(config), "reads", knobs.ALL)
 
 
 def validate(config: Config, base: Config | None = None) -> Config:
-  """Returns the config unchanged where all of it is allowed, and, of what `base` has otherwise, all is read.
+  """Returns the config unchanged where all of it is allowed, and, of what `base` has otherwise, all
+  is read.
 
   Args:
     config: of a run.
-    base: what the config is a change of: the preset or the saved run; None: it may hold what its model does not read,
-      as runs from before this check do.
+    base: what the config is a change of: the preset or the saved run; None: it may hold what its
+      model does not read, as runs from before this check do.
 
   Raises:
     ConfigError: as `config.validate` and the model's `build`; or a knob that --model does not read.
@@ -67,7 +72,9 @@ def validate(config: Config, base: Config | None = None) -> Config:
       if knob in ignored and value not in allowed:
         readers = [other for other in MODELS if knob in getattr(_class(other), "reads", knobs.ALL)]
         shown = config_lib.shown(value)
-        raise ConfigError(f"--{knob}={shown} is not allowed: --model={name} does not read it; {_listed(readers)}")
+        raise ConfigError(
+          f"--{knob}={shown} is not allowed: --model={name} does not read it; {_listed(readers)}"
+        )
   config_lib.validate(config, ignored)
   build(config, 1)
   return config

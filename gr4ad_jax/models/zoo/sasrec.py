@@ -1,7 +1,8 @@
 """SASRec: causal self-attention over the ads of the history.
 
-Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. With a softmax loss: Klenitskiy and Vasilev,
-"Turning Dross Into Gold Loss: is BERT4Rec really better than SASRec?", RecSys 2023.
+Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. With a softmax loss:
+Klenitskiy and Vasilev, "Turning Dross Into Gold Loss: is BERT4Rec really better than SASRec?",
+RecSys 2023.
 """
 
 from typing import ClassVar
@@ -33,7 +34,9 @@ class SASRecBlock(nn.Module):
   def __call__(self, x_BPD: jax.Array, mask_BPP: jax.Array, train: bool) -> jax.Array:
     B, P, D = x_BPD.shape
     drop = Dropout(self.dropout, deterministic=not train)
-    qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BPD)).reshape(B, P, 3, self.heads, -1)
+    qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BPD)).reshape(
+      B, P, 3, self.heads, -1
+    )
     read = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask_BPP)
     x_BPD += drop(Linear(D, ("mlp", "embed"), name="attention_out")(read))
     hidden = nn.relu(Linear(self.hidden, bias=True, name="ffn_in")(RMSNorm(name="ffn_norm")(x_BPD)))
@@ -43,12 +46,21 @@ class SASRecBlock(nn.Module):
 class SASRec(ItemModel):
   """Causal transformer over a start token and the history; see `ItemModel`."""
 
-  reads: ClassVar[frozenset[str]] = ItemModel.reads | {"layers", "heads", "ffn_multiple", "dropout", "remat"}
+  reads: ClassVar[frozenset[str]] = ItemModel.reads | {
+    "layers",
+    "heads",
+    "ffn_multiple",
+    "dropout",
+    "remat",
+  }
 
   def make_layers(self):
     c = self.config
     block = rematerialized(SASRecBlock, self.remat, (3,))
-    self.blocks = [block(c.heads, c.ffn_multiple * c.width, c.dropout, name=f"block_{i}") for i in range(c.layers)]
+    self.blocks = [
+      block(c.heads, c.ffn_multiple * c.width, c.dropout, name=f"block_{i}")
+      for i in range(c.layers)
+    ]
     self.norm = RMSNorm()
     init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("embed",))
     self.bos = self.param("bos", init, (c.width,))
@@ -73,7 +85,9 @@ class PlaceEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, x_BPD: jax.Array) -> jax.Array:
-    init = nn.with_logical_partitioning(nn.initializers.normal(x_BPD.shape[-1] ** -0.5), (None, "embed"))
+    init = nn.with_logical_partitioning(
+      nn.initializers.normal(x_BPD.shape[-1] ** -0.5), (None, "embed")
+    )
     table = self.param("table", init, x_BPD.shape[1:])
     return x_BPD + table.astype(x_BPD.dtype)
 

@@ -1,8 +1,10 @@
 """TIGER: a T5-style encoder-decoder from the codes of the history to the codes of the next ad.
 
-Rajput et al., "Recommender Systems with Generative Retrieval", NeurIPS 2023; relative position buckets: Raffel et al.,
-"Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", JMLR 2020. The paper's token of the
-hashed user is left out: users of the test split would be met with a token that says only who they are.
+Rajput et al., "Recommender Systems with Generative Retrieval", NeurIPS 2023; relative position
+buckets: Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
+Transformer", JMLR 2020. The paper's token of the
+hashed user is left out: users of the test split would be met with a token that says only who they
+  are.
 """
 
 import dataclasses
@@ -42,13 +44,19 @@ class TigerStart:
 
 
 def position_buckets(length: int) -> np.ndarray:
-  """[X, X] int32 buckets of key minus query: near distances exactly, far ones by their logarithm, each direction."""
+  """[X, X] int32 buckets of key minus query: near distances exactly, far ones by their
+  logarithm, each direction.
+  """
   distance = np.arange(length)[None] - np.arange(length)[:, None]
   half = BUCKETS // 2
   exact = half // 2
   away = np.abs(distance)
-  far = exact + (np.log(np.maximum(away, 1) / exact) / np.log(FARTHEST / exact) * (half - exact)).astype(np.int64)
-  return ((distance > 0) * half + np.where(away < exact, away, np.minimum(far, half - 1))).astype(np.int32)
+  far = exact + (
+    np.log(np.maximum(away, 1) / exact) / np.log(FARTHEST / exact) * (half - exact)
+  ).astype(np.int64)
+  return ((distance > 0) * half + np.where(away < exact, away, np.minimum(far, half - 1))).astype(
+    np.int32
+  )
 
 
 class EncoderLayer(nn.Module):
@@ -61,11 +69,15 @@ class EncoderLayer(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x_BXD: jax.Array, bias_HXX: jax.Array, mask_BX: jax.Array, train: bool) -> jax.Array:
+  def __call__(
+    self, x_BXD: jax.Array, bias_HXX: jax.Array, mask_BX: jax.Array, train: bool
+  ) -> jax.Array:
     c = self.config
     B, X, D = x_BXD.shape
     drop = Dropout(c.dropout, deterministic=not train)
-    qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BXD)).reshape(B, X, 3, c.heads, -1)
+    qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BXD)).reshape(
+      B, X, 3, c.heads, -1
+    )
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     logits = product("bxhd,byhd->bhxy", q, k) / np.sqrt(D // c.heads)
     logits = jnp.where(mask_BX[:, None, None], logits + bias_HXX[None], NEG)
@@ -90,7 +102,9 @@ class DecoderLayer(nn.Module):
     c = self.config
     B, M, T, D = h_BMTD.shape
     drop = Dropout(c.dropout, deterministic=not train)
-    qkv = Linear(3 * D, name="self_qkv")(RMSNorm(name="self_norm")(h_BMTD)).reshape(B, M, T, 3, c.heads, -1)
+    qkv = Linear(3 * D, name="self_qkv")(RMSNorm(name="self_norm")(h_BMTD)).reshape(
+      B, M, T, 3, c.heads, -1
+    )
     q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
     if cache is not None:
       k, v = (jnp.concatenate([old, new], axis=2) for old, new in zip(cache, (k, v), strict=True))
@@ -99,7 +113,9 @@ class DecoderLayer(nn.Module):
     flat = [x.reshape(B * M, x.shape[2], *x.shape[3:]) for x in (q, k, v)]
     read = attend(*flat, causal[None]).reshape(B, M, T, D)
     h_BMTD += drop(Linear(D, ("mlp", "embed"), name="self_out")(read))
-    query = Linear(D, name="cross_q")(RMSNorm(name="cross_norm")(h_BMTD)).reshape(B, M * T, c.heads, -1)
+    query = Linear(D, name="cross_q")(RMSNorm(name="cross_norm")(h_BMTD)).reshape(
+      B, M * T, c.heads, -1
+    )
     read = attend(query, keys_BXHd, values_BXHd, mask_BX[:, None]).reshape(B, M, T, D)
     h_BMTD += drop(Linear(D, ("mlp", "embed"), name="cross_out")(read))
     return h_BMTD + feed_forward(c, RMSNorm(name="ffn_norm")(h_BMTD), drop), (k, v)
@@ -115,7 +131,8 @@ class Tiger(nn.Module):
   """TIGER over UA-SIDs; the methods that search and VSL call are those of `GR4AD`.
 
   Attributes:
-    config: model settings; layers are those of encoder and decoder each. Nothing is copied or biased.
+    config: model settings; layers are those of encoder and decoder each. Nothing is copied or
+      biased.
     codebooks: codes a level.
     remat: what is kept of a layer for the backward pass, a name of `remat.POLICIES`.
   """
@@ -126,7 +143,9 @@ class Tiger(nn.Module):
   predicts_value: ClassVar[bool] = False
   learns_lists: ClassVar[bool] = False
   reads: ClassVar[frozenset[str]] = (
-    knobs.BEAMS | knobs.WEIGHTS | {"layers", "width", "heads", "ffn_multiple", "dropout", "compute_dtype", "remat"}
+    knobs.BEAMS
+    | knobs.WEIGHTS
+    | {"layers", "width", "heads", "ffn_multiple", "dropout", "compute_dtype", "remat"}
   )
 
   @classmethod
@@ -140,18 +159,24 @@ class Tiger(nn.Module):
     c = self.config
     self.dtype = compute_dtype(c)
     init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
-    self.tables = [self.param(f"codes_{t}", init, (v, c.width)) for t, v in enumerate(self.codebooks)]
+    self.tables = [
+      self.param(f"codes_{t}", init, (v, c.width)) for t, v in enumerate(self.codebooks)
+    ]
     starts = nn.with_logical_partitioning(nn.initializers.normal(1.0), (None, "embed"))
     self.bos = self.param("bos", starts, (2, c.width))  # of the encoder, of the decoder
     axes = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None))
     self.relative = self.param("relative", axes, (BUCKETS, c.heads))
-    encoder, decoder = (rematerialized(EncoderLayer, self.remat, (4,)), rematerialized(DecoderLayer, self.remat, (5,)))
+    encoder, decoder = (
+      rematerialized(EncoderLayer, self.remat, (4,)),
+      rematerialized(DecoderLayer, self.remat, (5,)),
+    )
     self.encoder = [encoder(c, name=f"encoder_{i}") for i in range(c.layers)]
     self.decoder = [decoder(c, name=f"decoder_{i}") for i in range(c.layers)]
     self.cross = [Linear(2 * c.width, name=f"cross_kv_{i}") for i in range(c.layers)]
     self.encoder_norm, self.decoder_norm = RMSNorm(), RMSNorm()
     self.heads = [
-      Linear(v, ("embed", "mlp"), out_dtype=jnp.float32, name=f"head_{t}") for t, v in enumerate(self.codebooks)
+      Linear(v, ("embed", "mlp"), out_dtype=jnp.float32, name=f"head_{t}")
+      for t, v in enumerate(self.codebooks)
     ]
     self.dropout = Dropout(c.dropout)
 
@@ -163,7 +188,9 @@ class Tiger(nn.Module):
     """Encodes a start token and the T codes of every ad of the history."""
     c, T = self.config, len(self.codebooks)
     B, S, _ = batch.slot_codes_BST.shape
-    tokens = jnp.stack([self.embed(t, batch.slot_codes_BST[..., t]) for t in range(T)], axis=2).reshape(B, S * T, -1)
+    tokens = jnp.stack(
+      [self.embed(t, batch.slot_codes_BST[..., t]) for t in range(T)], axis=2
+    ).reshape(B, S * T, -1)
     first = jnp.broadcast_to(self.bos[0].astype(self.dtype), (B, 1, c.width))
     x = self.dropout(jnp.concatenate([first, tokens], axis=1), deterministic=not train)
     real_BX = jnp.repeat(batch.slot_kind_BS == HISTORY, T, axis=1)
@@ -174,18 +201,25 @@ class Tiger(nn.Module):
     x = self.encoder_norm(x)
     made = [layer(x).reshape(B, x.shape[1], 2, c.heads, -1) for layer in self.cross]
     return TigerStart(
-      tuple(kv[:, :, 0] for kv in made), tuple(kv[:, :, 1] for kv in made), mask_BX, batch.slot_codes_BST
+      tuple(kv[:, :, 0] for kv in made),
+      tuple(kv[:, :, 1] for kv in made),
+      mask_BX,
+      batch.slot_codes_BST,
     )
 
   def _decode(self, start: TigerStart, tokens_BMTD: jax.Array, *, train: bool, caches=None):
     after, h = [], self.dropout(tokens_BMTD, deterministic=not train)
     for i, layer in enumerate(self.decoder):
-      h, cache = layer(h, start.keys[i], start.values[i], start.mask_BX, train, caches[i] if caches else None)
+      h, cache = layer(
+        h, start.keys[i], start.values[i], start.mask_BX, train, caches[i] if caches else None
+      )
       after.append(cache)
     return self.decoder_norm(h), after
 
   def step(self, start: TigerStart, previous_BM: jax.Array, level: int, caches):
-    """One level for M beams a request; at level T, that of the eCPM, there is nothing: TIGER predicts no value."""
+    """One level for M beams a request; at level T, that of the eCPM, there is nothing: TIGER
+    predicts no value.
+    """
     shape = (*previous_BM.shape, self.config.width)
     if level == len(self.codebooks):
       return jnp.zeros(shape, self.dtype), None, caches

@@ -1,7 +1,8 @@
 """Two-tower retrieval: a user's vector and an ad's vector that meet in an inner product alone.
 
-Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019: normalised
-vectors, a temperature, and --item_loss=inbatch. It is the first stage of the DLRM stack; --reranker is the second.
+Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys
+2019: normalised vectors, a temperature, and --item_loss=inbatch. It is the first stage of the DLRM
+stack; --reranker is the second.
 """
 
 from typing import ClassVar
@@ -19,7 +20,8 @@ TEMPERATURE = 0.07
 
 
 class TwoTower(ItemModel):
-  """The user tower reads the history's ads with their behaviour features and the profile; see `ItemModel`.
+  """The user tower reads the history's ads with their behaviour features and the profile; see
+  `ItemModel`.
 
   It has one state a request, given for every place: it cannot learn from places inside the history.
   """
@@ -41,7 +43,9 @@ class TwoTower(ItemModel):
     B, S = ads_BS.shape
     heads = self.config.heads
     user = nn.relu(self.user_in(batch.user_features_BF.astype(self.dtype)))
-    about = jnp.concatenate([self.embed(ads_BS), batch.slot_features_BSF.astype(self.dtype)], axis=-1)
+    about = jnp.concatenate(
+      [self.embed(ads_BS), batch.slot_features_BSF.astype(self.dtype)], axis=-1
+    )
     slots = self.dropout(nn.relu(self.slot_in(about)), deterministic=not train)
     keys, values = (x.reshape(B, S, heads, -1) for x in jnp.split(self.slot_kv(slots), 2, axis=-1))
     query = self.query(user).reshape(B, 1, heads, -1)
@@ -50,7 +54,9 @@ class TwoTower(ItemModel):
     mean = jnp.einsum("bs,bsd->bd", seen_BS.astype(self.dtype), values.reshape(B, S, -1))
     mean /= jnp.maximum(seen_BS.sum(-1, keepdims=True), 1)
     hidden = nn.relu(self.user_hidden(jnp.concatenate([user, read, mean], axis=-1)))
-    state_BD = _unit(self.user_out(self.dropout(hidden, deterministic=not train)).astype(jnp.float32))
+    state_BD = _unit(
+      self.user_out(self.dropout(hidden, deterministic=not train)).astype(jnp.float32)
+    )
     return jnp.broadcast_to(state_BD[:, None], (B, S + 1, state_BD.shape[-1]))
 
   def vectors(self, ad: jax.Array) -> jax.Array:
@@ -62,8 +68,11 @@ class TwoTower(ItemModel):
     return _unit(out.astype(jnp.float32)) / TEMPERATURE
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
-    # Of the table as it lies, not looked up row by row: each device makes the vectors of its own rows.
-    return score_all(states_PD, self._tower(self.table.astype(self.dtype)), self.num_ads, self.dtype)
+    # Of the table as it lies, not looked up row by row: each device makes the vectors of its own
+    # rows.
+    return score_all(
+      states_PD, self._tower(self.table.astype(self.dtype)), self.num_ads, self.dtype
+    )
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -11,7 +11,9 @@ from tests.models.zoo.item_reference import encoder
 
 
 class ChainRequest(Request):
-  """DeepSeek's MTP modules: M_k [ norm(h^(k-1)) ; norm(e(s_k)) ], then a block on that state alone."""
+  """DeepSeek's MTP modules: M_k [ norm(h^(k-1)) ; norm(e(s_k)) ], then a block on that state
+  alone.
+  """
 
   def lazy(self):
     T, h = self.levels, [self.params["decoder"]["first"]]

@@ -1,11 +1,15 @@
-"""NumPy forwards of the models of single ads, one request at a time, loops over places, heads and ads.
+"""NumPy forwards of the models of single ads, one request at a time, loops over places, heads and
+ads.
 
-Written from the formulas: SASRec (arXiv:1808.09781, section 3), HSTU (arXiv:2402.17152, equations 1 to 3), two towers
-(Yi et al., RecSys 2019), DIN (arXiv:1706.06978) and DCN-v2 (arXiv:2008.13535). Nothing here calls the code under test.
+Written from the formulas: SASRec (arXiv:1808.09781, section 3), HSTU (arXiv:2402.17152, equations 1
+  to 3), two towers
+(Yi et al., RecSys 2019), DIN (arXiv:1706.06978) and DCN-v2 (arXiv:2008.13535). Nothing here calls
+the code under test.
 
-Arrays are float64. Parameters are a model's, as nested dicts. A request is a row of a batch: `ads` are its history's,
-oldest first, -1 in padding. `drop(path, call, x, *place)` is what a dropout layer does to x: the layer's path in the
-model, the number of its calls before, and which part of a request x is where it is not all of it.
+Arrays are float64. Parameters are a model's, as nested dicts. A request is a row of a batch: `ads`
+are its history's, oldest first, -1 in padding. `drop(path, call, x, *place)` is what a dropout
+layer does to x: the layer's path in the model, the number of its calls before, and which part of a
+request x is where it is not all of it.
 """
 
 import numpy as np
@@ -43,14 +47,18 @@ def unit(x):
 
 
 def attention(q_PD, k_SD, v_SD, sees, heads):
-  """Softmax attention; place i reads the places j for which `sees(i, j)`; zeros where it sees none. [P, D]."""
+  """Softmax attention; place i reads the places j for which `sees(i, j)`; zeros where it sees
+  none. [P, D].
+  """
   out, d = np.zeros_like(q_PD), q_PD.shape[1] // heads
   for i in range(len(q_PD)):
     seen = [j for j in range(len(k_SD)) if sees(i, j)]
     for h in range(heads if seen else 0):
       part = slice(h * d, (h + 1) * d)
       weight = np.exp([q_PD[i, part] @ k_SD[j, part] / np.sqrt(d) for j in seen])
-      out[i, part] = sum(w * v_SD[j, part] for w, j in zip(weight, seen, strict=True)) / weight.sum()
+      out[i, part] = (
+        sum(w * v_SD[j, part] for w, j in zip(weight, seen, strict=True)) / weight.sum()
+      )
   return out
 
 
@@ -69,7 +77,9 @@ def entered(p, start, ads, drop):
 
 
 def sasrec_block(p, name, x_PD, sees, heads, drop):
-  """Pre-normed attention and a feed-forward of two layers, each dropped and added to what came in."""
+  """Pre-normed attention and a feed-forward of two layers, each dropped and added to what came
+  in.
+  """
   p, layer = p[name], f"{name}/Dropout_0"
   q, k, v = np.split(linear(p["qkv"], rms(p["attention_norm"], x_PD)), 3, axis=1)
   x_PD = x_PD + drop(layer, 0, linear(p["attention_out"], attention(q, k, v, sees, heads)))
@@ -87,17 +97,23 @@ def sasrec(p, ads, heads, layers, drop=keep):
 
 
 def encoder(p, ads, heads, layers, causal, known, drop=keep):
-  """States of the encoder of gr4ad_items; ads from row `known` on have no vector and are not seen."""
+  """States of the encoder of gr4ad_items; ads from row `known` on have no vector and are not
+  seen.
+  """
   ads = [ad if ad < known else -1 for ad in ads]
   real = real_places(ads)
   x = entered(p, "first", ads, drop)
   for i in range(layers):
-    x = sasrec_block(p, f"encoder_{i}", x, lambda i, j: (j <= i or not causal) and real[j], heads, drop)
+    x = sasrec_block(
+      p, f"encoder_{i}", x, lambda i, j: (j <= i or not causal) and real[j], heads, drop
+    )
   return rms(p["encoder_norm"], x)
 
 
 def hstu(p, ads, days, heads, layers, drop=keep):
-  """States of HSTU; `days` [S] lie between each ad and the request, and the start token stands where the first does."""
+  """States of HSTU; `days` [S] lie between each ad and the request, and the start token stands
+  where the first does.
+  """
   real, days = real_places(ads), [days[0], *days]
   x = entered(p, "bos", ads, drop)
   P, D = x.shape
@@ -116,7 +132,9 @@ def hstu(p, ads, days, heads, layers, drop=keep):
         for h in range(heads):
           part = slice(h * d, (h + 1) * d)
           read[i, part] += silu(q[i, part] @ k[j, part] + bias) / P * v[j, part]
-    x = x + drop(f"block_{number}/Dropout_0", 0, linear(layer["out"], rms(layer["read_norm"], read) * u))
+    x = x + drop(
+      f"block_{number}/Dropout_0", 0, linear(layer["out"], rms(layer["read_norm"], read) * u)
+    )
   return rms(p["norm"], x)
 
 
@@ -142,7 +160,9 @@ def ad_tower(p, ad):
 
 
 def pieces(x, edges):
-  """How far a number passes each of its pieces, 0 to 1; pieces without width are never passed: [F, Q + 1] -> [F Q]."""
+  """How far a number passes each of its pieces, 0 to 1; pieces without width are never passed:
+  [F, Q + 1] -> [F Q].
+  """
   out = []
   for number, ends in zip(x, edges, strict=True):
     for low, high in zip(ends[:-1], ends[1:], strict=True):
@@ -159,7 +179,9 @@ def ranker_embed(p, codes, row, num_ads, dropped):
   return x
 
 
-def ranker(p, pairs, b, edges, num_ads, heads, crosses, drop=keep, dropped=lambda kind, place: False):
+def ranker(
+  p, pairs, b, edges, num_ads, heads, crosses, drop=keep, dropped=lambda kind, place: False
+):
   """Logit of p(purchase) and log of E[value | purchase] of the ads of request b: [C] each."""
   user = linear(p["user_in"], pieces(pairs.user_features_BF[b], edges["user"]))
   slots = [linear(p["null_slot"], relu(user))]
@@ -180,5 +202,7 @@ def ranker(p, pairs, b, edges, num_ads, heads, crosses, drop=keep, dropped=lambd
     hidden = drop("dropout", 0, relu(linear(p["deep_0"], x)), c)
     both = drop("dropout", 1, np.concatenate([crossed, relu(linear(p["deep_1"], hidden))]), c)
     logits.append(linear(p["purchase_out"], both)[0])
-    log_values.append(linear(p["value_out"], relu(linear(p["value_deep"], rms(p["value_norm"], both))))[0])
+    log_values.append(
+      linear(p["value_out"], relu(linear(p["value_deep"], rms(p["value_norm"], both))))[0]
+    )
   return np.array(logits), np.array(log_values)

@@ -1,4 +1,6 @@
-"""Models of UA-SIDs: proper distributions, search equal to the forward, and what makes each what it is."""
+"""Models of UA-SIDs: proper distributions, search equal to the forward, and what makes each what
+it is.
+"""
 
 import dataclasses
 import functools
@@ -21,7 +23,9 @@ NAMES = ("onerec_v2", "parallel_heads", "deepseek_mtp", "tiger", "gr4ad_items")
 
 def build(name, **settings):
   model = dataclasses.replace(tiny.CONFIG, model=name, **settings)
-  return registry.build(Config(data=DataConfig(), sid=SidConfig(codebooks=tiny.CODEBOOKS), model=model), tiny.NUM_ADS)
+  return registry.build(
+    Config(data=DataConfig(), sid=SidConfig(codebooks=tiny.CODEBOOKS), model=model), tiny.NUM_ADS
+  )
 
 
 class System:
@@ -97,11 +101,16 @@ def test_chain_needs_a_layer_a_level():
 def test_tiger_reads_the_history_alone_and_its_order():
   system = make_system("tiger")
   batch = system.batch
-  other = batch._replace(slot_features_BSF=batch.slot_features_BSF + 1, user_features_BF=batch.user_features_BF + 1)
+  other = batch._replace(
+    slot_features_BSF=batch.slot_features_BSF + 1, user_features_BF=batch.user_features_BF + 1
+  )
   np.testing.assert_array_equal(system.run(other).logp_BM, system.out.logp_BM)
   codes = batch.slot_codes_BST.copy()
   codes[1, [0, 1]] = codes[1, [1, 0]]
-  assert np.abs(system.run(batch._replace(slot_codes_BST=codes)).logp_BM - system.out.logp_BM)[1].max() > 1e-3
+  assert (
+    np.abs(system.run(batch._replace(slot_codes_BST=codes)).logp_BM - system.out.logp_BM)[1].max()
+    > 1e-3
+  )
 
 
 def test_the_decoder_reads_vectors_and_states_and_does_not_move_them():
@@ -110,14 +119,22 @@ def test_the_decoder_reads_vectors_and_states_and_does_not_move_them():
 
   def read(module, batch):
     start, first = module.start(batch), jnp.zeros((4, 1), int)
-    logits, plain = (module.step(one, first, 0, None)[1] for one in (start, start.replace(skip_BD=None)))
+    logits, plain = (
+      module.step(one, first, 0, None)[1] for one in (start, start.replace(skip_BD=None))
+    )
     size = sum((x**2).sum() for x in (start.lazy_B1TD, start.skip_BD))
     return size, (start.skip_BD, module.last_state(batch), logits - plain)
 
-  run = tiny.jit(jax.value_and_grad(lambda p: model.apply({"params": p}, batch, method=read), has_aux=True))
+  run = tiny.jit(
+    jax.value_and_grad(lambda p: model.apply({"params": p}, batch, method=read), has_aux=True)
+  )
   (_, (skip, state, added)), gradient = run(params)
   np.testing.assert_allclose(skip, state, atol=1e-5)
-  moved = {name for name, part in gradient.items() if any((leaf != 0).any() for leaf in jax.tree.leaves(part))}
+  moved = {
+    name
+    for name, part in gradient.items()
+    if any((leaf != 0).any() for leaf in jax.tree.leaves(part))
+  }
   assert moved == {"processor", "decoder", *(f"codes_{level}" for level in range(3))}
   np.testing.assert_allclose(added[:, 0], state @ params["head_0"]["kernel"], atol=1e-4)
 
@@ -125,11 +142,15 @@ def test_the_decoder_reads_vectors_and_states_and_does_not_move_them():
 def test_the_item_heads_bias_is_not_that_of_the_decoder():
   model, batch = build("gr4ad_items", history_bias=True), tiny.make_batch()
   params = tiny.make_params(model)
-  logp = tiny.jit(lambda params: model.apply({"params": params}, batch, tiny.every_code(batch)).logp_BM)
+  logp = tiny.jit(
+    lambda params: model.apply({"params": params}, batch, tiny.every_code(batch)).logp_BM
+  )
   np.testing.assert_array_equal(logp(params), logp(params | {"history_bias": np.float32(-3.0)}))
 
 
 def test_a_bidirectional_encoder_takes_no_inner_targets():
   model = dataclasses.replace(tiny.CONFIG, model="gr4ad_items", encoder_causal=False)
-  with pytest.raises(ConfigError, match="--inner_targets=True is not allowed: --encoder_causal=False"):
+  with pytest.raises(
+    ConfigError, match="--inner_targets=True is not allowed: --encoder_causal=False"
+  ):
     registry.build(Config(model=model, items=ItemConfig(inner_targets=True)), 3)

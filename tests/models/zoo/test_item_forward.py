@@ -18,18 +18,25 @@ from tests.models import tiny
 from tests.models.zoo import item_reference as reference
 
 LAYERS, HEADS, BIAS, DROPOUT, ENCODER_DROPOUT = 2, 4, -0.7, 0.25, 0.125
-ASKED = np.random.default_rng(9).integers(0, tiny.NUM_ADS, (4, 5))  # ads that each request is asked for
+ASKED = np.random.default_rng(9).integers(
+  0, tiny.NUM_ADS, (4, 5)
+)  # ads that each request is asked for
 ASKED[:, 0] = 0, tiny.NUM_ADS - 1, 0, 3
 NAMES = ("sasrec", "hstu", "two_tower", "gr4ad_items", "gr4ad_items_both_ways")
 
 
 def make_batch():
-  """The tiny batch with histories of three ads, six, one and none; the first ad of the table is in two of them.
+  """The tiny batch with histories of three ads, six, one and none; the first ad of the table is in
+  two of them.
 
   Gaps are as a log has them, in days: hours to decades, falling but for one.
   """
   batch = tiny.make_batch()
-  features, ads, kinds = np.abs(batch.slot_features_BSF), batch.slot_ad_BS.copy(), batch.slot_kind_BS.copy()
+  features, ads, kinds = (
+    np.abs(batch.slot_features_BSF),
+    batch.slot_ad_BS.copy(),
+    batch.slot_kind_BS.copy(),
+  )
   ads[2, 0], kinds[2, 0] = 11, HISTORY
   for b, slot in ((0, 2), (1, 1)):
     ads[b] = np.where(ads[b] == 0, ads[b, slot], ads[b])
@@ -45,7 +52,9 @@ BATCH, DAYS = make_batch()
 
 
 def strange(batch):
-  """`batch` with ads of the history that came after the training: the first number past the table, and a later one."""
+  """`batch` with ads of the history that came after the training: the first number past the
+  table, and a later one.
+  """
   ads = batch.slot_ad_BS.copy()
   ads[1, 4], ads[1, 2], ads[0, 4] = tiny.NUM_ADS, tiny.NUM_ADS + 7, tiny.NUM_ADS
   return batch._replace(slot_ad_BS=ads)
@@ -53,13 +62,22 @@ def strange(batch):
 
 def build(name, remat="none", **settings):
   causal = not name.endswith("_both_ways")
-  settings = {"layers": LAYERS, "lazy_layers": 1, "heads": HEADS, "dropout": DROPOUT, "history_bias": True} | settings
+  settings = {
+    "layers": LAYERS,
+    "lazy_layers": 1,
+    "heads": HEADS,
+    "dropout": DROPOUT,
+    "history_bias": True,
+  } | settings
   model = dataclasses.replace(
-    tiny.CONFIG, model=name.removesuffix("_both_ways"), encoder_layers=LAYERS, encoder_dropout=ENCODER_DROPOUT,
-    encoder_causal=causal, **settings,
+    tiny.CONFIG, model=name.removesuffix("_both_ways"), encoder_layers=LAYERS,
+    encoder_dropout=ENCODER_DROPOUT, encoder_causal=causal, **settings,
   )  # fmt: skip
   config = Config(
-    model=model, items=ItemConfig(), sid=SidConfig(codebooks=tiny.CODEBOOKS), training=TrainConfig(remat=remat)
+    model=model,
+    items=ItemConfig(),
+    sid=SidConfig(codebooks=tiny.CODEBOOKS),
+    training=TrainConfig(remat=remat),
   )
   return registry.build(config, tiny.NUM_ADS)
 
@@ -106,7 +124,9 @@ def vector_by_hand(name, ad):
 def last_by_hand(name, states):
   """States of the places that have seen the whole history."""
   batch = batch_of(name)
-  return np.stack([states[b, sum(ad >= 0 for ad in history_of(batch, b))] for b in range(len(states))])
+  return np.stack(
+    [states[b, sum(ad >= 0 for ad in history_of(batch, b))] for b in range(len(states))]
+  )
 
 
 @functools.lru_cache
@@ -117,19 +137,30 @@ def outputs(name):
   def everything(module, batch):
     states = module.states(batch)
     last = module.last_state(batch)
-    said = {"states": states, "last": last, "every": module.scores(last), "some": module.scores_of(last, ASKED)}
+    said = {
+      "states": states,
+      "last": last,
+      "every": module.scores(last),
+      "some": module.scores_of(last, ASKED),
+    }
     said |= {"vectors": module.vectors(ASKED), "bias": module.head_bias()}
     if name.startswith("gr4ad_items"):
       return said | {"read": module.read(batch), "found": module.item_scores(batch, found_BK)}
     return said | {"biased": module(batch)}
 
-  return jax.device_get(tiny.jit(lambda p, b: model.apply({"params": p}, b, method=everything))(params_of(name), batch))
+  return jax.device_get(
+    tiny.jit(lambda p, b: model.apply({"params": p}, b, method=everything))(params_of(name), batch)
+  )
 
 
 def asked_of(name):
-  """Ads that an item-level head may be asked for: any, those of the slots, the first past the table, padding."""
+  """Ads that an item-level head may be asked for: any, those of the slots, the first past the
+  table, padding.
+  """
   slots = batch_of(name).slot_ad_BS[:, :8]
-  return jnp.asarray(np.concatenate([ASKED, slots, np.full((4, 1), tiny.NUM_ADS), np.full((4, 1), -1)], axis=1))
+  return jnp.asarray(
+    np.concatenate([ASKED, slots, np.full((4, 1), tiny.NUM_ADS), np.full((4, 1), -1)], axis=1)
+  )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -142,7 +173,9 @@ def test_states_and_scores(name):
   np.testing.assert_allclose(found["vectors"], vectors_ND[ASKED], rtol=1e-4, atol=2e-5)
   scores = here @ vectors_ND.T
   np.testing.assert_allclose(found["every"], scores, rtol=1e-4, atol=2e-4)
-  np.testing.assert_allclose(found["some"], np.take_along_axis(scores, ASKED, axis=1), rtol=1e-4, atol=2e-4)
+  np.testing.assert_allclose(
+    found["some"], np.take_along_axis(scores, ASKED, axis=1), rtol=1e-4, atol=2e-4
+  )
   np.testing.assert_allclose(found["bias"], BIAS, rtol=1e-6)
 
 
@@ -158,7 +191,9 @@ def test_scores_of_a_request_have_the_bias_on_its_history(name):
 
 
 class Drops:
-  """Stands in for dropout: each call in training multiplies by numbers that all differ from call to call."""
+  """Stands in for dropout: each call in training multiplies by numbers that all differ from call
+  to call.
+  """
 
   def __init__(self):
     self.factors, self.rates, self._calls = {}, {}, collections.Counter()
@@ -173,7 +208,9 @@ class Drops:
     key = path, self._calls[path]
     self._calls[path] += 1
     self.rates[path] = module.rate
-    self.factors[key] = np.random.default_rng(len(self.factors)).choice([0.0, 0.5, 1.5], args[0].shape)
+    self.factors[key] = np.random.default_rng(len(self.factors)).choice(
+      [0.0, 0.5, 1.5], args[0].shape
+    )
     return args[0] * jnp.asarray(self.factors[key], args[0].dtype)
 
   def of(self, b):
@@ -185,7 +222,9 @@ DROPPED = {
   "sasrec": {"dropout": DROPOUT, "block_0/Dropout_0": DROPOUT, "block_1/Dropout_0": DROPOUT},
   "hstu": {"dropout": DROPOUT, "block_0/Dropout_0": DROPOUT, "block_1/Dropout_0": DROPOUT},
   "two_tower": {"dropout": DROPOUT},
-  "gr4ad_items": dict.fromkeys(("dropout", "encoder_0/Dropout_0", "encoder_1/Dropout_0"), ENCODER_DROPOUT),
+  "gr4ad_items": dict.fromkeys(
+    ("dropout", "encoder_0/Dropout_0", "encoder_1/Dropout_0"), ENCODER_DROPOUT
+  ),
 }
 
 
@@ -196,7 +235,9 @@ def test_what_is_dropped_in_training(name):
   run = lambda p, b: model.apply({"params": p}, b, train=True, method="states")  # noqa: E731
   with nn.intercept_methods(drops):
     traced = tiny.jit(run).trace(params_of(name), batch_of(name))
-  found = traced.lower().compile({"xla_backend_optimization_level": 0})(params_of(name), batch_of(name))
+  found = traced.lower().compile({"xla_backend_optimization_level": 0})(
+    params_of(name), batch_of(name)
+  )
   assert drops.rates == DROPPED[name]
   np.testing.assert_allclose(found, states_by_hand(name, drops.of), rtol=1e-4, atol=2e-5)
   if name != "two_tower":  # it has no blocks
@@ -204,9 +245,16 @@ def test_what_is_dropped_in_training(name):
 
 
 def test_the_decoder_reads_codes_vectors_and_states():
-  """Slots carry codes, sqrt(D) times the ad's vector, and of the history the encoder's state after the ad."""
+  """Slots carry codes, sqrt(D) times the ad's vector, and of the history the encoder's state
+  after the ad.
+  """
   name = "gr4ad_items"
-  p, batch, read, states = params_of(name), batch_of(name), outputs(name)["read"], states_by_hand(name)
+  p, batch, read, states = (
+    params_of(name),
+    batch_of(name),
+    outputs(name)["read"],
+    states_by_hand(name),
+  )
   expected = np.zeros(read.slots_BSD.shape)
   for b, s in np.ndindex(*batch.slot_ad_BS.shape):
     ad, codes = batch.slot_ad_BS[b, s], batch.slot_codes_BST[b, s]
@@ -222,8 +270,15 @@ def test_the_decoder_reads_codes_vectors_and_states():
 
 @pytest.mark.parametrize("name", ["gr4ad_items", "gr4ad_items_both_ways"])
 def test_the_head_scores_the_ads_that_the_beams_found(name):
-  """The bias is on ads of the history, which an ad of another slot is not; ads after the training have no vector."""
-  p, batch, found_BK, found = params_of(name), batch_of(name), np.asarray(asked_of(name)), outputs(name)["found"]
+  """The bias is on ads of the history, which an ad of another slot is not; ads after the
+  training have no vector.
+  """
+  p, batch, found_BK, found = (
+    params_of(name),
+    batch_of(name),
+    np.asarray(asked_of(name)),
+    outputs(name)["found"],
+  )
   last = last_by_hand(name, states_by_hand(name))
   assert (found[found_BK < 0] == 0).all()
   for b, k in np.argwhere(found_BK >= 0):
@@ -241,7 +296,9 @@ def test_states_and_scores_of_a_bfloat16_model_are_float32(name):
     states = module.states(batch)
     return states, module.scores(states[:, 0]), module.scores_of(states[:, 0], jnp.asarray(ASKED))
 
-  shapes = jax.eval_shape(lambda p: model.apply({"params": p}, BATCH, method=parts), params_of(name))
+  shapes = jax.eval_shape(
+    lambda p: model.apply({"params": p}, BATCH, method=parts), params_of(name)
+  )
   assert [x.dtype for x in shapes] == [jnp.float32] * 3
 
 

@@ -1,4 +1,6 @@
-"""Models of single ads: what each place may see, and what changes nothing. Their values: test_item_forward.py."""
+"""Models of single ads: what each place may see, and what changes nothing. Their values:
+test_item_forward.py.
+"""
 
 import dataclasses
 import functools
@@ -33,7 +35,9 @@ def test_a_place_sees_the_ads_before_it_alone(name):
   ads = batch.slot_ad_BS.copy()
   ads[1, 3] = (ads[1, 3] + 1) % tiny.NUM_ADS  # the second request has six ads of history
   moved = np.abs(np.asarray(states(params, batch._replace(slot_ad_BS=ads))) - before).max(axis=-1)
-  assert (moved[1, :4] == 0).all() and (moved[1, 4:7] > 1e-4).all() and (moved[[0, 2, 3]] == 0).all()
+  assert (
+    (moved[1, :4] == 0).all() and (moved[1, 4:7] > 1e-4).all() and (moved[[0, 2, 3]] == 0).all()
+  )
 
 
 @pytest.mark.parametrize("name", ["sasrec", "hstu"])

@@ -1,4 +1,6 @@
-"""How models of single ads start, how their parameters lie on a mesh, and rows of a table that are no ad."""
+"""How models of single ads start, how their parameters lie on a mesh, and rows of a table that
+are no ad.
+"""
 
 import flax.linen as nn
 import jax
@@ -30,24 +32,44 @@ OUT = {"attention_out", "ffn_out", "out"}  # kernels from a hidden width back to
 
 
 SHAPES = {  # of kernels, by the layer's name
-  "qkv": (D, 3 * D), "attention_out": (D, D), "ffn_in": (D, 4 * D), "ffn_out": (4 * D, D), "uvqk": (D, 4 * D),
-  "out": (D, D), "slot_in": (D + len(SLOT_FEATURES), 2 * D), "slot_kv": (2 * D, 2 * D),
-  "user_in": (len(USER_FEATURES), 2 * D), "query": (2 * D, D), "user_hidden": (4 * D, 2 * D), "user_out": (2 * D, D),
-  "ad_hidden": (D, 2 * D), "ad_out": (2 * D, D),
-}  # fmt: skip
+  "qkv": (D, 3 * D),
+  "attention_out": (D, D),
+  "ffn_in": (D, 4 * D),
+  "ffn_out": (4 * D, D),
+  "uvqk": (D, 4 * D),
+  "out": (D, D),
+  "slot_in": (D + len(SLOT_FEATURES), 2 * D),
+  "slot_kv": (2 * D, 2 * D),
+  "user_in": (len(USER_FEATURES), 2 * D),
+  "query": (2 * D, D),
+  "user_hidden": (4 * D, 2 * D),
+  "user_out": (2 * D, D),
+  "ad_hidden": (D, 2 * D),
+  "ad_out": (2 * D, D),
+}
 BIASED = {"ffn_in", "ffn_out", "out", "slot_in", "user_in", "user_hidden", "ad_hidden"}
 W = 8
-RANKER_BIASED = {"user_in", "crosses_0", "crosses_1", "deep_0", "deep_1", "value_deep", "purchase_out", "value_out"}
+RANKER_BIASED = {
+  "user_in",
+  "crosses_0",
+  "crosses_1",
+  "deep_0",
+  "deep_1",
+  "value_deep",
+  "purchase_out",
+  "value_out",
+}
 RANKER_SHAPES = {
   "pair_in": (9, 2 * W), "user_in": (6, 2 * W), "ad_in": (W, 2 * W), "slot_in": (W + 2, 2 * W),
-  "null_slot": (2 * W, 2 * W), "query": (W, W), "read_in": (2 * W, 2 * W), "crosses_0": (2 * W, 2 * W),
-  "crosses_1": (2 * W, 2 * W), "deep_0": (2 * W, 2 * W), "deep_1": (2 * W, W), "value_deep": (3 * W, W),
-  "purchase_out": (3 * W, 1), "value_out": (W, 1),
+  "null_slot": (2 * W, 2 * W), "query": (W, W), "read_in": (2 * W, 2 * W),
+  "crosses_0": (2 * W, 2 * W), "crosses_1": (2 * W, 2 * W), "deep_0": (2 * W, 2 * W),
+  "deep_1": (2 * W, W), "value_deep": (3 * W, W), "purchase_out": (3 * W, 1), "value_out": (W, 1),
 }  # fmt: skip
 
 
 def starts(monkeypatch, module, *inputs):
-  """What each parameter starts from: {path: (draw, axes, shape)}; nothing is compiled but the draws.
+  """What each parameter starts from: {path: (draw, axes, shape)}; nothing is compiled but the
+  draws.
 
   `draw(shape)` gives numbers of the parameter's distribution in another shape.
   """
@@ -87,12 +109,15 @@ def test_start_and_axes(name, monkeypatch):
       assert shape == SHAPES[layer], path
       assert axes == (("mlp", "embed") if layer in OUT else ("embed", "mlp")), path
       assert (path.replace("kernel", "bias") in found) == (layer in BIASED), path
-  assert met == {
-    "sasrec": {"items", "bos", "places/table", "history_bias"},
-    "hstu": {"items", "bos", "places/table", "history_bias", "bias/place", "bias/time"},
-    "two_tower": {"items", "history_bias"},
-    "gr4ad_items": {"items", "first", "places/table", "history_bias"},
-  }[name]
+  assert (
+    met
+    == {
+      "sasrec": {"items", "bos", "places/table", "history_bias"},
+      "hstu": {"items", "bos", "places/table", "history_bias", "bias/place", "bias/time"},
+      "two_tower": {"items", "history_bias"},
+      "gr4ad_items": {"items", "first", "places/table", "history_bias"},
+    }[name]
+  )
 
 
 def test_the_rankers_start(monkeypatch):
@@ -103,7 +128,9 @@ def test_the_rankers_start(monkeypatch):
       draw, axes, shape = found[name]
       assert (axes, shape) == (("vocab", "embed"), (size, 8))
       np.testing.assert_allclose(deviation(draw, shape), 0.05, rtol=0.04)
-    kernels = {path.split("/")[0]: shape for path, (_, _, shape) in found.items() if path.endswith("/kernel")}
+    kernels = {
+      path.split("/")[0]: shape for path, (_, _, shape) in found.items() if path.endswith("/kernel")
+    }
     assert kernels == RANKER_SHAPES
     assert {path.split("/")[0] for path in found if path.endswith("/bias")} == RANKER_BIASED
 
@@ -120,6 +147,8 @@ def test_rows_that_are_no_ad_score_nothing(monkeypatch):
 
 
 def test_an_embedding_of_padding_is_zero():
-  found = build("sasrec").apply({"params": params_of("sasrec")}, jnp.array([0, -1, 29]), method="embed")
+  found = build("sasrec").apply(
+    {"params": params_of("sasrec")}, jnp.array([0, -1, 29]), method="embed"
+  )
   table = params_of("sasrec")["items"]
   np.testing.assert_array_equal(found, [table[0], 0 * table[0], table[29]])

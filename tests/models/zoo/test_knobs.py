@@ -37,22 +37,24 @@ BOOKS = (3, 2)
 CODES = np.array([[a, b] for a in range(3) for b in range(2)], np.int32)
 INDEX = SidIndex.build(CODES, BOOKS)
 SMALL = {
-  "codebooks": BOOKS, "beams": (2, 3), "width": 8, "layers": 1, "lazy_layers": 0, "heads": 2, "kv_groups": 1,
-  "ecpm_bins": 3, "feature_bins": 2, "encoder_layers": 1, "history_slots": 3, "neighbor_slots": 1, "rising_slots": 0,
-  "targets": 2, "compute_dtype": "float32",
+  "codebooks": BOOKS, "beams": (2, 3), "width": 8, "layers": 1, "lazy_layers": 0, "heads": 2,
+  "kv_groups": 1, "ecpm_bins": 3, "feature_bins": 2, "encoder_layers": 1, "history_slots": 3,
+  "neighbor_slots": 1, "rising_slots": 0, "targets": 2, "compute_dtype": "float32",
 }  # fmt: skip
 FIELDS = [field.name for kind in SECTIONS.values() for field in dataclasses.fields(kind)]
 
 # A second value of each knob that a model may leave unread, and what it takes for it to matter.
 OTHER = {
-  "layers": 2, "lazy_layers": 1, "width": 16, "heads": 4, "kv_groups": 2, "kv_layers": 2, "kv_split": 2,
-  "feature_bins": 3, "ffn_multiple": 2, "dropout": 0.1, "copy": "history", "history_bias": True,
-  "history_bias_ads": 1, "encoder_layers": 2, "encoder_dropout": 0.2, "encoder_causal": False, "ecpm_bins": 4,
-  "compute_dtype": "bfloat16", "remat": "full", "item_loss": "bce", "item_negatives": 2, "item_smoothing": 0.1,
-  "item_start": "ppmi", "inner_targets": True, "inner_positions": 1, "lambda_ecpm": 0.7, "lambda_mtp": 0.7,
-  "lambda_item": 0.7, "value_weight": "sqrt", "depth_weight": 0.3, "user_weight": 0.4, "beams": (2, 2),
-  "order": "blend", "value_power": 0.9, "item_weight": 3.0, "guided": False, "ecpm_beams": 2, "precut": "beams",
-  "quantize": "int8", "table_optimizer": "adagrad", "table_learning_rate": 0.3, "behavior_features": False,
+  "layers": 2, "lazy_layers": 1, "width": 16, "heads": 4, "kv_groups": 2, "kv_layers": 2,
+  "kv_split": 2, "feature_bins": 3, "ffn_multiple": 2, "dropout": 0.1, "copy": "history",
+  "history_bias": True, "history_bias_ads": 1, "encoder_layers": 2, "encoder_dropout": 0.2,
+  "encoder_causal": False, "ecpm_bins": 4, "compute_dtype": "bfloat16", "remat": "full",
+  "item_loss": "bce", "item_negatives": 2, "item_smoothing": 0.1, "item_start": "ppmi",
+  "inner_targets": True, "inner_positions": 1, "lambda_ecpm": 0.7, "lambda_mtp": 0.7,
+  "lambda_item": 0.7, "value_weight": "sqrt", "depth_weight": 0.3, "user_weight": 0.4,
+  "beams": (2, 2), "order": "blend", "value_power": 0.9, "item_weight": 3.0, "guided": False,
+  "ecpm_beams": 2, "precut": "beams", "quantize": "int8", "table_optimizer": "adagrad",
+  "table_learning_rate": 0.3, "behavior_features": False,
 }  # fmt: skip
 WITH = {
   "lazy_layers": {"layers": 2},
@@ -64,7 +66,13 @@ WITH = {
   "table_learning_rate": {"table_optimizer": "adagrad"},
 }
 OF_THE_RUN = sorted(set(FIELDS) - knobs.ALL - {"model", "objective"})
-TRACED = ("gr4ad", "tiger", "sasrec", "hstu", "two_tower")  # the others are GR4AD with another decoder, or a head
+TRACED = (
+  "gr4ad",
+  "tiger",
+  "sasrec",
+  "hstu",
+  "two_tower",
+)  # the others are GR4AD with another decoder, or a head
 TOGETHER = OTHER | {"encoder_causal": True, "item_loss": "sampled", "guided": True}
 """All second values at once, but for what excludes another."""
 
@@ -89,7 +97,11 @@ def spied(section, log):
   names = {field.name for field in dataclasses.fields(section)}
 
   class Spied(type(section)):
-    __hash__, __eq__, __repr__ = object.__hash__, object.__eq__, object.__repr__  # they read no knob
+    __hash__, __eq__, __repr__ = (
+      object.__hash__,
+      object.__eq__,
+      object.__repr__,
+    )  # they read no knob
 
     def __getattribute__(self, name):
       value = super().__getattribute__(name)
@@ -106,42 +118,58 @@ def batch_of(data):
 
 
 class Traced:
-  """What a config becomes, as texts of shapes and of programs; each is made when it is asked for."""
+  """What a config becomes, as texts of shapes and of programs; each is made when it is asked
+  for.
+  """
 
   def __init__(self, config):
     self.config, self.model = config, registry.build(config, ADS)
     self.batch, self.of_codes = batch_of(config.data), not isinstance(self.model, ItemModel)
     self.inputs = (self.batch, self.batch.target_codes_BMT) if self.of_codes else (self.batch,)
-    self.ecpm = types.SimpleNamespace(clip=1.0, edges=np.arange(2.0), means=np.arange(config.model.ecpm_bins) * 1.0)
+    self.ecpm = types.SimpleNamespace(
+      clip=1.0, edges=np.arange(2.0), means=np.arange(config.model.ecpm_bins) * 1.0
+    )
 
   @functools.cached_property
   def params(self):
-    return jax.eval_shape(lambda: nn.meta.unbox(self.model.init(jax.random.key(0), *self.inputs)["params"]))
+    return jax.eval_shape(
+      lambda: nn.meta.unbox(self.model.init(jax.random.key(0), *self.inputs)["params"])
+    )
 
   def parameters(self):
     return str(self.params)
 
   def forward(self):
-    how = {"train": True, "rngs": {"dropout": jax.random.key(0)}} | ({} if self.of_codes else {"method": "states"})
+    how = {"train": True, "rngs": {"dropout": jax.random.key(0)}} | (
+      {} if self.of_codes else {"method": "states"}
+    )
     run = lambda params, *inputs: self.model.apply({"params": params}, *inputs, **how)  # noqa: E731
     return _text(run, self.params, *self.inputs)
 
   def item_loss(self):
-    return _text(make_item_loss(self.model, np.full(ADS, 1 / ADS)), self.params, self.batch, jax.random.key(0))
+    return _text(
+      make_item_loss(self.model, np.full(ADS, 1 / ADS)), self.params, self.batch, jax.random.key(0)
+    )
 
   def loss(self):
     """Of the trainer. What the model says is a stand-in: VSL alone is traced."""
     B, M, T = self.batch.target_codes_BMT.shape
     logp_BMT = jnp.zeros((B, M, T))
     said = Outputs(logp_BMT[..., 0], logp_BMT, jnp.zeros((B, M, 3)), logp_BMT, jnp.zeros(B))
-    model = types.SimpleNamespace(predicts_value=self.model.predicts_value, apply=lambda *_, **__: said)
-    about = types.SimpleNamespace(config=self.config, model=model, inputs=types.SimpleNamespace(ecpm=self.ecpm))
+    model = types.SimpleNamespace(
+      predicts_value=self.model.predicts_value, apply=lambda *_, **__: said
+    )
+    about = types.SimpleNamespace(
+      config=self.config, model=model, inputs=types.SimpleNamespace(ecpm=self.ecpm)
+    )
     return _text(Trainer.make_loss(about), {}, self.batch, jax.random.key(0))
 
   def start(self):
     """Vectors of ads that the parameters begin with."""
     line_L, ads = np.arange(4), types.SimpleNamespace(ads=range(ADS))
-    inputs = types.SimpleNamespace(learned_lines=lambda _: (line_L, line_L // 2, line_L), dataset=ads)
+    inputs = types.SimpleNamespace(
+      learned_lines=lambda _: (line_L, line_L // 2, line_L), dataset=ads
+    )
     about = types.SimpleNamespace(config=self.config, model=self.model, inputs=inputs)
     return repr(Trainer._start_vectors(about))
 
@@ -167,10 +195,14 @@ def _text(function, *arguments):
 
 def looks(knob):
   """Where a change of a knob shows, cheapest first."""
-  of = {field.name: section for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)}[knob]
+  of = {
+    field.name: section for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)
+  }[knob]
   if knob in ("item_start", *knobs.TABLE):
     return ("start",) if knob == "item_start" else ("step",)
-  return {"search": ("search",), "objective": ("loss",), "items": ("item_loss",)}.get(of, ("parameters", "forward"))
+  return {"search": ("search",), "objective": ("loss",), "items": ("item_loss",)}.get(
+    of, ("parameters", "forward")
+  )
 
 
 def test_every_knob_is_a_models_or_the_lists_or_the_runs():
@@ -186,9 +218,13 @@ def test_a_knob_of_the_run_or_of_the_lists_is_read_somewhere():
   """Of its section, in the library's source; the reader's own test tells what it does."""
   read = set()
   for path in (*ROOT.glob("gr4ad_jax/**/*.py"), *ROOT.glob("experiments/*.py")):
-    if path.name not in ("sections.py", "config.py") and "benchmarks" not in path.parts:  # these build no run
+    if (
+      path.name not in ("sections.py", "config.py") and "benchmarks" not in path.parts
+    ):  # these build no run
       read |= knobs_read(path.read_text())
-  sections = {field.name: section for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)}
+  sections = {
+    field.name: section for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)
+  }
   every = (*OF_THE_RUN, *sorted(knobs.LISTS))
   assert [knob for knob in every if (sections[knob], knob) not in read] == []
 
@@ -202,7 +238,13 @@ def f(rules, config: DataConfig | None, many: list[int]):
   config.host = c.port
   return config.targets, t.seed, self.mine.port, run.config.search.beams
 """
-  expected = {("data", "targets"), ("data", "epochs"), ("training", "seed"), ("serving", "port"), ("search", "beams")}
+  expected = {
+    ("data", "targets"),
+    ("data", "epochs"),
+    ("training", "seed"),
+    ("serving", "port"),
+    ("search", "beams"),
+  }
   ours = {(section, name) for section, name in knobs_read(source) if name not in SECTIONS}
   assert ours == expected
 
@@ -216,7 +258,9 @@ def test_a_knob_that_is_not_read_is_refused(model):
     if OTHER[knob] == knobs.ABSENT.get(knob):  # a switch whose other value is true of the model
       registry.validate(changed, base)
       continue
-    with pytest.raises(ConfigError, match=f"^--{knob}=.* is not allowed: --model={model} does not read it; .* do"):
+    with pytest.raises(
+      ConfigError, match=f"^--{knob}=.* is not allowed: --model={model} does not read it; .* do"
+    ):
       registry.validate(changed, base)
   for knob in sorted(unread & knobs.LISTS):
     value = getattr(base.preference, knob)
@@ -234,10 +278,16 @@ def test_a_knob_that_a_model_claims_to_read_is_read_as_it_was_given(model):
   reads = registry.find(config_of(model)).reads - knobs.LISTS - knobs.FEATURES
   given = {knob: value for knob, value in TOGETHER.items() if knob in reads}
   config, log = registry.validate(config_of(model, **given)), []
-  parts = {name: spied(getattr(config, name), log) for name in ("model", "items", "objective", "training", "search")}
+  parts = {
+    name: spied(getattr(config, name), log)
+    for name in ("model", "items", "objective", "training", "search")
+  }
   one = Traced(dataclasses.replace(config, **parts))
-  kept = [] if "remat" not in reads else [("remat", one.model.remat)]  # `build` hands it over by itself
-  log.clear()  # `build` may copy a section, and so read all of it, to put what it has no use for right
+  kept = (
+    [] if "remat" not in reads else [("remat", one.model.remat)]
+  )  # `build` hands it over by itself
+  # `build` may copy a section, and so read all of it, to put what it has no use for right
+  log.clear()
   log += kept
   if one.of_codes:
     one.search()
@@ -291,7 +341,9 @@ def test_a_knob_that_is_read_changes_something(model):
 
 def test_an_old_run_keeps_what_its_model_does_not_read(tmp_path):
   """Runs from before this check: they load, go on, and stand in tables as what they are."""
-  old = with_knobs(Config(workdir=str(tmp_path)), {"model": "tiger", "history_bias": True, "lazy_layers": 1})
+  old = with_knobs(
+    Config(workdir=str(tmp_path)), {"model": "tiger", "history_bias": True, "lazy_layers": 1}
+  )
   (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(old)))
   assert from_json((tmp_path / "config.json").read_text()) == old
   workdir.check_workdir(old)
@@ -304,7 +356,11 @@ def test_an_old_run_keeps_what_its_model_does_not_read(tmp_path):
 
 
 def test_sizes_that_a_model_does_not_read_contradict_nothing():
-  two_levels = {"model": "sasrec", "codebooks": (3, 2), "layers": 1}  # with three --beams and two lazy layers
+  two_levels = {
+    "model": "sasrec",
+    "codebooks": (3, 2),
+    "layers": 1,
+  }  # with three --beams and two lazy layers
   config = with_knobs(Config(), two_levels)
   assert from_json(json.dumps(dataclasses.asdict(registry.validate(config, Config())))) == config
   with pytest.raises(ConfigError, match="--lazy_layers=2 is not allowed: 0 to 0"):

@@ -1,4 +1,6 @@
-"""The reward model's ranker against NumPy: scores, what is dropped in training, what is not read."""
+"""The reward model's ranker against NumPy: scores, what is dropped in training, what is not
+read.
+"""
 
 import dataclasses
 
@@ -17,16 +19,25 @@ from tests.models.zoo.test_item_forward import Drops
 B, C, S, F, U, G = 3, 5, 4, 3, 2, 2  # G: features of a slot
 HEADS, CROSSES, DROPOUT = 2, 2, 0.2
 CONFIG = RewardConfig(
-  reward_width=8, reward_heads=HEADS, reward_crosses=CROSSES, reward_ids=8, reward_bins=3, reward_dropout=DROPOUT
+  reward_width=8,
+  reward_heads=HEADS,
+  reward_crosses=CROSSES,
+  reward_ids=8,
+  reward_bins=3,
+  reward_dropout=DROPOUT,
 )
 EDGES = {
-  "pair": np.array([[-1, 0.2, 0.2, 1], [0, 0.5, 0.7, 2], [-2, -1, 1, 3]], np.float32),  # one piece has no width
+  "pair": np.array(
+    [[-1, 0.2, 0.2, 1], [0, 0.5, 0.7, 2], [-2, -1, 1, 3]], np.float32
+  ),  # one piece has no width
   "user": np.array([[-1, 0, 0.3, 1], [-0.5, 0.1, 0.4, 1.5]], np.float32),
 }
 
 
 def make_pairs():
-  """Three requests: a history of two, a full one, none. Ads: the first, the last, two that came later, padding."""
+  """Three requests: a history of two, a full one, none. Ads: the first, the last, two that came
+  later, padding.
+  """
   rng = np.random.default_rng(4)
   codes = tiny.ALL_CODES[rng.integers(0, len(tiny.ALL_CODES), (B, C + S))]
   ads = np.array([[0, 29, 30, 41, -1], [8, 7, 16, 3, 29], [1, 2, 30, 0, -1]], np.int32)
@@ -46,7 +57,9 @@ def build(**settings):
 def check(found, params, drops=None, dropped=lambda kind, place: False, crosses=CROSSES):
   for b in range(B):
     drop = drops.of(b) if drops else reference.keep
-    expected = reference.ranker(params, PAIRS, b, EDGES, tiny.NUM_ADS, HEADS, crosses, drop, dropped)
+    expected = reference.ranker(
+      params, PAIRS, b, EDGES, tiny.NUM_ADS, HEADS, crosses, drop, dropped
+    )
     for ours, theirs in zip(found, expected, strict=True):
       np.testing.assert_allclose(ours[b], theirs, rtol=2e-4, atol=2e-4)
 
@@ -61,7 +74,9 @@ def test_scores(settings):
 
 
 def test_what_is_dropped_in_training(monkeypatch):
-  """Two layers, and whole vectors of single ads, which teaches the codes to stand for an ad that is new."""
+  """Two layers, and whole vectors of single ads, which teaches the codes to stand for an ad that
+  is new.
+  """
   model, params = build()
   drops, rng, kept = Drops(), np.random.default_rng(8), {}
 
@@ -74,7 +89,9 @@ def test_what_is_dropped_in_training(monkeypatch):
 
   monkeypatch.setattr(jax.random, "bernoulli", bernoulli)
   with nn.intercept_methods(drops):
-    run = tiny.jit(lambda p, x, key: model.apply({"params": p}, x, EDGES, train=True, rngs={"dropout": key}))
+    run = tiny.jit(
+      lambda p, x, key: model.apply({"params": p}, x, EDGES, train=True, rngs={"dropout": key})
+    )
     found = run(params, PAIRS, jax.random.key(0))
   assert drops.rates == {"dropout": DROPOUT} and set(kept) == {"slot", "ad"}
   check(found, params, drops, lambda kind, place: not kept[kind][place])

@@ -29,5 +29,8 @@ def test_every_name_has_its_class_and_builds_it():
 
 def test_an_unknown_name_is_refused_with_those_that_are_known():
   for call in (registry.find, lambda config: registry.build(config, 7)):
-    with pytest.raises(ConfigError, match="--model=bert is not allowed: any of gr4ad, deepseek_mtp, gr4ad_items, hstu"):
+    with pytest.raises(
+      ConfigError,
+      match="--model=bert is not allowed: any of gr4ad, deepseek_mtp, gr4ad_items, hstu",
+    ):
       call(Config(model=ModelConfig(model="bert")))
