@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.data import csv_files, times
+from gr4ad_jax.data import csv_rows, times
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 
@@ -55,7 +55,7 @@ class Cells:
     """
     path, row = self._place(row)
     where = f"row {row + 1}"
-    if path.endswith(".csv") and self._parts and (line := csv_files.line_of(path, row)) != row + 2:
+    if path.endswith(".csv") and self._parts and (line := csv_rows.line_of(path, row)) != row + 2:
       where += f" (line {line})"
     shown = repr(value)
     cut = f"{shown[:80]}{'…' if len(shown) > 80 else ''}"

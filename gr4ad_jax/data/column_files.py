@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from gr4ad_jax.data import csv_files
+from gr4ad_jax.data import csv_files, csv_rows
 from gr4ad_jax.data.checks import Cells
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
@@ -123,11 +123,11 @@ def _is_empty_csv(path: str) -> bool:
 
 def _wanted(path: str, required: tuple[str, ...], optional_columns: tuple[str, ...]) -> list[str]:
   """The wanted columns that a file has."""
-  names = csv_files.header(path) if _ending(path) == ".csv" else _parquet_names(path)
+  names = csv_rows.header(path) if _ending(path) == ".csv" else _parquet_names(path)
   if missing := [name for name in required if name not in names]:
     raise DataError(
       f"{path}: column '{missing[0]}' is missing; the file has "
-      f"{csv_files.names_shown(names) or 'no columns'}"
+      f"{csv_rows.names_shown(names) or 'no columns'}"
       f"{_hint(missing[0], names)}"
     )
   if twice := [name for name in (*required, *optional_columns) if names.count(name) > 1]:
@@ -167,7 +167,7 @@ def _hint(name: str, names: list[str]) -> str:
   if (other := _meant(name, names)) is not None:
     return f"; {other!r} is spelled in another way"
   if len(names) == 1:
-    for delimiter, words in csv_files.DELIMITERS.items():
+    for delimiter, words in csv_rows.DELIMITERS.items():
       if delimiter in names[0]:
         return f"; its delimiter seems to be {words}: write commas"
   return ""

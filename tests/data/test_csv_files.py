@@ -4,12 +4,13 @@ row is lost.
 
 import csv
 import io
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr4ad_jax.data import csv_files
+from gr4ad_jax.data import csv_files, csv_rows, csv_scan
 from gr4ad_jax.data.schema import DataError
 
 LETTERS = st.sampled_from(["x", "é", "1", " ", ",", '"', "\n", "\r\n", "\r", ", ", "日", "\x1b"])
@@ -23,7 +24,7 @@ NAMES = ("first", "second", "third", "fourth")
 
 def read(path):
   """[rows] of texts."""
-  names = csv_files.header(str(path))
+  names = csv_rows.header(str(path))
   return [[row[name] for name in names] for row in csv_files.read(str(path), names).to_pylist()]
 
 
@@ -67,19 +68,26 @@ def test_quoted_files_are_read_like_the_standard_library_reads_them(
     ("\ufeff" if mark else "") + text.getvalue() + data.draw(st.sampled_from(["", end, 2 * end]))
   )
   path.write_bytes(content.encode())
-  before, csv_files.BLOCK = csv_files.BLOCK, block
+  before, csv_scan.BLOCK = csv_scan.BLOCK, block
   try:
     assert read(path) == rows
     assert not like_rows(rows)
   except DataError as error:
     assert like_rows(rows) and "like a row" in str(error)
   finally:
-    csv_files.BLOCK = before
+    csv_scan.BLOCK = before
 
 
 @settings(max_examples=100, deadline=None)
-@given(TABLES, st.lists(st.tuples(st.integers(0, 60), DAMAGE), max_size=3), st.booleans())
-def test_damaged_files_are_refused_or_read_as_they_stand(tmp_path_factory, rows, damage, quoted):
+@given(
+  TABLES,
+  st.lists(st.tuples(st.integers(0, 60), DAMAGE), max_size=3),
+  st.booleans(),
+  st.integers(1, 9),
+)
+def test_damaged_files_are_refused_or_read_as_they_stand(
+  tmp_path_factory, rows, damage, quoted, block
+):
   path = tmp_path_factory.getbasetemp() / "damaged.csv"
   text = io.StringIO()
   csv.writer(text, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL).writerows(
@@ -95,6 +103,9 @@ def test_damaged_files_are_refused_or_read_as_they_stand(tmp_path_factory, rows,
   except DataError as error:
     assert "\n" not in str(error) and str(path) in str(error)
     assert "not a readable CSV" not in str(error) and "were read" not in str(error)
+    with mock.patch.object(csv_scan, "BLOCK", block), pytest.raises(DataError) as caught:
+      read(path)
+    assert str(caught.value) == str(error)  # wherever a block ends, the first fault is named
     return
   expected = [row for row in csv.reader(io.StringIO(content, newline=""), strict=True) if row]
   assert "\0" not in content and found == expected[1:]
@@ -153,7 +164,7 @@ def test_what_is_not_plain_csv_is_named(tmp_path, content, message):
 
 
 def test_late_faults_are_found_across_blocks(tmp_path, monkeypatch):
-  monkeypatch.setattr(csv_files, "BLOCK", 64)
+  monkeypatch.setattr(csv_scan, "BLOCK", 64)
   path = tmp_path / "f.csv"
   good = b"a,b\n" + b"".join(b"%d,x%d\n" % (i, i) for i in range(500))
   for tail, message in (
@@ -167,6 +178,33 @@ def test_late_faults_are_found_across_blocks(tmp_path, monkeypatch):
       read(path)
   path.write_bytes(good)
   assert len(read(path)) == 500
+
+
+@pytest.mark.parametrize("tail", [b'9,"x', b'9,"x\n', b'9,y"z\n', b"9\n", b"9,\xe9\n", b"9,\0\n"])
+def test_the_walk_to_a_late_fault_is_short(tmp_path, monkeypatch, tail):
+  """Rows are looked at one by one in the last block only, however many come before."""
+  monkeypatch.setattr(csv_scan, "BLOCK", 256)
+  path = tmp_path / "f.csv"
+  path.write_bytes(b"a,b\n" + b"".join(b'%d,"x, ""%d"""\n' % (i, i) for i in range(3000)) + tail)
+  walked = []
+  record = csv_rows._record
+  monkeypatch.setattr(csv_rows, "_record", lambda *at: walked.append(at) or record(*at))
+  with pytest.raises(DataError, match="row 3001: "):
+    read(path)
+  assert len(walked) < 60
+  walked.clear()
+  assert csv_rows.line_of(str(path), 2990) == 2992
+  assert len(walked) < 60
+
+
+def test_lines_are_those_of_a_walk_over_all_rows(tmp_path, monkeypatch):
+  path = tmp_path / "f.csv"
+  content = b'\xef\xbb\xbf\r\na,b\r\n\r\n1,"x\r\ny"\r\n\n3,4\r5,"\n\r"\n\n\n7,8'
+  path.write_bytes(content)
+  for block in range(1, len(content) + 2):
+    monkeypatch.setattr(csv_scan, "BLOCK", block)
+    lines = [csv_rows.line_of(str(path), row) for row in range(-1, 5)]
+    assert lines == [2, 4, 7, 8, 13, 0]
 
 
 def test_rows_that_arrow_does_not_give_are_missed(tmp_path, monkeypatch):
@@ -188,7 +226,7 @@ def test_a_row_longer_than_any_block_is_read(tmp_path):
 
 
 def test_a_row_beyond_the_limit_is_named(tmp_path, monkeypatch):
-  monkeypatch.setattr(csv_files, "LONGEST_ROW", 50)
+  monkeypatch.setattr(csv_rows, "LONGEST_ROW", 50)
   path = tmp_path / "f.csv"
   path.write_text("a,b\n1,2\n3," + 49 * "x" + "\n")
   with pytest.raises(DataError, match="row 2: 51 bytes, at most 50 are allowed"):
@@ -265,8 +303,8 @@ def test_swallowed_rows_are_found_in_columns_that_nobody_wants(tmp_path):
 def test_lines_of_rows(tmp_path):
   path = tmp_path / "f.csv"
   path.write_bytes(b'\xef\xbb\xbf\r\na,b\r\n\r\n1,"x\r\ny"\r\n\n3,4\r5,6')
-  assert [csv_files.line_of(str(path), row) for row in (-1, 0, 1, 2, 3)] == [2, 4, 7, 8, 0]
-  assert csv_files.header(str(path)) == ["a", "b"]
+  assert [csv_rows.line_of(str(path), row) for row in (-1, 0, 1, 2, 3)] == [2, 4, 7, 8, 0]
+  assert csv_rows.header(str(path)) == ["a", "b"]
 
 
 def test_files_without_rows(tmp_path):
@@ -278,14 +316,14 @@ def test_files_without_rows(tmp_path):
     ('"a","x ""y"""\n\n', ["a", 'x "y"']),
   ):
     path.write_text(content)
-    assert csv_files.header(str(path)) == names
+    assert csv_rows.header(str(path)) == names
     if names:
       assert read(path) == []
 
 
 def test_names_are_shown_in_a_short_line():
-  assert csv_files.names_shown(["a", "b\x1b\n"]) == r"a, b\x1b\n"
-  assert csv_files.names_shown(["x" * 41]) == "x" * 40 + "…"
-  assert csv_files.names_shown(["x" * 40]) == "x" * 40
-  assert csv_files.names_shown([str(i) for i in range(12)]) == ", ".join(map(str, range(12)))
-  assert csv_files.names_shown([str(i) for i in range(14)]).endswith("10, 11 and 2 more")
+  assert csv_rows.names_shown(["a", "b\x1b\n"]) == r"a, b\x1b\n"
+  assert csv_rows.names_shown(["x" * 41]) == "x" * 40 + "…"
+  assert csv_rows.names_shown(["x" * 40]) == "x" * 40
+  assert csv_rows.names_shown([str(i) for i in range(12)]) == ", ".join(map(str, range(12)))
+  assert csv_rows.names_shown([str(i) for i in range(14)]).endswith("10, 11 and 2 more")
