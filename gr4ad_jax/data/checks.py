@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.data import csv_rows, times
+from gr4ad_jax.data import csv_rows, part_types, times
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 
@@ -35,13 +35,23 @@ class Cells:
     column: its name.
     array: an Arrow array, plain, chunked or of a dictionary; text may be binary that is UTF-8.
     parts: (file, rows) of each part, in order; none where the column is of no file.
+    kinds: the Arrow types of the parts, where they were others than the array's.
   """
 
-  def __init__(self, path: str, column: str, array: Any, parts: tuple[tuple[str, int], ...] = ()):
+  def __init__(
+    self,
+    path: str,
+    column: str,
+    array: Any,
+    parts: tuple[tuple[str, int], ...] = (),
+    kinds: tuple[Any, ...] = (),
+  ):
     arrow = optional("pyarrow")
-    self.path, self.column, self._parts = path, column, parts
-    if arrow.types.is_dictionary(array.type):
-      array = array.cast(array.type.value_type)
+    self.path = path
+    self.column = column
+    self._parts = parts
+    array = part_types.plain(array)
+    self._kinds = (array.type, *kinds)
     if isinstance(array, arrow.ChunkedArray):
       array = array.combine_chunks()
     self.array = self._decoded(array)
@@ -178,11 +188,10 @@ class Cells:
       value_E, empty_E = self._text_times()
     elif is_moment:
       value_E, empty_E = self._timestamps()
-    elif types.is_float32(kind) or types.is_float16(kind):
+    elif short := [k for k in self._kinds if types.is_float32(k) or types.is_float16(k)]:
       raise DataError(
-        f"{self.path}: column '{self.column}' holds {kind}: unix seconds lose their last digits "
-        "in it (float32 has "
-        "steps of 128 s); store whole numbers, float64 or timestamps"
+        f"{self.path}: column '{self.column}' holds {short[0]}: unix seconds lose their last "
+        "digits in it (float32 has steps of 128 s); store whole numbers, float64 or timestamps"
       )
     elif (
       types.is_integer(kind)
@@ -283,7 +292,8 @@ class Cells:
     except arrow.ArrowInvalid:
       for row, value in enumerate(array.cast(arrow.large_binary()).to_pylist()):
         if value is not None and not _is_utf8(value):
-          raise self.bad(row, value, "is not UTF-8") from None
+          hint = "; of a UUID, store the text" if len(value) == 16 else ""
+          raise self.bad(row, value, f"is not UTF-8{hint}") from None
       raise
 
   def _text(self):
@@ -304,8 +314,7 @@ class Cells:
     """
     arrow = optional("pyarrow")
     is_float = arrow.types.is_floating(self.array.type)
-    # From here on two whole numbers have one float: 2**53 + 1 is stored as 2**53.
-    most = {"halffloat": 2**11, "float": 2**24}.get(str(self.array.type), 2**53)
+    most, kind = min((part_types.whole_below(kind), str(kind)) for kind in self._kinds)
     # Arrow encodes neither 16-bit floats nor decimals of 32 and 64 bits.
     narrow = {"halffloat": arrow.float32()}.get(str(self.array.type))
     if arrow.types.is_decimal(self.array.type) and self.array.type.bit_width < 128:
@@ -324,7 +333,7 @@ class Cells:
     codes = encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
     for bad, problem in (
       (broken, "is no whole number; text or whole numbers are needed"),
-      (lost, f"lies beyond the whole numbers that {self.array.type} can tell apart; store text"),
+      (lost, f"lies beyond the whole numbers that {kind} can tell apart; store text"),
     ):
       self._refuse(np.array([*bad, False])[codes], problem)
     return arrow.array([*texts, None], arrow.large_string()).take(arrow.array(codes))

@@ -2,13 +2,13 @@
 checked `Cells`.
 """
 
+import bisect
 import difflib
 import os
 import re
 from collections.abc import Iterable
-from typing import Any
 
-from gr4ad_jax.data import csv_files, csv_rows
+from gr4ad_jax.data import csv_files, csv_rows, part_types
 from gr4ad_jax.data.checks import Cells
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
@@ -29,8 +29,8 @@ def read_file(
     required, optional_columns: names of the columns; those of the second group may be absent.
 
   Raises:
-    DataError: an unreadable file, a column that is missing or stands there twice, parts that differ
-      in a wanted column, no rows.
+    DataError: an unreadable file, a column that is missing or stands there twice, parts of which
+      one lacks a wanted column or whose types do not become one (`part_types`), no rows.
   """
   parts = part_files(path)
   filled = [part for part in parts if len(parts) == 1 or not _is_empty_csv(part)] or parts[:1]
@@ -47,13 +47,9 @@ def read_file(
     csv_files.read(part, wanted) if _ending(part) == ".csv" else _read_parquet(part, wanted)
     for part in filled
   ]
-  _check_same_types(path, filled, tables, wanted)
   if not sum(map(len, tables)):
     raise DataError(f"{path}: no rows")
-  sizes = tuple((part, len(table)) for part, table in zip(filled, tables, strict=True))
-  return {
-    name: Cells(path, name, _joined([table[name] for table in tables]), sizes) for name in wanted
-  }
+  return {name: _joined(path, name, filled, tables) for name in wanted}
 
 
 def check_file(field: str, path: str) -> None:
@@ -117,8 +113,10 @@ def _ending(path: str) -> str:
 
 
 def _is_empty_csv(path: str) -> bool:
-  """Whether a part is the file without a header that Spark leaves of a partition without rows."""
-  return _ending(path) == ".csv" and not os.path.getsize(path)
+  """Whether a part has no header, as Spark leaves it of a partition without rows: nothing in it,
+  or line breaks or a byte order mark alone.
+  """
+  return _ending(path) == ".csv" and not csv_rows.header(path)
 
 
 def _wanted(path: str, required: tuple[str, ...], optional_columns: tuple[str, ...]) -> list[str]:
@@ -173,28 +171,33 @@ def _hint(name: str, names: list[str]) -> str:
   return ""
 
 
-def _joined(columns: list) -> Any:
-  """One column of the parts' columns; of a part without a value (Arrow's type null) the type is
-  that of the others.
-  """
-  arrow = optional("pyarrow")
-  kind = next(
-    (column.type for column in columns if not arrow.types.is_null(column.type)), columns[0].type
-  )
-  return arrow.chunked_array(
-    [chunk for column in columns for chunk in column.cast(kind).chunks], kind
-  )
-
-
-def _check_same_types(path: str, parts: list[str], tables: list, names: list[str]) -> None:
+def _joined(path: str, name: str, parts: list[str], tables: list) -> Cells:
+  """One column of the parts' columns."""
   types = optional("pyarrow").types
-  for name in names:
-    known = [(table[name].type, part) for table, part in zip(tables, parts, strict=True)]
-    known = [(kind, part) for kind, part in known if not types.is_null(kind)]
-    for kind, part in known:
-      if kind != known[0][0]:
-        first, here = os.path.basename(known[0][1]), os.path.basename(part)
-        raise DataError(f"{path}: column '{name}' holds {known[0][0]} in {first}, {kind} in {here}")
+  columns = [table[name] for table in tables]
+  whole = part_types.joined(columns)
+  if whole is None:
+    raise _no_one_type(path, name, parts, columns)
+  sizes = tuple((part, len(column)) for part, column in zip(parts, columns, strict=True))
+  kinds = tuple(column.type for column in columns if not types.is_null(column.type))
+  return Cells(path, name, whole, sizes, kinds=kinds)
+
+
+def _no_one_type(path: str, name: str, parts: list[str], columns: list) -> DataError:
+  """Names the first part that does not go with those before it, and one of these."""
+  types = optional("pyarrow").types
+  ends = range(1, len(columns) + 1)
+  last = bisect.bisect_left(ends, True, key=lambda end: part_types.joined(columns[:end]) is None)
+  kind = columns[last].type
+  at, other = next(
+    (number, column.type)
+    for number, column in enumerate(columns)
+    if column.type != kind and not types.is_null(column.type)
+  )
+  return DataError(
+    f"{path}: column '{name}' holds {other} in {os.path.basename(parts[at])}, {kind} in "
+    f"{os.path.basename(parts[last])}, and no type holds the values of all parts"
+  )
 
 
 def _parquet(path: str):
@@ -222,16 +225,4 @@ def _read_parquet(path: str, names: list[str]):
     ) from error
   if len(table) != rows:
     raise DataError(f"{path}: {rows} rows stand in the file, {len(table)} were read")
-  return arrow.table({name: _plain(table[name]) for name in names})
-
-
-def _plain(column: Any) -> Any:
-  """Text of one type, however a part stores it."""
-  arrow = optional("pyarrow")
-  if arrow.types.is_dictionary(column.type):
-    column = column.cast(column.type.value_type)
-  return (
-    column.cast(arrow.large_string())
-    if column.type in (arrow.string(), arrow.string_view())
-    else column
-  )
+  return arrow.table({name: part_types.plain(table[name]) for name in names})

@@ -8,6 +8,7 @@ import decimal
 import io
 import random
 import shutil
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,20 +44,49 @@ ODD_TIMES = [
   "1.7E+09",
   "1960-01-01",
 ]
+WORDS = (["", "home", "garten & co", "日本"], ["x" * 300, "\x1b[2J", "\ufeffhome", " home "])
+BEHAVIORS = (["view", "click", "buy"], ["", "Click", "view ", "hover", "0"])
+VISITS = (["v{}", "{}"], ["", " v{}", "{}.0", "\x00", "x" * 1025])
+FORMS = (["", ""], ["no such form", " "])
+VECTORS = (["1 2", "0.5 -1"], ["", "1", "nan 1", "1 inf"])
 TYPES = [
   pa.string(),
   pa.large_string(),
+  pa.string_view(),
+  pa.dictionary(pa.int8(), pa.string()),
+  pa.json_(),
   pa.binary(),
+  pa.binary_view(),
+  pa.binary(16),
+  pa.uuid(),
+  pa.int8(),
+  pa.int32(),
   pa.int64(),
-  pa.float64(),
+  pa.uint64(),
+  pa.float16(),
   pa.float32(),
+  pa.float64(),
+  pa.decimal32(9, 0),
   pa.decimal128(20, 0),
+  pa.decimal128(20, 4),
+  pa.decimal256(60, 2),
+  pa.timestamp("s"),
   pa.timestamp("us"),
   pa.timestamp("ns", tz="UTC"),
   pa.date32(),
   pa.bool_(),
+  pa.null(),
   pa.list_(pa.int64()),
 ]
+# Types that a column's usual cells fit into, so that many typed files are read.
+FITTING = {
+  "price": (pa.float64(), pa.float32(), pa.int32(), pa.decimal128(20, 4), pa.null()),
+  "value": (pa.float64(), pa.float32(), pa.int64(), pa.decimal32(9, 2), pa.null()),
+  "quantity": (pa.int8(), pa.uint64(), pa.float16(), pa.float64()),
+  "time": (pa.timestamp("s"), pa.timestamp("us"), pa.timestamp("ns", tz="UTC"), pa.int64()),
+  "created": (pa.date32(), pa.timestamp("ms"), pa.timestamp("us", tz="Europe/Berlin"), pa.null()),
+}
+ID_TYPES = (pa.uuid(), pa.binary(), pa.large_string(), pa.dictionary(pa.int16(), pa.string()))
 
 
 def cell(rng, odds, pool, number=""):
@@ -64,32 +94,54 @@ def cell(rng, odds, pool, number=""):
   return rng.choice(odd if rng.random() < odds else usual).format(number)
 
 
+def moment(rng, odds, form):
+  """A time in a form of `strftime`, now and then an odd one."""
+  when = datetime.datetime(2025, 3, rng.randint(1, 28), rng.randint(0, 23), tzinfo=datetime.UTC)
+  time = str(int(when.timestamp())) if form == "%s" else when.strftime(form)
+  return rng.choice(ODD_TIMES) if rng.random() < odds else time
+
+
+def with_some(rng, required, more):
+  """(header, makers of cells) of the columns that must be there and of some others, shuffled."""
+  makers = required | {name: make for name, make in more.items() if rng.random() < 0.3}
+  names = sorted(makers, key=lambda name: rng.random())
+  return names, [makers[name] for name in names]
+
+
 def tables(rng):
   """(header, rows) of the ad table and of the event log; ids of both have one form."""
   odds = rng.choice([0, 0, 0, 0.01])
   form = rng.choice(IDS[0])
-  ads = [
-    [form.format(ad), cell(rng, odds, TEXTS), f"shop{ad % 3}", cell(rng, odds, NUMBERS)]
-    for ad in range(rng.randint(1, 30))
-  ]
-  moment = rng.choice(MOMENTS * 3 + AMBIGUOUS)
-  events = []
-  for _ in range(rng.choice([0, 1, 5, 40, 40, 200, 200])):
-    when = datetime.datetime(2025, 3, rng.randint(1, 28), rng.randint(0, 23), tzinfo=datetime.UTC)
-    time = str(int(when.timestamp())) if moment == "%s" else when.strftime(moment)
-    ad = cell(rng, odds, ([form], IDS[1]), rng.randrange(len(ads)) if rng.random() < 0.999 else 99)
-    events.append(
-      [
-        cell(rng, odds, (["u{}"], IDS[1]), rng.randrange(8)),
-        ad,
-        rng.choice(ODD_TIMES) if rng.random() < odds else time,
-        cell(rng, odds, NUMBERS),
-      ]
-    )
-  return (["ad_id", "text", "account_id", "price"], ads), (
-    ["user_id", "ad_id", "time", "value"],
-    events,
-  )
+  of = lambda pool: lambda number: cell(rng, odds, pool, number)  # noqa: E731
+  form_of_time = rng.choice(MOMENTS * 3 + AMBIGUOUS)
+  names, makers = with_some(
+    rng,
+    {"ad_id": form.format, "text": of(TEXTS), "account_id": lambda ad: f"shop{ad % 3}"},
+    {
+      "category": of(WORDS), "conversion_type": of(WORDS), "form": of(FORMS), "price": of(NUMBERS),
+      "created": lambda _: rng.choice(["", moment(rng, odds, form_of_time)]), "vector": of(VECTORS),
+      "note": of(TEXTS),
+    },
+  )  # fmt: skip
+  number_of_ads = rng.randint(1, 30)
+  ads = [[make(ad) for make in makers] for ad in range(number_of_ads)]
+  columns, makers = with_some(
+    rng,
+    {
+      "user_id": lambda _: cell(rng, odds, (["u{}"], IDS[1]), rng.randrange(8)),
+      "ad_id": lambda _: cell(
+        rng, odds, ([form], IDS[1]), rng.randrange(number_of_ads) if rng.random() < 0.999 else 99
+      ),
+      "time": lambda _: moment(rng, odds, form_of_time),
+    },
+    {
+      "value": of(NUMBERS), "quantity": of((["1", "2", "3"], NUMBERS[1])),
+      "behavior": of(BEHAVIORS), "request_id": lambda _: of(VISITS)(rng.randrange(20)),
+      "note": of(TEXTS),
+    },
+  )  # fmt: skip
+  size = rng.choice([0, 1, 5, *[40] * 5, *[200] * 5])
+  return (names, ads), (columns, [[make(event) for make in makers] for event in range(size)])
 
 
 def write_csv(rng, path, header, rows):
@@ -105,7 +157,7 @@ def write_csv(rng, path, header, rows):
   ]
   writer.writerows([header, *rows])
   letters = list(text.getvalue())
-  for _ in range(rng.choice([0] * 8 + [1, 2])):
+  for _ in range(rng.choice([0] * 12 + [1, 2])):
     letters[rng.randrange(len(letters))] = rng.choice(['"', ",", "\n", "\r", "", "\0", "é"])
   content = "".join(letters)
   encoding = rng.choice(["utf-8"] * 20 + ["utf-8-sig", "utf-16", "cp1252", "utf-16-le"])
@@ -116,45 +168,65 @@ def write_csv(rng, path, header, rows):
     return None
 
 
+def one(value, kind):
+  """A text as a value of a type. Raises ValueError or ArithmeticError where it is none."""
+  types = pa.types
+  if types.is_timestamp(kind) or types.is_date(kind):
+    when = datetime.datetime.fromtimestamp(int(value)) if value.isdigit() else None  # noqa: DTZ006
+    when = when or datetime.datetime.fromisoformat(value.removesuffix(" UTC"))
+    return when.date() if types.is_date(kind) else when
+  if types.is_list(kind):
+    return [float(number) for number in value.split()]
+  if types.is_boolean(kind):
+    return True
+  if types.is_decimal(kind):
+    return decimal.Decimal(value)
+  if types.is_integer(kind):
+    return int(value)
+  if types.is_floating(kind):
+    return float(value)
+  if kind in (pa.uuid(), pa.binary(16)):
+    return uuid.uuid5(uuid.NAMESPACE_DNS, value).bytes
+  return value.encode() if kind in (pa.binary(), pa.binary_view()) else value
+
+
 def converted(values, kind):
   """A column of a type; what the type cannot hold is null."""
-
-  def one(value):
+  if pa.types.is_null(kind):
+    return pa.nulls(len(values))
+  cells = []
+  for value in values:
     try:
-      if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return datetime.datetime.fromisoformat(value.removesuffix(" UTC"))
-      if pa.types.is_list(kind):
-        return [1]
-      if pa.types.is_boolean(kind):
-        return True
-      if pa.types.is_decimal(kind):
-        return decimal.Decimal(int(value))
-      if pa.types.is_integer(kind):
-        return int(value)
-      return (
-        float(value)
-        if pa.types.is_floating(kind)
-        else value.encode()
-        if pa.types.is_binary(kind)
-        else value
-      )
-    except (ValueError, ArithmeticError):
-      return None
-
-  return pa.array([one(value) for value in values], kind)
+      # Arrow is asked cell by cell: a number may be out of the type's range.
+      cells.append(pa.array([one(value, kind)], kind)[0].as_py())
+    except (ValueError, ArithmeticError, TypeError, pa.ArrowException):
+      cells.append(None)
+  if kind == pa.uuid():
+    cells = [None if value is None else value.bytes for value in cells]
+  return pa.array(cells, kind)
 
 
-def write_parquet(rng, path, header, rows):
+def kind_of(rng, name, is_typed, ids):
+  """The type that a column is stored in: any one now and then, of a typed file one that fits."""
+  if rng.random() < 0.03:
+    return rng.choice(TYPES)
+  if name == "vector":
+    return rng.choice([pa.list_(pa.float32()), pa.list_(pa.float64())])
+  if not is_typed or rng.random() < 0.3:
+    return pa.string()
+  return rng.choice(FITTING.get(name, [ids if name == "ad_id" else pa.string()]))
+
+
+def write_parquet(rng, path, header, rows, is_typed, ids):
   columns = list(zip(*rows, strict=True)) or [()] * len(header)
   made = {}
   for name, values in zip(header, columns, strict=True):
     if rng.random() < 0.01:
       continue
-    made[name] = converted(values, rng.choice(TYPES) if rng.random() < 0.08 else pa.string())
-    if rng.random() < 0.2:
-      made[name] = (
-        made[name].dictionary_encode() if pa.types.is_string(made[name].type) else made[name]
-      )
+    kind = kind_of(rng, name, is_typed, ids)
+    made[name] = converted(values, kind)
+    if rng.random() < 0.2 and pa.types.is_string(kind):
+      made[name] = made[name].dictionary_encode()
   pq.write_table(pa.table(made), path, row_group_size=rng.choice([3, 1000]))
   if rng.random() < 0.05:
     content = bytearray(path.read_bytes())
@@ -165,19 +237,38 @@ def write_parquet(rng, path, header, rows):
   return len(rows)
 
 
-def write(rng, folder, name, header, rows):
-  """(path, rows that a strict reader finds or None) of a file, or of a folder of parts."""
-  ending = rng.choice(["csv", "csv", "parquet"])
-  put = write_csv if ending == "csv" else write_parquet
+def write(rng, folder, name, header, rows, ids):
+  """(path, rows that a strict reader finds or None) of a file, or of a folder of parts.
+
+  Args:
+    ids: the type of ad ids in a typed Parquet file, as both tables have them.
+  """
+  ending = rng.choice(["csv", "parquet"])
+  is_typed = rng.random() < 0.5
+  if ending == "csv" and "vector" in header and rng.random() < 0.95:  # it has no lists
+    at = header.index("vector")
+    header = header[:at] + header[at + 1 :]
+    rows = [row[:at] + row[at + 1 :] for row in rows]
+
+  def put(path, rows):
+    if ending == "csv":
+      return write_csv(rng, path, header, rows)
+    return write_parquet(rng, path, header, rows, is_typed, ids)
+
   if rng.random() < 0.8:
-    return folder / f"{name}.{ending}", put(rng, folder / f"{name}.{ending}", header, rows)
+    return folder / f"{name}.{ending}", put(folder / f"{name}.{ending}", rows)
   parts = folder / name
   parts.mkdir()
-  (parts / rng.choice(["_SUCCESS", ".crc", "_SUCCESS", "notes.txt"])).write_text("")
+  (parts / rng.choice(["_SUCCESS", ".crc"] * 4 + ["notes.txt"])).write_text("")
   cuts = sorted(rng.randint(0, len(rows)) for _ in range(rng.randint(0, 3)))
   found = []
   for number, (begin, end) in enumerate(zip([0, *cuts], [*cuts, len(rows)], strict=True)):
-    found.append(put(rng, parts / f"part-{number:05d}.{ending}", header, rows[begin:end]))
+    path = parts / f"part-{number:05d}.{ending}"
+    if begin == end and ending == "csv" and rng.random() < 0.5:
+      path.write_text(rng.choice(["", "\n", "\ufeff", "\ufeff\r\n"]))
+      found.append(0)
+    else:
+      found.append(put(path, rows[begin:end]))
   return parts, None if None in found else sum(found)
 
 
@@ -187,14 +278,16 @@ def read_case(folder, seed):
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir()
   ads, events = tables(rng)
-  ads_path, ad_rows = write(rng, folder, "ads", *ads)
-  events_path, event_rows = write(rng, folder, "events", *events)
+  ids = rng.choice(ID_TYPES)
+  ads_path, ad_rows = write(rng, folder, "ads", *ads, ids)
+  events_path, event_rows = write(rng, folder, "events", *events, ids)
   config = DataConfig(
     dataset="ad_log",
     data_dir=str(folder / "data"),
     ads_path=str(ads_path),
     events_path=str(events_path),
     on_unknown_ad=rng.choice(["error", "drop"]),
+    behaviors=("view", "click", "buy"),
   )
   try:
     AdLog.fingerprint(config)
@@ -246,6 +339,7 @@ def test_what_is_read_trains_and_can_be_asked(tmp_path, compile_cache):
       f"--events_path={config.events_path}",
       f"--on_unknown_ad={config.on_unknown_ad}",
       f"--data_dir={config.data_dir}",
+      f"--behaviors={','.join(config.behaviors)}",
       "--max_steps=2",
       run,
       *tiny.SETTINGS,
