@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.data.checks import MAX_NUMBER
+from gr4ad_jax.data.checks import LONGEST_ID, MAX_NUMBER
 from gr4ad_jax.data.forms import TEMPLATES
 from gr4ad_jax.data.schema import AdTable, DataError
 
 ACTIVE, PAUSED, REMOVED = "active", "paused", "removed"
 WORDS = ("text", "account_id", "category", "conversion_type", "form")
 FIELDS = (*WORDS, "price", "vector", "status")
-MAX_ID, MAX_TEXT, MAX_WIDTH = 512, 20_000, 65_536  # characters, characters, numbers
+MAX_TEXT = 20_000  # characters
+MAX_WIDTH = 65_536  # numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +119,11 @@ def _check_id(ad_id: Any) -> None:
   if (
     not isinstance(ad_id, str)
     or not ad_id.strip()
-    or len(ad_id) > MAX_ID
+    or len(ad_id) > LONGEST_ID
     or "\0" in ad_id
     or not _is_utf8(ad_id)
   ):
-    raise DataError(f"ad id {_shown(ad_id)} is not allowed: text of 1 to {MAX_ID} characters")
+    raise DataError(f"ad id {_shown(ad_id)} is not allowed: text of 1 to {LONGEST_ID} characters")
 
 
 def _checked(ad_id: str, name: str, value: Any) -> Any:

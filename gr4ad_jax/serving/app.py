@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from gr4ad_jax import __version__
+from gr4ad_jax.data.checks import LONGEST_ID
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.serving import api_docs, schemas
 from gr4ad_jax.serving.batcher import Overloaded, Refused
@@ -197,7 +198,7 @@ def _users(engine: Any) -> fastapi.APIRouter:
 
   @router.get("", response_model=schemas.Users, responses=_problems(401, 403, 422))
   async def users(
-    prefix: Annotated[str, fastapi.Query(max_length=256)] = "",
+    prefix: Annotated[str, fastapi.Query(max_length=LONGEST_ID)] = "",
     limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 20,
   ) -> Any:
     """User ids of the event log that begin with `prefix`, in order."""

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax.data import visits
+from gr4ad_jax.data.checks import MAX_NUMBER
 from gr4ad_jax.data.schema import DataError, EventLog
+from gr4ad_jax.data.times import MAX_TIME
 
 EVENT_FIELDS = ("ad_id", "time", "behavior", "value", "quantity", "request_id")
-_LATEST = 253_402_300_799  # unix seconds, the end of the year 9999
-_MOST = 1e12  # money or units of an event: sums stay finite in float32
+# A request may come right after the last event that a log may have.
+_LATEST_NOW = MAX_TIME
+_LATEST = MAX_TIME - 1
 _SHOWN = 80  # characters of a bad value that a message repeats
 
 
@@ -67,8 +70,8 @@ def check_now(now: Any, latest: int = 0) -> None:
   """Raises DataError for a moment that is none, or that lies before `latest`, the last event's
   (unix seconds).
   """
-  if not _is_number(now, _LATEST):
-    raise DataError(f"now={_shown(now)} is not allowed: unix seconds, 0 to {_LATEST}")
+  if not _is_number(now, _LATEST_NOW):
+    raise DataError(f"now={_shown(now)} is not allowed: unix seconds, 0 to {_LATEST_NOW}")
   if latest > now:
     raise DataError(f"now={now} is not allowed: the history goes on to {latest}")
 
@@ -107,8 +110,8 @@ def _checked(number: int, event: Any, rows: Callable, behaviors: Sequence[str], 
   numbers = []
   for field, default, most in (
     ("time", now - 1, _LATEST),
-    ("value", 0.0, _MOST),
-    ("quantity", 1.0, _MOST),
+    ("value", 0.0, MAX_NUMBER),
+    ("quantity", 1.0, MAX_NUMBER),
   ):
     given = event.get(field)
     if given is not None and not _is_number(given, most):

@@ -7,20 +7,23 @@ Needs the `serve` extra.
 from typing import Annotated, Literal
 
 from gr4ad_jax.config import ServeConfig
+from gr4ad_jax.data.checks import LONGEST_ID, MAX_NUMBER
+from gr4ad_jax.data.times import MAX_TIME
 
 try:
   import pydantic
 except ImportError as error:
   raise ImportError("pydantic is missing: pip install 'gr4ad_jax[serve]'") from error
 
-_YEAR_9999 = 253_402_300_799  # unix seconds
-_MONEY = 1e12
-
-Id = Annotated[str, pydantic.Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Id = Annotated[
+  str, pydantic.Field(min_length=1, max_length=LONGEST_ID, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
 Text = Annotated[str, pydantic.Field(max_length=10_000, pattern=r"^[^\x00]*$")]
-Word = Annotated[str, pydantic.Field(max_length=256, pattern=r"^[^\x00]*$")]
-Time = Annotated[int, pydantic.Field(ge=0, le=_YEAR_9999, description="Unix seconds.")]
-Amount = Annotated[float, pydantic.Field(ge=0, le=_MONEY)]
+Word = Annotated[str, pydantic.Field(max_length=LONGEST_ID, pattern=r"^[^\x00]*$")]
+Time = Annotated[int, pydantic.Field(ge=0, lt=MAX_TIME, description="Unix seconds.")]
+# A request may come right after the last event that a log may have.
+Now = Annotated[int, pydantic.Field(ge=0, le=MAX_TIME, description="Unix seconds.")]
+Amount = Annotated[float, pydantic.Field(ge=0, le=MAX_NUMBER)]
 
 
 class _Strict(pydantic.BaseModel):
@@ -50,7 +53,7 @@ class RecommendRequest(_Strict):
     None, description="The user's events, in any order; ids for short."
   )
   k: int = pydantic.Field(10, ge=1, description="Ads wanted.")
-  now: Time | None = pydantic.Field(
+  now: Now | None = pydantic.Field(
     None, description="Unix seconds of the request; left out: the end of the log."
   )
   deadline_ms: float | None = pydantic.Field(

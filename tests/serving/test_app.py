@@ -11,6 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from gr4ad_jax.config import Config, ServeConfig
+from gr4ad_jax.data.checks import LONGEST_ID
+from gr4ad_jax.data.times import MAX_TIME
 from gr4ad_jax.serving.app import create_app
 from gr4ad_jax.serving.batcher import DeadlinePassed, Overloaded
 from gr4ad_jax.serving.messages import Query
@@ -72,6 +74,10 @@ def test_what_is_left_out_has_its_default(client, engine):
     ({"user": "u1", "k": True}, 422, "valid integer"),
     ({"user": "u1", "K": 3}, 422, "body.K: Extra inputs are not permitted"),
     ({"user": "u1", "now": -1}, 422, "body.now"),
+    ({"user": "u1", "now": MAX_TIME + 1}, 422, "body.now"),
+    ({"history": [{"ad_id": "ad1", "time": MAX_TIME}]}, 422, "time"),
+    ({"user": "u" * LONGEST_ID}, 404, "there is no such user"),
+    ({"user": "u" * (LONGEST_ID + 1)}, 422, "body.user"),
     ({"user": "u1", "deadline_ms": 0}, 422, "body.deadline_ms"),
     ({"user": "a\x00b"}, 422, "body.user"),
     ({"user": ""}, 422, "body.user"),
@@ -89,6 +95,18 @@ def test_faults_are_named(client, body, status, words):
     and words in answer.json()["error"]
     and set(answer.json()) == {"error"}
   )
+
+
+def test_ids_and_moments_that_a_log_may_have_can_be_asked(client, engine):
+  assert ask(client, user="u1", now=MAX_TIME).status_code == 200
+  event = {"ad_id": "ad1", "time": MAX_TIME - 1, "request_id": "v" * LONGEST_ID}
+  assert ask(client, history=[event]).status_code == 200
+  long = "é" * LONGEST_ID
+  engine.histories[long] = engine.histories["u1"]
+  assert client.get(f"/v1/users/{long}/history").status_code == 200
+  assert client.get("/v1/users", params={"prefix": long}).json() == {"users": [long]}
+  fields = {"text": "a thing", "account_id": "shop"}
+  assert client.put(f"/v1/ads/{long}", json=fields).status_code == 201
 
 
 @pytest.mark.parametrize(

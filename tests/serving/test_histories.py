@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.data.times import MAX_TIME
 from gr4ad_jax.serving.histories import check_now, default_now, events_of, no_events
 
 ROWS = {f"ad{n}": n for n in range(9)} | {"7": 7}
@@ -57,6 +58,18 @@ def test_what_is_left_out_or_null_has_a_default():
 
 def test_numbers_that_are_ids_are_ids():
   assert log_of([{"ad_id": 7}, {"ad_id": np.int64(7)}]).ad.tolist() == [7, 7]
+
+
+def test_the_last_moments_that_a_log_may_have_can_be_asked_about():
+  last = MAX_TIME - 1
+  now = default_now([last], 0)
+  assert now == MAX_TIME
+  log = log_of([{"ad_id": "ad1", "time": last}], now)
+  assert log.time.tolist() == [last]
+  with pytest.raises(DataError, match=f"now={MAX_TIME + 1} is not allowed: unix seconds, 0 to "):
+    check_now(MAX_TIME + 1)
+  with pytest.raises(DataError, match=f"time {MAX_TIME} is not allowed: a number, 0 to {last}"):
+    log_of([{"ad_id": "ad1", "time": MAX_TIME}], now)
 
 
 def test_entries_come_in_order_of_time():
@@ -124,7 +137,7 @@ def test_no_entry_at_all():
     ),
     (
       {"ad_id": "ad1", "time": 2**63},
-      "time 9223372036854775808 is not allowed: a number, 0 to 253402300799",
+      "time 9223372036854775808 is not allowed: a number, 0 to 4102444799",
     ),
   ],
   ids=range(20),
@@ -154,7 +167,7 @@ def test_the_request_comes_after_its_history():
 )
 def test_a_moment_is_a_number_of_seconds(now):
   for events in ([], ["ad1"]):
-    with pytest.raises(DataError, match="^now=.* is not allowed: unix seconds, 0 to 253402300799$"):
+    with pytest.raises(DataError, match="^now=.* is not allowed: unix seconds, 0 to 4102444800$"):
       log_of(events, now)
 
 
