@@ -3,22 +3,28 @@ damaged.
 
 Every folder with files of a run has a list, SHA256SUMS, as `sha256sum` writes it; a checkpoint has
 one of its whole tree. While a file is replaced, it stands there twice, with the old and the new
-digest: whichever of the two files a kill leaves behind is right. A run that is older than the
-lists, or a file that its folder's list leaves out, is read with a warning.
+digest: whichever of the two files a kill leaves behind is right.
+
+The config.json of a run says whether the run was written with lists. Where it was, a list that is
+gone, or that leaves out a file, is damage; a run that is older is read with a warning.
 """
 
+import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from gr4ad_jax.locks import Lock
 from gr4ad_jax.sections import ConfigError
 
 NAME = "SHA256SUMS"
+CONFIG_FILE = "config.json"  # of a run
+PROMISE = "checksums"  # its key that says so
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _PARTS = ("tokenizer", "index", "features", "candidates", "reward", "checkpoints")  # of a run
 _THREADS = 4  # hashing lets go of the interpreter, so files are read side by side
@@ -66,7 +72,7 @@ def note(path: str, value: str, *, alone: bool) -> None:
   after it `alone`.
   """
   folder, name = os.path.split(os.path.abspath(path))
-  with Lock(folder, wait=True):  # several runs may share a folder of candidates
+  with _alone(folder):
     known = listed(folder) or {}
     kept = {value} if alone else known.get(name, set()) | {value}
     if known.get(name) != kept:
@@ -76,27 +82,41 @@ def note(path: str, value: str, *, alone: bool) -> None:
 def forget(path: str) -> None:
   """Takes a file that was deleted off its folder's list."""
   folder, name = os.path.split(os.path.abspath(path))
-  with Lock(folder, wait=True):
+  with _alone(folder):
     known = listed(folder) or {}
-    if known.pop(name, None):
+    if known.pop(name, None) and known:
       _write(folder, known)
+    elif not known:
+      # A list of nothing would read as damaged.
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(folder, NAME))
 
 
 def check(path: str) -> None:
-  """Compares a file with its folder's list; warns, once a run, where there is nothing to compare it
-  with.
+  """Compares a file with its folder's list; warns, once a run, where an older run has nothing to
+  compare it with.
 
   Raises:
     FileNotFoundError: there is no such file.
-    DamagedError: it is another than was written.
+    DamagedError: it is another than was written, or its checksum is gone.
   """
   folder, name = os.path.split(os.path.abspath(path))
   right = (listed(folder) or {}).get(name)
   if right is None:
     os.stat(path)  # a file that is missing is no older file
-    _warn(folder)
+    _refuse_or_warn(folder, path)
   elif digest(path) not in right:
     raise DamagedError(_words(path, folder))
+
+
+def is_promised(run: str) -> bool:
+  """Whether the config.json of a directory says that all its files have checksums."""
+  try:
+    with open(os.path.join(run, CONFIG_FILE), encoding="utf-8") as file:
+      saved = json.load(file)
+  except (OSError, ValueError, RecursionError):  # who needs the config tells what is wrong with it
+    return False
+  return isinstance(saved, dict) and saved.get(PROMISE) is True
 
 
 def write_tree(folder: str) -> None:
@@ -118,7 +138,7 @@ def check_tree(folder: str, wanted: Callable[[str], bool] = lambda name: True) -
   right = listed(folder)
   if right is None:
     os.stat(folder)
-    _warn(folder)
+    _refuse_or_warn(folder, folder)
     return
   names = [name for name in right if wanted(name)]
   with ThreadPoolExecutor(_THREADS) as threads:
@@ -165,13 +185,31 @@ def _write(folder: str, found: dict[str, set[str]]) -> None:
   os.replace(part, path)
 
 
-def _warn(folder: str) -> None:
-  """One line a run: `folder` is the run's, or lies below it."""
+@contextlib.contextmanager
+def _alone(folder: str) -> Iterator[None]:
+  """A block in which no other process changes the folder's list: several runs may share a folder of
+  candidates.
+
+  What is locked is a file, as NFS locks no directories; it goes with the block.
+  """
+  with Lock(os.path.join(folder, f".{NAME}.lock"), wait=True) as lock:
+    try:
+      yield
+    finally:
+      lock.remove()
+
+
+def _refuse_or_warn(folder: str, path: str) -> None:
+  """Of a file, or a tree, that has no checksum, in `folder`, which is a run's or lies below it."""
   run = folder
   if os.path.basename(os.path.dirname(run)) == "checkpoints":  # a step
     run = os.path.dirname(run)
-  while os.path.basename(run) in _PARTS:
+  while os.path.basename(run) in _PARTS and not is_promised(run):
     run = os.path.dirname(run)
+  if is_promised(run):
+    there = os.path.join(folder, NAME)
+    gone = f"lacks {os.path.basename(path)}" if os.path.exists(there) else "is missing"
+    raise DamagedError(f"{there} {gone}, though {run} was written with checksums")
   if run not in _warned:
     _warned.add(run)
     _log.warning(

@@ -61,7 +61,8 @@ BEHAVIORS = {
   "online_retail": ("purchase",),
   "amazon_reviews": ("review",),
 }  # of data sets that have no --behaviors
-CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"  # of a workdir
+CONFIG_FILE = checksums.CONFIG_FILE
+CHECKPOINTS = "checkpoints"  # of a workdir
 SECTIONS = {f.name: f.type for f in dataclasses.fields(Config) if f.name != "workdir"}
 
 
@@ -241,9 +242,15 @@ def with_knobs(config: Config, knobs: dict[str, Any]) -> Config:
   return dataclasses.replace(config, **sections)
 
 
-def to_json(config: Config) -> str:
-  """The config as indented JSON text, one object a section."""
-  return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+def to_json(config: Config, *, summed: bool = False) -> str:
+  """The config as indented JSON text, one object a section.
+
+  Args:
+    config: of a run.
+    summed: whether to say that all files of the run have checksums (`checksums.is_promised`).
+  """
+  promise = {checksums.PROMISE: True} if summed else {}
+  return json.dumps(dataclasses.asdict(config) | promise, indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
@@ -266,7 +273,7 @@ def from_json(text: str) -> Config:
     raise ConfigError(
       f"config.json is not allowed: an object with the sections {', '.join(SECTIONS)}"
     )
-  _refuse_unknown(saved, ("workdir", *SECTIONS), "config.json")
+  _refuse_unknown(saved, ("workdir", *SECTIONS, checksums.PROMISE), "config.json")
   remat = saved.get("training", {}).get("remat")
   if isinstance(remat, bool):  # of a run that is older than the policies
     saved["training"]["remat"] = "full" if remat else "none"

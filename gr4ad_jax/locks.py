@@ -17,7 +17,7 @@ class Lock:
   """A lock on a path, held from its making to `close`. A context manager.
 
   Args:
-    path: a file, made where it is missing, or a directory that exists.
+    path: a file, made where it is missing, in a directory that exists.
     wait: whether to wait until the lock is free.
 
   Raises:
@@ -28,8 +28,8 @@ class Lock:
   def __init__(self, path: str, *, wait: bool = False):
     self._path = path
     while True:
-      directory = os.path.isdir(path)
-      self._handle = os.open(path, os.O_RDONLY if directory else os.O_RDWR | os.O_CREAT, 0o644)
+      # For writing: over NFS a lock that excludes others needs it.
+      self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
       try:
         fcntl.flock(self._handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         if self.stands:  # else the holder deleted the file between opening and locking
@@ -55,7 +55,8 @@ class Lock:
 
   def remove(self) -> None:
     """Deletes the file of the lock, which is held on to until `close`."""
-    os.remove(self._path)
+    if self.stands:
+      os.remove(self._path)
 
   def close(self) -> None:
     """Gives it free."""

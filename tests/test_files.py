@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import stat
 import subprocess
 import sys
 import zipfile
@@ -47,6 +48,10 @@ def test_the_list_is_what_sha256sum_writes(tmp_path):
   assert files.load_fields(str(tmp_path / "b.json"), "x") == [1]
   np.testing.assert_array_equal(files.load_arrays(str(tmp_path / "a.npz"), "x")[0], [0, 1, 2])
   checksums.forget(str(tmp_path / "a.npz"))
+  assert sums(tmp_path) == right[1:]
+  checksums.forget(str(tmp_path / "b.json"))
+  assert checksums.listed(str(tmp_path)) is None
+  files.write_json(str(tmp_path / "b.json"), {"x": 1})
   assert sums(tmp_path) == right[1:]
 
 
@@ -170,6 +175,40 @@ def test_older_files_are_read_with_one_warning_a_run(tmp_path, caplog):
   assert line.startswith(f"{tmp_path}/run has files without checksums")
 
 
+@pytest.mark.parametrize("name", ["tokenizer/a.json", "reward/features/b.json", "config.json"])
+@pytest.mark.parametrize("lost", ["list", "line"])
+def test_a_checksum_that_was_promised_and_is_gone_is_damage(tmp_path, caplog, name, lost):
+  run = tmp_path / "run"
+  files.write_json(str(run / "config.json"), {"checksums": True})
+  path = run / name
+  if name != "config.json":
+    files.write_json(str(path), {"x": 1})
+  files.load_json(str(path))
+  sums_of = path.parent / "SHA256SUMS"
+  if lost == "list":
+    sums_of.unlink()
+  else:
+    checksums.forget(str(path))
+    files.write_json(str(path.parent / "other.json"), {})
+  words = {"list": "is missing", "line": f"lacks {path.name}"}[lost]
+  with pytest.raises(DamagedError) as error:
+    files.load_json(str(path))
+  assert str(error.value) == f"{sums_of} {words}, though {run} was written with checksums"
+  assert not caplog.messages
+
+
+def test_a_tree_whose_promised_list_is_gone_is_damaged(tmp_path):
+  files.write_json(str(tmp_path / "config.json"), {"checksums": True})
+  for folder in ("checkpoints/7", "reward/checkpoints/7"):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "x").write_text("x")
+    checksums.write_tree(str(tmp_path / folder))
+    checksums.check_tree(str(tmp_path / folder))
+    (tmp_path / folder / "SHA256SUMS").unlink()
+    with pytest.raises(DamagedError, match=f"{folder}/SHA256SUMS is missing, though"):
+      checksums.check_tree(str(tmp_path / folder))
+
+
 def test_a_tree_is_compared_file_by_file(tmp_path):
   (tmp_path / "7" / "params").mkdir(parents=True)
   for name in ("params/x", "params/y", "top"):
@@ -202,7 +241,6 @@ def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):
     holder.wait()
   with Lock(path), pytest.raises(InUseError):
     Lock(path)
-  Lock(str(tmp_path), wait=True).close()  # a directory can be locked too
 
 
 def test_a_lock_whose_file_was_deleted_meanwhile_is_taken_anew(tmp_path, monkeypatch):
@@ -219,6 +257,22 @@ def test_a_lock_whose_file_was_deleted_meanwhile_is_taken_anew(tmp_path, monkeyp
     assert len(calls) == 2 and lock.stands
     os.remove(path)
     assert not lock.stands
+
+
+def test_locks_are_of_files_and_leave_none_behind(tmp_path, monkeypatch):
+  """NFS locks no directories, and takes a lock only for what is open for writing."""
+  flock, locked = fcntl.flock, []
+
+  def as_nfs(handle, how):
+    assert stat.S_ISREG(os.fstat(handle).st_mode)
+    assert fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    locked.append(handle)
+    flock(handle, how)
+
+  monkeypatch.setattr(fcntl, "flock", as_nfs)
+  files.write_json(str(tmp_path / "a.json"), {})
+  checksums.forget(str(tmp_path / "a.json"))
+  assert len(locked) == 3 and os.listdir(tmp_path) == ["a.json"]
 
 
 def test_where_there_are_no_locks_work_goes_on(tmp_path, monkeypatch, caplog):

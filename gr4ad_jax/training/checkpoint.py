@@ -165,13 +165,12 @@ class Checkpointer:
       folder = os.path.join(self._directory, name)
       if not is_step(name):
         continue
-      try:
-        checksums.check_tree(folder, lambda file: not file.startswith(_ARRAYS))
-        whole = os.path.exists(os.path.join(folder, _MARK))
-      except FileNotFoundError:  # it made room for a newer one
-        continue
+      whole = os.path.exists(os.path.join(folder, _MARK))
       if not whole and os.path.isdir(folder):
         raise DamagedError(f"{folder} is no whole checkpoint: it has no {_MARK}; move it away")
+      # One that is gone made room for a newer one.
+      with contextlib.suppress(FileNotFoundError):
+        checksums.check_tree(folder, lambda file: not file.startswith(_ARRAYS))
 
   def _score(self, metrics: dict) -> float:
     value = metrics.get(self._best_metric, -math.inf)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
+from gr4ad_jax import checksums, files
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import files
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.locks import InUseError, Lock
 from gr4ad_jax.models.zoo import registry
@@ -92,7 +92,10 @@ def save_config(config: Config) -> None:
   check_folder(config.workdir)
   check_workdir(registry.validate(config))
   _hold(config.workdir)
-  files.write_text(os.path.join(config.workdir, config_lib.CONFIG_FILE), config_lib.to_json(config))
+  path = os.path.join(config.workdir, config_lib.CONFIG_FILE)
+  # A run of before there were checksums has files without them, however it is resumed.
+  summed = not os.path.exists(path) or checksums.is_promised(config.workdir)
+  files.write_text(path, config_lib.to_json(config, summed=summed))
 
 
 @dataclasses.dataclass

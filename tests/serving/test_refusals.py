@@ -43,10 +43,16 @@ def cut(path):
   path.write_bytes(path.read_bytes()[:-100])
 
 
+def without_sums(folder):
+  """A spoiler: the list of a folder is deleted."""
+  return lambda workdir: (workdir / folder / "SHA256SUMS").unlink()
+
+
 def older(workdir):
   """Takes the checksums away: a run that was made before there were any."""
   for path in workdir.rglob("SHA256SUMS"):
     path.unlink()
+  edit(workdir / "config.json", lambda config: config.pop("checksums"))
 
 
 _CONFIG = lambda change: lambda w: edit(w / "config.json", change)  # noqa: E731
@@ -82,6 +88,10 @@ _CONFIG = lambda change: lambda w: edit(w / "config.json", change)  # noqa: E731
       "index/codes.npz is damaged: no whole .npz file",
     ),
     (lambda w: (w / "features" / "ecpm.json").unlink(), "features/ecpm.json"),
+    (without_sums("."), "run/SHA256SUMS is missing, though"),
+    (without_sums("index"), "run/index/SHA256SUMS is missing, though"),
+    (without_sums("features"), "run/features/SHA256SUMS is missing, though"),
+    (without_sums(f"checkpoints/{SECOND}"), f"checkpoints/{SECOND}/SHA256SUMS is missing, though"),
     (
       lambda w: shutil.rmtree(w / "checkpoints" / f"{SECOND}" / "params"),
       "params/_METADATA is missing",
