@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import gc
 import os
 
 # Most of a test's time is compilation: LLVM's optimisations are left out, and so are the CPU's new
@@ -11,18 +12,30 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from gr4ad_jax.locks import Lock  # noqa: E402
+from tests import tiny  # noqa: E402
+
+# JAX's traces are millions of small objects that live on in its caches. Looking through them each
+# time that 700 more have come takes a seventh of the tests' time.
+gc.set_threshold(100_000, 50, 1000)
+
 
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory, worker_id):
+def shared_folder(tmp_path_factory, worker_id):
+  """A folder that all workers of the session see."""
+  own = tmp_path_factory.getbasetemp()
+  return own if worker_id == "master" else own.parent
+
+
+@pytest.fixture(scope="session")
+def compile_cache(shared_folder):
   """One compilation cache for the session, of all workers and of what they start; small programs
   are kept too.
 
   It has no limit to its size: at each write a limited one looks through all of its files, under a
-    lock that every
-  worker waits for. An entry read while it is written is compiled again.
+  lock that every worker waits for. An entry read while it is written is compiled again.
   """
-  shared = tmp_path_factory.getbasetemp()
-  folder = (shared if worker_id == "master" else shared.parent) / "xla"
+  folder = shared_folder / "xla"
   folder.mkdir(exist_ok=True)
   settings = {
     "JAX_COMPILATION_CACHE_DIR": str(folder),
@@ -35,3 +48,20 @@ def compile_cache(tmp_path_factory, worker_id):
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   for name, value in before.items():
     os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="session")
+def small_run(shared_folder, compile_cache):
+  """The working directory of a finished run of four steps. Read it; copy it before you change it.
+
+  Whichever worker asks first trains it, and the others wait.
+  """
+  folder = shared_folder / "small_run"
+  with Lock(f"{folder}.lock", wait=True):
+    if not folder.exists():
+      log = tiny.write_log(shared_folder / "small_log")
+      once = ("--max_steps=4", "--noevaluate", "--layers=1", "--lazy_layers=0")
+      arguments = (*tiny.source_flags(log), *tiny.SETTINGS, *once)
+      done = tiny.run("train", *arguments, f"--workdir={folder}")
+      assert (done.status, done.err) == (0, "")
+  return folder

@@ -18,7 +18,6 @@ from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import run, workdir
 from gr4ad_jax.training.candidates import CandidateMaker, Candidates
-from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 KNOBS = {
@@ -35,13 +34,8 @@ KNOBS = {
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-  folder = tiny.write_log(tmp_path_factory.mktemp("log"))
-  target = folder / "start"
-  arguments = (*tiny.SETTINGS, "--max_steps=4", "--noevaluate", "--layers=1", "--lazy_layers=0")
-  done = tiny.run("train", *tiny.source_flags(folder), *arguments, f"--workdir={target}")
-  assert (done.status, done.err) == (0, "")
-  return str(target)
+def start(small_run):
+  return str(small_run)
 
 
 def config_of(start, folder, **knobs):
@@ -105,6 +99,7 @@ def test_the_policy_starts_from_the_other_run_with_its_codes(start, whole):
   assert len(made) == 3
 
 
+@pytest.mark.long
 def test_stopped_in_mid_round_it_ends_as_the_uninterrupted_run(start, whole, tmp_path):
   config = config_of(start, tmp_path)
 

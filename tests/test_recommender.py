@@ -18,23 +18,8 @@ pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-  folder = tiny.write_log(tmp_path_factory.mktemp("log"))
-  arguments = (
-    "--max_steps=2",
-    "--noevaluate",
-    "--layers=1",
-    "--lazy_layers=0",
-    f"--workdir={folder}/run",
-  )
-  done = tiny.run("train", *tiny.source_flags(folder), *tiny.SETTINGS, *arguments)
-  assert (done.status, done.err) == (0, "")
-  return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def recommender(workdir):
-  return Recommender.load(str(workdir))
+def recommender(small_run):
+  return Recommender.load(str(small_run))
 
 
 def test_without_a_history_there_is_still_a_list(recommender):
@@ -52,9 +37,9 @@ def test_the_history_counts(recommender):
   assert len(lists) == 3
 
 
-def test_masked_ads_leave_room_for_the_next(recommender, workdir):
+def test_masked_ads_leave_room_for_the_next(recommender, small_run):
   masked = Recommender.load(
-    str(workdir), search=dataclasses.replace(recommender.config.search, seen_ads="masked")
+    str(small_run), search=dataclasses.replace(recommender.config.search, seen_ads="masked")
   )
   everything = recommender.recommend(["ad01"], k=50)
   seen = ["ad01", everything[0].ad_id, everything[2].ad_id]
@@ -124,19 +109,19 @@ def test_many_users_get_what_each_gets_alone(recommender):
     np.testing.assert_allclose([ad.score for ad in found], [ad.score for ad in alone], rtol=1e-4)
 
 
-def test_the_search_of_a_call_wins_over_the_runs(workdir):
+def test_the_search_of_a_call_wins_over_the_runs(small_run):
   narrow = Recommender.load(
-    str(workdir), search=SearchConfig(beams=(2, 3, 4)), compute_dtype="float32"
+    str(small_run), search=SearchConfig(beams=(2, 3, 4)), compute_dtype="float32"
   )
   assert len(narrow.recommend([], k=50)) == 4
   with pytest.raises(ConfigError, match="--beams=2,2 is not allowed"):
-    Recommender.load(str(workdir), search=SearchConfig(beams=(2, 2)))
+    Recommender.load(str(small_run), search=SearchConfig(beams=(2, 2)))
 
 
-def test_the_binary_takes_flags_of_the_search(workdir, tmp_path):
+def test_the_binary_takes_flags_of_the_search(small_run, tmp_path):
   (tmp_path / "search.flags").write_text("--beams=2-3-4\n--order=blend\n")
   arguments = (
-    f"--workdir={workdir}",
+    f"--workdir={small_run}",
     f"--flagfile={tmp_path}/search.flags",
     "--user=u1",
     "--k=50",
@@ -148,21 +133,21 @@ def test_the_binary_takes_flags_of_the_search(workdir, tmp_path):
   assert done.status == 2 and "--seed=9 is not allowed" in done.err and done.err.count("\n") == 1
 
 
-def test_a_run_without_a_checkpoint_is_told(workdir, tmp_path):
+def test_a_run_without_a_checkpoint_is_told(small_run, tmp_path):
   with pytest.raises(FileNotFoundError, match="config.json"):
     Recommender.load(str(tmp_path))
-  (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+  (tmp_path / "config.json").write_bytes((small_run / "config.json").read_bytes())
   with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
     Recommender.load(str(tmp_path))
 
 
-def test_a_users_last_visit_is_drawn(workdir, monkeypatch, tmp_path):
+def test_a_users_last_visit_is_drawn(small_run, monkeypatch, tmp_path):
   seen = []
   monkeypatch.setattr(
     request_plot, "plot_request", lambda request, path: seen.append((request, path))
   )
   done = tiny.run(
-    "draw_request", f"--workdir={workdir}", "--user=u3", "--k=4", f"--out={tmp_path}/a.png"
+    "draw_request", f"--workdir={small_run}", "--user=u3", "--k=4", f"--out={tmp_path}/a.png"
   )
   assert (done.status, done.err) == (0, "")
   ((request, path),) = seen
@@ -194,8 +179,8 @@ def test_a_users_last_visit_is_drawn(workdir, monkeypatch, tmp_path):
     ([], "error: --user= is not allowed"),
   ],
 )
-def test_an_unknown_user_is_told_in_one_line(workdir, arguments, message):
-  done = tiny.run("draw_request", f"--workdir={workdir}", *arguments)
+def test_an_unknown_user_is_told_in_one_line(small_run, arguments, message):
+  done = tiny.run("draw_request", f"--workdir={small_run}", *arguments)
   assert done.status == 2 and done.err.startswith(message) and done.err.count("\n") == 1
 
 

@@ -16,23 +16,13 @@ from gr4ad_jax.data import ad_store
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import scoring, trainer
-from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
-_ARGUMENTS = (*tiny.SETTINGS, "--max_steps=2", "--noevaluate", "--layers=1", "--lazy_layers=0")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-  return tiny.write_log(tmp_path_factory.mktemp("log"))
-
-
-@pytest.fixture(scope="module")
-def main(source):
-  workdir = source / "runs" / "base_seed0"
-  done = tiny.run("train", *tiny.source_flags(source), *_ARGUMENTS, f"--workdir={workdir}")
-  assert (done.status, done.err) == (0, "")
-  return workdir
+def main(small_run, tmp_path_factory):
+  return shutil.copytree(small_run, tmp_path_factory.mktemp("runs") / "base_seed0")
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,8 @@ def unhurried(err):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  return train(tmp_path_factory.mktemp("served"))
+def runs(shared_folder):
+  return train(shared_folder / "served")
 
 
 @pytest.fixture
@@ -175,6 +175,7 @@ def test_compiling_alone_fills_the_cache_and_ends(workdir):
   assert done.status == 0 and "compiled 1 of 1 searches" in done.out, done.err
 
 
+@pytest.mark.long
 def test_half_an_upload_does_not_hold_the_end(workdir):
   with serving(workdir) as server:
     host, _, port = server.address.partition(":")
@@ -315,6 +316,7 @@ def test_kill_9_during_a_reload_does_no_harm(runs, workdir):
     assert server.ask("GET", "/v1/ads/kept")[1]["text"] == "tea"
 
 
+@pytest.mark.long
 def test_a_newer_checkpoint_comes_into_use_under_load(runs, workdir):
   with serving(workdir) as server, concurrent.futures.ThreadPoolExecutor(2) as pool:
     stop = threading.Event()

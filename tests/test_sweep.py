@@ -53,6 +53,7 @@ def test_a_setting_ends_as_the_run_of_its_knobs(made, start, setting, tmp_path):
   assert np.linalg.norm(other - theirs) > 0.1 * np.linalg.norm(theirs - before)
 
 
+@pytest.mark.long
 def test_rewards_follow_their_knobs(made):
   changed = [
     float(np.abs(made._rewards(values)).sum()) for values in ((1.0, 0.0, 1.0), (1.0, 0.0, 2.0))

@@ -137,6 +137,7 @@ def test_an_overlay_is_refused(system):
     beam_search(model, {"params": params}, batch, trie, ECPM.means, widths=(3, 3, 3), guide=guide)
 
 
+@pytest.mark.long
 def test_narrow_guided_beams_hold_what_the_head_ranks_first(system):
   model, params, batch, index = system
   contexts = types.SimpleNamespace(

@@ -6,6 +6,6 @@ from tests.serving import runs as runs_lib
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory, compile_cache):
+def runs(shared_folder, compile_cache):
   """See `runs.train`."""
-  return runs_lib.train(tmp_path_factory.mktemp("served"))
+  return runs_lib.train(shared_folder / "served")

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 
 from gr4ad_jax.config import Config, load_config
+from gr4ad_jax.locks import Lock
 from tests import tiny
 
 EVERYTHING = (4, 12, 72)  # beams that hold every UA-SID of the tiny codebooks
@@ -15,28 +16,27 @@ FIRST, SECOND = 4, 8  # steps of the checkpoints
 
 
 def train(folder: pathlib.Path) -> pathlib.Path:
-  """Trains on a log of its own, in a folder. Returns it: `second` in it is the run, `first` as
-  it was half-way.
+  """Trains on a log of its own, in a folder; whichever worker asks first does it, the others wait.
+
+  Returns the folder: `second` in it is the run, `first` as it was half-way.
   """
-  tiny.write_log(folder)
-  cadence = (
-    f"--max_steps={SECOND}",
-    "--epochs=99",
-    f"--save_every={FIRST}",
-    "--eval_every=0",
-    "--noevaluate",
-  )
-  settings = (
-    *tiny.SETTINGS,
-    *cadence,
-    "--layers=1",
-    "--lazy_layers=0",
-    f"--workdir={folder}/second",
-  )
-  done = tiny.run("train", *tiny.source_flags(folder), *settings)
-  assert (done.status, done.err) == (0, "")
-  shutil.copytree(folder / "second", folder / "first")
-  shutil.rmtree(folder / "first" / "checkpoints" / str(SECOND))
+  with Lock(f"{folder}.lock", wait=True):
+    if (folder / "whole").exists():
+      return folder
+    tiny.write_log(folder)
+    cadence = (
+      f"--max_steps={SECOND}",
+      "--epochs=99",
+      f"--save_every={FIRST}",
+      "--eval_every=0",
+      "--noevaluate",
+    )
+    settings = (*tiny.SETTINGS, *cadence, "--layers=1", "--lazy_layers=0")
+    done = tiny.run("train", *tiny.source_flags(folder), *settings, f"--workdir={folder}/second")
+    assert (done.status, done.err) == (0, "")
+    shutil.copytree(folder / "second", folder / "first")
+    shutil.rmtree(folder / "first" / "checkpoints" / str(SECOND))
+    (folder / "whole").touch()
   return folder
 
 

@@ -287,7 +287,7 @@ def test_no_search_is_compiled_while_serving(steady):
   assert len(steady._searcher._programs) == programs == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_changes_outgrow_the_arrays_and_are_generable_all_the_same(workdir):
   with ServingEngine(str(workdir), config_of(workdir, overlay=16), "last") as engine:
     names = [f"new{n}" for n in range(20)]

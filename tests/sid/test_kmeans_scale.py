@@ -65,7 +65,8 @@ def _start(folder, count: int, process: int, port: int, mesh: str) -> subprocess
 
 
 @pytest.mark.parametrize(
-  ("processes", "count", "mesh"), [(1, 8, "data:2,fsdp:2,tensor:2"), (2, 2, "data:2,fsdp:2")]
+  ("processes", "count", "mesh"),
+  [(1, 8, "data:2,fsdp:2,tensor:2"), pytest.param(2, 2, "data:2,fsdp:2", marks=pytest.mark.long)],
 )
 def test_equal_on_many_devices_and_processes(tmp_path, points, alone, processes, count, mesh):
   np.save(tmp_path / "points.npy", points)

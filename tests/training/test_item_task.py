@@ -78,7 +78,9 @@ def gradients(params, **items):
   )(params)
 
 
-@pytest.mark.parametrize("name", ["softmax", "sampled", "bce"])
+@pytest.mark.parametrize(
+  "name", ["sampled", *(pytest.param(name, marks=pytest.mark.long) for name in ("softmax", "bce"))]
+)
 def test_the_model_learns_without_the_bias(name):
   params, items = system()[1], {"item_loss": name, "item_negatives": 8}
   here, there = (
@@ -157,6 +159,7 @@ def test_rows_that_are_no_ad_change_nothing(loss, name, monkeypatch):
     np.testing.assert_allclose(plain, padded, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["softmax", "sampled", "bce", "inbatch"])
 def test_every_loss_learns(name):
   model, params, batch = system(
