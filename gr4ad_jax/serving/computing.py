@@ -49,6 +49,10 @@ class Searches:
     """
     return max(bisect.bisect_right(self.schedules, tuple(base)) - 1, 0)
 
+  def pairs(self) -> list[tuple[int, tuple[int, ...]]]:
+    """(batch size, schedule) of every search."""
+    return [(bucket, schedule) for bucket in self.buckets for schedule in self.schedules]
+
   def first(self, base: Sequence[int]) -> "Searches":
     """The one search that can answer anything: the widest schedule up to `base`, for batches of
     any size.
@@ -89,23 +93,31 @@ class Computer:
       tuple(behaviors),
     )
     self._builder, self._searcher, self._feed = builder, searcher, TrieFeed(catalog.index)
+    # The last trie that was searched, and the last for which all searches are compiled. They differ
+    # where the index outgrew its arrays before all searches were there.
     self._trie: Trie | None = None
+    self._whole: Trie | None = None
     self._compiling: threading.Thread | None = None
 
   def prepare(
     self, variables: Any, searches: Searches | None = None,
     told: Callable[[int, int, float], None] = lambda *_: None,
   ) -> None:  # fmt: skip
-    """Compiles searches, for the present shape of the trie.
+    """Compiles searches, for the present shape of the trie: again where it outgrew its arrays
+    meanwhile.
 
     Args:
       variables: of the model.
       searches: those to compile; None: all.
       told: as in `Searcher.prepare`.
     """
+    searches = searches or self.searches
     if self._trie is None:
       self._trie = self._feed.trie()
-    self._compile(variables, self._trie, told, searches)
+    while not self._is_prepared(searches, self._trie):
+      self._compile(variables, self._trie, told, searches)
+    if searches == self.searches:
+      self._whole = self._trie
     overlay = self._trie.overlay_TQP
     # A merged index that has outgrown its arrays is compiled for before it is used; changes go on
     # meanwhile.
@@ -215,16 +227,20 @@ class Computer:
     ads by the index.
     """
     newest = self._feed.trie()
-    # Compiled in this order, so that the last one stands for all.
-    if self._searcher.is_prepared(searches.buckets[-1], searches.schedules[-1], newest):
-      self._trie = newest
+    if self._is_prepared(self.searches, newest):
+      self._trie = self._whole = newest
+    elif self._is_prepared(searches, newest):
+      self._trie = newest  # while the other searches are compiled behind the first one
     elif self._compiling is None or not self._compiling.is_alive():
       _log.warning("the index has outgrown its arrays: compiling in the background")
       self._compiling = threading.Thread(
         target=self._compile, args=(variables, newest), name="compiler", daemon=True
       )
       self._compiling.start()
-    return self._trie
+    return self._trie if self._is_prepared(searches, self._trie) else self._whole
+
+  def _is_prepared(self, searches: Searches, trie: Trie) -> bool:
+    return all(self._searcher.is_prepared(*pair, trie) for pair in searches.pairs())
 
   def _compile(
     self,
