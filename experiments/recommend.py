@@ -15,6 +15,7 @@ from gr4ad_jax.data import column_files, tables
 from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.serving import printed
+from gr4ad_jax.serving.choice import Choice
 from gr4ad_jax.serving.contexts import UserHistories
 from gr4ad_jax.serving.recommender import Recommender
 
@@ -29,6 +30,13 @@ _HISTORY = flags.DEFINE_string(
 )
 _K = flags.DEFINE_integer("k", 10, "Ads wanted.", lower_bound=1)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a step.")
+_NOT_ADS = flags.DEFINE_list("not_ads", [], "Ids of ads that are not wanted.")
+_ONLY_ACCOUNTS = flags.DEFINE_list(
+  "only_accounts", [], "The only advertisers whose ads are wanted; empty: all."
+)
+_ONLY_CATEGORIES = flags.DEFINE_list(
+  "only_categories", [], "The only categories whose ads are wanted; empty: all."
+)
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object instead of a table.")
 
 
@@ -74,7 +82,12 @@ def main(argv):
     config.workdir, checkpoint, config.search, config.model.compute_dtype
   )
   events = user_log(config, _USER.value) if _USER.value else file_log(recommender, _HISTORY.value)
-  found = recommender.recommend_log(events, _K.value)[0]
+  choice = Choice(
+    not_ads=tuple(_NOT_ADS.value),
+    only_accounts=tuple(_ONLY_ACCOUNTS.value),
+    only_categories=tuple(_ONLY_CATEGORIES.value),
+  )
+  found = recommender.recommend_log(events, _K.value, choice=choice)[0]
   if _JSON.value:
     print(
       json.dumps(

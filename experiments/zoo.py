@@ -82,9 +82,19 @@ def configs() -> dict:
     read = [flag for knob, flag in given.items() if knob not in unread]
     found[name] = flags_lib.config_from_flags(_parsed(path, read))
     ignored &= unread
+    ours, first = (_treatment(config) for config in (found[name], next(iter(found.values()))))
+    if ours != first:
+      raise ConfigError(
+        f"--models={model} is not allowed: it has {ours}, the first row {first}; in one table all "
+        "rows treat seen ads alike, and the part 'new' has them without"
+      )
   for knob in sorted(ignored if found else ()):
     raise ConfigError(f"{given[knob]} is not allowed: no model of --models reads --{knob}")
   return found
+
+
+def _treatment(config: Config) -> str:
+  return f"--seen_ads={config.search.seen_ads} --seen_days={config.search.seen_days:g}"
 
 
 def _parsed(path: str, given: Iterable[str]) -> flags.FlagValues:

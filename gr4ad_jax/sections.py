@@ -534,8 +534,12 @@ class SearchConfig:
   )
   seen_ads: str = knob(
     "left",
-    "Ads that the user took before stay in the lists as the model ranks them, or are masked.",
+    "Ads that the user took before stay in the lists as the model ranks them, or are left out of "
+    "the search.",
     choices=("left", "masked"),
+  )
+  seen_days: float = knob(
+    0.0, "--seen_ads=masked: days that an ad is left out after it was taken; 0: for good.", low=0
   )
   rerank_exponent: float = knob(
     1.0, "Exponent of E[value | purchase] in the reranker's order.", low=0

@@ -60,7 +60,7 @@ assert not found, found
     ("from gr4ad_jax.data import tables; tables.constant('x', 'y', 1)",
      "pyarrow is missing: pip install 'gr4ad_jax[data]'"),
     ("from gr4ad_jax.evaluation.plots import plot_comparison; "
-     "plot_comparison({'systems': {'a': {'m': {}}}}, 'x.png')",
+     "plot_comparison({'systems': {'a': {'all': {'m': {}}}}}, 'x.png')",
      "matplotlib is missing: pip install 'gr4ad_jax[plots]'"),
     ("from gr4ad_jax.training.writers import TensorboardWriter; TensorboardWriter('x')",
      "tensorboardX is missing: pip install 'gr4ad_jax[log]'"),

@@ -54,7 +54,7 @@ def test_a_toy_model_is_trained_and_evaluated(log, tmp_path, monkeypatch, compil
   found = json.loads((tmp_path / "run/eval/metrics.json").read_text())
   assert (
     found["settings"]["model"] == "toy_last"
-    and 0 <= found["systems"]["toy_last"]["recall@10"]["mean"] <= 1
+    and 0 <= found["systems"]["toy_last"]["all"]["recall@10"]["mean"] <= 1
   )
 
 

@@ -14,6 +14,7 @@ from gr4ad_jax import files
 from gr4ad_jax.config import ConfigError, load_config, to_json
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.evaluation import parts, protocols
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import scoring, trainer
 
@@ -103,7 +104,27 @@ def test_runs_named_alike_are_seeds_of_one_system(main, inputs, copied, fake_ran
   assert (found["seen"]["gr4ad"], found["seen"]["biased"]) == ("left", "biased")
   assert list(found["systems"])[:2] == ["gr4ad", "biased"] and "biased" in found["ahead"]
   assert (ranking.ad_RK[:, 0] == 0).all()
-  assert [other.search.order for other in fake_ranks] == ["blend"] * 3 + ["likelihood"] * 2
+  orders = ["blend"] * 3 + ["likelihood"] * 2
+  assert [other.search.order for other in fake_ranks] == 2 * orders  # as it is, without seen ads
+  assert [other.search.seen_ads for other in fake_ranks] == ["left"] * 5 + ["masked"] * 5
+
+
+def test_in_one_table_all_systems_treat_seen_ads_alike(main, inputs, copied, fake_ranks):
+  config = load_config(str(main))
+  masked = dataclasses.replace(config.search, seen_ads="masked", seen_days=400.0)
+  config = dataclasses.replace(config, search=masked)
+  found, _ = scoring.evaluate_run(config, inputs, "test", [copied("other", history_bias=True)])
+  assert set(found["seen"].values()) == {"masked"}
+  made = [(other.search.seen_ads, other.search.seen_days) for other in fake_ranks]
+  assert made == [("masked", 400.0)] * 2 + [("masked", 0.0)] * 2
+  before = parts.seen_before(inputs.dataset, protocols.eval_requests(inputs.dataset, "test"), 400)
+  assert len(before.row_E)
+  # personal_frequency lists what was taken most often, unless it is left out
+  free, _ = scoring.evaluate_run(load_config(str(main)), inputs, "test")
+  own = [
+    one["systems"]["personal_frequency"]["again"]["recall@10"]["mean"] for one in (found, free)
+  ]
+  assert own[0] == 0 < own[1]
 
 
 def test_names_of_the_table_are_kept_apart(main, inputs, copied, fake_ranks):

@@ -52,7 +52,8 @@ def test_a_trained_run_is_shown(driver, workdir):
     found = engine.recommend(Query(user="u3", k=10)).ads
     assert len(found) == 8  # what the last beam width holds
     numbers = [float(cell.strip().rstrip("%")) for cell in visit.all("#ads td.number")]
-    for ad, row in zip(found, visit.all("#ads tbody tr"), strict=True):
+    found = sorted(found, key=lambda ad: ad["seen"])  # what is new stands first
+    for ad, row in zip(found, visit.all("#ads tr[data-key]"), strict=True):
       assert ad["text"] in row and "-".join(map(str, ad["codes"])) in row
     assert numbers[::3] == pytest.approx([100 * math.exp(ad["log_p"]) for ad in found], rel=0.01)
     assert numbers[1::3] == pytest.approx([ad["score"] for ad in found], abs=0.01)

@@ -25,7 +25,7 @@ def arguments(tmp_path_factory):
   tiny.write_log(folder)
   (folder / "codes.flags").write_text("--model=gr4ad\n")
   (folder / "seq.flags").write_text("--model=sasrec\n--history_bias\n--dropout=0.2\n")
-  (folder / "memory.flags").write_text("--model=gr4ad\n--reranker=neighbors\n--seen_ads=masked\n")
+  (folder / "memory.flags").write_text("--model=gr4ad\n--reranker=neighbors\n")
   models = f"--models={folder}/codes.flags,{folder}/seq.flags,{folder}/memory.flags"
   return folder / "zoo", (
     *tiny.source_flags(folder),
@@ -51,11 +51,9 @@ def test_table_has_every_model_the_simple_rows_and_costs(made):
   found = json.loads((folder / "zoo.json").read_text())
   assert list(found["systems"])[:2] == ["codes", "seq"] and "popularity" in found["systems"]
   assert found["seeds"]["seq"] == 2
-  assert [found["seen"][name] for name in ("codes", "seq", "memory")] == [
-    "left",
-    "biased",
-    "masked",
-  ]
+  treated = [found["seen"][name] for name in ("codes", "seq", "memory", "ease")]
+  assert treated == ["left", "biased", "left", "left"]
+  assert {"all", "new"} <= set(found["systems"]["codes"]) == set(found["systems"]["ease"])
   assert found["settings"]["seq"]["dropout"] == 0.2 and found["settings"]["codes"]["width"] == 16
   for cost in found["cost"].values():
     assert cost["parameters"] > 100 and cost["decode_ms"] > 0 and cost["train_minutes"] > 0
@@ -70,6 +68,7 @@ def test_rows_that_differ_in_the_second_stage_share_their_runs(made):
     assert sorted(path.name for path in (folder / "memory" / seed).iterdir()) == [
       "SHA256SUMS",
       "ranking_test.npz",
+      "ranking_test_unseen.npz",
     ]
   one, two = (
     np.load(folder / row / "seed0/ranking_test.npz")["ad_RK"] for row in ("codes", "memory")
@@ -152,3 +151,12 @@ def test_every_flagfile_of_the_zoo_makes_a_model(path, monkeypatch):
 def test_mistakes_are_named(arguments, tmp_path, flag, message):
   done = tiny.run("zoo", *arguments[1], f"--workdir={tmp_path}/new", flag)
   assert done.status == 2 and message in done.err and not (tmp_path / "new").exists()
+
+
+def test_rows_that_treat_seen_ads_otherwise_are_refused(arguments, tmp_path):
+  (tmp_path / "other.flags").write_text("--model=gr4ad\n--seen_ads=masked\n")
+  models = next(flag for flag in arguments[1] if flag.startswith("--models="))
+  given = (*arguments[1], f"{models},{tmp_path}/other.flags", f"--workdir={tmp_path}/new")
+  done = tiny.run("zoo", *given)
+  assert done.status == 2 and not (tmp_path / "new").exists()
+  assert "it has --seen_ads=masked --seen_days=0, the first row --seen_ads=left" in done.err

@@ -21,11 +21,14 @@ import numpy as np
 from gr4ad_jax.benchmarks import peer, synthetic, timing
 from gr4ad_jax.config import ModelConfig, SearchConfig
 from gr4ad_jax.decoding.beam import beam_search
+from gr4ad_jax.decoding.exclusion import ROOM, Excluded, Excluder
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.quantized import quantize
 from gr4ad_jax.serving.result_cache import ResultCache, digest
+from gr4ad_jax.sid.holdings import Holdings
 from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.sid.left_out import LeftOut
 from gr4ad_jax.training import flops
 
 _log = logging.getLogger(__name__)
@@ -71,6 +74,7 @@ class Setting:
   precut: str = "auto"
   ecpm: bool = False
   shared: bool = True
+  left_out: int | None = None  # ads of each request that the search does without
 
   def model_config(self) -> ModelConfig:
     """Heads of 64."""
@@ -104,9 +108,12 @@ class Decode:
       jnp.arange(setting.model_config().ecpm_bins, dtype=jnp.float32) if setting.ecpm else None
     )
     search = SearchConfig(precut=setting.precut)
-    self._args = (quantize(params, setting.quantize), batch, trie)
+    self._excluded = _excluding(setting, codes_NT)
+    self._args = (quantize(params, setting.quantize), batch, trie, self._excluded())
     self._run = jax.jit(
-      lambda v, b, t: beam_search(module, v, b, t, means, widths=setting.widths, search=search)
+      lambda v, b, t, e: beam_search(
+        module, v, b, t, means, widths=setting.widths, search=search, excluded=e
+      )
     )
     self.gflop = flops.matmul_flops(flops.matmuls_of(self._run, *self._args)) / 1e9
     self.parameters = sum(x.size for x in jax.tree.leaves(params))
@@ -115,12 +122,22 @@ class Decode:
 
   def __call__(self) -> float:
     begin = time.perf_counter()
-    jax.block_until_ready(self._program(*self._args))
+    jax.block_until_ready(self._program(*self._args[:3], self._excluded()))
     return time.perf_counter() - begin
 
   def over(self, trie: Trie):
     """The beams found over another trie of the same shapes."""
-    return jax.block_until_ready(self._program(*self._args[:2], trie))
+    return jax.block_until_ready(self._program(*self._args[:2], trie, self._args[3]))
+
+
+def _excluding(setting: Setting, codes_NT: np.ndarray) -> Callable[[], Excluded | None]:
+  """Makes what a search must not enter, as a server does for each batch: its time counts."""
+  if setting.left_out is None:
+    return lambda: None
+  rng, excluder = np.random.default_rng(0), Excluder(ROOM)
+  lists = [rng.integers(0, len(codes_NT), setting.left_out) for _ in range(setting.batch)]
+  holdings, left_out = Holdings.of(SidIndex.build(codes_NT, CODEBOOKS)), LeftOut.lists(lists)
+  return lambda: excluder.of(holdings, left_out)
 
 
 def _figures(setting: Setting, timer: Decode, seconds: list[float], peak: list[float]) -> dict:
@@ -223,6 +240,8 @@ def ablation(codes_NT: np.ndarray, trie: Trie, batch: int, repetitions: int) -> 
     "bfloat16": dataclasses.replace(full, dtype="bfloat16"),
     "int8 weights": dataclasses.replace(full, quantize="int8"),
     "copy path on": dataclasses.replace(full, copy="context"),
+    "no ad left out": dataclasses.replace(full, left_out=0),
+    "300 ads left out": dataclasses.replace(full, left_out=300),
   }
   figures, seconds, timers = _timed(settings, codes_NT, trie, repetitions)
   return {

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.decoding import topk
-from gr4ad_jax.decoding.guide import Guide
+from gr4ad_jax.decoding.exclusion import Excluded
+from gr4ad_jax.decoding.guide import Guide, Thinned
 from gr4ad_jax.decoding.trie import NO_NODE, Children, Trie
 from gr4ad_jax.models.gr4ad import GR4AD, Start
 from gr4ad_jax.models.history_copy import Copy, mix
@@ -122,10 +123,10 @@ def _mass_by_slot(
 
 def _advance(
   level: int, state: _State, here: _Level, trie: Trie, width: int, precut: str, slot_code_BS,
-  guide_of
+  guide_of, excluded: Excluded | None
 ):  # fmt: skip
   """The best children of all beams: the next state, and the beams that they come from."""
-  found: Children = trie.children(level, state.node_BW)
+  found: Children = trie.children(level, state.node_BW, excluded)
   B, W, C = found.code_BWC.shape
   beam_BX = jnp.broadcast_to(jnp.repeat(jnp.arange(W), C), (B, W * C))
   code_BX, node_BX = found.code_BWC.reshape(B, -1), found.node_BWC.reshape(B, -1)
@@ -133,7 +134,7 @@ def _advance(
   extra = 0 if found.code_P is None else len(found.code_P)
   k = min(width, W * C)
   score_BWC = (
-    total_BWC if guide_of is None else total_BWC + guide_of(level, node_BX).reshape(B, W, C)
+    total_BWC if guide_of is None else total_BWC + guide_of(level, state.node_BW, found.node_BWC)
   )
   logp_BW, at_BW = topk.top_k(score_BWC, k, topk.choose(precut, W * C, k))
   if guide_of is not None:
@@ -184,6 +185,21 @@ def order_scores(logp_BW: jax.Array, value_BW: jax.Array, search: SearchConfig) 
   return jnp.where(jnp.isneginf(logp_BW), -jnp.inf, worth_BW)
 
 
+def _guiding(guide: Guide, thin: Thinned | None, trie: Trie, start: Start):
+  """What the guide adds to children: (level, nodes of the beams, children) -> [B, W, C]."""
+  state_BD = start.skip_BD.astype(jnp.float32)
+
+  def added(level: int, node_BW: jax.Array, child_BWC: jax.Array) -> jax.Array:
+    score_BX = guide.scores(level, state_BD, child_BWC.reshape(len(child_BWC), -1))
+    score_BWC = score_BX.reshape(child_BWC.shape)
+    if thin is None:
+      return score_BWC
+    begin = trie.child_start[level]
+    return guide.thinned(level, state_BD, node_BW, begin, score_BWC, thin)
+
+  return added
+
+
 def _ordered(state: _State, caches, likely_BW, value_of, search: SearchConfig):
   """The final order: predicts the eCPM of the beams that are asked for, and sorts by what `--order`
   names.
@@ -210,6 +226,7 @@ def _ordered(state: _State, caches, likely_BW, value_of, search: SearchConfig):
 def beam_search(
   model: GR4AD, variables, batch, trie: Trie, bin_value_V: jax.Array | None, *,
   widths: tuple[int, ...], search: SearchConfig = _PLAIN, guide: Guide | None = None,
+  excluded: Excluded | None = None, thin: Thinned | None = None,
 ) -> Beams:  # fmt: skip
   """The best existing UA-SIDs of each request.
 
@@ -225,6 +242,8 @@ def beam_search(
     search: final order, eCPM and pre-cut.
     guide: of a model whose start has a state (`skip_BD`): what an item-level head adds to log p
       where beams are chosen.
+    excluded: nodes that a request's search must not enter; None: none, and no work for it.
+    thin: beside a guide, what the excluded ads were in the vectors of nodes that are entered.
 
   Returns:
     Beams in final order; `ecpm_beams` of them, where that is set and smaller.
@@ -235,11 +254,7 @@ def beam_search(
   if guide is not None and trie.overlay_TQP is not None:
     raise ValueError("a guided search takes no overlay: its nodes have no vectors")
   start: Start = model.apply(variables, batch, method="start")
-  guide_of = (
-    None
-    if guide is None
-    else lambda level, node: guide.scores(level, start.skip_BD.astype(jnp.float32), node)
-  )
+  guide_of = _guiding(guide, thin, trie, start) if guide is not None else None
   B, _, T = start.slot_codes_BST.shape
   copies = model.config.copy != "off"
   first_BW = jnp.zeros((B, 1), jnp.int32)
@@ -259,8 +274,9 @@ def beam_search(
     slot_code_BS = start.slot_codes_BST[..., level]
     here = _Level(state, logits_BWV, copy, slot_code_BS)
     state, beam_BW = _advance(
-      level, state, here, trie, widths[level], search.precut, slot_code_BS, guide_of
-    )
+      level, state, here, trie, widths[level], search.precut, slot_code_BS, guide_of,
+      excluded,
+    )  # fmt: skip
     caches = _take(caches, beam_BW)
   likely_BW = model.apply(
     variables, start, state.prefix_BWT[..., -1], state.codes_BWT, method="final_logp"

@@ -15,7 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr4ad_jax.decoding.exclusion import beams_on, bucket
+from gr4ad_jax.sid.holdings import Holdings
 from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.sid.left_out import LeftOut
 
 # times as many nodes as candidates are still scored faster all at once than candidates one by one
 _FEW = 16
@@ -38,19 +41,68 @@ class NodeAds:
   size_TC: tuple[jax.Array, ...]
 
   @classmethod
-  def of(cls, index: SidIndex, num_ads: int) -> "NodeAds":
-    """Those of an index; ads from row `num_ads` on came later and have no vector."""
-    known_N = index.leaf_ads < num_ads
+  def of(cls, index: SidIndex, num_ads: int, allowed_N: np.ndarray | None = None) -> "NodeAds":
+    """Those of an index; ads from row `num_ads` on came later and have no vector.
+
+    Where not all ads are allowed, the others count for nothing.
+    """
+    counts_N = (
+      np.ones(len(index.leaf_ads), bool) if allowed_N is None else allowed_N[index.leaf_ads]
+    )
+    known_N = (index.leaf_ads < num_ads) & counts_N
+    counted = np.append(0, np.cumsum(counts_N))  # allowed ads before each place
     begin, nodes, sizes = index.leaf_start, [], []  # a node's first ad, in the order of the leaves
     for start in reversed(index.child_start):
       size = np.diff(begin)
       nodes.append(jnp.asarray(np.repeat(np.arange(len(size), dtype=np.int32), size)))
-      sizes.append(jnp.asarray(size.astype(np.float32)))
+      # A node without an allowed ad is never entered: its 1 only keeps 0 / 0 away.
+      sizes.append(jnp.asarray(np.maximum(np.diff(counted[begin]), 1).astype(np.float32)))
       begin = begin[start]
     ad_N = np.where(known_N, index.leaf_ads, 0).astype(np.int32)
     return cls(
       jnp.asarray(ad_N), jnp.asarray(known_N), tuple(reversed(nodes)), tuple(reversed(sizes))
     )
+
+
+@flax.struct.dataclass
+class Thinned:
+  """Nodes whose mean is another one for a request, since it does without some of their ads.
+
+  Attributes:
+    parent_TBP: int32 node of depth t that the node hangs under; -1 where the entry is unused.
+    child_TBP: the node, of depth t + 1.
+    left_TBP: float32 ads that are left below it; it is never entered where none is.
+    ad_BE: int32 rows of the ads that the request does without; -1 for padding, and for ads
+      without a vector.
+    entry_TBE: int32 the entry, of the P, that each of them hangs under.
+  """
+
+  parent_TBP: jax.Array
+  child_TBP: jax.Array
+  left_TBP: jax.Array
+  ad_BE: jax.Array
+  entry_TBE: jax.Array
+
+  @classmethod
+  def of(cls, holdings: Holdings, left_out: LeftOut, num_ads: int) -> "Thinned":
+    """What the requests' rows change, on the host; ads from row `num_ads` on have no vector."""
+    touched, B = holdings.touched(left_out.request_E, left_out.row_E), left_out.requests
+    room = bucket(int(np.bincount(touched.request_E, minlength=1).max()))
+    T, first_B = len(touched.levels), np.searchsorted(touched.request_E, np.arange(B))
+    place_E = np.arange(len(touched.request_E)) - first_B[touched.request_E]
+    ad_BE = np.full((B, room), -1, np.int32)
+    ad_BE[touched.request_E, place_E] = np.where(touched.row_E < num_ads, touched.row_E, -1)
+    parent_TBP, child_TBP, entry_TBE = (np.full((T, B, room), -1, np.int32) for _ in range(3))
+    left_TBP = np.ones((T, B, room), np.float32)
+    for level, found in enumerate(touched.levels):
+      request_n = found.nodes.request_n
+      begin_B = np.searchsorted(request_n, np.arange(B))
+      place_n = np.arange(len(request_n)) - begin_B[request_n]
+      parent_TBP[level, request_n, place_n] = found.nodes.parent_n
+      child_TBP[level, request_n, place_n] = found.nodes.child_n
+      left_TBP[level, request_n, place_n] = np.maximum(found.left_n, 1)
+      entry_TBE[level, touched.request_E, place_E] = found.number_E - begin_B[touched.request_E]
+    return cls(parent_TBP, child_TBP, left_TBP, ad_BE, entry_TBE)
 
 
 @flax.struct.dataclass
@@ -60,10 +112,14 @@ class Guide:
   Attributes:
     vectors: T arrays [nodes of depth t+1, D] float32.
     weight: of the head beside log p.
+    size_TC: ads under each node, as of `NodeAds`; read beside a `Thinned` alone.
+    table_ND: vectors of the ads; read beside a `Thinned` alone, and else not held.
   """
 
   vectors: tuple[jax.Array, ...]
   weight: jax.Array
+  size_TC: tuple[jax.Array, ...] = ()
+  table_ND: jax.Array | None = None
 
   @classmethod
   def of(cls, table_ND: jax.Array, ads: NodeAds, weight: float) -> "Guide":
@@ -73,7 +129,7 @@ class Guide:
     for node_N, size_C in zip(ads.node_TN, ads.size_TC, strict=True):
       sums = jax.ops.segment_sum(ordered_ND, node_N, len(size_C), indices_are_sorted=True)
       vectors.append(sums / size_C[:, None])
-    return cls(tuple(vectors), jnp.asarray(weight, jnp.float32))
+    return cls(tuple(vectors), jnp.asarray(weight, jnp.float32), ads.size_TC)
 
   def scores(self, level: int, state_BD: jax.Array, node_BX: jax.Array) -> jax.Array:
     """[B, X] weight · ⟨state, vector⟩ of nodes of depth `level` + 1."""
@@ -81,6 +137,34 @@ class Guide:
     if len(vectors_ND) <= _FEW * node_BX.shape[1]:
       return self.weight * jnp.take_along_axis(state_BD @ vectors_ND.T, node_BX, axis=1)
     return self.weight * jnp.einsum("bd,bxd->bx", state_BD, vectors_ND[node_BX])
+
+  def thinned(
+    self, level: int, state_BD: jax.Array, node_BW: jax.Array, start: jax.Array,
+    score_BWC: jax.Array, thin: Thinned,
+  ) -> jax.Array:  # fmt: skip
+    """`scores` of the children of beams at `node_BW`, without the ads that a request lacks.
+
+    Args:
+      level: of the children.
+      state_BD: of the requests.
+      node_BW: where the beams stand.
+      start: first child of each node of depth `level`.
+      score_BWC: with all ads.
+      thin: what is left out.
+    """
+    parent_BP, child_BP = thin.parent_TBP[level], thin.child_TBP[level]
+    at_BP, rows = jnp.maximum(child_BP, 0), jnp.arange(len(child_BP))[:, None]
+    mean_BP = jnp.einsum("bd,bpd->bp", state_BD, self.vectors[level][at_BP])
+    # Of an ad without a vector, and of padding, nothing was summed.
+    known_BE = thin.ad_BE >= 0
+    vector_BED = self.table_ND[jnp.maximum(thin.ad_BE, 0)]
+    dot_BE = jnp.einsum("bd,bed->be", state_BD, vector_BED)
+    entry_BE = jnp.where(known_BE, thin.entry_TBE[level], child_BP.shape[1])
+    gone_BP = jnp.zeros_like(mean_BP).at[rows, entry_BE].add(dot_BE, mode="drop")
+    left_BP = (self.size_TC[level][at_BP] * mean_BP - gone_BP) / thin.left_TBP[level]
+    column_BP = child_BP - start[jnp.maximum(parent_BP, 0)]
+    beam_BP = beams_on(parent_BP, node_BW)
+    return score_BWC.at[rows, beam_BP, column_BP].set(self.weight * left_BP, mode="drop")
 
 
 _build = jax.jit(
@@ -99,10 +183,13 @@ class Guides:
     index: the ads that exist.
     num_ads: rows of the table that are trained; ads beyond them came later.
     weight: of the head beside log p.
+    allowed_N: bool, the only ads that count, where not all do.
   """
 
-  def __init__(self, index: SidIndex, num_ads: int, weight: float):
-    self._ads, self._weight = NodeAds.of(index, num_ads), weight
+  def __init__(
+    self, index: SidIndex, num_ads: int, weight: float, allowed_N: np.ndarray | None = None
+  ):
+    self._ads, self._weight = NodeAds.of(index, num_ads, allowed_N), weight
     self._table: Callable[[], jax.Array | None] = lambda: (
       None
     )  # the last table, while it is anyone else's

@@ -11,6 +11,7 @@ from gr4ad_jax.decoding.ranker import Contexts, Ranking
 from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.parallel import row_tables
+from gr4ad_jax.sid.left_out import LeftOut
 
 
 class ItemRanker:
@@ -45,9 +46,19 @@ class ItemRanker:
     return self._best(params, batch, k=min(k, self._num_ads), mesh=row_tables.mesh_of(params))
 
   def rank(
-    self, params: Any, contexts: Contexts, requests: np.ndarray, k: int, batch_size: int = 64
+    self,
+    params: Any,
+    contexts: Contexts,
+    requests: np.ndarray,
+    k: int,
+    batch_size: int = 64,
+    left_out: LeftOut | None = None,
   ) -> Ranking:
     """The best k ads of each request, as `Ranker.rank`; values are 0: the model predicts none."""
+    if left_out:  # every ad has a score: so many more are enough, or all of them
+      deep = self._num_ads if left_out.sets else k + left_out.most
+      whole = self.rank(params, contexts, requests, max(deep, k), batch_size)
+      return whole.without(left_out, k)
     found = []
     for begin in range(0, max(len(requests), 1), batch_size):
       some = requests[begin : begin + batch_size]

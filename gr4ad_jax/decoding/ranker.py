@@ -11,13 +11,16 @@ from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.decoding.beam import Beams, order_scores
-from gr4ad_jax.decoding.guide import Guide, Guides
+from gr4ad_jax.decoding.exclusion import Excluded, Excluder
+from gr4ad_jax.decoding.guide import Guide, Guides, Thinned
 from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.parallel import row_tables
+from gr4ad_jax.sid.holdings import Holdings
 from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.sid.left_out import LeftOut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,24 @@ class Ranking:
           f"the model's {what} of an ad is {number}: its parameters are damaged or beyond its "
           "precision"
         )
+
+  def without(self, left_out: LeftOut, k: int) -> "Ranking":
+    """The best k ads of each list, without those that the R requests do without.
+
+    Returns:
+      [R, k]; where a list has run out -1, and -inf of log p and score, 0 of value.
+    """
+    kept_RK = left_out.kept(self.ad_RK)
+    first_RK = np.argsort(~kept_RK, axis=1, kind="stable")[:, :k]
+    nothing = {"ad_RK": np.int32(-1), "value_RK": np.float32(0)}
+    return Ranking(
+      **{
+        name: np.take_along_axis(
+          np.where(kept_RK, column, nothing.get(name, np.float32(-np.inf))), first_RK, axis=1
+        )
+        for name, column in vars(self).items()
+      }
+    )
 
 
 def logp_of(ad_RC: np.ndarray, found_RK: np.ndarray, logp_RK: np.ndarray) -> np.ndarray:
@@ -91,6 +112,14 @@ def _joined(
   return [np.take_along_axis(column, last, axis=1) for column in columns]
 
 
+def _one_set(left_out: LeftOut | None) -> np.ndarray | None:
+  """The set that all requests share; None where they have none."""
+  sets = {id(allowed_N): allowed_N for allowed_N in (left_out.only if left_out else ())}
+  if len(sets) > 1:
+    raise ValueError("a guided search has one set of allowed ads for all its requests")
+  return next(iter(sets.values()), None)
+
+
 class Contexts(Protocol):
   """What turns request numbers into batches, as `RequestContexts` does."""
 
@@ -112,7 +141,11 @@ class Ranker:
     self.index, self._trie, self._beams = index, Trie.of(index), config.beams
     self._searcher, self._config = Searcher(model, ecpm, config), config
     self._item_weight = weight = config.item_weight if isinstance(model, GR4ADItems) else 0.0
-    self._guides = Guides(index, model.num_ads, weight) if weight and config.guided else None
+    self._num_ads, self._guided = getattr(model, "num_ads", 0), bool(weight) and config.guided
+    self._guides: Guides | None = None
+    self._guided_set: np.ndarray | None = None  # the only ads that `_guides` counts
+    self._holdings: Holdings | None = None  # made where a search first leaves something out
+    self._excluder = Excluder()
     self._item_scores = jax.jit(
       lambda variables, *inputs: model.apply(variables, *inputs, method="item_scores")
     )
@@ -120,16 +153,40 @@ class Ranker:
   def search(self, params: Any, batch: RequestBatch, k: int) -> Beams:
     """Ranked UA-SIDs of a batch, on the device; their number is that of the beams, whatever k."""
     del k
-    return self._search(*self._weights(params), batch)
+    return self._search(*self._weights(params, None), batch)
 
-  def _weights(self, params: Any) -> tuple[dict, Guide | None]:
+  def _weights(self, params: Any, left_out: LeftOut | None) -> tuple[dict, Guide | None]:
     """What a search takes of the parameters."""
     variables = self._searcher.variables(params)
+    if not self._guided:
+      return variables, None
+    allowed_N = _one_set(left_out)
+    if self._guides is None or allowed_N is not self._guided_set:
+      self._guides = Guides(self.index, self._num_ads, self._item_weight, allowed_N)
+      self._guided_set = allowed_N
     # The table as it came, not `variables`' copy: while it is the same array, its guide is too.
-    return variables, self._guides and self._guides.of(params[row_tables.NAME])
+    table_ND = params[row_tables.NAME]
+    guide = self._guides.of(table_ND)
+    return variables, guide.replace(table_ND=table_ND) if left_out else guide
 
-  def _search(self, variables: dict, guide: Guide | None, batch: RequestBatch) -> Beams:
-    return self._searcher.compiled_on_demand(variables, batch, self._trie, self._beams, guide)
+  def _search(
+    self, variables: dict, guide: Guide | None, batch: RequestBatch, left_out: LeftOut | None = None
+  ) -> Beams:
+    excluded, thin = self._without(left_out) if left_out else (None, None)
+    return self._searcher.compiled_on_demand(
+      variables, batch, self._trie, self._beams, guide, excluded, thin
+    )
+
+  def _without(self, left_out: LeftOut) -> tuple[Excluded, Thinned | None]:
+    """What the search of a batch must not enter, and what that makes of the guide."""
+    if self._holdings is None:
+      self._holdings = Holdings.of(self.index)
+    excluded = self._excluder.of(self._holdings, left_out)
+    if not self._guided:
+      return excluded, None
+    allowed_N = _one_set(left_out)
+    among = self._holdings if allowed_N is None else self._holdings.only(allowed_N)
+    return excluded, Thinned.of(among, left_out, self._num_ads)
 
   def rank(
     self,
@@ -139,6 +196,7 @@ class Ranker:
     k: int,
     batch_size: int = 64,
     also_RC: np.ndarray | None = None,
+    left_out: LeftOut | None = None,
   ) -> Ranking:
     """The best k ads of each request.
 
@@ -152,19 +210,29 @@ class Ranker:
       also_RC: ads of each request that are ranked beside those that the beams find, -1 is padding;
         the lists have k + C places then. An ad that was not found has the lowest log p of those
         that were, and a value of 0.
+      left_out: ads that the R requests do without. The search is that of an index without them.
+
+    Raises:
+      ValueError: requests of a guided search with more than one set of allowed ads.
     """
-    found, (variables, guide) = [], self._weights(params)
+    left_out = left_out or None
+    found, (variables, guide) = [], self._weights(params, left_out)
     places = k if also_RC is None else k + also_RC.shape[1]
     for begin in range(0, max(len(requests), 1), batch_size):
       some = requests[begin : begin + batch_size]
       full = np.resize(some if len(some) else [0], batch_size)
       batch = contexts.batch(full)
-      beams = jax.device_get(self._search(variables, guide, batch))
-      columns = self._expand(beams, max(k, self._beams[-1]) if self._item_weight else k)
+      # Rows of the R requests; a batch without any, or its filling, takes the first ones.
+      row_B = np.resize(np.arange(begin, begin + max(len(some), 1)), batch_size)
+      without = left_out.take(row_B) if left_out and len(some) else None
+      beams = jax.device_get(self._search(variables, guide, batch, without))
+      deep = max(k, self._beams[-1]) if self._item_weight else k
+      columns = self._expand(beams, deep, without)
       if also_RC is not None and len(some):
-        columns = _joined(
-          *columns, np.resize(also_RC[begin : begin + batch_size], (batch_size, also_RC.shape[1]))
-        )
+        also = also_RC[row_B]
+        if without:
+          also = np.where(without.kept(also), also, -1)
+        columns = _joined(*columns, also)
       columns = self._reordered(variables, batch, *columns[:3]) if self._item_weight else columns
       found.append([column[: len(some), :places] for column in columns])
     return Ranking(*(np.concatenate(column) for column in zip(*found, strict=True)))
@@ -186,9 +254,11 @@ class Ranker:
     order_RK = np.argsort(-score_RK, axis=1, kind="stable")
     return [np.take_along_axis(column, order_RK, axis=1) for column in (*columns, score_RK)]
 
-  def _expand(self, beams: Beams, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  def _expand(
+    self, beams: Beams, k: int, without: LeftOut | None
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Ads, log p, values and scores of the beams' ads."""
-    ad_RK = self.index.expand(beams.leaf_BW, k)
+    ad_RK = self.index.expand(beams.leaf_BW, k, without)
     leaf_RK = np.where(ad_RK >= 0, self.index.ad_leaf[ad_RK], -1)
     order = np.argsort(beams.leaf_BW, axis=1, kind="stable")
     ranked = np.take_along_axis(beams.leaf_BW, order, axis=1)

@@ -16,10 +16,12 @@ from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding.beam import Beams, beam_search
-from gr4ad_jax.decoding.guide import Guide
+from gr4ad_jax.decoding.exclusion import Excluded
+from gr4ad_jax.decoding.guide import Guide, Thinned
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.quantized import quantize
+from gr4ad_jax.sid.holdings import Holdings
 from gr4ad_jax.sid.live_index import LiveIndex
 
 Schedule = tuple[int, ...]
@@ -42,19 +44,26 @@ class TrieFeed:
   """The newest trie of a live index on the device; the main part goes there once a merge."""
 
   def __init__(self, index: LiveIndex):
-    self._index, self._main, self._trie, self._versions = index, None, None, (-1, -1)
+    self._index, self._main, self._versions = index, None, (-1, -1)
+    self._latest: tuple[Trie, Holdings] | None = None
 
-  def trie(self) -> Trie:
-    """What exists now. Cheap where nothing has changed; not to be called from two threads at
-    once.
+  def latest(self) -> tuple[Trie, Holdings]:
+    """What exists now, and which rows hang where in it.
+
+    Cheap where nothing has changed; not to be called from two threads at once.
     """
     main, overlay = self._index.view()
-    if main.version != self._versions[0]:
-      self._main = Trie.of(main)
     if (main.version, overlay.version) != self._versions:
-      self._trie = self._main.with_overlay(overlay)
+      main, overlay, holdings = self._index.snapshot()
+      if main.version != self._versions[0]:
+        self._main = Trie.of(main)
+      self._latest = self._main.with_overlay(overlay), holdings
       self._versions = (main.version, overlay.version)
-    return self._trie
+    return self._latest
+
+  def trie(self) -> Trie:
+    """What exists now; see `latest`."""
+    return self.latest()[0]
 
 
 class Searcher:
@@ -65,16 +74,20 @@ class Searcher:
     ecpm: money of the eCPM bins.
     search: order, eCPM, pre-cut and precision; its `beams` are not read, each search names its
       schedule.
+    room: entries of the lists of nodes that `search` must not enter (`Excluder`); 0: it leaves
+      nothing out.
   """
 
-  def __init__(self, model: GR4AD, ecpm: EcpmBins, search: SearchConfig):
+  def __init__(self, model: GR4AD, ecpm: EcpmBins, search: SearchConfig, room: int = 0):
+    self._room = room
     self._means, self._quantize = np.asarray(ecpm.means, np.float32), search.quantize
     self._programs: dict[tuple, Any] = {}
 
-    def run(variables, batch, trie, means, widths, guide=None):
+    def run(variables, batch, trie, means, excluded, widths, guide=None, thin=None):
       return beam_search(
-        model, variables, batch, trie, means, widths=widths, search=search, guide=guide
-      )
+        model, variables, batch, trie, means,
+        widths=widths, search=search, guide=guide, excluded=excluded, thin=thin,
+      )  # fmt: skip
 
     self._run = jax.jit(run, static_argnames="widths")
 
@@ -110,8 +123,9 @@ class Searcher:
           lambda x, rows=rows: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row
         )
         lowered = self._run.lower(
-          _shapes(variables), shape, _shapes(trie), _shapes(self._means), widths=schedule
-        )
+          _shapes(variables), shape, _shapes(trie), _shapes(self._means),
+          Excluded.shapes(trie, rows, self._room) if self._room else None, widths=schedule,
+        )  # fmt: skip
         self._programs[key] = lowered.compile()
       told(done, len(wanted), time.monotonic() - begin)
 
@@ -119,12 +133,18 @@ class Searcher:
     """Whether `search` has a program for this batch size, schedule and shape of the trie."""
     return self._key(rows, schedule, trie) in self._programs
 
-  def search(self, variables: dict, batch: RequestBatch, trie: Trie, schedule: Schedule) -> Beams:
+  def search(
+    self, variables: dict, batch: RequestBatch, trie: Trie, schedule: Schedule,
+    excluded: Excluded | None = None,
+  ) -> Beams:  # fmt: skip
     """Ranked UA-SIDs of a batch, on the device. Raises KeyError for a shape that `prepare` has
     not seen.
+
+    `excluded`, by an `Excluder` of the same room, is what requests do without; needed where there
+    is room, and nowhere else.
     """
-    program = self._programs[self._key(len(batch.slot_kind_BS), schedule, trie)]
-    return program(variables, batch, trie, self._means)
+    key = self._key(len(batch.slot_kind_BS), schedule, trie)
+    return self._programs[key](variables, batch, trie, self._means, excluded)
 
   def compiled_on_demand(
     self,
@@ -133,11 +153,15 @@ class Searcher:
     trie: Trie,
     schedule: Schedule,
     guide: Guide | None = None,
+    excluded: Excluded | None = None,
+    thin: Thinned | None = None,
   ) -> Beams:
     """As `search`, but guided, and a new shape is compiled when it first comes: for evaluation,
     not for a server.
     """
-    return self._run(variables, batch, trie, self._means, widths=schedule, guide=guide)
+    return self._run(
+      variables, batch, trie, self._means, excluded, widths=schedule, guide=guide, thin=thin
+    )
 
   def _key(self, rows: int, schedule: Schedule, trie: Trie) -> tuple:
     overlay = 0 if trie.overlay_TQP is None else trie.overlay_TQP.shape[-1]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr4ad_jax.decoding.exclusion import Excluded
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.live_index import OverlayArrays, TrieArrays
 
@@ -72,8 +73,8 @@ class Trie:
     )  # fmt: skip
     return self.replace(overlay_TQP=jnp.asarray(np.stack([*came, *went], axis=1)))
 
-  def children(self, level: int, node_BW: jax.Array) -> Children:
-    """Children of nodes of depth `level`."""
+  def children(self, level: int, node_BW: jax.Array, excluded: Excluded | None = None) -> Children:
+    """Children of nodes of depth `level`, without those that a request is not to enter."""
     start, nodes = self.child_start[level], self.child_start[level].shape[0] - 1
     main_BW = jnp.clip(node_BW, 0, nodes - 1)
     child_BWC = start[main_BW][..., None] + jnp.arange(
@@ -82,6 +83,10 @@ class Trie:
     here_BW = node_BW == main_BW  # neither empty nor of the overlay
     valid_BWC = here_BW[..., None] & (child_BWC < start[main_BW + 1][..., None])
     child_BWC = jnp.where(valid_BWC, child_BWC, 0)
+    if excluded is not None:
+      valid_BWC = excluded.strike(level, node_BW, start, valid_BWC)
+      allowed_BX = excluded.allowed(level, child_BWC.reshape(len(node_BW), -1))
+      valid_BWC = valid_BWC & allowed_BX.reshape(valid_BWC.shape)
     code_BWC = self.node_code[level][child_BWC]
     if self.overlay_TQP is None:
       return Children(child_BWC, code_BWC, valid_BWC)
@@ -90,7 +95,12 @@ class Trie:
     column_P = dead_child_P - start[jnp.clip(dead_parent_P, 0, nodes - 1)]
     rows = jnp.arange(len(node_BW))[:, None]
     valid_BWC = valid_BWC.at[rows, dead_BP, column_P].set(False, mode="drop")
-    return Children(child_BWC, code_BWC, valid_BWC, _beam_of(add_parent_P, node_BW), add_code_P)
+    add_BP = _beam_of(add_parent_P, node_BW)
+    if excluded is not None:
+      add_BP = excluded.strike_overlay(
+        level, add_BP, self.node_code[level].shape[0], node_BW.shape[1]
+      )
+    return Children(child_BWC, code_BWC, valid_BWC, add_BP, add_code_P)
 
   def overlay_node(self, level: int, entry: jax.Array) -> jax.Array:
     """Numbers of overlay entries among the nodes of depth `level` + 1."""

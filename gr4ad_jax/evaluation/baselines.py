@@ -1,9 +1,9 @@
 """Seven rankers without gradient training: what any model has to beat.
 
 All are fitted on the same history, the lines (user, visit, ad) of the splits before the one that is
-predicted: train for valid, train and valid for test, of all users. Nothing is masked: an ad bought
-before may be recommended again. Wherever scores tie, and for users without a history, popularity
-decides, then the ad's row.
+predicted: train for valid, train and valid for test, of all users. An ad bought before may be
+recommended again, unless the requests do without it. Wherever scores tie, and for users without a
+history, popularity decides, then the ad's row.
 """
 
 import functools
@@ -15,6 +15,7 @@ import scipy.sparse
 
 from gr4ad_jax.data import cooccurrence, schema
 from gr4ad_jax.evaluation import protocols
+from gr4ad_jax.sid.left_out import LeftOut
 
 NAMES = (
   "popularity",
@@ -67,17 +68,22 @@ class Baselines:
     self._decay = DECAY ** (last_visit[self._user] - visit_of_line)
     self.popularity_N = np.bincount(line[:, 1], minlength=num_ads)
     self._ad_of_column = np.argsort(-self.popularity_N, kind="stable").astype(np.int32)
-    column_of_ad = np.empty(num_ads, np.int64)
-    column_of_ad[self._ad_of_column] = np.arange(num_ads)
-    self._column = column_of_ad[line[:, 1]]
+    self._column_of_ad = np.empty(num_ads, np.int64)
+    self._column_of_ad[self._ad_of_column] = np.arange(num_ads)
+    self._column = self._column_of_ad[line[:, 1]]
     self._shape = (len(events.user_id), num_ads)
     self._requests = requests
 
-  def rank(self, name: str, k: int) -> np.ndarray:
+  def rank(self, name: str, k: int, left_out: LeftOut | None = None) -> np.ndarray:
     """Top k ads of each request by one of NAMES.
 
+    Args:
+      name: of the method.
+      k: ads a request.
+      left_out: named ads that the R requests do without.
+
     Returns:
-      [R, k] int32 ad rows, -1 beyond the catalogue's size.
+      [R, k] int32 ad rows, -1 where no ad is left.
 
     Raises:
       ValueError: an unknown name.
@@ -91,10 +97,20 @@ class Baselines:
     step = max(1, CHUNK_CELLS // num_ads)
     for begin in range(0, len(user_R), step):
       scores_CN = scores_of(user_R[begin : begin + step])
-      rankings_RK[begin : begin + step, : min(k, num_ads)] = self._ad_of_column[
-        top_k(scores_CN, min(k, num_ads))
-      ]
+      if left_out:
+        rows = np.arange(begin, min(begin + step, len(user_R)))
+        scores_CN = self._without(scores_CN, left_out.take(rows))
+      column_CK = top_k(scores_CN, min(k, num_ads))
+      there_CK = np.take_along_axis(scores_CN, column_CK, axis=1) > -np.inf
+      found_CK = np.where(there_CK, self._ad_of_column[column_CK], -1)
+      rankings_RK[begin : begin + step, : min(k, num_ads)] = found_CK
     return rankings_RK
+
+  def _without(self, scores_CN: np.ndarray, left_out: LeftOut) -> np.ndarray:
+    """The scores, -inf of ads that a request does without."""
+    scores_CN = scores_CN.astype(np.float64)  # a copy, which has -inf
+    scores_CN[left_out.request_E, self._column_of_ad[left_out.row_E]] = -np.inf
+    return scores_CN
 
   def popularity(self, user_C: np.ndarray) -> np.ndarray:
     """Lines of the ad in everyone's history; [C, N] like every score below, columns by
@@ -175,22 +191,27 @@ class Baselines:
 
 
 def rank_all(
-  dataset: schema.Dataset, requests: protocols.EvalRequests, k: int, names: Sequence[str] = NAMES
+  fitted: Baselines, k: int, names: Sequence[str] = NAMES, left_out: LeftOut | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """Ranks with each of `names`.
+
+  Args:
+    fitted: the methods.
+    k: ads a request.
+    names: of the methods that are wanted.
+    left_out: ads that the requests do without.
 
   Returns:
     Name -> [R, k] int32 ad rows, -1 padding; and name -> reason for those that the catalogue's size
     rules out.
 
   Raises:
-    ValueError: an unknown name, or requests of the train split.
+    ValueError: an unknown name.
   """
-  fitted = Baselines(dataset, requests)
   rankings, skipped = {}, {}
   for name in names:
     try:
-      rankings[name] = fitted.rank(name, k)
+      rankings[name] = fitted.rank(name, k, left_out)
     except TooManyAdsError as reason:
       skipped[name] = str(reason)
   return rankings, skipped
@@ -238,7 +259,7 @@ def top_k(scores_CN: np.ndarray, k: int) -> np.ndarray:
   stands first.
 
   Args:
-    scores_CN: finite scores.
+    scores_CN: scores; none is NaN.
     k: 1 to N.
 
   Returns:

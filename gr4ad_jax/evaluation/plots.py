@@ -5,6 +5,8 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from gr4ad_jax.evaluation import parts
+
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e3e7eb"
 COLORS = ("#1f6fb4", "#e07b28", "#3a9a5b", "#b4436c", "#7a5cb8", "#8a6d3b", "#2aa5a0", "#9aa5b1")
 STYLE = {
@@ -66,8 +68,8 @@ def plot_training(metrics_jsonl_path: str, png_path: str) -> None:
 
 
 def plot_comparison(results: Mapping, png_path: str) -> None:
-  """Draws a panel of bars with 95 % intervals for each metric, a bar for each system, the best one
-  in colour.
+  """Draws a panel of bars with 95 % intervals for each metric, of all targets and of those that are
+  new to the user: a bar for each system, the best one in colour.
 
   Args:
     results: what `report_tables.results` returned (or read back from its JSON).
@@ -80,7 +82,8 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
   if not systems:
     raise ValueError("the results hold no system to draw")
   names = list(reversed(systems))  # barh draws upwards
-  measures = list(next(iter(systems.values())))
+  told = next(iter(systems.values()))
+  measures = [(part, name) for part in (parts.ALL, parts.NEW) for name in told.get(part, ())]
   columns = min(3, len(measures))
   rows = -(-len(measures) // columns)
   matplotlib = _matplotlib()
@@ -89,9 +92,9 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axis, measure in zip(axes.flat, measures, strict=False):
-      _bars(axis, names, [systems[name][measure] for name in names])
-      axis.set_title(measure)
+    for axis, (part, measure) in zip(axes.flat, measures, strict=False):
+      _bars(axis, names, [systems[name][part][measure] for name in names])
+      axis.set_title(measure if part == parts.ALL else f"{measure}, {part} targets")
     for axis in axes.flat[len(measures) :]:
       axis.set_visible(False)
     title = f"{results['dataset']}, {results['split']}: {results['users']:,} users, 95 % intervals"

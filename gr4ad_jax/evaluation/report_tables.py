@@ -7,7 +7,8 @@ import numpy as np
 
 from gr4ad_jax import files
 from gr4ad_jax.data import schema
-from gr4ad_jax.evaluation import metrics, protocols
+from gr4ad_jax.evaluation import metrics, parts, protocols
+from gr4ad_jax.sid.left_out import LeftOut
 
 Rankings = (
   np.ndarray | Sequence[np.ndarray]
@@ -22,6 +23,8 @@ def results(
   skipped: Mapping[str, str] | None = None,
   seen: Mapping[str, str] | None = None,
   seed: int = 0,
+  unseen: Mapping[str, Rankings] | None = None,
+  memory_RK: np.ndarray | None = None,
 ) -> dict:
   """Scores systems on the requests of a split, all on the same resamples of the users.
 
@@ -35,12 +38,16 @@ def results(
     skipped: systems that could not be run -> reason.
     seen: systems that do not leave ads seen before as they are -> 'masked' or 'biased'.
     seed: seed of the resamples.
+    unseen: the same systems' rankings, seeds in the same order, without ads seen before: what the
+      part 'new' is scored by. A system that is missing is scored by what is left of its list.
+    memory_RK: lists of the memory that parts the targets into 'memory' and 'beyond'; None: none.
 
   Returns:
-    A dict for JSON: dataset, split, protocol, users, requests; systems[name][metric] = {mean, low,
-      high};
-    ahead[name][metric], the first system minus this one, likewise; catalogue[name], seeds[name] and
-    seen[name]; target_behavior and skipped.
+    A dict for JSON: dataset, split, protocol, users, requests; systems[name][part][metric] = {mean,
+      low, high}, part one of `parts.SAYS`, those without a target left out;
+    ahead[name][part][metric], the first system minus this one, likewise; targets[part] = {count,
+      value}, shares of all; catalogue[name], seeds[name] and seen[name]; target_behavior and
+      skipped.
 
   Raises:
     ValueError: no system, rankings that do not fit the requests, or an unknown name.
@@ -52,10 +59,17 @@ def results(
   popularity_N = protocols.line_counts(dataset, split)
   by_seed = {name: _by_seed(rankings) for name, rankings in systems.items()}
   _check(by_seed, requests, max(protocol.ks), len(dataset.ads))
-  ratios = {
-    name: _mean_ratios([metrics.per_request(run, requests, protocol.ks) for run in runs])
-    for name, runs in by_seed.items()
-  }
+  without = {name: _by_seed(rankings) for name, rankings in (unseen or {}).items()}
+  _check(without, requests, max(protocol.ks), len(dataset.ads))
+  before = parts.seen_before(dataset, requests)
+  targets = parts.split(dataset, requests, memory_RK)
+  ratios: dict[str, dict] = {name: {} for name in systems}
+  for part, part_P in targets.items():
+    for name, runs in by_seed.items():
+      if part == parts.NEW:
+        runs = without.get(name) or [_left(run, before) for run in runs]
+      mean = _mean_ratios([_of_part(run, requests, part_P, protocol.ks) for run in runs])
+      ratios[name] |= {(part, metric): ratio for metric, ratio in mean.items()}
   scores, ahead = _intervals(ratios, requests.user, seed)
   return {
     "dataset": dataset.name,
@@ -66,6 +80,7 @@ def results(
     "requests": len(requests),
     "systems": scores,
     "ahead": ahead,
+    "targets": {name: _shares(requests, part_P) for name, part_P in targets.items()},
     "catalogue": {
       name: _mean_dict([metrics.catalogue(run, popularity_N, protocol.ks) for run in runs])
       for name, runs in by_seed.items()
@@ -89,39 +104,47 @@ def write_text(path: str, text: str) -> None:
 
 
 def format_table(found: Mapping) -> str:
-  """Markdown of what `results` returned: aligned columns, intervals in brackets, the best of
-  each metric in bold.
+  """Markdown of what `results` returned, a table a part: aligned columns, intervals in brackets,
+  the best of each metric in bold.
   """
-  systems = found["systems"]
+  lines = [
+    f"{found['dataset']}, {found['split']}: {found['users']:,} users. Means with 95 % intervals; "
+    "best in bold."
+  ]
+  for part in next(iter(found["systems"].values())):
+    lines += ["", _heading(found, part), "", *_part_table(found, part)]
+  lines += [f"\nLeft out: {name}: {reason}." for name, reason in found.get("skipped", {}).items()]
+  return "\n".join(lines) + f"\n\nProtocol: {found['protocol']}.\n"
+
+
+def _heading(found: Mapping, part: str) -> str:
+  share = found.get("targets", {}).get(part)
+  says = f"**{part}** {parts.SAYS[part]}"
+  if share is None or part == parts.ALL:
+    return says
+  value = f", {share['value']:.1%} of the value" if share["value"] else ""
+  return f"{says} {share['count']:.1%} of the targets{value}."
+
+
+def _part_table(found: Mapping, part: str) -> list[str]:
+  systems = {name: row[part] for name, row in found["systems"].items()}
   names = list(next(iter(systems.values())))
   best = {metric: max(row[metric]["mean"] for row in systems.values()) for metric in names}
   seeds, seen = found.get("seeds", {}), found.get("seen", {})
   rows = [["system", "seeds", "seen ads", *names]]
   for system, row in systems.items():
     cells = [cell(row[metric], row[metric]["mean"] == best[metric]) for metric in names]
-    rows.append([system, str(seeds.get(system, "")), seen.get(system, ""), *cells])
-  lines = [
-    (
-      f"{found['dataset']}, {found['split']}: {found['users']:,} users. Means with 95 % intervals; "
-      "best in bold."
-    ),
-    "",
-    *aligned(rows),
-  ]
+    treated = "masked" if part == parts.NEW else seen.get(system, "")
+    rows.append([system, str(seeds.get(system, "")), treated, *cells])
+  lines = aligned(rows)
   if found.get("ahead"):
     rows = [[f"{next(iter(systems))} minus", *names]]
     for system, row in found["ahead"].items():
-      rows.append(
-        [system, *(cell(row[metric], row[metric]["low"] > 0, signed=True) for metric in names)]
-      )
-    lines += [
-      "",
-      "Paired differences, in bold where the whole interval is above 0.",
-      "",
-      *aligned(rows),
-    ]
-  lines += [f"\nLeft out: {name}: {reason}." for name, reason in found.get("skipped", {}).items()]
-  return "\n".join(lines) + f"\n\nProtocol: {found['protocol']}.\n"
+      scores = [row[part][metric] for metric in names]
+      rows.append([system, *(cell(score, score["low"] > 0, signed=True) for score in scores)])
+    words = "Paired differences, in bold where the whole interval is above 0."
+    lines += ["", words, "", *aligned(rows)]
+  return lines
 
 
 def _by_seed(rankings: Rankings) -> list[np.ndarray]:
@@ -141,6 +164,27 @@ def _check(
         raise ValueError(f"system {name!r}: {error}") from error
 
 
+def _left(ranking_RK: np.ndarray, before: LeftOut) -> np.ndarray:
+  """Lists without the ads seen before, -1 behind what is left."""
+  kept_RK = before.kept(ranking_RK)
+  order_RK = np.argsort(~kept_RK, axis=1, kind="stable")
+  return np.take_along_axis(np.where(kept_RK, ranking_RK, -1), order_RK, axis=1)
+
+
+def _of_part(
+  ranking_RK: np.ndarray, requests: protocols.EvalRequests, part_P: np.ndarray, ks: Sequence[int]
+) -> dict[str, metrics.Ratio]:
+  """Metrics of a part of the targets, [R]: a request without one counts for nothing."""
+  rows, some = parts.of_part(requests, part_P)
+  return parts.spread(metrics.per_request(ranking_RK[rows], some, ks), rows, len(requests))
+
+
+def _shares(requests: protocols.EvalRequests, part_P: np.ndarray) -> dict[str, float]:
+  value_P = requests.target_value.astype(np.float64)
+  value = float(value_P[part_P].sum() / value_P.sum()) if value_P.any() else 0.0
+  return {"count": float(part_P.mean()), "value": value}
+
+
 def _mean_ratios(runs: Sequence[Mapping[str, metrics.Ratio]]) -> dict[str, metrics.Ratio]:
   """Averages the numerators over seeds; the denominators do not depend on the ranking."""
   return {
@@ -156,26 +200,27 @@ def _mean_dict(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _intervals(
-  ratios: Mapping[str, Mapping[str, metrics.Ratio]], user_R: np.ndarray, seed: int
+  ratios: Mapping[str, Mapping[tuple[str, str], metrics.Ratio]], user_R: np.ndarray, seed: int
 ) -> tuple[dict, dict]:
-  """Intervals of every system, and of the first system minus each other one."""
-  flat = [(system, metric) for system, row in ratios.items() for metric in row]
-  samples_SF = metrics.resample(
-    [ratios[system][metric] for system, metric in flat], user_R, seed=seed
-  )
+  """Intervals of every system, and of the first system minus each other one; [system][part][metric]
+  of both. All come from the same resamples.
+  """
+  flat = [(system, key) for system, row in ratios.items() for key in row]
+  samples_SF = metrics.resample([ratios[system][key] for system, key in flat], user_R, seed=seed)
   column = {key: samples_SF[:, f] for f, key in enumerate(flat)}
   first = next(iter(ratios))
-  scores, ahead = {}, {}
-  for system, metric in flat:
-    value = ratios[system][metric].value
-    scores.setdefault(system, {})[metric] = dataclasses.asdict(
-      metrics.interval(value, column[system, metric])
-    )
+  scores: dict = {}
+  ahead: dict = {}
+  for system, (part, metric) in flat:
+    key = part, metric
+    value = ratios[system][key].value
+    own = scores.setdefault(system, {}).setdefault(part, {})
+    own[metric] = dataclasses.asdict(metrics.interval(value, column[system, key]))
     if system != first:
       lead = metrics.interval(
-        ratios[first][metric].value - value, column[first, metric] - column[system, metric]
+        ratios[first][key].value - value, column[first, key] - column[system, key]
       )
-      ahead.setdefault(system, {})[metric] = dataclasses.asdict(lead)
+      ahead.setdefault(system, {}).setdefault(part, {})[metric] = dataclasses.asdict(lead)
   return scores, ahead
 
 

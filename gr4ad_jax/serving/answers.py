@@ -2,7 +2,7 @@
 to them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,13 @@ def check_finite(beams: Beams) -> None:
     raise NotFinite("the model's scores are not finite")
 
 
-def ad_entry(catalog: Any, row: int, log_p: float, score: float, ecpm: float) -> dict[str, Any]:
-  """One ad of an answer: `log_p` is that of its UA-SID, `score` what the list is ordered by."""
+def ad_entry(
+  catalog: Any, seen: Container[int], row: int, log_p: float, score: float, ecpm: float
+) -> dict[str, Any]:
+  """One ad of an answer: `log_p` is that of its UA-SID, `score` what the list is ordered by.
+
+  `seen` has the rows of the user's history.
+  """
   ad = catalog.ad(row)
   return {
     "ad_id": ad.ad_id,
@@ -33,6 +38,7 @@ def ad_entry(catalog: Any, row: int, log_p: float, score: float, ecpm: float) ->
     "score": round(score, 6),
     "ecpm": round(ecpm, 6),
     "codes": catalog.codes_NT[row].tolist(),
+    "seen": row in seen,
   }
 
 

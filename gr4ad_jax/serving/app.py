@@ -129,6 +129,8 @@ def _query(asked: schemas.RecommendRequest) -> Query:
   if asked.history is not None:
     events = (e if isinstance(e, str) else e.model_dump(exclude_none=True) for e in asked.history)
     fields["history"] = tuple(events)
+  for name in ("not_ads", "only_accounts", "only_categories"):
+    fields[name] = tuple(fields[name])
   return Query(**fields)
 
 

@@ -22,6 +22,7 @@ from gr4ad_jax.data.schema import AdTable, DataError
 from gr4ad_jax.serving import ad_topic
 from gr4ad_jax.serving.ad_records import ACTIVE, REMOVED, AdRecord
 from gr4ad_jax.serving.ad_rows import AdRows
+from gr4ad_jax.serving.choice import AdSets
 from gr4ad_jax.sid.live_index import IndexFull, LiveIndex, TrieArrays
 from gr4ad_jax.streams.group_commit import GroupCommit, Waiting
 
@@ -55,6 +56,7 @@ class AdCatalog:
 
   Attributes:
     index: rows <-> UA-SIDs; its active rows are the ads with status 'active'.
+    sets: the ads by account and category.
     before_merge: called with a merged index's trie before it is used, see `LiveIndex.merge`.
     on_removed: called with the row of an ad that was updated, paused or removed, before the change
       is acknowledged.
@@ -73,6 +75,7 @@ class AdCatalog:
     self._rows, self._ads = AdRows(ads.ad_id), {}
     self._codes_NT, self._price_N = np.array(codes_NT, np.int32), np.array(ads.price, np.float32)
     self._size = len(ads)
+    self.sets = AdSets(ads.account_id, ads.category)
     for ad, row, codes in topic.states():
       known = self._rows.row(ad.ad_id)
       if row != (len(self._rows) if known is None else known):
@@ -332,6 +335,7 @@ class AdCatalog:
     self._codes_NT[row] = codes
     self._price_N[row] = np.nan if ad.price is None else ad.price
     self._ads[row] = ad
+    self.sets.set(row, ad.account_id, ad.category)
     if self._rows.row(ad.ad_id) is None:
       self._rows.add(ad.ad_id)
     self._size = len(self._rows)

@@ -13,12 +13,15 @@ import numpy as np
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.schema import DataError, EventLog
+from gr4ad_jax.decoding import exclusion
 from gr4ad_jax.decoding.searcher import Searcher, TrieFeed
 from gr4ad_jax.decoding.trie import Trie
-from gr4ad_jax.serving import answers, histories
+from gr4ad_jax.serving import answers, choice, histories
 from gr4ad_jax.serving.catalog import AdCatalog
 from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories, joined
 from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
+from gr4ad_jax.sid.holdings import Holdings
+from gr4ad_jax.sid.left_out import LeftOut
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +51,6 @@ class Searches:
     wider.
     """
     return max(bisect.bisect_right(self.schedules, tuple(base)) - 1, 0)
-
-  def pairs(self) -> list[tuple[int, tuple[int, ...]]]:
-    """(batch size, schedule) of every search."""
-    return [(bucket, schedule) for bucket in self.buckets for schedule in self.schedules]
 
   def first(self, base: Sequence[int]) -> "Searches":
     """The one search that can answer anything: the widest schedule up to `base`, for batches of
@@ -93,32 +92,26 @@ class Computer:
       tuple(behaviors),
     )
     self._builder, self._searcher, self._feed = builder, searcher, TrieFeed(catalog.index)
-    # The last trie that was searched, and the last for which all searches are compiled. They differ
-    # where the index outgrew its arrays before all searches were there.
-    self._trie: Trie | None = None
-    self._whole: Trie | None = None
+    self._view: tuple[Trie, Holdings] | None = None  # what is searched
+    self._excluder = exclusion.Excluder(exclusion.ROOM)
     self._compiling: threading.Thread | None = None
 
   def prepare(
     self, variables: Any, searches: Searches | None = None,
     told: Callable[[int, int, float], None] = lambda *_: None,
   ) -> None:  # fmt: skip
-    """Compiles searches, for the present shape of the trie: again where it outgrew its arrays
-    meanwhile.
+    """Compiles searches, for the present shape of the trie.
 
     Args:
       variables: of the model.
       searches: those to compile; None: all.
       told: as in `Searcher.prepare`.
     """
-    searches = searches or self.searches
-    if self._trie is None:
-      self._trie = self._feed.trie()
-    while not self._is_prepared(searches, self._trie):
-      self._compile(variables, self._trie, told, searches)
-    if searches == self.searches:
-      self._whole = self._trie
-    overlay = self._trie.overlay_TQP
+    if self._view is None:
+      self._view = self._feed.latest()
+    trie = self._view[0]
+    self._compile(variables, trie, told, searches)
+    overlay = trie.overlay_TQP
     # A merged index that has outgrown its arrays is compiled for before it is used; changes go on
     # meanwhile.
     self._catalog.before_merge = lambda main: self._compile(
@@ -147,11 +140,19 @@ class Computer:
     gap = 60 * self._config.data.session_gap_minutes
     return histories.events_of(events, self._catalog.row, self.behaviors, now, gap), now
 
-  def hidden(self, log: EventLog) -> set[int]:
-    """Rows of the ads that a user with this history is not shown: with --seen_ads=masked, the
-    history's.
+  def left_out(self, query: Query, log: EventLog, now: int) -> LeftOut:
+    """What a query does without, as that of one request.
+
+    Args:
+      query: what is asked.
+      log: the user's history.
+      now: unix seconds of the request.
+
+    Raises:
+      DataError: an ad, account or category that there is none of.
     """
-    return set(log.ad.tolist()) if self._config.search.seen_ads == "masked" else set()
+    rows = choice.rows_left_out(query, log, now, self._config.search, self._catalog.row)
+    return LeftOut.lists([rows], [self._catalog.sets.allowed(query)])
 
   def compute(
     self, queries: Sequence[Query], loaded: Loaded, searches: Searches, schedule: int
@@ -167,29 +168,32 @@ class Computer:
     results: list[Any] = [self._checked(query) for query in queries]
     good = [number for number, result in enumerate(results) if not isinstance(result, Exception)]
     if good:
-      logs, now_B = zip(*(results[number] for number in good), strict=True)
-      now_B = np.array(now_B, np.int64)
-      beams = self._search(list(logs), now_B, loaded.variables, searches, schedule)
+      logs, now_B, parts = zip(*(results[number] for number in good), strict=True)
+      now_B, left_out = np.array(now_B, np.int64), LeftOut.joined(parts)
+      beams = self._search(list(logs), now_B, left_out, loaded.variables, searches, schedule)
       asked = [queries[number] for number in good]
-      hidden = list(map(self.hidden, logs))
-      found = self._answers(asked, hidden, beams, loaded.step, searches.schedules[schedule])
+      found = self._answers(asked, logs, left_out, beams, loaded.step, searches.schedules[schedule])
       for number, answer in zip(good, found, strict=True):
         results[number] = answer
     return results
 
-  def _checked(self, query: Query) -> tuple[EventLog, int] | Exception:
+  def _checked(self, query: Query) -> tuple[EventLog, int, LeftOut] | Exception:
     try:
-      return self.log_of(query)
+      log, now = self.log_of(query)
+      return log, now, self.left_out(query, log, now)
     except (DataError, UnknownUser) as error:
       return error
 
   def _search(
-    self, logs: list[EventLog], now_B: np.ndarray, variables: Any, searches: Searches, schedule: int
-  ):
+    self, logs: list[EventLog], now_B: np.ndarray, left_out: LeftOut, variables: Any,
+    searches: Searches, schedule: int,
+  ):  # fmt: skip
     batch = padded(self._builder.batch(joined(logs), now_B), searches.buckets)
-    trie = self._usable_trie(variables, searches)
+    trie, holdings = self._usable_view(variables, searches)
+    rows = np.minimum(np.arange(len(batch.slot_kind_BS)), len(logs) - 1)  # filled up as the batch
+    excluded = self._excluder.of(holdings, left_out.take(rows))
     widths = searches.schedules[schedule]
-    beams = jax.device_get(self._searcher.search(variables, batch, trie, widths))
+    beams = jax.device_get(self._searcher.search(variables, batch, trie, widths, excluded))
     beams = jax.tree.map(lambda x: x[: len(logs)], beams)
     answers.check_finite(beams)
     return beams
@@ -197,50 +201,45 @@ class Computer:
   def _answers(
     self,
     queries: Sequence[Query],
-    hidden: Sequence[set[int]],
+    logs: Sequence[EventLog],
+    left_out: LeftOut,
     beams: Any,
     step: int,
     widths: tuple[int, ...],
   ) -> list[Computed]:
-    most = max(query.k + len(rows) for query, rows in zip(queries, hidden, strict=True))
-    row_BK, beam_BK = self._catalog.index.expand(beams.codes_BWT, beams.leaf_BW >= 0, most)
+    most = max(query.k for query in queries)
+    found_BW, index = beams.leaf_BW >= 0, self._catalog.index
+    row_BK, beam_BK = index.expand(beams.codes_BWT, found_BW, most, left_out)
     found = []
-    for at, (query, rows) in enumerate(zip(queries, hidden, strict=True)):
-      ranked = [
-        entry
-        for entry in answers.ranked_rows(beams, at, row_BK[at], beam_BK[at])
-        if entry[0] not in rows
-      ]
-      ranked = ranked[: query.k]
-      ads = tuple(answers.ad_entry(self._catalog, *entry) for entry in ranked)
+    for at, (query, log) in enumerate(zip(queries, logs, strict=True)):
+      ranked = answers.ranked_rows(beams, at, row_BK[at], beam_BK[at])[: query.k]
+      seen = set(log.ad.tolist())
+      ads = tuple(answers.ad_entry(self._catalog, seen, *entry) for entry in ranked)
       tree = answers.beam_tree(beams, at) if query.explain else None
       found.append(
         Computed(Answer("model", step, widths, ads, tree), tuple(entry[0] for entry in ranked))
       )
     return found
 
-  def _usable_trie(self, variables: Any, searches: Searches) -> Trie:
-    """The newest trie, or, while searches for a new shape of it are compiled, the last one that has
-    them.
+  def _usable_view(self, variables: Any, searches: Searches) -> tuple[Trie, Holdings]:
+    """The newest trie and what hangs where in it, or, while searches for a new shape of it are
+    compiled, the last one that has them.
 
     Ads that came in the meantime wait; those that went are left out all the same, as beams become
     ads by the index.
     """
-    newest = self._feed.trie()
-    if self._is_prepared(self.searches, newest):
-      self._trie = self._whole = newest
-    elif self._is_prepared(searches, newest):
-      self._trie = newest  # while the other searches are compiled behind the first one
+    view = self._feed.latest()
+    newest = view[0]
+    # Compiled in this order, so that the last one stands for all.
+    if self._searcher.is_prepared(searches.buckets[-1], searches.schedules[-1], newest):
+      self._view = view
     elif self._compiling is None or not self._compiling.is_alive():
       _log.warning("the index has outgrown its arrays: compiling in the background")
       self._compiling = threading.Thread(
         target=self._compile, args=(variables, newest), name="compiler", daemon=True
       )
       self._compiling.start()
-    return self._trie if self._is_prepared(searches, self._trie) else self._whole
-
-  def _is_prepared(self, searches: Searches, trie: Trie) -> bool:
-    return all(self._searcher.is_prepared(*pair, trie) for pair in searches.pairs())
+    return self._view
 
   def _compile(
     self,

@@ -174,7 +174,7 @@ class ServingEngine:
     now = (
       None if query.now is None else int(query.now // max(self.config.serving.cache_seconds, 1.0))
     )
-    return digest(query.user, query.history, query.k, now, query.explain, step)
+    return digest(query.user, query.history, query.k, now, query.explain, query.wanted, step)
 
   def _instead(self, query: Query, error: Exception, begin: float) -> Answer:
     """The fallback list where the query wants it after such an error; else raises what the
@@ -196,12 +196,17 @@ class ServingEngine:
     raise error
 
   def _popular_ads(self, query: Query) -> Answer | None:
-    log, _ = self._computer.log_of(query)
-    hidden = self._computer.hidden(log)
-    found = self._popular.best(
-      log, query.k, lambda row: row not in hidden and self.catalog.is_active(row)
-    )
-    ads = tuple(answers.ad_entry(self.catalog, *entry) for entry in found)
+    log, now = self._computer.log_of(query)
+    left_out = self._computer.left_out(query, log, now)
+    hidden, allowed_N = set(left_out.row_E.tolist()), left_out.only[0]
+
+    def may_be_shown(row: int) -> bool:
+      allowed = allowed_N is None or (row < len(allowed_N) and allowed_N[row])
+      return allowed and row not in hidden and self.catalog.is_active(row)
+
+    found = self._popular.best(log, query.k, may_be_shown)
+    seen = set(log.ad.tolist())
+    ads = tuple(answers.ad_entry(self.catalog, seen, *entry) for entry in found)
     return Answer("fallback", self._loaded.step, (), ads) if ads else None
 
   def _count(self, outcome: str, begin: float) -> None:

@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from gr4ad_jax.serving.choice import Choice
+
 
 class UnknownUser(LookupError):
   """A user id that the event log lacks."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Query:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Query(Choice):
   """A request for ads, for a user of the log or for a history; exactly one of the two is given.
 
   Attributes:
@@ -25,6 +27,8 @@ class Query:
     fallback: when a list of popular ads will do. None: where the deadline passes; True: in overload
       too; False: never.
     explain: whether to tell the prefixes that led to the answer.
+
+  Those of `Choice` say which ads it wants.
   """
 
   user: str | None = None
@@ -47,7 +51,8 @@ class Answer:
     checkpoint: step of the parameters.
     beams: widths of the search; empty for a fallback.
     ads: best first: ad_id, text, account_id, log_p (natural log of the probability of the ad's
-      UA-SID), score (what the list is ordered by), ecpm (money), codes.
+      UA-SID), score (what the list is ordered by), ecpm (money), codes, seen (whether the user's
+      history has it).
     tree: with `explain`: for each level, its prefixes among the final beams: codes, log_p, beams
       (final beams below it) and, at the last level, score and ecpm. Else None.
   """

@@ -13,6 +13,7 @@ from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.neighbors import CoVisitNeighbors
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.trends import Trends
+from gr4ad_jax.decoding import exclusion
 from gr4ad_jax.decoding.searcher import Searcher, scaled
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
@@ -101,7 +102,8 @@ def open_run(
     trends, neighbors = Trends.load(folder["features"]), CoVisitNeighbors.load(folder["features"])
     model, users = registry.build(config, len(ads)), UserHistories.of(dataset)
     builder = ContextBuilder(config.data, trends, neighbors, catalog)
-    searcher = Searcher(model, EcpmBins.load(folder["features"]), config.search)
+    ecpm = EcpmBins.load(folder["features"])
+    searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
     computer = Computer(
       config, catalog, users, builder, searcher, wanted, inputs.load_behaviors(config)

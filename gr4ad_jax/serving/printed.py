@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from gr4ad_jax.serving.recommender import Recommendation
 
+NEW, AGAIN = "new to the user", "taken before"
 _JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji
 
 
@@ -54,16 +55,21 @@ def columns(text: str) -> int:
 
 def ranked_list(found: Sequence[Recommendation], width: int) -> str:
   """A ranked list as aligned lines of at most `width` columns: ids keep a good third of them,
-  texts the rest.
+  texts the rest. What is new to the user stands first, then what was taken before, each ad with
+  its rank in the whole list.
   """
   names = [plain(ad.ad_id, max(width // 2 - 8, 8)) for ad in found]
   room = max([len("ad_id"), *map(columns, names)])
   lines = [f"{'':>3}  {'ad_id':<{room}} {'log p':>7} {'score':>7} {'eCPM':>8}  text"]
-  for rank, (name, ad) in enumerate(zip(names, found, strict=True), 1):
-    numbers = f"{ad.log_p:>7.3f} {ad.score:>7.3f} {ad.ecpm:>8.2f}"
-    figures = f"{rank:>3}  {name}{' ' * (room - columns(name))} {numbers}"
-    left = max(width - columns(figures) - 2, 8)
-    lines.append(f"{figures}  {plain(ad.text, left)}")
+  ranked = list(enumerate(zip(names, found, strict=True), 1))
+  for title, seen in ((NEW, False), (AGAIN, True)):
+    group = [entry for entry in ranked if entry[1][1].seen == seen]
+    lines += [title] if group else []
+    for rank, (name, ad) in group:
+      numbers = f"{ad.log_p:>7.3f} {ad.score:>7.3f} {ad.ecpm:>8.2f}"
+      figures = f"{rank:>3}  {name}{' ' * (room - columns(name))} {numbers}"
+      left = max(width - columns(figures) - 2, 8)
+      lines.append(f"{figures}  {plain(ad.text, left)}")
   return "\n".join(lines)
 
 

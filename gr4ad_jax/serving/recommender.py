@@ -1,6 +1,7 @@
 """Recommendations from Python: `Recommender.load(workdir).recommend(history, k=10)`."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +20,15 @@ from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.serving.answers import beam_tree
+from gr4ad_jax.serving.choice import AdSets, Choice, rows_left_out
 from gr4ad_jax.serving.contexts import ContextBuilder, FixedAds, UserHistories
 from gr4ad_jax.serving.histories import check_now, default_now, events_of
 from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.training import inputs, run, seen_ads
+from gr4ad_jax.sid.left_out import LeftOut
+from gr4ad_jax.training import inputs, run
 
 _LARGEST_BATCH = 64
+_ANY = Choice()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Recommendation:
     score: what the list is ordered by; by likelihood, `log_p` up to a constant of the request.
     ecpm: predicted value, money.
     codes: its UA-SID.
+    seen: whether the user's history has it.
   """
 
   ad_id: str
@@ -49,6 +54,7 @@ class Recommendation:
   score: float
   ecpm: float
   codes: tuple[int, ...]
+  seen: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +117,11 @@ class Recommender:
     return cls(config, params, ranker, ads, index.codes_NT, features, inputs.load_behaviors(config))
 
   def recommend(
-    self, events: Sequence[Mapping | str], k: int = 10, now: int | None = None
+    self,
+    events: Sequence[Mapping | str],
+    k: int = 10,
+    now: int | None = None,
+    choice: Choice = _ANY,
   ) -> list[Recommendation]:
     """The best k ads for one user.
 
@@ -122,27 +132,28 @@ class Recommender:
       k: ads wanted; fewer come back where the last beam width holds fewer.
       now: unix seconds of the request; None: the end of the log that the run was trained on, or of
         this history.
+      choice: which ads are wanted; as it comes, all that the run's search allows.
 
     Raises:
-      DataError: an unknown ad, behaviour or field, a bad number, an event after `now`; the message
-        names the value.
+      DataError: an unknown ad, account, category, behaviour or field, a bad number, an event after
+        `now`; the message names the value.
       ValueError: k below 1.
     """
     if now is None:
       now = default_now(
         (event.get("time") for event in events if isinstance(event, Mapping)), self._builder.end
       )
-    return self.recommend_log(self.log_of(events, now), k, now)[0]
+    return self.recommend_log(self.log_of(events, now), k, now, choice)[0]
 
   def recommend_log(
-    self, events: EventLog, k: int = 10, now: int | None = None
+    self, events: EventLog, k: int = 10, now: int | None = None, choice: Choice = _ANY
   ) -> list[list[Recommendation]]:
     """The best k ads for every user of an event log whose ads are rows of `ads`; see `recommend`.
 
     With --seen_ads=masked, none that the log has of the user.
 
     Raises:
-      DataError: an event after `now`.
+      DataError: an event after `now`, or an ad, account or category that there is none of.
       ValueError: k below 1.
     """
     if k < 1:
@@ -152,14 +163,17 @@ class Recommender:
     check_now(now, latest)
     users = len(events.user_id)
     size = min(_LARGEST_BATCH, 1 << (users - 1).bit_length())
-    asked = _Asked(self._builder, UserHistories(events), now)
-    masked = self.config.search.seen_ads == "masked"
-    wanted = k + int(np.bincount(events.user).max(initial=0)) if masked else k
-    ranking = self._ranker.rank(self._params, asked, np.arange(users), wanted, size)
-    if masked:
-      ranking = seen_ads.without(ranking, events.user, events.ad, k)
+    histories = UserHistories(events)
+    asked = _Asked(self._builder, histories, now)
+    rows = [
+      rows_left_out(choice, histories.take([user]), now, self.config.search, self._row.get)
+      for user in range(users)
+    ]
+    left_out = LeftOut.lists(rows, [self._sets.allowed(choice)] * users)
+    ranking = self._ranker.rank(self._params, asked, np.arange(users), k, size, left_out=left_out)
     columns = ranking.ad_RK, ranking.logp_RK, ranking.score_RK, ranking.value_RK
-    return [self._named(*rows) for rows in zip(*columns, strict=True)]
+    seen = [set(histories.take([user]).ad.tolist()) for user in range(users)]
+    return [self._named(*rows) for rows in zip(seen, *columns, strict=True)]
 
   def beam_tree(self, events: EventLog, now: int) -> tuple[tuple[Mapping[str, Any], ...], ...]:
     """The prefixes among the final beams of one user's search, level by level; see
@@ -180,17 +194,21 @@ class Recommender:
     beams = jax.device_get(self._ranker.search(self._params, batch, self.config.search.beams[-1]))
     return beam_tree(beams, 0)
 
+  @functools.cached_property
+  def _sets(self) -> AdSets:
+    return AdSets(self.ads.account_id, self.ads.category)
+
   def log_of(self, events: Sequence[Mapping | str], now: int) -> EventLog:
     """One user's events as a log. Raises DataError as `recommend` does."""
     return events_of(
       events, self._row.get, self.behaviors, now, self.config.data.session_gap_minutes * 60
     )
 
-  def _named(self, ad_K, logp_K, score_K, value_K) -> list[Recommendation]:
+  def _named(self, seen, ad_K, logp_K, score_K, value_K) -> list[Recommendation]:
     found = []
     for ad, *numbers in zip(ad_K, logp_K, score_K, value_K, strict=True):
       if ad >= 0:
         about = (str(column[ad]) for column in (self.ads.ad_id, self.ads.text, self.ads.account_id))
         codes = tuple(self._codes_NT[ad].tolist())
-        found.append(Recommendation(*about, *map(float, numbers), codes))
+        found.append(Recommendation(*about, *map(float, numbers), codes, int(ad) in seen))
     return found

@@ -68,6 +68,22 @@ class RecommendRequest(_Strict):
     ),
   )
   explain: bool = pydantic.Field(False, description="Whether to tell the beam tree.")
+  seen_ads: Literal["left", "masked"] | None = pydantic.Field(
+    None, description="Whether ads of the history may be answered; left out: as the server is set."
+  )
+  seen_days: float | None = pydantic.Field(
+    None,
+    ge=0,
+    le=36_500,
+    description="With seen_ads=masked: only those of the last so many days; 0: of any age.",
+  )
+  not_ads: list[Id] = pydantic.Field([], max_length=1_000, description="Ads that are not wanted.")
+  only_accounts: list[Word] = pydantic.Field(
+    [], max_length=1_000, description="The only advertisers whose ads are wanted; empty: all."
+  )
+  only_categories: list[Word] = pydantic.Field(
+    [], max_length=1_000, description="The only categories whose ads are wanted; empty: all."
+  )
 
   @pydantic.model_validator(mode="after")
   def _one_of_two(self):
@@ -125,6 +141,7 @@ class Ad(pydantic.BaseModel):
   )
   ecpm: float = pydantic.Field(description="Predicted value, money.")
   codes: list[int] = pydantic.Field(description="Its UA-SID.")
+  seen: bool = pydantic.Field(description="Whether the user's history has it.")
 
 
 class Prefix(pydantic.BaseModel):

@@ -11,6 +11,7 @@ import os
 import numpy as np
 
 from gr4ad_jax import files
+from gr4ad_jax.sid.left_out import LeftOut
 from gr4ad_jax.sid.trie_arrays import check_codes, pack, run_starts, trie_of_keys
 
 
@@ -83,17 +84,20 @@ class SidIndex:
     size = np.diff(self.leaf_start)
     return int(size[size > 1].sum())
 
-  def expand(self, leaves: np.ndarray, limit: int) -> np.ndarray:
+  def expand(self, leaves: np.ndarray, limit: int, left_out: LeftOut | None = None) -> np.ndarray:
     """Ads of ranked leaves, in index order within a leaf, cut at `limit`.
 
     Args:
       leaves: [R, W] ranked leaves, -1 for none.
       limit: ads kept a row.
+      left_out: ads that the R requests do without.
 
     Returns:
       [R, limit] int32 ad rows, -1 where the leaves run out.
     """
     leaves_RW = np.asarray(leaves)
+    if left_out:
+      return self._expand_without(leaves_RW, limit, left_out)
     start_RW = self.leaf_start[leaves_RW]  # of -1 the last entry: masked below
     size_RW = np.where(leaves_RW >= 0, self.leaf_start[leaves_RW + 1] - start_RW, 0)
     begin_RW = np.cumsum(size_RW, axis=1) - size_RW  # ads of the leaves before, in this row
@@ -110,6 +114,18 @@ class SidIndex:
     place = begin_RW[row, column][of] + nth
     out_RK[row[of], place] = self.leaf_ads[start_RW[row, column][of] + nth]
     return out_RK
+
+  def _expand_without(self, leaves_RW: np.ndarray, limit: int, left_out: LeftOut) -> np.ndarray:
+    """As `expand`: deep enough for all ads that are dropped, then without them."""
+    if left_out.sets:
+      size_RW = np.diff(self.leaf_start, append=0)[leaves_RW]  # of -1 the last entry: masked below
+      deep = int(np.where(leaves_RW >= 0, size_RW, 0).sum(axis=1).max(initial=0))
+    else:
+      deep = limit + left_out.most
+    ad_RK = self.expand(leaves_RW, max(deep, limit))
+    kept_RK = left_out.kept(ad_RK)
+    first_RK = np.argsort(~kept_RK, axis=1, kind="stable")[:, :limit]
+    return np.take_along_axis(np.where(kept_RK, ad_RK, -1), first_RK, axis=1)
 
   def save(self, directory: str) -> None:
     """Writes `codes.npz`; the rest is rebuilt from the codes."""

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 
+from gr4ad_jax.sid.holdings import Changes, Holdings, Leaves
+from gr4ad_jax.sid.left_out import LeftOut
 from gr4ad_jax.sid.overlay import IndexFull, Overlay, OverlayArrays
 from gr4ad_jax.sid.trie_arrays import (
   INACTIVE,
@@ -94,6 +96,16 @@ class LiveIndex:
         self._copy = self._overlay.copy(self._version)
       return self._main.trie, self._copy
 
+  def snapshot(self) -> tuple[TrieArrays, OverlayArrays, Holdings]:
+    """A `view`, and which rows hang under its nodes."""
+    with self._lock:
+      if self._copy is None or self._copy.version != self._version:
+        self._copy = self._overlay.copy(self._version)
+      came = [(key, row) for key, rows in self._added.items() for row in rows]
+      gone = [(key, row) for row, key in self._gone.items()]
+      changes = Changes(*_by_key(came), *_by_key(gone), self._copy)
+      return self._main.trie, self._copy, Holdings(self._leaves, self._key_N, changes)
+
   def arrays(self) -> TrieArrays:
     """The main part; see `view` for both at once."""
     return self.view()[0]
@@ -140,7 +152,7 @@ class LiveIndex:
       return self._overlay.children(prefix)
 
   def expand(
-    self, codes_BWT: np.ndarray, found_BW: np.ndarray, limit: int
+    self, codes_BWT: np.ndarray, found_BW: np.ndarray, limit: int, left_out: LeftOut | None = None
   ) -> tuple[np.ndarray, np.ndarray]:
     """Active rows of ranked UA-SIDs, ascending within one, cut at `limit`.
 
@@ -150,6 +162,7 @@ class LiveIndex:
       codes_BWT: UA-SIDs, the best first.
       found_BW: whether a beam holds one.
       limit: rows kept of a request.
+      left_out: rows that the B requests do without.
 
     Returns:
       rows [B, limit] int32, -1 where they run out, and the beam that each came from [B, limit]
@@ -165,7 +178,7 @@ class LiveIndex:
       ):  # mostly a beam holds a row: the first part is enough
         part = slice(begin, begin + limit)
         wanted = found_BW[:, part] & (kept_B < limit)[:, None]
-        request, beam, row = self._flat_rows(key_BW[:, part], wanted, limit)
+        request, beam, row = self._flat_rows(key_BW[:, part], wanted, limit, left_out)
         first = np.searchsorted(request, np.arange(len(kept_B)))
         at = kept_B[request] + np.arange(len(request)) - first[request]
         kept_B += np.bincount(request, minlength=len(kept_B))
@@ -224,7 +237,10 @@ class LiveIndex:
       int, set[int]
     ] = {}  # key -> active rows that the main part does not have under it
     self._num_added = 0
-    self._num_gone = 0  # rows that the main part has under a key that is no longer theirs
+    # row -> key under which the main part has it, and which is no longer its own
+    self._gone: dict[int, int] = {}
+    capacity = tuple(main.trie.capacity(depth) for depth in range(len(self.codebooks) + 1))
+    self._leaves = Leaves(self.codebooks, main.leaf_key, main.leaf_start, main.leaf_rows, capacity)
     self._version += 1
 
   def _change(self, row: int, key: int) -> None:
@@ -240,7 +256,7 @@ class LiveIndex:
         self._added.setdefault(key, set()).add(row)
         self._num_added += 1
       else:
-        self._num_gone -= 1
+        del self._gone[row]
       self._overlay.open(unpack(key, self.codebooks))
     if old != INACTIVE:
       added = self._added.get(old, set())
@@ -250,7 +266,7 @@ class LiveIndex:
         if not added:
           del self._added[old]
       else:
-        self._num_gone += 1
+        self._gone[row] = old
       if not len(self._rows(old)):
         self._overlay.close(unpack(old, self.codebooks))
 
@@ -261,22 +277,27 @@ class LiveIndex:
     return np.sort(np.append(rows, np.fromiter(added, np.int32, len(added)))) if added else rows
 
   def _flat_rows(
-    self, key_BC: np.ndarray, wanted_BC: np.ndarray, limit: int
+    self, key_BC: np.ndarray, wanted_BC: np.ndarray, limit: int, left_out: LeftOut | None
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Request, beam and row, three arrays [n], of active rows of the wanted keys, in that order.
 
-    Of each key the first `limit` rows at least: of a leaf's first `limit + _num_gone` rows so many
-      are still active.
+    Of each key the first `limit` rows at least that are not left out: so many are among a leaf's
+    first `limit` and as many as may be dropped.
     """
     request, beam = np.nonzero(wanted_BC)
     key = key_BC[request, beam]
     main = self._main
     start = main.leaf_start[np.searchsorted(main.leaf_key, key)]
     size = main.leaf_start[np.searchsorted(main.leaf_key, key + 1)] - start
-    size = np.minimum(size, limit + self._num_gone)
+    if not left_out:
+      size = np.minimum(size, limit + len(self._gone))
+    elif not left_out.sets:
+      size = np.minimum(size, limit + len(self._gone) + left_out.most)
     of = np.repeat(np.arange(len(key)), size)  # which of the wanted keys a row belongs to
     row = main.leaf_rows[np.repeat(start - np.cumsum(size) + size, size) + np.arange(len(of))]
     active = self._key_N[row] == key[of]
+    if left_out:
+      active &= left_out.keeps(request[of], row)
     of, row = of[active], row[active]
     more = (
       [(at, new) for at, k in enumerate(key.tolist()) for new in self._added.get(k, ())]
@@ -284,10 +305,17 @@ class LiveIndex:
       else []
     )
     if more:
-      of, row = (
-        np.append(of, [at for at, _ in more]).astype(int),
-        np.append(row, [new for _, new in more]),
-      )
+      added = np.array(more)
+      if left_out:
+        added = added[left_out.keeps(request[added[:, 0]], added[:, 1])]
+      of = np.append(of, added[:, 0])
+      row = np.append(row, added[:, 1])
       order = np.lexsort((row, of))
       of, row = of[order], row[order]
     return request[of], beam[of], row
+
+
+def _by_key(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+  """Rows and keys of (key, row) pairs, by key."""
+  pairs_n2 = np.array(sorted(pairs), np.int64).reshape(-1, 2)
+  return pairs_n2[:, 1], pairs_n2[:, 0]

@@ -12,6 +12,7 @@ from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.data.followers import Followers
 from gr4ad_jax.decoding.ranker import Ranking, distinct, logp_of
 from gr4ad_jax.evaluation.protocols import EvalRequests
+from gr4ad_jax.sid.left_out import LeftOut
 from gr4ad_jax.training import boosted, ranked, reward_run, seen_ads
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.reward_model import RewardModel
@@ -61,8 +62,9 @@ def proposed(config: Config, inputs: Inputs, requests: EvalRequests) -> np.ndarr
 
 
 def rerank(
-  config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int
-) -> Ranking:
+  config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int,
+  left_out: LeftOut | None = None,
+) -> Ranking:  # fmt: skip
   """The best k of the candidates.
 
   By a ranker: those found and the context's, in the order of p(purchase)^(1 - rerank_prior) ·
@@ -78,6 +80,7 @@ def rerank(
     requests: R requests.
     found: of the first stage, [R, C].
     k: ads a request.
+    left_out: ads that the requests do without; those found are without them already.
 
   Returns:
     Ads; by a ranker, the logarithm of its p(purchase), also as the score, and its E[value |
@@ -101,6 +104,9 @@ def rerank(
     part = slice(begin, begin + _ROWS)
     some = requests.request[part]
     slots = contexts.slots(some)[0]
+    if left_out:
+      part_out = left_out.take(np.arange(begin, begin + len(some)))
+      slots = np.where(part_out.kept(slots), slots, -1)
     ads = distinct(np.concatenate([found.ad_RK[part], slots], axis=1))
     first = logp_of(ads, found.ad_RK[part], found.logp_RK[part])
     estimate = model.estimate(some, ads)

@@ -3,11 +3,14 @@
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_config
+from gr4ad_jax.data.schema import Dataset
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
-from gr4ad_jax.evaluation import baselines, plots, protocols, report_tables
+from gr4ad_jax.evaluation import baselines, parts, plots, protocols, report_tables
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import reranking, run, seen_ads
@@ -30,18 +33,14 @@ def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k
   model = registry.build(config, len(inputs.dataset.ads))
   params = run.load_params(config, model)
   ranker = run.make_ranker(model, inputs.index, inputs.ecpm, config.search)
-  masked = config.search.seen_ads == "masked"
-  wanted = k + seen_ads.most(inputs.lines, requests.request) if masked else k
-  deep = reranking.depth(config, wanted)
+  left_out = seen_ads.left_out(config, inputs.dataset, requests)
   # A model that scores every ad has its candidates from all of them already.
   also = (
     {"also_RC": reranking.proposed(config, inputs, requests)} if isinstance(ranker, Ranker) else {}
   )
-  found = ranker.rank(
-    params, inputs.contexts(config, requests.split), requests.request, deep, **also
-  )
-  found = reranking.rerank(config, inputs, requests, found, wanted)
-  return seen_ads.mask(inputs.lines, requests.request, found, k) if masked else found
+  contexts, deep = inputs.contexts(config, requests.split), reranking.depth(config, k)
+  found = ranker.rank(params, contexts, requests.request, deep, left_out=left_out, **also)
+  return reranking.rerank(config, inputs, requests, found, k, left_out)
 
 
 def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]:
@@ -76,6 +75,7 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
       name, other = main, dataclasses.replace(other, search=config.search)
     elif name in (main, *baselines.NAMES):
       raise ConfigError(f"{refused}: the table has a system {name!r} already; rename the folder")
+    other = seen_ads.treated_as(other, config)  # in one table all systems are treated alike
     first = systems.setdefault(name, [other])[0]
     for knob, ours, theirs in changes(other, first, _SCORED, but=("seed", *_SHAPES_NOTHING)):
       raise ConfigError(
@@ -153,12 +153,18 @@ def evaluate_run(
     name: [rank_run(seed, views[seed.workdir], requests, k) for seed in seeds]
     for name, seeds in systems.items()
   }
-  simple, skipped = baselines.rank_all(inputs.dataset, requests, k)
-  ranked = {name: [ranking.ad_RK for ranking in seeds] for name, seeds in rankings.items()} | simple
-  seen = {name: seen_ads.treatment(seeds[0]) for name, seeds in systems.items()}
-  found = report_tables.results(
-    inputs.dataset, split, ranked, config.data.target_behavior, skipped, seen
-  )
+  unseen = {
+    name: [
+      ranking if seen_ads.unseen(seed) == seed
+      else rank_run(seen_ads.unseen(seed), views[seed.workdir], requests, k)
+      for seed, ranking in zip(systems[name], seeds, strict=True)
+    ]
+    for name, seeds in rankings.items()
+  }  # fmt: skip
+  found = table(
+    config, inputs.dataset, requests, _ads_of(rankings), _ads_of(unseen),
+    {name: seen_ads.treatment(seeds[0]) for name, seeds in systems.items()},
+  )  # fmt: skip
   found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
   folder = os.path.join(config.workdir, "eval")
   report_tables.write_json(os.path.join(folder, "metrics.json"), found)
@@ -167,6 +173,40 @@ def evaluate_run(
   if os.path.exists(curve):
     plots.plot_training(curve, os.path.join(folder, "training.png"))
   return found, next(iter(rankings.values()))[0]
+
+
+def table(
+  config: Config, dataset: Dataset, requests: protocols.EvalRequests,
+  ranked: Mapping[str, report_tables.Rankings], unseen: Mapping[str, report_tables.Rankings],
+  seen: Mapping[str, str],
+) -> dict:  # fmt: skip
+  """Models and the simple methods in one table, all treated alike.
+
+  Args:
+    config: says how seen ads are treated, and what counts as a target.
+    dataset: whose requests.
+    requests: of a split.
+    ranked: name -> rankings, one a seed; the first is compared with the others.
+    unseen: the same without ads seen before.
+    seen: name -> treatment of seen ads, as the table says it.
+
+  Returns:
+    See `report_tables.results`.
+  """
+  k = max(protocols.protocol_of(dataset.name).ks)
+  fitted = baselines.Baselines(dataset, requests)
+  as_is = seen_ads.left_out(config, dataset, requests)
+  simple, skipped = baselines.rank_all(fitted, k, left_out=as_is)
+  fresh, _ = baselines.rank_all(fitted, k, left_out=parts.seen_before(dataset, requests))
+  alike = dict.fromkeys(simple, config.search.seen_ads)
+  return report_tables.results(
+    dataset, requests.split, {**ranked, **simple}, config.data.target_behavior, skipped,
+    {**seen, **alike}, unseen={**unseen, **fresh}, memory_RK=simple[parts.MEMORY_OF],
+  )  # fmt: skip
+
+
+def _ads_of(rankings: Mapping[str, Sequence[Ranking]]) -> dict[str, list[np.ndarray]]:
+  return {name: [ranking.ad_RK for ranking in seeds] for name, seeds in rankings.items()}
 
 
 def _folder(workdir: str) -> str:

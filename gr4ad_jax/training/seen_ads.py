@@ -1,13 +1,15 @@
-"""What becomes of ads that the user took before: left in the lists, masked, or under a learned
+"""What becomes of ads that the user took before: left in the lists, left out, or under a learned
 bias.
 """
 
-import numpy as np
+import dataclasses
 
 from gr4ad_jax.config import Config
-from gr4ad_jax.data.history import Lines
-from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.data.schema import Dataset
+from gr4ad_jax.evaluation import parts
+from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.sid.left_out import LeftOut
 
 
 def treatment(config: Config) -> str:
@@ -16,58 +18,23 @@ def treatment(config: Config) -> str:
   return "biased" if config.search.seen_ads == "left" and biased else config.search.seen_ads
 
 
-def most(lines: Lines, requests: np.ndarray) -> int:
-  """The most lines that a user of `requests` has before it: no list can lose more ads."""
-  return int(_known(lines, requests).max(initial=0))
+def left_out(config: Config, dataset: Dataset, requests: EvalRequests) -> LeftOut | None:
+  """What each request's list does without, by --seen_ads and --seen_days; None: nothing."""
+  if config.search.seen_ads == "left":
+    return None
+  return parts.seen_before(dataset, requests, config.search.seen_days)
 
 
-def mask(lines: Lines, requests: np.ndarray, found: Ranking, k: int) -> Ranking:
-  """The best k ads that the user has not taken before, in any line of the log before the request.
-
-  Args:
-    lines: of the log.
-    requests: [R] request numbers.
-    found: their lists, [R, K].
-    k: ads a request, at most K.
-
-  Returns:
-    [R, k]; where a list has run out -1, and -inf of log p and score, 0 of value.
-  """
-  known_R = _known(lines, requests)
-  row_L = np.repeat(np.arange(len(requests)), known_R)
-  line_L = np.arange(len(row_L)) + np.repeat(
-    lines.user_first[requests] - np.cumsum(known_R) + known_R, known_R
-  )
-  return without(found, row_L, lines.ad[line_L], k)
+def unseen(config: Config) -> Config:
+  """The same run, whose lists hold no ad that the user has ever taken."""
+  return _with(config, "masked", 0.0)
 
 
-def without(found: Ranking, row_L: np.ndarray, ad_L: np.ndarray, k: int) -> Ranking:
-  """The best k ads of each list but some.
-
-  Args:
-    found: lists, [R, K].
-    row_L: list of each ad that is to go.
-    ad_L: row of the ad table of each.
-    k: ads a list, at most K.
-
-  Returns:
-    [R, k]; where a list has run out -1, and -inf of log p and score, 0 of value.
-  """
-  # A pair of row and ad as one number.
-  ads = 1 + max(int(found.ad_RK.max(initial=0)), int(ad_L.max(initial=0)))
-  taken_RK = np.isin(
-    np.arange(len(found.ad_RK))[:, None] * ads + found.ad_RK, row_L.astype(np.int64) * ads + ad_L
-  )
-  gone_RK = taken_RK | (found.ad_RK < 0)
-  first_RK = np.argsort(gone_RK, axis=1, kind="stable")[:, :k]
-  nothing = Ranking(-1, -np.inf, 0, -np.inf)
-  kept = {
-    name: np.take_along_axis(np.where(gone_RK, empty, getattr(found, name)), first_RK, axis=1)
-    for name, empty in vars(nothing).items()
-  }
-  return Ranking(**kept | {"ad_RK": kept["ad_RK"].astype(np.int32)})
+def treated_as(other: Config, config: Config) -> Config:
+  """`other`, with the treatment of seen ads that `config` has."""
+  return _with(other, config.search.seen_ads, config.search.seen_days)
 
 
-def _known(lines: Lines, requests: np.ndarray) -> np.ndarray:
-  """Lines before each request, of its user: [R]."""
-  return lines.request_first[requests] - lines.user_first[requests]
+def _with(config: Config, seen: str, days: float) -> Config:
+  search = dataclasses.replace(config.search, seen_ads=seen, seen_days=days)
+  return dataclasses.replace(config, search=search)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax.config import Config, SearchConfig, ServeConfig, is_trained, with_knobs
-from gr4ad_jax.evaluation import baselines, protocols, report_tables
+from gr4ad_jax.evaluation import protocols, report_tables
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import loop, ranked, reranking, run, scoring, seen_ads, workdir
@@ -59,26 +59,28 @@ class Zoo:
     Raises:
       Stopped: asked to stop; the same call goes on.
     """
-    rankings, costs, inputs = {}, {}, None
+    rankings, unseen, costs, inputs = {}, {}, {}, None
     for name, config in self._configs.items():
       for seed in self._seeds:
         one = self._of_seed(self._trained_as(name), config, seed)
         folder = self._of_seed(name, config, seed).workdir
         ad_RK = ranked.kept(folder, "test", scoring.shaping(one), lambda one=one: self._made(one))
         rankings.setdefault(name, []).append(ad_RK)
+        other = seen_ads.unseen(one)
+        if other != one:
+          ad_RK = ranked.kept(
+            folder, "test_unseen", scoring.shaping(other), lambda other=other: self._ranked(other)
+          )
+        unseen.setdefault(name, []).append(ad_RK)
       first = self._of_seed(self._trained_as(name), config, self._seeds[0])
       inputs = inputs_lib.prepare_inputs(first)
       inputs_lib.check_same_log(first, inputs.dataset)
       costs[name] = self._cost(first, inputs)
-    target = next(iter(self._configs.values())).data.target_behavior
-    requests = protocols.eval_requests(inputs.dataset, "test", target)
-    simple, skipped = baselines.rank_all(
-      inputs.dataset, requests, max(protocols.protocol_of(inputs.dataset.name).ks)
-    )
+    config = next(iter(self._configs.values()))
+    requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
     seen = {name: seen_ads.treatment(config) for name, config in self._configs.items()}
-    found = report_tables.results(
-      inputs.dataset, "test", rankings | simple, target, skipped, seen
-    ) | {"cost": costs}
+    found = scoring.table(config, inputs.dataset, requests, rankings, unseen, seen)
+    found["cost"] = costs
     found["settings"] = {
       name: scoring.settings_of(config) for name, config in self._configs.items()
     }
@@ -113,6 +115,11 @@ class Zoo:
       report_tables.write_json(
         os.path.join(config.workdir, _COST), {"train_minutes": steps / rate / 60}
       )
+    return self._ranked(config, inputs)
+
+  def _ranked(self, config: Config, inputs: Inputs | None = None) -> np.ndarray:
+    """Lists of a trained run."""
+    inputs = inputs or inputs_lib.prepare_inputs(config)
     reranking.prepare(config, inputs)
     requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
     return scoring.rank_run(

@@ -47,6 +47,8 @@ def baskets(dataset, split, depth=0):
 
 def parts(ranking, basket, k):
   """Metric -> (numerator, denominator) of one request."""
+  if not basket:  # of a request without a target in the part that is told
+    return {f"{name}@{k}": (0, 0) for name in ("recall", "ndcg", "revenue", "value_ndcg")}
   hits, gain, money = 0, 0.0, 0.0
   for rank, ad in enumerate([int(ad) for ad in ranking][:k], 1):
     if ad in basket:
@@ -106,11 +108,30 @@ def mean(dataset, split, rankings, metric):
   return sum(above for above, _ in found) / sum(below for _, below in found)
 
 
-def scored(dataset, split, rankings_by_system, ks, seed=0):
+def known(dataset, days=0.0):
+  """Request -> ads that its user has in an event of an earlier request, of the last days alone."""
+  events, found = dataset.events, {}
+  for i in range(len(events.ad)):
+    request, user = int(events.request[i]), int(events.user[i])
+    if request not in found:
+      found[request] = {
+        int(events.ad[j])
+        for j in range(len(events.ad))
+        if int(events.user[j]) == user
+        and int(events.request[j]) < request
+        and (not days or events.time[i] - events.time[j] <= days * 86_400)
+      }
+  return found
+
+
+def scored(dataset, split, rankings_by_system, ks, seed=0, counts=lambda request, ad: True):
   """Means with intervals of systems, seeds averaged, and of the first system minus each other
-  one.
+  one; of the targets that `counts` says.
   """
-  wanted = baskets(dataset, split)
+  wanted = {
+    request: (user, {ad: value for ad, value in basket.items() if counts(request, ad)})
+    for request, (user, basket) in baskets(dataset, split).items()
+  }
   users = [user for user, _ in wanted.values()]
   above, below = {}, {}
   for system, runs in rankings_by_system.items():

@@ -98,7 +98,9 @@ def test_chunks_leave_the_ranking_unchanged(shop, monkeypatch):
 
 def test_large_catalogue_skips_ease_with_a_reason(shop, monkeypatch):
   monkeypatch.setattr(baselines, "EASE_MAX_ADS", 5)
-  rankings, skipped = baselines.rank_all(shop, protocols.eval_requests(shop, "test"), 3)
+  rankings, skipped = baselines.rank_all(
+    baselines.Baselines(shop, protocols.eval_requests(shop, "test")), 3
+  )
   assert list(rankings) == [name for name in baselines.NAMES if not name.startswith("ease")]
   assert set(skipped) == {"ease", "ease_plus_recency"}
   assert "6 ads are above its limit, 5" in skipped["ease"]
@@ -148,7 +150,7 @@ def test_online_retail_baselines_reach_their_reference_scores(tmp_path):
   )
   assert counts == (4907, 3740, 471461, 2513)
   assert len(requests.target_ad) / len(requests) == pytest.approx(19.4, abs=0.05)
-  rankings, skipped = baselines.rank_all(dataset, requests, 50)
+  rankings, skipped = baselines.rank_all(baselines.Baselines(dataset, requests), 50)
   assert not skipped
   for name, expected in REFERENCE.items():
     found = metrics.per_request(rankings[name], requests, (10, 50))
@@ -254,7 +256,9 @@ def test_lines_beyond_the_window_are_not_followed(make_dataset):
 def test_a_catalogue_at_the_limit_is_ranked_by_ease(shop, monkeypatch):
   assert baselines.EASE_MAX_ADS == 20_000  # as docs/design/limits.md says
   monkeypatch.setattr(baselines, "EASE_MAX_ADS", 6)
-  assert not baselines.rank_all(shop, protocols.eval_requests(shop, "test"), 3)[1]
+  assert not baselines.rank_all(
+    baselines.Baselines(shop, protocols.eval_requests(shop, "test")), 3
+  )[1]
 
 
 def test_a_penalty_that_leaves_ease_singular_is_told():

@@ -139,16 +139,22 @@ RESULTS = {
   "users": 1234,
   "systems": {
     "first": {
-      "a": {"mean": 0.25, "low": 0.125, "high": 0.5},
-      "b": {"mean": 2.0, "low": 1.0, "high": 4.0},
-      "c": {"mean": 0.0, "low": 0.0, "high": 0.0},
-      "d": {"mean": 0.5, "low": 0.25, "high": 0.75},
+      "all": {
+        "a": {"mean": 0.25, "low": 0.125, "high": 0.5},
+        "b": {"mean": 2.0, "low": 1.0, "high": 4.0},
+        "c": {"mean": 0.0, "low": 0.0, "high": 0.0},
+      },
+      "again": {"a": {"mean": 0.9, "low": 0.9, "high": 0.9}},
+      "new": {"a": {"mean": 0.5, "low": 0.25, "high": 0.75}},
     },
     "second": {
-      "a": {"mean": 0.5, "low": 0.25, "high": 1.0},
-      "b": {"mean": 1.0, "low": 0.5, "high": 1.5},
-      "c": {"mean": 0.0, "low": 0.0, "high": 0.0},
-      "d": {"mean": 0.25, "low": 0.125, "high": 0.5},
+      "all": {
+        "a": {"mean": 0.5, "low": 0.25, "high": 1.0},
+        "b": {"mean": 1.0, "low": 0.5, "high": 1.5},
+        "c": {"mean": 0.0, "low": 0.0, "high": 0.0},
+      },
+      "again": {"a": {"mean": 0.9, "low": 0.9, "high": 0.9}},
+      "new": {"a": {"mean": 0.25, "low": 0.125, "high": 0.5}},
     },
   },
 }
@@ -164,9 +170,10 @@ def test_comparison_has_a_bar_and_an_interval_for_each_score(monkeypatch):
     False
   ] * 2  # four panels of two rows of three
   names = ["second", "first"]  # from below: the first system stands on top
-  for axis, measure in zip(figure.axes, "abcd", strict=False):
-    scores = [RESULTS["systems"][name][measure] for name in names]
-    assert axis.get_title(loc="left") == measure
+  shown = [("all", "a"), ("all", "b"), ("all", "c"), ("new", "a")]  # what is taken again is not
+  for axis, (part, measure) in zip(figure.axes, shown, strict=False):
+    scores = [RESULTS["systems"][name][part][measure] for name in names]
+    assert axis.get_title(loc="left") == measure if part == "all" else f"{measure}, new targets"
     assert [label.get_text() for label in axis.get_yticklabels()] == names or measure in "bc"
     assert [bar.get_width() for bar in axis.patches] == [score["mean"] for score in scores]
     assert [bar.get_height() for bar in axis.patches] == [0.62, 0.62]
@@ -193,7 +200,8 @@ def matplotlib_hex(bar):
   ("measures", "grid"), [("a", (1, 1)), ("ab", (1, 2)), ("abc", (1, 3)), ("abcd", (2, 3))]
 )
 def test_panels_stand_three_in_a_row(monkeypatch, measures, grid):
-  systems = {"one": {name: RESULTS["systems"]["first"][name] for name in measures}}
+  score = RESULTS["systems"]["first"]["all"]["a"]
+  systems = {"one": {"all": dict.fromkeys(measures, score)}}
   figure = drawn_figure(
     monkeypatch, lambda: plots.plot_comparison(RESULTS | {"systems": systems}, "x.png")
   )

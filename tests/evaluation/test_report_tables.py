@@ -25,13 +25,16 @@ def test_results_have_the_agreed_layout(shop):
   assert list(found["systems"]) == ["gr4ad", "popularity"]
   names = {f"{metric}@{k}" for metric in ("recall", "ndcg", "revenue") for k in (10, 50)}
   for row in found["systems"].values():
-    assert set(row) == names
-    for score in row.values():
-      assert set(score) == {"mean", "low", "high"}
-      assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
-  assert found["systems"]["gr4ad"]["recall@10"] == {"mean": 1, "low": 1, "high": 1}
-  assert found["systems"]["popularity"]["recall@10"]["mean"] == 0.5
-  assert found["ahead"]["popularity"]["recall@10"]["mean"] == 0.5
+    assert list(row) == ["all", "again", "new"]
+    for part in row.values():
+      assert set(part) == names
+      for score in part.values():
+        assert set(score) == {"mean", "low", "high"}
+        assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
+  assert found["systems"]["gr4ad"]["all"]["recall@10"] == {"mean": 1, "low": 1, "high": 1}
+  assert found["systems"]["popularity"]["all"]["recall@10"]["mean"] == 0.5
+  assert found["ahead"]["popularity"]["all"]["recall@10"]["mean"] == 0.5
+  assert found["targets"]["again"] == {"count": 1 / 3, "value": pytest.approx(5 / 19, rel=0.02)}
   assert found["catalogue"]["gr4ad"]["coverage@10"] == pytest.approx(3 / 6)
   assert json.loads(json.dumps(found)) == found
 
@@ -39,7 +42,7 @@ def test_results_have_the_agreed_layout(shop):
 def test_seeds_are_averaged(shop):
   found = report_tables.results(shop, "test", {"gr4ad": [GOOD, BAD], "popularity": BAD})
   assert found["seeds"] == {"gr4ad": 2, "popularity": 1}
-  assert found["systems"]["gr4ad"]["recall@10"]["mean"] == pytest.approx((1 + 0.5) / 2)
+  assert found["systems"]["gr4ad"]["all"]["recall@10"]["mean"] == pytest.approx((1 + 0.5) / 2)
 
 
 def test_bad_rankings_name_their_system(shop):
@@ -59,13 +62,13 @@ def test_scores_do_not_depend_on_the_other_systems(shop):
 
 def test_table_is_aligned_and_marks_the_best(shop):
   requests = protocols.eval_requests(shop, "test")
-  ranked, _ = baselines.rank_all(shop, requests, 50)
+  ranked, _ = baselines.rank_all(baselines.Baselines(shop, requests), 50)
   found = report_tables.results(
     shop, "test", {"gr4ad": GOOD, **ranked}, skipped={"x": "no"}, seen={"gr4ad": "masked"}
   )
   text = report_tables.format_table(found)
   blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-  assert [len(block) for block in blocks] == [2 + 1 + len(ranked), 2 + len(ranked)]
+  assert [len(block) for block in blocks] == 3 * [2 + 1 + len(ranked), 2 + len(ranked)]
   for block in blocks:
     assert len({len(line) for line in block}) == 1
   row = next(line for line in blocks[0] if line.startswith("| gr4ad"))
@@ -109,20 +112,16 @@ def test_results_equal_a_loop_over_users_and_draws(bazaar, rankings, seed):
   alone, minus = loops.scored(bazaar, "test", rankings, (10, 50), seed)
   names = [f"{metric}@{k}" for k in (10, 50) for metric in ("recall", "ndcg", "revenue")]
   for system in rankings:
-    assert list(found["systems"][system]) == names
+    whole = found["systems"][system]["all"]
+    assert list(whole) == names
     for metric in names:
-      assert found["systems"][system][metric] == pytest.approx(alone[system, metric], rel=1e-5), (
-        system,
-        metric,
-      )
+      assert whole[metric] == pytest.approx(alone[system, metric], rel=1e-5), (system, metric)
   assert list(found["ahead"]) == ["one", "three"]
   for system in found["ahead"]:
     for metric in names:
       lead = minus("gr4ad", system, metric)
-      assert found["ahead"][system][metric] == pytest.approx(lead, rel=1e-4, abs=1e-9), (
-        system,
-        metric,
-      )
+      ahead = found["ahead"][system]["all"][metric]
+      assert ahead == pytest.approx(lead, rel=1e-4, abs=1e-9), (system, metric)
   popularity = [sum(ad == n for _, _, ad in loops.history(bazaar, "test")) for n in range(13)]
   for system, runs in rankings.items():
     each = [loops.spread(run, popularity, 10) | loops.spread(run, popularity, 50) for run in runs]
@@ -159,7 +158,8 @@ def test_a_behaviour_and_a_split_are_those_that_were_asked_for(bazaar):
     "purchase",
     number,
   )
-  assert found["seen"] == {"mine": "biased"} and found["systems"]["mine"]["recall@50"]["mean"] == 1
+  assert found["seen"] == {"mine": "biased"}
+  assert found["systems"]["mine"]["all"]["recall@50"]["mean"] == 1
   assert found["ahead"] == {}
 
 
@@ -178,23 +178,35 @@ FOUND = {
   "seen": {"gr4ad": "left", "popularity": "masked"},
   "systems": {
     "gr4ad": {
-      "recall@10": {"mean": 0.5, "low": 0.25, "high": 1.0},
-      "ndcg@10": {"mean": 0.1, "low": 0.0, "high": 0.2},
+      "all": {
+        "recall@10": {"mean": 0.5, "low": 0.25, "high": 1.0},
+        "ndcg@10": {"mean": 0.1, "low": 0.0, "high": 0.2},
+      },
+      "new": {"recall@10": {"mean": 0.25, "low": 0.125, "high": 0.5}},
     },
     "popularity": {
-      "recall@10": {"mean": 0.125, "low": 0.1, "high": 0.15},
-      "ndcg@10": {"mean": 0.2, "low": 0.1, "high": 0.3},
+      "all": {
+        "recall@10": {"mean": 0.125, "low": 0.1, "high": 0.15},
+        "ndcg@10": {"mean": 0.2, "low": 0.1, "high": 0.3},
+      },
+      "new": {"recall@10": {"mean": 0.0, "low": 0.0, "high": 0.0}},
     },
   },
   "ahead": {
     "popularity": {
-      "recall@10": {"mean": 0.375, "low": 0.0001, "high": 0.85},
-      "ndcg@10": {"mean": -0.1, "low": -0.3, "high": 0.0},
+      "all": {
+        "recall@10": {"mean": 0.375, "low": 0.0001, "high": 0.85},
+        "ndcg@10": {"mean": -0.1, "low": -0.3, "high": 0.0},
+      },
+      "new": {"recall@10": {"mean": 0.25, "low": 0.125, "high": 0.5}},
     }
   },
+  "targets": {"all": {"count": 1.0, "value": 1.0}, "new": {"count": 0.6125, "value": 0.5}},
 }
 TEXT = """\
 shop, valid: 1,234 users. Means with 95 % intervals; best in bold.
+
+**all** All targets.
 
 | system     | seeds | seen ads | recall@10                | ndcg@10                |
 |------------|-------|----------|--------------------------|------------------------|
@@ -206,6 +218,20 @@ Paired differences, in bold where the whole interval is above 0.
 | gr4ad minus | recall@10                     | ndcg@10                 |
 |-------------|-------------------------------|-------------------------|
 | popularity  | **+.3750** [+.0001, +.8500] | -.1000 [-.3000, +.0000] |
+
+**new** Targets that are new to the user; the ads seen before are left out of every list. \
+61.3% of the targets, 50.0% of the value.
+
+| system     | seeds | seen ads | recall@10                |
+|------------|-------|----------|--------------------------|
+| gr4ad      | 3     | masked   | **.2500** [.1250, .5000] |
+| popularity | 1     | masked   | .0000 [.0000, .0000]     |
+
+Paired differences, in bold where the whole interval is above 0.
+
+| gr4ad minus | recall@10                   |
+|-------------|-----------------------------|
+| popularity  | **+.2500** [+.1250, +.5000] |
 
 Left out: ease: too large.
 
@@ -267,4 +293,4 @@ def test_all_systems_that_are_best_stand_in_bold():
     json.dumps(FOUND | {"systems": {name: FOUND["systems"]["gr4ad"] for name in ("a", "b")}})
   )
   lines = report_tables.format_table(found).splitlines()
-  assert [line.count("**") for line in lines if line.startswith(("| a  ", "| b  "))] == [4, 4]
+  assert [line.count("**") for line in lines if line.startswith(("| a  ", "| b  "))] == [4, 4, 2, 2]

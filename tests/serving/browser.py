@@ -117,7 +117,7 @@ class Visit:
   def ask(self):
     """Asks for recommendations, and waits for the ads."""
     self.find("#recommend").click()
-    self.wait("#ads tbody tr")
+    self.wait("#ads tr[data-key]")
 
   def hosts_asked(self):
     """The hosts, with their ports, that something was asked of."""

@@ -47,10 +47,14 @@ class FakeEngine:
     if unknown := [ad for ad in ids if ad not in self.ads]:
       raise DataError(f"history, entry 1: ad_id {unknown[0]!r} is not in the ad table")
     shown = ("ad_id", "text", "account_id", "codes")
+    had = ids or [event["ad_id"] for event in self.histories.get(query.user, ())]
     found = [
-      {n: ad[n] for n in shown} | {"log_p": -1.0 - n, "score": 3.0 - n, "ecpm": 2.0}
+      {name: ad[name] for name in shown}
+      | {"log_p": -1.0 - n, "score": 3.0 - n, "ecpm": 2.0, "seen": ad["ad_id"] in had}
       for n, ad in enumerate(self.ads.values())
     ]
+    if query.seen_ads == "masked":
+      found = [ad for ad in found if not ad["seen"]]
     tree = tuple(
       ({"codes": [1, 2, 3][: t + 1], "log_p": -1.0, "beams": 12, "ecpm": None},) for t in range(3)
     )

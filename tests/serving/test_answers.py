@@ -42,9 +42,10 @@ def test_an_ad_tells_log_p_score_and_value_in_the_lists_order():
   catalog = types.SimpleNamespace(ad=lambda row: ad, codes_NT=np.arange(16).reshape(8, 2))
   rows = answers.ranked_rows(make_beams(), 0, np.array([7, 3, -1]), np.array([0, 2, 0]))
   assert rows == [(7, -3.0, 5.0, 9.0), (3, -2.5, -1.0, 0.5)]
-  assert answers.ad_entry(catalog, *rows[0]) == {
+  assert answers.ad_entry(catalog, {3}, *rows[1])["seen"]
+  assert answers.ad_entry(catalog, {3}, *rows[0]) == {
     "ad_id": "a", "text": "tea", "account_id": "shop", "log_p": -3.0, "score": 5.0, "ecpm": 9.0,
-    "codes": [14, 15],
+    "codes": [14, 15], "seen": False,
   }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.serving import plans
 from gr4ad_jax.serving.batcher import Closed, DeadlinePassed, Overloaded
+from gr4ad_jax.serving.choice import Choice
 from gr4ad_jax.serving.engine import ServingEngine
 from gr4ad_jax.serving.messages import Query, UnknownUser
 from gr4ad_jax.serving.recommender import Recommender
@@ -218,6 +219,38 @@ def test_seen_ads_are_masked_by_the_model_and_in_the_fallback(workdir, runs):
     seen = {event["ad_id"] for event in masked.history("u1", 1000)}
     late = masked.recommend(Query(user="u1", k=24, deadline_ms=1e-3, cache=False))
     assert late.source == "fallback" and late.ads and not seen & set(ids(late))
+
+
+def test_each_request_of_a_batch_leaves_out_what_it_names(steady, runs):
+  recommender = Recommender.load(str(runs / "first"), "last", steady.config.search)
+  free = steady.recommend(Query(history=("ad03",), k=24, cache=False))
+  account = free.ads[-1]["account_id"]
+  choices = [
+    Choice(),
+    Choice(not_ads=tuple(ids(free)[:5])),
+    Choice(only_accounts=(account,)),
+    Choice(only_accounts=(account,), seen_ads="masked", not_ads=(ids(free)[-1],)),
+  ]
+  wanted = [dict(vars(choice), k=6, cache=False) for choice in choices]
+  queries = [Query(history=("ad03",), **fields) for fields in wanted]
+  answers = [future.result(20) for future in [steady.submit(query) for query in queries]]
+  for choice, answer in zip(choices, answers, strict=True):
+    assert_same(answer, recommender.recommend(["ad03"], k=6, choice=choice))
+    assert not set(ids(answer)) & set(choice.not_ads)
+  assert ids(answers[1]) == ids(free)[5:11]
+  assert {ad["account_id"] for ad in answers[2].ads} == {account}
+  late = steady.recommend(dataclasses.replace(queries[3], deadline_ms=1e-3, k=24))
+  assert late.source == "fallback" and {ad["account_id"] for ad in late.ads} == {account}
+  assert not set(ids(late)) & {"ad03", ids(free)[-1]}
+
+
+def test_a_choice_is_part_of_what_an_answer_is_kept_under(steady):
+  query = Query(history=("ad04",), k=4)
+  first = steady.recommend(query)
+  other = steady.recommend(dataclasses.replace(query, not_ads=(ids(first)[0],)))
+  assert steady.recommend(query).source == "cache" and other.source == "model"
+  with pytest.raises(DataError, match="not_ads: 'nothing' is no ad"):
+    steady.recommend(dataclasses.replace(query, not_ads=("nothing",)))
 
 
 def test_past_the_deadline_there_is_a_popular_list(steady, monkeypatch):

@@ -90,12 +90,14 @@ def test_a_customer_gets_ads_and_their_beams(visit, engine):
   visit.pick("u2")
   assert len(visit.all("#history li")) == len(engine.histories["u2"])
   visit.ask()
-  rows = visit.all("#ads tbody tr")
-  assert len(rows) == 10 and all(
-    ad["text"] in row for ad, row in zip(engine.ads.values(), rows, strict=False)
-  )
-  assert ["in the history" in row for row in rows] == [True] * 3 + [False] * 7
-  assert visit.all("#ads .bar") and visit.all("#ads td.number")[:3] == ["50.0%", "3.00", "2.00"]
+  rows, ads = visit.all("#ads tr[data-key]"), list(engine.ads.values())
+  order = [*range(3, 10), 0, 1, 2]  # what is new stands first, each with its place in the list
+  assert len(rows) == 10
+  for n, row in zip(order, rows, strict=True):
+    assert ads[n]["text"] in row and row.split()[0] == str(n + 1)
+  assert ["in the history" in row for row in rows] == [False] * 7 + [True] * 3
+  assert visit.all("#ads tr.group") == ["New to the customer · 7 ads", "Taken before · 3 ads"]
+  assert visit.all("#ads .bar") and visit.all("#ads td.number")[:3] == ["6.25%", "0.00", "2.00"]
   assert (engine.queries[0].user, engine.queries[0].explain, engine.queries[0].cache) == (
     "u2",
     True,
@@ -104,6 +106,14 @@ def test_a_customer_gets_ads_and_their_beams(visit, engine):
   assert "checkpoint 7 · beams 8-8-8" in visit.all("#facts")[0]
   assert visit.complaints() == []
   assert visit.hosts_asked() == {visit.address.removeprefix("http://")}
+
+
+def test_new_ads_alone_can_be_asked_for(visit, engine):
+  visit.pick("u2")
+  visit.find("#fresh").click()
+  visit.ask()
+  assert engine.queries[0].seen_ads == "masked"
+  assert visit.all("#ads tr.group") == ["New to the customer · 9 ads"]
 
 
 def test_the_tree_multiplies_up_and_no_edges_cross(visit):
@@ -146,7 +156,7 @@ def test_the_tree_multiplies_up_and_no_edges_cross(visit):
 def test_text_is_never_markup(visit, engine):
   visit.pick("u0")
   visit.find("#recommend").click()
-  assert engine.ads["ad3"]["text"] in visit.wait("#ads tbody tr", "<img")
+  assert engine.ads["ad3"]["text"] in visit.wait("#ads tr[data-key]", "<img")
   assert visit.run("return document.querySelectorAll('img').length") == 0
   assert visit.driver.title == "GR4AD beam server"
 
@@ -176,8 +186,8 @@ def test_the_keyboard_is_enough(visit, engine):
   assert visit.find("#user").get_attribute("value") == "u1"
   visit.find("#k").clear()
   visit.find("#k").send_keys("4\ue007")
-  visit.wait("#ads tbody tr")
-  assert len(visit.all("#ads tbody tr")) == 4 and engine.queries[0].k == 4
+  visit.wait("#ads tr[data-key]")
+  assert len(visit.all("#ads tr[data-key]")) == 4 and engine.queries[0].k == 4
 
 
 def test_any_id_is_found_and_shown_again_after_a_reload(visit):
@@ -204,7 +214,7 @@ def test_what_goes_wrong_is_said_in_words(visit, engine):
   engine.raises, engine.popular = None, True
   visit.find("#answer button").click()
   visit.wait("#answer .warn", "could not answer in time")
-  assert len(visit.all("#ads tbody tr")) == 10 and not visit.all("#ads .bar")
+  assert len(visit.all("#ads tr[data-key]")) == 10 and not visit.all("#ads .bar")
   visit.wait("#tree-place", "No beams")
 
 
@@ -219,7 +229,7 @@ def test_a_token_is_asked_for(driver, engine):
     visit.wait("#status", "Ready")
     visit.pick("u1")
     visit.ask()
-    assert len(visit.all("#ads tbody tr")) == 10
+    assert len(visit.all("#ads tr[data-key]")) == 10
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

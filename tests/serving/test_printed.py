@@ -58,23 +58,35 @@ def test_the_terminal_says_how_wide_it_is(monkeypatch):
 def test_a_list_is_as_wide_as_it_may_be():
   found = [
     Recommendation("tea", "green\x1b tea " * 900, "shop", -0.75, -0.5, 3.25, (0, 1)),
-    Recommendation("日本" * 50, "", "shop", -2.5, -1.25, 0.5, (0, 2)),
+    Recommendation("日本" * 50, "", "shop", -2.5, -1.25, 0.5, (0, 2), True),
   ]
   lines = printed.ranked_list(found, 70).splitlines()
   assert max(map(printed.columns, lines)) == 70
-  assert [line[:9] for line in lines[1:]] == ["  1  tea ", "  2  日本日本"]
-  assert r"green\x1b …" in lines[1] and " -0.750  -0.500     3.25  " in lines[1]
-  start = printed.columns(lines[1][: lines[1].index("-0.500")])
-  assert printed.columns(lines[2][: lines[2].index("-1.250")]) == start
-  assert (
-    printed.ranked_list(found[:1], 1).splitlines()[1].endswith("…")
-  )  # a narrow terminal: something of each
+  assert lines[1] == "new to the user" and lines[3] == "taken before"
+  _, _, first, _, second = lines
+  assert (first[:9], second[:9]) == ("  1  tea ", "  2  日本日本")
+  assert r"green\x1b …" in first and " -0.750  -0.500     3.25  " in first
+  start = printed.columns(first[: first.index("-0.500")])
+  assert printed.columns(second[: second.index("-1.250")]) == start
+  narrow = printed.ranked_list(found[:1], 1).splitlines()
+  assert narrow[2].endswith("…")  # a narrow terminal: something of each
   assert printed.ranked_list(
     [Recommendation("t", "tea", "shop", -0.75, -0.5, 3.25, (0, 1))], 70
   ).splitlines() == [
     "     ad_id   log p   score     eCPM  text",
+    "new to the user",
     "  1  t      -0.750  -0.500     3.25  tea",
   ]
+
+
+def test_what_is_new_stands_apart_with_its_rank():
+  seen = (True, False, True, False)
+  found = [
+    Recommendation(f"ad{n}", "", "", -1.0, -1.0, 1.0, (0, n), again) for n, again in enumerate(seen)
+  ]
+  lines = [line[:9].split() for line in printed.ranked_list(found, 60).splitlines()[1:]]
+  assert lines == [["new", "to", "th"], ["2", "ad1"], ["4", "ad3"], ["taken", "bef"],
+                   ["1", "ad0"], ["3", "ad2"]]  # fmt: skip
 
 
 def test_customers_are_described_in_lines_of_that_width():

@@ -12,7 +12,7 @@ import pytest
 
 from gr4ad_jax.config import Config, ConfigError, ModelConfig, SearchConfig, load_config, validate
 from gr4ad_jax.decoding.ranker import Ranking
-from gr4ad_jax.evaluation import protocols
+from gr4ad_jax.evaluation import parts, protocols
 from gr4ad_jax.training import boosted, reranking, scoring, seen_ads
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training.reward_model import RewardModel
@@ -248,9 +248,8 @@ def test_a_masked_list_that_runs_out_is_padded(workdir):
     [sorted(taken_before(inputs, request))[:2] + [-1] for request in requests.request]
   )
   score_RK = np.zeros(ad_RK.shape, np.float32)
-  found = seen_ads.mask(
-    inputs.lines, requests.request, Ranking(ad_RK, score_RK, score_RK + 1, score_RK), 2
-  )
+  found = Ranking(ad_RK, score_RK, score_RK + 1, score_RK)
+  found = found.without(parts.seen_before(inputs.dataset, requests), 2)
   assert (
     (found.ad_RK == -1).all() and (found.score_RK == -np.inf).all() and (found.value_RK == 0).all()
   )

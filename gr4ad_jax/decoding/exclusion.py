@@ -1,0 +1,218 @@
+"""Ads that a request does without, left out inside the search: exact, at the same beam widths.
+
+The trie's arrays stay as they are. What is named for one request becomes short lists of the nodes
+under which nothing is left; the search strikes them out among the children of its beams. A set that
+many requests share ("these accounts only") becomes a bit a node. Both have fixed shapes, so another
+choice of ads compiles nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.sid.holdings import Dead, Holdings
+from gr4ad_jax.sid.left_out import LeftOut
+
+# Nodes of a level that a request's list has room for where the shape must not change; a request
+# that names more gets bits of its own.
+ROOM = 512
+_LEAST = 64  # entries of the shortest list
+
+
+@flax.struct.dataclass
+class Excluded:
+  """What a search of B requests must not enter.
+
+  Attributes:
+    parent_TBP: int32 [T, B, P]; the main node of depth t that a dead node hangs under; -1 where
+      the entry is unused, or the node is the overlay's.
+    child_TBP: the dead node, of depth t + 1; -1 where unused.
+    sparse_B: bool, the requests that have bits.
+    bits: T uint32 arrays [B, words]; bit of each node of depth t + 1: whether an allowed ad hangs
+      under it. 0 words where no request has bits and the shape may change.
+  """
+
+  parent_TBP: jax.Array
+  child_TBP: jax.Array
+  sparse_B: jax.Array
+  bits: tuple[jax.Array, ...]
+
+  @classmethod
+  def shapes(cls, trie: Any, rows: int, room: int) -> "Excluded":
+    """Shapes, in place of arrays, of what an `Excluder` of so much room makes.
+
+    Args:
+      trie: a `Trie`, of the view of the index that is searched.
+      rows: requests.
+      room: entries of a list.
+    """
+    overlay = 0 if trie.overlay_TQP is None else trie.overlay_TQP.shape[-1]
+    sizes = [_words(len(codes) + overlay) for codes in trie.node_code]
+    lists = jax.ShapeDtypeStruct((len(sizes), rows, room), np.int32)
+    bits = tuple(jax.ShapeDtypeStruct((rows, size), np.uint32) for size in sizes)
+    return cls(lists, lists, jax.ShapeDtypeStruct((rows,), bool), bits)
+
+  def strike(
+    self, level: int, node_BW: jax.Array, start: jax.Array, valid_BWC: jax.Array
+  ) -> jax.Array:
+    """`valid_BWC`, the main children of beams at `node_BW`, without those that are dead."""
+
+    def without(valid_BWC):
+      parent_BP, child_BP = self.parent_TBP[level], self.child_TBP[level]
+      beam_BP = beams_on(parent_BP, node_BW)  # past the last where no beam stands: dropped below
+      column_BP = child_BP - start[jnp.maximum(parent_BP, 0)]
+      rows = jnp.arange(len(node_BW))[:, None]
+      return valid_BWC.at[rows, beam_BP, column_BP].set(False, mode="drop")
+
+    # A batch that leaves nothing out pays for the question alone.
+    return jax.lax.cond(
+      (self.parent_TBP[level] >= 0).any(), without, lambda valid: valid, valid_BWC
+    )
+
+  def allowed(self, level: int, node_BX: jax.Array) -> jax.Array:
+    """[B, X] whether each request's bits have nodes of depth `level` + 1."""
+    if not self.bits[level].shape[-1]:
+      return jnp.ones(node_BX.shape, bool)
+
+    def looked_up(node_BX):
+      word_BX = jnp.take_along_axis(self.bits[level], node_BX >> 5, axis=1)
+      bit_BX = (word_BX >> (node_BX & 31).astype(jnp.uint32)) & 1
+      return (bit_BX > 0) | ~self.sparse_B[:, None]
+
+    return jax.lax.cond(
+      self.sparse_B.any(), looked_up, lambda node: jnp.ones(node.shape, bool), node_BX
+    )
+
+  def strike_overlay(self, level: int, beam_BP: jax.Array, capacity: int, W: int) -> jax.Array:
+    """The beams under which overlay entries hang, W (none) for those that are dead.
+
+    Args:
+      level: of the entries.
+      beam_BP: their beams.
+      capacity: number of the first entry among the nodes of depth `level` + 1.
+      W: beams.
+    """
+    entries = beam_BP.shape[1]
+    entry_BP = self.child_TBP[level] - capacity
+    entry_BP = jnp.where(entry_BP >= 0, entry_BP, entries)  # those of the main part: dropped
+    rows = jnp.arange(len(beam_BP))[:, None]
+    beam_BP = beam_BP.at[rows, entry_BP].set(W, mode="drop")
+    node_BP = jnp.broadcast_to(capacity + jnp.arange(entries), beam_BP.shape)
+    return jnp.where(self.allowed(level, node_BP), beam_BP, W)
+
+
+def beams_on(parent_BP: jax.Array, node_BW: jax.Array) -> jax.Array:
+  """[B, P] the beam that stands on each node; W, past the last, where none does.
+
+  A binary search in the sorted nodes of the beams, which are distinct but for empty ones.
+  """
+  W = node_BW.shape[1]
+  order_BW = jnp.argsort(node_BW, axis=1)
+  sorted_BW = jnp.take_along_axis(node_BW, order_BW, axis=1)
+  at_BP = jax.vmap(jnp.searchsorted)(sorted_BW, parent_BP)
+  at_BP = jnp.minimum(at_BP, W - 1)
+  found_BP = (jnp.take_along_axis(sorted_BW, at_BP, axis=1) == parent_BP) & (parent_BP >= 0)
+  return jnp.where(found_BP, jnp.take_along_axis(order_BW, at_BP, axis=1), W)
+
+
+def _words(nodes: int) -> int:
+  """Words of 32 bits that have a bit for each node."""
+  return -(-nodes // 32)
+
+
+def bucket(entries: int) -> int:
+  """The length of a list with so many entries: a power of two, so that few programs are made."""
+  return max(_LEAST, 1 << max(entries - 1, 0).bit_length())
+
+
+class Excluder:
+  """Makes what the searches of batches must not enter.
+
+  Args:
+    room: entries of a list; bits are always there then, so that the shape is the same for every
+      batch. None: as many entries as a batch needs, up to the next power of two, and bits where it
+      has a set: another size is another program.
+  """
+
+  def __init__(self, room: int | None = None):
+    self._room = room
+    self._no_bits: tuple[jax.Array, ...] = ()  # on the device, for batches without a set
+
+  def of(self, holdings: Holdings, left_out: LeftOut) -> Excluded:
+    """What the B requests' search must not enter, in the view of the index that is searched."""
+    B = left_out.requests
+    set_B: list[Holdings | None] = [
+      None if allowed_N is None else holdings.only(allowed_N)
+      for allowed_N in left_out.only or [None] * B
+    ]
+    levels = _dead(holdings, left_out, set_B)
+    room = self._room
+    if room is None:
+      most = max(int(np.bincount(dead.request_n, minlength=1).max()) for dead in levels)
+      room = bucket(most)
+    else:
+      for request in _longer(levels, room):  # too many for a list: bits of its own
+        named = left_out.row_E[left_out.request_E == request]
+        set_B[request] = (set_B[request] or holdings).without(named)
+      levels = [_kept(dead, _longer(levels, room)) for dead in levels]
+    parent_TBP, child_TBP = _lists(levels, B, room)
+    sparse_B = np.array([some is not None for some in set_B])
+    return Excluded(parent_TBP, child_TBP, sparse_B, self._bits(holdings, set_B))
+
+  def _bits(self, holdings: Holdings, set_B: Sequence[Holdings | None]) -> tuple:
+    T, B = len(holdings.codebooks), len(set_B)
+    sizes = [_words(holdings.nodes(depth)) for depth in range(1, T + 1)]
+    if not any(some is not None for some in set_B):
+      shapes = [(B, size if self._room else 0) for size in sizes]
+      if [words.shape for words in self._no_bits] != shapes:
+        self._no_bits = tuple(jnp.zeros(shape, jnp.uint32) for shape in shapes)
+      return self._no_bits
+    words = tuple(np.zeros((B, size), np.uint32) for size in sizes)
+    for request, some in enumerate(set_B):
+      if some is not None:
+        for level, bits in enumerate(some.bits):
+          words[level][request] = bits
+    return words
+
+
+def _dead(holdings: Holdings, left_out: LeftOut, set_B: Sequence[Holdings | None]) -> list[Dead]:
+  """Dead nodes of each level, of all requests; those with the same set are counted together."""
+  if not any(some is not None for some in set_B):
+    return holdings.dead(left_out.request_E, left_out.row_E)
+  number_B = np.array([0 if some is None else id(some) for some in set_B])
+  parts = []
+  for number in np.unique(number_B):
+    among = next(some for some, n in zip(set_B, number_B, strict=True) if n == number) or holdings
+    here = number_B[left_out.request_E] == number
+    parts.append(among.dead(left_out.request_E[here], left_out.row_E[here]))
+  return [Dead.joined(level) for level in zip(*parts, strict=True)]
+
+
+def _longer(levels: Sequence[Dead], room: int) -> np.ndarray:
+  """Requests with more dead nodes at a level than a list has room for."""
+  return np.unique(
+    np.concatenate([np.flatnonzero(np.bincount(dead.request_n) > room) for dead in levels])
+  )
+
+
+def _kept(dead: Dead, but: np.ndarray) -> Dead:
+  """Dead nodes of all requests but some."""
+  kept = ~np.isin(dead.request_n, but)
+  return Dead(dead.request_n[kept], dead.parent_n[kept], dead.child_n[kept])
+
+
+def _lists(levels: Sequence[Dead], B: int, room: int) -> tuple[np.ndarray, np.ndarray]:
+  """Parents and dead nodes as [T, B, room], -1 behind them."""
+  parent_TBP = np.full((len(levels), B, room), -1, np.int32)
+  child_TBP = parent_TBP.copy()
+  for level, dead in enumerate(levels):
+    order = np.argsort(dead.request_n, kind="stable")
+    request = dead.request_n[order]
+    place = np.arange(len(request)) - np.searchsorted(request, request)
+    parent_TBP[level, request, place] = dead.parent_n[order]
+    child_TBP[level, request, place] = dead.child_n[order]
+  return parent_TBP, child_TBP

@@ -1,0 +1,105 @@
+"""The targets of a table in parts: what a user takes again, and what is new to them.
+
+A shop's customers take much of what they took before, and a list of that earns little that would
+not have come anyway. So each table is told three times: of all targets, of those that the user had
+taken before, and of those that are new. In the last, no system's list holds ads seen before. Beside
+them stand the targets that a memory of what followed what would find, and those that it would not
+(arXiv 2603.19809).
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from gr4ad_jax.data import schema
+from gr4ad_jax.data.history import DAY
+from gr4ad_jax.evaluation.metrics import Ratio
+from gr4ad_jax.evaluation.protocols import EvalRequests
+from gr4ad_jax.sid.left_out import LeftOut
+
+ALL, AGAIN, NEW = "all", "again", "new"
+MEMORY, BEYOND = "memory", "beyond"
+SAYS = {
+  ALL: "All targets.",
+  AGAIN: "Targets that the user had taken before.",
+  NEW: "Targets that are new to the user; the ads seen before are left out of every list.",
+  MEMORY: "Targets that stand in the list of a memory of what followed what.",
+  BEYOND: "Targets that do not.",
+}
+MEMORY_OF = "directed_neighbors"  # the simple method that is the memory
+
+
+def seen_before(dataset: schema.Dataset, requests: EvalRequests, days: float = 0.0) -> LeftOut:
+  """The ads that each request's user has in any event before it.
+
+  Args:
+    dataset: whose events.
+    requests: R of its requests.
+    days: how far back an ad counts as seen; 0: however long ago.
+  """
+  events = dataset.events
+  first = np.searchsorted(events.user, requests.user)  # a user's events stand together, in order
+  now = np.searchsorted(events.request, requests.request)
+  size = now - first
+  row_E = np.repeat(np.arange(len(requests)), size)
+  at_E = np.arange(len(row_E)) - np.repeat(np.cumsum(size) - size, size) + first[row_E]
+  if days:
+    late_E = events.time[at_E] >= events.time[now][row_E] - days * DAY
+    row_E, at_E = row_E[late_E], at_E[late_E]
+  return LeftOut.of(len(requests), row_E, events.ad[at_E])
+
+
+def split(
+  dataset: schema.Dataset, requests: EvalRequests, memory_RK: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+  """Which of the P targets are in each part, [P] bool by the part's name; parts without any are
+  left out.
+
+  Args:
+    dataset: whose log says what was taken before.
+    requests: R requests.
+    memory_RK: lists of the memory, -1 padding; None: its two parts are left out.
+  """
+  again_P = ~seen_before(dataset, requests).keeps(requests.target_row, requests.target_ad)
+  found = {ALL: np.ones(len(again_P), bool), AGAIN: again_P, NEW: ~again_P}
+  if memory_RK is not None:
+    same_PK = memory_RK[requests.target_row] == requests.target_ad[:, None]
+    found |= {MEMORY: same_PK.any(axis=1), BEYOND: ~same_PK.any(axis=1)}
+  return {name: part_P for name, part_P in found.items() if part_P.any()}
+
+
+def of_part(requests: EvalRequests, part_P: np.ndarray) -> tuple[np.ndarray, EvalRequests]:
+  """The requests with a target in a part, and no other targets.
+
+  Args:
+    requests: R requests.
+    part_P: which of their targets.
+
+  Returns:
+    Their rows among the R, ascending, and the requests.
+  """
+  size_R = np.bincount(requests.target_row, weights=part_P, minlength=len(requests)).astype(int)
+  rows = np.flatnonzero(size_R)
+  start = np.append(0, np.cumsum(size_R[rows]))
+  return rows, EvalRequests(
+    requests.split,
+    requests.request[rows],
+    requests.user[rows],
+    start,
+    requests.target_ad[part_P],
+    requests.target_value[part_P],
+  )
+
+
+def spread(ratios: Mapping[str, Ratio], rows: np.ndarray, requests: int) -> dict[str, Ratio]:
+  """Metrics of the requests `rows` as those of all, where the others count for nothing."""
+
+  def filled(part: np.ndarray) -> np.ndarray:
+    whole = np.zeros(requests)
+    whole[rows] = part
+    return whole
+
+  return {
+    name: Ratio(filled(ratio.numerator_R), filled(ratio.denominator_R))
+    for name, ratio in ratios.items()
+  }
