@@ -52,6 +52,10 @@ class Searches:
     """
     return max(bisect.bisect_right(self.schedules, tuple(base)) - 1, 0)
 
+  def pairs(self) -> list[tuple[int, tuple[int, ...]]]:
+    """(batch size, schedule) of every search."""
+    return [(bucket, schedule) for bucket in self.buckets for schedule in self.schedules]
+
   def first(self, base: Sequence[int]) -> "Searches":
     """The one search that can answer anything: the widest schedule up to `base`, for batches of
     any size.
@@ -92,7 +96,11 @@ class Computer:
       tuple(behaviors),
     )
     self._builder, self._searcher, self._feed = builder, searcher, TrieFeed(catalog.index)
-    self._view: tuple[Trie, Holdings] | None = None  # what is searched
+    # The last view that was searched, and the last for which all searches are compiled: a trie, and
+    # what hangs where in it. They differ where the index outgrew its arrays before all searches
+    # were there.
+    self._view: tuple[Trie, Holdings] | None = None
+    self._whole: tuple[Trie, Holdings] | None = None
     self._excluder = exclusion.Excluder(exclusion.ROOM)
     self._compiling: threading.Thread | None = None
 
@@ -100,18 +108,22 @@ class Computer:
     self, variables: Any, searches: Searches | None = None,
     told: Callable[[int, int, float], None] = lambda *_: None,
   ) -> None:  # fmt: skip
-    """Compiles searches, for the present shape of the trie.
+    """Compiles searches, for the present shape of the trie: again where it outgrew its arrays
+    meanwhile.
 
     Args:
       variables: of the model.
       searches: those to compile; None: all.
       told: as in `Searcher.prepare`.
     """
+    searches = searches or self.searches
     if self._view is None:
       self._view = self._feed.latest()
-    trie = self._view[0]
-    self._compile(variables, trie, told, searches)
-    overlay = trie.overlay_TQP
+    while not self._is_prepared(searches, self._view):
+      self._compile(variables, self._view[0], told, searches)
+    if searches == self.searches:
+      self._whole = self._view
+    overlay = self._view[0].overlay_TQP
     # A merged index that has outgrown its arrays is compiled for before it is used; changes go on
     # meanwhile.
     self._catalog.before_merge = lambda main: self._compile(
@@ -228,18 +240,21 @@ class Computer:
     Ads that came in the meantime wait; those that went are left out all the same, as beams become
     ads by the index.
     """
-    view = self._feed.latest()
-    newest = view[0]
-    # Compiled in this order, so that the last one stands for all.
-    if self._searcher.is_prepared(searches.buckets[-1], searches.schedules[-1], newest):
-      self._view = view
+    newest = self._feed.latest()
+    if self._is_prepared(self.searches, newest):
+      self._view = self._whole = newest
+    elif self._is_prepared(searches, newest):
+      self._view = newest  # while the other searches are compiled behind the first one
     elif self._compiling is None or not self._compiling.is_alive():
       _log.warning("the index has outgrown its arrays: compiling in the background")
       self._compiling = threading.Thread(
-        target=self._compile, args=(variables, newest), name="compiler", daemon=True
+        target=self._compile, args=(variables, newest[0]), name="compiler", daemon=True
       )
       self._compiling.start()
-    return self._view
+    return self._view if self._is_prepared(searches, self._view) else self._whole
+
+  def _is_prepared(self, searches: Searches, view: tuple[Trie, Holdings]) -> bool:
+    return all(self._searcher.is_prepared(*pair, view[0]) for pair in searches.pairs())
 
   def _compile(
     self,

@@ -1,9 +1,12 @@
-"""The UA-SID tokenizer: content -> tower -> balanced residual k-means -> hashed last level (GR4AD
-§UA-SID, MGMR).
+"""The UA-SID tokenizer: it turns an ad into its sequence of codes (docs/design/method.md §1).
+
+The way is content -> tower -> balanced residual k-means -> hash for the last level. In GR4AD
+(arXiv:2602.22732) codebooks that differ in size are called multi-resolution, and the hash, which
+tells accounts apart, multi-granularity.
 
 Vectors of co-occurrence may stand beside the tower's: content says what an ad is like, they say
-whom it is taken with. In place of k-means' centroids there may be an RQ-VAE's codes, with the same
-balance.
+whom it is taken with. In place of k-means' centroids there may be the codes of an RQ-VAE. They are
+balanced in the same way.
 """
 
 import dataclasses
@@ -21,9 +24,8 @@ from gr4ad_jax.sid import encoders, kmeans, last_level, rqvae, swing, tower
 from gr4ad_jax.sid.params import content_width
 from gr4ad_jax.sid.rows import STEP, Residual, Shipped, Sliceable, nearest, ship
 
-HELD_OUT = (
-  0.1  # share of Swing pairs that no tower is trained on; the quality report is measured on them
-)
+# Share of the Swing pairs that no tower is trained on. The quality report is measured on them.
+HELD_OUT = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +35,11 @@ class Tokenizer:
   Attributes:
     config: the settings it was fitted with.
     seed: seed it was fitted with.
-    centroids: one [V_t, D] float32 array a level, the last level aside; of the latents where there
-      is an RQ-VAE.
-    tower: the embedding tower; None where `tower_steps` is 0 and the content vectors serve as they
-      are.
-    bridge: [D, cooccurrence_width] float32, unit vector -> co-occurrence vector, for ads never
-      taken; or None.
+    centroids: one [V_t, D] float32 array for each level but the last. With an RQ-VAE they live in
+      the space of its latents.
+    tower: the embedding tower. None where `tower_steps` is 0: content vectors serve as they are.
+    bridge: [D, cooccurrence_width] float32, a linear map from an ad's unit vector to its vector of
+      co-occurrence, for ads that were never taken. None without --cooccurrence_width.
     latent: the RQ-VAE's encoder; None with --quantizer=kmeans.
   """
 
@@ -65,28 +66,23 @@ class Tokenizer:
 
   @functools.cached_property
   def _shipped(self) -> tuple[Shipped, ...]:
-    """The centroids on a device: once for all ads, and for all calls of a server that encodes
-    one ad at a time.
-    """
+    """The centroids on a device. They go there once, also for a server that encodes ad by ad."""
     return tuple(map(ship, self.centroids))
 
   def embed(self, ads: schema.AdTable) -> np.ndarray:
-    """Unified ad embeddings, [N, D] float32, of ads fitted on or never seen, by their content
-    alone.
+    """Unified ad embeddings, [N, D] float32, by content alone, so ads need not have been seen.
 
-    They are of length 1; with a bridge, what it makes of them stands beside them.
+    They are of length 1. With a bridge, what it makes of them stands beside them.
     """
     return self.vectors(ads)[:]
 
   def vectors(self, ads: schema.AdTable) -> Sliceable:
-    """What `embed` gives, by rows: without a tower, vectors of a .npy file are read when asked
-    for.
-    """
+    """What `embed` gives, by rows. Without a tower, a .npy file's rows are read when asked for."""
     text_ND = encoders.unit_rows(ads, self.config.encoder)
     unit_ND = text_ND if self.tower is None else self.tower.embed(text_ND, ads)
     if self.bridge is None:
       return unit_ND
-    unit_ND = unit_ND[:]
+    unit_ND = unit_ND[:]  # the product needs all rows in memory
     return np.concatenate([unit_ND, unit_ND @ self.bridge], axis=1)
 
   def quantized(self, vectors_ND: np.ndarray) -> np.ndarray:
@@ -94,16 +90,20 @@ class Tokenizer:
     return vectors_ND if self.latent is None else self.latent(vectors_ND)
 
   def encode(self, ads: schema.AdTable, existing: last_level.Existing | None = None) -> np.ndarray:
-    """UA-SIDs of ads never seen; the nearest centroid at each level, whatever its size, by chunks
-    of the ads.
+    """UA-SIDs of ads that may never have been seen (docs/design/method.md §1.2).
+
+    Each level takes the nearest centroid, however many ads it has already.
 
     Args:
       ads: N new ads.
-      existing: UA-SIDs already given; in probe mode new ads keep clear of them, in the next prefix
-        with room where the nearest is full, and they never move.
+      existing: UA-SIDs that are given already, and never move. In probe mode new ads keep clear of
+        them. An ad whose nearest prefix is full goes to the next prefix with room.
 
     Returns:
       [N, T] int32 codes.
+
+    Raises:
+      schema.DataError: vectors of another width than the tokenizer was fitted on.
     """
     vectors_ND = self.vectors(ads)
     if vectors_ND.shape[1] != self.width:
@@ -111,19 +111,26 @@ class Tokenizer:
         f"vectors are {vectors_ND.shape[1]} wide; the tokenizer was fitted on {self.width}"
       )
     prefix_NP = np.zeros((len(ads), len(self.centroids)), np.int32)
+    # All levels of a chunk before the next chunk, so that vectors on disk are read once.
     for at in range(0, len(ads), STEP):
       residual_ND = self.quantized(vectors_ND[at : at + STEP])
       for level, centroids_CD in enumerate(self.centroids):
         code_N = nearest(residual_ND, self._shipped[level], 1)[0][:, 0]
+        # [C, D] gathered by the ads' codes: [chunk, D]. Not in place: the residual may be a view of
+        # `vectors_ND`, which `nearby` reads again.
         residual_ND = residual_ND - centroids_CD[code_N]
         prefix_NP[at : at + STEP, level] = code_N
+    # A function, not an array: few ads find their prefix full, and only theirs are computed again.
     nearby = self.centroids, lambda row: self.quantized(vectors_ND[row : row + 1])[0]
     return last_level.complete(
       ads, prefix_NP, self.codebooks[-1], self.config.last_level, existing, nearby
     )
 
   def save(self, directory: str) -> None:
-    """Writes `tokenizer.npz`, arrays and settings in one file, under a temporary name first."""
+    """Writes `tokenizer.npz`, under a temporary name first.
+
+    Arrays and settings are one file, so neither can stand there without the other.
+    """
     os.makedirs(directory, exist_ok=True)
     arrays = {f"centroids/{level}": value for level, value in enumerate(self.centroids)}
     about = {"config": dataclasses.asdict(self.config), "seed": self.seed, "price": None}
@@ -145,7 +152,8 @@ class Tokenizer:
     Raises:
       FileNotFoundError: there is no tokenizer.
       files.DamagedError: the file is another than was written.
-      schema.DataError: it is incomplete.
+      schema.DataError: it is incomplete, or its arrays are not of the shapes that its own settings
+        ask for.
     """
     path = os.path.join(directory, "tokenizer.npz")
     try:
@@ -164,6 +172,8 @@ class Tokenizer:
       raise schema.DataError(
         f"{path}: centroids of {[len(c) for c in centroids]} codes, codebooks {config.codebooks}"
       )
+    # `width` is that of the ads' vectors. With an RQ-VAE the centroids have the latents' width, so
+    # the encoder's first kernel tells it.
     latent, width = None, centroids[0].shape[1]
     if config.quantizer == "rqvae":
       latent = rqvae.Encoder(_named(arrays, "rqvae/"))
@@ -175,6 +185,7 @@ class Tokenizer:
           f"{path}: the RQ-VAE's parameters are not those of width {config.rqvae_width}"
         )
     bridge, beside = arrays.get("bridge"), config.cooccurrence_width
+    # np.shape(None) is (): without co-occurrence no bridge may be there.
     if np.shape(bridge) != ((width - beside, beside) if beside else ()):
       raise schema.DataError(
         f"{path}: a bridge of shape {np.shape(bridge)}, --cooccurrence_width={beside}"
@@ -209,29 +220,28 @@ def fit(
   log: logging.Logger | None = None,
   told: swing.Told | None = None,
 ) -> tuple[Tokenizer, np.ndarray]:
-  """Fits encoder vectors, Swing, tower, co-occurrence vectors and codebooks; only training events
-  are used.
+  """Fits a tokenizer: Swing, tower, co-occurrence vectors and codebooks, from training events only.
 
-  Without a tower, vectors of a .npy file stay on disk: every level reads the rows it works on, and
-    takes the centroids
-  of the levels before from them. A tower holds all content vectors and its own in memory; so do
-  --cooccurrence_width and an RQ-VAE.
+  Without a tower, vectors of a .npy file stay on disk. Every level then reads the rows that it
+  works on, and takes the centroids of the levels before from them. A tower holds all content
+  vectors and its own in memory. So do --cooccurrence_width and an RQ-VAE.
 
   Args:
     ads: N ads.
     events: the log.
-    config: settings; needs two levels or more.
-    seed: of everything random; the same seed gives the same codes.
-    log: told of the tower's and the RQ-VAE's losses, and of the codes of a level.
+    config: settings. Two levels or more are needed.
+    seed: of everything random. The same seed gives the same codes.
+    log: is told the tower's and the RQ-VAE's losses, and how full the codes of a level are.
     told: hears how far Swing and k-means are.
 
   Returns:
-    The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced: `encode` on the same
-    ads may differ. In probe mode no two ads share theirs while there are as many UA-SIDs as ads.
+    The tokenizer, and the [N, T] int32 UA-SIDs of the ads. Those are balanced, so `encode` on the
+    same ads may differ. In probe mode no two ads share theirs while there are as many UA-SIDs as
+    ads.
 
   Raises:
-    settings.ConfigError: fewer than two levels, or an empty one; as many co-occurrence vectors as
-      ads, or more.
+    settings.ConfigError: fewer than two levels, or an empty one; or a --cooccurrence_width that is
+      not below the number of ads.
     schema.DataError: bad vectors, forms, or no co-occurrence to learn from.
   """
   if len(config.codebooks) < 2 or min(config.codebooks) < 1:
@@ -252,6 +262,8 @@ def fit(
   bridge = None
   if config.cooccurrence_width:
     unit_ND, taken_ND = residual_ND[:], _taken_together(events, len(ads), config)
+    # Ads that were never taken have zeros there. They get what the bridge, fitted on the others,
+    # guesses from their content. (N, 1) chooses whole rows of (N, cooccurrence_width).
     known_N = taken_ND.any(axis=1)
     bridge = cooccurrence.ridge(unit_ND[known_N], taken_ND[known_N])
     residual_ND = np.concatenate(
@@ -272,23 +284,25 @@ def _quantize(
   log: logging.Logger | None,
   told: swing.Told | None,
 ) -> tuple[rqvae.Encoder | None, tuple[np.ndarray, ...], np.ndarray]:
-  """The levels before the last: the RQ-VAE's encoder, if asked for, centroids a level, and codes
-  [N, T-1].
+  """The levels before the last, by residual quantisation (docs/design/method.md §1.2).
+
+  Returns:
+    The RQ-VAE's encoder or None, the [V_t, D] centroids of each level, and the [N, T-1] codes.
   """
   latent, iterations, starts = None, config.kmeans_iterations, (None,) * (len(config.codebooks) - 1)
   if config.quantizer == "rqvae":
     sizes = {"width": config.rqvae_width, "steps": config.rqvae_steps}
     latent, starts = rqvae.fit(residual_ND[:], config.codebooks[:-1], **sizes, seed=seed, log=log)
-    residual_ND, iterations = (
-      latent(residual_ND),
-      0,
-    )  # its codes stay; only who has which is balanced
+    # No iterations: the trained codes stay where they are. Only who has which is balanced.
+    residual_ND, iterations = latent(residual_ND), 0
   centroids, levels = [], []
   for level, (size, start_CD) in enumerate(zip(config.codebooks[:-1], starts, strict=True)):
     heard = told and functools.partial(told, f"k-means, level {level + 1}")
+    # A seed of its own for each level: with one seed, all would start from the same ads.
     centroids_CD, code_N = kmeans.balanced_kmeans(
       residual_ND, size, iterations=iterations, seed=seed + level, start_CD=start_CD, told=heard
     )
+    # A view, not an array: rows are subtracted when asked for, so points may stay on disk.
     residual_ND = Residual(residual_ND, centroids_CD, code_N)
     centroids.append(centroids_CD)
     levels.append(code_N)
@@ -305,10 +319,10 @@ def _quantize(
 
 
 def _taken_together(events: swing.Columns, num_ads: int, config: settings.SidConfig) -> np.ndarray:
-  """[N, cooccurrence_width] vectors of what users took near what in training, lengths 1 in the root
-  mean square.
+  """[N, cooccurrence_width] float32 vectors of what users took near what in training.
 
-  An ad that was never taken has zeros.
+  An ad that was never taken has zeros. The root mean square of the others' lengths is 1, so they
+  weigh as much as the unit vectors that they stand beside.
   """
   in_train_E = np.asarray(events.split) == 0
   user_L, ad_L = np.asarray(events.user)[in_train_E], np.asarray(events.ad)[in_train_E]
@@ -324,12 +338,13 @@ def co_occurrence(
   seed: int,
   told: swing.Told | None = None,
 ) -> swing.Neighbors:
-  """Swing neighbours from the training visits, by the settings; a tower learns all of them but
-  `HELD_OUT`.
+  """Swing neighbours (`swing.py`) from the training visits, by the settings.
+
+  A tower learns from all of them but `HELD_OUT`.
 
   Raises:
-    schema.DataError: bad columns; or `swing_path` holds neighbours by other settings or of another
-      number of ads, or is damaged.
+    schema.DataError: bad columns; or `swing_path` is damaged, or holds neighbours that were made
+      by other settings or for another number of ads.
     OSError: `swing_path` cannot be read.
   """
   if config.swing_path:
@@ -356,7 +371,7 @@ def swing_arguments(config: settings.SidConfig, seed: int) -> dict[str, float]:
 
 
 def swing_settings(config: settings.SidConfig, seed: int) -> dict[str, float]:
-  """The settings that Swing's neighbours depend on, by flag."""
+  """The settings that Swing's neighbours depend on, by flag. Memory is not among them."""
   names = ("swing_alpha", "swing_neighbors", "swing_visits", "swing_basket", "swing_support")
   return {name: getattr(config, name) for name in names} | {"seed": seed}
 
