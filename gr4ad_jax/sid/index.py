@@ -1,8 +1,10 @@
 """UA-SID <-> ads, both ways, and the trie of the codes that exist, as arrays.
 
-Nodes of a depth are numbered in the lexicographic order of their code prefixes, so a node's
-children are a contiguous run of the next depth. Depth 0 is the root; a node of depth T is a
-distinct UA-SID (a *leaf*).
+A *trie* is a tree of prefixes (docs/design/method.md §1.2). Nodes of a depth are numbered in the
+lexicographic order of their code prefixes, so a node's children are a contiguous run of the next
+depth. Depth 0 is the root. A node of depth T is a distinct UA-SID, a *leaf*.
+
+This index never changes. `live_index` has the one in which ads come and go.
 """
 
 import dataclasses
@@ -22,12 +24,12 @@ class SidIndex:
   Attributes:
     codebooks: codes a level, length T.
     codes_NT: UA-SID of each ad, int32.
-    child_start: T arrays; node p of depth t has the children child_start[t][p] to
+    child_start: T int32 arrays. Node p of depth t has the children child_start[t][p] to before
       child_start[t][p+1] of depth t+1.
-    node_code: T arrays; node_code[t][q] is the code, at level t, of node q of depth t+1.
-    leaf_start: [leaves+1]; ads of leaf q are leaf_ads[leaf_start[q]:leaf_start[q+1]].
-    leaf_ads: [N] ad rows, ascending within a leaf (the *index order*).
-    ad_leaf: [N] leaf of each ad.
+    node_code: T int32 arrays. node_code[t][q] is the code, at level t, of node q of depth t+1.
+    leaf_start: [leaves+1] int32. Ads of leaf q are leaf_ads[leaf_start[q]:leaf_start[q+1]].
+    leaf_ads: [N] int32 ad rows, ascending within a leaf (the *index order*).
+    ad_leaf: [N] int32 leaf of each ad.
   """
 
   codebooks: tuple[int, ...]
@@ -55,6 +57,7 @@ class SidIndex:
     sorted_key = key_N[order]
     first = run_starts(sorted_key)
     child_start, node_code = map(tuple, trie_of_keys(sorted_key[first], codebooks))
+    # The end is one more entry, so that a leaf's size is a difference, for the last leaf too.
     leaf_start = np.append(first, len(order)).astype(np.int32)
     ad_leaf = np.empty(len(order), np.int32)
     ad_leaf[order] = np.repeat(np.arange(len(first), dtype=np.int32), np.diff(leaf_start))
@@ -101,15 +104,13 @@ class SidIndex:
     start_RW = self.leaf_start[leaves_RW]  # of -1 the last entry: masked below
     size_RW = np.where(leaves_RW >= 0, self.leaf_start[leaves_RW + 1] - start_RW, 0)
     begin_RW = np.cumsum(size_RW, axis=1) - size_RW  # ads of the leaves before, in this row
-    kept_RW = np.clip(
-      limit - begin_RW, 0, size_RW
-    )  # so work follows the limit, not the largest leaf
+    # Leaves are cut before their ads are listed, so work follows the limit, not the largest leaf.
+    kept_RW = np.clip(limit - begin_RW, 0, size_RW)
     row, column = np.nonzero(kept_RW)
     kept = kept_RW[row, column]
-    of = np.repeat(np.arange(len(kept)), kept)  # which of the leaves that are kept an ad comes from
-    nth = np.arange(len(of)) - np.repeat(
-      np.cumsum(kept) - kept, kept
-    )  # its place in that leaf, from 0
+    # One entry for each ad that is kept: which of the leaves it comes from, and its place in it.
+    of = np.repeat(np.arange(len(kept)), kept)
+    nth = np.arange(len(of)) - np.repeat(np.cumsum(kept) - kept, kept)
     out_RK = np.full((len(leaves_RW), limit), -1, np.int32)
     place = begin_RW[row, column][of] + nth
     out_RK[row[of], place] = self.leaf_ads[start_RW[row, column][of] + nth]
@@ -128,14 +129,17 @@ class SidIndex:
     return np.take_along_axis(np.where(kept_RK, ad_RK, -1), first_RK, axis=1)
 
   def save(self, directory: str) -> None:
-    """Writes `codes.npz`; the rest is rebuilt from the codes."""
+    """Writes `codes.npz`. The rest is rebuilt from the codes."""
     path = os.path.join(directory, "codes.npz")
     files.save_arrays(path, codes=self.codes_NT, codebooks=np.asarray(self.codebooks, np.int64))
 
   @classmethod
   def load(cls, directory: str) -> "SidIndex":
-    """Reads what `save` wrote. Raises as `files.load_arrays` does: FileNotFoundError where there
-    is no index.
+    """Reads what `save` wrote.
+
+    Raises:
+      FileNotFoundError: there is no index.
+      files.DamagedError: the file is another than was written.
     """
     codes_NT, codebooks = files.load_arrays(
       os.path.join(directory, "codes.npz"), "codes", "codebooks"

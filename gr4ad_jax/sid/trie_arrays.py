@@ -1,8 +1,7 @@
-"""Rows sorted by UA-SID, and the trie of their codes read off that order: arrays with room, which
-never change.
+"""Rows sorted by UA-SID, and the trie of their codes, read off that order.
 
-A UA-SID is packed into one int64 *key* whose order is the lexicographic order of the codes, so that
-sorting is fast.
+A UA-SID is packed into one int64 *key* whose order is the lexicographic order of the codes. So one
+sort of whole numbers makes the trie. Its arrays never change, and have room at their ends.
 """
 
 import dataclasses
@@ -18,15 +17,16 @@ INACTIVE = -1  # key of a row that no UA-SID leads to
 class TrieArrays:
   """T levels of a trie, as the accelerator takes them.
 
-  Every array is longer than its nodes need, so that a new version seldom has other shapes. Depth 0
-  is the root; a node's children are a contiguous run of the next depth, in the order of their
-  codes.
+  Every array is longer than its nodes need, so that a new version seldom has other shapes: another
+  shape means another compiled search. Depth 0 is the root. A node's children are a contiguous run
+  of the next depth, in the order of their codes.
 
   Attributes:
     codebooks: codes a level, length T.
-    child_start: T int32 arrays [capacity_t + 1]; node p of depth t has the children
-      child_start[t][p] to child_start[t][p + 1] of depth t + 1. Padding repeats the end.
-    node_code: T int32 arrays [capacity_{t+1}]; the code, at level t, of a node of depth t + 1.
+    child_start: T int32 arrays [capacity_t + 1]. Node p of depth t has the children
+      child_start[t][p] to before child_start[t][p + 1] of depth t + 1. Padding repeats the end, so
+      that a node that only pads has no children.
+    node_code: T int32 arrays [capacity_{t+1}], the code, at level t, of a node of depth t + 1.
     fanout: most children of a node of depth t, rounded up to a power of two, at most codebooks[t].
     version: another one for every trie that an index makes.
   """
@@ -43,6 +43,7 @@ class TrieArrays:
 
   def child(self, level: int, node: int, code: int) -> int:
     """The child, by a code, of a node of depth `level`; -1 where it has none."""
+    # Children are in the order of their codes, so the code is found by bisection of their run.
     low, high = self.child_start[level][node : node + 2]
     at = low + int(np.searchsorted(self.node_code[level][low:high], code))
     return int(at) if at < high and self.node_code[level][at] == code else -1
@@ -55,7 +56,7 @@ class MainPart:
   Attributes:
     trie: the arrays.
     leaf_key: [leaves] int64 keys, ascending.
-    leaf_start: [leaves + 1] int32; rows of leaf q are leaf_rows[leaf_start[q]:leaf_start[q + 1]].
+    leaf_start: [leaves + 1] int32. Rows of leaf q are leaf_rows[leaf_start[q]:leaf_start[q + 1]].
     leaf_rows: [active rows] int32, ascending within a leaf.
   """
 
@@ -85,7 +86,8 @@ class MainPart:
     return cls(trie, leaf_key, np.append(start, len(rows)).astype(np.int32), rows)
 
   def rows(self, key: int) -> np.ndarray:
-    """Rows of a key, ascending, [0] where there is none."""
+    """Rows of a key, ascending; an empty array where there is none."""
+    # Keys are distinct whole numbers: where the key is missing, both searches end at one place.
     start, end = self.leaf_start[np.searchsorted(self.leaf_key, (key, key + 1))]
     return self.leaf_rows[start:end]
 
@@ -97,8 +99,10 @@ class MainPart:
 
 
 def places(codebooks: Sequence[int]) -> tuple[int, ...]:
-  """What one code more at each level adds to a key. Raises ValueError where keys do not fit 63
-  bits.
+  """What one code more at each level adds to a key: places of a number with mixed bases.
+
+  Raises:
+    ValueError: keys do not fit 63 bits, or a codebook is empty.
   """
   if not codebooks or min(codebooks) < 1 or math.prod(codebooks) >= 1 << 63:
     raise ValueError(
@@ -139,11 +143,14 @@ def trie_of_keys(
   leaf_key: np.ndarray, codebooks: Sequence[int]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
   """`child_start` and `node_code`, without padding, of ascending distinct keys [leaves]."""
+  # From the root down. A key without its last places is a prefix; prefixes of ascending keys are
+  # ascending too, so a node is a run of equal ones.
   child_start, node_code = [], []
   parent_first = np.zeros(1, np.int64)  # first leaf of each node of the depth above
   for place, size in zip(places(codebooks), codebooks, strict=True):
     prefix = leaf_key // place
     first = run_starts(prefix)
+    # A node's first child begins at the same leaf as the node.
     child_start.append(np.append(np.searchsorted(first, parent_first), len(first)).astype(np.int32))
     node_code.append((prefix[first] % size).astype(np.int32))
     parent_first = first
@@ -158,17 +165,18 @@ def run_starts(ascending: np.ndarray) -> np.ndarray:
 
 
 def _pad(child_start, node_code, codebooks, before: TrieArrays | None) -> TrieArrays:
-  """The trie with room for an eighth more nodes, or of the shapes of `before` where it fits
-  them.
-  """
+  """The trie with room for an eighth more nodes; in the shapes of `before` where it fits them."""
   levels = range(len(codebooks))
   capacity, fanout = [1], []
   for level in levels:
     nodes, most = len(node_code[level]), int(np.diff(child_start[level]).max(initial=1))
+    # A power of two, so that the fanout, which compiled searches depend on, seldom changes.
     fanout.append(min(codebooks[level], 1 << (most - 1).bit_length()))
+    # There are no more nodes than prefixes. 64 more give a small catalogue room too.
     capacity.append(min(math.prod(codebooks[: level + 1]), nodes + nodes // 8 + 64))
     if before is not None:
       fanout[-1] = max(fanout[-1], before.fanout[level])
+      # Shapes of before are kept, unless they are more than twice what is needed now.
       if nodes <= before.capacity(level + 1) <= 2 * capacity[-1]:
         capacity[-1] = before.capacity(level + 1)
   starts = [
