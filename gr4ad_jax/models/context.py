@@ -1,5 +1,6 @@
-"""Context processor: slots of a request become the keys and values that every decoder layer reads.
+"""Context processor: the slots of a request become keys and values for all decoder layers.
 
+A slot is one ad of what is known of the user: of the history, of its neighbours, or one that rises.
 Source: docs/design/method.md §2.1.
 """
 
@@ -12,22 +13,22 @@ from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.models.layers import Linear, RMSNorm
 from gr4ad_jax.models.piecewise import encode
 
-EDGES = (
-  "slot_edges",
-  "user_edges",
-)  # parameters that are fitted to the data before the training, and not by it
+# Parameters that are fitted to the data before the first step. No step changes them.
+EDGES = ("slot_edges", "user_edges")
 
 
 @flax.struct.dataclass
 class Context:
-  """One request's context, computed once and read by all of its sequences.
+  """The context of each request, computed once and read by all of its sequences.
 
   Attributes:
-    keys: L_kv arrays [B, S+1, G, d_head]; slot 0 is the user's profile.
+    keys: L_kv arrays [B, S + 1, G, d], with d = D / H the width of a head. Slot 0 is the user's
+      profile.
     values: L_kv arrays of the same shape.
-    mask_BS: [B, S+1] bool.
-    slots_BSD: [B, S, D] slot states, without the profile and without dropout: the copy path ranks
-      by their details.
+    mask_BS: [B, S + 1] bool, False in padding. The profile is always real, so no query is left
+      without a key.
+    slots_BSD: [B, S, D] states of the slots, without the profile and without dropout. The copy path
+      tells slots apart by them.
   """
 
   keys: tuple[jax.Array, ...]
@@ -37,12 +38,14 @@ class Context:
 
 
 class ContextProcessor(nn.Module):
-  """Linear maps and one hidden layer a slot; no attention among slots, no K/V projection in the
-  decoder.
+  """Turns slots into keys and values by linear maps and one hidden layer a slot.
+
+  No slot attends to another, and the decoder's layers have no projection of their own for keys and
+  values. So all of this is computed once a request, whatever the number of beams.
 
   Attributes:
     config: model settings.
-    num_kinds: slot kinds.
+    num_kinds: number of slot kinds, padding included.
   """
 
   config: ModelConfig
@@ -55,14 +58,17 @@ class ContextProcessor(nn.Module):
     """Builds the context.
 
     Args:
-      slot_codes_BSD: summed embeddings of each slot's UA-SID.
-      slot_kind_BS: int32; 0 is padding.
-      slot_features_BSF: behaviour and popularity features.
-      user_features_BF: profile features.
+      slot_codes_BSD: sum of the embeddings of each slot's codes, in the compute dtype.
+      slot_kind_BS: int32 kind of each slot; 0 is padding.
+      slot_features_BSF: features of behaviour and popularity, float32.
+      user_features_BF: features of the user's profile, float32.
       train: apply dropout.
     """
     c = self.config
     D, dtype = c.width, slot_codes_BSD.dtype
+    # x_j of §2.1: W_2 relu(W_1 [codes; features; kind] + W_u user). The numbers are encoded in
+    # float32, and only then go to the compute dtype: bfloat16 would blur a number's place in its
+    # piece. The user's term is made once a request: (B, 1, 2D) is added to (B, S, 2D).
     user = Linear(2 * D, bias=True, name="user_in")(
       self._numbers("user_edges", user_features_BF).astype(dtype)
     )
@@ -71,10 +77,13 @@ class ContextProcessor(nn.Module):
     about = jnp.concatenate([slot_codes_BSD, features, kind_BSF], axis=-1)
     hidden = Linear(2 * D, name="slots_in")(about) + user[:, None]
     slots = Linear(D, ("mlp", "embed"), name="slots_out")(nn.relu(hidden))
+    # One dropout mask a request, (B, 1, D), for all of its slots.
     read = nn.Dropout(c.dropout, broadcast_dims=(1,))(slots, deterministic=not train)
     profile = Linear(D, ("mlp", "embed"), name="user_out")(nn.relu(user))
     both = jnp.concatenate([profile[:, None], read], axis=1)  # (B, 1 + S, D)
     head = D // c.heads
+    # One map makes all L_kv · S_kv blocks. Each is normed over all of its G · d numbers at once,
+    # and only then cut into its G groups.
     blocks = Linear(c.kv_layers * c.kv_split * c.kv_groups * head, name="blocks")(both)
     blocks = blocks.reshape(*both.shape[:2], c.kv_layers, c.kv_split, c.kv_groups * head)
     normed = [
@@ -83,16 +92,19 @@ class ContextProcessor(nn.Module):
     ]
     split = [[x.reshape(*both.shape[:2], c.kv_groups, head) for x in pair] for pair in normed]
     mask = jnp.concatenate([jnp.ones_like(slot_kind_BS[:, :1], bool), slot_kind_BS > 0], axis=1)
+    # With S_kv = 1 first and last are the same block: the values are the keys.
     return Context(tuple(p[0] for p in split), tuple(p[-1] for p in split), mask, slots)
 
   def _numbers(self, name: str, x: jax.Array) -> jax.Array:
-    """Features [..., F], and beside them their piecewise linear encoding; edges that were not
-    fitted leave it 0.
+    """Features [..., F] with their piecewise linear encoding behind them: [..., F + F · bins].
+
+    Edges that were not fitted are all 0, and leave the encoding 0.
     """
     bins, F = self.config.feature_bins, x.shape[-1]
     if not bins:
       return x
-    # One axis, so that weight decay leaves them alone.
+    # The optimiser must not move the edges: stop_gradient keeps its updates away, and a single
+    # axis its weight decay, which is for arrays of two axes or more.
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
     edges = jax.lax.stop_gradient(self.param(name, zeros, (F * (bins + 1),)))
     return jnp.concatenate([x, encode(x, edges.reshape(F, bins + 1))], axis=-1)

@@ -1,5 +1,7 @@
-"""GR4AD: context, LazyAR decoder, level heads, eCPM head, MTP branch and history copy, put
-together.
+"""GR4AD: the whole model, from a batch of requests to log p(y | X) (docs/design/method.md §2).
+
+It puts together what the other files of this room define: the context, the LazyAR decoder, one head
+a level, the heads of training (eCPM and MTP, §3.1), the history copy and the history bias (§2.4).
 """
 
 import functools
@@ -36,12 +38,12 @@ class Start:
 
   Attributes:
     context: keys, values and slots.
-    lazy_B1TD: states after the K lazy layers, for all levels.
+    lazy_B1TD: states m^(K) after the lazy layers, [B, 1, T + 1, D]; the last is the eCPM token's.
     slot_codes_BST: UA-SIDs of the slots.
-    history_BS: slots of the user's history.
-    copyable_BS: slots that the copy path may name.
-    skip_BD: state of the user that joins the decoder's before the heads of all levels; None: there
-      is none.
+    history_BS: bool, slots of the user's history.
+    copyable_BS: bool, slots that the copy path may name.
+    skip_BD: a state of the user that is added to the decoder's, before the heads of all levels.
+      None where the model has no such state.
   """
 
   context: Context
@@ -53,8 +55,8 @@ class Start:
 
 
 class Read(NamedTuple):
-  """What a request is made of: `slots_BSD` and `user_BF` make the context, `skip_BD` is that of
-  `Start`.
+  """What a model reads of a request. `slots_BSD` (embeddings) and `user_BF` (features) make the
+  context; `skip_BD` is that of `Start`.
   """
 
   slots_BSD: jax.Array
@@ -63,14 +65,14 @@ class Read(NamedTuple):
 
 
 class Outputs(NamedTuple):
-  """What training needs of M sequences a request; log-probabilities and logits are float32.
+  """What training needs of M sequences a request. All are float32; logarithms are natural.
 
   Attributes:
-    logp_BM: log p(y | X), copy path and history bias included.
+    logp_BM: log p(y | X), with copy path and history bias.
     generated_logp_BMT: log p(s_t | s_<t, X) of the decoder alone.
-    ecpm_logits_BMV: scores of the eCPM bins, 0 of sequences that were not to be valued.
-    mtp_logp_BMT: log p(s_t) by the MTP branch, which sees no code.
-    gate_B: mass g of the copy path.
+    ecpm_logits_BMV: scores of the V eCPM bins. They are 0 for sequences that were not to be valued.
+    mtp_logp_BMT: log p(s_t) by the multi-token-prediction (MTP) branch, which sees no code.
+    gate_B: g, the probability that the copy path is taken, 0 to 1.
   """
 
   logp_BM: jax.Array
@@ -81,35 +83,44 @@ class Outputs(NamedTuple):
 
 
 def next_code_logp(logits: jax.Array, code_BM: jax.Array) -> jax.Array:
-  """log p of one level's codes, of float32 logits [B, M, V], or [B, V] for all M: [B, M].
+  """Log-probability of one level's codes under the softmax of that level, [B, M] float32.
 
-  The code's own logit is found by a masked sum: where the columns of a head are cut over devices,
-  the gradient of a gather would collect logits and kernel on each.
+  The code's own logit is found by a masked sum, not by a gather. Where the columns of a head are
+  cut over devices, the gradient of a gather would collect logits and kernel on each of them.
+
+  Args:
+    logits: float32 [B, M, V], or [B, V] where all M sequences share them.
+    code_BM: codes, from 0 to V - 1.
   """
+  # Logits that are shared become (B, 1, V). (V,) == (B, M, 1) -> (B, M, V), with at most one True
+  # in each row of V, so the sum below adds that one logit to zeros: it is exact.
   logits_BMV = logits[:, None] if logits.ndim == code_BM.ndim else logits
   own_BMV = jnp.where(jnp.arange(logits_BMV.shape[-1]) == code_BM[..., None], logits_BMV, 0)
   return own_BMV.sum(-1) - jax.nn.logsumexp(logits_BMV, axis=-1)
 
 
 def _code_logp(head: Linear, h: jax.Array, code_BM: jax.Array) -> jax.Array:
-  """log p [B, M] of a level's codes by its head, of states [B, M, D], or of [B, D], one for all
-  M.
+  """Log-probability [B, M] of a level's codes by its head.
+
+  The states are [B, M, D], or [B, D] where one state serves all M sequences.
   """
   return next_code_logp(head(h), code_BM)
 
 
 class GR4AD(nn.Module):
-  """The model over one shape, `[B, M, T]`: targets, candidates and beams are all sequences of a
-  request.
+  """The model over one shape, `[B, M, T]`: M UA-SIDs of T codes for each of B requests.
+
+  Targets, candidates and beams are all sequences of a request, so there is one forward function.
 
   Attributes:
     config: model settings.
-    codebooks: codes a level, length T.
-    remat: what is kept of blocks, context, copy path and heads for the backward pass, a name of
-      `remat.POLICIES`.
-    predicts_value: whether it has an eCPM head and an MTP branch; without, VSL leaves their terms
-      out.
-    learns_lists: whether the list objectives suit it: all of its loss is VSL on sequences.
+    codebooks: number of codes of each level, length T.
+    remat: what is kept for the backward pass of blocks, context, copy path and heads. It is a name
+      of `remat.POLICIES`.
+    predicts_value: whether it has an eCPM head and an MTP branch. VSL leaves out the terms of those
+      that a model lacks.
+    learns_lists: whether the list objectives suit it, which is so where its whole loss is VSL on
+      sequences.
     reads: knobs that it reads, of `knobs.ALL`.
   """
 
@@ -140,6 +151,7 @@ class GR4AD(nn.Module):
     self.bos = self.param(
       "bos", nn.with_logical_partitioning(nn.initializers.normal(0.5), ("embed",)), (c.width,)
     )
+    # Argument 5 of its call is `train`. It chooses a branch in Python, so remat must not trace it.
     self.processor = rematerialized(ContextProcessor, self.remat, (5,))(c, NUM_KINDS)
     self.decoder = self.make_decoder()
     # Logits are float32: bfloat16 ones lose the tail of a 16k softmax.
@@ -154,32 +166,33 @@ class GR4AD(nn.Module):
 
   @property
   def biased(self) -> bool:
-    """Whether log p(y | X) has the signed bias on the history."""
+    """Whether log p(y | X) has the signed bias on the history; a subclass may have it elsewhere."""
     return self.config.history_bias
 
   def start(self, batch: RequestBatch, *, train: bool = False) -> Start:
-    """Context and lazy layers."""
+    """Computes what all sequences of a request share: the context and the lazy layers."""
     read = self.read(batch, train=train)
     context = self.processor(
       read.slots_BSD, batch.slot_kind_BS, batch.slot_features_BSF, read.user_BF, train
     )
     history_BS = batch.slot_kind_BS == HISTORY
+    # With --copy=off it is of no effect: `no_copy` reads its shape alone.
     copyable_BS = batch.slot_kind_BS > PADDING if self.config.copy == "context" else history_BS
     lazy_B1TD = self.decoder.lazy(context, train=train)
     return Start(context, lazy_B1TD, batch.slot_codes_BST, history_BS, copyable_BS, read.skip_BD)
 
   def read(self, batch: RequestBatch, *, train: bool = False) -> Read:
-    """The slots' UA-SIDs and the user's features."""
+    """The embedded UA-SIDs of the slots, and the user's features. A subclass may read more."""
     del train
     codes = sum(self.embed(t, batch.slot_codes_BST[..., t]) for t in range(len(self.codebooks)))
     return Read(codes, batch.user_features_BF)
 
   def embed(self, level: int, code: jax.Array) -> jax.Array:
-    """Embeddings of codes of one level: [..., D] in the compute dtype."""
+    """Embeddings of codes [...] of one level: [..., D] in the compute dtype."""
     return jnp.take(self.tables[level], code, axis=0).astype(self.dtype)
 
   def copy_path(self, start: Start, first_BD: jax.Array) -> Copy:
-    """The copy distribution, from the level-1 state."""
+    """The copy distribution of each request, from the state of its first level."""
     if self.config.copy == "off":
       return no_copy(start.copyable_BS)
     return self.copier(first_BD, start.context.slots_BSD, start.copyable_BS)
@@ -189,18 +202,19 @@ class GR4AD(nn.Module):
 
     Args:
       start: the request's shared part.
-      previous_BM: codes of the level before; ignored at level 0.
+      previous_BM: codes of the level before. At level 0 only the shape is read.
       level: 0 to T; level T is the eCPM token.
-      caches: of the late layers, None at level 0.
+      caches: keys and values of the late layers' self-attention; None at level 0.
 
     Returns:
-      States [B, M, D], the level's logits [B, M, V], None at level T (see `value_logits`), and the
-      extended caches.
+      States [B, M, D]; logits of the level [B, M, V], or None at level T, which has no code (see
+      `value_logits`); and the caches with this level added.
     """
     if level:
       token = self.embed(level - 1, previous_BM)
     else:
       token = jnp.broadcast_to(self.bos.astype(self.dtype), (*previous_BM.shape, self.config.width))
+    # A slice keeps the level's axis, here of length 1; (B, 1, 1, D) then serves all M beams.
     m = start.lazy_B1TD[:, :, level : level + 1]
     h_BM1D, caches = self.decoder(m, token[:, :, None], start.context, train=False, caches=caches)
     h_BMD = h_BM1D[:, :, 0]
@@ -208,11 +222,11 @@ class GR4AD(nn.Module):
     return h_BMD, logits, caches
 
   def value_logits(self, start: Start, h_BMD: jax.Array, codes_BMT: jax.Array) -> jax.Array:
-    """Scores of the eCPM bins [B, M, V], of level T's states and the whole UA-SIDs.
+    """Scores of the eCPM bins [B, M, V], from the states of level T and the whole UA-SIDs.
 
-    With a copy path, what the slots of that very ad say of it, its price and what this user paid,
-    is read beside the
-    state: attention finds it hardly, by codes that are sums of embeddings.
+    With a copy path the model also reads the slots that carry the very ad that was generated: its
+    price, and what this user paid. Attention alone would hardly find them, because a slot's codes
+    reach it as a sum of embeddings.
     """
     h_BMD = _skipped(start, h_BMD)
     if self.config.copy != "off":
@@ -221,23 +235,22 @@ class GR4AD(nn.Module):
     return self.ecpm_head(h_BMD)
 
   def seen(self, start: Start, codes_BMT: jax.Array) -> jax.Array:
-    """[B, M] bool: is the UA-SID one of the user's history?"""
+    """Whether each UA-SID is one of the user's history, [B, M] bool."""
     return (sequence_match(start.slot_codes_BST, codes_BMT) & start.history_BS[:, None]).any(-1)
 
   def final_logp(self, start: Start, logp_BM: jax.Array, codes_BMT: jax.Array) -> jax.Array:
-    """The score that ranks finished sequences: log p(y | X), plus the bias where y is of the
-    history.
+    """The score that ranks finished sequences, [B, M]: log p(y | X), plus b for y of the history.
 
-    It is not normalised: the constant that `__call__` takes off is the same for all sequences of a
-      request.
+    It is not normalised. The constant that `__call__` takes off is the same for all sequences of a
+    request, so it changes no order.
     """
     return logp_BM + self.bias * self.seen(start, codes_BMT) if self.biased else logp_BM
 
   def prefix_logp(self, start: Start, logp_BWT: jax.Array, codes_BWT: jax.Array) -> jax.Array:
-    """log p of every prefix of finished sequences, bias included and normalised: [B, W, T] float32.
+    """log p of every prefix of finished sequences, normalised, with the bias: [B, W, T] float32.
 
-    Under a bias the whole history is scored, once a request; `__call__` estimates its mass on the
-    latest ads.
+    With a bias the whole history is scored, once a request. `__call__` estimates the history's mass
+    on its latest ads instead.
 
     Args:
       start: the request's shared part.
@@ -246,7 +259,9 @@ class GR4AD(nn.Module):
     """
     if not self.biased:
       return logp_BWT
+    # The S slots are the M sequences here. Their eCPM is not read, so the least number is valued.
     past_logp_BS = self.score(start, start.slot_codes_BST, 1, train=False).logp_BM
+    # An ad that stands in two slots has its mass once.
     past_logp_BS = jnp.where(_distinct(start), past_logp_BS, -jnp.inf)
     return biased_prefix_logp(logp_BWT, codes_BWT, start.slot_codes_BST, past_logp_BS, self.bias)
 
@@ -264,14 +279,17 @@ class GR4AD(nn.Module):
       batch: requests; their targets are not read.
       codes_BMT: UA-SIDs to score.
       train: apply dropout.
-      valued: how many sequences, from the first, have their eCPM scored; None: all.
+      valued: how many sequences, from the first on, have their eCPM scored; None: all.
     """
     start = self.start(batch, train=train)
     M = codes_BMT.shape[1]
     valued = M if valued is None else min(valued, M)
-    if self.biased:  # the latest ads of the history are scored alongside, for the bias' normaliser
+    if self.biased:
+      # The latest ads of the history are scored beside the M, for the normaliser Z of the bias.
+      # They stand behind, so `valued` leaves them out and [:, :M] cuts them off.
       distinct_BS = _distinct(start)
       past_BH = _latest(distinct_BS, self.config.history_bias_ads)
+      # -1, no slot, reads slot 0; `past_BH >= 0` masks it. The codes' axis T is broadcast.
       past_BHT = jnp.take_along_axis(
         start.slot_codes_BST, jnp.maximum(past_BH, 0)[..., None], axis=1
       )
@@ -286,9 +304,13 @@ class GR4AD(nn.Module):
     return self.score(start, codes_BMT, valued, train=train)
 
   def score(self, start: Start, codes_BMT: jax.Array, valued: int, *, train: bool) -> Outputs:
-    """Decoder, heads and copy path on M sequences a request, without the history bias."""
+    """Decoder, heads and copy path on M sequences a request, before the history bias.
+
+    Arguments as of `__call__`, with what `start` returned in place of the batch.
+    """
     B, M, T = codes_BMT.shape
     states, last_BVD = self._states(start, codes_BMT, valued, train)
+    # L_MTP (§3.1): the late layers run on m^(K) itself, with no code fused in.
     free_B1TD, _ = self.decoder.late(start.lazy_B1TD, start.context, train=train)
     free_B1TD = _skipped(start, free_B1TD)
     generated, mtp = [], []
@@ -296,12 +318,15 @@ class GR4AD(nn.Module):
     # them.
     logp_of = rematerialized(_code_logp, "full" if self.remat != "none" else "none")
     for t in range(T):
+      # At level 0, and in the MTP branch at every level, one state [B, D] serves all M sequences.
       generated.append(logp_of(self.heads[t], _skipped(start, states[t]), codes_BMT[..., t]))
       mtp.append(logp_of(self.heads[t], free_B1TD[:, 0, t], codes_BMT[..., t]))
     generated_logp_BMT = jnp.stack(generated, axis=-1)
     copy = self.copy_path(start, states[0])
+    # Slots that cannot be copied have an attention of exp(-1e9) = 0, so padding may match freely.
     attention = jnp.exp(copy.log_attention_BS)
     match_BMS = sequence_match(start.slot_codes_BST, codes_BMT).astype(jnp.float32)
+    # "highest": by default an accelerator may round these probabilities to bfloat16 or TF32.
     matched = jnp.einsum("bs,bms->bm", attention, match_BMS, precision="highest")
     logp_BM = mix(copy, generated_logp_BMT.sum(-1), matched)
     ecpm = self.value_logits(start, last_BVD, codes_BMT[:, :valued])
@@ -313,10 +338,10 @@ class GR4AD(nn.Module):
   def _states(
     self, start: Start, codes_BMT: jax.Array, valued: int, train: bool
   ) -> tuple[list[jax.Array], jax.Array]:
-    """States of the T levels, [B, D] of the first and [B, M, D] of the others, and of the eCPM
-    token, [B, valued, D].
+    """States of the T levels, and those of the eCPM token, [B, valued, D].
 
-    The first level has seen no code, so a request computes it once for all of its sequences.
+    The first level has seen no code, so a request computes it once for all of its sequences: its
+    state is [B, D]. Those of the other levels are [B, M, D].
     """
     B, M, T = codes_BMT.shape
 
@@ -325,13 +350,17 @@ class GR4AD(nn.Module):
       return self.decoder(m_B1TD, tokens_BMTD, start.context, train=train, caches=caches)
 
     bos_B11D = jnp.broadcast_to(self.bos.astype(self.dtype), (B, 1, 1, self.config.width))
+    # The code of level t is what level t + 1 reads: tokens 0 to T - 1 belong to levels 1 to T.
     tokens_BMTD = jnp.stack([self.embed(t, codes_BMT[..., t]) for t in range(T)], axis=2)
     first_B11D, caches = decode(0, bos_B11D, None)
+    # The one first level is what every sequence attends to: (B, 1, 1, H, d) -> (B, M, 1, H, d).
     caches = jax.tree.map(lambda x: jnp.broadcast_to(x, (B, M, *x.shape[2:])), caches)
     if valued == M:
       h_BMTD, _ = decode(1, tokens_BMTD, caches)
       last_BVD = h_BMTD[:, :, -1]
-    else:  # T is 2 or more
+    else:
+      # All M run through levels 1 to T - 1 (T is 2 or more), then the first `valued` of them
+      # through level T. Level T sees the levels before it by the caches.
       h_BMTD, caches = decode(1, tokens_BMTD[:, :, :-1], caches)
       last_BV1D, _ = decode(
         T, tokens_BMTD[:, :valued, -1:], jax.tree.map(lambda x: x[:, :valued], caches)
@@ -341,26 +370,33 @@ class GR4AD(nn.Module):
 
 
 def _skipped(start: Start, h: jax.Array) -> jax.Array:
-  """The decoder's states [B, ..., D] as the heads read them."""
+  """The decoder's states [B, ..., D] as the heads read them, with the user's state added."""
+  # (B, D) -> (B, 1, …, 1, D), as many axes as the states have.
   return h if start.skip_BD is None else h + start.skip_BD.reshape(len(h), *(1,) * (h.ndim - 2), -1)
 
 
 def _distinct(start: Start) -> jax.Array:
-  """[B, S] bool: slots of the history whose UA-SID no later slot of the history carries; ads can
-  share one.
+  """Slots of the history whose UA-SID no later slot of the history carries, [B, S] bool.
+
+  Two ads can share a UA-SID; of such slots the latest stands for all.
   """
+  # Row i, column j: slots i and j agree, and j is of the history. Above the diagonal j is later.
   same_BSS = sequence_match(start.slot_codes_BST, start.slot_codes_BST) & start.history_BS[:, None]
   return start.history_BS & ~jnp.triu(same_BSS, k=1).any(-1)
 
 
 def _latest(history_BS: jax.Array, number: int) -> jax.Array:
-  """[B, number] int32: the last slots where `history_BS` is true, -1 where there are fewer."""
+  """The last slots where `history_BS` is true, latest first; -1 where there are fewer: int32.
+
+  There are `number` of them, or S where that is less.
+  """
+  # The history stands in its slots oldest first, so the greatest positions are the latest ads.
   position = jnp.where(history_BS, jnp.arange(history_BS.shape[1]), -1)
   return jax.lax.top_k(position, min(number, history_BS.shape[1]))[0]
 
 
 def compute_dtype(config: ModelConfig):
-  """Matmul dtype: as asked, or bfloat16 where there is an accelerator."""
+  """The dtype of matrix products: as asked; 'auto' is bfloat16 where there is an accelerator."""
   if config.compute_dtype != "auto":
     return jnp.dtype(config.compute_dtype)
   return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)

@@ -1,5 +1,7 @@
-"""Which knobs are a model's to read. A model class names those that it reads in `reads`; see
-`zoo/registry.py`.
+"""Which knobs (settings of `sections.py`) are a model's to read.
+
+A model class names those that it reads in `reads`. The registry refuses a change of one that a
+model does not read (`zoo/registry.validate`), because nothing would come of it.
 """
 
 import dataclasses
@@ -12,9 +14,8 @@ def _names(section: type) -> frozenset[str]:
 
 
 LISTS = _names(PreferenceConfig)  # of the list objectives
-VALUE = frozenset(
-  {"ecpm_bins", "lambda_ecpm", "order", "value_power", "ecpm_beams"}
-)  # of an eCPM head
+# Of an eCPM head.
+VALUE = frozenset({"ecpm_bins", "lambda_ecpm", "order", "value_power", "ecpm_beams"})
 WEIGHTS = frozenset({"value_weight", "depth_weight", "user_weight"})  # of the targets in VSL
 BEAMS = frozenset({"beams", "precut", "quantize"})  # of beam search
 BIAS = frozenset({"history_bias", "history_bias_ads"})  # of the signed bias in log p of a UA-SID
@@ -24,10 +25,11 @@ ENCODER = frozenset({"encoder_layers", "encoder_dropout", "encoder_causal"})
 BESIDE = frozenset({"lambda_item", "item_weight", "guided"})  # of an item-level head beside UA-SIDs
 FEATURES = frozenset({"behavior_features"})  # of slots and users in a batch, beside their ads
 
-# --objective is refused by what `learns_lists` says. Knobs in no set here are the run's: every
-# model's run reads them. So the slots of neighbours and rising ads are, though some models read the
-# history's alone: rerankers and the reward model take their ads from the slots, whatever model
-# stands before them.
+# --objective is not among them: what a model says in `learns_lists` decides about it.
+#
+# Knobs in no set here are the run's, and every model's run reads them. The slots of neighbours and
+# of rising ads are such knobs, though some models read the history's slots alone: rerankers and the
+# reward model take their ads from the slots, whatever model stands before them.
 ALL = (
   (_names(ModelConfig) | _names(ObjectiveConfig)) - {"model", "objective"}
   | LISTS | VALUE | WEIGHTS | BEAMS | BIAS | HEAD | ENCODER | BESIDE | FEATURES | {"remat"}
@@ -39,7 +41,7 @@ ABSENT = {
   "lambda_mtp": 0, "lambda_item": 0, "item_weight": 0, "guided": False, "value_weight": "none",
   "depth_weight": 0, "behavior_features": False,
 }  # fmt: skip
-"""Values that say "no such part".
+"""Values that say "no such part", by knob.
 
-They are true of a model that has none, and so allowed although it does not read them.
+They are true of a model that lacks the part, and so are allowed although it does not read them.
 """

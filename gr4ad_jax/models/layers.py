@@ -1,6 +1,7 @@
 """Plain functions and thin modules that every model here is made of.
 
-Activations flow in the compute dtype; parameters are float32.
+Activations flow in the compute dtype (--compute_dtype), parameters are float32. What is summed over
+many numbers, such as a norm or a softmax, is summed in float32.
 """
 
 import functools
@@ -11,12 +12,15 @@ import jax.numpy as jnp
 
 from gr4ad_jax.models import quantized
 
-NEG = -1e9  # a masked logit: far below any real one, and finite, so that gradients stay finite
+# A masked logit: far below any real one, so that its exp is 0. It is finite: where all logits of a
+# softmax are masked, -inf - -inf would be NaN, and so would the gradients.
+NEG = -1e9
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-  """Root-mean-square norm over the last axis, taken in float32 (bf16 squares lose small
-  activations).
+  """Root-mean-square norm over the last axis: x / √(mean x² + ε) · scale, in the dtype of x.
+
+  It is taken in float32, since squares in bfloat16 lose small activations.
   """
   x32 = x.astype(jnp.float32)
   x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
@@ -25,16 +29,20 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-  """An einsum of two arrays of one dtype, float32; its gradients are products of that dtype.
+  """An einsum of two arrays of one dtype that is summed to float32.
 
-  Left to itself the gradient is a product of a float32 cotangent with, say, a bfloat16 operand,
-  which an accelerator computes at float32's pace. The cotangent is rounded instead, as that of
+  Its gradients are products in the dtype of the operands. Left to itself, a gradient would be the
+  product of a float32 cotangent (the gradient of what comes out) with, say, a bfloat16 operand, and
+  an accelerator computes that at the pace of float32. So the cotangent is rounded first, as that of
   every other product is.
 
   Args:
     spec: as `jnp.einsum` takes it, with `->`.
     x: first operand.
     y: second operand.
+
+  Returns:
+    float32, of the shape that `spec` says.
   """
   return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
@@ -46,6 +54,8 @@ def _product_forward(spec, x, y):
 def _product_backward(spec, operands, cotangent):
   x, y = operands
   cotangent = cotangent.astype(x.dtype)
+  # An einsum is linear in each operand, so its gradient is its transpose, with the other one held.
+  # The einsums here give the operands' dtype, and so take a cotangent of that dtype.
   (dx,) = jax.linear_transpose(lambda x: jnp.einsum(spec, x, y), x)(cotangent)
   (dy,) = jax.linear_transpose(lambda y: jnp.einsum(spec, x, y), y)(cotangent)
   return dx, dy
@@ -55,24 +65,27 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Array) -> jax.Array:
-  """Grouped-query attention.
+  """Grouped-query attention: H / G query heads share one head of keys and values.
 
   Args:
     q_BQHd: queries; H is a multiple of G.
     k_BSGd: keys.
     v_BSGd: values.
-    mask: boolean, broadcasts to [B, Q, S]; False hides a key.
+    mask: boolean with three axes that broadcast to [B, Q, S]; False hides a key. A query that sees
+      no key gets the mean of all values.
 
   Returns:
-    [B, Q, H·d].
+    [B, Q, H · d], in the dtype of the values.
   """
   B, Q, H, d = q_BQHd.shape
   G = k_BSGd.shape[2]
+  # Heads that share a group stand side by side: head h reads group h // (H / G).
   q = q_BQHd.reshape(B, Q, G, H // G, d)
   logits = product("bqghd,bsgd->bghqs", q, k_BSGd) / jnp.sqrt(d).astype(jnp.float32)
   logits = jnp.where(mask[:, None, None], logits, NEG)  # (B, 1, 1, Q, S)
-  # Softmax in f32: bf16 sums drift over long contexts. Dividing after the product saves a pass over
-  # [Q, S].
+  # A softmax in float32: bfloat16 sums drift over long contexts. The greatest logit is taken off
+  # so that exp cannot overflow. It cancels in read / total, so its gradient is 0 and is not
+  # computed. Dividing after the product with the values saves a pass over [Q, S].
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
   total_BQGH1 = jnp.einsum("bghqs->bqgh", weights)[..., None]
   read = product("bghqs,bsgd->bqghd", weights.astype(v_BSGd.dtype), v_BSGd)
@@ -80,14 +93,16 @@ def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Ar
 
 
 class Linear(nn.Module):
-  """A linear map of the last axis, flattened to one 2-D matmul (3-D ones are slow on CPU).
+  """A linear map of the last axis, [..., in] -> [..., features].
+
+  All leading axes are flattened to one, because a 2-D product is faster on CPU than a 3-D one.
 
   Attributes:
     features: output width.
     axes: logical names of the kernel's two axes (parallel/mesh.py).
     bias: add a bias.
-    out_dtype: dtype of what comes out, bias added; None: the input's. Logits ask for float32: the
-      matmul sums in it anyway, and a bfloat16 logit of 8 has steps of 1/16.
+    out_dtype: dtype of what comes out, with the bias; None: that of the input. Logits ask for
+      float32: the product is summed in it anyway, and a bfloat16 logit of 8 has steps of 1/16.
   """
 
   features: int
@@ -102,6 +117,7 @@ class Linear(nn.Module):
     )
     kernel = self.param("kernel", init, (x.shape[-1], self.features))
     flat = x.reshape(-1, x.shape[-1])
+    # Scales exist where `quantized.quantize` has made the kernel a low-precision one: for search.
     if self.has_variable("scales", "kernel"):
       scale_F = self.get_variable("scales", "kernel")
       out = quantized.matmul(flat, kernel, scale_F, self.out_dtype or x.dtype)
@@ -110,17 +126,17 @@ class Linear(nn.Module):
     else:
       out = product("ni,io->no", flat, kernel.astype(x.dtype)).astype(self.out_dtype)
     if self.bias:
+      # The bias is cut over devices as the kernel's output is.
       init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
       out += self.param("bias", init, (self.features,)).astype(out.dtype)
     return out.reshape(*x.shape[:-1], self.features)
 
 
 class Dropout(nn.Module):
-  """`nn.Dropout` for masks of full size, with a quarter of its random bits: they took a quarter of
-  SASRec's step.
+  """`nn.Dropout` for masks as large as the input, with a quarter of its random bits.
 
-  An element takes a byte of them, so the rate is the nearest multiple of 1/256; what is kept is
-  scaled by that, and the mean stays.
+  Drawing those bits took a quarter of SASRec's step. An element takes one byte of them here, so the
+  rate is the nearest multiple of 1/256. What is kept is scaled by that rate, so the mean stays.
 
   Attributes:
     rate: share that is dropped, below 1 - 1/512.
@@ -137,13 +153,15 @@ class Dropout(nn.Module):
     if deterministic or not dropped:
       return x
     *axes, D = x.shape
+    # ⌈D / 4⌉ words of 32 bits become (..., ⌈D / 4⌉, 4) bytes, then (..., D); a rest is cut off.
     words = jax.random.bits(self.make_rng("dropout"), (*axes, -(-D // 4)), jnp.uint32)
     bytes_ = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*axes, -1)[..., :D]
+    # A byte is evenly 0 to 255, so `dropped` of its 256 values are below `dropped`.
     return jnp.where(bytes_ >= dropped, x * jnp.asarray(256 / (256 - dropped), x.dtype), 0)
 
 
 class RMSNorm(nn.Module):
-  """`rms_norm` with its learned scale."""
+  """`rms_norm` with a learned scale, one number for each of the last axis."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -156,12 +174,17 @@ class RMSNorm(nn.Module):
 
 
 class GatedFFN(nn.Module):
-  """W_o [ silu(W_g x) * W_u x ]: the gated feed-forward of docs/design/method.md §2.2."""
+  """W_o [ silu(W_g x) ⊙ W_u x ]: the gated feed-forward of docs/design/method.md §2.2.
+
+  Attributes:
+    hidden: width between the two maps.
+  """
 
   hidden: int
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    # W_g and W_u as one product.
     gate_up = Linear(2 * self.hidden, name="in_proj")(x)
     gate, up = jnp.split(gate_up, 2, axis=-1)
     return Linear(x.shape[-1], ("mlp", "embed"), name="out_proj")(nn.silu(gate) * up)

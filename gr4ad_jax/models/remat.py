@@ -1,4 +1,8 @@
-"""Rematerialisation: what is kept for the backward pass, and what that pass computes again."""
+"""Rematerialisation: memory for time in the backward pass.
+
+The backward pass needs values of the forward pass. They can be kept, or computed again from the
+inputs of the part of the model that made them (--remat).
+"""
 
 from collections.abc import Callable
 
@@ -7,14 +11,14 @@ import jax
 
 POLICIES = {
   "none": None,
-  # Weights' products are 2-D here (`layers.Linear`), attention's are batched: the latter are as
-  # large and cheaper.
+  # Products with weights are 2-D here (`layers.Linear`), those of attention have batch axes. The
+  # latter are as large and cheaper to compute, so they are the ones that are made again.
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
-"""--remat -> what may be kept of a part of the model beside its inputs.
+"""Name (--remat) -> what may be kept of a part of the model beside its inputs.
 
-none: all of it, whatever the part computes.
+'none' is no policy: all that the backward pass needs is kept.
 """
 
 
@@ -24,7 +28,7 @@ def rematerialized(part: Callable, policy: str, static_argnums: tuple[int, ...] 
   Args:
     part: a module class, or a function whose first argument is a module.
     policy: a name of POLICIES.
-    static_argnums: arguments that are no arrays, the module counted as 0.
+    static_argnums: which arguments of its call are no arrays, by number. The module itself is 0.
   """
   if policy == "none":
     return part
@@ -32,10 +36,11 @@ def rematerialized(part: Callable, policy: str, static_argnums: tuple[int, ...] 
 
 
 def compiler_options(policy: str) -> dict[str, str]:
-  """What XLA must be told for a policy to save memory.
+  """What XLA must be told for a policy to save memory, as JAX's `compiler_options`.
 
-  On CPU it takes the barriers between what is computed once and what is computed again away before
-  it orders the operations, and then keeps both alive. Accelerators need nothing.
+  A barrier separates what is computed once from what is computed again. On CPU, XLA takes these
+  barriers away before it orders the operations, and then keeps both alive. The option leaves that
+  pass out. Accelerators need nothing.
   """
   needed = policy != "none" and jax.default_backend() == "cpu"
   return {"xla_disable_hlo_passes": "cse_barrier_expander"} if needed else {}
