@@ -1,0 +1,1 @@
+"""Finding in an aerial image what a sentence names: data, training, metrics and use."""
