@@ -10,7 +10,8 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _OPTIONAL = (
   "tensorflow_datasets", "array_record", "grain", "wordllama", "pandas", "pyarrow", "matplotlib",
   "tensorboardX", "sentence_transformers", "fastapi", "uvicorn", "starlette", "pydantic",
-  "prometheus_client", "httpx", "torch", "transformers", "lightgbm", "apache_beam",
+  "prometheus_client", "httpx", "PIL", "pycocotools", "safetensors", "tokenizers",
+  "torch", "transformers", "lightgbm", "apache_beam",
 )  # fmt: skip
 _BLOCK = f"""
 import sys
@@ -35,7 +36,8 @@ def _modules() -> list[str]:
     for file in files
   ]
   served = tuple(f"gr4ad_jax.serving.{name}" for name in ("app", "connections", "schemas"))
-  extras = ("gr4ad_jax.data.builders", *served)  # of `data` and `serve`
+  builders = ("gr4ad_jax.data.builders", "gr4ad_jax.segmentation.builders")
+  extras = (*builders, *served)  # of `data` and `serve`
   return [name for name in names if not name.startswith(extras)]
 
 
