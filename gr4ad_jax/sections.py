@@ -79,8 +79,8 @@ class SidConfig:
   encoder: str = knob(
     "wordllama",
     (
-      "Text encoder: 'wordllama', a sentence-transformers folder, or .npy/.parquet vectors of the "
-      "ads in table order."
+      "Text encoder: 'wordllama', a folder of a BERT or another sentence-transformers model, or "
+      ".npy/.parquet vectors of the ads in table order."
     ),
   )
   codebooks: tuple[int, ...] = knob(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax.data import schema
+from gr4ad_jax.models.btdnet import sentence_encoder
 from gr4ad_jax.sid import templates as forms
 
 CHUNK = 8192  # rows checked at once
@@ -46,8 +47,9 @@ def unit_rows(
   Args:
     ads: the ads.
     encoder: "wordllama"; a .npy file, [N, D] in table order; a .parquet file with `ad_id` and
-      `vector` columns, matched by ad (without `ad_id`: in table order); or a folder that holds a
-      sentence-transformers model.
+      `vector` columns, matched by ad (without `ad_id`: in table order); a folder with a BERT's
+      model.safetensors, config.json and vocab.txt, which is run here; or a folder with another
+      sentence-transformers model, which needs that package.
     templates: ad form -> clauses of its text.
 
   Returns:
@@ -73,7 +75,7 @@ def unit_rows(
   elif encoder.endswith(".parquet"):
     vectors_ND, source = _parquet_file(encoder, ads), encoder
   elif os.path.isdir(encoder):
-    vectors_ND, source = _sentence_transformer(forms.verbalise(ads, templates), encoder), encoder
+    vectors_ND, source = _model_folder(forms.verbalise(ads, templates), encoder), encoder
   else:
     raise schema.DataError(f"{encoder}: vectors are read from .npy or .parquet")
   vectors_ND = np.asanyarray(vectors_ND)
@@ -114,8 +116,15 @@ def _wordllama_model() -> Any:
   return wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
 
 
-def _sentence_transformer(texts: list[str], folder: str) -> np.ndarray:
+def _model_folder(texts: list[str], folder: str) -> np.ndarray:
+  if sentence_encoder.is_model(folder):
+    return _bert(folder)(texts)
   return _sentence_model(folder).encode(texts, show_progress_bar=False)
+
+
+@functools.lru_cache(maxsize=1)  # as for wordllama
+def _bert(folder: str) -> sentence_encoder.SentenceEncoder:
+  return sentence_encoder.SentenceEncoder(folder)
 
 
 @functools.lru_cache(maxsize=1)
