@@ -1,5 +1,6 @@
-"""Content vectors of ads: from text by a frozen encoder, or precomputed by any model of the
-user's.
+"""Content vectors of ads: from text by a frozen encoder, or made before by any model.
+
+*Frozen* says that the encoder is not trained here. Training begins with the tower, on top of it.
 """
 
 import functools
@@ -17,9 +18,7 @@ CHUNK = 8192  # rows checked at once
 
 
 class UnitRows:
-  """Vectors [N, D], scaled to length 1 for the rows asked for; a memory-mapped file stays on
-  disk.
-  """
+  """Vectors [N, D], scaled to length 1 when rows are asked for. So a mapped file stays on disk."""
 
   def __init__(self, vectors_ND: np.ndarray):
     self.shape = vectors_ND.shape
@@ -27,13 +26,14 @@ class UnitRows:
 
   def __getitem__(self, rows: Any) -> np.ndarray:
     vectors_ND = np.asarray(self._vectors[rows], np.float32)
+    # 1e-12: a row of zeros stays one.
     return vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
 
 
 def encode(
   ads: schema.AdTable, encoder: str, templates: Mapping[str, tuple[str, ...]] = forms.TEMPLATES
 ) -> np.ndarray:
-  """Unit vectors of N ads, [N, D] float32, all in memory; see `unit_rows`."""
+  """Unit vectors of N ads, [N, D] float32, all in memory. `unit_rows` says from where."""
   return unit_rows(ads, encoder, templates)[:]
 
 
@@ -46,21 +46,21 @@ def unit_rows(
 
   Args:
     ads: the ads.
-    encoder: "wordllama"; a .npy file, [N, D] in table order; a .parquet file with `ad_id` and
-      `vector` columns, matched by ad (without `ad_id`: in table order); a folder with a BERT's
-      model.safetensors, config.json and vocab.txt, which is run here; or a folder with another
+    encoder: one of five. "wordllama". A .npy file, [N, D] in table order. A .parquet file with the
+      columns `ad_id` and `vector`, matched by ad; without `ad_id` in table order. A folder with a
+      BERT's model.safetensors, config.json and vocab.txt, which is run here. A folder with another
       sentence-transformers model, which needs that package.
     templates: ad form -> clauses of its text.
 
   Returns:
-    Rows of length 1, float32; an ad without any text keeps a zero vector. Those of a .npy file are
-    read when asked for.
+    Rows of length 1, float32. An ad whose vector is zero, as one without any text, keeps it. Those
+    of a .npy file are read when asked for.
 
   Raises:
-    schema.DataError: vectors of the wrong shape, not finite, or missing for an ad; rows are counted
+    schema.DataError: vectors of the wrong shape, not finite, or missing for an ad. Rows are counted
       from 1.
     FileNotFoundError: there is no such file or folder.
-    ImportError: the encoder's package is not installed; names the extra.
+    ImportError: the encoder's package is not installed. The message names what to install.
   """
   if ads.vectors is not None:
     vectors_ND, source = ads.vectors, "ads.vectors"
@@ -78,12 +78,13 @@ def unit_rows(
     vectors_ND, source = _model_folder(forms.verbalise(ads, templates), encoder), encoder
   else:
     raise schema.DataError(f"{encoder}: vectors are read from .npy or .parquet")
-  vectors_ND = np.asanyarray(vectors_ND)
+  vectors_ND = np.asanyarray(vectors_ND)  # leaves a memory-mapped file what it is
   _check(vectors_ND, ads, source)
   return UnitRows(vectors_ND)
 
 
 def _check(vectors_ND: np.ndarray, ads: schema.AdTable, source: str) -> None:
+  """Raises DataError for vectors of another shape or type, or with numbers that are not finite."""
   if vectors_ND.ndim != 2 or vectors_ND.shape[0] != len(ads) or not vectors_ND.shape[1]:
     raise schema.DataError(
       f"{source}: vectors have shape {vectors_ND.shape}; [{len(ads)}, D] is needed, a row per ad"
@@ -91,6 +92,7 @@ def _check(vectors_ND: np.ndarray, ads: schema.AdTable, source: str) -> None:
   if vectors_ND.dtype.kind not in "fiu":
     raise schema.DataError(f"{source}: vectors have dtype {vectors_ND.dtype}; numbers are needed")
   for at in range(0, len(vectors_ND), CHUNK):
+    # As float32, in which they are used: a greater number of float64 is infinite there.
     bad = at + np.flatnonzero(
       ~np.isfinite(vectors_ND[at : at + CHUNK].astype(np.float32)).all(axis=1)
     )
@@ -110,13 +112,13 @@ def _wordllama_model() -> Any:
     import wordllama
   except ImportError as error:
     raise ImportError("wordllama is missing: pip install 'gr4ad_jax[text]'") from error
-  folder = os.path.dirname(
-    wordllama.__file__
-  )  # the 256-wide table ships in the wheel: nothing is downloaded
+  # The 256-wide table ships in the wheel: nothing is downloaded.
+  folder = os.path.dirname(wordllama.__file__)
   return wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
 
 
 def _model_folder(texts: list[str], folder: str) -> np.ndarray:
+  """A BERT is run here; any other sentence-transformers model by its own package."""
   if sentence_encoder.is_model(folder):
     return _bert(folder)(texts)
   return _sentence_model(folder).encode(texts, show_progress_bar=False)
@@ -135,7 +137,7 @@ def _sentence_model(folder: str) -> Any:
     raise ImportError(
       "sentence_transformers is missing: pip install sentence-transformers"
     ) from error
-  return SentenceTransformer(folder, local_files_only=True)
+  return SentenceTransformer(folder, local_files_only=True)  # a folder of the user's, no download
 
 
 def _numpy_file(path: str) -> np.ndarray:
@@ -154,6 +156,7 @@ def _parquet_file(path: str, ads: schema.AdTable) -> np.ndarray:
   if "vector" not in table.column_names:
     raise schema.DataError(f"{path}: no column 'vector' (it has {', '.join(table.column_names)})")
   rows = table.column("vector").to_pylist()
+  # Checked row by row: NumPy would only say that the rows are ragged, not which one is.
   width = len(rows[0]) if rows and rows[0] is not None else 0
   for row, vector in enumerate(rows):
     if vector is None or len(vector) != width or None in vector:

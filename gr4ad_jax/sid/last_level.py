@@ -1,5 +1,6 @@
-"""The last code of a UA-SID: a hash of business features, and where ads go whose prefix has no
-code left.
+"""The last code of a UA-SID: a hash of business features (docs/design/method.md §1.2).
+
+It also decides where ads go whose *prefix*, the codes before the last, has no code left.
 """
 
 import hashlib
@@ -9,8 +10,8 @@ import numpy as np
 
 from gr4ad_jax.data import schema
 
-# UA-SIDs that are taken: all of them, [N, T], or a function from the codes before the last to those
-# taken as the last.
+# UA-SIDs that are taken. Either all of them, [N, T]; or a function that says for a prefix which
+# last codes are taken under it.
 Existing = np.ndarray | Callable[[tuple[int, ...]], Set[int]]
 Prefix = tuple[int, ...]
 
@@ -25,14 +26,14 @@ def complete(
 ) -> np.ndarray:
   """Completes prefixes by a hash of business features (ad, account, conversion type).
 
-  "hash" keeps the hash. "probe" walks from it to the first code that is free in the prefix, round
-  the end; ads are served in the order of a hash of their id, so the order of the table does not
-  matter. Ads whose prefix is full come
-  last: each moves to the nearest prefix with a free code, which shares as many first codes with its
-    own as it can, so
-  no other ad's codes change. Only where no code is left at all, or without `nearby`, an ad keeps
-  its prefix and its
-  hash: a collision.
+  "hash" keeps the hash. "probe" walks from it to the first code that is free in the prefix; after
+  the last code it goes on at 0. Ads are served in the order of a hash of their id, so the order of
+  the table does not matter.
+
+  Ads whose prefix is full come last. Each moves to a prefix with a free code: one that shares as
+  many first codes with its own as can be, and of those the nearest. No other ad's codes change.
+  Where no code is left at all, or without `nearby`, an ad keeps its prefix and its hash, and shares
+  its UA-SID.
 
   Args:
     ads: N ads.
@@ -40,8 +41,8 @@ def complete(
     size: codes of the last level.
     mode: "hash" or "probe".
     existing: UA-SIDs that are taken.
-    nearby: the [V_t, D] centroids of the levels before, and the [D] vector of an ad by its row,
-      asked for where the ad's prefix is full; None: ads never move.
+    nearby: the [V_t, D] centroids of the levels before, and a function from an ad's row to its [D]
+      vector. It is asked where the ad's prefix is full. None: ads never move.
 
   Returns:
     [N, T] int32.
@@ -50,6 +51,7 @@ def complete(
     ValueError: existing codes of another number of levels.
   """
   taken = _taken(existing, prefix_NP.shape[1] + 1)
+  # Joined by the unit separator: the fields "a", "bc" must not read like "ab", "c".
   keys = [
     "\x1f".join(map(str, key))
     for key in zip(ads.ad_id, ads.account_id, ads.conversion_type, strict=True)
@@ -59,10 +61,12 @@ def complete(
     prefix_NP = prefix_NP.copy()
     used = _Used(taken, size)
     crowded = []
+    # Ids of one hash, or one id twice, go by the whole key.
     for row in sorted(
       range(len(ads)), key=lambda row: (stable_hash(str(ads.ad_id[row])), keys[row])
     ):
       prefix = tuple(prefix_NP[row].tolist())
+      # Later, not at once: who moves must not take a code from an ad whose own prefix this is.
       if used.is_full(prefix):
         crowded.append(row)
       else:
@@ -80,7 +84,7 @@ def complete(
 
 
 class _Used:
-  """The last codes that are taken, by prefix; a prefix is looked up once."""
+  """The last codes that are taken, by prefix. A prefix is looked up once and then kept."""
 
   def __init__(self, taken: Callable[[Prefix], Set[int]], size: int):
     self._taken = taken
@@ -97,7 +101,7 @@ class _Used:
     return len(self._of(prefix)) >= self._size
 
   def take(self, prefix: Prefix, wanted: int) -> int:
-    """Takes the first free code from the wanted one on, round the end; the prefix is not full."""
+    """Takes the first free code from the wanted one on, round the end. The prefix must have one."""
     used = self._of(prefix)
     code = next(
       code for offset in range(self._size) if (code := (wanted + offset) % self._size) not in used
@@ -107,7 +111,11 @@ class _Used:
 
 
 class _OpenPrefixes:
-  """Looks for prefixes with a free last code. A node that was found full is never entered again."""
+  """Looks for prefixes with a free last code.
+
+  Codes are only ever taken, so a node that was found full is never entered again. That keeps a
+  search among many full prefixes short.
+  """
 
   def __init__(self, centroids: Sequence[np.ndarray], used: _Used):
     self._centroids = centroids
@@ -115,9 +123,11 @@ class _OpenPrefixes:
     self._full: dict[Prefix, np.ndarray] = {}  # node -> which of its children have no code left
 
   def nearest(self, vector_D: np.ndarray, home: Prefix) -> Prefix | None:
-    """The open prefix that shares most first codes with `home`, then at each level the nearest;
-    None: there is none.
+    """The open prefix that shares most first codes with `home`; None where no prefix is open.
+
+    Where the codes part, each level takes the nearest centroid that leads to an open prefix.
     """
+    # What is left of the vector at each depth along `home`: [D] for depths 0 … T - 1.
     residuals = [vector_D]
     for code, table_CD in zip(home, self._centroids, strict=True):
       residuals.append(residuals[-1] - table_CD[code])
@@ -128,6 +138,7 @@ class _OpenPrefixes:
     return None
 
   def _below(self, node: Prefix, residual_D: np.ndarray) -> Prefix | None:
+    """The first open prefix below a node, nearest children first; None where all are full."""
     level = len(node)
     if level == len(self._centroids):
       return None if self._used.is_full(node) else node
@@ -136,9 +147,7 @@ class _OpenPrefixes:
     gap_CD = table_CD - residual_D
     squared_C = np.einsum("cd,cd->c", gap_CD, gap_CD)
     while not full_C.all():
-      code = int(
-        np.argmin(np.where(full_C, np.inf, squared_C))
-      )  # of equal distances the lowest code
+      code = int(np.argmin(np.where(full_C, np.inf, squared_C)))  # of equal ones the lowest code
       found = self._below((*node, code), residual_D - table_CD[code])
       if found is not None:
         return found
@@ -160,5 +169,5 @@ def _taken(existing: Existing | None, levels: int) -> Callable[[Prefix], Set[int
 
 
 def stable_hash(text: str) -> int:
-  """64-bit hash that is the same in every process."""
+  """64-bit hash that is the same in every process, which Python's `hash` of text is not."""
   return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -7,13 +7,13 @@ import numpy as np
 
 
 def flat(params: dict) -> dict[str, np.ndarray]:
-  """Nested parameters by slash-joined name."""
+  """Nested parameters, as flax keeps them, by slash-joined name: {"hidden/kernel": …}."""
   leaves = jax.tree_util.tree_flatten_with_path(params)[0]
   return {"/".join(part.key for part in path): leaf for path, leaf in leaves}
 
 
 def nested(params: dict[str, np.ndarray]) -> dict:
-  """What `flat` took apart; names of a module and a leaf."""
+  """What `flat` took apart. Names must have two parts, a module and a leaf."""
   found: dict = {}
   for name, leaf in params.items():
     module, leaf_name = name.split("/")
@@ -24,9 +24,15 @@ def nested(params: dict[str, np.ndarray]) -> dict:
 def content_width(
   params: dict[str, np.ndarray], reader: str, shapes_of: Callable[[int], dict]
 ) -> int:
-  """Width of the vectors that a saved network's layer `reader` takes; 0 where its parameters are
-  not those it needs.
+  """Width of the vectors that a saved network takes; 0 where its parameters are not whole.
+
+  Args:
+    params: by slash-joined name, as read from a file.
+    reader: the layer that reads the vectors.
+    shapes_of: names and shapes that a network for vectors of a width must have.
   """
+  # A kernel is [in, out], so the first axis is the vectors' width. It is only believed where all
+  # other shapes follow from it.
   kernel = params.get(f"{reader}/kernel", np.zeros(0))
   if not kernel.size or {name: value.shape for name, value in params.items()} != shapes_of(
     len(kernel)

@@ -1,5 +1,7 @@
-"""How good a tokenizer is: the codes (collisions, use, balance) and the vectors (item-to-item
-recall).
+"""How good a tokenizer is: its codes and its vectors (docs/design/evaluation.md).
+
+Of the codes it tells collisions, use and balance. A *collision* is a UA-SID that several ads share.
+Of the vectors it tells *item-to-item recall*: how many of an ad's neighbours are near it.
 """
 
 import dataclasses
@@ -25,10 +27,13 @@ def code_quality(codes_NT: np.ndarray, codebooks: tuple[int, ...]) -> dict:
     codebooks: codes a level.
 
   Returns:
-    items_per_sid (ads over distinct UA-SIDs), collision_rate (share of ads whose UA-SID is not
-    theirs alone), utilisation (distinct UA-SIDs over the product of the codebooks), most_in_prefix
-    (ads of the fullest prefix), and by level the entropy in bits, the perplexity, the codes used
-    and the largest code's ads over the mean of the codebook.
+    A dict of
+    items_per_sid: ads over distinct UA-SIDs;
+    collision_rate: share of ads whose UA-SID is not theirs alone;
+    utilisation: distinct UA-SIDs over the product of the codebooks;
+    most_in_prefix: ads of the fullest prefix, all levels but the last;
+    levels: of each its codes, those used, entropy in bits, perplexity, and the ads of the largest
+    code over the mean of the codebook.
   """
   num_ads = len(codes_NT)
   _, size = np.unique(codes_NT, axis=0, return_counts=True)
@@ -36,8 +41,8 @@ def code_quality(codes_NT: np.ndarray, codebooks: tuple[int, ...]) -> dict:
   levels = []
   for code_N, codebook in zip(codes_NT.T, codebooks, strict=True):
     count = np.bincount(code_N, minlength=codebook)
-    share = count[count > 0] / num_ads
-    entropy = float(-(share * np.log2(share)).sum()) + 0.0
+    share = count[count > 0] / num_ads  # without zeros, as 0 · log 0 would be NaN
+    entropy = float(-(share * np.log2(share)).sum()) + 0.0  # of one code -0.0, which reads oddly
     levels.append(
       {
         "codes": int(codebook),
@@ -57,7 +62,7 @@ def code_quality(codes_NT: np.ndarray, codebooks: tuple[int, ...]) -> dict:
 
 
 def sharing(index: SidIndex, mode: str) -> str | None:
-  """A line on the ads that share their UA-SID, and why; None where none does.
+  """A line on the ads that share their UA-SID, and why they do; None where none does.
 
   Args:
     index: the ads' UA-SIDs.
@@ -90,24 +95,24 @@ def item_recall(
 ) -> dict[str, float]:
   """Item-to-item recall of vectors against neighbours.
 
-  For a query ad i with at least one true neighbour, all other ads are ranked by dot product, its
-  known neighbours left out; recall@K = true neighbours among the first K / min(K, true neighbours),
-  averaged over queries.
+  An ad with at least one true neighbour is a *query*. All other ads but its known neighbours are
+  ranked by their dot product with it. recall@K is the number of true neighbours among the first K,
+  over min(K, number of true neighbours). It is averaged over queries.
 
   Args:
     vectors_ND: unit vectors.
     truth: the neighbours to be found.
-    known: neighbours that were trained on and are no candidates; none by default.
-    queries: ad rows to ask for; all by default.
+    known: neighbours that were trained on, and are no candidates. None by default.
+    queries: ad rows to ask for. All by default.
 
   Returns:
-    {"recall@1": …, "recall@5": …, "recall@10": …, "queries": count}; recalls are NaN without a
+    {"recall@1": …, "recall@5": …, "recall@10": …, "queries": count}. Recalls are NaN without a
     query.
   """
   queries = np.arange(len(vectors_ND)) if queries is None else queries
   queries = queries[(truth.ads_NK[queries] >= 0).any(axis=1)]
   hits = {cut: [] for cut in CUTS}
-  for at in range(0, len(queries), 1024):
+  for at in range(0, len(queries), 1024):  # a [1024, N] product is held at once
     asked = queries[at : at + 1024]
     score = vectors_ND[asked] @ vectors_ND.T
     score[np.arange(len(asked)), asked] = -np.inf
@@ -117,6 +122,7 @@ def item_recall(
     best = np.concatenate(
       [_best(score[part : part + PART], max(CUTS)) for part in range(0, len(asked), PART)]
     )
+    # (Q, 10, 1) == (Q, 1, K) -> (Q, 10): the -1 that pads neighbours is no ad.
     found = (best[:, :, None] == truth.ads_NK[asked][:, None, :]).any(axis=2)
     wanted = (truth.ads_NK[asked] >= 0).sum(axis=1)
     for cut in CUTS:
@@ -129,24 +135,27 @@ def item_recall(
 
 
 def _best(score_QN: np.ndarray, most: int) -> np.ndarray:
-  """The `most` ads of the highest scores of each query, best first, equal ones by row: [Q,
-  min(most, N)].
+  """The `most` ads of the highest scores of each query, best first, equal ones by row.
 
-  Found by partition, in time of N. Where more ads share the last score than there are places, the
-  first rows have them.
+  They are found by partition, in time that grows with N and not with N log N. Where more ads share
+  the last score than there are places, the first rows have them.
+
+  Returns:
+    [Q, min(most, N)] ad rows.
   """
   most = min(most, score_QN.shape[1])
   cut = score_QN.shape[1] - most
   last_Q1 = np.partition(score_QN, cut, axis=1)[:, cut, None]  # the lowest score that is kept
   keep_QN = score_QN >= last_Q1
+  # Queries with too many ads of that score: those above it stay, then ties fill up from row 0.
   crowded = np.flatnonzero(np.count_nonzero(keep_QN, axis=1) > most)
   above_QN = score_QN[crowded] > last_Q1[crowded]
   places_Q1 = most - np.count_nonzero(above_QN, axis=1, keepdims=True)
   tie_QN = keep_QN[crowded] & ~above_QN
   keep_QN[crowded] = above_QN | (tie_QN & (np.cumsum(tie_QN, axis=1) <= places_Q1))
-  ad_QK = np.nonzero(keep_QN)[1].reshape(
-    len(score_QN), most
-  )  # ascending, so that the stable sort keeps ties by row
+  # Each row has `most` now, so the flat list is a rectangle. It ascends, so that the stable sort
+  # keeps ties by row.
+  ad_QK = np.nonzero(keep_QN)[1].reshape(len(score_QN), most)
   order_QK = np.argsort(-np.take_along_axis(score_QN, ad_QK, axis=1), axis=1, kind="stable")
   return np.take_along_axis(ad_QK, order_QK, axis=1)
 
@@ -160,15 +169,17 @@ def quality_report(
   unseen: bool = True,
   told: swing.Told | None = None,
 ) -> dict:
-  """Everything that is reported of a tokenizer; JSON-able.
+  """Everything that is reported of a tokenizer, as values that JSON takes.
 
   Item-to-item recall asks for the Swing pairs that the tower was not trained on
   (`tokenizer.HELD_OUT`). A query's own trained neighbours are no candidates, for trained and
-  content vectors alike; ads that only list the query as theirs stay, as distractors. The two ads of
-  a held-out pair were seen in other pairs. The `unseen` figure is stricter: a second tower of the
-  same settings never meets a tenth of the ads, neither as anchor, positive nor negative; those ask
-  for all their neighbours among all ads. All vectors are held in memory, and each ad that asks
-  meets all others.
+  content vectors alike. Ads that only list the query as theirs stay, as distractors.
+
+  The two ads of a held-out pair were seen in other pairs. The `unseen` figure is stricter: a second
+  tower of the same settings never meets a tenth of the ads, neither as anchor, positive nor
+  negative. Those ask for all their neighbours among all ads.
+
+  All vectors are held in memory, and each ad that asks meets all others.
 
   Args:
     fitted: the tokenizer.
@@ -179,9 +190,9 @@ def quality_report(
     told: hears how far Swing is, which is fitted anew.
 
   Returns:
-    {"ads", "codebooks", "last_level", "codes": {"hash", "probe"}, "item_recall": {"content",
-    "trained"} or None without a query, "unseen_ads": the same, "moved_by_balance": share of ads
-    whose first code is not the nearest}.
+    A dict of "ads", "codebooks" and "last_level"; "codes": {"hash", "probe"}, as `code_quality`
+    gives them; "item_recall": {"content", "trained"}, or None without a query; "unseen_ads":
+    likewise; "moved_by_balance": share of ads whose first code is not the nearest.
 
   Raises:
     schema.DataError: bad vectors, as in `encoders.encode`.
@@ -190,6 +201,7 @@ def quality_report(
   text_ND = encoders.encode(ads, config.encoder)
   vectors_ND = fitted.embed(ads)
   neighbors = tokenizer.co_occurrence(events, len(ads), config, fitted.seed, told)
+  # Share and seed are those of `tokenizer.fit`, so this is the very split that the tower had.
   pairs, held_out = neighbors.split(tokenizer.HELD_OUT, fitted.seed)
   prefix_NP = codes_NT[:, :-1]
   codes = {

@@ -1,5 +1,6 @@
-"""Points [N, D] that outgrow a device or the memory, step by step over a mesh: their nearest
-centroids, their sums.
+"""Points [N, D] that outgrow a device or the memory: their nearest centroids, their sums.
+
+They are read step by step, and each step is computed on all devices of a mesh.
 """
 
 import functools
@@ -14,7 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr4ad_jax.parallel import mesh as mesh_lib
 
-TILE = 512  # points whose distances to all centroids are held at once: [C, TILE]
+# Points whose distances to all centroids are held at once, [C, TILE]. Results depend on it by
+# rounding, so it is the same for all devices and catalogues.
+TILE = 512
 STEP = 16 * TILE  # points a device is given at once, at most
 BLOCK = 16  # centroids whose least distance is found first; C is padded to a multiple
 _NOWHERE = 2**31 - 1  # cluster of a row that only pads: beyond all, so its sum is dropped
@@ -23,9 +26,7 @@ ROWS, WHOLE = PartitionSpec(mesh_lib.AXES), PartitionSpec()
 
 
 class Sliceable(Protocol):
-  """What is needed of points: an array, a memory-mapped one, or a view that computes the rows
-  asked for.
-  """
+  """What is needed of points: an array, in memory or mapped, or a view that computes its rows."""
 
   shape: tuple[int, ...]
 
@@ -34,12 +35,15 @@ class Sliceable(Protocol):
 
 
 class Rows:
-  """Points cut by rows over all devices of a mesh, read from where they lie once a pass and never
-  kept.
+  """Points cut by rows over all devices of a mesh.
+
+  They are read from where they lie, once a pass, and never kept. What several processes share they
+  must ask for together: every method but `chunks` and `mine` is a collective operation there.
 
   A device computes in tiles of `TILE` rows, and each process' rows are tiled from its first. So a
-  row's distances do not depend on the number of devices, to the bit; nor on the number of processes
-  where all but the last bring a multiple of `TILE` rows (else only by rounding).
+  row's distances do not depend on the number of devices, to the bit. Nor do they depend on the
+  number of processes where all but the last bring a multiple of `TILE` rows; else they do by
+  rounding.
 
   Attributes:
     num: N, over all processes.
@@ -51,20 +55,20 @@ class Rows:
     """Takes the rows of this process.
 
     Args:
-      local_ND: [n, D]; process p of the mesh brings the p-th run of the N rows.
-      mesh: devices to compute on, of all processes or of this one alone; None: all of this process.
+      local_ND: [n, D]. Process p of the mesh brings the p-th run of the N rows.
+      mesh: devices to compute on, of all processes or of this one alone. None: all of this process.
     """
     self._local = local_ND
     self._mesh = mesh_lib.make_mesh(devices=jax.local_devices()) if mesh is None else mesh
     self._devices = len(self._mesh.local_devices)
-    self._shared = self._devices < self._mesh.size
+    self._shared = self._devices < self._mesh.size  # some devices are of other processes
     size_P = self._each(np.int32(local_ND.shape[0]))
     self.num, self.width = int(size_P.sum()), int(local_ND.shape[1])
     self.begin = int(size_P[: jax.process_index()].sum()) if self._shared else 0
     self._end = self.begin + int(local_ND.shape[0])
 
   def _each(self, value: np.ndarray) -> np.ndarray:
-    """A value of every process, [P, ...]; int32 or float32."""
+    """A value of every process, [P, ...]; int32 or float32, as JAX would cut others down."""
     return (
       np.asarray(multihost_utils.process_allgather(value))
       if self._shared
@@ -82,11 +86,13 @@ class Rows:
 
   def take(self, numbers: np.ndarray) -> np.ndarray:
     """[K, D] float32 rows by number, on every process."""
+    # Read in ascending order, as `Sliceable` asks; each row goes to the place it was asked for at.
     order = np.argsort(numbers, kind="stable")
     mine = order[(numbers[order] >= self.begin) & (numbers[order] < self._end)]
     rows_KD = np.zeros((len(numbers), self.width), np.float32)
     if len(mine):
       rows_KD[mine] = self._local[numbers[mine] - self.begin]
+    # A row is zeros on all processes but its own, so the sum is exact.
     return self._each(rows_KD).sum(axis=0) if self._shared else rows_KD
 
   def mine(self, value_N: np.ndarray) -> np.ndarray:
@@ -97,6 +103,7 @@ class Rows:
     """Arrays of every process, one after the other, on every process."""
     if not self._shared:
       return value_n
+    # The collective takes equal shapes: all are padded to the longest, then cut.
     size_P = self._each(np.int32(len(value_n)))
     padded = np.zeros((size_P.max(), *value_n.shape[1:]), value_n.dtype)
     padded[: len(value_n)] = value_n
@@ -111,21 +118,24 @@ class Rows:
     return int(((among >= self.begin) & (among < self._end)).sum())
 
   def _steps(self, among: np.ndarray | None) -> Iterator[tuple[np.ndarray | slice, int, jax.Array]]:
-    """(positions here, rows that count, [devices * rows, D] on the devices); every process takes as
-    many steps.
+    """Parts of the rows, each on the devices. Every process takes the same number of steps.
 
     Args:
-      among: numbers of the rows to visit, ascending; None: all.
+      among: numbers of the rows to visit, ascending. None: all.
+
+    Yields:
+      The positions of the part in this process' points; how many rows of it count, as the rest only
+      pads; and the [devices * rows, D] array of all processes.
     """
     here = (
       None if among is None else among[(among >= self.begin) & (among < self._end)] - self.begin
     )
     count = self._count(among)
+    # Of all processes, so that none waits in a step that another does not take.
     most = int(self._each(np.int32(count)).max())
     tiles = -(-most // (TILE * self._devices))
-    rows = (
-      min(STEP, TILE << max(tiles - 1, 0).bit_length()) * self._devices
-    )  # few shapes, so few compilations
+    # A power of two of tiles a device: few shapes, so few compilations.
+    rows = min(STEP, TILE << max(tiles - 1, 0).bit_length()) * self._devices
     for at in range(0, most, rows):
       size = max(0, min(rows, count - at))
       where = slice(at, at + size) if here is None else here[at : at + size]
@@ -135,6 +145,7 @@ class Rows:
       yield where, size, self._put(padded)
 
   def _put(self, value: np.ndarray) -> jax.Array:
+    """This process' rows, as its part of one array cut over the whole mesh."""
     size = len(value) // self._devices * self._mesh.size
     sharding = NamedSharding(self._mesh, ROWS)
     return jax.make_array_from_process_local_data(sharding, value, (size, *value.shape[1:]))
@@ -156,13 +167,13 @@ class Rows:
 
     Args:
       centroids: [C, D] float32 centroids, shipped here, or what `ship` made of them.
-      candidates: R, how many; those beyond the open ones are infinitely far, and name no centroid.
-      open_C: which centroids count; None: all.
-      among: numbers of the M rows to ask for, ascending; None: all.
+      candidates: R, how many. Those beyond the open ones are infinitely far, and name no centroid.
+      open_C: which centroids count. None: all.
+      among: numbers of the M rows to ask for, ascending. None: all.
       told: called with the number of rows done, of all processes.
 
     Returns:
-      [M, R] int32 centroids, nearest first; [M, R] float32 squared distances; on every process.
+      [M, R] int32 centroids, nearest first, and [M, R] float32 squared distances, on every process.
     """
     shipped = centroids if isinstance(centroids, Shipped) else self.ship(centroids)
     arguments = shipped.centroids_CD, _whole_on(self._mesh, _open(shipped.half_C, open_C))
@@ -170,11 +181,8 @@ class Rows:
     run = _nearest_on(self._mesh, candidates)
     shape = (self._count(among), candidates)
     found = np.empty(shape, np.int32), np.empty(shape, np.float32)
-    waiting, done, filled = (
-      None,
-      0,
-      0,
-    )  # one step waits: the next rows are read while the devices work
+    # One step's answer waits: the next rows are read while the devices work.
+    waiting, done, filled = None, 0, 0
     for _, size, x_BD in self._steps(among):
       if told:
         told(min(done, self.num))
@@ -187,13 +195,15 @@ class Rows:
     return tuple(self._gather(part) for part in found)
 
   def sums(self, cluster_N: np.ndarray, num_clusters: int, unit_D: np.ndarray) -> np.ndarray:
-    """Sum of the rows of each cluster, in whole units: exact, so the same in any order and on any
-    number of devices.
+    """Sum of the rows of each cluster, in whole units.
+
+    Whole numbers are added exactly. So the sums are the same in any order and on any number of
+    devices.
 
     Args:
       cluster_N: cluster of each row, of all processes.
       num_clusters: C.
-      unit_D: powers of two; values are rounded to multiples of them, and no sum may exceed 2^31 - 1
+      unit_D: powers of two. Values are rounded to multiples of them, and no sum may exceed 2^31 - 1
         of them.
 
     Returns:
@@ -213,7 +223,7 @@ class Rows:
 
 
 class Residual:
-  """Points less the centroids of their clusters, computed for the rows asked for."""
+  """Points less the centroids of their clusters, computed when rows are asked for."""
 
   def __init__(self, points_ND: Sliceable, centroids_CD: np.ndarray, cluster_N: np.ndarray):
     self.shape = points_ND.shape
@@ -228,8 +238,8 @@ class Shipped(NamedTuple):
 
   Attributes:
     centroids_CD: on the devices.
-    half_C: half their squared lengths, infinite for what only pads; on the host, where clusters are
-      closed.
+    half_C: half their squared lengths, infinite for what only pads. They stay on the host, where
+      clusters are closed (`_open`).
   """
 
   centroids_CD: jax.Array
@@ -248,16 +258,17 @@ def nearest(
   """The nearest centroids of each point, on one device of this process, `STEP` points at a time.
 
   Args:
-    points_ND: points; few cost little, they are padded to a power of two alone.
-    centroids: [C, D] centroids, or what `ship` made of them: worth it where there are many calls.
-    candidates: R, how many; at most C.
+    points_ND: points. Few cost little, as they are only padded to a power of two.
+    centroids: [C, D] centroids, or what `ship` made of them, which pays where there are many calls.
+    candidates: R, how many, at most C.
 
   Returns:
-    [N, R] int32 clusters, nearest first, ties by number where R is 1; [N, R] float32 squared
-    distances.
+    [N, R] int32 clusters, nearest first, and [N, R] float32 squared distances. Where R is 1, the
+    lowest of equally near clusters is taken.
   """
   shipped = centroids if isinstance(centroids, Shipped) else ship(centroids)
   arguments = shipped.centroids_CD, jax.device_put(shipped.half_C)
+  # Arrays of no rows, so that no point at all is answered with the right shapes.
   clusters, distances = (
     [np.zeros((0, candidates), np.int32)],
     [np.zeros((0, candidates), np.float32)],
@@ -273,8 +284,9 @@ def nearest(
 
 
 def _padded(centroids_CD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Centroids and half their squared lengths, of a multiple of `BLOCK`; what only pads is
-  infinitely long.
+  """Centroids and half their squared lengths, padded to a multiple of `BLOCK`.
+
+  What only pads counts as infinitely long, so it is nearest to nothing.
   """
   num = len(centroids_CD)
   half_C = np.full(-(-num // BLOCK) * BLOCK, np.inf, np.float32)
@@ -304,25 +316,28 @@ def _nearest_of_step(x_BD: jax.Array, centroids_CD: jax.Array, half_C: jax.Array
 
 
 def _nearest_of_tile(centroids_CD: jax.Array, half_C: jax.Array, candidates: int, x_TD: jax.Array):
-  """A top R over C, by blocks where C is large: no block but those of the R least minima can
-  hold one of the R.
+  """The R nearest centroids of T points, with squared distances, both [T, R].
+
+  Where C is large, the search is by blocks of centroids. No block but those of the R least minima
+  can hold one of the R nearest.
   """
   C, T = len(half_C), len(x_TD)
-  product_CT = jnp.matmul(
-    centroids_CD, x_TD.T, precision=jax.lax.Precision.HIGHEST
-  )  # TF32 would not tell them apart
-  score_CT = half_C[:, None] - product_CT  # (|x - c|² - |x|²) / 2
+  # In full float32: TF32, the default of some accelerators, would not tell near centroids apart.
+  product_CT = jnp.matmul(centroids_CD, x_TD.T, precision=jax.lax.Precision.HIGHEST)
+  # (C, 1) - (C, T) -> (C, T): (|x - c|² - |x|²) / 2, as |x|² is the same for all c.
+  score_CT = half_C[:, None] - product_CT
   if C < 4 * BLOCK * candidates:
     least, at_TR = jax.lax.top_k(-score_CT.T, candidates)
   else:
-    minimum_PT = score_CT.reshape(C // BLOCK, BLOCK, T).min(
-      axis=1
-    )  # points last: a minimum of whole vectors on a CPU
+    # (P, BLOCK, T) -> (P, T). Points last: on a CPU that is a minimum of whole vectors.
+    minimum_PT = score_CT.reshape(C // BLOCK, BLOCK, T).min(axis=1)
     _, block_TR = jax.lax.top_k(-minimum_PT.T, candidates)
+    # (T, R, 1) + (BLOCK,) -> (T, R·BLOCK): the centroids of the blocks that are kept.
     kept_TK = (block_TR[:, :, None] * BLOCK + jnp.arange(BLOCK)).reshape(T, candidates * BLOCK)
     score_TK = score_CT.at[kept_TK, jnp.arange(T)[:, None]].get(mode="promise_in_bounds")
     least, slot = jax.lax.top_k(-score_TK, candidates)
     at_TR = jnp.take_along_axis(kept_TK, slot, axis=1, mode="promise_in_bounds")
+  # `least` is the negated score. Of a point upon its centroid rounding may leave less than 0.
   squared = (x_TD * x_TD).sum(axis=1, keepdims=True) - 2 * least
   return at_TR.astype(jnp.int32), jnp.maximum(squared, 0)
 
@@ -343,6 +358,7 @@ def _nearest_on(mesh: Mesh, candidates: int):
 @functools.lru_cache(maxsize=4)
 def _sums_on(mesh: Mesh):
   def run(total_1CD, x_BD, cluster_B, units_D):
+    # Times a power of two is exact, so only `round` rounds. "drop" passes over `_NOWHERE`.
     whole_BD = jnp.round(x_BD * units_D).astype(jnp.int32)
     return total_1CD.at[0, cluster_B].add(whole_BD, mode="drop")
 
@@ -351,6 +367,7 @@ def _sums_on(mesh: Mesh):
 
 
 def _zeros_on(mesh: Mesh, num_clusters: int, width: int) -> jax.Array:
+  """Sums of each device, [devices, C, D], cut so that each has its own; added up at the end."""
   shape = (mesh.size, num_clusters, width)
   return jnp.zeros(shape, jnp.int32, device=NamedSharding(mesh, ROWS))
 
@@ -361,9 +378,8 @@ def _total_on(mesh: Mesh):
 
 
 def _take(found: tuple[np.ndarray, ...], at: int, size: int, answer: tuple[jax.Array, ...]) -> None:
-  """Writes the first rows of those that lie on this process' devices into `found`, from row
-  `at`.
-  """
+  """Writes the first `size` rows that lie on this process' devices into `found`, from row `at`."""
+  # Shards come in any order; their place in the whole array is the order of the rows.
   for to, value in zip(found, answer, strict=True):
     shards = sorted(value.addressable_shards, key=lambda shard: shard.index[0].start or 0)
     to[at : at + size] = np.concatenate([np.asarray(shard.data) for shard in shards])[:size]

@@ -1,10 +1,12 @@
-"""RQ-VAE: an autoencoder whose latent vector is a sum of codes, one a level, in place of residual
-k-means.
+"""RQ-VAE: an autoencoder whose latent vector is a sum of codes, one from each level.
 
-Zeghidour et al., "SoundStream", 2021; as a tokenizer of items: Rajput et al., "Recommender Systems
-with Generative Retrieval", NeurIPS 2023 (TIGER). Codes start as k-means centroids of the first
-latents, and a code that no ad of a hundred steps came near starts anew, so that codebooks do not
-collapse; but not in the last hundred, which settle.
+It may take the place of residual k-means. The idea is of Zeghidour et al., "SoundStream", 2021. As
+a tokenizer of items it stands in Rajput et al., "Recommender Systems with Generative Retrieval",
+NeurIPS 2023 (TIGER).
+
+A codebook *collapses* when few of its codes are used. Two things are done against that. Codes start
+as k-means centroids of the first latents. And a code that was the nearest of no ad for a hundred
+steps starts anew. In the last hundred steps none does, so that all can settle.
 """
 
 import dataclasses
@@ -48,8 +50,7 @@ class Mlp(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-  """The trained encoder: vectors -> latents, whose residual codes are those of the k-means
-  tokenizer's vectors.
+  """The trained encoder: vectors -> latents. The tokenizer codes these as it else codes vectors.
 
   Attributes:
     params: of `Mlp`, by slash-joined name, float32.
@@ -67,8 +68,11 @@ class Encoder:
 
 
 def expected_shapes(width: int, content: int) -> dict[str, tuple[int, ...]]:
-  """Name and shape of each parameter of an encoder of vectors so wide; lets a saved one be
-  checked.
+  """Name and shape of each parameter of an encoder, so that a saved one can be checked.
+
+  Args:
+    width: of its latents.
+    content: width of the vectors that it takes.
   """
   init = Mlp(hidden_width(content), width).init
   params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, content)))["params"]
@@ -84,9 +88,10 @@ class Quantized(NamedTuple):
   """N latents as sums of codes.
 
   Attributes:
-    loss_N: float32 losses of the levels: |sg(r) - e|² + COMMITMENT · |r - sg(e)|² of residual r and
-      code e.
-    coded_ND: the sums; their gradient is that of the latents (straight through).
+    loss_N: float32, summed over levels: |sg(r) - e|² + COMMITMENT · |r - sg(e)|² of residual r and
+      code e. sg stops the gradient: the first term moves the code, the second the latent.
+    coded_ND: the sums. Their gradient is passed on to the latents as it is (*straight through*), as
+      the choice of a code has none.
     numbers: of the codes, [N] int32 a level.
     residuals: what each level had to code, [N, D] a level.
   """
@@ -98,7 +103,7 @@ class Quantized(NamedTuple):
 
 
 def quantize(z_ND: jax.Array, codes: list[jax.Array]) -> Quantized:
-  """Residual quantisation, nearest code at each level.
+  """Residual quantisation, by the nearest code at each level (docs/design/method.md §1.2).
 
   Args:
     z_ND: latents.
@@ -112,13 +117,16 @@ def quantize(z_ND: jax.Array, codes: list[jax.Array]) -> Quantized:
     [],
   )
   for table in codes:
+    # (C,) - (N, C) -> (N, C): |r - e|² less |r|², which is the same for all codes of a row.
     number = jnp.argmin((table * table).sum(axis=1) - 2 * residual @ table.T, axis=1)
     code = table[number]
     numbers.append(number)
     residuals.append(residual)
     loss += jnp.square(jax.lax.stop_gradient(residual) - code).sum(axis=1)
     loss += COMMITMENT * jnp.square(residual - jax.lax.stop_gradient(code)).sum(axis=1)
+    # The next level's loss shall not move this level's code.
     residual, total = residual - jax.lax.stop_gradient(code), total + code
+  # The value is `total`, the gradient that of z.
   return Quantized(loss, z_ND + jax.lax.stop_gradient(total - z_ND), numbers, residuals)
 
 
@@ -131,16 +139,17 @@ def fit(
   seed: int,
   log: logging.Logger | None = None,
 ) -> tuple[Encoder, tuple[np.ndarray, ...]]:
-  """Trains encoder, codebooks and decoder with Adam on squared errors, in units of the vectors'
-  variance.
+  """Trains encoder, codebooks and decoder with Adam on squared errors.
+
+  Errors are in units of the vectors' variance: who always guesses the mean makes an error of 1.
 
   Args:
     x_ND: [N, D] vectors of the ads.
     codebooks: codes of each quantised level.
     width: of the latent.
-    steps: optimiser steps, a batch of `BATCH` vectors each.
-    seed: of initialisation and batches; the same seed gives the same codes.
-    log: told the errors now and then.
+    steps: optimiser steps, with a batch of at most `BATCH` vectors each.
+    seed: of initialisation and batches. The same seed gives the same codes.
+    log: is told the errors now and then.
 
   Returns:
     The encoder, and one [C_t, width] float32 codebook a level.
@@ -150,6 +159,7 @@ def fit(
   """
   x_ND = jnp.asarray(x_ND, jnp.float32)
   N, D = x_ND.shape
+  # 0 where all vectors are equal: then 1, so that nothing is divided by 0.
   scale = float(jnp.square(x_ND - x_ND.mean(axis=0)).sum(axis=1).mean()) or 1.0
   encoder, decoder = Mlp(hidden_width(D), width), Mlp(hidden_width(D), D)
   first, second = jax.random.split(jax.random.key(seed))
@@ -161,15 +171,15 @@ def fit(
   residual = np.asarray(
     encoder.apply({"params": params["encoder"]}, x_ND[rng.permutation(N)[: 16 * BATCH]])
   )
+  # Codes start where the untrained encoder puts a sample of ads, level by level of what is left.
   params["codes"] = []
   for level, size in enumerate(codebooks):
     centroids_CD, number = kmeans.balanced_kmeans(residual, size, iterations=5, seed=seed + level)
     residual = residual - centroids_CD[number]
     params["codes"].append(jnp.asarray(centroids_CD))
   state = params, _optimiser(steps).init(params)
-  used = [
-    jnp.zeros(size, bool) for size in codebooks
-  ]  # codes that an ad came near since the last restart
+  # Codes that were the nearest of some ad since the last restart.
+  used = [jnp.zeros(size, bool) for size in codebooks]
   for number in range(steps):
     rows = rng.integers(N, size=min(BATCH, N))
     state, used, (rebuilt, quantised), coded = _train_step(
@@ -184,7 +194,7 @@ def fit(
         float(quantised),
       )
     if number % RESTART == RESTART - 1 and number < steps - RESTART:
-      params, opt_state = state
+      params, opt_state = state  # of a code that starts anew Adam keeps the moments
       orders = [rng.permutation(len(rows)) for _ in codebooks]
       params["codes"], used = _restarted(params["codes"], used, coded.residuals, orders)
       state = params, opt_state
@@ -198,8 +208,11 @@ def _optimiser(steps: int) -> optax.GradientTransformation:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def _train_step(width, steps, scale, state, used, x_BD):
-  """One step: state; which codes were used; the reconstruction's and the levels' errors; the
-  batch's codes.
+  """One step.
+
+  Returns:
+    The state, which codes were used, the errors of the reconstruction and of the levels, and the
+    batch's codes.
   """
   params, opt_state = state
   D = x_BD.shape[1]
@@ -220,15 +233,21 @@ def _train_step(width, steps, scale, state, used, x_BD):
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _restarted(codes, used, residuals, orders):
-  """Codebooks whose unused codes are residuals of the last batch, in a given order; and codes
-  marked as unused.
+  """Codebooks whose unused codes are residuals of the last batch, and codes all marked as unused.
 
-  Shapes do not depend on how many codes are unused, so one program serves all restarts, and nothing
+  Shapes do not depend on how many codes are unused. So one program serves all restarts, and nothing
   comes to the host.
+
+  Args:
+    codes: a [C, D] codebook a level.
+    used: [C] bool a level.
+    residuals: [B, D] a level.
+    orders: permutations of the B rows, one a level: which residual goes first.
   """
   fresh = []
   for table_CD, used_C, residual_BD, order_B in zip(codes, used, residuals, orders, strict=True):
-    nth_C = jnp.cumsum(~used_C) - 1  # an unused code's number among the unused ones
+    # An unused code's number among the unused ones. What stands at a used code is not looked at.
+    nth_C = jnp.cumsum(~used_C) - 1
     new_CD = residual_BD[order_B[nth_C % len(order_B)]]  # more codes than residuals: these repeat
     fresh.append(jnp.where(used_C[:, None], table_CD, new_CD))
   return fresh, [jnp.zeros_like(used_C) for used_C in used]

@@ -1,28 +1,28 @@
-"""Swing: which ads are taken together, from the training events alone (Yang et al.,
-arXiv:2010.05525).
+"""Swing: which ads are taken together, from the training events alone.
 
-  sim(i, j) = Σ w_u w_v / (α + |I_u ∩ I_v|) over ordered pairs u ≠ v of users that took i and j, w_u
-  = 1 / √|I_u|
+The similarity is that of Yang et al., arXiv:2010.05525 (docs/design/method.md §1.1):
 
-A "user" is one visit here. Where no visit holds two ads, as in a log of reviews, the users are the
-log's own.
+  sim(i, j) = Σ w_u w_v / (α + |I_u ∩ I_v|), over ordered pairs u ≠ v of users that took i and j
+
+I_u are the ads that u took, and w_u = 1 / √|I_u|. A "user" is one visit here. Where no visit holds
+two ads, as in a log of reviews, the users are the log's own.
 
 Four rules bound the work. Below the caps the result is exact, and it depends neither on memory nor
 on workers.
-1. Of a visit of more than `max_items_per_user` ads, those of the lowest `priority` count; |I_u| is
-  of those.
+1. Of a visit of more than `max_items_per_user` ads, those of the lowest `priority` count. |I_u| is
+   of those.
 2. An ad of more than `max_users_per_item` visits is judged by those of the lowest `priority`.
 3. Two ads are neighbours where at least `min_support` of the visits by which the one is judged hold
-  the other.
-4. The `neighbors` most similar stay; those that are equal in float32 go by ad row.
+   the other.
+4. The `neighbors` most similar stay. Those that are equal in float32 go by ad row.
 
 `memory_mb` bounds the working memory of all workers together. Beside it stand the columns, the
 result, 4 bytes for each pair of visit and ad before the cap on visits and 4 for each after it, 32
-bytes a visit and 100 an ad. Blocks of ads are
-sized by the ads of their visits. What is never cut: in each worker a single ad, of 160 bytes for
-  each ad of each visit
-by which it is judged; and while events are sorted, the largest visit and the most popular ad, of 40
-bytes an event.
+bytes a visit and 100 an ad. Blocks of ads are sized by the ads of their visits.
+
+Two things are never cut, whatever they take. In each worker it is a single ad, with 160 bytes for
+each ad of each visit by which it is judged. While events are sorted, it is the largest visit and
+the most popular ad, with 40 bytes an event.
 """
 
 import concurrent.futures
@@ -69,7 +69,7 @@ class Neighbors:
   similarity_NK: np.ndarray
 
   def save(self, path: str, made: dict[str, float]) -> None:
-    """Writes an .npz file, with the settings that made it, under a temporary name first."""
+    """Writes an .npz file with the settings that made it, under a temporary name first."""
     part = f"{path}.part.npz"
     np.savez(
       part, ads=self.ads_NK, similarity=self.similarity_NK, made=np.asarray(json.dumps(made))
@@ -82,7 +82,8 @@ class Neighbors:
 
     Raises:
       OSError: there is no such file.
-      DataError: it is another file, damaged, or made with other settings than those wanted.
+      DataError: it is another file, damaged, or made with other settings than those wanted. The
+        message names the flag.
     """
     try:
       with np.load(path, allow_pickle=False) as saved:
@@ -102,6 +103,8 @@ class Neighbors:
   def split(self, held_out: float, seed: int) -> tuple["Neighbors", "Neighbors"]:
     """Parts the unordered pairs in two at random: (i, j) and (j, i) always lie on the same side.
 
+    Else a pair that is held out would be learned from its other direction.
+
     Args:
       held_out: share of the pairs of the second part, in [0, 1].
       seed: seed of the draw.
@@ -110,6 +113,8 @@ class Neighbors:
       The neighbours to train on and those held out, each with the order of the whole kept.
     """
     ad = np.arange(len(self.ads_NK))[:, None]
+    # (N, 1) with (N, K) -> (N, K). One number for each unordered pair; `unique` makes them dense,
+    # so that one draw each is enough. Padding gets numbers too; `keep` passes it over.
     low, high = np.minimum(ad, self.ads_NK), np.maximum(ad, self.ads_NK)
     _, pair = np.unique(low.astype(np.int64) * len(self.ads_NK) + high, return_inverse=True)
     pair = pair.reshape(self.ads_NK.shape)
@@ -117,8 +122,10 @@ class Neighbors:
     return self.keep(~out_NK), self.keep(out_NK)
 
   def among(self, rows: np.ndarray) -> "Neighbors":
-    """The neighbours within a subset of ads, [R] ascending rows, renumbered by their place in
-    it.
+    """The neighbours within a subset of ads, renumbered by their place in it.
+
+    Args:
+      rows: [R] ascending rows of the subset.
     """
     place = np.full(len(self.ads_NK), -1, np.int32)
     place[rows] = np.arange(len(rows))
@@ -128,6 +135,7 @@ class Neighbors:
   def keep(self, mask_NK: np.ndarray) -> "Neighbors":
     """The neighbours where the mask holds, moved to the front of their row."""
     mask_NK = mask_NK & (self.ads_NK >= 0)
+    # False sorts before True. Stable, so those that stay keep their order, strongest first.
     order = np.argsort(~mask_NK, axis=1, kind="stable")
     ads_NK = np.take_along_axis(np.where(mask_NK, self.ads_NK, -1), order, axis=1)
     similarity_NK = np.take_along_axis(np.where(mask_NK, self.similarity_NK, 0), order, axis=1)
@@ -164,12 +172,13 @@ def fit_swing(
     num_ads: N.
     alpha: smoothing constant of the formula, 0 or more.
     neighbors: K.
-    max_users_per_item: cap on the visits of an ad, whose work grows with their square.
+    max_users_per_item: cap on the visits of an ad. Its work grows with their square.
     max_items_per_user: cap on the ads of a visit.
-    min_support: visits that two neighbours share; less than 2 is as 2.
+    min_support: visits that two neighbours share. Less than 2 is as 2, as a pair of visits is
+      needed.
     seed: seed of both samples.
     memory_mb: MiB of working memory, 16 or more (see the head).
-    workers: threads, one for each 64 MiB of memory at most; 0: one a core.
+    workers: threads, one for each 64 MiB of memory at most. 0: one a core.
     told: hears how far it is: events grouped by visit, ads of visits by ad, pairs of visits
       compared.
 
@@ -195,6 +204,8 @@ def fit_swing(
   share = memory // (2 * workers)  # half for entries, half for pairs
   found = _Filled(num_ads, neighbors)
 
+  # Threads, as NumPy lets go of the interpreter's lock in its long loops. Blocks are of distinct
+  # ads, so no two write the same rows.
   def work(low: int, high: int) -> None:
     found.take(
       swing_blocks.similar(
@@ -224,6 +235,7 @@ class _Filled:
 
   def take(self, cells: swing_blocks.Cells) -> None:
     """Keeps the most similar of each ad. Threads may take other ads at the same time."""
+    # A cell's rank is its column: cells of an ad come from the most similar on.
     rank = cells.rank()
     kept = rank < self.neighbors.ads_NK.shape[1]
     place = cells.ad_C[kept], rank[kept]
@@ -232,11 +244,10 @@ class _Filled:
 
 
 def _baskets(events: Columns, cap: int, seed: int, memory: int, told: Told | None) -> Groups:
-  """The distinct ads of each visit; of each user, where no visit holds two, as in a log of
-  reviews.
-  """
+  """The distinct ads of each visit; of each user, where no visit holds two."""
   for column in (events.request, events.user):
     baskets = group(
+      # `column` is bound here; else the lambda would read the loop's variable when it is called.
       lambda column=column: train_blocks(column, events.ad, events.split),
       cap,
       lambda basket, ads: priority(basket, ads, seed, OF_A_VISIT),
@@ -253,6 +264,7 @@ def _visits(baskets: Groups, cap: int, seed: int, memory: int, told: Told | None
   return group(
     baskets.blocks,
     cap,
+    # By the visit's number in the log, not by its row: a pipeline that sees parts has no rows.
     lambda ad, rows: priority(baskets.ids_G[rows], ad, seed, OF_AN_AD),
     memory,
     told and (lambda done, total: told(_TURNED, done, total)),
@@ -260,11 +272,12 @@ def _visits(baskets: Groups, cap: int, seed: int, memory: int, told: Told | None
 
 
 def _entries(baskets: Groups, visits: Groups) -> np.ndarray:
-  """Ads of the visits of each ad in all, int64, by row of `visits`."""
+  """How many ads the visits of each ad hold in all, int64, by row of `visits`."""
   size = baskets.sizes()
   parts = [np.zeros(0, np.int64)]
   for low, high in cuts(visits.sizes(), BLOCK):
     begin, end = visits.start[low], visits.start[high]
+    # Every ad has a visit, so no run of `reduceat` is empty: of an empty one it would give a value.
     parts.append(np.add.reduceat(size[visits.members_P[begin:end]], visits.start[low:high] - begin))
   return np.concatenate(parts)
 
@@ -272,9 +285,11 @@ def _entries(baskets: Groups, visits: Groups) -> np.ndarray:
 def _all(
   work, blocks: list[tuple[int, int]], visits: np.ndarray, workers: int, told: Told | None
 ) -> None:
-  """Works on all blocks, some at once; tells of the pairs of visits that are compared, by which
-  the work grows.
+  """Works on all blocks, some at once, and tells how far it is.
+
+  That is told in pairs of visits that are compared, as the work grows with those.
   """
+  # pairs[high] - pairs[low] are those of a block of ads.
   pairs = np.append(0, np.cumsum(visits * (visits - 1) // 2))
   done, total = 0, int(pairs[-1])
   if told:
@@ -287,6 +302,6 @@ def _all(
         done += int(waiting[block])
         if told:
           told(_COMPARED, done, total)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: else all blocks that wait would still be worked on
       pool.shutdown(cancel_futures=True)
       raise

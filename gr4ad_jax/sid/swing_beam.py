@@ -1,8 +1,8 @@
-"""Swing as an Apache Beam pipeline, for logs that one machine does not hold: the neighbours of
-`swing.fit_swing`.
+"""Swing as an Apache Beam pipeline, for logs that one machine does not hold.
 
-It reads the prepared events where they lie, a run of users at a time. A visit belongs to one user,
-so its ads need no shuffle; there is one, by ad, and before it each worker drops what the cap on
+It finds the very neighbours that `swing.fit_swing` finds. It reads the prepared events where they
+lie, a run of users at a time. A visit belongs to one user, so its ads need no *shuffle*, which
+sends data between workers. There is one shuffle, by ad. Before it each worker drops what the cap on
 visits would drop anyway.
 """
 
@@ -22,20 +22,18 @@ from gr4ad_jax.sid.swing_groups import Groups, priority
 _PAIRS = 1 << 22  # held in memory
 _USERS = 1000  # read at once
 
-Example = tuple[
-  int, np.ndarray, np.ndarray
-]  # a user's number; visit and ad of each of its training events
-Visit = tuple[
-  int, int, tuple[int, ...]
-]  # priority as Beam's signed integer, number, its ads in ascending order
+# A user's number; visit and ad of each of its training events.
+Example = tuple[int, np.ndarray, np.ndarray]
+# Its priority, number, and ads in ascending order. Beam keeps the smallest of these tuples, so the
+# priority stands first.
+Visit = tuple[int, int, tuple[int, ...]]
 Row = tuple[int, list[int], list[float]]  # an ad; its neighbours, strongest first; their similarity
 
 
 def run(
   folders: dict[str, str], config: SidConfig, seed: int, parts: str, options: Sequence[str] = ()
 ) -> swing.Neighbors:
-  """The neighbours of a prepared data set, by the settings; as `tokenizer.co_occurrence` gives
-  them.
+  """The neighbours of a prepared data set, as `tokenizer.co_occurrence` gives them.
 
   Args:
     folders: of the prepared parts (`prepare.prepared_folders`); all workers can read them.
@@ -65,6 +63,7 @@ def run(
 
 
 def _written(parts: str) -> Iterator[Row]:
+  """The rows that the workers wrote, one as JSON in each line of the files `rows*`."""
   for path in sorted(glob.glob(os.path.join(glob.escape(parts), "rows*"))):
     with open(path, encoding="utf-8") as lines:
       yield from map(json.loads, lines)
@@ -81,10 +80,12 @@ def read_examples(pipeline: Any, events_dir: str) -> Any:
   beam, tfds = optional("apache_beam", "beam"), optional("tensorflow_datasets")
   count = tfds.builder_from_directory(events_dir).info.splits["train"].num_examples
   ranges = [(begin, min(begin + _USERS, count)) for begin in range(0, count, _USERS)]
+  # Only the ranges are dealt out (`Reshuffle`); each worker then reads its own users from disk.
   return pipeline | beam.Create(ranges) | beam.Reshuffle() | beam.FlatMap(_read, events_dir)
 
 
 def _read(users: tuple[int, int], events_dir: str) -> Iterator[Example]:
+  """The examples of a run of users."""
   source = (
     optional("tensorflow_datasets").builder_from_directory(events_dir).as_data_source("train")
   )
@@ -103,8 +104,7 @@ def similar_ads(
   min_support: int = 2,
   seed: int = 0,
 ) -> Any:
-  """The neighbours of each ad that has any, a collection of `Row`; arguments and rules are those of
-  `swing.fit_swing`.
+  """The neighbours of each ad that has any, by the rules of `swing.fit_swing`.
 
   Args:
     examples: a collection of `Example`.
@@ -114,6 +114,9 @@ def similar_ads(
     max_items_per_user: cap on the ads of a visit.
     min_support: visits that two neighbours share.
     seed: seed of both samples.
+
+  Returns:
+    A collection of `Row`.
 
   Raises:
     ImportError: the `beam` extra is missing.
@@ -126,6 +129,8 @@ def similar_ads(
     max_users_per_item=max_users_per_item,
     max_items_per_user=max_items_per_user,
   )
+  # One number of the whole log goes to every worker: whether any visit holds two ads decides what
+  # a visit is.
   largest = examples | "largest of a user" >> beam.Map(_largest) | beam.CombineGlobally(_most)
   by_visit = beam.pvalue.AsSingleton(largest)
   return (
@@ -150,22 +155,20 @@ def _largest(example: Example) -> int:
 def _visits_of_ads(
   example: Example, largest: int, max_items: int, seed: int
 ) -> Iterator[tuple[int, Visit]]:
-  """Each ad of each visit with that visit; a user is one visit where no visit holds two ads."""
+  """Each ad of each visit with that visit. A user is one visit where no visit holds two ads."""
   user, visit, ad = example
   visit = visit if largest > 1 else np.full(len(ad), user)
   order = np.lexsort((ad, visit))
   visit, ad = visit[order], ad[order]
   begin = np.flatnonzero(np.append(True, visit[1:] != visit[:-1])[: len(visit)])
-  for number, ads in zip(
-    visit[begin].tolist(), np.split(ad, begin[1:]), strict=False
-  ):  # of no event a part of none
+  # Not strict: `np.split` makes one empty part of a user without events, and there is no visit.
+  for number, ads in zip(visit[begin].tolist(), np.split(ad, begin[1:]), strict=False):
     ads = np.unique(ads)
     if len(ads) > max_items:
       ads = np.sort(ads[np.argsort(priority(number, ads, seed, swing.OF_A_VISIT))[:max_items]])
     held = tuple(ads.tolist())
-    first = (priority(number, ads, seed, swing.OF_AN_AD) ^ np.uint64(1 << 63)).view(
-      np.int64
-    )  # in the same order
+    # Beam has signed integers only. With the highest bit turned round, the order stays the same.
+    first = (priority(number, ads, seed, swing.OF_AN_AD) ^ np.uint64(1 << 63)).view(np.int64)
     for row, of_ad in enumerate(held):
       yield of_ad, (int(first[row]), number, held)
 
@@ -175,10 +178,12 @@ def _row(
 ) -> Iterator[Row]:
   """The neighbours of an ad from its visits, where it has any."""
   ad, visits = of_ad
+  # By number, the order in which `fit_swing` adds up: the sums are the same to the bit.
   visits = sorted(visits, key=lambda visit: visit[1])
   ads, member = np.unique(np.concatenate([held for _, _, held in visits]), return_inverse=True)
   start = np.append(0, np.cumsum([len(held) for _, _, held in visits]))
   rows = np.arange(len(visits), dtype=np.int32)
+  # A catalogue of the ads of these visits alone, numbered from 0, in which the ad is `own`.
   own = np.searchsorted(ads, [ad]).astype(np.int32)
   cells = swing_blocks.similar(
     Groups(rows, start, member.astype(np.int32)), Groups(own, np.array([0, len(rows)]), rows), 0, 1,

@@ -1,12 +1,11 @@
-"""Swing of a block of ads at once, by array operations whose number does not grow with the ads of
-the block.
+"""Swing of a block of ads at once, by array operations whose number does not grow with the block.
 
-A *row* is a visit of an ad i; an *entry* of it is another ad j that the visit holds. In order of j,
-then of row, the
-entries of the visits that hold both i and j stand together: they are the *cell* (i, j). Each two
-  entries of a cell are
-a *pair*: two visits of i that share j. Pairs are walked twice: to count what the two visits share,
-  then to add it up.
+A *row* is a visit of an ad i. An *entry* of a row is another ad j that the visit holds. In order of
+j, then of row, the entries of the visits that hold both i and j stand together: they are the *cell*
+(i, j). Each two entries of a cell are a *pair*: two visits of i that share j.
+
+Pairs are walked twice. The first walk counts how many ads the two visits share, the second adds up
+the terms of the formula (docs/design/method.md §1.1).
 """
 
 import dataclasses
@@ -28,6 +27,7 @@ class Cells:
   def rank(self) -> np.ndarray:
     """[C] int64 place of each cell among those of its ad, from 0."""
     place = np.arange(len(self.ad_C))
+    # The running maximum is the place where the cell's ad began.
     first = np.append(True, self.ad_C[1:] != self.ad_C[:-1])[: len(place)]
     return place - np.maximum.accumulate(np.where(first, place, 0))
 
@@ -54,8 +54,8 @@ def similar(
 ) -> Cells:
   """Swing of a run of ads to all ads that their visits hold.
 
-  Every sum runs in the order of the visits, so the result does not depend on how ads and pairs are
-  cut.
+  Every sum runs in the order of the visits. So the result does not depend on how ads and pairs are
+  cut, to the bit.
 
   Args:
     baskets: the ads of each visit.
@@ -63,21 +63,21 @@ def similar(
     low: the first ad, as a row of `visits`.
     high: one past the last.
     alpha: smoothing constant.
-    min_support: cells of fewer visits are left out; 2 or more.
-    pairs_at_once: pairs held in memory; more where a single row has more.
+    min_support: cells of fewer visits are left out. It is 2 or more.
+    pairs_at_once: pairs held in memory. There are more where a single row has more.
   """
   visit_R = visits.members_P[visits.start[low] : visits.start[high]]
   count_A = visits.sizes(low, high)
   ad_R = np.repeat(visits.ids_G[low:high], count_A)
   size_R = baskets.start[visit_R + 1] - baskets.start[visit_R]
   entries = _entries(baskets, visit_R, size_R, ad_R)
-  after_R = (
-    np.repeat(np.cumsum(count_A), count_A) - np.arange(len(visit_R)) - 1
-  )  # later rows of the same ad
+  # Later rows of the same ad: where the ad's rows end, less the row's place.
+  after_R = np.repeat(np.cumsum(count_A), count_A) - np.arange(len(visit_R)) - 1
   sum_E = np.zeros(len(entries.row_E))
   for begin, end, chosen in _chunks(entries, after_R, pairs_at_once):
     sum_E[chosen] = _sums(entries, chosen, begin, after_R[begin:end], 1 / np.sqrt(size_R), alpha)
   size_C = np.diff(np.append(entries.first_C, len(sum_E)))
+  # Pairs are walked with v after u. The formula's are ordered, so each counts twice.
   swing_C = 2 * np.add.reduceat(sum_E, entries.first_C) if len(size_C) else np.zeros(0)
   found = np.flatnonzero((size_C >= min_support) & (swing_C > 0))
   at = entries.first_C[found]
@@ -85,7 +85,8 @@ def similar(
 
 
 def _entries(baskets: Groups, visit_R, size_R, ad_R) -> _Entries:
-  """The entries of the rows; the ad i itself, which each of its visits holds, is none."""
+  """The entries of the rows. The ad i itself, which each of its visits holds, is none."""
+  # All members of all visits as one gather: runs that begin at a visit's start.
   end_R = np.cumsum(size_R)
   row_E = np.repeat(np.arange(len(visit_R), dtype=np.int32), size_R)
   other_E = baskets.members_P[
@@ -93,9 +94,10 @@ def _entries(baskets: Groups, visit_R, size_R, ad_R) -> _Entries:
   ]
   others = other_E != ad_R[row_E]
   key_E = (other_E[others].astype(np.int64) << 32) | row_E[others]
-  key_E.sort()  # all differ, as a visit holds an ad once
+  key_E.sort()  # by ad j, then by row; all differ, as a visit holds an ad once
   row_E, other_E = (key_E & 0xFFFFFFFF).astype(np.int32), (key_E >> 32).astype(np.int32)
   ad_E = ad_R[row_E]
+  # Rows of one ad i stand together, so within one j a cell ends where i changes.
   new = np.append(True, (other_E[1:] != other_E[:-1]) | (ad_E[1:] != ad_E[:-1]))[: len(row_E)]
   first_C = np.flatnonzero(new)
   end_C = np.append(first_C[1:], len(row_E))[: len(first_C)]
@@ -106,10 +108,12 @@ def _entries(baskets: Groups, visit_R, size_R, ad_R) -> _Entries:
 def _chunks(
   entries: _Entries, after_R, pairs_at_once: int
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-  """Runs of rows (begin, end) of so many pairs, with the places of their entries that begin
-  pairs, most pairs first.
+  """Runs of rows (begin, end) of so many pairs, each with the places of its entries.
+
+  Only entries that have a later one in their cell are among them, those with most of these first.
   """
   pairs_R = np.bincount(entries.row_E, weights=entries.later_E, minlength=len(after_R))
+  # By the larger of two arrays that `_sums` makes: one a pair of entries, one a pair of rows.
   cut = list(cuts(np.maximum(pairs_R, after_R), pairs_at_once))
   for begin, end in cut:
     chosen = entries.later_E > 0
@@ -118,13 +122,12 @@ def _chunks(
     chosen = np.flatnonzero(chosen)
     later = entries.later_E[chosen]
     most = int(later.max(initial=0))
-    kind = np.uint16 if most < 2**16 else np.int64  # NumPy sorts 16 bits by radix
+    kind = np.uint16 if most < 2**16 else np.int64  # NumPy sorts 16 bits by radix, which is quick
     yield begin, end, chosen[np.argsort((most - later).astype(kind), kind="stable")]
 
 
 def _sums(entries: _Entries, chosen, begin: int, after_R, weight_R, alpha: float) -> np.ndarray:
-  """Σ over the later entries v of the same cell of w_u w_v / (α + |I_u ∩ I_v|), for chosen entries
-  u of a run of rows.
+  """For each chosen entry u, Σ w_u w_v / (α + |I_u ∩ I_v|) over the later entries v of its cell.
 
   Args:
     entries: E entries.
@@ -133,14 +136,17 @@ def _sums(entries: _Entries, chosen, begin: int, after_R, weight_R, alpha: float
     after_R: rows of the same ad after each row of the run.
     weight_R: w_u of all rows.
     alpha: smoothing constant.
+
+  Returns:
+    [P] float64.
   """
   row = entries.row_E[chosen]
   # Number of the pair of rows (u, v), v after u: those of a row stand together, in order of v.
   number = (np.cumsum(after_R) - after_R)[row - begin] - row - 1
   later = entries.later_E[chosen]
-  having = len(later) - np.searchsorted(
-    later[::-1], np.arange(1, later.max(initial=0) + 1)
-  )  # entries of d partners
+  # Entries with d partners or more, for d = 1, 2, …: as those with most come first, they are the
+  # first so many of `chosen`. Turn d pairs each of them with its d-th follower.
+  having = len(later) - np.searchsorted(later[::-1], np.arange(1, later.max(initial=0) + 1))
   ends = np.cumsum(having)
   pair = np.empty(int(later.sum()), np.int64)
   place = chosen.copy()
@@ -148,6 +154,7 @@ def _sums(entries: _Entries, chosen, begin: int, after_R, weight_R, alpha: float
     place[:count] += 1
     np.add(number[:count], entries.row_E[place[:count]], out=pair[end - count : end])
   shared = np.bincount(pair, minlength=int(after_R.sum()))  # beside ad i itself
+  # The 1 is ad i, which both visits hold.
   strength = 1 / (alpha + 1 + shared)
   weight_E = weight_R[entries.row_E]
   total, place = np.zeros(len(chosen)), chosen.copy()
@@ -158,9 +165,9 @@ def _sums(entries: _Entries, chosen, begin: int, after_R, weight_R, alpha: float
 
 
 def _ordered(ad_C, other_C, similarity_C) -> Cells:
-  """Cells given in order of j, in their order."""
-  descending = np.int64(0x7FFFFFFF) - similarity_C.view(
-    np.int32
-  )  # bits of positive floats are ordered as they are
+  """Cells that are given in order of j, in the order of `Cells`."""
+  # The bits of positive floats, read as whole numbers, are in the floats' order. So one key of ad
+  # and similarity is sorted in place of two columns; stable, so that equal ones stay in order of j.
+  descending = np.int64(0x7FFFFFFF) - similarity_C.view(np.int32)
   order = np.argsort((ad_C.astype(np.int64) << 32) | descending, kind="stable")
   return Cells(ad_C[order], other_C[order], similarity_C[order])

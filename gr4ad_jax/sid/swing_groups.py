@@ -1,8 +1,7 @@
-"""A log as groups: the ads of each visit, the visits of each ad; capped by a stated rule, within a
-memory bound.
+"""A log as groups: the ads of each visit, or the visits of each ad.
 
-Columns are read in blocks and may be memory-mapped. What is held is the result, 4 bytes a member,
-and `memory` bytes.
+Groups are capped by a stated rule, within a bound on memory. Columns are read in blocks, and may be
+memory-mapped. What is held is the result, 4 bytes a member, and `memory` bytes.
 """
 
 import dataclasses
@@ -16,12 +15,11 @@ from gr4ad_jax.data.schema import DataError
 BLOCK = 1 << 17  # events read at once
 _BINS = 1 << 20  # of the histogram by which the passes are cut
 _KEY_BYTES = 40  # a sorted key with what is made of it
-_LOW = np.int64(0xFFFFFFFF)
-_HIGHEST = 2**31  # ids are below
+_LOW = np.int64(0xFFFFFFFF)  # the lower half of a key, its member
+_HIGHEST = 2**31  # ids are below, so that two of them fit one int64
 
-Blocks = Callable[
-  [], Iterable[tuple[np.ndarray, np.ndarray]]
-]  # begins anew: (group, member) arrays of equal length
+# (group, member) arrays of equal length. Each call begins anew, as there are several passes.
+Blocks = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +37,20 @@ class Groups:
   members_P: np.ndarray
 
   def sizes(self, low: int = 0, high: int | None = None) -> np.ndarray:
-    """int64 members of the groups from row `low` to before `high`."""
+    """How many members the groups from row `low` to before `high` have, int64."""
     return np.diff(self.start[low : len(self.start) if high is None else high + 1])
 
   def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(member, row of its group), all pairs, a block at a time; the way back."""
+    """All pairs (member, row of its group), a block at a time: what turns groups round."""
     for low, high in cuts(self.sizes(), BLOCK):
       begin, end = self.start[low], self.start[high]
       yield self.members_P[begin:end], np.repeat(np.arange(low, high), self.sizes(low, high))
 
 
 def cuts(work: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-  """Cuts [n] amounts of work into runs (low, high), each of at most `most` in all, or of one
-  amount.
+  """Cuts [n] amounts of work into runs (low, high), each of at most `most` in all.
+
+  An amount that is more by itself is a run of its own.
   """
   total, low = np.cumsum(work), 0
   while low < len(total):
@@ -67,6 +66,7 @@ def train_blocks(
   """(group, ad) of the training events, int32, a block at a time."""
   for begin in range(0, len(ad_E), BLOCK):
     train = np.asarray(split_E[begin : begin + BLOCK]) == 0
+    # `copy=False`: columns that are int32 already are not copied once more.
     yield tuple(
       column[begin : begin + BLOCK][train].astype(np.int32, copy=False)
       for column in (group_E, ad_E)
@@ -101,15 +101,23 @@ def check_columns(events, num_ads: int) -> None:
 
 
 def priority(basket: np.ndarray, ad: np.ndarray, seed: int, use: str) -> np.ndarray:
-  """A number for each (visit, ad), uint64, that looks random and depends on nothing but the two,
-  seed and use.
+  """A number for each (visit, ad), uint64, that looks random.
 
-  The finaliser of SplitMix64 (Steele et al., OOPSLA 2014) of `basket·2^32 + ad` plus an offset. It
-  is a bijection, so no two pairs are equal and the smallest of a group are always the same ones.
+  It depends on nothing but the two, the seed and what it is for. So a sample does not depend on the
+  order of the log, on blocks or on machines. It is the finaliser of SplitMix64 (Steele et al.,
+  OOPSLA 2014) of `basket·2^32 + ad` plus an offset. That is a bijection: no two pairs have the same
+  number, and the smallest of a group are always the same ones.
+
+  Args:
+    basket: number of the visit, below 2^31; one or [n].
+    ad: ad row; one or [n].
+    seed: of the sample.
+    use: what is sampled, so that two uses of one seed draw apart.
   """
   offset = int.from_bytes(
     hashlib.blake2b(f"{use} {seed}".encode(), digest_size=8).digest(), "little"
   )
+  # uint64 wraps round at 2^64, in sum and products: that is how the hash is defined.
   x = (
     (np.asarray(basket, np.uint64) << np.uint64(32)) + np.asarray(ad, np.uint64) + np.uint64(offset)
   )
@@ -127,7 +135,8 @@ def group(
 ) -> Groups:
   """The distinct members of each group; of more than `cap`, those of the smallest rank.
 
-  Each pass reads the blocks anew and takes a range of groups whose members fit the memory, sorted.
+  Each pass reads all blocks anew. It takes a range of groups whose members fit the memory, and
+  sorts them. So memory is paid for by passes.
 
   Args:
     blocks: the (group, member) pairs, whole numbers in [0, 2^31), in any order, repeated or not.
@@ -137,6 +146,8 @@ def group(
       takes.
     told: hears how many pairs of all are grouped.
   """
+  # Two passes before the others: the range of groups, then how many pairs each bin of it has. A bin
+  # is a run of 2^shift groups, so that there are at most 2^20 of them.
   highest = max((int(groups.max()) for groups, _ in blocks() if len(groups)), default=0)
   shift = max(0, highest.bit_length() - (_BINS.bit_length() - 1))
   bins = (highest >> shift) + 1
@@ -148,9 +159,11 @@ def group(
   ids, sizes, filled, done = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0, 0
   if told:
     told(0, total)
+  # A quarter of the memory is not planned with: the block that is read comes beside the keys.
   for low, high in cuts(histogram, max(memory // 4 * 3 // _KEY_BYTES, 1)):
     keys = _keys(blocks, low << shift, high << shift, int(histogram[low:high].sum()))
     done += len(keys)
+    # Sorted, so pairs that repeat stand together. Distinct ones first, then the cap.
     keys = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
     found, first, size = _runs((keys >> 32).astype(np.int32))
     members = (keys & _LOW).astype(np.int32)
@@ -181,6 +194,7 @@ def _keys(blocks: Blocks, low: int, high: int, count: int) -> np.ndarray:
 
 def _runs(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """The distinct values, where each begins, and how often it stands there."""
+  # Cut at the length: of an empty array the True would stay.
   first = np.flatnonzero(np.append(True, ascending[1:] != ascending[:-1])[: len(ascending)])
   return ascending[first], first, np.diff(np.append(first, len(ascending)))
 
@@ -194,5 +208,6 @@ def _capped(ids, first, size, members, cap, rank) -> tuple[np.ndarray, np.ndarra
   for row in over.tolist():
     begin, end = first[row], first[row] + size[row]
     keep[begin:end] = False
+    # A mask, so members stay in their order. Ranks are distinct, so there are no ties.
     keep[begin + np.argpartition(rank(int(ids[row]), members[begin:end]), cap - 1)[:cap]] = True
   return members[keep], np.minimum(size, cap)
