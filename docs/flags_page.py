@@ -7,21 +7,31 @@ python -m docs.flags_page            prints all tables
 import dataclasses
 import re
 
-from gr4ad_jax import config
+from gr4ad_jax import config, families
 
 _CODE = re.compile(r"(`[^`]+`|--\w+(?:=\w+)?)")
+
+
+def kinds() -> dict[str, type]:
+  """The shared sections, and by the family's name those of one family."""
+  own = {name: families.own_section(name) for name in families.FAMILIES}
+  return config.SECTIONS | {name: kind for name, kind in own.items() if kind}
 
 
 def table(section: str) -> str:
   """A Markdown table of a section's knobs: flag, default, what is allowed, what it does.
 
+  Args:
+    section: a shared one, or a family, for its own.
+
   Raises:
     ValueError: a section that the config has not.
   """
-  if section not in config.SECTIONS:
-    raise ValueError(f"the config has no section {section!r}; it has {', '.join(config.SECTIONS)}")
+  known = kinds()
+  if section not in known:
+    raise ValueError(f"the config has no section {section!r}; it has {', '.join(known)}")
   rows = ["| flag | default | allowed | what it does |", "|---|---|---|---|"]
-  for field in dataclasses.fields(config.SECTIONS[section]):
+  for field in dataclasses.fields(known[section]):
     default = config.shown(field.default)
     if isinstance(field.default, bool):
       default = default.lower()
@@ -46,5 +56,5 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-  for name in config.SECTIONS:
+  for name in kinds():
     print(f"## {name}\n\n{table(name)}")

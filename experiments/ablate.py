@@ -45,8 +45,8 @@ def main(argv):
   plan = _plan()
   enable_compilation_cache()
 
-  def train(config, inputs):
-    return run.train(config, inputs, show_progress, RoundProgress())
+  def train(task):
+    return run.train(task, show_progress, RoundProgress())
 
   def train_reward(config, inputs):
     return reward_run.train(config, inputs, show_progress)

@@ -1,4 +1,5 @@
-"""Scores a trained run beside the simple methods; writes <workdir>/eval/metrics.json and plots.
+"""Scores a trained run; writes <workdir>/eval/metrics.json. The request models stand beside the
+simple methods, with plots.
 
 python -m experiments.evaluate --workdir=runs/online_retail --split=test
 """
@@ -8,10 +9,9 @@ import os
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.evaluation import report_tables
+from gr4ad_jax import families
+from gr4ad_jax.config import is_trained
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import scoring
 
 _SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which requests to predict.")
 _BESIDE = flags.DEFINE_list(
@@ -26,12 +26,13 @@ _BESIDE = flags.DEFINE_list(
 def main(argv):
   """Evaluates the run that --workdir names."""
   del argv
-  config = flags_lib.config_from_workdir()
+  config = flags_lib.config_from_workdir(any_family=True)
   enable_compilation_cache()
-  found, _ = scoring.evaluate_run(
-    config, inputs_lib.prepare_inputs(config), _SPLIT.value, _BESIDE.value
-  )
-  print(report_tables.format_table(found))
+  if not is_trained(config.workdir):
+    raise FileNotFoundError(f"{config.workdir} holds no whole checkpoint: train the run first")
+  family = families.find(config.family)
+  task = families.part(family.task).open(config, started=True)
+  print(families.part(family.report)(task, _SPLIT.value, _BESIDE.value))
   print(f"written to {os.path.join(config.workdir, 'eval')}")
   return 0
 

@@ -17,9 +17,8 @@ from absl import app, flags, logging
 
 from experiments import jobs
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import presets
+from gr4ad_jax import families, presets
 from gr4ad_jax.data import schema
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel.roll_call import StartError
 from gr4ad_jax.training import workdir as workdir_lib
 
@@ -37,9 +36,16 @@ flags.disclaim_key_flags()
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-  """Defines --workdir, --preset and a flag for every knob of the config."""
+  """Defines --workdir, --family, --preset and a flag for every knob of the config."""
   flags.DEFINE_string(
     "workdir", "", "The run's directory: all that it reads back lies here.", flag_values=flag_values
+  )
+  flags.DEFINE_enum(
+    "family",
+    families.REQUESTS,
+    list(families.FAMILIES),
+    "Which family of models; a knob that it does not read is refused.",
+    flag_values=flag_values,
   )
   codebooks, beams = map(config_lib.shown, (presets.LARGE_CODEBOOKS, presets.LARGE_BEAMS))
   help_text = (
@@ -47,15 +53,13 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     f"--beams={beams}."
   )
   flags.DEFINE_enum("preset", "tiny", list(presets.PRESETS), help_text, flag_values=flag_values)
-  for section in config_lib.SECTIONS:
-    for field in _fields(section):
-      help_text = field.metadata["help"]
-      if field.type is bool:
-        flags.DEFINE_boolean(field.name, field.default, help_text, flag_values=flag_values)
-      else:
-        flags.DEFINE(
-          _KnobParser(field), field.name, field.default, help_text, flag_values, _KnobSerializer()
-        )
+  for field in config_lib.all_fields().values():
+    help_text = field.metadata["help"]
+    if field.type is bool:
+      flags.DEFINE_boolean(field.name, field.default, help_text, flag_values=flag_values)
+    else:
+      parser = _KnobParser(field)
+      flags.DEFINE(parser, field.name, field.default, help_text, flag_values, _KnobSerializer())
 
 
 class _KnobParser(flags.ArgumentParser):
@@ -86,35 +90,61 @@ class _KnobSerializer(flags.ArgumentSerializer):
     return config_lib.shown(value)
 
 
-def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.Config:
+def config_from_flags(
+  flag_values: flags.FlagValues = flags.FLAGS, any_family: bool = False
+) -> config_lib.Config:
   """The config of a training run: the preset's sizes, or data, codes and model of --init_from; then
   the flags given.
+
+  Args:
+    flag_values: the flags.
+    any_family: whether the binary is for every family; else for the request models.
 
   Raises:
     ConfigError: a flag, or a pair of flags, that is not allowed.
     FileNotFoundError: --init_from holds no run.
   """
   size = presets.preset(flag_values.preset)
+  if flag_values.family != families.REQUESTS:
+    if flag_values["preset"].present:
+      raise config_lib.ConfigError(
+        f"--preset={flag_values.preset} is not allowed: --family={flag_values.family} has no sizes "
+        "by name"
+      )
+    size = config_lib.Config(family=flag_values.family)
+  if not any_family:
+    config_lib.check_family(size, families.REQUESTS)
   if flag_values.init_from:
     start = config_lib.load_config(flag_values.init_from)
+    config_lib.check_family(start, size.family)
     size = dataclasses.replace(
       start, training=size.training, objective=size.objective, serving=size.serving
     )
   return _with_given(dataclasses.replace(size, workdir=flag_values.workdir), flag_values)
 
 
-def config_from_workdir(flag_values: flags.FlagValues = flags.FLAGS) -> config_lib.Config:
+def config_from_workdir(
+  flag_values: flags.FlagValues = flags.FLAGS, any_family: bool = False
+) -> config_lib.Config:
   """The config that a run was trained with, then the flags that were given: those of the search,
   say.
 
+  Args:
+    flag_values: the flags.
+    any_family: whether the binary is for runs of every family; else for the request models.
+
   Raises:
-    ConfigError: no --workdir, a config.json that is damaged, a flag that is not allowed, or one
-      that would make it another run (see `workdir.check_workdir`).
+    ConfigError: no --workdir, a config.json that is damaged, a run of another family, a flag that
+      is not allowed, or one that would make it another run (see `workdir.check_workdir`).
     FileNotFoundError: the workdir holds no config.json.
   """
   if not flag_values.workdir:
     raise config_lib.ConfigError("--workdir= is not allowed: name the directory of a trained run")
   base = config_lib.load_config(flag_values.workdir)
+  if not any_family:
+    config_lib.check_family(base, families.REQUESTS)
+  if flag_values["family"].present:
+    config_lib.check_family(base, flag_values.family)
   if flag_values["preset"].present:
     base = dataclasses.replace(base, model=presets.PRESETS[flag_values.preset])
   config = _with_given(base, flag_values)
@@ -146,26 +176,26 @@ def checkpoint(text: str) -> int | str:
 
 def knob_names() -> set[str]:
   """Names of the flags that are knobs of the config."""
-  return {field.name for section in config_lib.SECTIONS for field in _fields(section)} | {"preset"}
-
-
-def _fields(section: str) -> tuple[dataclasses.Field, ...]:
-  return dataclasses.fields(config_lib.SECTIONS[section])
+  return {*config_lib.all_fields(), "family", "preset"}
 
 
 def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> config_lib.Config:
   """The config with each knob whose flag was given (on the command line or in a flagfile) replaced,
   then validated.
 
-  A knob that the model does not read may keep its value, not change it.
+  A knob that its model does not read may keep its value, not change it; one that its family does
+  not read may not be given.
   """
-  given = {
-    field.name: flag_values[field.name].value
-    for section in config_lib.SECTIONS
-    for field in _fields(section)
-    if flag_values[field.name].present
-  }
-  return registry.validate(config_lib.with_knobs(config, given), base=config)
+  known, given = config_lib.fields_of(config), {}
+  for name in config_lib.all_fields():
+    if flag_values[name].present:
+      given[name] = flag_values[name].value
+      if name not in known:
+        value = config_lib.shown(given[name])
+        raise config_lib.ConfigError(
+          f"--{name}={value} is not allowed: --family={config.family} does not read it"
+        )
+  return families.task_of(config.family).validate(config_lib.with_knobs(config, given), config)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -191,7 +221,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
       )  # the checkpointing library tells a great deal through it
     nonlocal joined
     try:
-      joined = jobs.join(knob_names() | {"workdir"})
+      # Where things lie may differ from machine to machine; their content is compared later.
+      fields = config_lib.all_fields()
+      places = {name for name, field in fields.items() if field.metadata["place"]}
+      joined = jobs.join(knob_names() - places | {"workdir"})
       return main(argv)
     except KeyboardInterrupt:
       print(

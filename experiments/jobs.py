@@ -13,12 +13,6 @@ from gr4ad_jax.parallel.roll_call import Job
 # they belong to the binary that calls define_flags, so that its --help lists them
 flags.disclaim_key_flags()
 
-_PLACES = {
-  "data_dir",
-  "ads_path",
-  "events_path",
-}  # may differ from machine to machine; their content is compared later
-
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines --coordinator, --num_processes, --process_id, --distributed and --start_timeout."""
@@ -76,7 +70,7 @@ def join(knobs: set[str], given: flags.FlagValues = flags.FLAGS) -> bool:
   """
   if "coordinator" not in given or (job := _job(given)) is None:
     return False
-  settings = repr(sorted((name, given[name].value) for name in knobs - _PLACES))
+  settings = repr(sorted((name, given[name].value) for name in knobs))
   if job.process:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")
   distributed.start(

@@ -33,11 +33,8 @@ def show_progress(progress: loop.Progress) -> None:
     f"step {progress.step}/{progress.total_steps}  loss {progress.metrics['loss']:.3f}  "
     f"{progress.steps_per_second:.2f} steps/s"
   )
-  if progress.requests_per_second:
-    line += (
-      f", {progress.requests_per_second:,.0f} requests/s, "
-      f"{progress.tokens_per_second:,.0f} tokens/s"
-    )
+  for unit, rate in progress.units_per_second.items():
+    line += f", {rate:,.0f} {unit}/s"
   if progress.utilization is not None:
     line += f", MFU {100 * progress.utilization:.1f} %"
   line += f"  ETA {duration(progress.eta_seconds)}"

@@ -12,7 +12,7 @@ import sys
 from absl import flags
 
 from experiments import flags as flags_lib
-from experiments.progress import RoundProgress, show_progress
+from experiments.progress import RoundProgress, show_cost, show_progress
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import loop, reward_report, reward_run
@@ -29,7 +29,7 @@ def main(argv):
   inputs = inputs_lib.prepare_inputs(config)
   inputs_lib.check_same_log(config, inputs.dataset)
   try:
-    result = reward_run.train(config, inputs, show_progress)
+    result = reward_run.train(config, inputs, show_progress, RoundProgress(), show_cost)
   except loop.DivergedError as error:
     advice = "" if error.of_data else "; try a lower --reward_learning_rate"
     print(f"error: {error}{advice}", file=sys.stderr)

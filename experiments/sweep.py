@@ -19,7 +19,8 @@ from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.evaluation import sweep_table
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import run, sweep
+from gr4ad_jax.training import request_task, sweep
+from gr4ad_jax.training.request_task import RequestTask
 
 _SETTINGS = flags.DEFINE_string(
   "settings", "", "JSON list of the settings to try, each an object of knobs."
@@ -44,7 +45,7 @@ def main(argv):
     )
   settings = sweep.read_settings(_SETTINGS.value, config)
   first = with_knobs(config, settings[0])
-  run.check_start(first)
+  RequestTask.check(first)
   if "valid" in load_config(config.training.init_from).training.fitted:
     raise ConfigError(
       f"--init_from={config.training.init_from} is not allowed: its run has learned from valid"
@@ -54,7 +55,7 @@ def main(argv):
   if left:
     enable_compilation_cache()
     inputs = inputs_lib.prepare_inputs(config)
-    run.check_objective(first, inputs)
+    request_task.make(first, inputs).check_inputs()
     made = sweep.Sweep(config, inputs, RoundProgress(quiet_seconds=5))
     began = time.monotonic()
     for number, setting in enumerate(left, 1):

@@ -7,30 +7,28 @@ python -m experiments.train --flagfile=experiments/flagfiles/online_retail.flags
 import sys
 import time
 
-import jax
 from absl import flags
 
 from experiments import flags as flags_lib
 from experiments import jobs
 from experiments.progress import RoundProgress, duration, show_cost, show_progress
-from gr4ad_jax.evaluation import report_tables
+from gr4ad_jax import families
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.serving import examples, printed
-from gr4ad_jax.sid import report
-from gr4ad_jax.training import loop, run, scoring, trainer
+from gr4ad_jax.serving import printed
+from gr4ad_jax.training import loop, run, trainer
 from gr4ad_jax.training import workdir as workdir_lib
 
 _EVALUATE = flags.DEFINE_boolean(
-  "evaluate", True, "At the end, evaluate on test, draw plots and show a few recommendations."
+  "evaluate", True, "At the end, evaluate on test; of the request models, show a few lists too."
 )
 
 
 def main(argv):
   """Runs a training from flags."""
   del argv
-  config = flags_lib.config_from_flags()
+  config = flags_lib.config_from_flags(any_family=True)
   workdir_lib.check_workdir(config)
-  run.check_start(config)
+  families.task_of(config.family).check(config)
   trainer.check_mesh(config)
   enable_compilation_cache()
   began = time.monotonic()
@@ -43,18 +41,10 @@ def main(argv):
     show_progress(progress)
 
   with workdir_lib.alone(config):
-    inputs = run.start(config, RoundProgress(quiet_seconds=5))
-    dataset, index = inputs.dataset, inputs.index
-    print(f"{dataset.name}: {dataset.report}", flush=True)
-    print(
-      f"UA-SIDs: {index.num_leaves} for {len(dataset.ads)} ads, codebooks {index.codebooks}",
-      flush=True,
-    )
-    shared = report.sharing(index, inputs.tokenizer.config.last_level)
-    if shared:
-      print(f"warning: {shared}", flush=True)
+    task = run.start(config, RoundProgress(quiet_seconds=5))
+    print("\n".join(task.about()), flush=True)
     try:
-      result = run.train(config, inputs, on_progress, RoundProgress(), show_cost)
+      result = run.train(task, on_progress, RoundProgress(), show_cost)
     except loop.DivergedError as error:
       advice = "" if error.of_data else "; try a lower --learning_rate in another workdir"
       print(f"error: {error}{advice}", file=sys.stderr)
@@ -67,15 +57,9 @@ def main(argv):
     print(f"trained {done} steps, {duration(time.monotonic() - began)} since the start", flush=True)
   else:
     print(f"the run was finished already, at step {done}: nothing is trained again", flush=True)
-  if jax.process_index():
-    return 0
-  if _EVALUATE.value and inputs.has_targets(config, "test"):
-    found, ranking = scoring.evaluate_run(config, inputs, "test")
-    print(report_tables.format_table(found), flush=True)
-    width = printed.terminal_width()
-    print(examples.describe(dataset, ranking, config.data.target_behavior, width=width), flush=True)
-  elif _EVALUATE.value:
-    print("nothing to evaluate on: no user has the three visits that it takes", flush=True)
+  if _EVALUATE.value:
+    report = families.part(families.find(config.family).report)
+    print(report(task, "test", width=printed.terminal_width()), flush=True)
   print(f"the run lies in {config.workdir}", flush=True)
   return 0
 

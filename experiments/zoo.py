@@ -26,6 +26,7 @@ from gr4ad_jax.evaluation import scaling_table
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import ranked, run, scaling, trainer, zoo
+from gr4ad_jax.training.request_task import RequestTask
 
 FLAGFILES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flagfiles", "zoo")
 
@@ -134,24 +135,24 @@ def main(argv):
       )
   for config in rows.values():
     trainer.check_mesh(config)
-    run.check_start(config)
+    RequestTask.check(config)
   enable_compilation_cache()
 
-  def train(config, inputs, on_progress):
-    print(f"run directory: {config.workdir}", flush=True)
+  def train(task, on_progress=lambda _: None):
+    print(f"run directory: {task.folder}", flush=True)
 
     def told(progress):
       on_progress(progress)
       show_progress(progress)
 
-    return run.train(config, inputs, told, RoundProgress())
+    return run.train(task, told, RoundProgress())
 
   seeds = tuple(map(int, _SEEDS.value))
   try:
     if _SUITE.value == "scaling":
       config = dataclasses.replace(next(iter(rows.values())), workdir=folder)
       widths = tuple(map(int, _WIDTHS.value))
-      found = scaling.Scaling(config, seeds, lambda *run: train(*run, lambda _: None), widths).run()
+      found = scaling.Scaling(config, seeds, train, widths).run()
       print(scaling_table.format_markdown(found))
     else:
       print(zoo.format_markdown(zoo.Zoo(folder, rows, seeds, train).run()))

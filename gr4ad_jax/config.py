@@ -13,7 +13,7 @@ import typing
 from collections.abc import Container
 from typing import Any
 
-from gr4ad_jax import checksums
+from gr4ad_jax import checksums, families, pair_rules
 from gr4ad_jax.sections import (
   ConfigError,
   DataConfig,
@@ -26,14 +26,26 @@ from gr4ad_jax.sections import (
   ServeConfig,
   SidConfig,
   TrainConfig,
+  shown,
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A run."""
+  """A run.
+
+  Attributes:
+    workdir: its directory.
+    family: what kind of models it trains: a name of `families.FAMILIES`.
+    own: the section of that family alone; None: the family has none. Made with its defaults where
+      it is left out.
+
+  The other attributes are the shared sections. A family reads some of them (`sections_of`); those
+  that it does not read keep their defaults.
+  """
 
   workdir: str = ""
+  family: str = families.REQUESTS
   data: DataConfig = DataConfig()
   sid: SidConfig = SidConfig()
   model: ModelConfig = ModelConfig()
@@ -44,6 +56,12 @@ class Config:
   training: TrainConfig = TrainConfig()
   search: SearchConfig = SearchConfig()
   serving: ServeConfig = ServeConfig()
+  own: Any = None
+
+  def __post_init__(self):
+    kind = families.own_section(self.family)
+    if kind and self.own is None:
+      object.__setattr__(self, "own", kind())  # the way into a frozen dataclass
 
 
 _SIZES = (
@@ -57,13 +75,45 @@ _LATER = (
   *_SIZES,
   "order",
 )  # checked where a run is used: one from before the check loads, and is told another order
-BEHAVIORS = {
-  "online_retail": ("purchase",),
-  "amazon_reviews": ("review",),
-}  # of data sets that have no --behaviors
 CONFIG_FILE = checksums.CONFIG_FILE
 CHECKPOINTS = "checkpoints"  # of a workdir
-SECTIONS = {f.name: f.type for f in dataclasses.fields(Config) if f.name != "workdir"}
+SECTIONS = {
+  f.name: f.type for f in dataclasses.fields(Config) if f.name not in ("workdir", "family", "own")
+}
+"""The shared sections."""
+
+
+def sections_of(family: str) -> dict[str, type]:
+  """Name -> class of the sections that runs of a family read, its own last.
+
+  Raises:
+    ConfigError: there is no such family.
+  """
+  found = {name: SECTIONS[name] for name in families.find(family).sections}
+  own = families.own_section(family)
+  return found | ({"own": own} if own else {})
+
+
+def all_fields() -> dict[str, dataclasses.Field]:
+  """Knob -> its field, of the shared sections and of every family's own."""
+  own = [families.own_section(name) for name in families.FAMILIES]
+  kinds = [*SECTIONS.values(), *filter(None, own)]
+  return {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
+
+
+def fields_of(config: Config) -> dict[str, tuple[str, dataclasses.Field]]:
+  """Knob -> its section and its field, of the knobs that the config's family reads."""
+  return {
+    field.name: (section, field)
+    for section, kind in sections_of(config.family).items()
+    for field in dataclasses.fields(kind)
+  }
+
+
+def check_family(config: Config, wanted: str) -> None:
+  """Raises ConfigError where a run is of another family than the one that a binary is for."""
+  if config.family != wanted:
+    raise ConfigError(f"--family={config.family} is not allowed: this is for {wanted} alone")
 
 
 def allowed(field: dataclasses.Field) -> str:
@@ -105,106 +155,18 @@ def _check_field(field: dataclasses.Field, value: Any) -> None:
     raise ConfigError(f"--{field.name}={shown(value)} is not allowed: {allowed(field)}")
 
 
-def shown(value: Any) -> str:
-  """A knob's value as its flag is written: `128,256,512`."""
-  return (
-    ",".join(str(element) for element in value) if isinstance(value, (tuple, list)) else str(value)
-  )
-
-
 def _check_pairs(config: Config, unread: Container[str]) -> None:
   """Raises ConfigError on two settings that contradict each other, but for those of a knob that
   nothing reads.
   """
-  data, model, levels = config.data, config.model, len(config.sid.codebooks)
-  behaviors = BEHAVIORS.get(data.dataset, data.behaviors)
-  rules = (
-    (
-      data.dataset == "online_retail" or bool(data.ads_path),
-      "ads_path",
-      f"--dataset={data.dataset} needs an ad table",
-    ),
-    (
-      data.dataset == "online_retail" or bool(data.events_path),
-      "events_path",
-      f"--dataset={data.dataset} needs an event log",
-    ),
-    (
-      len(set(data.behaviors)) == len(data.behaviors),
-      "behaviors",
-      "distinct names, shallowest first",
-    ),
-    (
-      data.target_behavior in ("", *behaviors),
-      "target_behavior",
-      f"a behaviour of {data.dataset}, one of {shown(behaviors)}; or empty",
-    ),
-    (
-      data.on_unknown_ad == "error" or data.dataset == "ad_log",
-      "on_unknown_ad",
-      f"only 'error', as --dataset={data.dataset}",
-    ),
-    (levels >= 2, "codebooks", "2 levels or more: the last is hashed"),
-    (math.prod(config.sid.codebooks) < 1 << 63, "codebooks", "a product below 2^63"),
-    (
-      model.lazy_layers < model.layers,
-      "lazy_layers",
-      f"0 to {model.layers - 1}, as --layers={model.layers}",
-    ),
-    (
-      model.kv_layers <= model.layers,
-      "kv_layers",
-      f"1 to {model.layers}, as --layers={model.layers}",
-    ),
-    (model.width % model.heads == 0, "heads", f"a divisor of --width={model.width}"),
-    (model.heads % model.kv_groups == 0, "kv_groups", f"a divisor of --heads={model.heads}"),
-    (
-      len(config.search.beams) == levels,
-      "beams",
-      f"{levels} widths, one a level of --codebooks={shown(config.sid.codebooks)}",
-    ),
-    (
-      config.search.reranker != "neighbors" or config.search.order == "likelihood",
-      "order",
-      "only 'likelihood', as --reranker=neighbors",
-    ),
-    (
-      config.search.order == "likelihood"
-      or bool(config.objective.lambda_ecpm)
-      or bool(config.training.init_from),
-      "order",
-      "only 'likelihood', as --lambda_ecpm=0: the eCPM is not learned",
-    ),
-    (
-      len(config.training.period) == 2 and config.training.period[0] < config.training.period[-1],
-      "period",
-      "begin and end, as 0,0.8",
-    ),
-    (
-      _is_window(config.training),
-      "profile_steps",
-      "two numbers of steps, the first smaller, as 10:15; or empty",
-    ),
-    (
-      data.batch_size % config.training.accumulate == 0,
-      "accumulate",
-      f"a divisor of --batch_size={data.batch_size}",
-    ),
-  )
-  values = {
-    name: value for section in SECTIONS for name, value in vars(getattr(config, section)).items()
-  }
+  rules = list(pair_rules.of_training(config.training))
+  if config.family == families.REQUESTS:
+    rules += pair_rules.of_requests(config)
+  known = fields_of(config)
   for holds, name, words in rules:
     if not holds and name not in unread:
-      raise ConfigError(f"--{name}={shown(values[name])} is not allowed: {words}")
-
-
-def _is_window(training: TrainConfig) -> bool:
-  """Whether --profile_steps is empty or a:b with a < b."""
-  try:
-    return bool(training.profiled)
-  except ValueError:
-    return False
+      value = getattr(getattr(config, known[name][0]), name)
+      raise ConfigError(f"--{name}={shown(value)} is not allowed: {words}")
 
 
 def validate(config: Config, unread: Container[str] = ()) -> Config:
@@ -218,9 +180,8 @@ def validate(config: Config, unread: Container[str] = ()) -> Config:
   Raises:
     ConfigError: one line naming the flag, its value and what is allowed.
   """
-  for section, kind in SECTIONS.items():
-    for field in dataclasses.fields(kind):
-      _check_field(field, getattr(getattr(config, section), field.name))
+  for name, (section, field) in fields_of(config).items():
+    _check_field(field, getattr(getattr(config, section), name))
   _check_pairs(config, unread)
   return config
 
@@ -229,28 +190,31 @@ def with_knobs(config: Config, knobs: dict[str, Any]) -> Config:
   """The config with some knobs replaced, each in the section that has it; not validated.
 
   Raises:
-    ConfigError: a knob that no section has.
+    ConfigError: a knob that no section of its family has.
   """
-  sections = {}
-  for section, kind in SECTIONS.items():
-    names = [field.name for field in dataclasses.fields(kind) if field.name in knobs]
-    sections[section] = dataclasses.replace(
-      getattr(config, section), **{name: knobs[name] for name in names}
-    )
-  known = {field.name for kind in SECTIONS.values() for field in dataclasses.fields(kind)}
+  known = fields_of(config)
   _refuse_unknown(knobs, tuple(sorted(known)), "settings")
-  return dataclasses.replace(config, **sections)
+  sections = {}
+  for name, value in knobs.items():
+    sections.setdefault(known[name][0], {})[name] = value
+  changed = {
+    section: dataclasses.replace(getattr(config, section), **values)
+    for section, values in sections.items()
+  }
+  return dataclasses.replace(config, **changed)
 
 
 def to_json(config: Config, *, summed: bool = False) -> str:
-  """The config as indented JSON text, one object a section.
+  """The config as indented JSON text, one object for each section that its family reads.
 
   Args:
     config: of a run.
     summed: whether to say that all files of the run have checksums (`checksums.is_promised`).
   """
+  all_of_it = dataclasses.asdict(config)
+  read = ("workdir", "family", *sections_of(config.family))
   promise = {checksums.PROMISE: True} if summed else {}
-  return json.dumps(dataclasses.asdict(config) | promise, indent=2) + "\n"
+  return json.dumps({name: all_of_it[name] for name in read} | promise, indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
@@ -268,18 +232,17 @@ def from_json(text: str) -> Config:
   except (json.JSONDecodeError, RecursionError) as error:
     raise ConfigError(f"config.json is not JSON: {error}") from error
   if not isinstance(saved, dict) or any(
-    not isinstance(saved.get(section, {}), dict) for section in SECTIONS
+    not isinstance(saved.get(section) or {}, dict) for section in (*SECTIONS, "own")
   ):
     raise ConfigError(
       f"config.json is not allowed: an object with the sections {', '.join(SECTIONS)}"
     )
-  _refuse_unknown(saved, ("workdir", *SECTIONS, checksums.PROMISE), "config.json")
-  remat = saved.get("training", {}).get("remat")
-  if isinstance(remat, bool):  # of a run that is older than the policies
-    saved["training"]["remat"] = "full" if remat else "none"
+  _refuse_unknown(saved, ("workdir", "family", *SECTIONS, "own", checksums.PROMISE), "config.json")
+  _of_older_runs(saved)
+  family = saved.get("family", families.REQUESTS)
   sections = {}
-  for section, kind in SECTIONS.items():
-    given = saved.get(section, {})
+  for section, kind in sections_of(family).items():
+    given = saved.get(section) or {}
     _refuse_unknown(
       given,
       tuple(field.name for field in dataclasses.fields(kind)),
@@ -288,7 +251,18 @@ def from_json(text: str) -> Config:
     sections[section] = kind(
       **{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     )
-  return validate(Config(workdir=str(saved.get("workdir", "")), **sections), _LATER)
+  made = Config(workdir=str(saved.get("workdir", "")), family=family, **sections)
+  return validate(made, _LATER)
+
+
+def _of_older_runs(saved: dict) -> None:
+  """Puts what a config.json of an older form says in today's words."""
+  training = saved.setdefault("training", {})
+  if isinstance(training.get("remat"), bool):  # before there were policies
+    training["remat"] = "full" if training["remat"] else "none"
+  data = saved.get("data") or {}
+  if "batch_size" in data:  # before it was a knob of the training
+    training["batch_size"] = data.pop("batch_size")
 
 
 def load_config(workdir: str) -> Config:

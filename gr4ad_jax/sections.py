@@ -15,12 +15,28 @@ def knob(
   choices: tuple | None = None,
   low: float | None = None,
   high: float | None = None,
+  free: bool = False,
+  place: bool = False,
 ):
-  """A dataclass field with its help text and its range (inclusive; of every element, where the
-  field is a tuple).
+  """A dataclass field with what is said of it.
+
+  Args:
+    default: its value where none is given.
+    help: of its flag.
+    choices: what it may be.
+    low: the least that it, or every element of a tuple, may be.
+    high: the most, likewise.
+    free: whether a trained run may change it: it shapes no result.
+    place: whether it says where something lies, and so may differ between machines of a job.
   """
-  return dataclasses.field(
-    default=default, metadata={"help": help, "choices": choices, "low": low, "high": high}
+  about = {"help": help, "choices": choices, "low": low, "high": high}
+  return dataclasses.field(default=default, metadata=about | {"free": free, "place": place})
+
+
+def shown(value: Any) -> str:
+  """A knob's value as its flag is written: `128,256,512`."""
+  return (
+    ",".join(str(element) for element in value) if isinstance(value, (tuple, list)) else str(value)
   )
 
 
@@ -31,12 +47,20 @@ class DataConfig:
   dataset: str = knob(
     "online_retail", "Which data set.", choices=("online_retail", "amazon_reviews", "ad_log")
   )
-  data_dir: str = knob("", "Where prepared data sets lie; empty: a folder in the user's cache.")
+  data_dir: str = knob(
+    "", "Where prepared data sets lie; empty: a folder in the user's cache.", free=True, place=True
+  )
   ads_path: str = knob(
-    "", "ad_log, amazon_reviews: the ad table (.parquet or .csv, or a folder of such parts)."
+    "",
+    "ad_log, amazon_reviews: the ad table (.parquet or .csv, or a folder of such parts).",
+    free=True,
+    place=True,
   )
   events_path: str = knob(
-    "", "ad_log, amazon_reviews: the event log (.parquet or .csv, or a folder of such parts)."
+    "",
+    "ad_log, amazon_reviews: the event log (.parquet or .csv, or a folder of such parts).",
+    free=True,
+    place=True,
   )
   behaviors: tuple[str, ...] = knob(
     ("click", "cart", "purchase"), "ad_log: behaviours, shallowest first."
@@ -69,7 +93,6 @@ class DataConfig:
     ),
   )
   targets: int = knob(16, "Supervised targets a request (M).", low=1)
-  batch_size: int = knob(64, "Requests a step, over all devices (B).", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +142,7 @@ class SidConfig:
     "", "Swing neighbours made by experiments.swing_beam (.npz); empty: fitted here."
   )
   swing_memory_mb: int = knob(
-    1024, "MiB of Swing's working memory, beside the log; changes no result.", low=16
+    1024, "MiB of Swing's working memory, beside the log; changes no result.", low=16, free=True
   )
   kmeans_iterations: int = knob(20, "Lloyd iterations a level.", low=1)
   quantizer: str = knob(
@@ -177,6 +200,7 @@ class ModelConfig:
     "auto",
     "Matmul dtype; auto: bfloat16 on accelerators, float32 on CPU.",
     choices=("auto", "float32", "bfloat16"),
+    free=True,
   )
 
 
@@ -287,10 +311,10 @@ class PreferenceConfig:
   )
   preference_dropout: bool = knob(False, "Keep the model's dropout while lists are learned from.")
   collapse_entropy: float = knob(
-    0.5, "Alarm where the policy's entropy falls below this share of the start's.", low=0
+    0.5, "Alarm where the policy's entropy falls below this share of the start's.", low=0, free=True
   )
   collapse_coverage: float = knob(
-    0.7, "Alarm where coverage@10 falls below this share of the start's.", low=0
+    0.7, "Alarm where coverage@10 falls below this share of the start's.", low=0, free=True
   )
   reward: str = knob(
     "revenue",
@@ -326,7 +350,9 @@ class PreferenceConfig:
     "", "Workdir whose reward model is used; empty: --init_from's, else the run's own."
   )
   candidates_cache: str = knob(
-    "", "Folder where candidates are kept for other runs from the same start; empty: none."
+    "",
+    "Folder where candidates are kept for other runs from the same start; empty: none.",
+    free=True,
   )
 
 
@@ -400,9 +426,11 @@ class TrainConfig:
     "", "Workdir of a trained run whose parameters, UA-SIDs and features this one starts from."
   )
   epochs: float = knob(
-    3.0, "Passes over the training requests; --max_steps may end them sooner.", low=1e-3
+    3.0, "Passes over the training requests; --max_steps may end them sooner.", low=1e-3, free=True
   )
-  max_steps: int = knob(0, "Stop after this many steps; 0: no limit beyond epochs.", low=0)
+  max_steps: int = knob(
+    0, "Stop after this many steps; 0: no limit beyond epochs.", low=0, free=True
+  )
   learning_rate: float = knob(2e-3, "Peak learning rate of AdamW.", low=0)
   warmup_steps: int = knob(50, "Linear warm-up, steps.", low=0)
   weight_decay: float = knob(0.01, "AdamW's decoupled decay, matrices only.", low=0)
@@ -422,6 +450,7 @@ class TrainConfig:
   mesh: str = knob(
     "data:-1",
     "Devices by axis: data, fsdp (parameters too), tensor; as data:-1,fsdp:4. -1: the rest.",
+    free=True,
   )
   remat: str = knob(
     "none",
@@ -430,14 +459,19 @@ class TrainConfig:
     "logits aside (dots); or their inputs alone (full). The rest is computed again: less memory, "
     "more time.",
     choices=("none", "dots", "full"),
+    free=True,
   )
+  batch_size: int = knob(64, "Examples a step, over all devices (B): requests, say.", low=1)
   seed: int = knob(0, "Seed of initialisation, order and dropout.", low=0, high=2**31 - 1)
-  log_every: int = knob(20, "Steps between metric lines.", low=1)
+  log_every: int = knob(20, "Steps between metric lines.", low=1, free=True)
   eval_every: int = knob(
-    200, "Steps between valid evaluations, unless valid is learned from; 0: at the end.", low=0
+    200,
+    "Steps between valid evaluations, unless valid is learned from; 0: at the end.",
+    low=0,
+    free=True,
   )
-  eval_requests: int = knob(512, "Valid requests of a periodic evaluation.", low=1)
-  save_every: int = knob(200, "Steps between checkpoints.", low=1)
+  eval_requests: int = knob(512, "Valid requests of a periodic evaluation.", low=1, free=True)
+  save_every: int = knob(200, "Steps between checkpoints.", low=1, free=True)
   loader_threads: int = knob(
     0,
     (
@@ -445,6 +479,7 @@ class TrainConfig:
       "core, 8 at most."
     ),
     low=0,
+    free=True,
   )
   profile_steps: str = knob(
     "",
@@ -452,6 +487,7 @@ class TrainConfig:
       "As 10:15: a profiler trace in <workdir>/profile from where 10 steps are done to where 15 "
       "are; empty: none."
     ),
+    free=True,
   )
   peak_tflops: float = knob(
     0.0,
@@ -460,6 +496,7 @@ class TrainConfig:
       "tells."
     ),
     low=0,
+    free=True,
   )
 
   @property

@@ -135,8 +135,8 @@ def test_a_stop_while_the_reward_model_learns_stops_all(tmp_path, monkeypatch):
   stopped = types.SimpleNamespace(status="preempted")
   whole = ablation.Ablation(plan, lambda *_: pytest.fail("trained on"), lambda *_: stopped)
   monkeypatch.setattr(whole, "_rank", lambda *_: None)
-  monkeypatch.setattr(whole, "_of", lambda _: None)
+  monkeypatch.setattr(whole._runner, "inputs", lambda _: None)
   config = dataclasses.replace(plan.config, workdir=f"{tmp_path}/tune/rspo_0")
   config = with_knobs(config, {"init_from": f"{tmp_path}/tune/vsl", "objective": "rspo"})
   with pytest.raises(ranked.Stopped, match="stopped in the reward model of .*tune/vsl"):
-    whole._made(plan.rows[-2], config, "valid")
+    whole._make_start(config)

@@ -18,9 +18,9 @@ import pytest
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.serving.recommender import Recommender
 from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training import request_task, trainer
 from gr4ad_jax.training import run as run_lib
 from gr4ad_jax.training import state as state_lib
-from gr4ad_jax.training import trainer
 from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import tiny
 
@@ -371,7 +371,7 @@ def _until(process, word):
 
 def _last_state(workdir):
   config = config_lib.load_config(str(workdir))
-  target = trainer.Trainer(config, inputs_lib.prepare_inputs(config)).state
+  target = trainer.Trainer(request_task.make(config, inputs_lib.prepare_inputs(config))).state
   with Checkpointer(
     str(workdir / "checkpoints"), best_metric=run_lib.BEST_METRIC, read_only=True
   ) as checkpointer:

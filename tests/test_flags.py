@@ -13,7 +13,7 @@ from experiments import flags
 from gr4ad_jax import config as config_lib
 from gr4ad_jax import presets
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.training import trainer
+from gr4ad_jax.training import request_task
 from gr4ad_jax.training import workdir as workdir_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -133,7 +133,7 @@ def test_of_a_trained_run_only_the_search_and_the_free_knobs_differ(tmp_path):
 def test_a_large_preset_has_its_size(size):
   config = flags.config_from_flags(_parsed(f"--preset={size}"))
   assert (config.sid.codebooks, config.search.beams) == ((16384, 4096, 1024), (512, 512, 512))
-  shapes = jax.eval_shape(lambda: trainer.init_params(GR4AD.build(config, 0), config))
+  shapes = jax.eval_shape(lambda: request_task.init_params(GR4AD.build(config, 0), config))
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   assert abs(count / (1e9 * float(size[:-1])) - 1) < 0.1
   given = flags.config_from_flags(_parsed(f"--preset={size}", "--codebooks=8,8", "--beams=4,4"))

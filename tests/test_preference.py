@@ -16,8 +16,9 @@ from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import run, workdir
+from gr4ad_jax.training import request_task, run
 from gr4ad_jax.training.candidates import CandidateMaker, Candidates
+from gr4ad_jax.training.request_task import RequestTask
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 KNOBS = {
@@ -46,12 +47,8 @@ def config_of(start, folder, **knobs):
 
 
 def trained(config, on_progress=None):
-  run.check_start(config)
-  inputs = inputs_lib.prepare_inputs(config)
-  run.check_objective(config, inputs)
-  workdir.save_config(config)
-  inputs_lib.save_inputs(config, inputs)
-  return run.train(config, inputs, on_progress)
+  RequestTask.check(config)
+  return run.train(run.start(config), on_progress)
 
 
 def lines(config):
@@ -93,7 +90,8 @@ def test_the_policy_starts_from_the_other_run_with_its_codes(start, whole):
     trained(again)
   model = GR4AD.build(load_config(start), 0)
   for ours, best in zip(
-    *map(jax.tree.leaves, (made[0], run.load_params(load_config(start), model))), strict=True
+    *map(jax.tree.leaves, (made[0], request_task.load_params(load_config(start), model))),
+    strict=True,
   ):
     np.testing.assert_array_equal(ours, best)
   assert len(made) == 3
@@ -131,7 +129,7 @@ def test_in_order_of_time_each_request_is_predicted_before_it_is_learned_from(st
   requests = protocols.eval_requests(inputs.dataset, "train")
   requests = requests.take(np.flatnonzero(np.isin(requests.request, made.request_R)))
   model = GR4AD.build(config, 0)
-  params = run.load_params(load_config(start), model)
+  params = request_task.load_params(load_config(start), model)
   ranker = Ranker(model, inputs.index, inputs.ecpm, config.search)
   ranking = ranker.rank(params, inputs.contexts(config, "train"), requests.request, 10)
   expected = metrics.per_request(ranking.ad_RK, requests, (10,))["recall@10"].value
@@ -166,7 +164,7 @@ def test_a_finished_run_goes_on_in_the_round_that_its_end_cut_short(start, tmp_p
 )
 def test_models_that_learn_no_lists_are_refused(start, tmp_path, knob, value):
   with pytest.raises(ConfigError, match=f"--(objective=rspo|{knob}=true) is not allowed"):
-    run.check_start(with_knobs(config_of(start, tmp_path, init_from=""), {knob: value}))
+    RequestTask.check(with_knobs(config_of(start, tmp_path, init_from=""), {knob: value}))
 
 
 def test_period_leaves_the_rest_out_of_all_that_is_fitted(start, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import reward_run, run
+from gr4ad_jax.training.request_task import RequestTask
 from gr4ad_jax.training.reward_model import RewardModel
 from tests import tiny
 
@@ -126,9 +127,9 @@ def test_a_list_objective_learns_from_it(workdir, trained, tmp_path):
   config = dataclasses.replace(
     with_knobs(load_config(str(workdir)), knobs), workdir=str(tmp_path / "rl")
   )
-  inputs = inputs_lib.prepare_inputs(config)
-  run.check_objective(config, inputs)
-  assert run.train(config, inputs).status == "done"
+  task = RequestTask.open(config)
+  inputs = task.inputs
+  assert run.train(task).status == "done"
   with np.load(tmp_path / "rl" / "candidates" / "round_00000000.npz") as made:
     real = made["ad_RC"] >= 0
     model = RewardModel.load(load_config(str(workdir)), inputs)

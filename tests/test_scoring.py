@@ -16,7 +16,7 @@ from gr4ad_jax.data import ad_store
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import parts, protocols
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import scoring, trainer
+from gr4ad_jax.training import request_task, scoring, trainer
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -189,4 +189,4 @@ def test_a_checkpoint_of_another_model_is_one_line(inputs, copied):
 def test_a_batch_that_the_devices_cannot_share_is_refused(main, inputs, monkeypatch):
   monkeypatch.setattr(jax, "device_count", lambda: 3)
   with pytest.raises(ConfigError, match="--batch_size=8 is not allowed: a multiple of 3, 3 parts"):
-    trainer.Trainer(load_config(str(main)), inputs)
+    trainer.Trainer(request_task.make(load_config(str(main)), inputs))

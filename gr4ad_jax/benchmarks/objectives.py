@@ -16,7 +16,7 @@ from gr4ad_jax.data.batches import zero_batch
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.objectives import dpo, rspo
-from gr4ad_jax.training import trainer
+from gr4ad_jax.training import request_task
 from gr4ad_jax.training.preference_task import PreferenceBatch, make_preference_loss
 
 NAMES = ("rspo", "sdpo")
@@ -72,7 +72,7 @@ def _in_the_model(name: str, config: Config, arrays: tuple) -> tuple[jax.stages.
   )
   lists = PreferenceBatch(batch, np.ones(reference.shape, bool), reference, reward)
   model = GR4AD.build(config, 0)
-  params = jax.jit(lambda: jax.tree.map(lambda x: x, trainer.init_params(model, config)))()
+  params = jax.jit(lambda: jax.tree.map(lambda x: x, request_task.init_params(model, config)))()
   ecpm = EcpmBins(
     np.arange(1, config.model.ecpm_bins, dtype=np.float32), np.ones(config.model.ecpm_bins), 100.0
   )

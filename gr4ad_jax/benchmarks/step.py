@@ -24,8 +24,9 @@ from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.cost import StepCost, compile_step, in_words
+from gr4ad_jax.training.request_task import RequestTask, init_params
 from gr4ad_jax.training.step import make_train_step
-from gr4ad_jax.training.trainer import check_mesh, init_params
+from gr4ad_jax.training.trainer import check_mesh
 from gr4ad_jax.training.vsl_task import make_vsl_loss
 
 _STEPS = 100  # that the learning-rate schedule is made for
@@ -37,8 +38,8 @@ def made_up_batch(config: Config, seed: int = 0) -> RequestBatch:
   rng = np.random.default_rng(seed)
   codes_NT = synthetic.catalogue(100_000, codebooks, seed)
   slots = data.history_slots + data.neighbor_slots + data.rising_slots
-  batch = synthetic.requests(codes_NT, slots, data.batch_size, seed)
-  shape = (data.batch_size, data.targets)
+  batch = synthetic.requests(codes_NT, slots, config.training.batch_size, seed)
+  shape = (config.training.batch_size, data.targets)
   target = rng.integers(0, len(codes_NT), shape)
   return batch._replace(
     target_ad_BM=target.astype(np.int32),
@@ -84,7 +85,8 @@ class System:
     )
     local = jax.tree.map(_rows_of_process, made_up_batch(config))
     self.batch = mesh_lib.put_batch(local, mesh)
-    self._step, self.cost = compile_step(step, self.state, self.batch, t)
+    units = RequestTask.units(self.batch)
+    self._step, self.cost = compile_step(step, self.state, self.batch, units, t)
 
   def run(self, steps: int) -> float:
     """Takes steps in a row, each dispatched while the one before runs, as in training; seconds a
@@ -130,7 +132,8 @@ def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
   return {
     "machine": timing.machine(),
     "shapes": {
-      "B": config.data.batch_size, "M": config.data.targets, "S": slots, "D": config.model.width,
+      "B": config.training.batch_size, "M": config.data.targets, "S": slots,
+      "D": config.model.width,
       "L": config.model.layers, "K": config.model.lazy_layers, "codebooks": config.sid.codebooks,
     },
     "dtype": dtype,
@@ -141,8 +144,8 @@ def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
     "start_seconds": compiled,
     "cost": dataclasses.asdict(cost),
     "seconds": timing.spread(seconds["step"]),
-    "requests_per_second": cost.requests / step,
-    "tokens_per_second": cost.tokens / step,
+    "requests_per_second": cost.units["requests"] / step,
+    "tokens_per_second": cost.units["tokens"] / step,
     "model_tflops": cost.model_flops / step / 1e12,
     "utilization": cost.utilization(1 / step),
     "share_of_plain_dot": timing.spread(

@@ -82,7 +82,7 @@ def make_run(config: Config, ads: int, mesh: Mesh, *, few: bool = True) -> Run:
   def make_batch(number: int) -> RequestBatch:
     data = config.data
     return mesh_lib.put_batch(
-      synthetic.item_requests(ads, data.history_slots, data.batch_size, number), mesh
+      synthetic.item_requests(ads, data.history_slots, config.training.batch_size, number), mesh
     )
 
   return Run(
@@ -179,7 +179,7 @@ def measure(config: Config, ads: int) -> dict:
     "mesh": dict(mesh.shape),
     "ads": ads,
     "shapes": {
-      "B": config.data.batch_size,
+      "B": config.training.batch_size,
       "S": config.data.history_slots,
       "K": config.items.item_negatives,
       "D": _WIDTH,

@@ -11,7 +11,7 @@ import jax
 from gr4ad_jax.benchmarks import timing
 from gr4ad_jax.config import Config
 from gr4ad_jax.models.gr4ad import compute_dtype
-from gr4ad_jax.training import flops
+from gr4ad_jax.training import flops, request_task
 from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training.cost import StepCost, compile_step, in_words
 from gr4ad_jax.training.trainer import Trainer
@@ -19,11 +19,12 @@ from gr4ad_jax.training.trainer import Trainer
 
 def measure(config: Config, repetitions: int) -> dict:
   """Seconds of one batch, one train step and the step's matmuls alone, interleaved."""
-  trainer = Trainer(config, inputs_lib.prepare_inputs(config))
+  task = request_task.make(config, inputs_lib.prepare_inputs(config))
+  trainer = Trainer(task)
   state, number = trainer.state, 0
   batch = trainer.make_batch(0)
   matmuls = flops.matmuls_of(trainer.step, state, batch)
-  step, cost = compile_step(trainer.step, state, batch, config.training)
+  step, cost = compile_step(trainer.step, state, batch, task.units(batch), config.training)
 
   def one_batch():
     nonlocal number
@@ -47,7 +48,7 @@ def measure(config: Config, repetitions: int) -> dict:
   return {
     "machine": timing.machine(),
     "shapes": {
-      "B": config.data.batch_size,
+      "B": config.training.batch_size,
       "M": config.data.targets,
       "S": int(batch.slot_kind_BS.shape[1]),
       "D": config.model.width,

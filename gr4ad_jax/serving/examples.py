@@ -1,11 +1,45 @@
-"""A few customers' recommendations in words, beside what they took next."""
+"""What a trained run is worth, in words: its table, and a few customers' recommendations beside
+what they took next.
+"""
 
+from collections.abc import Sequence
+
+import jax
 import numpy as np
 
 from gr4ad_jax.data.schema import Dataset
 from gr4ad_jax.decoding.ranker import Ranking
-from gr4ad_jax.evaluation import protocols
+from gr4ad_jax.evaluation import protocols, report_tables
 from gr4ad_jax.serving import printed
+from gr4ad_jax.training import scoring
+from gr4ad_jax.training.request_task import RequestTask
+
+
+def report(task: RequestTask, split: str, beside: Sequence[str] = (), width: int = 0) -> str:
+  """Scores a trained run of the request models, and writes eval/ in its workdir.
+
+  Args:
+    task: of the run.
+    split: 'valid' or 'test'.
+    beside: workdirs of other runs for the same table; see `scoring.group_runs`.
+    width: columns of a terminal that examples are shown on; 0: none are shown.
+
+  Returns:
+    The table, then the examples; empty on all processes of a job but the first.
+
+  Raises:
+    As `scoring.evaluate_run`.
+  """
+  if jax.process_index():
+    return ""
+  if width and not task.inputs.has_targets(task.config, split):
+    return "nothing to evaluate on: no user has the three visits that it takes"
+  found, ranking = scoring.evaluate_run(task.config, task.inputs, split, beside)
+  table = report_tables.format_table(found)
+  if not width:
+    return table
+  dataset, behavior = task.inputs.dataset, task.config.data.target_behavior
+  return f"{table}\n{describe(dataset, ranking, behavior, width=width)}"
 
 
 def describe(

@@ -25,7 +25,7 @@ from gr4ad_jax.serving.contexts import ContextBuilder, FixedAds, UserHistories
 from gr4ad_jax.serving.histories import check_now, default_now, events_of
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.left_out import LeftOut
-from gr4ad_jax.training import inputs, run
+from gr4ad_jax.training import inputs, request_task
 
 _LARGEST_BATCH = 64
 _ANY = Choice()
@@ -112,8 +112,9 @@ class Recommender:
     index, ads = SidIndex.load(folder["index"]), ad_store.load_ads(folder["index"])
     features = Trends.load(folder["features"]), CoVisitNeighbors.load(folder["features"])
     model = registry.build(config, len(ads))
-    ranker = run.make_ranker(model, index, EcpmBins.load(folder["features"]), config.search)
-    params = run.load_params(config, model, checkpoint)
+    ecpm = EcpmBins.load(folder["features"])
+    ranker = request_task.make_ranker(model, index, ecpm, config.search)
+    params = request_task.load_params(config, model, checkpoint)
     return cls(config, params, ranker, ads, index.codes_NT, features, inputs.load_behaviors(config))
 
   def recommend(

@@ -14,7 +14,7 @@ from typing import Any
 from gr4ad_jax.config import Config
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.training import run, trainer
+from gr4ad_jax.training import request_task, run
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 
@@ -33,7 +33,7 @@ class CheckpointSource:
   def __init__(self, config: Config, model: GR4AD, which: int | str = "best"):
     self._config, self._which = config, which
     mesh = mesh_lib.local_mesh()
-    self._target = state_lib.abstract_params(lambda: trainer.init_params(model, config), mesh)
+    self._target = state_lib.abstract_params(lambda: request_task.init_params(model, config), mesh)
 
   def newest(self) -> int:
     """The step that `load` would take. Raises FileNotFoundError where there is none."""
@@ -56,8 +56,7 @@ class CheckpointSource:
     return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
 
   def _open(self) -> Checkpointer:
-    directory, metric = run.checkpoint_dir(self._config), run.best_metric(self._config)
-    return Checkpointer(directory, best_metric=metric, read_only=True)
+    return run.open_checkpoints(self._config)
 
 
 class Reloader:

@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, with_knobs
-from gr4ad_jax.evaluation import ablation_table, metrics, protocols, report_tables
+from gr4ad_jax.evaluation import ablation_table, report_tables
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import ranked, reward_run, rewards, run, scoring, workdir
+from gr4ad_jax.training import ranked, reward_run, rewards, run
 from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.loop import FitResult
+from gr4ad_jax.training.request_task import RequestTask
+from gr4ad_jax.training.runner import Runner, Train
 
 TUNED_SEED = 0
 CHOSEN_BY = "revenue@10"
@@ -111,20 +113,23 @@ class Ablation:
 
   Args:
     plan: what is run.
-    train: how a run is trained: (config, inputs) -> fit result; the binary's own shows progress.
-    train_reward: how a run's reward model is trained, where it has none.
+    train: how a task is trained; the binary's own shows progress.
+    train_reward: how a run's reward model is trained, where it has none: (config, inputs).
     told: hears of each run that is trained, and what each setting came to; a line.
   """
 
   def __init__(
     self,
     plan: Plan,
-    train: Callable = run.train,
+    train: Train = run.train,
     train_reward: Callable = reward_run.train,
     told: Callable[[str], None] = _log.info,
   ):
-    self._plan, self._train, self._train_reward, self._told = plan, train, train_reward, told
-    self._inputs: dict[str, Inputs] = {}
+    self._plan = plan
+    self._train = train
+    self._train_reward = train_reward
+    self._told = told
+    self._runner = Runner(self._trained, self._check_rewards)
 
   def run(self) -> dict:
     """Tunes on valid, runs all seeds, scores them on test; writes ablation.json, .md and .png.
@@ -137,8 +142,8 @@ class Ablation:
       ConfigError, DataError: settings or data that a row would refuse; before anything is trained.
     """
     plan = self._plan
-    for row in plan.rows:  # what a row would refuse at its turn, hours later; see also `_of`
-      run.check_start(registry.validate(with_knobs(plan.config, row.fixed), plan.config))
+    for row in plan.rows:  # what a row would refuse at its turn, hours later
+      RequestTask.check(registry.validate(with_knobs(plan.config, row.fixed), plan.config))
     tried = {row.name: self._tune(row) for row in plan.rows if len(row.settings()) > 1}
     chosen = {
       name: max(found, key=lambda one: one[CHOSEN_BY])["settings"] for name, found in tried.items()
@@ -150,7 +155,7 @@ class Ablation:
           row, chosen.get(row.name, {}), seed, plan.config.training.fit_splits, f"seed{seed}"
         )
         rankings.setdefault(row.name, []).append(self._rank(row, config, "test"))
-        dataset = self._of(config).dataset
+        dataset = self._runner.inputs(config).dataset
     found = ablation_table.results(
       dataset,
       "test",
@@ -175,14 +180,7 @@ class Ablation:
     found = []
     for number, settings in enumerate(row.settings()):
       config = self._config(row, settings, TUNED_SEED, "train", "tune", f"{row.name}_{number}")
-      ranking = self._rank(row, config, "valid")
-      requests = protocols.eval_requests(
-        self._of(config).dataset, "valid", config.data.target_behavior
-      )
-      scores = {
-        name: ratio.value
-        for name, ratio in metrics.per_request(ranking, requests, (10, 50)).items()
-      }
+      scores = self._runner.scores(config, "valid", self._rank(row, config, "valid"), (10, 50))
       told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
       self._told(f"valid, {row.name} {settings}: {told}")
       found.append({"settings": settings, **scores})
@@ -205,42 +203,22 @@ class Ablation:
       dataclasses.replace(with_knobs(base, knobs | row.fixed | settings), workdir=folder)
     )
 
-  def _of(self, config: Config) -> Inputs:
-    """The inputs of a run; runs of one group share them, as they share tokenizer and features.
-
-    Raises:
-      ConfigError, DataError: the rewards cannot be had; this is asked before a group's first run is
-        trained.
+  def _check_rewards(self, inputs: Inputs) -> None:
+    """Raises ConfigError or DataError where the rewards cannot be had; asked before a group's first
+    run is trained.
     """
-    key = config.training.init_from or config.workdir
-    if key not in self._inputs:
-      self._inputs = {key: inputs_lib.prepare_inputs(config)}
-      if any(row.start for row in self._plan.rows):
-        rewards.resolve(self._plan.config.preference, self._inputs[key].dataset.ads)
-    return self._inputs[key]
+    if any(row.start for row in self._plan.rows):
+      rewards.resolve(self._plan.config.preference, inputs.dataset.ads)
+
+  def _trained(self, task: RequestTask) -> FitResult:
+    self._told(f"training {task.folder}")
+    return self._train(task)
 
   def _rank(self, row: Row, config: Config, split: str) -> np.ndarray:
     """Top ads of each request of a split by a run, trained first where need be: [R, K]."""
-    return ranked.kept(
-      config.workdir, split, scoring.shaping(config), lambda: self._made(row, config, split)
-    )
-
-  def _made(self, row: Row, config: Config, split: str) -> np.ndarray:
-    if row.start:
-      self._make_start(config)
-    inputs = self._of(config)
-    scored = config
-    if not row.trains:
-      scored = dataclasses.replace(config, workdir=config.training.init_from)
-    else:
-      self._told(f"training {config.workdir}")
-      workdir.save_config(config)
-      inputs_lib.save_inputs(config, inputs)
-      ranked.go_on(self._train(config, inputs), config.workdir)
-    requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
-    return scoring.rank_run(
-      scored, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)
-    ).ad_RK
+    before = (lambda: self._make_start(config)) if row.start else lambda: None
+    searched = "" if row.trains else config.training.init_from
+    return self._runner.ranking(config, split, searched=searched, before=before)
 
   def _make_start(self, config: Config) -> None:
     """The VSL run that a row starts from, and its reward model."""
@@ -251,4 +229,5 @@ class Ablation:
     self._rank(vsl, started, "valid" if config.training.fit_splits == "train" else "test")
     if not reward_run.is_finished(started):
       self._told(f"training the reward model of {start}")
-      ranked.go_on(self._train_reward(started, self._of(started)), f"the reward model of {start}")
+      result = self._train_reward(started, self._runner.inputs(started))
+      ranked.go_on(result, f"the reward model of {start}")

@@ -1,9 +1,8 @@
-"""The compiled train step, and what a step costs: memory, floating-point operations, requests,
-tokens.
+"""The compiled train step, and what a step costs: memory, floating-point operations, and
+what it works off.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +26,7 @@ class StepCost:
     model_flops: of the matrix products, forward and backward, without what rematerialisation
       computes again.
     xla_flops: of the compiled program, as XLA counts all its operations; None where it does not.
-    requests: of a batch.
-    tokens: context slots, and UA-SID codes of targets or candidates, padding included.
+    units: what a batch holds, by unit, such as {"requests": 64}.
     peak_flops: of the devices together, in dense bfloat16 products, FLOP/s; None where it is not
       known.
   """
@@ -39,8 +37,7 @@ class StepCost:
   peak_bytes: int
   model_flops: float
   xla_flops: float | None
-  requests: int
-  tokens: int
+  units: dict[str, int]
   peak_flops: float | None
 
   def utilization(self, steps_per_second: float) -> float | None:
@@ -51,7 +48,7 @@ class StepCost:
 
 
 def compile_step(
-  step: Callable, state: TrainState, batch: Any, config: TrainConfig
+  step: Callable, state: TrainState, batch: Any, units: dict[str, int], config: TrainConfig
 ) -> tuple[Callable, StepCost]:
   """Compiles a step of `make_train_step` for a state and a batch, once, and reads off what it
   costs.
@@ -59,7 +56,8 @@ def compile_step(
   Args:
     step: the step; nothing is run.
     state: arrays, or shapes with their shardings.
-    batch: likewise; a `RequestBatch`, or what holds one as `requests`.
+    batch: likewise.
+    units: what the batch holds (`Task.units`).
     config: its --remat and --peak_tflops.
 
   Returns:
@@ -76,8 +74,6 @@ def compile_step(
   )
   devices = jax.tree.leaves(state)[0].sharding.device_set
   peak = 1e12 * config.peak_tflops or flops.peak_of(next(iter(devices)).device_kind)
-  requests = getattr(batch, "requests", batch)
-  rows, slots = requests.slot_kind_BS.shape
   return compiled, StepCost(
     parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     argument_bytes=memory.argument_size_in_bytes,
@@ -87,8 +83,7 @@ def compile_step(
     ),  # on CPU the former leaves the temporaries out
     model_flops=flops.matmul_flops(flops.matmuls_in(traced.jaxpr.jaxpr, recomputed=False)),
     xla_flops=len(devices) * analysis["flops"] if "flops" in analysis else None,
-    requests=rows,
-    tokens=rows * slots + math.prod(requests.target_codes_BMT.shape),
+    units=units,
     peak_flops=len(devices) * peak if peak else None,
   )
 

@@ -16,6 +16,8 @@ from gr4ad_jax.training.preemption import Preemption
 from gr4ad_jax.training.prefetch import Prefetcher
 from gr4ad_jax.training.profiling import StepProfiler
 from gr4ad_jax.training.state import TrainState
+from gr4ad_jax.training.step import Metrics, Step
+from gr4ad_jax.training.sums import Window
 from gr4ad_jax.training.writers import Writer
 
 
@@ -41,11 +43,11 @@ class Progress:
     steps_per_second: since this process' first step, evaluations and saves left out; 0 until it is
       known.
     eta_seconds: of the steps that remain, at that rate.
-    metrics: of step `step`.
+    metrics: of step `step`; ratios of sums are over the steps since the last metric line.
     valid: valid metrics, where the step was evaluated.
     log: whether `step` is one of every `log_every`, or the last.
-    requests_per_second: at that rate; 0 until it is known, or where the step's cost is not.
-    tokens_per_second: likewise, of context slots and codes.
+    units_per_second: at that rate, by unit, such as {"requests": 900.0}; empty until it is known,
+      or where the step's cost is not.
     utilization: model FLOPs utilisation at that rate, in [0, 1]; None where the peak of the devices
       is not known.
   """
@@ -57,8 +59,7 @@ class Progress:
   metrics: dict[str, float]
   valid: dict[str, float]
   log: bool
-  requests_per_second: float = 0.0
-  tokens_per_second: float = 0.0
+  units_per_second: dict[str, float] = dataclasses.field(default_factory=dict)
   utilization: float | None = None
 
 
@@ -71,11 +72,13 @@ class FitResult:
     status: 'done', the schedule's end (or `until`) reached; or 'preempted': saved after a request
       to stop; the same command goes on from there.
     valid_metrics: of the last evaluation of this process; empty where there was none.
+    sums: of ratios since the last metric line, as `fit` takes them.
   """
 
   state: TrainState
   status: str
   valid_metrics: dict[str, float]
+  sums: dict[str, list[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,21 +162,28 @@ class _Clock:
 
 
 class _Run:
-  """The bookkeeping of one call of `fit`."""
+  """The bookkeeping of one call of `fit`, which says what its fields are."""
 
-  def __init__(
-    self, schedule, make_batch, checkpointer, writer, evaluate_fn, on_progress, metadata, cost
-  ):
+  def __init__(self, schedule, make_batch, checkpointer, writer, evaluate_fn, on_progress, cost,
+               position, window):  # fmt: skip
+    self.schedule = schedule
     self.make_batch = make_batch
-    self.schedule, self.checkpointer, self.writer = schedule, checkpointer, writer
-    self.evaluate_fn, self.on_progress, self.metadata = evaluate_fn, on_progress, metadata
-    self.clock, self.cost = _Clock(), cost
+    self.checkpointer = checkpointer
+    self.writer = writer
+    self.evaluate_fn = evaluate_fn
+    self.on_progress = on_progress
+    self.cost = cost
+    self.position = position
+    self.window = window
+    self.clock = _Clock()
     self.valid_metrics: dict[str, float] = {}
 
-  def fetch(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, float]:
+  def fetch(self, step: int, metrics: Metrics) -> dict[str, float]:
     """Waits for the metrics of a step; raises DivergedError if they are not finite."""
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not values.pop("finite"):
+    found = jax.device_get(metrics)
+    finite = found.pop("finite")
+    values = self.window.add(found)
+    if not finite:
       saved = self.checkpointer.steps if self.checkpointer else []
       kept = (
         f"the last good checkpoint is step {saved[-1]}"
@@ -189,19 +199,20 @@ class _Run:
     """Tells the callback and, where a line is due, the writer."""
     logs, rate, cost = self.schedule.logs(step), self.clock.rate, self.cost
     used = cost.utilization(rate) if cost and rate else None
-    scalars = {f"train/{name}": value for name, value in metrics.items()} if logs else {}
+    scalars = {}
+    if logs:
+      scalars = {f"train/{name}": value for name, value in metrics.items()}
+      self.window.clear()
     if logs and used is not None:
       scalars["train/mfu"] = used
     scalars |= {f"valid/{name}": value for name, value in valid.items()}
     if self.writer and scalars:
       self.writer.write(step, scalars)
     if self.on_progress:
-      eta = (self.schedule.total_steps - step) / rate if rate else math.inf
-      requests, tokens = (rate * cost.requests, rate * cost.tokens) if cost else (0.0, 0.0)
       total = self.schedule.total_steps
-      self.on_progress(
-        Progress(step, total, rate, eta, metrics, valid, logs, requests, tokens, used)
-      )
+      eta = (total - step) / rate if rate else math.inf
+      units = {name: rate * number for name, number in cost.units.items()} if cost and rate else {}
+      self.on_progress(Progress(step, total, rate, eta, metrics, valid, logs, units, used))
 
   def boundary(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
     """Evaluates, if that is due; reports; saves.
@@ -217,26 +228,26 @@ class _Run:
       }
     self.report(step, metrics, valid)
     if self.checkpointer:
-      self.checkpointer.save(
-        state, data={"next_step": step}, metadata=self.metadata, metrics=valid or None
-      )
+      kept = {"sums": sums} if (sums := self.window.state()) else None
+      self.checkpointer.save(state, data=self.position(step), metadata=kept, metrics=valid or None)
     self.clock.pause()
 
 
 def fit(
   state: TrainState,
-  train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+  train_step: Step,
   make_batch: Callable[[int], Any],
   schedule: Schedule,
   *,
   checkpointer: Checkpointer | None = None,
   writer: Writer | None = None,
   evaluate_fn: Callable[[TrainState], dict[str, float]] | None = None,
-  metadata: dict | None = None,
   on_progress: Callable[[Progress], None] | None = None,
   cost: StepCost | None = None,
   profiler: StepProfiler | None = None,
   workers: int = 1,
+  position: Callable[[int], dict] = lambda step: {"next_step": step},
+  sums: dict[str, list[float]] | None = None,
 ) -> FitResult:
   """Trains from `state.step` to the end of the schedule, or to its `until`.
 
@@ -252,16 +263,19 @@ def fit(
     checkpointer: keeps checkpoints; None: none are kept.
     writer: takes `train/…` and `valid/…` scalars, one line a step at most.
     evaluate_fn: state -> valid metrics; the checkpointer ranks by one of them.
-    metadata: JSON kept with each checkpoint.
     on_progress: called once a step, one step late.
     cost: of a step: turns the rate of steps into requests, tokens and utilisation, `train/mfu`.
     profiler: traces some of the steps.
     workers: threads that make batches.
+    position: steps done -> where the data stand then, as JSON; kept with a checkpoint.
+    sums: the metadata's `sums` of the checkpoint that the run goes on from: of ratios since the
+      last metric line.
 
   Raises:
     DivergedError: a step's loss or gradient is not finite; the state of that step is not saved.
   """
-  run = _Run(schedule, make_batch, checkpointer, writer, evaluate_fn, on_progress, metadata, cost)
+  run = _Run(schedule, make_batch, checkpointer, writer, evaluate_fn, on_progress, cost,
+             position, Window(sums))  # fmt: skip
   status, waiting = "done", None
   with (
     Preemption() as preemption,
@@ -273,7 +287,7 @@ def fit(
           profiler.begin(number, state)
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
           state, metrics = train_step(state, batch)
-        for metric in metrics.values():
+        for metric in jax.tree.leaves(metrics):
           # on their way as soon as they are known: the fetch below finds them here
           metric.copy_to_host_async()
         step = number + 1
@@ -292,4 +306,4 @@ def fit(
     finally:
       if checkpointer:
         checkpointer.wait()
-  return FitResult(state, status, run.valid_metrics)
+  return FitResult(state, status, run.valid_metrics, run.window.state())

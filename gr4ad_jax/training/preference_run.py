@@ -7,11 +7,11 @@ predicted before it is learned from (prequential evaluation). The candidates lie
 a run that is stopped in mid-round goes on with them.
 """
 
+import functools
 import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -23,15 +23,16 @@ from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.training import collapse
+from gr4ad_jax.training import collapse, rewards
 from gr4ad_jax.training.candidates import CandidateMaker, Candidates, RewardOf, digest
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.preference_task import PreferenceBatch, make_preference_loss
+from gr4ad_jax.training.request_task import RequestTask
 from gr4ad_jax.training.reward_model import RewardModel
 from gr4ad_jax.training.rewards import Rewarder
 from gr4ad_jax.training.state import TrainState
 from gr4ad_jax.training.step import LossFn
-from gr4ad_jax.training.trainer import Trainer
+from gr4ad_jax.training.task import Told
 from gr4ad_jax.training.writers import Writer
 
 _KEPT_ROUNDS = 2
@@ -40,35 +41,51 @@ _GUARDED = (
 )
 
 
-class PreferenceTrainer(Trainer):
-  """Trains on candidates with rewards, beside VSL on what was taken.
+class PreferenceTask(RequestTask):
+  """Learns from candidates with rewards, beside VSL on what was taken.
 
   Args:
     config: of the run.
     inputs: data, tokenizer and features.
-
-  Raises:
-    ConfigError: the devices cannot share a batch, or the reward cannot be had.
-    DataError: a bad file of margins.
-    FileNotFoundError: the reward needs a model, and none was trained.
   """
 
   def __init__(self, config: Config, inputs: Inputs):
     super().__init__(config, inputs)
-    p, self._round = config.preference, None
-    reward_model = reward_model_of(config, inputs)
-    rewarder = Rewarder(p, self.contexts, inputs.dataset.ads, reward_model)
-    self._rewarded_by = reward_model.digest if reward_model else "", _content(p.margins_path)
-    self._maker = self.candidate_maker(rewarder)
+    self._round: Candidates | None = None
     self._folder = os.path.join(config.workdir, "candidates")
-    self._guard = collapse.CollapseGuard(p, os.path.join(self._folder, "start.json"))
+
+  def check_inputs(self) -> None:
+    """Looks for the reward, and its model.
+
+    Raises:
+      ConfigError, DataError: see `rewards.resolve`.
+      FileNotFoundError: no reward model was trained where one is needed.
+    """
+    rewards.resolve(self.config.preference, self.inputs.dataset.ads)
+    reward_model_of(self.config, self.inputs)
+
+  @functools.cached_property
+  def _reward_model(self) -> RewardModel | None:
+    return reward_model_of(self.config, self.inputs)
+
+  @functools.cached_property
+  def _maker(self) -> CandidateMaker:
+    ads = self.inputs.dataset.ads
+    return self.candidate_maker(
+      Rewarder(self.config.preference, self.contexts, ads, self._reward_model)
+    )
+
+  @functools.cached_property
+  def _guard(self) -> collapse.CollapseGuard:
+    start = os.path.join(self._folder, "start.json")
+    return collapse.CollapseGuard(self.config.preference, start)
 
   def candidate_maker(self, reward: RewardOf) -> CandidateMaker:
     """Makes the candidates that the config asks for, with rewards of `reward`."""
     config, inputs = self.config, self.inputs
     search = SearchConfig(beams=(config.preference.candidate_beams,) * len(config.sid.codebooks))
     ranker = Ranker(self.model, inputs.index, inputs.ecpm, search)
-    learned_L = np.isin(inputs.lines.request, self.order.requests)
+    learned_L = np.isin(inputs.lines.request, self.order.examples)
     return CandidateMaker(
       config.preference, self.contexts, ranker, reward, len(inputs.dataset.ads), learned_L
     )
@@ -80,14 +97,12 @@ class PreferenceTrainer(Trainer):
       self.model, c.objective, c.preference, self.inputs.ecpm, c.data.targets
     )
 
-  def make_batch(self, step: int) -> PreferenceBatch:
-    """This process' rows of a step of the round, put on the mesh."""
-    requests, _ = self.order.step(step, jax.process_index(), jax.process_count())
-    return mesh_lib.put_batch(self.lists_of(self._round, requests), self.mesh)
+  def make_batch(self, requests: np.ndarray, draw: np.ndarray) -> PreferenceBatch:
+    """The lists of some requests of the round."""
+    del draw
+    return self.lists_of(self._round, requests)
 
-  def begin_round(
-    self, state: TrainState, writer: Writer, told: Callable[[str, int, int], None]
-  ) -> int:
+  def begin_round(self, state: TrainState, writer: Writer, told: Told) -> int:
     """Makes the candidates of the round, or takes those that a stopped run left; tells how the
     policy fares.
     """
@@ -112,16 +127,16 @@ class PreferenceTrainer(Trainer):
       )  # what stands in the workdir is the same for all that are stopped from here on
     return end
 
-  def _make(
-    self, state: TrainState, requests: np.ndarray, told: Callable[[str, int, int], None]
-  ) -> Candidates:
+  def _make(self, state: TrainState, requests: np.ndarray, told: Told) -> Candidates:
     """Candidates of `requests`; each process of a job makes its share, and all get the whole."""
     p, params = self.config.preference, mesh_lib.local_copy(state.params)
     path = None
     if p.candidates_cache:
       about = {name: value for name, value in vars(p).items() if name in _SHAPES_CANDIDATES}
-      shown = sorted(about.items()), self.config.data, self.config.model, self._rewarded_by
-      known = digest(params, *shown, self.order.requests, requests)
+      model = self._reward_model
+      rewarded_by = model.digest if model else "", _content(p.margins_path)
+      shown = sorted(about.items()), self.config.data, self.config.model, rewarded_by
+      known = digest(params, *shown, self.order.examples, requests)
       path = os.path.join(p.candidates_cache, f"{known}.npz")
       if distributed.agreed(os.path.exists(path)):
         return Candidates.load(path)

@@ -4,9 +4,9 @@ checkpoints/<step>/, knobs.json, folds.npz, scale.npz, calibration.json, metrics
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ import numpy as np
 
 from gr4ad_jax import files
 from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, RewardConfig
-from gr4ad_jax.data.batches import TrainingOrder
 from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.data.pair_batches import LabeledPairs, PairSampler
 from gr4ad_jax.data.pair_features import FEATURES, USER_FEATURES
@@ -24,13 +23,13 @@ from gr4ad_jax.models.piecewise import feature_edges
 from gr4ad_jax.models.zoo.ranker import Ranker
 from gr4ad_jax.objectives import pointwise
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.training import loop, prefetch
-from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training import loop, run
 from gr4ad_jax.training import workdir as workdir_lib
-from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.training.inputs import Inputs
-from gr4ad_jax.training.step import LossFn, make_train_step
-from gr4ad_jax.training.writers import open_writers
+from gr4ad_jax.training.order import OrderedSource, TrainingOrder
+from gr4ad_jax.training.step import LossFn, Metrics
+from gr4ad_jax.training.task import Task, Told
 
 FOLDER = "reward"
 CALIBRATION = "calibration.json"  # written last: its presence says that the model is whole
@@ -128,43 +127,63 @@ def make_reward_loss(model: Ranker, config: RewardConfig, scale: Scale) -> LossF
   return loss_fn
 
 
-class RewardTrainer:
-  """The parts of the training: order of the data, batches, step, optimiser and a fresh state on the
-  mesh.
+class RewardTask(Task):
+  """Learns p(purchase) and E[value | purchase] of pairs of a request and an ad.
+
+  It lies in a folder of its own inside the run whose UA-SIDs and features it reads.
 
   Args:
-    config: of the run.
+    config: of the run; its UA-SIDs and features must lie in its workdir (`inputs.save_inputs`).
     inputs: data, tokenizer and features.
   """
 
   def __init__(self, config: Config, inputs: Inputs):
-    self.config, self.inputs, c = config, inputs, config.reward
-    requests, self.held_out = split_requests(config, inputs)
-    self.sampler = PairSampler(
-      inputs.contexts(config, "train"), c, inputs.ecpm.clip, config.training.seed
-    )
-    self.scale = self._fit_scale(requests)
-    self.model, self.mesh = build_ranker(config, inputs), mesh_lib.make_mesh(config.training.mesh)
-    self.order = TrainingOrder(requests, config.data.batch_size, config.training.seed)
-    self.total_steps = max(1, round(self.order.steps_per_epoch * c.reward_epochs))
-    training = dataclasses.replace(
-      config.training, learning_rate=c.reward_learning_rate, weight_decay=c.reward_weight_decay
-    )
-    self.optimizer = state_lib.make_optimizer(training, self.total_steps)
-    self.state = state_lib.init_state(self.init_params, self.optimizer, self.mesh)
-    loss_fn = make_reward_loss(self.model, c, self.scale)
-    shardings = state_lib.shardings_of(self.state)
-    self.step = make_train_step(loss_fn, self.optimizer, config.training.seed, 1, shardings)
+    super().__init__(config)
+    c = config.reward
+    self.inputs = inputs
+    self.folder = folder_of(config)
+    self.model = build_ranker(config, inputs)
+    # The run's own training, but for what is the reward model's to say. It starts afresh.
+    self.training = dataclasses.replace(
+      config.training, learning_rate=c.reward_learning_rate, weight_decay=c.reward_weight_decay,
+      epochs=c.reward_epochs, max_steps=0, accumulate=1, table_optimizer="adamw", init_from="",
+      remat="none",
+    )  # fmt: skip
 
-  def _fit_scale(self, requests: np.ndarray) -> Scale:
+  @classmethod
+  def open(cls, config: Config, told: Told | None = None, started: bool = False) -> "RewardTask":
+    """Reads the run that it belongs to. Raises as `check_knobs` and `prepare_inputs` do."""
+    del started
+    check_knobs(config)
+    inputs = inputs_lib.prepare_inputs(config, told=told)
+    inputs_lib.check_same_log(config, inputs.dataset)
+    return cls(config, inputs)
+
+  def save(self) -> None:
+    """Keeps the scale of what it reads, and its settings."""
+    os.makedirs(self.folder, exist_ok=True)
+    self.scale.save(self.folder)
+    files.write_json(os.path.join(self.folder, _KNOBS), dataclasses.asdict(self.config.reward))
+
+  @functools.cached_property
+  def _split(self) -> tuple[np.ndarray, np.ndarray]:
+    return split_requests(self.config, self.inputs)
+
+  @functools.cached_property
+  def sampler(self) -> PairSampler:
+    """Draws the pairs of a request."""
+    contexts, t = self.inputs.contexts(self.config, "train"), self.training
+    return PairSampler(contexts, self.config.reward, self.inputs.ecpm.clip, t.seed)
+
+  @functools.cached_property
+  def scale(self) -> Scale:
+    """Edges of the features and unit of the value, from some of what is learned from."""
+    requests = self._split[0]
     some = requests[:: max(1, len(requests) // _SAMPLE)]
     sample, c = self.sampler.batch(some), self.config.reward
     real = sample.weight_BC > 0
-    value = (
-      float(sample.value_BC[sample.bought_BC & real].mean())
-      if (sample.bought_BC & real).any()
-      else 1.0
-    )
+    bought = sample.bought_BC & real
+    value = float(sample.value_BC[bought].mean()) if bought.any() else 1.0
     return Scale(
       feature_edges(sample.pairs.pair_features_BCF[real], c.reward_bins),
       feature_edges(sample.pairs.user_features_BF, c.reward_bins),
@@ -173,17 +192,48 @@ class RewardTrainer:
       read_digest(self.inputs),
     )
 
-  def init_params(self) -> Any:
-    """Fresh parameters; the same for the same seed."""
-    batch = self.sampler.batch(self.order.requests[:1])
-    return self.model.init(
-      jax.random.key(self.config.training.seed), batch.pairs, self.scale.edges
-    )["params"]
+  @functools.cached_property
+  def source(self) -> OrderedSource:
+    """Batches of pairs."""
+    order = TrainingOrder(self._split[0], self.training.batch_size, self.training.seed)
+    return OrderedSource(order, self.sampler.batch)
 
-  def make_batch(self, step: int) -> LabeledPairs:
-    """This process' rows of a step, put on the mesh."""
-    requests, draw = self.order.step(step, jax.process_index(), jax.process_count())
-    return mesh_lib.put_batch(self.sampler.batch(requests, draw), self.mesh)
+  def init(self, key: jax.Array) -> Any:
+    """Fresh parameters; the same for the same seed."""
+    batch = self.sampler.batch(self._split[0][:1])
+    return self.model.init(key, batch.pairs, self.scale.edges)["params"]
+
+  @functools.cached_property
+  def _loss(self) -> LossFn:
+    return make_reward_loss(self.model, self.config.reward, self.scale)
+
+  def loss(self, params: Any, batch: LabeledPairs, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    """As `make_reward_loss` says."""
+    return self._loss(params, batch, key)
+
+  def units(self, batch: LabeledPairs) -> dict[str, int]:
+    """Requests, and pairs with padding."""
+    return {"requests": len(batch.weight_BC), "pairs": batch.weight_BC.size}
+
+  def finish(self, params: Any) -> None:
+    """Writes the correction that the visits kept aside ask for."""
+    made = self._calibration(mesh_lib.local_copy(params))
+    if jax.process_index() == 0:
+      files.write_json(os.path.join(self.folder, CALIBRATION), dataclasses.asdict(made))
+
+  def _calibration(self, params: Any) -> Calibration:
+    apply, held_out, size = jax.jit(self.model.apply), self._split[1], self.training.batch_size
+    columns = []
+    for begin in range(0, len(held_out), size):
+      batch = self.sampler.batch(held_out[begin : begin + size])
+      logit, log_value = jax.device_get(apply({"params": params}, batch.pairs, self.scale.edges))
+      value = np.exp(log_value) * self.scale.value
+      real = batch.weight_BC > 0
+      found = (logit, batch.bought_BC, batch.weight_BC, value, batch.value_BC)
+      columns.append([x[real] for x in found])
+    if not columns:
+      return Calibration.identity()
+    return Calibration.fit(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def checkpoints_of(config: Config) -> str:
@@ -211,15 +261,13 @@ def check_knobs(config: Config) -> None:
       )
 
 
-def train(
-  config: Config, inputs: Inputs, on_progress: Callable[[loop.Progress], None] | None = None
-) -> loop.FitResult:
+def train(config: Config, inputs: Inputs, *told: Any) -> loop.FitResult:
   """Trains and calibrates a run's reward model, from its last whole checkpoint where there is one.
 
   Args:
     config: of the run; its UA-SIDs and features must lie in its workdir (`inputs.save_inputs`).
     inputs: data, tokenizer and features.
-    on_progress: told after every step.
+    *told: as `run.train` takes them: of steps, of rounds, of the cost.
 
   Raises:
     DivergedError: the loss stopped being finite.
@@ -227,57 +275,9 @@ def train(
   """
   check_knobs(config)
   with workdir_lib.alone(config):
-    return _train(config, inputs, on_progress)
-
-
-def _train(
-  config: Config, inputs: Inputs, on_progress: Callable[[loop.Progress], None] | None
-) -> loop.FitResult:
-  folder, t = folder_of(config), config.training
-  trainer = RewardTrainer(config, inputs)
-  os.makedirs(folder, exist_ok=True)
-  trainer.scale.save(folder)
-  files.write_json(os.path.join(folder, _KNOBS), dataclasses.asdict(config.reward))
-  state = trainer.state
-  with Checkpointer(checkpoints_of(config)) as checkpointer:
-    if checkpointer.steps:
-      state = checkpointer.restore(state_lib.abstract(state)).state
-    writer = open_writers(folder, int(state.step))
-    try:
-      schedule = loop.Schedule(trainer.total_steps, t.log_every, 0, t.save_every)
-      result = loop.fit(
-        state, trainer.step, trainer.make_batch, schedule, checkpointer=checkpointer, writer=writer,
-        on_progress=on_progress, workers=prefetch.threads(t.loader_threads),
-      )  # fmt: skip
-    finally:
-      writer.close()
-  if result.status == "done":
-    made = _calibration(trainer, result.state.params)
-    files.write_json(os.path.join(folder, CALIBRATION), dataclasses.asdict(made))
-  return result
-
-
-def _calibration(trainer: RewardTrainer, params: Any) -> Calibration:
-  """The correction that the visits kept aside ask for."""
-  apply = jax.jit(trainer.model.apply)
-  edges, value = trainer.scale.edges, trainer.scale.value
-  columns = []
-  for begin in range(0, len(trainer.held_out), trainer.config.data.batch_size):
-    batch = trainer.sampler.batch(trainer.held_out[begin : begin + trainer.config.data.batch_size])
-    logit, log_value = jax.device_get(apply({"params": params}, batch.pairs, edges))
-    real = batch.weight_BC > 0
-    columns.append(
-      [
-        x[real]
-        for x in (
-          logit,
-          batch.bought_BC,
-          batch.weight_BC,
-          np.exp(log_value) * value,
-          batch.value_BC,
-        )
-      ]
-    )
-  if not columns:
-    return Calibration.identity()
-  return Calibration.fit(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    task = RewardTask(config, inputs)
+    if task.training.profiled[1] > task.total_steps:  # a window of the run's own steps
+      task.training = dataclasses.replace(task.training, profile_steps="")
+    if jax.process_index() == 0:
+      task.save()
+    return run.train(task, *told)

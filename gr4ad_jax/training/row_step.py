@@ -2,7 +2,6 @@
 table's size.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from gr4ad_jax.config import TrainConfig
 from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.training.item_task import RowLoss
 from gr4ad_jax.training.state import Optimizer, TrainState
-from gr4ad_jax.training.step import LossFn, gathering, make_train_step, step_key
+from gr4ad_jax.training.step import LossFn, Metrics, Step, gathering, make_train_step, step_key
 
 
 def allowed(config: TrainConfig, loss_fn: LossFn) -> bool:
@@ -26,7 +25,7 @@ def allowed(config: TrainConfig, loss_fn: LossFn) -> bool:
 
 def make_row_step(
   loss_fn: RowLoss, optimizer: Optimizer, seed: int, state_shardings: Any = None
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Step:
   """`make_train_step`, for what is `allowed`; the same numbers, at a cost that does not depend on
   the table's size.
 
@@ -47,7 +46,7 @@ def make_row_step(
     loss_of_rows = gathering(loss_of_rows, params | {row_tables.NAME: whole})
   step_on_rows = make_train_step(loss_of_rows, optimizer, seed)
 
-  def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+  def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     touched = loss_fn.touch(batch, step_key(seed, state.step))
     some, metrics = step_on_rows(row_tables.take_rows(state, touched.row_U), touched)
     return row_tables.put_rows(state, some, touched.row_U), metrics

@@ -1,40 +1,30 @@
-"""A run from its config: where it starts, how it is judged, what is restored; everything lies in
-the workdir.
+"""A run is a directory and a task: where it starts, how it is trained and judged, what is
+restored.
 """
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
-import numpy as np
 
-from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, SearchConfig, is_trained, load_config
-from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.decoding.item_ranker import ItemRanker
-from gr4ad_jax.decoding.ranker import Ranker
-from gr4ad_jax.evaluation import metrics, protocols
-from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.models.zoo.items import ItemModel
-from gr4ad_jax.parallel import distributed, row_tables
+from gr4ad_jax import checksums, families, files
+from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, load_config
+from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import loop, preemption, prefetch, rewards
+from gr4ad_jax.training import loop, preemption, prefetch
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training import workdir as workdir_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.training.cost import StepCost
-from gr4ad_jax.training.inputs import Inputs
-from gr4ad_jax.training.preference_run import PreferenceTrainer, reward_model_of
 from gr4ad_jax.training.profiling import StepProfiler
 from gr4ad_jax.training.state import TrainState
-from gr4ad_jax.training.trainer import Trainer, init_params
+from gr4ad_jax.training.task import Task, Told
+from gr4ad_jax.training.trainer import Trainer
 from gr4ad_jax.training.writers import open_writers
 
-BEST_METRIC = "recall@10"
 PROFILE = "profile"  # of a workdir
 
 
@@ -44,132 +34,45 @@ def checkpoint_dir(config: Config) -> str:
 
 
 def best_metric(config: Config) -> str | None:
-  """What ranks checkpoints: nothing where valid is learned from, since it then judges no model."""
-  return None if "valid" in config.training.fitted else BEST_METRIC
+  """What ranks the checkpoints of a run; see `Task.best_metric`."""
+  return families.task_of(config.family).best_metric(config)
+
+
+def open_checkpoints(config: Config) -> Checkpointer:
+  """A run's checkpoints, to read. Raises as `Checkpointer` does."""
+  return Checkpointer(checkpoint_dir(config), best_metric=best_metric(config), read_only=True)
 
 
 def scored_step(config: Config) -> int:
   """Step of the checkpoint that `load_params` takes as the best. Raises FileNotFoundError where
   there is none.
   """
-  with Checkpointer(
-    checkpoint_dir(config), best_metric=best_metric(config), read_only=True
-  ) as checkpointer:
+  with open_checkpoints(config) as checkpointer:
     return checkpointer.resolve("best")
 
 
-def load_params(config: Config, model: nn.Module, which: int | str = "best") -> Any:
-  """Parameters of a trained run: the best on valid, the last, or those of a step.
+def load_params(config: Config, init_fn: Callable[[], Any], which: int | str = "best") -> Any:
+  """Parameters of a trained run, on one device of this process.
+
+  Args:
+    config: of the run.
+    init_fn: () -> fresh parameters, of which the shapes are read.
+    which: 'best' on valid, 'last', or a step.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
     ConfigError: the checkpoint holds another model.
   """
-  mesh = mesh_lib.local_mesh()
-  target = state_lib.abstract_params(lambda: init_params(model, config), mesh)
-  with Checkpointer(
-    checkpoint_dir(config), best_metric=best_metric(config), read_only=True
-  ) as checkpointer:
+  target = state_lib.abstract_params(init_fn, mesh_lib.local_mesh())
+  with open_checkpoints(config) as checkpointer:
     return checkpointer.restore_params(target, which)
 
 
-def make_ranker(
-  model: nn.Module, index: SidIndex, ecpm: EcpmBins, search: SearchConfig
-) -> Ranker | ItemRanker:
-  """What ranks ads by a model: beam search over UA-SIDs, or the scores of all ads."""
-  return ItemRanker(model) if isinstance(model, ItemModel) else Ranker(model, index, ecpm, search)
-
-
-def valid_evaluation(
-  config: Config, inputs: Inputs, model: nn.Module
-) -> Callable[[Any], dict[str, float]]:
-  """Params -> recall, NDCG and revenue at the protocol's cuts, on a fixed sample of valid requests.
-
-  Of a job of several processes each ranks its share; all must call it, and get the same.
-  """
-  requests = protocols.eval_requests(inputs.dataset, "valid", config.data.target_behavior)
-  rows = np.random.default_rng(0).permutation(len(requests))[: config.training.eval_requests]
-  requests = requests.take(np.sort(rows))
-  ks = protocols.protocol_of(inputs.dataset.name).ks
-  contexts = inputs.contexts(config, "valid")
-  ranker = make_ranker(model, inputs.index, inputs.ecpm, config.search)
-
-  share = distributed.share(len(requests))
-
-  def evaluate(params) -> dict[str, float]:
-    # No device holds the table: all rank all together.
-    if isinstance(ranker, ItemRanker) and row_tables.mesh_of(params):
-      ad_RK = ranker.rank(params, contexts, requests.request, max(ks)).ad_RK
-    else:
-      ranking = ranker.rank(mesh_lib.local_copy(params), contexts, requests.request[share], max(ks))
-      ad_RK = distributed.gather(ranking.ad_RK)[: len(requests)]
-    return {
-      name: float(ratio.value) for name, ratio in metrics.per_request(ad_RK, requests, ks).items()
-    }
-
-  return evaluate
-
-
-def make_trainer(config: Config, inputs: Inputs) -> Trainer:
-  """The trainer of --objective. Raises what its class says."""
-  if config.objective.objective == "vsl":
-    return Trainer(config, inputs)
-  return PreferenceTrainer(config, inputs)
-
-
-def check_start(config: Config) -> None:
-  """Checks what can be checked before the data are read.
-
-  Raises:
-    ConfigError: a --model that is not known or does not suit --objective; an --init_from that holds
-      no trained run, or one with another model, codes or data.
-  """
-  objective, kind = config.objective.objective, registry.find(config)
-  if objective != "vsl" and not getattr(kind, "learns_lists", False):
-    raise ConfigError(
-      f"--objective={objective} is not allowed: --model={config.model.model} learns no lists"
-    )
-  if (
-    objective != "vsl" and config.model.history_bias
-  ):  # the search's log p, the reference, lacks the bias' normaliser
-    raise ConfigError(
-      f"--history_bias=true is not allowed: --objective={objective} compares log-probabilities"
-    )
-  start = config.training.init_from
-  if not start:
-    return
-  if not is_trained(start):
-    raise ConfigError(
-      f"--init_from={start} is not allowed: it holds no whole checkpoint; train it first"
-    )
-  about, free = (
-    ("sid", "model", "items"),
-    ["dropout", "compute_dtype", "swing_memory_mb", "swing_path"],
-  )
-  free += registry.unread(config)
-  for knob, ours, theirs in workdir_lib.changes(config, load_config(start), about, but=free):
-    raise ConfigError(
-      f"--{knob}={ours} is not allowed: the run in --init_from={start} has {theirs}"
-    )
-
-
-def check_objective(config: Config, inputs: Inputs) -> None:
-  """What a list objective needs beside the data: a reward, and its model.
-
-  Raises:
-    ConfigError, DataError: see `rewards.resolve`.
-    FileNotFoundError: no reward model was trained where one is needed.
-  """
-  if config.objective.objective != "vsl":
-    rewards.resolve(config.preference, inputs.dataset.ads)
-    reward_model_of(config, inputs)
-
-
-def start(config: Config, told: Callable[[str, int, int], None] | None = None) -> Inputs:
-  """Reads and checks all input, then writes config, tokenizer and features into the workdir.
+def start(config: Config, told: Told | None = None) -> Task:
+  """Opens the task of a run, then writes config and the task's files into the workdir.
 
   Of a job of several processes the first one does so; the others wait, and read the workdir, which
-  all share. `told` hears what is fitted, how much of it is done, and of how much.
+  all share.
 
   Args:
     config: of the run.
@@ -179,67 +82,73 @@ def start(config: Config, told: Callable[[str, int, int], None] | None = None) -
     ConfigError, DataError, OSError: input that is refused, or a run that another process trains;
       nothing was written then.
   """
+  kind = families.task_of(config.family)
   if jax.process_index() == 0:
     with workdir_lib.alone(config):  # first of all: another training would write what is read here
-      inputs = inputs_lib.prepare_inputs(config, told=told)
-      inputs_lib.check_same_log(config, inputs.dataset)
-      check_objective(config, inputs)
+      task = kind.open(config, told)
       workdir_lib.save_config(config)  # not before all input is known to be good
-      inputs_lib.save_inputs(config, inputs)
+      task.save()
   distributed.barrier("inputs")
   if jax.process_index():
-    inputs = inputs_lib.prepare_inputs(config, config.workdir)
-    inputs_lib.check_same_log(config, inputs.dataset, started=True)
-  if not distributed.same(inputs_lib.digest_of_files(config)):
+    task = kind.open(config, started=True)
+  if not distributed.same(_digest(task)):
     raise ConfigError(
       f"--workdir={config.workdir} is not allowed: its files differ from process to process; "
       "share it"
     )
-  return inputs
+  return task
 
 
-def _start_state(config: Config, trainer: Trainer, checkpointer: Checkpointer) -> TrainState:
+def _digest(task: Task) -> bytes:
+  """SHA-256 of the task's files; of a folder its list of checksums stands for what lies in it."""
+  made = hashlib.sha256()
+  for name in task.files:
+    path = os.path.join(task.folder, name)
+    known = checksums.listed(path) if os.path.isdir(path) else checksums.digest(path)
+    made.update(repr(sorted(known.items()) if isinstance(known, dict) else known).encode())
+  return made.digest()
+
+
+def _start_state(
+  task: Task, trainer: Trainer, checkpointer: Checkpointer
+) -> tuple[TrainState, dict]:
+  """The state to go on from, and the sums of metrics that were kept with it."""
   state = trainer.state  # 1. fresh parameters
-  if checkpointer.steps:
-    return checkpointer.restore(
-      state_lib.abstract(state)
-    ).state  # 3. the run's own last whole checkpoint wins
-  if config.training.init_from:  # 2. the best ones of another run
-    start = load_config(config.training.init_from)
-    with Checkpointer(
-      checkpoint_dir(start), best_metric=best_metric(start), read_only=True
-    ) as other:
+  if checkpointer.steps:  # 3. the run's own last whole checkpoint wins
+    restored = checkpointer.restore(state_lib.abstract(state))
+    task.source.restore(restored.data)
+    return restored.state, restored.metadata.get("sums", {})
+  if task.training.init_from:  # 2. the best ones of another run
+    with open_checkpoints(load_config(task.training.init_from)) as other:
       state = state.replace(params=other.restore_params(state_lib.abstract(state.params)))
-  return state
+  return state, {}
 
 
 def train(
-  config: Config,
-  inputs: Inputs,
+  task: Task,
   on_progress: Callable[[loop.Progress], None] | None = None,
-  on_round: Callable[[str, int, int], None] = lambda *_: None,
+  on_round: Told = lambda *_: None,
   on_compiled: Callable[[StepCost], None] = lambda _: None,
 ) -> loop.FitResult:
   """Trains a run, from its last whole checkpoint where there is one.
 
   Args:
-    config: of the run.
-    inputs: data, tokenizer and features.
+    task: of the run; its files lie in its folder.
     on_progress: told after every step.
     on_round: told of what is done between steps: what, how much of it is done, how much there is.
     on_compiled: told what a step costs, once it is compiled.
 
   Raises:
     DivergedError: the loss stopped being finite.
-    ConfigError: the workdir's checkpoints hold another model, the devices cannot share a batch,
+    ConfigError: the folder's checkpoints hold another model, the devices cannot share a batch,
       --profile_steps goes past the end, or another process trains the run.
   """
-  with workdir_lib.alone(config), _gone(config):
-    return _train(config, inputs, on_progress, on_round, on_compiled)
+  with workdir_lib.alone(task.config), _gone(task.folder):
+    return _train(task, on_progress, on_round, on_compiled)
 
 
 @contextlib.contextmanager
-def _gone(config: Config) -> Iterator[None]:
+def _gone(folder: str) -> Iterator[None]:
   """Tells a file that vanished under a training from a path that the user got wrong: the disk is
   to blame.
   """
@@ -248,38 +157,32 @@ def _gone(config: Config) -> Iterator[None]:
   except FileNotFoundError as error:
     if error.errno is None:  # a message of this library's own
       raise
-    raise OSError(f"{config.workdir} lost a file while it was trained: {error}") from error
+    raise OSError(f"{folder} lost a file while it was trained: {error}") from error
 
 
 def _train(
-  config: Config,
-  inputs: Inputs,
+  task: Task,
   on_progress: Callable[[loop.Progress], None] | None,
-  on_round: Callable[[str, int, int], None],
+  on_round: Told,
   on_compiled: Callable[[StepCost], None],
 ) -> loop.FitResult:
-  t, trainer = config.training, make_trainer(config, inputs)
+  t, trainer, metric = task.training, Trainer(task), task.best_metric(task.config)
   if t.profiled[1] > trainer.total_steps:
     raise ConfigError(
       f"--profile_steps={t.profile_steps} is not allowed: the run has {trainer.total_steps} steps"
     )
-  judged = best_metric(config) and inputs.has_targets(config, "valid")
-  evaluate = valid_evaluation(config, inputs, trainer.model) if judged else None
-  traced = StepProfiler(os.path.join(config.workdir, PROFILE), *t.profiled)
-  distributed.barrier(
-    "trainer"
-  )  # collective operations do not wait long for a process that was slower up to here
-  with (
-    Checkpointer(checkpoint_dir(config), best_metric=best_metric(config)) as checkpointer,
-    traced as profiler,
-  ):
-    state = _start_state(config, trainer, checkpointer)
-    writer = open_writers(config.workdir, int(state.step))
+  evaluate = task.evaluation("valid")
+  traced = StepProfiler(os.path.join(task.folder, PROFILE), *t.profiled)
+  # Collective operations do not wait long for a process that was slower up to here.
+  distributed.barrier("trainer")
+  with Checkpointer(task.checkpoints, best_metric=metric) as checkpointer, traced as profiler:
+    state, sums = _start_state(task, trainer, checkpointer)
+    writer = open_writers(task.folder, int(state.step))
     try:
       while True:
         until = 0
         if int(state.step) < trainer.total_steps:
-          until = trainer.begin_round(state, writer, on_round)
+          until = task.begin_round(state, writer, on_round)
           trainer.compile(state, on_compiled)
         result = loop.fit(
           state,
@@ -295,10 +198,49 @@ def _train(
           cost=trainer.cost,
           profiler=profiler,
           workers=prefetch.threads(t.loader_threads),
+          position=task.source.state,
+          sums=sums,
         )
-        state = result.state
-        if result.status == "preempted" or int(state.step) >= trainer.total_steps:
+        state, sums = result.state, result.sums
+        if result.status == "preempted":
+          return result
+        if int(state.step) >= trainer.total_steps:
+          task.finish(state.params)
           return result
     finally:
       writer.close()
       preemption.release()
+
+
+def report(task: Task, split: str, beside: Sequence[str] = (), width: int = 0) -> str:
+  """Scores a trained run by its task's own evaluation, and writes eval/metrics.json in its folder.
+
+  All processes of a job must call it.
+
+  Args:
+    task: of the run.
+    split: 'valid' or 'test'.
+    beside: other runs for the same table; there is none here.
+    width: columns of a terminal that examples are to be shown on; none are shown here.
+
+  Returns:
+    A line a metric, or one that says that there is nothing to judge by.
+
+  Raises:
+    ConfigError: other runs were named.
+    FileNotFoundError: a run without a checkpoint.
+  """
+  del width
+  config = task.config
+  if beside:
+    raise ConfigError(f"--beside is not allowed: --family={config.family} has no table of runs")
+  evaluate = task.evaluation(split)
+  if evaluate is None:
+    return f"nothing to evaluate on: {split} holds nothing to judge the run by"
+  key = jax.random.key(task.training.seed)
+  found = evaluate(load_params(config, lambda: task.init(key)))
+  if jax.process_index() == 0:
+    about = {"split": split, "checkpoint": scored_step(config), "metrics": found}
+    path = os.path.join(task.folder, "eval", "metrics.json")
+    files.write_json(path, about, summed=False, indent=2)
+  return "\n".join(f"{split} {name} {value:.4f}" for name, value in found.items())

@@ -3,17 +3,16 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from gr4ad_jax.config import Config, with_knobs
-from gr4ad_jax.evaluation import metrics, protocols, report_tables, scaling_table
+from gr4ad_jax.evaluation import report_tables, scaling_table
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import ranked, run, scoring, workdir
-from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training import request_task, run
+from gr4ad_jax.training.runner import Runner, Train
 
 WIDTHS = (32, 64, 128, 256)
 BEAMS = (32, 64, 128, 256, 512)
@@ -26,15 +25,18 @@ class Scaling:
   Args:
     config: of all runs; its workdir is the folder of the suite, its width and heads are set here.
     seeds: of every size.
-    train: how a run is trained: (config, inputs) -> fit result.
+    train: how a task is trained.
     widths: model widths, ascending; a head is half as wide, as the tiny preset's.
     beams: beam widths, ascending, the same at every level.
   """
 
-  def __init__(self, config: Config, seeds: Sequence[int], train: Callable = run.train,
+  def __init__(self, config: Config, seeds: Sequence[int], train: Train = run.train,
                widths: Sequence[int] = WIDTHS, beams: Sequence[int] = BEAMS):  # fmt: skip
-    self._config, self._seeds, self._train = config, tuple(seeds), train
-    self._widths, self._beams = tuple(widths), tuple(beams)
+    self._config = config
+    self._seeds = tuple(seeds)
+    self._runner = Runner(train)
+    self._widths = tuple(widths)
+    self._beams = tuple(beams)
 
   def run(self) -> dict:
     """Trains what is not trained; writes scaling.json, scaling.md and scaling.png.
@@ -73,50 +75,28 @@ class Scaling:
     scores, losses = [], []
     for seed in self._seeds:
       config = self._of(width, seed)
-      inputs = inputs_lib.prepare_inputs(config)
-      scores.append(
-        self._scores(
-          config, inputs, lambda config=config, inputs=inputs: self._made(config, inputs)
-        )
-      )
+      scores.append(self._scores(config))
       losses.append(late_loss(os.path.join(config.workdir, "metrics.jsonl")))
-    params = run.load_params(config, registry.build(config, len(inputs.dataset.ads)))
+    model = registry.build(config, len(self._runner.inputs(config).dataset.ads))
+    params = request_task.load_params(config, model)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return {"width": width, "parameters": parameters, "train_loss": float(np.mean(losses))} | _mean(
-      scores
-    )
+    about = {"width": width, "parameters": parameters, "train_loss": float(np.mean(losses))}
+    return about | _mean(scores)
 
   def _beam(self, beams: int) -> dict:
     scores = []
     for seed in self._seeds:
       config = self._of(self._widths[-1], seed)
       search = dataclasses.replace(config.search, beams=(beams,) * len(config.sid.codebooks))
-      config, inputs = dataclasses.replace(config, search=search), inputs_lib.prepare_inputs(config)
-      make = lambda config=config, inputs=inputs: self._ranked(config, inputs)  # noqa: E731
-      scores.append(
-        self._scores(config, inputs, make, os.path.join(config.workdir, f"beams{beams}"))
-      )
+      folder = os.path.join(config.workdir, f"beams{beams}")
+      scores.append(self._scores(dataclasses.replace(config, search=search), folder))
     return {"beams": beams} | _mean(scores)
 
-  def _scores(
-    self, config: Config, inputs: Inputs, make: Callable[[], np.ndarray], folder: str = ""
-  ) -> dict:
-    requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
-    ad_RK = ranked.kept(folder or config.workdir, "test", scoring.shaping(config), make)
-    ks = protocols.protocol_of(inputs.dataset.name).ks
-    return {name: ratio.value for name, ratio in metrics.per_request(ad_RK, requests, ks).items()}
-
-  def _made(self, config: Config, inputs: Inputs) -> np.ndarray:
-    workdir.save_config(config)
-    inputs_lib.save_inputs(config, inputs)
-    ranked.go_on(self._train(config, inputs), config.workdir)
-    return self._ranked(config, inputs)
-
-  def _ranked(self, config: Config, inputs: Inputs) -> np.ndarray:
-    requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
-    return scoring.rank_run(
-      config, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)
-    ).ad_RK
+  def _scores(self, config: Config, folder: str = "") -> dict:
+    """Of a run on test; with a folder, of a search whose ranking is kept there."""
+    searched = config.workdir if folder else ""
+    ad_RK = self._runner.ranking(config, "test", folder, searched)
+    return self._runner.scores(config, "test", ad_RK)
 
 
 def late_loss(path: str) -> float:

@@ -13,7 +13,7 @@ from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.evaluation import baselines, parts, plots, protocols, report_tables
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import reranking, run, seen_ads
+from gr4ad_jax.training import request_task, reranking, run, seen_ads
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.workdir import FREE, changes
 
@@ -31,8 +31,8 @@ def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k
   and --seen_ads.
   """
   model = registry.build(config, len(inputs.dataset.ads))
-  params = run.load_params(config, model)
-  ranker = run.make_ranker(model, inputs.index, inputs.ecpm, config.search)
+  params = request_task.load_params(config, model)
+  ranker = request_task.make_ranker(model, inputs.index, inputs.ecpm, config.search)
   left_out = seen_ads.left_out(config, inputs.dataset, requests)
   # A model that scores every ad has its candidates from all of them already.
   also = (

@@ -8,20 +8,23 @@ import jax.numpy as jnp
 import optax
 
 from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.training import sums
 from gr4ad_jax.training.state import Optimizer, TrainState
 
-LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Metrics = dict[str, jax.Array | sums.Ratio]
+LossFn = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
   loss_fn: LossFn, optimizer: Optimizer, seed: int, accumulate: int = 1, state_shardings: Any = None
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Step:
   """Builds `step(state, batch) -> (state, metrics)`; the given state is donated, so its buffers are
   gone afterwards.
 
   Args:
-    loss_fn: (params, batch, key) -> (scalar loss, scalar metrics); the loss is a mean over the
-      batch.
+    loss_fn: (params, batch, key) -> (scalar loss, metrics); the loss is a mean over the batch, a
+      metric a scalar or a `sums.Ratio`.
     optimizer: the optimiser.
     seed: with the step number it fixes all randomness of a step, so a resumed run is the same run.
     accumulate: micro-batches that the leading axis B is split into; their mean gradient makes the
@@ -31,9 +34,8 @@ def make_train_step(
       finds best.
 
   Returns:
-    The step. Its metrics are scalars: those of the loss, `loss`, `grad_norm` (before the limit),
-      `learning_rate`, and
-    `finite`, True where loss and gradient are.
+    The step. Its metrics are those of the loss, and the scalars `loss`, `grad_norm` (before the
+    limit), `learning_rate`, and `finite`, True where loss and gradient are.
   """
 
   if state_shardings is not None:
@@ -54,10 +56,11 @@ def make_train_step(
     parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    total, _ = jax.lax.scan(micro, zeros, (parts, jnp.arange(accumulate)))
-    return jax.tree.map(lambda x: x / accumulate, total)
+    (grads, metrics), _ = jax.lax.scan(micro, zeros, (parts, jnp.arange(accumulate)))
+    grads = jax.tree.map(lambda x: x / accumulate, grads)
+    return grads, sums.mean_of_parts(metrics, accumulate)
 
-  def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+  def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     key = step_key(seed, state.step)
     grads, metrics = (gradient if accumulate == 1 else accumulated)(state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

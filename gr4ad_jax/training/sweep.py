@@ -2,7 +2,7 @@
 
 What is tried are arguments of the step, and the requests' lists lie on the device, so a pass takes
 what its steps take: on an accelerator less than a run of its own needs to be compiled. Objectives,
-optimiser, order and lists are those of `PreferenceTrainer` with --refresh_steps of the run's length
+optimiser, order and lists are those of `PreferenceTask` with --refresh_steps of the run's length
 or more.
 """
 
@@ -18,15 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, load_config, with_knobs
-from gr4ad_jax.data.batches import TrainingOrder
 from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.evaluation import metrics, protocols, report_tables, sweep_table
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.training import run, scoring
+from gr4ad_jax.training import request_task, scoring
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.candidates import NO_REFERENCE, Candidates
 from gr4ad_jax.training.inputs import Inputs
-from gr4ad_jax.training.preference_run import PreferenceTrainer, reward_model_of
+from gr4ad_jax.training.order import TrainingOrder
+from gr4ad_jax.training.preference_run import PreferenceTask, reward_model_of
 from gr4ad_jax.training.preference_task import PreferenceBatch, list_loss, make_preference_loss
 from gr4ad_jax.training.rewards import Rewarder
 from gr4ad_jax.training.state import TrainState
@@ -86,13 +86,15 @@ class Sweep:
   def __init__(
     self, config: Config, inputs: Inputs, told: Callable[[str, int, int], None] = lambda *_: None
   ):
-    self._config, self._inputs, self._told = config, inputs, told
-    self._trainer = trainer = PreferenceTrainer(config, inputs)
-    self._start = run.load_params(load_config(config.training.init_from), trainer.model)
-    self._requests = np.sort(trainer.order.requests)
+    self._config = config
+    self._inputs = inputs
+    self._told = told
+    self._task = task = PreferenceTask(config, inputs)
+    self._start = request_task.load_params(load_config(config.training.init_from), task.model)
+    self._requests = np.sort(task.order.examples)
     model = reward_model_of(config, inputs)
     self._estimates = _Remembered(model) if model else None
-    self._ranker = run.make_ranker(trainer.model, inputs.index, inputs.ecpm, config.search)
+    self._ranker = request_task.make_ranker(task.model, inputs.index, inputs.ecpm, config.search)
     self._contexts = _Kept(inputs.contexts(config, "valid"))
     self._step = jax.jit(self._one_step, donate_argnums=0)
 
@@ -127,7 +129,7 @@ class Sweep:
     config = with_knobs(self._config, dict(setting))
     p, t = config.preference, config.training
     lists, shuffled = self._lists_with(p), t.data_order == "shuffled"
-    order = TrainingOrder(self._trainer.order.requests, config.data.batch_size, t.seed, shuffled)
+    order = TrainingOrder(self._task.order.examples, t.batch_size, t.seed, shuffled)
     steps = max(1, round(order.steps_per_epoch * t.epochs))
     steps = min(steps, t.max_steps) if t.max_steps else steps
     share = [config.objective.objective == name for name in OBJECTIVES]
@@ -151,7 +153,7 @@ class Sweep:
 
   def _one_step(self, state: TrainState, lists: PreferenceBatch, rows: jax.Array, knobs: Mapping):
     """The training step of a setting whose numbers are arguments."""
-    config, trainer = self._config, self._trainer
+    config, task = self._config, self._task
     batch = jax.tree.map(lambda x: x[rows], lists)
     unknown = jnp.full_like(batch.reference_logp_BC, NO_REFERENCE)
     batch = batch._replace(
@@ -161,7 +163,7 @@ class Sweep:
       config.preference, reference=True, **{name: knobs[name] for name in ARGUMENTS}
     )
     loss = make_preference_loss(
-      trainer.model, config.objective, p, self._inputs.ecpm, config.data.targets,
+      task.model, config.objective, p, self._inputs.ecpm, config.data.targets,
       functools.partial(_chosen, knobs["share"]),
     )  # fmt: skip
     training = dataclasses.replace(config.training, learning_rate=knobs["learning_rate"])
@@ -178,7 +180,7 @@ class Sweep:
   def _lists(self) -> PreferenceBatch:
     """The lists of all requests, on the device."""
     made, _ = self._candidates
-    parts = [self._trainer.lists_of(made, some) for some in _batches(self._requests)]
+    parts = [self._task.lists_of(made, some) for some in _batches(self._requests)]
     return jax.tree.map(lambda *x: jnp.asarray(np.concatenate(x)), *parts)
 
   @functools.cached_property
@@ -193,7 +195,7 @@ class Sweep:
       logp_parts.append(logp_BC)
       return np.zeros(ad_BC.shape, np.float32)
 
-    maker, number = self._trainer.candidate_maker(nothing), len(self._requests)
+    maker, number = self._task.candidate_maker(nothing), len(self._requests)
     made = maker.make(
       self._start, self._requests, lambda done: self._told("candidates", done, number), _ROWS
     )
@@ -205,9 +207,7 @@ class Sweep:
       self._config.preference, **dict(zip(REWARDS, values, strict=True))
     )
     made, logp_RC = self._candidates
-    rewarder = Rewarder(
-      preference, self._trainer.contexts, self._inputs.dataset.ads, self._estimates
-    )
+    rewarder = Rewarder(preference, self._task.contexts, self._inputs.dataset.ads, self._estimates)
     rows = _batches(np.arange(len(self._requests)))
     parts = [rewarder(self._requests[some], made.ad_RC[some], logp_RC[some]) for some in rows]
     return jnp.asarray(np.concatenate(parts))

@@ -8,19 +8,19 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from gr4ad_jax import checksums, files
+from gr4ad_jax import checksums, families, files
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.locks import InUseError, Lock
-from gr4ad_jax.models.zoo import registry
 
 LOCK = "lock"  # of a workdir
 
-FREE = (
-  "data_dir", "ads_path", "events_path", "epochs", "max_steps", "remat", "mesh", "log_every",
-  "eval_every", "eval_requests", "save_every", "candidates_cache", "collapse_entropy",
-  "collapse_coverage", "profile_steps", "peak_tflops", "swing_memory_mb", "loader_threads",
-)  # fmt: skip
+FREE = tuple(
+  field.name
+  for kind in config_lib.SECTIONS.values()
+  for field in dataclasses.fields(kind)
+  if field.metadata["free"]
+)
 """What a trained run may change.
 
 Where its data lie (their content is compared), its length, how often it tells, and what changes no
@@ -32,10 +32,11 @@ def changes(
   config: Config, other: Config, sections: Sequence[str], but: Sequence[str] = ()
 ) -> Iterator[tuple[str, str, str]]:
   """(knob, its value in `config`, in `other`) of every knob of `sections` that differs, those of
-  `but` aside.
+  `but` aside. Both must be of one family.
   """
+  known = config_lib.sections_of(config.family)
   for section in sections:
-    for field in dataclasses.fields(config_lib.SECTIONS[section]):
+    for field in dataclasses.fields(known[section]) if section in known else ():
       ours, theirs = (getattr(getattr(c, section), field.name) for c in (config, other))
       if ours != theirs and field.name not in but:
         yield field.name, config_lib.shown(ours), config_lib.shown(theirs)
@@ -44,9 +45,9 @@ def changes(
 def check_workdir(config: Config) -> None:
   """Refuses a workdir that cannot hold this run.
 
-  Model and codes never change, but for what the model does not read. Once there is a checkpoint,
-  nothing that shapes the training does either, but its length: with more --epochs or --max_steps it
-  goes on, under the learning-rate schedule of the new length.
+  What shapes the parameters never changes, but for what has no effect on them. Once there is a
+  checkpoint, nothing that shapes the training does either, but its length: with more --epochs or
+  --max_steps it goes on, under the learning-rate schedule of the new length.
 
   Raises:
     ConfigError: no --workdir, a file in its place, or a run with another setting there; or a
@@ -61,13 +62,18 @@ def check_workdir(config: Config) -> None:
   if not os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
     check_folder(config.workdir)
     return
-  fixed, free = ["sid", "model", "items"], [*FREE, "compute_dtype", *registry.unread(config)]
+  saved, task = config_lib.load_config(config.workdir), families.task_of(config.family)
+  refused = f"the run in {config.workdir} has"
+  if saved.family != config.family:
+    raise ConfigError(f"--family={config.family} is not allowed: {refused} {saved.family}")
+  fixed, free = [*task.shaping], set(task.free(config))
+  free |= {
+    name for name, (_, field) in config_lib.fields_of(config).items() if field.metadata["free"]
+  }
   if config_lib.is_trained(config.workdir):
-    fixed += ["data", "objective", "preference", "training"]
-    free.append("swing_path")  # the run has its codes
-  saved = config_lib.load_config(config.workdir)
+    fixed += task.learning
   for name, ours, theirs in changes(config, saved, fixed, but=free):
-    raise ConfigError(f"--{name}={ours} is not allowed: the run in {config.workdir} has {theirs}")
+    raise ConfigError(f"--{name}={ours} is not allowed: {refused} {theirs}")
 
 
 def check_folder(workdir: str) -> None:
@@ -90,7 +96,7 @@ def save_config(config: Config) -> None:
     ConfigError: a knob that is not allowed, or as `check_workdir`, `check_folder` and `alone` do.
   """
   check_folder(config.workdir)
-  check_workdir(registry.validate(config))
+  check_workdir(families.task_of(config.family).validate(config))
   _hold(config.workdir)
   path = os.path.join(config.workdir, config_lib.CONFIG_FILE)
   # A run of before there were checksums has files without them, however it is resumed.

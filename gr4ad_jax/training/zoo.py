@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from gr4ad_jax.config import Config, SearchConfig, ServeConfig, is_trained, with_knobs
+from gr4ad_jax.config import Config, SearchConfig, ServeConfig, with_knobs
 from gr4ad_jax.evaluation import protocols, report_tables
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import loop, ranked, reranking, run, scoring, seen_ads, workdir
+from gr4ad_jax.training import loop, request_task, run, scoring, seen_ads
 from gr4ad_jax.training.inputs import Inputs
+from gr4ad_jax.training.request_task import RequestTask
+from gr4ad_jax.training.runner import Runner
 
 _TIMED_ROWS, _TIMED_CALLS = 64, 7
 _COST = "cost.json"
@@ -32,7 +34,7 @@ class Zoo:
     configs: name of a row -> its config; workdir and seed are set here. The first is what the
       others are compared with.
     seeds: of every row.
-    train: how a run is trained: (config, inputs, on_progress) -> fit result.
+    train: how a run is trained: (task, on_progress) -> fit result.
   """
 
   def __init__(
@@ -42,12 +44,11 @@ class Zoo:
     seeds: Sequence[int],
     train: Callable = run.train,
   ):
-    self._folder, self._configs, self._seeds, self._train = (
-      folder,
-      dict(configs),
-      tuple(seeds),
-      train,
-    )
+    self._folder = folder
+    self._configs = dict(configs)
+    self._seeds = tuple(seeds)
+    self._train = train
+    self._runner = Runner(self._timed)
 
   def run(self) -> dict:
     """Trains what is not trained, scores all on test; writes zoo.json, zoo.md.
@@ -64,16 +65,13 @@ class Zoo:
       for seed in self._seeds:
         one = self._of_seed(self._trained_as(name), config, seed)
         folder = self._of_seed(name, config, seed).workdir
-        ad_RK = ranked.kept(folder, "test", scoring.shaping(one), lambda one=one: self._made(one))
-        rankings.setdefault(name, []).append(ad_RK)
-        other = seen_ads.unseen(one)
+        rankings.setdefault(name, []).append(self._runner.ranking(one, "test", folder))
+        other, ad_RK = seen_ads.unseen(one), rankings[name][-1]
         if other != one:
-          ad_RK = ranked.kept(
-            folder, "test_unseen", scoring.shaping(other), lambda other=other: self._ranked(other)
-          )
+          ad_RK = self._runner.ranking(other, "test", folder, one.workdir, name="test_unseen")
         unseen.setdefault(name, []).append(ad_RK)
       first = self._of_seed(self._trained_as(name), config, self._seeds[0])
-      inputs = inputs_lib.prepare_inputs(first)
+      inputs = self._runner.inputs(first)
       inputs_lib.check_same_log(first, inputs.dataset)
       costs[name] = self._cost(first, inputs)
     config = next(iter(self._configs.values()))
@@ -97,42 +95,27 @@ class Zoo:
     own = _training_of(self._configs[name])
     return next(other for other, config in self._configs.items() if _training_of(config) == own)
 
-  def _made(self, config: Config) -> np.ndarray:
-    inputs = inputs_lib.prepare_inputs(config)
-    if is_trained(config.workdir):
-      workdir.check_workdir(config)
-    else:
-      workdir.save_config(config)
-      inputs_lib.save_inputs(config, inputs)
+  def _timed(self, task: RequestTask) -> loop.FitResult:
+    """Trains a run, and keeps how long its steps took."""
     rates = []
 
     def on_progress(progress: loop.Progress) -> None:
       rates.append((progress.steps_per_second, progress.total_steps))
 
-    ranked.go_on(self._train(config, inputs, on_progress), config.workdir)
-    if rates and rates[-1][0]:
+    result = self._train(task, on_progress)
+    if result.status == "done" and rates and rates[-1][0]:
       rate, steps = rates[-1]
-      report_tables.write_json(
-        os.path.join(config.workdir, _COST), {"train_minutes": steps / rate / 60}
-      )
-    return self._ranked(config, inputs)
-
-  def _ranked(self, config: Config, inputs: Inputs | None = None) -> np.ndarray:
-    """Lists of a trained run."""
-    inputs = inputs or inputs_lib.prepare_inputs(config)
-    reranking.prepare(config, inputs)
-    requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior)
-    return scoring.rank_run(
-      config, inputs, requests, max(protocols.protocol_of(inputs.dataset.name).ks)
-    ).ad_RK
+      path = os.path.join(task.folder, _COST)
+      report_tables.write_json(path, {"train_minutes": steps / rate / 60})
+    return result
 
   def _cost(self, config: Config, inputs: Inputs) -> dict:
     """Parameters, minutes of the training's steps alone, and milliseconds a request of a batch
     of 64.
     """
     model = registry.build(config, len(inputs.dataset.ads))
-    params = run.load_params(config, model)
-    ranker = run.make_ranker(model, inputs.index, inputs.ecpm, config.search)
+    params = request_task.load_params(config, model)
+    ranker = request_task.make_ranker(model, inputs.index, inputs.ecpm, config.search)
     requests = protocols.eval_requests(inputs.dataset, "test", config.data.target_behavior).request
     batch = inputs.contexts(config, "test").batch(np.resize(requests, _TIMED_ROWS))
     k = max(protocols.protocol_of(inputs.dataset.name).ks)

@@ -13,12 +13,12 @@ from gr4ad_jax.config import Config, ConfigError, DataConfig, ModelConfig, SidCo
 from gr4ad_jax.training import cost as cost_lib
 
 CONFIG = Config(
-  data=DataConfig(history_slots=5, neighbor_slots=0, rising_slots=1, targets=3, batch_size=4),
+  data=DataConfig(history_slots=5, neighbor_slots=0, rising_slots=1, targets=3),
   sid=SidConfig(codebooks=(8, 4, 4)),
   model=ModelConfig(
     width=8, heads=2, kv_groups=2, layers=1, lazy_layers=0, ecpm_bins=4, compute_dtype="float32"
   ),
-  training=TrainConfig(peak_tflops=0.5),
+  training=TrainConfig(batch_size=4, peak_tflops=0.5),
 )
 
 

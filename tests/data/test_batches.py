@@ -18,12 +18,12 @@ from gr4ad_jax.data.batches import (
   PADDING,
   RISING,
   RequestContexts,
-  TrainingOrder,
   zero_batch,
 )
 from gr4ad_jax.data.history import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.trends import Trends
+from gr4ad_jax.training.order import TrainingOrder
 from tests.data import logs
 from tests.data.splitmix import BITS, GOLDEN, splitmix
 
@@ -232,7 +232,7 @@ def test_order_is_of_seed_and_step_whatever_the_processes(number, batch_size, se
 
 def test_many_threads_make_what_one_makes(whole):
   contexts, order = make_contexts(), TrainingOrder(np.arange(len(whole.slot_kind_BS)), 8, 0)
-  alone = TrainingOrder(order.requests, order.batch_size, order.seed)
+  alone = TrainingOrder(order.examples, order.batch_size, order.seed)
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     made = list(
       pool.map(lambda step: (order.step(step)[0], contexts.batch(*order.step(step))), range(40))
@@ -250,7 +250,7 @@ def test_epochs_and_seeds_shuffle_differently():
 
 
 def test_impossible_orders_are_refused():
-  with pytest.raises(ValueError, match="no training request"):
+  with pytest.raises(ValueError, match="no training example"):
     TrainingOrder(np.zeros(0, int), 4, 0)
   with pytest.raises(ValueError, match="batch_size=6 is not a multiple of 4 processes"):
     TrainingOrder(np.arange(9), 6, 0).step(0, 1, 4)

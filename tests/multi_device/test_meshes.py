@@ -32,7 +32,7 @@ _EIGHT = """
 import sys
 import jax, numpy as np
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.training import inputs, run, trainer
+from gr4ad_jax.training import inputs, request_task, run, trainer
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import tiny
@@ -49,7 +49,7 @@ config = config_lib.load_config(f"{folder}/data")
 found = {}
 for mesh in ("data:8", "fsdp:4,tensor:2"):
   knobs = config_lib.with_knobs(config, {"mesh": mesh, "max_steps": 60})
-  made = trainer.Trainer(knobs, inputs.prepare_inputs(knobs))
+  made = trainer.Trainer(request_task.make(knobs, inputs.prepare_inputs(knobs)))
   with Checkpointer(run.checkpoint_dir(knobs), read_only=True) as checkpointer:
     state = checkpointer.restore(state_lib.abstract(made.state)).state
   assert state_lib.shardings_of(state) == state_lib.shardings_of(made.state)
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_alone(runs):
   import jax
 
   from gr4ad_jax import config as config_lib
-  from gr4ad_jax.training import inputs, run, trainer
+  from gr4ad_jax.training import inputs, request_task, run, trainer
   from gr4ad_jax.training import state as state_lib
   from gr4ad_jax.training.checkpoint import Checkpointer
 
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_alone(runs):
   config = config_lib.with_knobs(
     config_lib.load_config(str(runs / "data")), {"mesh": "data:-1", "max_steps": 60}
   )
-  made = trainer.Trainer(config, inputs.prepare_inputs(config))
+  made = trainer.Trainer(request_task.make(config, inputs.prepare_inputs(config)))
   with Checkpointer(run.checkpoint_dir(config), read_only=True) as checkpointer:
     state = checkpointer.restore(state_lib.abstract(made.state)).state
   saved = jax.tree.leaves(jax.device_get(state.params))

@@ -30,10 +30,10 @@ MESHES = {"fsdp:8": 8, "data:2,fsdp:2,tensor:2": 4}  # parts of a table
 TOP = jax.lax.top_k
 
 def run_of(mesh, loss, rule):
-  config = Config(data=DataConfig(history_slots=4, batch_size=8),
+  config = Config(data=DataConfig(history_slots=4),
                   model=ModelConfig(model="sasrec", layers=0, width=8, heads=2, dropout=0.0, history_bias=True),
                   items=ItemConfig(item_loss=loss, item_negatives=100, item_smoothing=0.1),
-                  training=TrainConfig(table_optimizer=rule, warmup_steps=0))
+                  training=TrainConfig(batch_size=8, table_optimizer=rule, warmup_steps=0))
   return suite.make_run(config, ADS, mesh)
 
 def trained(run, shards):
@@ -64,8 +64,8 @@ for loss, rule in (("softmax", "adamw"), ("sampled", "adagrad")):
     np.testing.assert_allclose(change, moved, atol=2e-5)
 
 # The suite: gradients of the whole table stay on their shards too.
-data = DataConfig(history_slots=4, batch_size=8)
-figures = suite.measure(Config(data=data, items=ItemConfig(item_negatives=50)), ADS)
+data = DataConfig(history_slots=4)
+figures = suite.measure(Config(data=data, training=TrainConfig(batch_size=8), items=ItemConfig(item_negatives=50)), ADS)
 assert [way["whole_arrays"] for way in figures["ways"].values()] == [[], [], []]
 adamw, adagrad, rows = (way["most"] / (4 * ROWS * 32 / 8) for way in figures["ways"].values())  # tables' parts
 assert adamw > 4 > adagrad > 2 > rows > 1, figures["ways"]

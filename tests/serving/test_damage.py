@@ -18,7 +18,7 @@ from gr4ad_jax.evaluation.calibration import Calibration
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import reward_run, run, trainer
+from gr4ad_jax.training import request_task, reward_run, run
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.candidates import Candidates
 from gr4ad_jax.training.checkpoint import Checkpointer
@@ -47,7 +47,7 @@ def target(runs):
   config = load_config(str(runs / "second"))
   model = registry.build(config, 24)
   optimizer = state_lib.make_optimizer(config.training, 8)
-  init = lambda: trainer.init_params(model, config)  # noqa: E731
+  init = lambda: request_task.init_params(model, config)  # noqa: E731
   return state_lib.abstract(state_lib.init_state(init, optimizer, mesh_lib.local_mesh()))
 
 

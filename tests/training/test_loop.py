@@ -273,14 +273,21 @@ def test_a_step_is_read_after_the_next_is_dispatched():
 def test_rates_and_utilisation_follow_from_the_cost(tmp_path):
   state, step, batch_at = toy.setup(6)
   cost = StepCost(
-    1, 1, 1, 1, model_flops=2e6, xla_flops=None, requests=16, tokens=64, peak_flops=1e12
+    1,
+    1,
+    1,
+    1,
+    model_flops=2e6,
+    xla_flops=None,
+    units={"requests": 16, "tokens": 64},
+    peak_flops=1e12,
   )
   seen = []
   writer, schedule = JsonlWriter(str(tmp_path / "metrics.jsonl")), loop.Schedule(6, log_every=2)
   loop.fit(state, step, batch_at, schedule, writer=writer, on_progress=seen.append, cost=cost)
   last = seen[-1]
-  assert last.requests_per_second == 16 * last.steps_per_second > 0
-  assert last.tokens_per_second == 64 * last.steps_per_second
+  assert last.units_per_second["requests"] == 16 * last.steps_per_second > 0
+  assert last.units_per_second["tokens"] == 64 * last.steps_per_second
   assert last.utilization == pytest.approx(2e-6 * last.steps_per_second)
   lines = _lines(tmp_path)
   assert lines[-1]["train/mfu"] == pytest.approx(last.utilization) and seen[0].utilization is None

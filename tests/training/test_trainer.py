@@ -11,6 +11,7 @@ from gr4ad_jax.data.batches import PADDING
 from gr4ad_jax.models import context, piecewise
 from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.training import request_task
 from gr4ad_jax.training.trainer import Trainer
 from tests import tiny
 
@@ -25,12 +26,12 @@ def trainer_of(log, model, *more):
   flags_lib.define_flags(values)
   values(["train", *tiny.source_flags(log), *tiny.settings(model), f"--workdir={log}/run", *more])
   config = flags_lib.config_from_flags(values)
-  return Trainer(config, inputs_lib.prepare_inputs(config))
+  return Trainer(request_task.make(config, inputs_lib.prepare_inputs(config)))
 
 
 def made(log, model, *more):
   trainer = trainer_of(log, model, *more)
-  return trainer.inputs, trainer.state.params
+  return trainer.task.inputs, trainer.state.params
 
 
 def test_vectors_of_ads_start_from_co_occurrence_alone_or_with_content(log):
@@ -67,7 +68,7 @@ def test_codes_start_with_the_mean_of_their_ads(log):
 
 def test_edges_of_features_are_fitted_and_then_stay(log):
   trainer = trainer_of(log, "gr4ad", "--feature_bins=4", "--weight_decay=0.5")
-  batch = trainer.contexts.batch(np.sort(trainer.order.requests))
+  batch = trainer.task.contexts.batch(np.sort(trainer.task.order.examples))
   seen = batch.slot_features_BSF[batch.slot_kind_BS != PADDING], batch.user_features_BF
   expected = [piecewise.feature_edges(x, 4).ravel() for x in seen]
   before = jax.device_get(trainer.state.params)

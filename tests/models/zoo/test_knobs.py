@@ -28,7 +28,7 @@ from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.training import seen_ads, workdir
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.item_task import make_item_loss
-from gr4ad_jax.training.trainer import Trainer
+from gr4ad_jax.training.request_task import RequestTask
 from tests.models.zoo.knob_readers import knobs_read
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -152,7 +152,7 @@ class Traced:
     )
 
   def loss(self):
-    """Of the trainer. What the model says is a stand-in: VSL alone is traced."""
+    """Of the task. What the model says is a stand-in: VSL alone is traced."""
     B, M, T = self.batch.target_codes_BMT.shape
     logp_BMT = jnp.zeros((B, M, T))
     said = Outputs(logp_BMT[..., 0], logp_BMT, jnp.zeros((B, M, 3)), logp_BMT, jnp.zeros(B))
@@ -162,7 +162,7 @@ class Traced:
     about = types.SimpleNamespace(
       config=self.config, model=model, inputs=types.SimpleNamespace(ecpm=self.ecpm)
     )
-    return _text(Trainer.make_loss(about), {}, self.batch, jax.random.key(0))
+    return _text(RequestTask.make_loss(about), {}, self.batch, jax.random.key(0))
 
   def start(self):
     """Vectors of ads that the parameters begin with."""
@@ -171,7 +171,7 @@ class Traced:
       learned_lines=lambda _: (line_L, line_L // 2, line_L), dataset=ads
     )
     about = types.SimpleNamespace(config=self.config, model=self.model, inputs=inputs)
-    return repr(Trainer._start_vectors(about))
+    return repr(RequestTask._start_ND.func(about))
 
   def step(self):
     """The optimiser's, of the table of ads."""
@@ -302,7 +302,7 @@ def test_a_knob_that_a_model_claims_to_read_is_read_as_it_was_given(model):
   if "lambda_item" in reads:
     inputs = types.SimpleNamespace(ecpm=one.ecpm)
     about = {"config": one.config, "model": one.model, "inputs": inputs, "_item_loss": lambda: None}
-    Trainer.make_loss(types.SimpleNamespace(**about))
+    RequestTask.make_loss(types.SimpleNamespace(**about))
   read = {name for name, value in log if value == given.get(name)}
   assert sorted(set(given) - read) == []
 
