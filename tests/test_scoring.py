@@ -75,7 +75,7 @@ def test_metrics_say_what_was_scored(main, inputs):
   config = load_config(str(main))
   scoring.evaluate_run(config, inputs, "test")
   found = json.loads((main / "eval" / "metrics.json").read_text())
-  assert found["checkpoint"] == 2
+  assert found["checkpoint"] == 4
   expected = {
     "seed": 0,
     "fit_splits": "train",
