@@ -273,13 +273,14 @@ def expected_states(lines):
   return allowed
 
 
-def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path):
+@pytest.mark.parametrize("rounds", [4, pytest.param(60, marks=pytest.mark.long)])
+def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path, rounds):
   """Writers, compacts and merges side by side, killed at random moments; the folder lives on
   from round to round.
   """
   rng, path, folder = random.Random(0), tmp_path / "log", tmp_path / "live"
   base = {ad_id: {str(int(price))} for ad_id, (_, price, _) in shop.base_model().items()}
-  for round_number in range(6):
+  for round_number in range(rounds):
     before = path.stat().st_size if path.exists() else 0
     command = [
       sys.executable,
