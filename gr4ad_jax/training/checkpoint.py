@@ -8,6 +8,7 @@ with the list.
 
 import contextlib
 import errno
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ _ARRAYS = (
   "opt_state",
 )  # the large items of a checkpoint; the small ones are read when it is looked at
 _MARK = "_CHECKPOINT_METADATA"  # of every whole checkpoint
+_ORBAX_LOG = logging.getLogger("absl")  # Orbax logs by absl
 _NO_ROOM = (
   "no space left",
   "resource_exhausted",
@@ -89,6 +91,20 @@ def _saving(directory: str) -> Iterator[None]:
     raise
 
 
+class _NoTraces(logging.Filter):
+  """Leaves out tracebacks that Orbax logs of its background threads.
+
+  What they failed with is raised by the next `save`, `wait` or `close`, so it is told once, there.
+  """
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    is_told_later = record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname
+    return not is_told_later or _ORBAX_LOG.isEnabledFor(logging.DEBUG)
+
+
+_NO_TRACES = _NoTraces()
+
+
 def _alone() -> MultiprocessingOptions:
   """This process does not wait for the others of its job."""
   me = jax.process_index()
@@ -129,6 +145,8 @@ class Checkpointer:
     if read_only and not os.path.isdir(directory):
       raise FileNotFoundError(f"{directory} is missing: no checkpoint was saved there")
     self._check_small()
+    # There is one filter, however many are open: a logger keeps no second one that is equal.
+    _ORBAX_LOG.addFilter(_NO_TRACES)
     multi = _alone() if read_only else MultiprocessingOptions()
     kept = [preservation_policy.LatestN(_KEEP)]
     if best_metric:

@@ -1,6 +1,8 @@
 """What is kept, what comes back, and what is said when it does not fit."""
 
 import json
+import logging
+import resource
 
 import jax
 import numpy as np
@@ -185,3 +187,24 @@ def test_a_checkpoint_is_plain_about_its_position(tmp_path, state):
   with Checkpointer(str(tmp_path)) as checkpointer:
     checkpointer.save(_at(state, 4, 1), data={"next_step": 4})
   assert json.loads((tmp_path / "4" / "data" / "metadata").read_text()) == {"next_step": 4}
+
+
+def test_a_disk_that_refuses_is_told_once_and_without_a_traceback(tmp_path, state, monkeypatch):
+  """Orbax logs the traceback of each of its threads; who waits is raised the reason."""
+  told = logging.Handler()
+  lines = []
+  monkeypatch.setattr(told, "emit", lines.append)
+  log = logging.getLogger("absl")
+  log.addHandler(told)
+  params = {"w": jax.random.normal(jax.random.key(0), (300, 300))}
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # bytes of a file
+  try:
+    with pytest.raises(OSError, match="a checkpoint cannot be saved") as error:
+      with Checkpointer(str(tmp_path)) as checkpointer:
+        checkpointer.save(state.replace(params=params), data={})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.removeHandler(told)
+  assert "\n" not in str(error.value)
+  assert not [record for record in lines if record.levelno >= logging.ERROR]
