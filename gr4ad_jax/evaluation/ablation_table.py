@@ -1,5 +1,7 @@
-"""An ablation's table: each row's metrics, and its difference from the row that it is a step
-from, with intervals.
+"""An ablation's table: each row's metrics, and its step from another row, with intervals.
+
+An *ablation* puts together, or takes away, one part of the method a row. A *step* is the difference
+between a row and the row that it was made from.
 """
 
 import dataclasses
@@ -27,14 +29,16 @@ def results(
   Args:
     dataset: a prepared data set.
     split: 'valid' or 'test'.
-    rankings: row -> rankings [R, K] of each seed, which are averaged request by request.
+    rankings: row -> rankings [R, K] of each seed. Seeds are averaged request by request.
     parents: row -> the row that it is a step from, '' for none.
-    target_behavior: shallowest behaviour that counts as a hit; empty: any.
+    target_behavior: shallowest behaviour that counts as a hit. Empty: any.
 
   Returns:
-    A dict for JSON: rows[name] = {metric: {mean, low, high}, coverage@10, top_decile@10};
-      steps[name] = {parent,
-    metric: {mean, low, high} of the difference}; seeds' own means in by_seed[name][metric].
+    A dict for JSON. It has
+    rows[name]: {metric: {mean, low, high}, coverage@10, top_decile@10};
+    steps[name]: {parent, metric: {mean, low, high} of the difference};
+    by_seed[name][metric]: each seed's own mean;
+    dataset, split, protocol and users.
 
   Raises:
     ValueError: rankings that do not fit the requests.
@@ -49,6 +53,7 @@ def results(
       metrics.per_request(run, requests, KS) | metrics.value_ndcg(run, requests, KS) for run in runs
     ]
     by_seed[name] = {metric: [one[metric].value for one in found] for metric in found[0]}
+    # Only numerators differ between seeds: denominators are those of the requests.
     ratios[name] = {
       metric: metrics.Ratio(
         np.mean([one[metric].numerator_R for one in found], axis=0), ratio.denominator_R
@@ -57,6 +62,7 @@ def results(
     }
     spread = [metrics.catalogue(run, popularity_N, (10,)) for run in runs]
     rows[name] = {measure: float(np.mean([one[measure] for one in spread])) for measure in SPREAD}
+  # One call for all rows, so that all see the same draws and a step is a paired difference.
   flat = [(name, metric) for name, found in ratios.items() for metric in found]
   samples_SF = metrics.resample([ratios[name][metric] for name, metric in flat], requests.user)
   drawn = {key: samples_SF[:, f] for f, key in enumerate(flat)}
@@ -85,8 +91,9 @@ def results(
 
 
 def format_markdown(found: Mapping) -> str:
-  """Two Markdown tables: the rows, and each row's step from its parent, in bold where the
-  interval leaves out 0.
+  """Markdown tables: the rows, each row's step from its parent, and the settings that were tried.
+
+  A step is bold where its interval leaves out 0. The last table is there where `found` has "tried".
   """
   shown = [metric for metric in SHOWN if metric in next(iter(found["rows"].values()))]
   head = ["row", *shown, *SPREAD]

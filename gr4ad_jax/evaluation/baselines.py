@@ -1,9 +1,9 @@
 """Seven rankers without gradient training: what any model has to beat.
 
-All are fitted on the same history, the lines (user, visit, ad) of the splits before the one that is
-predicted: train for valid, train and valid for test, of all users. An ad bought before may be
-recommended again, unless the requests do without it. Wherever scores tie, and for users without a
-history, popularity decides, then the ad's row.
+All are fitted on the same history: the lines (user, visit, ad) of all users in the splits before
+the one that is predicted. That is train for valid, and train and valid for test. An ad bought
+before may be recommended again, unless the requests do without it. Wherever scores tie, and for
+users without a history, popularity decides, then the ad's row.
 """
 
 import functools
@@ -26,11 +26,9 @@ NAMES = (
   "ease_plus_recency",
   "directed_neighbors",
 )
-NEIGHBOR_WINDOW, NEIGHBOR_DECAY, NEIGHBOR_RECENCY = (
-  50,
-  0.9,
-  0.8,
-)  # lines; of a pair's distance; of a line's age
+# How many lines are looked back and ahead; the weight of a distance over the one before it; the
+# weight of a line over the line after it.
+NEIGHBOR_WINDOW, NEIGHBOR_DECAY, NEIGHBOR_RECENCY = 50, 0.9, 0.8
 DECAY = 0.9  # weight of a visit over the visit after it
 EASE_PENALTY = 200.0
 EASE_RECENCY = 0.2  # weight of personal recency beside EASE's score
@@ -61,12 +59,12 @@ class Baselines:
     visit, first, visit_of_line = np.unique(line[:, 0], return_index=True, return_inverse=True)
     user_of_visit = events.user[np.searchsorted(events.request, visit)]
     last_visit = np.zeros(len(events.user_id), np.int64)
-    np.maximum.at(
-      last_visit, user_of_visit, np.arange(len(visit))
-    )  # a user's visits are numbered without a gap
+    # A user's visits are numbered without a gap, so a difference of numbers is "visits ago".
+    np.maximum.at(last_visit, user_of_visit, np.arange(len(visit)))
     self._user = user_of_visit[visit_of_line]
     self._decay = DECAY ** (last_visit[self._user] - visit_of_line)
     self.popularity_N = np.bincount(line[:, 1], minlength=num_ads)
+    # Stable: ads of one popularity stay in the order of their rows.
     self._ad_of_column = np.argsort(-self.popularity_N, kind="stable").astype(np.int32)
     self._column_of_ad = np.empty(num_ads, np.int64)
     self._column_of_ad[self._ad_of_column] = np.arange(num_ads)
@@ -94,13 +92,14 @@ class Baselines:
     scores_of = getattr(self, name)
     user_R, num_ads = self._requests.user, self._shape[1]
     rankings_RK = np.full((len(user_R), k), -1, np.int32)
-    step = max(1, CHUNK_CELLS // num_ads)
+    step = max(1, CHUNK_CELLS // num_ads)  # requests whose [C, N] scores are held at once
     for begin in range(0, len(user_R), step):
       scores_CN = scores_of(user_R[begin : begin + step])
       if left_out:
         rows = np.arange(begin, min(begin + step, len(user_R)))
         scores_CN = self._without(scores_CN, left_out.take(rows))
       column_CK = top_k(scores_CN, min(k, num_ads))
+      # What is left out fills the list's end where nothing else is there: it becomes -1.
       there_CK = np.take_along_axis(scores_CN, column_CK, axis=1) > -np.inf
       found_CK = np.where(there_CK, self._ad_of_column[column_CK], -1)
       rankings_RK[begin : begin + step, : min(k, num_ads)] = found_CK
@@ -113,8 +112,9 @@ class Baselines:
     return scores_CN
 
   def popularity(self, user_C: np.ndarray) -> np.ndarray:
-    """Lines of the ad in everyone's history; [C, N] like every score below, columns by
-    popularity rank.
+    """Lines of the ad in everyone's history.
+
+    It is [C, N] for C users, like every score below, with columns by popularity rank.
     """
     return np.broadcast_to(self.popularity_N[self._ad_of_column], (len(user_C), self._shape[1]))
 
@@ -123,20 +123,17 @@ class Baselines:
     return self._count_UN[user_C].toarray()
 
   def personal_recency(self, user_C: np.ndarray) -> np.ndarray:
-    """Sum of 0.9^visits-ago over the user's lines of the ad; the last visit of the history is 0
-    visits ago.
-    """
+    """Sum of 0.9^(visits ago) over the user's lines of the ad. The last known visit is 0 ago."""
     return self._recency_UN[user_C].toarray()
 
   def personal_revenue_recency(self, user_C: np.ndarray) -> np.ndarray:
-    """Sum of value * 0.9^visits-ago, a line's value clipped at the 99th percentile of the
-    history's lines.
-    """
+    """Sum of value * 0.9^(visits ago). Values count up to the 99th percentile of the history's."""
     return self._revenue_UN[user_C].toarray()
 
   def ease(self, user_C: np.ndarray) -> np.ndarray:
-    """EASE with an L2 penalty of 200 on binary user-ad rows, fitted on and applied to the whole
-    history.
+    """EASE (`ease_weights`) on binary rows of users, fitted on the whole history and applied to it.
+
+    The penalty is `EASE_PENALTY`.
     """
     return self._binary_UN[user_C] @ self._ease_weights_NN
 
@@ -145,8 +142,9 @@ class Baselines:
     return self.ease(user_C) + EASE_RECENCY * self.personal_recency(user_C)
 
   def directed_neighbors(self, user_C: np.ndarray) -> np.ndarray:
-    """What followed the user's last 50 lines within 50 lines, for anyone; near and late ones
-    count more.
+    """What followed the user's last 50 lines within 50 lines, in anyone's history.
+
+    What followed sooner counts more, and so do the user's later lines.
     """
     return (self._late_UN[user_C] @ self._following_NN).toarray()
 
@@ -160,6 +158,7 @@ class Baselines:
   def _late_UN(self):
     end = np.searchsorted(self._user, self._user, side="right")  # a user's lines stand together
     age = end - 1 - np.arange(len(end))
+    # `where` computes both sides: the minimum keeps powers of long histories from underflow.
     return self._matrix(
       np.where(age < NEIGHBOR_WINDOW, NEIGHBOR_RECENCY ** np.minimum(age, NEIGHBOR_WINDOW), 0)
     )
@@ -187,6 +186,7 @@ class Baselines:
     return ease_weights(self._binary_UN, EASE_PENALTY)
 
   def _matrix(self, weight: np.ndarray) -> scipy.sparse.csr_matrix:
+    """[U, N] of a weight a line. Those of one user and ad are added up."""
     return scipy.sparse.csr_matrix((weight, (self._user, self._column)), self._shape)
 
 
@@ -202,8 +202,8 @@ def rank_all(
     left_out: ads that the requests do without.
 
   Returns:
-    Name -> [R, k] int32 ad rows, -1 padding; and name -> reason for those that the catalogue's size
-    rules out.
+    Two dicts: name -> [R, k] int32 ad rows, -1 padding; and name -> reason, for those that the
+    catalogue's size rules out.
 
   Raises:
     ValueError: an unknown name.
@@ -218,15 +218,17 @@ def rank_all(
 
 
 def ease_weights(binary_UN: scipy.sparse.csr_matrix, penalty: float) -> np.ndarray:
-  """EASE's closed-form item-item weights (Steck, 2019, "Embarrassingly Shallow Autoencoders",
-  equation 8).
+  """EASE's weights of ads by ads, in closed form.
+
+  They are those of Steck, "Embarrassingly Shallow Autoencoders", 2019, equation 8: with
+  P = (XᵀX + λ)⁻¹, B_ij = -P_ij / P_jj, and 0 on the diagonal.
 
   Args:
     binary_UN: which user has which ad.
     penalty: L2 penalty, above 0.
 
   Returns:
-    [N, N] float32 with a zero diagonal; scores are binary_UN @ weights.
+    [N, N] float32 with a zero diagonal. Scores are binary_UN @ weights.
 
   Raises:
     TooManyAdsError: N above EASE_MAX_ADS.
@@ -237,6 +239,8 @@ def ease_weights(binary_UN: scipy.sparse.csr_matrix, penalty: float) -> np.ndarr
     raise TooManyAdsError(
       f"EASE inverts a matrix of ads by ads: {num_ads:,} ads are above its limit, {EASE_MAX_ADS:,}"
     )
+  # LAPACK by hand, in place: N² floats are much here, and `np.linalg.inv` would hold several. It
+  # takes columns first, hence order F. The matrix is positive definite, so Cholesky does.
   gram_NN = (binary_UN.T @ binary_UN).toarray(order="F").astype(np.float32, copy=False)
   gram_NN[np.diag_indices(num_ads)] += penalty
   factor_NN, failed = scipy.linalg.lapack.spotrf(gram_NN, lower=0, overwrite_a=True)
@@ -244,32 +248,36 @@ def ease_weights(binary_UN: scipy.sparse.csr_matrix, penalty: float) -> np.ndarr
     raise ValueError(
       f"EASE's matrix is not positive definite at penalty {penalty}; it must be above 0"
     )
-  inverse_NN, _ = scipy.linalg.lapack.spotri(
-    factor_NN, lower=0, overwrite_c=True
-  )  # only the upper triangle is written
+  inverse_NN, _ = scipy.linalg.lapack.spotri(factor_NN, lower=0, overwrite_c=True)
+  # Only the upper triangle was written: it is mirrored.
   inverse_NN = np.triu(inverse_NN)
   inverse_NN += np.triu(inverse_NN, 1).T
+  # (N, N) / (N,): column j by -P_jj. A copy, as the diagonal changes while it is divided by.
   inverse_NN /= -np.diag(inverse_NN).copy()
   inverse_NN[np.diag_indices(num_ads)] = 0.0
   return inverse_NN
 
 
 def top_k(scores_CN: np.ndarray, k: int) -> np.ndarray:
-  """Columns of the k largest scores of each row, largest first; of equal scores the lower column
-  stands first.
+  """Columns of the k largest scores of each row, largest first.
+
+  Of equal scores the lower column stands first.
 
   Args:
-    scores_CN: scores; none is NaN.
+    scores_CN: scores. None is NaN.
     k: 1 to N.
 
   Returns:
     [C, k] int64.
   """
   num_ads = scores_CN.shape[1]
+  # By the k-th largest score, in time of N. A sort of all would take N log N.
   threshold_C1 = np.partition(scores_CN, num_ads - k, axis=1)[:, num_ads - k, None]
   above_CN = scores_CN > threshold_C1
   tied_CN = scores_CN == threshold_C1
   room_C1 = k - above_CN.sum(axis=1, keepdims=True)
+  # Of the tied columns the first `room` ones: so each row chooses k, and the flat list of columns
+  # is a rectangle. It ascends, so the stable sort keeps ties by column.
   chosen_CN = above_CN | (tied_CN & (np.cumsum(tied_CN, axis=1) <= room_C1))
   column_CK = np.nonzero(chosen_CN)[1].reshape(-1, k)
   order_CK = np.argsort(-np.take_along_axis(scores_CN, column_CK, axis=1), axis=1, kind="stable")

@@ -1,10 +1,12 @@
 """The targets of a table in parts: what a user takes again, and what is new to them.
 
-A shop's customers take much of what they took before, and a list of that earns little that would
-not have come anyway. So each table is told three times: of all targets, of those that the user had
-taken before, and of those that are new. In the last, no system's list holds ads seen before. Beside
-them stand the targets that a memory of what followed what would find, and those that it would not
-(arXiv 2603.19809).
+A *target* is an ad that was taken in the request. A shop's customers take much of what they took
+before, and a list of that earns little that would not have come anyway. So each table is told three
+times: of all targets, of those that the user had taken before, and of those that are new. In the
+last, no system's list holds ads seen before.
+
+Beside them stand the targets that a *memory* would find, and those that it would not. The memory
+only knows what followed what (arXiv 2603.19809).
 """
 
 from collections.abc import Mapping
@@ -35,12 +37,13 @@ def seen_before(dataset: schema.Dataset, requests: EvalRequests, days: float = 0
   Args:
     dataset: whose events.
     requests: R of its requests.
-    days: how far back an ad counts as seen; 0: however long ago.
+    days: how far back an ad counts as seen. 0: however long ago.
   """
   events = dataset.events
   first = np.searchsorted(events.user, requests.user)  # a user's events stand together, in order
   now = np.searchsorted(events.request, requests.request)
   size = now - first
+  # All events from `first` to before `now` of each request, as one gather.
   row_E = np.repeat(np.arange(len(requests)), size)
   at_E = np.arange(len(row_E)) - np.repeat(np.cumsum(size) - size, size) + first[row_E]
   if days:
@@ -52,17 +55,20 @@ def seen_before(dataset: schema.Dataset, requests: EvalRequests, days: float = 0
 def split(
   dataset: schema.Dataset, requests: EvalRequests, memory_RK: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-  """Which of the P targets are in each part, [P] bool by the part's name; parts without any are
-  left out.
+  """Which of the P targets are in each part.
 
   Args:
     dataset: whose log says what was taken before.
     requests: R requests.
-    memory_RK: lists of the memory, -1 padding; None: its two parts are left out.
+    memory_RK: lists of the memory, -1 padding. None: its two parts are left out.
+
+  Returns:
+    [P] bool by the part's name. Parts without a target are left out.
   """
   again_P = ~seen_before(dataset, requests).keeps(requests.target_row, requests.target_ad)
   found = {ALL: np.ones(len(again_P), bool), AGAIN: again_P, NEW: ~again_P}
   if memory_RK is not None:
+    # (P, K) == (P, 1): each target beside the list of its request. Padding is no target.
     same_PK = memory_RK[requests.target_row] == requests.target_ad[:, None]
     found |= {MEMORY: same_PK.any(axis=1), BEYOND: ~same_PK.any(axis=1)}
   return {name: part_P for name, part_P in found.items() if part_P.any()}
@@ -92,7 +98,10 @@ def of_part(requests: EvalRequests, part_P: np.ndarray) -> tuple[np.ndarray, Eva
 
 
 def spread(ratios: Mapping[str, Ratio], rows: np.ndarray, requests: int) -> dict[str, Ratio]:
-  """Metrics of the requests `rows` as those of all, where the others count for nothing."""
+  """Metrics of the requests `rows` as those of all, where the others count for nothing.
+
+  So all parts have arrays of one length, and one draw of users serves them all.
+  """
 
   def filled(part: np.ndarray) -> np.ndarray:
     whole = np.zeros(requests)

@@ -33,18 +33,16 @@ def plot_training(metrics_jsonl_path: str, png_path: str) -> None:
 
   Args:
     metrics_jsonl_path: a JSON object a line with "step", losses ("train/loss", "train/sid", …) and
-      valid metrics ("valid/recall@10", …); other keys, and keys that some lines lack, are passed
-      over. A step that stands twice (a resumed run) counts as last written.
+      valid metrics ("valid/recall@10", …). Other keys, and keys that some lines lack, are passed
+      over. A step that stands twice, as after a resumed run, counts as last written.
     png_path: where the picture goes.
 
   Raises:
-    ValueError: a line that is no JSON object with a step, or a file without a number to draw; names
-      file and line.
+    ValueError: a line that is no JSON object with a step, or a file without a number to draw. The
+      message names file and line.
   """
   curves = _read_curves(metrics_jsonl_path)
-  losses = sorted(
-    filter(_is_loss, curves), key=lambda name: name != "train/loss"
-  )  # the total first
+  losses = sorted(filter(_is_loss, curves), key=lambda name: name != "train/loss")  # total first
   valid = [name for name in curves if name.startswith("valid/")]
   drawn = {"Training loss": losses, "Valid": valid}
   panels = [(title, names) for title, names in drawn.items() if names]
@@ -57,7 +55,7 @@ def plot_training(metrics_jsonl_path: str, png_path: str) -> None:
     for axis, (title, names) in zip(axes[0], panels, strict=True):
       for name, color in zip(names, _cycle(COLORS, len(names)), strict=True):
         steps, values = zip(*sorted(curves[name].items()), strict=True)
-        marker = "o" if len(steps) < 40 else ""
+        marker = "o" if len(steps) < 40 else ""  # more would run into a thick line
         axis.plot(
           steps, values, color=color, lw=1.6, marker=marker, ms=3.5, label=name.split("/", 1)[1]
         )
@@ -68,8 +66,9 @@ def plot_training(metrics_jsonl_path: str, png_path: str) -> None:
 
 
 def plot_comparison(results: Mapping, png_path: str) -> None:
-  """Draws a panel of bars with 95 % intervals for each metric, of all targets and of those that are
-  new to the user: a bar for each system, the best one in colour.
+  """Draws systems side by side: a panel for each metric, a bar with its 95 % interval a system.
+
+  Panels are of all targets, and of those that are new to the user. The best system is in colour.
 
   Args:
     results: what `report_tables.results` returned (or read back from its JSON).
@@ -106,8 +105,13 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
 def panels(
   count: int, size: tuple[float, float], png_path: str, width_ratios: Sequence[float] | None = None
 ) -> Iterator[Sequence]:
-  """`count` axes side by side in the house style, saved to `png_path` at the end of the block;
-  `size` in inches.
+  """Gives `count` axes side by side in the house style, and saves them at the end of the block.
+
+  Args:
+    count: of the axes.
+    size: width and height of the picture, inches.
+    png_path: where the picture goes.
+    width_ratios: of the axes to each other. None: all alike.
   """
   matplotlib = _matplotlib()
   with matplotlib.rc_context(STYLE):
@@ -119,7 +123,7 @@ def panels(
 def _bars(axis, names: Sequence[str], scores: Sequence[Mapping[str, float]]) -> None:
   """Horizontal bars, whiskers for the intervals, and the values to the right of them."""
   means = [score["mean"] for score in scores]
-  reach = max(score["high"] for score in scores) or 1.0
+  reach = max(score["high"] for score in scores) or 1.0  # an axis from 0 to 0 cannot be drawn
   axis.barh(
     names,
     means,
@@ -172,6 +176,7 @@ def _matplotlib():
 
 
 def _save(figure, path: str) -> None:
+  """Writes a PNG under a temporary name, whose ending does not tell its format, then renames it."""
   os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
   figure.savefig(path + ".part", format="png")
   os.replace(path + ".part", path)

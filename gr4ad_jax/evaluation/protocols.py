@@ -1,5 +1,6 @@
-"""What is predicted from what: the requests of a split, their targets, and the history that may
-be seen.
+"""What is predicted from what: the requests of a split, their targets, and the history.
+
+A *target* is an ad that was taken in the request. docs/design/evaluation.md has the protocols.
 """
 
 import dataclasses
@@ -8,7 +9,8 @@ import numpy as np
 
 from gr4ad_jax.data import schema
 
-VALUE_PERCENTILE = 99.0  # a line's value counts up to this percentile of its split
+# A line's value counts up to this percentile of its split: one great order shall not decide.
+VALUE_PERCENTILE = 99.0
 METRICS_TEXT = (
   "recall@K = hits / min(K, basket) and binary ndcg@K, averaged over requests; revenue@K = value "
   "of the hit lines / "
@@ -83,7 +85,7 @@ class EvalRequests:
     split: 'valid' or 'test' ('train' too, for a look at the fit).
     request: [R] int32, visit numbers of the event log, ascending.
     user: [R] int32.
-    target_start: [R+1] int64; targets of row r are target_ad[target_start[r]:target_start[r+1]].
+    target_start: [R+1] int64. Targets of row r are target_ad[target_start[r]:target_start[r+1]].
     target_ad: [P] int32, the distinct ads of each request, ascending within a request.
     target_value: [P] float32, money of the ad in that request, clipped at the split's 99th
       percentile.
@@ -105,10 +107,11 @@ class EvalRequests:
     return np.repeat(np.arange(len(self)), np.diff(self.target_start))
 
   def take(self, rows: np.ndarray) -> "EvalRequests":
-    """The requests at `rows` (integers), in that order; values keep the clip of the whole split."""
+    """The requests at `rows` (integers), in that order. Values keep the clip of the whole split."""
     rows = np.asarray(rows)
     size = np.diff(self.target_start)[rows]
     start = np.append(0, np.cumsum(size))
+    # The runs of targets as one gather: a running number, moved to where each run lies.
     picked = np.repeat(self.target_start[rows] - start[:-1], size) + np.arange(start[-1])
     return EvalRequests(
       self.split,
@@ -126,10 +129,11 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
   Args:
     dataset: a prepared data set.
     split: one of schema.SPLITS.
-    target_behavior: shallowest behaviour that counts as a hit; empty: any.
+    target_behavior: shallowest behaviour that counts as a hit. Empty: any.
 
   Returns:
-    Requests with one target or more; an ad's events in a request are one line, their values added.
+    Requests with one target or more. An ad's events in a request are one line, with their values
+    added.
 
   Raises:
     ValueError: an unknown split or behaviour.
@@ -159,12 +163,13 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
 
 
 def history_events(dataset: schema.Dataset, split: str) -> np.ndarray:
-  """Mask [E] of the events that are known when `split` is predicted: train for valid, train and
-  valid for test.
+  """Mask [E] of the events that are known when `split` is predicted.
+
+  They are train for valid, and train and valid for test.
 
   Raises:
-    ValueError: a split other than 'valid' and 'test'; a train request is predicted from its own
-      past, see data/.
+    ValueError: a split other than 'valid' and 'test'. A train request is predicted from its own
+      past, which `data/history.py` tells.
   """
   return dataset.events.split < _split_index(split, schema.SPLITS[1:])
 
@@ -177,6 +182,7 @@ def lines(
   Returns:
     [P, 2] int64 (request, ad) in ascending order, and the lines' values [P] float64, added up.
   """
+  # int64 first: a product of int32 would wrap round.
   key, line_E = np.unique(request_E.astype(np.int64) * num_ads + ad_E, return_inverse=True)
   value = np.bincount(line_E, weights=value_E, minlength=len(key))
   return np.stack([key // num_ads, key % num_ads], axis=1), value
@@ -197,14 +203,21 @@ def line_counts(dataset: schema.Dataset, split: str) -> np.ndarray:
 
 
 def _split_index(split: str, allowed: tuple[str, ...]) -> int:
+  """The number that events carry for a split. Raises ValueError for one that is not allowed."""
   if split not in allowed:
     raise ValueError(f"split {split!r} is unknown here; allowed: {', '.join(allowed)}")
   return schema.SPLITS.index(split)
 
 
 def target_depth(behaviors: tuple[str, ...], target_behavior: str) -> int:
-  """Depth of the shallowest behaviour that counts as a hit; empty: any. Raises ValueError for a
-  name not known.
+  """Depth of the shallowest behaviour that counts as a hit.
+
+  Args:
+    behaviors: names, the shallowest first, as a click before a purchase.
+    target_behavior: one of them. Empty: any, which is depth 0.
+
+  Raises:
+    ValueError: a name that is not among them.
   """
   if not target_behavior:
     return 0

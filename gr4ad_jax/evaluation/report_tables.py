@@ -10,9 +10,8 @@ from gr4ad_jax.data import schema
 from gr4ad_jax.evaluation import metrics, parts, protocols
 from gr4ad_jax.sid.left_out import LeftOut
 
-Rankings = (
-  np.ndarray | Sequence[np.ndarray]
-)  # [R, K] ad rows, or one such array for each training seed
+# [R, K] ad rows, or one such array for each training seed.
+Rankings = np.ndarray | Sequence[np.ndarray]
 
 
 def results(
@@ -32,22 +31,25 @@ def results(
     dataset: a prepared data set.
     split: 'valid' or 'test'.
     systems: name -> rankings of `protocols.eval_requests(dataset, split, target_behavior)`, at
-      least as deep as the protocol's largest K; several seeds are averaged request by request. The
+      least as deep as the protocol's largest K. Several seeds are averaged request by request. The
       first system is the one that the others are compared with.
-    target_behavior: shallowest behaviour that counts as a hit; empty: any.
+    target_behavior: shallowest behaviour that counts as a hit. Empty: any.
     skipped: systems that could not be run -> reason.
     seen: systems that do not leave ads seen before as they are -> 'masked' or 'biased'.
     seed: seed of the resamples.
     unseen: the same systems' rankings, seeds in the same order, without ads seen before: what the
       part 'new' is scored by. A system that is missing is scored by what is left of its list.
-    memory_RK: lists of the memory that parts the targets into 'memory' and 'beyond'; None: none.
+    memory_RK: lists of the memory that parts the targets into 'memory' and 'beyond'. None: there
+      are no such parts.
 
   Returns:
-    A dict for JSON: dataset, split, protocol, users, requests; systems[name][part][metric] = {mean,
-      low, high}, part one of `parts.SAYS`, those without a target left out;
-    ahead[name][part][metric], the first system minus this one, likewise; targets[part] = {count,
-      value}, shares of all; catalogue[name], seeds[name] and seen[name]; target_behavior and
-      skipped.
+    A dict for JSON. It has
+    systems[name][part][metric]: {mean, low, high}. A part is one of `parts.SAYS`; those without a
+    target are left out;
+    ahead[name][part][metric]: likewise, the first system minus this one;
+    targets[part]: {count, value}, shares of all targets;
+    catalogue[name], seeds[name] and seen[name];
+    dataset, split, protocol, target_behavior, users, requests and skipped.
 
   Raises:
     ValueError: no system, rankings that do not fit the requests, or an unknown name.
@@ -92,9 +94,7 @@ def results(
 
 
 def write_json(path: str, content: dict) -> None:
-  """Writes `content` to `path` by way of a temporary file, so that a reader finds the old file
-  or the whole new one.
-  """
+  """Writes `content` to `path`. A reader finds the old file or the whole new one."""
   files.write_json(path, content, summed=False, indent=2)
 
 
@@ -104,8 +104,9 @@ def write_text(path: str, text: str) -> None:
 
 
 def format_table(found: Mapping) -> str:
-  """Markdown of what `results` returned, a table a part: aligned columns, intervals in brackets,
-  the best of each metric in bold.
+  """Markdown of what `results` returned, with a table for each part.
+
+  Columns are aligned, intervals stand in brackets, and the best of each metric is bold.
   """
   lines = [
     f"{found['dataset']}, {found['split']}: {found['users']:,} users. Means with 95 % intervals; "
@@ -148,6 +149,7 @@ def _part_table(found: Mapping, part: str) -> list[str]:
 
 
 def _by_seed(rankings: Rankings) -> list[np.ndarray]:
+  """A list of rankings, one a seed, whichever form they came in."""
   if isinstance(rankings, np.ndarray) and rankings.ndim == 2:
     return [rankings]
   return [np.asarray(run) for run in rankings]
@@ -167,6 +169,7 @@ def _check(
 def _left(ranking_RK: np.ndarray, before: LeftOut) -> np.ndarray:
   """Lists without the ads seen before, -1 behind what is left."""
   kept_RK = before.kept(ranking_RK)
+  # False sorts before True. Stable, so what is kept moves to the front in its order.
   order_RK = np.argsort(~kept_RK, axis=1, kind="stable")
   return np.take_along_axis(np.where(kept_RK, ranking_RK, -1), order_RK, axis=1)
 
@@ -180,6 +183,7 @@ def _of_part(
 
 
 def _shares(requests: protocols.EvalRequests, part_P: np.ndarray) -> dict[str, float]:
+  """A part's share of the targets, and of their value."""
   value_P = requests.target_value.astype(np.float64)
   value = float(value_P[part_P].sum() / value_P.sum()) if value_P.any() else 0.0
   return {"count": float(part_P.mean()), "value": value}
@@ -202,8 +206,13 @@ def _mean_dict(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _intervals(
   ratios: Mapping[str, Mapping[tuple[str, str], metrics.Ratio]], user_R: np.ndarray, seed: int
 ) -> tuple[dict, dict]:
-  """Intervals of every system, and of the first system minus each other one; [system][part][metric]
-  of both. All come from the same resamples.
+  """Intervals of every system, and of the first system minus each other one.
+
+  All come from the same resamples, so a difference is taken draw by draw. Its interval is mostly
+  narrower than two separate ones would allow.
+
+  Returns:
+    Two dicts by [system][part][metric].
   """
   flat = [(system, key) for system, row in ratios.items() for key in row]
   samples_SF = metrics.resample([ratios[system][key] for system, key in flat], user_R, seed=seed)

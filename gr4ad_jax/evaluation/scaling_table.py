@@ -1,4 +1,4 @@
-"""Scaling curves: a fitted power law, a table and a chart."""
+"""Scaling curves, how models get better with size: a fitted power law, a table and a chart."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,24 +8,24 @@ from gr4ad_jax.evaluation import plots, report_tables
 
 
 def power_law(parameters: Sequence[int], loss: Sequence[float]) -> dict[str, float]:
-  """Least squares of log loss on log parameters: loss = scale * parameters^-exponent.
+  """The law loss = scale * parameters^-exponent, by least squares of the logarithms.
 
   Args:
     parameters: of two or more models of different size.
     loss: of each, above 0.
 
   Returns:
-    scale, exponent, and r2 of the logarithms.
+    scale, exponent, and r2, the share of the logarithms' variance that the law explains.
   """
   x, y = np.log(np.asarray(parameters, float)), np.log(np.asarray(loss, float))
   slope, offset = np.polyfit(x, y, 1)
-  spread = np.square(y - y.mean()).sum()
+  spread = np.square(y - y.mean()).sum()  # 0 where all losses are equal: the law then fits wholly
   r2 = 1 - np.square(y - slope * x - offset).sum() / spread if spread else 1.0
   return {"scale": float(np.exp(offset)), "exponent": float(-slope), "r2": float(r2)}
 
 
 def measures(found: Mapping) -> list[str]:
-  """Recall and revenue at the protocol's cuts."""
+  """Names of recall and revenue at the protocol's cuts."""
   return [name for name in found["beams"][0] if name.startswith(("recall@", "revenue@"))]
 
 

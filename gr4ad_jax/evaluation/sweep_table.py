@@ -1,4 +1,7 @@
-"""The table of a sweep: settings of the list objectives, by what they came to on valid."""
+"""The table of a sweep: settings of the list objectives, by what they came to on valid.
+
+A *sweep* trains the same model with several settings from one start.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,8 +14,10 @@ DEPTH = 128  # ads of a list that is put in order by value
 
 
 def format_markdown(found: Sequence[Mapping]) -> str:
-  """The settings by valid revenue@10, best first; knobs that differ between the sweeps stand
-  with the settings.
+  """A Markdown table of the settings by valid revenue@10, best first.
+
+  Without values in the log, recall@10 takes revenue's place. Knobs that differ between the sweeps
+  stand with the settings.
   """
   differing = sorted(
     name for name in {name for one in found for name in one["common"]}
@@ -35,7 +40,7 @@ def format_markdown(found: Sequence[Mapping]) -> str:
 
 
 def in_words(setting: Mapping | None, common: Mapping | None = None) -> str:
-  """A setting, or the start, with what `common` says of its sweep."""
+  """A setting in words, with what `common` says of its sweep; None is the start."""
   if setting is None:
     return "the start"
   return (

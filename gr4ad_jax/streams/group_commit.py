@@ -1,4 +1,8 @@
-"""Writers that arrive together share one write to the disk; memory hears of a change after it."""
+"""Writers that arrive together share one write to the disk (*group commit*).
+
+A write that is synced takes long, almost whatever it holds. So while one is under way, changes
+wait, and the next write takes them all. Memory hears of a change after the disk has it.
+"""
 
 import threading
 from collections.abc import Callable
@@ -42,7 +46,7 @@ class GroupCommit:
     self.waiting: list[Waiting] = []
 
   def add(self, value: Any) -> Waiting:
-    """Takes a change; nothing is written yet."""
+    """Takes a change. Nothing is written yet."""
     change = Waiting(value)
     self.waiting.append(change)
     return change
@@ -58,11 +62,13 @@ class GroupCommit:
       raise change.error
 
   def flush(self) -> None:
-    """Writes what waits."""
+    """Writes what waits. Returns when it is written, or when its writers hear why it is not."""
     self._lead_unless(lambda: False)
 
   def _lead_unless(self, done: Callable[[], bool]) -> None:
     """Waits for the thread that writes; then writes what waits, unless that is no longer needed."""
+    # There is no thread for writing: whoever finds none busy leads, and the others' changes go with
+    # its own.
     with self._turn:
       self._turn.wait_for(lambda: done() or not self._busy)
       if done():
@@ -76,6 +82,7 @@ class GroupCommit:
         self._turn.notify_all()
 
   def _commit(self) -> None:
+    """Writes what waits now, then takes it to memory, in order. Errors go to those who wait."""
     with self._lock:
       batch = list(self.waiting)
     try:
@@ -96,4 +103,5 @@ class GroupCommit:
         except Exception as error:  # it is on disk, and its writer hears why it is not in memory
           change.error = error
         change.done = True
+      # Those in front: what came meanwhile stands behind them and waits for the next write.
       del self.waiting[: len(batch)]

@@ -1,5 +1,8 @@
 """An append-only topic in one SQLite file: what was appended is on disk, in order, under an offset.
 
+A *topic* is a list of records that only grows. A record has a key and a payload, and its *offset*
+is its number. A *follower* is another process that reads what comes.
+
 The file holds three things:
   NAME        the topic, a table: offset (1, 2, ...), key, payload, checksum
   NAME_state  a view: the latest record of each key, which is the key's current state
@@ -48,8 +51,8 @@ class Topic:
 
   Args:
     path: a file that `create` made.
-    name: of the topic; a Python identifier.
-    retained: see `RETAINED`.
+    name: of the topic, a Python identifier. It stands in statements as it is.
+    retained: as `RETAINED` says.
 
   Attributes:
     notes: as they were given to `create`.
@@ -62,7 +65,7 @@ class Topic:
   def __init__(self, path: str, name: str, retained: int = RETAINED):
     self._path, self._name, self._retained = path, name, retained
     self._lock = threading.Lock()
-    wal.check(path)
+    wal.check(path)  # before SQLite opens the file, which would take a damaged log for a short one
     self._connection = _connected(path)
     try:
       self.notes = self._checked()
@@ -93,6 +96,8 @@ class Topic:
     """
     if os.path.exists(path + "-wal"):
       raise DataError(f"{path} is missing, but its write-ahead log {path}-wal is there")
+    # A `.part` of a crash goes first, with what SQLite kept beside it: its log must not be read
+    # into the new file.
     part = path + ".part"
     _remove(part)
     try:
@@ -137,6 +142,8 @@ class Topic:
           connection.execute(
             f"DELETE FROM {name} WHERE key = ? AND offset <= ?", (change.key, until)
           )
+        # The sweep: offsets that have just fallen out of the last `retained` ones. Of these, what
+        # has a later record of its key goes.
         later = f"SELECT 1 FROM {name} AS later WHERE later.key = {name}.key"
         connection.execute(
           f"DELETE FROM {name} WHERE offset > ? AND offset <= ? "
@@ -144,6 +151,7 @@ class Topic:
           (before - self._retained, before + len(changes) - self._retained),
         )
         forgets = any(change.forget for change in changes)
+        # In the same transaction, so that the mark is there if and only if the deletion is.
         if forgets and not self._marked:
           connection.execute("PRAGMA user_version = 1")
       self._marked = self._marked or forgets
@@ -152,10 +160,11 @@ class Topic:
   def compact(self) -> None:
     """Leaves no trace of what was forgotten since the last time, and gives its room back.
 
-    Writes all of the file anew: its time grows with the topic, and writers wait for it.
+    It writes all of the file anew. Its time grows with the topic, and writers wait for it. Where
+    nothing was forgotten it does nothing.
 
     Raises:
-      OSError: it could not be written; nothing is lost, and the next call tries again.
+      OSError: it could not be written. Nothing is lost, and the next call tries again.
     """
     with self._lock, self._as_os_error():
       if self._trace:
@@ -169,7 +178,7 @@ class Topic:
         self._trace = bool(busy)  # a follower is reading: the next call tries again
 
   def close(self) -> None:
-    """Closes the file; the write-ahead log goes into it."""
+    """Closes the file. The write-ahead log goes into it."""
     with self._lock:
       self._connection.close()
 
@@ -183,6 +192,7 @@ class Topic:
 
   @contextlib.contextmanager
   def _as_os_error(self) -> Iterator[None]:
+    """Turns what SQLite raises into an OSError that names the file."""
     try:
       yield
     except sqlite3.Error as error:
@@ -190,6 +200,8 @@ class Topic:
 
   def _checked(self) -> dict[str, str]:
     """Looks at all of the file; returns the notes. Raises DataError for the first thing wrong."""
+    # SQLite's own check sees pages and indices. It cannot see a bit that flipped inside a payload,
+    # hence the checksums.
     try:
       if (found := self._pragma("integrity_check(1)")) != "ok":  # pages, and the index by key
         raise DataError(f"{self._path} is damaged: {' '.join(found.split())}")
@@ -232,9 +244,12 @@ def _schema(name: str) -> dict[str, str]:
 
 
 def _connected(path: str) -> sqlite3.Connection:
-  """A connection, set up; the file is made where it is missing. Transactions are begun by hand."""
+  """A connection, set up. The file is made where it is missing. Transactions are begun by hand."""
+  # Any thread may use it: `Topic` holds its lock around every use.
   connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
   try:
+    # WAL: a follower can read while a writer writes. FULL: a commit is synced before it returns.
+    # `secure_delete`: what is deleted is overwritten with zeros.
     for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
       connection.execute(f"PRAGMA {setting}")
   except sqlite3.Error as error:
@@ -266,16 +281,19 @@ def _insert(connection: sqlite3.Connection, name: str, offset: int, change: Chan
 
 
 def _checksum(offset: int, key: str, payload: bytes) -> int:
+  """A CRC-32 of all of a record, so that one that moved to another offset is seen too."""
   return zlib.crc32(payload, zlib.crc32(f"{offset}\0{key}\0".encode()))
 
 
 def _is_whole(offset: Any, key: Any, payload: Any, checksum: Any) -> bool:
+  """Whether a row is what was written."""
   # A bit that flips may change a value's type too, for SQLite keeps the type with the value.
   types = isinstance(key, str) and isinstance(payload, bytes)
   return types and _checksum(offset, key, payload) == checksum
 
 
 def _os_error(path: str, error: sqlite3.Error) -> OSError:
+  """SQLite's error as the system's: a full disk by its own number, all else as input or output."""
   full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
   return OSError(errno.ENOSPC if full else errno.EIO, f"{path}: {error}")
 

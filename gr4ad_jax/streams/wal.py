@@ -1,9 +1,10 @@
 """SQLite's write-ahead log, looked at before SQLite opens it.
 
-SQLite reads the log up to the first frame whose checksum is wrong, and takes that for its end:
-after a crash it mostly is. A bit that flipped would so cut off all that follows without a word. Two
-things tell the one from the other. The `-shm` file counts frames, and a frame is counted only once
-it is synced. And a transaction that is followed by another was synced.
+The *log* (`-wal`) is where SQLite writes changed pages first, each as a *frame*: a header with a
+checksum, then the page. SQLite reads the log up to the first frame whose checksum is wrong, and
+takes that for its end: after a crash it mostly is. A bit that flipped would so cut off all that
+follows without a word. Two things tell the one from the other. The `-shm` file counts frames, and a
+frame is counted only once it is synced. And a transaction that is followed by another was synced.
 
 Formats: https://www.sqlite.org/fileformat2.html#walformat, https://www.sqlite.org/walformat.html
 """
@@ -55,6 +56,7 @@ def check(path: str) -> None:
 
 
 def _published(path: str) -> _Published:
+  """What the `-shm` file says; nothing where it is missing or was not finished."""
   if not os.path.exists(path):
     return _Published()
   with open(path, "rb") as file:
@@ -67,6 +69,7 @@ def _published(path: str) -> _Published:
 
 
 def _native() -> str:
+  """The machine's byte order, as `int.from_bytes` names it."""
   return "little" if np.little_endian else "big"
 
 
@@ -74,6 +77,7 @@ def _header(content: bytes) -> tuple[int, str] | None:
   """Bytes of a page, and the byte order that checksums take; None where the header is damaged."""
   if len(content) < _HEAD:
     return None
+  # The header itself is big-endian always; only checksums follow the machine that wrote the log.
   magic, _, size, _, _, _, *sums = struct.unpack(">8I", content[:_HEAD])
   order = ">" if magic & 1 else "<"
   if magic & ~1 != _MAGIC or not 512 <= size <= 65536 or size & (size - 1):
@@ -93,8 +97,10 @@ def _frames(content: bytes, size: int, order: str) -> tuple[int, bool]:
   before_F2 = np.concatenate(
     [np.array([struct.unpack(">2I", content[24:32])], np.uint32), head_F6[:, 4:]]
   )
+  # A checksum covers the first 8 bytes of a frame's header and the page, not salts and sums.
   covered_FB = np.concatenate([frame_FB[:, :8], frame_FB[:, _FRAME:]], axis=1)
   good_F = (_sums(covered_FB, before_F2[:count], order) == head_F6[:, 4:]).all(1)
+  # Frames of other salts are what an older log left behind: not of this one, however whole.
   salts = np.frombuffer(content[16:24], np.uint8)
   good_F &= (frame_FB[:, 8:16] == salts).all(1)
   if good_F.all():
