@@ -11,12 +11,19 @@ import sys
 
 import pytest
 
+import gr4ad_jax
 from docs import flags_page
 from gr4ad_jax import config
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _DOCS = sorted(path for path in (_ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
-_PAGES = ["README.md", *(str(path.relative_to(_ROOT)) for path in _DOCS)]
+_PAGES = [
+  "README.md",
+  "CONTRIBUTING.md",
+  "SECURITY.md",
+  "CHANGELOG.md",
+  *(str(path.relative_to(_ROOT)) for path in _DOCS),
+]
 
 
 def _text(page: str) -> str:
@@ -150,3 +157,9 @@ def test_the_pages_are_built_without_a_warning(tmp_path):
   done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
   assert (done.returncode, done.stderr) == (0, "")
   assert "--value_power" in (tmp_path / "reference" / "flags.html").read_text(encoding="utf-8")
+
+
+def test_the_version_is_the_same_everywhere():
+  cited = re.search(r"^version: (.+)$", _text("CITATION.cff"), re.MULTILINE)[1]
+  newest = re.search(r"^## ([\d.]+)", _text("CHANGELOG.md"), re.MULTILINE)[1]
+  assert cited == newest == gr4ad_jax.__version__
