@@ -5,7 +5,8 @@
   ablation  the full setting with one thing switched off at a time
   roof      the share of the matmul peak, which is measured in the same run
 
-FLOPs are those of the matrix products in the program; nothing else is counted.
+LazyAR and its K lazy layers are in docs/design/method.md §2.3, beams and their widths in §4. FLOPs
+are those of the matrix products in the program; nothing else is counted.
 """
 
 import dataclasses
@@ -38,19 +39,16 @@ PROGRESSIVE, FIXED = (128, 256, 512), (512, 512, 512)
 
 
 class UnsharedContext(GR4AD):
-  """GR4AD whose beams each read their own copy of the context's keys and values, as without beam
-  sharing.
-  """
+  """GR4AD whose beams each read their own copy of the context's keys and values."""
 
   def step(self, start, previous_BM, level, caches):
     B, M = previous_BM.shape
 
-    def own(
-      x,
-      # (B, ...) -> (B·M, ...), a real copy: the barrier keeps the compiler from reading one for all
-    ):
+    # (B, ...) -> (B·M, ...), a real copy: the barrier keeps the compiler from reading one for all.
+    def own(x):
       return jax.lax.optimization_barrier(jnp.repeat(x, M, axis=0))
 
+    # Then every beam is a request of its own with one sequence: (B, M, ...) -> (B·M, 1, ...).
     start = start.replace(
       context=jax.tree.map(own, start.context), lazy_B1TD=jnp.repeat(start.lazy_B1TD, M, axis=0)
     )
@@ -77,7 +75,7 @@ class Setting:
   left_out: int | None = None  # ads of each request that the search does without
 
   def model_config(self) -> ModelConfig:
-    """Heads of 64."""
+    """The model, with heads of width 64 and no sharing of keys among them."""
     heads = self.width // 64
     return ModelConfig(
       layers=self.layers,
@@ -126,7 +124,7 @@ class Decode:
     return time.perf_counter() - begin
 
   def over(self, trie: Trie):
-    """The beams found over another trie of the same shapes."""
+    """The beams found over another trie. It must have the shapes that the program is made for."""
     return jax.block_until_ready(self._program(*self._args[:2], trie, self._args[3]))
 
 
@@ -142,6 +140,8 @@ def _excluding(setting: Setting, codes_NT: np.ndarray) -> Callable[[], Excluded 
 
 def _figures(setting: Setting, timer: Decode, seconds: list[float], peak: list[float]) -> dict:
   """A setting's time, rate and share of the roof."""
+  # FLOP times seconds a FLOP at the roof, over seconds: repetition by repetition, so that a machine
+  # that slows down does so for both.
   shares = [timer.gflop * 1e9 * best / second for best, second in zip(peak, seconds, strict=True)]
   return {
     "setting": dataclasses.asdict(setting),
@@ -159,11 +159,15 @@ def _timed(
   repetitions: int,
   more: dict[str, Callable] | None = None,
 ):
-  """Times settings, the matmul peak and `more`, interleaved: (figures by name, seconds by name)."""
+  """Times settings, the matmul peak and `more`, interleaved.
+
+  Returns:
+    Figures, seconds and timers, each by name.
+  """
   timers = {name: Decode(setting, codes_NT, trie) for name, setting in settings.items()}
   _log.info("compiled %s", ", ".join(timers))
   everything = {**timers, **(more or {}), "peak": timing.matmul_peak()}
-  timing.interleaved(everything, 1)
+  timing.interleaved(everything, 1)  # warms up
   seconds = timing.interleaved(everything, repetitions)
   figures = {
     name: _figures(settings[name], timers[name], seconds[name], seconds["peak"]) for name in timers
@@ -196,10 +200,10 @@ def speed(codes_NT: np.ndarray, trie: Trie, batch: int, repetitions: int, with_p
 
 
 def against_peer(lazy: Decode, codes_NT: np.ndarray, batch: int, repetitions: int) -> dict:
-  """The T5 of `transformers` at 512 beams: `generate` in float32 and in bfloat16, and with one
-  context for all beams.
+  """The T5 of `transformers` at 512 beams, against the lazy setting.
 
-  `generate` takes requests one after the other here: several at once took it longer.
+  It runs in float32, in bfloat16, and with one context for all beams. `generate` takes requests one
+  after the other here: several at once took it longer.
   """
   kept = peer.keep_memory()  # as its best times need
 
@@ -226,9 +230,7 @@ def against_peer(lazy: Decode, codes_NT: np.ndarray, batch: int, repetitions: in
 
 
 def ablation(codes_NT: np.ndarray, trie: Trie, batch: int, repetitions: int) -> dict:
-  """The full setting, then each part switched off alone, or put in place of another; ratios to
-  the full setting.
-  """
+  """The full setting, then each part alone switched off or replaced; ratios to the full one."""
   full = Setting(batch, ecpm=True)
   settings = {
     "full": full,
@@ -252,8 +254,9 @@ def ablation(codes_NT: np.ndarray, trie: Trie, batch: int, repetitions: int) -> 
 
 
 def with_cache(full: Decode, repetitions: int, requests: int = 40) -> dict:
-  """A stream of requests of which the paper's share, 27.8 %, are answered by the result cache,
-  against no cache.
+  """A stream of requests with the result cache, against one without.
+
+  About the paper's share of them, 27.8 %, can be answered by the cache.
   """
   rng = np.random.default_rng(0)
   users: list[int] = []
@@ -262,7 +265,7 @@ def with_cache(full: Decode, repetitions: int, requests: int = 40) -> dict:
     users.append(int(rng.choice(users)) if again else number)
 
   def stream(seconds: float) -> float:
-    cache = ResultCache(seconds, requests)
+    cache = ResultCache(seconds, requests)  # of 0 seconds nothing is kept
     begin = time.perf_counter()
     for user in users:
       key = digest(user)

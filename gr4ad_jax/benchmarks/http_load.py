@@ -1,9 +1,9 @@
-"""Load on a recommendation server: arrivals that do not wait for answers, over plain sockets, at
-little cost a request.
+"""Load on a recommendation server, over plain sockets, at little cost a request.
 
-Generator and server may share two cores, so requests are written as bytes on connections that stay
-open. A latency counts from the moment the request was due, not from when it was sent, so a
-generator that falls behind hides nothing.
+In an *open loop* requests come when they are due, whatever became of those before, as users do. In
+a *closed loop* each worker waits for its answer. Generator and server may share two cores, so
+requests are written as bytes on connections that stay open. A latency counts from the moment the
+request was due, not from when it was sent. So a generator that falls behind hides nothing.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Phase(NamedTuple):
-  """A stretch of Poisson arrivals."""
+  """A stretch of Poisson arrivals: requests that know nothing of each other."""
 
   name: str
   rate: float  # requests a second
@@ -68,13 +68,14 @@ class Client:
     """One exchange.
 
     Raises:
-      OSError: no connection, or one that broke; a kept one that the server had closed is replaced
+      OSError: no connection, or one that broke. A kept one that the server had closed is replaced
         once.
       TimeoutError: no whole answer in time.
       ValueError: an answer that is not HTTP/1.1 with a Content-Length.
     """
     head = f"{method} {path} HTTP/1.1\r\n{self._fixed}{len(body)}\r\n\r\n".encode()
     async with self._slots, asyncio.timeout(self._timeout):
+      # The latest first: the longer one is idle, the likelier has the server closed it.
       if self._idle:
         try:
           return await self._exchange(self._idle.pop(), head + body)
@@ -88,6 +89,7 @@ class Client:
         raise ConnectionError(f"{method} {path}: the server closed the connection") from error
 
   async def _exchange(self, connection, message: bytes) -> Reply:
+    """Writes a request, reads its answer, and keeps the connection where it may be used again."""
     reader, writer = connection
     try:
       writer.write(message)
@@ -97,7 +99,7 @@ class Client:
       if not first.startswith("HTTP/1.1 ") or "content-length" not in headers:
         raise ValueError(f"not an HTTP/1.1 answer with a Content-Length: {first!r}")
       body = await reader.readexactly(int(headers["content-length"]))
-    except BaseException:
+    except BaseException:  # given up too: a late answer must not be read as the next request's
       writer.close()
       raise
     if headers.get("connection", "").lower() == "close":
@@ -113,8 +115,10 @@ class Client:
 
 
 async def users_of(client: Client, count: int = 1000) -> list[str]:
-  """User ids that the server knows, at most `count`, which is at most 1000. Raises ValueError
-  where it tells none.
+  """User ids that the server knows, at most `count`, which is at most 1000.
+
+  Raises:
+    ValueError: it tells none.
   """
   return await _told(client, f"/v1/users?limit={count}", "users")
 
@@ -137,7 +141,7 @@ def requests_of(users: Sequence[str], seed: int, skew: float = 1.0, **fields) ->
   """Endless bodies of /v1/recommend: the r-th most frequent user asks in proportion to 1 / r^skew.
 
   Args:
-    users: ids; which of them is the most frequent is drawn.
+    users: ids. Which of them is the most frequent is drawn.
     seed: of the draw.
     skew: 0 treats users alike.
     **fields: of every request, as k=10, cache=False.
@@ -146,16 +150,16 @@ def requests_of(users: Sequence[str], seed: int, skew: float = 1.0, **fields) ->
   bodies = [json.dumps({"user": users[u]} | fields).encode() for u in rng.permutation(len(users))]
   weight = np.arange(1, len(users) + 1, dtype=np.float64) ** -skew
   while True:
+    # Drawn by thousands: one draw costs nearly as much, and time here is taken from the server.
     for u in rng.choice(len(users), 4096, p=weight / weight.sum()):
       yield bodies[u]
 
 
 def arrivals(phases: Sequence[Phase], seed: int) -> np.ndarray:
-  """Seconds from the beginning at which requests are due, ascending: a Poisson process in each
-  phase.
-  """
+  """Seconds from the beginning at which requests are due, [n] ascending: Poisson in each phase."""
   rng, begin, due = np.random.default_rng(seed), 0.0, []
   for phase in phases:
+    # Once the number is known, the moments of a Poisson process are uniform and independent.
     count = rng.poisson(phase.rate * phase.seconds)
     due.append(begin + np.sort(rng.random(count)) * phase.seconds)
     begin += phase.seconds
@@ -165,8 +169,10 @@ def arrivals(phases: Sequence[Phase], seed: int) -> np.ndarray:
 async def open_loop(
   client: Client, bodies: Iterator[bytes], phases: Sequence[Phase], seed: int = 0
 ) -> list[Outcome]:
-  """Sends every request when it is due, however the earlier ones fare; outcomes in order of due
-  times.
+  """Sends every request when it is due, however the earlier ones fare.
+
+  Returns:
+    Outcomes in order of due times.
   """
   clock = asyncio.get_running_loop().time
   begin, tasks = clock(), []
@@ -180,8 +186,10 @@ async def open_loop(
 async def closed_loop(
   client: Client, bodies: Iterator[bytes], workers: int, seconds: float, pause: float = 0.05
 ) -> list[Outcome]:
-  """Each worker asks again when it is answered, `pause` seconds later where it was not; in order
-  of sending.
+  """Each worker asks again when it is answered, and `pause` seconds later where it was not.
+
+  Returns:
+    Outcomes in order of sending.
   """
   clock = asyncio.get_running_loop().time
   begin = clock()
@@ -199,7 +207,7 @@ async def closed_loop(
 
 
 async def _ask(client: Client, body: bytes, begin: float, due: float) -> Outcome:
-  """One request; whatever goes wrong is an outcome too."""
+  """One request. Whatever goes wrong is an outcome too."""
   clock = asyncio.get_running_loop().time
   late, status, source, width, retry_after = clock() - begin - due, 0, "", 0, False
   try:

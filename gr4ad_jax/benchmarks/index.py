@@ -1,8 +1,7 @@
-"""The real-time index: size, changes, merges, and what the constraint costs a search, up to 10
-million ads.
+"""The live index, up to 10 million ads: its size, changes, merges, and what it costs a search.
 
-The unconstrained search is the same program over all codes, without any trie: what exists is not
-looked up.
+A search may only follow prefixes that exist (docs/design/method.md §4). The *unconstrained* search
+is the same program over all codes, without any trie: what exists is not looked up.
 """
 
 import dataclasses
@@ -40,6 +39,7 @@ class AllCodes(Trie):
     code_BWC = jnp.broadcast_to(
       jnp.arange(self.fanout[level]), (*node_BW.shape, self.fanout[level])
     )
+    # A node's number is its packed prefix: (B, W, 1) + (B, W, C).
     return Children(
       node_BW[..., None] * self.fanout[level] + code_BWC, code_BWC, jnp.ones_like(code_BWC, bool)
     )
@@ -47,9 +47,7 @@ class AllCodes(Trie):
 
 @dataclasses.dataclass
 class _Changing:
-  """A live index of `ads` ads with changes in its overlay, its trie on the device and the
-  figures so far.
-  """
+  """A live index of `ads` ads, its trie on the device, and the figures so far."""
 
   ads: int
 
@@ -69,8 +67,9 @@ class _Changing:
     }
 
   def change(self) -> None:
-    """Adds and removes `CHANGES` ads each, every one followed by a look at the newest trie, as
-    before a batch.
+    """Adds and removes `CHANGES` ads each, with a look at the newest trie after each that is added.
+
+    The look is what a server does before a batch: it brings the changes to the device.
     """
     rng = np.random.default_rng(1)
     adds, removes, uploads = [], [], []
@@ -94,6 +93,8 @@ class _Changing:
 
   def add_to_generable(self, program) -> None:
     """Seconds from a change to the end of the first search that can generate the new ad."""
+    # Another UA-SID than the last one's, at every level. The program is compiled already, as a
+    # server's is.
     code = (self.last + 1) % np.asarray(CODEBOOKS)
     begin = time.perf_counter()
     self.index.set(self.ads + CHANGES, code)
@@ -131,8 +132,10 @@ def reachable(trie: Trie, code_T: np.ndarray) -> bool:
 def measure(
   repetitions: int, sizes: tuple[int, ...] = SIZES, batches: tuple[int, ...] = (1, 8)
 ) -> dict:
-  """All of the suite: each size alone first, then the searches of all sizes and the
-  unconstrained one, interleaved.
+  """All of the suite: each size alone, then the searches of all sizes, interleaved.
+
+  Returns:
+    A dict for JSON: "index", a dict for each size; "decode_batch_N" for each batch.
   """
   made = []
   for ads in sizes:
@@ -161,6 +164,7 @@ def measure(
         str(one.ads): timing.ratio(seconds[str(one.ads)], free) for one in made
       },
     }
+  # Last: searches are to be measured with changes in the overlay.
   for one in made:
     one.merge()
   found["index"] = [one.figures for one in made]

@@ -1,5 +1,7 @@
-"""Balanced k-means against faiss-cpu's, which is not balanced: time an iteration, distortion,
-largest cluster.
+"""Balanced k-means against faiss-cpu's, which is not balanced.
+
+It compares the time of an iteration, the *distortion* (mean squared distance of a point to its
+centroid) and the largest cluster.
 """
 
 import time
@@ -22,12 +24,12 @@ def measure(iterations: int, points: int, told: Callable[[str], None]) -> dict[s
   """Iterations of either in turn, from the same start: points at random.
 
   Args:
-    iterations: Lloyd iterations: assignment, then means; both assign once more at the end, untimed.
-    points: N; clusters are the power of two at or below N / `POINTS_A_CLUSTER`.
+    iterations: of Lloyd: assignment, then means. Both assign once more at the end, untimed.
+    points: N. Clusters are the power of two at or below N / `POINTS_A_CLUSTER`.
     told: hears of each iteration.
 
   Raises:
-    ImportError: faiss is not installed; names the extra.
+    ImportError: faiss is not installed. The message names the extra.
   """
   try:
     import faiss
@@ -70,11 +72,11 @@ def measure(iterations: int, points: int, told: Callable[[str], None]) -> dict[s
 
 
 def catalogue(points: int, categories: int, seed: int) -> np.ndarray:
-  """Unit vectors [N, WIDTH]: categories of sizes as 1 / rank, each a cloud of its own spread, long
-  in few directions.
+  """Unit vectors [N, WIDTH] float32 in clouds, as those of ads are.
 
-  The category's direction has length 1, a point's offset .5 to 1 on average, by category; the
-  offset's principal axes fall off as rank^(-1/2), and the sum is scaled to length 1.
+  Each category is a cloud. Its size goes as 1 / rank. Its direction has length 1, and its points
+  lie .5 to 1 from there on average, by category. Clouds are long in few directions: the principal
+  axes fall off as rank^(-1/2). At last all is scaled to length 1.
   """
   rng = np.random.default_rng(seed)
   direction_KD = rng.normal(size=(categories, WIDTH)).astype(np.float32)
@@ -94,12 +96,13 @@ def catalogue(points: int, categories: int, seed: int) -> np.ndarray:
 
 
 class _Ours:
-  """Balanced k-means on all devices of this process; compiled before the first iteration."""
+  """Balanced k-means on all devices of this process, compiled before the first iteration."""
 
   def __init__(self, points_ND: np.ndarray, start_CD: np.ndarray):
     self._capacity = assignment.cluster_capacity(len(points_ND), len(start_CD))
     self._unit_D = kmeans.unit_of(np.abs(points_ND).max(axis=0), self._capacity)
     self._rows, self._centroids_CD = Rows(points_ND), start_CD
+    # As many points as a whole step takes (`rows.STEP` a device): that shape is compiled here.
     some = np.arange(min(len(points_ND), 16 * 512 * jax.local_device_count()))
     self._rows.nearest(start_CD, assignment.CANDIDATES_OF_MANY, among=some)
 
@@ -120,7 +123,10 @@ class _Ours:
 
 
 class _Faiss:
-  """faiss.Kmeans, all points in every iteration, with its default threads: one a core."""
+  """faiss.Kmeans, all points in every iteration, with its default threads: one a core.
+
+  Each iteration is a training of one, from the centroids of the one before.
+  """
 
   def __init__(self, faiss: Any, points_ND: np.ndarray, start_CD: np.ndarray):
     self._faiss, self._points_ND, self._centroids_CD = faiss, points_ND, start_CD
@@ -128,6 +134,7 @@ class _Faiss:
   def iterate(self) -> float:
     """One iteration; mean squared distance before the means moved."""
     num_clusters = len(self._centroids_CD)
+    # Without the limits faiss would take a sample, or warn of small clusters.
     options = {
       "niter": 1,
       "min_points_per_centroid": 1,

@@ -1,5 +1,6 @@
-"""The chart of a server under load: offered and accepted requests, latency and beam width, TABS
-on and off.
+"""The chart of a server under load: requests, latency and beam width, with TABS on and off.
+
+TABS, traffic-aware beam search, makes beams narrower under load (docs/design/method.md §4).
 """
 
 import os
@@ -13,11 +14,10 @@ _POINTS = 120  # of a curve, about
 
 
 def plot_load(found: Mapping[str, Any], png_path: str) -> None:
-  """Draws what `serve_load.run_suite` returned, or read back from its JSON: the phases that both
-  servers went through.
+  """Draws the phases that both servers went through.
 
   Args:
-    found: the figures.
+    found: what `serve_load.run_suite` returned, or its JSON read back.
     png_path: where the picture goes.
 
   Raises:
@@ -81,8 +81,9 @@ def _draw_system(axes, points, label: str, color: str) -> None:
 
 
 def _curve(values) -> tuple[list[float], list[float]]:
-  """Middle (seconds) and mean of even stretches of a series of one value a second; None is left
-  out.
+  """Middle (seconds) and mean of even stretches of a series of one value a second.
+
+  None, a second without an answer, is left out.
   """
   stretch = max(1, len(values) // _POINTS)
   at, means = [], []

@@ -1,5 +1,7 @@
-"""What a list objective costs: RSPO, O(B·M²), against S-DPO, O(B·M); alone, and in a training
-step of the model.
+"""What a list objective costs: RSPO, which is O(B·M²), against S-DPO, which is O(B·M).
+
+Both stand in docs/reference/losses.md. They are measured alone, and in a training step of the
+model.
 """
 
 import functools
@@ -23,9 +25,7 @@ NAMES = ("rspo", "sdpo")
 
 
 def lists_of(requests: int, candidates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Random log p of the policy and of the reference, and heavy-tailed rewards, [B, M] float32
-  each.
-  """
+  """Random log p of policy and reference, and rewards with a heavy tail, each [B, M] float32."""
   rng = np.random.default_rng(0)
   policy = rng.normal(-8, 3, (requests, candidates))
   reference = policy + rng.normal(0, 0.3, policy.shape)
@@ -54,8 +54,10 @@ def _alone(name: str, arrays: tuple) -> jax.stages.Compiled:
 
 
 def _in_the_model(name: str, config: Config, arrays: tuple) -> tuple[jax.stages.Compiled, tuple]:
-  """Loss and gradient of a model's parameters on a batch of such lists, compiled; and its
-  arguments.
+  """Loss and gradient of a model's parameters on a batch of such lists, compiled.
+
+  Returns:
+    The program and its arguments.
   """
   _, reference, reward = arrays
   rng = np.random.default_rng(1)
@@ -63,6 +65,7 @@ def _in_the_model(name: str, config: Config, arrays: tuple) -> tuple[jax.stages.
   codes = np.stack(
     [rng.integers(0, v, reference.shape) for v in config.sid.codebooks], axis=-1
   ).astype(np.int32)
+  # The first `targets` of the candidates stand for what was taken.
   taken = np.arange(reference.shape[1]) < config.data.targets
   batch = batch._replace(
     target_codes_BMT=codes,
@@ -83,7 +86,7 @@ def _in_the_model(name: str, config: Config, arrays: tuple) -> tuple[jax.stages.
 
 
 def measure(config: Config, repetitions: int, requests: int = 64, candidates: int = 512) -> dict:
-  """Seconds of both objectives, interleaved, and what memory they take beside their arguments.
+  """Seconds of both objectives, interleaved, and the memory that they take beside arguments.
 
   Args:
     config: sizes of the model and its context.

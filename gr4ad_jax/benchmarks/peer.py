@@ -1,9 +1,8 @@
-"""The peer of the decoding benchmark: a T5 of `transformers` that generates UA-SIDs by its own
-constrained beam search.
+"""The peer of the decoding benchmark: a T5 of `transformers`, with the beam search of that library.
 
-Laid out as TIGER's: the encoder reads the context as a sequence of tokens, the decoder writes a
-token a level, and each
-level has tokens of its own. Weights are random: speed does not depend on them.
+It is laid out as TIGER's. The encoder reads the context as a sequence of tokens, the decoder writes
+a token a level, and each level has tokens of its own. Weights are random: speed does not depend on
+them.
 """
 
 import ctypes
@@ -22,12 +21,13 @@ def token_offsets(codebooks: Sequence[int]) -> np.ndarray:
 
 
 class PrefixTokens:
-  """The tokens that may follow a prefix: a `prefix_allowed_tokens_fn` that looks a prepared tensor
-  up.
+  """The tokens that may follow a prefix, as a `prefix_allowed_tokens_fn` of `generate`.
+
+  All answers are prepared as tensors, so that a call is a look into a dictionary.
 
   Args:
-    codes_NT: int UA-SIDs that exist; repeated ones count once.
-    codebooks: codes a level; their product is below 2^63.
+    codes_NT: int UA-SIDs that exist. Repeated ones count once.
+    codebooks: codes a level. Their product is below 2^63.
   """
 
   def __init__(self, codes_NT: np.ndarray, codebooks: Sequence[int]):
@@ -42,19 +42,18 @@ class PrefixTokens:
       keys_NT[:, level + 1] = keys_NT[:, level] * size + codes_NT[:, level]
       child_N = np.unique(keys_NT[:, level + 1])
       tokens = torch.from_numpy(child_N % size + offsets[level])
+      # Children are sorted by their packed prefix, so those of one parent stand together: how many
+      # each parent has cuts the tokens into its parts.
       lengths = np.bincount(np.searchsorted(prefix_N, child_N // size), minlength=len(prefix_N))
       self._next.append(
         dict(zip(prefix_N.tolist(), torch.split(tokens, lengths.tolist()), strict=True))
       )
       prefix_N = child_N
-    self._none = torch.tensor(
-      [START]
-    )  # of a beam that holds no existing prefix: its score is -inf, and stays so
+    # Of a beam that holds no existing prefix: its score is -inf, and stays so.
+    self._none = torch.tensor([START])
 
   def __call__(self, request: int, sentence) -> object:
-    """Tokens, as a tensor, that may follow one beam's tokens [1 + level]: START, then a token a
-    level.
-    """
+    """Tokens, as a tensor, that may follow one beam's [1 + level]: START, then a token a level."""
     del request
     key = 0
     for level, token in enumerate(sentence.tolist()[1:]):
@@ -63,8 +62,9 @@ class PrefixTokens:
 
 
 class T5Decode:
-  """Times beam search by `T5ForConditionalGeneration.generate` on requests of random tokens. Made
-  by `t5_decode`.
+  """Times beam search by `T5ForConditionalGeneration.generate` on requests of random tokens.
+
+  It is made by `t5_decode`.
 
   Attributes:
     model: the T5.
@@ -85,7 +85,7 @@ class T5Decode:
     )
 
   def __call__(self) -> float:
-    """Seconds that one search of the batch takes; torch has its number of threads for that time."""
+    """Seconds that one search of the batch takes. Torch has its number of threads for that time."""
     torch, _ = _packages()
     before = torch.get_num_threads()
     torch.set_num_threads(self._threads)
@@ -98,15 +98,13 @@ class T5Decode:
 
   def decode(self) -> np.ndarray:
     """[B, W, T] int64 UA-SIDs of the batch, best first; -1 where fewer exist than beams."""
-    tokens_BWT = (
-      self._search().unflatten(0, (-1, self._beams))[..., 1:].numpy()
-    )  # START is left out
+    # (B·W, 1 + T) -> (B, W, T), START left out.
+    tokens_BWT = self._search().unflatten(0, (-1, self._beams))[..., 1:].numpy()
     codes_BWT = tokens_BWT - self._prefix_tokens.first_T
     for codes_WT in codes_BWT:
+      # `generate` fills up with what it has found already: only the first of equal ones counts.
       filled = np.zeros(len(codes_WT), bool)
-      filled[np.unique(codes_WT, axis=0, return_index=True)[1]] = (
-        True  # `generate` fills up with what it has found
-      )
+      filled[np.unique(codes_WT, axis=0, return_index=True)[1]] = True
       codes_WT[~filled | (codes_WT < 0).any(-1)] = -1
     return codes_BWT
 
@@ -179,14 +177,14 @@ def t5_decode(
   share_context: bool = False,
   seed: int = 0,
 ) -> T5Decode:
-  """A timer of the peer, for `interleaved`; its first call is slower than the rest.
+  """A timer of the peer, for `timing.interleaved`. Its first call is slower than the rest.
 
   Args:
     codes_NT: UA-SIDs that exist.
     codebooks: codes a level.
-    parameters: numbers that the T5 should have; the width of its feed-forward layers is chosen so.
-    width: model width, heads of 64 (fewer where it is not a multiple).
-    layers: of the encoder, and as many of the decoder; TIGER has 4.
+    parameters: numbers that the T5 should have. The width of its feed-forward layers follows.
+    width: model width, with as many heads of 64 as fit, and one at least.
+    layers: of the encoder, and as many of the decoder. TIGER has 4.
     batch: requests.
     beams: beam width, the same at every level, as `generate` has it.
     context: tokens of a request that the encoder reads.
@@ -203,7 +201,7 @@ def t5_decode(
   torch, transformers = _packages()
   size = int(token_offsets(codebooks)[-1])
   config = _config(parameters, size, width, layers)
-  with torch.random.fork_rng(devices=[]):
+  with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
     torch.manual_seed(seed)
     model = transformers.T5ForConditionalGeneration._from_config(config, attn_implementation="sdpa")
     context_BS = torch.randint(1, size, (batch, context))
@@ -214,9 +212,9 @@ def t5_decode(
 
 
 def keep_memory() -> bool:
-  """Lets this process keep the memory that it frees, and tells whether it does: glibc alone can.
+  """Lets this process keep the memory that it frees, and tells whether it does. Only glibc can.
 
-  A search by `generate` takes gigabytes afresh at every level; without this, the kernel hands out
+  A search by `generate` takes gigabytes afresh at every level. Without this, the kernel hands out
   and takes back every page of them each time, and the peer is up to twice as slow. It stays so for
   the life of the process.
   """
@@ -248,6 +246,7 @@ def _config(parameters: int, vocabulary: int, width: int, layers: int):
         p.numel() for p in transformers.T5ForConditionalGeneration(config(ffn)).parameters()
       )
 
+  # The number grows linearly with the width, so two counts tell all others.
   least, slope = count(_STEP), count(2 * _STEP) - count(_STEP)
   ffn = _STEP * max(1, 1 + round((parameters - least) / slope))
   if abs(count(ffn) - parameters) > 0.05 * parameters:

@@ -1,9 +1,8 @@
-"""How a server holds its latency target: steady load, three times its capacity, and afterwards;
-TABS on and off.
+"""How a server holds its latency target: at steady load, at three times its capacity, and after.
 
-The server runs as its own process and is measured from outside: what is answered, when, with which
-beam width, and how much memory the process holds. The result cache is passed by, so that every
-accepted request costs a search.
+It is measured with TABS (docs/design/method.md §4) on and off. The server is a process of its own,
+seen from outside: what is answered, when, with which beam width, and how much memory it holds. The
+result cache is passed by, so that every accepted request costs a search.
 """
 
 import asyncio
@@ -38,9 +37,7 @@ class Load(NamedTuple):
 
   phases: Sequence[Phase]
   outcomes: Sequence[Outcome]  # in order of due times
-  memory: Sequence[
-    tuple[float, int]
-  ]  # every second: seconds from the beginning, bytes that the server holds
+  memory: Sequence[tuple[float, int]]  # every second: seconds from the beginning, bytes held
   target: float  # the server's, seconds
 
 
@@ -50,7 +47,7 @@ class Server:
   Args:
     workdir: of the run that it serves.
     flags: further flags, as --tabs=false.
-    command: what starts it; it prints its address.
+    command: what starts it. It prints its address, as it takes a free port.
     patience: seconds until it must be ready, and until it must have ended.
 
   Attributes:
@@ -58,7 +55,7 @@ class Server:
     status: how the process ended.
 
   Raises:
-    RuntimeError: it ended, or was not ready in time; with the last line that it wrote.
+    RuntimeError: it ended, or was not ready in time. The message has the last line that it wrote.
   """
 
   def __init__(
@@ -76,7 +73,7 @@ class Server:
     self._process = subprocess.Popen(self._arguments, stdout=self._log, stderr=subprocess.STDOUT)
     try:
       self.address = self._wait_for_address()
-    except BaseException:
+    except BaseException:  # `with` does not call `__exit__` where this raises
       self.__exit__()
       raise
     return self
@@ -108,6 +105,7 @@ class Server:
     raise RuntimeError(f"the server did not start: {last}")
 
   def _written(self) -> str:
+    # No seek: the server writes at the same offset.
     return os.pread(self._log.fileno(), 1 << 20, 0).decode(errors="replace")
 
 
@@ -122,22 +120,20 @@ def run_suite(
 ) -> dict[str, Any]:
   """Loads a server of a run with TABS, then one without, and writes figures and chart.
 
-  With TABS: its capacity is found; then come idle, steady load, overload and steady load again,
-    each for a tenth of
-  `minutes` (overload twice that); then steady load for `minutes`. Without TABS: the same at the
-  same rates, without the last part.
+  With TABS, its capacity is found first. Then come idle, steady load, overload and steady load
+  again, each for a tenth of `minutes`, overload for twice that. Then comes steady load for
+  `minutes`. Without TABS it is the same, at the same rates, without the last part.
 
   Args:
     workdir: a trained run.
     minutes: of the long steady load.
-    out: JSON file of the figures, the chart beside it as .png; empty: neither is written.
+    out: JSON file of the figures, with the chart beside it as .png. Empty: neither is written.
     command: what starts the server.
     told: hears of every part before it begins.
     seed: of arrivals and users.
 
   Returns:
-    A dict for JSON: `capacity` a second of both; and of both, as `tabs` and `fixed`, what `report`
-      returns.
+    A dict for JSON: `capacity`, requests a second; by `tabs` and `fixed` what `report` returns.
 
   Raises:
     RuntimeError: the server did not start, or is no server of this library.
@@ -154,7 +150,7 @@ def run_suite(
     told(f"{name}: starting the server")
     with Server(workdir, flags, command) as server:
       capacity = asyncio.run(find_capacity(server.address, part, seed))
-      rate = rate or capacity
+      rate = rate or capacity  # of the first server, so that both meet the same load
       found["capacity"][name] = capacity
       told(f"{name}: {capacity:.1f} requests a second at most; now idle, steady, overload, steady")
       phases = _timeline(rate, part)
@@ -202,8 +198,7 @@ def _timeline(rate: float, part: float) -> list[Phase]:
 
 
 async def find_capacity(address: str, seconds: float, seed: int = 0) -> float:
-  """Searched answers a second where requests never run out; the first quarter of the time is left
-  out.
+  """Searched answers a second where requests never run out, after a quarter of the time to warm up.
 
   Raises:
     RuntimeError: the server tells no users, or answers no request.
@@ -251,9 +246,7 @@ async def _requests(address: str, seed: int):
 
 
 def report(measured: Load) -> dict[str, Any]:
-  """Figures of a load: `phases`, each by `summary`, with its memory; what `holds`; and
-  `seconds`, a point for each.
-  """
+  """Figures of a load: `phases`, by `summary`, with memory; what `holds`; a point a second."""
   phases, target = measured.phases, measured.target
   begins = np.cumsum([0.0, *(phase.seconds for phase in phases)])
   due_R = np.array([outcome.due for outcome in measured.outcomes])
@@ -275,9 +268,7 @@ def report(measured: Load) -> dict[str, Any]:
 
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
-  """A stretch of time: counts, rates a second, latencies in ms. All but answers and refusals
-  (503) are errors.
-  """
+  """A stretch of time: counts, rates, latencies. Errors are all but answers and refusals (503)."""
   accepted = [o for o in outcomes if o.status == 200 and o.source != "fallback"]
   refused = [o for o in outcomes if o.status == 503]
   fallback = sum(o.status == 200 and o.source == "fallback" for o in outcomes)
@@ -301,7 +292,7 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
 
 
 def holds(figures: Mapping[str, Mapping[str, Any]], target: float) -> dict[str, bool]:
-  """The promises of the server, each kept or not, as far as the phases tell; target in seconds."""
+  """The promises of the server, each kept or not, as far as phases tell; target in seconds."""
   kept = {"no_errors": not any(phase["errors"] for phase in figures.values())}
   if over := figures.get("overload"):
     accepted, refused = over["accepted_ms"], over["refused_ms"]
@@ -346,9 +337,7 @@ def _points(outcomes: Sequence[Outcome], seconds: float) -> list[dict[str, Any]]
 def _settled(
   points: Sequence[Mapping[str, Any]], begin: float, end: float, target: float
 ) -> float | None:
-  """Seconds after `begin` from which nothing is refused, fails or takes longer than twice the
-  target; None: never.
-  """
+  """Seconds from `begin` to where all is well until the end (`_good`); None where it never is."""
   span = range(int(np.ceil(begin)), int(end))
   bad = [second for second in span if not _good(points[second], target)]
   if not bad:
@@ -357,5 +346,6 @@ def _settled(
 
 
 def _good(point: Mapping[str, Any], target: float) -> bool:
+  """Whether nothing was refused, failed, or took longer than twice the target."""
   within = point["accepted_ms"] is None or point["accepted_ms"]["p99"] <= 2e3 * target
   return within and not point["refused"] and not point["errors"]

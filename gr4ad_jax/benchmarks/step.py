@@ -1,8 +1,7 @@
-"""The train step of a model of any size on made-up requests: time, share of the devices' peak,
-memory.
+"""The train step of a model of any size: its time, share of the devices' peak, and memory.
 
-Random weights and made-up batches: it needs neither data nor a trained run, so any size can be
-tried on any devices.
+Weights are random and batches are made up. So it needs neither data nor a trained run, and any size
+can be tried on any devices.
 """
 
 import dataclasses
@@ -54,7 +53,7 @@ class System:
   """A model of UA-SIDs, its state on the mesh, and its step by VSL, compiled.
 
   Attributes:
-    state: of the model; each call of `run` takes it one step on.
+    state: of the model. Each call of `run` takes it some steps on.
     batch: on the mesh.
     cost: of a step.
 
@@ -83,14 +82,17 @@ class System:
     step = make_train_step(
       loss, optimizer, t.seed, t.accumulate, state_lib.shardings_of(self.state)
     )
+    # All processes make the same whole batch, and each puts its own rows on its devices.
     local = jax.tree.map(_rows_of_process, made_up_batch(config))
     self.batch = mesh_lib.put_batch(local, mesh)
     units = RequestTask.units(self.batch)
     self._step, self.cost = compile_step(step, self.state, self.batch, units, t)
 
   def run(self, steps: int) -> float:
-    """Takes steps in a row, each dispatched while the one before runs, as in training; seconds a
-    step.
+    """Takes steps in a row, each dispatched while the one before runs, as in training.
+
+    Returns:
+      Seconds a step.
     """
     begin = time.perf_counter()
     for _ in range(steps):
@@ -100,21 +102,21 @@ class System:
 
 
 def _rows_of_process(x: np.ndarray) -> np.ndarray:
+  """The run of rows of a whole batch that this process brings."""
   rows = len(x) // jax.process_count()
   return x[jax.process_index() * rows : (jax.process_index() + 1) * rows]
 
 
 def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
-  """Seconds of a train step, interleaved with the machine's rate of plain `jnp.dot` in the same
-  dtype.
+  """Seconds of a train step, interleaved with the rate of plain `jnp.dot` in the same dtype.
 
   Args:
-    config: see `System`.
+    config: as `System` takes it.
     repetitions: of each.
     steps: in a row, of a repetition.
 
   Raises:
-    ConfigError: see `System`.
+    ConfigError: as `System` says.
   """
   began = time.perf_counter()
   system = System(config)

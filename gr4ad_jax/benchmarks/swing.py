@@ -1,8 +1,7 @@
-"""Swing over a made-up log of any size: events and ads a second, peak memory; and what its caps
-change on real data.
+"""Swing (docs/design/method.md §1.1) over a made-up log of any size: its speed and its memory.
 
 The log's popularity of ads and its sizes of visits follow power laws. Its columns lie in files and
-are memory-mapped.
+are memory-mapped. Beside it stands what the caps, which bound the work, change on real data.
 """
 
 import os
@@ -42,12 +41,12 @@ class Log(NamedTuple):
 def power_law_log(folder: str, events: int, ads: int, seed: int = 0) -> Log:
   """Makes a log in files of a folder.
 
-  - A visit holds ⌊5 / √(1 - x)⌋ events, x uniform, and at most `LARGEST`: P(size > s) ~ s^-2, about
-    10 in the mean.
-  - An event's ad has rank ⌊n^x⌋ of n: P(rank r) ~ 1/r. For half of the events it is the rank among
-    all ads, for the others the rank within the topic of the visit, one of N/100 topics of 100 ads
-    each.
-  - Ranks are given to rows of the ad table at random. All events are of training; every visit is a
+  - A visit holds ⌊5 / √(1 - x)⌋ events, x uniform, and at most `LARGEST`. So P(size > s) ~ s^-2,
+    and the mean is about 10.
+  - An event's ad has rank ⌊n^x⌋ of n, so P(rank r) ~ 1/r. For half of the events it is the rank
+    among all ads. For the others it is the rank within the visit's topic, one of N/100 topics of
+    100 ads each.
+  - Ranks are given to rows of the ad table at random. All events are of training. Every visit is a
     user's own.
   """
   rng = np.random.default_rng(seed)
@@ -61,9 +60,10 @@ def power_law_log(folder: str, events: int, ads: int, seed: int = 0) -> Log:
   begin, visits = 0, 0
   while begin < events:
     size = np.minimum(5 / np.sqrt(1 - rng.random(_AT_ONCE // 10)), LARGEST).astype(np.int64)
-    visit = np.repeat(np.arange(len(size)), size)[: events - begin]
+    visit = np.repeat(np.arange(len(size)), size)[: events - begin]  # the last round may be cut
     end, count = begin + len(visit), len(visit)
     topic = rng.integers(topics, size=len(size))[visit]
+    # The ads of a topic are every `topics`-th in rank, so each topic has popular ads.
     within = topic + topics * (_ranks(rng, count, ads // topics) - 1)
     rank = np.where(rng.random(count) < 0.5, within, _ranks(rng, count, ads) - 1)
     columns["request"][begin:end] = visits + visit
@@ -84,7 +84,7 @@ def _ranks(rng: np.random.Generator, count: int, most: int) -> np.ndarray:
 def measure(config: Config, events: int, ads: int, told: swing.Told | None = None) -> dict:
   """Fits Swing once on a made-up log, by the settings, then measures the caps on Online Retail II.
 
-  The peak of memory is that of the process since its start, files mapped included.
+  The peak of memory is that of the process since its start, mapped files included.
   """
   with tempfile.TemporaryDirectory() as folder:
     begin = time.perf_counter()
@@ -109,8 +109,9 @@ def measure(config: Config, events: int, ads: int, told: swing.Told | None = Non
 
 
 def caps() -> dict:
-  """Share of the neighbours of Online Retail II without caps that stay with one cap, by cap and
-  value.
+  """What the caps keep of Online Retail II: a share for each cap and value, and for the defaults.
+
+  It is the share of the neighbours found without caps that are still found with one.
   """
   dataset = load_dataset(DataConfig())
   whole = swing.fit_swing(dataset.events, len(dataset.ads), **_OFF)
@@ -127,7 +128,7 @@ def caps() -> dict:
 def overlap(part: swing.Neighbors, whole: swing.Neighbors) -> float:
   """Share of the neighbours of `whole` that are neighbours of the same ad in `part`."""
   size = len(whole.ads_NK)
-  row = np.arange(size)[:, None] * size
+  row = np.arange(size)[:, None] * size  # one number for each pair of ads: (N, 1) + (N, K)
   pairs = [(row + found.ads_NK)[found.ads_NK >= 0] for found in (part, whole)]
   return float(np.isin(pairs[1], pairs[0]).mean()) if len(pairs[1]) else 1.0
 

@@ -1,6 +1,4 @@
-"""Made-up catalogues and requests of any size, for measurements: speed does not depend on what
-they mean.
-"""
+"""Made-up catalogues and requests of any size, as speed does not depend on what they mean."""
 
 import itertools
 
@@ -14,14 +12,12 @@ from gr4ad_jax.models.gr4ad import GR4AD
 
 
 def catalogue(ads: int, codebooks: tuple[int, ...], seed: int = 0) -> np.ndarray:
-  """[N, T] int32 codes of ads whose first codes follow a power law, as clusters of real ads do;
-  nearly all differ.
-  """
+  """[N, T] int32 codes of ads. The first codes follow a power law, as clusters of real ads do."""
   rng = np.random.default_rng(seed)
   levels = []
   for level, size in enumerate(codebooks):
     if level == len(codebooks) - 1:
-      levels.append(rng.integers(0, size, ads))  # hashed
+      levels.append(rng.integers(0, size, ads))  # even, as a hash is
     else:
       weight = (1 + np.arange(size)) ** -0.5
       levels.append(rng.choice(size, ads, p=weight / weight.sum()))
@@ -42,9 +38,7 @@ def requests(codes_NT: np.ndarray, slots: int, rows: int, seed: int = 0) -> Requ
 
 
 def item_requests(ads: int, slots: int, rows: int, seed: int = 0) -> RequestBatch:
-  """A batch of `rows` requests with `slots` distinct ads of history each, and one target, all
-  drawn evenly of `ads`.
-  """
+  """A batch of `rows` requests, each with `slots` distinct ads of history and another as target."""
   rng = np.random.default_rng(seed)
   data = DataConfig(history_slots=slots, neighbor_slots=0, rising_slots=0, targets=1)
   batch = zero_batch(data, 1, rows)
@@ -65,6 +59,8 @@ def model(config: ModelConfig, codebooks: tuple[int, ...], slots: int, kind: typ
   batch = requests(np.zeros((1, len(codebooks)), np.int32), slots, 1)
   counter = itertools.count()
 
+  # A kernel's first axis is its fan-in: entries of variance 1 / fan-in keep activations of one
+  # size. Every leaf has a seed of its own.
   def draw(x):
     rng = np.random.default_rng(next(counter))
     return rng.normal(0, (x.shape[0] if x.ndim > 1 else 1) ** -0.5, x.shape).astype(np.float32)

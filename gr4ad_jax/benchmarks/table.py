@@ -1,7 +1,7 @@
-"""A table of ads of any size, cut by rows over all devices: training steps, and what each device
-holds in them.
+"""A table of ads of any size, cut by rows over all devices: its training steps and their memory.
 
-The model is SASRec with a sampled softmax; ads and requests are made up, so it needs no data.
+The model is SASRec with a *sampled softmax*, which compares a target with some ads, not with all.
+Ads and requests are made up, so it needs no data.
 """
 
 import dataclasses
@@ -91,23 +91,25 @@ def make_run(config: Config, ads: int, mesh: Mesh, *, few: bool = True) -> Run:
 
 
 def whole_arrays(program: Any, numbers: tuple[int, ...]) -> list[str]:
-  """Types of the results in a compiled program of one device that have an axis of one of some
-  lengths.
+  """Types in a compiled program that have an axis of one of some lengths.
+
+  A program is that of one device. Where it names the length of the whole table, some step of it
+  holds whole what should stay cut.
 
   Args:
     program: compiled.
     numbers: lengths, such as the rows of the whole table.
   """
+  # A line of the text reads "name = type operation(…)".
   results = (line.split(" = ", 1)[1] for line in program.as_text().splitlines() if " = " in line)
-  types = (
-    re.match(r"\([^)]*\)|\S+", result)[0] for result in results
-  )  # of one array, or of a tuple of them
+  types = (re.match(r"\([^)]*\)|\S+", result)[0] for result in results)  # an array's or a tuple's
   return [kind for kind in types if re.search(rf"[\[,]({'|'.join(map(str, numbers))})[,\]]", kind)]
 
 
 def held(program: Any) -> dict[str, int]:
   """Bytes of one device in a compiled program: of its arguments, and at most in all."""
   memory = program.memory_analysis()
+  # Results that take the place of donated arguments need no room of their own.
   fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
   return {"arguments": memory.argument_size_in_bytes, "most": memory.argument_size_in_bytes + fresh}
 
@@ -157,6 +159,7 @@ def measure(config: Config, ads: int) -> dict:
     program = run.step.lower(run.abstract, run.make_batch(0)).compile()
     ways[way] = held(program) | {"whole_arrays": whole_arrays(program, (ads, row_tables.rows(ads)))}
     _log.info("%s: compiled, at most %.2f GB a device", way, ways[way]["most"] / 1e9)
+  # `run` and `program` are now the last way's, which needs least.
   peaks, begin = {"before": timing.peak_memory()}, time.perf_counter()
   state = jax.block_until_ready(run.init())
   peaks["init"], init_seconds = timing.peak_memory(), time.perf_counter() - begin
@@ -170,6 +173,7 @@ def measure(config: Config, ads: int) -> dict:
     losses.append(float(metrics["loss"]))
     read.append(np.asarray(batch.slot_ad_BS).size + np.asarray(batch.target_ad_BM).size)
   peaks["steps"] = timing.peak_memory()
+  # Adagrad's sum of squares, one number a row: above 0 where a row has moved.
   (square_sum,) = (
     x for x in jax.tree.leaves(state.opt_state) if x.shape == (row_tables.rows(ads),)
   )

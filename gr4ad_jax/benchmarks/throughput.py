@@ -1,8 +1,8 @@
-"""Requests a second of one search, batch by batch, and the most that keeps the 99th percentile
-under a latency target.
+"""Requests a second of one search, by batch size, and the most within a latency target.
 
-Random weights and a made-up catalogue: it needs neither data nor a trained run, so any size can be
-tried on any device.
+The target is what the 99th percentile of a search's time may be. Weights are random and the
+catalogue is made up. So it needs neither data nor a trained run, and any size can be tried on any
+device.
 """
 
 import logging
@@ -32,9 +32,13 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
     config: model, codebooks, context slots, search; `serving.target_ms` is what the 99th percentile
       may take.
     batches: requests searched at once.
-    repetitions: searches of each batch size, one after the other; 100 or more give a 99th
-      percentile.
+    repetitions: searches of each batch size, one after the other. 100 or more are needed for a
+      99th percentile.
     ads: of the catalogue.
+
+  Returns:
+    A dict for JSON: "batches", a dict each; "requests_per_second_within_target"; and what was
+    measured on what.
   """
   data, codebooks = config.data, config.sid.codebooks
   slots = data.history_slots + data.neighbor_slots + data.rising_slots
@@ -55,12 +59,13 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
     batch = jax.device_put(synthetic.requests(codes_NT, slots, rows))
     work = flops.matmul_flops(flops.matmuls_of(run, variables, batch, trie))
     program = run.lower(variables, batch, trie).compile()
-    jax.device_get(program(variables, batch, trie))
+    jax.device_get(program(variables, batch, trie))  # warms up
     seconds, roof = [], []
     for number in range(repetitions):
       begin = time.perf_counter()
       jax.device_get(program(variables, batch, trie))
       seconds.append(time.perf_counter() - begin)
+      # About five times, among the searches: the roof is then that of the same minutes.
       if number % max(1, repetitions // 5) == 0:
         roof.append(peak())
     median = statistics.median(seconds)

@@ -1,4 +1,7 @@
-"""Timing: interleaved repetitions, and the rate of `jnp.dot` as the roof."""
+"""Timing: interleaved repetitions, and the rate of `jnp.dot` as the roof.
+
+The *roof* is the most that a program could reach: the rate of plain matrix products on the machine.
+"""
 
 import collections
 import os
@@ -16,8 +19,9 @@ import numpy as np
 
 
 def plain_dots(matmuls: collections.Counter, seconds: float = 0.02) -> Callable[[], float]:
-  """A timer of the same products, each alone, by `jnp.dot` (`jnp.matmul` where there is a batch
-  axis).
+  """A timer of a program's matrix products, each alone, by `jnp.dot`.
+
+  Where there is a batch axis, it is `jnp.matmul`.
 
   Args:
     matmuls: what `flops.matmuls_of` found.
@@ -32,13 +36,14 @@ def plain_dots(matmuls: collections.Counter, seconds: float = 0.02) -> Callable[
     x = jax.random.normal(key, (b, m, k) if b > 1 else (m, k), dtype)
     y = jax.random.normal(key, (b, k, n) if b > 1 else (k, n), dtype)
     dot = jax.jit(jnp.matmul if b > 1 else jnp.dot)
-    jax.block_until_ready(dot(x, y))
+    jax.block_until_ready(dot(x, y))  # compiles
     runs.append((dot, x, y, times))
 
   def measure() -> float:
     total = 0.0
     for dot, x, y, times in runs:
       count, begin = 0, time.perf_counter()
+      # Small products run many times, as one alone would be too short to time.
       while count == 0 or time.perf_counter() - begin < seconds:
         jax.block_until_ready(dot(x, y))
         count += 1
@@ -51,8 +56,9 @@ def plain_dots(matmuls: collections.Counter, seconds: float = 0.02) -> Callable[
 def matmul_peak(
   sizes: tuple[int, ...] = (1024, 2048, 4096), dtype: str = "float32"
 ) -> Callable[[], float]:
-  """A timer of the machine's roof: () -> seconds a FLOP of square `jnp.dot`, the best of several
-  sizes.
+  """A timer of the machine's roof: () -> seconds a FLOP of square `jnp.dot`.
+
+  Of several sizes it is the best. A product of n by n takes 2 n³ FLOP.
   """
   dots = []
   for size in sizes:
@@ -73,8 +79,10 @@ def matmul_peak(
 
 
 def interleaved(timers: dict[str, Callable[[], float]], repetitions: int) -> dict[str, list[float]]:
-  """Runs each timer in turn, `repetitions` times over, so that a machine's drift meets all of
-  them alike.
+  """Runs each timer in turn, `repetitions` times over: a machine's drift meets all of them alike.
+
+  Returns:
+    Name -> its seconds, in order of the repetitions.
   """
   seconds: dict[str, list[float]] = {name: [] for name in timers}
   for _ in range(repetitions):
@@ -89,7 +97,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
-  """Spread of the ratios of two interleaved rows of seconds."""
+  """Spread of the ratios of two interleaved rows of seconds, repetition by repetition."""
   return spread([a / b for a, b in zip(slow, fast, strict=True)])
 
 
