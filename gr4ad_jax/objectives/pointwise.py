@@ -1,5 +1,6 @@
-"""Losses of single (request, ad) pairs: p(purchase) and E[value | purchase]. Pure functions on
-arrays.
+"""Losses of single (request, ad) pairs: p(purchase) and E[value | purchase].
+
+Pure functions on arrays, [B, C]: C ads for each of B requests.
 """
 
 import chex
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 def purchase_loss(logit_BC: jax.Array, bought_BC: jax.Array, weight_BC: jax.Array) -> jax.Array:
   """Weighted binary cross-entropy, a mean over the pairs.
 
-  With weights of 1 / inclusion probability its minimum is p(purchase) over all pairs, not over the
-  sampled ones.
+  Pairs may be a sample. With weights of 1 / (the probability that a pair was sampled) the least
+  loss is at p(purchase) over all pairs, not over the sampled ones.
 
   Args:
     logit_BC: logits of p(purchase).
@@ -20,10 +21,15 @@ def purchase_loss(logit_BC: jax.Array, bought_BC: jax.Array, weight_BC: jax.Arra
 
   Returns:
     A scalar, nats a unit of weight; 0 where no pair weighs anything.
+
+  Raises:
+    AssertionError: ranks or shapes that differ.
   """
   chex.assert_rank([logit_BC, bought_BC, weight_BC], 2)
   chex.assert_equal_shape([logit_BC, bought_BC, weight_BC])
+  # What weighs nothing becomes 0 before the loss: 0 times a logit that is not finite would be NaN.
   logit_BC = jnp.where(weight_BC > 0, logit_BC.astype(jnp.float32), 0.0)
+  # log(1 + e^x) - y x is -log σ(x) for y = 1 and -log σ(-x) for y = 0.
   loss_BC = jax.nn.softplus(logit_BC) - bought_BC * logit_BC
   return (weight_BC * loss_BC).sum() / jnp.maximum(weight_BC.sum(), 1e-9)
 
@@ -31,26 +37,32 @@ def purchase_loss(logit_BC: jax.Array, bought_BC: jax.Array, weight_BC: jax.Arra
 def value_loss(
   log_mean_BC: jax.Array, value_BC: jax.Array, weight_BC: jax.Array, power: float = 1.0
 ) -> jax.Array:
-  """Quasi-likelihood of a mean on a log scale (Wedderburn, 1974): variance proportional to
-  mean^power.
+  """Quasi-likelihood of a mean on a log scale (Wedderburn, 1974).
 
-  Poisson with power 1, gamma with power 2; between them Tweedie's. Its minimum is the mean, not the
-  mean of the logs. With power 1 the sum of the estimates is that of the values, wherever the model
-  has a bias.
+  The variance is taken as proportional to mean^power: Poisson's with power 1, that of a gamma
+  variable with power 2, Tweedie's between. The least loss is at the mean of the values, not at the
+  mean of their logarithms. With power 1, the estimates of a fitted model with a bias add up to the
+  sum of the values.
 
   Args:
-    log_mean_BC: log E[value | purchase].
-    value_BC: value of the bought ads, at least 0.
+    log_mean_BC: estimate of log E[value | purchase].
+    value_BC: value of the bought ads, at least 0, in the unit that the estimate has.
     weight_BC: at least 0; 0 for what was not bought.
     power: 1 to 2.
 
   Returns:
-    A scalar, mean over the weight, with the constant of a perfect estimate left in; 0 where no pair
-    weighs anything.
+    A scalar, a mean over the weight; 0 where no pair weighs anything. A perfect estimate does not
+    have a loss of 0: terms of the values alone are left out.
+
+  Raises:
+    AssertionError: ranks or shapes that differ.
   """
   chex.assert_rank([log_mean_BC, value_BC, weight_BC], 2)
   chex.assert_equal_shape([log_mean_BC, value_BC, weight_BC])
+  # As above: padding must not bring in what is not finite.
   log_mean_BC = jnp.where(weight_BC > 0, log_mean_BC.astype(jnp.float32), 0.0)
+  # With μ = e^log_mean, minus the integral of (value - μ) / μ^power: at powers 1 and 2 one of its
+  # two terms becomes a logarithm.
   if power == 1:
     loss_BC = jnp.exp(log_mean_BC) - value_BC * log_mean_BC
   elif power == 2:
