@@ -84,7 +84,7 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
   told = next(iter(systems.values()))
   measures = [(part, name) for part in (parts.ALL, parts.NEW) for name in told.get(part, ())]
   columns = min(3, len(measures))
-  rows = -(-len(measures) // columns)
+  rows = -(-len(measures) // columns)  # rounded up
   matplotlib = _matplotlib()
   with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
     size = (1.6 + 3.1 * columns, 0.9 + rows * (0.7 + 0.3 * len(names)))
@@ -94,7 +94,7 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
     for axis, (part, measure) in zip(axes.flat, measures, strict=False):
       _bars(axis, names, [systems[name][part][measure] for name in names])
       axis.set_title(measure if part == parts.ALL else f"{measure}, {part} targets")
-    for axis in axes.flat[len(measures) :]:
+    for axis in axes.flat[len(measures) :]:  # the last row may not be full
       axis.set_visible(False)
     title = f"{results['dataset']}, {results['split']}: {results['users']:,} users, 95 % intervals"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
@@ -153,16 +153,19 @@ def _read_curves(path: str) -> dict[str, dict[int, float]]:
       if not isinstance(line, dict) or not isinstance(line.get("step"), int):
         raise ValueError(f"{path}, line {number}: no whole-numbered 'step'")
       for name, value in line.items():
+        # True is an int in Python. A name without "/", as "step" itself, is no metric.
         if isinstance(value, int | float) and not isinstance(value, bool) and "/" in name:
           curves.setdefault(name, {})[line["step"]] = value
   return curves
 
 
 def _is_loss(name: str) -> bool:
+  """Whether a name is a training loss or a part of one; train/learning_rate is neither."""
   return name.startswith("train/") and ("loss" in name or name.split("/", 1)[1] in LOSS_TERMS)
 
 
 def _cycle(colors: Sequence[str], count: int) -> list[str]:
+  """`count` colours, from the first on again where they run out."""
   return [colors[i % len(colors)] for i in range(count)]
 
 

@@ -147,6 +147,7 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
     raise schema.DataError(
       f"split {split!r} of {dataset.name} is empty: it has no event of behaviour {behavior!r}"
     )
+  # Lines come by request, then by ad: the order that `EvalRequests` promises.
   line, value = lines(
     events.request[chosen], events.ad[chosen], events.value[chosen], len(dataset.ads)
   )
@@ -183,6 +184,7 @@ def lines(
     [P, 2] int64 (request, ad) in ascending order, and the lines' values [P] float64, added up.
   """
   # int64 first: a product of int32 would wrap round.
+
   key, line_E = np.unique(request_E.astype(np.int64) * num_ads + ad_E, return_inverse=True)
   value = np.bincount(line_E, weights=value_E, minlength=len(key))
   return np.stack([key // num_ads, key % num_ads], axis=1), value

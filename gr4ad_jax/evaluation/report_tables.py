@@ -59,6 +59,7 @@ def results(
   protocol = protocols.protocol_of(dataset.name)
   requests = protocols.eval_requests(dataset, split, target_behavior)
   popularity_N = protocols.line_counts(dataset, split)
+  # All is checked before anything is scored: an error names its system at once.
   by_seed = {name: _by_seed(rankings) for name, rankings in systems.items()}
   _check(by_seed, requests, max(protocol.ks), len(dataset.ads))
   without = {name: _by_seed(rankings) for name, rankings in (unseen or {}).items()}
@@ -68,6 +69,7 @@ def results(
   ratios: dict[str, dict] = {name: {} for name in systems}
   for part, part_P in targets.items():
     for name, runs in by_seed.items():
+      # What the user knows already may stand in no list, whatever the system does about it.
       if part == parts.NEW:
         runs = without.get(name) or [_left(run, before) for run in runs]
       mean = _mean_ratios([_of_part(run, requests, part_P, protocol.ks) for run in runs])
@@ -214,6 +216,7 @@ def _intervals(
   Returns:
     Two dicts by [system][part][metric].
   """
+  # One matrix of all metrics of all systems: one set of draws serves them, a column each.
   flat = [(system, key) for system, row in ratios.items() for key in row]
   samples_SF = metrics.resample([ratios[system][key] for system, key in flat], user_R, seed=seed)
   column = {key: samples_SF[:, f] for f, key in enumerate(flat)}
@@ -242,7 +245,7 @@ def cell(score: Mapping[str, float], bold: bool = False, signed: bool = False) -
 def _short(value: float, signed: bool) -> str:
   """Four decimals without the leading zero: .2797, +.0041."""
   text = f"{value:{'+' if signed else ''}.4f}"
-  return text.replace("0.", ".", 1) if abs(value) < 1 else text  # 10.5 keeps its zero
+  return text.replace("0.", ".", 1) if abs(value) < 1 else text  # the 0 of 10.5 stays
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

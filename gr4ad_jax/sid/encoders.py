@@ -103,6 +103,7 @@ def _check(vectors_ND: np.ndarray, ads: schema.AdTable, source: str) -> None:
 
 
 def _wordllama(texts: list[str]) -> np.ndarray:
+  """[N, 256] vectors, not yet of length 1: `UnitRows` scales all alike."""
   return _wordllama_model().embed(texts, norm=False)
 
 
@@ -141,6 +142,8 @@ def _sentence_model(folder: str) -> Any:
 
 
 def _numpy_file(path: str) -> np.ndarray:
+  """A .npy file, mapped: its rows are read when asked for."""
+  # Never a pickle: to read one is to run what is in it.
   try:
     return np.load(path, mmap_mode="r", allow_pickle=False)
   except ValueError as error:
@@ -148,6 +151,7 @@ def _numpy_file(path: str) -> np.ndarray:
 
 
 def _parquet_file(path: str, ads: schema.AdTable) -> np.ndarray:
+  """[N, D] float32 vectors of a .parquet file, in the order of the ads."""
   try:
     import pyarrow.parquet as pq
   except ImportError as error:
@@ -164,6 +168,7 @@ def _parquet_file(path: str, ads: schema.AdTable) -> np.ndarray:
   vectors_ND = np.asarray(rows, np.float32)
   if "ad_id" not in table.column_names:
     return vectors_ND
+  # As text on both sides: a file may hold ids as whole numbers. Vectors of other ads are left.
   row_of = {str(ad): row for row, ad in enumerate(table.column("ad_id").to_pylist())}
   missing = [str(ad) for ad in ads.ad_id if str(ad) not in row_of]
   if missing:

@@ -144,6 +144,8 @@ class Holdings:
       self._start = leaves.leaf_start
       self._came, self._gone = changes.came_key, changes.gone_key
     else:
+      # How many rows that count lie before each leaf: its differences count rows, as those of
+      # `leaf_start` do. Masks keep the keys' order.
       counted = np.append(0, np.cumsum(_at(allowed_N, leaves.leaf_rows)))
       self._start = counted[leaves.leaf_start]
       self._came = changes.came_key[_at(allowed_N, changes.came_row)]
@@ -177,7 +179,7 @@ class Holdings:
     return self._leaves.capacity[depth] + room
 
   def count(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Rows with a key in [low, high)."""
+    """How many rows have a key in [low, high): main part, plus those that came, less those gone."""
     leaf_key = self._leaves.leaf_key
     rows = self._start[np.searchsorted(leaf_key, high)]
     rows = rows - self._start[np.searchsorted(leaf_key, low)]
@@ -192,9 +194,12 @@ class Holdings:
       row_E: the row; rows without a UA-SID, and rows that do not count, are passed over.
     """
     request_E, key_E, _ = self._counted(request_E, row_E)
-    inside_E = np.zeros(len(key_E), bool)  # below a node that is dead already
+    # Whether a row is below a node that is dead already. Under a dead node all nodes are dead, so
+    # what the level above says is enough.
+    inside_E = np.zeros(len(key_E), bool)
     found = []
     for level, place in enumerate(self._places):
+      # Sorted by request, then by key, so the rows of a node are a run at every depth.
       prefix_E = key_E // place
       first, number_E = _runs(request_E, prefix_E)
       prefix = prefix_E[first]
@@ -232,6 +237,7 @@ class Holdings:
       count = np.zeros(self.nodes(depth), np.int64)
       count[: len(first)] = np.diff(self._start[np.append(first, len(self._leaves.leaf_key))])
       for key, step in ((self._came, 1), (self._gone, -1)):
+        # `add.at`, as several rows may hang under one node: `count[…] += step` adds once.
         np.add.at(count, self.number(depth, key // place)[0], step)
       bits = np.packbits(count > 0, bitorder="little")
       words.append(np.pad(bits, (0, -len(bits) % 4)).view("<u4"))
@@ -248,6 +254,7 @@ class Holdings:
     leaf = np.searchsorted(leaf_key, prefix * place)
     there = np.minimum(leaf, max(len(leaf_key) - 1, 0))
     is_main = np.zeros(len(prefix), bool)
+    # The first leaf at or behind the prefix: where the main part has the node, it is below it.
     if len(leaf_key):
       is_main = (leaf < len(leaf_key)) & (leaf_key[there] // place == prefix)
     child = self._node_of_leaf(depth, there)
@@ -262,7 +269,7 @@ class Holdings:
     return child, parent
 
   def _node_of_leaf(self, depth: int, leaf: np.ndarray) -> np.ndarray:
-    """The main node of a depth above each leaf."""
+    """The main node of a depth above each leaf: the last one whose first leaf is not behind it."""
     if depth == 0:
       return np.zeros_like(leaf)
     return np.searchsorted(self._leaves.first[depth - 1], leaf, side="right") - 1
@@ -315,6 +322,7 @@ class Holdings:
 
 def _at(allowed_N: np.ndarray, row: np.ndarray) -> np.ndarray:
   """Whether rows are allowed; those past the end are not."""
+  # Row 0 stands in for what is past the end, so that the gather is in range; the mask drops it.
   inside = row < len(allowed_N)
   return inside & allowed_N[np.where(inside, row, 0)]
 

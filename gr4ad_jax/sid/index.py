@@ -59,6 +59,7 @@ class SidIndex:
     child_start, node_code = map(tuple, trie_of_keys(sorted_key[first], codebooks))
     # The end is one more entry, so that a leaf's size is a difference, for the last leaf too.
     leaf_start = np.append(first, len(order)).astype(np.int32)
+    # `order` lists ads leaf by leaf, so each leaf's number is repeated and scattered back to them.
     ad_leaf = np.empty(len(order), np.int32)
     ad_leaf[order] = np.repeat(np.arange(len(first), dtype=np.int32), np.diff(leaf_start))
     return cls(
@@ -118,6 +119,8 @@ class SidIndex:
 
   def _expand_without(self, leaves_RW: np.ndarray, limit: int, left_out: LeftOut) -> np.ndarray:
     """As `expand`: deep enough for all ads that are dropped, then without them."""
+    # A request that names n ads can lose n at most. A set may drop any number: then the list is as
+    # long as all leaves together.
     if left_out.sets:
       size_RW = np.diff(self.leaf_start, append=0)[leaves_RW]  # of -1 the last entry: masked below
       deep = int(np.where(leaves_RW >= 0, size_RW, 0).sum(axis=1).max(initial=0))
@@ -125,6 +128,7 @@ class SidIndex:
       deep = limit + left_out.most
     ad_RK = self.expand(leaves_RW, max(deep, limit))
     kept_RK = left_out.kept(ad_RK)
+    # False sorts before True. Stable, so what is kept moves to the front in its order.
     first_RK = np.argsort(~kept_RK, axis=1, kind="stable")[:, :limit]
     return np.take_along_axis(np.where(kept_RK, ad_RK, -1), first_RK, axis=1)
 

@@ -14,9 +14,9 @@ class LeftOut:
     requests: R.
     request_E: int64, request of each named row, ascending.
     row_E: int64, rows of the ad table, ascending within a request, each once.
-    only: for each request a bool array, True for the rows that it may have (rows past its end it
-      may not), None for all. Requests with the same set should share the array: what is made of it
-      is made once. Empty: None for every request.
+    only: for each request a bool array, True for the rows that it may have, or None for all rows.
+      Rows past its end it may not have. Requests with the same set should share the array, as what
+      is made of it is made once. Empty: None for every request.
   """
 
   requests: int
@@ -40,6 +40,7 @@ class LeftOut:
     if only and len(only) != requests:
       raise ValueError(f"{len(only)} sets of ads for {requests} requests")
     named = row_E >= 0
+    # One number for each (request, row): sorted by request, then by row, each once.
     width = 1 + int(row_E.max(initial=0))
     pair = np.unique(request_E[named] * width + row_E[named])
     return cls(requests, pair // width, pair % width, tuple(only))
@@ -55,7 +56,7 @@ class LeftOut:
 
   @classmethod
   def joined(cls, parts: Sequence["LeftOut"]) -> "LeftOut":
-    """Those of several batches as those of one."""
+    """Those of several batches as those of one, with their requests numbered on."""
     size = np.array([part.requests for part in parts])
     first = np.cumsum(size) - size
     request_E = [part.request_E + begin for part, begin in zip(parts, first, strict=True)]
@@ -69,7 +70,7 @@ class LeftOut:
 
   @property
   def sets(self) -> list[np.ndarray]:
-    """The distinct sets of allowed ads."""
+    """The distinct sets of allowed ads, told apart by which array it is, not by what it holds."""
     return list({id(one): one for one in self.only if one is not None}.values())
 
   @property
@@ -78,7 +79,8 @@ class LeftOut:
     return int(np.bincount(self.request_E, minlength=1).max())
 
   def take(self, requests: np.ndarray) -> "LeftOut":
-    """Some requests, in the order named; they become 0, 1, …, and may repeat."""
+    """Some requests, in the order named. They become 0, 1, …, and may repeat."""
+    # Each request's rows are a run: all runs as one gather.
     requests = np.asarray(requests)
     first = np.searchsorted(self.request_E, requests)
     size = np.searchsorted(self.request_E, requests, side="right") - first
@@ -88,11 +90,13 @@ class LeftOut:
     return LeftOut(len(requests), request_E, self.row_E[np.repeat(first, size) + nth], only)
 
   def keeps(self, request_n: np.ndarray, row_n: np.ndarray) -> np.ndarray:
-    """Whether requests may have rows, [n] bool; padding (-1) they may not."""
+    """Whether requests may have rows, [n] bool. Padding (-1) they may not."""
+    # One number a pair, so that one look-up answers all. It must be unique for both lists of rows.
     width = 1 + max(int(self.row_E.max(initial=0)), int(row_n.max(initial=0)))
     kept = row_n >= 0
     kept &= ~np.isin(request_n * width + row_n, self.request_E * width + self.row_E)
     for allowed_N in self.sets:
+      # Which pairs are of a request with this set. (R,) gathered by (n,).
       under = np.array([one is allowed_N for one in self.only])[request_n]
       inside = row_n < len(allowed_N)
       kept &= ~under | (inside & allowed_N[np.where(inside & kept, row_n, 0)])

@@ -64,7 +64,7 @@ class Overlay:
 
   @property
   def extra_leaves(self) -> int:
-    """Leaves added less leaves that are dead."""
+    """Leaves added, less leaves that are dead: how many more UA-SIDs there are than in the trie."""
     return int((self._add_parent[-1] >= 0).sum() - (self._dead_child[-1] >= 0).sum())
 
   def copy(self, version: int) -> OverlayArrays:
@@ -95,6 +95,7 @@ class Overlay:
       else:
         child = self._added_child(level, node, code)
         if child < 0:
+          # Its number follows from the entry, so the children below can name it as their parent.
           entry = self._unused(self._add_parent[level])
           self._add_parent[level, entry], self._add_code[level, entry] = node, code
           child = self.trie.capacity(level + 1) + entry
@@ -112,7 +113,7 @@ class Overlay:
     for level in reversed(range(len(codes))):
       parent, child = path[level], path[level + 1]
       entry = child - self.trie.capacity(level + 1)
-      if entry >= 0:
+      if entry >= 0:  # an added node is taken back; a main node is listed as dead
         self._add_parent[level, entry] = -1
       else:
         entry = self._unused(self._dead_child[level])

@@ -115,7 +115,7 @@ def item_recall(
   for at in range(0, len(queries), 1024):  # a [1024, N] product is held at once
     asked = queries[at : at + 1024]
     score = vectors_ND[asked] @ vectors_ND.T
-    score[np.arange(len(asked)), asked] = -np.inf
+    score[np.arange(len(asked)), asked] = -np.inf  # an ad is no neighbour of itself
     if known is not None:
       row, slot = np.nonzero(known.ads_NK[asked] >= 0)
       score[row, known.ads_NK[asked[row], slot]] = -np.inf
@@ -210,6 +210,7 @@ def quality_report(
     )
     for mode in ("hash", "probe")
   }
+  # What the first code would be without balance.
   nearest_N = nearest(fitted.quantized(vectors_ND), fitted.centroids[0], 1)[0][:, 0]
   report = {
     "ads": len(ads),
@@ -234,6 +235,7 @@ def _unseen_recall(
   fitted: tokenizer.Tokenizer, ads: schema.AdTable, neighbors: swing.Neighbors, text_ND: np.ndarray
 ) -> dict[str, dict] | None:
   """Item-to-item recall for ads that a tower of the same settings never met."""
+  # The second tower sees a smaller table, with rows of its own. Recall then asks among all ads.
   hidden_N = np.random.default_rng(fitted.seed).random(len(ads)) < UNSEEN
   shown, asked = np.flatnonzero(~hidden_N), np.flatnonzero(hidden_N)
   columns = {field.name: getattr(ads, field.name) for field in dataclasses.fields(ads)}

@@ -181,6 +181,7 @@ def fit(
   # Codes that were the nearest of some ad since the last restart.
   used = [jnp.zeros(size, bool) for size in codebooks]
   for number in range(steps):
+    # With replacement: there are no epochs, and the last batch is as large as all others.
     rows = rng.integers(N, size=min(BATCH, N))
     state, used, (rebuilt, quantised), coded = _train_step(
       width, steps, scale, state, used, x_ND[rows]
@@ -193,6 +194,7 @@ def fit(
         float(rebuilt),
         float(quantised),
       )
+    # Not in the last hundred steps: a code that has just moved could not settle.
     if number % RESTART == RESTART - 1 and number < steps - RESTART:
       params, opt_state = state  # of a code that starts anew Adam keeps the moments
       orders = [rng.permutation(len(rows)) for _ in codebooks]
@@ -227,6 +229,7 @@ def _train_step(width, steps, scale, state, used, x_BD):
 
   (_, (errors, coded)), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
   updates, opt_state = _optimiser(steps).update(grads, opt_state, params)
+  # (C,) marked at the (B,) codes that are some ad's nearest; marks add up until the next restart.
   used = [used_C.at[codes_B].set(True) for used_C, codes_B in zip(used, coded.numbers, strict=True)]
   return (optax.apply_updates(params, updates), opt_state), used, errors, coded
 
@@ -249,7 +252,7 @@ def _restarted(codes, used, residuals, orders):
     # An unused code's number among the unused ones. What stands at a used code is not looked at.
     nth_C = jnp.cumsum(~used_C) - 1
     new_CD = residual_BD[order_B[nth_C % len(order_B)]]  # more codes than residuals: these repeat
-    fresh.append(jnp.where(used_C[:, None], table_CD, new_CD))
+    fresh.append(jnp.where(used_C[:, None], table_CD, new_CD))  # (C, 1) chooses rows of (C, D)
   return fresh, [jnp.zeros_like(used_C) for used_C in used]
 
 

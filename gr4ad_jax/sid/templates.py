@@ -16,13 +16,13 @@ def verbalise(
 ) -> list[str]:
   """The text of each ad: its form's clauses, less those that name an unknown field.
 
-  A template is a tuple of format strings over the fields text, account_id, category,
-  conversion_type and price; the clauses are joined by ". ". Another form is one more entry:
-  `TEMPLATES["podcast"] = ("{text}", "on {category}")`, of the table in `data/forms.py` that the
-  `form` column is checked against when a file is read; or a table of one's own.
+  A template is a tuple of clauses: format strings over the fields text, account_id, category,
+  conversion_type and price. The clauses are joined by ". ". Another form is one more entry,
+  `TEMPLATES["podcast"] = ("{text}", "on {category}")`, in `data/forms.py`. The `form` column is
+  checked against that table when a file is read. A table of one's own may be given instead.
 
   Args:
-    ads: N ads; the form "" takes `DEFAULT`, which leaves plain text as it is.
+    ads: N ads. The form "" takes `DEFAULT`, which leaves plain text as it is.
     templates: form -> clauses.
 
   Returns:
@@ -32,6 +32,7 @@ def verbalise(
     schema.DataError: an ad's form has no template (rows are counted from 1), or a template names a
       field that ads lack.
   """
+  # Templates are looked at once a form, not once an ad.
   forms = np.unique(ads.form)
   for form in forms:
     if form and form not in templates:
@@ -47,6 +48,7 @@ def verbalise(
   texts = []
   for row, form in enumerate(ads.form):
     values = {field: column[row] for field, column in columns.items()}
+    # Known is a price that is a number, and text that is not empty. A clause needs all its fields.
     known = {
       field: v for field, v in values.items() if (np.isfinite(v) if field == "price" else v != "")
     }
