@@ -77,8 +77,8 @@ def part_files(path: str) -> list[str]:
 
   Raises:
     DataError: a folder without parts, or with anything else in it: parts of two formats, a
-      compressed part, a folder (partitions, whose columns would be lost), a table format's log,
-      which says which parts are still valid.
+      compressed part, a pipe, a link that leads nowhere, a folder (partitions, whose columns would
+      be lost), a table format's log, which says which parts are still valid.
   """
   if not os.path.isdir(path):
     return [path]
@@ -97,6 +97,8 @@ def part_files(path: str) -> list[str]:
         else "is a folder: give"
       )
       raise DataError(f"{path}: {name} {what} one folder of part files")
+    if not os.path.isfile(os.path.join(path, name)):  # a pipe would be waited for without end
+      raise DataError(f"{path}: {name} is no file, or a link that leads to none")
     if name.lower().endswith(COMPRESSED):
       raise DataError(f"{path}: {name} is compressed: unpack it to .parquet or .csv")
     if not name.endswith(ENDINGS):

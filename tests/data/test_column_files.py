@@ -107,6 +107,16 @@ def test_what_is_no_folder_of_parts(folder, name, message):
     assert str(caught.value).startswith(str(folder))
 
 
+@pytest.mark.parametrize("make", [
+  os.mkfifo, lambda path: os.symlink("/nowhere", path), lambda path: os.symlink(path, path),
+])  # fmt: skip
+def test_a_part_that_is_no_file_is_refused_by_name(folder, make):
+  (folder / "a.csv").write_text("user_id,ad_id,time\nu,t,5\n")
+  make(folder / "b.csv")
+  with pytest.raises(DataError, match="events: b.csv is no file, or a link that leads to none"):
+    read(folder)
+
+
 def test_no_rows_in_any_part(folder):
   for name in "ab":
     pq.write_table(events(["a"]).slice(1), folder / f"{name}.parquet")
