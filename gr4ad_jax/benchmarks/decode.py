@@ -116,7 +116,7 @@ class Decode:
     self.gflop = flops.matmul_flops(flops.matmuls_of(self._run, *self._args)) / 1e9
     self.parameters = sum(x.size for x in jax.tree.leaves(params))
     self._program = self._run.lower(*self._args).compile()
-    self()
+    self()  # the first call is slower
 
   def __call__(self) -> float:
     begin = time.perf_counter()
@@ -262,6 +262,7 @@ def with_cache(full: Decode, repetitions: int, requests: int = 40) -> dict:
   users: list[int] = []
   for number in range(requests):
     again = users and rng.random() < 0.278
+    # Who asks for the first time has the number of the request, which no earlier one had.
     users.append(int(rng.choice(users)) if again else number)
 
   def stream(seconds: float) -> float:

@@ -58,6 +58,7 @@ class Client:
     parts = urllib.parse.urlsplit(address)
     self._host, self._port, self._timeout = parts.hostname, parts.port or 80, timeout
     authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+    # All that heads have in common, up to the length: made once, as time here is the server's.
     self._fixed = (
       f"Host: {parts.netloc}\r\n{authorization}Content-Type: application/json\r\nContent-Length: "
     )
@@ -74,6 +75,7 @@ class Client:
       ValueError: an answer that is not HTTP/1.1 with a Content-Length.
     """
     head = f"{method} {path} HTTP/1.1\r\n{self._fixed}{len(body)}\r\n\r\n".encode()
+    # The time-out begins once a slot is free. The wait for one shows in the latency.
     async with self._slots, asyncio.timeout(self._timeout):
       # The latest first: the longer one is idle, the likelier has the server closed it.
       if self._idle:
@@ -177,6 +179,7 @@ async def open_loop(
   clock = asyncio.get_running_loop().time
   begin, tasks = clock(), []
   for due in arrivals(phases, seed).tolist():
+    # Who is late sends at once. A task, so that the loop does not wait for the answer.
     if (wait := begin + due - clock()) > 0:
       await asyncio.sleep(wait)
     tasks.append(asyncio.create_task(_ask(client, next(bodies), begin, due)))
@@ -203,7 +206,7 @@ async def closed_loop(
     return found
 
   done = await asyncio.gather(*(work() for _ in range(workers)))
-  return sorted(itertools.chain.from_iterable(done))
+  return sorted(itertools.chain.from_iterable(done))  # an outcome begins with its due time
 
 
 async def _ask(client: Client, body: bytes, begin: float, due: float) -> Outcome:

@@ -56,6 +56,7 @@ class _Changing:
     begin = time.perf_counter()
     self.index = LiveIndex(codes_NT, CODEBOOKS)
     built = time.perf_counter() - begin
+    # A copy of what requests are made of: a view would keep all codes in memory.
     self.sample_NT, self.feed = codes_NT[:100_000].copy(), TrieFeed(self.index)
     self.feed.trie()
     self.figures = {
@@ -79,6 +80,7 @@ class _Changing:
       self.index.set(self.ads + number, code)
       adds.append(time.perf_counter() - begin)
       begin = time.perf_counter()
+      # The transfer runs in the background: without the wait its start alone would be timed.
       jax.block_until_ready(self.feed.trie().overlay_TQP)
       uploads.append(time.perf_counter() - begin)
       begin = time.perf_counter()
@@ -151,7 +153,7 @@ def measure(
       for one in made:
         one.add_to_generable(timers[str(one.ads)].over)
     timers["unconstrained"] = Decode(setting, made[0].sample_NT, AllCodes.make())
-    timing.interleaved(timers, 1)
+    timing.interleaved(timers, 1)  # warms up
     seconds = timing.interleaved(timers, repetitions)
     _log.info("searched at batch %d", batch)
     smallest, free = seconds[str(made[0].ads)], seconds["unconstrained"]
@@ -178,10 +180,9 @@ def summary(figures: dict) -> str:
     ms = {name: 1e3 * one[f"{name}_seconds"]["median"] for name in ("add", "remove", "upload")}
     lines.append(
       f"{one['ads']:>11,} ads  {one['bytes_per_ad']:.1f} bytes an ad, built in "
-      f"{one['build_seconds']:.1f} s, merged in "
-      f"{one['merge_seconds']:.1f} s; add {ms['add']:.2f} ms, remove {ms['remove']:.2f} ms, to "
-      "the device "
-      f"{ms['upload']:.2f} ms; add to generable {1e3 * one['add_to_generable_seconds']:.0f} ms"
+      f"{one['build_seconds']:.1f} s, merged in {one['merge_seconds']:.1f} s; add "
+      f"{ms['add']:.2f} ms, remove {ms['remove']:.2f} ms, to the device {ms['upload']:.2f} ms; add "
+      f"to generable {1e3 * one['add_to_generable_seconds']:.0f} ms"
     )
   for batch in (1, 8):
     part = figures.get(f"decode_batch_{batch}")

@@ -88,6 +88,7 @@ def catalogue(points: int, categories: int, seed: int) -> np.ndarray:
   share_K = 1 / np.arange(1, categories + 1)
   category_N = rng.choice(categories, points, p=share_K / share_K.sum())
   vectors_ND = np.empty((points, WIDTH), np.float32)
+  # A chunk at a time, as the offsets of all points would take as much memory as the points.
   for at in range(0, points, 8192):
     category = category_N[at : at + 8192]
     offset = rng.normal(size=(len(category), WIDTH)).astype(np.float32) @ axes_DD
@@ -143,7 +144,7 @@ class _Faiss:
     one = self._faiss.Kmeans(self._points_ND.shape[1], num_clusters, **options)
     one.train(self._points_ND, init_centroids=self._centroids_CD)
     self._centroids_CD = one.centroids
-    return float(one.obj[-1]) / len(self._points_ND)
+    return float(one.obj[-1]) / len(self._points_ND)  # faiss tells the sum over points
 
   def assigned(self) -> tuple[float, np.ndarray]:
     """Mean squared distance and sizes of the clusters."""
@@ -160,8 +161,8 @@ def summary(figures: dict[str, Any]) -> str:
   machine, ratio, largest = figures["machine"], figures["ratio"], figures["largest_over_mean"]
   lines = [
     f"{machine['device']}, {machine['cores']} cores, jax {machine['jax']} on "
-    f"{machine['devices']} devices, "
-    f"faiss {figures['faiss']['version']} on {figures['faiss']['threads']} threads",
+    f"{machine['devices']} devices, faiss {figures['faiss']['version']} on "
+    f"{figures['faiss']['threads']} threads",
     f"{figures['points']:,} x {figures['width']} into {figures['clusters']:,} clusters, "
     f"{figures['iterations']} iterations",
     "",
@@ -180,7 +181,6 @@ def summary(figures: dict[str, Any]) -> str:
   lines += [
     "",
     f"time, balanced over faiss: {ratio['median']:.3f} ({ratio['low']:.3f} to "
-    f"{ratio['high']:.3f}); "
-    f"distortion, balanced over faiss: {figures['distortion_ratio']:.4f}",
+    f"{ratio['high']:.3f}); distortion, balanced over faiss: {figures['distortion_ratio']:.4f}",
   ]
   return "\n".join(lines)

@@ -90,7 +90,7 @@ class Server:
   def memory(self) -> int:
     """Bytes of memory that the process holds (Linux)."""
     with open(f"/proc/{self._process.pid}/statm", encoding="ascii") as file:
-      return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+      return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")  # pages that are resident
 
   def _wait_for_address(self) -> str:
     end = time.monotonic() + self._patience
@@ -176,10 +176,8 @@ def in_words(found: Mapping[str, Any]) -> str:
       accepted = row["accepted_ms"] or {"p50": float("nan"), "p99": float("nan")}
       lines.append(
         f"  {phase:<9} {row['offered_per_s']:7.1f}/s offered, {row['accepted_per_s']:7.1f}/s "
-        "answered, p50 "
-        f"{accepted['p50']:6.1f} ms, p99 {accepted['p99']:6.1f} ms, width "
-        f"{row['mean_width'] or 0:5.0f}, "
-        f"{row['refused']} refused, {row['errors']} errors"
+        f"answered, p50 {accepted['p50']:6.1f} ms, p99 {accepted['p99']:6.1f} ms, width "
+        f"{row['mean_width'] or 0:5.0f}, {row['refused']} refused, {row['errors']} errors"
       )
     lines.append(
       "  " + ", ".join(f"{what.replace('_', ' ')}: {kept}" for what, kept in part["holds"].items())
@@ -187,7 +185,7 @@ def in_words(found: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def _timeline(rate: float, part: float) -> list[Phase]:
+def _timeline(rate: float, part: float) -> list[Phase]:  # rate: the capacity
   steady = STEADY * rate
   return [
     Phase("idle", IDLE * rate, part),

@@ -75,6 +75,7 @@ class System:
     optimizer = state_lib.make_optimizer(t, _STEPS)
     self.state = state_lib.init_state(lambda: init_params(model, config), optimizer, mesh)
     objective = config.objective
+    # Such a model has neither an eCPM head nor an MTP branch, so VSL has no such terms.
     if not model.predicts_value:
       objective = dataclasses.replace(objective, lambda_ecpm=0.0, lambda_mtp=0.0)
     ecpm = EcpmBins(np.arange(1, bins, dtype=np.float32), np.ones(bins, np.float32), 100.0)
@@ -129,7 +130,7 @@ def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
   timing.interleaved(timers, 1)
   seconds = timing.interleaved(timers, repetitions)
   cost, step = system.cost, statistics.median(seconds["step"])
-  flop = cost.model_flops / jax.device_count()
+  flop = cost.model_flops / jax.device_count()  # a device's: the roof is that of one
   slots = int(system.batch.slot_kind_BS.shape[1])
   return {
     "machine": timing.machine(),
@@ -168,9 +169,8 @@ def summary(figures: dict) -> str:
     f"{figures['dtype']}, remat {figures['remat']}, mesh {figures['mesh']}, {figures['shapes']}",
     *in_words(cost),
     f"step: {1e3 * second['median']:.1f} ms [{1e3 * second['low']:.1f}, "
-    f"{1e3 * second['high']:.1f}], "
-    f"{figures['requests_per_second']:,.0f} requests/s, {figures['tokens_per_second']:,.0f} "
-    "tokens/s",
+    f"{1e3 * second['high']:.1f}], {figures['requests_per_second']:,.0f} requests/s, "
+    f"{figures['tokens_per_second']:,.0f} tokens/s",
     f"utilisation: {used}, {figures['model_tflops']:.3f} TFLOP/s",
     (
       f"plain dot: {figures['share_of_plain_dot']['median']:.2f} of what plain jnp.dot reaches on "

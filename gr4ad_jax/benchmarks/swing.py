@@ -26,6 +26,7 @@ CAPS = {
   "max_items_per_user": (10, 20, 50, 200),
   "min_support": (3, 5, 10),
 }
+# Beyond what any ad or visit has; two visits are what the formula needs.
 _OFF = {"max_users_per_item": 2**31, "max_items_per_user": 2**31, "min_support": 2}
 
 
@@ -140,8 +141,8 @@ def summary(figures: dict) -> str:
     f"{figures['events']:,} events in {figures['visits']:,} visits over {figures['ads']:,} ads, "
     f"{figures['cores']} cores, --swing_memory_mb={figures['memory_mb']}",
     f"made in {figures['make_seconds']:.0f} s; fitted in {seconds:.0f} s "
-    f"({figures['fit_cpu_seconds']:.0f} s of CPU), "
-    f"{figures['events'] / seconds:,.0f} events/s, {figures['ads'] / seconds:,.0f} ads/s",
+    f"({figures['fit_cpu_seconds']:.0f} s of CPU), {figures['events'] / seconds:,.0f} events/s, "
+    f"{figures['ads'] / seconds:,.0f} ads/s",
     f"peak memory of the process {figures['peak_rss_gib']:.2f} GiB",
     f"{figures['ads_with_neighbors']:,} ads have neighbours, {figures['neighbors']:,} in all",
     "share of the uncapped neighbours that stay, Online Retail II:",

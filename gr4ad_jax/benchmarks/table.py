@@ -155,6 +155,7 @@ def measure(config: Config, ads: int) -> dict:
     ("adagrad", "adagrad", False),
     ("adagrad, rows", "adagrad", True),
   ):
+    # From shapes alone: no table is made for the ways that are not run.
     run = make_run(settings(config, rule), ads, mesh, few=few)
     program = run.step.lower(run.abstract, run.make_batch(0)).compile()
     ways[way] = held(program) | {"whole_arrays": whole_arrays(program, (ads, row_tables.rows(ads)))}
@@ -171,6 +172,7 @@ def measure(config: Config, ads: int) -> dict:
     state, metrics = jax.block_until_ready(program(state, batch))
     seconds.append(time.perf_counter() - begin)
     losses.append(float(metrics["loss"]))
+    # At most so many rows: an ad that stands twice is one row.
     read.append(np.asarray(batch.slot_ad_BS).size + np.asarray(batch.target_ad_BM).size)
   peaks["steps"] = timing.peak_memory()
   # Adagrad's sum of squares, one number a row: above 0 where a row has moved.
@@ -192,7 +194,7 @@ def measure(config: Config, ads: int) -> dict:
     "accumulator": _placed(square_sum),
     "ways": ways,
     "init_seconds": init_seconds,
-    "step_seconds": timing.spread(seconds[1:]),
+    "step_seconds": timing.spread(seconds[1:]),  # the first warms up
     "losses": losses,
     "rows_moved": int(jnp.count_nonzero(square_sum)),
     "rows_read_at_most": sum(read) + STEPS * config.items.item_negatives,

@@ -46,7 +46,7 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
   trie = Trie.of(SidIndex.build(codes_NT, codebooks))
   module, params = synthetic.model(config.model, codebooks, slots)
   variables = jax.device_put(quantize(params, config.search.quantize))
-  means = np.arange(config.model.ecpm_bins, dtype=np.float32)
+  means = np.arange(config.model.ecpm_bins, dtype=np.float32)  # of the value bins: any will do
   run = jax.jit(
     lambda v, b, t: beam_search(
       module, v, b, t, means, widths=config.search.beams, search=config.search
@@ -58,6 +58,7 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
   for rows in batches:
     batch = jax.device_put(synthetic.requests(codes_NT, slots, rows))
     work = flops.matmul_flops(flops.matmuls_of(run, variables, batch, trie))
+    # The compiled program itself is called below: `run` would compile it once more.
     program = run.lower(variables, batch, trie).compile()
     jax.device_get(program(variables, batch, trie))  # warms up
     seconds, roof = [], []
@@ -115,8 +116,7 @@ def summary(figures: dict) -> str:
     lines.append(
       f"batch {one['batch']:>4}  median {median:8.1f} ms, p99 {p99:8.1f} ms, "
       f"{one['requests_per_second']:8.1f} requests/s, {one['matmul_gflop'] / one['batch']:.1f} "
-      "GFLOP a request, "
-      f"{one['share_of_peak']:.2f} of {one['peak_tflops']:.2f} TFLOP/s"
+      f"GFLOP a request, {one['share_of_peak']:.2f} of {one['peak_tflops']:.2f} TFLOP/s"
     )
   within = figures["requests_per_second_within_target"]
   return "\n".join(

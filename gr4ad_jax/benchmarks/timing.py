@@ -61,6 +61,7 @@ def matmul_peak(
   Of several sizes it is the best. A product of n by n takes 2 n³ FLOP.
   """
   dots = []
+  # Which size is best differs by machine: small ones fit the caches, large ones fill all cores.
   for size in sizes:
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     dot = jax.jit(jnp.dot)
@@ -85,6 +86,7 @@ def interleaved(timers: dict[str, Callable[[], float]], repetitions: int) -> dic
     Name -> its seconds, in order of the repetitions.
   """
   seconds: dict[str, list[float]] = {name: [] for name in timers}
+  # All timers, then all again: not one after the other, each with its own minutes.
   for _ in range(repetitions):
     for name, timer in timers.items():
       seconds[name].append(timer())

@@ -13,10 +13,8 @@ from gr4ad_jax.data import schema
 VALUE_PERCENTILE = 99.0
 METRICS_TEXT = (
   "recall@K = hits / min(K, basket) and binary ndcg@K, averaged over requests; revenue@K = value "
-  "of the hit lines / "
-  "value of all lines, a line clipped at the 99th percentile of its split; 95 % intervals by a "
-  "paired bootstrap over "
-  "users, 1,000 resamples"
+  "of the hit lines / value of all lines, a line clipped at the 99th percentile of its split; 95 % "
+  "intervals by a paired bootstrap over users, 1,000 resamples"
 )
 
 
@@ -184,7 +182,6 @@ def lines(
     [P, 2] int64 (request, ad) in ascending order, and the lines' values [P] float64, added up.
   """
   # int64 first: a product of int32 would wrap round.
-
   key, line_E = np.unique(request_E.astype(np.int64) * num_ads + ad_E, return_inverse=True)
   value = np.bincount(line_E, weights=value_E, minlength=len(key))
   return np.stack([key // num_ads, key % num_ads], axis=1), value
