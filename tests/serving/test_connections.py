@@ -57,43 +57,44 @@ def attack(served, first, more, seconds):
       pour(sock, more, end - time.monotonic())
 
 
-@pytest.mark.parametrize("seconds", [0.7, pytest.param(10.0, marks=pytest.mark.long)])
-@pytest.mark.parametrize(
-  "kind",
-  [
-    "pipelined",
-    "headers",
-    "url",
-    "breaks",
-    "large answers",
-    "trailers",
-    "one trailer",
-    "chunks' names",
-  ],
-)
-def test_what_is_poured_in_costs_no_memory_and_nobody_waits(served, kind, seconds):
-  first, more = {
-    "pipelined": (b"", GET * 400),
-    "headers": (b"GET / HTTP/1.1\r\n", b"a: b\r\n" * 4000),
-    "url": (b"GET /", b"a" * 20_000),
-    "breaks": (b"", b"\r\n" * 10_000),
-    "trailers": (CHUNKED + b"0\r\n", b"a: b\r\n" * 4000),
-    "one trailer": (CHUNKED + b"0\r\na: ", b"b" * 20_000),
-    "chunks' names": (CHUNKED + b"1;", b"a" * 20_000),
-    "large answers": (b"", b"GET /1000000 HTTP/1.1\r\nhost: localhost\r\n\r\n"),
-  }[kind]
+# (sent first, poured in after it), by what it is.
+POURED = {
+  "pipelined": (b"", GET * 400),
+  "body": (
+    b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n",
+    b"a" * 20_000,
+  ),
+  "headers": (b"GET / HTTP/1.1\r\n", b"a: b\r\n" * 4000),
+  "url": (b"GET /", b"a" * 20_000),
+  "breaks": (b"", b"\r\n" * 10_000),
+  "trailers": (CHUNKED + b"0\r\n", b"a: b\r\n" * 4000),
+  "one trailer": (CHUNKED + b"0\r\na: ", b"b" * 20_000),
+  "chunks' names": (CHUNKED + b"1;", b"a" * 20_000),
+  "large answers": (b"", b"GET /1000000 HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+}
+
+
+def attacked(served, kind, seconds, path="/"):
+  """Attacks a server, and asks it meanwhile; fails where it grows, or others wait."""
   before = resident()
-  attacking = threading.Thread(target=attack, args=(served, first, more, seconds))
+  attacking = threading.Thread(target=attack, args=(served, *POURED[kind], seconds))
   attacking.start()
   slowest = 0.0
   asked = 0
   while attacking.is_alive() or not asked:
-    status, worked = served.ask()
+    status, worked = served.ask(path)
     assert status == 200
     slowest = max(slowest, worked)
     asked += 1
   print(f"{kind}: {resident() - before:.1f} MiB, {asked} asked, {slowest:.3f} s at most")
   assert resident() - before < 64 and slowest < 1
+
+
+@pytest.mark.parametrize("seconds", [0.7, pytest.param(10.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", POURED)
+def test_what_is_poured_in_costs_no_memory_and_nobody_waits(served, kind, seconds):
+  attacked(served, kind, seconds)
+  first, more = POURED[kind]
   # Such a connection is closed by the server, whatever else the client might send.
   sock = served.connect(first)
   pour(sock, more, 2.0)
@@ -104,6 +105,15 @@ def test_what_is_poured_in_costs_no_memory_and_nobody_waits(served, kind, second
     for _ in range(100):
       sock.sendall(GET)
       time.sleep(0.02)
+
+
+@pytest.mark.parametrize("kind", ["pipelined", "headers", "body"])
+def test_a_server_that_starts_is_held_to_the_same(served, kind):
+  served.gateway.app = None
+  attacked(served, kind, 0.7, "/healthz")
+  assert served.ask("/")[0] == 503
+  served.gateway.app = app
+  assert served.ask("/")[0] == 200
 
 
 @pytest.mark.parametrize(
