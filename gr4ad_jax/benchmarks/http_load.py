@@ -25,7 +25,7 @@ class Phase(NamedTuple):
 
 
 class Reply(NamedTuple):
-  """An HTTP answer; names of headers are in lower case."""
+  """An HTTP answer. Names of headers are in lower case."""
 
   status: int
   headers: Mapping[str, str]
@@ -45,12 +45,12 @@ class Outcome(NamedTuple):
 
 
 class Client:
-  """HTTP/1.1 over connections that are kept; one event loop.
+  """HTTP/1.1 over connections that are kept. All calls must come from one event loop.
 
   Args:
     address: as http://127.0.0.1:8080.
-    token: bearer token; empty: none.
-    connections: most that are open at once; further requests wait, and their latency grows.
+    token: bearer token. Empty: none.
+    connections: most that are open at once. Further requests wait, and their latency grows.
     timeout: seconds after which a request is given up.
   """
 

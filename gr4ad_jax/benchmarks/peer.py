@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 _STEP = 16  # of the feed-forward width
-START = 0  # the decoder's first token, which is the padding token as well; the codes' tokens follow
+START = 0  # the decoder's first token, and the padding token as well; tokens of codes follow
 
 
 def token_offsets(codebooks: Sequence[int]) -> np.ndarray:

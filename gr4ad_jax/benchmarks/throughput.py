@@ -29,16 +29,16 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
   """Times whole searches, eCPM and the fetch of the result included.
 
   Args:
-    config: model, codebooks, context slots, search; `serving.target_ms` is what the 99th percentile
-      may take.
+    config: model, codebooks, context slots and search. `serving.target_ms` is what the 99th
+      percentile may take.
     batches: requests searched at once.
     repetitions: searches of each batch size, one after the other. 100 or more are needed for a
       99th percentile.
     ads: of the catalogue.
 
   Returns:
-    A dict for JSON: "batches", a dict each; "requests_per_second_within_target"; and what was
-    measured on what.
+    A dict for JSON. "batches" has a dict for each size, "requests_per_second_within_target" the
+    best rate. The rest says what was measured on what.
   """
   data, codebooks = config.data, config.sid.codebooks
   slots = data.history_slots + data.neighbor_slots + data.rising_slots

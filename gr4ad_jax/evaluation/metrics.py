@@ -52,7 +52,7 @@ def check_rankings(
   """Looks a system's lists over before they are scored.
 
   Args:
-    rankings_RK: ad rows, best first, -1 where a list is short; a row per request.
+    rankings_RK: ad rows, best first, -1 where a list is short. A row is a request's.
     requests: what was to be ranked.
     k: the deepest cut that will be asked for.
     num_ads: N.

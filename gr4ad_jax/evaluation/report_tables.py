@@ -192,7 +192,7 @@ def _shares(requests: protocols.EvalRequests, part_P: np.ndarray) -> dict[str, f
 
 
 def _mean_ratios(runs: Sequence[Mapping[str, metrics.Ratio]]) -> dict[str, metrics.Ratio]:
-  """Averages the numerators over seeds; the denominators do not depend on the ranking."""
+  """Averages the numerators over seeds. Denominators do not depend on the ranking."""
   return {
     metric: metrics.Ratio(
       np.mean([run[metric].numerator_R for run in runs], axis=0), ratio.denominator_R

@@ -23,7 +23,7 @@ class Leaves:
   Attributes:
     codebooks: codes a level, length T.
     leaf_key: [leaves] int64 keys, ascending.
-    leaf_start: [leaves + 1]; rows of leaf q are leaf_rows[leaf_start[q]:leaf_start[q + 1]].
+    leaf_start: [leaves + 1]. Rows of leaf q are leaf_rows[leaf_start[q]:leaf_start[q + 1]].
     leaf_rows: [rows] int32.
     capacity: node numbers of each depth 0 … T that the trie has room for.
   """
@@ -36,7 +36,7 @@ class Leaves:
 
   @functools.cached_property
   def first(self) -> tuple[np.ndarray, ...]:
-    """First leaf of each node, an array for each depth 1 … T; the root's is 0."""
+    """First leaf of each node, an array for each depth 1 … T. The root's would be leaf 0."""
     return tuple(run_starts(self.leaf_key // place) for place in places(self.codebooks))
 
 
@@ -124,7 +124,7 @@ class Holdings:
     leaves: the main part.
     key_N: key of each row, INACTIVE for none.
     changes: since the main part was made.
-    allowed_N: bool, the only rows that count, where not all do; rows past its end do not.
+    allowed_N: bool, the only rows that count, where not all do. Rows past its end do not.
   """
 
   def __init__(
@@ -167,7 +167,7 @@ class Holdings:
     return self._made[id(allowed_N)]
 
   def without(self, rows: np.ndarray) -> "Holdings":
-    """The same view without some rows; O(N)."""
+    """The same view without some rows. Its time grows with N, as a new mask is made."""
     allowed_N = np.ones(len(self._key_N), bool) if self.allowed_N is None else self.allowed_N.copy()
     allowed_N[rows[rows < len(allowed_N)]] = False
     return Holdings(self._leaves, self._key_N, self._changes, allowed_N)
@@ -191,7 +191,7 @@ class Holdings:
 
     Args:
       request_E: request of each row that is left out, from 0.
-      row_E: the row; rows without a UA-SID, and rows that do not count, are passed over.
+      row_E: the row. Rows without a UA-SID, and rows that do not count, are passed over.
     """
     request_E, key_E, _ = self._counted(request_E, row_E)
     # Whether a row is below a node that is dead already. Under a dead node all nodes are dead, so
@@ -293,7 +293,7 @@ class Holdings:
     return found
 
   def _prefix_of(self, depth: int, node: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """Packed prefixes of nodes of a depth; `above` has those of the overlay's entries there."""
+    """Packed prefixes of nodes of a depth, where `above` has those of the overlay's entries."""
     if depth == 0:
       return np.zeros(len(node), np.int64)
     capacity, prefix = self._leaves.capacity[depth], np.empty(len(node), np.int64)

@@ -57,7 +57,7 @@ def balanced_kmeans(
     told: hears how much is done, and of how much at most, in points times passes.
 
   Returns:
-    [C, D] float32 centroids; [N] int32 clusters of this process' points.
+    [C, D] float32 centroids, and [N] int32 clusters of this process' points.
 
   Raises:
     ValueError: no points, values that are not finite, a number of clusters out of range, or a start

@@ -29,7 +29,7 @@ class LeftOut:
     cls, requests: int, request_E: np.ndarray, row_E: np.ndarray,
     only: Sequence[np.ndarray | None] = (),
   ) -> "LeftOut":  # fmt: skip
-    """From rows in any order, which may repeat; -1 is padding.
+    """From rows in any order, which may repeat. -1 is padding.
 
     Raises:
       ValueError: a request outside of 0 … requests - 1, or sets that are not one a request.

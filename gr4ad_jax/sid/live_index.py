@@ -95,7 +95,7 @@ class LiveIndex:
       return self._main.nbytes + self._key_N.nbytes + 5 * 4 * len(self.codebooks) * self._room
 
   def view(self) -> tuple[TrieArrays, OverlayArrays]:
-    """Main part and overlay that belong together; no later change touches them."""
+    """Main part and overlay that belong together. No later change touches them."""
     with self._lock:
       # One copy for all searches between two changes.
       if self._copy is None or self._copy.version != self._version:
@@ -113,11 +113,11 @@ class LiveIndex:
       return self._main.trie, self._copy, Holdings(self._leaves, self._key_N, changes)
 
   def arrays(self) -> TrieArrays:
-    """The main part; see `view` for both at once."""
+    """The main part. `view` gives both at once."""
     return self.view()[0]
 
   def overlay(self) -> OverlayArrays:
-    """The overlay; see `view` for both at once."""
+    """The overlay. `view` gives both at once."""
     return self.view()[1]
 
   def set(self, row: int, codes: Sequence[int] | None) -> None:
@@ -255,7 +255,7 @@ class LiveIndex:
     # Key -> active rows that the main part does not have under it.
     self._added: dict[int, set[int]] = {}
     self._num_added = 0
-    # row -> key under which the main part has it, and which is no longer its own
+    # Row -> key under which the main part has it, and which is no longer its own.
     self._gone: dict[int, int] = {}
     capacity = tuple(main.trie.capacity(depth) for depth in range(len(self.codebooks) + 1))
     self._leaves = Leaves(self.codebooks, main.leaf_key, main.leaf_start, main.leaf_rows, capacity)

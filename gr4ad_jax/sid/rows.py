@@ -76,7 +76,7 @@ class Rows:
     )
 
   def most(self, value: np.ndarray) -> np.ndarray:
-    """The greatest over all processes, number by number; int32 or float32."""
+    """The greatest over all processes, number by number, of int32 or float32."""
     return self._each(value).max(axis=0)
 
   def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -112,7 +112,7 @@ class Rows:
     )
 
   def _count(self, among: np.ndarray | None) -> int:
-    """Rows of this process among those numbers; None: all of them."""
+    """How many rows this process has among those numbers. None: all of them."""
     if among is None:
       return int(self._local.shape[0])
     return int(((among >= self.begin) & (among < self._end)).sum())
@@ -302,7 +302,7 @@ def _open(half_C: np.ndarray, open_C: np.ndarray | None) -> np.ndarray:
 
 
 def _whole_on(mesh: Mesh, value: np.ndarray) -> jax.Array:
-  """The whole of an array on every device of a mesh; each process brings the same."""
+  """The whole of an array on every device of a mesh. Each process must bring the same."""
   return jax.make_array_from_process_local_data(NamedSharding(mesh, WHOLE), value, value.shape)
 
 

@@ -47,13 +47,16 @@ from gr4ad_jax.sid.swing_groups import (
   train_blocks,
 )
 
-_ENTRY_BYTES, _PAIR_BYTES = 128, 32  # what an entry and a pair of a block take at the most
+# Bytes that an entry and a pair of a block take at the most, with all arrays made of them. What the
+# two are, `swing_blocks` says.
+_ENTRY_BYTES, _PAIR_BYTES = 128, 32
 _WORKER_BYTES = 64 << 20  # of memory, for each worker after the first
-_ENTRIES, _PAIRS = 1 << 18, 1 << 22  # of a block, where memory allows
+_ENTRIES, _PAIRS = 1 << 18, 1 << 22  # of a block, where memory allows; never more
 OF_A_VISIT, OF_AN_AD = "ads of a visit", "visits of an ad"  # what a priority decides on
 _GROUPED, _TURNED, _COMPARED = "Swing: events", "Swing: ads of visits", "Swing: pairs of visits"
 
-Told = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+# Hears how far work is: what is done, how much of it, of how much.
+Told = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +171,7 @@ def fit_swing(
   """The most similar ads of each ad, by the formula and the rules of this file's head.
 
   Args:
-    events: the log; of valid and test events only the split is looked at.
+    events: the log. Of valid and test events only the split is looked at.
     num_ads: N.
     alpha: smoothing constant of the formula, 0 or more.
     neighbors: K.

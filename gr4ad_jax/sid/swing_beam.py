@@ -36,7 +36,8 @@ def run(
   """The neighbours of a prepared data set, as `tokenizer.co_occurrence` gives them.
 
   Args:
-    folders: of the prepared parts (`prepare.prepared_folders`); all workers can read them.
+    folders: of the prepared parts (`prepare.prepared_folders`). All workers must be able to read
+      them.
     config: the settings.
     seed: of the samples.
     parts: an empty folder for the rows, which all workers can write.

@@ -34,7 +34,7 @@ class Cells:
 
 @dataclasses.dataclass(frozen=True)
 class _Entries:
-  """E entries of R rows, in order of ad j, then of row; so those of a cell stand together."""
+  """E entries of R rows, in order of ad j, then of row. So those of a cell stand together."""
 
   row_E: np.ndarray  # [E] int32
   other_E: np.ndarray  # [E] int32 ad j

@@ -40,7 +40,7 @@ class Tokenizer:
     tower: the embedding tower. None where `tower_steps` is 0: content vectors serve as they are.
     bridge: [D, cooccurrence_width] float32, a linear map from an ad's unit vector to its vector of
       co-occurrence, for ads that were never taken. None without --cooccurrence_width.
-    latent: the RQ-VAE's encoder; None with --quantizer=kmeans.
+    latent: the RQ-VAE's encoder. None with --quantizer=kmeans.
   """
 
   config: settings.SidConfig

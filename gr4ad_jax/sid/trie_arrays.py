@@ -38,7 +38,7 @@ class TrieArrays:
   version: int
 
   def capacity(self, depth: int) -> int:
-    """Node numbers of a depth that the arrays have room for; 1 at depth 0."""
+    """Node numbers of a depth that the arrays have room for. It is 1 at depth 0, the root's."""
     return len(self.node_code[depth - 1]) if depth else 1
 
   def child(self, level: int, node: int, code: int) -> int:
@@ -124,7 +124,7 @@ def check_codes(codes_NT: np.ndarray, codebooks: Sequence[int]) -> None:
 
 
 def pack(codes: np.ndarray, codebooks: Sequence[int]) -> np.ndarray:
-  """Codes [..., T] to int64 keys [...]; codes are not checked."""
+  """Codes [..., T] to int64 keys [...]. Codes are not checked: `check_codes` does that."""
   codes = np.asarray(codes)
   key = np.zeros(codes.shape[:-1], np.int64)
   for level, place in enumerate(places(codebooks)):

@@ -15,7 +15,7 @@ class Waiting:
   Attributes:
     value: the change.
     done: whether it is known how it ended.
-    error: why it did not get there; None where it did.
+    error: why it did not get there. None where it did.
   """
 
   def __init__(self, value: Any):

@@ -39,7 +39,7 @@ class Record(NamedTuple):
 
 
 class Change(NamedTuple):
-  """A record to append; `forget` says whether earlier records of its key are deleted."""
+  """A record to append. `forget` says whether earlier records of its key are deleted."""
 
   key: str
   payload: bytes

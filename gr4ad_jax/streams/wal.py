@@ -112,7 +112,8 @@ def _frames(content: bytes, size: int, order: str) -> tuple[int, bool]:
 
 
 def _sums(row_FB: np.ndarray, start_F2: np.ndarray, order: str) -> np.ndarray:
-  """[F, 2] uint32, the log's checksums of rows of bytes; they go on from `start_F2`."""
+  """[F, 2] uint32, the log's checksums of rows of bytes, going on from `start_F2`."""
+  # As a product of matrices: a loop over words would be slow in Python.
   word_FW = np.ascontiguousarray(row_FB).view(order + "u4").astype(np.uint32)
   start_22, word_W2 = _weights(word_FW.shape[1])
   return start_F2 @ start_22 + word_FW @ word_W2  # uint32 wraps around, as it shall
