@@ -1,4 +1,4 @@
-"""Keeps compiled programs between runs."""
+"""Keeps compiled programs between runs, so that a second run need not compile them again."""
 
 import os
 
@@ -9,8 +9,8 @@ def enable_compilation_cache(directory: str = "") -> str:
   """Turns JAX's persistent compilation cache on.
 
   Args:
-    directory: where it lies; empty: $JAX_COMPILATION_CACHE_DIR, else `gr4ad_jax/xla` in the user's
-      cache.
+    directory: where it lies, made where it is missing. Empty: $JAX_COMPILATION_CACHE_DIR, else
+      `gr4ad_jax/xla` in the user's cache ($XDG_CACHE_HOME, else ~/.cache).
 
   Returns:
     The directory.

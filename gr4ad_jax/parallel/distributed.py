@@ -1,11 +1,13 @@
-"""Several processes as one job: a start that names who is missing, and an end that names who was
-lost.
+"""Several processes as one job: its start names who is missing, its end names who was lost.
 
-JAX's own start waits without a word, and where a process is lost it aborts the others with a stack
-trace. So the processes first call the roll on the coordinator's port, over TCP, and keep these
-connections: the kernel closes them when a process dies, whatever it died of, and keep-alive probes
-notice a machine that is gone. They also carry barriers without a time limit, for what one process
-does while the others wait, such as fitting codes.
+JAX's own start waits without a word, and where a process is lost, JAX aborts the others with a
+stack trace. So the processes first call the roll on the coordinator's port, over TCP
+(`roll_call.py`), and keep these connections. The kernel closes them when a process dies, whatever
+it died of, and keep-alive probes notice a machine that is gone.
+
+The connections also carry barriers without a time limit, for what one process does while the others
+wait, such as fitting codes. A collective operation, in which all processes take part, does not wait
+long for one of them, so a barrier stands before those that others may reach much later.
 """
 
 import contextlib
@@ -23,19 +25,18 @@ from jax.experimental import multihost_utils
 
 from gr4ad_jax.parallel.roll_call import Job, Peer, RollCall, StartError, answer
 
-_FAREWELL = (
-  1.0  # seconds in which the others hear of a failure; once process 0 is gone, JAX aborts them
-)
+# Seconds in which the others hear of a failure. Once process 0 is gone, JAX aborts them.
+_FAREWELL = 1.0
 
 
 def detect(timeout: float) -> Job:
-  """The job as the launcher's environment tells it: SLURM, a TPU VM pod, GKE, Open MPI.
+  """The job as the environment of the launcher tells it: SLURM, a TPU VM pod, GKE, Open MPI.
 
   Args:
     timeout: seconds that a look-up of the coordinator may take.
 
   Raises:
-    StartError: no such environment.
+    StartError: there is no such environment.
   """
   from jax._src import clusters  # what `jax.distributed.initialize()` asks; it has no public name
 
@@ -51,7 +52,7 @@ def detect(timeout: float) -> Job:
 
 
 def _named_devices() -> tuple[int, ...]:
-  """$JAX_LOCAL_DEVICE_IDS, as 0,1."""
+  """The numbers in $JAX_LOCAL_DEVICE_IDS, which is written as 0,1; none where it is not set."""
   return tuple(
     int(number) for number in os.environ.get("JAX_LOCAL_DEVICE_IDS", "").split(",") if number
   )
@@ -67,13 +68,13 @@ def start(
   on_lost: Callable[[str], None],
   on_waiting: Callable[[str], None] = lambda text: None,
 ) -> None:
-  """Joins the job. Before anything else of JAX is used.
+  """Joins the job. It must be called before anything else of JAX is used.
 
   Args:
     job: who takes part.
     timeout: seconds that processes may come apart.
-    settings: what must be the same on all of them.
-    on_lost: called in a thread, with one line, once another process is gone or has failed; it must
+    settings: a text that must be the same on all of them.
+    on_lost: called in a thread, with one line, once another process is gone or has failed. It must
       end this process, which may hang in a collective operation for good.
     on_waiting: told who is still missing, every ten seconds, on process 0.
 
@@ -89,6 +90,8 @@ def start(
     "settings": hashlib.sha256(settings.encode()).hexdigest()[:16],
     "host": socket.gethostname(),
   }
+  # When the roll call returns, process 0 no longer listens on the port, so JAX's coordinator can
+  # take it. The connections live on.
   if job.process == 0:
     peers = RollCall(job, int(port), about, on_waiting).run(time.monotonic() + timeout)
   else:
@@ -106,16 +109,18 @@ def start(
 
 
 def barrier(name: str) -> None:
-  """Returns when all processes have come to it, however long that takes. One process alone: at
-  once.
+  """Returns when all processes have come to the barrier of this name, however long that takes.
+
+  A process that is no part of a job goes through at once.
   """
   if _link:
     _link.barrier(name)
 
 
 def finish(status: int) -> None:
-  """Leaves the job: the others are told. With 0, waits until all are done; with another status,
-  they end as well.
+  """Leaves the job, and tells the others.
+
+  With status 0 it waits until all are done. With another status the others end as well.
   """
   global _link
   if not _link:
@@ -131,20 +136,24 @@ def finish(status: int) -> None:
 
 
 def share(rows: int) -> np.ndarray:
-  """Which of `rows` are this process': as many on each, so the last one stands there again where
-  they don't suffice.
+  """Which of `rows` rows are this process', as row numbers.
+
+  Each process has as many, because collective operations need equal shapes. Where the rows do not
+  suffice for that, the last one stands there again.
   """
   each = -(-rows // jax.process_count())
   return np.minimum(jax.process_index() * each + np.arange(each), max(rows - 1, 0))
 
 
 def gather(rows: np.ndarray) -> np.ndarray:
-  """The rows of all processes, in their order; past the end of what was shared come repetitions.
-  All must call it.
+  """The rows of all processes, in the order of the processes. All must call it.
+
+  Of rows that `share` has given out, the repetitions come last.
   """
   if jax.process_count() == 1:
     return rows
   barrier("gather")  # a collective operation does not wait long
+  # The dtype is put back: JAX has 32 bits where NumPy has 64, unless it is told otherwise.
   return multihost_utils.process_allgather(rows, tiled=True).astype(rows.dtype)
 
 
@@ -154,14 +163,21 @@ def agreed(here: bool) -> bool:
 
 
 def same(digest: bytes) -> bool:
-  """Whether the first eight bytes are the same on every process. All must call it."""
+  """Whether the first eight bytes of a digest are the same on every process. All must call it."""
   all_P2 = gather(np.frombuffer(digest[:8], np.int32)[None])
   return bool((all_P2 == all_P2[0]).all())
 
 
 class _Link:
-  """The connections of a running job: process 0 has one to each other process, these have one to
-  process 0.
+  """The connections of a running job.
+
+  Process 0 has one to each other process, and these have one each, to process 0. Messages are
+  objects of JSON:
+
+    arrived: name. This process has come to a barrier; told to process 0.
+    passed: name. All have come to it; told by process 0.
+    failed: status, process. This process ends by itself.
+    lost: reason. Another process is gone, so the job ends.
   """
 
   def __init__(self, job: Job, peers: dict[int, Peer], on_lost: Callable[[str], None]):
@@ -177,7 +193,7 @@ class _Link:
       self._peers[0].send(arrived=name)
     with self._changed:
       self._changed.wait_for(lambda: name in self._passed)
-      self._passed.discard(name)
+      self._passed.discard(name)  # the next barrier may have the same name
 
   def fail(self, status: int) -> None:
     for peer in self._peers.values():
@@ -220,6 +236,7 @@ class _Link:
                 "checkpoint)"
               )
               return
+            # A list, so that every message is acted on: `any` of a generator would stop early.
             if any([self._hear(process, message) for message in messages]):
               return
           except (ValueError, KeyError) as error:
@@ -244,8 +261,11 @@ class _Link:
     return False
 
   def _lose(self, reason: str) -> None:
+    """Ends the job here, and tells the others why. After a `close` it does nothing."""
     if self._closed:
       return
+    # Process 0 alone is linked to all. It passes the reason on, and gives the others time to hear
+    # it, since JAX aborts them once process 0 is gone.
     for peer in self._peers.values():
       peer.send(lost=reason)
     if self._job.process == 0 and self._job.processes > 2:

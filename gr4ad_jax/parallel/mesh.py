@@ -1,8 +1,12 @@
-"""The device mesh, and the one table that says which logical axis of an array lies along which of
-its axes.
+"""The device mesh, and the one table that says how arrays are cut over it.
 
-`jax.jit` over arrays that carry a `NamedSharding` is all the parallelism there is.
-One device is a mesh of shape (1, 1, 1).
+The mesh has three axes. Along 'data' the batch is cut, and parameters are copied. Along 'fsdp' both
+are cut, and a step gathers the kernels. Along 'tensor' parameters are cut, and so is the work with
+them. A logical axis is a name that a model gives to an axis of a parameter, such as 'embed', and
+LOGICAL_RULES says along which axes of the mesh it lies.
+
+`jax.jit` over arrays that carry a `NamedSharding` is nearly all the parallelism there is. A single
+device is a mesh of shape (1, 1, 1).
 """
 
 import functools
@@ -27,19 +31,24 @@ LOGICAL_RULES = (
 )
 """Logical axis name -> mesh axes. Models name the axes, only this table places them.
 
-An array's mesh axes are given out in this order, each once: a table of codes or ads (vocab, embed)
-is cut by rows over both, a kernel (embed, mlp) by its input over 'fsdp' and by its output over
-'tensor'.
+The order matters: for each array the mesh axes are given out in it, each once. So a table of codes
+or ads (vocab, embed) is cut by rows over both 'fsdp' and 'tensor', and nothing is left for its
+'embed'. A kernel (embed, mlp) is cut by its input over 'fsdp' and by its output over 'tensor'.
 """
 
 
 def parse(text: str, devices: int) -> dict[str, int]:
-  """Sizes of the three axes by `data:-1,fsdp:4`; one may be -1, what is left; an axis that is not
-  named has 1.
+  """Sizes of the three axes by name, from a text such as `data:-1,fsdp:4`.
+
+  One size may be -1, which is what the others leave. An axis that is not named has 1.
+
+  Args:
+    text: names and sizes.
+    devices: how many devices there are.
 
   Raises:
     ValueError: a name or number that is not allowed, or a product that is not the number of
-      devices; says which.
+      devices. The message says which.
   """
   sizes, named = dict.fromkeys(AXES, 1), set()
   for part in text.split(","):
@@ -69,9 +78,9 @@ def parse(text: str, devices: int) -> dict[str, int]:
 def make_mesh(text: str = "data:-1", devices: list[jax.Device] | None = None) -> Mesh:
   """A mesh of axes ('data', 'fsdp', 'tensor').
 
-  Devices of one process are placed by their wiring. Those of several stand in the order of the
-  processes, so that the rows of a batch that a process makes lie on its own devices, one run of
-  them.
+  Devices of one process are placed by their wiring. Those of several processes stand in the order
+  of the processes, so that the rows of a batch that a process makes lie on its own devices, one run
+  of them.
 
   Args:
     text: sizes, see `parse`.
@@ -83,6 +92,8 @@ def make_mesh(text: str = "data:-1", devices: list[jax.Device] | None = None) ->
   devices = jax.devices() if devices is None else devices
   shape = tuple(parse(text, len(devices)).values())
   if len({device.process_index for device in devices}) > 1:
+    # The reshape goes row by row and 'tensor' varies fastest, so devices that share a part of the
+    # batch are neighbours, and those of one process hold neighbouring parts.
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.asarray(ordered).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
   # Auto: under the default, Explicit, linen's logical metadata is refused.
@@ -95,17 +106,17 @@ def make_mesh(text: str = "data:-1", devices: list[jax.Device] | None = None) ->
 
 
 def local_mesh() -> Mesh:
-  """One device of this process: where a search or a report runs."""
+  """A mesh of one device of this process: where a search or a report runs."""
   return make_mesh(devices=jax.local_devices()[:1])
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """Parts that the leading axis of a batch is cut into."""
+  """Number of parts that the leading axis of a batch is cut into."""
   return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Leading axis over 'data' and 'fsdp', the others whole."""
+  """The sharding of a batch: its leading axis over 'data' and 'fsdp', the others whole."""
   return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
@@ -138,31 +149,40 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def local_copy(tree: Any) -> Any:
-  """A pytree's arrays, whole, on the first device of this process. All processes must call it."""
+  """A pytree's arrays, whole, on the first device of this process.
+
+  All processes must call it: it is a collective operation where arrays are cut over devices.
+  """
   leaves = jax.tree.leaves(tree)
   if all(len(leaf.sharding.device_set) == 1 for leaf in leaves):
     return tree
-  gather = _gather(leaves[0].sharding.mesh).lower(tree).compile()  # compiled once
+  # Compiled before the barrier and run after it: processes compile at different paces, and one that
+  # has begun a collective operation does not wait long for the others.
+  gather = _gather(leaves[0].sharding.mesh).lower(tree).compile()
   distributed.barrier("gather")
   return jax.tree.map(lambda leaf: leaf.addressable_data(0), gather(tree))
 
 
 @functools.lru_cache(maxsize=4)
 def _gather(mesh: Mesh):
+  """A gather: the identity, with an output that is whole on every device.
+
+  There is one function a mesh, so that JAX finds its compiled program again.
+  """
   return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
-  """Where each parameter goes, by its logical axis names and LOGICAL_RULES.
+  """Where each parameter goes, by the names of its logical axes and LOGICAL_RULES.
 
   Args:
-    abstract_params: pytree of shapes, in the boxes of `nn.with_logical_partitioning`; what has no
-      box is copied.
+    abstract_params: pytree of shapes, in the boxes of `nn.with_logical_partitioning`, which hold
+      the names. What has no box is copied to every device.
     mesh: the mesh.
 
   Returns:
-    The same pytree without boxes, of `NamedSharding`. An axis that its mesh axis does not divide
-    stays whole.
+    The same pytree without boxes, of `NamedSharding`. An axis whose length is no multiple of its
+    mesh axes' stays whole.
   """
   specs = nn.logical_to_mesh(nn.get_partition_spec(abstract_params), LOGICAL_RULES)
 
@@ -171,9 +191,8 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
     return size % math.prod(mesh.shape[one] for one in names) == 0
 
   def place(leaf, spec):
-    sized = zip(
-      leaf.shape, spec, strict=False
-    )  # a spec may be shorter than the shape: the rest is whole
+    # A spec may be shorter than the shape: the rest is whole.
+    sized = zip(leaf.shape, spec, strict=False)
     axes = [name if name is None or divides(size, name) else None for size, name in sized]
     return NamedSharding(mesh, PartitionSpec(*axes))
 
@@ -181,10 +200,10 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
 
 
 def gathered(params: Any, shardings: Any) -> Any:
-  """Parameters as a step computes with them: kernels whole along 'fsdp', tables cut by rows as they
-  lie.
+  """Parameters as a step computes with them: kernels whole along 'fsdp', tables cut as they lie.
 
-  Left to itself, the compiler may cut activations along their width instead, and move these.
+  Left to itself, the compiler may cut activations along their width instead, and move those over
+  the devices.
 
   Args:
     params: traced, inside `jax.jit`.
@@ -192,6 +211,8 @@ def gathered(params: Any, shardings: Any) -> Any:
   """
 
   def gather(x, sharding):
+    # An axis that lies along 'fsdp' alone becomes whole. The rows of a table lie along a pair,
+    # ('fsdp', 'tensor'), and stay.
     spec = PartitionSpec(*(None if axes == FSDP else axes for axes in sharding.spec))
     return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
 

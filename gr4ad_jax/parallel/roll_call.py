@@ -1,5 +1,8 @@
-"""The roll call of a job of several processes, on the coordinator's port: who is there, who is
-missing, who differs.
+"""The roll call of a job of several processes: who is there, who is missing, who differs.
+
+Process 0, the coordinator, listens on its port, and the others connect to it. A message is one line
+of JSON. A process says who it is (`about`). The answer is `here`, and then `begin`, once all are
+there; or `refused`, with the reason.
 """
 
 import contextlib
@@ -12,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 _SILENCE = (5, 5, 6)  # keep-alive: idle seconds before the first probe, between probes, and probes
-_GONE = _SILENCE[0] + _SILENCE[1] * _SILENCE[2]  # seconds
+_GONE = _SILENCE[0] + _SILENCE[1] * _SILENCE[2]  # seconds until a silent machine counts as gone
 _PAUSE = 0.2  # seconds between attempts to connect
 
 
@@ -20,10 +23,10 @@ class Job(NamedTuple):
   """Who this process is.
 
   Attributes:
-    coordinator: host:port of process 0, reachable from all.
-    processes: of the whole job.
+    coordinator: host:port of process 0, which all can reach.
+    processes: number of processes of the whole job.
     process: number of this one, from 0.
-    local_devices: accelerators of this machine that are this process'; empty: all.
+    local_devices: which accelerators of this machine are this process'; empty: all.
   """
 
   coordinator: str
@@ -37,7 +40,12 @@ class StartError(RuntimeError):
 
 
 class Peer:
-  """A connection to another process, in lines of JSON."""
+  """A connection to another process, which carries lines of JSON.
+
+  Attributes:
+    socket: the connection.
+    about: what the other process has said of itself.
+  """
 
   def __init__(self, connection: socket.socket):
     self.socket, self.about, self._unread, self._sending = connection, {}, b"", threading.Lock()
@@ -45,19 +53,23 @@ class Peer:
     for name, value in zip(("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"), _SILENCE, strict=True):
       if hasattr(socket, name):
         connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # the same for what was sent and is not acknowledged
+    # Keep-alive probes are sent on an idle connection alone. This is the same limit for what was
+    # sent and is not acknowledged.
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
       connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _GONE)
 
   def send(self, **message) -> None:
-    with (
-      contextlib.suppress(OSError),
-      self._sending,
-    ):  # that a peer is gone is noticed where it is read
+    """Sends a message; several threads may. That the peer is gone is noticed by who reads."""
+    with contextlib.suppress(OSError), self._sending:
       self.socket.sendall(json.dumps(message).encode() + b"\n")
 
   def messages(self) -> list[dict] | None:
-    """What can be read now; None: the other side is gone. Blocks where there is nothing yet, up
-    to a timeout.
+    """Messages that can be read now; None: the other side is gone.
+
+    Where there is nothing yet it waits, up to the socket's timeout, and may return none.
+
+    Raises:
+      ValueError: a line that is not JSON.
     """
     try:
       data = self.socket.recv(65536)
@@ -67,6 +79,7 @@ class Peer:
       return None
     if not data:
       return None
+    # What follows the last line end is the beginning of a message whose rest is on its way.
     *lines, self._unread = (self._unread + data).split(b"\n")
     return [json.loads(line) for line in lines]
 
@@ -79,7 +92,15 @@ class RollCall:
     self._peers: dict[int, Peer] = {}
 
   def run(self, deadline: float) -> dict[int, Peer]:
-    """Waits until all are there. Raises StartError, and tells those that are there why."""
+    """Waits until all are there, and returns the connections to them by process.
+
+    Args:
+      deadline: when to give up, by `time.monotonic()`.
+
+    Raises:
+      StartError: a process is missing, comes twice or differs, or the port cannot be had. Those
+        that are there are told why, except in the last case.
+    """
     both = (
       {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     )
@@ -99,6 +120,7 @@ class RollCall:
           if now - told > 10:
             told = now
             self._on_waiting(f"waiting for {names} at {self._job.coordinator}")
+          # It wakes up once a second, to look who has left and whether the time is over.
           server.settimeout(min(1.0, max(0.01, deadline - now)))
           with contextlib.suppress(TimeoutError):
             self._admit(server.accept()[0])
@@ -115,7 +137,8 @@ class RollCall:
     return self._peers
 
   def _missing(self) -> list[int]:
-    """Who has not come, or has left again."""
+    """Numbers of the processes that have not come, or have left again."""
+    # Nobody speaks before the job begins, so what can be read is the end of a connection.
     connected = {peer.socket: number for number, peer in self._peers.items()}
     for ready in select.select(list(connected), [], [], 0)[0]:
       if self._peers[connected[ready]].messages() is None:
@@ -123,22 +146,18 @@ class RollCall:
     return [number for number in range(1, self._job.processes) if number not in self._peers]
 
   def _admit(self, connection: socket.socket) -> None:
+    """Takes in who has connected. Raises StartError where that process does not fit the job."""
     connection.settimeout(5.0)
     try:
       peer = Peer(connection)
       about = (peer.messages() or [{}])[0]
       number, processes = int(about["process"]), int(about["processes"])
-    except (
-      OSError,
-      KeyError,
-      ValueError,
-      TypeError,
-      AttributeError,
-    ):  # not one of ours: a port scanner, say
+    except (OSError, KeyError, ValueError, TypeError, AttributeError):
+      # Not one of ours; a port scanner, say.
       connection.close()
       return
     connection.settimeout(None)
-    self._missing()  # one that comes again has left before
+    self._missing()  # one that comes again has left before, and must not count as there twice
     who, own = f"process {number} on {about.get('host')}", self._about
     reason = ""
     if processes != self._job.processes:
@@ -157,18 +176,27 @@ class RollCall:
 
 
 def answer(host: str, port: int, about: dict, timeout: float) -> Peer:
-  """The other processes' side of the start: waits for process 0, and for its word that all are
-  there.
+  """The other processes' side of the start: waits for process 0, and for its word to begin.
+
+  Args:
+    host: where process 0 is.
+    port: on which it listens.
+    about: what this process says of itself.
+    timeout: seconds that processes may come apart.
+
+  Returns:
+    The connection to process 0.
+
+  Raises:
+    StartError: process 0 is missing, or it refuses this process or the job.
   """
   deadline = time.monotonic() + timeout
   while True:
     try:
       peer = Peer(socket.create_connection((host, port), timeout=5.0))
       return _wait_for_all(peer, host, port, about, timeout)
-    except (
-      OSError,
-      ValueError,
-    ) as error:  # nobody there, or not process 0: a server of a job that is ending, say
+    except (OSError, ValueError) as error:
+      # Nobody is there, or it is not process 0: a server of a job that is ending, say. Try again.
       if time.monotonic() > deadline:
         reason = (
           f"no answer at {host}:{port} in time (--start_timeout): "
@@ -179,14 +207,15 @@ def answer(host: str, port: int, about: dict, timeout: float) -> Peer:
 
 
 def _wait_for_all(peer: Peer, host: str, port: int, about: dict, timeout: float) -> Peer:
-  """Says who one is, and waits for the word that all are there. OSError or ValueError: it is not
-  process 0.
+  """Says who this process is, and waits for the word to begin.
+
+  Raises:
+    StartError: process 0 refuses, ends, or does not begin.
+    OSError, ValueError: it is not process 0 that answers.
   """
   peer.send(**about)
-  heard, deadline = (
-    False,
-    time.monotonic() + timeout + 5,
-  )  # process 0 itself says in time who is missing
+  # Five seconds more than process 0 waits, which says in time who is missing.
+  heard, deadline = False, time.monotonic() + timeout + 5
   while time.monotonic() < deadline:
     messages = peer.messages()
     if messages is None and heard:
@@ -199,6 +228,8 @@ def _wait_for_all(peer: Peer, host: str, port: int, about: dict, timeout: float)
       if "begin" in message:
         peer.socket.settimeout(None)
         return peer
+      # `here`: it is process 0. From now on its silence only means that others are missing, and its
+      # end is the end of the start.
       heard = True
       peer.socket.settimeout(1.0)
   raise StartError(f"process 0 at {host}:{port} does not begin")
