@@ -102,6 +102,7 @@ class Decode:
     kind = GR4AD if setting.shared else UnsharedContext
     module, params = synthetic.model(setting.model_config(), CODEBOOKS, SLOTS, kind)
     batch = jax.device_put(synthetic.requests(codes_NT, SLOTS, setting.batch))
+    # Mean values of the bins of the eCPM token: any numbers cost the same. None leaves it out.
     means = (
       jnp.arange(setting.model_config().ecpm_bins, dtype=jnp.float32) if setting.ecpm else None
     )
@@ -205,7 +206,8 @@ def against_peer(lazy: Decode, codes_NT: np.ndarray, batch: int, repetitions: in
   It runs in float32, in bfloat16, and with one context for all beams. `generate` takes requests one
   after the other here: several at once took it longer.
   """
-  kept = peer.keep_memory()  # as its best times need
+  # The peer is to have its best times: memory kept, first calls left out, one request at a time.
+  kept = peer.keep_memory()
 
   def one_by_one(**settings):
     timer = peer.t5_decode(codes_NT, CODEBOOKS, lazy.parameters, **settings)
@@ -219,7 +221,7 @@ def against_peer(lazy: Decode, codes_NT: np.ndarray, batch: int, repetitions: in
     "t5_shared_context": one_by_one(share_context=True),
   }
   everything = {**peers, "lazy": lazy}
-  timing.interleaved(everything, 2)  # first calls are slow
+  timing.interleaved(everything, 2)
   seconds = timing.interleaved(everything, repetitions)
   return {
     "parameters": sizes[0],

@@ -27,6 +27,8 @@ NAMES = ("rspo", "sdpo")
 def lists_of(requests: int, candidates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Random log p of policy and reference, and rewards with a heavy tail, each [B, M] float32."""
   rng = np.random.default_rng(0)
+  # The reference is near the policy, as it is after some steps of learning. A fifth of the rewards
+  # is 0: equal ones, which RSPO passes over.
   policy = rng.normal(-8, 3, (requests, candidates))
   reference = policy + rng.normal(0, 0.3, policy.shape)
   reward = np.where(rng.random(policy.shape) < 0.8, rng.pareto(1.5, policy.shape), 0)
@@ -73,6 +75,7 @@ def _in_the_model(name: str, config: Config, arrays: tuple) -> tuple[jax.stages.
     target_value_BM=reward,
     target_depth_BM=np.zeros(reference.shape, np.int32),
   )
+  # Every candidate is real, and the reference has proposed all.
   lists = PreferenceBatch(batch, np.ones(reference.shape, bool), reference, reward)
   model = GR4AD.build(config, 0)
   params = jax.jit(lambda: jax.tree.map(lambda x: x, request_task.init_params(model, config)))()
@@ -102,7 +105,7 @@ def measure(config: Config, repetitions: int, requests: int = 64, candidates: in
     f"{name} in the model": _timer(compiled, *arguments)
     for name, (compiled, arguments) in whole.items()
   }
-  timing.interleaved(timers, 1)
+  timing.interleaved(timers, 1)  # warms up
   seconds = timing.interleaved(timers, repetitions)
   return {
     "machine": timing.machine(),

@@ -78,6 +78,7 @@ class System:
     # Such a model has neither an eCPM head nor an MTP branch, so VSL has no such terms.
     if not model.predicts_value:
       objective = dataclasses.replace(objective, lambda_ecpm=0.0, lambda_mtp=0.0)
+    # Edges 1, 2, … : bins of any width cost the same.
     ecpm = EcpmBins(np.arange(1, bins, dtype=np.float32), np.ones(bins, np.float32), 100.0)
     loss = make_vsl_loss(model, objective, ecpm)
     step = make_train_step(
@@ -127,7 +128,7 @@ def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
     "step": lambda: system.run(steps),
     "roof": timing.matmul_peak(dtype=dtype),
   }
-  timing.interleaved(timers, 1)
+  timing.interleaved(timers, 1)  # warms up
   seconds = timing.interleaved(timers, repetitions)
   cost, step = system.cost, statistics.median(seconds["step"])
   flop = cost.model_flops / jax.device_count()  # a device's: the roof is that of one

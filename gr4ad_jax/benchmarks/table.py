@@ -165,6 +165,7 @@ def measure(config: Config, ads: int) -> dict:
   state = jax.block_until_ready(run.init())
   peaks["init"], init_seconds = timing.peak_memory(), time.perf_counter() - begin
   _log.info("table made in %.0f s", init_seconds)
+  # Step by step, waiting for each: what a step takes is asked for, not what steps in a row do.
   seconds, losses, read = [], [], []
   for number in range(STEPS):
     batch = run.make_batch(number)
@@ -179,7 +180,7 @@ def measure(config: Config, ads: int) -> dict:
   (square_sum,) = (
     x for x in jax.tree.leaves(state.opt_state) if x.shape == (row_tables.rows(ads),)
   )
-  table = state.params[row_tables.NAME]
+  table = state.params[row_tables.NAME]  # with the rows that pad it to a length that meshes divide
   return {
     "machine": timing.machine(),
     "mesh": dict(mesh.shape),

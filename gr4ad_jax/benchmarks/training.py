@@ -21,9 +21,10 @@ def measure(config: Config, repetitions: int) -> dict:
   trainer = Trainer(task)
   state, number = trainer.state, 0
   batch = trainer.make_batch(0)
-  matmuls = flops.matmuls_of(trainer.step, state, batch)
+  matmuls = flops.matmuls_of(trainer.step, state, batch)  # read off the program; nothing is run
   step, cost = compile_step(trainer.step, state, batch, task.units(batch), config.training)
 
+  # Another batch each time, as in training.
   def one_batch():
     nonlocal number
     number += 1

@@ -13,6 +13,7 @@ from gr4ad_jax.data import schema
 from gr4ad_jax.evaluation import metrics, plots, protocols, report_tables
 
 KS = (10, 50)
+# What stands in the tables. The JSON has every metric at both cuts.
 SHOWN = ("recall@10", "ndcg@10", "revenue@10", "revenue@50", "value_ndcg@10")
 SPREAD = ("coverage@10", "top_decile@10")
 
@@ -60,12 +61,14 @@ def results(
       )
       for metric, ratio in found[0].items()
     }
+    # Of lists together, so they have no parts by request, and no interval.
     spread = [metrics.catalogue(run, popularity_N, (10,)) for run in runs]
     rows[name] = {measure: float(np.mean([one[measure] for one in spread])) for measure in SPREAD}
   # One call for all rows, so that all see the same draws and a step is a paired difference.
   flat = [(name, metric) for name, found in ratios.items() for metric in found]
   samples_SF = metrics.resample([ratios[name][metric] for name, metric in flat], requests.user)
   drawn = {key: samples_SF[:, f] for f, key in enumerate(flat)}
+  # A row whose parent was not run has no step.
   steps = {
     name: {"parent": parent}
     for name, parent in parents.items()
@@ -75,6 +78,7 @@ def results(
     value, parent = ratios[name][metric].value, parents.get(name, "")
     rows[name][metric] = dataclasses.asdict(metrics.interval(value, drawn[name, metric]))
     if name in steps:
+      # Draw less draw: what a draw of users does to both rows alike falls out.
       gain = value - ratios[parent][metric].value
       steps[name][metric] = dataclasses.asdict(
         metrics.interval(gain, drawn[name, metric] - drawn[parent, metric])

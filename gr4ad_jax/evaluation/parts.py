@@ -40,13 +40,15 @@ def seen_before(dataset: schema.Dataset, requests: EvalRequests, days: float = 0
     days: how far back an ad counts as seen. 0: however long ago.
   """
   events = dataset.events
-  first = np.searchsorted(events.user, requests.user)  # a user's events stand together, in order
+  # The log is by user, then by visit, so what a user did before a visit is a run of events.
+  first = np.searchsorted(events.user, requests.user)
   now = np.searchsorted(events.request, requests.request)
   size = now - first
   # All events from `first` to before `now` of each request, as one gather.
   row_E = np.repeat(np.arange(len(requests)), size)
   at_E = np.arange(len(row_E)) - np.repeat(np.cumsum(size) - size, size) + first[row_E]
   if days:
+    # Counted back from the request, whose first event is at `now`.
     late_E = events.time[at_E] >= events.time[now][row_E] - days * DAY
     row_E, at_E = row_E[late_E], at_E[late_E]
   return LeftOut.of(len(requests), row_E, events.ad[at_E])
@@ -65,6 +67,7 @@ def split(
   Returns:
     [P] bool by the part's name. Parts without a target are left out.
   """
+  # What a request would have to do without is what its user has seen.
   again_P = ~seen_before(dataset, requests).keeps(requests.target_row, requests.target_ad)
   found = {ALL: np.ones(len(again_P), bool), AGAIN: again_P, NEW: ~again_P}
   if memory_RK is not None:

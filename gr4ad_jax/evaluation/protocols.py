@@ -150,13 +150,15 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
     events.request[chosen], events.ad[chosen], events.value[chosen], len(dataset.ads)
   )
   request, start = np.unique(line[:, 0], return_index=True)
-  first = np.searchsorted(events.request, request)  # `request` ascends over the log
+  # `request` ascends over the log, and a visit is of one user: its first event tells whose it is.
+  first = np.searchsorted(events.request, request)
   return EvalRequests(
     split=split,
     request=request.astype(np.int32),
     user=events.user[first].astype(np.int32),
     target_start=np.append(start, len(line)).astype(np.int64),
     target_ad=line[:, 1].astype(np.int32),
+    # Clipped after events are joined to lines: the percentile is of lines.
     target_value=np.minimum(value, np.percentile(value, VALUE_PERCENTILE)).astype(np.float32),
   )
 

@@ -132,6 +132,7 @@ def _heading(found: Mapping, part: str) -> str:
 def _part_table(found: Mapping, part: str) -> list[str]:
   systems = {name: row[part] for name, row in found["systems"].items()}
   names = list(next(iter(systems.values())))
+  # Compared before rounding: of two that are printed alike only the better one is bold.
   best = {metric: max(row[metric]["mean"] for row in systems.values()) for metric in names}
   seeds, seen = found.get("seeds", {}), found.get("seen", {})
   rows = [["system", "seeds", "seen ads", *names]]
@@ -187,6 +188,7 @@ def _of_part(
 def _shares(requests: protocols.EvalRequests, part_P: np.ndarray) -> dict[str, float]:
   """A part's share of the targets, and of their value."""
   value_P = requests.target_value.astype(np.float64)
+  # 0 of a log without values; the heading then leaves the value out.
   value = float(value_P[part_P].sum() / value_P.sum()) if value_P.any() else 0.0
   return {"count": float(part_P.mean()), "value": value}
 
@@ -229,6 +231,7 @@ def _intervals(
     own = scores.setdefault(system, {}).setdefault(part, {})
     own[metric] = dataclasses.asdict(metrics.interval(value, column[system, key]))
     if system != first:
+      # The interval of the draws' differences, not the difference of two intervals.
       lead = metrics.interval(
         ratios[first][key].value - value, column[first, key] - column[system, key]
       )

@@ -18,7 +18,7 @@ def power_law(parameters: Sequence[int], loss: Sequence[float]) -> dict[str, flo
     scale, exponent, and r2, the share of the logarithms' variance that the law explains.
   """
   x, y = np.log(np.asarray(parameters, float)), np.log(np.asarray(loss, float))
-  slope, offset = np.polyfit(x, y, 1)
+  slope, offset = np.polyfit(x, y, 1)  # a power law is a line in logarithms
   spread = np.square(y - y.mean()).sum()  # 0 where all losses are equal: the law then fits wholly
   r2 = 1 - np.square(y - slope * x - offset).sum() / spread if spread else 1.0
   return {"scale": float(np.exp(offset)), "exponent": float(-slope), "r2": float(r2)}
@@ -36,6 +36,7 @@ def rising(found: Mapping) -> dict[str, dict[str, bool]]:
     kind: {name: never([one[name] for one in found[kind]]) for name in measures(found)}
     for kind in ("sizes", "beams")
   }
+  # A loss that never rises is a negated one that never falls.
   out["sizes"]["train_loss"] = never([-one["train_loss"] for one in found["sizes"]])
   return out
 

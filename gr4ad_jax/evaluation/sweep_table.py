@@ -23,6 +23,7 @@ def format_markdown(found: Sequence[Mapping]) -> str:
     name for name in {name for one in found for name in one["common"]}
     if len({json.dumps(one["common"].get(name)) for one in found}) > 1
   )  # fmt: skip
+  # By money where the log has values.
   by = "revenue@10" if "revenue@10" in found[0]["valid"] else "recall@10"
   shown = [name for name in SHOWN if name in found[0]["valid"]]
   valued = [name for name in ("recall@10", "revenue@10") if name in shown]

@@ -133,6 +133,7 @@ class Overlay:
       return set(added.tolist())
     low, high = self.trie.child_start[level][node : node + 2]
     dead = self._dead_code[level, self._dead_parent[level] == node]
+    # `-` binds before `|`: those of the main part less the dead, and then the added ones.
     return set(self.trie.node_code[level][low:high].tolist()) - set(dead.tolist()) | set(
       added.tolist()
     )
@@ -140,6 +141,7 @@ class Overlay:
   def _path(self, codes: Sequence[int]) -> list[int]:
     """Nodes from the root down, dead or not; -1 from the first one that neither part has."""
     path = [0]
+    # A child of the main part is preferred, though dead: `open` then revives it and adds none.
     for level, code in enumerate(codes):
       node = path[-1]
       child = -1 if node < 0 else self._main_child(level, node, code)

@@ -204,6 +204,7 @@ def quality_report(
   # Share and seed are those of `tokenizer.fit`, so this is the very split that the tower had.
   pairs, held_out = neighbors.split(tokenizer.HELD_OUT, fitted.seed)
   prefix_NP = codes_NT[:, :-1]
+  # Both ways to make the last level from the same prefixes, whichever the tokenizer uses.
   codes = {
     mode: code_quality(
       last_level.complete(ads, prefix_NP, config.codebooks[-1], mode), config.codebooks

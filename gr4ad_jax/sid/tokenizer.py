@@ -263,7 +263,8 @@ def fit(
   if config.cooccurrence_width:
     unit_ND, taken_ND = residual_ND[:], _taken_together(events, len(ads), config)
     # Ads that were never taken have zeros there. They get what the bridge, fitted on the others,
-    # guesses from their content. (N, 1) chooses whole rows of (N, cooccurrence_width).
+    # guesses from their content; `Tokenizer.vectors` does so for all. (N, 1) chooses whole rows of
+    # (N, cooccurrence_width).
     known_N = taken_ND.any(axis=1)
     bridge = cooccurrence.ridge(unit_ND[known_N], taken_ND[known_N])
     residual_ND = np.concatenate(
