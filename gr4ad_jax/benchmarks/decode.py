@@ -42,6 +42,7 @@ class UnsharedContext(GR4AD):
   """GR4AD whose beams each read their own copy of the context's keys and values."""
 
   def step(self, start, previous_BM, level, caches):
+    """As `GR4AD.step`, which takes M sequences of a request and one context for them."""
     B, M = previous_BM.shape
 
     # (B, ...) -> (B·M, ...), a real copy: the barrier keeps the compiler from reading one for all.
@@ -338,6 +339,7 @@ def _times(ratio: dict) -> str:
 
 
 def _rows(figures: dict) -> list[str]:
+  """A line for each setting: time, work, share of the roof."""
   return [
     f"  {name:<24} {1e3 * row['seconds']['median']:8.1f} ms  {row['matmul_gflop']:7.2f} GFLOP  "
     f"{row['share_of_peak']['median']:.2f} of the matmul peak"

@@ -36,6 +36,7 @@ def plot_load(found: Mapping[str, Any], png_path: str) -> None:
     rates, latency, width = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1.2, 0.8))
     _draw_phases((rates, latency, width), shared)
     for (name, system), color in zip(systems.items(), COLORS, strict=False):
+      # The long phase, which only one server had, comes last and is cut off.
       points = system["seconds"][: int(sum(shared.values()))]
       _draw_system((rates, latency, width), points, NAMES[name], color)
     target = next(iter(systems.values()))["target_ms"]
@@ -68,6 +69,7 @@ def _draw_phases(axes, seconds_of: Mapping[str, float]) -> None:
 
 
 def _draw_system(axes, points, label: str, color: str) -> None:
+  """One server's curves in all three charts, in its colour."""
   rates, latency, width = axes
   rates.plot(*_curve([point["requests"] for point in points]), color=color, lw=1, ls=":")
   rates.plot(*_curve([point["accepted"] for point in points]), color=color, lw=1.6, label=label)

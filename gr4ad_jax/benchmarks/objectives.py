@@ -36,6 +36,8 @@ def lists_of(requests: int, candidates: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _timer(fn: Callable, *args) -> Callable[[], float]:
+  """() -> seconds of one call, up to the end of what it computes."""
+
   def measure() -> float:
     begin = time.perf_counter()
     jax.block_until_ready(fn(*args))

@@ -119,6 +119,7 @@ class T5Decode:
       )
 
   def _generate(self, context_BS, **prepared):
+    """`generate` with T new tokens, all beams returned, and only prefixes that exist."""
     torch, _ = _packages()
     return self.model.generate(
       context_BS,

@@ -185,7 +185,8 @@ def in_words(found: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def _timeline(rate: float, part: float) -> list[Phase]:  # rate: the capacity
+def _timeline(rate: float, part: float) -> list[Phase]:
+  """The phases that both servers go through, for a capacity a second and a part's seconds."""
   steady = STEADY * rate
   return [
     Phase("idle", IDLE * rate, part),

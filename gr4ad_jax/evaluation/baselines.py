@@ -148,6 +148,8 @@ class Baselines:
     """
     return (self._late_UN[user_C] @ self._following_NN).toarray()
 
+  # What several methods share is made when it is first asked for, once.
+
   @functools.cached_property
   def _following_NN(self):
     return cooccurrence.directed_counts(
@@ -156,6 +158,7 @@ class Baselines:
 
   @functools.cached_property
   def _late_UN(self):
+    """The user's last lines, weighted by how many lines of the user came after."""
     end = np.searchsorted(self._user, self._user, side="right")  # a user's lines stand together
     age = end - 1 - np.arange(len(end))
     # `where` computes both sides: the minimum keeps powers of long histories from underflow.

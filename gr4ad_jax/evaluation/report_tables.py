@@ -121,6 +121,7 @@ def format_table(found: Mapping) -> str:
 
 
 def _heading(found: Mapping, part: str) -> str:
+  """What a part is, and how much of all targets and of their value it has."""
   share = found.get("targets", {}).get(part)
   says = f"**{part}** {parts.SAYS[part]}"
   if share is None or part == parts.ALL:
@@ -130,6 +131,7 @@ def _heading(found: Mapping, part: str) -> str:
 
 
 def _part_table(found: Mapping, part: str) -> list[str]:
+  """Lines of a part's two tables: all systems, and the first one's lead over each other."""
   systems = {name: row[part] for name, row in found["systems"].items()}
   names = list(next(iter(systems.values())))
   # Compared before rounding: of two that are printed alike only the better one is bold.
@@ -161,6 +163,7 @@ def _by_seed(rankings: Rankings) -> list[np.ndarray]:
 def _check(
   by_seed: Mapping[str, list[np.ndarray]], requests: protocols.EvalRequests, k: int, num_ads: int
 ) -> None:
+  """Raises ValueError that names the system, where its lists do not fit the requests."""
   for name, runs in by_seed.items():
     for rankings_RK in runs:
       try:

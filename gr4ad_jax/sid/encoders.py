@@ -109,6 +109,7 @@ def _wordllama(texts: list[str]) -> np.ndarray:
 
 @functools.cache  # a server encodes one new ad at a time: the table is read once
 def _wordllama_model() -> Any:
+  """WordLlama's table. Raises ImportError that names the extra."""
   try:
     import wordllama
   except ImportError as error:
@@ -132,6 +133,7 @@ def _bert(folder: str) -> sentence_encoder.SentenceEncoder:
 
 @functools.lru_cache(maxsize=1)
 def _sentence_model(folder: str) -> Any:
+  """A model of a folder, kept until another one is asked for. Raises ImportError."""
   try:
     from sentence_transformers import SentenceTransformer
   except ImportError as error:

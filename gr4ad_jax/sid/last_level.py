@@ -92,6 +92,7 @@ class _Used:
     self._below: dict[Prefix, set[int]] = {}
 
   def _of(self, prefix: Prefix) -> set[int]:
+    """The codes taken under a prefix: a set of our own, to which further ones are added."""
     if prefix not in self._below:
       self._below[prefix] = set(self._taken(prefix))
     return self._below[prefix]

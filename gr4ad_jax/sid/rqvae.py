@@ -205,6 +205,7 @@ def fit(
 
 
 def _optimiser(steps: int) -> optax.GradientTransformation:
+  """Adam, its learning rate falling by a cosine to 0 at the last step."""
   return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1)))
 
 

@@ -196,6 +196,7 @@ def fit_tower(
 
 
 def _optimiser(steps: int) -> optax.GradientTransformation:
+  """AdamW, its learning rate falling by a cosine to 0 at the last step."""
   return optax.adamw(
     optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1)), weight_decay=WEIGHT_DECAY
   )

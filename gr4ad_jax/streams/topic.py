@@ -275,6 +275,7 @@ def _transaction(connection: sqlite3.Connection, path: str) -> Iterator[None]:
 
 
 def _insert(connection: sqlite3.Connection, name: str, offset: int, change: Change) -> None:
+  """Writes one record, with its checksum, inside the caller's transaction."""
   checksum = _checksum(offset, change.key, change.payload)
   row = (offset, change.key, change.payload, checksum)
   connection.execute(f"INSERT INTO {name} VALUES (?, ?, ?, ?)", row)
