@@ -14,6 +14,9 @@ from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.locks import InUseError, Lock
 
 LOCK = "lock"  # of a workdir
+# What a run writes, by what it must be.
+_FOLDERS = (config_lib.CHECKPOINTS, "features", "index", "tensorboard", "tokenizer")
+_FILES = (config_lib.CONFIG_FILE, LOCK, "metrics.jsonl", checksums.NAME)
 
 FREE = tuple(
   field.name
@@ -50,8 +53,8 @@ def check_workdir(config: Config) -> None:
   --max_steps it goes on, under the learning-rate schedule of the new length.
 
   Raises:
-    ConfigError: no --workdir, a file in its place, or a run with another setting there; or a
-      damaged config.json. For a new run, as `check_folder`.
+    ConfigError: no --workdir, a file in its place, or something else in that of its files; a run
+      with another setting there; or a damaged config.json. For a new run, as `check_folder`.
   """
   if not config.workdir:
     raise ConfigError("--workdir= is not allowed: name the directory that the run is to live in")
@@ -59,6 +62,7 @@ def check_workdir(config: Config) -> None:
     raise ConfigError(
       f"--workdir={config.workdir} is not allowed: a file of that name is in the way"
     )
+  _check_kinds(config.workdir)
   if not os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
     check_folder(config.workdir)
     return
@@ -74,6 +78,18 @@ def check_workdir(config: Config) -> None:
     fixed += task.learning
   for name, ours, theirs in changes(config, saved, fixed, but=free):
     raise ConfigError(f"--{name}={ours} is not allowed: {refused} {theirs}")
+
+
+def _check_kinds(workdir: str) -> None:
+  """Refuses what would be found in the way only after the data are read and the step compiled."""
+  for name in _FOLDERS:
+    path = os.path.join(workdir, name)
+    if os.path.lexists(path) and not os.path.isdir(path):
+      raise ConfigError(f"--workdir={workdir} is not allowed: {name} in it is no directory")
+  for name in _FILES:
+    path = os.path.join(workdir, name)
+    if os.path.lexists(path) and not os.path.isfile(path):
+      raise ConfigError(f"--workdir={workdir} is not allowed: {name} in it is no file")
 
 
 def check_folder(workdir: str) -> None:

@@ -50,34 +50,13 @@ VISITS = (["v{}", "{}"], ["", " v{}", "{}.0", "\x00", "x" * 1025])
 FORMS = (["", ""], ["no such form", " "])
 VECTORS = (["1 2", "0.5 -1"], ["", "1", "nan 1", "1 inf"])
 TYPES = [
-  pa.string(),
-  pa.large_string(),
-  pa.string_view(),
-  pa.dictionary(pa.int8(), pa.string()),
-  pa.json_(),
-  pa.binary(),
-  pa.binary_view(),
-  pa.binary(16),
-  pa.uuid(),
-  pa.int8(),
-  pa.int32(),
-  pa.int64(),
-  pa.uint64(),
-  pa.float16(),
-  pa.float32(),
-  pa.float64(),
-  pa.decimal32(9, 0),
-  pa.decimal128(20, 0),
-  pa.decimal128(20, 4),
-  pa.decimal256(60, 2),
-  pa.timestamp("s"),
-  pa.timestamp("us"),
-  pa.timestamp("ns", tz="UTC"),
-  pa.date32(),
-  pa.bool_(),
-  pa.null(),
+  pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()),
+  pa.json_(), pa.binary(), pa.binary_view(), pa.binary(16), pa.uuid(), pa.int8(), pa.int32(),
+  pa.int64(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(), pa.decimal32(9, 0),
+  pa.decimal128(20, 0), pa.decimal128(20, 4), pa.decimal256(60, 2), pa.timestamp("s"),
+  pa.timestamp("us"), pa.timestamp("ns", tz="UTC"), pa.date32(), pa.bool_(), pa.null(),
   pa.list_(pa.int64()),
-]
+]  # fmt: skip
 # Types that a column's usual cells fit into, so that many typed files are read.
 FITTING = {
   "price": (pa.float64(), pa.float32(), pa.int32(), pa.decimal128(20, 4), pa.null()),

@@ -1,6 +1,8 @@
 """What a workdir refuses, and what it lets pass."""
 
 import dataclasses
+import os
+import pathlib
 
 import pytest
 
@@ -45,6 +47,22 @@ def test_a_folder_in_which_no_checkpoint_can_be_written_is_refused(tmp_path, mon
   monkeypatch.chdir(tmp_path / "my [project]")
   with pytest.raises(ConfigError, match="--workdir=run is not allowed"):
     workdir.check_workdir(of("run"))
+
+
+@pytest.mark.parametrize("name,kind", [
+  ("checkpoints", "directory"), ("tensorboard", "directory"), ("index", "directory"),
+  ("lock", "file"), ("metrics.jsonl", "file"), ("config.json", "file"), ("SHA256SUMS", "file"),
+])  # fmt: skip
+def test_what_stands_in_the_way_of_a_run_s_files_is_named_before_any_work(tmp_path, name, kind):
+  things = [lambda path: path.symlink_to("/nowhere"), os.mkfifo]
+  things.append(pathlib.Path.touch if kind == "directory" else pathlib.Path.mkdir)
+  for make in things:
+    make(tmp_path / name)
+    with pytest.raises(ConfigError) as error:
+      workdir.check_workdir(of(tmp_path))
+    message = f"--workdir={tmp_path} is not allowed: {name} in it is no {kind}"
+    assert str(error.value) == message
+    (tmp_path / name).rmdir() if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
 
 
 def test_a_run_that_was_moved_there_can_be_read_but_not_trained(tmp_path):
