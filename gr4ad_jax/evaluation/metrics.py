@@ -16,7 +16,7 @@ from gr4ad_jax.evaluation import protocols
 
 RESAMPLES = 1000
 COVERAGE = 0.95
-CHUNK_CELLS = 4_000_000  # draws (sample by user) held in memory at a time
+CHUNK_CELLS = 4_000_000  # draws held in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
