@@ -74,6 +74,11 @@ class DataConfig:
     30.0, "ad_log without request_id: a pause this long starts a new visit.", low=0
   )
   target_behavior: str = knob("", "Shallowest behaviour that counts as a hit; empty: any.")
+  attribution_days: float = knob(
+    30.0,
+    "What a request's visit brings counts as its target up to so many days after the request.",
+    low=0,
+  )
   history_slots: int = knob(128, "Context slots for distinct ads of the user's history (S).", low=1)
   neighbor_slots: int = knob(64, "Context slots for unseen ads co-bought with the history.", low=0)
   rising_slots: int = knob(32, "Context slots for ads that rise at request time.", low=0)

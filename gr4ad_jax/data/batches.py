@@ -9,7 +9,7 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import history, pair_features
-from gr4ad_jax.data.history import Lines
+from gr4ad_jax.data.lines import Lines
 from gr4ad_jax.data.neighbors import NeighborFolds
 from gr4ad_jax.data.pair_features import PairFeatures
 from gr4ad_jax.data.trends import Trends
@@ -124,43 +124,42 @@ class RequestContexts:
       parts.append(self._neighbor_ids[requests])
       kinds.append(np.full(self.config.neighbor_slots, NEIGHBOR))
     if self.config.rising_slots:
-      bucket = self.popularity.bucket(self.lines.request_time[requests])
+      bucket = self.popularity.bucket_of(self.lines.request_time[requests])
       parts.append(self.popularity.rising(bucket, self.config.rising_slots))
       kinds.append(np.full(self.config.rising_slots, RISING))
     ads = np.concatenate(parts, axis=1)
     return ads, np.where(ads >= 0, np.concatenate(kinds), PADDING).astype(np.int32), rows
 
   def targets(self, requests: np.ndarray, draw: np.ndarray | int = 0):
-    """Draws at most M target lines a request, without replacement.
+    """Draws at most M targets a request, of its outcomes, without replacement.
 
     Args:
       requests: [B] request numbers.
       draw: which draw, one number or [B]; the same number gives the same targets.
 
     Returns:
-      [B, M] line numbers, -1 in padding.
+      [B, M] outcome numbers, -1 in padding.
     """
     out = np.full((len(requests), self.config.targets), -1, np.int64)
     salt_B = splitmix64(
       (np.broadcast_to(draw, len(requests)).astype(np.uint64) + np.uint64(1))
       * np.uint64(0x9E3779B97F4A7C15)
     )
+    outcomes = self.lines.outcomes
     for b, r in enumerate(requests):
-      line = np.arange(self.lines.request_first[r], self.lines.request_first[r + 1])
+      own = np.arange(outcomes.first[r], outcomes.first[r + 1])
       if self.min_depth:
-        line = line[self.lines.depth[line] >= self.min_depth]
-      if len(line) > self.config.targets:
-        line = line[
-          np.argsort(splitmix64(line.astype(np.uint64) ^ salt_B[b]), kind="stable")[
-            : self.config.targets
-          ]
-        ]
-      out[b, : len(line)] = line
+        own = own[outcomes.depth[own] >= self.min_depth]
+      if len(own) > self.config.targets:
+        order = np.argsort(splitmix64(own.astype(np.uint64) ^ salt_B[b]), kind="stable")
+        own = own[order[: self.config.targets]]
+      out[b, : len(own)] = own
     return out
 
   def batch(self, requests: np.ndarray, draw: np.ndarray | int = 0) -> RequestBatch:
     """Assembles the batch of `requests` ([B]); `draw` picks their targets (see `targets`)."""
-    lines, codes = self.lines, self.codes_NT
+    codes = self.codes_NT
+    outcomes = self.lines.outcomes
     requests = np.asarray(requests)
     ads, kinds, rows = self.slots(requests)
     slot = np.maximum(ads, 0)
@@ -176,18 +175,19 @@ class RequestContexts:
     features[:, past : past + self.config.neighbor_slots, -1] = self._neighbor_scores[requests]
     features[kinds == PADDING] = 0
     target = self.targets(requests, draw)
-    row = np.maximum(target, 0)
+    row = np.maximum(target, 0)  # padding takes outcome 0, and the mask says that it is none
+    target_ad = outcomes.ad[row]
     return RequestBatch(
       slot_kind_BS=kinds,
       slot_ad_BS=ads.astype(np.int32),
       slot_codes_BST=codes[slot],
       slot_features_BSF=features,
       user_features_BF=users,
-      target_ad_BM=np.where(target >= 0, lines.ad[row], -1).astype(np.int32),
-      target_codes_BMT=codes[lines.ad[row]],
+      target_ad_BM=np.where(target >= 0, target_ad, -1).astype(np.int32),
+      target_codes_BMT=codes[target_ad],
       target_mask_BM=target >= 0,
-      target_value_BM=np.where(target >= 0, lines.value[row], 0),
-      target_depth_BM=lines.depth[row].astype(np.int32),
+      target_value_BM=np.where(target >= 0, outcomes.value[row], 0),
+      target_depth_BM=outcomes.depth[row].astype(np.int32),
       user_value_B=spent,
     )
 

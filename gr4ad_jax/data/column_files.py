@@ -13,7 +13,7 @@ from gr4ad_jax.data.checks import Cells
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 
-READER = 3  # what is read of the same bytes; a change of it makes prepared data of older code stale
+READER = 4  # what is read of the same bytes; a change of it makes prepared data of older code stale
 ENDINGS = (".parquet", ".csv")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4", ".snappy", ".br")
 

@@ -1,149 +1,17 @@
-"""What a user did with each ad before a request, as running columns over the log's lines.
+"""What is known of a user before a request: the ads of the history, and features of them.
 
-A *line* is one (request, ad) pair: several events of one ad in one visit are one line with the
-deepest behaviour and the summed value and quantity. Running columns hold, at every line, the totals
-of its (user, ad) pair up to and
-including it, so the state before any request is a gather: no pass over the history, no per-user
-  object.
+All is looked up in the running columns of `data/lines.py`.
 """
-
-import dataclasses
-import functools
 
 import numpy as np
 
-from gr4ad_jax.data.schema import EventLog
-
-DAY = 86_400  # seconds
-DECAY = 0.9  # weight of a visit against the next one (docs/design/evaluation.md's personal recency)
-NEVER = np.iinfo(np.int32).max
+from gr4ad_jax.data.lines import DECAY, Lines
+from gr4ad_jax.data.schema import DAY
 
 FEATURES = (
   "depth", "count", "decayed_count", "last_value", "total_value", "unit_price", "quantity",
   "gap_days", "gap_visits", "interval_days", "due", "rate", "in_last_visit",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Lines:
-  """L lines in order of request, R requests in order of user and time; every column is aligned
-  with one of the two.
-  """
-
-  request: np.ndarray  # [L] int32
-  ad: np.ndarray  # [L] int32
-  depth: np.ndarray  # [L] int8
-  value: np.ndarray  # [L] float32, money
-  quantity: np.ndarray  # [L] float32, units
-  next_request: np.ndarray  # [L] int32, the user's next request with this ad, or NEVER
-  count: np.ndarray  # [L] float32, lines of this user and ad so far
-  decayed_count: np.ndarray  # [L] float32, the same with weight DECAY^(visits ago)
-  total_value: np.ndarray  # [L] float32, money so far
-  first_time: np.ndarray  # [L] int64, unix seconds of the pair's first line
-  request_first: np.ndarray  # [R + 1] first line of each request
-  request_user: np.ndarray  # [R] int32
-  request_time: np.ndarray  # [R] int64, unix seconds
-  request_visit: np.ndarray  # [R] int32, the user's visits before this one
-  request_split: np.ndarray  # [R] int8
-  user_first: np.ndarray  # [R] first line of the request's user
-
-  @functools.cached_property
-  def spent(self) -> np.ndarray:
-    """[L + 1] float64, money of all lines before each."""
-    return np.concatenate([[0.0], np.cumsum(self.value, dtype=np.float64)])
-
-  @functools.cached_property
-  def fresh(self) -> np.ndarray:
-    """[L + 1] lines before each that are a user's first of an ad."""
-    return np.concatenate([[0], np.cumsum(self.count == 1)])
-
-
-def _accumulate(
-  key: np.ndarray, visit: np.ndarray, value: np.ndarray, time: np.ndarray, request: np.ndarray
-):
-  """Running columns of lines sorted by request, grouped by `key` = (user, ad)."""
-  order = np.argsort(key, kind="stable")  # keeps time order inside a pair
-  first = np.ones(len(key), bool)
-  first[1:] = key[order][1:] != key[order][:-1]
-  start = np.flatnonzero(first)
-  group = np.cumsum(first) - 1
-  rank = np.arange(len(key)) - start[group]
-  total = np.cumsum(value[order], dtype=np.float64)
-  total -= (total[start] - value[order][start])[group]
-  decayed = np.ones(len(key))
-  sorted_visit = visit[order]
-  by_rank = np.argsort(rank, kind="stable")
-  bounds = np.searchsorted(rank[by_rank], np.arange(rank.max(initial=0) + 2))
-  for r in range(1, len(bounds) - 1):  # the r-th line of every pair at once
-    here = by_rank[bounds[r] : bounds[r + 1]]
-    decayed[here] += decayed[here - 1] * DECAY ** (sorted_visit[here] - sorted_visit[here - 1])
-  following = np.full(len(key), NEVER, np.int32)
-  following[:-1][~first[1:]] = request[order][1:][~first[1:]]
-  out = np.empty_like
-  columns = [
-    following,
-    (rank + 1).astype(np.float32),
-    decayed.astype(np.float32),
-    total.astype(np.float32),
-  ]
-  columns.append(time[order][start][group])
-  result = []
-  for column in columns:
-    back = out(column)
-    back[order] = column
-    result.append(back)
-  return result
-
-
-def build_lines(events: EventLog, num_ads: int) -> Lines:
-  """Folds events into lines and adds the running columns.
-
-  Args:
-    events: sorted by user, then visit (`EventLog`).
-    num_ads: rows of the ad table.
-
-  Returns:
-    The lines; inside a request they keep the order in which the log first names each ad.
-  """
-  request = events.request.astype(np.int64)
-  _, position, inverse = np.unique(
-    request * num_ads + events.ad, return_index=True, return_inverse=True
-  )
-  position_order = np.argsort(position, kind="stable")  # log order, not ad order
-  new_row = np.empty_like(position_order)
-  new_row[position_order] = np.arange(len(position_order))
-  row, position = new_row[inverse], position[position_order]
-  value = np.bincount(row, events.value, len(position)).astype(np.float32)
-  quantity = np.bincount(row, events.quantity, len(position)).astype(np.float32)
-  depth = np.zeros(len(position), np.int8)
-  np.maximum.at(depth, row, events.behavior)
-
-  line_request, line_ad = (
-    events.request[position].astype(np.int32),
-    events.ad[position].astype(np.int32),
-  )
-  num_requests = int(line_request[-1]) + 1 if len(line_request) else 0
-  request_first = np.searchsorted(line_request, np.arange(num_requests + 1))
-  opening = position[request_first[:-1]]
-  user, time, split = events.user[opening], events.time[opening], events.split[opening]
-  user_request = np.searchsorted(user, user)  # the user's first request: users are sorted
-  visit = (np.arange(num_requests) - user_request).astype(np.int32)
-  key = user[line_request].astype(np.int64) * num_ads + line_ad
-  running = _accumulate(key, visit[line_request], value, time[line_request], line_request)
-  return Lines(
-    line_request,
-    line_ad,
-    depth,
-    value,
-    quantity,
-    *running,
-    request_first,
-    user,
-    time,
-    visit,
-    split,
-    request_first[user_request],
-  )
 
 
 def history_rows(lines: Lines, requests: np.ndarray, slots: int) -> np.ndarray:
@@ -190,21 +58,22 @@ def history_features(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) ->
   """
   row = np.maximum(rows_BS, 0)
   line_request = lines.request[row]
-  last_time = lines.request_time[line_request]
+  last_time = lines.time[row]
   gap_visits = (lines.request_visit[requests][:, None] - lines.request_visit[line_request]).astype(
     np.float32
   )
   gap_days = np.maximum(lines.request_time[requests][:, None] - last_time, 0) / DAY
   count = lines.count[row]
   interval = (last_time - lines.first_time[row]) / DAY / np.maximum(count - 1, 1)
-  quantity = lines.quantity[row]
+  value = np.maximum(lines.value[row], 0)  # below 0: more was given back than taken
+  quantity = np.maximum(lines.quantity[row], 0)
   out = np.stack([
     lines.depth[row],
     np.log1p(count),
     np.log1p(lines.decayed_count[row] * DECAY ** (gap_visits - 1)),
-    np.log1p(lines.value[row]),
-    np.log1p(lines.total_value[row]),
-    np.log1p(lines.value[row] / np.maximum(quantity, 1)),
+    np.log1p(value),
+    np.log1p(np.maximum(lines.total_value[row], 0)),
+    np.log1p(value / np.maximum(quantity, 1)),
     np.log1p(quantity),
     np.log1p(gap_days) / 2,
     np.log1p(gap_visits),
@@ -242,7 +111,7 @@ def user_features(lines: Lines, requests: np.ndarray) -> np.ndarray:
     np.log1p(np.maximum(time - previous, 0) / DAY) / 2,
     np.log1p(np.maximum(time - begin, 0) / DAY) / 2,
     np.log1p((here - first) / some),
-    np.log1p((lines.spent[here] - lines.spent[first]) / some) / 2,
+    np.log1p(np.maximum(lines.spent[here] - lines.spent[first], 0) / some) / 2,
     (lines.fresh[here] - lines.fresh[first]) / np.maximum(here - first, 1),
     np.sin(year),
     np.cos(year),

@@ -70,14 +70,15 @@ class PairSampler:
     requests = np.asarray(requests)
     slots_BS = contexts.slots(requests)[0]
     limits = config.reward_targets, config.reward_shown, config.reward_negatives
-    sizes = np.diff(contexts.lines.request_first)[requests]
+    outcomes = contexts.lines.outcomes
+    sizes = np.diff(outcomes.first)[requests]
     width = int(sizes.max(initial=0))
     bits = _random(requests, draw, self._seed, width + slots_BS.shape[1] + limits[2])
-    line_BX = contexts.lines.request_first[requests][:, None] + np.arange(width)
+    own_BX = outcomes.first[requests][:, None] + np.arange(width)
     inside = np.arange(width) < sizes[:, None]
-    line_BX = np.where(inside, line_BX, 0)
-    inside &= contexts.lines.depth[line_BX] >= contexts.min_depth
-    own = _sampled(np.where(inside, contexts.lines.ad[line_BX], -1), bits[:, :width], limits[0])
+    own_BX = np.where(inside, own_BX, 0)
+    inside &= outcomes.depth[own_BX] >= contexts.min_depth
+    own = _sampled(np.where(inside, outcomes.ad[own_BX], -1), bits[:, :width], limits[0])
 
     slots_BS = np.sort(slots_BS, axis=1)
     again = np.zeros(slots_BS.shape, bool)
@@ -95,11 +96,11 @@ class PairSampler:
     """Whether each ad is a target of the request, and its clipped value; [B, C] bool and
     float32.
     """
-    lines = self.contexts.lines
-    line_BC = self.contexts.pairs.own_lines(requests, ads_BC)
-    row_BC = np.maximum(line_BC, 0)
-    bought = (line_BC >= 0) & (lines.depth[row_BC] >= self.contexts.min_depth)
-    value = np.clip(lines.value[row_BC], 0, self._clip)
+    outcomes = self.contexts.lines.outcomes
+    own_BC = outcomes.of(requests, ads_BC)
+    row_BC = np.maximum(own_BC, 0)
+    bought = (own_BC >= 0) & (outcomes.depth[row_BC] >= self.contexts.min_depth)
+    value = np.clip(outcomes.value[row_BC], 0, self._clip)
     return bought, np.where(bought, value, 0).astype(np.float32)
 
   def batch(self, requests: np.ndarray, draw: np.ndarray | int = 0) -> LabeledPairs:

@@ -11,8 +11,9 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import history, trends
-from gr4ad_jax.data.history import DAY, Lines
+from gr4ad_jax.data.lines import Lines
 from gr4ad_jax.data.neighbors import NeighborFolds
+from gr4ad_jax.data.schema import DAY
 from gr4ad_jax.data.trends import Trends
 
 CROSSES = (
@@ -172,13 +173,6 @@ class PairFeatures:
     opening = self.lines.request[self.lines.user_first[requests]]  # the user's first request
     found = (at_BC >= 0) & (key[np.maximum(at_BC, 0)] >= base_BC + opening[:, None]) & (ads_BC >= 0)
     return np.where(found, order[np.maximum(at_BC, 0)], -1)
-
-  def own_lines(self, requests: np.ndarray, ads_BC: np.ndarray) -> np.ndarray:
-    """The request's own line with each ad, [B, C] int64; -1: it has none."""
-    key, order = self._by_ad
-    wanted = ads_BC.astype(np.int64) * len(self.lines.request_time) + requests[:, None]
-    at_BC = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
-    return np.where((key[at_BC] == wanted) & (ads_BC >= 0), order[at_BC], -1)
 
   def batch(self, requests: np.ndarray, ads_BC: np.ndarray) -> PairBatch:
     """All that a ranker reads of requests [B] and ads [B, C]; -1 is padding."""

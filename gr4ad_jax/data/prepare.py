@@ -55,7 +55,8 @@ def load_dataset(config: DataConfig) -> Dataset:
   (ads, _), (events, notes) = parts["ads"], parts["events"]
   report = Report(**notes["report"])
   _log.info("%s: %s", config.dataset, report)
-  return Dataset(config.dataset, ads, events, tuple(notes["behaviors"]), report)
+  behaviors = tuple(notes["behaviors"])
+  return Dataset(config.dataset, ads, events, behaviors, report, config.attribution_days)
 
 
 def prepared_folders(config: DataConfig) -> dict[str, str]:

@@ -6,6 +6,8 @@ import functools
 import numpy as np
 
 SPLITS = ("train", "valid", "test")
+DAY = 86_400  # seconds
+ATTRIBUTION_DAYS = 30.0  # the default of `DataConfig.attribution_days`
 # Of a number of a batch: its square, 1e36, is still finite in float32, which ends at 3.4e38. Sums
 # of hundreds of such squares would not be; `objectives/lists.MOST_REWARD` bounds what is squared
 # and summed.
@@ -53,7 +55,7 @@ class EventLog:
   behavior: np.ndarray  # [E] int8, depth: 0 is the shallowest
   value: np.ndarray  # [E] float32, money
   quantity: np.ndarray  # [E] float32, units
-  split: np.ndarray  # [E] int8, index into SPLITS; all events of a request share it
+  split: np.ndarray  # [E] int8, index into SPLITS, of the visit in whose period it happened
 
   def __len__(self):
     return len(self.ad)
@@ -89,3 +91,4 @@ class Dataset:
   events: EventLog
   behaviors: tuple[str, ...]  # shallowest first
   report: Report | None = None
+  attribution_days: float = ATTRIBUTION_DAYS  # a visit's events are targets up to so long after it

@@ -1,8 +1,12 @@
-"""Events in order: grouped into visits, visits numbered, each user's last visits held out."""
+"""Events in order: grouped into visits, visits numbered, each user's last visits held out; and what
+had happened at a moment.
+"""
+
+import dataclasses
 
 import numpy as np
 
-from gr4ad_jax.data.schema import SPLITS, EventLog
+from gr4ad_jax.data.schema import DAY, SPLITS, EventLog
 
 TRAIN, VALID, TEST = (SPLITS.index(name) for name in ("train", "valid", "test"))
 MIN_VISITS = 3  # a user with fewer has none to hold out
@@ -30,7 +34,8 @@ def ordered_log(
     gap_seconds: used without `request` only.
 
   Returns:
-    The log. A user's visits stand in order of their first moment, then of their first row.
+    The log. A user's visits stand in order of their first moment, then of their first row. An event
+    has the split of the visit in whose period it happened (`periods`).
   """
   present, user = np.unique(user, return_inverse=True)
   visit = (
@@ -39,6 +44,7 @@ def ordered_log(
   request = _in_order(visit, user, time)
   order = np.lexsort((time, request))  # stable: equal times keep the log's order
   user_R = user[order][_first_of_run(request[order])]
+  period = periods(user[order], request[order], time[order])
   return EventLog(
     user_id=user_id[present],
     user=user[order].astype(np.int32),
@@ -48,7 +54,7 @@ def ordered_log(
     behavior=behavior[order].astype(np.int8),
     value=value[order].astype(np.float32),
     quantity=quantity[order].astype(np.float32),
-    split=split_of_visits(user_R)[request[order]],
+    split=split_of_visits(user_R)[period],
   )
 
 
@@ -65,6 +71,75 @@ def split_of_visits(user_R: np.ndarray) -> np.ndarray:
   split_R[last] = TEST
   split_R[last - 1] = VALID
   return split_R
+
+
+def periods(user: np.ndarray, request: np.ndarray, time: np.ndarray) -> np.ndarray:
+  """The visit in whose period each event happened: the latest of its user's that had begun before.
+
+  An event of a visit may come late, after the user's next visits have begun: a purchase days after
+  its click. A request knows the events of earlier periods and no others. Of visits of one moment,
+  the first ones count as over when the next one begins.
+
+  Args:
+    user, request, time: [E] columns of an `EventLog`, in its order.
+
+  Returns:
+    [E] int32, at least `request`, and equal to it for the first events of every visit.
+  """
+  if not len(time):
+    return request.astype(np.int32)
+  first = _first_of_run(request)
+  origin = int(time.min())
+  span = int(time.max()) - origin + 1
+  # Visits stand in order of user and first moment: so do these numbers, one a visit.
+  begin_R = user[first].astype(np.int64) * span + (time[first] - origin)
+  moment = user.astype(np.int64) * span + (time - origin)
+  # The first visit, of all users, that begins at the event's moment or later: it knows the event.
+  knows = np.searchsorted(begin_R, moment)
+  return np.maximum(knows - 1, request).astype(np.int32)
+
+
+def attributed(events: EventLog, days: float) -> np.ndarray:
+  """Whether each event counts as following its request: at most `days` after the visit's first
+  moment; [E] bool.
+  """
+  return events.time - events.time[_opening(events.request)] <= days * DAY
+
+
+def until(events: EventLog, now_U: np.ndarray) -> EventLog:
+  """The log as it stood when each user's moment came: what happened later is not in it.
+
+  Args:
+    events: the log of U users.
+    now_U: unix seconds, one a user.
+  """
+  known = events.time <= now_U[events.user]
+  if known.all():
+    return events
+  columns = {
+    field.name: getattr(events, field.name)[known]
+    for field in dataclasses.fields(events)
+    if field.name != "user_id"
+  }
+  request = renumbered(columns["user"], columns["request"])
+  return dataclasses.replace(events, **columns | {"request": request})
+
+
+def renumbered(user: np.ndarray, visit: np.ndarray) -> np.ndarray:
+  """Visits numbered 0, 1, … where user or visit changes, [E] int32."""
+  opens = (np.diff(user) != 0) | (np.diff(visit) != 0)
+  return np.cumsum(np.append(0, opens), dtype=np.int32)[: len(user)]
+
+
+def split_of_requests(events: EventLog) -> np.ndarray:
+  """The split of each event's request, [E] int8: that of the visit's first event."""
+  return events.split[_opening(events.request)]
+
+
+def _opening(request: np.ndarray) -> np.ndarray:
+  """[E] the first event of each event's visit."""
+  first = _first_of_run(request)[: len(request)]
+  return np.repeat(first, np.diff(np.append(first, len(request))))
 
 
 def _visits_by_id(user: np.ndarray, request: np.ndarray) -> np.ndarray:

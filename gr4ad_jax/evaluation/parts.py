@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gr4ad_jax.data import schema
-from gr4ad_jax.data.history import DAY
+from gr4ad_jax.data.schema import DAY
 from gr4ad_jax.evaluation.metrics import Ratio
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.sid.left_out import LeftOut
@@ -47,10 +47,13 @@ def seen_before(dataset: schema.Dataset, requests: EvalRequests, days: float = 0
   # All events from `first` to before `now` of each request, as one gather.
   row_E = np.repeat(np.arange(len(requests)), size)
   at_E = np.arange(len(row_E)) - np.repeat(np.cumsum(size) - size, size) + first[row_E]
+  moment_E = events.time[now][row_E]
+  seen_E = events.time[at_E] <= moment_E  # an event of an earlier visit may come later
   if days:
     # Counted back from the request, whose first event is at `now`.
-    late_E = events.time[at_E] >= events.time[now][row_E] - days * DAY
-    row_E, at_E = row_E[late_E], at_E[late_E]
+    seen_E &= events.time[at_E] >= moment_E - days * DAY
+  row_E = row_E[seen_E]
+  at_E = at_E[seen_E]
   return LeftOut.of(len(requests), row_E, events.ad[at_E])
 
 

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from gr4ad_jax.data import schema
+from gr4ad_jax.data import schema, visits
 
 # A line's value counts up to this percentile of its split: one great order shall not decide.
 VALUE_PERCENTILE = 99.0
@@ -132,6 +132,7 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
   Returns:
     Requests with one target or more. An ad's events in a request are one line, with their values
     added.
+    Events count within the data set's attribution window. What was only given back does not.
 
   Raises:
     ValueError: an unknown split or behaviour.
@@ -139,7 +140,8 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
   """
   events = dataset.events
   depth = target_depth(dataset.behaviors, target_behavior)
-  chosen = (events.split == _split_index(split, schema.SPLITS)) & (events.behavior >= depth)
+  chosen = visits.split_of_requests(events) == _split_index(split, schema.SPLITS)
+  chosen &= visits.attributed(events, dataset.attribution_days) & (events.behavior >= depth)
   if not chosen.any():
     behavior = target_behavior or "any"
     raise schema.DataError(
@@ -149,6 +151,8 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
   line, value = lines(
     events.request[chosen], events.ad[chosen], events.value[chosen], len(dataset.ads)
   )
+  line = line[value >= 0]
+  value = value[value >= 0]
   request, start = np.unique(line[:, 0], return_index=True)
   # `request` ascends over the log, and a visit is of one user: its first event tells whose it is.
   first = np.searchsorted(events.request, request)

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from gr4ad_jax.config import SearchConfig
-from gr4ad_jax.data.history import DAY
-from gr4ad_jax.data.schema import DataError, EventLog
+from gr4ad_jax.data.schema import DAY, DataError, EventLog
 
 _KEPT = 64  # sets of ads that are kept while the ads stay what they are
 

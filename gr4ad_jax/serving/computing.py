@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax.config import Config
+from gr4ad_jax.data import visits
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.decoding import exclusion
@@ -133,6 +134,8 @@ class Computer:
   def log_of(self, query: Query) -> tuple[EventLog, int]:
     """A query's history as a log of one user, and the moment of the request.
 
+    Of a user of the log the history is what had happened by that moment.
+
     Raises:
       UnknownUser: there is no such user.
       DataError: an event that is not allowed; the message names it.
@@ -141,10 +144,10 @@ class Computer:
       log = self._users.log_of(query.user)
       if log is None:
         raise UnknownUser(query.user)
-      latest = int(log.time[-1]) if len(log) else 0
+      latest = int(log.time.max(initial=0))
       now = histories.default_now([latest], self._builder.end) if query.now is None else query.now
-      histories.check_now(now, latest)
-      return log, now
+      histories.check_now(now)
+      return visits.until(log, np.array([now])), now  # what came later was not known
     events, now = query.history or (), query.now
     if now is None:
       times = (event.get("time") for event in events if isinstance(event, Mapping))

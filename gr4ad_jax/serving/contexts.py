@@ -7,15 +7,15 @@ training or evaluation sees. The work grows with the histories, not with the num
 
 import bisect
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from gr4ad_jax.config import Config, DataConfig
-from gr4ad_jax.data import history
+from gr4ad_jax.data import visits
 from gr4ad_jax.data.batches import RequestBatch, RequestContexts
+from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import Dataset, EventLog
@@ -59,8 +59,7 @@ class ContextBuilder:
   @property
   def end(self) -> int:
     """Where the counts end, unix seconds: the moment of a request that names none."""
-    trends = self._trends
-    return trends.origin + math.ceil((len(trends.seen) - 1) * trends.width * history.DAY)
+    return self._trends.end
 
   def batch(self, histories: EventLog, now_B: np.ndarray) -> RequestBatch:
     """The contexts of B >= 1 requests; what a request would take is not known, so no target is set.
@@ -69,14 +68,16 @@ class ContextBuilder:
       which ones rise.
 
     Args:
-      histories: events of the users 0 … B−1, who may have none. All of them are taken as past.
-      now_B: unix seconds of each request, not before the user's last event.
+      histories: events of the users 0 … B−1, who may have none. Those after a user's moment have
+        not happened yet: nothing of them is read.
+      now_B: unix seconds of each request.
 
     Returns:
       A batch of B rows, in the users' order.
     """
     codes_NT, price_N = self._ads.codes_NT, self._ads.price_N
-    lines = history.build_lines(_with_open_visits(histories, now_B), len(codes_NT))
+    known = visits.until(histories, now_B)
+    lines = build_lines(_with_open_visits(known, now_B), len(codes_NT))
     contexts = RequestContexts(
       lines, codes_NT, price_N, self._trends, self._neighbors, self._config
     )
@@ -151,7 +152,7 @@ def joined(logs: Sequence[EventLog]) -> EventLog:
     for f in dataclasses.fields(EventLog)
   }
   columns["user"] = np.repeat(np.arange(len(logs), dtype=np.int32), [len(log) for log in logs])
-  columns["request"] = _renumbered(columns["user"], columns["request"])
+  columns["request"] = visits.renumbered(columns["user"], columns["request"])
   return EventLog(**columns)
 
 
@@ -168,10 +169,4 @@ def _with_open_visits(events: EventLog, now_B: np.ndarray) -> EventLog:
   fills = {"ad": 0, "time": now_B, "behavior": 0, "value": 0, "quantity": 0, "split": 0}
   columns = {name: extended(getattr(events, name), fill) for name, fill in fills.items()}
   user, visit = extended(events.user, np.arange(users)), extended(events.request, -1)
-  return dataclasses.replace(events, user=user, request=_renumbered(user, visit), **columns)
-
-
-def _renumbered(user_E: np.ndarray, visit_E: np.ndarray) -> np.ndarray:
-  """Visits numbered 0, 1, … where user or visit changes, [E] int32."""
-  opens = (np.diff(user_E) != 0) | (np.diff(visit_E) != 0)
-  return np.cumsum(np.append(0, opens), dtype=np.int32)[: len(user_E)]
+  return dataclasses.replace(events, user=user, request=visits.renumbered(user, visit), **columns)

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.serving import answers, plans
@@ -277,7 +279,8 @@ class ServingEngine:
     """A user's latest events, latest first. Raises UnknownUser."""
     log, _ = self._computer.log_of(Query(user=user))
     events = []
-    for at in range(len(log) - 1, max(len(log) - 1 - limit, -1), -1):
+    # Visits may overlap, so the log's order is not that of time.
+    for at in np.argsort(log.time, kind="stable")[::-1][:limit].tolist():
       ad = self.catalog.ad(int(log.ad[at]))
       numbers = {name: float(getattr(log, name)[at]) for name in ("value", "quantity")}
       behavior = self._computer.behaviors[log.behavior[at]]

@@ -65,8 +65,10 @@ def describe(
   events, ads = dataset.events, dataset.ads
   lines = []
   for row in np.unique(np.linspace(0, len(requests) - 1, users + 2).astype(int)[1:-1]):
+    request = requests.request[row]
+    moment = events.time[np.searchsorted(events.request, request)]
     before = np.flatnonzero(
-      (events.user == requests.user[row]) & (events.request < requests.request[row])
+      (events.user == requests.user[row]) & (events.request < request) & (events.time <= moment)
     )
     taken = set(
       requests.target_ad[requests.target_start[row] : requests.target_start[row + 1]].tolist()

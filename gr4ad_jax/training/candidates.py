@@ -142,10 +142,9 @@ class CandidateMaker:
 
   def _targets(self, requests: np.ndarray) -> np.ndarray:
     """The requests' own ads, as VSL draws them: [B, M]."""
-    line_BM = self._contexts.targets(requests)
-    return np.where(line_BM >= 0, self._contexts.lines.ad[np.maximum(line_BM, 0)], -1).astype(
-      np.int32
-    )
+    own_BM = self._contexts.targets(requests)
+    ad_BM = self._contexts.lines.outcomes.ad[np.maximum(own_BM, 0)]
+    return np.where(own_BM >= 0, ad_BM, -1).astype(np.int32)
 
   def _pipeline(self, name: str, requests: np.ndarray) -> np.ndarray:
     """Best ads by one pipeline: [B, other_candidates] int32, -1 where there are fewer."""

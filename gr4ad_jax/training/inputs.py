@@ -16,10 +16,10 @@ import numpy as np
 
 from gr4ad_jax import files
 from gr4ad_jax.config import Config, ConfigError, is_trained
-from gr4ad_jax.data import ad_store, history
+from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.data.history import Lines
+from gr4ad_jax.data.lines import Lines, build_lines
 from gr4ad_jax.data.neighbors import NeighborFolds
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import LARGEST, SPLITS, DataError, Dataset, EventLog
@@ -85,9 +85,10 @@ class Inputs:
 
   def has_targets(self, config: Config, split: str) -> bool:
     """Whether a split holds anything to predict."""
-    events, target = self.dataset.events, config.data.target_behavior
-    depth = protocols.target_depth(self.dataset.behaviors, target)
-    return bool(((events.split == SPLITS.index(split)) & (events.behavior >= depth)).any())
+    outcomes = self.lines.outcomes
+    depth = protocols.target_depth(self.dataset.behaviors, config.data.target_behavior)
+    here_P = self.lines.request_split[outcomes.request] == SPLITS.index(split)
+    return bool((here_P & (outcomes.depth >= depth)).any())
 
   def contexts(self, config: Config, split: str) -> RequestContexts:
     """The batches of a split; 'train' means all that is learned from.
@@ -184,7 +185,7 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
   dataset = load_dataset(config.data)
   source = source or source_of(config)
   tokenizer, index = tokenizer_of(config, dataset, source, told)
-  lines = history.build_lines(dataset.events, len(dataset.ads))
+  lines = build_lines(dataset.events, len(dataset.ads), dataset.attribution_days)
   _check_numbers(dataset, lines)
   if source:
     neighbors, ecpm = load_features(source)
@@ -193,7 +194,9 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
     request_L, ad_L = lines.request[fitted], lines.ad[fitted]
     user_L, folds = lines.request_user[request_L], config.data.neighbor_folds
     neighbors = NeighborFolds.fit(request_L, user_L, ad_L, len(dataset.ads), folds)
-    ecpm = EcpmBins.fit(lines.value[fitted], config.model.ecpm_bins)
+    outcomes = lines.outcomes
+    learned_P = np.isin(outcomes.request, learned_requests(lines, config))
+    ecpm = EcpmBins.fit(outcomes.value[learned_P], config.model.ecpm_bins)
   return Inputs(dataset, tokenizer, index, lines, neighbors, ecpm)
 
 

@@ -200,22 +200,22 @@ class PreferenceTask(RequestTask):
     """The requests' contexts, their candidates as sequences, and which of these were taken, with
     their money.
     """
-    lines = self.inputs.lines
+    outcomes = self.inputs.lines.outcomes
     row = made.rows_of(requests)
     ad_BC = made.ad_RC[row]
     context = self.contexts.batch(requests)
-    line_BM = self.contexts.targets(requests)
-    target_BM = np.where(line_BM >= 0, lines.ad[np.maximum(line_BM, 0)], -2)
+    own_BM = self.contexts.targets(requests)
+    target_BM = np.where(own_BM >= 0, outcomes.ad[np.maximum(own_BM, 0)], -2)
     match_BCM = (
       ad_BC[:, :, None] == target_BM[:, None]
     )  # M targets stand among the C candidates, once each
-    taken_BC, line_BC = match_BCM.any(-1), np.take_along_axis(line_BM, match_BCM.argmax(-1), axis=1)
-    line_BC = np.maximum(line_BC, 0)
+    taken_BC = match_BCM.any(-1)
+    own_BC = np.maximum(np.take_along_axis(own_BM, match_BCM.argmax(-1), axis=1), 0)
     batch: RequestBatch = context._replace(
       target_codes_BMT=self.inputs.index.codes_NT[np.maximum(ad_BC, 0)],
       target_mask_BM=taken_BC,
-      target_value_BM=np.where(taken_BC, lines.value[line_BC], 0),
-      target_depth_BM=np.where(taken_BC, lines.depth[line_BC], 0).astype(np.int32),
+      target_value_BM=np.where(taken_BC, outcomes.value[own_BC], 0),
+      target_depth_BM=np.where(taken_BC, outcomes.depth[own_BC], 0).astype(np.int32),
     )
     return PreferenceBatch(batch, ad_BC >= 0, made.reference_logp_RC[row], made.reward_RC[row])
 

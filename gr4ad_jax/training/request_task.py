@@ -253,8 +253,8 @@ class RequestTask(Task):
     return loss
 
   def _item_loss(self) -> LossFn:
-    lines = self.inputs.lines
-    taken = lines.ad[np.isin(lines.request, self.order.examples)]
+    outcomes = self.inputs.lines.outcomes
+    taken = outcomes.ad[np.isin(outcomes.request, self.order.examples)]
     count_N = np.bincount(taken, minlength=self.model.num_ads) + 1.0  # no ad has a share of 0
     return make_item_loss(self.model, count_N / count_N.sum())
 

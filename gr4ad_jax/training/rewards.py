@@ -210,11 +210,9 @@ class Rewarder:
   ) -> RewardColumns:
     """All that a reward function may read; arguments as of a call."""
     contexts, lines = self._contexts, self._contexts.lines
-    row_BC, logged_BC = np.maximum(ad_BC, 0), np.zeros(ad_BC.shape, np.float32)
-    for b, request in enumerate(requests_B):
-      own = slice(lines.request_first[request], lines.request_first[request + 1])
-      value_of = dict(zip(lines.ad[own].tolist(), lines.value[own].tolist(), strict=True))
-      logged_BC[b] = [value_of.get(ad, 0.0) for ad in ad_BC[b].tolist()]
+    row_BC = np.maximum(ad_BC, 0)
+    own_BC = lines.outcomes.of(requests_B, ad_BC)
+    logged_BC = np.where(own_BC >= 0, lines.outcomes.value[np.maximum(own_BC, 0)], 0)
     if self._model:
       found = self._model.estimate(requests_B, ad_BC)
       prior = self._config.reward_prior

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from gr4ad_jax.data import visits
-from gr4ad_jax.data.history import DAY
+from gr4ad_jax.data.schema import DAY
 
 ADS = 9
 START = 19_000 * DAY + 5_000  # unix seconds, not at midnight
@@ -23,12 +23,12 @@ def make_log(seed=0, users=6, most_visits=7, ads=ADS, days=9):
   rng = np.random.default_rng(seed)
   rows = []
   for user in range(users):
-    moment, number = (
-      START + int(rng.integers(0, 20 * DAY)),
-      1 if user == 1 else int(rng.integers(2, most_visits + 1)),
-    )
+    moment = START + int(rng.integers(0, 20 * DAY))
+    number = 1 if user == 1 else int(rng.integers(2, most_visits + 1))
+    pauses = [int(rng.choice([0, 3600, DAY, days * DAY])) for _ in range(number)] + [3600]
     for visit in range(number):
-      moment += int(rng.choice([0, 3600, DAY, days * DAY]))
+      moment += pauses[visit]
+      step = 10 if pauses[visit + 1] else 0  # a visit is over when the next one begins
       for k in range(int(rng.integers(1, 7))):
         depth = int(rng.choice([0, 0, 1, 2]))
         value = float(rng.integers(1, 900)) / 10 if depth == 2 else 0.0
@@ -36,7 +36,7 @@ def make_log(seed=0, users=6, most_visits=7, ads=ADS, days=9):
           (
             user,
             int(rng.integers(0, ads)),
-            moment + 10 * k,
+            moment + step * k,
             depth,
             value,
             float(rng.integers(0, 5)),
@@ -51,18 +51,23 @@ def make_log(seed=0, users=6, most_visits=7, ads=ADS, days=9):
   return visits.ordered_log(names, **columns)
 
 
-Line = collections.namedtuple("Line", "request ad depth value quantity")
+Line = collections.namedtuple("Line", "request ad depth value quantity first_time time")
 
 
 def lines_of(events):
-  """Lines as dictionaries make them, in order."""
+  """Lines of a log without late events, as dictionaries make them, in order."""
   found = {}
-  columns = (events.request, events.ad, events.behavior, events.value, events.quantity)
-  for event in (Line(*map(float, row)) for row in zip(*columns, strict=True)):
-    key = int(event.request), int(event.ad)
-    old = found.get(key, Line(*key, 0, 0.0, 0.0))
-    found[key] = Line(
-      *key, max(old.depth, event.depth), old.value + event.value, old.quantity + event.quantity
+  columns = (events.behavior, events.value, events.quantity, events.time, events.time)
+  for request, ad, *row in zip(events.request, events.ad, *columns, strict=True):
+    event = Line(int(request), int(ad), *map(float, row))
+    old = found.get(event[:2], event._replace(depth=0, value=0.0, quantity=0.0))
+    found[event[:2]] = Line(
+      *event[:2],
+      max(old.depth, event.depth),
+      old.value + event.value,
+      old.quantity + event.quantity,
+      old.first_time,
+      event.time,
     )
   return list(found.values())
 

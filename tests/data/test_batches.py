@@ -20,7 +20,7 @@ from gr4ad_jax.data.batches import (
   RequestContexts,
   zero_batch,
 )
-from gr4ad_jax.data.history import build_lines
+from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.training.order import TrainingOrder
@@ -68,7 +68,9 @@ def test_slots_are_history_then_neighbours_then_rising_ads(contexts, whole):
     past = set(ads[r, :5][ads[r, :5] >= 0].tolist())
     near = ads[r, 5:8][ads[r, 5:8] >= 0].tolist()
     assert len(set(near)) == len(near) and not past & set(near)
-  rising = contexts.popularity.rising(contexts.popularity.bucket(lines.request_time[requests]), 2)
+  rising = contexts.popularity.rising(
+    contexts.popularity.bucket_of(lines.request_time[requests]), 2
+  )
   np.testing.assert_array_equal(ads[:, 8:], rising)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data import history
-from gr4ad_jax.data.history import DAY, DECAY, NEVER, build_lines
+from gr4ad_jax.data.lines import DECAY, NEVER, build_lines
+from gr4ad_jax.data.schema import DAY
 from tests.data import logs
 
 
@@ -30,7 +31,8 @@ def test_events_of_one_ad_in_one_visit_are_one_line(log):
   assert len(plain) < len(events)  # there is something to fold
   for i, line in enumerate(plain):
     found = (lines.request[i], lines.ad[i], lines.depth[i], lines.value[i], lines.quantity[i])
-    assert found == pytest.approx(tuple(line), rel=1e-5)
+    assert found == pytest.approx(line[:5], rel=1e-5)
+    assert lines.time[i] == line.time
   assert len(lines.request) == len(plain)
 
 
@@ -64,7 +66,7 @@ def test_running_columns(log):
     ago = [visit[line.request] - visit[other.request] for other in past]
     assert lines.decayed_count[i] == pytest.approx(sum(DECAY**n for n in ago), rel=1e-5)
     assert lines.total_value[i] == pytest.approx(sum(other.value for other in past), rel=1e-5)
-    assert lines.first_time[i] == time[pair[0].request]
+    assert lines.first_time[i] == pair[0].first_time
     following = [other.request for other in pair if other.request > line.request]
     assert lines.next_request[i] == min(following, default=NEVER)
 
@@ -100,8 +102,8 @@ def test_features_equal_a_loop(log):
   for b, s in np.argwhere(rows >= 0):
     last = plain[rows[b, s]]
     past = [(line, at) for line, at in earlier(events, plain, b) if line.ad == last.ad]
-    days = (time[b] - time[last.request]) / DAY
-    interval = (time[last.request] - time[past[0][0].request]) / DAY / max(len(past) - 1, 1)
+    days = (time[b] - last.time) / DAY
+    interval = (last.time - past[0][0].first_time) / DAY / max(len(past) - 1, 1)
     expected = {
       "depth": last.depth,
       "count": math.log1p(len(past)),

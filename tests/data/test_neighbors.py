@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data import history, neighbors
-from gr4ad_jax.data.history import build_lines
+from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from tests.data import logs
 from tests.whole_files import assert_replaced_whole

@@ -8,6 +8,7 @@ import pytest
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import history, pair_features, visits
 from gr4ad_jax.data.batches import RequestContexts
+from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.pair_features import FEATURES, SparseRows
 from gr4ad_jax.data.trends import Trends
@@ -26,7 +27,7 @@ def folds_of(lines, folds=2):
 
 def contexts_of(events, fitted=None, min_depth=0):
   """Contexts of a log; what is fitted is that of other features, where they are given."""
-  lines = history.build_lines(events, logs.ADS)
+  lines = build_lines(events, logs.ADS)
   price = np.linspace(1, 9, logs.ADS).astype(np.float32)
   popularity = fitted.popularity if fitted else Trends.fit(lines, logs.ADS)
   neighbors = fitted.neighbors if fitted else folds_of(lines)
@@ -50,7 +51,8 @@ def everything(features):
 
 def test_last_and_own_lines_equal_a_loop(features):
   requests, ads = everything(features)
-  last, own = features.last_lines(requests, ads), features.own_lines(requests, ads)
+  last = features.last_lines(requests, ads)
+  own = features.lines.outcomes.of(requests, ads)
   lines = features.lines
   for b, request in enumerate(requests):
     before = {
@@ -98,7 +100,7 @@ def test_nothing_of_the_request_or_later_is_read():
 
 def test_a_training_user_sees_neighbours_that_others_made():
   events = logs.make_log(seed=6, users=6)
-  lines = history.build_lines(events, logs.ADS)
+  lines = build_lines(events, logs.ADS)
   users = lines.request_user[lines.request]
   folds = folds_of(lines)
   np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), False), [0, 1, 1])
@@ -111,7 +113,7 @@ def test_a_training_user_sees_neighbours_that_others_made():
 
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_folds_come_back_from_disk(tmp_path, number):
-  folds = folds_of(history.build_lines(logs.make_log(seed=4, users=10), logs.ADS), number)
+  folds = folds_of(build_lines(logs.make_log(seed=4, users=10), logs.ADS), number)
   folds.save(str(tmp_path))
   loaded = NeighborFolds.load(str(tmp_path))
   np.testing.assert_array_equal(loaded.ids, folds.ids)
@@ -121,7 +123,7 @@ def test_folds_come_back_from_disk(tmp_path, number):
 
 
 def test_without_folds_everyone_sees_all_visits():
-  folds = folds_of(history.build_lines(logs.make_log(seed=4, users=10), logs.ADS), 0)
+  folds = folds_of(build_lines(logs.make_log(seed=4, users=10), logs.ADS), 0)
   np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), False), [0, 0, 0])
 
 

@@ -9,6 +9,7 @@ import pytest
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import batches, history, pair_features, trends
 from gr4ad_jax.data.batches import RequestContexts
+from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.neighbors import NeighborFolds
 from gr4ad_jax.data.trends import Trends
 from tests.data import logs
@@ -130,7 +131,7 @@ def log():
 
 
 def contexts_of(log, slots, held_out):
-  lines = history.build_lines(log.events, ADS)
+  lines = build_lines(log.events, ADS)
   folds = NeighborFolds.fit(lines.request, lines.request_user[lines.request], lines.ad, ADS, 3)
   config = DataConfig(history_slots=slots, neighbor_slots=3, rising_slots=2, targets=3)
   about = lines, CODES_NT, PRICE_N, Trends.fit(lines, ADS), folds, config
@@ -210,7 +211,7 @@ def test_slots_and_pairs_tell_the_same_of_an_ad(log):
 
 
 def test_neighbours_are_those_of_all_unless_told_otherwise(log):
-  lines = history.build_lines(log.events, ADS)
+  lines = build_lines(log.events, ADS)
   contexts, folds = contexts_of(log, 9, True)
   about = lines, CODES_NT, PRICE_N, contexts.popularity, folds, contexts.config
   assert RequestContexts(*about).pairs.held_out is True and RequestContexts(*about).min_depth == 0

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data import trends
-from gr4ad_jax.data.history import DAY, build_lines
+from gr4ad_jax.data.lines import build_lines
+from gr4ad_jax.data.schema import DAY
 from gr4ad_jax.data.trends import WINDOWS, Trends
 from tests.data import logs
 
@@ -30,13 +31,13 @@ def fit(events):
   return Trends.fit(build_lines(events, logs.ADS), logs.ADS)
 
 
-@pytest.fixture(params=["days", "wide buckets"])
+@pytest.fixture(params=["table", "search"])
 def fitted(request, monkeypatch):
   events = one_event_a_line(logs.make_log(3, users=20))
-  if request.param == "wide buckets":
-    monkeypatch.setattr(trends, "_MAX_CELLS", 150)
+  if request.param == "search":
+    monkeypatch.setattr(trends, "_TABLE_CELLS", 150)
   found = fit(events)
-  assert (found.width > 1) == (request.param == "wide buckets")
+  assert (found._table is None) == (request.param == "search")
   return events, found
 
 
@@ -59,9 +60,8 @@ def test_features_equal_a_loop(fitted):
   assert (
     features.shape == (len(time_B), logs.ADS, len(trends.FEATURES)) and features.dtype == np.float32
   )
-  last = len(found.seen) - 1
   for b, moment in enumerate(time_B):
-    now = min(bucket_of(found, moment), last)
+    now = bucket_of(found, moment)
     log_shares = []
     for days in WINDOWS:
       span = max(1, round(days / found.width))
@@ -76,12 +76,12 @@ def test_repeats_and_values_equal_a_loop(fitted):
   events, found = fitted
   time_B = moments(events)
   features = found.features(time_B, np.tile(np.arange(logs.ADS), (len(time_B), 1)))
-  span, last = max(1, round(trends.CHARACTER / found.width)), len(found.seen) - 1
+  span = trends.CHARACTER
   order = [(int(user), int(ad)) for user, ad in zip(events.user, events.ad, strict=True)]
   again = np.array([pair in order[:i] for i, pair in enumerate(order)])
   when = np.array([bucket_of(found, t) for t in events.time])
   for b, moment in enumerate(time_B):
-    now = min(bucket_of(found, moment), last)
+    now = bucket_of(found, moment)
     so_far = np.log1p(events.value[when < now])
     for ad in range(logs.ADS):
       mine = (when >= now - span) & (when < now) & (events.ad == ad)
@@ -94,9 +94,11 @@ def test_repeats_and_values_equal_a_loop(fitted):
 def test_every_event_is_counted_and_none_of_the_same_day_or_later():
   events = one_event_a_line(logs.make_log(3, users=20))
   found = fit(events)
-  np.testing.assert_array_equal(found.seen[-1], np.bincount(events.ad, minlength=logs.ADS))
+  np.testing.assert_array_equal(
+    found.seen_before(found.buckets), np.bincount(events.ad, minlength=logs.ADS)
+  )
   for moment in moments(events):
-    before = found.seen[found.bucket(np.array([moment]))][0]
+    before = found.seen_before(found.bucket_of(np.array([moment])))[0]
     earlier = events.ad[events.time // DAY < moment // DAY]
     np.testing.assert_array_equal(before, np.bincount(earlier, minlength=logs.ADS))
 
@@ -111,9 +113,9 @@ def test_events_of_the_moment_and_later_change_nothing(fitted):
     here = np.array([moment])
     np.testing.assert_array_equal(other.features(here, ads), found.features(here, ads))
     np.testing.assert_array_equal(
-      other.rising(other.bucket(here), 5), found.rising(found.bucket(here), 5)
+      other.rising(other.bucket_of(here), 5), found.rising(found.bucket_of(here), 5)
     )
-    changed |= (other.seen != found.seen).any()
+    changed |= (other.seen_before(found.buckets) != found.seen_before(found.buckets)).any()
   assert changed
 
 
@@ -132,8 +134,8 @@ def test_an_ad_that_came_later_is_as_one_without_lines(fitted):
 
 def test_rising_ads_do_not_depend_on_what_was_asked_before(fitted):
   _, found = fitted
-  every = found.rising(np.arange(len(found.seen)), 3)
-  asked = np.array([len(found.seen) - 1, 2, 2, 0])
+  every = found.rising(np.arange(found.buckets + 1), 3)
+  asked = np.array([found.buckets, 2, 2, 0])
   np.testing.assert_array_equal(found.rising(asked, 3), every[asked])
   np.testing.assert_array_equal(found.rising(asked, 2), every[asked, :2])
   np.testing.assert_array_equal(dataclasses.replace(found).rising(asked, 3), every[asked])
@@ -142,10 +144,11 @@ def test_rising_ads_do_not_depend_on_what_was_asked_before(fitted):
 def test_rising_is_the_order_of_the_rise(fitted):
   events, found = fitted
   for slots in (4, logs.ADS + 2):
-    rising = found.rising(np.arange(len(found.seen)), slots)
-    assert rising.shape == (len(found.seen), slots) and rising.dtype == np.int32
+    number = found.buckets + 40  # past the log's end as well
+    rising = found.rising(np.arange(number), slots)
+    assert rising.shape == (number, slots) and rising.dtype == np.int32
     assert (rising[0] == -1).all()
-    for b in range(1, len(found.seen)):
+    for b in range(1, number):
       week, month = (max(b - max(1, round(days / found.width)), 0) for days in (7, 28))
       last = np.array([bucket_of(found, t) for t in events.time])
       counts = [
@@ -177,7 +180,7 @@ def test_file_round_trip(fitted, tmp_path):
   time_B = moments(events)
   ads = np.tile(np.arange(logs.ADS), (len(time_B), 1))
   np.testing.assert_array_equal(back.features(time_B, ads), found.features(time_B, ads))
-  assert (back.origin, back.width) == (found.origin, found.width)
+  assert (back.origin, back.width, back.num_ads) == (found.origin, found.width, found.num_ads)
   assert sorted(os.listdir(tmp_path)) == ["SHA256SUMS", "trends.npz"]
 
 

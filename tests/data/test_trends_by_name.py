@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from gr4ad_jax import files
 from gr4ad_jax.data import trends
-from gr4ad_jax.data.history import build_lines
+from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.trends import Trends
 from tests.data import logs
 from tests.whole_files import assert_replaced_whole
@@ -32,8 +33,6 @@ def log_of_years(seed=3, users=6, days=60):
 def by_name(plain, moment, ad):
   """An ad's features at a moment, by name: only lines of earlier days count."""
   today, first_day = moment // DAY, min(day for day, *_ in plain)
-  # Past the log's end the counts stand still on the day after its last.
-  today = min(today, max(day for day, *_ in plain) + 1)
   today = max(today, first_day)
 
   def in_window(begin, end):
@@ -70,6 +69,14 @@ def by_name(plain, moment, ad):
   found["last_year"] = float(there)
   found["last_year_share"] = log_share(season, max(len(season), 1)) if there else 0.0
   return found
+
+
+def before(found, name, bucket):
+  """A cumulative column of the counts before a bucket, [N], read cell by cell."""
+  column = [0] * ADS
+  for ad, at, value in zip(found.ad, found.bucket, getattr(found, name), strict=True):
+    column[ad] = value if at < bucket else column[ad]  # an ad's cells ascend
+  return column
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +121,7 @@ def test_counts_of_the_last_days_equal_a_loop(log):
     (400, found.lately(time_B, 400)),
   ):
     for moment, counts_N in zip(time_B, counts_BN, strict=True):
-      today = min(moment // DAY, max(plain)[0] + 1)
+      today = moment // DAY
       expected = [
         sum(other == ad and today - days <= day < today for day, _, other, _ in plain)
         for ad in range(ADS)
@@ -129,16 +136,16 @@ def test_lines_that_are_not_shown_are_not_counted(log):
   origin = int(lines.request_time[lines.request[shown]].min()) // DAY * DAY
   assert (found.origin, found.width) == (origin, 1.0)
   day = (lines.request_time[lines.request] - origin) // DAY
-  assert len(found.seen) == day[shown].max() + 2
-  for before in range(0, len(found.seen), 50):
-    some = shown & (day < before)
-    np.testing.assert_array_equal(found.seen[before], np.bincount(lines.ad[some], minlength=ADS))
+  assert found.buckets == day[shown].max() + 1
+  for bucket in range(0, found.buckets + 1, 50):
+    some = shown & (day < bucket)
+    seen = np.bincount(lines.ad[some], minlength=ADS)
+    assert before(found, "seen", bucket) == seen.tolist() == found.seen_before(bucket).tolist()
     again = some & (lines.count > 1)
-    np.testing.assert_array_equal(
-      found.repeats[before], np.bincount(lines.ad[again], minlength=ADS)
-    )
+    assert before(found, "repeats", bucket) == np.bincount(lines.ad[again], minlength=ADS).tolist()
     value = np.bincount(lines.ad[some], np.log1p(lines.value[some]), ADS)
-    np.testing.assert_allclose(found.value[before], value, rtol=1e-5)
+    units = np.array(before(found, "units", bucket))
+    np.testing.assert_allclose(units / 2**34, value, rtol=1e-5)
 
 
 def test_rising_ads_of_a_day_equal_a_loop(log):
@@ -161,26 +168,31 @@ def test_rising_ads_of_a_day_equal_a_loop(log):
     assert row.tolist() == best + [-1] * (ADS + 2 - len(best))
 
 
-def test_buckets_of_many_ads_are_wider_than_a_day(monkeypatch, log):
-  """`_MAX_CELLS` cells in all: buckets of days x ads / cells days."""
+@pytest.mark.parametrize("width", [1.0, 2.7])
+def test_a_file_of_before_is_read(tmp_path, log, width):
+  """Runs of before kept tables of all buckets and ads, and buckets of days x ads / cells days."""
   plain, lines = log
-  days = max(plain)[0] - min(plain)[0] + 1
-  monkeypatch.setattr(trends, "_MAX_CELLS", days * ADS)
-  assert Trends.fit(lines, ADS).width == 1
-  monkeypatch.setattr(trends, "_MAX_CELLS", days * ADS // 3)
-  found = Trends.fit(lines, ADS)
-  assert found.width == pytest.approx(3, rel=0.01)
-  assert len(found.seen) == math.ceil(days / found.width) + 1
-  when = [int(day - min(plain)[0]) for day, *_ in plain]
+  origin = min(plain)[0] * DAY
   time = lines.request_time[lines.request]
-  bucket = [math.floor((t - found.origin) / (found.width * DAY)) for t in time]
-  assert max(abs(b - w / found.width) for b, w in zip(bucket, when, strict=True)) <= 1
-  for before in range(0, len(found.seen), 20):
-    expected = [
-      sum(b < before and line[2] == ad for b, line in zip(bucket, plain, strict=True))
-      for ad in range(ADS)
-    ]
-    assert found.seen[before].tolist() == expected
+  bucket = ((time - origin) / (width * DAY)).astype(int)
+  tables = np.zeros((3, bucket.max() + 2, ADS))
+  for at, ad, count, value in zip(bucket, lines.ad, lines.count, lines.value, strict=True):
+    tables[:, at + 1, ad] += 1, count > 1, math.log1p(value)
+  seen, repeats, value = np.cumsum(tables, axis=1)
+  kinds = {"seen": seen.astype("i4"), "repeats": repeats.astype("i4"), "value": value.astype("f")}
+  path = str(tmp_path / "trends.npz")
+  files.save_arrays(path, compressed=True, origin=origin, width=width, **kinds)
+  found = Trends.load(str(tmp_path))
+  assert (found.origin, found.width, found.num_ads) == (origin, width, ADS)
+  for at in range(0, bucket.max() + 2, 9):
+    assert before(found, "seen", at) == seen[at].tolist() == found.seen_before(at).tolist()
+    assert before(found, "repeats", at) == repeats[at].tolist()
+    np.testing.assert_allclose(np.array(before(found, "units", at)) / 2**34, kinds["value"][at])
+  if width == 1:  # as if it had been counted now
+    time_B = moments(plain)
+    ads = np.tile(np.arange(ADS), (len(time_B), 1))
+    now = Trends.fit(lines, ADS).features(time_B, ads)
+    np.testing.assert_allclose(found.features(time_B, ads), now, atol=1e-6)
 
 
 def test_the_file_is_replaced_whole(tmp_path, log):

@@ -29,7 +29,7 @@ def ordered(events, *, by_id, gap=0):
 
 
 def by_loops(events, *, by_id, gap=0):
-  """[(user, rows of the visit in order, split)] in the order of the log."""
+  """[(user, rows of the visit in order, split of each row)] in the order of the log."""
   rows = []
   for user in sorted({event[0] for event in events}):
     own = sorted(
@@ -44,10 +44,16 @@ def by_loops(events, *, by_id, gap=0):
     own_visits = sorted(
       groups.values(), key=lambda visit: (visit[0][0], min(row for _, row in visit))
     )
+    last = len(own_visits) - 1
+    held_out = {last: "test", last - 1: "valid"} if last >= 2 else {}
     for number, visit in enumerate(own_visits):
-      from_end = len(own_visits) - 1 - number
-      split = {0: "test", 1: "valid"}.get(from_end, "train") if len(own_visits) >= 3 else "train"
-      rows.append((user, [row for _, row in visit], split))
+      # Where each event happened: in the latest visit that had begun before it.
+      periods = [
+        max([number] + [n for n in range(number, last + 1) if own_visits[n][0][0] < time])
+        for time, _ in visit
+      ]
+      splits = [held_out.get(period, "train") for period in periods]
+      rows.append((user, [row for _, row in visit], splits))
   return rows
 
 
@@ -57,7 +63,7 @@ def check(log, expected):
   ]
   assert log.ad.tolist() == [row for _, rows, _ in expected for row in rows]
   assert [SPLITS[split] for split in log.split] == [
-    split for _, rows, split in expected for _ in rows
+    split for _, _, splits in expected for split in splits
   ]
   assert log.user_id[log.user].tolist() == [
     "abcde"[user] for user, rows, _ in expected for _ in rows

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import DataConfig
+from gr4ad_jax.data import visits
 from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, SLOT_FEATURES, RequestContexts
-from gr4ad_jax.data.history import DAY, build_lines
+from gr4ad_jax.data.counts import Counts
+from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.pair_features import CROSSES
-from gr4ad_jax.data.schema import Dataset, EventLog
+from gr4ad_jax.data.schema import DAY, Dataset, EventLog
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.serving.contexts import ContextBuilder, FixedAds, UserHistories, joined
 from gr4ad_jax.serving.histories import no_events
@@ -97,6 +99,44 @@ def test_a_row_is_of_its_user_alone(events):
   ).any()  # the same user, two days later
 
 
+def test_a_user_of_the_log_is_seen_as_of_the_moment(events):
+  """Whatever the log knows by now, a request sees what had happened when it came."""
+  builder, known = builder_of(events), UserHistories(events)
+  asked = 0
+  for request in range(int(events.request[-1]) + 1):
+    user = events.user[events.request == request][0]
+    now = np.array([events.time[events.request == request][0] - 1])
+    early = before(events, request)
+    if len(early) and early.time.max() <= now[0]:
+      asked += 1
+      assert_same(builder.batch(known.take([user]), now), builder.batch(joined([early]), now))
+  assert asked > 5
+
+
+def test_a_late_purchase_is_not_served_before_it_happens():
+  """A click on the 1st, bought on the 9th under one visit; asked on the 3rd and on the 10th."""
+  start = int(logs.START) // DAY * DAY
+  log = visits.ordered_log(
+    np.array(["u"]),
+    user=np.zeros(3, int),
+    request=np.array([0, 0, 0]),
+    ad=np.array([1, 1, 2]),
+    time=start + DAY * np.array([1, 9, 9]),
+    behavior=np.array([0, 2, 2]),
+    value=np.array([0.0, 30.0, 8.0]),
+    quantity=np.ones(3),
+  )
+  builder = builder_of(log)
+  batch = builder.batch(UserHistories(log).take([0, 0]), start + DAY * np.array([3, 10]))
+  history = np.where(batch.slot_kind_BS == HISTORY, batch.slot_ad_BS, -1)[:, :2].tolist()
+  assert history == [[1, -1], [1, 2]]
+  column = {name: batch.slot_features_BSF[:, 0, i] for i, name in enumerate(SLOT_FEATURES)}
+  assert column["depth"].tolist() == [0, 2] and column["count"][0] == np.float32(np.log1p(1))
+  np.testing.assert_allclose(column["last_value"], [0, np.log1p(30)], rtol=1e-6)
+  assert column["mean_value"][0] == 0 < column["mean_value"][1]  # popularity, too
+  assert batch.user_value_B.tolist() == [0, pytest.approx(38)]
+
+
 def test_nobody_has_a_history(events):
   builder = builder_of(events)
   batch = builder.batch(no_events(2), np.full(2, builder.end))
@@ -109,7 +149,7 @@ def test_the_end_of_the_log_is_the_first_day_that_counts_all(events):
   trends = fitted(events)[0]
   assert end > events.time.max() and end - DAY <= events.time.max()
   np.testing.assert_array_equal(
-    trends.bucket(np.array([end - 1, end])), len(trends.seen) - np.array([2, 1])
+    trends.bucket_of(np.array([end - 1, end])), trends.buckets - np.array([1, 0])
   )
 
 
@@ -119,7 +159,7 @@ def test_an_ad_that_came_later_stands_in_a_history_and_has_no_past_of_its_own(ev
     np.concatenate([CODES, [[8, 8, 8], [7, 7, 7]]]).astype(np.int32),
     np.append(PRICE, [3, 4]).astype("f"),
   )
-  builder = builder_of(events, dataclasses.replace(CONFIG, history_slots=9), ads)
+  builder = builder_of(events, dataclasses.replace(CONFIG, history_slots=10), ads)
   without = joined([before(events, int(events.request[-1]))])
   more = {"ad": new, "value": 0, "quantity": 0}  # one more event of the last visit
   columns = {
@@ -175,8 +215,10 @@ def test_memory_of_a_batch_does_not_grow_with_the_ads():
   for num_ads in (2_000, 200_000):
     events = logs.make_log(0, users=8, ads=num_ads)
     rng = np.random.default_rng(0)
-    counts = np.cumsum(rng.integers(0, 2, (3, num_ads)), axis=0).astype(np.int32)
-    trends = Trends(int(events.time.min()), 20.0, counts, counts // 2, counts.astype(np.float32))
+    ad = rng.integers(0, num_ads, 2 * num_ads)
+    time = int(events.time.min()) + rng.integers(0, 60 * DAY, 2 * num_ads)
+    once = np.ones(2 * num_ads, np.int64)
+    trends = Trends.empty(num_ads).adding(Counts(ad, time, once, 0 * once, once << 34))
     near = rng.integers(0, num_ads, (num_ads, 32)).astype(np.int32)
     neighbors = CoVisitNeighbors(near, rng.random((num_ads, 32)).astype(np.float32))
     ads = FixedAds(np.zeros((num_ads, 3), np.int32), np.zeros(num_ads, np.float32))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gr4ad_jax.data.history import DAY
+from gr4ad_jax.data.schema import DAY
 from tests.data import logs
 
 

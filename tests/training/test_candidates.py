@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import DataConfig, PreferenceConfig
-from gr4ad_jax.data import history
 from gr4ad_jax.data.batches import RequestContexts
+from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.decoding.ranker import Ranking
@@ -41,7 +41,7 @@ def told():
 
 @pytest.fixture(scope="module")
 def contexts(told):
-  lines = history.build_lines(told.events, logs.ADS)
+  lines = build_lines(told.events, logs.ADS)
   codes_NT = np.stack([np.arange(logs.ADS)] * 2, axis=1).astype(np.int32)
   neighbors = NeighborFolds.of(CoVisitNeighbors.fit(lines.request, lines.ad, logs.ADS))
   slots = {"history_slots": logs.ADS, "neighbor_slots": NEIGHBORS, "rising_slots": 2}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import ConfigError, DataConfig, PreferenceConfig
-from gr4ad_jax.data import history
 from gr4ad_jax.data.batches import RequestContexts
+from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.schema import AdTable, DataError
 from gr4ad_jax.data.trends import Trends
@@ -32,7 +32,7 @@ def told():
 
 @pytest.fixture(scope="module")
 def contexts(told):
-  lines = history.build_lines(told.events, logs.ADS)
+  lines = build_lines(told.events, logs.ADS)
   codes_NT = np.zeros((logs.ADS, 2), np.int32)
   neighbors = NeighborFolds.of(CoVisitNeighbors.fit(lines.request, lines.ad, logs.ADS))
   data = DataConfig(history_slots=6, neighbor_slots=3, rising_slots=2, targets=3)
