@@ -1,9 +1,9 @@
-"""A chain of multi-token-prediction modules: one block a level, each fed by the state before it and
-the last code.
+"""A chain of multi-token-prediction (MTP) modules, one for each level after the first.
 
 After DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, section 2.2, equations 21 to 23. The first
-L - T + 1 blocks run once a request; the module of a later level is a projection of [norm(h);
-norm(code)] and one block.
+L - T + 1 blocks run once a request, and give the state of the first level. The module of a later
+level reads the state of the level before and the code that was chosen there: a projection of
+[norm(h); norm(code)], and one block.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from gr4ad_jax.models.remat import rematerialized
 
 
 class ChainDecoder(nn.Module):
-  """The interface of `LazyDecoder`; what it carries from level to level are the states so far.
+  """A decoder with the interface of `LazyDecoder`. Its caches are the states of the levels so far.
 
   Attributes:
     config: model settings.
-    levels: T; the eCPM token is read by a projection without a block.
+    levels: T. The eCPM token, which comes after them, has a projection and no block.
     remat: what is kept of a block for the backward pass, a name of `remat.POLICIES`.
   """
 
@@ -36,6 +36,7 @@ class ChainDecoder(nn.Module):
 
   def setup(self):
     c, T = self.config, self.levels
+    # Argument 3 of a block's call is `train`, a Python bool that remat must not trace.
     block = rematerialized(DecoderBlock, self.remat, (3,))
     self.blocks = [
       block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)
@@ -48,7 +49,7 @@ class ChainDecoder(nn.Module):
     self.first = self.param("first", init, (c.width,))
 
   def lazy(self, context: Context, *, train: bool) -> jax.Array:
-    """The state of the first level, at each of the T + 1 levels' places: [B, 1, T + 1, D]."""
+    """The state of the first level, repeated for all T + 1 levels: [B, 1, T + 1, D]."""
     shape = (context.mask_BS.shape[0], 1, 1, self.config.width)
     h = jnp.broadcast_to(self.first.astype(context.slots_BSD.dtype), shape)
     for block in self.blocks[: len(self.blocks) - self.levels + 1]:
@@ -58,22 +59,28 @@ class ChainDecoder(nn.Module):
   def late(
     self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None
   ):
-    """The output norm alone: without codes there is only the first level's state."""
+    """The output norm alone: without codes there is only the state of the first level."""
     del context, train, caches
     return self.out_norm(h_BMTD), []
 
   def __call__(
     self, m_B1TD, tokens_BMTD, context, *, train: bool, caches: list[Cache] | None = None
   ):
-    """States of the levels at hand: all of them, or, with caches, the next one."""
+    """The states of the levels at hand, and the caches with these levels added.
+
+    Arguments as of `LazyDecoder`. The number of caches says which level comes next.
+    """
+    # In training the first level comes alone, without caches; then all others come at once.
     states = [h for (h,) in caches or ()]
     out = []
     for t in range(tokens_BMTD.shape[2]):
       level, token = len(states), tokens_BMTD[:, :, t : t + 1]
+      # The first level reads no code: its token, the start vector, gives the shape alone.
       if level == 0:
         h = jnp.broadcast_to(m_B1TD[:, :, :1], token.shape)
       else:
         h = self._module(level, states[-1], token, context, train)
+      # The next module reads the state as it is; only what goes to the heads has the output norm.
       states.append(h)
       out.append(self.out_norm(h))
     return jnp.concatenate(out, axis=2), [(h,) for h in states]
@@ -81,7 +88,15 @@ class ChainDecoder(nn.Module):
   def _module(
     self, level: int, h: jax.Array, token: jax.Array, context: Context, train: bool
   ) -> jax.Array:
-    """Equation 21, then, for a level that has codes, a block."""
+    """Equation 21, and then, for a level that has codes, a block: the state of `level`.
+
+    Args:
+      level: 1 to T.
+      h: state of the level before, [B, M, 1, D].
+      token: embedded code of the level before, of the same shape.
+      context: the request's keys and values.
+      train: apply dropout.
+    """
     both = jnp.concatenate(
       [self.state_norms[level - 1](h), self.code_norms[level - 1](token)], axis=-1
     )
@@ -92,16 +107,16 @@ class ChainDecoder(nn.Module):
 
 
 class DeepSeekMTP(GR4AD):
-  """GR4AD with a chain of MTP modules in place of the LazyAR decoder. Raises ConfigError for fewer
-  layers than levels.
+  """GR4AD with a chain of MTP modules in place of the LazyAR decoder.
 
-  There is no MTP branch: the modules are what predicts.
+  GR4AD's own MTP branch has no layers here: it reads the state of the first level at every level.
   """
 
   reads: ClassVar[frozenset[str]] = GR4AD.reads - {"lazy_layers"}
 
   @classmethod
   def build(cls, config: Config, num_ads: int) -> "DeepSeekMTP":
+    """The module of a config. Raises ConfigError for fewer layers than levels."""
     del num_ads
     levels = len(config.sid.codebooks)
     if config.model.layers < levels:

@@ -1,5 +1,7 @@
-"""What models of single ads share: a vector an ad, states over the history, a signed bias on the
-history's ads.
+"""What models of single ads share. They score every ad by itself, and generate no UA-SID.
+
+Such a model has a vector for each ad, states over the history of a user, and a signed bias on the
+ads of the history. An ad's score is the inner product of its vector with a state.
 """
 
 from typing import ClassVar
@@ -18,10 +20,10 @@ from gr4ad_jax.parallel import row_tables
 
 
 class ItemHead(nn.Module):
-  """Scores of ads by states. `make_head` is called in the `setup` of a subclass, which has
-  `states`.
+  """Scores ads by states. A subclass has `states`, and calls `make_head` in its `setup`.
 
-  Place i of a history has seen its first i ads: place 0 none, the last place all.
+  A history of S ads has S + 1 places. Place i has seen the first i ads: place 0 none, the last
+  place all.
   """
 
   def make_head(self, config: ModelConfig) -> None:
@@ -31,7 +33,7 @@ class ItemHead(nn.Module):
     self.dtype = compute_dtype(config)
 
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
-    """States of all places of the histories: [B, S + 1, D] float32."""
+    """States of all places of the histories: [B, S + 1, D] float32. A subclass must have it."""
     raise NotImplementedError
 
   def last_state(self, batch: RequestBatch) -> jax.Array:
@@ -39,17 +41,18 @@ class ItemHead(nn.Module):
     return last_of(self.states(batch), batch)
 
   def scores(self, states_PD: jax.Array) -> jax.Array:
-    """Scores of all ads by states, without the bias: [P, N] float32; -inf in rows of the table
-    that are no ad.
+    """Scores of all ads by states, without the bias: [P, N] float32.
+
+    Rows of the table that are no ad (`row_tables.rows`) have -inf.
     """
     return score_all(states_PD, self.table, self.num_ads, self.dtype)
 
   def scores_of(self, states_PD: jax.Array, ads_PM: jax.Array) -> jax.Array:
-    """What `scores` has for some ads: [P, M] float32; anything for padding (-1)."""
+    """What `scores` has for some ads: [P, M] float32. Padding (-1) has any number."""
     return score_some(states_PD, self.vectors(ads_PM), self.dtype)
 
   def vectors(self, ad: jax.Array) -> jax.Array:
-    """Vectors of ads in float32."""
+    """Vectors of ads [...] in float32: [..., D]. Padding (-1) reads ad 0."""
     return row_tables.lookup(self.table, jnp.maximum(ad, 0))
 
   def head_bias(self) -> jax.Array:
@@ -65,7 +68,7 @@ class ItemModel(ItemHead):
     items: how it is trained.
     num_ads: rows of the ad table (N).
     remat: what is kept of a block for the backward pass, a name of `remat.POLICIES`.
-    reads: knobs that it reads, of `knobs.ALL`; a subclass adds those of its layers.
+    reads: knobs that it reads, of `knobs.ALL`. A subclass adds those of its layers.
   """
 
   config: ModelConfig
@@ -84,11 +87,14 @@ class ItemModel(ItemHead):
     self.make_layers()
 
   def make_layers(self) -> None:
-    """Makes the subclass' own parts."""
+    """Makes the parts of the subclass, in `setup`. A subclass must have it."""
     raise NotImplementedError
 
   def embed(self, ad: jax.Array) -> jax.Array:
-    """Vectors of ads [...]; zeros for padding (-1): [..., D] in the compute dtype."""
+    """Vectors of ads [...] as layers read them: [..., D] in the compute dtype.
+
+    Padding (-1) has zeros.
+    """
     found = row_tables.lookup(self.table, jnp.maximum(ad, 0)).astype(self.dtype)
     return jnp.where((ad >= 0)[..., None], found, 0)
 
@@ -99,39 +105,54 @@ class ItemModel(ItemHead):
 
 def last_of(states_BPD: jax.Array, batch: RequestBatch) -> jax.Array:
   """States of the places that have seen the whole history: [B, D]."""
+  # The number of ads is the number of the place that has seen them all. (B, 1, 1) picks one place
+  # a request, with the axis D broadcast.
   last_B = (history_ads(batch) >= 0).sum(-1)
   return jnp.take_along_axis(states_BPD, last_B[:, None, None], axis=1)[:, 0]
 
 
 def make_table(module: nn.Module, ads: int, width: int) -> jax.Array:
-  """The parameter with a vector an ad: [`row_tables.rows(ads)`, width] float32."""
+  """The parameter that holds a vector for each ad: [`row_tables.rows(ads)`, width] float32."""
   init = nn.with_logical_partitioning(row_tables.normal(width**-0.5), ("vocab", "embed"))
   return module.param(row_tables.NAME, init, (row_tables.rows(ads), width))
 
 
 def score_all(states_PD: jax.Array, table_ND: jax.Array, ads: int, dtype: jnp.dtype) -> jax.Array:
-  """States times vectors, [P, N] float32, multiplied in `dtype`; -inf from row `ads` on."""
+  """Inner products of states and vectors, [P, N] float32, multiplied in `dtype`.
+
+  They are -inf from row `ads` on, where the table has rows that are no ad.
+  """
   scores_PN = product("pd,nd->pn", states_PD.astype(dtype), table_ND.astype(dtype))
   rows = len(table_ND)
   return scores_PN if rows == ads else jnp.where(jnp.arange(rows) < ads, scores_PN, -jnp.inf)
 
 
 def score_some(states_PD: jax.Array, vectors_PMD: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """States times the vectors of some ads each, [P, M] float32, multiplied in `dtype` as
-  `score_all` does.
+  """Inner products of states with the vectors of some ads each, [P, M] float32.
+
+  They are multiplied in `dtype`, as `score_all` does, so an ad has the same score by both.
   """
   return product("pd,pmd->pm", states_PD.astype(dtype), vectors_PMD.astype(dtype))
 
 
 def history_ads(batch: RequestBatch) -> jax.Array:
-  """[B, S] rows of the history's ads, oldest first; -1 in padding, which stands at the end, and
-  in other slots.
+  """Rows of the history's ads, oldest first: [B, S].
+
+  Padding, which stands behind the history, and slots of other kinds have -1.
   """
   return jnp.where(batch.slot_kind_BS == HISTORY, batch.slot_ad_BS, -1)
 
 
 def add_to_ads(scores_PN: jax.Array, ads_PS: jax.Array, bias: jax.Array) -> jax.Array:
-  """Adds a scalar to the scores of some ads of each row; -1 is padding, and no ad stands twice."""
+  """Adds a scalar to the scores of some ads of each row.
+
+  Args:
+    scores_PN: scores of all ads.
+    ads_PS: for each row the ads, none of them twice; -1 is padding.
+    bias: the scalar.
+  """
+  # Padding is sent to the column past the end, which "drop" does not write. As it is, -1 would be
+  # the last column.
   num_ads = scores_PN.shape[1]
   column_PS = jnp.where(ads_PS >= 0, ads_PS, num_ads)
   return scores_PN.at[jnp.arange(len(ads_PS))[:, None], column_PS].add(bias, mode="drop")

@@ -1,8 +1,8 @@
-"""Fully parallel heads: all levels at once, none sees another's code.
+"""Fully parallel heads: all levels at once, and none sees the code of another.
 
-After RPG: Hou et al., "Generating Long Semantic IDs in Parallel for Recommendation", KDD 2025.
-  There the levels are
-many and unordered; here they are GR4AD's, so that only the factorisation of p(y | X) differs.
+So p(y | X) = Π_t p(s_t | X). After RPG: Hou et al., "Generating Long Semantic IDs in Parallel for
+Recommendation", KDD 2025. There the levels are many and have no order. Here they are those of
+GR4AD, so that only the factors of p(y | X) differ.
 """
 
 from typing import ClassVar
@@ -20,11 +20,11 @@ from gr4ad_jax.models.remat import rematerialized
 
 
 class ParallelDecoder(nn.Module):
-  """All layers without tokens, once a request; the interface of `LazyDecoder`.
+  """A decoder whose layers all run without codes, once a request. It has `LazyDecoder`'s interface.
 
   Attributes:
     config: model settings.
-    positions: levels, the eCPM token included.
+    positions: levels, with the eCPM token: T + 1.
     remat: what is kept of a block for the backward pass, a name of `remat.POLICIES`.
   """
 
@@ -34,6 +34,7 @@ class ParallelDecoder(nn.Module):
 
   def setup(self):
     c = self.config
+    # Argument 3 of a block's call is `train`, a Python bool that remat must not trace.
     block = rematerialized(DecoderBlock, self.remat, (3,))
     self.blocks = [
       block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)
@@ -43,7 +44,7 @@ class ParallelDecoder(nn.Module):
     self.level = self.param("level", init, (self.positions, c.width))
 
   def lazy(self, context: Context, *, train: bool) -> jax.Array:
-    """States of all levels, [B, 1, T, D]."""
+    """The states of all levels, [B, 1, positions, D]: the whole work of this decoder."""
     level = self.level.astype(context.slots_BSD.dtype)
     h_B1TD = jnp.broadcast_to(level, (context.mask_BS.shape[0], 1, *level.shape))
     for block in self.blocks:
@@ -53,20 +54,21 @@ class ParallelDecoder(nn.Module):
   def late(
     self, h_BMTD: jax.Array, context: Context, *, train: bool, caches: list[Cache] | None = None
   ):
-    """Nothing is left to do."""
+    """The states as they are: no layer is left."""
     del context, train, caches
     return h_BMTD, []
 
   def __call__(
     self, m_B1TD, tokens_BMTD, context, *, train: bool, caches: list[Cache] | None = None
   ):
-    """The same states for every sequence: tokens are not read."""
+    """The same states for every sequence. Of the tokens only the shape is read."""
     del context, train, caches
+    # (B, 1, T, D) -> (B, M, T, D)
     return jnp.broadcast_to(m_B1TD, tokens_BMTD.shape), []
 
 
 class ParallelHeads(GR4AD):
-  """GR4AD whose levels are independent given the context."""
+  """GR4AD with levels that are independent of each other, given the context."""
 
   reads: ClassVar[frozenset[str]] = GR4AD.reads - {"lazy_layers"}
 

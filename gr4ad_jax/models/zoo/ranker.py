@@ -1,7 +1,7 @@
-"""A ranker of (request, ad) pairs: crosses (DCN-v2), attention of the ad to the user's history
-(DIN), two heads.
+"""A ranker of (request, ad) pairs: how likely the ad is bought, and what it then brings.
 
-Wang et al., "DCN V2", WWW 2021; Zhou et al., "Deep Interest Network", KDD 2018.
+It multiplies features with each other (crosses, of DCN-v2: Wang et al., "DCN V2", WWW 2021), and
+lets the ad attend to the user's history (DIN: Zhou et al., "Deep Interest Network", KDD 2018).
 """
 
 import flax.linen as nn
@@ -20,7 +20,7 @@ class Ranker(nn.Module):
   Attributes:
     config: sizes.
     codebooks: codes a level.
-    num_ads: ads that have an embedding of their own; those beyond are known by their codes alone.
+    num_ads: ads that have an embedding of their own. Those beyond are known by their codes alone.
   """
 
   config: RewardConfig
@@ -50,10 +50,15 @@ class Ranker(nn.Module):
     self.dropout = nn.Dropout(c.reward_dropout)
 
   def embed(self, codes: jax.Array, row: jax.Array, train: bool) -> jax.Array:
-    """Ads [...] by their UA-SIDs [..., T] and rows; -1 and rows without an embedding have none."""
+    """Embeddings [..., D] of ads by their UA-SIDs [..., T] and their rows [...].
+
+    The embedding of the row is added to those of the codes. Padding (-1) and rows from `num_ads` on
+    have none. In training some others are left out, so that codes alone must do as well.
+    """
     x = sum(table[codes[..., t]] for t, table in enumerate(self.codes))
     if self.ids is None:
       return x
+    # Row 0 of the table is for no ad. Where there are fewer buckets than ads, ads share one.
     buckets = self.ids.shape[0] - 1
     known = (row >= 0) & (row < self.num_ads)
     own = self.ids[jnp.where(known, 1 + row % buckets, 0)]
@@ -74,14 +79,16 @@ class Ranker(nn.Module):
       train: apply dropout.
 
     Returns:
-      Logit of p(purchase) and log of E[value | purchase] over the scale of the values; [B, C]
-      float32 each.
+      The logit of p(purchase), and the logarithm of E[value | purchase] over the scale of the
+      values: [B, C] float32 each.
     """
     B, C, _ = pairs.pair_features_BCF.shape
     ad_BCD = self.embed(pairs.ad_codes_BCT, pairs.ad_row_BC, train)
     slot_BSD = self.embed(pairs.slot_codes_BST, pairs.slot_row_BS, train)
     user = self.user_in(encode(pairs.user_features_BF, edges["user"]))
     slots = self.slot_in(jnp.concatenate([slot_BSD, pairs.slot_features_BSF], axis=-1))
+    # A slot made of the user alone, which is always real, so that an ad has something to attend to
+    # where there is no history.
     slots = jnp.concatenate([self.null_slot(nn.relu(user))[:, None], slots], axis=1)
     mask = jnp.concatenate([jnp.ones((B, 1), bool), pairs.slot_row_BS >= 0], axis=1)
     keys, values = jnp.split(slots[:, :, None], 2, axis=-1)  # (B, 1 + S, 1, D)
@@ -92,6 +99,7 @@ class Ranker(nn.Module):
     x = self.pair_in(encode(pairs.pair_features_BCF, edges["pair"])) + user[:, None]
     x += self.ad_in(ad_BCD) + self.read_in(jnp.concatenate([read_BCD, read_BCD * ad_BCD], axis=-1))
     x = self.norm(x)
+    # DCN-v2: x_{l+1} = x_0 ⊙ (W x_l + b) + x_l. Each layer raises the order of the products by one.
     crossed = x
     for layer in self.crosses:
       crossed = x * layer(crossed) + crossed

@@ -4,8 +4,8 @@ A model is a class with `build(config, num_ads)`, of one of two kinds. Models of
 methods of `models/gr4ad.GR4AD` that search and VSL call. Models of single ads derive from
 `models/zoo/items.ItemModel`.
 
-A class says in `reads` which knobs of `models/knobs.ALL` it reads. One that it does not read is
-refused where it is changed, since nothing would come of it; a value of `knobs.ABSENT` says what is
+A class says in `reads` which knobs (settings) of `models/knobs.ALL` it reads. A change of one that
+it does not read is refused, since nothing would come of it. A value of `knobs.ABSENT` says what is
 true of such a model, and is allowed.
 """
 
@@ -28,7 +28,7 @@ MODELS = {
   "tiger": "gr4ad_jax.models.zoo.tiger:Tiger",
   "two_tower": "gr4ad_jax.models.zoo.two_tower:TwoTower",
 }
-"""Name -> module:class; the module is imported when its model is built."""
+"""Name -> module:class. A module is imported when its model is asked for."""
 
 
 def find(config: Config) -> type[nn.Module]:
@@ -44,28 +44,27 @@ def _class(name: str) -> type[nn.Module]:
 
 
 def unread(config: Config) -> frozenset[str]:
-  """Knobs that --model does not read; none of a class that does not say. Raises ConfigError as
-  `find` does.
-  """
+  """Knobs that --model does not read; none for a class without `reads`. Raises as `find` does."""
   return knobs.ALL - getattr(find(config), "reads", knobs.ALL)
 
 
 def validate(config: Config, base: Config | None = None) -> Config:
-  """Returns the config unchanged where all of it is allowed, and, of what `base` has otherwise, all
-  is read.
+  """Returns the config unchanged, where all of it is allowed and all of its changes are read.
 
   Args:
     config: of a run.
-    base: what the config is a change of: the preset or the saved run; None: it may hold what its
+    base: what the config is a change of: the preset or the saved run. None: it may hold what its
       model does not read, as runs from before this check do.
 
   Raises:
-    ConfigError: as `config.validate` and the model's `build`; or a knob that --model does not read.
+    ConfigError: what `config.validate` or the model's `build` refuses, or a change of a knob that
+      --model does not read.
   """
   ignored, name = unread(config), config.model.model
   for section in config_lib.SECTIONS if base else ():
     plain = config_lib.SECTIONS[section]()
     for knob, value in vars(getattr(config, section)).items():
+      # A knob that is not read may stay as it was, or go back to its default.
       allowed = (getattr(getattr(base, section), knob), getattr(plain, knob))
       if knob in knobs.ABSENT:
         allowed += (knobs.ABSENT[knob],)
@@ -76,6 +75,8 @@ def validate(config: Config, base: Config | None = None) -> Config:
           f"--{knob}={shown} is not allowed: --model={name} does not read it; {_listed(readers)}"
         )
   config_lib.validate(config, ignored)
+  # A model refuses settings in `build`. The number of ads is not known yet; it shapes parameters
+  # alone, and none are made here.
   build(config, 1)
   return config
 

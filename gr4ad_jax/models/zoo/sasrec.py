@@ -1,4 +1,4 @@
-"""SASRec: causal self-attention over the ads of the history.
+"""SASRec: causal self-attention over the ads of the history. It scores single ads.
 
 Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. With a softmax loss:
 Klenitskiy and Vasilev, "Turning Dross Into Gold Loss: is BERT4Rec really better than SASRec?",
@@ -18,7 +18,9 @@ from gr4ad_jax.models.zoo.items import ItemModel, history_ads
 
 
 class SASRecBlock(nn.Module):
-  """Pre-normed causal attention and a two-layer feed-forward.
+  """One layer: attention among the places of a history, and a feed-forward of two maps.
+
+  Both read the normed state and add to it. What a place sees is in the mask.
 
   Attributes:
     heads: attention heads.
@@ -32,6 +34,7 @@ class SASRecBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x_BPD: jax.Array, mask_BPP: jax.Array, train: bool) -> jax.Array:
+    """The states of the P places after the layer. The mask is as of `causal_mask`."""
     B, P, D = x_BPD.shape
     drop = Dropout(self.dropout, deterministic=not train)
     qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BPD)).reshape(
@@ -56,6 +59,7 @@ class SASRec(ItemModel):
 
   def make_layers(self):
     c = self.config
+    # Argument 3 of a block's call is `train`, a Python bool that remat must not trace.
     block = rematerialized(SASRecBlock, self.remat, (3,))
     self.blocks = [
       block(c.heads, c.ffn_multiple * c.width, c.dropout, name=f"block_{i}")
@@ -70,6 +74,8 @@ class SASRec(ItemModel):
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
     ads_BS = history_ads(batch)
     B, S = ads_BS.shape
+    # The vectors of ads start with a norm of about 1, which suits scores. √D gives their elements
+    # a size of about 1, beside which those of start and places are small.
     x = self.embed(ads_BS) * jnp.sqrt(self.config.width).astype(self.dtype)
     start = jnp.broadcast_to(self.bos.astype(self.dtype), (B, 1, self.config.width))
     x = self.places(jnp.concatenate([start, x], axis=1))
@@ -81,7 +87,7 @@ class SASRec(ItemModel):
 
 
 class PlaceEmbedding(nn.Module):
-  """Adds a learned vector of the place."""
+  """Adds a learned vector to each place, by its number from the oldest on."""
 
   @nn.compact
   def __call__(self, x_BPD: jax.Array) -> jax.Array:
@@ -93,7 +99,12 @@ class PlaceEmbedding(nn.Module):
 
 
 def causal_mask(ads_BS: jax.Array) -> jax.Array:
-  """[B, S + 1, S + 1] bool: places before and at one's own; padding is seen by no real place."""
+  """What each place sees: itself and the places before it, [B, S + 1, S + 1] bool.
+
+  Axis 1 is who sees, axis 2 who is seen. Padding is seen by none. The start, place 0, is always
+  real, so that every place sees something.
+  """
   B, S = ads_BS.shape
   real_BP = jnp.concatenate([jnp.ones((B, 1), bool), ads_BS >= 0], axis=1)
+  # (1, P, P) & (B, 1, P) -> (B, P, P)
   return jnp.tril(jnp.ones((S + 1, S + 1), bool))[None] & real_BP[:, None]

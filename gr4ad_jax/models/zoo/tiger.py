@@ -1,10 +1,12 @@
 """TIGER: a T5-style encoder-decoder from the codes of the history to the codes of the next ad.
 
-Rajput et al., "Recommender Systems with Generative Retrieval", NeurIPS 2023; relative position
-buckets: Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
-Transformer", JMLR 2020. The paper's token of the
-hashed user is left out: users of the test split would be met with a token that says only who they
-  are.
+Rajput et al., "Recommender Systems with Generative Retrieval", NeurIPS 2023. The buckets of
+relative positions are those of T5: Raffel et al., "Exploring the Limits of Transfer Learning with a
+Unified Text-to-Text Transformer", JMLR 2020.
+
+The paper's token of the hashed user is left out: all that it could say of a user of the test split
+is who that is. Here X are the tokens that the encoder reads: a start, and T codes for each ad of
+the history.
 """
 
 import dataclasses
@@ -28,13 +30,13 @@ BUCKETS, FARTHEST = 32, 128  # of T5
 
 @flax.struct.dataclass
 class TigerStart:
-  """What a request computes once.
+  """What a request computes once, for all of its sequences.
 
   Attributes:
-    keys: of the encoder's tokens, one array [B, X, H, d] a decoder layer.
+    keys: of the encoder's tokens, one array [B, X, H, d] for each decoder layer.
     values: likewise.
-    mask_BX: which tokens are real; a start token always is.
-    slot_codes_BST: UA-SIDs of the slots; search asks for them.
+    mask_BX: bool, which tokens are real. The start always is.
+    slot_codes_BST: UA-SIDs of the slots. The search asks for them.
   """
 
   keys: tuple[jax.Array, ...]
@@ -44,13 +46,16 @@ class TigerStart:
 
 
 def position_buckets(length: int) -> np.ndarray:
-  """[X, X] int32 buckets of key minus query: near distances exactly, far ones by their
-  logarithm, each direction.
+  """Buckets of the distance from query (axis 0) to key (axis 1): [X, X] int32, from 0.
+
+  Each direction has half of the buckets. Of these, half are for one near distance each, and the
+  others for far distances by their logarithm. The last also has all that is farther.
   """
   distance = np.arange(length)[None] - np.arange(length)[:, None]
   half = BUCKETS // 2
   exact = half // 2
   away = np.abs(distance)
+  # The maximum keeps log 0 away; a distance of 0 takes the exact bucket below.
   far = exact + (
     np.log(np.maximum(away, 1) / exact) / np.log(FARTHEST / exact) * (half - exact)
   ).astype(np.int64)
@@ -72,6 +77,7 @@ class EncoderLayer(nn.Module):
   def __call__(
     self, x_BXD: jax.Array, bias_HXX: jax.Array, mask_BX: jax.Array, train: bool
   ) -> jax.Array:
+    """The states of the X tokens after the layer; `bias_HXX` has the query in axis 1."""
     c = self.config
     B, X, D = x_BXD.shape
     drop = Dropout(c.dropout, deterministic=not train)
@@ -80,6 +86,8 @@ class EncoderLayer(nn.Module):
     )
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     logits = product("bxhd,byhd->bhxy", q, k) / np.sqrt(D // c.heads)
+    # (B, 1, 1, X) hides keys, (1, H, X, X) is the same bias for all requests. It is added before
+    # the mask, which must have the last word.
     logits = jnp.where(mask_BX[:, None, None], logits + bias_HXX[None], NEG)
     weights = jax.nn.softmax(logits).astype(v.dtype)
     read = jnp.einsum("bhxy,byhd->bxhd", weights, v).reshape(B, X, D)
@@ -108,6 +116,8 @@ class DecoderLayer(nn.Module):
     q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
     if cache is not None:
       k, v = (jnp.concatenate([old, new], axis=2) for old, new in zip(cache, (k, v), strict=True))
+    # As in `lazy_decoder.DecoderBlock`: the T queries stand at the end of all levels so far, each
+    # sequence is a row of its own here, and a query to the one encoder below.
     levels = k.shape[2]
     causal = jnp.arange(levels - T, levels)[:, None] >= jnp.arange(levels)
     flat = [x.reshape(B * M, x.shape[2], *x.shape[3:]) for x in (q, k, v)]
@@ -122,7 +132,7 @@ class DecoderLayer(nn.Module):
 
 
 def feed_forward(config: ModelConfig, x: jax.Array, drop: Dropout) -> jax.Array:
-  """T5's: W_o relu(W_i x)."""
+  """The feed-forward of T5: W_o relu(W_i x), with dropout after both."""
   hidden = nn.relu(Linear(config.ffn_multiple * config.width, name="ffn_in")(x))
   return drop(Linear(config.width, ("mlp", "embed"), name="ffn_out")(drop(hidden)))
 
@@ -131,9 +141,9 @@ class Tiger(nn.Module):
   """TIGER over UA-SIDs; the methods that search and VSL call are those of `GR4AD`.
 
   Attributes:
-    config: model settings; layers are those of encoder and decoder each. Nothing is copied or
+    config: model settings. Encoder and decoder have `layers` layers each. Nothing is copied or
       biased.
-    codebooks: codes a level.
+    codebooks: number of codes of each level.
     remat: what is kept of a layer for the backward pass, a name of `remat.POLICIES`.
   """
 
@@ -166,6 +176,7 @@ class Tiger(nn.Module):
     self.bos = self.param("bos", starts, (2, c.width))  # of the encoder, of the decoder
     axes = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None))
     self.relative = self.param("relative", axes, (BUCKETS, c.heads))
+    # The numbers are that of `train` in the layers' calls, a Python bool that remat must not trace.
     encoder, decoder = (
       rematerialized(EncoderLayer, self.remat, (4,)),
       rematerialized(DecoderLayer, self.remat, (5,)),
@@ -185,9 +196,10 @@ class Tiger(nn.Module):
     return jnp.take(self.tables[level], code, axis=0).astype(self.dtype)
 
   def start(self, batch: RequestBatch, *, train: bool = False) -> TigerStart:
-    """Encodes a start token and the T codes of every ad of the history."""
+    """Encodes the start and the T codes of every ad of the history."""
     c, T = self.config, len(self.codebooks)
     B, S, _ = batch.slot_codes_BST.shape
+    # (B, S, T, D) -> (B, S · T, D): the codes of an ad stand together, in the order of the levels.
     tokens = jnp.stack(
       [self.embed(t, batch.slot_codes_BST[..., t]) for t in range(T)], axis=2
     ).reshape(B, S * T, -1)
@@ -195,10 +207,12 @@ class Tiger(nn.Module):
     x = self.dropout(jnp.concatenate([first, tokens], axis=1), deterministic=not train)
     real_BX = jnp.repeat(batch.slot_kind_BS == HISTORY, T, axis=1)
     mask_BX = jnp.concatenate([jnp.ones((B, 1), bool), real_BX], axis=1)
+    # A lookup by pairs of tokens, (X, X, H) -> (H, X, X). All layers share it, as in T5.
     bias_HXX = self.relative[position_buckets(1 + S * T)].transpose(2, 0, 1)
     for layer in self.encoder:
       x = layer(x, bias_HXX, mask_BX, train)
     x = self.encoder_norm(x)
+    # Keys and values of the decoder's layers, made once a request and not once a beam.
     made = [layer(x).reshape(B, x.shape[1], 2, c.heads, -1) for layer in self.cross]
     return TigerStart(
       tuple(kv[:, :, 0] for kv in made),
@@ -208,6 +222,7 @@ class Tiger(nn.Module):
     )
 
   def _decode(self, start: TigerStart, tokens_BMTD: jax.Array, *, train: bool, caches=None):
+    """States [B, M, T, D] of embedded codes, each the one of the level before; and the caches."""
     after, h = [], self.dropout(tokens_BMTD, deterministic=not train)
     for i, layer in enumerate(self.decoder):
       h, cache = layer(
@@ -217,8 +232,9 @@ class Tiger(nn.Module):
     return self.decoder_norm(h), after
 
   def step(self, start: TigerStart, previous_BM: jax.Array, level: int, caches):
-    """One level for M beams a request; at level T, that of the eCPM, there is nothing: TIGER
-    predicts no value.
+    """One level for M beams a request, as `GR4AD.step`.
+
+    At level T, that of the eCPM, there are only zeros: TIGER predicts no value.
     """
     shape = (*previous_BM.shape, self.config.width)
     if level == len(self.codebooks):
@@ -229,22 +245,22 @@ class Tiger(nn.Module):
     return h_BM1D[:, :, 0], self.heads[level](h_BM1D[:, :, 0]), caches
 
   def value_logits(self, start: TigerStart, h_BMD: jax.Array, codes_BMT: jax.Array) -> jax.Array:
-    """All eCPM bins alike."""
+    """Scores of the eCPM bins: all alike, as TIGER predicts no value."""
     del start, codes_BMT
     return jnp.zeros((*h_BMD.shape[:2], self.config.ecpm_bins), jnp.float32)
 
   def final_logp(self, start: TigerStart, logp_BM: jax.Array, codes_BMT: jax.Array) -> jax.Array:
-    """The score that ranks finished sequences: as it is."""
+    """The score that ranks finished sequences: log p as it is."""
     del start, codes_BMT
     return logp_BM
 
   def prefix_logp(self, start: TigerStart, logp_BWT: jax.Array, codes_BWT: jax.Array) -> jax.Array:
-    """log p of every prefix of finished sequences: as it is."""
+    """log p of every prefix of finished sequences, as it is."""
     del start, codes_BWT
     return logp_BWT
 
   def __call__(self, batch: RequestBatch, codes_BMT: jax.Array, *, train: bool = False) -> Outputs:
-    """Scores M given sequences a request; value and MTP outputs are zeros."""
+    """Scores M given sequences a request; values, MTP outputs and copy gate are zeros."""
     B, M, T = codes_BMT.shape
     start = self.start(batch, train=train)
     tokens = [jnp.broadcast_to(self.bos[1].astype(self.dtype), (B, M, self.config.width))]

@@ -1,8 +1,8 @@
-"""Two-tower retrieval: a user's vector and an ad's vector that meet in an inner product alone.
+"""Two-tower retrieval: the vector of a user and that of an ad meet in an inner product alone.
 
 Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys
-2019: normalised vectors, a temperature, and --item_loss=inbatch. It is the first stage of the DLRM
-stack; --reranker is the second.
+2019: vectors of length 1, a temperature, and --item_loss=inbatch. It is the first stage of the DLRM
+stack, the system that the paper compares with. --reranker is the second.
 """
 
 from typing import ClassVar
@@ -20,10 +20,11 @@ TEMPERATURE = 0.07
 
 
 class TwoTower(ItemModel):
-  """The user tower reads the history's ads with their behaviour features and the profile; see
-  `ItemModel`.
+  """A tower for users and one for ads; see `ItemModel`.
 
-  It has one state a request, given for every place: it cannot learn from places inside the history.
+  The tower of users reads the profile, and the ads of the history with features of behaviour. It
+  has one state a request, which it gives for every place. So it cannot learn from places inside the
+  history.
   """
 
   reads: ClassVar[frozenset[str]] = (
@@ -49,6 +50,8 @@ class TwoTower(ItemModel):
     slots = self.dropout(nn.relu(self.slot_in(about)), deterministic=not train)
     keys, values = (x.reshape(B, S, heads, -1) for x in jnp.split(self.slot_kv(slots), 2, axis=-1))
     query = self.query(user).reshape(B, 1, heads, -1)
+    # One query a request, (B, 1, heads, d). Without a history attention would give the mean of all
+    # slots, which are padding: the product with `any` makes that 0.
     seen_BS = ads_BS >= 0
     read = attend(query, keys, values, seen_BS[:, None])[:, 0] * seen_BS.any(-1, keepdims=True)
     mean = jnp.einsum("bs,bsd->bd", seen_BS.astype(self.dtype), values.reshape(B, S, -1))
@@ -60,7 +63,10 @@ class TwoTower(ItemModel):
     return jnp.broadcast_to(state_BD[:, None], (B, S + 1, state_BD.shape[-1]))
 
   def vectors(self, ad: jax.Array) -> jax.Array:
-    """The ad tower over the temperature, [..., D] float32."""
+    """The vectors of the ad tower over the temperature, [..., D] float32.
+
+    Their inner product with a state, which has length 1, is the cosine over the temperature.
+    """
     return self._tower(self.embed(jnp.maximum(ad, 0)))
 
   def _tower(self, embedded: jax.Array) -> jax.Array:
@@ -76,4 +82,6 @@ class TwoTower(ItemModel):
 
 
 def _unit(x: jax.Array) -> jax.Array:
+  """Vectors of length 1 along the last axis."""
+  # The constant is for vectors of zeros, which stay zeros.
   return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
