@@ -109,6 +109,7 @@ class Decode:
     )
     search = SearchConfig(precut=setting.precut)
     self._excluded = _excluding(setting, codes_NT)
+    # What is left out is an argument, as a server passes it: other ads need no other program.
     self._args = (quantize(params, setting.quantize), batch, trie, self._excluded())
     self._run = jax.jit(
       lambda v, b, t, e: beam_search(

@@ -53,6 +53,7 @@ class _Changing:
 
   def __post_init__(self):
     codes_NT = synthetic.catalogue(self.ads, CODEBOOKS)
+    # The codes are made before: only the sort and the trie are timed.
     begin = time.perf_counter()
     self.index = LiveIndex(codes_NT, CODEBOOKS)
     built = time.perf_counter() - begin
@@ -113,6 +114,8 @@ class _Changing:
 
 def reachable(trie: Trie, code_T: np.ndarray) -> bool:
   """Whether a search over the trie is offered this UA-SID."""
+  # The way of a search, for one request with one beam. A child is in the main part or, where the
+  # overlay has an entry under this beam (0), among its nodes.
   node = 0
   for level, code in enumerate(code_T):
     found = jax.device_get(trie.children(level, jnp.array([[node]])))

@@ -35,7 +35,7 @@ def measure(iterations: int, points: int, told: Callable[[str], None]) -> dict[s
     import faiss
   except ImportError as error:
     raise ImportError("faiss is missing: pip install 'gr4ad_jax[peer]'") from error
-  clusters = 1 << max((points // POINTS_A_CLUSTER).bit_length() - 1, 0)
+  clusters = 1 << max((points // POINTS_A_CLUSTER).bit_length() - 1, 0)  # a power of two, or 1
   points_ND = catalogue(points, max(clusters // CLUSTERS_A_CATEGORY, 1), seed=0)
   start_CD = points_ND[np.sort(np.random.default_rng(1).choice(points, clusters, replace=False))]
   ours, peer = _Ours(points_ND, start_CD), _Faiss(faiss, points_ND, start_CD)
@@ -51,6 +51,7 @@ def measure(iterations: int, points: int, told: Callable[[str], None]) -> dict[s
         f"iteration {number + 1}, {name}: {seconds[name][-1]:.2f} s, mean squared distance "
         f"{squared:.5f}"
       )
+  # An iteration tells the distortion of before its means: so one more assignment at the end.
   ends = {"ours": ours.assigned(), "faiss": peer.assigned()}
   for name, (squared, _) in ends.items():
     distortion[name].append(squared)
@@ -84,6 +85,7 @@ def catalogue(points: int, categories: int, seed: int) -> np.ndarray:
   spread_K = rng.uniform(0.5, 1, categories).astype(np.float32)
   axes_DD = (rng.normal(size=(WIDTH, WIDTH)) / np.sqrt(WIDTH)).astype(np.float32)
   length_D = np.arange(1, WIDTH + 1, dtype=np.float32) ** -0.5
+  # (D, 1) scales each axis. The squares of the lengths sum to 1, so an offset has length 1 or so.
   axes_DD *= (length_D / np.linalg.norm(length_D))[:, None]
   share_K = 1 / np.arange(1, categories + 1)
   category_N = rng.choice(categories, points, p=share_K / share_K.sum())

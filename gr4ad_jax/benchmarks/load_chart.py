@@ -47,7 +47,7 @@ def plot_load(found: Mapping[str, Any], png_path: str) -> None:
       )
     rates.set_title("Requests a second: offered (dotted), accepted")
     latency.set_title("Latency of accepted requests, ms: p99, p50 (thin)")
-    latency.set_yscale("log")
+    latency.set_yscale("log")  # under overload it is many times what it is at rest
     width.set_title("Beam width of the last level, mean")
     width.set_ylim(bottom=0)
     width.set_xlabel("seconds")

@@ -42,6 +42,7 @@ def item_requests(ads: int, slots: int, rows: int, seed: int = 0) -> RequestBatc
   rng = np.random.default_rng(seed)
   data = DataConfig(history_slots=slots, neighbor_slots=0, rising_slots=0, targets=1)
   batch = zero_batch(data, 1, rows)
+  # Without replacement within a request: the target is no ad of its history.
   drawn = np.stack([rng.choice(ads, slots + 1, replace=False) for _ in range(rows)]).astype(
     np.int32
   )

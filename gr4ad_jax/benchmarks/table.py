@@ -70,6 +70,7 @@ def make_run(config: Config, ads: int, mesh: Mesh, *, few: bool = True) -> Run:
 
   optimizer = state_lib.make_optimizer(t, 1000)
   abstract = state_lib.abstract_state(init_params, optimizer, mesh)
+  # All ads are equally popular: one number, seen N times without N places in memory.
   loss_fn, shardings = (
     make_item_loss(model, np.broadcast_to(1 / ads, ads)),
     state_lib.shardings_of(abstract),

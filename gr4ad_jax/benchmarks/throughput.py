@@ -52,6 +52,7 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
       module, v, b, t, means, widths=config.search.beams, search=config.search
     )
   )
+  # The roof in the dtype of the products, whatever the weights are kept in.
   dtype = str(compute_dtype(config.model))
   peak = timing.matmul_peak(dtype=dtype)
   found = []
@@ -82,6 +83,7 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
     )
     _log.info("batch %d: %.1f requests/s", rows, found[-1]["requests_per_second"])
   target = config.serving.target_ms / 1e3
+  # Larger batches answer more a second, and each later: the best one that is still in time.
   inside = [one["requests_per_second"] for one in found if one["seconds"]["p99"] < target]
   return {
     "machine": timing.machine(),

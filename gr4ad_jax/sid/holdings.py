@@ -49,7 +49,7 @@ class Changes:
     came_key: those keys.
     gone_row: rows that the main part has under a key that is no longer theirs.
     gone_key: those keys.
-    overlay: nodes that came and nodes that died; None where the index does not change.
+    overlay: nodes that came and nodes that died. None where the index does not change.
   """
 
   came_row: np.ndarray
@@ -168,6 +168,7 @@ class Holdings:
 
   def without(self, rows: np.ndarray) -> "Holdings":
     """The same view without some rows. Its time grows with N, as a new mask is made."""
+    # A copy: the mask may be a request's own, which others share.
     allowed_N = np.ones(len(self._key_N), bool) if self.allowed_N is None else self.allowed_N.copy()
     allowed_N[rows[rows < len(allowed_N)]] = False
     return Holdings(self._leaves, self._key_N, self._changes, allowed_N)
@@ -239,6 +240,7 @@ class Holdings:
       for key, step in ((self._came, 1), (self._gone, -1)):
         # `add.at`, as several rows may hang under one node: `count[…] += step` adds once.
         np.add.at(count, self.number(depth, key // place)[0], step)
+      # 8 nodes a byte, the first in the lowest bit; little-endian words keep that order.
       bits = np.packbits(count > 0, bitorder="little")
       words.append(np.pad(bits, (0, -len(bits) % 4)).view("<u4"))
     return words
@@ -309,6 +311,7 @@ class Holdings:
     """Requests, keys and rows of the distinct rows that count, by request, then by key."""
     request_E, row_E = np.asarray(request_E, np.int64), np.asarray(row_E, np.int64)
     known = (row_E >= 0) & (row_E < len(self._key_N))
+    # Distinct pairs, as a row that is named twice must not be counted twice.
     pair = np.unique(request_E[known] * len(self._key_N) + row_E[known])
     request_E, row_E = pair // len(self._key_N), pair % len(self._key_N)
     key_E = self._key_N[row_E]
