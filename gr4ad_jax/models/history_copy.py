@@ -43,6 +43,8 @@ class HistoryCopy(nn.Module):
     query = Linear(D, bias=True, name="query")(first_BD)
     hidden = nn.relu(Linear(D, name="slot")(slots_BSD) + query[:, None])
     dot_BD = Linear(D, name="dot")(first_BD)
+    # Two terms: what a slot and the state have in common, and what a hidden layer makes of both.
+    # Both are float32, for the softmax below.
     crossed = product("bd,bsd->bs", dot_BD, slots_BSD)
     added = Linear(1, ("mlp", None), name="score", out_dtype=jnp.float32)(hidden)[..., 0]
     score_BS = jnp.where(mask_BS, added + crossed / jnp.sqrt(D).astype(jnp.float32), NEG)

@@ -169,7 +169,8 @@ def rspo_terms(
     for x in (plain, ratio)
   ]
   # The largest Δ of E_i is taken off before exp, so that it neither overflows nor vanishes. It
-  # comes back in log_total, where it cancels, so it needs no gradient.
+  # comes back in log_total, where it cancels, so it needs no gradient. Of an empty E_i it is 0, or
+  # -inf where padding follows, and is not used.
   top = jnp.where(gate, tops[1], tops[0])
 
   # The [B, M, M] arrays are not kept for the backward pass. They are made again, fused with their

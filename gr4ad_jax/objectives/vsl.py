@@ -102,7 +102,9 @@ def vsl_loss(
   """
   chex.assert_rank([sequence_logp_BM, mtp_logp_BMT, ecpm_logits_BMV], [2, 3, 3])
   chex.assert_equal_shape([sequence_logp_BM, ecpm_bin_BM, weight_BM, mask_BM])
+  # A batch without a real target has a loss of 0 / 1, not of 0 / 0.
   count = jnp.maximum(mask_BM.sum(), 1)
+  # Of each target the log-probability of its own bin: (B, M, V) at (B, M, 1) -> (B, M).
   ecpm_logp = jnp.take_along_axis(
     jax.nn.log_softmax(ecpm_logits_BMV), ecpm_bin_BM[..., None], axis=-1
   )[..., 0]

@@ -164,6 +164,8 @@ def agreed(here: bool) -> bool:
 
 def same(digest: bytes) -> bool:
   """Whether the first eight bytes of a digest are the same on every process. All must call it."""
+  # Eight bytes as two int32, since JAX would cut an int64 down. The row of this process, (1, 2),
+  # becomes the rows of all, (P, 2).
   all_P2 = gather(np.frombuffer(digest[:8], np.int32)[None])
   return bool((all_P2 == all_P2[0]).all())
 
@@ -207,6 +209,7 @@ class _Link:
   def _arrive(self, name: str, process: int) -> None:
     """Notes who has come to a barrier; on process 0 the last one lets all pass."""
     with self._changed:
+      # Only process 0 counts; the others wait for its word (`_hear`).
       if self._job.process:
         return
       here = self._arrived.setdefault(name, set())
@@ -225,6 +228,7 @@ class _Link:
       for process, peer in self._peers.items():
         selector.register(peer.socket, selectors.EVENT_READ, (process, peer))
       while not self._closed:
+        # Once a second it looks whether this side has closed.
         for key, _ in selector.select(timeout=1.0):
           process, peer = key.data
           try:

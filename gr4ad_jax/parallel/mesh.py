@@ -138,6 +138,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
   def put(rows):
     rows = np.asarray(rows)
+    # Of the whole batch: every process has as many rows.
     size = rows.shape[0] * jax.process_count()
     if size % shards:
       raise ValueError(

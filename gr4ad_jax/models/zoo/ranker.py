@@ -95,8 +95,10 @@ class Ranker(nn.Module):
     heads = self.config.reward_heads
     query = self.query(ad_BCD).reshape(B, C, heads, -1)
     split = (B, -1, heads, query.shape[-1])
+    # The C ads of a request are queries to its 1 + S slots, which are projected once for them all.
     read_BCD = attend(query, keys.reshape(split), values.reshape(split), mask[:, None])
     x = self.pair_in(encode(pairs.pair_features_BCF, edges["pair"])) + user[:, None]
+    # The product says how alike the ad is to what it found in the history.
     x += self.ad_in(ad_BCD) + self.read_in(jnp.concatenate([read_BCD, read_BCD * ad_BCD], axis=-1))
     x = self.norm(x)
     # DCN-v2: x_{l+1} = x_0 ⊙ (W x_l + b) + x_l. Each layer raises the order of the products by one.
@@ -106,5 +108,6 @@ class Ranker(nn.Module):
     hidden = self.dropout(nn.relu(self.deep[0](x)), deterministic=not train)
     hidden = nn.relu(self.deep[1](hidden))
     both = self.dropout(jnp.concatenate([crossed, hidden], axis=-1), deterministic=not train)
+    # Both heads read the same; the value has a layer of its own.
     value = nn.relu(self.value_deep(self.value_norm(both)))
     return self.purchase_out(both)[..., 0], self.value_out(value)[..., 0]

@@ -40,6 +40,7 @@ class SASRecBlock(nn.Module):
     qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BPD)).reshape(
       B, P, 3, self.heads, -1
     )
+    # (B, P, 3, H, d): queries, keys and values of each head.
     read = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask_BPP)
     x_BPD += drop(Linear(D, ("mlp", "embed"), name="attention_out")(read))
     hidden = nn.relu(Linear(self.hidden, bias=True, name="ffn_in")(RMSNorm(name="ffn_norm")(x_BPD)))
@@ -91,6 +92,7 @@ class PlaceEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, x_BPD: jax.Array) -> jax.Array:
+    # As large as the places of its first input, [P, D]: a model is for one number of slots.
     init = nn.with_logical_partitioning(
       nn.initializers.normal(x_BPD.shape[-1] ** -0.5), (None, "embed")
     )

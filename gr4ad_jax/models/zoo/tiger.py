@@ -265,6 +265,7 @@ class Tiger(nn.Module):
     start = self.start(batch, train=train)
     tokens = [jnp.broadcast_to(self.bos[1].astype(self.dtype), (B, M, self.config.width))]
     tokens += [self.embed(t, codes_BMT[..., t]) for t in range(T - 1)]
+    # Unlike GR4AD's, the first level runs for each of the M sequences, as all others do.
     h_BMTD, _ = self._decode(start, jnp.stack(tokens, axis=2), train=train)
     logp = [next_code_logp(self.heads[t](h_BMTD[:, :, t]), codes_BMT[..., t]) for t in range(T)]
     logp_BMT = jnp.stack(logp, axis=-1)
