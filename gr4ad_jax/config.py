@@ -273,7 +273,7 @@ def load_config(workdir: str) -> Config:
     ConfigError: its config.json is damaged.
   """
   path = os.path.join(workdir, CONFIG_FILE)
-  if not os.path.exists(path):
+  if not os.path.isfile(path):  # a pipe would be waited for without end
     raise FileNotFoundError(
       f"{workdir} holds no {CONFIG_FILE}: name the directory of a trained run"
     )

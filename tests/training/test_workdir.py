@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from gr4ad_jax.config import Config, ConfigError, SidConfig
+from gr4ad_jax.config import Config, ConfigError, SidConfig, load_config
 from gr4ad_jax.training import workdir
 from tests.whole_files import assert_replaced_whole
 
@@ -62,6 +62,9 @@ def test_what_stands_in_the_way_of_a_run_s_files_is_named_before_any_work(tmp_pa
       workdir.check_workdir(of(tmp_path))
     message = f"--workdir={tmp_path} is not allowed: {name} in it is no {kind}"
     assert str(error.value) == message
+    if name == "config.json":
+      with pytest.raises(FileNotFoundError, match="holds no config.json"):
+        load_config(str(tmp_path))
     (tmp_path / name).rmdir() if (tmp_path / name).is_dir() else (tmp_path / name).unlink()
 
 
