@@ -8,6 +8,7 @@ The start has learned from train alone and has a reward model. settings.json is 
 out is as the flags say. It goes on where it was stopped. Writes <workdir>/sweep.json and sweep.md.
 """
 
+import sys
 import time
 
 import jax
@@ -19,7 +20,7 @@ from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.evaluation import sweep_table
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import request_task, sweep
+from gr4ad_jax.training import loop, ranked, request_task, sweep
 from gr4ad_jax.training.request_task import RequestTask
 
 _SETTINGS = flags.DEFINE_string(
@@ -59,7 +60,14 @@ def main(argv):
     made = sweep.Sweep(config, inputs, RoundProgress(quiet_seconds=5))
     began = time.monotonic()
     for number, setting in enumerate(left, 1):
-      scores = made.run(setting)
+      try:
+        scores = made.run(setting)
+      except loop.DivergedError as error:
+        print(f"error: {sweep_table.in_words(setting)}: {error}", file=sys.stderr)
+        return 1
+      except ranked.Stopped as stopped:
+        print(stopped, flush=True)
+        return 0
       results.add(setting, scores)
       eta = (time.monotonic() - began) / number * (len(left) - number)
       words = ", ".join(

@@ -4,6 +4,7 @@ before any work.
 
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from gr4ad_jax.config import ConfigError, load_config
 from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import sweep
+from gr4ad_jax.training import loop, ranked, sweep
 from tests import tiny
 from tests.test_preference import config_of, start, trained  # noqa: F401 - `start` is a fixture
 
@@ -156,3 +157,33 @@ def test_results_of_other_lists_stay_beside(start, tmp_path):  # noqa: F811
   assert not results.has(SETTINGS[0]) and sweep.Results(str(tmp_path), first).has(SETTINGS[0])
   results.add(SETTINGS[0], scores)
   assert "policy_candidates=6, objective=rspo" in (tmp_path / "sweep.md").read_text()
+
+
+def _steep(arguments):
+  """The sweep of one setting whose rate is far too high."""
+  folder, flags = arguments
+  settings = [{"objective": "xent", "learning_rate": 1e30}]
+  (folder / "steep.json").write_text(json.dumps(settings))
+  steep = [flag for flag in flags if not flag.startswith(("--settings", "--workdir"))]
+  return tiny.run("sweep", *steep, f"--settings={folder}/steep.json", f"--workdir={folder}/steep")
+
+
+@pytest.mark.long
+def test_a_setting_that_diverges_is_told_in_a_line(arguments):
+  done = _steep(arguments)
+  assert done.status == 1
+  assert "error: objective=xent, learning_rate=1e+30: loss nan, gradient norm nan" in done.err
+
+
+@pytest.mark.parametrize(
+  ("raised", "status"), [(loop.DivergedError("loss nan"), 1), (ranked.Stopped("stopped in it"), 0)]
+)
+def test_what_ends_a_sweep_is_told_in_a_line(arguments, monkeypatch, raised, status):
+  def stop(setting):
+    raise raised
+
+  monkeypatch.setattr(sweep, "Sweep", lambda *_: types.SimpleNamespace(run=stop))
+  done = _steep(arguments)
+  assert done.status == status
+  told = done.out if status == 0 else done.err
+  assert told.splitlines()[-1].endswith(("stopped in it", ": loss nan"))

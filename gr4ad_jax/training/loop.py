@@ -232,6 +232,34 @@ class _Run:
       self.checkpointer.save(state, data=self.position(step), metadata=kept, metrics=valid or None)
     self.clock.pause()
 
+  def go(
+    self, state: TrainState, train_step: Step, batches: Prefetcher, preemption: Preemption,
+    profiler: StepProfiler | None,
+  ) -> tuple[TrainState, str]:  # fmt: skip
+    """Takes the steps of `batches`; returns the last state, and 'done' or 'preempted'."""
+    waiting = None
+    for number, batch in batches:
+      if profiler:
+        profiler.begin(number, state)
+      with jax.profiler.StepTraceAnnotation("train", step_num=number):
+        state, metrics = train_step(state, batch)
+      for metric in jax.tree.leaves(metrics):
+        # on their way as soon as they are known: the fetch below finds them here
+        metric.copy_to_host_async()
+      step = number + 1
+      if profiler:
+        profiler.end(step, state)
+      if waiting:  # the step before: the devices already work on this one
+        self.report(waiting[0], self.fetch(*waiting), {})
+      waiting = (step, metrics)
+      stop = preemption.asked(step) and not self.schedule.last(step)
+      if stop or self.schedule.saves(step):
+        self.boundary(step, state, self.fetch(*waiting))
+        waiting = None
+      if stop:
+        return state, "preempted"
+    return state, "done"
+
 
 def fit(
   state: TrainState,
@@ -276,33 +304,12 @@ def fit(
   """
   run = _Run(schedule, make_batch, checkpointer, writer, evaluate_fn, on_progress, cost,
              position, Window(sums))  # fmt: skip
-  status, waiting = "done", None
   with (
     Preemption() as preemption,
     Prefetcher(make_batch, int(state.step), schedule.end, workers) as batches,
   ):
     try:
-      for number, batch in batches:
-        if profiler:
-          profiler.begin(number, state)
-        with jax.profiler.StepTraceAnnotation("train", step_num=number):
-          state, metrics = train_step(state, batch)
-        for metric in jax.tree.leaves(metrics):
-          # on their way as soon as they are known: the fetch below finds them here
-          metric.copy_to_host_async()
-        step = number + 1
-        if profiler:
-          profiler.end(step, state)
-        if waiting:  # the step before: the devices already work on this one
-          run.report(waiting[0], run.fetch(*waiting), {})
-        waiting = (step, metrics)
-        stop = preemption.asked(step) and not schedule.last(step)
-        if stop or schedule.saves(step):
-          run.boundary(step, state, run.fetch(*waiting))
-          waiting = None
-        if stop:
-          status = "preempted"
-          break
+      state, status = run.go(state, train_step, batches, preemption, profiler)
     finally:
       if checkpointer:
         checkpointer.wait()

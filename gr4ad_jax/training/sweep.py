@@ -21,7 +21,7 @@ from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, load_config,
 from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.evaluation import metrics, protocols, report_tables, sweep_table
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.training import request_task, scoring
+from gr4ad_jax.training import loop, ranked, request_task, scoring
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.candidates import NO_REFERENCE, Candidates
 from gr4ad_jax.training.inputs import Inputs
@@ -29,8 +29,9 @@ from gr4ad_jax.training.order import TrainingOrder
 from gr4ad_jax.training.preference_run import PreferenceTask, reward_model_of
 from gr4ad_jax.training.preference_task import PreferenceBatch, list_loss, make_preference_loss
 from gr4ad_jax.training.rewards import Rewarder
-from gr4ad_jax.training.state import TrainState
-from gr4ad_jax.training.step import make_train_step
+from gr4ad_jax.training.state import Optimizer, TrainState
+from gr4ad_jax.training.step import Step, make_train_step
+from gr4ad_jax.training.trainer import Trainer
 
 OBJECTIVES = ("dpo", "sdpo", "grpo", "xent", "rspo", "unified")
 ARGUMENTS = ("preference_weight", "beta", "delta", "z_max", "grpo_clip", "grpo_kl")  # of the step
@@ -71,8 +72,52 @@ def read_settings(path: str, config: Config) -> list[dict]:
   return found
 
 
+class SettingTask(PreferenceTask):
+  """A setting as a task: its lists lie on the device, its numbers are arguments of the step.
+
+  Args:
+    config: of the setting.
+    inputs: data, tokenizer and features of the start.
+    examples: requests in the order of the sweep.
+    lists: of all these requests, ascending, with the rewards of the setting.
+    step: of all settings, compiled once: (state, lists, rows of the batch, knobs) -> (state,
+      metrics).
+  """
+
+  def __init__(self, config: Config, inputs: Inputs, examples: np.ndarray,
+               lists: PreferenceBatch, step: Callable):  # fmt: skip
+    super().__init__(config, inputs)
+    t = self.training
+    self.order = TrainingOrder(examples, t.batch_size, t.seed, t.data_order == "shuffled")
+    self._requests = np.sort(examples)
+    self._lists = lists
+    self._step = step
+
+  def prepare(self) -> None:
+    """Nothing: the parameters are the start's."""
+
+  def make_batch(self, requests: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """Where the requests stand among the lists."""
+    del draw
+    return np.searchsorted(self._requests, requests)
+
+  def make_step(self, optimizer: Optimizer, shardings: TrainState) -> Step:
+    """The step of all settings, with the numbers of this one."""
+    del optimizer, shardings
+    p, t = self.config.preference, self.training
+    share = [self.config.objective.objective == name for name in OBJECTIVES]
+    knobs = {name: jnp.asarray(getattr(p, name), jnp.float32) for name in ARGUMENTS} | {
+      "share": jnp.asarray(share, jnp.float32),
+      "reference": jnp.asarray(p.reference),
+      "learning_rate": jnp.asarray(t.learning_rate, jnp.float32),
+      "steps": jnp.asarray(self.total_steps, jnp.int32),
+      "seed": jnp.asarray(t.seed, jnp.uint32),
+    }
+    return lambda state, rows: self._step(state, self._lists, rows, knobs)
+
+
 class Sweep:
-  """Trains and scores settings, one after the other.
+  """Trains and scores settings, one after the other, by the one trainer.
 
   Args:
     config: what the settings have in common; --init_from is the start. One device works.
@@ -125,31 +170,28 @@ class Sweep:
     return self.score(self._start if setting is START else self.train(setting))
 
   def train(self, setting: Mapping[str, Any]) -> Any:
-    """Parameters after the passes of a setting."""
+    """Parameters after the passes of a setting.
+
+    Raises:
+      DivergedError: the loss stopped being finite.
+      Stopped: asked to stop.
+    """
     config = with_knobs(self._config, dict(setting))
-    p, t = config.preference, config.training
-    lists, shuffled = self._lists_with(p), t.data_order == "shuffled"
-    order = TrainingOrder(self._task.order.examples, t.batch_size, t.seed, shuffled)
-    steps = max(1, round(order.steps_per_epoch * t.epochs))
-    steps = min(steps, t.max_steps) if t.max_steps else steps
-    share = [config.objective.objective == name for name in OBJECTIVES]
-    knobs = {name: jnp.asarray(getattr(p, name), jnp.float32) for name in ARGUMENTS}
-    knobs |= {"share": jnp.asarray(share, jnp.float32), "reference": jnp.asarray(p.reference)}
-    knobs |= {
-      "learning_rate": jnp.asarray(t.learning_rate, jnp.float32),
-      "steps": jnp.asarray(steps, jnp.int32),
-    }
-    knobs |= {"seed": jnp.asarray(t.seed, jnp.uint32)}
+    lists = self._lists_with(config.preference)
+    task = SettingTask(config, self._inputs, self._task.order.examples, lists, self._step)
     params = jax.tree.map(jnp.array, self._start)  # copies: the step takes its state's place
-    optimizer = state_lib.make_optimizer(t, steps)
+    optimizer = state_lib.make_optimizer(task.training, task.total_steps)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-    for step in range(steps):
-      rows = np.searchsorted(self._requests, order.step(step)[0])
-      state, _ = self._step(state, lists, jnp.asarray(rows), knobs)
-      if (step + 1) % _TOLD == 0 or step + 1 == steps:
-        jax.block_until_ready(state.step)
-        self._told("steps", step + 1, steps)
-    return state.params
+    trainer = Trainer(task, state)
+
+    def on_progress(progress: loop.Progress) -> None:
+      if progress.log:
+        self._told("steps", progress.step, progress.total_steps)
+
+    schedule = loop.Schedule(trainer.total_steps, _TOLD)
+    result = loop.fit(state, trainer.step, trainer.make_batch, schedule, on_progress=on_progress)
+    ranked.go_on(result, f"the setting {dict(setting)}")
+    return result.state.params
 
   def _one_step(self, state: TrainState, lists: PreferenceBatch, rows: jax.Array, knobs: Mapping):
     """The training step of a setting whose numbers are arguments."""

@@ -41,15 +41,16 @@ def check_mesh(config: Config) -> None:
 
 
 class Trainer:
-  """A task with its optimiser, its step and a fresh state, all on the mesh.
+  """A task with its optimiser, its step and a state, all on the mesh.
 
   Args:
     task: what is trained.
+    state: to begin with, on the mesh; None: a fresh one.
 
   Attributes:
     task: what is trained.
     total_steps: length of the run.
-    state: fresh.
+    state: to begin with.
     step: of the state and a batch of `make_batch`.
     cost: of a step, once it is compiled.
 
@@ -57,14 +58,14 @@ class Trainer:
     ConfigError: the devices cannot share a batch, or what the task's `make_step` refuses.
   """
 
-  def __init__(self, task: Task):
+  def __init__(self, task: Task, state: TrainState | None = None):
     check_mesh(task.config)
     self.task = task
     self.mesh = mesh_lib.make_mesh(task.training.mesh)
     task.prepare()
     self.total_steps = task.total_steps
     self.optimizer = state_lib.make_optimizer(task.training, self.total_steps)
-    self.state = state_lib.init_state(self._init, self.optimizer, self.mesh)
+    self.state = state or state_lib.init_state(self._init, self.optimizer, self.mesh)
     self.step = task.make_step(self.optimizer, state_lib.shardings_of(self.state))
     self.cost: StepCost | None = None
 
