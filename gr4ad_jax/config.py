@@ -107,6 +107,7 @@ def fields_of(config: Config) -> dict[str, tuple[str, dataclasses.Field]]:
     field.name: (section, field)
     for section, kind in sections_of(config.family).items()
     for field in dataclasses.fields(kind)
+    if field.metadata["of"] in ("", config.family)
   }
 
 

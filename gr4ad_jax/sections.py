@@ -17,6 +17,7 @@ def knob(
   high: float | None = None,
   free: bool = False,
   place: bool = False,
+  of: str = "",
 ):
   """A dataclass field with what is said of it.
 
@@ -28,9 +29,12 @@ def knob(
     high: the most, likewise.
     free: whether a trained run may change it: it shapes no result.
     place: whether it says where something lies, and so may differ between machines of a job.
+    of: the one family that reads it, of a section that others read too; empty: all do.
   """
   about = {"help": help, "choices": choices, "low": low, "high": high}
-  return dataclasses.field(default=default, metadata=about | {"free": free, "place": place})
+  return dataclasses.field(
+    default=default, metadata=about | {"free": free, "place": place, "of": of}
+  )
 
 
 def shown(value: Any) -> str:
@@ -404,12 +408,14 @@ class TrainConfig:
     "train",
     "What is learned from: train alone, to choose settings on valid; or valid too, for a last run.",
     choices=("train", "train+valid"),
+    of="requests",
   )
   period: tuple[float, ...] = knob(
     (0.0, 1.0),
     "Begin and end, in shares of those requests in order of time, of what is learned from.",
     low=0,
     high=1,
+    of="requests",
   )
   examples: str = knob(
     "requests",
@@ -418,6 +424,7 @@ class TrainConfig:
       "--inner_targets)."
     ),
     choices=("requests", "users"),
+    of="requests",
   )
   data_order: str = knob(
     "shuffled",
@@ -426,6 +433,7 @@ class TrainConfig:
       "is learned from."
     ),
     choices=("shuffled", "time"),
+    of="requests",
   )
   init_from: str = knob(
     "", "Workdir of a trained run whose parameters, UA-SIDs and features this one starts from."
@@ -446,8 +454,11 @@ class TrainConfig:
       "no decay."
     ),
     choices=("adamw", "adagrad"),
+    of="requests",
   )
-  table_learning_rate: float = knob(0.02, "Peak learning rate of --table_optimizer=adagrad.", low=0)
+  table_learning_rate: float = knob(
+    0.02, "Peak learning rate of --table_optimizer=adagrad.", low=0, of="requests"
+  )
   clip_norm: float = knob(1.0, "Global gradient norm limit; 0: none.", low=0)
   accumulate: int = knob(
     1, "Micro-batches a step; each normalises its loss by its own targets.", low=1
@@ -475,7 +486,9 @@ class TrainConfig:
     low=0,
     free=True,
   )
-  eval_requests: int = knob(512, "Valid requests of a periodic evaluation.", low=1, free=True)
+  eval_requests: int = knob(
+    512, "Valid requests of a periodic evaluation.", low=1, free=True, of="requests"
+  )
   save_every: int = knob(200, "Steps between checkpoints.", low=1, free=True)
   loader_threads: int = knob(
     0,

@@ -100,6 +100,7 @@ def test_evaluate_scores_it_again(whole):
   ("flags", "message"),
   [
     (["--family=toy", "--width=8"], "--width=8 is not allowed: --family=toy does not read it"),
+    (["--family=toy", "--period=0,0.5"], "--period=0.0,0.5 is not allowed: --family=toy does not"),
     (["--channels=2"], "--channels=2 is not allowed: --family=requests does not read it"),
     (["--family=toy", "--channels=3"], "--channels=3 is not allowed: an even number"),
     (["--family=toy", "--channels=0"], "--channels=0 is not allowed: a whole number, at least 1"),
