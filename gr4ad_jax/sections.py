@@ -670,6 +670,15 @@ class ServeConfig:
   overlay: int = knob(
     1_024, "Changes of a level of the index that are held beside its main part.", low=16
   )
+  cap_times: int = knob(
+    0, "How often a user of the log may be shown an ad within --cap_days; 0: no cap.", low=0
+  )
+  cap_days: float = knob(1.0, "Days that an ad counts as shown for --cap_times.", low=0.0001)
+  explore: bool = knob(
+    False,
+    "The last place of a list is drawn from the next 50 by a softmax of their scores, and the "
+    "answer tells the propensity.",
+  )
   fallback_segments: int = knob(
     8, "Segments of users that have a popularity list of their own.", low=1
   )

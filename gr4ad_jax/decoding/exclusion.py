@@ -140,11 +140,15 @@ class Excluder:
 
   def __init__(self, room: int | None = None):
     self._room = room
-    self._no_bits: tuple[jax.Array, ...] = ()  # on the device, for batches without a set
+    # On the device, by the number of requests: for batches without a set, without anything.
+    self._no_bits: dict[int, tuple[jax.Array, ...]] = {}
+    self._empty: dict[int, Excluded] = {}
 
   def of(self, holdings: Holdings, left_out: LeftOut) -> Excluded:
     """What the B requests' search must not enter, in the view of the index that is searched."""
     B = left_out.requests
+    if not left_out:
+      return self._nothing(holdings, B)
     set_B: list[Holdings | None] = [
       None if allowed_N is None else holdings.only(allowed_N)
       for allowed_N in left_out.only or [None] * B
@@ -163,14 +167,25 @@ class Excluder:
     sparse_B = np.array([some is not None for some in set_B])
     return Excluded(parent_TBP, child_TBP, sparse_B, self._bits(holdings, set_B))
 
+  def _nothing(self, holdings: Holdings, B: int) -> Excluded:
+    """For batches that leave nothing out: on the device already, so that nothing is sent."""
+    bits, T = self._bits(holdings, [None] * B), len(holdings.codebooks)
+    room = self._room or bucket(0)
+    kept = self._empty.get(B)
+    if kept is None or kept.bits is not bits:
+      unused_TBP = jnp.full((T, B, room), -1, jnp.int32)
+      kept = Excluded(unused_TBP, unused_TBP, jnp.zeros(B, bool), bits)
+      self._empty[B] = kept
+    return kept
+
   def _bits(self, holdings: Holdings, set_B: Sequence[Holdings | None]) -> tuple:
     T, B = len(holdings.codebooks), len(set_B)
     sizes = [_words(holdings.nodes(depth)) for depth in range(1, T + 1)]
     if not any(some is not None for some in set_B):
       shapes = [(B, size if self._room else 0) for size in sizes]
-      if [words.shape for words in self._no_bits] != shapes:
-        self._no_bits = tuple(jnp.zeros(shape, jnp.uint32) for shape in shapes)
-      return self._no_bits
+      if [words.shape for words in self._no_bits.get(B, ())] != shapes:
+        self._no_bits[B] = tuple(jnp.zeros(shape, jnp.uint32) for shape in shapes)
+      return self._no_bits[B]
     words = tuple(np.zeros((B, size), np.uint32) for size in sizes)
     for request, some in enumerate(set_B):
       if some is not None:

@@ -96,6 +96,7 @@ def create_app(engine: Any, token: str = "", hosts: Collection[str] = LOOPBACK) 
   app.add_middleware(Guard, token=token, most=most, hosts=hosts)
   app.include_router(_recommendations(engine))
   app.include_router(_ads(engine))
+  app.include_router(_accounts(engine))
   app.include_router(_users(engine))
   app.include_router(_state(engine))
   _add_docs(app)
@@ -191,6 +192,31 @@ def _ads(engine: Any) -> fastapi.APIRouter:
     if not deleted:
       raise HTTPException(404, "there is no such ad")
     return Json({"ad_id": ad_id, "result": "deleted"})
+
+  return router
+
+
+def _accounts(engine: Any) -> fastapi.APIRouter:
+  router = fastapi.APIRouter(prefix="/v1/accounts", tags=["accounts"])
+
+  @router.put(
+    "/{account_id:path}",
+    response_model=schemas.Account,
+    responses=_problems(400, 401, 403, 413, 422, 503),
+  )
+  def put(account_id: schemas.Id, terms: schemas.AccountTerms) -> Any:
+    """Gives an advertiser a daily budget, or takes it away. It is on disk when this returns."""
+    try:
+      return Json(engine.put_account(account_id, terms.daily_budget))
+    except Overloaded as refusal:
+      return _refusal(refusal)
+
+  @router.get(
+    "/{account_id:path}", response_model=schemas.Account, responses=_problems(401, 403, 422)
+  )
+  async def get(account_id: schemas.Id) -> Any:
+    """An advertiser's budget, and what was spent today."""
+    return Json(engine.account(account_id))
 
   return router
 

@@ -97,9 +97,9 @@ class Labels:
       wanted.append(self._numbers[word])
     return np.isin(self._number_N[: self._size], wanted)
 
-  def number_of(self, row: int) -> int:
-    """The number of a row's word."""
-    return int(self._number_N[row])
+  def knows(self, word: str) -> bool:
+    """Whether a row has had this word."""
+    return word in self._numbers
 
   def _number(self, word: str) -> int:
     return self._numbers.setdefault(word, len(self._numbers))
@@ -159,5 +159,6 @@ class AdSets:
     if categories:
       parts.append(self.categories.mask(sorted(categories)))
     if but_accounts:
-      parts.append(~self.accounts.mask(sorted(but_accounts)))
+      known = filter(self.accounts.knows, sorted(but_accounts))  # of others there is no ad yet
+      parts.append(~self.accounts.mask(list(known)))
     return np.logical_and.reduce(parts)

@@ -17,10 +17,11 @@ from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.decoding import exclusion
 from gr4ad_jax.decoding.searcher import Searcher, TrieFeed
 from gr4ad_jax.decoding.trie import Trie
-from gr4ad_jax.serving import answers, choice, histories
+from gr4ad_jax.serving import answers, choice, explore, histories
 from gr4ad_jax.serving.catalog import AdCatalog
 from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories, joined
 from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
+from gr4ad_jax.serving.terms import Entry, Ledger, Receipt
 from gr4ad_jax.sid.holdings import Holdings
 from gr4ad_jax.sid.left_out import LeftOut
 
@@ -66,7 +67,7 @@ class Searches:
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-  """An answer, and the rows of the ads that it names."""
+  """An answer, the rows of the ads that it names, and what it was counted for."""
 
   answer: Answer
   rows: tuple[int, ...]
@@ -83,12 +84,14 @@ class Computer:
     searcher: compiled searches.
     searches: all that will be used; `prepare` compiles them.
     behaviors: of the log, shallowest first.
+    ledger: who has had enough.
   """
 
   def __init__(
     self, config: Config, catalog: AdCatalog, users: UserHistories, builder: ContextBuilder,
-    searcher: Searcher, searches: Searches, behaviors: Sequence[str],
+    searcher: Searcher, searches: Searches, behaviors: Sequence[str], ledger: Ledger,
   ):  # fmt: skip
+    self.ledger, self._rng = ledger, np.random.default_rng()  # of --explore's draws
     self.searches = searches
     self._config, self._catalog, self._users, self.behaviors = (
       config,
@@ -167,11 +170,15 @@ class Computer:
       DataError: an ad, account or category that there is none of.
     """
     rows = choice.rows_left_out(query, log, now, self._config.search, self._catalog.row)
-    return LeftOut.lists([rows], [self._catalog.sets.allowed(query)])
+    blocked = frozenset()
+    if self.ledger.counts:
+      rows, blocked = np.append(rows, self.ledger.capped(query.user)), self.ledger.blocked()
+    return LeftOut.lists([rows], [self._catalog.sets.allowed(query, blocked)])
 
   def compute(
-    self, queries: Sequence[Query], loaded: Loaded, searches: Searches, schedule: int
-  ) -> list[Computed | Exception]:
+    self, queries: Sequence[Query], loaded: Loaded, searches: Searches, schedule: int,
+    shown: bool = True,
+  ) -> list[Computed | Exception]:  # fmt: skip
     """The answer of each query, or what is wrong with it.
 
     Args:
@@ -179,6 +186,7 @@ class Computer:
       loaded: the parameters.
       searches: those that are compiled.
       schedule: number of the beam schedule among theirs.
+      shown: whether somebody will see the answers: only then they count in the ledger.
     """
     results: list[Any] = [self._checked(query) for query in queries]
     good = [number for number, result in enumerate(results) if not isinstance(result, Exception)]
@@ -187,7 +195,8 @@ class Computer:
       now_B, left_out = np.array(now_B, np.int64), LeftOut.joined(parts)
       beams = self._search(list(logs), now_B, left_out, loaded.variables, searches, schedule)
       asked = [queries[number] for number in good]
-      found = self._answers(asked, logs, left_out, beams, loaded.step, searches.schedules[schedule])
+      widths = searches.schedules[schedule]
+      found = self._answers(asked, logs, left_out, beams, loaded.step, widths, shown)
       for number, answer in zip(good, found, strict=True):
         results[number] = answer
     return results
@@ -221,20 +230,43 @@ class Computer:
     beams: Any,
     step: int,
     widths: tuple[int, ...],
+    shown: bool,
   ) -> list[Computed]:
     most = max(query.k for query in queries)
+    if self.ledger.counts or self._config.serving.explore:
+      # Of one batch the earlier answers may use up what the later ones would begin with.
+      most = max(most + explore.NEXT, widths[-1])
     found_BW, index = beams.leaf_BW >= 0, self._catalog.index
     row_BK, beam_BK = index.expand(beams.codes_BWT, found_BW, most, left_out)
     found = []
     for at, (query, log) in enumerate(zip(queries, logs, strict=True)):
-      ranked = answers.ranked_rows(beams, at, row_BK[at], beam_BK[at])[: query.k]
+      ranked = answers.ranked_rows(beams, at, row_BK[at], beam_BK[at])
+      ranked, chances, receipt = self._chosen(query, ranked, shown)
       seen = set(log.ad.tolist())
-      ads = tuple(answers.ad_entry(self._catalog, seen, *entry) for entry in ranked)
+      ads = [answers.ad_entry(self._catalog, seen, *entry) for entry in ranked]
+      for ad, chance in zip(ads, chances, strict=False):
+        ad["propensity"] = chance
       tree = answers.beam_tree(beams, at) if query.explain else None
-      found.append(
-        Computed(Answer("model", step, widths, ads, tree), tuple(entry[0] for entry in ranked))
-      )
+      answer = Answer("model", step, widths, tuple(ads), tree, receipt)
+      found.append(Computed(answer, tuple(entry[0] for entry in ranked)))
     return found
+
+  def _chosen(
+    self, query: Query, ranked: list[Entry], shown: bool
+  ) -> tuple[list[Entry], list[float], Receipt | None]:
+    """The k ads of an answer, their propensities (none without --explore), and what was counted."""
+    chances: list[float] = []
+
+    def choose(entries: list[Entry]) -> list[Entry]:
+      if not self._config.serving.explore:
+        return entries[: query.k]
+      chosen, chances[:] = explore.drawn(entries, query.k, self._rng)
+      return chosen
+
+    if not (shown and self.ledger.counts):
+      return choose(ranked), chances, None
+    chosen, receipt = self.ledger.take(query.user, ranked, choose)
+    return chosen, chances, receipt
 
   def _usable_view(self, variables: Any, searches: Searches) -> tuple[Trie, Holdings]:
     """The newest trie and what hangs where in it, or, while searches for a new shape of it are

@@ -19,7 +19,7 @@ import numpy as np
 
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.serving import answers, plans
+from gr4ad_jax.serving import plans
 from gr4ad_jax.serving.batcher import Batcher, Closed, DeadlinePassed, Limits, Overloaded, Refused
 from gr4ad_jax.serving.computing import Computed, Loaded, Searches
 from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
@@ -28,6 +28,7 @@ from gr4ad_jax.serving.opening import Opened, open_run
 from gr4ad_jax.serving.plans import Plan
 from gr4ad_jax.serving.reload import Reloader
 from gr4ad_jax.serving.result_cache import ResultCache, digest
+from gr4ad_jax.serving.showing import Showing
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +64,10 @@ class ServingEngine:
   def _begin(self, opened: Opened, told: Callable[[int, int, float], None]) -> None:
     """Times the searches, then starts the threads."""
     self.config, self.catalog, self._users = opened.config, opened.catalog, opened.users
-    self._popular, self._searcher, self._computer = opened.popular, opened.searcher, opened.computer
+    self._searcher, self._computer = opened.searcher, opened.computer
+    self._showing = Showing(opened.catalog, opened.computer, opened.popular)
     self._loaded, serving = opened.loaded, opened.config.serving
+    self._accounts, self._ledger = opened.accounts, opened.computer.ledger
     most_bytes = serving.cache_mb << 20
     self._cache = ResultCache(serving.cache_seconds, serving.cache_entries, most_bytes=most_bytes)
     self.catalog.on_removed.append(self._cache.drop)
@@ -94,7 +97,7 @@ class ServingEngine:
 
     def compute(schedule: int, size: int) -> None:
       with self._turn:
-        self._computer.compute(users[:size], self._loaded, searches, schedule)
+        self._computer.compute(users[:size], self._loaded, searches, schedule, shown=False)
 
     return plans.plan(
       searches, compute, self.config.search.beams, self.config.serving.target_ms / 1e3
@@ -130,6 +133,8 @@ class ServingEngine:
       Overloaded, DeadlinePassed: see `Batcher.submit`.
     """
     kept = self._cache.get(self._key(query, self.step), self.beams) if query.cache else None
+    if kept is not None and self._ledger.counts:
+      kept = self._showing.again(query, kept)
     if kept is not None:
       future = concurrent.futures.Future()
       future.set_result(kept)
@@ -146,22 +151,26 @@ class ServingEngine:
         then.
     """
     begin = time.monotonic()
+    future = None
     try:
-      answer = self.submit(query).result(self._patience(query))
+      future = self.submit(query)
+      answer = future.result(self._patience(query))
     except Exception as error:
+      self._showing.forgo(future)
       answer = self._instead(query, error, begin)
     self._count(answer.source, begin)
     return answer
 
   async def recommend_async(self, query: Query) -> Answer:
     """As `recommend`, on an event loop."""
-    begin = time.monotonic()
+    begin, future = time.monotonic(), None
     try:
       future = self.submit(query)
       if not future.done():  # what was kept is at hand
         await asyncio.wait_for(asyncio.wrap_future(future), self._patience(query))
       answer = future.result()
     except Exception as error:
+      self._showing.forgo(future)
       answer = self._instead(query, error, begin)
     self._count(answer.source, begin)
     return answer
@@ -192,24 +201,10 @@ class ServingEngine:
       self._count("failed", begin)
       error = Overloaded("the model failed")
     wanted = query.fallback if query.fallback is not None else not isinstance(error, Overloaded)
-    if wanted and (answer := self._popular_ads(query)) is not None:
+    if wanted and (answer := self._showing.popular(query, self.step)) is not None:
       return answer
     self._count("deadline" if isinstance(error, DeadlinePassed) else "refused", begin)
     raise error
-
-  def _popular_ads(self, query: Query) -> Answer | None:
-    log, now = self._computer.log_of(query)
-    left_out = self._computer.left_out(query, log, now)
-    hidden, allowed_N = set(left_out.row_E.tolist()), left_out.only[0]
-
-    def may_be_shown(row: int) -> bool:
-      allowed = allowed_N is None or (row < len(allowed_N) and allowed_N[row])
-      return allowed and row not in hidden and self.catalog.is_active(row)
-
-    found = self._popular.best(log, query.k, may_be_shown)
-    seen = set(log.ad.tolist())
-    ads = tuple(answers.ad_entry(self.catalog, seen, *entry) for entry in found)
-    return Answer("fallback", self._loaded.step, (), ads) if ads else None
 
   def _count(self, outcome: str, begin: float) -> None:
     seconds = time.monotonic() - begin
@@ -232,8 +227,9 @@ class ServingEngine:
     results = self._computer.compute(queries, loaded, plan.searches, schedule)
     widths = plan.searches.schedules[schedule]
     for query, result in zip(queries, results, strict=True):
-      if isinstance(result, Computed) and query.cache:
-        kept = dataclasses.replace(result.answer, source="cache")
+      # What was drawn for one request is not another's.
+      if isinstance(result, Computed) and query.cache and not self.config.serving.explore:
+        kept = dataclasses.replace(result.answer, source="cache", receipt=None)
         self._cache.put(self._key(query, loaded.step), kept, result.rows, moment, widths)
     seconds = time.monotonic() - begin
     plan.costs.observe(schedule, len(queries), seconds)
@@ -266,6 +262,23 @@ class ServingEngine:
     except OSError as error:
       _log.error("a change of an ad could not be written: %s", error)
       raise Overloaded("the change could not be written") from error
+
+  def put_account(self, account: str, daily_budget: float | None) -> dict[str, Any]:
+    """Gives an account a daily budget, None: no limit. On disk when this returns.
+
+    Returns:
+      As `account`.
+
+    Raises:
+      Overloaded: it could not be written; Closed after `close`.
+    """
+    self._written(self._accounts.put, account, daily_budget)
+    self._ledger.set_budget(account, daily_budget)
+    return self.account(account)
+
+  def account(self, account: str) -> dict[str, Any]:
+    """An account's budget, and what it has spent today."""
+    return {"account_id": account} | self._ledger.account(account)
 
   def get_ad(self, ad_id: str) -> dict[str, Any] | None:
     """An ad's fields, codes and status."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gr4ad_jax.serving.choice import Choice
+from gr4ad_jax.serving.terms import Receipt
 
 
 class UnknownUser(LookupError):
@@ -52,9 +53,10 @@ class Answer:
     beams: widths of the search; empty for a fallback.
     ads: best first: ad_id, text, account_id, log_p (natural log of the probability of the ad's
       UA-SID), score (what the list is ordered by), ecpm (money), codes, seen (whether the user's
-      history has it).
+      history has it); with --explore propensity, the chance of the ad to stand in its place.
     tree: with `explain`: for each level, its prefixes among the final beams: codes, log_p, beams
       (final beams below it) and, at the last level, score and ecpm. Else None.
+    receipt: what the ledger counted for it; None: nothing.
   """
 
   source: str
@@ -62,3 +64,4 @@ class Answer:
   beams: tuple[int, ...]
   ads: tuple[Mapping[str, Any], ...]
   tree: tuple[tuple[Mapping[str, Any], ...], ...] | None = None
+  receipt: Receipt | None = None

@@ -18,11 +18,13 @@ from gr4ad_jax.decoding.searcher import Searcher, scaled
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel
+from gr4ad_jax.serving.accounts import Accounts
 from gr4ad_jax.serving.catalog import AdCatalog
 from gr4ad_jax.serving.computing import Computer, Loaded, Searches
 from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories
 from gr4ad_jax.serving.fallback import PopularLists
 from gr4ad_jax.serving.reload import CheckpointSource
+from gr4ad_jax.serving.terms import DayPlan, Ledger
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.tokenizer import Tokenizer
 from gr4ad_jax.training import inputs
@@ -45,6 +47,7 @@ class Opened:
     searches: those that are compiled.
     source: where parameters come from.
     loaded: the parameters to begin with.
+    accounts: budgets of the advertisers, on disk.
   """
 
   config: Config
@@ -56,6 +59,7 @@ class Opened:
   searches: Searches
   source: CheckpointSource
   loaded: Loaded
+  accounts: Accounts
 
 
 def open_run(
@@ -105,9 +109,15 @@ def open_run(
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
-    computer = Computer(
-      config, catalog, users, builder, searcher, wanted, inputs.load_behaviors(config)
-    )
+    accounts, serving = Accounts.open(folder[LIVE]), config.serving
+    ledger = Ledger(
+      lambda row: catalog.ad(row).account_id, DayPlan.of(dataset.events.time),
+      serving.cap_times, serving.cap_days,
+    )  # fmt: skip
+    for account, budget in accounts.budgets.items():
+      ledger.set_budget(account, budget)
+    behaviors = inputs.load_behaviors(config)
+    computer = Computer(config, catalog, users, builder, searcher, wanted, behaviors, ledger)
     source = CheckpointSource(config, model, checkpoint)
     step = source.newest()
     loaded = Loaded(step, searcher.variables(source.load(step)))
@@ -117,7 +127,9 @@ def open_run(
   except BaseException:
     catalog.close()
     raise
-  return Opened(config, catalog, users, popular, searcher, computer, searches, source, loaded)
+  return Opened(
+    config, catalog, users, popular, searcher, computer, searches, source, loaded, accounts
+  )
 
 
 def beam_schedules(config: Config) -> tuple[tuple[int, ...], ...]:

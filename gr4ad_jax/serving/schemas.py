@@ -124,6 +124,23 @@ class AdFields(_Strict):
   status: Literal["active", "paused"] | None = None
 
 
+class AccountTerms(_Strict):
+  """What an advertiser has agreed to."""
+
+  daily_budget: Annotated[float, pydantic.Field(gt=0, le=MAX_NUMBER)] | None = pydantic.Field(
+    description="Money that may be spent in a day (UTC); null: no limit."
+  )
+
+
+class Account(pydantic.BaseModel):
+  """An advertiser's terms, and what was spent."""
+
+  account_id: str
+  daily_budget: float | None
+  spent_today: float = pydantic.Field(description="Predicted value of the ads answered, money.")
+  planned: float | None = pydantic.Field(description="What may have been spent by now, money.")
+
+
 class Ad(pydantic.BaseModel):
   """A recommended ad."""
 
@@ -142,6 +159,9 @@ class Ad(pydantic.BaseModel):
   ecpm: float = pydantic.Field(description="Predicted value, money.")
   codes: list[int] = pydantic.Field(description="Its UA-SID.")
   seen: bool = pydantic.Field(description="Whether the user's history has it.")
+  propensity: float | None = pydantic.Field(
+    None, description="With --explore: the chance that the ad had to stand in its place."
+  )
 
 
 class Prefix(pydantic.BaseModel):

@@ -191,8 +191,9 @@ class Holdings:
     """The topmost nodes under which nothing is left, a list for each level 0 … T - 1.
 
     Args:
-      request_E: request of each row that is left out, from 0.
-      row_E: the row. Rows without a UA-SID, and rows that do not count, are passed over.
+      request_E: request of each row that is left out, from 0, ascending.
+      row_E: the row, each once a request, as `LeftOut` has them; rows without a UA-SID, and rows
+        that do not count, are passed over.
     """
     request_E, key_E, _ = self._counted(request_E, row_E)
     # Whether a row is below a node that is dead already. Under a dead node all nodes are dead, so
@@ -308,12 +309,10 @@ class Holdings:
   def _counted(
     self, request_E: np.ndarray, row_E: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Requests, keys and rows of the distinct rows that count, by request, then by key."""
-    request_E, row_E = np.asarray(request_E, np.int64), np.asarray(row_E, np.int64)
-    known = (row_E >= 0) & (row_E < len(self._key_N))
-    # Distinct pairs, as a row that is named twice must not be counted twice.
-    pair = np.unique(request_E[known] * len(self._key_N) + row_E[known])
-    request_E, row_E = pair // len(self._key_N), pair % len(self._key_N)
+    """Requests, keys and rows of the rows that count, by request, then by key."""
+    # `LeftOut` names a row once a request: here it would be counted twice.
+    known = row_E < len(self._key_N)
+    request_E, row_E = request_E[known], row_E[known]
     key_E = self._key_N[row_E]
     counts = key_E != INACTIVE
     if self.allowed_N is not None:

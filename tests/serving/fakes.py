@@ -15,6 +15,7 @@ class FakeEngine:
     self.ads = {
       f"ad{n}": self._ad(f"ad{n}", text=f"thing {n}", account_id="shop") for n in range(12)
     }
+    self.budgets = {}
     self.histories = {f"u{n}": [self._event(f"ad{m}") for m in range(n + 1)] for n in range(3)}
     self.metrics = types.SimpleNamespace(
       text=lambda: b"# nothing yet\n", content_type="text/plain; version=0.0.4"
@@ -75,6 +76,18 @@ class FakeEngine:
   def get_ad(self, ad_id):
     """The ad, or None."""
     return self.ads.get(ad_id)
+
+  def put_account(self, account, daily_budget):
+    """Keeps the budget."""
+    self.budgets[account] = daily_budget
+    return self.account(account)
+
+  def account(self, account):
+    """Nothing is ever spent."""
+    budget = self.budgets.get(account)
+    planned = None if budget is None else budget / 2
+    told = {"daily_budget": budget, "spent_today": 0.0, "planned": planned}
+    return {"account_id": account} | told
 
   def users(self, prefix, limit):
     """User ids with a prefix."""

@@ -359,3 +359,16 @@ def test_no_answer_redirects_to_the_host_that_a_client_claims(engine, path):
   client = TestClient(create_app(engine, hosts=()), "http://evil.example", follow_redirects=False)
   answer = client.get(path)
   assert "location" not in answer.headers and answer.status_code == 404
+
+
+def test_an_account_gets_a_budget(client, engine):
+  answer = client.put("/v1/accounts/a%2Fb", json={"daily_budget": 12.5})
+  assert (answer.status_code, engine.budgets) == (200, {"a/b": 12.5})
+  told = {"account_id": "a/b", "daily_budget": 12.5, "spent_today": 0.0, "planned": 6.25}
+  assert answer.json() == told == client.get("/v1/accounts/a%2Fb").json()
+  assert client.put("/v1/accounts/x", json={"daily_budget": None}).json()["planned"] is None
+
+
+@pytest.mark.parametrize("body", [{}, {"daily_budget": 0}, {"daily_budget": "1"}, {"budget": 1}])
+def test_a_budget_is_an_amount_above_zero(client, engine, body):
+  assert client.put("/v1/accounts/x", json=body).status_code == 422 and not engine.budgets

@@ -55,7 +55,7 @@ def made():
   index, searcher = LiveIndex(codes_NT, CODEBOOKS, overlay=4096), SlowSearcher()
   catalog = types.SimpleNamespace(index=index, before_merge=None)
   builder = types.SimpleNamespace(batch=lambda *_: None, end=0)
-  computer = Computer(Config(), catalog, None, builder, searcher, ALL, ("click",))
+  computer = Computer(Config(), catalog, None, builder, searcher, ALL, ("click",), None)
   computer.prepare(None, FIRST)
   return computer, index, searcher
 
