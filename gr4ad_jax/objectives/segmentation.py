@@ -14,23 +14,37 @@ def binary_cross_entropy(logit_BHW: jax.Array, truth_BHW: jax.Array) -> jax.Arra
 
   Args:
     logit_BHW: any float dtype.
-    truth_BHW: share of the pixel that is the target, 0 to 1.
+    truth_BHW: g, share of the pixel that is the target, 0 to 1.
+
+  Returns:
+    A scalar, nats a pixel.
+
+  Raises:
+    AssertionError: ranks or shapes that differ.
   """
   chex.assert_rank([logit_BHW, truth_BHW], 3)
   chex.assert_equal_shape([logit_BHW, truth_BHW])
   logit = logit_BHW.astype(jnp.float32)
+  # The same as softplus(x) - g x, without the log of a p that was rounded to 0 or 1.
   return jnp.mean(jax.nn.softplus(logit) - logit * truth_BHW)
 
 
 def dice_loss(logit_BHW: jax.Array, truth_BHW: jax.Array, smooth: float = 1.0) -> jax.Array:
   """Mean over images of 1 - (2 Σ p g + smooth) / (Σ p + Σ g + smooth), with p = sigmoid(logit).
 
-  Source: Milletari et al., "V-Net", 3DV 2016, with plain sums.
+  Source: Milletari et al., "V-Net", 3DV 2016, with plain sums in place of squares below the line.
 
   Args:
     logit_BHW: any float dtype.
     truth_BHW: as of `binary_cross_entropy`.
-    smooth: pixels; an image without a target is not divided by 0.
+    smooth: pixels that are added above and below the line. So an image without a target is not
+      divided by 0, and has no loss where none is predicted.
+
+  Returns:
+    A scalar, 0 to 1.
+
+  Raises:
+    AssertionError: ranks or shapes that differ.
   """
   chex.assert_rank([logit_BHW, truth_BHW], 3)
   chex.assert_equal_shape([logit_BHW, truth_BHW])
@@ -48,7 +62,13 @@ def weighted_cross_entropy(
   Args:
     logits_BHW2: background, target.
     truth_BHW: 0 or 1.
-    weights: of a background pixel and of a target's.
+    weights: of a pixel of the background, and of one of the target.
+
+  Returns:
+    A scalar, nats a unit of weight.
+
+  Raises:
+    AssertionError: an array of another rank.
   """
   chex.assert_rank([logits_BHW2, truth_BHW], [4, 3])
   logp = jax.nn.log_softmax(logits_BHW2.astype(jnp.float32))
@@ -75,7 +95,7 @@ def joint_loss(logits_BHW2: jax.Array, truth_BHW: jax.Array, kind: str) -> jax.A
 
 
 def stream_loss(logits_BHW2: jax.Array, truth_BHW: jax.Array, background: bool) -> jax.Array:
-  """Each stream by itself: bce + Dice of the target, and of the background against 1 - g.
+  """Each stream by itself: cross-entropy and Dice of the target, and of the background's 1 - g.
 
   Args:
     logits_BHW2: background, target, each a sigmoid's.
@@ -99,9 +119,11 @@ def segmentation_loss(
   kind: str,
   background: bool,
 ) -> jax.Array:
-  """L_seg: the joint loss, and of two streams half of their own at the end and in the levels' mean.
+  """L_seg: the joint loss, and of two streams half of their own losses.
 
-  A level is compared with the share of each of its cells that is the target.
+  Those are the loss of the streams' last output, and the mean of that at the levels before. A level
+  has fewer cells than the image has pixels: it is compared with the share of each cell that is the
+  target.
 
   Args:
     logits_BHW2: background, target.
@@ -122,12 +144,18 @@ def segmentation_loss(
 def shares(truth_BHW: jax.Array, height: int, width: int) -> jax.Array:
   """Share of each cell that is the target: [B, height, width] float32.
 
+  Args:
+    truth_BHW: 0 or 1 for each pixel.
+    height: rows of cells.
+    width: columns of cells.
+
   Raises:
     ValueError: height or width does not divide the truth's.
   """
   B, H, W = truth_BHW.shape
   if H % height or W % width:
     raise ValueError(f"a mask of {H} x {W} pixels cannot be cut into {height} x {width} cells")
+  # Axes 2 and 4 are the pixels of a cell, over which the mean is taken.
   cells = truth_BHW.reshape(B, height, H // height, width, W // width)
   return cells.astype(jnp.float32).mean((2, 4))
 
@@ -135,18 +163,26 @@ def shares(truth_BHW: jax.Array, height: int, width: int) -> jax.Array:
 def text_rebuilding_loss(
   full_BNE: jax.Array, rebuilt_BNE: jax.Array, noun_BN: jax.Array
 ) -> jax.Array:
-  """1 - mean cos(sg(full), rebuilt) over the hidden words; 0 where no word is hidden.
+  """1 - the mean cosine of full and rebuilt words, over the hidden ones; 0 where none is hidden.
 
   Args:
-    full_BNE: the whole sentence's words; no gradient passes into them.
+    full_BNE: words of the whole sentence. No gradient passes into them.
     rebuilt_BNE: what was made of the sentence with the noun hidden.
     noun_BN: bool, the hidden words.
+
+  Returns:
+    A scalar, 0 to 2.
+
+  Raises:
+    AssertionError: ranks or shapes that differ.
   """
   chex.assert_rank([full_BNE, rebuilt_BNE, noun_BN], [3, 3, 2])
   chex.assert_equal_shape([full_BNE, rebuilt_BNE])
+  # A goal must not move towards what is made of it: both could agree on saying nothing.
   full = jax.lax.stop_gradient(full_BNE.astype(jnp.float32))
   rebuilt = rebuilt_BNE.astype(jnp.float32)
   lengths = jnp.sum(full**2, -1) * jnp.sum(rebuilt**2, -1)
+  # One root of the product of both squares. The constant is for words of zeros.
   cosine_BN = jnp.sum(full * rebuilt, -1) * jax.lax.rsqrt(lengths + 1e-12)
   hidden = noun_BN.sum()
   return jnp.where(noun_BN, 1 - cosine_BN, 0.0).sum() / jnp.maximum(hidden, 1)
@@ -158,9 +194,15 @@ def map_rebuilding_loss(
   """Smooth L1 (d²/2 below 1, |d| - 1/2 from there) over the dropped cells; 0 where none is.
 
   Args:
-    map_BHWC: the map before cells were dropped; no gradient passes into it.
+    map_BHWC: the map before cells were dropped. No gradient passes into it.
     rebuilt_BHWC: the map as rebuilt.
-    dropped_BHW: bool.
+    dropped_BHW: bool, the dropped cells.
+
+  Returns:
+    A scalar, the mean over the dropped cells and the channels.
+
+  Raises:
+    AssertionError: ranks or shapes that differ.
   """
   chex.assert_rank([map_BHWC, rebuilt_BHWC, dropped_BHW], [4, 4, 3])
   chex.assert_equal_shape([map_BHWC, rebuilt_BHWC])

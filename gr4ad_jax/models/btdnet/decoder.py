@@ -50,13 +50,15 @@ class Head(nn.Module):
     many = 16 if self.subpixel else 1
     made = Linear(many * self.channels, ("embed", None), bias=True, out_dtype=jnp.float32)
     logits = made(x_BHWC)
+    # An image whose sides are no multiple of 4 has cells that reach past it: they are cut off.
     if self.subpixel:
       return depth_to_space(logits, 4)[:, :height, :width]
     return resize(logits, height, width)
 
 
 def hold_back(x_BHWC: jax.Array, other_logit_BHW1: jax.Array) -> jax.Array:
-  """x (1 - sigmoid(other)), the gate without gradient."""
+  """x (1 - sigmoid(other)): less of a stream where the other is sure. The gate has no gradient."""
+  # sigmoid(-z) is 1 - sigmoid(z), without the difference of two numbers near 1.
   gate = jax.lax.stop_gradient(jax.nn.sigmoid(-other_logit_BHW1))
   return x_BHWC * gate.astype(x_BHWC.dtype)
 
@@ -101,6 +103,7 @@ class Decoder(nn.Module):
         Linear(1, ("embed", None), True, jnp.float32, name=f"{name}_gate_{i}")(x)
         for name, x in zip(("background", "target"), streams, strict=True)
       ]
+      # Both gates are of the streams before either was held back. 1 - own is the other stream.
       streams = [hold_back(streams[own], logits[1 - own]) for own in (BACKGROUND, TARGET)]
       levels.append(jnp.concatenate(logits, axis=-1))
     heads = [
@@ -110,6 +113,7 @@ class Decoder(nn.Module):
     return jnp.concatenate(heads, axis=-1), tuple(levels)
 
   def _level(self, i: int, streams: list[jax.Array], shallow: jax.Array) -> list[jax.Array]:
+    """Both streams after level i: by one level for both ("shared"), or by one each."""
     if self.kind == "shared":
       level = Level(self.width, name=f"level_{i}")
       return [level(x, shallow) for x in streams]

@@ -37,6 +37,7 @@ def pooled(x_BHWC: jax.Array) -> jax.Array:
   for size in POOLS:
     rows = jnp.asarray(pool_matrix(H, size), x_BHWC.dtype)
     cols = jnp.asarray(pool_matrix(W, size), x_BHWC.dtype)
+    # Pooled by rows and by columns, two products: (s, H) and (t, W) around the map.
     mean = jnp.einsum("sh,bhwc,tw->bstc", rows, x_BHWC, cols)
     parts.append(mean.reshape(B, size * size, C))
   return jnp.concatenate(parts, axis=1)
@@ -75,6 +76,7 @@ class WordReader(nn.Module):
     u = Linear(C, ("embed", "heads"), name="value")(words_BNE)
     if self.correlated:
       return read_words(q, k, u, mask_BN)
+    # Normed over the pixels, a query says how its pixel differs from the others.
     read = read_words(instance_norm(q), k, u, mask_BN)
     read = Linear(C, ("heads", "embed"), name="out")(read)
     return instance_norm(read) if self.language_norm else read

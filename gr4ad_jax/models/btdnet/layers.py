@@ -54,7 +54,8 @@ def attention(
 
 
 def key_bias(mask_BK: jax.Array) -> jax.Array:
-  """Hides keys: 0 where the mask is true, else a large negative number. [B, 1, 1, K] float32."""
+  """A bias that hides keys: 0 where the mask is true, else `layers.NEG`. [B, 1, 1, K] float32."""
+  # The axes of heads and queries are for `attention`, to be broadcast.
   return jnp.where(mask_BK, 0.0, NEG)[:, None, None]
 
 
@@ -75,6 +76,7 @@ def depth_to_space(x_BHWC: jax.Array, factor: int) -> jax.Array:
   """[B, H, W, r·r·c] -> [B, r·H, r·W, c]: a cell's channels are its r × r pixels, row by row."""
   B, H, W, C = x_BHWC.shape
   out = C // factor**2
+  # (B, H, W, r, r, c) -> (B, H, r, W, r, c): a pixel's row stands beside the row of its cell.
   x = x_BHWC.reshape(B, H, W, factor, factor, out)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(B, H * factor, W * factor, out)
 
@@ -85,6 +87,7 @@ def coordinates(height: int, width: int) -> np.ndarray:
   The channels are x and y, which run from -1 to 1, right and down; sin(pi x), cos(pi x), sin(pi y),
   cos(pi y); x y and x^2 - y^2, which tell corners from edges.
   """
+  # Places are the centres of the cells, so none is at -1 or 1 itself.
   y_H = (np.arange(height) + 0.5) / height * 2 - 1
   x_W = (np.arange(width) + 0.5) / width * 2 - 1
   y_HW, x_HW = np.meshgrid(y_H, x_W, indexing="ij")
@@ -196,6 +199,7 @@ class CrossAttention(nn.Module):
     k = Linear(self.width, ("embed", "heads"), name="key")(y_BKE)
     v = Linear(self.width, ("embed", "heads"), name="value")(y_BKE)
     bias = None if mask_BK is None else key_bias(mask_BK)
+    # One head: an axis of length 1 before the width.
     read = attention(q[:, :, None], k[:, :, None], v[:, :, None], bias)
     return Linear(self.width, ("heads", "embed"), name="out")(read)
 
@@ -215,6 +219,7 @@ class StochasticDepth(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     if not train or not self.rate:
       return x
+    # One draw a row, (B, 1, …, 1).
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape)
     return jnp.where(kept, x / jnp.asarray(1 - self.rate, x.dtype), 0)

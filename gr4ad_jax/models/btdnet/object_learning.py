@@ -52,7 +52,8 @@ class VisionRebuilder(nn.Module):
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None,))
     gap_C = self.param("gap", init, (C,)).astype(map_BHWC.dtype)
     x = jnp.where(dropped_BHW[..., None], gap_C, map_BHWC)
-    # A gap alone would not know where it is.
+    # Dropped cells have one learned vector. A gap alone would not know where it is, so every cell
+    # gets its place: (1, H, W, C), the same for all images.
     place = jnp.asarray(coordinates(H, W), map_BHWC.dtype)
     x = x + Linear(C, (None, "embed"), name="place")(place)[None]
     x = x.reshape(B, H * W, C)

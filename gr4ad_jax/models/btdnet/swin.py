@@ -52,6 +52,7 @@ class SwinSize:
 def window_partition(x_BHWC: jax.Array, rows: int, cols: int) -> jax.Array:
   """Cuts maps into windows: [B·nH·nW, rows·cols, C], windows and cells row by row."""
   B, H, W, C = x_BHWC.shape
+  # (B, nH, rows, nW, cols, C) -> (B, nH, nW, rows, cols, C): the cells of a window come together.
   x = x_BHWC.reshape(B, H // rows, rows, W // cols, cols, C)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * cols, C)
 
@@ -68,6 +69,7 @@ def relative_index(rows: int, cols: int) -> np.ndarray:
 
   The table has (2 rows - 1)(2 cols - 1) rows, in order of the offset of rows, then of columns.
   """
+  # Offsets run from -(rows - 1) to rows - 1, and are moved up to begin at 0.
   y, x = (z.ravel() for z in np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij"))
   down = y[:, None] - y[None] + rows - 1
   right = x[:, None] - x[None] + cols - 1
@@ -81,6 +83,8 @@ def shift_groups(height: int, width: int, rows: int, cols: int, shift: tuple[int
   only within a region. An axis whose shift is 0 has one region.
   """
 
+  # An axis, once shifted, has three regions: what stands before the last window; the part of that
+  # window that stood there before; and what came round from the other edge.
   def regions(size, window, step):
     if not step:
       return np.zeros(size, int)
@@ -117,6 +121,7 @@ class WindowAttention(nn.Module):
     B, H, W, C = x_BHWC.shape
     rows, down = window_and_shift(H, self.window, self.shifted)
     cols, right = window_and_shift(W, self.window, self.shifted)
+    # Padded before it is shifted, below and right, as the published variants do.
     x = jnp.pad(x_BHWC, ((0, 0), (0, -H % rows), (0, -W % cols), (0, 0)))
     height, width = x.shape[1:3]
     x = jnp.roll(x, (-down, -right), axis=(1, 2))
@@ -126,6 +131,7 @@ class WindowAttention(nn.Module):
       apart = np.where(groups[:, :, None] == groups[:, None], 0.0, NEG).astype(np.float32)
       # (1, H, Q, K) + (windows, 1, Q, K), then once for each image
       bias = jnp.tile(bias + apart[:, None], (B, 1, 1, 1))
+    # Windows of all images are one batch axis; what is padded is cut off again at the end.
     windows = window_partition(x, rows, cols)
     windows = SelfAttention(self.heads, name="attention")(windows, bias)
     x = window_merge(windows, rows, cols, height, width)
@@ -140,6 +146,7 @@ class WindowAttention(nn.Module):
       ((2 * rows - 1) * (2 * cols - 1) * self.heads,),
     ).reshape(-1, self.heads)
     index = relative_index(rows, cols)
+    # Each pair of cells looks its offset up, (Q·K, H); heads go to the front, (1, H, Q, K).
     bias_QKH = jnp.take(table, index.ravel(), axis=0).reshape(*index.shape, self.heads)
     return bias_QKH.transpose(2, 0, 1)[None]
 
@@ -229,7 +236,9 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x_BHWC: jax.Array, train: bool) -> jax.Array:
     size, number = self.size, self.number
+    # Argument 2 of a block's call is `train`, a Python bool that remat must not trace.
     block = rematerialized(SwinBlock, self.remat, (2,))
+    # The rate grows over the blocks of all stages, so it needs the number of those before.
     first = sum(size.depths[:number])
     last = max(1, sum(size.depths) - 1)
     for i in range(size.depths[number]):
