@@ -169,9 +169,10 @@ def rspo_terms(
     for x in (plain, ratio)
   ]
   # The largest Δ of E_i is taken off before exp, so that it neither overflows nor vanishes. It
-  # comes back in log_total, where it cancels, so it needs no gradient. Of an empty E_i it is 0, or
-  # -inf where padding follows, and is not used.
-  top = jnp.where(gate, tops[1], tops[0])
+  # comes back in log_total, where it cancels, so it needs no gradient. An empty E_i has none: it
+  # would be -inf where padding follows, and with β = 0 the product of the two is NaN.
+  contributes = of.below < of.count
+  top = jnp.where(contributes, jnp.where(gate, tops[1], tops[0]), 0)
 
   # The [B, M, M] arrays are not kept for the backward pass. They are made again, fused with their
   # sums.
@@ -186,7 +187,7 @@ def rspo_terms(
     return (_weights(of, ranks, row_norm) * jnp.exp(exponent)).sum(2)
 
   total = _some_at_a_time(pairs, of, plain, gate.astype(plain.dtype), top)
-  known, contributes = total > 0, of.below < of.count
+  known = total > 0
   # log Σ_j M_ij e^{β(Δ_j - Δ_i)}; softplus of it is log(1 + Σ …). For an i that contributes, too,
   # the sum may be 0 (gains that rounding made equal), and log must not see that 0.
   log_total = jnp.log(jnp.where(known, total, 1)) + beta * (top - jnp.where(gate, ratio, plain))

@@ -133,6 +133,21 @@ def test_a_missing_reference_closes_the_gate():
   assert np.abs(np.asarray(opened - closed)).max() > 0.1
 
 
+def test_a_sharpness_of_zero_leaves_the_weights_alone():
+  policy, reference, reward, mask = draw(5, 9, 8)
+  assert not mask.all(1).all()  # padding follows the last candidates of some lists
+
+  def loss(policy):
+    return rspo.rspo_loss(policy, reference, reward, mask_BM=mask, beta=0.0, delta=0.5)
+
+  found, slope = loss(policy), jax.grad(lambda x: loss(x).sum())(policy)
+  for b in range(9):
+    real = (x[b][mask[b]].tolist() for x in (policy, reference, reward))
+    expected = list(loops.rspo_terms(*real, beta=0.0, delta=0.5).values())
+    assert found[b] == pytest.approx(np.mean(expected or [0]), rel=1e-5)
+  np.testing.assert_array_equal(slope, 0)
+
+
 @pytest.mark.parametrize(
   "settings", [{"gain": "square"}, {"ranks": "both"}, {"gain": "exp2", "ranks": "x"}]
 )
