@@ -11,6 +11,7 @@ import numpy as np
 
 from gr4ad_jax.data import schema
 from gr4ad_jax.evaluation import metrics, plots, protocols, report_tables
+from gr4ad_jax.evaluation import parts as parts_lib
 
 KS = (10, 50)
 # What stands in the tables. The JSON has every metric at both cuts.
@@ -24,6 +25,7 @@ def results(
   rankings: Mapping[str, Sequence[np.ndarray]],
   parents: Mapping[str, str],
   target_behavior: str = "",
+  unseen: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> dict:
   """Scores rows on the same requests and the same resamples of the users.
 
@@ -33,12 +35,16 @@ def results(
     rankings: row -> rankings [R, K] of each seed. Seeds are averaged request by request.
     parents: row -> the row that it is a step from, '' for none.
     target_behavior: shallowest behaviour that counts as a hit. Empty: any.
+    unseen: the same without ads seen before, for the targets that are new; None: what is left of
+      the rankings.
 
   Returns:
     A dict for JSON. It has
     rows[name]: {metric: {mean, low, high}, coverage@10, top_decile@10};
     steps[name]: {parent, metric: {mean, low, high} of the difference};
     by_seed[name][metric]: each seed's own mean;
+    parts[part]: the same three of the targets of 'again' and of 'new' alone, see
+      `evaluation.parts`; a part without a target is left out;
     dataset, split, protocol and users.
 
   Raises:
@@ -46,13 +52,47 @@ def results(
   """
   requests = protocols.eval_requests(dataset, split, target_behavior)
   popularity_N = protocols.line_counts(dataset, split)
-  ratios, by_seed, rows = {}, {}, {}
-  for name, runs in rankings.items():
+  before = parts_lib.seen_before(dataset, requests)
+  if unseen is None:
+    unseen = {
+      name: [parts_lib.left_of(run, before) for run in runs] for name, runs in rankings.items()
+    }
+  for runs in (*rankings.values(), *unseen.values()):
     for run in runs:
       metrics.check_rankings(run, requests, max(KS), len(dataset.ads))
-    found = [
-      metrics.per_request(run, requests, KS) | metrics.value_ndcg(run, requests, KS) for run in runs
-    ]
+  told = {}
+  for part, part_P in parts_lib.split(dataset, requests).items():
+    lists = unseen if part == parts_lib.NEW else rankings
+    told[part] = _scored(requests, part_P, lists, parents)
+    for name, runs in lists.items():
+      # Of lists together, so they have no parts by request, and no interval.
+      spread = [metrics.catalogue(run, popularity_N, (10,)) for run in runs]
+      mean = {measure: float(np.mean([one[measure] for one in spread])) for measure in SPREAD}
+      told[part]["rows"][name] |= mean
+  return {
+    "dataset": dataset.name,
+    "split": split,
+    "protocol": protocols.protocol_of(dataset.name).text,
+    "users": len(np.unique(requests.user)),
+    **told.pop(parts_lib.ALL),
+    "parts": told,
+  }
+
+
+def _scored(
+  requests: protocols.EvalRequests,
+  part_P: np.ndarray,
+  rankings: Mapping[str, Sequence[np.ndarray]],
+  parents: Mapping[str, str],
+) -> dict:
+  """rows, steps and by_seed of a part of the targets."""
+  at, some = parts_lib.of_part(requests, part_P)
+  ratios, by_seed, rows = {}, {}, {}
+  for name, runs in rankings.items():
+    found = []
+    for run in runs:
+      own = metrics.per_request(run[at], some, KS) | metrics.value_ndcg(run[at], some, KS)
+      found.append(parts_lib.spread(own, at, len(requests)))
     by_seed[name] = {metric: [one[metric].value for one in found] for metric in found[0]}
     # Only numerators differ between seeds: denominators are those of the requests.
     ratios[name] = {
@@ -61,9 +101,7 @@ def results(
       )
       for metric, ratio in found[0].items()
     }
-    # Of lists together, so they have no parts by request, and no interval.
-    spread = [metrics.catalogue(run, popularity_N, (10,)) for run in runs]
-    rows[name] = {measure: float(np.mean([one[measure] for one in spread])) for measure in SPREAD}
+    rows[name] = {}
   # One call for all rows, so that all see the same draws and a step is a paired difference.
   flat = [(name, metric) for name, found in ratios.items() for metric in found]
   samples_SF = metrics.resample([ratios[name][metric] for name, metric in flat], requests.user)
@@ -83,39 +121,15 @@ def results(
       steps[name][metric] = dataclasses.asdict(
         metrics.interval(gain, drawn[name, metric] - drawn[parent, metric])
       )
-  return {
-    "dataset": dataset.name,
-    "split": split,
-    "protocol": protocols.protocol_of(dataset.name).text,
-    "users": len(np.unique(requests.user)),
-    "rows": rows,
-    "steps": steps,
-    "by_seed": by_seed,
-  }
+  return {"rows": rows, "steps": steps, "by_seed": by_seed}
 
 
 def format_markdown(found: Mapping) -> str:
-  """Markdown tables: the rows, each row's step from its parent, and the settings that were tried.
+  """Markdown tables: the rows, each row's step from its parent, again and new targets apart, and
+  the settings that were tried.
 
   A step is bold where its interval leaves out 0. The last table is there where `found` has "tried".
   """
-  shown = [metric for metric in SHOWN if metric in next(iter(found["rows"].values()))]
-  head = ["row", *shown, *SPREAD]
-  body = [
-    [
-      name,
-      *(report_tables.cell(row[metric]) for metric in shown),
-      *(f"{row[measure]:.3f}" for measure in SPREAD),
-    ]
-    for name, row in found["rows"].items()
-  ]
-  steps = [["step", "from", *shown]]
-  for name, step in found["steps"].items():
-    cells = [
-      report_tables.cell(step[m], step[m]["low"] > 0 or step[m]["high"] < 0, signed=True)
-      for m in shown
-    ]
-    steps.append([name, step["parent"], *cells])
   seeds = found.get("seeds", [])
   lines = [
     (
@@ -123,12 +137,10 @@ def format_markdown(found: Mapping) -> str:
       "with 95 % intervals."
     ),
     "",
-    *report_tables.aligned([head, *body]),
-    "",
-    "Paired differences, in bold where the interval leaves out 0.",
-    "",
-    *report_tables.aligned(steps),
+    *_tables(found),
   ]
+  for part, told in found.get("parts", {}).items():
+    lines += ["", f"**{part}** {parts_lib.SAYS[part]}", "", *_tables(told)]
   if found.get("tried"):
     tried = [["row", "setting", "valid recall@10", "valid revenue@10", ""]]
     for name, settings in found["tried"].items():
@@ -147,14 +159,48 @@ def format_markdown(found: Mapping) -> str:
   return "\n".join(lines) + f"\n\nProtocol: {found['protocol']}.\n"
 
 
+def _tables(told: Mapping) -> list[str]:
+  """The rows and the steps of one part."""
+  shown = [metric for metric in SHOWN if metric in next(iter(told["rows"].values()))]
+  body = [
+    [
+      name,
+      *(report_tables.cell(row[metric]) for metric in shown),
+      *(f"{row[measure]:.3f}" for measure in SPREAD),
+    ]
+    for name, row in told["rows"].items()
+  ]
+  steps = [["step", "from", *shown]]
+  for name, step in told["steps"].items():
+    cells = [
+      report_tables.cell(step[m], step[m]["low"] > 0 or step[m]["high"] < 0, signed=True)
+      for m in shown
+    ]
+    steps.append([name, step["parent"], *cells])
+  return [
+    *report_tables.aligned([["row", *shown, *SPREAD], *body]),
+    "",
+    "Paired differences, in bold where the interval leaves out 0.",
+    "",
+    *report_tables.aligned(steps),
+  ]
+
+
 def write_markdown(found: Mapping, path: str) -> None:
   """Writes `format_markdown`, whole or not at all."""
   report_tables.write_text(path, format_markdown(found))
 
 
 def plot(found: Mapping, path: str) -> None:
-  """Draws every row's metrics as bars with intervals."""
-  shown = {name: {m: row[m] for m in SHOWN if m in row} for name, row in found["rows"].items()}
+  """Draws every row's metrics as bars with intervals, of all targets and of new ones."""
+  told = {parts_lib.ALL: found, **found.get("parts", {})}
+  shown = {
+    name: {
+      part: {m: one["rows"][name][m] for m in SHOWN if m in one["rows"][name]}
+      for part, one in told.items()
+    }
+    for name in found["rows"]
+  }
   plots.plot_comparison(
     {"systems": shown, **{k: found[k] for k in ("dataset", "split", "users")}}, path
   )

@@ -80,6 +80,14 @@ def split(
   return {name: part_P for name, part_P in found.items() if part_P.any()}
 
 
+def left_of(ranking_RK: np.ndarray, before: LeftOut) -> np.ndarray:
+  """Lists without the ads seen before, -1 behind what is left."""
+  kept_RK = before.kept(ranking_RK)
+  # False sorts before True. Stable, so what is kept moves to the front in its order.
+  order_RK = np.argsort(~kept_RK, axis=1, kind="stable")
+  return np.take_along_axis(np.where(kept_RK, ranking_RK, -1), order_RK, axis=1)
+
+
 def of_part(requests: EvalRequests, part_P: np.ndarray) -> tuple[np.ndarray, EvalRequests]:
   """The requests with a target in a part, and no other targets.
 

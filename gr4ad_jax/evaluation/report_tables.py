@@ -8,7 +8,6 @@ import numpy as np
 from gr4ad_jax import files
 from gr4ad_jax.data import schema
 from gr4ad_jax.evaluation import metrics, parts, protocols
-from gr4ad_jax.sid.left_out import LeftOut
 
 # [R, K] ad rows, or one such array for each training seed.
 Rankings = np.ndarray | Sequence[np.ndarray]
@@ -71,7 +70,7 @@ def results(
     for name, runs in by_seed.items():
       # What the user knows already may stand in no list, whatever the system does about it.
       if part == parts.NEW:
-        runs = without.get(name) or [_left(run, before) for run in runs]
+        runs = without.get(name) or [parts.left_of(run, before) for run in runs]
       mean = _mean_ratios([_of_part(run, requests, part_P, protocol.ks) for run in runs])
       ratios[name] |= {(part, metric): ratio for metric, ratio in mean.items()}
   scores, ahead = _intervals(ratios, requests.user, seed)
@@ -170,14 +169,6 @@ def _check(
         metrics.check_rankings(rankings_RK, requests, k, num_ads)
       except ValueError as error:
         raise ValueError(f"system {name!r}: {error}") from error
-
-
-def _left(ranking_RK: np.ndarray, before: LeftOut) -> np.ndarray:
-  """Lists without the ads seen before, -1 behind what is left."""
-  kept_RK = before.kept(ranking_RK)
-  # False sorts before True. Stable, so what is kept moves to the front in its order.
-  order_RK = np.argsort(~kept_RK, axis=1, kind="stable")
-  return np.take_along_axis(np.where(kept_RK, ranking_RK, -1), order_RK, axis=1)
 
 
 def _of_part(

@@ -18,7 +18,7 @@ import numpy as np
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, with_knobs
 from gr4ad_jax.evaluation import ablation_table, report_tables
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.training import ranked, reward_run, rewards, run
+from gr4ad_jax.training import ranked, reward_run, rewards, run, seen_ads
 from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.loop import FitResult
 from gr4ad_jax.training.request_task import RequestTask
@@ -148,13 +148,16 @@ class Ablation:
     chosen = {
       name: max(found, key=lambda one: one[CHOSEN_BY])["settings"] for name, found in tried.items()
     }
-    rankings, dataset = {}, None
+    rankings, unseen, dataset = {}, {}, None
     for seed in plan.seeds:
       for row in plan.rows:
         config = self._config(
           row, chosen.get(row.name, {}), seed, plan.config.training.fit_splits, f"seed{seed}"
         )
         rankings.setdefault(row.name, []).append(self._rank(row, config, "test"))
+        fresh = seen_ads.unseen(config)
+        name = "" if fresh == config else "test_unseen"
+        unseen.setdefault(row.name, []).append(self._rank(row, fresh, "test", name))
         dataset = self._runner.inputs(config).dataset
     found = ablation_table.results(
       dataset,
@@ -162,6 +165,7 @@ class Ablation:
       rankings,
       {row.name: row.parent for row in plan.rows},
       plan.config.data.target_behavior,
+      unseen,
     )
     found |= {
       "seeds": list(plan.seeds),
@@ -214,11 +218,14 @@ class Ablation:
     self._told(f"training {task.folder}")
     return self._train(task)
 
-  def _rank(self, row: Row, config: Config, split: str) -> np.ndarray:
-    """Top ads of each request of a split by a run, trained first where need be: [R, K]."""
+  def _rank(self, row: Row, config: Config, split: str, name: str = "") -> np.ndarray:
+    """Top ads of each request of a split by a run, trained first where need be: [R, K].
+
+    `name` is what the ranking is kept under; empty: the split's.
+    """
     before = (lambda: self._make_start(config)) if row.start else lambda: None
     searched = "" if row.trains else config.training.init_from
-    return self._runner.ranking(config, split, searched=searched, before=before)
+    return self._runner.ranking(config, split, searched=searched, before=before, name=name)
 
   def _make_start(self, config: Config) -> None:
     """The VSL run that a row starts from, and its reward model."""

@@ -187,6 +187,42 @@ def test_the_chart_has_each_row_s_metrics(found, monkeypatch):
   assert path == "there.png"
   assert (content["dataset"], content["split"], content["users"]) == ("online_retail", "test", 40)
   assert list(content["systems"]) == ["base", "vsl", "rspo"]
-  for name, row in content["systems"].items():
-    assert list(row) == ["recall@10", "ndcg@10", "revenue@10", "revenue@50", "value_ndcg@10"]
-    assert row == {metric: found["rows"][name][metric] for metric in row}
+  for name, parts in content["systems"].items():
+    assert list(parts) == list({"all": 0} | found["parts"]) and "new" in parts
+    for part, row in parts.items():
+      assert list(row) == ["recall@10", "ndcg@10", "revenue@10", "revenue@50", "value_ndcg@10"]
+      told = found if part == "all" else found["parts"][part]
+      assert row == {metric: told["rows"][name][metric] for metric in row}
+
+
+def test_the_chart_is_drawn(found, tmp_path):
+  ablation_table.plot(found, str(tmp_path / "ablation.png"))
+  assert (tmp_path / "ablation.png").stat().st_size > 1000
+
+
+def test_again_and_new_are_told_apart(bazaar):
+  """By lists without seen ads, where they are given, and else by what is left."""
+  number, known = len(loops.baskets(bazaar, "test")), loops.known(bazaar)
+  requests = protocols.eval_requests(bazaar, "test")
+  rankings = {"a": [loops.random_rankings(1, number, 13, 50)],
+              "b": [loops.random_rankings(2, number, 13, 50)]}  # fmt: skip
+  left = {}
+  for name, (run,) in rankings.items():
+    lists = [[ad for ad in row if ad >= 0 and int(ad) not in known[int(request)]]
+             for row, request in zip(run, requests.request, strict=True)]  # fmt: skip
+    left[name] = [np.array([row + [-1] * (50 - len(row)) for row in lists])]
+  told = ablation_table.results(bazaar, "test", rankings, {"a": "", "b": "a"})
+  assert told == ablation_table.results(bazaar, "test", rankings, {"a": "", "b": "a"}, unseen=left)
+  told_of = {
+    "again": (rankings, lambda request, ad: ad in known[request]),
+    "new": (left, lambda request, ad: ad not in known[request]),
+  }
+  for part, (lists, counts) in told_of.items():
+    alone, minus = loops.scored(bazaar, "test", lists, (10, 50), counts=counts)
+    for name, metric in alone:
+      row = told["parts"][part]["rows"][name][metric]
+      assert row == pytest.approx(alone[name, metric], rel=1e-4), (part, name, metric)
+    step = told["parts"][part]["steps"]["b"]["recall@10"]
+    assert step == pytest.approx(minus("b", "a", "recall@10"), rel=1e-4, abs=1e-9)
+  text = ablation_table.format_markdown(told)
+  assert text.index("**again** Targets") < text.index("**new** Targets")
