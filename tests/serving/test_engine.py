@@ -133,7 +133,6 @@ def test_the_tree_adds_up(steady):
     (Query(user="nobody"), UnknownUser),
     (Query(history=("ad99",)), DataError),
     (Query(history=({"ad_id": "ad01", "time": 2_000},), now=1_000), DataError),
-    (Query(user="u1", now=1_000), DataError),
   ],
 )
 def test_faults_are_raised(steady, query, error):
@@ -141,6 +140,12 @@ def test_faults_are_raised(steady, query, error):
     steady.recommend(query)
   with pytest.raises(error):
     asyncio.run(steady.recommend_async(query))
+
+
+def test_before_all_events_of_a_user_there_is_no_history(steady):
+  early = steady.recommend(Query(user="u1", now=1_000, k=24, cache=False))
+  none = steady.recommend(Query(history=(), now=1_000, k=24, cache=False))
+  assert ids(early) == ids(none) and not any(ad["seen"] for ad in early.ads)
 
 
 def test_ads_come_and_go_with_the_next_batch(engine):
