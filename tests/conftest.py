@@ -21,10 +21,10 @@ gc.set_threshold(100_000, 50, 1000)
 
 
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory, worker_id):
+def shared_folder(tmp_path_factory):
   """A folder that all workers of the session see."""
   own = tmp_path_factory.getbasetemp()
-  return own if worker_id == "master" else own.parent
+  return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")

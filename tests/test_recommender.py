@@ -138,7 +138,8 @@ def test_the_binary_takes_flags_of_the_search(small_run, tmp_path):
 def test_a_run_without_a_checkpoint_is_told(small_run, tmp_path):
   with pytest.raises(FileNotFoundError, match="config.json"):
     Recommender.load(str(tmp_path))
-  (tmp_path / "config.json").write_bytes((small_run / "config.json").read_bytes())
+  for name in ("config.json", "SHA256SUMS"):
+    (tmp_path / name).write_bytes((small_run / name).read_bytes())
   with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
     Recommender.load(str(tmp_path))
 

@@ -80,6 +80,7 @@ def test_estimates_of_an_ad_do_not_depend_on_the_others(model):
   assert ((0 < whole.purchase_BC) & (whole.purchase_BC < 1)).all() and (whole.value_BC > 0).all()
 
 
+@pytest.mark.long
 def test_stopped_and_gone_on_it_is_the_uninterrupted_model(workdir, model, tmp_path):
   copy = tmp_path / "run"
   shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns("reward"))

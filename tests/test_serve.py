@@ -192,6 +192,7 @@ def test_half_an_upload_does_not_hold_the_end(workdir):
     half.close()
 
 
+@pytest.mark.long
 def test_what_was_begun_is_answered_at_the_end(workdir):
   with serving(workdir) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
     begun = [pool.submit(server.recommend, user=f"u{n}") for n in range(8)]
@@ -206,6 +207,7 @@ def test_what_was_begun_is_answered_at_the_end(workdir):
       server.recommend(user="u1")
 
 
+@pytest.mark.long
 def test_sigterm_before_it_serves_is_no_error(workdir):
   command = [sys.executable, "-m", "experiments.serve", f"--workdir={workdir}", *SETTINGS]
   process = subprocess.Popen(

@@ -34,8 +34,9 @@ class AllCodes(Trie):
     """Over the codebooks of the benchmark."""
     return cls((), (), None, CODEBOOKS)
 
-  def children(self, level: int, node_BW: jax.Array) -> Children:
-    """All codes, for each beam."""
+  def children(self, level: int, node_BW: jax.Array, excluded=None) -> Children:
+    """All codes, for each beam; nothing can be left out of them."""
+    del excluded
     code_BWC = jnp.broadcast_to(
       jnp.arange(self.fanout[level]), (*node_BW.shape, self.fanout[level])
     )

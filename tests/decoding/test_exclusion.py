@@ -130,9 +130,14 @@ def lists_of(batch, index, counts, seed=1):
   ("kind", "settings", "counts"),
   [
     ("plain", {}, (0, 40, 300, 1000)),
-    ("plain", {"precut": "blocks", "order": "blend", "ecpm_beams": 18}, (1000, 300, 1, 0)),
+    pytest.param(
+      "plain",
+      {"precut": "blocks", "order": "blend", "ecpm_beams": 18},
+      (1000, 300, 1, 0),
+      marks=pytest.mark.long,
+    ),
     ("history bias", {}, (300, 40, 0, 1000)),
-    ("items", {"item_weight": 0.7}, (0, 40, 300, 1000)),
+    pytest.param("items", {"item_weight": 0.7}, (0, 40, 300, 1000), marks=pytest.mark.long),
   ],
 )
 def test_the_search_is_that_of_an_index_without_the_ads(kind, settings, counts):

@@ -173,7 +173,8 @@ BIG, SURROGATE = 10**400, "\ud800"
   "ad_id, fields, message",
   [
     ("", NEW, "ad id ''"), (" ", NEW, "ad id"), ("a\0", NEW, "ad id"), (SURROGATE, NEW, "ad id"),
-    ("x" * 513, NEW, "ad id"), (7, NEW, "ad id 7"), ("x", {"text": "mug"}, "account_id is missing"),
+    ("x" * 1025, NEW, "ad id"),
+    (7, NEW, "ad id 7"), ("x", {"text": "mug"}, "account_id is missing"),
     ("base0", {"colour": 1}, "field 'colour'"),
     ("base0", {"status": "removed"}, "status 'removed'"),
     ("base0", {"text": " "}, "text ' '"), ("base0", {"text": 3}, "text 3"),

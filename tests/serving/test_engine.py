@@ -521,6 +521,7 @@ def test_the_state_is_told(steady):
   )
 
 
+@pytest.mark.long
 def test_one_search_answers_while_the_others_are_compiled_behind_it(workdir, monkeypatch):
   release = threading.Event()
   prepare = Searcher.prepare

@@ -113,7 +113,7 @@ def test_products_are_in_bfloat16_and_losses_in_float32(name):
   }
 
 
-@pytest.mark.parametrize("name", ["gr4ad", "hstu"])
+@pytest.mark.parametrize("name", [pytest.param("gr4ad", marks=pytest.mark.long), "hstu"])
 def test_what_is_computed_again_is_no_work_of_the_model(name):
   counts = {}
   for policy in ("none", "dots", "full"):
