@@ -14,7 +14,6 @@ from absl import flags
 from experiments import flags as flags_lib
 from experiments.progress import RoundProgress, show_cost, show_progress
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.training import inputs as inputs_lib
 from gr4ad_jax.training import loop, reward_report, reward_run
 
 _REPORT = flags.DEFINE_boolean("report", True, "At the end, score all ads for valid.")
@@ -24,10 +23,8 @@ def main(argv):
   """Trains the reward model of the run that --workdir names."""
   del argv
   config = flags_lib.config_from_workdir()
-  reward_run.check_knobs(config)
   enable_compilation_cache()
-  inputs = inputs_lib.prepare_inputs(config)
-  inputs_lib.check_same_log(config, inputs.dataset)
+  inputs = reward_run.RewardTask.open(config).inputs
   try:
     result = reward_run.train(config, inputs, show_progress, RoundProgress(), show_cost)
   except loop.DivergedError as error:

@@ -60,6 +60,7 @@ def model(workdir, trained):
 
 
 def test_the_report_says_how_far_to_trust_it(workdir, trained):
+  assert "parameters: " in trained and " pairs/s" in trained
   assert "AUC" in trained and "calibration error by decile" in trained and "| p x value" in trained
   report = json.loads((workdir / "reward" / "report.json").read_text())
   assert report["split"] == "valid" and report["pairs"] == report["requests"] * 24

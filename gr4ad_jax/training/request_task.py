@@ -148,7 +148,8 @@ class RequestTask(Task):
 
   def about(self) -> list[str]:
     """What was read, and how many ads have a UA-SID of their own."""
-    dataset, index = self.inputs.dataset, self.inputs.index
+    dataset = self.inputs.dataset
+    index = self.inputs.index
     lines = [
       f"{dataset.name}: {dataset.report}",
       f"UA-SIDs: {index.num_leaves} for {len(dataset.ads)} ads, codebooks {index.codebooks}",
@@ -287,7 +288,8 @@ class RequestTask(Task):
 
     Of a job of several processes each ranks its share.
     """
-    config, inputs = self.config, self.inputs
+    config = self.config
+    inputs = self.inputs
     if split in config.training.fitted or not inputs.has_targets(config, split):
       return None
     requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)

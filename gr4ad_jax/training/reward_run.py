@@ -33,7 +33,8 @@ from gr4ad_jax.training.task import Task, Told
 
 FOLDER = "reward"
 CALIBRATION = "calibration.json"  # written last: its presence says that the model is whole
-_KNOBS, _SCALE = "knobs.json", "scale.npz"
+_KNOBS = "knobs.json"
+_SCALE = "scale.npz"
 _FREE = ("reward_epochs",)
 _SAMPLE = 512  # requests that the scale of the features is taken from
 
@@ -172,15 +173,16 @@ class RewardTask(Task):
   @functools.cached_property
   def sampler(self) -> PairSampler:
     """Draws the pairs of a request."""
-    contexts, t = self.inputs.contexts(self.config, "train"), self.training
-    return PairSampler(contexts, self.config.reward, self.inputs.ecpm.clip, t.seed)
+    contexts = self.inputs.contexts(self.config, "train")
+    return PairSampler(contexts, self.config.reward, self.inputs.ecpm.clip, self.training.seed)
 
   @functools.cached_property
   def scale(self) -> Scale:
     """Edges of the features and unit of the value, from some of what is learned from."""
     requests = self._split[0]
     some = requests[:: max(1, len(requests) // _SAMPLE)]
-    sample, c = self.sampler.batch(some), self.config.reward
+    sample = self.sampler.batch(some)
+    c = self.config.reward
     real = sample.weight_BC > 0
     bought = sample.bought_BC & real
     value = float(sample.value_BC[bought].mean()) if bought.any() else 1.0
@@ -222,7 +224,9 @@ class RewardTask(Task):
       files.write_json(os.path.join(self.folder, CALIBRATION), dataclasses.asdict(made))
 
   def _calibration(self, params: Any) -> Calibration:
-    apply, held_out, size = jax.jit(self.model.apply), self._split[1], self.training.batch_size
+    apply = jax.jit(self.model.apply)
+    held_out = self._split[1]
+    size = self.training.batch_size
     columns = []
     for begin in range(0, len(held_out), size):
       batch = self.sampler.batch(held_out[begin : begin + size])

@@ -166,7 +166,9 @@ def _train(
   on_round: Told,
   on_compiled: Callable[[StepCost], None],
 ) -> loop.FitResult:
-  t, trainer, metric = task.training, Trainer(task), task.best_metric(task.config)
+  t = task.training
+  trainer = Trainer(task)
+  metric = task.best_metric(task.config)
   if t.profiled[1] > trainer.total_steps:
     raise ConfigError(
       f"--profile_steps={t.profile_steps} is not allowed: the run has {trainer.total_steps} steps"

@@ -104,7 +104,8 @@ class SettingTask(PreferenceTask):
   def make_step(self, optimizer: Optimizer, shardings: TrainState) -> Step:
     """The step of all settings, with the numbers of this one."""
     del optimizer, shardings
-    p, t = self.config.preference, self.training
+    p = self.config.preference
+    t = self.training
     share = [self.config.objective.objective == name for name in OBJECTIVES]
     knobs = {name: jnp.asarray(getattr(p, name), jnp.float32) for name in ARGUMENTS} | {
       "share": jnp.asarray(share, jnp.float32),
@@ -195,7 +196,8 @@ class Sweep:
 
   def _one_step(self, state: TrainState, lists: PreferenceBatch, rows: jax.Array, knobs: Mapping):
     """The training step of a setting whose numbers are arguments."""
-    config, task = self._config, self._task
+    config = self._config
+    task = self._task
     batch = jax.tree.map(lambda x: x[rows], lists)
     unknown = jnp.full_like(batch.reference_logp_BC, NO_REFERENCE)
     batch = batch._replace(

@@ -17,10 +17,10 @@ from gr4ad_jax.training.task import Task
 
 def check_mesh(config: Config) -> None:
   """Raises ConfigError where devices, sizes of the model or a step's examples do not fit --mesh."""
-  t, devices = config.training, jax.device_count()
+  t = config.training
   refused = f"--mesh={t.mesh} is not allowed"
   try:
-    sizes = mesh_lib.parse(t.mesh, devices)
+    sizes = mesh_lib.parse(t.mesh, jax.device_count())
     mesh_lib.make_mesh(t.mesh)
   except ValueError as error:
     raise ConfigError(f"{refused}: {error}") from error

@@ -66,11 +66,13 @@ def check_workdir(config: Config) -> None:
   if not os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
     check_folder(config.workdir)
     return
-  saved, task = config_lib.load_config(config.workdir), families.task_of(config.family)
+  saved = config_lib.load_config(config.workdir)
+  task = families.task_of(config.family)
   refused = f"the run in {config.workdir} has"
   if saved.family != config.family:
     raise ConfigError(f"--family={config.family} is not allowed: {refused} {saved.family}")
-  fixed, free = [*task.shaping], set(task.free(config))
+  fixed = [*task.shaping]
+  free = set(task.free(config))
   free |= {
     name for name, (_, field) in config_lib.fields_of(config).items() if field.metadata["free"]
   }
