@@ -9,7 +9,7 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import history, pair_features
-from gr4ad_jax.data.lines import Lines
+from gr4ad_jax.data.lines import Lines, no_outcome
 from gr4ad_jax.data.neighbors import NeighborFolds
 from gr4ad_jax.data.pair_features import PairFeatures
 from gr4ad_jax.data.trends import Trends
@@ -176,6 +176,8 @@ class RequestContexts:
     features[kinds == PADDING] = 0
     target = self.targets(requests, draw)
     row = np.maximum(target, 0)  # padding takes outcome 0, and the mask says that it is none
+    if not len(outcomes.ad):  # a log in which everything was given back: no target, no outcome 0
+      outcomes = no_outcome(len(outcomes.first))
     target_ad = outcomes.ad[row]
     return RequestBatch(
       slot_kind_BS=kinds,

@@ -40,3 +40,14 @@ class Counts(NamedTuple):
     begins = begins.astype(np.int64)
     made = cls(lines.ad[steps.line], steps.time, begins, repeats.astype(np.int64), change)
     return made if shown_L is None else cls(*(column[shown_L[steps.line]] for column in made))
+
+  def less(self, other: "Counts") -> "Counts":
+    """These changes without some others: what is in both is in neither."""
+    ad = np.concatenate([self.ad, other.ad])
+    time = np.concatenate([self.time, other.time])
+    moment, inverse = np.unique(np.stack([ad, time]), axis=1, return_inverse=True)
+    rest = np.zeros((3, moment.shape[1]), np.int64)
+    for row, one, taken in zip(rest, self[2:], other[2:], strict=True):
+      np.add.at(row, inverse, np.concatenate([one, -taken]))
+    left = rest.any(axis=0)
+    return Counts(*moment[:, left], *rest[:, left])

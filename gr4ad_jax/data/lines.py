@@ -210,6 +210,14 @@ def _outcomes(events: EventLog, attributed_E: np.ndarray, num_ads: int, requests
   return Outcomes(**outcome, first=np.searchsorted(outcome["request"], np.arange(requests + 1)))
 
 
+def no_outcome(size: int) -> Outcomes:
+  """One outcome of nothing, which padding may gather; `size` is that of `Outcomes.first`."""
+  zero = np.zeros(1, np.float32)
+  row = np.zeros(1, np.int32)
+  first = np.zeros(size, np.int64)
+  return Outcomes(row, row, row.astype(np.int8), zero, zero, first)
+
+
 def _steps(row_E: np.ndarray, events: EventLog, began: np.ndarray, value: np.ndarray) -> Steps:
   """The steps of lines whose events begin at `began` [L] and add up to `value` [L]."""
   if (events.time == began[row_E]).all():  # one moment a line: it is the line's only step

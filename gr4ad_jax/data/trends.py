@@ -253,7 +253,8 @@ class Trends:
   def _last_year(self, time_B, ad_BS, known_BS) -> tuple[np.ndarray, np.ndarray]:
     """Whether the counts reach back to this season a year ago, and each ad's share in it."""
     begin = time_B - (YEAR + SEASON[0]) * DAY
-    there_B1 = (begin >= self.origin)[:, None]
+    # Counts of nothing reach back to no season, wherever their bucket 0 lies.
+    there_B1 = ((begin >= self.origin) & (len(self.ad) > 0))[:, None]
     begin = self.bucket_of(begin)
     end = self.bucket_of(time_B - (YEAR - SEASON[1]) * DAY)
     seen = self._columns["seen"]

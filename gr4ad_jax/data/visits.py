@@ -38,9 +38,7 @@ def ordered_log(
     has the split of the visit in whose period it happened (`periods`).
   """
   present, user = np.unique(user, return_inverse=True)
-  visit = (
-    _visits_by_pause(user, time, gap_seconds) if request is None else _visits_by_id(user, request)
-  )
+  visit = by_pause(user, time, gap_seconds) if request is None else _visits_by_id(user, request)
   request = _in_order(visit, user, time)
   order = np.lexsort((time, request))  # stable: equal times keep the log's order
   user_R = user[order][_first_of_run(request[order])]
@@ -71,6 +69,23 @@ def split_of_visits(user_R: np.ndarray) -> np.ndarray:
   split_R[last] = TEST
   split_R[last - 1] = VALID
   return split_R
+
+
+def no_events(users: int = 1) -> EventLog:
+  """The log of users without an event."""
+  none = np.zeros(0, np.float32)
+  column = np.zeros(0, np.int32)
+  return EventLog(
+    user_id=np.full(users, "user"),
+    user=column,
+    request=column,
+    ad=column,
+    time=column.astype(np.int64),
+    behavior=column.astype(np.int8),
+    value=none,
+    quantity=none,
+    split=column.astype(np.int8),
+  )
 
 
 def periods(user: np.ndarray, request: np.ndarray, time: np.ndarray) -> np.ndarray:
@@ -148,7 +163,7 @@ def _visits_by_id(user: np.ndarray, request: np.ndarray) -> np.ndarray:
   return np.unique(key, return_inverse=True)[1]
 
 
-def _visits_by_pause(user: np.ndarray, time: np.ndarray, gap_seconds: float) -> np.ndarray:
+def by_pause(user: np.ndarray, time: np.ndarray, gap_seconds: float) -> np.ndarray:
   """As `_visits_by_id`, from the pauses between a user's events."""
   order = np.lexsort((time, user))
   starts = (np.diff(user[order]) != 0) | (np.diff(time[order]) >= gap_seconds)

@@ -17,9 +17,10 @@ from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.decoding import exclusion
 from gr4ad_jax.decoding.searcher import Searcher, TrieFeed
 from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.features.contexts import joined
 from gr4ad_jax.serving import answers, choice, explore, histories
 from gr4ad_jax.serving.catalog import AdCatalog
-from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories, joined
+from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories
 from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
 from gr4ad_jax.serving.terms import Entry, Ledger, Receipt
 from gr4ad_jax.sid.holdings import Holdings
@@ -299,7 +300,7 @@ class Computer:
     searches: Searches | None = None,
   ) -> None:
     searches = searches or self.searches
-    row = self._builder.batch(histories.no_events(), np.array([self._builder.end]))
+    row = self._builder.batch(visits.no_events(), np.array([self._builder.end]))
     self._searcher.prepare(variables, row, searches.buckets, searches.schedules, trie, told)
 
 

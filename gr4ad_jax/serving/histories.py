@@ -41,7 +41,7 @@ def events_of(
   check_now(now)
   found = [_checked(number, event, rows, behaviors, now) for number, event in enumerate(events)]
   if not found:
-    return no_events()
+    return visits.no_events()
   ad, time, behavior, value, quantity, ids = zip(*found, strict=True)
   numbers: dict[str, int] = {}
   request = (
@@ -54,16 +54,6 @@ def events_of(
   )  # fmt: skip
   check_now(now, int(log.time.max()))
   return log
-
-
-def no_events(users: int = 1) -> EventLog:
-  """The log of users without a history."""
-  none, column = np.zeros(0, np.float32), np.zeros(0, np.int32)
-  return EventLog(
-    user_id=np.full(users, "user"), user=column, request=column, ad=column,
-    time=column.astype(np.int64), behavior=column.astype(np.int8), value=none, quantity=none,
-    split=column.astype(np.int8),
-  )  # fmt: skip
 
 
 def check_now(now: Any, latest: int = 0) -> None:

@@ -18,10 +18,11 @@ from gr4ad_jax.data.schema import AdTable, EventLog
 from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker
+from gr4ad_jax.features.contexts import FixedAds
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.serving.answers import beam_tree
 from gr4ad_jax.serving.choice import AdSets, Choice, rows_left_out
-from gr4ad_jax.serving.contexts import ContextBuilder, FixedAds, UserHistories
+from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories
 from gr4ad_jax.serving.histories import check_now, default_now, events_of
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.left_out import LeftOut

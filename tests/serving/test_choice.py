@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import SearchConfig
+from gr4ad_jax.data import visits
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.serving import histories
 from gr4ad_jax.serving.choice import AdSets, Choice, rows_left_out
 
 DAY = 86_400
@@ -17,7 +17,7 @@ ROWS = {"a": 0, "b": 1, "c": 2}
 
 def log_of(*days_ago):
   """Rows 5, 6, … taken so many days ago."""
-  log = histories.no_events()
+  log = visits.no_events()
   count = len(days_ago)
   columns = {f.name: np.zeros(count, getattr(log, f.name).dtype) for f in dataclasses.fields(log)}
   columns |= {

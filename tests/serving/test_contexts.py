@@ -17,8 +17,8 @@ from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.pair_features import CROSSES
 from gr4ad_jax.data.schema import DAY, Dataset, EventLog
 from gr4ad_jax.data.trends import Trends
-from gr4ad_jax.serving.contexts import ContextBuilder, FixedAds, UserHistories, joined
-from gr4ad_jax.serving.histories import no_events
+from gr4ad_jax.features.contexts import FixedAds, joined
+from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories
 from tests.data import logs
 
 CONFIG = DataConfig(history_slots=5, neighbor_slots=3, rising_slots=2, targets=3)
@@ -139,7 +139,7 @@ def test_a_late_purchase_is_not_served_before_it_happens():
 
 def test_nobody_has_a_history(events):
   builder = builder_of(events)
-  batch = builder.batch(no_events(2), np.full(2, builder.end))
+  batch = builder.batch(visits.no_events(2), np.full(2, builder.end))
   assert set(batch.slot_kind_BS.ravel().tolist()) <= {0, 3} and (batch.user_value_B == 0).all()
   assert all(np.isfinite(getattr(batch, name)).all() for name in CONTEXT)
 
@@ -246,7 +246,7 @@ def test_users_are_found_by_id(events):
 
 def test_users_are_searched_by_prefix():
   names = np.array(["b2", "a", "b10", "b", "", "ä", "b\U0010ffffz"])
-  none = no_events(len(names))
+  none = visits.no_events(len(names))
   known = UserHistories(dataclasses.replace(none, user_id=names))
   assert known.starting_with("b", 9) == ["b", "b10", "b2", "b\U0010ffffz"]
   assert known.starting_with("b", 2) == ["b", "b10"]
