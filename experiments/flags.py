@@ -117,8 +117,10 @@ def config_from_flags(
   if flag_values.init_from:
     start = config_lib.load_config(flag_values.init_from)
     config_lib.check_family(start, size.family)
+    # The batch size goes with the data.
+    training = dataclasses.replace(size.training, batch_size=start.training.batch_size)
     size = dataclasses.replace(
-      start, training=size.training, objective=size.objective, serving=size.serving
+      start, training=training, objective=size.objective, serving=size.serving
     )
   return _with_given(dataclasses.replace(size, workdir=flag_values.workdir), flag_values)
 

@@ -89,6 +89,19 @@ def test_workdir_config_then_given_search_flags(tmp_path):
   assert same.model == trained.model
 
 
+def test_init_from_gives_data_codes_model_and_batch_size_and_no_other_training(tmp_path):
+  start = _parsed(
+    f"--workdir={tmp_path}", "--width=64", "--targets=5", "--batch_size=16", "--learning_rate=0.5"
+  )
+  workdir_lib.save_config(flags.config_from_flags(start))
+  config = flags.config_from_flags(_parsed(f"--init_from={tmp_path}", "--workdir=runs/next"))
+  assert (config.model.width, config.data.targets) == (64, 5)
+  assert config.training.batch_size == 16
+  assert config.training.learning_rate == config_lib.TrainConfig().learning_rate
+  other = flags.config_from_flags(_parsed(f"--init_from={tmp_path}", "--batch_size=8"))
+  assert other.training.batch_size == 8
+
+
 def test_another_model_than_the_runs_is_refused(tmp_path):
   trained = ["--layers=3", "--lazy_layers=2", "--width=64", "--heads=4", "--codebooks=8,8,6"]
   workdir_lib.save_config(flags.config_from_flags(_parsed(f"--workdir={tmp_path}", *trained)))
