@@ -446,6 +446,11 @@ class TrainConfig:
   )
   learning_rate: float = knob(2e-3, "Peak learning rate of AdamW.", low=0)
   warmup_steps: int = knob(50, "Linear warm-up, steps.", low=0)
+  schedule: str = knob(
+    "cosine",
+    "Learning rate after it: a cosine to 0 at the run's end; or endless, constant or 1/√step.",
+    choices=("cosine", "constant", "inverse_sqrt"),
+  )
   weight_decay: float = knob(0.01, "AdamW's decoupled decay, matrices only.", low=0)
   table_optimizer: str = knob(
     "adamw",

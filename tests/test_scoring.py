@@ -12,7 +12,7 @@ import pytest
 
 from gr4ad_jax import files
 from gr4ad_jax.config import ConfigError, load_config, to_json
-from gr4ad_jax.data import ad_store
+from gr4ad_jax.data import ad_store, known_events
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import parts, protocols
 from gr4ad_jax.training import inputs as inputs_lib
@@ -166,6 +166,7 @@ def test_other_data_are_refused(main, inputs, copied, fake_ranks):
   about = f"{other}/features/log.json"
   notes = json.loads(open(about).read()) | {"digest": "0"}
   files.write_json(about, notes)
+  known_events.save(f"{other}/features", changed.events)
   with pytest.raises(
     ConfigError, match="--beside=.*other is not allowed: its run was .* another event log"
   ):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 
 from gr4ad_jax.config import Config, ConfigError, is_trained, load_config
-from gr4ad_jax.data import ad_store
+from gr4ad_jax.data import ad_store, feature_names
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.neighbors import CoVisitNeighbors
 from gr4ad_jax.data.prepare import load_dataset
@@ -99,6 +99,7 @@ def open_run(
   dataset = load_dataset(config.data)
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(workdir, name) for name in ("index", "features", "tokenizer", LIVE)}
+  feature_names.check(folder["features"])
   ads, codes_NT = ad_store.load_ads(folder["index"]), SidIndex.load(folder["index"]).codes_NT
   tokenizer = Tokenizer.load(folder["tokenizer"])
   catalog = AdCatalog.open(folder[LIVE], ads, codes_NT, tokenizer, overlay=config.serving.overlay)

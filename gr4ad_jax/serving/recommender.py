@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax.config import SearchConfig, is_trained, load_config
-from gr4ad_jax.data import ad_store
+from gr4ad_jax.data import ad_store, feature_names
 from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.neighbors import CoVisitNeighbors
@@ -100,7 +100,8 @@ class Recommender:
 
     Raises:
       FileNotFoundError: no run, or no such checkpoint, lies there.
-      ConfigError: a search, or a dtype, that is not allowed for this run.
+      ConfigError: a search, or a dtype, that is not allowed for this run; or the features of the
+        run are not those of this code.
     """
     saved = load_config(workdir)
     dtype = compute_dtype or saved.model.compute_dtype
@@ -110,6 +111,7 @@ class Recommender:
     if not is_trained(workdir):
       raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
+    feature_names.check(folder["features"])
     index, ads = SidIndex.load(folder["index"]), ad_store.load_ads(folder["index"])
     features = Trends.load(folder["features"]), CoVisitNeighbors.load(folder["features"])
     model = registry.build(config, len(ads))

@@ -3,7 +3,7 @@ bins.
 
 tokenizer/  tokenizer.npz
 index/      codes.npz, ads.npz
-features/   neighbors.npz, folds.npz, trends.npz, ecpm.json, log.json
+features/   neighbors.npz, folds.npz, trends.npz, ecpm.json, events.npz, names.json, log.json
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 
 from gr4ad_jax import files
 from gr4ad_jax.config import Config, ConfigError, is_trained
-from gr4ad_jax.data import ad_store
+from gr4ad_jax.data import ad_store, feature_names, known_events
 from gr4ad_jax.data.batches import RequestContexts
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.lines import Lines, build_lines
@@ -218,21 +218,30 @@ def _check_numbers(dataset: Dataset, lines: Lines) -> None:
 
 
 def load_features(workdir: str) -> tuple[NeighborFolds, EcpmBins]:
-  """The neighbours and eCPM bins that a trained run keeps."""
+  """The neighbours and eCPM bins that a trained run keeps.
+
+  Raises:
+    ConfigError: the run's features are not those of this code (`feature_names.check`).
+  """
   folder = os.path.join(workdir, "features")
+  feature_names.check(folder)
   return NeighborFolds.load(folder), EcpmBins.load(folder)
 
 
 def check_same_log(config: Config, dataset: Dataset, started: bool = False) -> None:
   """Raises ConfigError where the workdir holds a run of another event log that was trained, or
-  `started`.
+  `started`. A log that has grown is the same log: all events that the run knows are still in it.
   """
-  if (started or is_trained(config.workdir)) and _load_log(config, "digest") != _digest(
-    dataset.events
-  ):
-    raise ConfigError(
-      f"--workdir={config.workdir} is not allowed: its run was trained on another event log"
-    )
+  if not (started or is_trained(config.workdir)):
+    return
+  if _load_log(config, "digest") == _digest(dataset.events):
+    return
+  if known_events.all_in(os.path.join(config.workdir, "features"), dataset.events):
+    _log.warning("the event log has grown since %s was trained", config.workdir)
+    return
+  raise ConfigError(
+    f"--workdir={config.workdir} is not allowed: its run was trained on another event log"
+  )
 
 
 def save_inputs(config: Config, inputs: Inputs) -> None:
@@ -247,6 +256,8 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   inputs.ecpm.save(features_dir)
   # For use, not for training: all that is known counts.
   Trends.fit(inputs.lines, len(dataset.ads)).save(features_dir)
+  known_events.save(features_dir, dataset.events)
+  feature_names.save(features_dir)
   about = {"behaviors": list(dataset.behaviors), "digest": _digest(dataset.events)}
   files.write_json(os.path.join(features_dir, "log.json"), about)
 

@@ -46,8 +46,10 @@ class Optimizer(NamedTuple):
 
 
 def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
-  """AdamW with linear warm-up, cosine decay to 0 at `total_steps` and a limit on the global
-  gradient norm.
+  """AdamW with linear warm-up, a schedule after it, and a limit on the global gradient norm.
+
+  The schedule is a cosine to 0 at `total_steps`; or without an end, for a run that goes on as its
+  log grows: constant, or falling with 1 / √step.
 
   Decay is for arrays of two axes or more: kernels and code tables. Biases, norm scales and other
     vectors have none.
@@ -58,12 +60,19 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
 
   Args:
     config: rates and limits; clip_norm = 0 means no limit.
-    total_steps: length of the run, steps.
+    total_steps: length of the run, steps; read by the cosine alone.
   """
-  warmup = jnp.minimum(config.warmup_steps, total_steps // 2)  # both may be traced
+  endless = config.schedule != "cosine"
+  # Both may be traced. A run without an end has no half.
+  warmup = config.warmup_steps if endless else jnp.minimum(config.warmup_steps, total_steps // 2)
 
   def schedule(step, peak):
     rise = jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup, 1))
+    if config.schedule == "constant":
+      return peak * rise
+    if config.schedule == "inverse_sqrt":  # joins the warm-up at its last step, of the peak
+      begin = jnp.maximum(warmup, 1)
+      return peak * rise * jnp.sqrt(begin / jnp.maximum(step + 1, begin))
     progress = jnp.clip((step - warmup) / jnp.maximum(total_steps - warmup, 1), 0.0, 1.0)
     return peak * rise * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 

@@ -23,6 +23,22 @@ def test_learning_rate_rises_then_falls_to_zero():
   assert (np.diff(rates[4:]) < 0).all() and rates[20] < 1e-8
 
 
+def test_schedules_without_an_end_do_not_read_the_length():
+  for total in (2, 10**9):
+    made = (
+      state_lib.make_optimizer(
+        TrainConfig(learning_rate=0.1, warmup_steps=4, schedule=name), total
+      ).learning_rate
+      for name in ("constant", "inverse_sqrt")
+    )
+    steps = (0, 1, 2, 3, 4, 15, 35, 399)
+    constant, falling = ([float(rate(step)) for step in steps] for rate in made)
+    np.testing.assert_allclose(constant, [0.025, 0.05, 0.075] + [0.1] * 5, rtol=1e-6)
+    # After the 4 steps of warm-up √(4 / steps done): the peak at 4, half of it at 16.
+    expected = [0.025, 0.05, 0.075, 0.1, 0.1 * 0.8**0.5, 0.05, 0.1 / 3, 0.01]
+    np.testing.assert_allclose(falling, expected, rtol=1e-6)
+
+
 def test_warmup_is_at_most_half_of_a_short_run():
   rate = state_lib.make_optimizer(TrainConfig(learning_rate=0.1, warmup_steps=50), 6).learning_rate
   np.testing.assert_allclose(max(float(rate(step)) for step in range(6)), 0.1, rtol=1e-6)
