@@ -12,9 +12,11 @@ from gr4ad_jax.data import history, visits
 from gr4ad_jax.data.batches import NEIGHBOR, RequestContexts
 from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
+from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import DAY, AdTable, Dataset
 from gr4ad_jax.data.trends import FEATURES, Trends
 from gr4ad_jax.evaluation import parts, protocols
+from tests import tiny
 from tests.data.happenings import ADS, EVENTS, log_of, told
 
 MARCH = 19_782 * DAY  # midnight before 1 March 2024
@@ -186,6 +188,27 @@ def test_what_counts_as_seen_had_happened():
     requests = protocols.eval_requests(dataset, split)
     found = parts.seen_before(dataset, requests)
     assert set(found.row_E.tolist()) == seen
+
+
+def test_a_log_with_late_events_is_stored_and_read_back(tmp_path):
+  """Prepared data lie by split: an event that came late is stored where it happened."""
+  rows = [("u", f"ad{ad}", time, ("click", "cart", "purchase")[depth], value, visit)
+          for visit, ad, time, depth, value, _ in LATE]  # fmt: skip
+  tiny.write_csv(tmp_path / "events.csv", tiny.EVENT_HEADER, rows)
+  ads = [(f"ad{ad}", "a thing", "shop", 2) for ad in range(4)]
+  tiny.write_csv(tmp_path / "ads.csv", tiny.AD_HEADER, ads)
+  config = DataConfig(
+    dataset="ad_log",
+    ads_path=str(tmp_path / "ads.csv"),
+    events_path=str(tmp_path / "events.csv"),
+    data_dir=str(tmp_path / "data"),
+    attribution_days=8.5,
+  )
+  found = load_dataset(config)
+  assert found.attribution_days == 8.5
+  for name in ("request", "ad", "time", "behavior", "value", "split"):
+    expected = getattr(shop(), name)
+    np.testing.assert_array_equal(getattr(found.events, name), expected, err_msg=name)
 
 
 def test_the_window_changes_no_history():
