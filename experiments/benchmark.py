@@ -97,7 +97,8 @@ def main(argv):
   """Prints the figures of a suite."""
   del argv
   enable_compilation_cache()
-  repetitions, config = _REPETITIONS.value, flags_lib.config_from_flags
+  repetitions = _REPETITIONS.value
+  config = flags_lib.config_from_flags
   if _SUITE.value == "serve":  # writes its figures, and a chart, itself
     workdir = flags_lib.config_from_workdir().workdir
     print(serve_load.in_words(serve_load.run_suite(workdir, _MINUTES.value, _OUT.value, told=tell)))

@@ -188,7 +188,8 @@ def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> con
   A knob that its model does not read may keep its value, not change it; one that its family does
   not read may not be given.
   """
-  known, given = config_lib.fields_of(config), {}
+  known = config_lib.fields_of(config)
+  given = {}
   for name in config_lib.all_fields():
     if flag_values[name].present:
       given[name] = flag_values[name].value

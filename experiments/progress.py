@@ -52,11 +52,16 @@ class RoundProgress:
   """
 
   def __init__(self, every_seconds: float = 10.0, quiet_seconds: float = 0.0):
-    self._every, self._quiet, self._began, self._told = every_seconds, quiet_seconds, None, 0.0
+    self._every = every_seconds
+    self._quiet = quiet_seconds
+    self._began = None
+    self._told = 0.0
 
   def __call__(self, what: str, done: int, total: int) -> None:
     """Hears that `done` of `total` are made."""
-    now, tty, last = time.monotonic(), sys.stdout.isatty(), done >= total
+    now = time.monotonic()
+    tty = sys.stdout.isatty()
+    last = done >= total
     self._began = self._began or (now, done)
     since, first = self._began
     if now - since >= self._quiet and (tty or last or now - self._told >= self._every):

@@ -72,7 +72,8 @@ def configs() -> dict:
   """
   given = [flags.FLAGS[name] for name in flags.FLAGS if name in flags_lib.knob_names()]
   given = {flag.name: flag.serialize() for flag in given if flag.present}
-  found, ignored = {}, set(given)
+  found = {}
+  ignored = set(given)
   for model in _MODELS.value:
     name = os.path.basename(model).removesuffix(".flags")
     if name in found:

@@ -125,7 +125,8 @@ def allowed(field: dataclasses.Field) -> str:
   words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[
     (element or (field.type,))[0]
   ]
-  low, high = field.metadata["low"], field.metadata["high"]
+  low = field.metadata["low"]
+  high = field.metadata["high"]
   if None not in (low, high):
     words += f", {low} to {high}"
   elif low is not None:

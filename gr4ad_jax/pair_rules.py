@@ -39,7 +39,9 @@ def of_training(training: TrainConfig) -> Rules:
 
 def of_requests(config: Any) -> Rules:
   """Rules of the request models, over a `Config`."""
-  data, model, levels = config.data, config.model, len(config.sid.codebooks)
+  data = config.data
+  model = config.model
+  levels = len(config.sid.codebooks)
   behaviors = BEHAVIORS.get(data.dataset, data.behaviors)
   return (
     (

@@ -35,7 +35,8 @@ from gr4ad_jax.training import flops
 _log = logging.getLogger(__name__)
 
 CODEBOOKS, SLOTS = (1024, 1024, 1024), 255  # with the profile, a context of 256
-PROGRESSIVE, FIXED = (128, 256, 512), (512, 512, 512)
+PROGRESSIVE = (128, 256, 512)
+FIXED = (512, 512, 512)
 
 
 class UnsharedContext(GR4AD):
@@ -135,9 +136,11 @@ def _excluding(setting: Setting, codes_NT: np.ndarray) -> Callable[[], Excluded 
   """Makes what a search must not enter, as a server does for each batch: its time counts."""
   if setting.left_out is None:
     return lambda: None
-  rng, excluder = np.random.default_rng(0), Excluder(ROOM)
+  rng = np.random.default_rng(0)
+  excluder = Excluder(ROOM)
   lists = [rng.integers(0, len(codes_NT), setting.left_out) for _ in range(setting.batch)]
-  holdings, left_out = Holdings.of(SidIndex.build(codes_NT, CODEBOOKS)), LeftOut.lists(lists)
+  holdings = Holdings.of(SidIndex.build(codes_NT, CODEBOOKS))
+  left_out = LeftOut.lists(lists)
   return lambda: excluder.of(holdings, left_out)
 
 

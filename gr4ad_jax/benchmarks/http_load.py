@@ -56,7 +56,9 @@ class Client:
 
   def __init__(self, address: str, token: str = "", connections: int = 512, timeout: float = 30.0):
     parts = urllib.parse.urlsplit(address)
-    self._host, self._port, self._timeout = parts.hostname, parts.port or 80, timeout
+    self._host = parts.hostname
+    self._port = parts.port or 80
+    self._timeout = timeout
     authorization = f"Authorization: Bearer {token}\r\n" if token else ""
     # All that heads have in common, up to the length: made once, as time here is the server's.
     self._fixed = (
@@ -159,7 +161,9 @@ def requests_of(users: Sequence[str], seed: int, skew: float = 1.0, **fields) ->
 
 def arrivals(phases: Sequence[Phase], seed: int) -> np.ndarray:
   """Seconds from the beginning at which requests are due, [n] ascending: Poisson in each phase."""
-  rng, begin, due = np.random.default_rng(seed), 0.0, []
+  rng = np.random.default_rng(seed)
+  begin = 0.0
+  due = []
   for phase in phases:
     # Once the number is known, the moments of a Poisson process are uniform and independent.
     count = rng.poisson(phase.rate * phase.seconds)
@@ -177,7 +181,8 @@ async def open_loop(
     Outcomes in order of due times.
   """
   clock = asyncio.get_running_loop().time
-  begin, tasks = clock(), []
+  begin = clock()
+  tasks = []
   for due in arrivals(phases, seed).tolist():
     # Who is late sends at once. A task, so that the loop does not wait for the answer.
     if (wait := begin + due - clock()) > 0:
@@ -212,13 +217,19 @@ async def closed_loop(
 async def _ask(client: Client, body: bytes, begin: float, due: float) -> Outcome:
   """One request. Whatever goes wrong is an outcome too."""
   clock = asyncio.get_running_loop().time
-  late, status, source, width, retry_after = clock() - begin - due, 0, "", 0, False
+  late = clock() - begin - due
+  status = 0
+  source = ""
+  width = 0
+  retry_after = False
   try:
     reply = await client.request("POST", "/v1/recommend", body)
-    status, retry_after = reply.status, "retry-after" in reply.headers
+    status = reply.status
+    retry_after = "retry-after" in reply.headers
     if status == 200:
       answer = json.loads(reply.body)
-      source, width = answer["source"], (answer["beams"] or [0])[-1]
+      source = answer["source"]
+      width = (answer["beams"] or [0])[-1]
   except (OSError, TimeoutError, ValueError, LookupError, TypeError):
     status = 0
   return Outcome(due, late, clock() - begin - due, status, source, width, retry_after)

@@ -75,7 +75,9 @@ class _Changing:
     The look is what a server does before a batch: it brings the changes to the device.
     """
     rng = np.random.default_rng(1)
-    adds, removes, uploads = [], [], []
+    adds = []
+    removes = []
+    uploads = []
     for number in range(CHANGES):
       code = np.array([rng.integers(0, size) for size in CODEBOOKS])
       begin = time.perf_counter()
@@ -160,7 +162,8 @@ def measure(
     timing.interleaved(timers, 1)  # warms up
     seconds = timing.interleaved(timers, repetitions)
     _log.info("searched at batch %d", batch)
-    smallest, free = seconds[str(made[0].ads)], seconds["unconstrained"]
+    smallest = seconds[str(made[0].ads)]
+    free = seconds["unconstrained"]
     found[f"decode_batch_{batch}"] = {
       "seconds": {name: timing.spread(values) for name, values in seconds.items()},
       "over_smallest": {

@@ -38,7 +38,8 @@ def measure(iterations: int, points: int, told: Callable[[str], None]) -> dict[s
   clusters = 1 << max((points // POINTS_A_CLUSTER).bit_length() - 1, 0)  # a power of two, or 1
   points_ND = catalogue(points, max(clusters // CLUSTERS_A_CATEGORY, 1), seed=0)
   start_CD = points_ND[np.sort(np.random.default_rng(1).choice(points, clusters, replace=False))]
-  ours, peer = _Ours(points_ND, start_CD), _Faiss(faiss, points_ND, start_CD)
+  ours = _Ours(points_ND, start_CD)
+  peer = _Faiss(faiss, points_ND, start_CD)
   seconds: dict[str, list[float]] = {"ours": [], "faiss": []}
   distortion: dict[str, list[float]] = {"ours": [], "faiss": []}
   for number in range(iterations):
@@ -104,7 +105,8 @@ class _Ours:
   def __init__(self, points_ND: np.ndarray, start_CD: np.ndarray):
     self._capacity = assignment.cluster_capacity(len(points_ND), len(start_CD))
     self._unit_D = kmeans.unit_of(np.abs(points_ND).max(axis=0), self._capacity)
-    self._rows, self._centroids_CD = Rows(points_ND), start_CD
+    self._rows = Rows(points_ND)
+    self._centroids_CD = start_CD
     # As many points as a whole step takes (`rows.STEP` a device): that shape is compiled here.
     some = np.arange(min(len(points_ND), 16 * 512 * jax.local_device_count()))
     self._rows.nearest(start_CD, assignment.CANDIDATES_OF_MANY, among=some)
@@ -132,7 +134,9 @@ class _Faiss:
   """
 
   def __init__(self, faiss: Any, points_ND: np.ndarray, start_CD: np.ndarray):
-    self._faiss, self._points_ND, self._centroids_CD = faiss, points_ND, start_CD
+    self._faiss = faiss
+    self._points_ND = points_ND
+    self._centroids_CD = start_CD
 
   def iterate(self) -> float:
     """One iteration; mean squared distance before the means moved."""
@@ -160,7 +164,9 @@ class _Faiss:
 
 def summary(figures: dict[str, Any]) -> str:
   """The figures in words and a table."""
-  machine, ratio, largest = figures["machine"], figures["ratio"], figures["largest_over_mean"]
+  machine = figures["machine"]
+  ratio = figures["ratio"]
+  largest = figures["largest_over_mean"]
   lines = [
     f"{machine['device']}, {machine['cores']} cores, jax {machine['jax']} on "
     f"{machine['devices']} devices, faiss {figures['faiss']['version']} on "

@@ -88,7 +88,8 @@ def _curve(values) -> tuple[list[float], list[float]]:
   None, a second without an answer, is left out.
   """
   stretch = max(1, len(values) // _POINTS)
-  at, means = [], []
+  at = []
+  means = []
   for begin in range(0, len(values), stretch):
     known = [value for value in values[begin : begin + stretch] if value is not None]
     if known:

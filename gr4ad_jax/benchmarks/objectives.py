@@ -84,7 +84,8 @@ def _in_the_model(name: str, config: Config, arrays: tuple) -> tuple[jax.stages.
   ecpm = EcpmBins(
     np.arange(1, config.model.ecpm_bins, dtype=np.float32), np.ones(config.model.ecpm_bins), 100.0
   )
-  preference, targets = PreferenceConfig(normalize_rows=False), config.data.targets
+  preference = PreferenceConfig(normalize_rows=False)
+  targets = config.data.targets
   loss = make_preference_loss(model, ObjectiveConfig(objective=name), preference, ecpm, targets)
   arguments = (params, lists, jax.random.key(0))
   return jax.jit(jax.grad(loss, has_aux=True)).lower(*arguments).compile(), arguments

@@ -35,8 +35,10 @@ class PrefixTokens:
     offsets = token_offsets(codebooks)
     prefix_N = np.zeros(1, np.int64)  # packed prefixes of the depth so far, sorted: the root
     self._next: list[dict[int, object]] = []
-    self._sizes, self._offsets = [int(size) for size in codebooks], offsets.tolist()
-    self.first_T, self.levels = offsets[:-1], len(codebooks)
+    self._sizes = [int(size) for size in codebooks]
+    self._offsets = offsets.tolist()
+    self.first_T = offsets[:-1]
+    self.levels = len(codebooks)
     keys_NT = np.zeros((len(codes_NT), len(codebooks) + 1), np.int64)
     for level, size in enumerate(codebooks):
       keys_NT[:, level + 1] = keys_NT[:, level] * size + codes_NT[:, level]
@@ -75,14 +77,13 @@ class T5Decode:
   def __init__(
     self, model, prefix_tokens: PrefixTokens, context_BS, beams: int, threads: int, share: bool
   ):
-    self.model, self.context_BS = model, context_BS
+    self.model = model
+    self.context_BS = context_BS
     self.parameters = sum(p.numel() for p in model.parameters())
-    self._prefix_tokens, self._beams, self._threads, self._share = (
-      prefix_tokens,
-      beams,
-      threads,
-      share,
-    )
+    self._prefix_tokens = prefix_tokens
+    self._beams = beams
+    self._threads = threads
+    self._share = share
 
   def __call__(self) -> float:
     """Seconds that one search of the batch takes. Torch has its number of threads for that time."""
@@ -145,7 +146,8 @@ class T5Decode:
     encoded = self.model.get_encoder()(context_1S)
     cross = transformers.DynamicCache()
     for block in self.model.decoder.block:
-      attention, layer = block.layer[1].EncDecAttention, transformers.cache_utils.DynamicLayer()
+      attention = block.layer[1].EncDecAttention
+      layer = transformers.cache_utils.DynamicLayer()
       layer.keys = self._by_beam(attention.k(encoded.last_hidden_state))
       layer.values = self._by_beam(attention.v(encoded.last_hidden_state))
       layer.is_initialized = True
@@ -248,7 +250,8 @@ def _config(parameters: int, vocabulary: int, width: int, layers: int):
       )
 
   # The number grows linearly with the width, so two counts tell all others.
-  least, slope = count(_STEP), count(2 * _STEP) - count(_STEP)
+  least = count(_STEP)
+  slope = count(2 * _STEP) - count(_STEP)
   ffn = _STEP * max(1, 1 + round((parameters - least) / slope))
   if abs(count(ffn) - parameters) > 0.05 * parameters:
     raise ValueError(

@@ -66,7 +66,9 @@ class Server:
     patience: float = 600,
   ):
     self._arguments = [*command, f"--workdir={workdir}", "--port=0", *flags]
-    self._patience, self.address, self.status = patience, "", None
+    self._patience = patience
+    self.address = ""
+    self.status = None
 
   def __enter__(self) -> "Server":
     self._log = tempfile.TemporaryFile("w+")
@@ -213,7 +215,8 @@ async def find_capacity(address: str, seconds: float, seed: int = 0) -> float:
 
 async def load(server: Server, phases: Sequence[Phase], seed: int = 0) -> Load:
   """Sends the phases' requests when they are due, and watches the server meanwhile."""
-  begin, memory = time.monotonic(), []
+  begin = time.monotonic()
+  memory = []
 
   async def watch() -> None:
     while True:
@@ -246,7 +249,8 @@ async def _requests(address: str, seed: int):
 
 def report(measured: Load) -> dict[str, Any]:
   """Figures of a load: `phases`, by `summary`, with memory; what `holds`; a point a second."""
-  phases, target = measured.phases, measured.target
+  phases = measured.phases
+  target = measured.target
   begins = np.cumsum([0.0, *(phase.seconds for phase in phases)])
   due_R = np.array([outcome.due for outcome in measured.outcomes])
   taken, resident = np.array(measured.memory, np.float64).reshape(-1, 2).T
@@ -294,7 +298,8 @@ def holds(figures: Mapping[str, Mapping[str, Any]], target: float) -> dict[str, 
   """The promises of the server, each kept or not, as far as phases tell; target in seconds."""
   kept = {"no_errors": not any(phase["errors"] for phase in figures.values())}
   if over := figures.get("overload"):
-    accepted, refused = over["accepted_ms"], over["refused_ms"]
+    accepted = over["accepted_ms"]
+    refused = over["refused_ms"]
     kept["overload_p99_within_twice_the_target"] = (
       accepted is not None and accepted["p99"] <= 2e3 * target
     )
@@ -320,7 +325,8 @@ def _ends(resident: np.ndarray) -> dict[str, float] | None:
   if not len(resident):
     return None
   tenth = max(1, len(resident) // 10)
-  first, last = np.median(resident[:tenth]), np.median(resident[-tenth:])
+  first = np.median(resident[:tenth])
+  last = np.median(resident[-tenth:])
   return {"first": float(first), "last": float(last), "most": float(resident.max())}
 
 

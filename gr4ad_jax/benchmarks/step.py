@@ -33,7 +33,8 @@ _STEPS = 100  # that the learning-rate schedule is made for
 
 def made_up_batch(config: Config, seed: int = 0) -> RequestBatch:
   """A global batch of full histories, every slot and target real."""
-  data, codebooks = config.data, config.sid.codebooks
+  data = config.data
+  codebooks = config.sid.codebooks
   rng = np.random.default_rng(seed)
   codes_NT = synthetic.catalogue(100_000, codebooks, seed)
   slots = data.history_slots + data.neighbor_slots + data.rising_slots
@@ -70,8 +71,10 @@ class System:
         f"--model={config.model.model} is not allowed: a model of UA-SIDs alone, with --suite=step"
       )
     check_mesh(config)
-    bins, t = config.model.ecpm_bins, config.training
-    model, mesh = registry.build(config, 0), mesh_lib.make_mesh(t.mesh)
+    bins = config.model.ecpm_bins
+    t = config.training
+    model = registry.build(config, 0)
+    mesh = mesh_lib.make_mesh(t.mesh)
     optimizer = state_lib.make_optimizer(t, _STEPS)
     self.state = state_lib.init_state(lambda: init_params(model, config), optimizer, mesh)
     objective = config.objective
@@ -130,7 +133,8 @@ def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
   }
   timing.interleaved(timers, 1)  # warms up
   seconds = timing.interleaved(timers, repetitions)
-  cost, step = system.cost, statistics.median(seconds["step"])
+  cost = system.cost
+  step = statistics.median(seconds["step"])
   flop = cost.model_flops / jax.device_count()  # a device's: the roof is that of one
   slots = int(system.batch.slot_kind_BS.shape[1])
   return {
@@ -161,7 +165,8 @@ def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
 
 def summary(figures: dict) -> str:
   """The figures of `measure` in words."""
-  cost, second = StepCost(**figures["cost"]), figures["seconds"]
+  cost = StepCost(**figures["cost"])
+  second = figures["seconds"]
   used = "unknown: --peak_tflops sets the peak of a device"
   if figures["utilization"] is not None:
     used = f"{100 * figures['utilization']:.1f} % of the peak"

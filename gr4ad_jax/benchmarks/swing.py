@@ -58,11 +58,13 @@ def power_law_log(folder: str, events: int, ads: int, seed: int = 0) -> Log:
     name: open_memmap(os.path.join(folder, f"{name}.npy"), "w+", kind, (events,))
     for name, kind in kinds.items()
   }
-  begin, visits = 0, 0
+  begin = 0
+  visits = 0
   while begin < events:
     size = np.minimum(5 / np.sqrt(1 - rng.random(_AT_ONCE // 10)), LARGEST).astype(np.int64)
     visit = np.repeat(np.arange(len(size)), size)[: events - begin]  # the last round may be cut
-    end, count = begin + len(visit), len(visit)
+    end = begin + len(visit)
+    count = len(visit)
     topic = rng.integers(topics, size=len(size))[visit]
     # The ads of a topic are every `topics`-th in rank, so each topic has popular ads.
     within = topic + topics * (_ranks(rng, count, ads // topics) - 1)
@@ -70,7 +72,8 @@ def power_law_log(folder: str, events: int, ads: int, seed: int = 0) -> Log:
     columns["request"][begin:end] = visits + visit
     columns["ad"][begin:end] = row_of_rank[rank]
     columns["split"][begin:end] = 0
-    begin, visits = end, visits + len(size)
+    begin = end
+    visits = visits + len(size)
   for column in columns.values():
     column.flush()
   read = {name: np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r") for name in kinds}

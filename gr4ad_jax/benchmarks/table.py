@@ -62,7 +62,8 @@ def make_run(config: Config, ads: int, mesh: Mesh, *, few: bool = True) -> Run:
     mesh: the mesh.
     few: take the step on the touched rows alone where that is allowed.
   """
-  model, t = registry.build(config, ads), config.training
+  model = registry.build(config, ads)
+  t = config.training
   first = synthetic.item_requests(ads, config.data.history_slots, 1)
 
   def init_params():
@@ -71,10 +72,8 @@ def make_run(config: Config, ads: int, mesh: Mesh, *, few: bool = True) -> Run:
   optimizer = state_lib.make_optimizer(t, 1000)
   abstract = state_lib.abstract_state(init_params, optimizer, mesh)
   # All ads are equally popular: one number, seen N times without N places in memory.
-  loss_fn, shardings = (
-    make_item_loss(model, np.broadcast_to(1 / ads, ads)),
-    state_lib.shardings_of(abstract),
-  )
+  loss_fn = make_item_loss(model, np.broadcast_to(1 / ads, ads))
+  shardings = state_lib.shardings_of(abstract)
   if few and row_step.allowed(t, loss_fn):
     step = row_step.make_row_step(loss_fn, optimizer, t.seed, shardings)
   else:
@@ -162,12 +161,15 @@ def measure(config: Config, ads: int) -> dict:
     ways[way] = held(program) | {"whole_arrays": whole_arrays(program, (ads, row_tables.rows(ads)))}
     _log.info("%s: compiled, at most %.2f GB a device", way, ways[way]["most"] / 1e9)
   # `run` and `program` are now the last way's, which needs least.
-  peaks, begin = {"before": timing.peak_memory()}, time.perf_counter()
+  peaks = {"before": timing.peak_memory()}
+  begin = time.perf_counter()
   state = jax.block_until_ready(run.init())
   peaks["init"], init_seconds = timing.peak_memory(), time.perf_counter() - begin
   _log.info("table made in %.0f s", init_seconds)
   # Step by step, waiting for each: what a step takes is asked for, not what steps in a row do.
-  seconds, losses, read = [], [], []
+  seconds = []
+  losses = []
+  read = []
   for number in range(STEPS):
     batch = run.make_batch(number)
     begin = time.perf_counter()
@@ -223,17 +225,21 @@ def summary(figures: dict) -> str:
   ]
   for name in ("table", "accumulator"):
     one = figures[name]
-    shape, part = tuple(one["shape"]), tuple(one["part"])
+    shape = tuple(one["shape"])
+    part = tuple(one["part"])
     lines.append(
       f"{name:<12} {shape}, {one['parts']} parts of {part}, {one['bytes'] / 1e9:.2f} GB together"
     )
   for way, one in figures["ways"].items():
-    between, most, whole = one["arguments"] / 1e9, one["most"] / 1e9, len(one["whole_arrays"])
+    between = one["arguments"] / 1e9
+    most = one["most"] / 1e9
+    whole = len(one["whole_arrays"])
     lines.append(
       f"{way:<14} a device holds {between:.2f} GB between steps and at most {most:.2f} GB in one; "
       f"{whole} arrays of the table's length"
     )
-  step, peaks = figures["step_seconds"], figures["peak_resident_bytes"]
+  step = figures["step_seconds"]
+  peaks = figures["peak_resident_bytes"]
   lines.append(f"table made in {figures['init_seconds']:.0f} s; a step {step['median']:.3f} s")
   lines.append(
     f"loss {', '.join(f'{loss:.3f}' for loss in figures['losses'])}; {figures['rows_moved']} "

@@ -40,7 +40,8 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
     A dict for JSON. "batches" has a dict for each size, "requests_per_second_within_target" the
     best rate. The rest says what was measured on what.
   """
-  data, codebooks = config.data, config.sid.codebooks
+  data = config.data
+  codebooks = config.sid.codebooks
   slots = data.history_slots + data.neighbor_slots + data.rising_slots
   codes_NT = synthetic.catalogue(ads, codebooks)
   trie = Trie.of(SidIndex.build(codes_NT, codebooks))
@@ -62,7 +63,8 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
     # The compiled program itself is called below: `run` would compile it once more.
     program = run.lower(variables, batch, trie).compile()
     jax.device_get(program(variables, batch, trie))  # warms up
-    seconds, roof = [], []
+    seconds = []
+    roof = []
     for number in range(repetitions):
       begin = time.perf_counter()
       jax.device_get(program(variables, batch, trie))

@@ -42,7 +42,8 @@ def plain_dots(matmuls: collections.Counter, seconds: float = 0.02) -> Callable[
   def measure() -> float:
     total = 0.0
     for dot, x, y, times in runs:
-      count, begin = 0, time.perf_counter()
+      count = 0
+      begin = time.perf_counter()
       # Small products run many times, as one alone would be too short to time.
       while count == 0 or time.perf_counter() - begin < seconds:
         jax.block_until_ready(dot(x, y))

@@ -19,7 +19,8 @@ def measure(config: Config, repetitions: int) -> dict:
   """Seconds of one batch, one train step and the step's matmuls alone, interleaved."""
   task = request_task.make(config, inputs_lib.prepare_inputs(config))
   trainer = Trainer(task)
-  state, number = trainer.state, 0
+  state = trainer.state
+  number = 0
   batch = trainer.make_batch(0)
   matmuls = flops.matmuls_of(trainer.step, state, batch)  # read off the program; nothing is run
   step, cost = compile_step(trainer.step, state, batch, task.units(batch), config.training)

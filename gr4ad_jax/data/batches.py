@@ -75,8 +75,11 @@ class RequestContexts:
     held_out: bool = True,
     group_N: np.ndarray | None = None,
   ):
-    self.lines, self.config, self.popularity = lines, config, popularity
-    self.codes_NT, self.min_depth = codes_NT, min_depth
+    self.lines = lines
+    self.config = config
+    self.popularity = popularity
+    self.codes_NT = codes_NT
+    self.min_depth = min_depth
     self.pairs = PairFeatures(
       lines, codes_NT, price_N, popularity, neighbors, config, held_out, group_N
     )
@@ -98,11 +101,10 @@ class RequestContexts:
       self._neighbors_of(some, rows)
 
   def _neighbors_of(self, requests, rows_BS):
-    ads, decay = (
-      history.ads_of(self.lines, rows_BS),
-      history.decayed_counts(self.lines, requests, rows_BS),
-    )
-    neighbors, slots = self.pairs.neighbors, self.config.neighbor_slots
+    ads = history.ads_of(self.lines, rows_BS)
+    decay = history.decayed_counts(self.lines, requests, rows_BS)
+    neighbors = self.pairs.neighbors
+    slots = self.config.neighbor_slots
     fold = neighbors.fold_of(self.lines.request_user[requests], self.pairs.held_out)
     for number in np.unique(fold):
       some = fold == number
@@ -198,11 +200,10 @@ def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:
   """A batch of the shapes and dtypes that a config gives, all zero: what a model is initialised
   and restored with.
   """
-  slots, targets = (
-    config.history_slots + config.neighbor_slots + config.rising_slots,
-    config.targets,
-  )
-  f32, i32 = np.float32, np.int32
+  slots = config.history_slots + config.neighbor_slots + config.rising_slots
+  targets = config.targets
+  f32 = np.float32
+  i32 = np.int32
   shapes = {
     "slot_kind_BS": ((slots,), i32),
     "slot_ad_BS": ((slots,), i32),

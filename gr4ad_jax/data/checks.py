@@ -113,7 +113,8 @@ class Cells:
     """
     compute = optional("pyarrow.compute")
     encoded = self._text().dictionary_encode()
-    codes, names = encoded.indices.to_numpy(), compute.utf8_trim_whitespace(encoded.dictionary)
+    codes = encoded.indices.to_numpy()
+    names = compute.utf8_trim_whitespace(encoded.dictionary)
     for bad, problem in (
       (compute.equal(names, ""), "is empty"),
       (compute.match_substring_regex(names, _CONTROL), "has a control character"),
@@ -272,7 +273,8 @@ class Cells:
 
   def _decoded(self, array: Any) -> Any:
     """Text of any Arrow type as large strings, whose bytes are UTF-8; other arrays as they are."""
-    arrow, kind = optional("pyarrow"), array.type
+    arrow = optional("pyarrow")
+    kind = array.type
     types = arrow.types
     texts = (types.is_string, types.is_large_string, types.is_string_view)
     binaries = (
@@ -299,7 +301,9 @@ class Cells:
   def _text(self):
     """The column as an Arrow array of large strings without nulls."""
     arrow = optional("pyarrow")
-    types, kind, array = arrow.types, self.array.type, self.array
+    types = arrow.types
+    kind = self.array.type
+    array = self.array
     if types.is_decimal(kind) or types.is_floating(kind):
       array = self._whole()
     elif not (types.is_large_string(kind) or types.is_integer(kind) or types.is_null(kind)):
@@ -321,7 +325,9 @@ class Cells:
       narrow = arrow.decimal128(self.array.type.precision, self.array.type.scale)
     encoded = (self.array.cast(narrow) if narrow is not None else self.array).dictionary_encode()
     values = [None if value != value else value for value in encoded.dictionary.to_pylist()]
-    texts, broken, lost = [], [], []
+    texts = []
+    broken = []
+    lost = []
     for value in values:
       # Not `% 1`: the remainder of a decimal is exact to 28 digits only.
       is_whole = value is None or (
@@ -377,7 +383,8 @@ class Cells:
 
   def _timestamps(self) -> tuple[np.ndarray, np.ndarray]:
     """As `_plain`, of a column of timestamps or dates; a moment before 1970 is negative."""
-    arrow, compute = optional("pyarrow"), optional("pyarrow.compute")
+    arrow = optional("pyarrow")
+    compute = optional("pyarrow.compute")
     array = self.array
     if arrow.types.is_date(array.type):
       array = array.cast(arrow.timestamp("s" if arrow.types.is_date32(array.type) else "ms"))
@@ -420,7 +427,8 @@ def _encoded(text: Any) -> tuple[np.ndarray, np.ndarray]:
   Arrow text array.
   """
   encoded = text.dictionary_encode()
-  codes, values = encoded.indices.to_numpy(), encoded.dictionary.to_numpy(zero_copy_only=False)
+  codes = encoded.indices.to_numpy()
+  values = encoded.dictionary.to_numpy(zero_copy_only=False)
   return codes.astype(np.int32, copy=False), values
 
 

@@ -220,7 +220,8 @@ def _read_parquet(path: str, names: list[str]):
   arrow = optional("pyarrow")
   try:
     with _parquet(path) as file:
-      table, rows = file.read(columns=names), file.metadata.num_rows
+      table = file.read(columns=names)
+      rows = file.metadata.num_rows
   except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
     raise DataError(
       f"{path}: not a readable Parquet file ({(str(error).splitlines() or [''])[0]})"

@@ -28,7 +28,8 @@ def directed_counts(
     same = user_L[distance:] == user_L[:-distance]
     if not same.any():
       break
-    first, second = ad_L[:-distance][same], ad_L[distance:][same]
+    first = ad_L[:-distance][same]
+    second = ad_L[distance:][same]
     weight = np.full(len(first), decay ** (distance - 1), np.float32)
     total = total + scipy.sparse.csr_matrix((weight, (first, second)), total.shape)
   total.setdiag(0)
@@ -125,7 +126,8 @@ def code_means(
   Returns:
     An array [V, D] float32 a level; 0 for a code that no ad has.
   """
-  means, rest_ND = [], vectors_ND
+  means = []
+  rest_ND = vectors_ND
   for level, size in enumerate(codebooks):
     code_N = codes_NT[:, level]
     ads_of_VN = scipy.sparse.csr_matrix(

@@ -117,7 +117,8 @@ def _records(data: mmap.mmap, place: Place) -> Iterator[_Record]:
   """The rows of a file from a place on, blank lines passed over; ends after the first that is
   broken.
   """
-  at, line = place.at, place.line
+  at = place.at
+  line = place.line
   while at < len(data):
     if blank := _BREAK.match(data, at):
       at = blank.end()
@@ -127,7 +128,8 @@ def _records(data: mmap.mmap, place: Place) -> Iterator[_Record]:
     yield record
     if record.broken:
       return
-    begin, at = at, record.fields[-1][1]
+    begin = at
+    at = record.fields[-1][1]
     line += _breaks(data, begin, at)
     if end := _BREAK.match(data, at):
       at = end.end()
@@ -175,7 +177,8 @@ def _problem(data: mmap.mmap, record: _Record, names: list[str], number: int) ->
         f"column {name(names, place)}, {row}" if names else f"column {place + 1} of the header"
       )
       return f"{where}: {problem}"
-  begin, end = record.fields[0][0], record.fields[-1][1]
+  begin = record.fields[0][0]
+  end = record.fields[-1][1]
   if end - begin > LONGEST_ROW:
     return f"{row}: {end - begin} bytes, at most {LONGEST_ROW} are allowed"
   if names and len(record.fields) != len(names):

@@ -67,7 +67,9 @@ def blocks(path: str) -> Iterator[Block]:
     start = 2 if marked else -1  # number of the byte `bytes_X` begins with
     place = Place(start + 1, 0, 1)
     # Quotes and line ends so far, and commas of the row that is not over.
-    quotes, lines, commas = 0, 0, 0
+    quotes = 0
+    lines = 0
+    commas = 0
     kept = bytes([LF])  # a line break is thought before the first byte
     while True:
       block = file.read(BLOCK)

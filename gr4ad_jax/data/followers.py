@@ -57,7 +57,8 @@ class Followers:
     mass_BN = self._mass(history_BS, repeats)
     found_BK = np.full((len(history_BS), k), -1, np.int32)
     for row, (begin, end) in enumerate(itertools.pairwise(mass_BN.indptr)):
-      mass, ads = mass_BN.data[begin:end], mass_BN.indices[begin:end]
+      mass = mass_BN.data[begin:end]
+      ads = mass_BN.indices[begin:end]
       order = np.lexsort((ads, -mass))[:k]
       found_BK[row, : len(order)] = ads[order]
     return found_BK
@@ -66,7 +67,8 @@ class Followers:
     """What followed the ads of each history, by weight: [B, N], entries above 0."""
     real_BS = history_BS >= 0
     age_BS = real_BS.sum(axis=1, keepdims=True) - 1 - np.arange(history_BS.shape[1])
-    row, column = np.nonzero(real_BS)[0], history_BS[real_BS]
+    row = np.nonzero(real_BS)[0]
+    column = history_BS[real_BS]
     shape = len(history_BS), self._after_NN.shape[0]
     late_BN = scipy.sparse.csr_matrix(
       (RECENCY ** age_BS[real_BS].astype(np.float32), (row, column)), shape

@@ -22,7 +22,8 @@ def history_rows(lines: Lines, requests: np.ndarray, slots: int) -> np.ndarray:
   """
   out = np.full((len(requests), slots), -1, np.int64)
   for b, r in enumerate(requests):
-    begin, end = lines.user_first[r], lines.request_first[r]
+    begin = lines.user_first[r]
+    end = lines.request_first[r]
     latest = np.flatnonzero(lines.next_request[begin:end] >= r)[-slots:]
     out[b, : len(latest)] = latest + begin
   return out
@@ -101,7 +102,8 @@ def user_features(lines: Lines, requests: np.ndarray) -> np.ndarray:
   """
   visits = lines.request_visit[requests].astype(np.float64)
   some = np.maximum(visits, 1)
-  first, here = lines.user_first[requests], lines.request_first[requests]
+  first = lines.user_first[requests]
+  here = lines.request_first[requests]
   time = lines.request_time[requests]
   previous = np.where(visits > 0, lines.request_time[requests - 1], time)
   begin = lines.request_time[lines.request[np.minimum(first, len(lines.request) - 1)]]

@@ -89,21 +89,22 @@ class CoVisitNeighbors:
     """
     b, s = np.nonzero((ads_BS >= 0) & (ads_BS < len(self.ids)))
     own = ads_BS[b, s]
-    ad_C, weight_C = self.ids[own].ravel(), (weight_BS[b, s, None] * self.cosine[own]).ravel()
+    ad_C = self.ids[own].ravel()
+    weight_C = (weight_BS[b, s, None] * self.cosine[own]).ravel()
     # The history's own ads are candidates of weight -inf: no sum with one of them in it is
     # positive.
-    ad_C, weight_C = (
-      np.concatenate([ad_C, own]),
-      np.concatenate([weight_C, np.full(len(own), -np.inf)]),
-    )
+    ad_C = np.concatenate([ad_C, own])
+    weight_C = np.concatenate([weight_C, np.full(len(own), -np.inf)])
     row_C = np.concatenate([np.repeat(b, self.ids.shape[1]), b])
     if not (ad_C >= 0).any():
       return row_C[:0], ad_C[:0], weight_C[:0]
-    low, high = (ad_C & 0xFFFF).astype(np.uint16), (ad_C >> 16).astype(np.int16)
+    low = (ad_C & 0xFFFF).astype(np.uint16)
+    high = (ad_C >> 16).astype(np.int16)
     order = np.lexsort(
       (low, high, row_C.astype(np.uint16))
     )  # 16-bit keys: NumPy sorts them by radix
-    ad_C, row_C = ad_C[order], row_C[order]
+    ad_C = ad_C[order]
+    row_C = row_C[order]
     first = np.flatnonzero(np.append(True, (ad_C[1:] != ad_C[:-1]) | (row_C[1:] != row_C[:-1])))
     score = np.add.reduceat(weight_C[order], first)
     near = (score > 0) & (ad_C[first] >= 0)
@@ -184,7 +185,8 @@ def _table(
   """The `width` best ads of each row and their scores, of (row, ad, score) by row, then ad:
   [rows, width] each.
   """
-  ids, scores = np.full((rows, width), -1, np.int32), np.zeros((rows, width), np.float32)
+  ids = np.full((rows, width), -1, np.int32)
+  scores = np.zeros((rows, width), np.float32)
   row, ad, score = _best(row, ad, score, width)
   rank = np.arange(len(row)) - np.searchsorted(row, row)
   kept = rank < width
@@ -204,6 +206,8 @@ def _best(
     if len(of_row) > slots:
       cut[r] = np.partition(of_row, len(of_row) - slots)[len(of_row) - slots]
   good = score >= cut[row]
-  row, ad, score = row[good], ad[good], score[good]
+  row = row[good]
+  ad = ad[good]
+  score = score[good]
   order = np.lexsort((-score, row))  # stable: ads ascend
   return row[order], ad[order], score[order]

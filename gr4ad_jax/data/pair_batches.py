@@ -57,7 +57,9 @@ class PairSampler:
 
   def __init__(self, contexts: RequestContexts, config: RewardConfig, clip: float, seed: int):
     self.contexts = contexts
-    self._config, self._clip, self._seed = config, clip, seed
+    self._config = config
+    self._clip = clip
+    self._seed = seed
 
   def draw(self, requests: np.ndarray, draw: np.ndarray | int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Ads and weights, [B, C] each, C = targets + shown + negatives; -1 and 0 in padding.
@@ -66,7 +68,8 @@ class PairSampler:
       requests: [B] request numbers.
       draw: which draw, one number or [B]; the same number gives the same ads.
     """
-    config, contexts = self._config, self.contexts
+    config = self._config
+    contexts = self.contexts
     requests = np.asarray(requests)
     slots_BS = contexts.slots(requests)[0]
     limits = config.reward_targets, config.reward_shown, config.reward_negatives
@@ -116,7 +119,8 @@ def _sampled(ads_BX: np.ndarray, bits_BX: np.ndarray, limit: int) -> tuple[np.nd
   """
   if ads_BX.shape[1] < limit:
     more = ((0, 0), (0, limit - ads_BX.shape[1]))
-    ads_BX, bits_BX = np.pad(ads_BX, more, constant_values=-1), np.pad(bits_BX, more)
+    ads_BX = np.pad(ads_BX, more, constant_values=-1)
+    bits_BX = np.pad(bits_BX, more)
   real = ads_BX >= 0
   order = np.argsort(
     np.where(real, bits_BX >> np.uint64(1), np.uint64(2**64 - 1)), axis=1, kind="stable"

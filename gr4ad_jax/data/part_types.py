@@ -84,7 +84,8 @@ def _targets(kinds: list[Any]) -> list[Any]:
 def _cast(column: Any, target: Any) -> Any | None:
   """A column in another type, None where that would change a value."""
   arrow = optional("pyarrow")
-  types, compute = arrow.types, optional("pyarrow.compute")
+  types = arrow.types
+  compute = optional("pyarrow.compute")
   kind = column.type
   try:
     if types.is_floating(kind) and not types.is_floating(target):

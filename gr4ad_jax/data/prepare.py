@@ -52,7 +52,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     parts = _stored(make, config, root)
     if len(parts) < len(PARTS):
       raise DataError(f"{root}: the prepared data cannot be read back; is the disk sound?")
-  (ads, _), (events, notes) = parts["ads"], parts["events"]
+  (ads, _) = parts["ads"]
+  (events, notes) = parts["events"]
   report = Report(**notes["report"])
   _log.info("%s: %s", config.dataset, report)
   behaviors = tuple(notes["behaviors"])

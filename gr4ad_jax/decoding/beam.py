@@ -73,7 +73,9 @@ class _Level:
   def __init__(
     self, state: _State, logits_BWV: jax.Array, copy: Copy | None, slot_code_BS: jax.Array
   ):
-    self._state, self._logits, self._copy = state, logits_BWV, copy
+    self._state = state
+    self._logits = logits_BWV
+    self._copy = copy
     self._total_BW = state.generated_BW - jax.nn.logsumexp(
       logits_BWV, axis=-1
     )  # the unconstrained normaliser
@@ -129,7 +131,8 @@ def _advance(
   found: Children = trie.children(level, state.node_BW, excluded)
   B, W, C = found.code_BWC.shape
   beam_BX = jnp.broadcast_to(jnp.repeat(jnp.arange(W), C), (B, W * C))
-  code_BX, node_BX = found.code_BWC.reshape(B, -1), found.node_BWC.reshape(B, -1)
+  code_BX = found.code_BWC.reshape(B, -1)
+  node_BX = found.node_BWC.reshape(B, -1)
   total_BWC = jnp.where(found.valid_BWC, here.total(beam_BX, code_BX).reshape(B, W, C), -jnp.inf)
   extra = 0 if found.code_P is None else len(found.code_P)
   k = min(width, W * C)
@@ -263,7 +266,8 @@ def beam_search(
   state = _State(
     first_BW, first_BW, jnp.zeros((B, 1)), empty_BWT.astype(jnp.int32), empty_BWT, None
   )
-  caches, copy = None, None
+  caches = None
+  copy = None
   for level in range(T):
     h_BWD, logits_BWV, caches = model.apply(
       variables, start, state.last_BW, level, caches, method="step"

@@ -62,7 +62,8 @@ class Excluded:
     """`valid_BWC`, the main children of beams at `node_BW`, without those that are dead."""
 
     def without(valid_BWC):
-      parent_BP, child_BP = self.parent_TBP[level], self.child_TBP[level]
+      parent_BP = self.parent_TBP[level]
+      child_BP = self.child_TBP[level]
       beam_BP = beams_on(parent_BP, node_BW)  # past the last where no beam stands: dropped below
       column_BP = child_BP - start[jnp.maximum(parent_BP, 0)]
       rows = jnp.arange(len(node_BW))[:, None]
@@ -169,7 +170,8 @@ class Excluder:
 
   def _nothing(self, holdings: Holdings, B: int) -> Excluded:
     """For batches that leave nothing out: on the device already, so that nothing is sent."""
-    bits, T = self._bits(holdings, [None] * B), len(holdings.codebooks)
+    bits = self._bits(holdings, [None] * B)
+    T = len(holdings.codebooks)
     room = self._room or bucket(0)
     kept = self._empty.get(B)
     if kept is None or kept.bits is not bits:
@@ -179,7 +181,8 @@ class Excluder:
     return kept
 
   def _bits(self, holdings: Holdings, set_B: Sequence[Holdings | None]) -> tuple:
-    T, B = len(holdings.codebooks), len(set_B)
+    T = len(holdings.codebooks)
+    B = len(set_B)
     sizes = [_words(holdings.nodes(depth)) for depth in range(1, T + 1)]
     if not any(some is not None for some in set_B):
       shapes = [(B, size if self._room else 0) for size in sizes]

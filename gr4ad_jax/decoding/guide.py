@@ -86,9 +86,11 @@ class Thinned:
   @classmethod
   def of(cls, holdings: Holdings, left_out: LeftOut, num_ads: int) -> "Thinned":
     """What the requests' rows change, on the host; ads from row `num_ads` on have no vector."""
-    touched, B = holdings.touched(left_out.request_E, left_out.row_E), left_out.requests
+    touched = holdings.touched(left_out.request_E, left_out.row_E)
+    B = left_out.requests
     room = bucket(int(np.bincount(touched.request_E, minlength=1).max()))
-    T, first_B = len(touched.levels), np.searchsorted(touched.request_E, np.arange(B))
+    T = len(touched.levels)
+    first_B = np.searchsorted(touched.request_E, np.arange(B))
     place_E = np.arange(len(touched.request_E)) - first_B[touched.request_E]
     ad_BE = np.full((B, room), -1, np.int32)
     ad_BE[touched.request_E, place_E] = np.where(touched.row_E < num_ads, touched.row_E, -1)
@@ -152,8 +154,10 @@ class Guide:
       score_BWC: with all ads.
       thin: what is left out.
     """
-    parent_BP, child_BP = thin.parent_TBP[level], thin.child_TBP[level]
-    at_BP, rows = jnp.maximum(child_BP, 0), jnp.arange(len(child_BP))[:, None]
+    parent_BP = thin.parent_TBP[level]
+    child_BP = thin.child_TBP[level]
+    at_BP = jnp.maximum(child_BP, 0)
+    rows = jnp.arange(len(child_BP))[:, None]
     mean_BP = jnp.einsum("bd,bpd->bp", state_BD, self.vectors[level][at_BP])
     # Of an ad without a vector, and of padding, nothing was summed.
     known_BE = thin.ad_BE >= 0
@@ -189,7 +193,8 @@ class Guides:
   def __init__(
     self, index: SidIndex, num_ads: int, weight: float, allowed_N: np.ndarray | None = None
   ):
-    self._ads, self._weight = NodeAds.of(index, num_ads, allowed_N), weight
+    self._ads = NodeAds.of(index, num_ads, allowed_N)
+    self._weight = weight
     self._table: Callable[[], jax.Array | None] = lambda: (
       None
     )  # the last table, while it is anyone else's

@@ -37,7 +37,8 @@ class ItemRanker:
       found = score_BK - jax.nn.logsumexp(scores_BN, axis=-1, keepdims=True), ad_BK
       return jax.lax.with_sharding_constraint(found, whole) if mesh else found
 
-    self._best, self._num_ads = jax.jit(best, static_argnames=("k", "mesh")), model.num_ads
+    self._best = jax.jit(best, static_argnames=("k", "mesh"))
+    self._num_ads = model.num_ads
 
   def search(self, params: Any, batch: RequestBatch, k: int) -> tuple[jax.Array, jax.Array]:
     """log p and rows of the best k ads of a batch, or of all where they are fewer: [B, k] each,

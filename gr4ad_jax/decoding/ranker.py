@@ -46,7 +46,8 @@ class Ranking:
       column = np.asarray(getattr(self, name))
       bad = np.argwhere((np.asarray(self.ad_RK) >= 0) & ~np.isfinite(column))
       if len(bad):
-        what, number = name.removesuffix("_RK"), column[tuple(bad[0])]
+        what = name.removesuffix("_RK")
+        number = column[tuple(bad[0])]
         raise DataError(
           f"the model's {what} of an ad is {number}: its parameters are damaged or beyond its "
           "precision"
@@ -138,10 +139,14 @@ class Ranker:
   """
 
   def __init__(self, model: GR4AD, index: SidIndex, ecpm: EcpmBins, config: SearchConfig):
-    self.index, self._trie, self._beams = index, Trie.of(index), config.beams
-    self._searcher, self._config = Searcher(model, ecpm, config), config
+    self.index = index
+    self._trie = Trie.of(index)
+    self._beams = config.beams
+    self._searcher = Searcher(model, ecpm, config)
+    self._config = config
     self._item_weight = weight = config.item_weight if isinstance(model, GR4ADItems) else 0.0
-    self._num_ads, self._guided = getattr(model, "num_ads", 0), bool(weight) and config.guided
+    self._num_ads = getattr(model, "num_ads", 0)
+    self._guided = bool(weight) and config.guided
     self._guides: Guides | None = None
     self._guided_set: np.ndarray | None = None  # the only ads that `_guides` counts
     self._holdings: Holdings | None = None  # made where a search first leaves something out
@@ -216,7 +221,8 @@ class Ranker:
       ValueError: requests of a guided search with more than one set of allowed ads.
     """
     left_out = left_out or None
-    found, (variables, guide) = [], self._weights(params, left_out)
+    found = []
+    (variables, guide) = self._weights(params, left_out)
     places = k if also_RC is None else k + also_RC.shape[1]
     for begin in range(0, max(len(requests), 1), batch_size):
       some = requests[begin : begin + batch_size]

@@ -44,7 +44,9 @@ class TrieFeed:
   """The newest trie of a live index on the device; the main part goes there once a merge."""
 
   def __init__(self, index: LiveIndex):
-    self._index, self._main, self._versions = index, None, (-1, -1)
+    self._index = index
+    self._main = None
+    self._versions = (-1, -1)
     self._latest: tuple[Trie, Holdings] | None = None
 
   def latest(self) -> tuple[Trie, Holdings]:
@@ -80,7 +82,8 @@ class Searcher:
 
   def __init__(self, model: GR4AD, ecpm: EcpmBins, search: SearchConfig, room: int = 0):
     self._room = room
-    self._means, self._quantize = np.asarray(ecpm.means, np.float32), search.quantize
+    self._means = np.asarray(ecpm.means, np.float32)
+    self._quantize = search.quantize
     self._programs: dict[tuple, Any] = {}
 
     def run(variables, batch, trie, means, excluded, widths, guide=None, thin=None):

@@ -26,7 +26,9 @@ class Costs:
   """
 
   def __init__(self, seconds_SB: Sequence[Sequence[float]], buckets: Sequence[int]):
-    self._seconds, self.buckets, self.pace = [tuple(row) for row in seconds_SB], tuple(buckets), 1.0
+    self._seconds = [tuple(row) for row in seconds_SB]
+    self.buckets = tuple(buckets)
+    self.pace = 1.0
 
   def __len__(self):
     return len(self._seconds)
@@ -56,7 +58,9 @@ class Rate:
   """A sum per second that forgets: what lies `span` seconds back counts for 1/e."""
 
   def __init__(self, span: float):
-    self._span, self._sum, self._at = span, 0.0, 0.0
+    self._span = span
+    self._sum = 0.0
+    self._at = 0.0
 
   def add(self, now: float, amount: float = 1.0) -> None:
     """Counts an amount at a moment."""
@@ -111,9 +115,15 @@ class BeamController:
     low: float = 0.6,
     dwell: float = 1.0,
   ):
-    self._costs, self._target, self._high, self._low, self._dwell = costs, target, high, low, dwell
+    self._costs = costs
+    self._target = target
+    self._high = high
+    self._low = low
+    self._dwell = dwell
     self.schedule = start
-    self._changed, self._widened, self._pause = -math.inf, -math.inf, dwell
+    self._changed = -math.inf
+    self._widened = -math.inf
+    self._pause = dwell
 
   def choose(self, now: float, load: Load) -> int:
     """The schedule for a batch that starts now."""
@@ -122,9 +132,11 @@ class BeamController:
       taken_back = now - self._widened < 2 * self._pause
       self._pause = min(2 * self._pause, 32 * self._dwell) if taken_back else self._dwell
     elif self._may_widen(now, load):
-      wanted, self._widened = self.schedule + 1, now
+      wanted = self.schedule + 1
+      self._widened = now
     if wanted != self.schedule:
-      self.schedule, self._changed = wanted, now
+      self.schedule = wanted
+      self._changed = now
     return self.schedule
 
   def utilisation(self, arrivals: float, schedule: int | None = None) -> float:

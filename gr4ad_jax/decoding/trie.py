@@ -75,7 +75,8 @@ class Trie:
 
   def children(self, level: int, node_BW: jax.Array, excluded: Excluded | None = None) -> Children:
     """Children of nodes of depth `level`, without those that a request is not to enter."""
-    start, nodes = self.child_start[level], self.child_start[level].shape[0] - 1
+    start = self.child_start[level]
+    nodes = self.child_start[level].shape[0] - 1
     main_BW = jnp.clip(node_BW, 0, nodes - 1)
     child_BWC = start[main_BW][..., None] + jnp.arange(
       self.fanout[level]

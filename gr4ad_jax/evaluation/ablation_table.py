@@ -87,7 +87,9 @@ def _scored(
 ) -> dict:
   """rows, steps and by_seed of a part of the targets."""
   at, some = parts_lib.of_part(requests, part_P)
-  ratios, by_seed, rows = {}, {}, {}
+  ratios = {}
+  by_seed = {}
+  rows = {}
   for name, runs in rankings.items():
     found = []
     for run in runs:
@@ -113,7 +115,8 @@ def _scored(
     if parent in ratios and name in ratios
   }
   for name, metric in flat:
-    value, parent = ratios[name][metric].value, parents.get(name, "")
+    value = ratios[name][metric].value
+    parent = parents.get(name, "")
     rows[name][metric] = dataclasses.asdict(metrics.interval(value, drawn[name, metric]))
     if name in steps:
       # Draw less draw: what a draw of users does to both rows alike falls out.

@@ -28,7 +28,9 @@ NAMES = (
 )
 # How many lines are looked back and ahead; the weight of a distance over the one before it; the
 # weight of a line over the line after it.
-NEIGHBOR_WINDOW, NEIGHBOR_DECAY, NEIGHBOR_RECENCY = 50, 0.9, 0.8
+NEIGHBOR_WINDOW = 50
+NEIGHBOR_DECAY = 0.9
+NEIGHBOR_RECENCY = 0.8
 DECAY = 0.9  # weight of a visit over the visit after it
 EASE_PENALTY = 200.0
 EASE_RECENCY = 0.2  # weight of personal recency beside EASE's score
@@ -51,7 +53,8 @@ class Baselines:
 
   def __init__(self, dataset: schema.Dataset, requests: protocols.EvalRequests):
     """Reads the history's lines. Raises ValueError where requests are of the train split."""
-    events, num_ads = dataset.events, len(dataset.ads)
+    events = dataset.events
+    num_ads = len(dataset.ads)
     seen_E = protocols.history_events(dataset, requests.split)
     line, self._value = protocols.lines(
       events.request[seen_E], events.ad[seen_E], events.value[seen_E], num_ads
@@ -90,7 +93,8 @@ class Baselines:
     if name not in NAMES:
       raise ValueError(f"baseline {name!r} is unknown; allowed: {', '.join(NAMES)}")
     scores_of = getattr(self, name)
-    user_R, num_ads = self._requests.user, self._shape[1]
+    user_R = self._requests.user
+    num_ads = self._shape[1]
     rankings_RK = np.full((len(user_R), k), -1, np.int32)
     step = max(1, CHUNK_CELLS // num_ads)  # requests whose [C, N] scores are held at once
     for begin in range(0, len(user_R), step):
@@ -211,7 +215,8 @@ def rank_all(
   Raises:
     ValueError: an unknown name.
   """
-  rankings, skipped = {}, {}
+  rankings = {}
+  skipped = {}
   for name in names:
     try:
       rankings[name] = fitted.rank(name, k, left_out)

@@ -71,7 +71,8 @@ class Calibration:
 
   def probability(self, logit: np.ndarray) -> np.ndarray:
     """Corrected probabilities of logits of any shape, float32."""
-    x, y = np.asarray(self.logits), np.asarray(self.corrected)
+    x = np.asarray(self.logits)
+    y = np.asarray(self.corrected)
     inside = np.interp(logit, x, y)  # flat beyond the ends; there the distance is added
     found = np.where(
       logit < x[0], logit - x[0] + y[0], np.where(logit > x[-1], logit - x[-1] + y[-1], inside)
@@ -91,7 +92,8 @@ def _quadratic(logit_E, bought_E, weight_E) -> np.polynomial.Polynomial:
   """
   # Centred and scaled, so that the three columns are of one size and the pull means the same for
   # all logits.
-  middle, spread = np.average(logit_E, weights=weight_E), max(float(logit_E.std()), _TINY)
+  middle = np.average(logit_E, weights=weight_E)
+  spread = max(float(logit_E.std()), _TINY)
   x_E = (logit_E - middle) / spread
   design_EK = np.stack([np.ones_like(x_E), x_E, x_E**2], axis=1)
   unchanged = np.array([middle, spread, 0.0])  # middle + spread · x + 0 · x² is the logit
@@ -109,7 +111,8 @@ def _quadratic(logit_E, bought_E, weight_E) -> np.polynomial.Polynomial:
     curvature = (design_EK * (weight_E * p_E * (1 - p_E))[:, None]).T @ design_EK + _RIDGE * np.eye(
       3
     )
-    step, before = np.linalg.solve(curvature, slope), loss(found)
+    step = np.linalg.solve(curvature, slope)
+    before = loss(found)
     # A full step may overshoot where the curvature is slight: it is halved until the loss falls.
     size = 1.0
     while loss(found - size * step) > before and size > _TINY:
@@ -160,7 +163,8 @@ def by_decile(
   weight_E = np.ones(len(p_E)) if weight_E is None else weight_E
   order = np.argsort(p_E, kind="stable")
   mass_E = (p_E.astype(np.float64) * weight_E)[order]
-  cumulated, total = np.cumsum(mass_E), mass_E.sum()
+  cumulated = np.cumsum(mass_E)
+  total = mass_E.sum()
   # A pair lies where its own mass has its middle. The divisor is the last running sum and not
   # `total`, which NumPy rounds in another way: so no share passes 1.
   share_E = (cumulated - mass_E / 2) / (cumulated[-1] if total else 1)

@@ -129,7 +129,8 @@ def value_ndcg(
   """
   hit_value_RK, _ = _hits(rankings_RK, requests)
   discount_K = 1.0 / np.log2(np.arange(rankings_RK.shape[1]) + 2)
-  row, value = requests.target_row, requests.target_value.astype(np.float64)
+  row = requests.target_row
+  value = requests.target_value.astype(np.float64)
   # Within each request the most valuable target first: the best list. `row` ascends, so it is also
   # the request of the sorted targets, and `place` their rank from 0.
   order = np.lexsort((-value, row))
@@ -202,7 +203,8 @@ def resample(
     count_SU = np.bincount(drawn_SU.ravel(), minlength=size * users).reshape(size, users)
     samples.append(count_SU.astype(np.float64) @ sums_UF2)
   sums_SF2 = np.concatenate(samples)
-  numerator_SF, denominator_SF = sums_SF2[:, ::2], sums_SF2[:, 1::2]
+  numerator_SF = sums_SF2[:, ::2]
+  denominator_SF = sums_SF2[:, 1::2]
   return np.divide(
     numerator_SF, denominator_SF, out=np.full_like(numerator_SF, np.nan), where=denominator_SF > 0
   )

@@ -19,8 +19,11 @@ from gr4ad_jax.evaluation.metrics import Ratio
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.sid.left_out import LeftOut
 
-ALL, AGAIN, NEW = "all", "again", "new"
-MEMORY, BEYOND = "memory", "beyond"
+ALL = "all"
+AGAIN = "again"
+NEW = "new"
+MEMORY = "memory"
+BEYOND = "beyond"
 SAYS = {
   ALL: "All targets.",
   AGAIN: "Targets that the user had taken before.",

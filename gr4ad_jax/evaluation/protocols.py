@@ -201,7 +201,8 @@ def line_counts(dataset: schema.Dataset, split: str) -> np.ndarray:
   Raises:
     ValueError: a split other than 'valid' and 'test'.
   """
-  events, num_ads = dataset.events, len(dataset.ads)
+  events = dataset.events
+  num_ads = len(dataset.ads)
   seen_E = history_events(dataset, split)
   line, _ = lines(events.request[seen_E], events.ad[seen_E], events.value[seen_E], num_ads)
   return np.bincount(line[:, 1], minlength=num_ads)

@@ -135,7 +135,8 @@ def _part_table(found: Mapping, part: str) -> list[str]:
   names = list(next(iter(systems.values())))
   # Compared before rounding: of two that are printed alike only the better one is bold.
   best = {metric: max(row[metric]["mean"] for row in systems.values()) for metric in names}
-  seeds, seen = found.get("seeds", {}), found.get("seen", {})
+  seeds = found.get("seeds", {})
+  seen = found.get("seen", {})
   rows = [["system", "seeds", "seen ads", *names]]
   for system, row in systems.items():
     cells = [cell(row[metric], row[metric]["mean"] == best[metric]) for metric in names]

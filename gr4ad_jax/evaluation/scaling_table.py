@@ -17,7 +17,8 @@ def power_law(parameters: Sequence[int], loss: Sequence[float]) -> dict[str, flo
   Returns:
     scale, exponent, and r2, the share of the logarithms' variance that the law explains.
   """
-  x, y = np.log(np.asarray(parameters, float)), np.log(np.asarray(loss, float))
+  x = np.log(np.asarray(parameters, float))
+  y = np.log(np.asarray(loss, float))
   slope, offset = np.polyfit(x, y, 1)  # a power law is a line in logarithms
   spread = np.square(y - y.mean()).sum()  # 0 where all losses are equal: the law then fits wholly
   r2 = 1 - np.square(y - slope * x - offset).sum() / spread if spread else 1.0
@@ -43,7 +44,8 @@ def rising(found: Mapping) -> dict[str, dict[str, bool]]:
 
 def format_markdown(found: Mapping) -> str:
   """Two Markdown tables and the law in words."""
-  shown, law = measures(found), found["law"]
+  shown = measures(found)
+  law = found["law"]
   head = [["width", "parameters", "train loss", *shown], ["beams", *shown]]
   sizes = [
     [
@@ -77,7 +79,8 @@ def format_markdown(found: Mapping) -> str:
 
 def plot(found: Mapping, png_path: str) -> None:
   """Train loss with its law, and the measures, by parameters and by beams."""
-  shown, law = measures(found), found["law"]
+  shown = measures(found)
+  law = found["law"]
   parameters = [one["parameters"] for one in found["sizes"]]
   with plots.panels(3, (9.5, 3.2), png_path) as axes:
     axes[0].plot(

@@ -65,7 +65,8 @@ class ContextProcessor(nn.Module):
       train: apply dropout.
     """
     c = self.config
-    D, dtype = c.width, slot_codes_BSD.dtype
+    D = c.width
+    dtype = slot_codes_BSD.dtype
     # x_j of §2.1: W_2 relu(W_1 [codes; features; kind] + W_u user). The numbers are encoded in
     # float32, and only then go to the compute dtype: bfloat16 would blur a number's place in its
     # piece. The user's term is made once a request: (B, 1, 2D) is added to (B, S, 2D).
@@ -100,7 +101,8 @@ class ContextProcessor(nn.Module):
 
     Edges that were not fitted are all 0, and leave the encoding 0.
     """
-    bins, F = self.config.feature_bins, x.shape[-1]
+    bins = self.config.feature_bins
+    F = x.shape[-1]
     if not bins:
       return x
     # The optimiser must not move the edges: stop_gradient keeps its updates away, and a single

@@ -294,7 +294,8 @@ class GR4AD(nn.Module):
         start.slot_codes_BST, jnp.maximum(past_BH, 0)[..., None], axis=1
       )
       out = self.score(start, jnp.concatenate([codes_BMT, past_BHT], axis=1), valued, train=train)
-      logp_BM, past_logp_BH = out.logp_BM[:, :M], out.logp_BM[:, M:]
+      logp_BM = out.logp_BM[:, :M]
+      past_logp_BH = out.logp_BM[:, M:]
       size_B = distinct_BS.sum(-1)
       logp_BM = biased_logp(
         logp_BM, self.seen(start, codes_BMT), past_logp_BH, past_BH >= 0, size_B, self.bias
@@ -313,7 +314,8 @@ class GR4AD(nn.Module):
     # L_MTP (§3.1): the late layers run on m^(K) itself, with no code fused in.
     free_B1TD, _ = self.decoder.late(start.lazy_B1TD, start.context, train=train)
     free_B1TD = _skipped(start, free_B1TD)
-    generated, mtp = [], []
+    generated = []
+    mtp = []
     # Float32 logits are the largest arrays there are, and a twentieth of the work: no policy keeps
     # them.
     logp_of = rematerialized(_code_logp, "full" if self.remat != "none" else "none")

@@ -44,7 +44,8 @@ class DecoderBlock(nn.Module):
       The new states [B, M, T, D], and the cache with these levels added.
     """
     B, M, T, D = h_BMTD.shape
-    H, head = self.config.heads, D // self.config.heads
+    H = self.config.heads
+    head = D // self.config.heads
     # One dropout mask a request, (B, 1, 1, D), for all of its sequences and levels.
     drop = nn.Dropout(self.config.dropout, broadcast_dims=(1, 2), deterministic=not train)
 
@@ -57,7 +58,9 @@ class DecoderBlock(nn.Module):
     qkv = Linear(3 * D, name="self_qkv")(RMSNorm(name="self_norm")(h_BMTD)).reshape(
       B, M, T, 3, H, head
     )
-    q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+    q = qkv[..., 0, :, :]
+    k = qkv[..., 1, :, :]
+    v = qkv[..., 2, :, :]
     if cache is not None:
       k, v = (jnp.concatenate([old, new], axis=2) for old, new in zip(cache, (k, v), strict=True))
     # The T queries stand at the end of all levels so far. (T, 1) >= (levels,) -> (T, levels).

@@ -34,7 +34,8 @@ def quantize(params: Any, kind: str) -> dict:
   if kind == "none":
     return {"params": params}
   dtype, greatest = KINDS[kind]
-  whole, scales = {}, {}
+  whole = {}
+  scales = {}
   for name, value in params.items():
     if isinstance(value, dict):
       inner = quantize(value, kind)

@@ -86,7 +86,8 @@ def extremes(policy_logp_BM, reward_BM, mask_BM):
   def first(among):
     return place == jnp.argmax(jnp.where(among, policy, -jnp.inf), axis=1, keepdims=True)
 
-  most, least = high.max(1, keepdims=True), low.min(1, keepdims=True)
+  most = high.max(1, keepdims=True)
+  least = low.min(1, keepdims=True)
   # False where nothing is real, too: -inf > inf.
   there = most > least
   return first(mask_BM & (reward_BM == most)) & there, first(mask_BM & (reward_BM == least)) & there

@@ -113,6 +113,8 @@ def vsl_loss(
   def mean(loss_BM):
     return jnp.where(mask_BM, loss_BM, 0.0).sum() / count
 
-  sid, ecpm, mtp = -sequence_logp_BM, -ecpm_logp, -mtp_logp_BMT.sum(-1)
+  sid = -sequence_logp_BM
+  ecpm = -ecpm_logp
+  mtp = -mtp_logp_BMT.sum(-1)
   loss = mean(factor_BM * (weight_BM * (sid + lambda_ecpm * ecpm) + lambda_mtp * mtp))
   return loss, {"loss": loss, "sid": mean(sid), "ecpm": mean(ecpm), "mtp": mean(mtp)}

@@ -183,8 +183,11 @@ class _Link:
   """
 
   def __init__(self, job: Job, peers: dict[int, Peer], on_lost: Callable[[str], None]):
-    self._job, self._peers, self._on_lost = job, peers, on_lost
-    self._changed, self._closed = threading.Condition(), False
+    self._job = job
+    self._peers = peers
+    self._on_lost = on_lost
+    self._changed = threading.Condition()
+    self._closed = False
     self._arrived: dict[str, set[int]] = {}
     self._passed: set[str] = set()
     threading.Thread(target=self._watch, name="job", daemon=True).start()

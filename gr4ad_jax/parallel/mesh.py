@@ -50,7 +50,8 @@ def parse(text: str, devices: int) -> dict[str, int]:
     ValueError: a name or number that is not allowed, or a product that is not the number of
       devices. The message says which.
   """
-  sizes, named = dict.fromkeys(AXES, 1), set()
+  sizes = dict.fromkeys(AXES, 1)
+  named = set()
   for part in text.split(","):
     name, _, number = part.strip().partition(":")
     if name in named:

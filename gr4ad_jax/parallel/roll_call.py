@@ -48,7 +48,10 @@ class Peer:
   """
 
   def __init__(self, connection: socket.socket):
-    self.socket, self.about, self._unread, self._sending = connection, {}, b"", threading.Lock()
+    self.socket = connection
+    self.about = {}
+    self._unread = b""
+    self._sending = threading.Lock()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in zip(("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"), _SILENCE, strict=True):
       if hasattr(socket, name):
@@ -88,7 +91,10 @@ class RollCall:
   """Process 0's side of the start."""
 
   def __init__(self, job: Job, port: int, about: dict, on_waiting: Callable[[str], None]):
-    self._job, self._port, self._about, self._on_waiting = job, port, about, on_waiting
+    self._job = job
+    self._port = port
+    self._about = about
+    self._on_waiting = on_waiting
     self._peers: dict[int, Peer] = {}
 
   def run(self, deadline: float) -> dict[int, Peer]:
@@ -151,14 +157,16 @@ class RollCall:
     try:
       peer = Peer(connection)
       about = (peer.messages() or [{}])[0]
-      number, processes = int(about["process"]), int(about["processes"])
+      number = int(about["process"])
+      processes = int(about["processes"])
     except (OSError, KeyError, ValueError, TypeError, AttributeError):
       # Not one of ours; a port scanner, say.
       connection.close()
       return
     connection.settimeout(None)
     self._missing()  # one that comes again has left before, and must not count as there twice
-    who, own = f"process {number} on {about.get('host')}", self._about
+    who = f"process {number} on {about.get('host')}"
+    own = self._about
     reason = ""
     if processes != self._job.processes:
       reason = f"{who} was started as one of {processes}, process 0 as one of {self._job.processes}"
@@ -215,7 +223,8 @@ def _wait_for_all(peer: Peer, host: str, port: int, about: dict, timeout: float)
   """
   peer.send(**about)
   # Five seconds more than process 0 waits, which says in time who is missing.
-  heard, deadline = False, time.monotonic() + timeout + 5
+  heard = False
+  deadline = time.monotonic() + timeout + 5
   while time.monotonic() < deadline:
     messages = peer.messages()
     if messages is None and heard:

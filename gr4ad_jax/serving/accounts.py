@@ -17,7 +17,9 @@ class Accounts:
   """
 
   def __init__(self, path: str, budgets: dict[str, float]):
-    self._path, self._lock, self.budgets = path, threading.Lock(), budgets
+    self._path = path
+    self._lock = threading.Lock()
+    self.budgets = budgets
 
   @classmethod
   def open(cls, directory: str) -> "Accounts":

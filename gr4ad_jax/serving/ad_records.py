@@ -15,7 +15,9 @@ from gr4ad_jax.data.checks import LONGEST_ID, MAX_NUMBER
 from gr4ad_jax.data.forms import TEMPLATES
 from gr4ad_jax.data.schema import AdTable, DataError
 
-ACTIVE, PAUSED, REMOVED = "active", "paused", "removed"
+ACTIVE = "active"
+PAUSED = "paused"
+REMOVED = "removed"
 WORDS = ("text", "account_id", "category", "conversion_type", "form")
 FIELDS = (*WORDS, "price", "vector", "status")
 MAX_TEXT = 20_000  # characters
@@ -109,7 +111,8 @@ class AdRecord:
   def decoded(cls, payload: bytes) -> tuple["AdRecord", int, tuple[int, ...]]:
     """What `encoded` wrote: the ad, its row, its UA-SID."""
     fields = json.loads(payload)
-    row, codes = fields.pop("row"), tuple(fields.pop("codes"))
+    row = fields.pop("row")
+    codes = tuple(fields.pop("codes"))
     if "vector" in fields:
       fields["vector"] = base64.b64decode(fields["vector"])
     return cls(**fields), row, codes
@@ -132,19 +135,26 @@ def _checked(ad_id: str, name: str, value: Any) -> Any:
     good = value is None or (
       isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
     )
-    kept, wanted = None if value is None or not good else _short(value), "a number, at least 0"
+    kept = None if value is None or not good else _short(value)
+    wanted = "a number, at least 0"
   elif name == "vector":
     kept = None if value is None else _packed(value)
-    good, wanted = value is None or kept is not None, f"1 to {MAX_WIDTH} finite numbers"
+    good = value is None or kept is not None
+    wanted = f"1 to {MAX_WIDTH} finite numbers"
   elif name == "status":
-    kept, good, wanted = value, value in (ACTIVE, PAUSED), f"{ACTIVE!r} or {PAUSED!r}"
+    kept = value
+    good = value in (ACTIVE, PAUSED)
+    wanted = f"{ACTIVE!r} or {PAUSED!r}"
   else:
     good = isinstance(value, str) and len(value) <= MAX_TEXT and _is_utf8(value)
-    kept, wanted = " ".join(value.split()) if good else "", f"text of at most {MAX_TEXT} characters"
+    kept = " ".join(value.split()) if good else ""
+    wanted = f"text of at most {MAX_TEXT} characters"
     if name in ("text", "account_id"):
-      good, wanted = bool(kept), f"text of 1 to {MAX_TEXT} characters"
+      good = bool(kept)
+      wanted = f"text of 1 to {MAX_TEXT} characters"
     if name == "form" and kept and kept not in TEMPLATES:
-      good, wanted = False, f"one of {', '.join(TEMPLATES)}, or empty"
+      good = False
+      wanted = f"one of {', '.join(TEMPLATES)}, or empty"
   if not good:
     raise DataError(f"ad {ad_id!r}: {name} {_shown(value)} is not allowed: {wanted}")
   return kept

@@ -16,7 +16,8 @@ class AdRows:
     self._ad_id_N = ad_id_N
     hash_N = np.fromiter((hash(str(ad_id)) for ad_id in ad_id_N), np.int64, len(ad_id_N))
     order = np.argsort(hash_N)
-    self._hash_N, self._row_N = hash_N[order], order.astype(np.int32)
+    self._hash_N = hash_N[order]
+    self._row_N = order.astype(np.int32)
     self._later: dict[str, int] = {}
 
   def __len__(self):

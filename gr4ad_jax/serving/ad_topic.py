@@ -44,7 +44,8 @@ class AdTopic:
     except BaseException:
       self._lock.close()
       raise
-    self.append, self.compact = self._topic.append, self._topic.compact
+    self.append = self._topic.append
+    self.compact = self._topic.compact
 
   def states(self) -> list[State]:
     """Every ad that was changed, by row."""

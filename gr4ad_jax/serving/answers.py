@@ -66,7 +66,8 @@ def beam_tree(beams: Beams, at: int) -> tuple[tuple[Mapping[str, Any], ...], ...
   have together.
   """
   found = np.flatnonzero(beams.leaf_BW[at] >= 0)
-  codes_WT, levels = beams.codes_BWT[at, found], []
+  codes_WT = beams.codes_BWT[at, found]
+  levels = []
   for depth in range(1, codes_WT.shape[1] + 1):
     prefixes, first, count = np.unique(
       codes_WT[:, :depth], axis=0, return_index=True, return_counts=True

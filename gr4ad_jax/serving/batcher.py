@@ -95,7 +95,10 @@ class Batcher:
     seconds: Callable[[int], float],
     clock: Callable[[], float] = time.monotonic,
   ):
-    self._run, self._limits, self._seconds, self._clock = run, limits, seconds, clock
+    self._run = run
+    self._limits = limits
+    self._seconds = seconds
+    self._clock = clock
     self._queue: collections.deque[_Job] = collections.deque()
     self._wake = threading.Condition()
     self._closed = False
@@ -232,8 +235,11 @@ class Batcher:
 
   def _take(self) -> tuple[list[_Job], list[tuple[_Job, Refused]]]:
     """The next jobs that can still be answered in time, and those before them that cannot."""
-    now, jobs, late = self._clock(), [], []
-    hold, need = self._hold(now), self._seconds(min(len(self._queue), self._limits.largest))
+    now = self._clock()
+    jobs = []
+    late = []
+    hold = self._hold(now)
+    need = self._seconds(min(len(self._queue), self._limits.largest))
     while self._queue and len(jobs) < self._limits.largest:
       job = self._queue.popleft()
       if not job.future.set_running_or_notify_cancel():

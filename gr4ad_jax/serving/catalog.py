@@ -28,7 +28,8 @@ from gr4ad_jax.streams.group_commit import GroupCommit, Waiting
 
 MERGE_FILL = 0.5  # share of the index's overlay from which it is merged in the background
 # Changes wait for `compact`: the share of the time that it may take while changes arrive, and else.
-COMPACT_BUSY, COMPACT_IDLE = 0.01, 0.1
+COMPACT_BUSY = 0.01
+COMPACT_IDLE = 0.1
 _TICK = 1.0  # seconds between two looks of the background thread
 _log = logging.getLogger(__name__)
 
@@ -71,9 +72,13 @@ class AdCatalog:
     topic: ad_topic.AdTopic,
     overlay: int,
   ):
-    self._base, self._tokenizer, self._topic = ads, tokenizer, topic
-    self._rows, self._ads = AdRows(ads.ad_id), {}
-    self._codes_NT, self._price_N = np.array(codes_NT, np.int32), np.array(ads.price, np.float32)
+    self._base = ads
+    self._tokenizer = tokenizer
+    self._topic = topic
+    self._rows = AdRows(ads.ad_id)
+    self._ads = {}
+    self._codes_NT = np.array(codes_NT, np.int32)
+    self._price_N = np.array(ads.price, np.float32)
     self._size = len(ads)
     self.sets = AdSets(ads.account_id, ads.category)
     for ad, row, codes in topic.states():
@@ -92,7 +97,9 @@ class AdCatalog:
     self._lock = threading.RLock()
     self._commits = GroupCommit(self._lock, self._write, self._apply)
     self._compact_seconds, self._compact_end = 0.0, 0.0  # of the last one; by the monotonic clock
-    self._wake, self._closing, self._thread = threading.Event(), False, None
+    self._wake = threading.Event()
+    self._closing = False
+    self._thread = None
 
   @classmethod
   def open(
@@ -360,7 +367,8 @@ class AdCatalog:
       try:
         self.merge_if_needed()
         share = COMPACT_IDLE if self.version == seen else COMPACT_BUSY
-        seen, begin = self.version, time.monotonic()
+        seen = self.version
+        begin = time.monotonic()
         if begin - self._compact_end >= self._compact_seconds / share:
           self.compact()
           self._compact_end = time.monotonic()

@@ -76,7 +76,8 @@ class Labels:
   """
 
   def __init__(self, name: str, words: Iterable[str]):
-    self._name, self._numbers = name, {}
+    self._name = name
+    self._numbers = {}
     self._number_N = np.array([self._number(str(word)) for word in words], np.int32)
     self._size = len(self._number_N)
 
@@ -116,7 +117,8 @@ class AdSets:
   def __init__(self, accounts: Iterable[str], categories: Iterable[str]):
     self.accounts = Labels("only_accounts", accounts)
     self.categories = Labels("only_categories", categories)
-    self._version, self._lock = 0, threading.Lock()
+    self._version = 0
+    self._lock = threading.Lock()
     self._made: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
 
   def set(self, row: int, account: str, category: str) -> None:
@@ -138,7 +140,8 @@ class AdSets:
     Raises:
       DataError: an account or category that no ad has.
     """
-    accounts, categories = frozenset(choice.only_accounts), frozenset(choice.only_categories)
+    accounts = frozenset(choice.only_accounts)
+    categories = frozenset(choice.only_categories)
     key = accounts, categories, but_accounts
     if not any(key):
       return None

@@ -94,13 +94,13 @@ class Computer:
   ):  # fmt: skip
     self.ledger, self._rng = ledger, np.random.default_rng()  # of --explore's draws
     self.searches = searches
-    self._config, self._catalog, self._users, self.behaviors = (
-      config,
-      catalog,
-      users,
-      tuple(behaviors),
-    )
-    self._builder, self._searcher, self._feed = builder, searcher, TrieFeed(catalog.index)
+    self._config = config
+    self._catalog = catalog
+    self._users = users
+    self.behaviors = tuple(behaviors)
+    self._builder = builder
+    self._searcher = searcher
+    self._feed = TrieFeed(catalog.index)
     # The last view that was searched, and the last for which all searches are compiled: a trie, and
     # what hangs where in it. They differ where the index outgrew its arrays before all searches
     # were there.
@@ -152,7 +152,8 @@ class Computer:
       now = histories.default_now([latest], self._builder.end) if query.now is None else query.now
       histories.check_now(now)
       return visits.until(log, np.array([now])), now  # what came later was not known
-    events, now = query.history or (), query.now
+    events = query.history or ()
+    now = query.now
     if now is None:
       times = (event.get("time") for event in events if isinstance(event, Mapping))
       now = histories.default_now(times, self._builder.end)
@@ -173,7 +174,8 @@ class Computer:
     rows = choice.rows_left_out(query, log, now, self._config.search, self._catalog.row)
     blocked = frozenset()
     if self.ledger.counts:
-      rows, blocked = np.append(rows, self.ledger.capped(query.user)), self.ledger.blocked()
+      rows = np.append(rows, self.ledger.capped(query.user))
+      blocked = self.ledger.blocked()
     return LeftOut.lists([rows], [self._catalog.sets.allowed(query, blocked)])
 
   def compute(
@@ -193,7 +195,8 @@ class Computer:
     good = [number for number, result in enumerate(results) if not isinstance(result, Exception)]
     if good:
       logs, now_B, parts = zip(*(results[number] for number in good), strict=True)
-      now_B, left_out = np.array(now_B, np.int64), LeftOut.joined(parts)
+      now_B = np.array(now_B, np.int64)
+      left_out = LeftOut.joined(parts)
       beams = self._search(list(logs), now_B, left_out, loaded.variables, searches, schedule)
       asked = [queries[number] for number in good]
       widths = searches.schedules[schedule]
@@ -237,7 +240,8 @@ class Computer:
     if self.ledger.counts or self._config.serving.explore:
       # Of one batch the earlier answers may use up what the later ones would begin with.
       most = max(most + explore.NEXT, widths[-1])
-    found_BW, index = beams.leaf_BW >= 0, self._catalog.index
+    found_BW = beams.leaf_BW >= 0
+    index = self._catalog.index
     row_BK, beam_BK = index.expand(beams.codes_BWT, found_BW, most, left_out)
     found = []
     for at, (query, log) in enumerate(zip(queries, logs, strict=True)):

@@ -63,11 +63,16 @@ class ServingEngine:
 
   def _begin(self, opened: Opened, told: Callable[[int, int, float], None]) -> None:
     """Times the searches, then starts the threads."""
-    self.config, self.catalog, self._users = opened.config, opened.catalog, opened.users
-    self._searcher, self._computer = opened.searcher, opened.computer
+    self.config = opened.config
+    self.catalog = opened.catalog
+    self._users = opened.users
+    self._searcher = opened.searcher
+    self._computer = opened.computer
     self._showing = Showing(opened.catalog, opened.computer, opened.popular)
-    self._loaded, serving = opened.loaded, opened.config.serving
-    self._accounts, self._ledger = opened.accounts, opened.computer.ledger
+    self._loaded = opened.loaded
+    serving = opened.config.serving
+    self._accounts = opened.accounts
+    self._ledger = opened.computer.ledger
     most_bytes = serving.cache_mb << 20
     self._cache = ResultCache(serving.cache_seconds, serving.cache_entries, most_bytes=most_bytes)
     self.catalog.on_removed.append(self._cache.drop)
@@ -163,7 +168,8 @@ class ServingEngine:
 
   async def recommend_async(self, query: Query) -> Answer:
     """As `recommend`, on an event loop."""
-    begin, future = time.monotonic(), None
+    begin = time.monotonic()
+    future = None
     try:
       future = self.submit(query)
       if not future.done():  # what was kept is at hand
@@ -218,7 +224,9 @@ class ServingEngine:
       return self._run_batch(queries, self._plan)
 
   def _run_batch(self, queries: Sequence[Query], plan: Plan) -> list[Answer | Exception]:
-    begin, moment, loaded = time.monotonic(), self._cache.moment, self._loaded
+    begin = time.monotonic()
+    moment = self._cache.moment
+    loaded = self._loaded
     load = self._batcher.load()
     schedule = plan.controller.choose(
       begin, dataclasses.replace(load, queued=load.queued + len(queries))

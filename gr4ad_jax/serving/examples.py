@@ -38,7 +38,8 @@ def report(task: RequestTask, split: str, beside: Sequence[str] = (), width: int
   table = report_tables.format_table(found)
   if not width:
     return table
-  dataset, behavior = task.inputs.dataset, task.config.data.target_behavior
+  dataset = task.inputs.dataset
+  behavior = task.config.data.target_behavior
   return f"{table}\n{describe(dataset, ranking, behavior, width=width)}"
 
 
@@ -62,7 +63,8 @@ def describe(
     width: columns of a line at most, 60 or more; ads are named by id and text, and texts are cut.
   """
   requests = protocols.eval_requests(dataset, "test", target_behavior)
-  events, ads = dataset.events, dataset.ads
+  events = dataset.events
+  ads = dataset.ads
   lines = []
   for row in np.unique(np.linspace(0, len(requests) - 1, users + 2).astype(int)[1:-1]):
     request = requests.request[row]
@@ -83,7 +85,8 @@ def describe(
       ranking.ad_RK[row, :k], ranking.logp_RK[row], ranking.value_RK[row], strict=False
     ):
       if ad >= 0:
-        star, again = "*" if ad in taken else " ", "again" if ad in lately else "new  "
+        star = "*" if ad in taken else " "
+        again = "again" if ad in lately else "new  "
         figures = f"(p {np.exp(logp):.3f}, eCPM {value:.2f})"
         name = printed.ad_name(ads.ad_id[ad], ads.text[ad], width - len(figures) - 12)
         lines.append(f"  {star} {again} {name}  {figures}")

@@ -58,7 +58,8 @@ class PopularLists:
     everybody = np.bincount(events.ad, weight_E, num_ads)
     prior = _PRIOR * everybody / max(everybody.sum(), 1e-9)
     most = min(_LONGEST, num_ads)
-    rows, shares = [], []
+    rows = []
+    shares = []
     for segment in range(len(edges) + 1):
       mine = segment_E == segment
       count = np.bincount(events.ad[mine], weight_E[mine], num_ads) + prior
@@ -92,7 +93,8 @@ class PopularLists:
       (row, log of the ad's share in the segment, the same as the score that orders, mean value of
       its events), best first.
     """
-    segment, found = self.segment(log), []
+    segment = self.segment(log)
+    found = []
     for row, share in zip(
       self.row_GK[segment].tolist(), self.share_GK[segment].tolist(), strict=True
     ):

@@ -41,7 +41,8 @@ class Series:
   """
 
   def __init__(self, clock: Callable[[], float] = time.time):
-    self._clock, self._lock = clock, threading.Lock()
+    self._clock = clock
+    self._lock = threading.Lock()
     self._second = _Second(int(clock()), {}, [])
     self._state: dict[str, Any] = {}
     self._points: collections.deque[dict] = collections.deque(maxlen=_SPAN)
@@ -75,7 +76,8 @@ class Series:
 
 
 def _point(second: _Second) -> dict[str, Any]:
-  ordered, count = sorted(second.latencies), second.outcomes
+  ordered = sorted(second.latencies)
+  count = second.outcomes
   asked = count.get("model", 0) + count.get("cache", 0)
   return {
     "time": second.at,

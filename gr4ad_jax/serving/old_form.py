@@ -40,7 +40,8 @@ def payloads(directory: str, digest: str) -> list[bytes]:
   Raises:
     DataError: a file is damaged or missing, or the changes are of something else.
   """
-  first, found = 1, []
+  first = 1
+  found = []
   names = files(directory)
   if "snapshot" in names:
     path = os.path.join(directory, "snapshot")
@@ -64,7 +65,8 @@ def _read(path: str, digest: str, *, last: bool) -> tuple[dict[str, Any], list[b
   """Header of a file, and its payloads; `last`: a crash may have left half a record at its end."""
   with open(path, "rb") as file:
     content = file.read()
-  found, at = [], 0
+  found = []
+  at = 0
   while at < len(content):
     head = content[at : at + _HEAD.size].ljust(_HEAD.size, b"\0")
     length, checksum = _HEAD.unpack(head)

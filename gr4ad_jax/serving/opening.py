@@ -100,17 +100,21 @@ def open_run(
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(workdir, name) for name in ("index", "features", "tokenizer", LIVE)}
   feature_names.check(folder["features"])
-  ads, codes_NT = ad_store.load_ads(folder["index"]), SidIndex.load(folder["index"]).codes_NT
+  ads = ad_store.load_ads(folder["index"])
+  codes_NT = SidIndex.load(folder["index"]).codes_NT
   tokenizer = Tokenizer.load(folder["tokenizer"])
   catalog = AdCatalog.open(folder[LIVE], ads, codes_NT, tokenizer, overlay=config.serving.overlay)
   try:
-    trends, neighbors = Trends.load(folder["features"]), CoVisitNeighbors.load(folder["features"])
-    model, users = registry.build(config, len(ads)), UserHistories.of(dataset)
+    trends = Trends.load(folder["features"])
+    neighbors = CoVisitNeighbors.load(folder["features"])
+    model = registry.build(config, len(ads))
+    users = UserHistories.of(dataset)
     builder = ContextBuilder(config.data, trends, neighbors, catalog)
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
-    accounts, serving = Accounts.open(folder[LIVE]), config.serving
+    accounts = Accounts.open(folder[LIVE])
+    serving = config.serving
     ledger = Ledger(
       lambda row: catalog.ad(row).account_id, DayPlan.of(dataset.events.time),
       serving.cap_times, serving.cap_days,

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from gr4ad_jax.serving.recommender import Recommendation
 
-NEW, AGAIN = "new to the user", "taken before"
+NEW = "new to the user"
+AGAIN = "taken before"
 _JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji
 
 
@@ -34,7 +35,8 @@ def plain(text: str, width: int | None = None) -> str:
   safe = "".join(map(_shown, text)).encode(encoding, "backslashreplace").decode(encoding)
   if width is None or columns(safe) <= width:
     return safe
-  room, kept = width - 1, []
+  room = width - 1
+  kept = []
   for letter in safe:
     room -= _columns(letter)
     if room < 0:

@@ -77,8 +77,12 @@ class Recommender:
     self, config, params: Any, ranker: Ranker | ItemRanker, ads: AdTable, codes_NT,
     features: tuple[Trends, CoVisitNeighbors], behaviors,
   ):  # fmt: skip
-    self.config, self.ads, self.behaviors = config, ads, behaviors
-    self._params, self._ranker, self._codes_NT = params, ranker, codes_NT
+    self.config = config
+    self.ads = ads
+    self.behaviors = behaviors
+    self._params = params
+    self._ranker = ranker
+    self._codes_NT = codes_NT
     self._builder = ContextBuilder(config.data, *features, FixedAds(codes_NT, ads.price))
     self._row = {str(ad): row for row, ad in enumerate(ads.ad_id)}
 
@@ -112,7 +116,8 @@ class Recommender:
       raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
     feature_names.check(folder["features"])
-    index, ads = SidIndex.load(folder["index"]), ad_store.load_ads(folder["index"])
+    index = SidIndex.load(folder["index"])
+    ads = ad_store.load_ads(folder["index"])
     features = Trends.load(folder["features"]), CoVisitNeighbors.load(folder["features"])
     model = registry.build(config, len(ads))
     ecpm = EcpmBins.load(folder["features"])

@@ -31,7 +31,8 @@ class CheckpointSource:
   """
 
   def __init__(self, config: Config, model: GR4AD, which: int | str = "best"):
-    self._config, self._which = config, which
+    self._config = config
+    self._which = which
     mesh = mesh_lib.local_mesh()
     self._target = state_lib.abstract_params(lambda: request_task.init_params(model, config), mesh)
 
@@ -72,8 +73,13 @@ class Reloader:
   def __init__(
     self, source: CheckpointSource, step: int, use: Callable[[int, Any], None], seconds: float
   ):
-    self._source, self._step, self._use, self._seconds = source, step, use, seconds
-    self._seen, self._lock, self._stop = source.listing(), threading.Lock(), threading.Event()
+    self._source = source
+    self._step = step
+    self._use = use
+    self._seconds = seconds
+    self._seen = source.listing()
+    self._lock = threading.Lock()
+    self._stop = threading.Event()
     self._thread = (
       threading.Thread(target=self._watch, name="reloader", daemon=True) if seconds else None
     )

@@ -58,7 +58,9 @@ class ResultCache:
     clock: Callable[[], float] = time.monotonic,
     most_bytes: int = 64 << 20,
   ):
-    self._seconds, self._most, self._clock = seconds, entries, clock
+    self._seconds = seconds
+    self._most = entries
+    self._clock = clock
     self._most_bytes = most_bytes
     self._entries: collections.OrderedDict[bytes, _Entry] = collections.OrderedDict()
     self._bytes = 0

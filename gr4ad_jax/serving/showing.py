@@ -22,7 +22,9 @@ class Showing:
   """
 
   def __init__(self, catalog: AdCatalog, computer: Computer, lists: PopularLists):
-    self._catalog, self._computer, self._lists = catalog, computer, lists
+    self._catalog = catalog
+    self._computer = computer
+    self._lists = lists
 
   def again(self, query: Query, kept: Answer) -> Answer | None:
     """A kept answer, counted once more; None where one of its ads may not be shown any more."""
@@ -50,8 +52,10 @@ class Showing:
       DataError, UnknownUser: as `Computer.log_of` and `Computer.left_out`.
     """
     log, now = self._computer.log_of(query)
-    left_out, ledger = self._computer.left_out(query, log, now), self._computer.ledger
-    hidden, allowed_N = set(left_out.row_E.tolist()), left_out.only[0]
+    left_out = self._computer.left_out(query, log, now)
+    ledger = self._computer.ledger
+    hidden = set(left_out.row_E.tolist())
+    allowed_N = left_out.only[0]
 
     def may_be_shown(row: int) -> bool:
       allowed = allowed_N is None or (row < len(allowed_N) and allowed_N[row])

@@ -90,12 +90,17 @@ class Ledger:
     cap_days: float = 1.0,
     clock: Callable[[], float] = time.time,
   ):
-    self._account_of, self._plan, self._clock = account_of, plan or DayPlan(), clock
-    self._cap_times, self._cap_seconds = cap_times, cap_days * DAY
+    self._account_of = account_of
+    self._plan = plan or DayPlan()
+    self._clock = clock
+    self._cap_times = cap_times
+    self._cap_seconds = cap_days * DAY
     self._lock = threading.RLock()
     self._budgets: dict[str, float] = {}
-    self._day, self._spent = 0, collections.defaultdict(float)
-    self._blocked, self._looked = frozenset(), -np.inf
+    self._day = 0
+    self._spent = collections.defaultdict(float)
+    self._blocked = frozenset()
+    self._looked = -np.inf
     # Showings in the order in which they leave the window, and their number by (user, row).
     self._window: list[tuple[float, str, int]] = []
     self._times: collections.Counter[tuple[str, int]] = collections.Counter()

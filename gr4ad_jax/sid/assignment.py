@@ -14,11 +14,13 @@ from gr4ad_jax.sid.rows import Rows
 BALANCE = 1.2  # largest cluster over mean cluster; even codes leave fewer ads to a prefix
 FEW_CLUSTERS = 512  # up to here the longer lists of candidates are cheap
 # Nearest clusters that a point may bid for at once. N times as many are held in memory.
-CANDIDATES, CANDIDATES_OF_MANY = 32, 8
+CANDIDATES = 32
+CANDIDATES_OF_MANY = 8
 BIDS = 1 << 12  # points whose candidates are compared at once
 # Least raise of a bid, over the mean gap between a point's first and last candidate. Without one,
 # points that want the same places could outbid each other by nothing for ever.
-RAISE, RAISE_OF_MANY = 0.01, 0.05
+RAISE = 0.01
+RAISE_OF_MANY = 0.05
 
 
 def cluster_capacity(num_points: int, num_clusters: int) -> int:
@@ -52,7 +54,8 @@ def assign_rows(
   few = num_clusters <= FEW_CLUSTERS
   most = CANDIDATES if few else CANDIDATES_OF_MANY
   room_C = np.full(num_clusters, capacity)
-  cluster_N, squared_N = np.full(rows.num, -1, np.int32), np.zeros(rows.num, np.float32)
+  cluster_N = np.full(rows.num, -1, np.int32)
+  squared_N = np.zeros(rows.num, np.float32)
   shipped = rows.ship(centroids_CD)  # once for all rounds of the auction
   left = None  # rows without a cluster, ascending; None is all of them
   while left is None or len(left):
@@ -61,7 +64,8 @@ def assign_rows(
       shipped, most, open_C, left, told if left is None else None
     )
     # Where fewer clusters are open than are asked for, the last columns name none: they are cut.
-    candidate_LR, cost_LR = candidate_LR[:, : open_C.sum()], cost_LR[:, : open_C.sum()]
+    candidate_LR = candidate_LR[:, : open_C.sum()]
+    cost_LR = cost_LR[:, : open_C.sum()]
     slot_L = auction(candidate_LR, cost_LR, room_C, RAISE if few else RAISE_OF_MANY)
     placed = np.flatnonzero(slot_L >= 0)
     # `slot_L` counts among the L rows that asked. `here` are their numbers among all N.
@@ -135,7 +139,8 @@ def _bids(
   limit = cost_NR[active, -1]  # clusters beyond the candidates cost at least this
   second = np.minimum(value_AR.min(axis=1), limit)
   stays = least <= limit
-  active, pick = active[stays], pick[stays]
+  active = active[stays]
+  pick = pick[stays]
   return active, pick, price_C[candidate_NR[active, pick]] + ((second - least)[stays] + step)
 
 
@@ -154,7 +159,9 @@ def _settle(target_A, point_A, bid_A, member_CK, bid_CK, room_C, price_C) -> np.
   bid = np.concatenate([bid_CK[asked[held_row], held_place], bid_A])
   # By cluster, then best bid, then lowest point: equal bids are settled alike on every process.
   order = np.lexsort((point, -bid, row))
-  row, point, bid = row[order], point[order], bid[order]
+  row = row[order]
+  point = point[order]
+  bid = bid[order]
   place = np.arange(len(row)) - np.searchsorted(row, row)  # place within its cluster, from 0
   keeps = place < room_C[asked[row]]
   member_CK[asked[row[keeps]], place[keeps]] = point[keeps]

@@ -63,19 +63,24 @@ def unit_rows(
     ImportError: the encoder's package is not installed. The message names what to install.
   """
   if ads.vectors is not None:
-    vectors_ND, source = ads.vectors, "ads.vectors"
+    vectors_ND = ads.vectors
+    source = "ads.vectors"
   elif encoder == "wordllama":
-    vectors_ND, source = _wordllama(forms.verbalise(ads, templates)), encoder
+    vectors_ND = _wordllama(forms.verbalise(ads, templates))
+    source = encoder
   elif not os.path.exists(encoder):
     raise FileNotFoundError(
       f"encoder {encoder!r}: neither 'wordllama' nor an existing .npy, .parquet or model folder"
     )
   elif encoder.endswith(".npy"):
-    vectors_ND, source = _numpy_file(encoder), encoder
+    vectors_ND = _numpy_file(encoder)
+    source = encoder
   elif encoder.endswith(".parquet"):
-    vectors_ND, source = _parquet_file(encoder, ads), encoder
+    vectors_ND = _parquet_file(encoder, ads)
+    source = encoder
   elif os.path.isdir(encoder):
-    vectors_ND, source = _model_folder(forms.verbalise(ads, templates), encoder), encoder
+    vectors_ND = _model_folder(forms.verbalise(ads, templates), encoder)
+    source = encoder
   else:
     raise schema.DataError(f"{encoder}: vectors are read from .npy or .parquet")
   vectors_ND = np.asanyarray(vectors_ND)  # leaves a memory-mapped file what it is

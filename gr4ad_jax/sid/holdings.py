@@ -135,14 +135,18 @@ class Holdings:
     allowed_N: np.ndarray | None = None,
   ):
     changes = changes or Changes.none()
-    self.codebooks, self.allowed_N = leaves.codebooks, allowed_N
-    self._leaves, self._key_N, self._changes = leaves, key_N, changes
+    self.codebooks = leaves.codebooks
+    self.allowed_N = allowed_N
+    self._leaves = leaves
+    self._key_N = key_N
+    self._changes = changes
     self._places = places(leaves.codebooks)
     # id of a set's array -> what was made of it, which holds the array: so no id comes again
     self._made: dict[int, Holdings] = {}
     if allowed_N is None:
       self._start = leaves.leaf_start
-      self._came, self._gone = changes.came_key, changes.gone_key
+      self._came = changes.came_key
+      self._gone = changes.gone_key
     else:
       # How many rows that count lie before each leaf: its differences count rows, as those of
       # `leaf_start` do. Masks keep the keys' order.
@@ -253,7 +257,8 @@ class Holdings:
       depth: 1 … T.
       prefix: their prefixes, packed: a key // the place of level depth - 1.
     """
-    leaf_key, place = self._leaves.leaf_key, self._places[depth - 1]
+    leaf_key = self._leaves.leaf_key
+    place = self._places[depth - 1]
     leaf = np.searchsorted(leaf_key, prefix * place)
     there = np.minimum(leaf, max(len(leaf_key) - 1, 0))
     is_main = np.zeros(len(prefix), bool)
@@ -280,13 +285,15 @@ class Holdings:
   @functools.cached_property
   def _overlay_entries(self) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each depth 1 … T: prefixes of the overlay's nodes, ascending, and their entries."""
-    overlay, found = self._changes.overlay, []
+    overlay = self._changes.overlay
+    found = []
     nothing = np.zeros(0, np.int64)
     if overlay is None:
       return [(nothing, nothing)] * len(self.codebooks)
     above = nothing  # prefix of each entry of the depth above
     for level, size in enumerate(self.codebooks):
-      parent, code = overlay.add_parent_TP[level], overlay.add_code_TP[level]
+      parent = overlay.add_parent_TP[level]
+      code = overlay.add_code_TP[level]
       used = np.flatnonzero(parent >= 0)
       prefix = np.full(len(parent), -1, np.int64)
       prefix[used] = self._prefix_of(level, parent[used], above) * size + code[used]
@@ -299,7 +306,8 @@ class Holdings:
     """Packed prefixes of nodes of a depth, where `above` has those of the overlay's entries."""
     if depth == 0:
       return np.zeros(len(node), np.int64)
-    capacity, prefix = self._leaves.capacity[depth], np.empty(len(node), np.int64)
+    capacity = self._leaves.capacity[depth]
+    prefix = np.empty(len(node), np.int64)
     main = node < capacity
     leaf = self._leaves.first[depth - 1][node[main]]
     prefix[main] = self._leaves.leaf_key[leaf] // self._places[depth - 1]
@@ -312,7 +320,8 @@ class Holdings:
     """Requests, keys and rows of the rows that count, by request, then by key."""
     # `LeftOut` names a row once a request: here it would be counted twice.
     known = row_E < len(self._key_N)
-    request_E, row_E = request_E[known], row_E[known]
+    request_E = request_E[known]
+    row_E = row_E[known]
     key_E = self._key_N[row_E]
     counts = key_E != INACTIVE
     if self.allowed_N is not None:

@@ -106,7 +106,8 @@ def _checked(rows: Rows) -> np.ndarray:
     ValueError: there is no point, or one is not finite. Every process raises it, so that none
       waits for the others in a collective operation.
   """
-  longest_D, bad = np.zeros(rows.width, np.float32), _NONE
+  longest_D = np.zeros(rows.width, np.float32)
+  bad = _NONE
   for begin, chunk in rows.chunks():
     finite = np.isfinite(chunk).all(axis=1)
     if not finite.all():

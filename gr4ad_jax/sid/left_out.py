@@ -34,7 +34,8 @@ class LeftOut:
     Raises:
       ValueError: a request outside of 0 … requests - 1, or sets that are not one a request.
     """
-    request_E, row_E = np.asarray(request_E, np.int64), np.asarray(row_E, np.int64)
+    request_E = np.asarray(request_E, np.int64)
+    row_E = np.asarray(row_E, np.int64)
     if len(request_E) and not 0 <= request_E.min() <= request_E.max() < requests:
       raise ValueError(f"requests are numbered from 0 to {requests - 1}")
     if only and len(only) != requests:

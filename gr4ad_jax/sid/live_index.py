@@ -51,7 +51,8 @@ class LiveIndex:
     active_N: np.ndarray | None = None,
     overlay: int = 1024,
   ):
-    codes_NT, self.codebooks = np.asarray(codes_NT), tuple(map(int, codebooks))
+    codes_NT = np.asarray(codes_NT)
+    self.codebooks = tuple(map(int, codebooks))
     places(self.codebooks)
     check_codes(codes_NT, self.codebooks)
     self._key_N = pack(codes_NT, self.codebooks)
@@ -61,10 +62,12 @@ class LiveIndex:
     self._room = overlay
     # `_lock` guards all state. `_merging` lets one merge run at a time, and is held for all of it.
     # A merge takes `_lock` inside it, but not while it sorts.
-    self._lock, self._merging = threading.Lock(), threading.Lock()
+    self._lock = threading.Lock()
+    self._merging = threading.Lock()
     # Rows that changed since a merge began. None: there is no merge.
     self._changed: set[int] | None = None
-    self._version, self._copy = 0, None
+    self._version = 0
+    self._copy = None
     self._use(MainPart.build(self._key_N, self.codebooks))
 
   @property
@@ -326,7 +329,8 @@ class LiveIndex:
     active = self._key_N[row] == key[of]
     if left_out:
       active &= left_out.keeps(request[of], row)
-    of, row = of[active], row[active]
+    of = of[active]
+    row = row[active]
     more = (
       [(at, new) for at, k in enumerate(key.tolist()) for new in self._added.get(k, ())]
       if self._added
@@ -339,7 +343,8 @@ class LiveIndex:
       of = np.append(of, added[:, 0])
       row = np.append(row, added[:, 1])
       order = np.lexsort((row, of))  # by key, in its rank; then by row
-      of, row = of[order], row[order]
+      of = of[order]
+      row = row[order]
     return request[of], beam[of], row
 
 

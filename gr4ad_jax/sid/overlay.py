@@ -50,7 +50,8 @@ class Overlay:
   """
 
   def __init__(self, trie: TrieArrays, room: int):
-    self.trie, self.room = trie, room
+    self.trie = trie
+    self.room = room
     unused = np.full((5, len(trie.codebooks), room), -1, np.int32)
     # (5, T, P) taken apart along the first axis: five views [T, P].
     self._add_parent, self._add_code, self._dead_parent, self._dead_child, self._dead_code = unused
@@ -111,7 +112,8 @@ class Overlay:
     # goes only when it has none, so no other entry names it and its own can be used again.
     path = self._path(codes)
     for level in reversed(range(len(codes))):
-      parent, child = path[level], path[level + 1]
+      parent = path[level]
+      child = path[level + 1]
       entry = child - self.trie.capacity(level + 1)
       if entry >= 0:  # an added node is taken back; a main node is listed as dead
         self._add_parent[level, entry] = -1
@@ -125,7 +127,8 @@ class Overlay:
 
   def children(self, prefix: Sequence[int]) -> set[int]:
     """Codes that lead on from a prefix of fewer than T codes."""
-    node, level = self._path(prefix)[-1], len(prefix)
+    node = self._path(prefix)[-1]
+    level = len(prefix)
     if node < 0:
       return set()
     added = self._add_code[level, self._add_parent[level] == node]

@@ -238,7 +238,8 @@ def _unseen_recall(
   """Item-to-item recall for ads that a tower of the same settings never met."""
   # The second tower sees a smaller table, with rows of its own. Recall then asks among all ads.
   hidden_N = np.random.default_rng(fitted.seed).random(len(ads)) < UNSEEN
-  shown, asked = np.flatnonzero(~hidden_N), np.flatnonzero(hidden_N)
+  shown = np.flatnonzero(~hidden_N)
+  asked = np.flatnonzero(hidden_N)
   columns = {field.name: getattr(ads, field.name) for field in dataclasses.fields(ads)}
   shown_ads = schema.AdTable(
     **{name: column if column is None else column[shown] for name, column in columns.items()}
@@ -260,7 +261,8 @@ def _measured(recalls: dict[str, dict]) -> dict[str, dict] | None:
 
 def format_report(report: dict) -> str:
   """The report as Markdown tables."""
-  hashed, probed = report["codes"]["hash"], report["codes"]["probe"]
+  hashed = report["codes"]["hash"]
+  probed = report["codes"]["probe"]
   lines = [
     (
       f"{report['ads']} ads, codebooks {tuple(report['codebooks'])}, last level: "

@@ -22,7 +22,8 @@ STEP = 16 * TILE  # points a device is given at once, at most
 BLOCK = 16  # centroids whose least distance is found first; C is padded to a multiple
 _NOWHERE = 2**31 - 1  # cluster of a row that only pads: beyond all, so its sum is dropped
 
-ROWS, WHOLE = PartitionSpec(mesh_lib.AXES), PartitionSpec()
+ROWS = PartitionSpec(mesh_lib.AXES)
+WHOLE = PartitionSpec()
 
 
 class Sliceable(Protocol):
@@ -63,7 +64,8 @@ class Rows:
     self._devices = len(self._mesh.local_devices)
     self._shared = self._devices < self._mesh.size  # some devices are of other processes
     size_P = self._each(np.int32(local_ND.shape[0]))
-    self.num, self.width = int(size_P.sum()), int(local_ND.shape[1])
+    self.num = int(size_P.sum())
+    self.width = int(local_ND.shape[1])
     self.begin = int(size_P[: jax.process_index()].sum()) if self._shared else 0
     self._end = self.begin + int(local_ND.shape[0])
 
@@ -182,14 +184,18 @@ class Rows:
     shape = (self._count(among), candidates)
     found = np.empty(shape, np.int32), np.empty(shape, np.float32)
     # One step's answer waits: the next rows are read while the devices work.
-    waiting, done, filled = None, 0, 0
+    waiting = None
+    done = 0
+    filled = 0
     for _, size, x_BD in self._steps(among):
       if told:
         told(min(done, self.num))
       answer = filled, size, run(x_BD, *arguments)
       if waiting:
         _take(found, *waiting)
-      waiting, done, filled = answer, done + x_BD.shape[0], filled + size
+      waiting = answer
+      done = done + x_BD.shape[0]
+      filled = filled + size
     if waiting:
       _take(found, *waiting)
     return tuple(self._gather(part) for part in found)
@@ -227,7 +233,9 @@ class Residual:
 
   def __init__(self, points_ND: Sliceable, centroids_CD: np.ndarray, cluster_N: np.ndarray):
     self.shape = points_ND.shape
-    self._points, self._centroids, self._cluster = points_ND, centroids_CD, cluster_N
+    self._points = points_ND
+    self._centroids = centroids_CD
+    self._cluster = cluster_N
 
   def __getitem__(self, rows: Any) -> np.ndarray:
     return self._points[rows] - self._centroids[self._cluster[rows]]
@@ -269,10 +277,8 @@ def nearest(
   shipped = centroids if isinstance(centroids, Shipped) else ship(centroids)
   arguments = shipped.centroids_CD, jax.device_put(shipped.half_C)
   # Arrays of no rows, so that no point at all is answered with the right shapes.
-  clusters, distances = (
-    [np.zeros((0, candidates), np.int32)],
-    [np.zeros((0, candidates), np.float32)],
-  )
+  clusters = [np.zeros((0, candidates), np.int32)]
+  distances = [np.zeros((0, candidates), np.float32)]
   for at in range(0, points_ND.shape[0], STEP):
     chunk = np.asarray(points_ND[at : at + STEP], np.float32)
     padded = np.zeros((1 << max(len(chunk) - 1, 0).bit_length(), chunk.shape[1]), np.float32)
@@ -321,7 +327,8 @@ def _nearest_of_tile(centroids_CD: jax.Array, half_C: jax.Array, candidates: int
   Where C is large, the search is by blocks of centroids. No block but those of the R least minima
   can hold one of the R nearest.
   """
-  C, T = len(half_C), len(x_TD)
+  C = len(half_C)
+  T = len(x_TD)
   # In full float32: TF32, the default of some accelerators, would not tell near centroids apart.
   product_CT = jnp.matmul(centroids_CD, x_TD.T, precision=jax.lax.Precision.HIGHEST)
   # (C, 1) - (C, T) -> (C, T): (|x - c|² - |x|²) / 2, as |x|² is the same for all c.

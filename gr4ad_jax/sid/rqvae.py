@@ -61,7 +61,8 @@ class Encoder:
   def __call__(self, x_ND: Sliceable) -> np.ndarray:
     """[N, D] vectors -> [N, width] float32 latents, by chunks."""
     hidden, width = self.params["out/kernel"].shape
-    params, parts = nested(self.params), [np.zeros((0, width), np.float32)]
+    params = nested(self.params)
+    parts = [np.zeros((0, width), np.float32)]
     for at in range(0, x_ND.shape[0], CHUNK):
       parts.append(np.asarray(_encode(hidden, width, params, x_ND[at : at + CHUNK])))
     return np.concatenate(parts)
@@ -109,13 +110,11 @@ def quantize(z_ND: jax.Array, codes: list[jax.Array]) -> Quantized:
     z_ND: latents.
     codes: one [C_t, D] codebook a level.
   """
-  residual, total, loss, numbers, residuals = (
-    z_ND,
-    jnp.zeros_like(z_ND),
-    jnp.zeros(len(z_ND)),
-    [],
-    [],
-  )
+  residual = z_ND
+  total = jnp.zeros_like(z_ND)
+  loss = jnp.zeros(len(z_ND))
+  numbers = []
+  residuals = []
   for table in codes:
     # (C,) - (N, C) -> (N, C): |r - e|² less |r|², which is the same for all codes of a row.
     number = jnp.argmin((table * table).sum(axis=1) - 2 * residual @ table.T, axis=1)
@@ -125,7 +124,8 @@ def quantize(z_ND: jax.Array, codes: list[jax.Array]) -> Quantized:
     loss += jnp.square(jax.lax.stop_gradient(residual) - code).sum(axis=1)
     loss += COMMITMENT * jnp.square(residual - jax.lax.stop_gradient(code)).sum(axis=1)
     # The next level's loss shall not move this level's code.
-    residual, total = residual - jax.lax.stop_gradient(code), total + code
+    residual = residual - jax.lax.stop_gradient(code)
+    total = total + code
   # The value is `total`, the gradient that of z.
   return Quantized(loss, z_ND + jax.lax.stop_gradient(total - z_ND), numbers, residuals)
 
@@ -161,7 +161,8 @@ def fit(
   N, D = x_ND.shape
   # 0 where all vectors are equal: then 1, so that nothing is divided by 0.
   scale = float(jnp.square(x_ND - x_ND.mean(axis=0)).sum(axis=1).mean()) or 1.0
-  encoder, decoder = Mlp(hidden_width(D), width), Mlp(hidden_width(D), D)
+  encoder = Mlp(hidden_width(D), width)
+  decoder = Mlp(hidden_width(D), D)
   first, second = jax.random.split(jax.random.key(seed))
   params = {
     "encoder": encoder.init(first, x_ND[:1])["params"],

@@ -49,11 +49,14 @@ from gr4ad_jax.sid.swing_groups import (
 
 # Bytes that an entry and a pair of a block take at the most, with all arrays made of them. What the
 # two are, `swing_blocks` says.
-_ENTRY_BYTES, _PAIR_BYTES = 128, 32
+_ENTRY_BYTES = 128
+_PAIR_BYTES = 32
 _WORKER_BYTES = 64 << 20  # of memory, for each worker after the first
 _ENTRIES, _PAIRS = 1 << 18, 1 << 22  # of a block, where memory allows; never more
 OF_A_VISIT, OF_AN_AD = "ads of a visit", "visits of an ad"  # what a priority decides on
-_GROUPED, _TURNED, _COMPARED = "Swing: events", "Swing: ads of visits", "Swing: pairs of visits"
+_GROUPED = "Swing: events"
+_TURNED = "Swing: ads of visits"
+_COMPARED = "Swing: pairs of visits"
 
 # Hears how far work is: what is done, how much of it, of how much.
 Told = Callable[[str, int, int], None]
@@ -90,7 +93,8 @@ class Neighbors:
     """
     try:
       with np.load(path, allow_pickle=False) as saved:
-        found, made = cls(saved["ads"], saved["similarity"]), dict(json.loads(str(saved["made"])))
+        found = cls(saved["ads"], saved["similarity"])
+        made = dict(json.loads(str(saved["made"])))
     except (EOFError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
       raise DataError(f"{path}: not a file of Swing neighbours ({error!r})") from error
     if found.ads_NK.ndim != 2 or found.ads_NK.shape != found.similarity_NK.shape:
@@ -118,7 +122,8 @@ class Neighbors:
     ad = np.arange(len(self.ads_NK))[:, None]
     # (N, 1) with (N, K) -> (N, K). One number for each unordered pair; `unique` makes them dense,
     # so that one draw each is enough. Padding gets numbers too; `keep` passes it over.
-    low, high = np.minimum(ad, self.ads_NK), np.maximum(ad, self.ads_NK)
+    low = np.minimum(ad, self.ads_NK)
+    high = np.maximum(ad, self.ads_NK)
     _, pair = np.unique(low.astype(np.int64) * len(self.ads_NK) + high, return_inverse=True)
     pair = pair.reshape(self.ads_NK.shape)
     out_NK = (np.random.default_rng(seed).random(pair.max(initial=0) + 1) < held_out)[pair]
@@ -279,7 +284,8 @@ def _entries(baskets: Groups, visits: Groups) -> np.ndarray:
   size = baskets.sizes()
   parts = [np.zeros(0, np.int64)]
   for low, high in cuts(visits.sizes(), BLOCK):
-    begin, end = visits.start[low], visits.start[high]
+    begin = visits.start[low]
+    end = visits.start[high]
     # Every ad has a visit, so no run of `reduceat` is empty: of an empty one it would give a value.
     parts.append(np.add.reduceat(size[visits.members_P[begin:end]], visits.start[low:high] - begin))
   return np.concatenate(parts)
@@ -294,7 +300,8 @@ def _all(
   """
   # pairs[high] - pairs[low] are those of a block of ads.
   pairs = np.append(0, np.cumsum(visits * (visits - 1) // 2))
-  done, total = 0, int(pairs[-1])
+  done = 0
+  total = int(pairs[-1])
   if told:
     told(_COMPARED, done, total)
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:

@@ -47,7 +47,8 @@ def run(
     ImportError: the `beam` extra is missing.
     ConfigError: options that Beam refuses.
   """
-  beam, tfds = optional("apache_beam", "beam"), optional("tensorflow_datasets")
+  beam = optional("apache_beam", "beam")
+  tfds = optional("tensorflow_datasets")
   try:
     pipeline = beam.Pipeline(argv=list(options))
   except ValueError as error:
@@ -78,7 +79,8 @@ def read_examples(pipeline: Any, events_dir: str) -> Any:
     events_dir: folder of the prepared `events`, which all workers can read:
       `prepare.events_dir(config)`.
   """
-  beam, tfds = optional("apache_beam", "beam"), optional("tensorflow_datasets")
+  beam = optional("apache_beam", "beam")
+  tfds = optional("tensorflow_datasets")
   count = tfds.builder_from_directory(events_dir).info.splits["train"].num_examples
   ranges = [(begin, min(begin + _USERS, count)) for begin in range(0, count, _USERS)]
   # Only the ranges are dealt out (`Reshuffle`); each worker then reads its own users from disk.
@@ -160,7 +162,8 @@ def _visits_of_ads(
   user, visit, ad = example
   visit = visit if largest > 1 else np.full(len(ad), user)
   order = np.lexsort((ad, visit))
-  visit, ad = visit[order], ad[order]
+  visit = visit[order]
+  ad = ad[order]
   begin = np.flatnonzero(np.append(True, visit[1:] != visit[:-1])[: len(visit)])
   # Not strict: `np.split` makes one empty part of a user without events, and there is no visit.
   for number, ads in zip(visit[begin].tolist(), np.split(ad, begin[1:]), strict=False):

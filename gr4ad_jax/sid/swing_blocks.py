@@ -95,7 +95,8 @@ def _entries(baskets: Groups, visit_R, size_R, ad_R) -> _Entries:
   others = other_E != ad_R[row_E]
   key_E = (other_E[others].astype(np.int64) << 32) | row_E[others]
   key_E.sort()  # by ad j, then by row; all differ, as a visit holds an ad once
-  row_E, other_E = (key_E & 0xFFFFFFFF).astype(np.int32), (key_E >> 32).astype(np.int32)
+  row_E = (key_E & 0xFFFFFFFF).astype(np.int32)
+  other_E = (key_E >> 32).astype(np.int32)
   ad_E = ad_R[row_E]
   # Rows of one ad i stand together, so within one j a cell ends where i changes.
   new = np.append(True, (other_E[1:] != other_E[:-1]) | (ad_E[1:] != ad_E[:-1]))[: len(row_E)]
@@ -157,7 +158,8 @@ def _sums(entries: _Entries, chosen, begin: int, after_R, weight_R, alpha: float
   # The 1 is ad i, which both visits hold.
   strength = 1 / (alpha + 1 + shared)
   weight_E = weight_R[entries.row_E]
-  total, place = np.zeros(len(chosen)), chosen.copy()
+  total = np.zeros(len(chosen))
+  place = chosen.copy()
   for count, end in zip(having.tolist(), ends.tolist(), strict=True):
     place[:count] += 1
     total[:count] += strength[pair[end - count : end]] * weight_E[place[:count]]

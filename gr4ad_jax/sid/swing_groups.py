@@ -43,7 +43,8 @@ class Groups:
   def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All pairs (member, row of its group), a block at a time: what turns groups round."""
     for low, high in cuts(self.sizes(), BLOCK):
-      begin, end = self.start[low], self.start[high]
+      begin = self.start[low]
+      end = self.start[high]
       yield self.members_P[begin:end], np.repeat(np.arange(low, high), self.sizes(low, high))
 
 
@@ -52,7 +53,8 @@ def cuts(work: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 
   An amount that is more by itself is a run of its own.
   """
-  total, low = np.cumsum(work), 0
+  total = np.cumsum(work)
+  low = 0
   while low < len(total):
     high = int(np.searchsorted(total, (total[low - 1] if low else 0) + most, side="right"))
     high = max(high, low + 1)
@@ -156,7 +158,10 @@ def group(
     np.add.at(histogram, groups >> shift, 1)
   total = int(histogram.sum())
   members_P = np.empty(total, np.int32)  # what stays unwritten takes no memory
-  ids, sizes, filled, done = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0, 0
+  ids = [np.zeros(0, np.int32)]
+  sizes = [np.zeros(0, np.int64)]
+  filled = 0
+  done = 0
   if told:
     told(0, total)
   # A quarter of the memory is not planned with: the block that is read comes beside the keys.
@@ -182,10 +187,12 @@ def group(
 
 def _keys(blocks: Blocks, low: int, high: int, count: int) -> np.ndarray:
   """[count] int64 `group·2^32 + member` of the groups in [low, high), ascending."""
-  keys, at = np.empty(count, np.int64), 0
+  keys = np.empty(count, np.int64)
+  at = 0
   for groups, members in blocks():
     inside = (groups >= low) & (groups < high)
-    groups, members = groups[inside], members[inside]
+    groups = groups[inside]
+    members = members[inside]
     keys[at : at + len(groups)] = (groups.astype(np.int64) << 32) | members
     at += len(groups)
   keys.sort()
@@ -206,7 +213,8 @@ def _capped(ids, first, size, members, cap, rank) -> tuple[np.ndarray, np.ndarra
     return members, size
   keep = np.ones(len(members), bool)
   for row in over.tolist():
-    begin, end = first[row], first[row] + size[row]
+    begin = first[row]
+    end = first[row] + size[row]
     keep[begin:end] = False
     # A mask, so members stay in their order. Ranks are distinct, so there are no ties.
     keep[begin + np.argpartition(rank(int(ids[row]), members[begin:end]), cap - 1)[:cap]] = True

@@ -174,7 +174,8 @@ class Tokenizer:
       )
     # `width` is that of the ads' vectors. With an RQ-VAE the centroids have the latents' width, so
     # the encoder's first kernel tells it.
-    latent, width = None, centroids[0].shape[1]
+    latent = None
+    width = centroids[0].shape[1]
     if config.quantizer == "rqvae":
       latent = rqvae.Encoder(_named(arrays, "rqvae/"))
       width = content_width(
@@ -184,7 +185,8 @@ class Tokenizer:
         raise schema.DataError(
           f"{path}: the RQ-VAE's parameters are not those of width {config.rqvae_width}"
         )
-    bridge, beside = arrays.get("bridge"), config.cooccurrence_width
+    bridge = arrays.get("bridge")
+    beside = config.cooccurrence_width
     # np.shape(None) is (): without co-occurrence no bridge may be there.
     if np.shape(bridge) != ((width - beside, beside) if beside else ()):
       raise schema.DataError(
@@ -261,7 +263,8 @@ def fit(
   residual_ND: Sliceable = text_ND if trained is None else trained.embed(text_ND, ads)
   bridge = None
   if config.cooccurrence_width:
-    unit_ND, taken_ND = residual_ND[:], _taken_together(events, len(ads), config)
+    unit_ND = residual_ND[:]
+    taken_ND = _taken_together(events, len(ads), config)
     # Ads that were never taken have zeros there. They get what the bridge, fitted on the others,
     # guesses from their content; `Tokenizer.vectors` does so for all. (N, 1) chooses whole rows of
     # (N, cooccurrence_width).
@@ -290,13 +293,17 @@ def _quantize(
   Returns:
     The RQ-VAE's encoder or None, the [V_t, D] centroids of each level, and the [N, T-1] codes.
   """
-  latent, iterations, starts = None, config.kmeans_iterations, (None,) * (len(config.codebooks) - 1)
+  latent = None
+  iterations = config.kmeans_iterations
+  starts = (None,) * (len(config.codebooks) - 1)
   if config.quantizer == "rqvae":
     sizes = {"width": config.rqvae_width, "steps": config.rqvae_steps}
     latent, starts = rqvae.fit(residual_ND[:], config.codebooks[:-1], **sizes, seed=seed, log=log)
     # No iterations: the trained codes stay where they are. Only who has which is balanced.
-    residual_ND, iterations = latent(residual_ND), 0
-  centroids, levels = [], []
+    residual_ND = latent(residual_ND)
+    iterations = 0
+  centroids = []
+  levels = []
   for level, (size, start_CD) in enumerate(zip(config.codebooks[:-1], starts, strict=True)):
     heard = told and functools.partial(told, f"k-means, level {level + 1}")
     # A seed of its own for each level: with one seed, all would start from the same ads.
@@ -326,7 +333,8 @@ def _taken_together(events: swing.Columns, num_ads: int, config: settings.SidCon
   weigh as much as the unit vectors that they stand beside.
   """
   in_train_E = np.asarray(events.split) == 0
-  user_L, ad_L = np.asarray(events.user)[in_train_E], np.asarray(events.ad)[in_train_E]
+  user_L = np.asarray(events.user)[in_train_E]
+  ad_L = np.asarray(events.ad)[in_train_E]
   return cooccurrence.ppmi_vectors(
     user_L, ad_L, num_ads, config.cooccurrence_width, config.cooccurrence_window
   )

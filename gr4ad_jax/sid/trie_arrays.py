@@ -79,7 +79,8 @@ class MainPart:
     active = np.flatnonzero(key_N != INACTIVE).astype(np.int32)
     key = key_N[active]
     order = np.argsort(key, kind="stable")  # stable: rows of one key stay ascending
-    rows, key = active[order], key[order]
+    rows = active[order]
+    key = key[order]
     start = run_starts(key)
     leaf_key = key[start]
     trie = _pad(*trie_of_keys(leaf_key, codebooks), codebooks, before)
@@ -145,7 +146,8 @@ def trie_of_keys(
   """`child_start` and `node_code`, without padding, of ascending distinct keys [leaves]."""
   # From the root down. A key without its last places is a prefix; prefixes of ascending keys are
   # ascending too, so a node is a run of equal ones.
-  child_start, node_code = [], []
+  child_start = []
+  node_code = []
   parent_first = np.zeros(1, np.int64)  # first leaf of each node of the depth above
   for place, size in zip(places(codebooks), codebooks, strict=True):
     prefix = leaf_key // place
@@ -167,9 +169,11 @@ def run_starts(ascending: np.ndarray) -> np.ndarray:
 def _pad(child_start, node_code, codebooks, before: TrieArrays | None) -> TrieArrays:
   """The trie with room for an eighth more nodes; in the shapes of `before` where it fits them."""
   levels = range(len(codebooks))
-  capacity, fanout = [1], []
+  capacity = [1]
+  fanout = []
   for level in levels:
-    nodes, most = len(node_code[level]), int(np.diff(child_start[level]).max(initial=1))
+    nodes = len(node_code[level])
+    most = int(np.diff(child_start[level]).max(initial=1))
     # A power of two, so that the fanout, which compiled searches depend on, seldom changes.
     fanout.append(min(codebooks[level], 1 << (most - 1).bit_length()))
     # There are no more nodes than prefixes. 64 more give a small catalogue room too.

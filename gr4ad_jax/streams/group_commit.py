@@ -39,7 +39,9 @@ class GroupCommit:
   """
 
   def __init__(self, lock: Any, write: Callable[[list[Any]], None], apply: Callable[[Any], None]):
-    self._lock, self._write, self._apply = lock, write, apply
+    self._lock = lock
+    self._write = write
+    self._apply = apply
     # Apart from `lock`: a writer whose change is done returns while the next write is under way.
     self._turn = threading.Condition()
     self._busy = False  # whether a thread writes, for all
@@ -91,7 +93,8 @@ class GroupCommit:
     except Exception as error:
       with self._lock:
         # Those that came meanwhile fail too: they were made as if these were in memory.
-        failed, self.waiting = self.waiting, []
+        failed = self.waiting
+        self.waiting = []
         for change in failed:
           change.error = error
           change.done = True

@@ -63,7 +63,9 @@ class Topic:
   """
 
   def __init__(self, path: str, name: str, retained: int = RETAINED):
-    self._path, self._name, self._retained = path, name, retained
+    self._path = path
+    self._name = name
+    self._retained = retained
     self._lock = threading.Lock()
     wal.check(path)  # before SQLite opens the file, which would take a damaged log for a short one
     self._connection = _connected(path)
@@ -131,7 +133,8 @@ class Topic:
     Raises:
       OSError: they could not be written, for example because the disk is full.
     """
-    name, connection = self._name, self._connection
+    name = self._name
+    connection = self._connection
     with self._lock:
       with _transaction(connection, self._path):
         (before,) = connection.execute(f"SELECT ifnull(max(offset), 0) FROM {name}").fetchone()

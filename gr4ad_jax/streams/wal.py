@@ -37,7 +37,8 @@ def check(path: str) -> None:
     path: of the database. This process must not have it open: closing a file that SQLite has
       open too would drop SQLite's locks.
   """
-  log, known = path + "-wal", _published(path + "-shm")
+  log = path + "-wal"
+  known = _published(path + "-shm")
   content = b""
   if os.path.exists(log):
     with open(log, "rb") as file:

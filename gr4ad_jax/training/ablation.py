@@ -148,7 +148,9 @@ class Ablation:
     chosen = {
       name: max(found, key=lambda one: one[CHOSEN_BY])["settings"] for name, found in tried.items()
     }
-    rankings, unseen, dataset = {}, {}, None
+    rankings = {}
+    unseen = {}
+    dataset = None
     for seed in plan.seeds:
       for row in plan.rows:
         config = self._config(

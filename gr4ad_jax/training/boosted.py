@@ -57,7 +57,10 @@ class Boosted:
   """Both forests; made by `load`, which trains them where they are not there."""
 
   def __init__(self, purchase, value, features, clip: float):
-    self._purchase, self._value, self._features, self._clip = purchase, value, features, clip
+    self._purchase = purchase
+    self._value = value
+    self._features = features
+    self._clip = clip
 
   @classmethod
   def load(cls, config: Config, inputs: Inputs, split: str) -> "Boosted":
@@ -98,7 +101,8 @@ def _train(config: Config, inputs: Inputs, folder: str) -> None:
   sampler = PairSampler(
     inputs.contexts(config, "train"), config.reward, inputs.ecpm.clip, config.training.seed
   )
-  requests, columns = np.sort(inputs.learned(config)), []
+  requests = np.sort(inputs.learned(config))
+  columns = []
   for begin in range(0, len(requests), 256):
     batch = sampler.batch(requests[begin : begin + 256])
     real = batch.weight_BC > 0

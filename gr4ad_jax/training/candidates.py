@@ -95,8 +95,12 @@ class CandidateMaker:
     num_ads: int,
     learned_L: np.ndarray,
   ):
-    self._config, self._contexts, self._ranker, self._reward = config, contexts, ranker, reward
-    self._num_ads, self._learned_L = num_ads, learned_L
+    self._config = config
+    self._contexts = contexts
+    self._ranker = ranker
+    self._reward = reward
+    self._num_ads = num_ads
+    self._learned_L = learned_L
 
   def make(
     self,
@@ -148,7 +152,8 @@ class CandidateMaker:
 
   def _pipeline(self, name: str, requests: np.ndarray) -> np.ndarray:
     """Best ads by one pipeline: [B, other_candidates] int32, -1 where there are fewer."""
-    count, contexts = self._config.other_candidates, self._contexts
+    count = self._config.other_candidates
+    contexts = self._contexts
     if name == "popularity":
       seen_BN = contexts.popularity.lately(contexts.lines.request_time[requests])
       return _top(seen_BN.astype(np.float32), count)
@@ -175,7 +180,8 @@ class CandidateMaker:
   @functools.cached_property
   def _ease_weights(self) -> np.ndarray:
     """EASE on the lines that are learned from, [N, N]. Raises TooManyAdsError."""
-    lines, learned_L = self._contexts.lines, self._learned_L
+    lines = self._contexts.lines
+    learned_L = self._learned_L
     user = lines.request_user[lines.request[learned_L]]
     shape = (int(lines.request_user.max()) + 1, self._num_ads)
     taken = scipy.sparse.csr_matrix(
@@ -204,7 +210,8 @@ def _distinct(ad_RX: np.ndarray, logp_RX: np.ndarray) -> tuple[np.ndarray, np.nd
   key = np.where(first & (ad >= 0), order, len(place))
   back = np.argsort(key, axis=1, kind="stable")
   kept = np.take_along_axis(key, back, axis=1) < len(place)
-  ad, logp = np.take_along_axis(ad, back, axis=1), np.take_along_axis(logp, back, axis=1)
+  ad = np.take_along_axis(ad, back, axis=1)
+  logp = np.take_along_axis(logp, back, axis=1)
   return np.where(kept, ad, -1), np.where(kept, logp, NO_REFERENCE)
 
 

@@ -53,7 +53,8 @@ class _Renamed:
   """
 
   def __init__(self, temporary: str, final: str):
-    self._temporary, self._final = temporary, final
+    self._temporary = temporary
+    self._final = final
 
   async def replace_source(self) -> None:
     checksums.write_tree(self._temporary)
@@ -141,7 +142,8 @@ class Checkpointer:
   """
 
   def __init__(self, directory: str, *, best_metric: str | None = None, read_only: bool = False):
-    self._directory, self._best_metric = os.path.abspath(directory), best_metric
+    self._directory = os.path.abspath(directory)
+    self._best_metric = best_metric
     if read_only and not os.path.isdir(directory):
       raise FileNotFoundError(f"{directory} is missing: no checkpoint was saved there")
     self._check_small()

@@ -65,7 +65,8 @@ def compile_step(
   """
   traced = step.trace(state, batch)
   compiled = traced.lower().compile(remat.compiler_options(config.remat))
-  memory, analysis = compiled.memory_analysis(), compiled.cost_analysis() or {}
+  memory = compiled.memory_analysis()
+  analysis = compiled.cost_analysis() or {}
   planned = (
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes

@@ -97,6 +97,7 @@ def matmul_flops(matmuls: collections.Counter) -> float:
 def _shape(eqn) -> Matmul:
   (contract, _), (batch, _) = eqn.params["dimension_numbers"]
   left, right = (v.aval for v in eqn.invars)
-  b, k = math.prod(left.shape[i] for i in batch), math.prod(left.shape[i] for i in contract)
+  b = math.prod(left.shape[i] for i in batch)
+  k = math.prod(left.shape[i] for i in contract)
   dtype = str(jnp.promote_types(left.dtype, right.dtype))
   return b, left.size // (b * k), k, right.size // (b * k), dtype

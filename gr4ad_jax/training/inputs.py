@@ -101,7 +101,8 @@ class Inputs:
     )
     trends = Trends.fit(self.lines, len(self.dataset.ads), shown_L)
     depth = protocols.target_depth(self.dataset.behaviors, config.data.target_behavior)
-    ads, codes_NT = self.dataset.ads, self.index.codes_NT
+    ads = self.dataset.ads
+    codes_NT = self.index.codes_NT
     held_out = split not in ("train", *config.training.fitted)
     about = self.lines, codes_NT, ads.price, trends, self.neighbors, config.data
     return RequestContexts(*about, depth, held_out, ads.account_N)
@@ -191,8 +192,10 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
     neighbors, ecpm = load_features(source)
   else:
     fitted = np.isin(lines.request, learned_requests(lines, config))
-    request_L, ad_L = lines.request[fitted], lines.ad[fitted]
-    user_L, folds = lines.request_user[request_L], config.data.neighbor_folds
+    request_L = lines.request[fitted]
+    ad_L = lines.ad[fitted]
+    user_L = lines.request_user[request_L]
+    folds = config.data.neighbor_folds
     neighbors = NeighborFolds.fit(request_L, user_L, ad_L, len(dataset.ads), folds)
     outcomes = lines.outcomes
     learned_P = np.isin(outcomes.request, learned_requests(lines, config))
@@ -248,7 +251,8 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   """Keeps in the workdir all that a recommender needs besides the parameters; a trained run
   keeps what it has.
   """
-  dataset, features_dir = inputs.dataset, os.path.join(config.workdir, "features")
+  dataset = inputs.dataset
+  features_dir = os.path.join(config.workdir, "features")
   if is_trained(config.workdir):
     return
   save_tokenizer(config, dataset, inputs.tokenizer, inputs.index)

@@ -50,7 +50,8 @@ def places_of(batch: RequestBatch, inner: int, key: jax.Array) -> Places:
   inside_BS = (ads_BS >= 0) & (jnp.arange(S) > 0)  # the first ad comes after nothing
   draw_BS = jnp.where(inside_BS, jax.random.uniform(key, (B, S)), -1.0)
   _, at_Q = jax.lax.top_k(draw_BS.ravel(), min(inner * B, B * S))
-  row_Q, place_Q = at_Q // S, at_Q % S
+  row_Q = at_Q // S
+  place_Q = at_Q % S
   more = ((0, 0), (0, batch.target_ad_BM.shape[1] - 1))
   within = Places(
     row_Q,
@@ -93,16 +94,19 @@ class RowLoss:
   """
 
   def __init__(self, model: ItemModel, share_N: np.ndarray):
-    self._model, self._config = model, model.items
+    self._model = model
+    self._config = model.items
     inbatch = self._config.item_loss == "inbatch"
     self._log_share_N = jnp.log(jnp.asarray(share_N, jnp.float32)) if inbatch else None
 
   def touch(self, batch: RequestBatch, key: jax.Array) -> Touched:
     """What a step reads: it depends on its requests and its key, not on parameters."""
     place_key, draw_key, _ = jax.random.split(key, 3)
-    config, num_ads = self._config, self._model.num_ads
+    config = self._config
+    num_ads = self._model.num_ads
     places = places_of(batch, config.inner_positions if config.inner_targets else 0, place_key)
-    drawn, log_weight = jnp.zeros(0, jnp.int32), jnp.zeros(0)
+    drawn = jnp.zeros(0, jnp.int32)
+    log_weight = jnp.zeros(0)
     if config.item_loss == "sampled":
       drawn, log_weight = draw_of_strata(draw_key, num_ads, min(config.item_negatives, num_ads))
     elif config.item_loss == "bce":
@@ -185,14 +189,16 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
       variables, batch, train=True, rngs={"dropout": dropout_key}, method="states"
     )
     bias = model.apply(variables, method="head_bias")
-    state_PD, ads_PS = states_BPD[places.row_P, places.place_P], _seen(batch, places)
+    state_PD = states_BPD[places.row_P, places.place_P]
+    ads_PS = _seen(batch, places)
     scores_PN = model.apply(variables, state_PD, method="scores")
     own_PM = model.apply(variables, state_PD, places.target_PM, method="scores_of")
     own_seen_PM = (places.target_PM[..., None] == ads_PS[:, None]).any(-1)
 
     def loss_of(scores, bias):
       scores_PN, own_PM = scores
-      biased_PN, own_PM = add_to_ads(scores_PN, ads_PS, bias), own_PM + bias * own_seen_PM
+      biased_PN = add_to_ads(scores_PN, ads_PS, bias)
+      own_PM = own_PM + bias * own_seen_PM
       return item_losses.softmax_loss(biased_PN, own_PM, places.mask_PM, config.item_smoothing)
 
     return bias_apart(loss_of, (scores_PN, own_PM), bias, model.config.history_bias)
@@ -265,13 +271,17 @@ class _Few:
   def __init__(self, model, variables, touched: Touched, dropout_key):
     dtype = compute_dtype(model.config)
     self._vectors = lambda ads: model.apply(variables, ads, method="vectors").astype(dtype)
-    self.touched, self.places, self._num_ads = touched, touched.places, model.num_ads
-    batch, places = touched.batch, touched.places
+    self.touched = touched
+    self.places = touched.places
+    self._num_ads = model.num_ads
+    batch = touched.batch
+    places = touched.places
     states_BPD = model.apply(
       variables, batch, train=True, rngs={"dropout": dropout_key}, method="states"
     ).astype(dtype)
     self.bias = model.apply(variables, method="head_bias")
-    self.state_PD, self.ads_PS = states_BPD[places.row_P, places.place_P], _seen(batch, places)
+    self.state_PD = states_BPD[places.row_P, places.place_P]
+    self.ads_PS = _seen(batch, places)
     scores_BPS = product("bpd,bsd->bps", states_BPD, self._vectors(history_ads(batch)))
     history_PS = scores_BPS[places.row_P, places.place_P]
     self.scores = _Scores(self._of(places.target_PM), history_PS, self._others())
@@ -295,7 +305,10 @@ class _Sampled(_Few):
     return self._of_all(self.touched.drawn)
 
   def loss(self, scores, bias):
-    places, ads_PS, drawn_K, none = self.places, self.ads_PS, self.touched.drawn, self._num_ads
+    places = self.places
+    ads_PS = self.ads_PS
+    drawn_K = self.touched.drawn
+    none = self._num_ads
     K = len(drawn_K)
     at_U = (
       jnp.full(none + 1, K).at[drawn_K].set(jnp.arange(K))
@@ -326,7 +339,8 @@ class _InBatch(_Few):
 
   def loss(self, scores, bias):
     places = self.places
-    ads_X, real_X = places.target_PM.ravel(), places.mask_PM.ravel()
+    ads_X = places.target_PM.ravel()
+    real_X = places.mask_PM.ravel()
     own_PX = (ads_X == jnp.where(places.mask_PM, places.target_PM, -2)[..., None]).any(1)
     nothing = jnp.zeros((len(self.ads_PS), 1))
     return item_losses.sampled_softmax_loss(

@@ -144,7 +144,9 @@ class _Clock:
   """Rate of the steps, without compilation, evaluations and saves."""
 
   def __init__(self):
-    self._steps, self._seconds, self._since = 0, 0.0, None
+    self._steps = 0
+    self._seconds = 0.0
+    self._since = None
 
   def step_done(self) -> None:
     now = time.monotonic()
@@ -197,7 +199,9 @@ class _Run:
 
   def report(self, step: int, metrics: dict[str, float], valid: dict[str, float]) -> None:
     """Tells the callback and, where a line is due, the writer."""
-    logs, rate, cost = self.schedule.logs(step), self.clock.rate, self.cost
+    logs = self.schedule.logs(step)
+    rate = self.clock.rate
+    cost = self.cost
     used = cost.utilization(rate) if cost and rate else None
     scalars = {}
     if logs:

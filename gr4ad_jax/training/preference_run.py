@@ -82,7 +82,8 @@ class PreferenceTask(RequestTask):
 
   def candidate_maker(self, reward: RewardOf) -> CandidateMaker:
     """Makes the candidates that the config asks for, with rewards of `reward`."""
-    config, inputs = self.config, self.inputs
+    config = self.config
+    inputs = self.inputs
     search = SearchConfig(beams=(config.preference.candidate_beams,) * len(config.sid.codebooks))
     ranker = Ranker(self.model, inputs.index, inputs.ecpm, search)
     learned_L = np.isin(inputs.lines.request, self.order.examples)
@@ -106,7 +107,8 @@ class PreferenceTask(RequestTask):
     """Makes the candidates of the round, or takes those that a stopped run left; tells how the
     policy fares.
     """
-    step, length = int(state.step), self.config.preference.refresh_steps
+    step = int(state.step)
+    length = self.config.preference.refresh_steps
     begin = step // length * length
     end = min(begin + length, self.total_steps)
     path = os.path.join(self._folder, f"round_{begin:08d}.npz")
@@ -129,7 +131,8 @@ class PreferenceTask(RequestTask):
 
   def _make(self, state: TrainState, requests: np.ndarray, told: Told) -> Candidates:
     """Candidates of `requests`; each process of a job makes its share, and all get the whole."""
-    p, params = self.config.preference, mesh_lib.local_copy(state.params)
+    p = self.config.preference
+    params = mesh_lib.local_copy(state.params)
     path = None
     if p.candidates_cache:
       about = {name: value for name, value in vars(p).items() if name in _SHAPES_CANDIDATES}

@@ -58,7 +58,8 @@ def make_preference_loss(
   of_lists = of_lists or functools.partial(list_loss, objective.objective)
 
   def loss_fn(params, batch: PreferenceBatch, key: jax.Array):
-    requests, mask_BC = batch.requests, batch.mask_BC
+    requests = batch.requests
+    mask_BC = batch.mask_BC
     dropout = config.preference_dropout
     rngs = {"dropout": key} if dropout else None
     out = model.apply(
@@ -86,7 +87,8 @@ def list_loss(name: str, config: PreferenceConfig, logp_BC, reference_BC, reward
   """VSL's weights [B, C] and the scalar loss of an objective, a mean over requests (unified:
   over candidates).
   """
-  lists, one = (logp_BC, reference_BC, reward_BC), jnp.ones_like(logp_BC)
+  lists = (logp_BC, reference_BC, reward_BC)
+  one = jnp.ones_like(logp_BC)
   pairs = {
     "beta": config.beta,
     "delta": config.delta,

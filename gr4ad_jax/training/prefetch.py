@@ -35,7 +35,9 @@ class Prefetcher:
   """
 
   def __init__(self, make: Callable[[int], Any], first: int, last: int, workers: int = 1):
-    self._make, self._next, self._last = make, first, last
+    self._make = make
+    self._next = first
+    self._last = last
     self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     self._ahead: collections.deque = collections.deque()
     for _ in range(workers + 1):

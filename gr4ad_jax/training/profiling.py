@@ -22,8 +22,11 @@ class StepProfiler:
   """
 
   def __init__(self, folder: str, first: int, last: int):
-    self._folder, self._first, self._last = folder, first, last
-    self._traces, self._over = False, first >= last or jax.process_index() != 0
+    self._folder = folder
+    self._first = first
+    self._last = last
+    self._traces = False
+    self._over = first >= last or jax.process_index() != 0
 
   def begin(self, done: int, state: Any) -> None:
     """Before a step is dispatched: `done` steps are, and `state` is theirs."""
@@ -52,7 +55,8 @@ class StepProfiler:
   def close(self) -> None:
     """Writes an open trace."""
     if self._traces:
-      self._traces, self._over = False, True
+      self._traces = False
+      self._over = True
       if self._tried(jax.profiler.stop_trace):
         _log.info("the trace lies in %s", self._folder)
 

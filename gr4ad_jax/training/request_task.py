@@ -201,12 +201,15 @@ class RequestTask(Task):
         jnp.asarray(edges.ravel())
       )
     if self._start_ND is not None:
-      table, index, made_ND = params[row_tables.NAME], self.inputs.index, self._start_ND
+      table = params[row_tables.NAME]
+      index = self.inputs.index
+      made_ND = self._start_ND
       params[row_tables.NAME] = table.replace_boxed(table.unbox().at[: len(made_ND)].set(made_ND))
       if isinstance(self.model, GR4ADItems):
         means = cooccurrence.code_means(made_ND, index.codes_NT, index.codebooks)
         for level, mean_VD in enumerate(means):
-          codes, kernel = params[f"codes_{level}"], params[f"head_{level}"]["kernel"]
+          codes = params[f"codes_{level}"]
+          kernel = params[f"head_{level}"]["kernel"]
           params[f"codes_{level}"] = codes.replace_boxed(
             codes.unbox() + mean_VD * np.sqrt(mean_VD.shape[1])
           )
@@ -218,7 +221,8 @@ class RequestTask(Task):
     """Edges of the context's features (`models/context.py`), from some of what is learned from;
     none where unused.
     """
-    bins, data = self.config.model.feature_bins, self.config.data
+    bins = self.config.model.feature_bins
+    data = self.config.data
     if not bins or not data.behavior_features or not isinstance(self.model, GR4AD):
       return {}
     requests = np.sort(self.order.examples)
@@ -232,10 +236,12 @@ class RequestTask(Task):
   @functools.cached_property
   def _start_ND(self) -> np.ndarray | None:
     """[N, D] vectors of ads by --item_start; None: random, or no such model."""
-    inputs, width = self.inputs, self.config.model.width
+    inputs = self.inputs
+    width = self.config.model.width
     if self.config.items.item_start == "random" or not isinstance(self.model, ItemHead):
       return None
-    (_, user_L, ad_L), ads = inputs.learned_lines(self.config), inputs.dataset.ads
+    (_, user_L, ad_L) = inputs.learned_lines(self.config)
+    ads = inputs.dataset.ads
     taken_ND = cooccurrence.ppmi_vectors(user_L, ad_L, len(ads), width)
     if self.config.items.item_start == "ppmi":
       return taken_ND

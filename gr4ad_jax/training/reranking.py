@@ -95,11 +95,11 @@ def rerank(
   if config.search.reranker == "neighbors":
     return _with_neighbors(config, inputs, requests, found, k)
   ranker = {"reward": RewardModel, "lightgbm": boosted.Boosted}[config.search.reranker]
-  model, contexts = (
-    ranker.load(config, inputs, requests.split),
-    inputs.contexts(config, requests.split),
-  )
-  prior, exponent, parts = config.search.rerank_prior, config.search.rerank_exponent, []
+  model = ranker.load(config, inputs, requests.split)
+  contexts = inputs.contexts(config, requests.split)
+  prior = config.search.rerank_prior
+  exponent = config.search.rerank_exponent
+  parts = []
   for begin in range(0, len(requests), _ROWS):
     part = slice(begin, begin + _ROWS)
     some = requests.request[part]
@@ -110,7 +110,8 @@ def rerank(
     ads = distinct(np.concatenate([found.ad_RK[part], slots], axis=1))
     first = logp_of(ads, found.ad_RK[part], found.logp_RK[part])
     estimate = model.estimate(some, ads)
-    logp, value = np.log(np.maximum(estimate.purchase_BC, _LEAST_P)), estimate.value_BC
+    logp = np.log(np.maximum(estimate.purchase_BC, _LEAST_P))
+    value = estimate.value_BC
     worth = (1 - prior) * logp + prior * first + exponent * np.log(np.maximum(value, LEAST_VALUE))
     best = np.argsort(np.where(ads >= 0, -worth, np.inf), axis=1, kind="stable")[:, :k]
     parts.append([np.take_along_axis(x, best, axis=1) for x in (ads, logp, value)])
@@ -122,7 +123,8 @@ def rerank(
 def _with_neighbors(
   config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int
 ) -> Ranking:
-  parts, repeats = [], seen_ads.treatment(config) == "left"
+  parts = []
+  repeats = seen_ads.treatment(config) == "left"
   for part, followers, history_BS in _memory(config, inputs, requests):
     share_BK = followers.share(history_BS, found.ad_RK[part], repeats)
     score_BK = found.score_RK[part] + config.search.neighbor_weight * np.log(
@@ -141,7 +143,8 @@ def _memory(
   histories [B, S].
   """
   _, user_L, ad_L = inputs.learned_lines(config)
-  followers, lines = Followers(user_L, ad_L, len(inputs.dataset.ads)), inputs.lines
+  followers = Followers(user_L, ad_L, len(inputs.dataset.ads))
+  lines = inputs.lines
   for begin in range(0, len(requests), _ROWS):
     part = slice(begin, begin + _ROWS)
     rows_BS = history.history_rows(lines, requests.request[part], config.data.history_slots)

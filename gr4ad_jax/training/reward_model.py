@@ -54,12 +54,10 @@ class RewardModel:
     calibration: Calibration,
   ):
     self.digest = digest(params, scale.pair, scale.user, scale.value, scale.clip, calibration)
-    self._params, self.features, self._scale, self._calibration = (
-      params,
-      features,
-      scale,
-      calibration,
-    )
+    self._params = params
+    self.features = features
+    self._scale = scale
+    self._calibration = calibration
     self._apply = jax.jit(lambda params, pairs: model.apply({"params": params}, pairs, scale.edges))
 
   @classmethod
@@ -101,7 +99,8 @@ class RewardModel:
 
   def estimate(self, requests_B: np.ndarray, ads_BC: np.ndarray) -> RewardEstimate:
     """Estimates of ads [B, C] for requests [B]; -1 is padding."""
-    requests_B, ads_BC = np.asarray(requests_B), np.asarray(ads_BC)
+    requests_B = np.asarray(requests_B)
+    ads_BC = np.asarray(ads_BC)
     B, C = ads_BC.shape
     width = -(-max(C, 1) // _STEP) * _STEP
     rows = max(1, min(_ROWS, _PAIRS // width))

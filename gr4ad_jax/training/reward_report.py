@@ -15,7 +15,8 @@ from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.reward_model import RewardModel
 
 _PAIRS = 1 << 24  # pairs of a report: beyond it requests are sampled
-_SHARE, _COUNT = trends.FEATURES.index("share_28"), history.FEATURES.index("decayed_count")
+_SHARE = trends.FEATURES.index("share_28")
+_COUNT = history.FEATURES.index("decayed_count")
 _NEVER = 0.05  # what the baseline takes a user's decayed count of an ad that he never took to be
 
 
@@ -44,11 +45,14 @@ def report(
   """
   model = RewardModel.load(config, inputs, split)
   requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
-  num_ads, ks = len(inputs.dataset.ads), protocols.protocol_of(inputs.dataset.name).ks
+  num_ads = len(inputs.dataset.ads)
+  ks = protocols.protocol_of(inputs.dataset.name).ks
   if len(requests) * num_ads > _PAIRS:
     rows = np.random.default_rng(0).permutation(len(requests))[: max(1, _PAIRS // num_ads)]
     requests = requests.take(np.sort(rows))
-  p_RN, worth_RN, base_RN = [], [], []
+  p_RN = []
+  worth_RN = []
+  base_RN = []
   for begin in range(0, len(requests), 16):
     some = requests.request[begin : begin + 16]
     ads = np.broadcast_to(np.arange(num_ads), (len(some), num_ads))
@@ -107,10 +111,8 @@ def _popular_and_recent(features, requests: np.ndarray, ads: np.ndarray) -> np.n
 def _bought(
   requests: protocols.EvalRequests, num_ads: int, clip: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  bought, value = (
-    np.zeros((len(requests), num_ads), bool),
-    np.zeros((len(requests), num_ads), np.float32),
-  )
+  bought = np.zeros((len(requests), num_ads), bool)
+  value = np.zeros((len(requests), num_ads), np.float32)
   bought[requests.target_row, requests.target_ad] = True
   value[requests.target_row, requests.target_ad] = np.minimum(requests.target_value, clip)
   return bought, value

@@ -156,7 +156,10 @@ class Rewarder:
   def __init__(
     self, config: PreferenceConfig, contexts: RequestContexts, ads: AdTable, model: Estimator | None
   ):
-    self._config, self._contexts, self._ads, self._model = config, contexts, ads, model
+    self._config = config
+    self._contexts = contexts
+    self._ads = ads
+    self._model = model
     self._reward = resolve(config, ads)
 
   def __call__(self, requests_B: np.ndarray, ad_BC: np.ndarray, logp_BC: np.ndarray) -> np.ndarray:
@@ -196,7 +199,8 @@ class Rewarder:
     wrong_BC = ~(np.abs(reward_BC) <= MOST_REWARD)  # NaN is wrong too
     if wrong_BC.any():
       b, c = np.argwhere(wrong_BC)[0]
-      ad_id, bent = str(self._ads.ad_id[ad_BC[b, c]]), ""
+      ad_id = str(self._ads.ad_id[ad_BC[b, c]])
+      bent = ""
       if abs(given_BC[b, c]) <= MOST_REWARD:
         bent = f", {reward_BC[b, c]} by --reward_power and --exposure"
       raise DataError(
@@ -209,7 +213,8 @@ class Rewarder:
     self, requests_B: np.ndarray, ad_BC: np.ndarray, logp_BC: np.ndarray
   ) -> RewardColumns:
     """All that a reward function may read; arguments as of a call."""
-    contexts, lines = self._contexts, self._contexts.lines
+    contexts = self._contexts
+    lines = self._contexts.lines
     row_BC = np.maximum(ad_BC, 0)
     own_BC = lines.outcomes.of(requests_B, ad_BC)
     logged_BC = np.where(own_BC >= 0, lines.outcomes.value[np.maximum(own_BC, 0)], 0)
@@ -219,7 +224,8 @@ class Rewarder:
       purchase_BC = found.purchase_BC ** (1 - prior) * np.exp(prior * logp_BC)
       value_BC = found.value_BC**self._config.value_exponent
     else:
-      purchase_BC, value_BC = (logged_BC > 0).astype(np.float32), logged_BC
+      purchase_BC = (logged_BC > 0).astype(np.float32)
+      value_BC = logged_BC
     about = contexts.popularity.features(lines.request_time[requests_B], row_BC)
     first = lines.user_first[requests_B]
     spent_B = lines.spent[lines.request_first[requests_B]] - lines.spent[first]
@@ -238,7 +244,8 @@ class Rewarder:
     """(share / mean share)^-weight of the ads, or of their advertisers, over the last four
     weeks: [B, C].
     """
-    config, contexts = self._config, self._contexts
+    config = self._config
+    contexts = self._contexts
     if config.exposure == "none" or not config.exposure_weight:
       return np.ones(row_BC.shape, np.float32)
     seen_BN = contexts.popularity.lately(

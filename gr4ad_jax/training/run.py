@@ -203,7 +203,8 @@ def _train(
           position=task.source.state,
           sums=sums,
         )
-        state, sums = result.state, result.sums
+        state = result.state
+        sums = result.sums
         if result.status == "preempted":
           return result
         if int(state.step) >= trainer.total_steps:

@@ -72,7 +72,8 @@ class Scaling:
     return registry.validate(dataclasses.replace(config, workdir=folder))
 
   def _size(self, width: int) -> dict:
-    scores, losses = [], []
+    scores = []
+    losses = []
     for seed in self._seeds:
       config = self._of(width, seed)
       scores.append(self._scores(config))

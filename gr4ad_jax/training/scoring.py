@@ -38,7 +38,8 @@ def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k
   also = (
     {"also_RC": reranking.proposed(config, inputs, requests)} if isinstance(ranker, Ranker) else {}
   )
-  contexts, deep = inputs.contexts(config, requests.split), reranking.depth(config, k)
+  contexts = inputs.contexts(config, requests.split)
+  deep = reranking.depth(config, k)
   found = ranker.rank(params, contexts, requests.request, deep, left_out=left_out, **also)
   return reranking.rerank(config, inputs, requests, found, k, left_out)
 
@@ -60,19 +61,22 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
       differ.
     FileNotFoundError: a folder that holds no trained run.
   """
-  main, stem = config.model.model, _stem(config.workdir)
+  main = config.model.model
+  stem = _stem(config.workdir)
   systems = {main: [config]}
   names = {_folder(config.workdir)}
   for workdir in beside:
     refused = f"--beside={workdir} is not allowed"
-    other, name = load_config(workdir), _stem(workdir)
+    other = load_config(workdir)
+    name = _stem(workdir)
     if not is_trained(workdir):
       raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
     if _folder(workdir) in names:
       raise ConfigError(f"{refused}: a run named {_folder(workdir)!r} is in the table already")
     names.add(_folder(workdir))
     if name == stem:
-      name, other = main, dataclasses.replace(other, search=config.search)
+      name = main
+      other = dataclasses.replace(other, search=config.search)
     elif name in (main, *baselines.NAMES):
       raise ConfigError(f"{refused}: the table has a system {name!r} already; rename the folder")
     other = seen_ads.treated_as(other, config)  # in one table all systems are treated alike

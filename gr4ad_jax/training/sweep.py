@@ -239,7 +239,8 @@ class Sweep:
       logp_parts.append(logp_BC)
       return np.zeros(ad_BC.shape, np.float32)
 
-    maker, number = self._task.candidate_maker(nothing), len(self._requests)
+    maker = self._task.candidate_maker(nothing)
+    number = len(self._requests)
     made = maker.make(
       self._start, self._requests, lambda done: self._told("candidates", done, number), _ROWS
     )
@@ -273,7 +274,8 @@ class _Remembered:
   """
 
   def __init__(self, model):
-    self._model, self._known = model, {}
+    self._model = model
+    self._known = {}
 
   def estimate(self, requests_B, ads_BC):
     key = requests_B.tobytes()
@@ -286,7 +288,8 @@ class _Kept:
   """Contexts whose batches are made once, and then lie on the device."""
 
   def __init__(self, contexts):
-    self._contexts, self._known = contexts, {}
+    self._contexts = contexts
+    self._known = {}
 
   def batch(self, requests):
     key = requests.tobytes()

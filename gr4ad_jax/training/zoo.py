@@ -20,7 +20,8 @@ from gr4ad_jax.training.inputs import Inputs
 from gr4ad_jax.training.request_task import RequestTask
 from gr4ad_jax.training.runner import Runner
 
-_TIMED_ROWS, _TIMED_CALLS = 64, 7
+_TIMED_ROWS = 64
+_TIMED_CALLS = 7
 _COST = "cost.json"
 _SECOND = ("rerank", "neighbor", "seen")  # knobs of the search that no checkpoint is judged by
 
@@ -60,13 +61,17 @@ class Zoo:
     Raises:
       Stopped: asked to stop; the same call goes on.
     """
-    rankings, unseen, costs, inputs = {}, {}, {}, None
+    rankings = {}
+    unseen = {}
+    costs = {}
+    inputs = None
     for name, config in self._configs.items():
       for seed in self._seeds:
         one = self._of_seed(self._trained_as(name), config, seed)
         folder = self._of_seed(name, config, seed).workdir
         rankings.setdefault(name, []).append(self._runner.ranking(one, "test", folder))
-        other, ad_RK = seen_ads.unseen(one), rankings[name][-1]
+        other = seen_ads.unseen(one)
+        ad_RK = rankings[name][-1]
         if other != one:
           ad_RK = self._runner.ranking(other, "test", folder, one.workdir, name="test_unseen")
         unseen.setdefault(name, []).append(ad_RK)
@@ -124,7 +129,8 @@ class Zoo:
       begin = time.monotonic()
       jax.block_until_ready(ranker.search(params, batch, k))
       seconds.append(time.monotonic() - begin)
-    path, cost = os.path.join(config.workdir, _COST), {}
+    path = os.path.join(config.workdir, _COST)
+    cost = {}
     if os.path.exists(path):
       with open(path, encoding="utf-8") as file:
         cost = json.load(file)

@@ -161,12 +161,14 @@ def _products(ad_id: np.ndarray, text: np.ndarray) -> AdTable:
 def _with_sales(ads: AdTable, events: EventLog) -> AdTable:
   """Adds price and first sale from the train lines."""
   train = events.split == visits.TRAIN
-  ad_E, time_E = events.ad[train], events.time[train]
+  ad_E = events.ad[train]
+  time_E = events.time[train]
   unit_E = events.value[train] / events.quantity[train]
   order = np.lexsort((unit_E, ad_E))
   sold, begin, count = np.unique(ad_E[order], return_index=True, return_counts=True)
   middle = (unit_E[order][begin + (count - 1) // 2] + unit_E[order][begin + count // 2]) / 2
-  price, created = ads.price.copy(), np.full(len(ads), np.iinfo(np.int64).max)
+  price = ads.price.copy()
+  created = np.full(len(ads), np.iinfo(np.int64).max)
   price[sold] = np.round(middle, 4)
   np.minimum.at(created, ad_E, time_E)
   created[created == np.iinfo(np.int64).max] = -1

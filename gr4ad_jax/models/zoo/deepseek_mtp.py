@@ -35,7 +35,8 @@ class ChainDecoder(nn.Module):
   remat: str = "none"
 
   def setup(self):
-    c, T = self.config, self.levels
+    c = self.config
+    T = self.levels
     # Argument 3 of a block's call is `train`, a Python bool that remat must not trace.
     block = rematerialized(DecoderBlock, self.remat, (3,))
     self.blocks = [
@@ -74,7 +75,8 @@ class ChainDecoder(nn.Module):
     states = [h for (h,) in caches or ()]
     out = []
     for t in range(tokens_BMTD.shape[2]):
-      level, token = len(states), tokens_BMTD[:, :, t : t + 1]
+      level = len(states)
+      token = tokens_BMTD[:, :, t : t + 1]
       # The first level reads no code: its token, the start vector, gives the shape alone.
       if level == 0:
         h = jnp.broadcast_to(m_B1TD[:, :, :1], token.shape)

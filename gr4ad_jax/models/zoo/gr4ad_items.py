@@ -118,7 +118,8 @@ class GR4ADItems(ItemHead, GR4AD):
     Padding (-1) has 0. An ad that came after the training has a vector of zeros here, as in
     `decoding/guide.py`.
     """
-    history_BS, known_BK = history_ads(batch), self._known(ads_BK) >= 0
+    history_BS = history_ads(batch)
+    known_BK = self._known(ads_BK) >= 0
     # (B, K, 1) == (B, 1, S). Padding is -1 on both sides; -2 keeps one from matching the other.
     seen_BK = (ads_BK[..., None] == jnp.where(history_BS >= 0, history_BS, -2)[:, None]).any(-1)
     own_BK = jnp.einsum("bd,bkd->bk", self.last_state(batch), self.vectors(ads_BK))

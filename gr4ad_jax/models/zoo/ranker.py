@@ -38,15 +38,20 @@ class Ranker(nn.Module):
     self.ids = (
       self.param("ids", vocab, (min(self.num_ads, c.reward_ids) + 1, D)) if c.reward_ids else None
     )
-    self.pair_in, self.user_in = Linear(2 * D), Linear(2 * D, bias=True)
+    self.pair_in = Linear(2 * D)
+    self.user_in = Linear(2 * D, bias=True)
     self.ad_in = Linear(2 * D)
-    self.slot_in, self.null_slot = Linear(2 * D), Linear(2 * D)
-    self.query, self.read_in = Linear(D), Linear(2 * D)
+    self.slot_in = Linear(2 * D)
+    self.null_slot = Linear(2 * D)
+    self.query = Linear(D)
+    self.read_in = Linear(2 * D)
     self.crosses = [Linear(2 * D, bias=True) for _ in range(c.reward_crosses)]
     self.deep = [Linear(2 * D, bias=True), Linear(D, bias=True)]
     self.value_deep = Linear(D, bias=True)
-    self.purchase_out, self.value_out = Linear(1, bias=True), Linear(1, bias=True)
-    self.norm, self.value_norm = RMSNorm(), RMSNorm()
+    self.purchase_out = Linear(1, bias=True)
+    self.value_out = Linear(1, bias=True)
+    self.norm = RMSNorm()
+    self.value_norm = RMSNorm()
     self.dropout = nn.Dropout(c.reward_dropout)
 
   def embed(self, codes: jax.Array, row: jax.Array, train: bool) -> jax.Array:

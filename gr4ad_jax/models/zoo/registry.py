@@ -60,7 +60,8 @@ def validate(config: Config, base: Config | None = None) -> Config:
     ConfigError: what `config.validate` or the model's `build` refuses, or a change of a knob that
       --model does not read.
   """
-  ignored, name = unread(config), config.model.model
+  ignored = unread(config)
+  name = config.model.model
   for section in config_lib.SECTIONS if base else ():
     plain = config_lib.SECTIONS[section]()
     for knob, value in vars(getattr(config, section)).items():

@@ -84,7 +84,9 @@ class EncoderLayer(nn.Module):
     qkv = Linear(3 * D, name="qkv")(RMSNorm(name="attention_norm")(x_BXD)).reshape(
       B, X, 3, c.heads, -1
     )
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    q = qkv[:, :, 0]
+    k = qkv[:, :, 1]
+    v = qkv[:, :, 2]
     logits = product("bxhd,byhd->bhxy", q, k) / np.sqrt(D // c.heads)
     # (B, 1, 1, X) hides keys, (1, H, X, X) is the same bias for all requests. It is added before
     # the mask, which must have the last word.
@@ -113,7 +115,9 @@ class DecoderLayer(nn.Module):
     qkv = Linear(3 * D, name="self_qkv")(RMSNorm(name="self_norm")(h_BMTD)).reshape(
       B, M, T, 3, c.heads, -1
     )
-    q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+    q = qkv[..., 0, :, :]
+    k = qkv[..., 1, :, :]
+    v = qkv[..., 2, :, :]
     if cache is not None:
       k, v = (jnp.concatenate([old, new], axis=2) for old, new in zip(cache, (k, v), strict=True))
     # As in `lazy_decoder.DecoderBlock`: the T queries stand at the end of all levels so far, each
@@ -177,14 +181,13 @@ class Tiger(nn.Module):
     axes = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, None))
     self.relative = self.param("relative", axes, (BUCKETS, c.heads))
     # The numbers are that of `train` in the layers' calls, a Python bool that remat must not trace.
-    encoder, decoder = (
-      rematerialized(EncoderLayer, self.remat, (4,)),
-      rematerialized(DecoderLayer, self.remat, (5,)),
-    )
+    encoder = rematerialized(EncoderLayer, self.remat, (4,))
+    decoder = rematerialized(DecoderLayer, self.remat, (5,))
     self.encoder = [encoder(c, name=f"encoder_{i}") for i in range(c.layers)]
     self.decoder = [decoder(c, name=f"decoder_{i}") for i in range(c.layers)]
     self.cross = [Linear(2 * c.width, name=f"cross_kv_{i}") for i in range(c.layers)]
-    self.encoder_norm, self.decoder_norm = RMSNorm(), RMSNorm()
+    self.encoder_norm = RMSNorm()
+    self.decoder_norm = RMSNorm()
     self.heads = [
       Linear(v, ("embed", "mlp"), out_dtype=jnp.float32, name=f"head_{t}")
       for t, v in enumerate(self.codebooks)
@@ -197,7 +200,8 @@ class Tiger(nn.Module):
 
   def start(self, batch: RequestBatch, *, train: bool = False) -> TigerStart:
     """Encodes the start and the T codes of every ad of the history."""
-    c, T = self.config, len(self.codebooks)
+    c = self.config
+    T = len(self.codebooks)
     B, S, _ = batch.slot_codes_BST.shape
     # (B, S, T, D) -> (B, S · T, D): the codes of an ad stand together, in the order of the levels.
     tokens = jnp.stack(
@@ -223,7 +227,8 @@ class Tiger(nn.Module):
 
   def _decode(self, start: TigerStart, tokens_BMTD: jax.Array, *, train: bool, caches=None):
     """States [B, M, T, D] of embedded codes, each the one of the level before; and the caches."""
-    after, h = [], self.dropout(tokens_BMTD, deterministic=not train)
+    after = []
+    h = self.dropout(tokens_BMTD, deterministic=not train)
     for i, layer in enumerate(self.decoder):
       h, cache = layer(
         h, start.keys[i], start.values[i], start.mask_BX, train, caches[i] if caches else None

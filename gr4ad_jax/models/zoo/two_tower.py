@@ -33,10 +33,14 @@ class TwoTower(ItemModel):
 
   def make_layers(self):
     D = self.config.width
-    self.slot_in, self.slot_kv = Linear(2 * D, bias=True), Linear(2 * D)
-    self.user_in, self.query = Linear(2 * D, bias=True), Linear(D)
-    self.user_hidden, self.user_out = Linear(2 * D, bias=True), Linear(D)
-    self.ad_hidden, self.ad_out = Linear(2 * D, bias=True), Linear(D)
+    self.slot_in = Linear(2 * D, bias=True)
+    self.slot_kv = Linear(2 * D)
+    self.user_in = Linear(2 * D, bias=True)
+    self.query = Linear(D)
+    self.user_hidden = Linear(2 * D, bias=True)
+    self.user_out = Linear(D)
+    self.ad_hidden = Linear(2 * D, bias=True)
+    self.ad_out = Linear(D)
     self.dropout = Dropout(self.config.dropout)
 
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
