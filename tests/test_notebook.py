@@ -49,7 +49,7 @@ def test_it_is_clean(name, nbformat):
 
 
 def test_all_begin_alike():
-  assert _NAMES == ["bring_your_own_data", "quickstart", "reproduce_table"]
+  assert _NAMES == ["bring_your_own_data", "quickstart", "reproduce_table", "segment"]
   for cell in ("install-text", "install", "devices"):
     assert len({_sources(name)[cell] for name in _NAMES}) == 1
 
@@ -83,9 +83,9 @@ def test_it_installs_for_the_accelerator(device, extra, repo, monkeypatch):
     exec(source, {})
   [command] = calls
   package = (
-    "../..[data,text,plots,log]"
+    "../..[data,text,segmentation,plots,log]"
     if repo == "../.."
-    else f"gr4ad_jax[data,text,plots,log] @ git+{repo}"
+    else f"gr4ad_jax[data,text,segmentation,plots,log] @ git+{repo}"
   )
   assert command == [
     sys.executable,
@@ -232,6 +232,20 @@ def test_quickstart_runs(execute, tmp_path, monkeypatch):
   assert len(found["table"]) == 2 and "gr4ad" in _shown(found["table"], "text/markdown")[0]
   assert len(_text(found["recommend"]).splitlines()) == 10
   assert (tmp_path / "run" / "eval" / "metrics.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.usefixtures("compile_cache")
+def test_segment_runs(execute, tmp_path, monkeypatch):
+  for name, value in {
+    "STEPS": 2, "SCENES": 16, "WORKDIR": tmp_path / "run", "DATA": tmp_path / "data",
+  }.items():  # fmt: skip
+    monkeypatch.setenv(f"SEGMENT_{name}", str(value))
+  found = execute("segment")
+  assert "step 2/2" in _text(found["train"]) and _shown(found["scenes"], "image/png")
+  assert "shuffled sentences" in _text(found["table"]) and _shown(found["table"], "image/png")
+  assert 0 < len(_text(found["segment"]).splitlines()) < 4
 
 
 # Sizes at which compiling takes most of the time, and that without optimisations.
