@@ -40,6 +40,11 @@ FAMILIES = {
     ),
     report="gr4ad_jax.serving.examples:report",
   ),
+  "btdnet": Family(
+    "gr4ad_jax.segmentation.task:SegmentationTask",
+    own="gr4ad_jax.segmentation.sections:SegmentationConfig",
+    report="gr4ad_jax.segmentation.report:report",
+  ),
 }  # fmt: skip
 """Name -> parts. A new family is one line here."""
 

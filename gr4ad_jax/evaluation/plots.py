@@ -103,20 +103,27 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
 
 @contextlib.contextmanager
 def panels(
-  count: int, size: tuple[float, float], png_path: str, width_ratios: Sequence[float] | None = None
+  count: int,
+  size: tuple[float, float],
+  png_path: str,
+  width_ratios: Sequence[float] | None = None,
+  columns: int = 0,
 ) -> Iterator[Sequence]:
-  """Gives `count` axes side by side in the house style, and saves them at the end of the block.
+  """Gives `count` axes in the house style, row by row, and saves them at the end of the block.
 
   Args:
-    count: of the axes.
+    count: of the axes; a multiple of `columns`.
     size: width and height of the picture, inches.
     png_path: where the picture goes.
-    width_ratios: of the axes to each other. None: all alike.
+    width_ratios: of the columns to each other. None: all alike.
+    columns: axes side by side; 0: all.
   """
   matplotlib = _matplotlib()
+  columns = columns or count
   with matplotlib.rc_context(STYLE):
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
-    yield figure.subplots(1, count, squeeze=False, width_ratios=width_ratios)[0]
+    axes = figure.subplots(count // columns, columns, squeeze=False, width_ratios=width_ratios)
+    yield axes.ravel()
     _save(figure, png_path)
 
 

@@ -127,7 +127,9 @@ def _wordllama_model() -> Any:
 def _model_folder(texts: list[str], folder: str) -> np.ndarray:
   """A BERT is run here; any other sentence-transformers model by its own package."""
   if sentence_encoder.is_model(folder):
-    return _bert(folder)(texts)
+    vectors_ND = _bert(folder)(texts)
+    vectors_ND[[not text.strip() for text in texts]] = 0  # else they would all be alike
+    return vectors_ND
   return _sentence_model(folder).encode(texts, show_progress_bar=False)
 
 

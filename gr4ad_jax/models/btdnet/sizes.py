@@ -10,7 +10,7 @@ from gr4ad_jax.models.btdnet.model import BTDNet, Parts
 from gr4ad_jax.models.btdnet.swin import SwinSize
 
 SWINS = {
-  "tiny": SwinSize(64, (2, 2, 2), (2, 4, 8), 8),
+  "tiny": SwinSize(48, (1, 2, 2), (2, 4, 8), 8),
   "T": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
   "S": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
   "B": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32), 12),

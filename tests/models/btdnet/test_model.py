@@ -9,10 +9,12 @@ import pytest
 
 from gr4ad_jax.models.btdnet import sizes
 from gr4ad_jax.models.btdnet.bert import BertSize
+from gr4ad_jax.models.btdnet.layers import coordinates
 from gr4ad_jax.models.btdnet.model import MEAN, STD, BTDNet, Parts, normalized, target_logit
 from gr4ad_jax.models.btdnet.object_learning import Hidden
 from gr4ad_jax.models.btdnet.swin import SwinSize
 from gr4ad_jax.segmentation.sections import SegmentationConfig
+from tests.models.btdnet import reference
 from tests.models.btdnet.build import applied, close, drawn
 
 VISION = SwinSize(8, (1, 2), (2, 2), 4, coordinates=True)
@@ -78,6 +80,51 @@ def test_a_pass_rebuilds_only_what_was_asked_for_and_the_mask_does_not_change():
   assert learning.rebuilt_map_BHWC.shape == learning.deepest_BHWC.shape == (2, 3, 2, 16)
   assert plain.logits_BHW2.shape == (2, 24, 16, 2)
   close(learning.logits_BHW2, plain.logits_BHW2)
+
+
+def _by_loops(params, image, tokens, mask, parts):
+  """The whole forward of one image, put together from `reference`."""
+  x = (image / 255 - np.array(MEAN)) / np.array(STD)
+  x = np.pad(x, ((0, -len(x) % 4), (0, -x.shape[1] % 4), (0, 0)))
+  x = reference.conv(params["stem"]["projection"], x, 4, 0)
+  x = reference.layer_norm(params["stem"]["norm"], x)
+  x = x + reference.linear(params["stem"]["place"], coordinates(*x.shape[:2]))
+  words = reference.bert(params["encoder"], tokens, mask, TEXT.layers, TEXT.heads)
+  maps = []
+  for i, depth in enumerate(VISION.depths):
+    if i:
+      x = reference.patch_merging(params[f"merges_{i - 1}"], x)
+    for j in range(depth):
+      block = params[f"stages_{i}"][f"block_{j}"]
+      x = reference.swin_block(block, x, VISION.heads[i], VISION.window, bool(j % 2))
+    H, W, C = x.shape
+    seen = x
+    pair = reference.gated_fusion(
+      params[f"fusions_{i}"],
+      x.reshape(H * W, C),
+      words,
+      mask,
+      parts.bsc in ("vision", "both"),
+      False,
+    )
+    x, out = (part.reshape(H, W, C) for part in pair)
+    maps.append(out)
+    if parts.bsc in ("words", "both") and i + 1 < len(VISION.depths):
+      words = reference.vision_to_words(params[f"to_words_{i}"], words, seen)
+  height, width = image.shape[:2]
+  return reference.twin_decoder(
+    params["decoder"], maps, height, width, parts.subpixel, parts.decoder == "shared"
+  )[0]
+
+
+@pytest.mark.parametrize(("bsc", "decoder"), [("both", "twin"), ("words", "shared")])
+def test_the_whole_forward_equals_loops(bsc, decoder):
+  image, tokens, mask = inputs()
+  module = model(bsc=bsc, decoder=decoder)
+  params = drawn(module, image, tokens, mask, spread=0.3)
+  ours = applied(module, params, image, tokens, mask).logits_BHW2
+  for b in range(2):
+    close(ours[b], _by_loops(params, image[b], tokens[b], mask[b], module.parts))
 
 
 @pytest.mark.parametrize("bsc", ["off", "both"])

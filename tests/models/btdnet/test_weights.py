@@ -15,6 +15,7 @@ from gr4ad_jax.models.btdnet.bert import Bert, BertSize
 from gr4ad_jax.models.btdnet.sentence_encoder import SentenceEncoder, is_model
 from gr4ad_jax.models.btdnet.swin import SwinSize
 from gr4ad_jax.models.btdnet.word_pieces import SPECIAL, WordPieces
+from gr4ad_jax.sid import encoders
 from tests.models.btdnet import reference
 from tests.models.btdnet.build import applied, arrays, close, drawn
 
@@ -350,6 +351,10 @@ def test_a_folder_that_is_no_such_bert_is_told(tmp_path):
   (tmp_path / "config.json").write_text(good)
   found = SentenceEncoder(str(tmp_path))(["a b", "c", ""])
   np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+  # as the encoder of UA-SIDs: an ad without a text has no direction
+  of_ads = encoders._model_folder(["a b", "c", " "], str(tmp_path))
+  np.testing.assert_array_equal(of_ads[:2], found[:2])
+  assert not of_ads[2].any()
   (tmp_path / "1_Pooling").mkdir()
   (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}')
   assert not is_model(str(tmp_path))
