@@ -15,17 +15,20 @@ from gr4ad_jax.serving.starting import Gateway
 
 
 async def app(scope, receive, send):
-  """Reads the body, then answers with its length, or with as many bytes as the path says."""
-  body = b""
+  """Reads the body, then answers with its length, or with as many bytes as the path says.
+
+  It does not keep the body: how large one may be is the guard's to say, not the connection's.
+  """
+  length = 0
   more = True
   while more:
     message = await receive()
     if message["type"] == "http.disconnect":
       return
-    body += message.get("body", b"")
+    length += len(message.get("body", b""))
     more = message.get("more_body", False)
   path = scope["path"].strip("/")
-  content = b"x" * int(path) if path.isdigit() else str(len(body)).encode()
+  content = b"x" * int(path) if path.isdigit() else str(length).encode()
   headers = [(b"content-length", str(len(content)).encode())]
   await send({"type": "http.response.start", "status": 200, "headers": headers})
   await send({"type": "http.response.body", "body": content})

@@ -4,6 +4,7 @@ meanwhile.
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -20,6 +21,22 @@ LIMITS = connections.Limits(connections=20, of_a_peer=0, header_bytes=4096, seco
 GET = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
 MANY = 200
+
+
+@pytest.fixture(autouse=True)
+def collected_as_in_a_server():
+  """Garbage is collected as by default, and what other tests left is no part of it.
+
+  `tests/conftest.py` collects rarely. An attack is judged by the memory and the time that it costs,
+  and a collection of all that a session of tests holds takes a second.
+  """
+  rarely = gc.get_threshold()
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(700, 10, 10)
+  yield
+  gc.set_threshold(*rarely)
+  gc.unfreeze()
 
 
 @pytest.fixture
