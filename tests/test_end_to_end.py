@@ -110,6 +110,7 @@ def test_a_trace_beyond_the_end_is_refused(trained, source):
   )
 
 
+@pytest.mark.long
 def test_a_finished_run_is_not_trained_again(trained, source):
   workdir, first = trained
   lines = (workdir / "metrics.jsonl").read_text()

@@ -131,10 +131,13 @@ def test_what_is_for_request_models_refuses_it(whole):
 
 
 def test_an_unknown_family_is_named():
-  with pytest.raises(ConfigError, match="--family=bird is not allowed: any of requests, toy"):
+  with pytest.raises(
+    ConfigError, match="--family=bird is not allowed: any of requests, btdnet, toy"
+  ):
     Config(family="bird")
 
 
+@pytest.mark.long
 def test_killed_between_two_lines_it_ends_as_the_uninterrupted_run(whole, tmp_path):
   """Saved at step 6 and 9, in the middle of a window of sums."""
   job = _job(tmp_path / "run", pause=0.3)

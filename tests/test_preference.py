@@ -72,6 +72,7 @@ def test_rounds_are_told_and_only_the_last_are_kept(whole):
   assert kept == ["SHA256SUMS", "round_00000003.npz", "round_00000006.npz", "start.json"]
 
 
+@pytest.mark.long
 def test_the_policy_starts_from_the_other_run_with_its_codes(start, whole):
   config, _ = whole
   inputs = inputs_lib.prepare_inputs(config)

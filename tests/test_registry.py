@@ -58,18 +58,10 @@ def test_a_toy_model_is_trained_and_evaluated(log, tmp_path, monkeypatch, compil
   )
 
 
-# GR4AD goes this way in other tests, and one model of single ads here. The others differ from them
-# in their modules alone, and what those compute has its own tests.
-_ALIKE = sorted(set(registry.MODELS) - {"gr4ad", "sasrec"})
-
-
-@pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(name, marks=[pytest.mark.long] * (name in _ALIKE))
-    for name in sorted(set(registry.MODELS) - {"gr4ad"})
-  ],
-)
+# GR4AD goes this way in other tests, and the toy model above. The others differ from them in their
+# modules alone, and what those compute has its own tests.
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(set(registry.MODELS) - {"gr4ad"}))
 def test_every_model_goes_through_training_and_use(log, tmp_path, name, compile_cache):
   layers = ("--layers=3",) if name == "deepseek_mtp" else ()
   done = train(log, tmp_path / name, name, "--item_start=ppmi", *layers)

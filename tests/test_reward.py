@@ -59,6 +59,7 @@ def model(workdir, trained):
   return RewardModel.load(config, inputs_lib.prepare_inputs(config))
 
 
+@pytest.mark.long
 def test_the_report_says_how_far_to_trust_it(workdir, trained):
   assert "parameters: " in trained and " pairs/s" in trained
   assert "AUC" in trained and "calibration error by decile" in trained and "| p x value" in trained
@@ -71,6 +72,7 @@ def test_the_report_says_how_far_to_trust_it(workdir, trained):
   )
 
 
+@pytest.mark.long
 def test_estimates_of_an_ad_do_not_depend_on_the_others(model):
   requests = np.array([4, 9, 2])
   whole = model.estimate(requests, np.broadcast_to(np.arange(24), (3, 24)))
@@ -103,6 +105,7 @@ def test_stopped_and_gone_on_it_is_the_uninterrupted_model(workdir, model, tmp_p
   assert again._calibration == model._calibration
 
 
+@pytest.mark.long
 def test_other_settings_are_refused(workdir, trained):
   done = tiny.run("reward", f"--workdir={workdir}", "--reward_width=16")
   assert (

@@ -239,6 +239,7 @@ def test_mistakes_are_one_line(workdir, arguments, message):
   assert err.startswith("error: ") and message in err
 
 
+@pytest.mark.long
 def test_a_second_server_on_one_run_is_refused(workdir):
   with serving(workdir) as server:
     port = server.address.rpartition(":")[2]

@@ -18,6 +18,7 @@ def _outcome(due, seconds=0.01, status=200, source="model", width=8, retry_after
   return Outcome(due, 0.0, seconds, status, source if status == 200 else "", width, retry_after)
 
 
+@pytest.mark.long
 def test_the_suite_measures_both_servers_and_draws_them(tmp_path):
   pytest.importorskip("matplotlib")
   told, out = [], tmp_path / "serve.json"

@@ -136,7 +136,7 @@ def lists_of(batch, index, counts, seed=1):
       (1000, 300, 1, 0),
       marks=pytest.mark.long,
     ),
-    ("history bias", {}, (300, 40, 0, 1000)),
+    pytest.param("history bias", {}, (300, 40, 0, 1000), marks=pytest.mark.long),
     pytest.param("items", {"item_weight": 0.7}, (0, 40, 300, 1000), marks=pytest.mark.long),
   ],
 )
@@ -157,7 +157,7 @@ def test_the_search_is_that_of_an_index_without_the_ads(kind, settings, counts):
     assert len(rows) < 300 or (plain.ad_RK[request] != found.ad_RK[request]).any()
 
 
-@pytest.mark.parametrize("kind", ["plain", "items"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("items", marks=pytest.mark.long)])
 def test_only_some_ads_and_not_these_of_them(kind):
   model, params, batch, index = system(kind)
   search = SearchConfig(beams=BEAMS, item_weight=0.7 if kind == "items" else 0.0)

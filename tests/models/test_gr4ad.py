@@ -226,6 +226,7 @@ def test_the_compute_dtype_is_as_asked_or_the_devices(monkeypatch):
     assert [str(compute_dtype(config)) for config in asked] == [auto, "float32", "bfloat16"]
 
 
+@pytest.mark.long
 def test_each_policy_keeps_less_than_the_one_before():
   B, M, T, S, D = 32, 16, 4, 8, 32
   config = dataclasses.replace(tiny.CONFIG, layers=4, lazy_layers=0, width=D, heads=2, kv_groups=2)

@@ -36,6 +36,7 @@ _BASE = dataclasses.replace(
 )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("own", "gflops"),
   [(_TINY, (0.5, 5)), pytest.param(_BASE, (1000, 6000), marks=pytest.mark.long)],

@@ -34,7 +34,7 @@ def first(k):
   return lambda entries: entries[:k]
 
 
-@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("even", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_day_of_ten_thousand_requests_keeps_to_budgets_and_plan(even):
   """Users come as the traffic does; five accounts have budgets that demand would exceed."""
   rng, clock, k = np.random.default_rng(0), Clock(), 3

@@ -102,6 +102,7 @@ def test_unified_weighs_each_candidate(parts):
   assert loss == pytest.approx(vsl_of(parts, w_vsl)[0] + 2 * expected, rel=1e-4)
 
 
+@pytest.mark.long
 def test_without_reference_rspo_sees_the_policy_alone(parts):
   _, logp_BC = vsl_of(parts)
   batch = parts[2]

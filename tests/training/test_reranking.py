@@ -75,6 +75,7 @@ def test_the_reward_models_order(workdir):
   np.testing.assert_allclose(np.exp(found.logp_RK) * found.value_RK, best, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prior", [0.3, 1.0])
 def test_the_first_stage_has_its_share(workdir, prior):
   plain, settings = (
@@ -96,6 +97,7 @@ def test_the_first_stage_has_its_share(workdir, prior):
   assert (both.ad_RK != second.ad_RK).any()
 
 
+@pytest.mark.long
 def test_an_ad_that_the_first_stage_did_not_find_has_its_lowest_share(workdir):
   settings = {
     "reranker": "reward",
@@ -113,6 +115,7 @@ def test_an_ad_that_the_first_stage_did_not_find_has_its_lowest_share(workdir):
   np.testing.assert_array_equal(both.ad_RK, first.ad_RK)  # what the context adds comes after them
 
 
+@pytest.mark.long
 def test_evaluate_takes_the_flag(workdir):
   reranking.prepare(
     with_reranker(workdir, reranker="reward"), inputs_lib.prepare_inputs(load_config(str(workdir)))
@@ -262,6 +265,7 @@ def test_neighbors_need_the_order_of_likelihood():
     validate(Config(search=SearchConfig(reranker="neighbors", order="ecpm")))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("lightgbm") is None, reason="needs the lightgbm extra")
 def test_lightgbm_is_trained_once_and_ranks(workdir):
   config = with_reranker(workdir, reranker="lightgbm")

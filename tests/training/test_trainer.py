@@ -34,6 +34,7 @@ def made(log, model, *more):
   return trainer.task.inputs, trainer.state.params
 
 
+@pytest.mark.long
 def test_vectors_of_ads_start_from_co_occurrence_alone_or_with_content(log):
   inputs, params = made(log, "sasrec", "--item_start=ppmi")
   lines = inputs.lines
@@ -52,6 +53,7 @@ def test_vectors_of_ads_start_from_co_occurrence_alone_or_with_content(log):
   np.testing.assert_allclose(params[row_tables.NAME][:ads], both, atol=1e-5)
 
 
+@pytest.mark.long
 def test_codes_start_with_the_mean_of_their_ads(log):
   _, random = made(log, "gr4ad_items")
   inputs, params = made(log, "gr4ad_items", "--item_start=ppmi")

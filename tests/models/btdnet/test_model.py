@@ -143,6 +143,7 @@ def test_the_mask_reads_the_sentence_and_no_padding(bsc):
   np.testing.assert_array_equal(before[0], after[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.long), "full"])
 def test_what_is_computed_again_changes_no_gradient(remat):
   image, tokens, mask = inputs()

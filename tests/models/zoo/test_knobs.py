@@ -319,7 +319,11 @@ def test_features_are_read_by_the_models_that_say_so(model):
   assert bool(seen) == (knobs.FEATURES <= one.model.reads)
 
 
-@pytest.mark.parametrize("model", TRACED)
+@pytest.mark.parametrize(
+  # gr4ad reads the most knobs, and takes longest.
+  "model",
+  [pytest.param(m, marks=[pytest.mark.long] * (m == "gr4ad")) for m in TRACED],
+)
 def test_a_knob_that_is_read_changes_something(model):
   reads, before = registry.find(config_of(model)).reads - knobs.LISTS - knobs.FEATURES, {}
   if model == "gr4ad":
