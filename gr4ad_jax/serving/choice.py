@@ -9,8 +9,7 @@ import numpy as np
 
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.schema import DAY, DataError, EventLog
-
-_KEPT = 64  # sets of ads that are kept while the ads stay what they are
+from gr4ad_jax.sid.holdings import SETS_KEPT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,7 @@ class AdSets:
     with self._lock:
       if key not in self._made:
         self._made[key] = self._make(accounts, categories, but_accounts)
-        while len(self._made) > _KEPT:
+        while len(self._made) > SETS_KEPT:
           self._made.popitem(last=False)
       self._made.move_to_end(key)
       return self._made[key]

@@ -5,6 +5,7 @@ whose UA-SIDs begin with its prefix. Their keys are a run of the sorted ones, so
 count them at any depth, and the trie's arrays stay as they are.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import numpy as np
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.overlay import OverlayArrays
 from gr4ad_jax.sid.trie_arrays import INACTIVE, pack, places, run_starts
+
+SETS_KEPT = 64  # sets of rows that are kept of a view, those asked for last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +144,9 @@ class Holdings:
     self._key_N = key_N
     self._changes = changes
     self._places = places(leaves.codebooks)
-    # id of a set's array -> what was made of it, which holds the array: so no id comes again
-    self._made: dict[int, Holdings] = {}
+    # id of a set's array -> what was made of it, the one asked for last at the end. It holds the
+    # array, so the id of an entry is no other array's.
+    self._made: collections.OrderedDict[int, Holdings] = collections.OrderedDict()
     if allowed_N is None:
       self._start = leaves.leaf_start
       self._came = changes.came_key
@@ -165,10 +169,18 @@ class Holdings:
     return cls(leaves, key_N)
 
   def only(self, allowed_N: np.ndarray) -> "Holdings":
-    """The same view, with none but these rows: bool, one a row. Made once an array, in O(N)."""
-    if id(allowed_N) not in self._made:
-      self._made[id(allowed_N)] = Holdings(self._leaves, self._key_N, self._changes, allowed_N)
-    return self._made[id(allowed_N)]
+    """The same view, with none but these rows: bool, one a row.
+
+    Made once an array, in O(N), and kept while it is among the last that were asked for: clients
+    choose the sets, so without a limit they would choose how much memory is taken.
+    """
+    made = self._made.pop(id(allowed_N), None)
+    if made is None:
+      made = Holdings(self._leaves, self._key_N, self._changes, allowed_N)
+    self._made[id(allowed_N)] = made
+    if len(self._made) > SETS_KEPT:
+      self._made.popitem(last=False)
+    return made
 
   def without(self, rows: np.ndarray) -> "Holdings":
     """The same view without some rows. Its time grows with N, as a new mask is made."""

@@ -21,6 +21,7 @@ from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.left_out import LeftOut
 from gr4ad_jax.sid.live_index import LiveIndex
 from tests.models import tiny
+from tests.sid import churn
 
 CODEBOOKS, ADS = (16, 12, 8), 1_500  # 1,536 UA-SIDs: about 580 hold no ad, many hold several
 BEAMS = (6, 20, 40)
@@ -246,14 +247,7 @@ def test_a_changing_index_is_searched_without_the_ads(steps):
   live, rng = Live(), np.random.default_rng(3)
   for step in range(steps):
     for _ in range(60):
-      row = int(rng.integers(0, ADS + 40))
-      if row in live.active and rng.random() < 0.6:
-        live.index.set(row, None)
-        del live.active[row]
-      else:
-        codes = tuple(int(rng.integers(0, size)) for size in CODEBOOKS)
-        live.index.set(row, codes)
-        live.active[row] = codes
+      churn.change(live.index, live.active, rng, CODEBOOKS, rows=ADS + 40, leaving=0.6)
     if step % 3 == 2:
       live.index.merge()
     # The third request names more than a list has room for; the last has a set as well.

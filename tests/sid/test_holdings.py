@@ -1,12 +1,15 @@
 """Which rows hang where, counted by loops; and lists of ads without those that are left out."""
 
+import weakref
+
 import numpy as np
 import pytest
 
-from gr4ad_jax.sid.holdings import Holdings
+from gr4ad_jax.sid.holdings import SETS_KEPT, Holdings
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.left_out import LeftOut
 from gr4ad_jax.sid.live_index import LiveIndex
+from tests.sid import churn
 
 CODEBOOKS = (4, 5, 3)
 
@@ -20,14 +23,7 @@ class Walked:
     self.index = LiveIndex(codes_NT, CODEBOOKS, overlay=128)
     self.active = dict(enumerate(map(tuple, codes_NT.tolist())))
     for _ in range(changes):
-      row = int(rng.integers(0, 75))
-      if row in self.active and rng.random() < 0.5:
-        self.index.set(row, None)
-        del self.active[row]
-      else:
-        codes = tuple(int(rng.integers(0, size)) for size in CODEBOOKS)
-        self.index.set(row, codes)
-        self.active[row] = codes
+      churn.change(self.index, self.active, rng, CODEBOOKS, rows=75, leaving=0.5)
     main, overlay, self.holdings = self.index.snapshot()
     self.prefix_of = [{0: ()}]  # node number -> prefix, a dict for each depth
     for level in range(len(CODEBOOKS)):
@@ -196,3 +192,19 @@ def test_a_fixed_index_has_the_holdings_of_a_live_one():
   for one, other in pairs:
     np.testing.assert_array_equal(one.child_n, other.child_n)
     np.testing.assert_array_equal(one.parent_n, other.parent_n)
+
+
+def test_only_the_sets_that_were_asked_for_last_are_kept():
+  whole = Walked(0, 20).holdings
+  sets = [np.arange(75) % (n + 2) > 0 for n in range(SETS_KEPT + 1)]
+  first = weakref.ref(whole.only(sets[0]))
+  second = whole.only(sets[1])
+  for allowed_N in sets[2:-1]:
+    whole.only(allowed_N)
+  assert first() is whole.only(sets[0])  # all fit, and the first was asked for again
+  whole.only(sets[-1])
+  assert first() is whole.only(sets[0])
+  assert whole.only(sets[1]) is not second  # it was asked for longest ago
+  for number in range(SETS_KEPT):
+    whole.only(np.arange(75) % 7 == number % 7)
+  assert first() is None
