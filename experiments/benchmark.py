@@ -74,8 +74,7 @@ _ADS = flags.DEFINE_list(
   "ads",
   [],
   "Ads of the made-up catalogue. throughput, table, kmeans, swing: one number, 1000000 if empty. "
-  "index: one or more, "
-  "10000,100000,1000000,10000000 if empty.",
+  "index: one or more, 10000,100000,1000000,10000000 if empty.",
 )
 _EVENTS = flags.DEFINE_integer(
   "events", 100_000_000, "swing: events of the made-up log.", lower_bound=1

@@ -18,8 +18,7 @@ _BESIDE = flags.DEFINE_list(
   "beside",
   [],
   "Workdirs of other runs on the same data, for the same table; folders that differ by _seed<n> "
-  "alone, "
-  "that of --workdir among them, are averaged.",
+  "alone, that of --workdir among them, are averaged.",
 )
 
 

@@ -220,8 +220,7 @@ class ItemConfig:
   item_loss: str = knob(
     "softmax",
     "Softmax over all ads; over target, history and sampled ads; over the batch's targets, "
-    "corrected for how often an "
-    "ad is one; or binary, one sampled ad a target.",
+    "corrected for how often an ad is one; or binary, one sampled ad a target.",
     choices=("softmax", "sampled", "inbatch", "bce"),
   )
   item_negatives: int = knob(1024, "Ads drawn a step, evenly, for --item_loss=sampled.", low=1)
@@ -328,8 +327,7 @@ class PreferenceConfig:
   reward: str = knob(
     "revenue",
     "What a candidate is worth: 'revenue', 'margin' or 'lifetime' by the reward model, 'logged' "
-    "revenue, or your own "
-    "package.module:function over the columns of training/rewards.py.",
+    "revenue, or your own package.module:function over the columns of training/rewards.py.",
   )
   margins_path: str = knob(
     "", "--reward=margin: ad_id and margin, the share of its money that is kept (.csv)."
@@ -476,9 +474,8 @@ class TrainConfig:
   remat: str = knob(
     "none",
     "What is kept for the backward pass of a model's blocks, context and heads: everything; the "
-    "products of weights, "
-    "logits aside (dots); or their inputs alone (full). The rest is computed again: less memory, "
-    "more time.",
+    "products of weights, logits aside (dots); or their inputs alone (full). The rest is computed "
+    "again: less memory, more time.",
     choices=("none", "dots", "full"),
     free=True,
   )
@@ -571,9 +568,8 @@ class SearchConfig:
   reranker: str = knob(
     "none",
     "Evaluation's second stage: orders the ads found and those of the context slots by p * "
-    "E[value]^exponent, by the "
-    "run's reward model or LightGBM on the same features; or adds to the ads' scores what "
-    "followed the history's ads.",
+    "E[value]^exponent, by the run's reward model or LightGBM on the same features; or adds to "
+    "the ads' scores what followed the history's ads.",
     choices=("none", "reward", "lightgbm", "neighbors"),
   )
   rerank_candidates: int = knob(

@@ -160,10 +160,11 @@ class Excluder:
       most = max(int(np.bincount(dead.request_n, minlength=1).max()) for dead in levels)
       room = bucket(most)
     else:
-      for request in _longer(levels, room):  # too many for a list: bits of its own
+      longer = _longer(levels, room)
+      for request in longer:  # too many for a list: bits of its own
         named = left_out.row_E[left_out.request_E == request]
         set_B[request] = (set_B[request] or holdings).without(named)
-      levels = [_kept(dead, _longer(levels, room)) for dead in levels]
+      levels = [_kept(dead, longer) for dead in levels]
     parent_TBP, child_TBP = _lists(levels, B, room)
     sparse_B = np.array([some is not None for some in set_B])
     return Excluded(parent_TBP, child_TBP, sparse_B, self._bits(holdings, set_B))

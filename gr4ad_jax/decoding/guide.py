@@ -20,7 +20,8 @@ from gr4ad_jax.sid.holdings import Holdings
 from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.left_out import LeftOut
 
-# times as many nodes as candidates are still scored faster all at once than candidates one by one
+# So many times as many nodes as candidates are still scored faster all at once than the candidates
+# one by one.
 _FEW = 16
 
 

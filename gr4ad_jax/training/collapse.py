@@ -70,8 +70,8 @@ class CollapseGuard:
     for name in fallen:
       _log.warning(
         "collapse: at step %d the policy's %s is %.4f, below %g of the start's %.4f; lower "
-        "--preference_weight or "
-        "--learning_rate, or refresh the reference less often (--refresh_steps)",
+        "--preference_weight or --learning_rate, or refresh the reference less often "
+        "(--refresh_steps)",
         step,
         name,
         found[name],

@@ -13,13 +13,11 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import column_files
+from gr4ad_jax.data.builders.stored import StoredBuilder
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import SPLITS, AdTable, DataError, Dataset, EventLog, Report
 
 tfds = optional("tensorflow_datasets")
-optional(
-  "array_record.python.array_record_module"
-)  # TFDS would name it only after the reading is done
 
 AD_TEXTS = ("ad_id", "text", "account_id", "category", "conversion_type", "form")
 EVENT_COLUMNS = {
@@ -33,7 +31,7 @@ EVENT_COLUMNS = {
 PARTS = ("ads", "events")
 
 
-class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class TableBuilder(StoredBuilder, skip_registration=True):
   """A data set in two configs: `ads` (an example is an ad) and `events` (an example is a user's
   events of a split).
 
@@ -49,8 +47,6 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       name="events", description="Splits train, valid, test: one example a user."
     ),
   ]
-  # nothing is downloaded; TFDS's own property needs importlib_resources, a package it omits
-  url_infos: dict = {}
 
   def __init__(self, *, data: DataConfig | None = None, tables: Dataset | None = None, **kwargs):
     """Args: data: the source and its options; tables: what `read` gave, where it was called
@@ -58,7 +54,7 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
     self._data = data or DataConfig(dataset=type(self).name)
     self._tables = tables
-    super().__init__(file_format="array_record", **kwargs)
+    super().__init__(**kwargs)
 
   @classmethod
   def sources(cls, data: DataConfig) -> dict[str, str]:
@@ -115,12 +111,7 @@ class TableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name: features.Tensor(shape=(None,), dtype=kind) for name, kind in EVENT_COLUMNS.items()
       }
       columns["user_id"] = features.Text()
-    return tfds.core.DatasetInfo(
-      builder=self,
-      features=features.FeaturesDict(columns),
-      metadata=tfds.core.MetadataDict(),
-      disable_shuffling=True,
-    )
+    return self._stored_info(columns)
 
   def _split_generators(self, dl_manager):
     tables = self._tables or self.read(self._data)

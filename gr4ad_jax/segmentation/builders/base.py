@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from gr4ad_jax.data.builders.stored import StoredBuilder
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.segmentation.referring import FACTS, Referring
 from gr4ad_jax.segmentation.sections import SegmentationConfig
 
 tfds = optional("tensorflow_datasets")
-optional("array_record.python.array_record_module")  # TFDS would name it only when it writes
 
-SPLITS = ("train", "valid", "test")
 PARTS = ("images", "sentences")
 IN_MEMORY = 1 << 30  # bytes of images that are kept there; of more, each is read when asked for
 _WORDS = ("text", "kind", "word")
@@ -29,7 +28,7 @@ def nobody(*_) -> None:
   """Hears nothing."""
 
 
-class ReferringBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ReferringBuilder(StoredBuilder, skip_registration=True):
   """A data set in two configs, both with the splits train, valid and test: `images` and
   `sentences`.
 
@@ -43,8 +42,6 @@ class ReferringBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     tfds.core.BuilderConfig(name="images", description="One example an image."),
     tfds.core.BuilderConfig(name="sentences", description="One example a sentence."),
   ]
-  # nothing is downloaded; TFDS's own property needs importlib_resources, a package it omits
-  url_infos: dict = {}
 
   def __init__(
     self, *, own: SegmentationConfig, splits: dict[str, Referring] | None = None, **kwargs
@@ -52,7 +49,7 @@ class ReferringBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Args: own: the source and its options; splits: what `read` gave, to be written."""
     self._own = own
     self._splits = splits
-    super().__init__(file_format="array_record", **kwargs)
+    super().__init__(**kwargs)
 
   @classmethod
   def sources(cls, own: SegmentationConfig) -> list[str]:
@@ -91,12 +88,7 @@ class ReferringBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       columns |= {"row": features.Scalar(np.int64), "novel": features.Scalar(np.int64)}
       columns["noun"] = features.Tensor(shape=(2,), dtype=np.int64)
       columns["facts"] = features.Tensor(shape=(len(FACTS),), dtype=np.float32)
-    return tfds.core.DatasetInfo(
-      builder=self,
-      features=features.FeaturesDict(columns),
-      metadata=tfds.core.MetadataDict(),
-      disable_shuffling=True,
-    )
+    return self._stored_info(columns)
 
   def _split_generators(self, dl_manager):
     if self.builder_config.name == "sentences":

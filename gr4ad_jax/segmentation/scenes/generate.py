@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from gr4ad_jax.data.schema import SPLITS
 from gr4ad_jax.segmentation.scenes import knobs, language, layout, render
 
-SPLITS = ("train", "valid", "test")
 SENTENCES = 3  # of a scene, where so many are fit
 _LEAST_PIXELS = 4  # of an object that a sentence may mean
 _LEAST_SEEN = 0.5  # of its pixels that nothing covers
