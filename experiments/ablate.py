@@ -14,9 +14,12 @@ from absl import flags
 from experiments import flags as flags_lib
 from experiments.progress import RoundProgress, show_progress, tell
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.evaluation import ablation_table
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.training import ablation, ranked, reward_run, run, trainer
+from gr4ad_jax.ranking import list_cache
+from gr4ad_jax.runs import run
+from gr4ad_jax.studies import ablation, ablation_table
+from gr4ad_jax.training import trainer
+from gr4ad_jax.value import reward_run
 
 _ROWS = flags.DEFINE_list(
   "rows", [row.name for row in ablation.ROWS], "Rows of the table; vsl is always among them."
@@ -53,7 +56,7 @@ def main(argv):
 
   try:
     found = ablation.Ablation(plan, train, train_reward, tell).run()
-  except ranked.Stopped as stopped:
+  except list_cache.Stopped as stopped:
     print(stopped, flush=True)
     return 0
   print(ablation_table.format_markdown(found))

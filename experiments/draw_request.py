@@ -15,13 +15,13 @@ import numpy as np
 from absl import flags
 
 from experiments import flags as flags_lib
+from gr4ad_jax.answering import printed
+from gr4ad_jax.answering.contexts import UserHistories
+from gr4ad_jax.answering.recommender import Recommender
+from gr4ad_jax.answering.request_plot import DrawnRequest, plot_request
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.schema import EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.serving import printed
-from gr4ad_jax.serving.contexts import UserHistories
-from gr4ad_jax.serving.recommender import Recommender
-from gr4ad_jax.serving.request_plot import DrawnRequest, plot_request
 
 _USER = flags.DEFINE_string("user", "", "user_id of the event log that the run was trained on.")
 _K = flags.DEFINE_integer("k", 8, "Ads drawn.", lower_bound=1)

@@ -17,10 +17,11 @@ from absl import app, flags, logging
 
 from experiments import jobs
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import families, presets
+from gr4ad_jax import families
+from gr4ad_jax.config import presets
 from gr4ad_jax.data import schema
 from gr4ad_jax.parallel.roll_call import StartError
-from gr4ad_jax.training import workdir as workdir_lib
+from gr4ad_jax.runs import workdir as workdir_lib
 
 _MISTAKES = (config_lib.ConfigError, schema.DataError, ImportError)
 _PATHS = (

@@ -17,11 +17,13 @@ from absl import flags
 from experiments import flags as flags_lib
 from experiments.progress import RoundProgress, duration, tell
 from gr4ad_jax.config import ConfigError, load_config, with_knobs
-from gr4ad_jax.evaluation import sweep_table
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import loop, ranked, request_task, sweep
-from gr4ad_jax.training.request_task import RequestTask
+from gr4ad_jax.ranking import list_cache
+from gr4ad_jax.requests import inputs as inputs_lib
+from gr4ad_jax.requests import request_task
+from gr4ad_jax.requests.request_task import RequestTask
+from gr4ad_jax.studies import sweep, sweep_table
+from gr4ad_jax.training import loop
 
 _SETTINGS = flags.DEFINE_string(
   "settings", "", "JSON list of the settings to try, each an object of knobs."
@@ -65,7 +67,7 @@ def main(argv):
       except loop.DivergedError as error:
         print(f"error: {sweep_table.in_words(setting)}: {error}", file=sys.stderr)
         return 1
-      except ranked.Stopped as stopped:
+      except list_cache.Stopped as stopped:
         print(stopped, flush=True)
         return 0
       results.add(setting, scores)

@@ -22,11 +22,13 @@ from absl import flags
 from experiments import flags as flags_lib
 from experiments.progress import RoundProgress, show_progress
 from gr4ad_jax.config import Config, ConfigError, with_knobs
-from gr4ad_jax.evaluation import scaling_table
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.training import ranked, run, scaling, trainer, zoo
-from gr4ad_jax.training.request_task import RequestTask
+from gr4ad_jax.ranking import list_cache
+from gr4ad_jax.requests.request_task import RequestTask
+from gr4ad_jax.runs import run
+from gr4ad_jax.studies import scaling, scaling_table, zoo
+from gr4ad_jax.training import trainer
 
 FLAGFILES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flagfiles", "zoo")
 
@@ -157,7 +159,7 @@ def main(argv):
       print(scaling_table.format_markdown(found))
     else:
       print(zoo.format_markdown(zoo.Zoo(folder, rows, seeds, train).run()))
-  except ranked.Stopped as stopped:
+  except list_cache.Stopped as stopped:
     print(stopped, flush=True)
     return 0
   print(f"written to {folder}")

@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from gr4ad_jax.knobs import ConfigError
 from gr4ad_jax.locks import Lock
-from gr4ad_jax.sections import ConfigError
 
 NAME = "SHA256SUMS"
 CONFIG_FILE = "config.json"  # of a run

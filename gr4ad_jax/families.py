@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 from typing import Any
 
-from gr4ad_jax.sections import ConfigError
+from gr4ad_jax.knobs import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +26,19 @@ class Family:
   task: str
   sections: tuple[str, ...] = ("training",)
   own: str = ""
-  report: str = "gr4ad_jax.training.run:report"
+  report: str = "gr4ad_jax.runs.run:report"
 
 
 REQUESTS = "requests"
 
 FAMILIES = {
   REQUESTS: Family(
-    "gr4ad_jax.training.request_task:RequestTask",
+    "gr4ad_jax.requests.request_task:RequestTask",
     sections=(
       "data", "sid", "model", "items", "objective", "preference", "reward", "training", "search",
       "serving",
     ),
-    report="gr4ad_jax.serving.examples:report",
+    report="gr4ad_jax.answering.examples:report",
   ),
   "btdnet": Family(
     "gr4ad_jax.segmentation.task:SegmentationTask",

@@ -9,7 +9,9 @@ import types
 import pytest
 
 from gr4ad_jax.config import Config, ConfigError, with_knobs
-from gr4ad_jax.training import ablation, ranked, run
+from gr4ad_jax.ranking import list_cache
+from gr4ad_jax.runs import run
+from gr4ad_jax.studies import ablation
 from tests import tiny
 
 pytestmark = [pytest.mark.usefixtures("compile_cache"), pytest.mark.slow]
@@ -138,5 +140,5 @@ def test_a_stop_while_the_reward_model_learns_stops_all(tmp_path, monkeypatch):
   monkeypatch.setattr(whole._runner, "inputs", lambda _: None)
   config = dataclasses.replace(plan.config, workdir=f"{tmp_path}/tune/rspo_0")
   config = with_knobs(config, {"init_from": f"{tmp_path}/tune/vsl", "objective": "rspo"})
-  with pytest.raises(ranked.Stopped, match="stopped in the reward model of .*tune/vsl"):
+  with pytest.raises(list_cache.Stopped, match="stopped in the reward model of .*tune/vsl"):
     whole._make_start(config)

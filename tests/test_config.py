@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import presets
+from gr4ad_jax.config import presets
 
 
 def _with(**settings) -> config_lib.Config:

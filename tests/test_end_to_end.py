@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.serving.recommender import Recommender
-from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import request_task, trainer
-from gr4ad_jax.training import run as run_lib
+from gr4ad_jax.answering.recommender import Recommender
+from gr4ad_jax.requests import inputs as inputs_lib
+from gr4ad_jax.requests import request_task
+from gr4ad_jax.runs import run as run_lib
 from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training import trainer
 from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import tiny
 

@@ -12,7 +12,7 @@ import pytest
 
 from gr4ad_jax import families
 from gr4ad_jax.config import Config, ConfigError, load_config
-from gr4ad_jax.training import run
+from gr4ad_jax.runs import run
 from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import devices, tiny, toy_family
 

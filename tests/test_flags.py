@@ -11,10 +11,10 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import presets
+from gr4ad_jax.config import presets
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.training import request_task
-from gr4ad_jax.training import workdir as workdir_lib
+from gr4ad_jax.requests import request_task
+from gr4ad_jax.runs import workdir as workdir_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _BINARY = """

@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.training import workdir as workdir_lib
+from gr4ad_jax.runs import workdir as workdir_lib
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -150,7 +150,7 @@ def ablate():
 
 
 def test_the_full_table_is_that_of_the_binary(ablate):
-  from gr4ad_jax.training import ablation
+  from gr4ad_jax.studies import ablation
 
   names = {}
   exec(_sources("reproduce_table")["settings"].replace("FULL = False", "FULL = True"), names)

@@ -15,10 +15,11 @@ from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import request_task, run
-from gr4ad_jax.training.candidates import CandidateMaker, Candidates
-from gr4ad_jax.training.request_task import RequestTask
+from gr4ad_jax.requests import inputs as inputs_lib
+from gr4ad_jax.requests import request_task
+from gr4ad_jax.requests.candidates import CandidateMaker, Candidates
+from gr4ad_jax.requests.request_task import RequestTask
+from gr4ad_jax.runs import run
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 KNOBS = {

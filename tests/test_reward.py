@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import ConfigError, load_config, with_knobs
-from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import reward_run, run
-from gr4ad_jax.training.request_task import RequestTask
-from gr4ad_jax.training.reward_model import RewardModel
+from gr4ad_jax.requests import inputs as inputs_lib
+from gr4ad_jax.requests.request_task import RequestTask
+from gr4ad_jax.runs import run
+from gr4ad_jax.value import reward_run
+from gr4ad_jax.value.reward_model import RewardModel
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
+from gr4ad_jax.answering.messages import Query
 from gr4ad_jax.config import load_config
-from gr4ad_jax.serving.messages import Query
 from tests import tiny
 from tests.serving.browser import Visit, chromium, served
 

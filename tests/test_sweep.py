@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import ConfigError, load_config
-from gr4ad_jax.training import inputs as inputs_lib
-from gr4ad_jax.training import loop, ranked, sweep
+from gr4ad_jax.ranking import list_cache
+from gr4ad_jax.requests import inputs as inputs_lib
+from gr4ad_jax.studies import sweep
+from gr4ad_jax.training import loop
 from tests import tiny
 from tests.test_preference import config_of, start, trained  # noqa: F401 - `start` is a fixture
 
@@ -176,7 +178,8 @@ def test_a_setting_that_diverges_is_told_in_a_line(arguments):
 
 
 @pytest.mark.parametrize(
-  ("raised", "status"), [(loop.DivergedError("loss nan"), 1), (ranked.Stopped("stopped in it"), 0)]
+  ("raised", "status"),
+  [(loop.DivergedError("loss nan"), 1), (list_cache.Stopped("stopped in it"), 0)],
 )
 def test_what_ends_a_sweep_is_told_in_a_line(arguments, monkeypatch, raised, status):
   def stop(setting):

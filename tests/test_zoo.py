@@ -9,7 +9,7 @@ from absl import flags
 
 from experiments import flags as flags_lib
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.training import run
+from gr4ad_jax.runs import run
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")

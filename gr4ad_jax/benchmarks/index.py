@@ -17,7 +17,7 @@ from gr4ad_jax.benchmarks import synthetic, timing
 from gr4ad_jax.benchmarks.decode import CODEBOOKS, Decode, Setting
 from gr4ad_jax.decoding.searcher import TrieFeed
 from gr4ad_jax.decoding.trie import Children, Trie
-from gr4ad_jax.sid.live_index import LiveIndex
+from gr4ad_jax.index.live_index import LiveIndex
 
 _log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from gr4ad_jax.benchmarks import timing
 from gr4ad_jax.config import Config, ObjectiveConfig, PreferenceConfig
-from gr4ad_jax.data.batches import zero_batch
 from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.features.batches import zero_batch
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.objectives import dpo, rspo
-from gr4ad_jax.training import request_task
-from gr4ad_jax.training.preference_task import PreferenceBatch, make_preference_loss
+from gr4ad_jax.preference.preference_task import PreferenceBatch, make_preference_loss
+from gr4ad_jax.requests import request_task
 
 NAMES = ("rspo", "sdpo")
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax.config import DataConfig, ModelConfig
-from gr4ad_jax.data.batches import HISTORY, RequestBatch, zero_batch
+from gr4ad_jax.features.batches import HISTORY, RequestBatch, zero_batch
 from gr4ad_jax.models.gr4ad import GR4AD
 
 

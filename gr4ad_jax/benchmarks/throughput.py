@@ -17,9 +17,9 @@ from gr4ad_jax.benchmarks import synthetic, timing
 from gr4ad_jax.config import Config
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.quantized import quantize
-from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.training import flops
 
 _log = logging.getLogger(__name__)

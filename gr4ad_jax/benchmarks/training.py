@@ -9,8 +9,9 @@ import jax
 from gr4ad_jax.benchmarks import timing
 from gr4ad_jax.config import Config
 from gr4ad_jax.models.gr4ad import compute_dtype
-from gr4ad_jax.training import flops, request_task
-from gr4ad_jax.training import inputs as inputs_lib
+from gr4ad_jax.requests import inputs as inputs_lib
+from gr4ad_jax.requests import request_task
+from gr4ad_jax.training import flops
 from gr4ad_jax.training.cost import StepCost, compile_step, in_words
 from gr4ad_jax.training.trainer import Trainer
 

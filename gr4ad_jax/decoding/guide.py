@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.decoding.exclusion import beams_on, bucket
-from gr4ad_jax.sid.holdings import Holdings
-from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.sid.left_out import LeftOut
+from gr4ad_jax.index.holdings import Holdings
+from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.index.left_out import LeftOut
 
 # So many times as many nodes as candidates are still scored faster all at once than the candidates
 # one by one.

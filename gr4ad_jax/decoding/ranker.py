@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from gr4ad_jax.config import SearchConfig
-from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.decoding.beam import Beams, order_scores
@@ -15,12 +14,13 @@ from gr4ad_jax.decoding.exclusion import Excluded, Excluder
 from gr4ad_jax.decoding.guide import Guide, Guides, Thinned
 from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.features.batches import RequestBatch
+from gr4ad_jax.index.holdings import Holdings
+from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.parallel import row_tables
-from gr4ad_jax.sid.holdings import Holdings
-from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.sid.left_out import LeftOut
 
 
 @dataclasses.dataclass(frozen=True)

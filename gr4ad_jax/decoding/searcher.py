@@ -13,16 +13,16 @@ import jax
 import numpy as np
 
 from gr4ad_jax.config import SearchConfig
-from gr4ad_jax.data.batches import RequestBatch
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding.beam import Beams, beam_search
 from gr4ad_jax.decoding.exclusion import Excluded
 from gr4ad_jax.decoding.guide import Guide, Thinned
 from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.features.batches import RequestBatch
+from gr4ad_jax.index.holdings import Holdings
+from gr4ad_jax.index.live_index import LiveIndex
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.quantized import quantize
-from gr4ad_jax.sid.holdings import Holdings
-from gr4ad_jax.sid.live_index import LiveIndex
 
 Schedule = tuple[int, ...]
 

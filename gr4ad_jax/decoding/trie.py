@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.decoding.exclusion import Excluded
-from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.sid.live_index import OverlayArrays, TrieArrays
+from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.index.live_index import OverlayArrays, TrieArrays
 
 NO_NODE = -2  # of an empty beam: nothing hangs under it
 

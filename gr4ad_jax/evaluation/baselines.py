@@ -13,9 +13,10 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
-from gr4ad_jax.data import cooccurrence, schema
+from gr4ad_jax.data import schema
 from gr4ad_jax.evaluation import protocols
-from gr4ad_jax.sid.left_out import LeftOut
+from gr4ad_jax.features import cooccurrence
+from gr4ad_jax.index.left_out import LeftOut
 
 NAMES = (
   "popularity",

@@ -17,7 +17,7 @@ from gr4ad_jax.data import schema
 from gr4ad_jax.data.schema import DAY
 from gr4ad_jax.evaluation.metrics import Ratio
 from gr4ad_jax.evaluation.protocols import EvalRequests
-from gr4ad_jax.sid.left_out import LeftOut
+from gr4ad_jax.index.left_out import LeftOut
 
 ALL = "all"
 AGAIN = "again"

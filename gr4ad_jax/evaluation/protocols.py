@@ -174,7 +174,7 @@ def history_events(dataset: schema.Dataset, split: str) -> np.ndarray:
 
   Raises:
     ValueError: a split other than 'valid' and 'test'. A train request is predicted from its own
-      past, which `data/history.py` tells.
+      past, which `features/history.py` tells.
   """
   return dataset.events.split < _split_index(split, schema.SPLITS[1:])
 

@@ -1,7 +1,7 @@
 """The contexts of requests at a moment: users' histories in, a `RequestBatch` out.
 
 Histories become a small log of their own, with one open visit a user at its request's moment, and
-the same functions as of a whole log do the rest (`data/batches.RequestContexts`). So a request that
+the same functions as of a whole log do the rest (`batches.RequestContexts`). So a request that
 comes now sees what a request of training or evaluation sees. The work grows with the histories, not
 with the number of ads.
 """
@@ -14,11 +14,11 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
-from gr4ad_jax.data.batches import RequestBatch, RequestContexts
-from gr4ad_jax.data.lines import build_lines
-from gr4ad_jax.data.neighbors import NeighborFolds
 from gr4ad_jax.data.schema import EventLog
-from gr4ad_jax.data.trends import Trends
+from gr4ad_jax.features.batches import RequestBatch, RequestContexts
+from gr4ad_jax.features.lines import build_lines
+from gr4ad_jax.features.neighbors import NeighborFolds
+from gr4ad_jax.features.trends import Trends
 
 _TARGETS = (
   "target_ad_BM",

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from gr4ad_jax.data import visits
-from gr4ad_jax.data.counts import Counts
-from gr4ad_jax.data.lines import build_lines
 from gr4ad_jax.data.schema import EventLog
 from gr4ad_jax.features.contexts import joined
+from gr4ad_jax.features.counts import Counts
+from gr4ad_jax.features.lines import build_lines
 
 _NUMBERS = ("ad", "time", "behavior", "value", "quantity")  # columns of an event
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
-from gr4ad_jax.data.batches import RequestBatch
-from gr4ad_jax.data.counts import Counts
-from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.data.schema import DAY, EventLog
-from gr4ad_jax.data.trends import Trends
+from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.features.contexts import AdColumns, contexts_at, joined
+from gr4ad_jax.features.counts import Counts
 from gr4ad_jax.features.histories import Events, Histories
+from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
+from gr4ad_jax.features.trends import Trends
 
 
 class State:

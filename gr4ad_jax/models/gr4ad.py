@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.config import Config, ModelConfig
-from gr4ad_jax.data.batches import HISTORY, PADDING, RequestBatch
+from gr4ad_jax.features.batches import HISTORY, PADDING, RequestBatch
 from gr4ad_jax.models import knobs
 from gr4ad_jax.models.context import Context, ContextProcessor
 from gr4ad_jax.models.history_bias import biased_logp, biased_prefix_logp, signed_bias
@@ -29,7 +29,7 @@ from gr4ad_jax.models.layers import Linear
 from gr4ad_jax.models.lazy_decoder import Cache, LazyDecoder
 from gr4ad_jax.models.remat import rematerialized
 
-NUM_KINDS = 4  # slot kinds of data/batches.py
+NUM_KINDS = 4  # slot kinds of features/batches.py
 
 
 @flax.struct.dataclass

@@ -1,4 +1,4 @@
-"""Which knobs (settings of `sections.py`) are a model's to read.
+"""Which knobs (settings of `config`) are a model's to read.
 
 A model class names those that it reads in `reads`. The registry refuses a change of one that a
 model does not read (`zoo/registry.validate`), because nothing would come of it.

@@ -5,7 +5,7 @@ A list objective learns from M candidates of a request (ads that might be shown)
 when the candidates were made.
 
 All of them ask the same of rewards: they are finite, of either sign (a margin may be lost), and at
-most `MOST_REWARD` in size. `training/rewards.py` checks that once, where rewards are made. Here,
+most `MOST_REWARD` in size. `value/rewards.py` checks that once, where rewards are made. Here,
 inside a compiled step, nothing could be told. A device may take numbers below float32's normal ones
 (1.2e-38) for 0.
 """

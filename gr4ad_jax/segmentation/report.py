@@ -14,12 +14,12 @@ import numpy as np
 from gr4ad_jax import files
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation.report_tables import aligned
+from gr4ad_jax.runs import run
 from gr4ad_jax.segmentation import controls, metrics, plots
 from gr4ad_jax.segmentation.metrics import Counts
 from gr4ad_jax.segmentation.predict import Predictor
 from gr4ad_jax.segmentation.referring import Referring
 from gr4ad_jax.segmentation.task import SegmentationTask
-from gr4ad_jax.training import run
 
 SHOWN = 4  # worst and best sentences in the picture, each
 _COLUMNS = ("oIoU", "mIoU", "Pr@0.5", "Pr@0.7", "Pr@0.9", "F")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gr4ad_jax.sections import knob
+from gr4ad_jax.knobs import knob
 
 
 @dataclasses.dataclass(frozen=True)

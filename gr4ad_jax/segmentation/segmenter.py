@@ -11,10 +11,10 @@ from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.models.btdnet import sizes
 from gr4ad_jax.models.btdnet.word_pieces import WordPieces
+from gr4ad_jax.runs import run
 from gr4ad_jax.segmentation import pictures
 from gr4ad_jax.segmentation import task as task_lib
 from gr4ad_jax.segmentation.predict import Predictor
-from gr4ad_jax.training import run
 
 FAMILY = "btdnet"
 

@@ -14,12 +14,12 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from gr4ad_jax import __version__
+from gr4ad_jax.answering.messages import Answer, Query, UnknownUser
 from gr4ad_jax.data.checks import LONGEST_ID
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.serving import api_docs, schemas
 from gr4ad_jax.serving.batcher import Overloaded, Refused
 from gr4ad_jax.serving.guard import LOOPBACK, Guard, json_bytes
-from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
 
 try:
   import fastapi

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from gr4ad_jax.answering.computing import Computed, Loaded, Searches
+from gr4ad_jax.answering.messages import Answer, Query, UnknownUser
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.serving import plans
 from gr4ad_jax.serving.batcher import Batcher, Closed, DeadlinePassed, Limits, Overloaded, Refused
-from gr4ad_jax.serving.computing import Computed, Loaded, Searches
-from gr4ad_jax.serving.messages import Answer, Query, UnknownUser
 from gr4ad_jax.serving.metrics import Metrics, Series
 from gr4ad_jax.serving.opening import Opened, open_run
 from gr4ad_jax.serving.plans import Plan

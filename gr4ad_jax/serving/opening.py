@@ -7,27 +7,28 @@ import logging
 import os
 from collections.abc import Callable
 
+from gr4ad_jax.answering.accounts import Accounts
+from gr4ad_jax.answering.computing import Computer, Loaded, Searches
+from gr4ad_jax.answering.contexts import ContextBuilder, UserHistories
+from gr4ad_jax.answering.fallback import PopularLists
+from gr4ad_jax.answering.terms import DayPlan, Ledger
+from gr4ad_jax.catalogue.catalog import AdCatalog
 from gr4ad_jax.config import Config, ConfigError, is_trained, load_config
-from gr4ad_jax.data import ad_store, feature_names
+from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.data.neighbors import CoVisitNeighbors
 from gr4ad_jax.data.prepare import load_dataset
-from gr4ad_jax.data.trends import Trends
 from gr4ad_jax.decoding import exclusion
 from gr4ad_jax.decoding.searcher import Searcher, scaled
+from gr4ad_jax.features import feature_names
+from gr4ad_jax.features.neighbors import CoVisitNeighbors
+from gr4ad_jax.features.trends import Trends
+from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel
-from gr4ad_jax.serving.accounts import Accounts
-from gr4ad_jax.serving.catalog import AdCatalog
-from gr4ad_jax.serving.computing import Computer, Loaded, Searches
-from gr4ad_jax.serving.contexts import ContextBuilder, UserHistories
-from gr4ad_jax.serving.fallback import PopularLists
+from gr4ad_jax.requests import inputs
 from gr4ad_jax.serving.reload import CheckpointSource
-from gr4ad_jax.serving.terms import DayPlan, Ledger
-from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.tokenizer import Tokenizer
-from gr4ad_jax.training import inputs
 
 LIVE = "live"  # of a workdir: what the catalogue writes
 _log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from gr4ad_jax.answering.computing import Searches
 from gr4ad_jax.decoding.traffic import BeamController, Costs
-from gr4ad_jax.serving.computing import Searches
 
 _TIMINGS = 3  # batches that are timed of each schedule and bucket
 _PAUSE = 1e-4  # seconds between two of them, so that a batch of queries that waits gets its turn

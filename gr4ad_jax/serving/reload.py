@@ -14,7 +14,8 @@ from typing import Any
 from gr4ad_jax.config import Config
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.training import request_task, run
+from gr4ad_jax.requests import request_task
+from gr4ad_jax.runs import run
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 

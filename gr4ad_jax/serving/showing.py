@@ -3,11 +3,11 @@
 import concurrent.futures
 import dataclasses
 
-from gr4ad_jax.serving import answers
-from gr4ad_jax.serving.catalog import AdCatalog
-from gr4ad_jax.serving.computing import Computer
-from gr4ad_jax.serving.fallback import PopularLists
-from gr4ad_jax.serving.messages import Answer, Query
+from gr4ad_jax.answering import answers
+from gr4ad_jax.answering.computing import Computer
+from gr4ad_jax.answering.fallback import PopularLists
+from gr4ad_jax.answering.messages import Answer, Query
+from gr4ad_jax.catalogue.catalog import AdCatalog
 
 _RESERVE = 50  # popular ads beyond those asked for, where some may be used up meanwhile
 

@@ -10,8 +10,8 @@ import math
 import numpy as np
 
 from gr4ad_jax.data import schema
+from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.sid import encoders, last_level, swing, tokenizer, tower
-from gr4ad_jax.sid.index import SidIndex
 from gr4ad_jax.sid.rows import nearest
 
 CUTS = (1, 5, 10)

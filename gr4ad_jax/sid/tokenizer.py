@@ -19,7 +19,8 @@ import numpy as np
 
 from gr4ad_jax import config as settings
 from gr4ad_jax import files
-from gr4ad_jax.data import cooccurrence, schema
+from gr4ad_jax.data import schema
+from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.sid import encoders, kmeans, last_level, rqvae, swing, tower
 from gr4ad_jax.sid.params import content_width
 from gr4ad_jax.sid.rows import STEP, Residual, Shipped, Sliceable, nearest, ship

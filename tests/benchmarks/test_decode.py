@@ -9,8 +9,8 @@ import pytest
 
 from gr4ad_jax.benchmarks import decode, index, synthetic
 from gr4ad_jax.decoding.trie import Trie
-from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.sid.live_index import LiveIndex
+from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.index.live_index import LiveIndex
 from tests.timing import undisturbed
 
 

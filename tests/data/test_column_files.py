@@ -14,7 +14,7 @@ from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import checks, column_files, prepare
 from gr4ad_jax.data.builders import base
 from gr4ad_jax.data.schema import DataError
-from tests.data import logs
+from tests.features import logs
 
 EVENTS = ("user_id", "ad_id", "time")
 

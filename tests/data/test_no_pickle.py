@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data.ad_store import load_ads
-from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
-from gr4ad_jax.data.trends import Trends
+from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
+from gr4ad_jax.features.trends import Trends
 
 PICKLED = np.array([None, "text"], object)
 

@@ -10,7 +10,7 @@ import pytest
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
-from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.index.index import SidIndex
 from tests.models import tiny
 
 FULL = (7, 35, 140)  # as wide as the tree of all UA-SIDs

@@ -11,8 +11,8 @@ from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.guide import Guide
 from gr4ad_jax.decoding.trie import NO_NODE, Trie
-from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.sid.live_index import LiveIndex
+from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.index.live_index import LiveIndex
 from tests.decoding.table_model import (
   CODEBOOKS,
   CODES,

@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import ItemConfig, SearchConfig
-from gr4ad_jax.data.batches import HISTORY
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding.exclusion import Excluder
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.decoding.searcher import Searcher, TrieFeed
 from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.features.batches import HISTORY
+from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.index.left_out import LeftOut
+from gr4ad_jax.index.live_index import LiveIndex
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
-from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.sid.left_out import LeftOut
-from gr4ad_jax.sid.live_index import LiveIndex
+from tests.index import churn
 from tests.models import tiny
-from tests.sid import churn
 
 CODEBOOKS, ADS = (16, 12, 8), 1_500  # 1,536 UA-SIDs: about 580 hold no ad, many hold several
 BEAMS = (6, 20, 40)

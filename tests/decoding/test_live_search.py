@@ -6,7 +6,7 @@ import pytest
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding.searcher import Searcher, TrieFeed, scaled
-from gr4ad_jax.sid.live_index import LiveIndex
+from gr4ad_jax.index.live_index import LiveIndex
 from tests.models import tiny
 
 ECPM = EcpmBins(np.arange(4, dtype=np.float32), np.arange(5, dtype=np.float32), 4.0)

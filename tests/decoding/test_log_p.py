@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr4ad_jax.answering import answers
 from gr4ad_jax.config import SearchConfig
-from gr4ad_jax.data.batches import HISTORY
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.features.batches import HISTORY
+from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.models.history_bias import RATE
-from gr4ad_jax.serving import answers
-from gr4ad_jax.sid.index import SidIndex
 from tests.models import tiny
 
 FULL = (7, 35, 140)  # as wide as the tree of all UA-SIDs

@@ -14,7 +14,7 @@ from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding import ranker as ranker_lib
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker, distinct, logp_of
-from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.index.index import SidIndex
 from tests.decoding.table_model import CODEBOOKS, CODES, MONEY, TableModel, loop_search, make_batch
 
 BATCH = make_batch(6, seed=3)

@@ -14,7 +14,7 @@ from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding import searcher as searcher_lib
 from gr4ad_jax.decoding.searcher import Searcher, TrieFeed, scaled
 from gr4ad_jax.decoding.trie import Trie
-from gr4ad_jax.sid.live_index import LiveIndex
+from gr4ad_jax.index.live_index import LiveIndex
 from tests.decoding.table_model import CODEBOOKS, CODES, MONEY, TableModel, loop_search, make_batch
 
 BATCH = make_batch(4)

@@ -10,7 +10,7 @@ from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding.ranker import Ranker, distinct
 from gr4ad_jax.decoding.trie import Trie
-from gr4ad_jax.sid.index import SidIndex
+from gr4ad_jax.index.index import SidIndex
 from tests.models import tiny
 
 ECPM = EcpmBins(np.arange(4, dtype=np.float32), np.arange(5, dtype=np.float32), 4.0)

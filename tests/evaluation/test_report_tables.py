@@ -4,7 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from gr4ad_jax.evaluation import ablation_table, baselines, protocols, report_tables
+from gr4ad_jax.evaluation import baselines, protocols, report_tables
+from gr4ad_jax.studies import ablation_table
 from tests.evaluation import loops
 from tests.whole_files import assert_replaced_whole
 

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
-from gr4ad_jax.data.batches import RequestContexts
-from gr4ad_jax.data.counts import Counts
-from gr4ad_jax.data.lines import build_lines
-from gr4ad_jax.data.neighbors import CoVisitNeighbors, NeighborFolds
-from gr4ad_jax.data.trends import FEATURES, Trends
+from gr4ad_jax.features.batches import RequestContexts
 from gr4ad_jax.features.contexts import FixedAds, contexts_at
+from gr4ad_jax.features.counts import Counts
 from gr4ad_jax.features.histories import Events, Histories
+from gr4ad_jax.features.lines import build_lines
+from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.features.state import State
-from tests.data.happenings import ADS, DAY, EVENTS, log_of, told
+from gr4ad_jax.features.trends import FEATURES, Trends
+from tests.features.happenings import ADS, DAY, EVENTS, log_of, told
 
 CONFIG = DataConfig(history_slots=4, neighbor_slots=2, rising_slots=2, targets=3)
 CODES = np.arange(3 * ADS, dtype=np.int32).reshape(ADS, 3) % 7

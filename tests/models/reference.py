@@ -8,7 +8,7 @@ import collections
 
 import numpy as np
 
-from gr4ad_jax.data.batches import HISTORY, PADDING
+from gr4ad_jax.features.batches import HISTORY, PADDING
 from tests.models.numbers import attend, keep_all, linear, relu, rms_norm, sigmoid, softmax
 
 KINDS = 4

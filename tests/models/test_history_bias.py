@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr4ad_jax.data.batches import HISTORY
+from gr4ad_jax.features.batches import HISTORY
 from gr4ad_jax.models.history_bias import RATE, biased_logp
 from tests.models import tiny
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr4ad_jax.data.batches import zero_batch
+from gr4ad_jax.config.presets import PRESETS
+from gr4ad_jax.features.batches import zero_batch
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.layers import Dropout, GatedFFN, Linear, attend, product, rms_norm
-from gr4ad_jax.presets import PRESETS
 from tests.models import tiny
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax.config import DataConfig, ModelConfig
-from gr4ad_jax.data.batches import HISTORY, NEIGHBOR, PADDING, RISING, zero_batch
+from gr4ad_jax.features.batches import HISTORY, NEIGHBOR, PADDING, RISING, zero_batch
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.history_bias import RATE
 

@@ -15,9 +15,9 @@ import time
 import numpy as np
 import pytest
 
+from gr4ad_jax.answering.contexts import UserHistories
+from gr4ad_jax.answering.recommender import Recommender
 from gr4ad_jax.config import load_config
-from gr4ad_jax.serving.contexts import UserHistories
-from gr4ad_jax.serving.recommender import Recommender
 from tests import devices, tiny
 
 pytestmark = pytest.mark.long
@@ -127,8 +127,10 @@ def test_a_checkpoint_of_eight_devices_goes_on_alone(runs):
   import jax
 
   from gr4ad_jax import config as config_lib
-  from gr4ad_jax.training import inputs, request_task, run, trainer
+  from gr4ad_jax.requests import inputs, request_task
+  from gr4ad_jax.runs import run
   from gr4ad_jax.training import state as state_lib
+  from gr4ad_jax.training import trainer
   from gr4ad_jax.training.checkpoint import Checkpointer
 
   runs, _ = runs

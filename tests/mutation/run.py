@@ -25,7 +25,9 @@ from cosmic_ray.work_item import TestOutcome, WorkItem, WorkResult
 
 from tests.mutation import mutants
 
-ROOMS = ("objectives", "models", "decoding", "sid", "evaluation", "data")
+ROOMS = (
+  "objectives", "models", "decoding", "sid", "index", "evaluation", "features", "data",
+)  # fmt: skip
 HERE = pathlib.Path(__file__).parent
 LEAST = 0.95  # share of the mutants that count which must be killed
 

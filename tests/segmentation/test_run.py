@@ -9,10 +9,10 @@ from PIL import Image
 
 from gr4ad_jax.config import load_config
 from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.runs import run
 from gr4ad_jax.segmentation import metrics, task
 from gr4ad_jax.segmentation.predict import Predictor
 from gr4ad_jax.segmentation.segmenter import Segmenter
-from gr4ad_jax.training import run
 from tests import tiny
 
 pytestmark = pytest.mark.long

@@ -2,9 +2,9 @@
 
 import types
 
+from gr4ad_jax.answering.messages import Answer, UnknownUser
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.serving.messages import Answer, UnknownUser
 
 
 class FakeEngine:

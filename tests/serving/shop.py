@@ -14,8 +14,8 @@ import zlib
 
 import numpy as np
 
+from gr4ad_jax.catalogue.catalog import AdCatalog
 from gr4ad_jax.data.schema import AdTable
-from gr4ad_jax.serving.catalog import AdCatalog
 
 BOOKS = (4, 3, 8)
 WRITERS = 3

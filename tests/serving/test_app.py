@@ -10,12 +10,12 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
+from gr4ad_jax.answering.messages import Query
 from gr4ad_jax.config import Config, ServeConfig
 from gr4ad_jax.data.checks import LONGEST_ID
 from gr4ad_jax.data.times import MAX_TIME
 from gr4ad_jax.serving.app import create_app
 from gr4ad_jax.serving.batcher import DeadlinePassed, Overloaded
-from gr4ad_jax.serving.messages import Query
 from tests.serving.fakes import FakeEngine
 
 JSON = {"content-type": "application/json"}

@@ -13,15 +13,16 @@ import time
 import numpy as np
 import pytest
 
+from gr4ad_jax.answering import explore
+from gr4ad_jax.answering.messages import Query, UnknownUser
+from gr4ad_jax.answering.recommender import Recommender
+from gr4ad_jax.answering.terms import DayPlan
+from gr4ad_jax.catalogue.choice import Choice
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.decoding.searcher import Searcher
-from gr4ad_jax.serving import explore, plans
+from gr4ad_jax.serving import plans
 from gr4ad_jax.serving.batcher import Closed, DeadlinePassed, Overloaded
-from gr4ad_jax.serving.choice import Choice
 from gr4ad_jax.serving.engine import ServingEngine
-from gr4ad_jax.serving.messages import Query, UnknownUser
-from gr4ad_jax.serving.recommender import Recommender
-from gr4ad_jax.serving.terms import DayPlan
 from gr4ad_jax.training import checkpoint
 from tests.serving.runs import EVERYTHING, FIRST, SECOND, add_checkpoint, config_of
 from tests.timing import quickest

@@ -8,9 +8,9 @@ import types
 import numpy as np
 import pytest
 
+from gr4ad_jax.answering.computing import Computer, Searches
 from gr4ad_jax.config import Config
-from gr4ad_jax.serving.computing import Computer, Searches
-from gr4ad_jax.sid.live_index import LiveIndex
+from gr4ad_jax.index.live_index import LiveIndex
 
 CODEBOOKS = (8, 8, 8)
 ALL = Searches(((2, 2, 2), (4, 4, 4)), (1, 4))

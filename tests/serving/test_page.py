@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from gr4ad_jax.answering.messages import Answer
 from gr4ad_jax.serving.batcher import Overloaded
-from gr4ad_jax.serving.messages import Answer
 from tests.serving.browser import Visit, chromium, served
 from tests.serving.fakes import FakeEngine
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import load_config
-from gr4ad_jax.training import workdir as workdir_lib
+from gr4ad_jax.runs import workdir as workdir_lib
 from tests import tiny
 from tests.serving.runs import SECOND
 

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from gr4ad_jax.serving.messages import Answer
+from gr4ad_jax.answering.messages import Answer
 from gr4ad_jax.serving.result_cache import ResultCache, digest
 
 

@@ -12,8 +12,8 @@ import pytest
 from gr4ad_jax import config
 from gr4ad_jax.data import schema
 from gr4ad_jax.data.builders.online_retail import OnlineRetail
+from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.sid import last_level, report, tokenizer
-from gr4ad_jax.sid.index import SidIndex
 
 
 def hash_of(text):

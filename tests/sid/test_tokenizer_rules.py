@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax import config
-from gr4ad_jax.data import cooccurrence, schema
+from gr4ad_jax.data import schema
+from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.sid import encoders, kmeans, report, swing, tokenizer, tower
 
 SETTINGS = config.SidConfig(codebooks=(5, 4, 3, 16), tower_steps=0, kmeans_iterations=2)

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.index.live_index import LiveIndex
 from gr4ad_jax.sid import assignment, kmeans, report, rows, rqvae, swing, tokenizer
-from gr4ad_jax.sid.index import SidIndex
-from gr4ad_jax.sid.live_index import LiveIndex
 
 
 class Counted(np.ndarray):

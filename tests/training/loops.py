@@ -3,7 +3,7 @@
 import numpy as np
 
 from gr4ad_jax.data.schema import DAY
-from tests.data import logs
+from tests.features import logs
 
 
 class Told:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.config import Config, ConfigError, ItemConfig
-from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.models import knobs
 from gr4ad_jax.models.gr4ad import GR4AD, Read
 from gr4ad_jax.models.layers import Dropout, RMSNorm
@@ -26,7 +26,7 @@ from gr4ad_jax.models.zoo.sasrec import PlaceEmbedding, SASRecBlock, causal_mask
 
 
 class GR4ADItems(ItemHead, GR4AD):
-  """GR4AD with an item-level head, for `training/item_task.py` and `decoding/ranker.py`.
+  """GR4AD with an item-level head, for `requests/item_task.py` and `decoding/ranker.py`.
 
   Attributes:
     items: how the head is trained.

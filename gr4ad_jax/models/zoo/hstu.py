@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.data.batches import SLOT_FEATURES, RequestBatch
+from gr4ad_jax.features.batches import SLOT_FEATURES, RequestBatch
 from gr4ad_jax.models import knobs
 from gr4ad_jax.models.layers import Dropout, Linear, RMSNorm, product
 from gr4ad_jax.models.remat import rematerialized
@@ -103,8 +103,8 @@ class HSTU(ItemModel):
     x = self.embed(ads_BS) * jnp.sqrt(self.config.width).astype(self.dtype)
     start = jnp.broadcast_to(self.bos.astype(self.dtype), (len(ads_BS), 1, self.config.width))
     x = self.dropout(self.places(jnp.concatenate([start, x], axis=1)), deterministic=not train)
-    # data/history.py makes the feature log1p(days) / 2; this is its inverse. The start, place 0,
-    # is given the time of the oldest ad.
+    # features/history.py makes the feature log1p(days) / 2; this is its inverse. The start, place
+    # 0, is given the time of the oldest ad.
     days_BS = jnp.expm1(2 * batch.slot_features_BSF[..., _GAP])
     days_BP = jnp.concatenate([days_BS[:, :1], days_BS], axis=1)
     mask_BPP = causal_mask(ads_BS)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.config import Config, ItemConfig, ModelConfig
-from gr4ad_jax.data.batches import HISTORY, RequestBatch
+from gr4ad_jax.features.batches import HISTORY, RequestBatch
 from gr4ad_jax.models import knobs
 from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.history_bias import signed_bias

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.config import RewardConfig
-from gr4ad_jax.data.pair_features import PairBatch
+from gr4ad_jax.features.pair_features import PairBatch
 from gr4ad_jax.models.layers import Linear, RMSNorm, attend
 from gr4ad_jax.models.piecewise import encode
 

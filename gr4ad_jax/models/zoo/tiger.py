@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import Config, ModelConfig
-from gr4ad_jax.data.batches import HISTORY, RequestBatch
+from gr4ad_jax.features.batches import HISTORY, RequestBatch
 from gr4ad_jax.models import knobs
 from gr4ad_jax.models.gr4ad import Outputs, compute_dtype, next_code_logp
 from gr4ad_jax.models.layers import NEG, Dropout, Linear, RMSNorm, attend, product

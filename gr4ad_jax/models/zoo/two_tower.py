@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.data.batches import RequestBatch
+from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.models import knobs
 from gr4ad_jax.models.layers import Dropout, Linear, attend
 from gr4ad_jax.models.zoo.items import ItemModel, history_ads, score_all

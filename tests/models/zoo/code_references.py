@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from gr4ad_jax.data.batches import HISTORY
+from gr4ad_jax.features.batches import HISTORY
 from tests.models.numbers import attend, keep_all, linear, relu, rms_norm, softmax
 from tests.models.reference import Request
 from tests.models.zoo.item_reference import encoder

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import Config, ConfigError, DataConfig, ItemConfig, SearchConfig, SidConfig
-from gr4ad_jax.data.batches import PADDING
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.features.batches import PADDING
+from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.sid.index import SidIndex
 from tests.models import tiny
 
 NAMES = ("onerec_v2", "parallel_heads", "deepseek_mtp", "tiger", "gr4ad_items")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import Config, ItemConfig, SidConfig, TrainConfig
-from gr4ad_jax.data.batches import HISTORY, SLOT_FEATURES
+from gr4ad_jax.features.batches import HISTORY, SLOT_FEATURES
 from gr4ad_jax.models import layers
 from gr4ad_jax.models.zoo import registry
 from tests.models import tiny

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import Config, ItemConfig
-from gr4ad_jax.data.batches import HISTORY
+from gr4ad_jax.features.batches import HISTORY
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.items import add_to_ads
 from tests.models import tiny

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import RewardConfig
-from gr4ad_jax.data.batches import SLOT_FEATURES, USER_FEATURES
+from gr4ad_jax.features.batches import SLOT_FEATURES, USER_FEATURES
 from gr4ad_jax.models.zoo import items
 from gr4ad_jax.models.zoo.ranker import Ranker
 from gr4ad_jax.parallel import row_tables

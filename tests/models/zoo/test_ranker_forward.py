@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import RewardConfig
-from gr4ad_jax.data.pair_features import PairBatch
+from gr4ad_jax.features.pair_features import PairBatch
 from gr4ad_jax.models.zoo.ranker import Ranker
 from tests.models import tiny
 from tests.models.zoo import item_reference as reference

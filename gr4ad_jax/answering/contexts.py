@@ -1,0 +1,66 @@
+"""What a server asks of histories: batches for them, and the users of a run's log by id."""
+
+import numpy as np
+
+from gr4ad_jax.config import Config, DataConfig
+from gr4ad_jax.data.prepare import load_dataset
+from gr4ad_jax.data.schema import Dataset, EventLog
+from gr4ad_jax.features.batches import RequestBatch
+from gr4ad_jax.features.contexts import AdColumns, contexts_at
+from gr4ad_jax.features.histories import Histories
+from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
+from gr4ad_jax.features.trends import Trends
+from gr4ad_jax.requests import inputs
+
+
+class ContextBuilder:
+  """Makes batches for histories. Safe to call from several threads.
+
+  Args:
+    config: numbers of slots, as in training.
+    trends: counts by day of all that is known; ads that it lacks have no line yet.
+    neighbors: co-visit neighbours; ads that it lacks have none.
+    ads: codes and prices of every ad that a history, the trends or the neighbours may name.
+  """
+
+  def __init__(
+    self, config: DataConfig, trends: Trends, neighbors: CoVisitNeighbors, ads: AdColumns
+  ):
+    self._config = config
+    self._trends = trends
+    self._ads = ads
+    self._neighbors = NeighborFolds.of(neighbors)  # no user's visits are left out
+
+  @property
+  def end(self) -> int:
+    """Where the counts end, unix seconds: the moment of a request that names none."""
+    return self._trends.end
+
+  def batch(self, histories: EventLog, now_B: np.ndarray) -> RequestBatch:
+    """The contexts of B >= 1 requests, see `features.contexts.contexts_at`.
+
+    The first batch of a day, and the first of all, take longer: they pass over all ads once to see
+      which ones rise.
+
+    Args:
+      histories: events of the users 0 … B−1, who may have none.
+      now_B: unix seconds of each request.
+    """
+    about = self._trends, self._neighbors, self._ads, self._config
+    return contexts_at(histories, now_B, *about)
+
+
+class UserHistories(Histories):
+  """What is known of the users of a run's log, by user id."""
+
+  @classmethod
+  def of(cls, dataset: Dataset) -> "UserHistories":
+    """All events of a data set, whatever their split."""
+    return cls(dataset.events)
+
+  @classmethod
+  def load(cls, config: Config) -> "UserHistories":
+    """The log that a run was trained on. Raises ConfigError where the log has changed since."""
+    dataset = load_dataset(config.data)
+    inputs.check_same_log(config, dataset)
+    return cls.of(dataset)

@@ -1,0 +1,89 @@
+"""Texts and ids of unknown origin in a terminal: in one line, without control characters, as
+wide as there is room.
+"""
+
+import shutil
+import sys
+import unicodedata
+from collections.abc import Sequence
+
+from gr4ad_jax.answering.recommender import Recommendation
+
+NEW = "new to the user"
+AGAIN = "taken before"
+_JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji
+
+
+def terminal_width() -> int:
+  """Columns of the terminal, or what COLUMNS says; 120 where standard output is a file."""
+  return shutil.get_terminal_size((120, 24)).columns
+
+
+def plain(text: str, width: int | None = None) -> str:
+  """A text that a terminal shows as it is.
+
+  Control characters, escape sequences, and marks that turn the direction of what follows become
+  escapes such as `\\x1b`; so does what the output's encoding lacks.
+
+  Args:
+    text: any text.
+    width: columns at most, 1 or more; a text that was cut ends in `…`. None: the whole text.
+  """
+  if width is not None:
+    text = text[: 4 * width + 4]  # enough for what is shown, also of marks without a width
+  encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+  safe = "".join(map(_shown, text)).encode(encoding, "backslashreplace").decode(encoding)
+  if width is None or columns(safe) <= width:
+    return safe
+  room = width - 1
+  kept = []
+  for letter in safe:
+    room -= _columns(letter)
+    if room < 0:
+      break
+    kept.append(letter)
+  return "".join(kept) + "…".encode(encoding, "replace").decode(encoding)
+
+
+def ad_name(ad_id: str, text: str, width: int | None = None) -> str:
+  """An ad by its id and, where it has one, its text."""
+  return plain(f"{ad_id} {text}" if text else ad_id, width)
+
+
+def columns(text: str) -> int:
+  """Columns that a text of `plain` takes."""
+  return sum(map(_columns, text))
+
+
+def ranked_list(found: Sequence[Recommendation], width: int) -> str:
+  """A ranked list as aligned lines of at most `width` columns: ids keep a good third of them,
+  texts the rest. What is new to the user stands first, then what was taken before, each ad with
+  its rank in the whole list.
+  """
+  names = [plain(ad.ad_id, max(width // 2 - 8, 8)) for ad in found]
+  room = max([len("ad_id"), *map(columns, names)])
+  lines = [f"{'':>3}  {'ad_id':<{room}} {'log p':>7} {'score':>7} {'eCPM':>8}  text"]
+  ranked = list(enumerate(zip(names, found, strict=True), 1))
+  for title, seen in ((NEW, False), (AGAIN, True)):
+    group = [entry for entry in ranked if entry[1][1].seen == seen]
+    lines += [title] if group else []
+    for rank, (name, ad) in group:
+      numbers = f"{ad.log_p:>7.3f} {ad.score:>7.3f} {ad.ecpm:>8.2f}"
+      figures = f"{rank:>3}  {name}{' ' * (room - columns(name))} {numbers}"
+      left = max(width - columns(figures) - 2, 8)
+      lines.append(f"{figures}  {plain(ad.text, left)}")
+  return "\n".join(lines)
+
+
+def _shown(letter: str) -> str:
+  if letter.isprintable() or letter in _JOINERS:
+    return letter
+  if unicodedata.category(letter) == "Zs":
+    return " "
+  return letter.encode("unicode_escape").decode()
+
+
+def _columns(letter: str) -> int:
+  if unicodedata.combining(letter) or unicodedata.category(letter) in ("Mn", "Me", "Cf"):
+    return 0
+  return 2 if unicodedata.east_asian_width(letter) in "WF" else 1

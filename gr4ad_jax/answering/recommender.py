@@ -1,0 +1,224 @@
+"""Recommendations from Python: `Recommender.load(workdir).recommend(history, k=10)`."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gr4ad_jax.answering.answers import beam_tree
+from gr4ad_jax.answering.contexts import ContextBuilder, UserHistories
+from gr4ad_jax.answering.histories import check_now, default_now, events_of
+from gr4ad_jax.catalogue.choice import AdSets, Choice, rows_left_out
+from gr4ad_jax.config import SearchConfig, is_trained, load_config
+from gr4ad_jax.data import ad_store
+from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.data.schema import AdTable, EventLog
+from gr4ad_jax.decoding.item_ranker import ItemRanker
+from gr4ad_jax.decoding.ranker import Ranker
+from gr4ad_jax.features import feature_names
+from gr4ad_jax.features.batches import RequestBatch
+from gr4ad_jax.features.contexts import FixedAds
+from gr4ad_jax.features.neighbors import CoVisitNeighbors
+from gr4ad_jax.features.trends import Trends
+from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.index.left_out import LeftOut
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.requests import inputs, request_task
+
+_LARGEST_BATCH = 64
+_ANY = Choice()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+  """One ad of a ranked list.
+
+  Attributes:
+    ad_id: as in the ad table.
+    text: its text.
+    account_id: the advertiser.
+    log_p: natural log of the probability of its UA-SID, history bias included; of the ad, by a
+      model of single ads.
+    score: what the list is ordered by; by likelihood, `log_p` up to a constant of the request.
+    ecpm: predicted value, money.
+    codes: its UA-SID.
+    seen: whether the user's history has it.
+  """
+
+  ad_id: str
+  text: str
+  account_id: str
+  log_p: float
+  score: float
+  ecpm: float
+  codes: tuple[int, ...]
+  seen: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+  """Users of a log who ask at one moment, as a `Ranker` takes them: numbers in, batches out."""
+
+  builder: ContextBuilder
+  histories: UserHistories
+  now: int
+
+  def batch(self, users: np.ndarray) -> RequestBatch:
+    return self.builder.batch(self.histories.take(users), np.full(len(users), self.now))
+
+
+class Recommender:
+  """A trained run, ready to answer. Make one with `load`."""
+
+  def __init__(
+    self, config, params: Any, ranker: Ranker | ItemRanker, ads: AdTable, codes_NT,
+    features: tuple[Trends, CoVisitNeighbors], behaviors,
+  ):  # fmt: skip
+    self.config = config
+    self.ads = ads
+    self.behaviors = behaviors
+    self._params = params
+    self._ranker = ranker
+    self._codes_NT = codes_NT
+    self._builder = ContextBuilder(config.data, *features, FixedAds(codes_NT, ads.price))
+    self._row = {str(ad): row for row, ad in enumerate(ads.ad_id)}
+
+  @classmethod
+  def load(
+    cls,
+    workdir: str,
+    checkpoint: int | str = "best",
+    search: SearchConfig | None = None,
+    compute_dtype: str | None = None,
+  ) -> "Recommender":
+    """Opens a trained run.
+
+    Args:
+      workdir: the run's directory; nothing else is read.
+      checkpoint: 'best', 'last' or a step.
+      search: beams, order of the lists, what becomes of seen ads; None: the run's own.
+      compute_dtype: of the matmuls, as in `ModelConfig`; None: the run's own.
+
+    Raises:
+      FileNotFoundError: no run, or no such checkpoint, lies there.
+      ConfigError: a search, or a dtype, that is not allowed for this run; or the features of the
+        run are not those of this code.
+    """
+    saved = load_config(workdir)
+    dtype = compute_dtype or saved.model.compute_dtype
+    sizes = dataclasses.replace(saved.model, compute_dtype=dtype)
+    asked = dataclasses.replace(saved, search=search or saved.search, model=sizes)
+    config = registry.validate(asked, base=saved)
+    if not is_trained(workdir):
+      raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+    folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
+    feature_names.check(folder["features"])
+    index = SidIndex.load(folder["index"])
+    ads = ad_store.load_ads(folder["index"])
+    features = Trends.load(folder["features"]), CoVisitNeighbors.load(folder["features"])
+    model = registry.build(config, len(ads))
+    ecpm = EcpmBins.load(folder["features"])
+    ranker = request_task.make_ranker(model, index, ecpm, config.search)
+    params = request_task.load_params(config, model, checkpoint)
+    return cls(config, params, ranker, ads, index.codes_NT, features, inputs.load_behaviors(config))
+
+  def recommend(
+    self,
+    events: Sequence[Mapping | str],
+    k: int = 10,
+    now: int | None = None,
+    choice: Choice = _ANY,
+  ) -> list[Recommendation]:
+    """The best k ads for one user.
+
+    Args:
+      events: the user's history in any order: ad ids, or mappings with `ad_id` and, as known,
+        `time` (unix seconds), `behavior`, `value` (money), `quantity`, `request_id`. May be empty.
+        Without times, one visit just before `now`.
+      k: ads wanted; fewer come back where the last beam width holds fewer.
+      now: unix seconds of the request; None: the end of the log that the run was trained on, or of
+        this history.
+      choice: which ads are wanted; as it comes, all that the run's search allows.
+
+    Raises:
+      DataError: an unknown ad, account, category, behaviour or field, a bad number, an event after
+        `now`; the message names the value.
+      ValueError: k below 1.
+    """
+    if now is None:
+      now = default_now(
+        (event.get("time") for event in events if isinstance(event, Mapping)), self._builder.end
+      )
+    return self.recommend_log(self.log_of(events, now), k, now, choice)[0]
+
+  def recommend_log(
+    self, events: EventLog, k: int = 10, now: int | None = None, choice: Choice = _ANY
+  ) -> list[list[Recommendation]]:
+    """The best k ads for every user of an event log whose ads are rows of `ads`; see `recommend`.
+
+    With --seen_ads=masked, none that the log has of the user.
+
+    Raises:
+      DataError: an event after `now`, or an ad, account or category that there is none of.
+      ValueError: k below 1.
+    """
+    if k < 1:
+      raise ValueError(f"k={k} is not allowed: at least 1")
+    latest = int(events.time.max(initial=0))
+    now = default_now([latest], self._builder.end) if now is None else now
+    check_now(now, latest)
+    users = len(events.user_id)
+    size = min(_LARGEST_BATCH, 1 << (users - 1).bit_length())
+    histories = UserHistories(events)
+    asked = _Asked(self._builder, histories, now)
+    rows = [
+      rows_left_out(choice, histories.take([user]), now, self.config.search, self._row.get)
+      for user in range(users)
+    ]
+    left_out = LeftOut.lists(rows, [self._sets.allowed(choice)] * users)
+    ranking = self._ranker.rank(self._params, asked, np.arange(users), k, size, left_out=left_out)
+    columns = ranking.ad_RK, ranking.logp_RK, ranking.score_RK, ranking.value_RK
+    seen = [set(histories.take([user]).ad.tolist()) for user in range(users)]
+    return [self._named(*rows) for rows in zip(seen, *columns, strict=True)]
+
+  def beam_tree(self, events: EventLog, now: int) -> tuple[tuple[Mapping[str, Any], ...], ...]:
+    """The prefixes among the final beams of one user's search, level by level; see
+    `answers.beam_tree`.
+
+    Args:
+      events: the user's history, a log of one user.
+      now: unix seconds of the request.
+
+    Raises:
+      DataError: an event after `now`.
+      ValueError: a model of single ads, which generates no UA-SID and so has no beams.
+    """
+    if not isinstance(self._ranker, Ranker):
+      raise ValueError(f"--model={self.config.model.model} scores single ads: it has no beams")
+    check_now(now, int(events.time.max(initial=0)))
+    batch = self._builder.batch(events, np.array([now]))
+    beams = jax.device_get(self._ranker.search(self._params, batch, self.config.search.beams[-1]))
+    return beam_tree(beams, 0)
+
+  @functools.cached_property
+  def _sets(self) -> AdSets:
+    return AdSets(self.ads.account_id, self.ads.category)
+
+  def log_of(self, events: Sequence[Mapping | str], now: int) -> EventLog:
+    """One user's events as a log. Raises DataError as `recommend` does."""
+    return events_of(
+      events, self._row.get, self.behaviors, now, self.config.data.session_gap_minutes * 60
+    )
+
+  def _named(self, seen, ad_K, logp_K, score_K, value_K) -> list[Recommendation]:
+    found = []
+    for ad, *numbers in zip(ad_K, logp_K, score_K, value_K, strict=True):
+      if ad >= 0:
+        about = (str(column[ad]) for column in (self.ads.ad_id, self.ads.text, self.ads.account_id))
+        codes = tuple(self._codes_NT[ad].tolist())
+        found.append(Recommendation(*about, *map(float, numbers), codes, int(ad) in seen))
+    return found

@@ -1,0 +1,112 @@
+"""Which settings contradict each other: rules over the knobs of a config.
+
+A rule is whether it holds, the knob that is blamed where it does not, and what is allowed.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from gr4ad_jax.config.training import TrainConfig
+from gr4ad_jax.knobs import shown
+
+Rules = Iterable[tuple[bool, str, str]]
+BEHAVIORS = {
+  "online_retail": ("purchase",),
+  "amazon_reviews": ("review",),
+}  # of data sets that have no --behaviors
+
+
+def of_training(training: TrainConfig) -> Rules:
+  """Rules of every family."""
+  return (
+    (
+      len(training.period) == 2 and training.period[0] < training.period[-1],
+      "period",
+      "begin and end, as 0,0.8",
+    ),
+    (
+      _is_window(training),
+      "profile_steps",
+      "two numbers of steps, the first smaller, as 10:15; or empty",
+    ),
+    (
+      training.batch_size % training.accumulate == 0,
+      "accumulate",
+      f"a divisor of --batch_size={training.batch_size}",
+    ),
+  )
+
+
+def of_requests(config: Any) -> Rules:
+  """Rules of the request models, over a `Config`."""
+  data = config.data
+  model = config.model
+  levels = len(config.sid.codebooks)
+  behaviors = BEHAVIORS.get(data.dataset, data.behaviors)
+  return (
+    (
+      data.dataset == "online_retail" or bool(data.ads_path),
+      "ads_path",
+      f"--dataset={data.dataset} needs an ad table",
+    ),
+    (
+      data.dataset == "online_retail" or bool(data.events_path),
+      "events_path",
+      f"--dataset={data.dataset} needs an event log",
+    ),
+    (
+      len(set(data.behaviors)) == len(data.behaviors),
+      "behaviors",
+      "distinct names, shallowest first",
+    ),
+    (
+      data.target_behavior in ("", *behaviors),
+      "target_behavior",
+      f"a behaviour of {data.dataset}, one of {shown(behaviors)}; or empty",
+    ),
+    (
+      data.on_unknown_ad == "error" or data.dataset == "ad_log",
+      "on_unknown_ad",
+      f"only 'error', as --dataset={data.dataset}",
+    ),
+    (levels >= 2, "codebooks", "2 levels or more: the last is hashed"),
+    (math.prod(config.sid.codebooks) < 1 << 63, "codebooks", "a product below 2^63"),
+    (
+      model.lazy_layers < model.layers,
+      "lazy_layers",
+      f"0 to {model.layers - 1}, as --layers={model.layers}",
+    ),
+    (
+      model.kv_layers <= model.layers,
+      "kv_layers",
+      f"1 to {model.layers}, as --layers={model.layers}",
+    ),
+    (model.width % model.heads == 0, "heads", f"a divisor of --width={model.width}"),
+    (model.heads % model.kv_groups == 0, "kv_groups", f"a divisor of --heads={model.heads}"),
+    (
+      len(config.search.beams) == levels,
+      "beams",
+      f"{levels} widths, one a level of --codebooks={shown(config.sid.codebooks)}",
+    ),
+    (
+      config.search.reranker != "neighbors" or config.search.order == "likelihood",
+      "order",
+      "only 'likelihood', as --reranker=neighbors",
+    ),
+    (
+      config.search.order == "likelihood"
+      or bool(config.objective.lambda_ecpm)
+      or bool(config.training.init_from),
+      "order",
+      "only 'likelihood', as --lambda_ecpm=0: the eCPM is not learned",
+    ),
+  )
+
+
+def _is_window(training: TrainConfig) -> bool:
+  """Whether --profile_steps is empty or a:b with a < b."""
+  try:
+    return bool(training.profiled)
+  except ValueError:
+    return False

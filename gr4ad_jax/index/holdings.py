@@ -1,0 +1,357 @@
+"""Which rows hang under which nodes of a trie, so that a request can do without some of them.
+
+A node is *dead* for a request when every row below it is left out. Rows below a node are those
+whose UA-SIDs begin with its prefix. Their keys are a run of the sorted ones, so two binary searches
+count them at any depth, and the trie's arrays stay as they are.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.index.overlay import OverlayArrays
+from gr4ad_jax.index.trie_arrays import INACTIVE, pack, places, run_starts
+
+SETS_KEPT = 64  # sets of rows that are kept of a view, those asked for last
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaves:
+  """The main part of an index, as `Holdings` reads it.
+
+  Attributes:
+    codebooks: codes a level, length T.
+    leaf_key: [leaves] int64 keys, ascending.
+    leaf_start: [leaves + 1]. Rows of leaf q are leaf_rows[leaf_start[q]:leaf_start[q + 1]].
+    leaf_rows: [rows] int32.
+    capacity: node numbers of each depth 0 … T that the trie has room for.
+  """
+
+  codebooks: tuple[int, ...]
+  leaf_key: np.ndarray
+  leaf_start: np.ndarray
+  leaf_rows: np.ndarray
+  capacity: tuple[int, ...]
+
+  @functools.cached_property
+  def first(self) -> tuple[np.ndarray, ...]:
+    """First leaf of each node, an array for each depth 1 … T. The root's would be leaf 0."""
+    return tuple(run_starts(self.leaf_key // place) for place in places(self.codebooks))
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+  """What has changed beside the main part, rows and their keys, sorted by key.
+
+  Attributes:
+    came_row: rows that are active under a key under which the main part lacks them.
+    came_key: those keys.
+    gone_row: rows that the main part has under a key that is no longer theirs.
+    gone_key: those keys.
+    overlay: nodes that came and nodes that died. None where the index does not change.
+  """
+
+  came_row: np.ndarray
+  came_key: np.ndarray
+  gone_row: np.ndarray
+  gone_key: np.ndarray
+  overlay: OverlayArrays | None = None
+
+  @classmethod
+  def none(cls) -> "Changes":
+    """Those of an index that does not change."""
+    nothing = np.zeros(0, np.int64)
+    return cls(nothing, nothing, nothing, nothing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dead:
+  """Nodes that a request's search must not enter, n of them.
+
+  Attributes:
+    request_n: number of the request, ascending.
+    parent_n: the main node of depth t that the dead one hangs under; -1 for a node of the overlay.
+    child_n: the dead node, of depth t + 1.
+  """
+
+  request_n: np.ndarray
+  parent_n: np.ndarray
+  child_n: np.ndarray
+
+  @classmethod
+  def joined(cls, parts: Sequence["Dead"]) -> "Dead":
+    """Several as one, in their order."""
+    return cls(
+      *(np.concatenate([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(cls))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TouchedLevel:
+  """Nodes of one depth with a row below them that is left out.
+
+  Attributes:
+    nodes: n of them.
+    left_n: rows below each that are not left out.
+    number_E: which of the nodes each row that is left out hangs under.
+  """
+
+  nodes: Dead
+  left_n: np.ndarray
+  number_E: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Touched:
+  """What rows that are left out change, level by level.
+
+  Attributes:
+    request_E: request of each, ascending.
+    row_E: the row.
+    levels: T of them.
+  """
+
+  request_E: np.ndarray
+  row_E: np.ndarray
+  levels: list[TouchedLevel]
+
+
+class Holdings:
+  """Rows below the nodes of one view of an index.
+
+  Args:
+    leaves: the main part.
+    key_N: key of each row, INACTIVE for none.
+    changes: since the main part was made.
+    allowed_N: bool, the only rows that count, where not all do. Rows past its end do not.
+  """
+
+  def __init__(
+    self,
+    leaves: Leaves,
+    key_N: np.ndarray,
+    changes: Changes | None = None,
+    allowed_N: np.ndarray | None = None,
+  ):
+    changes = changes or Changes.none()
+    self.codebooks = leaves.codebooks
+    self.allowed_N = allowed_N
+    self._leaves = leaves
+    self._key_N = key_N
+    self._changes = changes
+    self._places = places(leaves.codebooks)
+    # id of a set's array -> what was made of it, the one asked for last at the end. It holds the
+    # array, so the id of an entry is no other array's.
+    self._made: collections.OrderedDict[int, Holdings] = collections.OrderedDict()
+    if allowed_N is None:
+      self._start = leaves.leaf_start
+      self._came = changes.came_key
+      self._gone = changes.gone_key
+    else:
+      # How many rows that count lie before each leaf: its differences count rows, as those of
+      # `leaf_start` do. Masks keep the keys' order.
+      counted = np.append(0, np.cumsum(_at(allowed_N, leaves.leaf_rows)))
+      self._start = counted[leaves.leaf_start]
+      self._came = changes.came_key[_at(allowed_N, changes.came_row)]
+      self._gone = changes.gone_key[_at(allowed_N, changes.gone_row)]
+
+  @classmethod
+  def of(cls, index: SidIndex) -> "Holdings":
+    """Those of an index that does not change."""
+    key_N = pack(index.codes_NT, index.codebooks)
+    leaf_key = key_N[index.leaf_ads[index.leaf_start[:-1]]]
+    capacity = (1, *(len(codes) for codes in index.node_code))
+    leaves = Leaves(index.codebooks, leaf_key, index.leaf_start, index.leaf_ads, capacity)
+    return cls(leaves, key_N)
+
+  def only(self, allowed_N: np.ndarray) -> "Holdings":
+    """The same view, with none but these rows: bool, one a row.
+
+    Made once an array, in O(N), and kept while it is among the last that were asked for: clients
+    choose the sets, so without a limit they would choose how much memory is taken.
+    """
+    made = self._made.pop(id(allowed_N), None)
+    if made is None:
+      made = Holdings(self._leaves, self._key_N, self._changes, allowed_N)
+    self._made[id(allowed_N)] = made
+    if len(self._made) > SETS_KEPT:
+      self._made.popitem(last=False)
+    return made
+
+  def without(self, rows: np.ndarray) -> "Holdings":
+    """The same view without some rows. Its time grows with N, as a new mask is made."""
+    # A copy: the mask may be a request's own, which others share.
+    allowed_N = np.ones(len(self._key_N), bool) if self.allowed_N is None else self.allowed_N.copy()
+    allowed_N[rows[rows < len(allowed_N)]] = False
+    return Holdings(self._leaves, self._key_N, self._changes, allowed_N)
+
+  def nodes(self, depth: int) -> int:
+    """Node numbers of a depth, the overlay's included."""
+    overlay = self._changes.overlay
+    room = overlay.add_code_TP.shape[1] if overlay is not None and depth else 0
+    return self._leaves.capacity[depth] + room
+
+  def count(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """How many rows have a key in [low, high): main part, plus those that came, less those gone."""
+    leaf_key = self._leaves.leaf_key
+    rows = self._start[np.searchsorted(leaf_key, high)]
+    rows = rows - self._start[np.searchsorted(leaf_key, low)]
+    rows = rows + np.searchsorted(self._came, high) - np.searchsorted(self._came, low)
+    return rows - np.searchsorted(self._gone, high) + np.searchsorted(self._gone, low)
+
+  def dead(self, request_E: np.ndarray, row_E: np.ndarray) -> list[Dead]:
+    """The topmost nodes under which nothing is left, a list for each level 0 … T - 1.
+
+    Args:
+      request_E: request of each row that is left out, from 0, ascending.
+      row_E: the row, each once a request, as `LeftOut` has them; rows without a UA-SID, and rows
+        that do not count, are passed over.
+    """
+    request_E, key_E, _ = self._counted(request_E, row_E)
+    # Whether a row is below a node that is dead already. Under a dead node all nodes are dead, so
+    # what the level above says is enough.
+    inside_E = np.zeros(len(key_E), bool)
+    found = []
+    for level, place in enumerate(self._places):
+      # Sorted by request, then by key, so the rows of a node are a run at every depth.
+      prefix_E = key_E // place
+      first, number_E = _runs(request_E, prefix_E)
+      prefix = prefix_E[first]
+      left_out = np.diff(np.append(first, len(key_E)))
+      # A row may have moved after this view was taken: then more are left out than there were.
+      dead = left_out >= self.count(prefix * place, (prefix + 1) * place)
+      listed = dead & ~inside_E[first]
+      child, parent = self.number(level + 1, prefix[listed])
+      found.append(Dead(request_E[first[listed]], parent, child))
+      inside_E = dead[number_E]
+    return found
+
+  def touched(self, request_E: np.ndarray, row_E: np.ndarray) -> "Touched":
+    """Every node with a row below it that is left out. Arguments as of `dead`."""
+    request_E, key_E, row_E = self._counted(request_E, row_E)
+    levels = []
+    for level, place in enumerate(self._places):
+      prefix_E = key_E // place
+      first, number_E = _runs(request_E, prefix_E)
+      prefix = prefix_E[first]
+      left_out = np.diff(np.append(first, len(key_E)))
+      left_n = self.count(prefix * place, (prefix + 1) * place) - left_out
+      child, parent = self.number(level + 1, prefix)
+      levels.append(TouchedLevel(Dead(request_E[first], parent, child), left_n, number_E))
+    return Touched(request_E, row_E, levels)
+
+  @functools.cached_property
+  def bits(self) -> list[np.ndarray]:
+    """For each depth 1 … T one bit a node number: whether a row that counts hangs under it.
+
+    uint32 words, node 32·w + b is bit b of word w.
+    """
+    words = []
+    for depth, (first, place) in enumerate(zip(self._leaves.first, self._places, strict=True), 1):
+      count = np.zeros(self.nodes(depth), np.int64)
+      count[: len(first)] = np.diff(self._start[np.append(first, len(self._leaves.leaf_key))])
+      for key, step in ((self._came, 1), (self._gone, -1)):
+        # `add.at`, as several rows may hang under one node: `count[…] += step` adds once.
+        np.add.at(count, self.number(depth, key // place)[0], step)
+      # 8 nodes a byte, the first in the lowest bit; little-endian words keep that order.
+      bits = np.packbits(count > 0, bitorder="little")
+      words.append(np.pad(bits, (0, -len(bits) % 4)).view("<u4"))
+    return words
+
+  def number(self, depth: int, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of existing nodes, and of their parents in the main part, -1 for the overlay's own.
+
+    Args:
+      depth: 1 … T.
+      prefix: their prefixes, packed: a key // the place of level depth - 1.
+    """
+    leaf_key = self._leaves.leaf_key
+    place = self._places[depth - 1]
+    leaf = np.searchsorted(leaf_key, prefix * place)
+    there = np.minimum(leaf, max(len(leaf_key) - 1, 0))
+    is_main = np.zeros(len(prefix), bool)
+    # The first leaf at or behind the prefix: where the main part has the node, it is below it.
+    if len(leaf_key):
+      is_main = (leaf < len(leaf_key)) & (leaf_key[there] // place == prefix)
+    child = self._node_of_leaf(depth, there)
+    parent = np.where(is_main, self._node_of_leaf(depth - 1, there), -1)
+    if not is_main.all():
+      own_key, entry = self._overlay_entries[depth - 1]
+      at = np.minimum(np.searchsorted(own_key, prefix), max(len(own_key) - 1, 0))
+      # A row that moved after this view was taken may hang under no node of it: the first one's
+      # number stands for it then, and the next view is right again.
+      came = self._leaves.capacity[depth] + entry[at] if len(own_key) else np.zeros_like(child)
+      child = np.where(is_main, child, came)
+    return child, parent
+
+  def _node_of_leaf(self, depth: int, leaf: np.ndarray) -> np.ndarray:
+    """The main node of a depth above each leaf: the last one whose first leaf is not behind it."""
+    if depth == 0:
+      return np.zeros_like(leaf)
+    return np.searchsorted(self._leaves.first[depth - 1], leaf, side="right") - 1
+
+  @functools.cached_property
+  def _overlay_entries(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each depth 1 … T: prefixes of the overlay's nodes, ascending, and their entries."""
+    overlay = self._changes.overlay
+    found = []
+    nothing = np.zeros(0, np.int64)
+    if overlay is None:
+      return [(nothing, nothing)] * len(self.codebooks)
+    above = nothing  # prefix of each entry of the depth above
+    for level, size in enumerate(self.codebooks):
+      parent = overlay.add_parent_TP[level]
+      code = overlay.add_code_TP[level]
+      used = np.flatnonzero(parent >= 0)
+      prefix = np.full(len(parent), -1, np.int64)
+      prefix[used] = self._prefix_of(level, parent[used], above) * size + code[used]
+      order = used[np.argsort(prefix[used], kind="stable")]
+      found.append((prefix[order], order))
+      above = prefix
+    return found
+
+  def _prefix_of(self, depth: int, node: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Packed prefixes of nodes of a depth, where `above` has those of the overlay's entries."""
+    if depth == 0:
+      return np.zeros(len(node), np.int64)
+    capacity = self._leaves.capacity[depth]
+    prefix = np.empty(len(node), np.int64)
+    main = node < capacity
+    leaf = self._leaves.first[depth - 1][node[main]]
+    prefix[main] = self._leaves.leaf_key[leaf] // self._places[depth - 1]
+    prefix[~main] = above[node[~main] - capacity]
+    return prefix
+
+  def _counted(
+    self, request_E: np.ndarray, row_E: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Requests, keys and rows of the rows that count, by request, then by key."""
+    # `LeftOut` names a row once a request: here it would be counted twice.
+    known = row_E < len(self._key_N)
+    request_E = request_E[known]
+    row_E = row_E[known]
+    key_E = self._key_N[row_E]
+    counts = key_E != INACTIVE
+    if self.allowed_N is not None:
+      counts &= _at(self.allowed_N, row_E)
+    order = np.flatnonzero(counts)
+    order = order[np.lexsort((key_E[order], request_E[order]))]
+    return request_E[order], key_E[order], row_E[order]
+
+
+def _at(allowed_N: np.ndarray, row: np.ndarray) -> np.ndarray:
+  """Whether rows are allowed; those past the end are not."""
+  # Row 0 stands in for what is past the end, so that the gather is in range; the mask drops it.
+  inside = row < len(allowed_N)
+  return inside & allowed_N[np.where(inside, row, 0)]
+
+
+def _runs(request_E: np.ndarray, prefix_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Where each run of equal (request, prefix) begins, and the number of each element's run."""
+  changed = np.ones(len(prefix_E), bool)
+  changed[1:] = (request_E[1:] != request_E[:-1]) | (prefix_E[1:] != prefix_E[:-1])
+  return np.flatnonzero(changed), np.cumsum(changed) - 1

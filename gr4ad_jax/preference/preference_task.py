@@ -1,0 +1,118 @@
+"""List objectives as a loss of the training step: candidates are the sequences, VSL is on those
+that were taken.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import ObjectiveConfig, PreferenceConfig
+from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.features.batches import RequestBatch
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.objectives import distillation, dpo, grpo, rspo, unified
+from gr4ad_jax.requests.candidates import NO_REFERENCE
+from gr4ad_jax.requests.vsl_task import vsl_of
+from gr4ad_jax.training.step import LossFn
+
+
+class PreferenceBatch(NamedTuple):
+  """B requests with C candidates, which stand in the place of their targets.
+
+  Attributes:
+    requests: contexts; `target_codes_BMT` are the candidates' UA-SIDs and `target_mask_BM` marks
+      those that were taken.
+    mask_BC: bool, which candidates are real.
+    reference_logp_BC: float32, NO_REFERENCE where the reference did not propose the candidate.
+    reward_BC: float32.
+  """
+
+  requests: RequestBatch
+  mask_BC: jax.Array
+  reference_logp_BC: jax.Array
+  reward_BC: jax.Array
+
+
+ListLoss = Callable[..., tuple[jax.Array, jax.Array]]  # as `list_loss` without its name
+
+
+def make_preference_loss(
+  model: GR4AD, objective: ObjectiveConfig, config: PreferenceConfig, ecpm: EcpmBins, targets: int,
+  of_lists: ListLoss | None = None,
+) -> LossFn:  # fmt: skip
+  """(params, batch, key) -> (loss, metrics): VSL plus a weighted list objective, or the unified sum
+  (§3.2, §3.3).
+
+  Args:
+    model: the module.
+    objective: which one, and VSL's weights.
+    config: settings of the lists.
+    ecpm: bins and clip of the eCPM token.
+    targets: what was taken stands among so many first candidates; the eCPM of the others is not
+      learned.
+    of_lists: the list loss; None: the objective's.
+  """
+  of_lists = of_lists or functools.partial(list_loss, objective.objective)
+
+  def loss_fn(params, batch: PreferenceBatch, key: jax.Array):
+    requests = batch.requests
+    mask_BC = batch.mask_BC
+    dropout = config.preference_dropout
+    rngs = {"dropout": key} if dropout else None
+    out = model.apply(
+      {"params": params},
+      requests,
+      requests.target_codes_BMT,
+      train=dropout,
+      valued=targets,
+      rngs=rngs,
+    )
+    reference_BC = (
+      batch.reference_logp_BC
+      if config.reference
+      else jnp.full_like(batch.reference_logp_BC, NO_REFERENCE)
+    )
+    w_vsl_BC, preference = of_lists(config, out.logp_BM, reference_BC, batch.reward_BC, mask_BC)
+    loss, metrics = vsl_of(out, requests, objective, ecpm, w_vsl_BC)
+    loss = loss + config.preference_weight * preference
+    return loss, {**metrics, "preference": preference, "vsl": metrics["loss"], "loss": loss}
+
+  return loss_fn
+
+
+def list_loss(name: str, config: PreferenceConfig, logp_BC, reference_BC, reward_BC, mask_BC):
+  """VSL's weights [B, C] and the scalar loss of an objective, a mean over requests (unified:
+  over candidates).
+  """
+  lists = (logp_BC, reference_BC, reward_BC)
+  one = jnp.ones_like(logp_BC)
+  pairs = {
+    "beta": config.beta,
+    "delta": config.delta,
+    "gain": config.gain,
+    "ranks": config.ranks,
+    "row_norm": config.normalize_rows,
+    "mask_BM": mask_BC,
+  }
+  if name == "unified":
+    term_BC, counted_BC = rspo.rspo_terms(*lists, **pairs)
+    w_vsl_BC, w_rl_BC = unified.unified_weights(
+      logp_BC, reward_BC, z_max=config.z_max, mask_BM=mask_BC
+    )
+    counted = jnp.maximum(counted_BC.sum(), 1)
+    return jax.lax.stop_gradient(w_vsl_BC), jnp.where(
+      counted_BC, w_rl_BC * term_BC, 0.0
+    ).sum() / counted
+  losses = {
+    "rspo": lambda: rspo.rspo_loss(*lists, **pairs),
+    "dpo": lambda: dpo.dpo_loss(*lists, beta=config.beta, mask_BM=mask_BC),
+    "sdpo": lambda: dpo.softmax_dpo_loss(*lists, beta=config.beta, mask_BM=mask_BC),
+    "grpo": lambda: grpo.grpo_loss(
+      *lists, clip=config.grpo_clip, kl=config.grpo_kl, mask_BM=mask_BC
+    ),
+    "xent": lambda: distillation.reward_cross_entropy(*lists, mask_BM=mask_BC),
+  }
+  return one, losses[name]().mean()

@@ -1,0 +1,224 @@
+"""A trained run, scored beside other runs and the simple methods under its data set's protocol."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_config
+from gr4ad_jax.data.schema import Dataset
+from gr4ad_jax.decoding.ranker import Ranker, Ranking
+from gr4ad_jax.evaluation import baselines, parts, plots, protocols, report_tables
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.ranking import reranking, seen_ads
+from gr4ad_jax.requests import inputs as inputs_lib
+from gr4ad_jax.requests import request_task
+from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.runs import run
+from gr4ad_jax.runs.workdir import FREE, changes
+
+_SCORED = tuple(section for section in SECTIONS if section != "serving")
+_PATHS = ("data_dir", "ads_path", "events_path")
+_SHAPES_NOTHING = (
+  "compute_dtype",
+  "swing_path",
+  *(name for name in FREE if name not in ("epochs", "max_steps")),
+)
+
+
+def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k: int) -> Ranking:
+  """The k best ads of each request by a trained run, from its best checkpoint, by its --reranker
+  and --seen_ads.
+  """
+  model = registry.build(config, len(inputs.dataset.ads))
+  params = request_task.load_params(config, model)
+  ranker = request_task.make_ranker(model, inputs.index, inputs.ecpm, config.search)
+  left_out = seen_ads.left_out(config, inputs.dataset, requests)
+  # A model that scores every ad has its candidates from all of them already.
+  also = (
+    {"also_RC": reranking.proposed(config, inputs, requests)} if isinstance(ranker, Ranker) else {}
+  )
+  contexts = inputs.contexts(config, requests.split)
+  deep = reranking.depth(config, k)
+  found = ranker.rank(params, contexts, requests.request, deep, left_out=left_out, **also)
+  return reranking.rerank(config, inputs, requests, found, k, left_out)
+
+
+def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]:
+  """Other runs by the system that they are seeds of: folders whose names differ by `_seed<n>` alone
+  are one system.
+
+  Args:
+    config: of the scored run; runs that share its name are further seeds of it, and searched as it
+      is.
+    beside: workdirs of the other runs.
+
+  Returns:
+    {system: configs}, the scored run's first, named after its model.
+
+  Raises:
+    ConfigError: a run twice, a name that the table has for another system, or seeds whose settings
+      differ.
+    FileNotFoundError: a folder that holds no trained run.
+  """
+  main = config.model.model
+  stem = _stem(config.workdir)
+  systems = {main: [config]}
+  names = {_folder(config.workdir)}
+  for workdir in beside:
+    refused = f"--beside={workdir} is not allowed"
+    other = load_config(workdir)
+    name = _stem(workdir)
+    if not is_trained(workdir):
+      raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+    if _folder(workdir) in names:
+      raise ConfigError(f"{refused}: a run named {_folder(workdir)!r} is in the table already")
+    names.add(_folder(workdir))
+    if name == stem:
+      name = main
+      other = dataclasses.replace(other, search=config.search)
+    elif name in (main, *baselines.NAMES):
+      raise ConfigError(f"{refused}: the table has a system {name!r} already; rename the folder")
+    other = seen_ads.treated_as(other, config)  # in one table all systems are treated alike
+    first = systems.setdefault(name, [other])[0]
+    for knob, ours, theirs in changes(other, first, _SCORED, but=("seed", *_SHAPES_NOTHING)):
+      raise ConfigError(
+        f"{refused}: a seed of {name!r} with --{knob}={ours}, where {first.workdir} has {theirs}"
+      )
+    if other is not first:
+      systems[name].append(other)
+  return systems
+
+
+def view_through(config: Config, inputs: Inputs) -> Inputs:
+  """The data set of `inputs`, seen through another trained run's tokenizer and features.
+
+  Raises:
+    ConfigError: that run was made from another ad table or event log.
+  """
+  try:
+    inputs_lib.check_same_log(config, inputs.dataset)
+    tokenizer, index = inputs_lib.tokenizer_of(config, inputs.dataset)
+  except ConfigError as error:
+    raise ConfigError(str(error).replace("--workdir", "--beside", 1)) from error
+  neighbors, ecpm = inputs_lib.load_features(config.workdir)
+  return dataclasses.replace(
+    inputs, tokenizer=tokenizer, index=index, neighbors=neighbors, ecpm=ecpm
+  )
+
+
+def settings_of(config: Config) -> dict:
+  """Every knob of a run by its name, but for where its data lie and how it is served."""
+  knobs = {
+    name: value for section in _SCORED for name, value in vars(getattr(config, section)).items()
+  }
+  return {name: value for name, value in knobs.items() if name not in _PATHS}
+
+
+def shaping(config: Config) -> dict:
+  """The knobs of `settings_of` that a ranking follows from: those that say where, how often or
+  on what, left out.
+  """
+  return {name: value for name, value in settings_of(config).items() if name not in _SHAPES_NOTHING}
+
+
+def evaluate_run(
+  config: Config, inputs: Inputs, split: str, beside: Sequence[str] = ()
+) -> tuple[dict, Ranking]:
+  """Scores a run, writes eval/metrics.json and the plots of its workdir.
+
+  Args:
+    config: of the run.
+    inputs: its data, tokenizer and features.
+    split: 'valid' or 'test'.
+    beside: workdirs of other runs for the same table; see `group_runs`.
+
+  Returns:
+    What `report_tables.results` found, with the checkpoint and the settings of the run; and its
+    ranking of the split's requests.
+
+  Raises:
+    ConfigError: runs that cannot stand in one table: see `group_runs` and `view_through`; or one
+      that has learned from the split.
+    FileNotFoundError: a run without a checkpoint.
+  """
+  systems = group_runs(config, beside)
+  runs = [seed for seeds in systems.values() for seed in seeds]
+  for seed in runs:
+    if split in seed.training.fitted:
+      raise ConfigError(
+        f"--split={split} is not allowed: the run in {seed.workdir} has learned from it"
+      )
+  inputs_lib.check_same_log(config, inputs.dataset)
+  views = {seed.workdir: view_through(seed, inputs) for seed in runs[1:]} | {config.workdir: inputs}
+  requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
+  k = max(protocols.protocol_of(inputs.dataset.name).ks)
+  rankings = {
+    name: [rank_run(seed, views[seed.workdir], requests, k) for seed in seeds]
+    for name, seeds in systems.items()
+  }
+  unseen = {
+    name: [
+      ranking if seen_ads.unseen(seed) == seed
+      else rank_run(seen_ads.unseen(seed), views[seed.workdir], requests, k)
+      for seed, ranking in zip(systems[name], seeds, strict=True)
+    ]
+    for name, seeds in rankings.items()
+  }  # fmt: skip
+  found = table(
+    config, inputs.dataset, requests, _ads_of(rankings), _ads_of(unseen),
+    {name: seen_ads.treatment(seeds[0]) for name, seeds in systems.items()},
+  )  # fmt: skip
+  found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
+  folder = os.path.join(config.workdir, "eval")
+  report_tables.write_json(os.path.join(folder, "metrics.json"), found)
+  plots.plot_comparison(found, os.path.join(folder, "comparison.png"))
+  curve = os.path.join(config.workdir, "metrics.jsonl")
+  if os.path.exists(curve):
+    plots.plot_training(curve, os.path.join(folder, "training.png"))
+  return found, next(iter(rankings.values()))[0]
+
+
+def table(
+  config: Config, dataset: Dataset, requests: protocols.EvalRequests,
+  ranked: Mapping[str, report_tables.Rankings], unseen: Mapping[str, report_tables.Rankings],
+  seen: Mapping[str, str],
+) -> dict:  # fmt: skip
+  """Models and the simple methods in one table, all treated alike.
+
+  Args:
+    config: says how seen ads are treated, and what counts as a target.
+    dataset: whose requests.
+    requests: of a split.
+    ranked: name -> rankings, one a seed; the first is compared with the others.
+    unseen: the same without ads seen before.
+    seen: name -> treatment of seen ads, as the table says it.
+
+  Returns:
+    See `report_tables.results`.
+  """
+  k = max(protocols.protocol_of(dataset.name).ks)
+  fitted = baselines.Baselines(dataset, requests)
+  as_is = seen_ads.left_out(config, dataset, requests)
+  simple, skipped = baselines.rank_all(fitted, k, left_out=as_is)
+  fresh, _ = baselines.rank_all(fitted, k, left_out=parts.seen_before(dataset, requests))
+  alike = dict.fromkeys(simple, config.search.seen_ads)
+  return report_tables.results(
+    dataset, requests.split, {**ranked, **simple}, config.data.target_behavior, skipped,
+    {**seen, **alike}, unseen={**unseen, **fresh}, memory_RK=simple[parts.MEMORY_OF],
+  )  # fmt: skip
+
+
+def _ads_of(rankings: Mapping[str, Sequence[Ranking]]) -> dict[str, list[np.ndarray]]:
+  return {name: [ranking.ad_RK for ranking in seeds] for name, seeds in rankings.items()}
+
+
+def _folder(workdir: str) -> str:
+  return os.path.basename(os.path.abspath(workdir))
+
+
+def _stem(workdir: str) -> str:
+  """Name of the system that a run is a seed of: its folder's, without `_seed<n>`."""
+  return re.sub(r"_seed\d+$", "", _folder(workdir))
