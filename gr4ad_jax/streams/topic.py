@@ -15,7 +15,6 @@ with the same transaction, and `compact` leaves none of their bytes.
 """
 
 import contextlib
-import errno
 import os
 import sqlite3
 import threading
@@ -24,10 +23,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.streams import wal
+from gr4ad_jax.streams import sqlite_file, wal
 
 RETAINED = 10_000  # offsets within which superseded records are kept
-_BESIDE = ("-wal", "-shm", "-journal")  # files that SQLite keeps beside its own
 
 
 class Record(NamedTuple):
@@ -68,7 +66,7 @@ class Topic:
     self._retained = retained
     self._lock = threading.Lock()
     wal.check(path)  # before SQLite opens the file, which would take a damaged log for a short one
-    self._connection = _connected(path)
+    self._connection = sqlite_file.connected(path)
     try:
       self.notes = self._checked()
     except BaseException:
@@ -101,10 +99,10 @@ class Topic:
     # A `.part` of a crash goes first, with what SQLite kept beside it: its log must not be read
     # into the new file.
     part = path + ".part"
-    _remove(part)
+    sqlite_file.remove(part)
     try:
-      connection = _connected(part)
-      with contextlib.closing(connection), _transaction(connection, part):
+      connection = sqlite_file.connected(part)
+      with contextlib.closing(connection), sqlite_file.transaction(connection, part):
         for sql in _schema(name).values():
           connection.execute(sql)
         for key, value in notes.items():
@@ -113,11 +111,11 @@ class Topic:
         for offset, change in enumerate(changes, start=1):
           _insert(connection, name, offset, change)
       os.replace(part, path)  # closing moved all of the write-ahead log into the file, synced
-      _sync_directory(os.path.dirname(path))
+      sqlite_file.sync_directory(os.path.dirname(path))
     except sqlite3.Error as error:
-      raise _os_error(path, error) from error
+      raise sqlite_file.os_error(path, error) from error
     finally:
-      _remove(part)
+      sqlite_file.remove(part)
 
   def states(self) -> list[Record]:
     """The latest record of each key, in order of their offsets."""
@@ -136,7 +134,7 @@ class Topic:
     name = self._name
     connection = self._connection
     with self._lock:
-      with _transaction(connection, self._path):
+      with sqlite_file.transaction(connection, self._path):
         (before,) = connection.execute(f"SELECT ifnull(max(offset), 0) FROM {name}").fetchone()
         for offset, change in enumerate(changes, start=before + 1):
           _insert(connection, name, offset, change)
@@ -171,14 +169,8 @@ class Topic:
     """
     with self._lock, self._as_os_error():
       if self._trace:
-        # Where SQLite moves a record between pages, the page that it left keeps a copy in its
-        # unused part, which `secure_delete` does not reach. So all of the file is written anew.
-        self._connection.execute("VACUUM")
-        self._connection.execute("PRAGMA user_version = 0")
-        self._marked = False
-        # Frames of the log hold pages as they were: the log is emptied, not only written over.
-        busy = self._pragma("wal_checkpoint(TRUNCATE)")
-        self._trace = bool(busy)  # a follower is reading: the next call tries again
+        self._marked = False  # first: where the next line fails, marking once more does no harm
+        self._trace = not sqlite_file.vacuumed(self._connection)  # else the next call tries again
 
   def close(self) -> None:
     """Closes the file. The write-ahead log goes into it."""
@@ -199,7 +191,7 @@ class Topic:
     try:
       yield
     except sqlite3.Error as error:
-      raise _os_error(self._path, error) from error
+      raise sqlite_file.os_error(self._path, error) from error
 
   def _checked(self) -> dict[str, str]:
     """Looks at all of the file; returns the notes. Raises DataError for the first thing wrong."""
@@ -246,37 +238,6 @@ def _schema(name: str) -> dict[str, str]:
   }
 
 
-def _connected(path: str) -> sqlite3.Connection:
-  """A connection, set up. The file is made where it is missing. Transactions are begun by hand."""
-  # Any thread may use it: `Topic` holds its lock around every use.
-  connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-  try:
-    # WAL: a follower can read while a writer writes. FULL: a commit is synced before it returns.
-    # `secure_delete`: what is deleted is overwritten with zeros.
-    for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
-      connection.execute(f"PRAGMA {setting}")
-  except sqlite3.Error as error:
-    connection.close()
-    raise DataError(f"{path} is damaged or cannot be opened: {error}") from error
-  return connection
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection, path: str) -> Iterator[None]:
-  """All of the block, on disk at its end, or nothing. Raises OSError where SQLite fails."""
-  try:
-    connection.execute("BEGIN IMMEDIATE")
-    yield
-    connection.execute("COMMIT")
-  except BaseException as error:
-    with contextlib.suppress(sqlite3.Error):  # SQLite itself undoes it where the disk is full
-      if connection.in_transaction:
-        connection.execute("ROLLBACK")
-    if isinstance(error, sqlite3.Error):
-      raise _os_error(path, error) from error
-    raise
-
-
 def _insert(connection: sqlite3.Connection, name: str, offset: int, change: Change) -> None:
   """Writes one record, with its checksum, inside the caller's transaction."""
   checksum = _checksum(offset, change.key, change.payload)
@@ -294,25 +255,3 @@ def _is_whole(offset: Any, key: Any, payload: Any, checksum: Any) -> bool:
   # A bit that flips may change a value's type too, for SQLite keeps the type with the value.
   types = isinstance(key, str) and isinstance(payload, bytes)
   return types and _checksum(offset, key, payload) == checksum
-
-
-def _os_error(path: str, error: sqlite3.Error) -> OSError:
-  """SQLite's error as the system's: a full disk by its own number, all else as input or output."""
-  full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-  return OSError(errno.ENOSPC if full else errno.EIO, f"{path}: {error}")
-
-
-def _remove(path: str) -> None:
-  """Deletes a file of SQLite, and those beside it, where they are."""
-  for name in (path, *(path + ending for ending in _BESIDE)):
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(name)
-
-
-def _sync_directory(directory: str) -> None:
-  """Waits until the names of a directory's files are on disk."""
-  handle = os.open(directory, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
