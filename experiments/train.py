@@ -58,7 +58,9 @@ def main(argv):
     print(f"trained {done} steps, {duration(time.monotonic() - began)} since the start", flush=True)
   else:
     print(f"the run was finished already, at step {done}: nothing is trained again", flush=True)
-  if _EVALUATE.value:
+  if "test" in config.training.fitted:
+    print("all splits were learned from: none is left to evaluate on", flush=True)
+  elif _EVALUATE.value:
     report = families.part(families.find(config.family).report)
     print(report(task, "test", width=printed.terminal_width()), flush=True)
   print(f"the run lies in {config.workdir}", flush=True)

@@ -27,6 +27,11 @@ class DataConfig:
     free=True,
     place=True,
   )
+  until: str = knob(
+    "",
+    "Only what had happened before a day (YYYY-MM-DD, UTC) is known, and the ads of then; empty: "
+    "all. For a run that goes on with what came later.",
+  )
   behaviors: tuple[str, ...] = knob(
     ("click", "cart", "purchase"), "ad_log: behaviours, shallowest first."
   )

@@ -3,6 +3,7 @@
 A rule is whether it holds, the knob that is blamed where it does not, and what is allowed.
 """
 
+import datetime
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -55,6 +56,7 @@ def of_requests(config: Any) -> Rules:
       "events_path",
       f"--dataset={data.dataset} needs an event log",
     ),
+    (_is_date(data.until), "until", "a date, as 2010-12-01, or empty"),
     (
       len(set(data.behaviors)) == len(data.behaviors),
       "behaviors",
@@ -108,5 +110,13 @@ def _is_window(training: TrainConfig) -> bool:
   """Whether --profile_steps is empty or a:b with a < b."""
   try:
     return bool(training.profiled)
+  except ValueError:
+    return False
+
+
+def _is_date(text: str) -> bool:
+  """Whether --until is empty or YYYY-MM-DD."""
+  try:
+    return not text or bool(datetime.date.fromisoformat(text))
   except ValueError:
     return False

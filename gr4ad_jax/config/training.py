@@ -11,8 +11,11 @@ class TrainConfig:
 
   fit_splits: str = knob(
     "train",
-    "What is learned from: train alone, to choose settings on valid; or valid too, for a last run.",
-    choices=("train", "train+valid"),
+    (
+      "What is learned from: train alone, to choose settings on valid; valid too, for a last run; "
+      "or all, for a run that goes live, which no split can judge."
+    ),
+    choices=("train", "train+valid", "train+valid+test"),
     of="requests",
   )
   period: tuple[float, ...] = knob(

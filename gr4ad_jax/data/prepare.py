@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data.schema import DataError, Dataset, Report
+from gr4ad_jax.data.until import until
 from gr4ad_jax.locks import Lock
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def load_dataset(config: DataConfig) -> Dataset:
   report = Report(**notes["report"])
   _log.info("%s: %s", config.dataset, report)
   behaviors = tuple(notes["behaviors"])
-  return Dataset(config.dataset, ads, events, behaviors, report, config.attribution_days)
+  found = Dataset(config.dataset, ads, events, behaviors, report, config.attribution_days)
+  return until(found, config.until) if config.until else found
 
 
 def prepared_folders(config: DataConfig) -> dict[str, str]:
