@@ -235,3 +235,36 @@ def test_folders_are_those_of_what_is_prepared_once(config):
   assert prepare.prepared_folders(config) == folders
   assert all(os.stat(path).st_mtime_ns == time for path, time in written.items())
   assert all(str(path).startswith(config.data_dir) for path in written)
+
+
+def test_until_leaves_a_log_as_it_stood_that_day(config):
+  """Users, visits and splits are those of the days before; the whole log is not touched."""
+  whole = prepare.load_dataset(config)
+  date = "2023-11-16"  # the fixture's third day
+  assert prepare.moment(date) == START + 2 * 24 * HOUR
+  known = prepare.load_dataset(dataclasses.replace(config, until=date))
+  before = whole.events.time < prepare.moment(date)
+  assert 0 < before.sum() < len(whole.events)
+  for column in ("ad", "time", "value"):
+    np.testing.assert_array_equal(
+      getattr(known.events, column), getattr(whole.events, column)[before]
+    )
+  assert known.events.split.max() == 0  # nobody has three visits after two days
+  assert known.report.requests == {"train": 19, "valid": 0, "test": 0}
+  assert known.report.dropped["of 2023-11-16 or later"] == (~before).sum()
+
+
+def test_until_leaves_out_ads_first_heard_of_later(config):
+  """Those with an event before it and those of which nothing is known stay, in their order."""
+  whole = prepare.load_dataset(config)
+  ads = dataclasses.replace(whole.ads, created=np.array([-1, -1, START + 99 * 24 * HOUR, -1]))
+  later = START + 2 * 24 * HOUR
+  events = dataclasses.replace(
+    whole.events,
+    ad=np.where(whole.events.time < later, whole.events.ad % 2, 2).astype(np.int32),
+  )
+  known = prepare.until(dataclasses.replace(whole, ads=ads, events=events), "2023-11-16")
+  assert known.ads.ad_id.tolist() == ["ad0", "ad1", "ad3"]
+  assert set(known.events.ad) == {0, 1}
+  with pytest.raises(DataError, match="--until=1999-01-01 is not allowed: ad_log has no event"):
+    prepare.until(whole, "1999-01-01")
