@@ -9,6 +9,7 @@ known before.
 """
 
 import datetime
+import os
 
 import numpy as np
 from absl import flags
@@ -58,8 +59,11 @@ def main(argv):
   del argv
   for flag in (_STREAM, _ARMS):
     if not flag.value:
-      raise config_lib.ConfigError(f"--{flag.name}= is not allowed: {flag.help}")
+      raise config_lib.ConfigError(f"--{flag.name}= is not allowed: it must be named")
   shares = parse_shares(_ARMS.value)
+  path = _STREAM.value.removeprefix("sqlite:")
+  if path != _STREAM.value and not os.path.isfile(path):  # opening it would make one
+    raise FileNotFoundError(f"{path}: there is no such stream")
   before = brought_before(_WORKDIR.value) if _WORKDIR.value else {}
   stream = open_stream(_STREAM.value)
   try:

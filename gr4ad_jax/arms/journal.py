@@ -150,4 +150,6 @@ def _shown(value: Mapping[str, Any]) -> Shown:
 
 
 def _taken(value: Mapping[str, Any]) -> tuple[str, Taken]:
-  return value["user_id"], Taken(float(value["time"]), value["ad_id"], float(value.get("value") or 0))
+  return value["user_id"], Taken(
+    float(value["time"]), value["ad_id"], float(value.get("value") or 0)
+  )

@@ -67,9 +67,7 @@ def revenue(
   return _rows(rows)
 
 
-def recall(
-  journal: Journal, arms: Mapping[str, str], days: float, hours: float, k: int
-) -> Rows:
+def recall(journal: Journal, arms: Mapping[str, str], days: float, hours: float, k: int) -> Rows:
   """Mean recall of the ads that followed a user's requests, over the requests of the user's window.
 
   What followed are the distinct ads that the user took from the request on, until the next one or
@@ -109,9 +107,7 @@ def latencies(journal: Journal, arms: Mapping[str, str]) -> dict[str, np.ndarray
   return {arm: np.sort(np.array(values, np.float64)) for arm, values in found.items()}
 
 
-def arrivals(
-  journal: Journal, arms: Mapping[str, str], days: float = 1.0
-) -> list[dict[str, int]]:
+def arrivals(journal: Journal, arms: Mapping[str, str], days: float = 1.0) -> list[dict[str, int]]:
   """Arm -> users who had come, at the end of each day on which one came."""
   firsts = sorted((journal.shown[user][0].moment, arm) for user, arm in arms.items())
   counts: dict[str, int] = {}
@@ -154,6 +150,4 @@ def trials(journal: Journal, arm: str, hours: float) -> Trials:
 def _rows(rows: list[tuple[float, str, float, float]]) -> Rows:
   rows.sort(key=lambda row: row[0])
   known, arm, y, x = zip(*rows, strict=True) if rows else ((), (), (), ())
-  return Rows(
-    np.array(arm, object), *(np.array(column, np.float64) for column in (y, x, known))
-  )
+  return Rows(np.array(arm, object), *(np.array(column, np.float64) for column in (y, x, known)))

@@ -1,6 +1,7 @@
 """Experiments with a known truth, drawn day by day, and what theory says of them."""
 
 import numpy as np
+
 from gr4ad_jax.arms import comparison, sequence
 
 DAYS = 28
