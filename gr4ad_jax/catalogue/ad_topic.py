@@ -4,15 +4,18 @@ A record is an ad as it is after a change; its key is the ad's id. A folder of t
 SQLite is carried over when it is first opened.
 """
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from gr4ad_jax import checksums
 from gr4ad_jax.catalogue import old_form
 from gr4ad_jax.catalogue.ad_records import REMOVED, AdRecord
-from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.data.schema import AdTable, DataError
 from gr4ad_jax.locks import InUseError, Lock
 from gr4ad_jax.streams.topic import Change, Topic
 
@@ -26,7 +29,7 @@ class AdTopic:
 
   Args:
     directory: the folder; one process at a time may have it.
-    digest: of what the changes are changes of.
+    digest: of what the changes are changes of, by `rows_digest`.
 
   Raises:
     DataError: another process has the folder, a file is damaged or missing, or the changes are of
@@ -63,6 +66,16 @@ class AdTopic:
 def change(ad: AdRecord, row: int, codes: Iterable[int]) -> Change:
   """The record of an ad. That of a removed one forgets what the ad was."""
   return Change(ad.ad_id, ad.encoded(row, tuple(codes)), forget=ad.status == REMOVED)
+
+
+def rows_digest(ads: AdTable, codes_NT: np.ndarray, codebooks: Sequence[int]) -> str:
+  """SHA-256 of what rows and UA-SIDs mean: changes by row are those of this table alone."""
+  made = hashlib.sha256(repr((len(ads), tuple(map(int, codebooks)))).encode())
+  made.update(np.ascontiguousarray(codes_NT, np.int32).tobytes())
+  # In parts: the ids of ten million ads need not stand in memory twice.
+  for begin in range(0, len(ads), 1 << 16):
+    made.update("\0".join(map(str, ads.ad_id[begin : begin + (1 << 16)])).encode() + b"\0")
+  return made.hexdigest()
 
 
 def _opened(directory: str, digest: str) -> Topic:

@@ -9,28 +9,23 @@ commit.
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from gr4ad_jax.catalogue import ad_topic
-from gr4ad_jax.catalogue.ad_records import ACTIVE, REMOVED, AdRecord
+from gr4ad_jax.catalogue.ad_records import ACTIVE, REMOVED, WORDS, AdRecord
 from gr4ad_jax.catalogue.ad_rows import AdRows
 from gr4ad_jax.catalogue.choice import AdSets
+from gr4ad_jax.catalogue.tending import Tending
 from gr4ad_jax.data.schema import AdTable, DataError
 from gr4ad_jax.index.live_index import IndexFull, LiveIndex, TrieArrays
 from gr4ad_jax.streams.group_commit import GroupCommit, Waiting
 
 MERGE_FILL = 0.5  # share of the index's overlay from which it is merged in the background
-# Changes wait for `compact`: the share of the time that it may take while changes arrive, and else.
-COMPACT_BUSY = 0.01
-COMPACT_IDLE = 0.1
-_TICK = 1.0  # seconds between two looks of the background thread
 _log = logging.getLogger(__name__)
 
 
@@ -96,10 +91,8 @@ class AdCatalog:
     self.version = 0
     self._lock = threading.RLock()
     self._commits = GroupCommit(self._lock, self._write, self._apply)
-    self._compact_seconds, self._compact_end = 0.0, 0.0  # of the last one; by the monotonic clock
-    self._wake = threading.Event()
     self._closing = False
-    self._thread = None
+    self._tending = Tending(self.merge_if_needed, self.compact, lambda: self.version)
 
   @classmethod
   def open(
@@ -123,7 +116,7 @@ class AdCatalog:
     Raises:
       DataError: the directory holds changes of another index, is damaged, or is in use.
     """
-    topic = ad_topic.AdTopic(directory, _digest(ads, codes_NT, tokenizer.codebooks))
+    topic = ad_topic.AdTopic(directory, ad_topic.rows_digest(ads, codes_NT, tokenizer.codebooks))
     try:
       return cls(ads, codes_NT, tokenizer, topic, overlay)
     except BaseException:
@@ -172,16 +165,7 @@ class AdCatalog:
     row = self.row(ad_id)
     if row is None or (ad := self.ad(row)).status == REMOVED:
       return None
-    names = (
-      "ad_id",
-      "text",
-      "account_id",
-      "category",
-      "conversion_type",
-      "form",
-      "price",
-      "status",
-    )
+    names = ("ad_id", *WORDS, "price", "status")
     return {name: getattr(ad, name) for name in names} | {"codes": self._codes_NT[row].tolist()}
 
   def put(self, ad_id: str, fields: Mapping[str, Any]) -> str:
@@ -256,12 +240,10 @@ class AdCatalog:
 
     One ad is encoded first, since the first takes the tokenizer a second or two.
     """
-    with contextlib.suppress(
-      DataError, OSError, ImportError
-    ):  # a run whose vectors came from elsewhere; `put` tells
+    # A run whose vectors came from elsewhere cannot encode; `put` tells.
+    with contextlib.suppress(DataError, OSError, ImportError):
       self._tokenizer.encode(self.ad(0).table(), lambda prefix: set())
-    self._thread = threading.Thread(target=self._tend, name="catalogue", daemon=True)
-    self._thread.start()
+    self._tending.start()
 
   def close(self) -> None:
     """Ends the thread and closes the files; no change may follow."""
@@ -269,14 +251,12 @@ class AdCatalog:
       if self._closing:
         return
       self._closing = True
-    self._wake.set()
-    if self._thread is not None:
-      self._thread.join()
+    self._tending.close()
     self._commits.flush()
     try:
       self._topic.compact()
     except OSError as error:  # for example a full disk: the next server does it
-      _log.error("traces of removed ads stay on disk for now: %s", error)
+      _log.error("traces of removed ads stay on disk until the next start: %s", error)
     self._topic.close()
 
   def _latest(self, ad_id: str) -> tuple[_Change | None, Waiting | None]:
@@ -357,30 +337,4 @@ class AdCatalog:
     for hears in self.on_removed if told else ():
       hears(waiting.value.row)
     if self.index.fill > MERGE_FILL:
-      self._wake.set()
-
-  def _tend(self) -> None:
-    seen = 0
-    while not self._closing:
-      self._wake.wait(_TICK)
-      self._wake.clear()
-      try:
-        self.merge_if_needed()
-        share = COMPACT_IDLE if self.version == seen else COMPACT_BUSY
-        seen = self.version
-        begin = time.monotonic()
-        if begin - self._compact_end >= self._compact_seconds / share:
-          self.compact()
-          self._compact_end = time.monotonic()
-          self._compact_seconds = self._compact_end - begin
-      except Exception:  # for example a full disk: the thread lives on, and tries again
-        _log.exception("the catalogue could not be merged or written")
-
-
-def _digest(ads: AdTable, codes_NT: np.ndarray, codebooks: Sequence[int]) -> str:
-  """SHA-256 of what rows and UA-SIDs mean."""
-  made = hashlib.sha256(repr((len(ads), tuple(map(int, codebooks)))).encode())
-  made.update(np.ascontiguousarray(codes_NT, np.int32).tobytes())
-  for begin in range(0, len(ads), 1 << 16):
-    made.update("\0".join(map(str, ads.ad_id[begin : begin + (1 << 16)])).encode() + b"\0")
-  return made.hexdigest()
+      self._tending.wake()

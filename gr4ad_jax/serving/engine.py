@@ -2,32 +2,28 @@
 checkpoints change.
 
 A query meets, in this order: the result cache, admission, the queue, a batch, the search. What
-  cannot be answered in
-time gets a list of popular ads, or is refused.
+cannot be answered in time gets a list of popular ads, or is refused.
 """
 
 import asyncio
 import concurrent.futures
-import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.answering.computing import Computed, Loaded, Searches
 from gr4ad_jax.answering.messages import Answer, Query, UnknownUser
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.serving import plans
-from gr4ad_jax.serving.batcher import Batcher, Closed, DeadlinePassed, Limits, Overloaded, Refused
+from gr4ad_jax.serving.batch_runner import BatchRunner
+from gr4ad_jax.serving.batcher import Closed, DeadlinePassed, Overloaded, Refused
 from gr4ad_jax.serving.metrics import Metrics, Series
 from gr4ad_jax.serving.opening import Opened, open_run
-from gr4ad_jax.serving.plans import Plan
 from gr4ad_jax.serving.reload import Reloader
-from gr4ad_jax.serving.result_cache import ResultCache, digest
+from gr4ad_jax.serving.result_cache import ResultCache, key
 from gr4ad_jax.serving.showing import Showing
 
 _log = logging.getLogger(__name__)
@@ -53,7 +49,8 @@ class ServingEngine:
     self, workdir: str, config: Config | None = None, checkpoint: int | str = "best",
     told: Callable[[int, int, float], None] = lambda *_: None, early: bool = False,
   ):  # fmt: skip
-    self.series, self.metrics = Series(), Metrics(self._readings())
+    self.series = Series()
+    self.metrics = Metrics(self._readings())
     opened = open_run(workdir, config, checkpoint, told, only_first=early)
     try:
       self._begin(opened, told)
@@ -66,65 +63,23 @@ class ServingEngine:
     self.config = opened.config
     self.catalog = opened.catalog
     self._users = opened.users
-    self._searcher = opened.searcher
     self._computer = opened.computer
     self._showing = Showing(opened.catalog, opened.computer, opened.popular)
-    self._loaded = opened.loaded
     serving = opened.config.serving
     self._accounts = opened.accounts
     self._ledger = opened.computer.ledger
     most_bytes = serving.cache_mb << 20
     self._cache = ResultCache(serving.cache_seconds, serving.cache_entries, most_bytes=most_bytes)
     self.catalog.on_removed.append(self._cache.drop)
-    self._turn = (
-      threading.Lock()
-    )  # whoever computes holds it: the batcher, and what times searches behind it
     self._closing = threading.Event()
-    self._plan = self._planned(opened.searches)
-    limits = Limits(
-      max(serving.buckets), serving.max_wait_ms / 1e3, serving.queue_size, serving.target_ms / 1e3
-    )
-    self._batcher = Batcher(self._run, limits, lambda size: self._plan.costs.seconds(0, size))
+    self._runner = BatchRunner(opened, self._cache, self.metrics)
+    self._batcher = self._runner.batcher
     self.catalog.start()
-    self._reloader = Reloader(opened.source, self._loaded.step, self._use, serving.reload_seconds)
+    self._reloader = Reloader(opened.source, self.step, self._runner.use, serving.reload_seconds)
     self._ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)
     self._ticker.start()
-    self._widener = threading.Thread(target=self._widen, args=(told,), name="compiler", daemon=True)
     if opened.searches != self._computer.searches:
-      self._widener.start()
-
-  def _planned(self, searches: Searches) -> Plan:
-    """Times searches, with users of the log, and plans with them; queries that come meanwhile
-    take turns.
-    """
-    users = [Query(user=user) for user in self._users.user_ids[: searches.buckets[-1]]]
-    users += [Query(history=())] * (searches.buckets[-1] - len(users))
-
-    def compute(schedule: int, size: int) -> None:
-      with self._turn:
-        self._computer.compute(users[:size], self._loaded, searches, schedule, shown=False)
-
-    return plans.plan(
-      searches, compute, self.config.search.beams, self.config.serving.target_ms / 1e3
-    )
-
-  def _widen(self, told: Callable[[int, int, float], None]) -> None:
-    """On a thread of its own: compiles the searches that are left, and uses them when all are
-    there.
-    """
-    plans.yield_to_others()
-
-    def heard(done: int, wanted: int, seconds: float) -> None:
-      if self._closing.is_set():
-        raise Closed("the server is shutting down")  # what is left need not be compiled
-      told(done, wanted, seconds)
-
-    try:
-      self._computer.prepare(self._loaded.variables, told=heard)
-      self._plan = self._planned(self._computer.searches)
-    except Exception:  # what is compiled goes on answering
-      if not self._closing.is_set():
-        _log.exception("the other searches could not be compiled; the first one stays in use")
+      self._runner.widen(told)
 
   # Queries
 
@@ -137,7 +92,10 @@ class ServingEngine:
     Raises:
       Overloaded, DeadlinePassed: see `Batcher.submit`.
     """
-    kept = self._cache.get(self._key(query, self.step), self.beams) if query.cache else None
+    kept = None
+    if query.cache:
+      name = key(query, self.step, self.config.serving.cache_seconds)
+      kept = self._cache.get(name, self.beams)
     if kept is not None and self._ledger.counts:
       kept = self._showing.again(query, kept)
     if kept is not None:
@@ -186,13 +144,6 @@ class ServingEngine:
       self.config.serving.deadline_ms if query.deadline_ms is None else query.deadline_ms
     ) / 1e3
 
-  def _key(self, query: Query, step: int) -> bytes:
-    """Of all that an answer depends on. Moments within the life of an entry count as one."""
-    now = (
-      None if query.now is None else int(query.now // max(self.config.serving.cache_seconds, 1.0))
-    )
-    return digest(query.user, query.history, query.k, now, query.explain, query.wanted, step)
-
   def _instead(self, query: Query, error: Exception, begin: float) -> Answer:
     """The fallback list where the query wants it after such an error; else raises what the
     caller is to see.
@@ -216,33 +167,6 @@ class ServingEngine:
     seconds = time.monotonic() - begin
     self.metrics.request(outcome, seconds)
     self.series.record(outcome, seconds)
-
-  # Batches, on the batcher's thread
-
-  def _run(self, queries: Sequence[Query]) -> list[Answer | Exception]:
-    with self._turn:
-      return self._run_batch(queries, self._plan)
-
-  def _run_batch(self, queries: Sequence[Query], plan: Plan) -> list[Answer | Exception]:
-    begin = time.monotonic()
-    moment = self._cache.moment
-    loaded = self._loaded
-    load = self._batcher.load()
-    schedule = plan.controller.choose(
-      begin, dataclasses.replace(load, queued=load.queued + len(queries))
-    )
-    self._batcher.expect(plan.costs.seconds(schedule, len(queries)))
-    results = self._computer.compute(queries, loaded, plan.searches, schedule)
-    widths = plan.searches.schedules[schedule]
-    for query, result in zip(queries, results, strict=True):
-      # What was drawn for one request is not another's.
-      if isinstance(result, Computed) and query.cache and not self.config.serving.explore:
-        kept = dataclasses.replace(result.answer, source="cache", receipt=None)
-        self._cache.put(self._key(query, loaded.step), kept, result.rows, moment, widths)
-    seconds = time.monotonic() - begin
-    plan.costs.observe(schedule, len(queries), seconds)
-    self.metrics.batch(len(queries), seconds)
-    return [result.answer if isinstance(result, Computed) else result for result in results]
 
   # Ads and users
 
@@ -321,18 +245,17 @@ class ServingEngine:
   @property
   def compiling(self) -> bool:
     """Whether searches are compiled behind the one that is in use."""
-    return self._widener.is_alive()
+    return self._runner.compiling
 
   @property
   def step(self) -> int:
     """Step of the checkpoint in use."""
-    return self._loaded.step
+    return self._runner.step
 
   @property
   def beams(self) -> tuple[int, ...]:
     """Widths of the latest search."""
-    plan = self._plan
-    return plan.searches.schedules[plan.controller.schedule]
+    return self._runner.beams
 
   def reload(self) -> bool:
     """Looks for another checkpoint now. Returns whether one came into use; raises what is wrong
@@ -345,7 +268,7 @@ class ServingEngine:
     return {
       "target_ms": self.config.serving.target_ms,
       "beams": self.beams,
-      "schedules": self._plan.searches.schedules,
+      "schedules": self._runner.schedules,
       "checkpoint": self.step,
       "compiling": self.compiling,
       "ads": self.catalog.index.num_active,
@@ -359,18 +282,17 @@ class ServingEngine:
 
     Args:
       wait: for the search that is being compiled behind it, if there is one. Who does not must end
-        the process by
-        `os._exit`: a thread in the compiler outlives the interpreter's end badly.
+        the process by `os._exit`: a thread in the compiler outlives the interpreter's end badly.
     """
     if self._closing.is_set():
       return
     self._closing.set()
-    self._batcher.close()
+    self._runner.close()
     self._reloader.close()
     self._ticker.join()
     self.catalog.close()
-    if wait and self._widener.ident is not None:
-      self._widener.join()
+    if wait:
+      self._runner.join()
 
   def __enter__(self):
     return self
@@ -378,25 +300,17 @@ class ServingEngine:
   def __exit__(self, *_):
     self.close()
 
-  def _use(self, step: int, params: Any) -> None:
-    """Swaps the parameters, between two batches."""
-    self._loaded = Loaded(step, self._searcher.variables(params))
-    _log.info("checkpoint %d is in use", step)
-
   def _tick(self) -> None:
     while not self._closing.wait(1.0):
       load = self._batcher.load()
-      self.series.state(queued=load.queued, utilisation=self._utilisation(), beams=self.beams)
-
-  def _utilisation(self) -> float:
-    return round(self._plan.controller.utilisation(self._batcher.load().arrivals), 4)
+      self.series.state(queued=load.queued, utilisation=self._runner.utilisation, beams=self.beams)
 
   def _readings(self) -> dict[str, tuple[str, Callable[[], float]]]:
     return {
       "queue_length": ("Requests that wait.", lambda: len(self._batcher)),
       "utilisation": (
         "Share of the time that the load needs; above 1 in overload.",
-        self._utilisation,
+        lambda: self._runner.utilisation,
       ),
       "beam_width": ("Last width of the beams.", lambda: self.beams[-1]),
       "cache_entries": ("Answers in the cache.", lambda: len(self._cache)),

@@ -17,6 +17,7 @@ from gr4ad_jax.config import Config, ConfigError, is_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.prepare import load_dataset
+from gr4ad_jax.data.schema import Dataset
 from gr4ad_jax.decoding import exclusion
 from gr4ad_jax.decoding.searcher import Searcher, scaled
 from gr4ad_jax.features import feature_names
@@ -83,20 +84,7 @@ def open_run(
       trained on.
     DataError: the `live` folder belongs to another index.
   """
-  saved = load_config(workdir)
-  config = registry.validate(dataclasses.replace(config or saved, workdir=workdir), base=saved)
-  if not is_trained(workdir):
-    raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
-  if config.search.item_weight and issubclass(registry.find(config), GR4ADItems):
-    weight = config.search.item_weight
-    raise ConfigError(
-      f"--item_weight={weight} is not allowed: the server ranks by UA-SIDs; serve with "
-      "--item_weight=0"
-    )
-  if issubclass(registry.find(config), ItemModel):
-    raise ConfigError(
-      f"--workdir={workdir} is not allowed: its model, {config.model.model}, generates no UA-SIDs"
-    )
+  config = _served_config(workdir, config)
   dataset = load_dataset(config.data)
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(workdir, name) for name in ("index", "features", "tokenizer", LIVE)}
@@ -115,13 +103,7 @@ def open_run(
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
     accounts = Accounts.open(folder[LIVE])
-    serving = config.serving
-    ledger = Ledger(
-      lambda row: catalog.ad(row).account_id, DayPlan.of(dataset.events.time),
-      serving.cap_times, serving.cap_days,
-    )  # fmt: skip
-    for account, budget in accounts.budgets.items():
-      ledger.set_budget(account, budget)
+    ledger = _ledger(config, dataset, catalog, accounts)
     behaviors = inputs.load_behaviors(config)
     computer = Computer(config, catalog, users, builder, searcher, wanted, behaviors, ledger)
     source = CheckpointSource(config, model, checkpoint)
@@ -136,6 +118,36 @@ def open_run(
   return Opened(
     config, catalog, users, popular, searcher, computer, searches, source, loaded, accounts
   )
+
+
+def _served_config(workdir: str, config: Config | None) -> Config:
+  """The config to serve a run by, checked; `config` and what is raised are as of `open_run`."""
+  saved = load_config(workdir)
+  config = registry.validate(dataclasses.replace(config or saved, workdir=workdir), base=saved)
+  if not is_trained(workdir):
+    raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+  if config.search.item_weight and issubclass(registry.find(config), GR4ADItems):
+    weight = config.search.item_weight
+    raise ConfigError(
+      f"--item_weight={weight} is not allowed: the server ranks by UA-SIDs; serve with "
+      "--item_weight=0"
+    )
+  if issubclass(registry.find(config), ItemModel):
+    raise ConfigError(
+      f"--workdir={workdir} is not allowed: its model, {config.model.model}, generates no UA-SIDs"
+    )
+  return config
+
+
+def _ledger(config: Config, dataset: Dataset, catalog: AdCatalog, accounts: Accounts) -> Ledger:
+  """Who has had enough, with the budgets that accounts have. Days are planned as the log's went."""
+  ledger = Ledger(
+    lambda row: catalog.ad(row).account_id, DayPlan.of(dataset.events.time),
+    config.serving.cap_times, config.serving.cap_days,
+  )  # fmt: skip
+  for account, budget in accounts.budgets.items():
+    ledger.set_budget(account, budget)
+  return ledger
 
 
 def beam_schedules(config: Config) -> tuple[tuple[int, ...], ...]:

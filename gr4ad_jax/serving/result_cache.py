@@ -2,9 +2,8 @@
 ad they name.
 
 Adding an ad drops nothing: until it expires, a kept answer may lack an ad that is newer than
-  itself. Answers are kept
-as bytes, so that what they take is known: a client can make as many keys as it likes, and the
-  memory stays bounded.
+itself. Answers are kept as bytes, so that what they take is known: a client can make as many keys
+as it likes, and the memory stays bounded.
 """
 
 import collections
@@ -18,6 +17,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gr4ad_jax.answering.messages import Query
+
 _REMOVALS = 4096  # of late, against which an answer that was on its way is checked
 _ENTRY_BYTES = 1000  # of an entry's objects and its places in the tables, beside the answer
 _ROW_BYTES = 400  # of an ad that it names: in a set, and the key in that ad's own set
@@ -26,6 +27,18 @@ _ROW_BYTES = 400  # of an ad that it names: in a set, and the key in that ad's o
 def digest(*parts: Any) -> bytes:
   """A key for whatever JSON can write; mappings count by content, not by order."""
   return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def key(query: Query, step: int, seconds: float) -> bytes:
+  """The digest of all that an answer depends on.
+
+  Args:
+    query: what is asked. Moments within the life of an entry count as one.
+    step: of the checkpoint that answers.
+    seconds: life of an entry.
+  """
+  now = None if query.now is None else int(query.now // max(seconds, 1.0))
+  return digest(query.user, query.history, query.k, now, query.explain, query.wanted, step)
 
 
 @dataclasses.dataclass(frozen=True)

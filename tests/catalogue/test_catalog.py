@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax import config
-from gr4ad_jax.catalogue import ad_rows
-from gr4ad_jax.catalogue import catalog as catalog_lib
+from gr4ad_jax.catalogue import ad_rows, tending
 from gr4ad_jax.catalogue.catalog import AdCatalog
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.sid.tokenizer import Tokenizer
@@ -115,7 +114,7 @@ def test_a_full_overlay_is_merged(tmp_path):
 
 
 def test_the_thread_merges_and_compacts(tmp_path, monkeypatch):
-  monkeypatch.setattr(catalog_lib, "_TICK", 0.01)
+  monkeypatch.setattr(tending, "_TICK", 0.01)
   encoder = shop.Encoder()
   catalog = shop.opened(tmp_path, encoder)
   catalog.put("secret", NEW | {"text": "unspeakable"})
