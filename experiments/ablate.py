@@ -11,8 +11,6 @@ import os
 
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments.progress import RoundProgress, show_progress, tell
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.ranking import list_cache
@@ -20,6 +18,9 @@ from gr4ad_jax.runs import run
 from gr4ad_jax.studies import ablation, ablation_table
 from gr4ad_jax.training import trainer
 from gr4ad_jax.value import reward_run
+
+from . import flags as flags_lib
+from .progress import RoundProgress, show_progress, tell
 
 _ROWS = flags.DEFINE_list(
   "rows", [row.name for row in ablation.ROWS], "Rows of the table; vsl is always among them."

@@ -1,15 +1,16 @@
 """Measures speed on this machine; each figure beside its counterpart, interleaved.
 
   python -m experiments.benchmark --suite=train --workdir=runs/online_retail --out=train.json
-  python -m experiments.benchmark --suite=step --preset=0.16b --batch_size=1024
-  --compute_dtype=bfloat16 --remat=dots python -m experiments.benchmark --suite=decode --peer
-  --out=decode.json python -m experiments.benchmark --suite=objectives python -m
-  experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512 --batches=1,8,32
-  python -m experiments.benchmark --suite=index --out=index.json python -m experiments.benchmark
-  --suite=swing --out=swing.json python -m experiments.benchmark --suite=serve
-  --workdir=runs/online_retail --out=serve.json XLA_FLAGS=--xla_force_host_platform_device_count=8
-  python -m experiments.benchmark --suite=table --ads=50000000 python -m experiments.benchmark
-  --suite=kmeans --ads=1000000 --repetitions=3 --out=kmeans.json
+  python -m experiments.benchmark --suite=step --preset=0.16b --batch_size=1024 --remat=dots
+  python -m experiments.benchmark --suite=decode --peer --out=decode.json
+  python -m experiments.benchmark --suite=objectives
+  python -m experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512
+  python -m experiments.benchmark --suite=index --out=index.json
+  python -m experiments.benchmark --suite=swing --out=swing.json
+  python -m experiments.benchmark --suite=serve --workdir=runs/online_retail --out=serve.json
+  python -m experiments.benchmark --suite=kmeans --ads=1000000 --repetitions=3 --out=kmeans.json
+  XLA_FLAGS=--xla_force_host_platform_device_count=8
+  python -m experiments.benchmark --suite=table --ads=50000000
 
 train: the data path against the train step, and the step's rate against plain jnp.dot on the same
   shapes.
@@ -32,10 +33,10 @@ kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitio
   either in turn, 61 ads or more a cluster; needs the extra 'peer'; tells of each iteration.
 """
 
+import sys
+
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments.progress import RoundProgress, tell
 from gr4ad_jax.benchmarks import (
   decode,
   index,
@@ -51,6 +52,9 @@ from gr4ad_jax.benchmarks import (
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+
+from . import flags as flags_lib
+from .progress import RoundProgress, tell
 
 _SUITES = [
   "train",
@@ -100,7 +104,9 @@ def main(argv):
   config = flags_lib.config_from_flags
   if _SUITE.value == "serve":  # writes its figures, and a chart, itself
     workdir = flags_lib.config_from_workdir().workdir
-    print(serve_load.in_words(serve_load.run_suite(workdir, _MINUTES.value, _OUT.value, told=tell)))
+    server = (sys.executable, "-m", f"{__package__}.serve")
+    found = serve_load.run_suite(workdir, _MINUTES.value, _OUT.value, command=server, told=tell)
+    print(serve_load.in_words(found))
     return 0
 
   def ads() -> int:

@@ -14,7 +14,6 @@ import datetime
 import numpy as np
 from absl import flags
 
-from experiments import flags as flags_lib
 from gr4ad_jax.answering import printed
 from gr4ad_jax.answering.contexts import UserHistories
 from gr4ad_jax.answering.recommender import Recommender
@@ -22,6 +21,8 @@ from gr4ad_jax.answering.request_plot import DrawnRequest, plot_request
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.schema import EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+
+from . import flags as flags_lib
 
 _USER = flags.DEFINE_string("user", "", "user_id of the event log that the run was trained on.")
 _K = flags.DEFINE_integer("k", 8, "Ads drawn.", lower_bound=1)

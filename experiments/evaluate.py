@@ -8,10 +8,11 @@ import os
 
 from absl import flags
 
-from experiments import flags as flags_lib
 from gr4ad_jax import families
 from gr4ad_jax.config import is_trained
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+
+from . import flags as flags_lib
 
 _SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which requests to predict.")
 _BESIDE = flags.DEFINE_list(

@@ -9,19 +9,19 @@ import os
 import re
 import sys
 import time
-import traceback
 import typing
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging
 
-from experiments import jobs
 from gr4ad_jax import config as config_lib
 from gr4ad_jax import families
 from gr4ad_jax.config import presets
 from gr4ad_jax.data import schema
 from gr4ad_jax.parallel.roll_call import StartError
 from gr4ad_jax.runs import workdir as workdir_lib
+
+from . import jobs, log_lines, shipped
 
 _MISTAKES = (config_lib.ConfigError, schema.DataError, ImportError)
 _PATHS = (
@@ -209,20 +209,19 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
   What the disk or the network refuses, such as a write to a full disk, is told likewise, with 3: it
   is no mistake, and a launcher may try again.
 
+  With --log_format=json all that it says is a JSON object a line (`log_lines`).
+
   Where `jobs.define_flags` was called, the process first joins the job of several that its flags
   name: status 1 where a process is missing or lost.
   """
   joined = False
+  _define_format()
 
   def guarded(argv: Sequence[str]) -> int | None:
     if len(argv) > 1:
       print(f"error: {argv[1]!r} is not a flag; flags look like --name=value", file=sys.stderr)
       return 2
-    if not flags.FLAGS["verbosity"].present:
-      logging.set_verbosity(logging.WARNING)
-      logging.get_absl_logger().setLevel(
-        "ERROR"
-      )  # the checkpointing library tells a great deal through it
+    _quieten()
     nonlocal joined
     try:
       # Where things lie may differ from machine to machine; their content is compared later.
@@ -255,8 +254,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         # a lost process shows as an error of the next collective operation; `jobs` tells it in one
         # line
       )
-      traceback.print_exc()
+      sys.excepthook(*sys.exc_info())
       status = 1
+    log_lines.end()  # an exception that is raised instead is told as an object, too
     if joined:
       jobs.leave(status or 0)
     return status
@@ -264,10 +264,33 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
   app.run(left, flags_parser=_parse)
 
 
+def _define_format() -> None:
+  """Defines --log_format, which every binary has; a process may run several of them."""
+  if "log_format" not in flags.FLAGS:
+    help_text = "Lines for people, or a JSON object a line, for a collector of logs."
+    flags.DEFINE_enum("log_format", "text", ["text", "json"], help_text, flag_values=flags.FLAGS)
+
+
+def _quieten() -> None:
+  """Leaves the log's warnings; with --verbosity all that it asks for."""
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
+    # The checkpointing library tells a great deal through it.
+    logging.get_absl_logger().setLevel("ERROR")
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
   """Parses the flags; a bad one ends the process with one line that says what is allowed."""
+  arguments = argv[1:]
   try:
-    return flags.FLAGS(argv)
+    arguments = shipped.expanded(arguments)
+    rest = flags.FLAGS([argv[0], *arguments])
   except flags.Error as error:
+    if "--log_format=json" in arguments:
+      log_lines.begin()
     print(f"error: {error}", file=sys.stderr)
+    log_lines.end()
     sys.exit(2)
+  if flags.FLAGS.log_format == "json":
+    log_lines.begin()
+  return rest

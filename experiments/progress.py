@@ -6,6 +6,8 @@ import time
 from gr4ad_jax.training import loop
 from gr4ad_jax.training.cost import StepCost, in_words
 
+from . import log_lines
+
 
 def duration(seconds: float) -> str:
   """Minutes and seconds: `3:07`."""
@@ -41,7 +43,19 @@ def show_progress(progress: loop.Progress) -> None:
   if progress.valid:
     line += "  valid " + "  ".join(f"{name} {value:.4f}" for name, value in progress.valid.items())
   kept = progress.valid or progress.step == progress.total_steps
-  print(f"\r\033[K{line}" if tty else line, end="\n" if kept or not tty else "", flush=True)
+  if tty:
+    print(f"\r\033[K{line}", end="\n" if kept else "", flush=True)
+    return
+  numbers = {
+    "step": progress.step,
+    "total_steps": progress.total_steps,
+    "steps_per_second": progress.steps_per_second,
+    "eta_seconds": progress.eta_seconds,
+  }
+  numbers |= {f"{unit}_per_second": rate for unit, rate in progress.units_per_second.items()}
+  numbers |= progress.metrics
+  numbers |= {f"valid/{name}": value for name, value in progress.valid.items()}
+  log_lines.say(line, **numbers)
 
 
 class RoundProgress:
@@ -71,6 +85,9 @@ class RoundProgress:
         f"{what} {done}/{total}  {rate:.0f}/s  ETA "
         f"{duration((total - done) / rate if rate else float('inf'))}"
       )
-      print(f"\r\033[K{line}" if tty else line, end="\n" if last or not tty else "", flush=True)
+      if tty:
+        print(f"\r\033[K{line}", end="\n" if last else "", flush=True)
+      else:
+        log_lines.say(line, what=what, done=done, total=total, per_second=rate)
     if last:
       self._began = None

@@ -9,7 +9,6 @@ import json
 
 from absl import flags
 
-from experiments import flags as flags_lib
 from gr4ad_jax.answering import printed
 from gr4ad_jax.answering.contexts import UserHistories
 from gr4ad_jax.answering.recommender import Recommender
@@ -18,6 +17,8 @@ from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data import column_files, tables
 from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+
+from . import flags as flags_lib
 
 _USER = flags.DEFINE_string("user", "", "user_id of the event log that the run was trained on.")
 _HISTORY = flags.DEFINE_string(

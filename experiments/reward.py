@@ -11,11 +11,12 @@ import sys
 
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments.progress import RoundProgress, show_cost, show_progress
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training import loop
 from gr4ad_jax.value import reward_report, reward_run
+
+from . import flags as flags_lib
+from .progress import RoundProgress, show_cost, show_progress
 
 _REPORT = flags.DEFINE_boolean("report", True, "At the end, score all ads for valid.")
 

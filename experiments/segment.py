@@ -9,13 +9,14 @@ import os
 
 from absl import flags
 
-from experiments import flags as flags_lib
 from gr4ad_jax import files
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.segmentation import plots
 from gr4ad_jax.segmentation.segmenter import Segmenter
+
+from . import flags as flags_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The directory of a trained run.")
 _IMAGE = flags.DEFINE_string("image", "", "The picture.")

@@ -17,11 +17,13 @@ import sys
 
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments.opening import Opening, Progress
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.serving.guard import LOOPBACK
 from gr4ad_jax.serving.starting import Gateway
+
+from . import flags as flags_lib
+from . import log_lines
+from .opening import Opening, Progress
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "best", "'best', 'last' or a step; a newer one is loaded by itself."
@@ -34,7 +36,6 @@ _SWITCH = (
   5e-4  # seconds that a thread of Python keeps the interpreter while another waits; 5e-3 by default
 )
 _BACKLOG = 128  # connections that wait to be taken; so many may be taken at once
-_LINE = 1000  # bytes of a log line
 
 
 def read_token(path: str) -> str:
@@ -97,11 +98,7 @@ class Short(logging.Formatter):
     self._inner = inner
 
   def format(self, record):
-    lines = self._inner.format(record).splitlines()
-    return "\n".join(
-      line if len(line.encode()) <= _LINE else line.encode()[:_LINE].decode(errors="ignore") + "…"
-      for line in lines
-    )
+    return "\n".join(map(log_lines.cut, self._inner.format(record).splitlines()))
 
 
 def make_server(config: Config, gateway: Gateway):
@@ -174,7 +171,8 @@ def main(argv):
   signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
   for handler in logging.getLogger().handlers:
     handler = getattr(handler, "python_handler", handler)  # absl's hands all on to one of its own
-    handler.setFormatter(Short(handler.formatter or logging.Formatter()))
+    if not log_lines.is_on():  # its objects are cut already
+      handler.setFormatter(Short(handler.formatter or logging.Formatter()))
   checkpoint = flags_lib.checkpoint(_CHECKPOINT.value)
   config = flags_lib.config_from_workdir()
   token = read_token(config.serving.token_file)

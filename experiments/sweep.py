@@ -14,8 +14,6 @@ import time
 import jax
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments.progress import RoundProgress, duration, tell
 from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.ranking import list_cache
@@ -24,6 +22,9 @@ from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.request_task import RequestTask
 from gr4ad_jax.studies import sweep, sweep_table
 from gr4ad_jax.training import loop
+
+from . import flags as flags_lib
+from .progress import RoundProgress, duration, tell
 
 _SETTINGS = flags.DEFINE_string(
   "settings", "", "JSON list of the settings to try, each an object of knobs."

@@ -18,11 +18,12 @@ import tempfile
 
 from absl import flags
 
-from experiments import flags as flags_lib
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.prepare import prepared_folders
 from gr4ad_jax.sid import swing_beam, tokenizer
+
+from . import flags as flags_lib
 
 _OUT = flags.DEFINE_string("out", "neighbors.npz", "File for the neighbours.")
 _BEAM = flags.DEFINE_string(

@@ -5,14 +5,15 @@ python -m experiments.tokenize --workdir=runs/online_retail
 
 import os
 
-from experiments import flags as flags_lib
-from experiments.progress import RoundProgress
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.runs import workdir as workdir_lib
 from gr4ad_jax.sid import report as report_lib
+
+from . import flags as flags_lib
+from .progress import RoundProgress
 
 
 def main(argv):

@@ -9,15 +9,16 @@ import time
 
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments import jobs
-from experiments.progress import RoundProgress, duration, show_cost, show_progress
 from gr4ad_jax import families
 from gr4ad_jax.answering import printed
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.runs import run
 from gr4ad_jax.runs import workdir as workdir_lib
 from gr4ad_jax.training import loop, trainer
+
+from . import flags as flags_lib
+from . import jobs
+from .progress import RoundProgress, duration, show_cost, show_progress
 
 _EVALUATE = flags.DEFINE_boolean(
   "evaluate", True, "At the end, evaluate on test; of the request models, show a few lists too."

@@ -19,8 +19,6 @@ from collections.abc import Iterable
 
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments.progress import RoundProgress, show_progress
 from gr4ad_jax.config import Config, ConfigError, with_knobs
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
@@ -30,7 +28,11 @@ from gr4ad_jax.runs import run
 from gr4ad_jax.studies import scaling, scaling_table, zoo
 from gr4ad_jax.training import trainer
 
-FLAGFILES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flagfiles", "zoo")
+from . import flags as flags_lib
+from . import shipped
+from .progress import RoundProgress, show_progress
+
+FLAGFILES = os.path.join(shipped.FOLDER, "zoo")
 
 _MODELS = flags.DEFINE_list(
   "models", [], "Flagfiles, by name without .flags or by path; the first is compared."
@@ -106,7 +108,7 @@ def _parsed(path: str, given: Iterable[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   flags_lib.define_flags(values)
   try:
-    values(["zoo", f"--flagfile={path}", *given])
+    values(["zoo", *shipped.expanded([f"--flagfile={path}"]), *given])
   except flags.Error as error:
     raise ConfigError(f"{path}: {error}") from error
   return values

@@ -95,3 +95,12 @@ def test_preparing_data_does_not_import_tensorflow():
     "import sys; import gr4ad_jax.data.builders; assert 'tensorflow' not in sys.modules"
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_the_package_is_light_until_something_is_asked_of_it():
+  done = _python(
+    "import sys, gr4ad_jax; assert 'jax' not in sys.modules and 'Recommender' in dir(gr4ad_jax)\n"
+    "from gr4ad_jax import Recommender; from gr4ad_jax.answering import recommender\n"
+    "assert Recommender is recommender.Recommender and not hasattr(gr4ad_jax, 'Recomender')"
+  )
+  assert done.returncode == 0, done.stderr

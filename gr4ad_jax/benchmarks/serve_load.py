@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,6 @@ from gr4ad_jax.benchmarks.http_load import Client, Outcome, Phase
 from gr4ad_jax.benchmarks.load_chart import plot_load
 from gr4ad_jax.evaluation import report_tables
 
-COMMAND = (sys.executable, "-m", "experiments.serve")
 IDLE, STEADY, OVERLOAD = 0.1, 0.5, 3.0  # loads, as shares of the capacity
 WORKERS = 64  # of the closed loop that finds the capacity: more than wait for one batch
 REQUEST = {"k": 10, "cache": False, "fallback": False}
@@ -62,7 +60,8 @@ class Server:
     self,
     workdir: str,
     flags: Sequence[str] = (),
-    command: Sequence[str] = COMMAND,
+    *,
+    command: Sequence[str],
     patience: float = 600,
   ):
     self._arguments = [*command, f"--workdir={workdir}", "--port=0", *flags]
@@ -116,7 +115,7 @@ def run_suite(
   minutes: float,
   out: str = "",
   *,
-  command: Sequence[str] = COMMAND,
+  command: Sequence[str],
   told: Told = lambda _: None,
   seed: int = 0,
 ) -> dict[str, Any]:
@@ -150,7 +149,7 @@ def run_suite(
   rate = 0.0
   for name, flags in (("tabs", ("--tabs=true",)), ("fixed", ("--tabs=false",))):
     told(f"{name}: starting the server")
-    with Server(workdir, flags, command) as server:
+    with Server(workdir, flags, command=command) as server:
       capacity = asyncio.run(find_capacity(server.address, part, seed))
       rate = rate or capacity  # of the first server, so that both meet the same load
       found["capacity"][name] = capacity
