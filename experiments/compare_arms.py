@@ -14,7 +14,6 @@ import os
 import numpy as np
 from absl import flags
 
-from experiments import flags as flags_lib
 from gr4ad_jax import config as config_lib
 from gr4ad_jax import files
 from gr4ad_jax.arms import report
@@ -22,6 +21,8 @@ from gr4ad_jax.arms.assignment import parse_shares
 from gr4ad_jax.arms.journal import Journal
 from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.streams.opening import open_stream
+
+from . import flags as flags_lib
 
 _STREAM = flags.DEFINE_string("stream", "", "The streams that the servers write: sqlite:<path>.")
 _ARMS = flags.DEFINE_string(
