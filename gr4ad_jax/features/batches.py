@@ -9,7 +9,7 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.features import history, pair_features
-from gr4ad_jax.features.lines import Lines, no_outcome
+from gr4ad_jax.features.lines import Lines
 from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.features.pair_features import PairFeatures
 from gr4ad_jax.features.trends import Trends
@@ -36,6 +36,18 @@ class RequestBatch(NamedTuple):
   user_value_B: np.ndarray  # float32, the user's mean value a visit before the request, money
 
 
+class Known(NamedTuple):
+  """What is known of B requests before UA-SIDs are looked up: all of a context that outlives a
+  change of codes. Examples on disk hold it.
+  """
+
+  slot_ad_BS: np.ndarray  # int32, row of the slot's ad, -1 in padding
+  slot_features_BSF: np.ndarray  # float32, SLOT_FEATURES, those by codes 0
+  user_features_BF: np.ndarray  # float32, USER_FEATURES
+  user_value_B: np.ndarray  # float32, the user's mean value a visit before the request, money
+  decay_BH: np.ndarray  # float64, decayed counts of the H history slots
+
+
 def splitmix64(x: np.ndarray) -> np.ndarray:
   """SplitMix64's finaliser: a hash of 64-bit counters, such as the random key of a line in an
   epoch.
@@ -43,6 +55,16 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
+
+
+class Followed(NamedTuple):
+  """What followed B requests: P outcomes (`lines.Outcomes`) in order of request."""
+
+  first_B: np.ndarray  # int64, number of each request's first outcome, of all that there are
+  size_B: np.ndarray  # int64, outcomes of each request
+  ad_P: np.ndarray  # int32, row of the ad
+  depth_P: np.ndarray  # int8, depth of the behaviour
+  value_P: np.ndarray  # float32, money
 
 
 class RequestContexts:
@@ -120,17 +142,14 @@ class RequestContexts:
     """
     rows = history.history_rows(self.lines, requests, self.config.history_slots)
     parts = [history.ads_of(self.lines, rows)]
-    kinds = [np.full(rows.shape[1], HISTORY)]
     if self.config.neighbor_slots:
       self.prepare(requests)
       parts.append(self._neighbor_ids[requests])
-      kinds.append(np.full(self.config.neighbor_slots, NEIGHBOR))
     if self.config.rising_slots:
       bucket = self.popularity.bucket_of(self.lines.request_time[requests])
       parts.append(self.popularity.rising(bucket, self.config.rising_slots))
-      kinds.append(np.full(self.config.rising_slots, RISING))
     ads = np.concatenate(parts, axis=1)
-    return ads, np.where(ads >= 0, np.concatenate(kinds), PADDING).astype(np.int32), rows
+    return ads, slot_kinds(ads, self.config), rows
 
   def targets(self, requests: np.ndarray, draw: np.ndarray | int = 0):
     """Draws at most M targets a request, of its outcomes, without replacement.
@@ -142,58 +161,138 @@ class RequestContexts:
     Returns:
       [B, M] outcome numbers, -1 in padding.
     """
-    out = np.full((len(requests), self.config.targets), -1, np.int64)
-    salt_B = splitmix64(
-      (np.broadcast_to(draw, len(requests)).astype(np.uint64) + np.uint64(1))
-      * np.uint64(0x9E3779B97F4A7C15)
-    )
+    followed = self.followed(np.asarray(requests))
+    place_BM = drawn(followed, draw, self.config.targets, self.min_depth)
+    start_B = np.cumsum(followed.size_B) - followed.size_B
+    return np.where(place_BM >= 0, place_BM + (followed.first_B - start_B)[:, None], -1)
+
+  def followed(self, requests: np.ndarray) -> Followed:
+    """The outcomes of `requests` [B]."""
     outcomes = self.lines.outcomes
-    for b, r in enumerate(requests):
-      own = np.arange(outcomes.first[r], outcomes.first[r + 1])
-      if self.min_depth:
-        own = own[outcomes.depth[own] >= self.min_depth]
-      if len(own) > self.config.targets:
-        order = np.argsort(splitmix64(own.astype(np.uint64) ^ salt_B[b]), kind="stable")
-        own = own[order[: self.config.targets]]
-      out[b, : len(own)] = own
-    return out
+    first_B = outcomes.first[requests].astype(np.int64)
+    size_B = outcomes.first[requests + 1] - first_B
+    # The runs of outcomes as one gather: a running number, moved to where each run lies.
+    own_P = np.arange(size_B.sum()) + np.repeat(first_B - np.cumsum(size_B) + size_B, size_B)
+    return Followed(
+      first_B, size_B, outcomes.ad[own_P], outcomes.depth[own_P], outcomes.value[own_P]
+    )
+
+  def known(self, requests: np.ndarray) -> Known:
+    """What is known of `requests` [B], UA-SIDs aside."""
+    ads, kinds, rows = self.slots(requests)
+    users = self.pairs.user_features(requests)
+    spent = np.expm1(2 * users[:, USER_FEATURES.index("value_per_visit")])
+    past = rows.shape[1]
+    features = np.zeros((*ads.shape, len(SLOT_FEATURES)), np.float32)
+    if self.config.behavior_features:
+      features[..., :-1] = self.pairs.ad_features(requests, ads, rows, users, coded=False)
+    else:
+      users = np.zeros_like(users)
+      features[..., _PRICE] = self.pairs.log_price(np.maximum(ads, 0))
+    features[:, past : past + self.config.neighbor_slots, -1] = self._neighbor_scores[requests]
+    features[kinds == PADDING] = 0
+    decays = history.decayed_counts(self.lines, requests, rows)
+    return Known(ads.astype(np.int32), features, users, spent, decays)
 
   def batch(self, requests: np.ndarray, draw: np.ndarray | int = 0) -> RequestBatch:
     """Assembles the batch of `requests` ([B]); `draw` picks their targets (see `targets`)."""
-    codes = self.codes_NT
-    outcomes = self.lines.outcomes
     requests = np.asarray(requests)
-    ads, kinds, rows = self.slots(requests)
-    slot = np.maximum(ads, 0)
-    past = rows.shape[1]
-    features = np.zeros((*ads.shape, len(SLOT_FEATURES)), np.float32)
-    users = self.pairs.user_features(requests)
-    spent = np.expm1(2 * users[:, USER_FEATURES.index("value_per_visit")])
-    if self.config.behavior_features:
-      features[..., :-1] = self.pairs.ad_features(requests, ads, rows, users)
-    else:
-      users = np.zeros_like(users)
-      features[..., _PRICE] = self.pairs.log_price(slot)
-    features[:, past : past + self.config.neighbor_slots, -1] = self._neighbor_scores[requests]
-    features[kinds == PADDING] = 0
-    target = self.targets(requests, draw)
-    row = np.maximum(target, 0)  # padding takes outcome 0, and the mask says that it is none
-    if not len(outcomes.ad):  # a log in which everything was given back: no target, no outcome 0
-      outcomes = no_outcome(len(outcomes.first))
-    target_ad = outcomes.ad[row]
-    return RequestBatch(
-      slot_kind_BS=kinds,
-      slot_ad_BS=ads.astype(np.int32),
-      slot_codes_BST=codes[slot],
-      slot_features_BSF=features,
-      user_features_BF=users,
-      target_ad_BM=np.where(target >= 0, target_ad, -1).astype(np.int32),
-      target_codes_BMT=codes[target_ad],
-      target_mask_BM=target >= 0,
-      target_value_BM=np.where(target >= 0, outcomes.value[row], 0),
-      target_depth_BM=outcomes.depth[row].astype(np.int32),
-      user_value_B=spent,
-    )
+    known = self.known(requests)
+    followed = self.followed(requests)
+    return assembled(known, followed, self.codes_NT, self.config, draw, self.min_depth)
+
+
+def assembled(
+  known: Known,
+  followed: Followed,
+  codes_NT,
+  config: DataConfig,
+  draw: np.ndarray | int = 0,
+  min_depth: int = 0,
+) -> RequestBatch:
+  """The batch of what is known of B requests and what followed them: UA-SIDs are looked up, their
+  features made, and targets drawn. `known`'s arrays become the batch's, and are written to.
+
+  Args:
+    known, followed: of the same requests, in memory or from disk.
+    codes_NT: UA-SID of each ad.
+    config: numbers of slots and targets.
+    draw: picks the targets (see `RequestContexts.targets`).
+    min_depth: shallowest behaviour that is a target.
+  """
+  kinds = slot_kinds(known.slot_ad_BS, config)
+  slot = np.maximum(known.slot_ad_BS, 0)
+  features = known.slot_features_BSF
+  if config.behavior_features:
+    past = known.slot_ad_BS[:, : config.history_slots]
+    own = pair_features.own_decays(features)
+    made = pair_features.code_features(codes_NT, slot, past, known.decay_BH, own)
+    for name, column in zip(pair_features.CODE_FEATURES, made, strict=True):
+      features[..., SLOT_FEATURES.index(name)] = np.where(kinds == PADDING, 0, column)
+  place_BM = drawn(followed, draw, config.targets, min_depth)
+  mask = place_BM >= 0
+
+  def taken(column_P):
+    """[B, M] of the targets, 0 in padding. Where nothing followed, there is no outcome 0."""
+    return np.where(mask, column_P[place_BM], 0) if len(column_P) else np.zeros(mask.shape)
+
+  ad = taken(followed.ad_P).astype(np.int32)
+  return RequestBatch(
+    slot_kind_BS=kinds,
+    slot_ad_BS=known.slot_ad_BS,
+    slot_codes_BST=codes_NT[slot],
+    slot_features_BSF=features,
+    user_features_BF=known.user_features_BF,
+    target_ad_BM=np.where(mask, ad, -1).astype(np.int32),
+    target_codes_BMT=codes_NT[ad],  # padding takes ad 0, and the mask says that it is none
+    target_mask_BM=mask,
+    target_value_BM=taken(followed.value_P).astype(np.float32),
+    target_depth_BM=taken(followed.depth_P).astype(np.int32),
+    user_value_B=known.user_value_B,
+  )
+
+
+def slot_kinds(ads_BS: np.ndarray, config: DataConfig) -> np.ndarray:
+  """[B, S] int32 kinds of slots: they follow from the place, and from whether there is an ad."""
+  sizes = config.history_slots, config.neighbor_slots, config.rising_slots
+  kinds_S = np.repeat((HISTORY, NEIGHBOR, RISING), sizes)
+  return np.where(ads_BS >= 0, kinds_S, PADDING).astype(np.int32)
+
+
+def drawn(
+  followed: Followed, draw: np.ndarray | int, targets: int, min_depth: int = 0
+) -> np.ndarray:
+  """Draws at most `targets` outcomes a request, without replacement.
+
+  Args:
+    followed: P outcomes of B requests.
+    draw: which draw, one number or [B]; the same number gives the same targets.
+    targets: M.
+    min_depth: shallowest behaviour that is a target.
+
+  Returns:
+    [B, M] places in `followed`'s columns, -1 in padding. Where all of a request's are taken they
+    keep their order, else they stand in that of their hashes.
+  """
+  size_B = followed.size_B
+  salt_B = splitmix64(
+    (np.broadcast_to(draw, len(size_B)).astype(np.uint64) + np.uint64(1))
+    * np.uint64(0x9E3779B97F4A7C15)
+  )
+  row_P = np.repeat(np.arange(len(size_B)), size_B)
+  place_P = np.flatnonzero(followed.depth_P >= min_depth)
+  row_P = row_P[place_P]
+  count_B = np.bincount(row_P, minlength=len(size_B))
+  start_B = np.cumsum(size_B) - size_B
+  number_P = place_P + (followed.first_B - start_B)[row_P]  # of all outcomes: the same in any batch
+  hash_P = splitmix64(number_P.astype(np.uint64) ^ salt_B[row_P])
+  hash_P = np.where(count_B[row_P] > targets, hash_P, np.uint64(0))
+  order = np.lexsort((hash_P, row_P))  # stable: equal hashes keep the outcomes' order
+  rank_P = np.arange(len(row_P)) - (np.cumsum(count_B) - count_B)[row_P[order]]
+  kept = rank_P < targets
+  out_BM = np.full((len(size_B), targets), -1, np.int64)
+  out_BM[row_P[order][kept], rank_P[kept]] = place_P[order][kept]
+  return out_BM
 
 
 def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:

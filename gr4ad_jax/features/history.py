@@ -113,7 +113,7 @@ def user_features(lines: Lines, requests: np.ndarray) -> np.ndarray:
     np.log1p(np.maximum(time - previous, 0) / DAY) / 2,
     np.log1p(np.maximum(time - begin, 0) / DAY) / 2,
     np.log1p((here - first) / some),
-    np.log1p(np.maximum(lines.spent[here] - lines.spent[first], 0) / some) / 2,
+    np.log1p(np.maximum(lines.spent[here], 0) / some) / 2,
     (lines.fresh[here] - lines.fresh[first]) / np.maximum(here - first, 1),
     np.sin(year),
     np.cos(year),

@@ -95,8 +95,20 @@ class Lines:
 
   @functools.cached_property
   def spent(self) -> np.ndarray:
-    """[L + 1] float64, money of all lines before each."""
-    return np.concatenate([[0.0], np.cumsum(self.value, dtype=np.float64)])
+    """[L] float64, money of the user's lines before each."""
+    return self.sums_before(self.value)
+
+  def sums_before(self, value_L: np.ndarray) -> np.ndarray:
+    """[L] float64, sums of a column over the user's lines before each.
+
+    A user's sums do not depend on the other users, to the bit: lines of some users give what the
+    lines of all give.
+    """
+    user_L = self.request_user[self.request]
+    sums = running_sums(value_L, user_L)
+    before = np.zeros_like(sums)
+    before[1:] = np.where(user_L[1:] == user_L[:-1], sums[:-1], 0)
+    return before
 
   @functools.cached_property
   def fresh(self) -> np.ndarray:
@@ -210,14 +222,6 @@ def _outcomes(events: EventLog, attributed_E: np.ndarray, num_ads: int, requests
   return Outcomes(**outcome, first=np.searchsorted(outcome["request"], np.arange(requests + 1)))
 
 
-def no_outcome(size: int) -> Outcomes:
-  """One outcome of nothing, which padding may gather; `size` is that of `Outcomes.first`."""
-  zero = np.zeros(1, np.float32)
-  row = np.zeros(1, np.int32)
-  first = np.zeros(size, np.int64)
-  return Outcomes(row, row, row.astype(np.int8), zero, zero, first)
-
-
 def _steps(row_E: np.ndarray, events: EventLog, began: np.ndarray, value: np.ndarray) -> Steps:
   """The steps of lines whose events begin at `began` [L] and add up to `value` [L]."""
   if (events.time == began[row_E]).all():  # one moment a line: it is the line's only step
@@ -242,6 +246,10 @@ def running_sums(value: np.ndarray, group: np.ndarray) -> np.ndarray:
   start = np.flatnonzero(starts)
   rank = np.arange(len(group)) - start[np.cumsum(starts) - 1]
   out = value.astype(np.float64)
+  if len(start) <= rank.max(initial=0):  # few long groups: one after another
+    for part in np.split(out, start[1:]):
+      np.cumsum(part, out=part)
+    return out
   by_rank = np.argsort(rank, kind="stable")
   bounds = np.searchsorted(rank[by_rank], np.arange(rank.max(initial=0) + 2))
   for r in range(1, len(bounds) - 1):  # the r-th of every group at once
@@ -260,14 +268,14 @@ def _accumulate(
   start = np.flatnonzero(first)
   group = np.cumsum(first) - 1
   rank = np.arange(len(key)) - start[group]
-  total = np.cumsum(value[order], dtype=np.float64)
-  total -= (total[start] - value[order][start])[group]
+  total = value[order].astype(np.float64)
   decayed = np.ones(len(key))
   sorted_visit = visit[order]
   by_rank = np.argsort(rank, kind="stable")
   bounds = np.searchsorted(rank[by_rank], np.arange(rank.max(initial=0) + 2))
   for r in range(1, len(bounds) - 1):  # the r-th line of every pair at once
     here = by_rank[bounds[r] : bounds[r + 1]]
+    total[here] += total[here - 1]
     decayed[here] += decayed[here - 1] * DECAY ** (sorted_visit[here] - sorted_visit[here - 1])
   following = np.full(len(key), NEVER, np.int32)
   following[:-1][~first[1:]] = request[order][1:][~first[1:]]

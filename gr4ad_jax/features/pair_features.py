@@ -14,6 +14,7 @@ from gr4ad_jax.data.schema import DAY
 from gr4ad_jax.features import history, trends
 from gr4ad_jax.features.lines import Lines
 from gr4ad_jax.features.neighbors import NeighborFolds
+from gr4ad_jax.features.sparse_rows import SparseRows
 from gr4ad_jax.features.trends import Trends
 
 CROSSES = (
@@ -22,6 +23,7 @@ CROSSES = (
 )  # fmt: skip
 AD_FEATURES = history.FEATURES + trends.FEATURES + CROSSES
 FEATURES = (*AD_FEATURES, "group_share")
+CODE_FEATURES = ("code_1_share", "code_1_count", "code_2_share")  # of CROSSES: by UA-SIDs
 USER_FEATURES = history.USER_FEATURES + (
   "last_visit_lines", "last_visit_repeats", "late_repeats", "late_lines", "mean_price",
   "price_spread", "mean_quantity", "last_visit_value", "same_day",
@@ -50,64 +52,56 @@ class PairBatch(NamedTuple):
   slot_features_BSF: np.ndarray
 
 
-_COLUMN = 42  # bits of a column
-
-
-def _sorted(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The stable order of keys [n], and the keys in it.
-
-  Row, column and number are packed into one integer where they fit: plain numbers sort in a third
-  of the time or less.
+def own_decays(features: np.ndarray) -> np.ndarray:
+  """[B, C] decayed counts of (request, ad) pairs by their features [B, C, F], of which the first
+  are `history.FEATURES`.
   """
-  column = key & ((1 << _COLUMN) - 1)
-  number = len(key).bit_length()
-  width = int(column.max(initial=0)).bit_length()
-  if int(key.max(initial=0) >> _COLUMN).bit_length() + width + number > 63:
-    order = np.argsort(key, kind="stable")
-    return order, key[order]
-  packed = ((key >> _COLUMN << width | column) << number) | np.arange(len(key))
-  packed.sort()
-  order = packed & ((1 << number) - 1)
-  packed = packed >> number
-  return order, (packed >> width << _COLUMN) | (packed & ((1 << width) - 1))
+  return np.expm1(features[..., history.FEATURES.index("decayed_count")])
 
 
-class SparseRows:
-  """Sums of weights by (row, column): a matrix [B, columns] that is never made whole, read at some
-  places.
+def total_decays(decay_BS: np.ndarray) -> np.ndarray:
+  """[B, 1] sums of the decayed counts of a history's ads, above 0."""
+  return np.maximum(decay_BS.sum(axis=1, keepdims=True), 1e-6)
+
+
+def code_features(
+  codes_NT, ad_BC: np.ndarray, slot_BS: np.ndarray, decay_BS: np.ndarray, own_decay_BC: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """How much of a history shares an ad's first UA-SID code, or its first two: CODE_FEATURES.
+
+  They alone of all features depend on UA-SIDs. So they are made when a batch is, and examples on
+  disk outlive a change of codes.
 
   Args:
-    row: [n] in [0, B), B below 2^21.
-    column: [n] below 2^42; negative: left out.
-    places_BC: the columns of each row that are read.
+    codes_NT: UA-SID of each ad.
+    ad_BC: rows of the ad table.
+    slot_BS: rows of the history's ads, -1 in padding.
+    decay_BS: their decayed counts (`history.decayed_counts`).
+    own_decay_BC: of the ads themselves (`own_decays`).
+
+  Returns:
+    Three [B, C] columns, in the order of CODE_FEATURES.
+  """
+  total_B1 = total_decays(decay_BS)
+  first, both = (
+    _others(groups, ad_BC, slot_BS, decay_BS, own_decay_BC)
+    for groups in (codes_NT[:, 0], codes_NT[:, :2])
+  )
+  return np.log1p(100 * first / total_B1), np.log1p(first), np.log1p(100 * both / total_B1)
+
+
+def _others(groups: np.ndarray, ad_BC, slot_BS, decay_BS, own_decay_BC) -> np.ndarray:
+  """Decayed count of the history's other ads of an ad's group, [B, C]; `groups` [N], or [N, 2] for
+  a pair's.
   """
 
-  def __init__(self, row: np.ndarray, column: np.ndarray, places_BC: np.ndarray):
-    self._kept = np.flatnonzero(column >= 0)
-    key = (row[self._kept].astype(np.int64) << _COLUMN) + column[self._kept]
-    order, key = _sorted(key)
-    self._kept = self._kept[order]
-    self._first = (
-      np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.zeros(0, np.int64)
-    )
-    key = key[self._first]
-    wanted_BC = (np.arange(len(places_BC), dtype=np.int64)[:, None] << _COLUMN) + places_BC
-    self._at_BC = np.minimum(np.searchsorted(key, wanted_BC), max(len(key) - 1, 0))
-    self._found_BC = key[self._at_BC] == wanted_BC if len(key) else np.zeros(places_BC.shape, bool)
+  def group(ad):
+    of_ad = groups[ad].astype(np.int64)
+    return of_ad if of_ad.ndim == ad.ndim else (of_ad[..., 0] << 21) + of_ad[..., 1]
 
-  def sum(self, weight: np.ndarray) -> np.ndarray:
-    """Sums of the weights [n], [B, C] float32; 0 where there is none."""
-    return self._read(np.add, weight)
-
-  def max(self, weight: np.ndarray) -> np.ndarray:
-    """The largest of the weights [n], [B, C] float32; 0 where there is none."""
-    return self._read(np.maximum, weight)
-
-  def _read(self, ufunc: np.ufunc, weight: np.ndarray) -> np.ndarray:
-    if not len(self._first):
-      return np.zeros(self._at_BC.shape, np.float32)
-    values = ufunc.reduceat(weight[self._kept], self._first)
-    return np.where(self._found_BC, values[self._at_BC], 0).astype(np.float32)
+  b, s = np.nonzero(slot_BS >= 0)
+  of_group = SparseRows(b, group(slot_BS[b, s]), group(ad_BC))
+  return np.maximum(of_group.sum(decay_BS[b, s]) - own_decay_BC, 0)
 
 
 class PairFeatures:
@@ -115,7 +109,7 @@ class PairFeatures:
 
   Args:
     lines: every line that may be history.
-    codes_NT: UA-SID of each ad.
+    codes_NT: UA-SID of each ad; None where nothing that is `coded` is asked for.
     price_N: list price of each ad, money, NaN where unknown.
     popularity: counts that are visible to these requests.
     neighbors: co-visit neighbours.
@@ -154,18 +148,16 @@ class PairFeatures:
 
   @functools.cached_property
   def _sums(self) -> dict[str, np.ndarray]:
-    """[L + 1] float64 sums of all lines before each."""
+    """[L] float64 sums of the user's lines before each."""
     lines = self.lines
-    price_L = self.log_price(self.lines.ad).astype(np.float64)
+    price_L = self.log_price(lines.ad).astype(np.float64)
     columns = {
       "price": price_L,
       "price2": price_L**2,
       "quantity": np.log1p(np.maximum(lines.quantity, 0)),
       "value": np.log1p(np.maximum(lines.value, 0)),
     }
-    return {
-      name: np.concatenate([[0.0], np.cumsum(x, dtype=np.float64)]) for name, x in columns.items()
-    }
+    return {name: lines.sums_before(column_L) for name, column_L in columns.items()}
 
   def log_price(self, ad: np.ndarray) -> np.ndarray:
     """log(1 + price) of ads, 0 where it is unknown; float32."""
@@ -193,7 +185,7 @@ class PairFeatures:
     slot_BS = history.ads_of(lines, rows_BS)
     users = self.user_features(requests)
     return PairBatch(
-      pair_features_BCF=self._features(requests, ads_BC, rows_BS, users, self.group_N),
+      pair_features_BCF=self._features(requests, ads_BC, rows_BS, users, self.group_N, True),
       user_features_BF=users,
       ad_codes_BCT=codes[np.maximum(ads_BC, 0)],
       ad_row_BC=ads_BC.astype(np.int32),
@@ -225,10 +217,8 @@ class PairFeatures:
 
     begin, last_size, last_repeats = late(1)
     _, late_size, late_repeats = late(4)
-    price = (sums["price"][here] - sums["price"][first]) / count
-    spread = np.sqrt(
-      np.maximum((sums["price2"][here] - sums["price2"][first]) / count - price**2, 0)
-    )
+    price = sums["price"][here] / count
+    spread = np.sqrt(np.maximum(sums["price2"][here] / count - price**2, 0))
     before = lines.request_time[np.maximum(requests - 1, 0)]
     time = lines.request_time[requests]
     more = np.stack([
@@ -238,14 +228,19 @@ class PairFeatures:
       np.log1p(late_size / np.maximum(np.minimum(visits, 4), 1)),
       price,
       spread,
-      (sums["quantity"][here] - sums["quantity"][first]) / count,
+      sums["quantity"][here] / count,
       (sums["value"][here] - sums["value"][begin]) / np.maximum(last_size, 1),
       (visits > 0) & (time - before < DAY / 2),
     ], axis=-1).astype(np.float32)  # fmt: skip
     return np.concatenate([history.user_features(lines, requests), more], axis=-1)
 
   def ad_features(
-    self, requests: np.ndarray, ads_BC: np.ndarray, rows_BS: np.ndarray, users_BF: np.ndarray
+    self,
+    requests: np.ndarray,
+    ads_BC: np.ndarray,
+    rows_BS: np.ndarray,
+    users_BF: np.ndarray,
+    coded: bool = True,
   ) -> np.ndarray:
     """What a user and everyone had to do with ads, as in AD_FEATURES; counts, money and times on a
     log scale.
@@ -255,14 +250,16 @@ class PairFeatures:
       ads_BC: rows of the ad table, -1 in padding.
       rows_BS: lines of the history, see `history.history_rows`.
       users_BF: of `user_features`.
+      coded: whether CODE_FEATURES are made too; else they are 0.
 
     Returns:
       [B, C, len(AD_FEATURES)] float32, 0 in padding.
     """
-    return self._features(requests, ads_BC, rows_BS, users_BF, None)[..., : len(AD_FEATURES)]
+    made = self._features(requests, ads_BC, rows_BS, users_BF, None, coded)
+    return made[..., : len(AD_FEATURES)]
 
   def _features(
-    self, requests, ads_BC, rows_BS, users_BF, group_N: np.ndarray | None
+    self, requests, ads_BC, rows_BS, users_BF, group_N: np.ndarray | None, coded: bool
   ) -> np.ndarray:
     """[B, C, len(FEATURES)] float32, as `ad_features`; `group_share` is 0 without groups."""
     lines = self.lines
@@ -284,20 +281,16 @@ class PairFeatures:
 
     slot_BS = history.ads_of(lines, rows_BS)
     decay_BS = history.decayed_counts(lines, requests, rows_BS)
-    total_B1 = np.maximum(decay_BS.sum(axis=1, keepdims=True), 1e-6)
-    own_decay = np.expm1(own[..., history.FEATURES.index("decayed_count")])
-    column["decayed_share"][:] = np.log1p(100 * own_decay / total_B1)
+    own_decay = own_decays(own)
+    column["decayed_share"][:] = np.log1p(100 * own_decay / total_decays(decay_BS))
     self._near(column, requests, ad_BC, slot_BS, decay_BS, rows_BS)
-    for name, groups in (
-      ("code_1", self.codes_NT[:, 0]),
-      ("code_2", self.codes_NT[:, :2]),
-      ("group", group_N),
-    ):
-      if groups is not None:
-        others = self._others(groups, ad_BC, slot_BS, decay_BS, own_decay)
-        column[f"{name}_share"][:] = np.log1p(100 * others / total_B1)
-        if name == "code_1":
-          column["code_1_count"][:] = np.log1p(others)
+    if coded:
+      of_codes = code_features(self.codes_NT, ad_BC, slot_BS, decay_BS, own_decay)
+      for name, values in zip(CODE_FEATURES, of_codes, strict=True):
+        column[name][:] = values
+    if group_N is not None:
+      others = _others(group_N, ad_BC, slot_BS, decay_BS, own_decay)
+      column["group_share"][:] = np.log1p(100 * others / total_decays(decay_BS))
 
     price = self.log_price(ad_BC)
     column["price"][:] = price
@@ -307,19 +300,6 @@ class PairFeatures:
     column["value_above_ad"][:] = np.where(known, column["own_mean_value"] - mean_value, 0)
     out[ads_BC < 0] = 0
     return out
-
-  def _others(self, groups: np.ndarray, ad_BC, slot_BS, decay_BS, own_decay_BC) -> np.ndarray:
-    """Decayed count of the history's other ads of an ad's group, [B, C]; `groups` [N], or [N, 2]
-    for a pair's.
-    """
-
-    def group(ad):
-      of_ad = groups[ad].astype(np.int64)
-      return of_ad if of_ad.ndim == ad.ndim else (of_ad[..., 0] << 21) + of_ad[..., 1]
-
-    b, s = np.nonzero(slot_BS >= 0)
-    of_group = SparseRows(b, group(slot_BS[b, s]), group(ad_BC))
-    return np.maximum(of_group.sum(decay_BS[b, s]) - own_decay_BC, 0)
 
   def _near(self, column, requests, ad_BC, slot_BS, decay_BS, rows_BS) -> None:
     """How near an ad lies to the ads of the history."""

@@ -1,7 +1,7 @@
 """All that is known of users and ads, as a state: add events to it, and ask it at a moment.
 
-A log that has ended is the same state, filled at once. The answers are the same, bit for bit, where
-sums of money are exact in float64 (`tests/features/test_state.py`).
+A log that has ended is the same state, filled at once. The answers are the same, bit for bit
+(`tests/features/test_state.py`): a user's sums never depend on who else is in the log.
 """
 
 import threading

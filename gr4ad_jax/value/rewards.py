@@ -228,8 +228,7 @@ class Rewarder:
       purchase_BC = (logged_BC > 0).astype(np.float32)
       value_BC = logged_BC
     about = contexts.popularity.features(lines.request_time[requests_B], row_BC)
-    first = lines.user_first[requests_B]
-    spent_B = lines.spent[lines.request_first[requests_B]] - lines.spent[first]
+    spent_B = lines.spent[lines.request_first[requests_B]]
     return RewardColumns(
       request_B=requests_B,
       ad_BC=row_BC,

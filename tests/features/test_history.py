@@ -209,7 +209,8 @@ def test_a_log_without_an_event_has_neither_lines_nor_requests():
   }
   lines = build_lines(dataclasses.replace(events, **none), logs.ADS)
   assert lines.request_first.tolist() == [0] and len(lines.ad) == len(lines.request_time) == 0
-  assert lines.spent.tolist() == lines.fresh.tolist() == [0]
+  assert lines.spent.tolist() == []
+  assert lines.fresh.tolist() == [0]
 
 
 def test_a_log_of_one_line_has_nothing_before_it():

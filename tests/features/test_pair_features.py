@@ -7,11 +7,12 @@ import pytest
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
-from gr4ad_jax.features import history, pair_features
+from gr4ad_jax.features import history, pair_features, sparse_rows
 from gr4ad_jax.features.batches import RequestContexts
 from gr4ad_jax.features.lines import build_lines
 from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
-from gr4ad_jax.features.pair_features import FEATURES, SparseRows
+from gr4ad_jax.features.pair_features import FEATURES
+from gr4ad_jax.features.sparse_rows import SparseRows
 from gr4ad_jax.features.trends import Trends
 from tests.features import logs
 
@@ -143,7 +144,7 @@ def test_keys_are_sorted_stably(columns, number):
   rng = np.random.default_rng(0)
   key = (rng.integers(0, 1 << 20, number).astype(np.int64) << 42) + rng.integers(0, columns, number)
   key[number // 2 :] = key[: number - number // 2]
-  order, ordered = pair_features._sorted(key)
+  order, ordered = sparse_rows._sorted(key)
   np.testing.assert_array_equal(order, np.argsort(key, kind="stable"))
   np.testing.assert_array_equal(ordered, np.sort(key))
 
@@ -199,7 +200,7 @@ def test_keys_at_the_edge_of_what_one_integer_packs_are_sorted(row_bits, column_
   """
   row, column = (1 << row_bits) - 1, (1 << column_bits) - 1
   key = np.array([(row << 42) + column, (row << 42) + 5, (row << 42) + column], np.int64)
-  order, ordered = pair_features._sorted(key)
+  order, ordered = sparse_rows._sorted(key)
   assert order.tolist() == [1, 0, 2] and ordered.tolist() == [key[1], key[0], key[2]]
 
 
