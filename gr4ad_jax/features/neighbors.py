@@ -7,6 +7,7 @@ users made.
 """
 
 import dataclasses
+import itertools
 import os
 
 import numpy as np
@@ -36,6 +37,8 @@ class CoVisitNeighbors:
     """Counts the visits in which two ads stand together.
 
     A visit of n ads weighs 1/log2(2 + n): a wholesaler's long order says less of each pair.
+    The work is done in blocks of ads (`Visits`), so that memory grows with the lines and not with
+    the pairs of ads that were taken together.
 
     Args:
       request: [L] visit of each line.
@@ -44,18 +47,9 @@ class CoVisitNeighbors:
       neighbors: ids kept an ad.
       shrink: added to the counts' product, against chance pairs of rare ads.
     """
-    _, visit = np.unique(request, return_inverse=True)
-    weight = 1 / np.log2(2 + np.bincount(visit))
-    shape = (int(visit.max(initial=-1)) + 1, num_ads)
-    seen = scipy.sparse.csr_matrix((np.sqrt(weight[visit]).astype(np.float32), (visit, ad)), shape)
-    common = (seen.T @ seen).tocsr()
-    mass = common.diagonal()
-    common.setdiag(0)
-    common.eliminate_zeros()
-    common.sort_indices()
-    row = np.repeat(np.arange(num_ads), np.diff(common.indptr))
-    cosine = common.data / np.sqrt((mass[row] + shrink) * (mass[common.indices] + shrink))
-    return cls(*_table(num_ads, neighbors, row, common.indices, cosine))
+    order = np.argsort(request, kind="stable")
+    taken = Visits.of(request[order], ad[order], num_ads)
+    return taken.fit(neighbors, shrink)
 
   def unseen(
     self, ads_BS: np.ndarray, weight_BS: np.ndarray, slots: int
@@ -121,6 +115,116 @@ class CoVisitNeighbors:
 
 
 @dataclasses.dataclass(frozen=True)
+class Visits:
+  """Which ads stand together in which visits: L lines in order of V visits, in memory or mapped.
+
+  Attributes:
+    ad_L: ad row of each line; an ad stands in a visit once.
+    first: [V + 1] first line of each visit.
+    of_ad: [L] visits of each ad, ascending, one ad after another.
+    ad_first: [N + 1] first place of each ad there.
+  """
+
+  ad_L: np.ndarray
+  first: np.ndarray
+  of_ad: np.ndarray
+  ad_first: np.ndarray
+
+  @classmethod
+  def of(cls, request_L: np.ndarray, ad_L: np.ndarray, num_ads: int) -> "Visits":
+    """From the visit of each line, ascending."""
+    opens = np.append(True, request_L[1:] != request_L[:-1])[: len(request_L)]
+    visit_L = (np.cumsum(opens) - 1).astype(np.int32)
+    first = np.append(np.flatnonzero(opens), len(request_L))
+    order = np.argsort(ad_L, kind="stable")  # keeps visits ascending
+    ad_first = np.append(0, np.cumsum(np.bincount(ad_L, minlength=num_ads)))
+    return cls(ad_L, first, visit_L[order], ad_first)
+
+  @property
+  def num_ads(self) -> int:
+    """N."""
+    return len(self.ad_first) - 1
+
+  def fit(
+    self, neighbors: int = 32, shrink: float = 10.0, kept_V: np.ndarray | None = None
+  ) -> CoVisitNeighbors:
+    """The neighbours of all ads, by some of the visits (`kept_V`, a mask) or all."""
+    mass_N = self.mass(kept_V)
+    parts = [
+      self.of_block(lo, hi, mass_N, neighbors, shrink, kept_V)
+      for lo, hi in itertools.pairwise(self.blocks())
+    ]
+    none = np.zeros((0, neighbors), np.int32), np.zeros((0, neighbors), np.float32)
+    return CoVisitNeighbors(*map(np.concatenate, zip(none, *parts, strict=True)))
+
+  def blocks(self, pairs: int = 1 << 22) -> list[int]:
+    """Bounds of runs of ads, of at most so many lines in all their visits, or of one ad."""
+    size_V = np.diff(self.first)
+    lines_N = np.diff(np.append(0, np.cumsum(size_V[self.of_ad]))[self.ad_first])
+    bounds = [0]
+    held = 0
+    for ad, lines in enumerate(lines_N.tolist()):
+      if held and held + lines > pairs:
+        bounds.append(ad)
+        held = 0
+      held += lines
+    return [*bounds, self.num_ads]
+
+  def _weight(self, visit: np.ndarray) -> np.ndarray:
+    """[n] float32, square roots of the weights of visits."""
+    size = self.first[visit + 1] - self.first[visit]
+    return np.sqrt(1 / np.log2(2 + size)).astype(np.float32)
+
+  def mass(self, kept_V: np.ndarray | None = None) -> np.ndarray:
+    """[N] float32, summed weights of each ad's visits."""
+    mass_N = np.zeros(self.num_ads, np.float32)
+    ad = np.repeat(np.arange(self.num_ads), np.diff(self.ad_first))
+    weight = self._weight(self.of_ad)
+    if kept_V is not None:
+      weight *= kept_V[self.of_ad]
+    np.add.at(mass_N, ad, weight * weight)  # one after another, visits ascending
+    return mass_N
+
+  def of_block(
+    self,
+    lo: int,
+    hi: int,
+    mass_N: np.ndarray,
+    neighbors: int = 32,
+    shrink: float = 10.0,
+    kept_V: np.ndarray | None = None,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Neighbours and cosines of the ads lo … hi-1, as in `CoVisitNeighbors`.
+
+    The sums are those of the product of all visits: each ad's visits are added up in their order.
+    """
+    visit = self.of_ad[self.ad_first[lo] : self.ad_first[hi]]
+    row = np.repeat(np.arange(hi - lo), np.diff(self.ad_first[lo : hi + 1]))
+    if kept_V is not None:
+      kept = kept_V[visit]
+      visit = visit[kept]
+      row = row[kept]
+    used, at = np.unique(visit, return_inverse=True)
+    size = self.first[used + 1] - self.first[used]
+    ends = np.cumsum(size)
+    # The runs of lines as one gather: a running number, moved to where each run lies.
+    line = np.arange(size.sum()) + np.repeat(self.first[used] - ends + size, size)
+    weight = self._weight(used)
+    shape = len(used), self.num_ads
+    about = np.repeat(weight, size), self.ad_L[line], np.append(0, ends)
+    seen = scipy.sparse.csr_matrix(about, shape)
+    own = scipy.sparse.csr_matrix((weight[at], (row, at)), (hi - lo, len(used)))
+    common = (own @ seen).tocsr()
+    common.sort_indices()
+    row = np.repeat(np.arange(hi - lo), np.diff(common.indptr))
+    other = (common.indices != row + lo) & (common.data != 0)
+    row = row[other]
+    ad = common.indices[other]
+    cosine = common.data[other] / np.sqrt((mass_N[row + lo] + shrink) * (mass_N[ad] + shrink))
+    return _table(hi - lo, neighbors, row, ad, cosine)
+
+
+@dataclasses.dataclass(frozen=True)
 class NeighborFolds:
   """Neighbours for requests that neighbours were fitted on: each user's come from the visits of
   other users alone.
@@ -145,8 +249,11 @@ class NeighborFolds:
     """Fits on the lines [L] of visits, users and ads, a fold at a time; 0 folds: own visits
     count for everyone.
     """
-    kept = [user_L % folds != fold for fold in range(folds)] + [np.ones(len(user_L), bool)]
-    return cls.of(*(CoVisitNeighbors.fit(request_L[some], ad_L[some], num_ads) for some in kept))
+    order = np.argsort(request_L, kind="stable")
+    taken = Visits.of(request_L[order], ad_L[order], num_ads)
+    user_V = user_L[order][taken.first[:-1]]
+    kept = [user_V % folds != fold for fold in range(folds)] + [None]
+    return cls.of(*(taken.fit(kept_V=some) for some in kept))
 
   @classmethod
   def of(cls, *parts: CoVisitNeighbors) -> "NeighborFolds":
