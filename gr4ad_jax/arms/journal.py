@@ -94,6 +94,8 @@ class Journal:
       if one.user:  # a request by a history alone is nobody's
         shown.setdefault(one.user, []).append(one)
     for record in records(stream, "events"):
+      if "erased" in record.value:  # a user left; what there was of the user is gone
+        continue
       user, event = _checked("events", record, _taken)
       end = max(end, event.time)
       taken.setdefault(user, []).append(event)
