@@ -1,6 +1,7 @@
 """Recommends ads for a user of the log, or for a history in a file.
 
 python -m experiments.recommend --workdir=runs/online_retail --user=14911
+python -m experiments.recommend --workdir=runs/online_retail --user=14911 --explain
 python -m experiments.recommend --workdir=runs/online_retail --history=history.csv --json
 """
 
@@ -11,7 +12,7 @@ from absl import flags
 
 from gr4ad_jax.answering import printed
 from gr4ad_jax.answering.contexts import UserHistories
-from gr4ad_jax.answering.recommender import Recommender
+from gr4ad_jax.answering.recommender import Recommendation, Recommender
 from gr4ad_jax.catalogue.choice import Choice
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data import column_files, tables
@@ -37,6 +38,9 @@ _ONLY_ACCOUNTS = flags.DEFINE_list(
 )
 _ONLY_CATEGORIES = flags.DEFINE_list(
   "only_categories", [], "The only categories whose ads are wanted; empty: all."
+)
+_EXPLAIN = flags.DEFINE_boolean(
+  "explain", False, "Tell why each ad is in the list: what each slot of the context carries of it."
 )
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object instead of a table.")
 
@@ -71,6 +75,14 @@ def file_log(recommender: Recommender, path: str) -> EventLog:
   return log
 
 
+def _fields(ad: Recommendation) -> dict:
+  """An ad for JSON; reasons only where they were asked for."""
+  fields = dataclasses.asdict(ad)
+  if ad.reasons is None:
+    del fields["reasons"]
+  return fields
+
+
 def main(argv):
   """Prints one ranked list."""
   del argv
@@ -89,15 +101,19 @@ def main(argv):
     only_categories=tuple(_ONLY_CATEGORIES.value),
   )
   found = recommender.recommend_log(events, _K.value, choice=choice)[0]
+  if _EXPLAIN.value:
+    found = recommender.explained(events, None, found)
   if _JSON.value:
     print(
       json.dumps(
-        {"user": _USER.value or None, "ads": [dataclasses.asdict(ad) for ad in found]},
+        {"user": _USER.value or None, "ads": [_fields(ad) for ad in found]},
         allow_nan=False,
       )
     )
   else:
     print(printed.ranked_list(found, printed.terminal_width()))
+    if _EXPLAIN.value:
+      print("\n" + printed.reasons(found, printed.terminal_width()))
   return 0
 
 

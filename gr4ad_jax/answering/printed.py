@@ -4,6 +4,7 @@ wide as there is room.
 
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 
@@ -73,6 +74,35 @@ def ranked_list(found: Sequence[Recommendation], width: int) -> str:
       left = max(width - columns(figures) - 2, 8)
       lines.append(f"{figures}  {plain(ad.text, left)}")
   return "\n".join(lines)
+
+
+def reasons(found: Sequence[Recommendation], width: int) -> str:
+  """Why each ad is in the list, for ads with `reasons`: in words, then what the slots that matter
+  most carry, the codes, and the parts of the value. Lines are at most `width` columns wide.
+  """
+  lines = []
+  for rank, ad in enumerate(found, 1):
+    why = ad.reasons or {}
+    lines.append(plain(f"{rank:>3}  {ad_name(ad.ad_id, ad.text)}", width))
+    lines += _indented(plain(why["sentence"]), width)
+    for slot in why["slots"]:
+      figures = f"     {slot['log_p']:>+8.3f} log p {slot['ecpm']:>+9.2f} eCPM  {slot['kind']:<8}  "
+      lines.append(figures + ad_name(slot["ad_id"], slot["text"], max(width - len(figures), 8)))
+    codes = ", ".join(
+      f"{code['code']} ({code['log_p']:+.2f}, of it {code['lift']:+.2f} by the context)"
+      for code in why["codes"]
+    )
+    value = why["value"]
+    money = (
+      f"value: {value['expected']:.2f} if taken (8 of 10 between {value['low']:.2f} and "
+      f"{value['high']:.2f}), with a chance of {value['chance']:.2%}"
+    )
+    lines += _indented(f"codes: {codes}", width) + _indented(money, width)
+  return "\n".join(lines)
+
+
+def _indented(text: str, width: int) -> list[str]:
+  return textwrap.wrap(text, max(width, 20), initial_indent=" " * 5, subsequent_indent=" " * 7)
 
 
 def _shown(letter: str) -> str:

@@ -13,7 +13,7 @@ from gr4ad_jax.answering.answers import beam_tree
 from gr4ad_jax.answering.contexts import ContextBuilder, UserHistories
 from gr4ad_jax.answering.histories import check_now, default_now, events_of
 from gr4ad_jax.catalogue.choice import AdSets, Choice, rows_left_out
-from gr4ad_jax.config import SearchConfig, is_trained, load_config
+from gr4ad_jax.config import ConfigError, SearchConfig, is_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.schema import AdTable, EventLog
@@ -26,7 +26,9 @@ from gr4ad_jax.features.neighbors import CoVisitNeighbors
 from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.index.left_out import LeftOut
+from gr4ad_jax.models.quantized import quantize
 from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.reasons.reasoner import Reasoner
 from gr4ad_jax.requests import inputs, request_task
 
 _LARGEST_BATCH = 64
@@ -47,6 +49,7 @@ class Recommendation:
     ecpm: predicted value, money.
     codes: its UA-SID.
     seen: whether the user's history has it.
+    reasons: why it is in the list, as `Reasoner.reasons` tells it; None where nobody asked.
   """
 
   ad_id: str
@@ -57,6 +60,7 @@ class Recommendation:
   ecpm: float
   codes: tuple[int, ...]
   seen: bool = False
+  reasons: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Recommender:
 
   def __init__(
     self, config, params: Any, ranker: Ranker | ItemRanker, ads: AdTable, codes_NT,
-    features: tuple[Trends, CoVisitNeighbors], behaviors,
+    features: tuple[Trends, CoVisitNeighbors], behaviors, ecpm: EcpmBins,
   ):  # fmt: skip
     self.config = config
     self.ads = ads
@@ -84,6 +88,8 @@ class Recommender:
     self._params = params
     self._ranker = ranker
     self._codes_NT = codes_NT
+    self._ecpm = ecpm
+    self._neighbors = features[1]
     self._builder = ContextBuilder(config.data, *features, FixedAds(codes_NT, ads.price))
     self._row = {str(ad): row for row, ad in enumerate(ads.ad_id)}
 
@@ -124,7 +130,8 @@ class Recommender:
     ecpm = EcpmBins.load(folder["features"])
     ranker = request_task.make_ranker(model, index, ecpm, config.search)
     params = request_task.load_params(config, model, checkpoint)
-    return cls(config, params, ranker, ads, index.codes_NT, features, inputs.load_behaviors(config))
+    behaviors = inputs.load_behaviors(config)
+    return cls(config, params, ranker, ads, index.codes_NT, features, behaviors, ecpm)
 
   def recommend(
     self,
@@ -203,6 +210,45 @@ class Recommender:
     batch = self._builder.batch(events, np.array([now]))
     beams = jax.device_get(self._ranker.search(self._params, batch, self.config.search.beams[-1]))
     return beam_tree(beams, 0)
+
+  def explained(
+    self, events: EventLog, now: int | None, found: Sequence[Recommendation]
+  ) -> list[Recommendation]:
+    """The ads of one user's list with their reasons, in the same order.
+
+    Args:
+      events: the user's history, a log of one user.
+      now: unix seconds of the request, as `recommend_log` was given it.
+      found: ads that `recommend_log` found for them.
+
+    Raises:
+      ConfigError: a model that gives no reasons: it generates no UA-SID from slots of its own.
+    """
+    now = default_now([int(events.time.max(initial=0))], self._builder.end) if now is None else now
+    batch = self._builder.batch(events, np.array([now]))
+    rows = [self._row[ad.ad_id] for ad in found]
+    reasons = self._reasoner.reasons(
+      quantize(self._params, self.config.search.quantize),
+      batch,
+      events,
+      now,
+      rows,
+      self._codes_NT[rows],
+    )
+    return [
+      dataclasses.replace(ad, reasons=reason) for ad, reason in zip(found, reasons, strict=True)
+    ]
+
+  @functools.cached_property
+  def _reasoner(self) -> Reasoner:
+    model = registry.build(self.config, len(self.ads))
+    about = lambda row: (str(self.ads.ad_id[row]), str(self.ads.text[row]))  # noqa: E731
+    try:
+      return Reasoner(model, self._ecpm, self._neighbors, self.behaviors, about)
+    except TypeError as error:
+      raise ConfigError(
+        f"--model={self.config.model.model} is not allowed here: {error}"
+      ) from error
 
   @functools.cached_property
   def _sets(self) -> AdSets:

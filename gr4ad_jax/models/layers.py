@@ -92,6 +92,20 @@ def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Ar
   return (read / total_BQGH1).astype(v_BSGd.dtype).reshape(B, Q, H * d)
 
 
+def attention(q_BQHd: jax.Array, k_BSGd: jax.Array, mask: jax.Array) -> jax.Array:
+  """The weights by which `attend` reads, as a mean over the heads: [B, Q, S] float32.
+
+  For whoever wants to look at them: `attend` itself never holds them divided.
+
+  Arguments as of `attend`. Each query's weights sum to 1.
+  """
+  B, Q, H, d = q_BQHd.shape
+  G = k_BSGd.shape[2]
+  q = q_BQHd.reshape(B, Q, G, H // G, d)
+  logits = product("bqghd,bsgd->bghqs", q, k_BSGd) / jnp.sqrt(d).astype(jnp.float32)
+  return jax.nn.softmax(jnp.where(mask[:, None, None], logits, NEG)).mean(axis=(1, 2))
+
+
 class Linear(nn.Module):
   """A linear map of the last axis, [..., in] -> [..., features].
 

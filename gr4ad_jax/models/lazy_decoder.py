@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.models.context import Context
-from gr4ad_jax.models.layers import GatedFFN, Linear, RMSNorm, attend
+from gr4ad_jax.models.layers import GatedFFN, Linear, RMSNorm, attend, attention
 from gr4ad_jax.models.remat import rematerialized
 
 # Keys and values of one layer's self-attention for the t levels before: [B, M, t, H, d] each.
@@ -54,6 +54,9 @@ class DecoderBlock(nn.Module):
     q = Linear(D, name="cross_q")(RMSNorm(name="cross_norm")(h_BMTD)).reshape(B, M * T, H, head)
     read = attend(q, context.keys[self.kv], context.values[self.kv], context.mask_BS[:, None])
     h_BMTD += drop(Linear(D, ("mlp", "embed"), name="cross_out")(read.reshape(B, M, T, D)))
+    if self.is_mutable_collection("intermediates"):  # who asks for the weights pays for them
+      weights_BQS = attention(q, context.keys[self.kv], context.mask_BS[:, None])
+      self.sow("intermediates", "cross", weights_BQS.reshape(B, M, T, -1))
 
     qkv = Linear(3 * D, name="self_qkv")(RMSNorm(name="self_norm")(h_BMTD)).reshape(
       B, M, T, 3, H, head

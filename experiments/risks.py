@@ -1,0 +1,66 @@
+"""Measures what may go wrong with a trained run beyond its accuracy; writes
+<workdir>/eval/<study>.json.
+
+python -m experiments.risks --workdir=runs/online_retail --study=reasons
+"""
+
+import os
+from collections.abc import Callable
+
+from absl import flags
+
+from experiments import flags as flags_lib
+from experiments import progress
+from gr4ad_jax.config import Config, ConfigError, is_trained
+from gr4ad_jax.evaluation import report_tables
+from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.reasons import deletion
+from gr4ad_jax.requests import inputs as inputs_lib
+from gr4ad_jax.requests.inputs import Inputs
+
+_STUDY = flags.DEFINE_enum(
+  "study",
+  "reasons",
+  ["reasons"],
+  "What is measured: whether log p falls further without the slots that reasons name.",
+)
+_SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which requests are looked at.")
+_LISTS = flags.DEFINE_integer("lists", 500, "Lists that --study=reasons looks at.", lower_bound=2)
+
+
+def reasons(config: Config, inputs: Inputs) -> tuple[dict, str]:
+  """Whether reasons are faithful, see `reasons/deletion`."""
+  told = progress.RoundProgress()
+  try:
+    found = deletion.measure(
+      config, inputs, _LISTS.value, _SPLIT.value, told=lambda *at: told("lists", *at)
+    )
+  except TypeError as error:
+    raise ConfigError(f"--study=reasons is not allowed: {error}") from error
+  return found, deletion.format_table(found)
+
+
+STUDIES: dict[str, Callable[[Config, Inputs], tuple[dict, str]]] = {"reasons": reasons}
+
+
+def main(argv):
+  """Measures one thing of the run that --workdir names."""
+  del argv
+  config = flags_lib.config_from_workdir()
+  enable_compilation_cache()
+  if not is_trained(config.workdir):
+    raise FileNotFoundError(f"{config.workdir} holds no whole checkpoint: train the run first")
+  if _SPLIT.value in config.training.fitted:
+    raise ConfigError(f"--split={_SPLIT.value} is not allowed: the run has learned from it")
+  inputs = inputs_lib.prepare_inputs(config)
+  inputs_lib.check_same_log(config, inputs.dataset)
+  found, table = STUDIES[_STUDY.value](config, inputs)
+  path = os.path.join(config.workdir, "eval", f"{_STUDY.value}.json")
+  report_tables.write_json(path, found)
+  print(f"{table}\nwritten to {path}")
+  return 0
+
+
+if __name__ == "__main__":
+  flags_lib.define_flags()
+  flags_lib.run(main)
