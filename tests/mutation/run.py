@@ -12,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -57,12 +58,20 @@ def session(room: str, out: pathlib.Path) -> WorkDB:
 
 
 def command(room: str, module: pathlib.Path | None = None) -> str:
-  """pytest on the room's tests, those named after the changed file first: most end there."""
+  """pytest on the room's tests, those nearest to the changed file first: most end there."""
   files = sorted(pathlib.Path("tests", room).rglob("test_*.py"))
   if module is not None:
-    files.sort(key=lambda path: module.stem not in path.stem)
+    files.sort(key=lambda path: _distance(path, module))
   plain = "-q -x --no-header -p no:cacheprovider -m 'not long'"
   return f"{sys.executable} -m pytest {plain} {' '.join(map(str, files))}"
+
+
+def _distance(test: pathlib.Path, module: pathlib.Path) -> tuple[bool, bool, bool]:
+  """False comes first: named after the module, then importing it, then in the same folder."""
+  named = module.stem in test.stem
+  imported = re.search(rf"\b{module.stem}\b", test.read_text()) is not None
+  beside = test.parent.parts[1:] == module.parent.parts[1:]
+  return not named, not imported, not beside
 
 
 def copy_tree(to: pathlib.Path) -> None:
