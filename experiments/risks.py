@@ -14,6 +14,7 @@ from experiments import progress
 from gr4ad_jax.config import Config, ConfigError, is_trained
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.ranking import steering_study
 from gr4ad_jax.reasons import deletion
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests.inputs import Inputs
@@ -21,8 +22,9 @@ from gr4ad_jax.requests.inputs import Inputs
 _STUDY = flags.DEFINE_enum(
   "study",
   "reasons",
-  ["reasons"],
-  "What is measured: whether log p falls further without the slots that reasons name.",
+  ["reasons", "steering"],
+  "What is measured: whether log p falls further without the slots that reasons name; or what "
+  "--diversity and a quota for small accounts cost and bring.",
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which requests are looked at.")
 _LISTS = flags.DEFINE_integer("lists", 500, "Lists that --study=reasons looks at.", lower_bound=2)
@@ -40,7 +42,17 @@ def reasons(config: Config, inputs: Inputs) -> tuple[dict, str]:
   return found, deletion.format_table(found)
 
 
-STUDIES: dict[str, Callable[[Config, Inputs], tuple[dict, str]]] = {"reasons": reasons}
+def steering(config: Config, inputs: Inputs) -> tuple[dict, str]:
+  """Value against diversity and against small accounts' places, see `ranking/steering_study`."""
+  found = steering_study.measure(config, inputs, _SPLIT.value)
+  steering_study.plot(found, os.path.join(config.workdir, "eval", "steering.png"))
+  return found, steering_study.format_table(found)
+
+
+STUDIES: dict[str, Callable[[Config, Inputs], tuple[dict, str]]] = {
+  "reasons": reasons,
+  "steering": steering,
+}
 
 
 def main(argv):

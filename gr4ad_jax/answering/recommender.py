@@ -28,8 +28,11 @@ from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.models.quantized import quantize
 from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.ranking import steering
+from gr4ad_jax.ranking.steering import Steering
 from gr4ad_jax.reasons.reasoner import Reasoner
 from gr4ad_jax.requests import inputs, request_task
+from gr4ad_jax.sid.tokenizer import Tokenizer
 
 _LARGEST_BATCH = 64
 _ANY = Choice()
@@ -89,7 +92,7 @@ class Recommender:
     self._ranker = ranker
     self._codes_NT = codes_NT
     self._ecpm = ecpm
-    self._neighbors = features[1]
+    self._trends, self._neighbors = features
     self._builder = ContextBuilder(config.data, *features, FixedAds(codes_NT, ads.price))
     self._row = {str(ad): row for row, ad in enumerate(ads.ad_id)}
 
@@ -187,7 +190,9 @@ class Recommender:
       for user in range(users)
     ]
     left_out = LeftOut.lists(rows, [self._sets.allowed(choice)] * users)
-    ranking = self._ranker.rank(self._params, asked, np.arange(users), k, size, left_out=left_out)
+    deep = steering.depth(self.config, k)
+    found = self._ranker.rank(self._params, asked, np.arange(users), deep, size, left_out=left_out)
+    ranking = steering.steer(found, self._steering, k)
     columns = ranking.ad_RK, ranking.logp_RK, ranking.score_RK, ranking.value_RK
     seen = [set(histories.take([user]).ad.tolist()) for user in range(users)]
     return [self._named(*rows) for rows in zip(seen, *columns, strict=True)]
@@ -253,6 +258,20 @@ class Recommender:
   @functools.cached_property
   def _sets(self) -> AdSets:
     return AdSets(self.ads.account_id, self.ads.category)
+
+  @functools.cached_property
+  def _steering(self) -> Steering:
+    search = self.config.search
+    vector_ND = None
+    if search.diversity:
+      tokenizer = Tokenizer.load(os.path.join(self.config.workdir, "tokenizer"))
+      vector_ND = steering.unit(tokenizer.embed(self.ads))
+    group_N = None
+    if search.quota_share:
+      trends = self._trends
+      lines_N = trends.seen_before(trends.bucket_of(np.array(trends.end)))
+      group_N = steering.group(search.quota_group, self.ads.account_N, lines_N)
+    return Steering(search.diversity, vector_ND, search.quota_share, group_N)
 
   def log_of(self, events: Sequence[Mapping | str], now: int) -> EventLog:
     """One user's events as a log. Raises DataError as `recommend` does."""

@@ -45,8 +45,8 @@ class SearchConfig:
   rerank_candidates: int = knob(
     200,
     (
-      "Ads of the first stage that the reranker gets; beside beams --reranker=neighbors has as "
-      "many more."
+      "Ads of the first stage that the reranker, --diversity and --quota_share choose from; "
+      "beside beams --reranker=neighbors has as many more."
     ),
     low=1,
   )
@@ -66,6 +66,21 @@ class SearchConfig:
   )
   seen_days: float = knob(
     0.0, "--seen_ads=masked: days that an ad is left out after it was taken; 0: for good.", low=0
+  )
+  diversity: float = knob(
+    0.0,
+    "What an ad's score loses by an ad above it in the list that is the same by content, less as "
+    "they differ (MMR); by likelihood in nats; 0: nothing.",
+    low=0,
+  )
+  quota_group: str = knob(
+    "small_accounts",
+    "Ads that --quota_share keeps places for: those of the accounts that have a fifth of the lines "
+    "together, the ads that have, or those without a line.",
+    choices=("small_accounts", "tail_ads", "new_ads"),
+  )
+  quota_share: float = knob(
+    0.0, "Share of a list's places, at every depth, that the group has at least.", low=0, high=1
   )
   rerank_exponent: float = knob(
     1.0, "Exponent of E[value | purchase] in the reranker's order.", low=0

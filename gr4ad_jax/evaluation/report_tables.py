@@ -7,7 +7,7 @@ import numpy as np
 
 from gr4ad_jax import files
 from gr4ad_jax.data import schema
-from gr4ad_jax.evaluation import metrics, parts, protocols
+from gr4ad_jax.evaluation import exposure, metrics, parts, protocols
 
 # [R, K] ad rows, or one such array for each training seed.
 Rankings = np.ndarray | Sequence[np.ndarray]
@@ -115,6 +115,9 @@ def format_table(found: Mapping) -> str:
   ]
   for part in next(iter(found["systems"].values())):
     lines += ["", _heading(found, part), "", *_part_table(found, part)]
+  if told := found.get("exposure"):
+    lines += ["", "**exposure** Whom the first places go to, whatever was taken.", ""]
+    lines += aligned(exposure.format_table(told["systems"], told["k"]))
   lines += [f"\nLeft out: {name}: {reason}." for name, reason in found.get("skipped", {}).items()]
   return "\n".join(lines) + f"\n\nProtocol: {found['protocol']}.\n"
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_config
-from gr4ad_jax.data.schema import Dataset
+from gr4ad_jax.data.schema import DataError, Dataset
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
-from gr4ad_jax.evaluation import baselines, parts, plots, protocols, report_tables
+from gr4ad_jax.evaluation import baselines, exposure, parts, plots, protocols, report_tables
 from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.ranking import reranking, seen_ads
+from gr4ad_jax.ranking import reranking, seen_ads, steering
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.inputs import Inputs
@@ -30,7 +30,7 @@ _SHAPES_NOTHING = (
 
 def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k: int) -> Ranking:
   """The k best ads of each request by a trained run, from its best checkpoint, by its --reranker
-  and --seen_ads.
+  and --seen_ads, then steered by its --diversity and --quota_share.
   """
   model = registry.build(config, len(inputs.dataset.ads))
   params = request_task.load_params(config, model)
@@ -41,9 +41,11 @@ def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k
     {"also_RC": reranking.proposed(config, inputs, requests)} if isinstance(ranker, Ranker) else {}
   )
   contexts = inputs.contexts(config, requests.split)
-  deep = reranking.depth(config, k)
+  candidates = steering.depth(config, k)
+  deep = reranking.depth(config, candidates)
   found = ranker.rank(params, contexts, requests.request, deep, left_out=left_out, **also)
-  return reranking.rerank(config, inputs, requests, found, k, left_out)
+  found = reranking.rerank(config, inputs, requests, found, candidates, left_out)
+  return steering.steered(config, inputs, requests, found, k)
 
 
 def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]:
@@ -170,6 +172,7 @@ def evaluate_run(
   found = table(
     config, inputs.dataset, requests, _ads_of(rankings), _ads_of(unseen),
     {name: seen_ads.treatment(seeds[0]) for name, seeds in systems.items()},
+    _vectors(inputs),
   )  # fmt: skip
   found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
   folder = os.path.join(config.workdir, "eval")
@@ -184,7 +187,7 @@ def evaluate_run(
 def table(
   config: Config, dataset: Dataset, requests: protocols.EvalRequests,
   ranked: Mapping[str, report_tables.Rankings], unseen: Mapping[str, report_tables.Rankings],
-  seen: Mapping[str, str],
+  seen: Mapping[str, str], vector_ND: np.ndarray | None = None,
 ) -> dict:  # fmt: skip
   """Models and the simple methods in one table, all treated alike.
 
@@ -195,9 +198,10 @@ def table(
     ranked: name -> rankings, one a seed; the first is compared with the others.
     unseen: the same without ads seen before.
     seen: name -> treatment of seen ads, as the table says it.
+    vector_ND: vectors of the ads, by which lists are alike; None: that is not told.
 
   Returns:
-    See `report_tables.results`.
+    See `report_tables.results`; with `exposure`, see `exposure.of_systems`, at the first cut.
   """
   k = max(protocols.protocol_of(dataset.name).ks)
   fitted = baselines.Baselines(dataset, requests)
@@ -205,10 +209,22 @@ def table(
   simple, skipped = baselines.rank_all(fitted, k, left_out=as_is)
   fresh, _ = baselines.rank_all(fitted, k, left_out=parts.seen_before(dataset, requests))
   alike = dict.fromkeys(simple, config.search.seen_ads)
-  return report_tables.results(
+  found = report_tables.results(
     dataset, requests.split, {**ranked, **simple}, config.data.target_behavior, skipped,
     {**seen, **alike}, unseen={**unseen, **fresh}, memory_RK=simple[parts.MEMORY_OF],
   )  # fmt: skip
+  lists = {**ranked, **{name: [run] for name, run in simple.items()}}
+  facts = exposure.Facts.of(dataset, requests, vector_ND)
+  k = min(protocols.protocol_of(dataset.name).ks)
+  return found | {"exposure": {"k": k, "systems": exposure.of_systems(lists, facts, k)}}
+
+
+def _vectors(inputs: Inputs) -> np.ndarray | None:
+  """Vectors of the ads; None where their encoder, or its file, is not here any more."""
+  try:
+    return inputs.tokenizer.embed(inputs.dataset.ads)
+  except (ImportError, OSError, DataError):
+    return None
 
 
 def _ads_of(rankings: Mapping[str, Sequence[Ranking]]) -> dict[str, list[np.ndarray]]:

@@ -132,6 +132,11 @@ def _served_config(workdir: str, config: Config | None) -> Config:
       f"--item_weight={weight} is not allowed: the server ranks by UA-SIDs; serve with "
       "--item_weight=0"
     )
+  for name in ("diversity", "quota_share"):
+    if given := getattr(config.search, name):
+      raise ConfigError(
+        f"--{name}={given} is not allowed: the server does not steer lists; serve with --{name}=0"
+      )
   if issubclass(registry.find(config), ItemModel):
     raise ConfigError(
       f"--workdir={workdir} is not allowed: its model, {config.model.model}, generates no UA-SIDs"

@@ -1,0 +1,144 @@
+"""Lists steered where they are made: apart by content, and with places kept for a group of ads.
+
+One greedy pass, place by place. *Apart* is maximal marginal relevance (MMR; Carbonell and
+Goldstein, SIGIR 1998): an ad loses as much of its score as it is like an ad that stands above it.
+A *quota* holds at every depth, as in FA*IR (Zehlike et al., CIKM 2017): of the first m places the
+group has the quota's share, rounded down, as long as candidates of it are left.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from gr4ad_jax.config import Config
+from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.evaluation import exposure, protocols
+from gr4ad_jax.evaluation.protocols import EvalRequests
+from gr4ad_jax.requests.inputs import Inputs
+
+_ROWS = 256  # lists whose candidates' vectors are held at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Steering:
+  """How lists are steered.
+
+  Attributes:
+    diversity: what an ad's score loses (in its own unit; by likelihood nats) by an ad above it that
+      is the same by content, and by others in proportion to their cosine. 0: nothing.
+    vector_ND: vectors of the ads, of length 1; None where `diversity` is 0.
+    share: share of the places that the group has at least. 0: no quota.
+    group_N: which ads are of the group; None where `share` is 0.
+  """
+
+  diversity: float = 0.0
+  vector_ND: np.ndarray | None = None
+  share: float = 0.0
+  group_N: np.ndarray | None = None
+
+  def __bool__(self):
+    """Whether anything is steered at all."""
+    return self.diversity > 0 or self.share > 0
+
+
+def steering_of(config: Config, inputs: Inputs, split: str) -> Steering:
+  """What --diversity, --quota_share and --quota_group ask for, by the data known before a split."""
+  search = config.search
+  vector_ND = unit(inputs.tokenizer.embed(inputs.dataset.ads)) if search.diversity else None
+  group_N = None
+  if search.quota_share:
+    lines_N = protocols.line_counts(inputs.dataset, split)
+    group_N = group(search.quota_group, inputs.dataset.ads.account_N, lines_N)
+  return Steering(search.diversity, vector_ND, search.quota_share, group_N)
+
+
+def group(name: str, account_N: np.ndarray, lines_N: np.ndarray) -> np.ndarray:
+  """Which ads are of a group of --quota_group, [N] bool."""
+  if name == "small_accounts":
+    return exposure.small_accounts(account_N, lines_N)
+  if name == "tail_ads":
+    return exposure.tail_ads(lines_N)
+  return lines_N == 0  # new_ads
+
+
+def unit(vector_ND: np.ndarray) -> np.ndarray:
+  """Vectors at length 1; one of zeros stays as it is."""
+  return vector_ND / np.maximum(np.linalg.norm(vector_ND, axis=1, keepdims=True), 1e-12)
+
+
+def depth(config: Config, k: int) -> int:
+  """Candidates that steering has to choose from, for a list of k."""
+  search = config.search
+  steered = search.diversity or search.quota_share
+  return max(k, search.rerank_candidates) if steered else k
+
+
+def steered(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int):
+  """The first k ads of each list, as the config asks for; the same lists where it asks nothing."""
+  return steer(found, steering_of(config, inputs, requests.split), k)
+
+
+def steer(found: Ranking, steering: Steering, k: int) -> Ranking:
+  """The k ads of each list that a greedy pass chooses.
+
+  Args:
+    found: candidates, [R, C], best first.
+    steering: how.
+    k: ads a request.
+
+  Returns:
+    [R, k]. Scores, log p and values are those that the candidates came with, so scores need not
+    descend. -1 where the candidates ran out.
+  """
+  if not steering:
+    return Ranking(*(x[:, :k] for x in vars(found).values()))
+  places = [
+    _places(found.ad_RK[begin : begin + _ROWS], found.score_RK[begin : begin + _ROWS], steering, k)
+    for begin in range(0, len(found.ad_RK), _ROWS)
+  ]
+  place_RK = np.concatenate(places) if places else np.zeros((0, k), np.int64)
+  # Whoever has fewer candidates than places: the last column is padding then.
+  gone_RK = place_RK < 0
+  nothing = {"ad_RK": np.int32(-1), "value_RK": np.float32(0)}
+  return Ranking(
+    **{
+      name: np.where(
+        gone_RK,
+        nothing.get(name, np.float32(-np.inf)),
+        np.take_along_axis(column, np.maximum(place_RK, 0), axis=1),
+      )
+      for name, column in vars(found).items()
+    }
+  )
+
+
+def _places(ad_RC: np.ndarray, score_RC: np.ndarray, steering: Steering, k: int) -> np.ndarray:
+  """Which candidate takes each place, [R, k]; -1 where there is none left."""
+  rows = np.arange(len(ad_RC))
+  left_RC = ad_RC >= 0
+  member_RC = np.zeros(ad_RC.shape, bool)
+  if steering.share > 0:
+    member_RC = left_RC & steering.group_N[np.maximum(ad_RC, 0)]
+  vector_RCD = None
+  if steering.diversity > 0:
+    vector_RCD = steering.vector_ND[np.maximum(ad_RC, 0)]
+  # An ad that is unlike all above it loses nothing, and one of a negative cosine gains nothing.
+  like_RC = np.zeros(ad_RC.shape, np.float32)
+  placed_R = np.zeros(len(ad_RC), np.int64)
+  chosen = []
+  for place in range(1, k + 1):
+    worth_RC = np.where(left_RC, score_RC - steering.diversity * like_RC, -np.inf)
+    due_R = placed_R < np.floor(steering.share * place + 1e-9)
+    # Where the group is due and has a candidate left, only its candidates stand for the place.
+    held_R = due_R & (left_RC & member_RC).any(axis=1)
+    worth_RC = np.where(held_R[:, None] & ~member_RC, -np.inf, worth_RC)
+    best_R = worth_RC.argmax(axis=1)  # of equal ones the first, as the candidates stand
+    some_R = left_RC[rows, best_R]
+    chosen.append(np.where(some_R, best_R, -1))
+    placed_R += some_R & member_RC[rows, best_R]
+    left_RC[rows, best_R] = False
+    if vector_RCD is not None:
+      # (R, C, D) · (R, D) -> (R, C): how like the ad that has just been placed is each candidate.
+      cosine_RC = np.einsum("rcd,rd->rc", vector_RCD, vector_RCD[rows, best_R])
+      like_RC = np.where(some_R[:, None], np.maximum(like_RC, cosine_RC), like_RC)
+  return np.stack(chosen, axis=1)
