@@ -12,6 +12,7 @@ from gr4ad_jax.answering import request_plot
 from gr4ad_jax.answering.recommender import Recommender
 from gr4ad_jax.config import ConfigError, SearchConfig
 from gr4ad_jax.data.schema import DataError, EventLog
+from gr4ad_jax.evaluation import exposure
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
@@ -191,3 +192,18 @@ def test_a_model_of_single_ads_has_no_beams(recommender, monkeypatch):
   monkeypatch.setattr(recommender, "_ranker", object())
   with pytest.raises(ValueError, match="--model=gr4ad scores single ads: it has no beams"):
     recommender.beam_tree(EventLog(*[np.zeros(0)] * 9), 0)
+
+
+def test_lists_are_steered_as_asked(recommender, small_run):
+  search = dataclasses.replace(recommender.config.search, quota_share=0.5, quota_group="tail_ads")
+  steered = Recommender.load(str(small_run), search=search)
+  lines = steered._trends.seen_before(steered._trends.bucket_of(np.array(steered._trends.end)))
+  _, events = tiny.rows()
+  taken = {(row[5], row[1]) for row in events}
+  assert lines.tolist() == [sum(ad == f"ad{n:02d}" for _, ad in taken) for n in range(24)]
+  plain = recommender.recommend(["ad01"], k=8)
+  found = steered.recommend(["ad01"], k=4)
+  tail = {f"ad{n:02d}" for n in np.flatnonzero(exposure.tail_ads(lines))}
+  least = min(2, len([ad for ad in plain if ad.ad_id in tail]))
+  assert least and sum(ad.ad_id in tail for ad in found) >= least
+  assert {ad.ad_id for ad in found} <= {ad.ad_id for ad in plain}
