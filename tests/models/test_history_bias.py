@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax.features.batches import HISTORY
-from gr4ad_jax.models.history_bias import RATE, biased_logp
+from gr4ad_jax.models.history_bias import RATE, biased_logp, biased_prefix_logp
 from tests.models import tiny
 
 WORLD = 12
@@ -60,6 +60,30 @@ def test_the_estimate_is_scaled_up_and_stays_below_one():
     found = biased_logp(logp, np.array([[False, True]]), past, mask, np.array([8]), jnp.float32(2))
     expected = logp + [[0, 2]] - np.log(1 - whole + np.exp(2) * whole)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [1.3, -2.0])
+def test_a_prefix_has_what_its_sequences_have_together(bias):
+  world = np.array([(a, b, c) for a in range(3) for b in range(2) for c in range(4)])
+  p = np.random.default_rng(1).dirichlet(np.full(len(world), 0.7))
+  past = [2, 3, 9, 21, 2]  # the first two share a prefix of two codes; the last is a repeat
+  counted = np.isin(np.arange(len(world)), past)
+  weighted = p * np.where(counted, np.exp(bias), 1)
+  expected, plain = np.zeros((2, len(world), 3))
+  for w, codes in enumerate(world):
+    for t in range(3):
+      below = [all(other[: t + 1] == codes[: t + 1]) for other in world]
+      plain[w, t] = np.log(p[below].sum())
+      expected[w, t] = np.log(weighted[below].sum() / weighted.sum())
+  past_logp = np.where([True, True, True, True, False], np.log(p[past]), -np.inf)
+  found = biased_prefix_logp(
+    jnp.asarray(plain, jnp.float32)[None],
+    jnp.asarray(world)[None],
+    jnp.asarray(world[past])[None],
+    jnp.asarray(past_logp, jnp.float32)[None],
+    jnp.float32(bias),
+  )
+  np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("level", [-200.0, 0.0, 40.0])

@@ -1,5 +1,7 @@
 """Templates and encoders: what text an ad becomes, whose vectors are used, and what is refused."""
 
+import os
+import pickle
 import sys
 import types
 
@@ -95,6 +97,24 @@ def test_numpy_file_in_table_order_and_its_errors(make, tmp_path):
   np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
   with pytest.raises(schema.DataError, match="not a plain .npy"):
     encoders.encode(make_ads(1), path)
+
+
+class Payload:
+  """What runs code when it is unpickled: here, it leaves a folder."""
+
+  def __init__(self, folder):
+    self.folder = folder
+
+  def __reduce__(self):
+    return os.mkdir, (self.folder,)
+
+
+def test_a_pickle_that_is_named_npy_is_not_run(make, tmp_path):
+  make_ads, _ = make
+  (tmp_path / "v.npy").write_bytes(pickle.dumps(Payload(str(tmp_path / "ran"))))
+  with pytest.raises(schema.DataError, match="not a plain .npy"):
+    encoders.encode(make_ads(1), str(tmp_path / "v.npy"))
+  assert not (tmp_path / "ran").exists()
 
 
 def test_parquet_file_is_matched_by_ad(make, tmp_path):
