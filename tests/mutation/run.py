@@ -38,7 +38,9 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the sample.")
 TREES = flags.DEFINE_integer("trees", 2, "Copies of the checkout to run tests in.", lower_bound=1)
 TIMEOUT = flags.DEFINE_integer("timeout", 600, "Seconds after which tests count as failed.")
 OUT = flags.DEFINE_string("out", "runs/mutants", "Where samples, trees and results lie.")
-RETEST = flags.DEFINE_bool("retest", False, "Try the survivors of an earlier call again.")
+RETEST = flags.DEFINE_bool(
+  "retest", False, "Try again what survived an earlier call, or ran out of time."
+)
 
 
 def session(room: str, out: pathlib.Path) -> WorkDB:
@@ -119,10 +121,15 @@ def explained() -> dict[tuple[str, str], dict]:
   return {(entry["module"], entry["change"]): entry for entry in entries}
 
 
+def by_a_test(result: WorkResult) -> bool:
+  """Whether a test failed. Where time was up instead, a busy machine may be the reason."""
+  return result.test_outcome == TestOutcome.KILLED and result.output != "timeout"
+
+
 def forget_survivors(work: WorkDB) -> None:
-  """Makes the survivors of a session pending again: the same sample, without their results."""
+  """Makes survivors, and what ran out of time, pending again: the same sample, less its results."""
   tried = work.completed_work_items
-  kept = [(item, result) for item, result in tried if result.test_outcome == TestOutcome.KILLED]
+  kept = [(item, result) for item, result in tried if by_a_test(result)]
   items = work.work_items
   work.clear()
   work.add_work_items(items)
@@ -150,9 +157,10 @@ def judge(room: str, work: WorkDB) -> tuple[int, int, list[str]]:
       where = f"{mutant.module_path}:{mutant.start_pos[0]} {mutant.definition_name}"
       unexplained.append(f"  {where}\n    {change}")
   equivalent = work.num_results - counted
+  late = killed - sum(by_a_test(result) for _, result in work.completed_work_items)
   print(
-    f"{room}: {killed} of {counted} killed ({killed / max(counted, 1):.1%}), "
-    f"{equivalent} equivalent left out, {len(unexplained)} without a reason"
+    f"{room}: {killed} of {counted} killed ({killed / max(counted, 1):.1%}), {late} of them by "
+    f"--timeout, {equivalent} equivalent left out, {len(unexplained)} without a reason"
   )
   return killed, counted, unexplained
 
