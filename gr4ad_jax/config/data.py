@@ -27,6 +27,13 @@ class DataConfig:
     free=True,
     place=True,
   )
+  examples_path: str = knob(
+    "",
+    "ad_log: a folder of examples (experiments.prepare), in place of the two above; for training "
+    "and evaluation.",
+    free=True,
+    place=True,
+  )
   until: str = knob(
     "",
     "Only what had happened before a day (YYYY-MM-DD, UTC) is known, and the ads of then; empty: "

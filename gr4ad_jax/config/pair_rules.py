@@ -47,15 +47,16 @@ def of_requests(config: Any) -> Rules:
   behaviors = BEHAVIORS.get(data.dataset, data.behaviors)
   return (
     (
-      data.dataset == "online_retail" or bool(data.ads_path),
+      data.dataset == "online_retail" or bool(data.ads_path or data.examples_path),
       "ads_path",
       f"--dataset={data.dataset} needs an ad table",
     ),
     (
-      data.dataset == "online_retail" or bool(data.events_path),
+      data.dataset == "online_retail" or bool(data.events_path or data.examples_path),
       "events_path",
       f"--dataset={data.dataset} needs an event log",
     ),
+    *_of_examples(config),
     (_is_date(data.until), "until", "a date, as 2010-12-01, or empty"),
     (
       len(set(data.behaviors)) == len(data.behaviors),
@@ -120,3 +121,20 @@ def _is_date(text: str) -> bool:
     return not text or bool(datetime.date.fromisoformat(text))
   except ValueError:
     return False
+
+
+def _of_examples(config: Any) -> Rules:
+  """Rules of runs on a folder of examples, and of runs on none."""
+  data = config.data
+  if not data.examples_path:
+    return (
+      (config.training.loader_processes == 0, "loader_processes", "0 without --examples_path"),
+    )
+  words = f"as --examples_path={data.examples_path}"
+  search = config.search
+  return (
+    (data.dataset == "ad_log", "dataset", f"only 'ad_log', {words}"),
+    (not data.until, "until", f"only empty, {words}: examples are made of a whole log"),
+    (config.objective.objective == "vsl", "objective", f"only 'vsl', {words}"),
+    (search.reranker == "none", "reranker", f"only 'none', {words}"),
+  )

@@ -111,6 +111,13 @@ class TrainConfig:
     low=0,
     free=True,
   )
+  loader_processes: int = knob(
+    0,
+    "Processes that read examples (--examples_path) and make batches of them; 0: threads do.",
+    low=0,
+    free=True,
+    of="requests",
+  )
   profile_steps: str = knob(
     "",
     (

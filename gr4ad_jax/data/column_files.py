@@ -6,7 +6,8 @@ import bisect
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from gr4ad_jax.data import csv_files, csv_rows, part_types
 from gr4ad_jax.data.checks import Cells
@@ -32,6 +33,56 @@ def read_file(
     DataError: an unreadable file, a column that is missing or stands there twice, parts of which
       one lacks a wanted column or whose types do not become one (`part_types`), no rows.
   """
+  filled, wanted = _same_columns(path, required, optional_columns)
+  tables = [_read(part, wanted) for part in filled]
+  if not sum(map(len, tables)):
+    raise DataError(f"{path}: no rows")
+  return {name: _joined(path, name, filled, tables) for name in wanted}
+
+
+def read_parts(
+  path: str,
+  required: tuple[str, ...],
+  optional_columns: tuple[str, ...] = (),
+  wanted_part: Callable[[str], bool] = lambda part: True,
+) -> Iterator[tuple[str, dict[str, Cells]]]:
+  """Each part of what `read_file` reads, one after another: (its file, its columns), where it has
+  rows. Never more than one is in memory.
+
+  Args:
+    path, required, optional_columns: as in `read_file`.
+    wanted_part: which of the parts' files are read; the headers of all are compared.
+
+  Raises:
+    DataError: as `read_file`, at the part that does not go with those before it.
+  """
+  filled, wanted = _same_columns(path, required, optional_columns)
+  empty: dict[str, dict[str, Any]] = {name: {} for name in wanted}  # of each type so far, by part
+  for part in filter(wanted_part, filled):
+    table = _read(part, wanted)
+    if not len(table):
+      continue
+    cells = {}
+    for name in wanted:
+      known = empty[name]
+      columns = [*known.values(), table[name]]
+      whole = part_types.joined(columns)
+      if whole is None:
+        raise _no_one_type(path, name, [*known, part], columns)
+      cells[name] = Cells(path, name, whole, ((part, len(table)),), kinds=(table[name].type,))
+      if all(table[name].type != column.type for column in known.values()):
+        known[part] = table[name].slice(0, 0)
+    yield part, cells
+
+
+def _same_columns(
+  path: str, required: tuple[str, ...], optional_columns: tuple[str, ...]
+) -> tuple[list[str], list[str]]:
+  """The part files that are no empty CSV, and the wanted columns, which all of them have.
+
+  Raises:
+    DataError: a column that is missing, or stands in some of the parts alone.
+  """
   parts = part_files(path)
   filled = [part for part in parts if len(parts) == 1 or not _is_empty_csv(part)] or parts[:1]
   found = {part: _wanted(part, required, optional_columns) for part in filled}
@@ -43,13 +94,12 @@ def read_file(
         f"{path}: column '{other}' stands in {os.path.basename(has)}, not in "
         f"{os.path.basename(lacks)}"
       )
-  tables = [
-    csv_files.read(part, wanted) if _ending(part) == ".csv" else _read_parquet(part, wanted)
-    for part in filled
-  ]
-  if not sum(map(len, tables)):
-    raise DataError(f"{path}: no rows")
-  return {name: _joined(path, name, filled, tables) for name in wanted}
+  return filled, wanted
+
+
+def _read(part: str, wanted: list[str]) -> Any:
+  """The wanted columns of one file, as an Arrow table."""
+  return csv_files.read(part, wanted) if _ending(part) == ".csv" else _read_parquet(part, wanted)
 
 
 def check_file(field: str, path: str) -> None:

@@ -18,6 +18,7 @@ from gr4ad_jax.data.schema import AdTable, DataError, EventLog
 AD_COLUMNS = ("ad_id", "text", "account_id")
 AD_OPTIONAL = ("category", "conversion_type", "form", "price", "created", "vector")
 EVENT_COLUMNS = ("user_id", "ad_id", "time")
+UNKNOWN_AD = "ad not in the ad table"  # why a row is set aside
 EVENT_OPTIONAL = ("behavior", "value", "quantity", "request_id")
 
 
@@ -114,6 +115,29 @@ def event_log(
   Raises:
     DataError: a bad cell, an ad that the table lacks (unless set aside), no event left.
   """
+  user_id, columns, known_E = event_columns(cells, ads, rules)
+  if not known_E.any():
+    raise DataError(
+      f"{cells['ad_id'].path}: no event is left, the ad table lacks the ads of all "
+      f"{len(known_E)} rows"
+    )
+  dropped = {} if known_E.all() else {UNKNOWN_AD: int((~known_E).sum())}
+  return visits.ordered_log(user_id, **columns, gap_seconds=60 * rules.session_gap_minutes), dropped
+
+
+def event_columns(
+  cells: dict[str, Cells], ads: AdTable, rules: EventRules
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+  """The events of checked columns, in the order of the file; see `event_log`.
+
+  Returns:
+    The ids of users [U] str; the columns of `visits.ordered_log` by name, of the rows whose ad the
+    table has; and which rows these are, [rows] bool. `request` is among the columns where the file
+    has `request_id`: a number for each distinct one.
+
+  Raises:
+    DataError: a bad cell, an ad that the table lacks (unless set aside).
+  """
   size = len(cells["user_id"])
   user_E, user_id = cells["user_id"].ids()
   ad_E = rows_of(cells["ad_id"], ads, allow_unknown=rules.on_unknown_ad == "drop")
@@ -130,13 +154,8 @@ def event_log(
   if "request_id" in cells:
     columns["request"] = cells["request_id"].ids()[0]
   known_E = ad_E >= 0
-  if not known_E.any():
-    raise DataError(
-      f"{cells['ad_id'].path}: no event is left, the ad table lacks the ads of all {size} rows"
-    )
-  dropped = {} if known_E.all() else {"ad not in the ad table": int(size - known_E.sum())}
   columns = {name: column[known_E] for name, column in columns.items()}
-  return visits.ordered_log(user_id, **columns, gap_seconds=60 * rules.session_gap_minutes), dropped
+  return user_id, columns, known_E
 
 
 def rows_of(ad_cells: Cells, ads: AdTable, allow_unknown: bool = False) -> np.ndarray:

@@ -20,7 +20,7 @@ from gr4ad_jax.runs import run
 from gr4ad_jax.runs.workdir import FREE, changes
 
 _SCORED = tuple(section for section in SECTIONS if section != "serving")
-_PATHS = ("data_dir", "ads_path", "events_path")
+_PATHS = ("data_dir", "ads_path", "events_path", "examples_path")
 _SHAPES_NOTHING = (
   "compute_dtype",
   "swing_path",

@@ -108,6 +108,10 @@ class Inputs:
     about = self.lines, codes_NT, ads.price, trends, self.neighbors, config.data
     return RequestContexts(*about, depth, held_out, ads.account_N)
 
+  def counts(self) -> Trends:
+    """Popularity for use, not for training: all that is known counts."""
+    return Trends.fit(self.lines, len(self.dataset.ads))
+
 
 def learned_requests(lines: Lines, config: Config) -> np.ndarray:
   """Request numbers of the fitted splits within --period, ascending."""
@@ -184,6 +188,10 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
     DataError: bad data.
     ConfigError: the workdir's run was trained on another ad table.
   """
+  if config.data.examples_path:
+    from gr4ad_jax.requests import example_inputs  # here: it is made of this module's parts
+
+    return example_inputs.prepare(config, source, told)
   dataset = load_dataset(config.data)
   source = source or source_of(config)
   tokenizer, index = tokenizer_of(config, dataset, source, told)
@@ -259,8 +267,7 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   save_tokenizer(config, dataset, inputs.tokenizer, inputs.index)
   inputs.neighbors.save(features_dir)
   inputs.ecpm.save(features_dir)
-  # For use, not for training: all that is known counts.
-  Trends.fit(inputs.lines, len(dataset.ads)).save(features_dir)
+  inputs.counts().save(features_dir)
   known_events.save(features_dir, dataset.events)
   feature_names.save(features_dir)
   about = {"behaviors": list(dataset.behaviors), "digest": _digest(dataset.events)}

@@ -16,6 +16,7 @@ from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
+from gr4ad_jax.examples.loading import GrainSource
 from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.features.batches import PADDING, RequestContexts, zero_batch
 from gr4ad_jax.index.index import SidIndex
@@ -171,8 +172,10 @@ class RequestTask(Task):
     return self.inputs.contexts(self.config, "train")
 
   @functools.cached_property
-  def source(self) -> OrderedSource:
+  def source(self) -> OrderedSource | GrainSource:
     """Batches of requests."""
+    if self.training.loader_processes:
+      return GrainSource(self.contexts, self.order, self.training.loader_processes)
     return OrderedSource(self.order, self.make_batch)
 
   def make_batch(self, requests: np.ndarray, draw: np.ndarray) -> Any:

@@ -1,0 +1,139 @@
+"""Examples of a made-up log of any size (`experiments.prepare`): time, bytes, and the memory of
+each process, watched from outside.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from gr4ad_jax.benchmarks.watching import Watched
+from gr4ad_jax.data.extras import optional
+from gr4ad_jax.data.schema import DAY
+from gr4ad_jax.examples.folder import ExampleFolder
+
+_DAYS = 180
+_START = 19_500 * DAY
+_FILES = 30  # of the log, each of some days
+_PER_USER = 50  # events, in the mean
+_LARGEST = 200  # events of a visit
+
+
+def write_log(folder: str, events: int, ads: int, seed: int = 0) -> tuple[str, str]:
+  """Writes a log of heavy tails as Parquet files by days, and its ad table; returns their paths.
+
+  - A visit holds ⌊5 / √(1 - x)⌋ events, x uniform, and at most `_LARGEST`: the mean is about 9.
+  - A user has rank r among events // 50 with P(r) ~ 1/r, in the mean of his visits.
+  - An ad has rank ⌊n^x⌋ of n. Half of a visit's ads are those of the visit's topic.
+  """
+  arrow = optional("pyarrow")
+  parquet = optional("pyarrow.parquet")
+  rng = np.random.default_rng(seed)
+  users = max(1, events // _PER_USER)
+  topics = max(ads // 100, 1)
+  row_of_rank = rng.permutation(ads)
+  log = os.path.join(folder, "log")
+  os.makedirs(log)
+  for number in range(_FILES):
+    left = events * (number + 1) // _FILES - events * number // _FILES
+    size = np.minimum(5 / np.sqrt(1 - rng.random(left // 4 + 1)), _LARGEST).astype(np.int64)
+    visit = np.repeat(np.arange(len(size)), size)[:left]
+    count = len(size)
+    # Half of the visits are of anybody, so that most users have some; half go by rank.
+    user = np.where(
+      rng.random(count) < 0.5, rng.integers(0, users, count), _ranks(rng, count, users) - 1
+    )
+    span = _DAYS * DAY // _FILES
+    time = _START + number * span + rng.integers(0, span, count)
+    topic = rng.integers(topics, size=count)[visit]
+    within = topic + topics * (_ranks(rng, left, max(ads // topics, 1)) - 1)
+    rank = np.where(rng.random(left) < 0.5, within, _ranks(rng, left, ads) - 1)
+    kind = rng.choice(3, left, p=(0.8, 0.12, 0.08))
+    columns = {
+      "user_id": user[visit],
+      "ad_id": row_of_rank[rank % ads],
+      "time": time[visit] + rng.integers(0, 600, left),
+      "behavior": np.array(["click", "cart", "purchase"])[kind],
+      "value": np.where(kind == 2, np.round(np.exp(rng.normal(3, 1, left)), 2), 0),
+      "request_id": visit + number * (events // _FILES + 1),
+    }
+    parquet.write_table(arrow.table(columns), os.path.join(log, f"{number:03d}.parquet"))
+  table = {
+    "ad_id": np.arange(ads),
+    "text": [f"ad {number}" for number in range(ads)],
+    "account_id": np.arange(ads) % 1000,
+    "price": np.round(np.exp(rng.normal(3, 1, ads)), 2),
+  }
+  path = os.path.join(folder, "ads.parquet")
+  parquet.write_table(arrow.table(table), path)
+  return path, log
+
+
+def _ranks(rng: np.random.Generator, count: int, most: int) -> np.ndarray:
+  """[count] int64 ranks in [1, most], P(rank r) ~ log(1 + 1/r)."""
+  return np.minimum((most + 1) ** rng.random(count), most).astype(np.int64)
+
+
+def measure(command: Sequence[str], events: int, ads: int, more: Sequence[str] = ()) -> dict:
+  """Makes a log, and runs `prepare` on it once.
+
+  Args:
+    command: that runs `experiments.prepare`.
+    events: of the log.
+    ads: of its table.
+    more: flags of the command.
+
+  Raises:
+    RuntimeError: the command failed.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    path, log = write_log(folder, events, ads)
+    out = os.path.join(folder, "examples")
+    flags = ["--dataset=ad_log", f"--ads_path={path}", f"--events_path={log}", f"--out={out}"]
+    watched = Watched([*command, *flags, *more])
+    if watched.status:
+      raise RuntimeError(f"prepare ended with {watched.status}")
+    made = ExampleFolder.open(out)
+    shards = made.manifest["shards"]
+    return {
+      "events": events,
+      "ads": ads,
+      "users": made.report.users,
+      "requests": made.manifest["requests"],
+      "cores": os.cpu_count(),
+      "load": os.getloadavg()[0],
+      "seconds": watched.seconds,
+      "cpu_seconds": watched.cpu_seconds,
+      "peaks_mib": watched.peaks[:8],
+      "log_bytes": _size(log),
+      "bytes": {name: _size(os.path.join(out, name)) for name in sorted(os.listdir(out))},
+      "bytes_a_request": sum(shard["bytes"] for shard in shards) / made.manifest["requests"],
+    }
+
+
+def _size(path: str) -> int:
+  """Bytes of a file, or of all files below a folder."""
+  if os.path.isfile(path):
+    return os.path.getsize(path)
+  return sum(
+    os.path.getsize(os.path.join(at, name)) for at, _, names in os.walk(path) for name in names
+  )
+
+
+def summary(figures: dict) -> str:
+  """The figures in words."""
+  lines = [
+    f"{figures['events']:,} events of {figures['users']:,} users and {figures['ads']:,} ads: "
+    f"{figures['requests']:,} requests",
+    f"{figures['seconds']:.0f} s, {figures['cpu_seconds']:.0f} s of CPU, on {figures['cores']} "
+    f"cores (load {figures['load']:.1f})",
+    f"{figures['bytes_a_request']:.0f} bytes of shards a request; the log had "
+    f"{figures['log_bytes'] / 1e6:.1f} MB",
+  ]
+  lines += [f"  {name}: {size / 1e6:.1f} MB" for name, size in figures["bytes"].items()]
+  lines += [
+    f"process {number}: peak {peak['rss']:.0f} MiB, {peak['own']:.0f} MiB of them its own"
+    for number, peak in enumerate(figures["peaks_mib"])
+  ]
+  return "\n".join(lines)
