@@ -12,7 +12,17 @@ import gr4ad_jax
 
 _FOLDER = pathlib.Path(__file__).parent
 # What the binaries share; every other module of this folder is a subcommand.
-_SHARED = {"__init__", "cli", "flags", "jobs", "log_lines", "opening", "progress", "shipped"}
+_SHARED = {
+  "__init__",
+  "choices",
+  "cli",
+  "flags",
+  "jobs",
+  "log_lines",
+  "opening",
+  "progress",
+  "shipped",
+}
 _HELP = ("help", "--help", "-help", "-h")
 
 

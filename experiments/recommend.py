@@ -13,12 +13,12 @@ from absl import flags
 from gr4ad_jax.answering import printed
 from gr4ad_jax.answering.contexts import UserHistories
 from gr4ad_jax.answering.recommender import Recommendation, Recommender
-from gr4ad_jax.catalogue.choice import Choice
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data import column_files, tables
 from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 
+from . import choices
 from . import flags as flags_lib
 
 _USER = flags.DEFINE_string("user", "", "user_id of the event log that the run was trained on.")
@@ -32,13 +32,6 @@ _HISTORY = flags.DEFINE_string(
 )
 _K = flags.DEFINE_integer("k", 10, "Ads wanted.", lower_bound=1)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a step.")
-_NOT_ADS = flags.DEFINE_list("not_ads", [], "Ids of ads that are not wanted.")
-_ONLY_ACCOUNTS = flags.DEFINE_list(
-  "only_accounts", [], "The only advertisers whose ads are wanted; empty: all."
-)
-_ONLY_CATEGORIES = flags.DEFINE_list(
-  "only_categories", [], "The only categories whose ads are wanted; empty: all."
-)
 _EXPLAIN = flags.DEFINE_boolean(
   "explain", False, "Tell why each ad is in the list: what each slot of the context carries of it."
 )
@@ -95,12 +88,7 @@ def main(argv):
     config.workdir, checkpoint, config.search, config.model.compute_dtype
   )
   events = user_log(config, _USER.value) if _USER.value else file_log(recommender, _HISTORY.value)
-  choice = Choice(
-    not_ads=tuple(_NOT_ADS.value),
-    only_accounts=tuple(_ONLY_ACCOUNTS.value),
-    only_categories=tuple(_ONLY_CATEGORIES.value),
-  )
-  found = recommender.recommend_log(events, _K.value, choice=choice)[0]
+  found = recommender.recommend_log(events, _K.value, choice=choices.choice())[0]
   if _EXPLAIN.value:
     found = recommender.explained(events, None, found)
   if _JSON.value:
@@ -119,4 +107,5 @@ def main(argv):
 
 if __name__ == "__main__":
   flags_lib.define_flags()
+  choices.define_flags()
   flags_lib.run(main)

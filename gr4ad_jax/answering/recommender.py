@@ -1,5 +1,6 @@
 """Recommendations from Python: `Recommender.load(workdir).recommend(history, k=10)`."""
 
+import copy
 import dataclasses
 import functools
 import os
@@ -8,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr4ad_jax.answering.answers import beam_tree
 from gr4ad_jax.answering.contexts import ContextBuilder, UserHistories
@@ -18,7 +20,7 @@ from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.schema import AdTable, EventLog
 from gr4ad_jax.decoding.item_ranker import ItemRanker
-from gr4ad_jax.decoding.ranker import Ranker
+from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.features import feature_names
 from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.features.contexts import FixedAds
@@ -28,10 +30,12 @@ from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.models.quantized import quantize
 from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.ranking import steering
 from gr4ad_jax.ranking.steering import Steering
 from gr4ad_jax.reasons.reasoner import Reasoner
-from gr4ad_jax.requests import inputs, request_task
+from gr4ad_jax.requests import candidates, inputs, request_task
+from gr4ad_jax.runs import run
 from gr4ad_jax.sid.tokenizer import Tokenizer
 
 _LARGEST_BATCH = 64
@@ -68,24 +72,35 @@ class Recommendation:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-  """Users of a log who ask at one moment, as a `Ranker` takes them: numbers in, batches out."""
+  """Users of a log who ask, each at a moment, as a `Ranker` takes them: numbers in, batches out."""
 
   builder: ContextBuilder
   histories: UserHistories
-  now: int
+  now_U: np.ndarray
+  mesh: Mesh | None = None
 
   def batch(self, users: np.ndarray) -> RequestBatch:
-    return self.builder.batch(self.histories.take(users), np.full(len(users), self.now))
+    made = self.builder.batch(self.histories.take(users), self.now_U[users])
+    return made if self.mesh is None else jax.device_put(made, mesh_lib.batch_sharding(self.mesh))
 
 
 class Recommender:
-  """A trained run, ready to answer. Make one with `load`."""
+  """A trained run, ready to answer. Make one with `load`.
+
+  Attributes:
+    config: of the run, with the search that was asked for.
+    ads: its ad table.
+    behaviors: of its log, shallowest first.
+    step: of the checkpoint that answers.
+  """
 
   def __init__(
     self, config, params: Any, ranker: Ranker | ItemRanker, ads: AdTable, codes_NT,
-    features: tuple[Trends, CoVisitNeighbors], behaviors, ecpm: EcpmBins,
+    features: tuple[Trends, CoVisitNeighbors], behaviors, ecpm: EcpmBins, step: int,
   ):  # fmt: skip
     self.config = config
+    self.step = step
+    self._mesh: Mesh | None = None
     self.ads = ads
     self.behaviors = behaviors
     self._params = params
@@ -132,9 +147,11 @@ class Recommender:
     model = registry.build(config, len(ads))
     ecpm = EcpmBins.load(folder["features"])
     ranker = request_task.make_ranker(model, index, ecpm, config.search)
-    params = request_task.load_params(config, model, checkpoint)
+    with run.open_checkpoints(config) as checkpointer:
+      step = checkpointer.resolve(checkpoint)  # 'best' may be another one soon
+    params = request_task.load_params(config, model, step)
     behaviors = inputs.load_behaviors(config)
-    return cls(config, params, ranker, ads, index.codes_NT, features, behaviors, ecpm)
+    return cls(config, params, ranker, ads, index.codes_NT, features, behaviors, ecpm, step)
 
   def recommend(
     self,
@@ -176,26 +193,77 @@ class Recommender:
       DataError: an event after `now`, or an ad, account or category that there is none of.
       ValueError: k below 1.
     """
-    if k < 1:
-      raise ValueError(f"k={k} is not allowed: at least 1")
     latest = int(events.time.max(initial=0))
     now = default_now([latest], self._builder.end) if now is None else now
     check_now(now, latest)
     users = len(events.user_id)
-    size = min(_LARGEST_BATCH, 1 << (users - 1).bit_length())
+    ranking = self.rank_log(events, np.full(users, now), k, choice)
+    columns = ranking.ad_RK, ranking.logp_RK, ranking.score_RK, ranking.value_RK
     histories = UserHistories(events)
-    asked = _Asked(self._builder, histories, now)
+    seen = [set(histories.take([user]).ad.tolist()) for user in range(users)]
+    return [self._named(*rows) for rows in zip(seen, *columns, strict=True)]
+
+  def rank_log(
+    self, events: EventLog, now_U: np.ndarray, k: int = 10, choice: Choice = _ANY,
+    batch_size: int = 0,
+  ) -> Ranking:  # fmt: skip
+    """As `recommend_log`, in numbers, and each user at a moment of their own.
+
+    Args:
+      events: the log of U users, of which nothing lies after a user's moment.
+      now_U: unix seconds, see `default_moments`.
+      k: ads wanted.
+      choice: which ads are wanted.
+      batch_size: requests searched at once; 0: as many as there are, at most 64.
+
+    Returns:
+      [U, k] each; rows are those of `ads`.
+
+    Raises:
+      DataError: an ad, account or category that there is none of.
+      ValueError: k below 1.
+    """
+    if k < 1:
+      raise ValueError(f"k={k} is not allowed: at least 1")
+    users = len(events.user_id)
+    size = batch_size or min(_LARGEST_BATCH, 1 << (users - 1).bit_length())
+    shards = 1 if self._mesh is None else mesh_lib.batch_shards(self._mesh)
+    size = -(-size // shards) * shards  # every device has as many rows
+    histories = UserHistories(events)
+    asked = _Asked(self._builder, histories, now_U, self._mesh)
     rows = [
-      rows_left_out(choice, histories.take([user]), now, self.config.search, self._row.get)
+      rows_left_out(
+        choice, histories.take([user]), int(now_U[user]), self.config.search, self._row.get
+      )
       for user in range(users)
     ]
     left_out = LeftOut.lists(rows, [self._sets.allowed(choice)] * users)
     deep = steering.depth(self.config, k)
     found = self._ranker.rank(self._params, asked, np.arange(users), deep, size, left_out=left_out)
-    ranking = steering.steer(found, self._steering, k)
-    columns = ranking.ad_RK, ranking.logp_RK, ranking.score_RK, ranking.value_RK
-    seen = [set(histories.take([user]).ad.tolist()) for user in range(users)]
-    return [self._named(*rows) for rows in zip(seen, *columns, strict=True)]
+    return steering.steer(found, self._steering, k)
+
+  def default_moments(self, events: EventLog) -> np.ndarray:
+    """[U] int64, the moment at which each user of a log asks where none is named, unix seconds."""
+    latest_U = np.zeros(len(events.user_id), np.int64)
+    np.maximum.at(latest_U, events.user, events.time)
+    return np.array([default_now([int(time)], self._builder.end) for time in latest_U], np.int64)
+
+  def batch(self, events: EventLog, now_U: np.ndarray) -> RequestBatch:
+    """The contexts of a log's users, each at a moment (unix seconds), as the model reads them."""
+    return self._builder.batch(events, now_U)
+
+  def over(self, mesh: Mesh) -> "Recommender":
+    """The same recommender, whose batches are cut over the devices of a mesh of this process."""
+    spread = copy.copy(self)
+    spread._params = jax.device_put(self._params, NamedSharding(mesh, PartitionSpec()))
+    spread._mesh = mesh
+    return spread
+
+  def digest(self) -> str:
+    """SHA-256 of the parameters and of what the ads are called: with the same settings and
+    features, recommenders of an equal one answer alike.
+    """
+    return candidates.digest(self._params, self._codes_NT, list(map(str, self.ads.ad_id)))
 
   def beam_tree(self, events: EventLog, now: int) -> tuple[tuple[Mapping[str, Any], ...], ...]:
     """The prefixes among the final beams of one user's search, level by level; see

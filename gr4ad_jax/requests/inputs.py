@@ -246,7 +246,7 @@ def check_same_log(config: Config, dataset: Dataset, started: bool = False) -> N
   """
   if not (started or is_trained(config.workdir)):
     return
-  if _load_log(config, "digest") == _digest(dataset.events):
+  if _load_log(config, "digest") == log_digest(dataset.events):
     return
   if known_events.all_in(os.path.join(config.workdir, "features"), dataset.events):
     _log.warning("the event log has grown since %s was trained", config.workdir)
@@ -270,7 +270,7 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   inputs.counts().save(features_dir)
   known_events.save(features_dir, dataset.events)
   feature_names.save(features_dir)
-  about = {"behaviors": list(dataset.behaviors), "digest": _digest(dataset.events)}
+  about = {"behaviors": list(dataset.behaviors), "digest": log_digest(dataset.events)}
   files.write_json(os.path.join(features_dir, "log.json"), about)
 
 
@@ -292,7 +292,7 @@ def _load_log(config: Config, key: str) -> Any:
   return files.load_fields(os.path.join(config.workdir, "features", "log.json"), key)[0]
 
 
-def _digest(events: EventLog) -> str:
+def log_digest(events: EventLog) -> str:
   """SHA-256 over the numeric columns of a log."""
   made = hashlib.sha256()
   for field in dataclasses.fields(events):
