@@ -1,6 +1,10 @@
 """What a server asks of histories: batches for them, and the users of a run's log by id."""
 
+import dataclasses
+
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from gr4ad_jax.config import Config, DataConfig
 from gr4ad_jax.data.prepare import load_dataset
@@ -10,6 +14,7 @@ from gr4ad_jax.features.contexts import AdColumns, contexts_at
 from gr4ad_jax.features.histories import Histories
 from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.features.trends import Trends
+from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.requests import inputs
 
 
@@ -64,3 +69,25 @@ class UserHistories(Histories):
     dataset = load_dataset(config.data)
     inputs.check_same_log(config, dataset)
     return cls.of(dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """Users of a log who ask, each at a moment, as a `Ranker` takes them: numbers in, batches out.
+
+  Attributes:
+    builder: makes the contexts.
+    histories: of the U users.
+    now_U: unix seconds at which each asks.
+    mesh: over whose devices batches are cut; None: they stay on the host.
+  """
+
+  builder: ContextBuilder
+  histories: UserHistories
+  now_U: np.ndarray
+  mesh: Mesh | None = None
+
+  def batch(self, users: np.ndarray) -> RequestBatch:
+    """The batch of the users of these numbers."""
+    made = self.builder.batch(self.histories.take(users), self.now_U[users])
+    return made if self.mesh is None else jax.device_put(made, mesh_lib.batch_sharding(self.mesh))

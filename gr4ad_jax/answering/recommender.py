@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr4ad_jax.answering.answers import beam_tree
-from gr4ad_jax.answering.contexts import ContextBuilder, UserHistories
+from gr4ad_jax.answering.contexts import Asked, ContextBuilder, UserHistories
 from gr4ad_jax.answering.histories import check_now, default_now, events_of
 from gr4ad_jax.catalogue.choice import AdSets, Choice, rows_left_out
 from gr4ad_jax.config import ConfigError, SearchConfig, is_trained, load_config
@@ -68,20 +68,6 @@ class Recommendation:
   codes: tuple[int, ...]
   seen: bool = False
   reasons: Mapping[str, Any] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-  """Users of a log who ask, each at a moment, as a `Ranker` takes them: numbers in, batches out."""
-
-  builder: ContextBuilder
-  histories: UserHistories
-  now_U: np.ndarray
-  mesh: Mesh | None = None
-
-  def batch(self, users: np.ndarray) -> RequestBatch:
-    made = self.builder.batch(self.histories.take(users), self.now_U[users])
-    return made if self.mesh is None else jax.device_put(made, mesh_lib.batch_sharding(self.mesh))
 
 
 class Recommender:
@@ -230,7 +216,7 @@ class Recommender:
     shards = 1 if self._mesh is None else mesh_lib.batch_shards(self._mesh)
     size = -(-size // shards) * shards  # every device has as many rows
     histories = UserHistories(events)
-    asked = _Asked(self._builder, histories, now_U, self._mesh)
+    asked = Asked(self._builder, histories, now_U, self._mesh)
     rows = [
       rows_left_out(
         choice, histories.take([user]), int(now_U[user]), self.config.search, self._row.get

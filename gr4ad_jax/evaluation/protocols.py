@@ -52,6 +52,14 @@ PROTOCOLS = {
       "every earlier invoice"
     ),
   ),
+  "complete_journey": Protocol(
+    "complete_journey",
+    (10, 50),
+    (
+      "of households with 3 or more baskets the last is test, the one before valid; history is "
+      "every earlier basket"
+    ),
+  ),
   "amazon_reviews": Protocol(
     "amazon_reviews",
     (5, 10),

@@ -3,10 +3,12 @@
 from gr4ad_jax.data.builders.ad_log import AdLog
 from gr4ad_jax.data.builders.amazon_reviews import AmazonReviews
 from gr4ad_jax.data.builders.base import TableBuilder
+from gr4ad_jax.data.builders.complete_journey import CompleteJourney
 from gr4ad_jax.data.builders.online_retail import OnlineRetail
 
 BUILDERS: dict[str, type[TableBuilder]] = {
   "ad_log": AdLog,
   "amazon_reviews": AmazonReviews,
+  "complete_journey": CompleteJourney,
   "online_retail": OnlineRetail,
 }

@@ -4,7 +4,6 @@ Chen, D. (2012). Online Retail II. UCI Machine Learning Repository. https://doi.
 CC BY 4.0.
 """
 
-import dataclasses
 import pathlib
 import re
 
@@ -12,8 +11,8 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import column_files, tables, visits
-from gr4ad_jax.data.builders import base
-from gr4ad_jax.data.schema import AdTable, Dataset, EventLog
+from gr4ad_jax.data.builders import base, sales
+from gr4ad_jax.data.schema import AdTable, Dataset
 
 SOURCE = pathlib.Path(__file__).parents[1] / "online_retail" / "online_retail_ii.parquet"
 PRODUCT_CODE = re.compile(r"\d{5}")  # then any suffix: 85123A is a product, POST is not
@@ -79,7 +78,7 @@ class OnlineRetail(base.TableBuilder):
     )
     events = visits.ordered_log(customer_id, behavior=np.zeros(len(lines["ad"]), np.int8), **lines)
     text = _descriptions(ad_E, cells["description"], kept_E, time_E[kept_E])
-    ads = _with_sales(_products(codes[ad_codes], text), events)
+    ads = sales.with_sales(_products(codes[ad_codes], text), events)
     report = base.report(
       ads, events, rows=len(kept_E), merged=int(kept_E.sum()) - len(events), dropped=dropped
     )
@@ -156,20 +155,3 @@ def _products(ad_id: np.ndarray, text: np.ndarray) -> AdTable:
     price=np.full(len(ad_id), np.nan, np.float32),
     created=np.full(len(ad_id), -1, np.int64),
   )
-
-
-def _with_sales(ads: AdTable, events: EventLog) -> AdTable:
-  """Adds price and first sale from the train lines."""
-  train = events.split == visits.TRAIN
-  ad_E = events.ad[train]
-  time_E = events.time[train]
-  unit_E = events.value[train] / events.quantity[train]
-  order = np.lexsort((unit_E, ad_E))
-  sold, begin, count = np.unique(ad_E[order], return_index=True, return_counts=True)
-  middle = (unit_E[order][begin + (count - 1) // 2] + unit_E[order][begin + count // 2]) / 2
-  price = ads.price.copy()
-  created = np.full(len(ads), np.iinfo(np.int64).max)
-  price[sold] = np.round(middle, 4)
-  np.minimum.at(created, ad_E, time_E)
-  created[created == np.iinfo(np.int64).max] = -1
-  return dataclasses.replace(ads, price=price, created=created)

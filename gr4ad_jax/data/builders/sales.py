@@ -1,0 +1,27 @@
+"""What builders of purchases share: what only sales tell of an ad."""
+
+import dataclasses
+
+import numpy as np
+
+from gr4ad_jax.data import visits
+from gr4ad_jax.data.schema import AdTable, EventLog
+
+
+def with_sales(ads: AdTable, events: EventLog) -> AdTable:
+  """Adds price (the median line's unit price, money) and first sale from the train lines; both stay
+  unknown for ads that were not sold there.
+  """
+  train = events.split == visits.TRAIN
+  ad_E = events.ad[train]
+  time_E = events.time[train]
+  unit_E = events.value[train] / events.quantity[train]
+  order = np.lexsort((unit_E, ad_E))
+  sold, begin, count = np.unique(ad_E[order], return_index=True, return_counts=True)
+  middle = (unit_E[order][begin + (count - 1) // 2] + unit_E[order][begin + count // 2]) / 2
+  price = ads.price.copy()
+  created = np.full(len(ads), np.iinfo(np.int64).max)
+  price[sold] = np.round(middle, 4)
+  np.minimum.at(created, ad_E, time_E)
+  created[created == np.iinfo(np.int64).max] = -1
+  return dataclasses.replace(ads, price=price, created=created)

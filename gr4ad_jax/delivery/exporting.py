@@ -1,0 +1,249 @@
+"""A trained run as a folder that needs none of this package: its search as StableHLO.
+
+What reads it is jax, numpy, and flatbuffers, a small package by which `jax.export` reads files.
+
+search.stablehlo  the beam search, for any number of requests; weights and index are its arguments
+weights.npz       parameters by path; with --quantize as small numbers and their scales
+index.npz         trie of the UA-SIDs, and which ads hang where
+spec.json         what goes in and comes out, with the names of all features; ids of the ads
+example.npz       a request without a history, and its list
+load.py           reads all that
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.answering.recommender import Recommender
+from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax.data import visits
+from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.data.extras import optional
+from gr4ad_jax.decoding.beam import beam_search
+from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.delivery import take_away
+from gr4ad_jax.features.batches import SLOT_FEATURES, USER_FEATURES, RequestBatch, zero_batch
+from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.quantized import quantize
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.models.zoo.items import ItemModel
+from gr4ad_jax.requests import request_task
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+SLOT_KINDS = ("padding", "history", "neighbor", "rising")
+# Array of a request -> its field of a `RequestBatch`. UA-SIDs of slots follow from their ads.
+INPUTS = {
+  "slot_kind": "slot_kind_BS",
+  "slot_ad": "slot_ad_BS",
+  "slot_features": "slot_features_BSF",
+  "user_features": "user_features_BF",
+}
+_CODES = {"slot_codes": "slot_codes_BST"}
+_EXAMPLE_ADS = 5
+
+
+def check(config: Config) -> None:
+  """Raises ConfigError for a run whose answers are more than one search."""
+  if issubclass(registry.find(config), ItemModel):
+    raise ConfigError(
+      f"--model={config.model.model} is not allowed: it scores single ads; a search over UA-SIDs "
+      "can be exported"
+    )
+  for flag, value, plain in (
+    ("seen_ads", config.search.seen_ads, "left"),
+    ("item_weight", _item_weight(config), 0.0),
+    ("diversity", config.search.diversity, 0.0),
+    ("quota_share", config.search.quota_share, 0.0),
+    ("quantize", config.search.quantize if config.search.quantize == "fp8" else "", ""),
+  ):
+    if value != plain:
+      allowed = f"--{flag}={plain}" if plain != "" else "'none' or 'int8'"
+      raise ConfigError(f"--{flag}={value} is not allowed in an exported search: {allowed} is")
+
+
+def _item_weight(config: Config) -> float:
+  return 0.0 if "item_weight" in registry.unread(config) else config.search.item_weight
+
+
+def export(recommender: Recommender, folder: str) -> dict[str, Any]:
+  """Writes a folder, whole or not at all.
+
+  Matrix products of a run with --compute_dtype=auto are float32: one module serves all platforms.
+
+  Args:
+    recommender: the run, with the search that is exported.
+    folder: a new one.
+
+  Returns:
+    What `spec.json` says.
+
+  Raises:
+    ConfigError: a run that `check` refuses, or a folder that is there.
+  """
+  config = recommender.config
+  check(config)
+  optional("flatbuffers", "export")  # jax.export writes with it
+  if os.path.exists(folder):
+    raise ConfigError(f"--out={folder} is not allowed: it is there already; name a new folder")
+  step = recommender.step
+  if config.model.compute_dtype == "auto":
+    sizes = dataclasses.replace(config.model, compute_dtype="float32")
+    config = dataclasses.replace(config, model=sizes)
+  model = registry.build(config, len(recommender.ads))
+  index = SidIndex.load(os.path.join(config.workdir, "index"))
+  ecpm = EcpmBins.load(os.path.join(config.workdir, "features"))
+  params = request_task.load_params(config, model, step)
+  variables = quantize(params, config.search.quantize)
+  weights = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
+  exported = lowered(model, config, index, ecpm, weights)
+  spec = _spec(config, recommender, exported)
+  with _new_folder(folder) as made:
+    (made / "search.stablehlo").write_bytes(exported.serialize())
+    np.savez(made / "weights.npz", **weights)
+    np.savez(made / "index.npz", **_index_arrays(index))
+    (made / "spec.json").write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
+    np.savez(made / "example.npz", **_example(recommender))
+    shutil.copy(take_away.__file__, made / "load.py")
+  return spec
+
+
+def lowered(
+  model: GR4AD, config: Config, index: SidIndex, ecpm: EcpmBins, weights: Mapping[str, Any]
+) -> jax.export.Exported:
+  """The search as a function (weights, batch, trie) -> ranked UA-SIDs, for all `PLATFORMS`.
+
+  Args:
+    model: the module.
+    config: of the run.
+    index: gives the shapes of the trie.
+    ecpm: money of the eCPM bins.
+    weights: the model's variables by path.
+
+  Returns:
+    A function of dicts of arrays whose leading axis, B requests, may have any length.
+  """
+  means = np.asarray(ecpm.means, np.float32)
+  fanout = index.fanout
+  blank = zero_batch(config.data, len(config.sid.codebooks))
+
+  def one(weights, row, trie):
+    # Of a batch of one: the search asks for its length, which `vmap` leaves open outside.
+    fields = {name: row[key][None] for key, name in (INPUTS | _CODES).items()}
+    batch = RequestBatch(**(jax.tree.map(jnp.asarray, blank)._asdict() | fields))
+    levels = range(len(fanout))
+    nodes = Trie(
+      tuple(trie[f"child_start_{t}"] for t in levels),
+      tuple(trie[f"node_code_{t}"] for t in levels),
+      None,
+      fanout,
+    )
+    variables = flax.traverse_util.unflatten_dict(weights, sep="/")
+    found = beam_search(
+      model, variables, batch, nodes, means, widths=config.search.beams, search=config.search
+    )
+    return {
+      "leaf": found.leaf_BW[0],
+      "log_p": found.logp_BW[0],
+      "score": found.score_BW[0],
+      "ecpm": found.value_BW[0],
+      "codes": found.codes_BWT[0],
+    }
+
+  (rows,) = jax.export.symbolic_shape("b")
+  batch = {
+    key: jax.ShapeDtypeStruct((rows, *field.shape[1:]), field.dtype)
+    for key, name in (INPUTS | _CODES).items()
+    for field in [getattr(blank, name)]
+  }
+  shapes = [
+    {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
+    for arrays in (weights, _trie_arrays(index))
+  ]
+  search = jax.jit(jax.vmap(one, in_axes=(None, 0, None)))
+  return jax.export.export(search, platforms=PLATFORMS)(shapes[0], batch, shapes[1])
+
+
+def _trie_arrays(index: SidIndex) -> dict[str, np.ndarray]:
+  starts = {f"child_start_{t}": x for t, x in enumerate(index.child_start)}
+  return starts | {f"node_code_{t}": x for t, x in enumerate(index.node_code)}
+
+
+def _index_arrays(index: SidIndex) -> dict[str, np.ndarray]:
+  leaves = {"leaf_start": index.leaf_start, "leaf_ads": index.leaf_ads, "codes": index.codes_NT}
+  return _trie_arrays(index) | leaves
+
+
+def arrays_of(batch: RequestBatch) -> dict[str, np.ndarray]:
+  """What an exported search reads of a batch."""
+  return {key: getattr(batch, name) for key, name in INPUTS.items()}
+
+
+def _example(recommender: Recommender) -> dict[str, np.ndarray]:
+  """A request without a history where the log ends, and the list that this package gives it."""
+  nothing = visits.no_events()
+  batch = recommender.batch(nothing, recommender.default_moments(nothing))
+  found = recommender.recommend([], k=_EXAMPLE_ADS)
+  return arrays_of(batch) | {
+    "ad_id": np.array([[ad.ad_id for ad in found]]),
+    "score": np.array([[ad.score for ad in found]], np.float32),
+  }
+
+
+def _spec(config: Config, recommender: Recommender, exported: jax.export.Exported) -> dict:
+  blank = zero_batch(config.data, len(config.sid.codebooks))
+  fields = {key: getattr(blank, name) for key, name in INPUTS.items()}
+  return {
+    "form": 1,
+    "jax": jax.__version__,
+    "platforms": list(exported.platforms),
+    "model": config.model.model,
+    "checkpoint": recommender.step,
+    "compute_dtype": config.model.compute_dtype,
+    "quantize": config.search.quantize,
+    "codebooks": list(config.sid.codebooks),
+    "beams": list(config.search.beams),
+    "order": config.search.order,
+    "inputs": {
+      key: {"shape": ["requests", *field.shape[1:]], "dtype": str(field.dtype)}
+      for key, field in fields.items()
+    },
+    "slots": {
+      "history": config.data.history_slots,
+      "neighbor": config.data.neighbor_slots,
+      "rising": config.data.rising_slots,
+    },
+    "slot_kinds": list(SLOT_KINDS),
+    "slot_features": list(SLOT_FEATURES),
+    "user_features": list(USER_FEATURES),
+    "outputs": {
+      "leaf": "node of the last level, -1 where the beam is empty",
+      "log_p": "natural log of the UA-SID's probability",
+      "score": "what the list is ordered by",
+      "ecpm": "expected value, money",
+      "codes": "UA-SID",
+    },
+    "ads": list(map(str, recommender.ads.ad_id)),
+  }
+
+
+@contextlib.contextmanager
+def _new_folder(folder: str) -> Iterator[pathlib.Path]:
+  """A folder under a temporary name, which gets its own where the block ends without an error."""
+  part = pathlib.Path(f"{os.path.normpath(folder)}.{os.getpid()}.part")
+  part.mkdir(parents=True)
+  try:
+    yield part
+    os.rename(part, folder)
+  finally:
+    shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,57 @@
+"""Answers requests by the exported search in this folder: pip install jax numpy flatbuffers.
+
+  python load.py           answers example.npz, and compares with the lists that were exported
+  Model(".").recommend({"slot_kind": …, "slot_ad": …, "slot_features": …, "user_features": …}, k=10)
+
+spec.json says what the arrays of a request are.
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from jax import export
+
+
+class Model:
+  """The search of a folder."""
+
+  def __init__(self, folder):
+    folder = pathlib.Path(folder)
+    self.spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
+    search = export.deserialize(bytearray((folder / "search.stablehlo").read_bytes()))
+    self._search = jax.jit(search.call)  # compiled once a number of requests
+    self._weights = jax.device_put(dict(np.load(folder / "weights.npz")))
+    index = dict(np.load(folder / "index.npz"))
+    self._first, self._ads, self._codes = (
+      index.pop(n) for n in ("leaf_start", "leaf_ads", "codes")
+    )
+    self._trie = jax.device_put(index)
+
+  def recommend(self, requests, k=10):
+    """The best k ads of each request: (ad_id, log_p, score, ecpm), fewer where beams run out."""
+    batch = {n: np.asarray(requests[n], about["dtype"]) for n, about in self.spec["inputs"].items()}
+    batch["slot_codes"] = self._codes[np.maximum(batch["slot_ad"], 0)]
+    beams = jax.device_get(self._search(self._weights, batch, self._trie))
+    return [
+      self._list({n: x[row] for n, x in beams.items()}, k) for row in range(len(beams["leaf"]))
+    ]
+
+  def _list(self, beams, k):
+    found = []
+    columns = (beams[n] for n in ("leaf", "log_p", "score", "ecpm"))
+    for leaf, *numbers in zip(*columns, strict=True):
+      ads = self._ads[self._first[leaf] : self._first[leaf + 1]] if leaf >= 0 else ()
+      found += [(self.spec["ads"][ad], *map(float, numbers)) for ad in ads]
+    return found[:k]
+
+
+if __name__ == "__main__":
+  here = pathlib.Path(__file__).parent
+  example = dict(np.load(here / "example.npz"))
+  lists = Model(here).recommend(example, k=example["score"].shape[1])
+  if [[ad[0] for ad in one] for one in lists] != example["ad_id"].tolist():
+    raise SystemExit("other ads than were exported")
+  np.testing.assert_allclose([[ad[2] for ad in one] for one in lists], example["score"], 1e-5, 1e-5)
+  print("\n".join(f"{ad}  {log_p:.4f}" for ad, log_p, *_ in lists[0]))
