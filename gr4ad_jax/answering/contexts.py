@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from gr4ad_jax.config import Config, DataConfig
 from gr4ad_jax.data.prepare import load_dataset
+from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import Dataset, EventLog
 from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.features.contexts import AdColumns, contexts_at
@@ -26,11 +27,14 @@ class ContextBuilder:
     trends: counts by day of all that is known; ads that it lacks have no line yet.
     neighbors: co-visit neighbours; ads that it lacks have none.
     ads: codes and prices of every ad that a history, the trends or the neighbours may name.
+    promotions: with --promotions.
   """
 
   def __init__(
-    self, config: DataConfig, trends: Trends, neighbors: CoVisitNeighbors, ads: AdColumns
-  ):
+    self, config: DataConfig, trends: Trends, neighbors: CoVisitNeighbors, ads: AdColumns,
+    promotions: Promotions | None = None,
+  ):  # fmt: skip
+    self._promotions = promotions
     self._config = config
     self._trends = trends
     self._ads = ads
@@ -51,7 +55,7 @@ class ContextBuilder:
       histories: events of the users 0 … B−1, who may have none.
       now_B: unix seconds of each request.
     """
-    about = self._trends, self._neighbors, self._ads, self._config
+    about = self._trends, self._neighbors, self._ads, self._config, self._promotions
     return contexts_at(histories, now_B, *about)
 
 

@@ -82,6 +82,13 @@ class DataConfig:
       "clock: ads alone."
     ),
   )
+  promotions: bool = knob(
+    False,
+    (
+      "complete_journey: slots have features of displays and mailers, in the store where the user "
+      "shops and the week of the request."
+    ),
+  )
   targets: int = knob(16, "Supervised targets a request (M).", low=1)
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from gr4ad_jax.config.data import DataConfig
 from gr4ad_jax.config.training import TrainConfig
 from gr4ad_jax.knobs import shown
 
@@ -46,35 +47,9 @@ def of_requests(config: Any) -> Rules:
   data = config.data
   model = config.model
   levels = len(config.sid.codebooks)
-  behaviors = BEHAVIORS.get(data.dataset, data.behaviors)
   return (
-    (
-      data.dataset in _WITHOUT_PATHS or bool(data.ads_path or data.examples_path),
-      "ads_path",
-      f"--dataset={data.dataset} needs an ad table",
-    ),
-    (
-      data.dataset in _WITHOUT_PATHS or bool(data.events_path or data.examples_path),
-      "events_path",
-      f"--dataset={data.dataset} needs an event log",
-    ),
+    *_of_data(data),
     *_of_examples(config),
-    (_is_date(data.until), "until", "a date, as 2010-12-01, or empty"),
-    (
-      len(set(data.behaviors)) == len(data.behaviors),
-      "behaviors",
-      "distinct names, shallowest first",
-    ),
-    (
-      data.target_behavior in ("", *behaviors),
-      "target_behavior",
-      f"a behaviour of {data.dataset}, one of {shown(behaviors)}; or empty",
-    ),
-    (
-      data.on_unknown_ad == "error" or data.dataset == "ad_log",
-      "on_unknown_ad",
-      f"only 'error', as --dataset={data.dataset}",
-    ),
     (levels >= 2, "codebooks", "2 levels or more: the last is hashed"),
     (math.prod(config.sid.codebooks) < 1 << 63, "codebooks", "a product below 2^63"),
     (
@@ -105,6 +80,49 @@ def of_requests(config: Any) -> Rules:
       or bool(config.training.init_from),
       "order",
       "only 'likelihood', as --lambda_ecpm=0: the eCPM is not learned",
+    ),
+  )
+
+
+def _of_data(data: DataConfig) -> Rules:
+  """Rules of the data alone."""
+  behaviors = BEHAVIORS.get(data.dataset, data.behaviors)
+  return (
+    (
+      data.dataset in _WITHOUT_PATHS or bool(data.ads_path or data.examples_path),
+      "ads_path",
+      f"--dataset={data.dataset} needs an ad table",
+    ),
+    (
+      data.dataset in _WITHOUT_PATHS or bool(data.events_path or data.examples_path),
+      "events_path",
+      f"--dataset={data.dataset} needs an event log",
+    ),
+    (
+      not data.promotions or data.dataset == "complete_journey",
+      "promotions",
+      f"only false, as --dataset={data.dataset} tells nothing of them",
+    ),
+    (
+      not data.promotions or not data.until,
+      "promotions",
+      f"only false, as --until={data.until} changes which ads there are",
+    ),
+    (_is_date(data.until), "until", "a date, as 2010-12-01, or empty"),
+    (
+      len(set(data.behaviors)) == len(data.behaviors),
+      "behaviors",
+      "distinct names, shallowest first",
+    ),
+    (
+      data.target_behavior in ("", *behaviors),
+      "target_behavior",
+      f"a behaviour of {data.dataset}, one of {shown(behaviors)}; or empty",
+    ),
+    (
+      data.on_unknown_ad == "error" or data.dataset == "ad_log",
+      "on_unknown_ad",
+      f"only 'error', as --dataset={data.dataset}",
     ),
   )
 

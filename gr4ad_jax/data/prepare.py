@@ -14,8 +14,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gr4ad_jax.checksums import DamagedError
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
+from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import SPLITS, AdTable, DataError, Dataset, EventLog, Report
 from gr4ad_jax.locks import Lock
 
@@ -63,7 +65,19 @@ def load_dataset(config: DataConfig) -> Dataset:
   _log.info("%s: %s", config.dataset, report)
   behaviors = tuple(notes["behaviors"])
   found = Dataset(config.dataset, ads, events, behaviors, report, config.attribution_days)
+  if config.promotions:
+    found = dataclasses.replace(found, promotions=_promotions(make, config, root, found))
   return until(found, config.until) if config.until else found
+
+
+def _promotions(make: type, config: DataConfig, root: str, dataset: Dataset) -> Promotions:
+  """The promotions of a data set, which are kept beside it once they were read."""
+  with _alone(root):
+    try:
+      return Promotions.load(root)
+    except (FileNotFoundError, DamagedError):
+      make.promotions(config, dataset).save(root)
+  return Promotions.load(root)
 
 
 def moment(date: str) -> int:

@@ -5,6 +5,8 @@ import functools
 
 import numpy as np
 
+from gr4ad_jax.data.promotions import Promotions
+
 SPLITS = ("train", "valid", "test")
 DAY = 86_400  # seconds
 ATTRIBUTION_DAYS = 30.0  # the default of `DataConfig.attribution_days`
@@ -72,14 +74,14 @@ class Report:
   rows: int  # of the source's event file
   merged: int = 0  # rows added to another row of the same line
   dropped: dict[str, int] = dataclasses.field(default_factory=dict)  # rows set aside, by reason
+  noted: dict[str, int] = dataclasses.field(default_factory=dict)  # events, by what is said of them
 
   def __str__(self):
     parts = [f"{self.ads} ads", f"{self.users} users"]
     parts += [f"{self.events[s]} events in {self.requests[s]} requests of {s}" for s in SPLITS]
     parts += [f"{self.rows} rows read"] + ([f"{self.merged} merged"] if self.merged else [])
-    return ", ".join(
-      parts + [f"{count} dropped ({reason})" for reason, count in self.dropped.items()]
-    )
+    parts += [f"{count} dropped ({reason})" for reason, count in self.dropped.items()]
+    return ", ".join(parts + [f"{count} events {what}" for what, count in self.noted.items()])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,3 +94,4 @@ class Dataset:
   behaviors: tuple[str, ...]  # shallowest first
   report: Report | None = None
   attribution_days: float = ATTRIBUTION_DAYS  # a visit's events are targets up to so long after it
+  promotions: Promotions | None = None  # with --promotions

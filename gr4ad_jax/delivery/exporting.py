@@ -32,7 +32,7 @@ from gr4ad_jax.data.extras import optional
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.delivery import take_away
-from gr4ad_jax.features.batches import SLOT_FEATURES, USER_FEATURES, RequestBatch, zero_batch
+from gr4ad_jax.features.batches import USER_FEATURES, RequestBatch, slot_features, zero_batch
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.quantized import quantize
@@ -224,7 +224,7 @@ def _spec(config: Config, recommender: Recommender, exported: jax.export.Exporte
       "rising": config.data.rising_slots,
     },
     "slot_kinds": list(SLOT_KINDS),
-    "slot_features": list(SLOT_FEATURES),
+    "slot_features": list(slot_features(config.data.promotions)),
     "user_features": list(USER_FEATURES),
     "outputs": {
       "leaf": "node of the last level, -1 where the beam is empty",

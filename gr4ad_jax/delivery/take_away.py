@@ -8,6 +8,7 @@ spec.json says what the arrays of a request are.
 
 import json
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -54,4 +55,4 @@ if __name__ == "__main__":
   if [[ad[0] for ad in one] for one in lists] != example["ad_id"].tolist():
     raise SystemExit("other ads than were exported")
   np.testing.assert_allclose([[ad[2] for ad in one] for one in lists], example["score"], 1e-5, 1e-5)
-  print("\n".join(f"{ad}  {log_p:.4f}" for ad, log_p, *_ in lists[0]))
+  sys.stdout.write("".join(f"{ad}  {log_p:.4f}\n" for ad, log_p, *_ in lists[0]))

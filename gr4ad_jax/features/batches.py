@@ -3,11 +3,14 @@ in memory.
 """
 
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from gr4ad_jax.config import DataConfig
+from gr4ad_jax.data import promotions as promotions_lib
+from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.features import history, pair_features
 from gr4ad_jax.features.lines import Lines
 from gr4ad_jax.features.neighbors import NeighborFolds
@@ -20,13 +23,18 @@ USER_FEATURES = pair_features.USER_FEATURES
 _PRICE = SLOT_FEATURES.index("price")
 
 
+def slot_features(promoted: bool) -> tuple[str, ...]:
+  """Names of the slots' features, those of --promotions last."""
+  return (*SLOT_FEATURES, *(promotions_lib.FEATURES if promoted else ()))
+
+
 class RequestBatch(NamedTuple):
   """B requests. S context slots: history, then co-bought neighbours, then rising ads."""
 
   slot_kind_BS: np.ndarray  # int32, PADDING, HISTORY, NEIGHBOR or RISING
   slot_ad_BS: np.ndarray  # int32, row of the slot's ad, -1 in padding
   slot_codes_BST: np.ndarray  # int32, UA-SID of the slot's ad
-  slot_features_BSF: np.ndarray  # float32, SLOT_FEATURES
+  slot_features_BSF: np.ndarray  # float32, `slot_features`
   user_features_BF: np.ndarray  # float32, USER_FEATURES
   target_ad_BM: np.ndarray  # int32, row of the target's ad, -1 in padding
   target_codes_BMT: np.ndarray  # int32
@@ -80,6 +88,8 @@ class RequestContexts:
     min_depth: shallowest behaviour that is a target.
     held_out: whether the requests are none that the neighbours were fitted on.
     group_N: the group of each ad, its advertiser say, where `pairs` are to know it; an integer.
+    promotions: what was displayed and mailed, with --promotions.
+    user_ids: ids of the lines' users, whose stores the promotions know.
 
   Attributes:
     pairs: features of (request, ad) pairs.
@@ -96,7 +106,11 @@ class RequestContexts:
     min_depth: int = 0,
     held_out: bool = True,
     group_N: np.ndarray | None = None,
+    promotions: Promotions | None = None,
+    user_ids: Sequence[str] = (),
   ):
+    self._promotions = promotions
+    self._store_U = None if promotions is None else promotions.stores_of(user_ids)
     self.lines = lines
     self.config = config
     self.popularity = popularity
@@ -190,6 +204,10 @@ class RequestContexts:
       users = np.zeros_like(users)
       features[..., _PRICE] = self.pairs.log_price(np.maximum(ads, 0))
     features[:, past : past + self.config.neighbor_slots, -1] = self._neighbor_scores[requests]
+    if self._promotions is not None:
+      store_B = self._store_U[self.lines.request_user[requests]]
+      shown = self._promotions.features(store_B, self.lines.request_time[requests], ads)
+      features = np.concatenate([features, shown], axis=-1)
     features[kinds == PADDING] = 0
     decays = history.decayed_counts(self.lines, requests, rows)
     return Known(ads.astype(np.int32), features, users, spent, decays)
@@ -307,7 +325,7 @@ def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:
     "slot_kind_BS": ((slots,), i32),
     "slot_ad_BS": ((slots,), i32),
     "slot_codes_BST": ((slots, levels), i32),
-    "slot_features_BSF": ((slots, len(SLOT_FEATURES)), f32),
+    "slot_features_BSF": ((slots, len(slot_features(config.promotions))), f32),
     "user_features_BF": ((len(USER_FEATURES),), f32),
     "target_ad_BM": ((targets,), i32),
     "target_codes_BMT": ((targets, levels), i32),

@@ -14,6 +14,7 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
+from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import EventLog
 from gr4ad_jax.features.batches import RequestBatch, RequestContexts
 from gr4ad_jax.features.lines import build_lines
@@ -51,6 +52,7 @@ def contexts_at(
   neighbors: NeighborFolds,
   ads: AdColumns,
   config: DataConfig,
+  promotions: Promotions | None = None,
 ) -> RequestBatch:
   """The contexts of B >= 1 requests; what a request would take is not known, so no target is set.
 
@@ -62,6 +64,7 @@ def contexts_at(
     neighbors: co-visit neighbours; ads that they lack have none.
     ads: codes and prices of every ad that the others may name.
     config: numbers of slots, as in training.
+    promotions: with --promotions; the histories' users shop where it says.
 
   Returns:
     A batch of B rows, in the users' order.
@@ -71,7 +74,8 @@ def contexts_at(
   price_N = ads.price_N
   known = visits.until(histories, now_B)
   lines = build_lines(_with_open_visits(known, now_B), len(codes_NT))
-  contexts = RequestContexts(lines, codes_NT, price_N, popularity, neighbors, config)
+  shops = {"promotions": promotions, "user_ids": histories.user_id}
+  contexts = RequestContexts(lines, codes_NT, price_N, popularity, neighbors, config, **shops)
   opened = np.flatnonzero(np.append(np.diff(lines.request_user) > 0, True))  # a user's last visit
   batch = contexts.batch(opened)
   return batch._replace(**{name: np.zeros_like(getattr(batch, name)) for name in _TARGETS})

@@ -11,22 +11,25 @@ _log = logging.getLogger(__name__)
 _FILE = "names.json"
 
 
-def names() -> dict[str, tuple[str, ...]]:
-  """What this code makes, by what it tells of: the columns' names in their order."""
+def names(promotions: bool = False) -> dict[str, tuple[str, ...]]:
+  """What this code makes, by what it tells of: the columns' names in their order.
+
+  `promotions` says whether the run has --promotions.
+  """
   return {
-    "slots": batches.SLOT_FEATURES,
+    "slots": batches.slot_features(promotions),
     "users": batches.USER_FEATURES,
     "pairs": pair_features.FEATURES,
   }
 
 
-def save(directory: str) -> None:
+def save(directory: str, promotions: bool = False) -> None:
   """Writes `names.json`."""
-  kept = {kind: list(columns) for kind, columns in names().items()}
+  kept = {kind: list(columns) for kind, columns in names(promotions).items()}
   files.write_json(os.path.join(directory, _FILE), kept)
 
 
-def check(directory: str) -> None:
+def check(directory: str, promotions: bool = False) -> None:
   """Compares the names that a run kept with those that this code makes.
 
   A run of before names were kept is taken to have today's, with a warning.
@@ -39,7 +42,7 @@ def check(directory: str) -> None:
   if not os.path.exists(path):
     _log.warning("%s is missing: the run's features are taken to be those of this code", path)
     return
-  made = names()
+  made = names(promotions)
   for kind, kept in zip(made, files.load_fields(path, *made), strict=True):
     _check(path, kind, kept, made[kind])
 

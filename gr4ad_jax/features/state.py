@@ -11,6 +11,7 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
+from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import DAY, EventLog
 from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.features.contexts import AdColumns, contexts_at, joined
@@ -32,6 +33,7 @@ class State:
     neighbors: co-visit neighbours; they stay as they were fitted.
     histories: what is known of users so far.
     popularity: what is known of ads so far.
+    promotions: with --promotions.
   """
 
   def __init__(
@@ -41,7 +43,9 @@ class State:
     neighbors: CoVisitNeighbors,
     histories: Histories,
     popularity: Trends,
+    promotions: Promotions | None = None,
   ):
+    self._promotions = promotions
     self._config = config
     self._ads = ads
     # No user's visits are left out: those who ask are none that the neighbours were fitted for.
@@ -70,7 +74,7 @@ class State:
     with self._lock:
       logs = [self._log_of(user_id) for user_id in user_ids]
       popularity = self._counted(int(np.max(now_B)))
-    about = popularity, self._neighbors, self._ads, self._config
+    about = popularity, self._neighbors, self._ads, self._config, self._promotions
     return contexts_at(joined(logs), now_B, *about)
 
   def popularity(self, now: int) -> Trends:

@@ -3,7 +3,8 @@ bins.
 
 tokenizer/  tokenizer.npz
 index/      codes.npz, ads.npz
-features/   neighbors.npz, folds.npz, trends.npz, ecpm.json, events.npz, names.json, log.json
+features/   neighbors.npz, folds.npz, trends.npz, ecpm.json, events.npz, names.json, log.json,
+            with --promotions promotions.npz
 """
 
 import dataclasses
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax import files
-from gr4ad_jax.config import Config, ConfigError, is_trained
+from gr4ad_jax.config import Config, ConfigError, is_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.prepare import load_dataset
+from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import LARGEST, SPLITS, DataError, Dataset, EventLog
 from gr4ad_jax.evaluation import protocols
 from gr4ad_jax.features import feature_names, known_events
@@ -106,7 +108,8 @@ class Inputs:
     codes_NT = self.index.codes_NT
     held_out = split not in ("train", *config.training.fitted)
     about = self.lines, codes_NT, ads.price, trends, self.neighbors, config.data
-    return RequestContexts(*about, depth, held_out, ads.account_N)
+    shops = {"promotions": self.dataset.promotions, "user_ids": self.dataset.events.user_id}
+    return RequestContexts(*about, depth, held_out, ads.account_N, **shops)
 
   def counts(self) -> Trends:
     """Popularity for use, not for training: all that is known counts."""
@@ -236,8 +239,15 @@ def load_features(workdir: str) -> tuple[NeighborFolds, EcpmBins]:
     ConfigError: the run's features are not those of this code (`feature_names.check`).
   """
   folder = os.path.join(workdir, "features")
-  feature_names.check(folder)
+  feature_names.check(folder, load_config(workdir).data.promotions)
   return NeighborFolds.load(folder), EcpmBins.load(folder)
+
+
+def load_promotions(config: Config) -> Promotions | None:
+  """The promotions that a run keeps; None without --promotions."""
+  if not config.data.promotions:
+    return None
+  return Promotions.load(os.path.join(config.workdir, "features"))
 
 
 def check_same_log(config: Config, dataset: Dataset, started: bool = False) -> None:
@@ -269,7 +279,9 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   inputs.ecpm.save(features_dir)
   inputs.counts().save(features_dir)
   known_events.save(features_dir, dataset.events)
-  feature_names.save(features_dir)
+  feature_names.save(features_dir, config.data.promotions)
+  if dataset.promotions is not None:
+    dataset.promotions.save(features_dir)
   about = {"behaviors": list(dataset.behaviors), "digest": log_digest(dataset.events)}
   files.write_json(os.path.join(features_dir, "log.json"), about)
 

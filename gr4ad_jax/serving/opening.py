@@ -88,7 +88,7 @@ def open_run(
   dataset = load_dataset(config.data)
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(workdir, name) for name in ("index", "features", "tokenizer", LIVE)}
-  feature_names.check(folder["features"])
+  feature_names.check(folder["features"], config.data.promotions)
   ads = ad_store.load_ads(folder["index"])
   codes_NT = SidIndex.load(folder["index"]).codes_NT
   tokenizer = Tokenizer.load(folder["tokenizer"])
@@ -98,7 +98,8 @@ def open_run(
     neighbors = CoVisitNeighbors.load(folder["features"])
     model = registry.build(config, len(ads))
     users = UserHistories.of(dataset)
-    builder = ContextBuilder(config.data, trends, neighbors, catalog)
+    promotions = inputs.load_promotions(config)
+    builder = ContextBuilder(config.data, trends, neighbors, catalog, promotions)
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))

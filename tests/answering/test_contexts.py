@@ -11,8 +11,15 @@ import pytest
 from gr4ad_jax.answering.contexts import ContextBuilder, UserHistories
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
+from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import DAY, Dataset, EventLog
-from gr4ad_jax.features.batches import HISTORY, NEIGHBOR, SLOT_FEATURES, RequestContexts
+from gr4ad_jax.features.batches import (
+  HISTORY,
+  NEIGHBOR,
+  SLOT_FEATURES,
+  RequestContexts,
+  slot_features,
+)
 from gr4ad_jax.features.contexts import FixedAds, joined
 from gr4ad_jax.features.counts import Counts
 from gr4ad_jax.features.lines import build_lines
@@ -85,6 +92,37 @@ def test_a_served_request_sees_what_a_logged_one_sees(events, slots):
   assert_same(served, logged)
   assert not served.target_mask_BM.any()
   assert [(x.shape, x.dtype) for x in served] == [(x.shape, x.dtype) for x in logged]
+
+
+def test_promotions_are_served_as_they_were_learned(events):
+  lines = build_lines(events, logs.ADS)
+  requests = np.arange(len(lines.request_time))
+  weeks = np.arange(events.time.min() // DAY * DAY, events.time.max() + 1, 7 * DAY)
+  rng = np.random.default_rng(0)
+  entries = rng.integers([0, 0, 0], [logs.ADS, 2, len(weeks)], (len(weeks) * logs.ADS, 3)).T
+  kind = rng.integers(1, 4, entries.shape[1])
+  stores = np.arange(len(events.user_id)) % 3 - 1  # one in three shops nowhere
+  promotions = Promotions.of(weeks, 2, entries, kind, events.user_id, stores)
+  shops = {"promotions": promotions, "user_ids": events.user_id}
+  trends, neighbors = fitted(events)
+  logged = RequestContexts(
+    lines, CODES, PRICE, trends, NeighborFolds.of(neighbors), CONFIG, **shops
+  ).batch(requests)
+  users = events.user_id[lines.request_user]
+  histories = joined(
+    [dataclasses.replace(before(events, r), user_id=users[r : r + 1]) for r in requests]
+  )
+  builder = ContextBuilder(CONFIG, trends, neighbors, FixedAds(CODES, PRICE), promotions)
+  assert_same(builder.batch(histories, lines.request_time), logged)
+  names = slot_features(True)
+  shown = logged.slot_features_BSF[..., [names.index("displayed"), names.index("mailed")]]
+  kinds = logged.slot_kind_BS
+  assert shown[kinds > 0].any(axis=0).all() and not shown[kinds == 0].any()
+  assert not shown[stores[lines.request_user] < 0].any()
+  without = builder_of(events).batch(histories, lines.request_time)
+  np.testing.assert_array_equal(
+    logged.slot_features_BSF[..., : len(SLOT_FEATURES)], without.slot_features_BSF
+  )
 
 
 def test_a_row_is_of_its_user_alone(events):

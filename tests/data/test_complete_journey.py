@@ -1,5 +1,6 @@
 """`complete_journey`, on a small made-up folder in the layout of the package's tables."""
 
+import dataclasses
 import datetime
 
 import numpy as np
@@ -27,16 +28,28 @@ def _product(number: int, **more) -> dict:
   } | more
 
 
-def _line(household: int, basket: int, product: int, quantity: int = 1, value: float = 2.0) -> dict:
+def _line(
+  household: int, basket: int, product: int, quantity: int = 1, value: float = 2.0, store: int = 7
+) -> dict:
   return {
     "household_id": household,
-    "store_id": 7,
+    "store_id": store,
     "basket_id": 31_000_000_000 + basket,
     "product_id": product,
     "quantity": quantity,
     "sales_value": value,
-    "week": 1,
+    "week": 1 + basket // 7,
     "transaction_timestamp": _DAY0 + datetime.timedelta(days=basket),
+  }
+
+
+def _redemption(household: int, coupon: int, campaign: int, day: int) -> dict:
+  date = _DAY0.replace(hour=0) + datetime.timedelta(days=day)
+  return {
+    "household_id": household,
+    "coupon_upc": coupon,
+    "campaign_id": campaign,
+    "redemption_date": date,
   }
 
 
@@ -51,7 +64,29 @@ def _tables() -> dict[str, list[dict]]:
     _product(11),
     _product(10, product_category=None, product_type=None, package_size=None),
   ]
-  return {"transactions": lines, "products": products}
+  coupons = [
+    {"coupon_upc": 500, "campaign_id": 1, "product_id": 12},
+    {"coupon_upc": 500, "campaign_id": 1, "product_id": 10},
+    {"coupon_upc": 500, "campaign_id": 2, "product_id": 11},
+    {"coupon_upc": 600, "campaign_id": 1, "product_id": 10},
+  ]
+  redemptions = [_redemption(1, 500, 1, 2), _redemption(2, 600, 1, 3)]
+  return {
+    "transactions": lines,
+    "products": products,
+    "coupons": coupons,
+    "coupon_redemptions": redemptions,
+  }
+
+
+def _promotion(product: int, store: int, week: int, display: str, mailer: str) -> dict:
+  return {
+    "product_id": product,
+    "store_id": store,
+    "week": week,
+    "display_location": display,
+    "mailer_location": mailer,
+  }
 
 
 def _written(folder, **changed: list[dict]) -> DataConfig:
@@ -88,6 +123,9 @@ def test_baskets_become_visits_and_products_ads(tmp_path):
     "product not in the product table": 5,
   }
   assert dataset.report.rows == 22 and len(events) == 10
+  # Household 1 redeemed a coupon for both products on the day of basket 2, household 2 one of a
+  # day without a basket.
+  assert dataset.report.noted == {"that a redeemed coupon covers": 2}
 
 
 def test_lines_of_one_basket_and_product_are_one(tmp_path):
@@ -123,3 +161,50 @@ def test_a_missing_table_is_named(tmp_path):
   (tmp_path / "products.parquet").unlink()
   with pytest.raises(DataError, match=r"products.parquet: no such file .journey_path."):
     BUILDERS["complete_journey"].fingerprint(config)
+
+
+def test_displays_and_mailers_are_those_of_the_users_store(tmp_path):
+  lines = _tables()["transactions"]
+  # What household 1 buys last, and elsewhere, says nothing of where it had shopped before.
+  lines += [_line(1, 3, 12, store=9) for _ in range(9)]
+  shown = [
+    _promotion(12, 7, 1, "3", "0"),
+    _promotion(10, 7, 1, "0", "A"),
+    _promotion(12, 7, 2, "9", "D"),
+    _promotion(10, 9, 1, "5", "0"),  # a store that is nobody's own
+    _promotion(11, 7, 1, "5", "0"),  # no ad
+    _promotion(10, 7, 2, "0", "0"),
+  ]
+  config = dataclasses.replace(
+    _written(tmp_path, transactions=lines, promotions=shown), promotions=True
+  )
+  dataset = prepare.load_dataset(config)
+  found = dataset.promotions
+  assert found.stores_of(["1", "2"]).tolist() == [0, 0] and found.stores == 1
+  assert len(found.key) == 3
+  day = 86_400
+  now_B = int(_DAY0.replace(tzinfo=datetime.UTC).timestamp()) + np.array([0, 6, 8, 20]) * day
+  stores_B = found.stores_of(["1"] * 4)
+  rows = np.array([[dataset.ads.ad_id.tolist().index(ad) for ad in ("12", "10")]] * 4)
+  # Week 2 begins with its first line, on day 8 (of household 3).
+  expected = [[[1, 0], [0, 1]], [[1, 0], [0, 1]], [[1, 1], [0, 0]], [[0, 0], [0, 0]]]
+  assert found.features(stores_B, now_B, rows).tolist() == expected
+  again = prepare.load_dataset(config).promotions
+  assert again.key.tolist() == found.key.tolist()
+  pq.write_table(pa.table({"product_id": [1]}), tmp_path / "promotions.parquet")
+  with pytest.raises(DataError, match="promotions.parquet: column 'store_id' is missing"):
+    prepare.load_dataset(config)
+
+
+def test_a_coupon_is_of_the_stores_day(tmp_path):
+  """The clock of the lines is five hours ahead: a basket at 3 is of the day before."""
+  late = [line for line in _tables()["transactions"] if line["basket_id"] == 31_000_000_002]
+  others = [line for line in _tables()["transactions"] if line not in late]
+  for hours, covered in ((16, 2), (17, 0), (-7, 2), (-8, 0)):  # _DAY0 is at 12
+    moved = [
+      line
+      | {"transaction_timestamp": line["transaction_timestamp"] + datetime.timedelta(hours=hours)}
+      for line in late
+    ]
+    dataset = prepare.load_dataset(_written(tmp_path, transactions=others + moved))
+    assert dataset.report.noted == {"that a redeemed coupon covers": covered}, hours

@@ -15,6 +15,7 @@ from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import column_files
 from gr4ad_jax.data.builders.stored import StoredBuilder
 from gr4ad_jax.data.extras import optional
+from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import SPLITS, AdTable, DataError, Dataset, EventLog, Report
 
 tfds = optional("tensorflow_datasets")
@@ -74,6 +75,11 @@ class TableBuilder(StoredBuilder, skip_registration=True):
     is wrong.
     """
     raise DataError(f"{cls.__name__} reads no source")
+
+  @classmethod
+  def promotions(cls, data: DataConfig, dataset: Dataset) -> Promotions:
+    """What was displayed and mailed, for --promotions. Raises DataError where it is not known."""
+    raise DataError(f"--promotions is not allowed: {cls.name} tells nothing of them")
 
   @classmethod
   def fingerprint(cls, data: DataConfig) -> str:
@@ -185,9 +191,10 @@ def digest(part: AdTable | EventLog) -> str:
 
 
 def report(
-  ads: AdTable, events: EventLog, rows: int, merged: int = 0, dropped: dict[str, int] | None = None
-) -> Report:
-  """Counts the tables; `rows`, `merged` and `dropped` are those of `Report`.
+  ads: AdTable, events: EventLog, rows: int, merged: int = 0, dropped: dict[str, int] | None = None,
+  noted: dict[str, int] | None = None,
+) -> Report:  # fmt: skip
+  """Counts the tables; `rows`, `merged`, `dropped` and `noted` are those of `Report`.
 
   Raises:
     DataError: the events, the rows merged and those dropped are not all rows of the source.
@@ -208,6 +215,7 @@ def report(
     rows=rows,
     merged=merged,
     dropped=dropped or {},
+    noted=noted or {},
   )
 
 

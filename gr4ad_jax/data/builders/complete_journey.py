@@ -15,12 +15,13 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import column_files, tables, visits
-from gr4ad_jax.data.builders import base, sales
+from gr4ad_jax.data.builders import base, journey_coupons, journey_promotions, sales
 from gr4ad_jax.data.checks import Cells
 from gr4ad_jax.data.extras import optional
+from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import AdTable, DataError, Dataset, EventLog
 
-TABLES = ("transactions", "products")
+TABLES = ("transactions", "products", "coupons", "coupon_redemptions")
 MIN_LINES = 5  # of a product
 _TRANSACTIONS = (
   "household_id",
@@ -48,17 +49,25 @@ class CompleteJourney(base.TableBuilder):
   product table has. An ad's text is type, category and package, `account_id` the manufacturer,
   `category` the category, or the department where it has none. `value` is what was paid, in
   dollars, and says what the retailer received; coupons of manufacturers are not in it. `price` and
-  `created` come from train alone (`sales.with_sales`).
+  `created` come from train alone (`sales.with_sales`). The report counts the lines that a redeemed
+  coupon covers.
   """
 
   @classmethod
   def sources(cls, data: DataConfig) -> dict[str, str]:
     """The tables. Raises DataError where one is not there, ImportError without the extra."""
     folder = data.journey_path or _shipped()
-    found = {name: os.path.join(folder, f"{name}.parquet") for name in TABLES}
+    names = (*TABLES, "promotions") if data.promotions else TABLES
+    found = {name: os.path.join(folder, f"{name}.parquet") for name in names}
     for path in found.values():
       column_files.check_file("journey_path", path)
     return found
+
+  @classmethod
+  def promotions(cls, data: DataConfig, dataset: Dataset) -> Promotions:
+    """Displays and mailers by ad, store and week. Raises DataError."""
+    paths = cls.sources(data)
+    return journey_promotions.read(paths["promotions"], paths["transactions"], dataset)
 
   @classmethod
   def options(cls, data: DataConfig) -> dict[str, Any]:
@@ -67,7 +76,7 @@ class CompleteJourney(base.TableBuilder):
 
   @classmethod
   def read(cls, data: DataConfig) -> Dataset:
-    """Both tables by the rules above. Raises DataError."""
+    """The tables by the rules above. Raises DataError."""
     paths = cls.sources(data)
     cells = column_files.read_file(paths["transactions"], _TRANSACTIONS)
     product_cells = column_files.read_file(paths["products"], _PRODUCTS)
@@ -92,7 +101,9 @@ class CompleteJourney(base.TableBuilder):
     events, merged = _baskets(cells, kept_E, ad_E, value_E[kept_E], quantity_E[kept_E])
     ads = sales.with_sales(_some(products, rows), events)
     dropped = {reason: rows for reason, rows in dropped.items() if rows}
-    report = base.report(ads, events, rows=len(kept_E), merged=merged, dropped=dropped)
+    used_E = journey_coupons.covered(paths["coupon_redemptions"], paths["coupons"], ads, events)
+    noted = {"that a redeemed coupon covers": int(used_E.sum())}
+    report = base.report(ads, events, len(kept_E), merged, dropped, noted)
     return Dataset("complete_journey", ads, events, ("purchase",), report)
 
 
