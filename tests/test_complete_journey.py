@@ -89,4 +89,4 @@ def test_displays_and_mailers_reach_the_lists(tmp_path):
   own = [at for at, user in enumerate(table["user_id"]) if user == "3"]
   assert [table["score"][at] for at in own] == pytest.approx(scores, abs=1e-5)
   refused = tiny.run("recommend", f"--workdir={tmp_path}/run", "--user=3", "--nopromotions")
-  assert refused.status == 2 and "--promotions=false is not allowed" in refused.err
+  assert refused.status == 2 and "--promotions=False is not allowed" in refused.err

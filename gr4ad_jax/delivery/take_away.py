@@ -1,8 +1,6 @@
 """Answers requests by the exported search in this folder: pip install jax numpy flatbuffers.
 
-  python load.py           answers example.npz, and compares with the lists that were exported
-  Model(".").recommend({"slot_kind": …, "slot_ad": …, "slot_features": …, "user_features": …}, k=10)
-
+python load.py answers example.npz, and compares with the list that was exported.
 spec.json says what the arrays of a request are.
 """
 
@@ -35,14 +33,12 @@ class Model:
     batch = {n: np.asarray(requests[n], about["dtype"]) for n, about in self.spec["inputs"].items()}
     batch["slot_codes"] = self._codes[np.maximum(batch["slot_ad"], 0)]
     beams = jax.device_get(self._search(self._weights, batch, self._trie))
-    return [
-      self._list({n: x[row] for n, x in beams.items()}, k) for row in range(len(beams["leaf"]))
-    ]
+    columns = (beams[n] for n in ("leaf", "log_p", "score", "ecpm"))
+    return [self._list(zip(*row, strict=True), k) for row in zip(*columns, strict=True)]
 
   def _list(self, beams, k):
     found = []
-    columns = (beams[n] for n in ("leaf", "log_p", "score", "ecpm"))
-    for leaf, *numbers in zip(*columns, strict=True):
+    for leaf, *numbers in beams:
       ads = self._ads[self._first[leaf] : self._first[leaf + 1]] if leaf >= 0 else ()
       found += [(self.spec["ads"][ad], *map(float, numbers)) for ad in ads]
     return found[:k]
