@@ -14,7 +14,8 @@ import numpy as np
 from gr4ad_jax import files
 
 FEATURES = ("displayed", "mailed")
-DISPLAYED, MAILED = 1, 2  # bits of `kind`
+DISPLAYED = 1  # bits of `kind`
+MAILED = 2
 _FILE = "promotions.npz"
 _WEEK = 7 * 86_400  # seconds
 

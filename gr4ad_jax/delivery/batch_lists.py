@@ -25,8 +25,11 @@ from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.requests import inputs
 
-# Requests a device searches at once: to begin with, and at least. A CPU gains nothing by more.
-_CPU_BATCH, _MOST, _LEAST = 64, 1024, 8
+# Requests that a device searches at once. A CPU gains nothing by more than the first; an
+# accelerator begins with the second, and goes down to the third where memory ends.
+_CPU_BATCH = 64
+_MOST = 1024
+_LEAST = 8
 
 Told = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 

@@ -19,7 +19,10 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.locks import Lock
 
-_PLAN, _DONE, _LOCK, _UNFINISHED = "_plan.json", "_done.json", "_lock", "_unfinished"
+_PLAN = "_plan.json"
+_DONE = "_done.json"
+_LOCK = "_lock"
+_UNFINISHED = "_unfinished"
 _MARK = b"gr4ad_plan"  # key of the plan's digest among a part's Parquet metadata
 _SHOWN = 60  # characters of a setting that a message repeats
 

@@ -146,6 +146,14 @@ def test_lines_of_one_basket_and_product_are_one(tmp_path):
       "products.parquet: column 'product_id', row 3: '10' is already the ad of row 1",
     ),
     (
+      {"coupons": [{"coupon_upc": 5, "campaign_id": 1, "product_id": "ten"}]},
+      "coupons.parquet: column 'product_id' holds string or empty cells: whole numbers are needed",
+    ),
+    (
+      {"transactions": [_line("ann", basket, 10) for basket in range(5)]},
+      "column 'household_id': whole numbers are needed",
+    ),
+    (
       {"transactions": [{"household_id": 1}]},
       "transactions.parquet: column 'basket_id' is missing",
     ),

@@ -4,7 +4,12 @@ coupon is known when it is redeemed, after the request.
 
 import numpy as np
 
-from gr4ad_jax.data.builders.journey_tables import columns, numbers_among, seconds
+from gr4ad_jax.data.builders.journey_tables import (
+  columns,
+  ids_as_numbers,
+  numbers_among,
+  seconds,
+)
 from gr4ad_jax.data.schema import DAY, AdTable, EventLog
 
 # The days of redemptions are those of the stores, five hours behind the clock of the lines.
@@ -32,10 +37,10 @@ def covered(redemptions_path: str, coupons_path: str, ads: AdTable, events: Even
   coupons = columns(coupons_path, "coupon_upc", "campaign_id", "product_id")
   # One row for each redemption and product that its coupon covers.
   table = redeemed.join(coupons, ["coupon_upc", "campaign_id"], join_type="inner")
-  user, user_known = numbers_among(
-    table["household_id"].to_numpy(), events.user_id.astype(np.int64)
-  )
-  ad, ad_known = numbers_among(table["product_id"].to_numpy(), ads.ad_id.astype(np.int64))
+  household_ids = ids_as_numbers(events.user_id, "household_id")
+  product_ids = ids_as_numbers(ads.ad_id, "product_id")
+  user, user_known = numbers_among(table["household_id"].to_numpy(), household_ids)
+  ad, ad_known = numbers_among(table["product_id"].to_numpy(), product_ids)
   known = user_known & ad_known
   day = seconds(table["redemption_date"]) // DAY
   days = int(max(day.max(initial=0), events.time.max() // DAY)) + 1

@@ -3,7 +3,12 @@
 import numpy as np
 
 from gr4ad_jax.data import promotions, visits
-from gr4ad_jax.data.builders.journey_tables import columns, numbers_among, seconds
+from gr4ad_jax.data.builders.journey_tables import (
+  columns,
+  ids_as_numbers,
+  numbers_among,
+  seconds,
+)
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import Dataset
@@ -39,7 +44,7 @@ def read(path: str, transactions_path: str, dataset: Dataset) -> Promotions:
     for name in ("display_location", "mailer_location")
   )
   kind = shown * promotions.DISPLAYED + mailed * promotions.MAILED
-  ad_ids = dataset.ads.ad_id.astype(np.int64)
+  ad_ids = ids_as_numbers(dataset.ads.ad_id, "product_id")
   stores = np.unique(home_U[home_U >= 0])
   ad, ad_known = numbers_among(table["product_id"].to_numpy(), ad_ids)
   store, store_known = numbers_among(table["store_id"].to_numpy(), stores)
@@ -62,7 +67,7 @@ def _homes(
   held_out = events.split != visits.TRAIN
   until_U = np.full(len(events.user_id), np.iinfo(np.int64).max)
   np.minimum.at(until_U, events.user[held_out], events.time[held_out])
-  user_E, known_E = numbers_among(household_E, events.user_id.astype(np.int64))
+  user_E, known_E = numbers_among(household_E, ids_as_numbers(events.user_id, "household_id"))
   kept_E = known_E & (time_E < until_U[user_E])
   pair, count = np.unique(np.stack([user_E[kept_E], store_E[kept_E]]), axis=1, return_counts=True)
   # The last of a user's pairs in this order has the most lines, and of equals the lowest store.

@@ -5,12 +5,16 @@ import numpy as np
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
 
+_TIMES = ("transaction_timestamp", "redemption_date")
+_WORDS = ("display_location", "mailer_location")
+
 
 def columns(path: str, *names: str):
-  """Columns of a Parquet file, as an Arrow table.
+  """Columns of a Parquet file, as an Arrow table: moments, the two locations as text, and else
+  whole numbers.
 
   Raises:
-    DataError: a column is missing, or it is no whole Parquet file.
+    DataError: a column is missing or of another type, or it is no whole Parquet file.
   """
   parquet = optional("pyarrow.parquet")
   try:
@@ -20,7 +24,30 @@ def columns(path: str, *names: str):
   for name in names:
     if name not in there:
       raise DataError(f"{path}: column '{name}' is missing")
-  return parquet.read_table(path, columns=list(names))
+  table = parquet.read_table(path, columns=list(names))
+  types = optional("pyarrow.types")
+  for name in names:
+    kind = table[name].type
+    if name in _TIMES:
+      wanted = "timestamps are"
+      right = types.is_timestamp(kind)
+    elif name in _WORDS:
+      wanted = "text is"
+      right = types.is_string(kind) or types.is_large_string(kind)
+    else:
+      wanted = "whole numbers are"
+      right = types.is_integer(kind) and not table[name].null_count
+    if not right:
+      raise DataError(f"{path}: column '{name}' holds {kind} or empty cells: {wanted} needed")
+  return table
+
+
+def ids_as_numbers(ids: np.ndarray, name: str) -> np.ndarray:
+  """Ids of a column as int64. Raises DataError for one that is no whole number."""
+  try:
+    return ids.astype(np.int64)
+  except ValueError as error:
+    raise DataError(f"column '{name}': whole numbers are needed ({error})") from error
 
 
 def seconds(column) -> np.ndarray:
