@@ -36,7 +36,7 @@ FAMILIES = {
     "gr4ad_jax.requests.request_task:RequestTask",
     sections=(
       "data", "sid", "model", "items", "objective", "preference", "reward", "training", "search",
-      "serving",
+      "serving", "learn",
     ),
     report="gr4ad_jax.answering.examples:report",
   ),

@@ -1,11 +1,12 @@
 """Every knob of a run, with its default, its unit and the values it allows.
 
-A section is a frozen dataclass: `data`, `models`, `preference`, `training`, `serving`. `whole` puts
-them together to a run's config, checks it, and reads and writes it as JSON. `pair_rules` says which
-settings contradict each other, `presets` has model sizes by name.
+A section is a frozen dataclass: `data`, `models`, `preference`, `training`, `serving`, `live`.
+`whole` puts them together to a run's config, checks it, and reads and writes it as JSON.
+`pair_rules` says which settings contradict each other, `presets` has model sizes by name.
 """
 
 from gr4ad_jax.config.data import DataConfig, SidConfig
+from gr4ad_jax.config.live import LearnConfig
 from gr4ad_jax.config.models import ItemConfig, ModelConfig, ObjectiveConfig
 from gr4ad_jax.config.preference import PreferenceConfig, RewardConfig
 from gr4ad_jax.config.serving import SearchConfig, ServeConfig
@@ -38,6 +39,7 @@ __all__ = [
   "ConfigError",
   "DataConfig",
   "ItemConfig",
+  "LearnConfig",
   "ModelConfig",
   "ObjectiveConfig",
   "PreferenceConfig",

@@ -16,6 +16,7 @@ from typing import Any
 from gr4ad_jax import checksums, families
 from gr4ad_jax.config import pair_rules
 from gr4ad_jax.config.data import DataConfig, SidConfig
+from gr4ad_jax.config.live import LearnConfig
 from gr4ad_jax.config.models import ItemConfig, ModelConfig, ObjectiveConfig
 from gr4ad_jax.config.preference import PreferenceConfig, RewardConfig
 from gr4ad_jax.config.serving import SearchConfig, ServeConfig
@@ -49,6 +50,7 @@ class Config:
   training: TrainConfig = TrainConfig()
   search: SearchConfig = SearchConfig()
   serving: ServeConfig = ServeConfig()
+  learn: LearnConfig = LearnConfig()
   own: Any = None
 
   def __post_init__(self):

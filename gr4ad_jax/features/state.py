@@ -82,6 +82,11 @@ class State:
     with self._lock:
       return self._counted(now)
 
+  def log_of(self, user_id: str) -> EventLog:
+    """What is known of a user, as a log of one user; of an unknown one it has no event."""
+    with self._lock:
+      return self._log_of(user_id)
+
   def _log_of(self, user_id: str) -> EventLog:
     log = self.histories.log_of(user_id)
     return visits.no_events() if log is None else log

@@ -1,0 +1,56 @@
+"""Goes on learning from a trained run with the events of a stream; stops and goes on as it is told.
+
+python -m experiments.learn --workdir=runs/online_retail --stream=sqlite:runs/stream.sqlite
+"""
+
+from absl import flags
+
+from experiments import flags as flags_lib
+from experiments.progress import tell
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.live.learn_task import LearnTask
+from gr4ad_jax.live.learner import Learner, Round
+from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.streams.opening import open_stream
+
+_FOLLOW = flags.DEFINE_boolean(
+  "follow", True, "At the end of the stream, wait for more; off: end there."
+)
+
+
+def show(one: Round) -> None:
+  """A line a round."""
+  line = f"step {one.step}  {one.visits} visits, {one.rate:.1f}/s  {one.lag} events behind"
+  if one.verdict and one.verdict.requests:
+    recall = "  ".join(f"{name} {value:.4f}" for name, value in one.verdict.recall.items())
+    line += f"  {'promoted' if one.verdict.promote else 'refused'}: recall@10 {recall}"
+  print(line, flush=True)
+
+
+def main(argv):
+  """Runs a learner from flags."""
+  del argv
+  config = flags_lib.config_from_workdir()
+  LearnTask.check(config)
+  if not config.learn.stream:
+    raise ConfigError("--stream= is not allowed: name the stream, as sqlite:runs/stream.sqlite")
+  stream = open_stream(config.learn.stream)
+  try:
+    enable_compilation_cache()
+    tell("opening the run and its log")
+    task = LearnTask.over(config, stream)
+    print(f"learning in {task.folder} from {config.learn.stream}", flush=True)
+    ended = Learner(task, on_round=show).run(follow=_FOLLOW.value)
+  finally:
+    stream.close()
+  step = int(ended.state.step)
+  if ended.status == "stopped":
+    print(f"stopped at step {step}; the same command goes on from there", flush=True)
+  else:
+    print(f"all that makes a round was learned from, up to step {step}", flush=True)
+  return 0
+
+
+if __name__ == "__main__":
+  flags_lib.define_flags()
+  flags_lib.run(main)

@@ -1,0 +1,45 @@
+"""Knobs of what runs all the time."""
+
+import dataclasses
+
+from gr4ad_jax.knobs import knob
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnConfig:
+  """Learning from a stream."""
+
+  stream: str = knob(
+    "", "Stream that events come from: sqlite:<path> or redis://…", free=True, place=True
+  )
+  learn_rate: float = knob(5e-4, "Learning rate on a stream.", low=0, free=True)
+  learn_from: str = knob(
+    "visits",
+    "A group that is learned from at once: the next --batch_size visits, or those of a day.",
+    choices=("visits", "day"),
+    free=True,
+  )
+  day_steps: int = knob(2, "Steps on the visits of a day, with --learn_from=day.", low=1, free=True)
+  replay_steps: int = knob(1, "Steps on old visits for each one on new visits.", low=0, free=True)
+  replay_visits: int = knob(
+    4096,
+    "Visits of the stream that old ones are drawn from, beside the run's own: the latest.",
+    low=0,
+    free=True,
+  )
+  round_groups: int = knob(
+    4,
+    "Groups of visits between two checkpoints, each judged by what comes next.",
+    low=1,
+    free=True,
+  )
+  guard_bound: float = knob(
+    0.02,
+    (
+      "A checkpoint is promoted where its recall@10 on what comes next is at most so much below "
+      "that of the one in use, and of the run's start."
+    ),
+    low=0,
+    high=1,
+    free=True,
+  )

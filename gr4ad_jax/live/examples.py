@@ -1,0 +1,99 @@
+"""Visits as requests: contexts of the moment at which they opened, and what they brought."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from gr4ad_jax.config import DataConfig
+from gr4ad_jax.evaluation.protocols import EvalRequests
+from gr4ad_jax.features.batches import RequestBatch, RequestContexts
+from gr4ad_jax.features.contexts import AdColumns, joined
+from gr4ad_jax.features.lines import build_lines
+from gr4ad_jax.features.neighbors import NeighborFolds
+from gr4ad_jax.features.trends import Trends
+from gr4ad_jax.live.visits import Visit, with_visit
+
+SPLIT = "live"  # of requests that are of no split
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """What contexts read beside the users' histories.
+
+  Attributes:
+    ads: codes and prices.
+    neighbors: co-visit neighbours; no user's visits are left out.
+    config: numbers of slots and targets.
+    min_depth: shallowest behaviour that is a target.
+    attribution_days: what a visit brings counts up to so many days after its first event.
+  """
+
+  ads: AdColumns
+  neighbors: NeighborFolds
+  config: DataConfig
+  min_depth: int
+  attribution_days: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """B visits as requests.
+
+  Attributes:
+    visits: the visits.
+    contexts: turns `rows` into batches.
+    rows: [B] their request numbers there.
+  """
+
+  visits: Sequence[Visit]
+  contexts: RequestContexts
+  rows: np.ndarray
+
+  @classmethod
+  def of(cls, visits: Sequence[Visit], known: Known, popularity: Trends) -> "Examples":
+    """The same functions as of a whole log, on the users' histories with the visit as the last one.
+
+    Args:
+      visits: B >= 1; a user may be in them more than once.
+      known: what else contexts read.
+      popularity: counts of all that happened before the days of the visits, at least.
+    """
+    log = joined([with_visit(visit) for visit in visits])
+    ads = known.ads
+    lines = build_lines(log, len(ads.codes_NT), known.attribution_days)
+    # Copies: the table may grow while a later step still reads this one.
+    columns = np.array(ads.codes_NT), np.array(ads.price_N)
+    about = popularity, known.neighbors, known.config, known.min_depth
+    contexts = RequestContexts(lines, *columns, *about)
+    last = np.flatnonzero(np.append(np.diff(lines.request_user) > 0, True))
+    return cls(visits, contexts, last)
+
+  def batch(self, some: np.ndarray | None = None, draw: int = 0) -> RequestBatch:
+    """The batch of some of the visits, by their places; None: of all."""
+    return self.contexts.batch(self.rows if some is None else self.rows[some], draw)
+
+  def requests(self) -> tuple[np.ndarray, EvalRequests]:
+    """Places of the visits that have a target, and these as requests to be judged by. A request's
+    user is numbered by the first visit of his; values are not clipped.
+    """
+    outcomes = self.contexts.lines.outcomes
+    first = outcomes.first
+    numbers: dict[str, int] = {}
+    user_B = [numbers.setdefault(visit.user_id, len(numbers)) for visit in self.visits]
+    kept = []
+    targets = []
+    for place, row in enumerate(self.rows):
+      own = np.arange(first[row], first[row + 1])
+      own = own[outcomes.depth[own] >= self.contexts.min_depth]
+      if len(own):
+        kept.append(place)
+        targets.append(own[np.argsort(outcomes.ad[own])])
+    places = np.array(kept, np.int64)
+    flat = np.concatenate([np.zeros(0, np.int64), *targets]).astype(np.int64)
+    start = np.append(0, np.cumsum([len(own) for own in targets])).astype(np.int64)
+    user = np.array(user_B, np.int32)[places]
+    values = outcomes.value[flat].astype(np.float32)
+    return places, EvalRequests(
+      SPLIT, places.astype(np.int32), user, start, outcomes.ad[flat].astype(np.int32), values
+    )

@@ -1,0 +1,113 @@
+"""The ads that a learner knows: those of its run, and those that came in the topic `ads` since."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gr4ad_jax.catalogue.ad_records import ACTIVE, FIELDS, REMOVED, AdRecord
+from gr4ad_jax.catalogue.ad_rows import AdRows
+from gr4ad_jax.catalogue.catalog import Encoder
+from gr4ad_jax.data.schema import AdTable
+from gr4ad_jax.index.live_index import IndexFull, LiveIndex
+
+
+class KnownAds:
+  """Ads by row, with UA-SIDs and prices: an `AdColumns` of contexts, and an index for searches.
+
+  The same records in the same order give the same rows and UA-SIDs.
+
+  Args:
+    ads: the run's N ads.
+    codes_NT: their UA-SIDs.
+    tokenizer: makes those of others.
+    overlay: see `LiveIndex`.
+
+  Attributes:
+    index: rows <-> UA-SIDs of the ads that may be recommended.
+  """
+
+  def __init__(self, ads: AdTable, codes_NT: np.ndarray, tokenizer: Encoder, overlay: int = 1024):
+    self._base = ads
+    self._tokenizer = tokenizer
+    self._rows = AdRows(ads.ad_id)
+    self._codes_NT = np.array(codes_NT, np.int32)
+    self._price_N = np.array(ads.price, np.float32)
+    self._later: dict[int, AdRecord] = {}
+    self.index = LiveIndex(self._codes_NT, tokenizer.codebooks, overlay=overlay)
+
+  def __len__(self):
+    return len(self._rows)
+
+  @property
+  def codes_NT(self) -> np.ndarray:
+    """[N, T] int32 UA-SIDs of all rows, those of removed ads too. A view."""
+    return self._codes_NT[: len(self)]
+
+  @property
+  def price_N(self) -> np.ndarray:
+    """[N] float32 prices, money, NaN where unknown. A view."""
+    return self._price_N[: len(self)]
+
+  def row(self, ad_id: str) -> int | None:
+    """The row of an ad, None where there is none."""
+    return self._rows.row(ad_id)
+
+  def put(self, ad_id: str, fields: Mapping[str, Any]) -> int:
+    """Adds or changes an ad.
+
+    Args:
+      ad_id: its id.
+      fields: any of `ad_records.FIELDS`; those that are left out stay. With `codes` the UA-SID is
+        the one that a catalogue gave; else the tokenizer makes one.
+
+    Returns:
+      Its row.
+
+    Raises:
+      DataError: a field that is not allowed.
+    """
+    row = self.row(ad_id)
+    before = None if row is None else self._later.get(row) or AdRecord.of_row(self._base, row)
+    removed = fields.get("status") == REMOVED
+    known = {name: fields[name] for name in FIELDS if name in fields and not removed}
+    if removed and before is not None:
+      ad = before.removed()
+    else:  # one that comes back is a new ad, in its old row
+      gone = before is not None and before.status == REMOVED
+      ad = AdRecord.made(ad_id, known, None if gone else before)
+    codes = fields.get("codes")
+    if codes is None and ad.status == ACTIVE and (before is None or not _same(ad, before)):
+      if row is not None:
+        self._set(row, None)  # its own UA-SID counts as free
+      codes = self._tokenizer.encode(ad.table(), self.index.codes_below)[0]
+    if row is None:
+      row = self._rows.add(ad_id)
+      self._make_room(row)
+    self._later[row] = ad
+    if codes is not None:
+      self._codes_NT[row] = codes
+    self._price_N[row] = np.nan if ad.price is None else ad.price
+    self._set(row, self._codes_NT[row] if ad.status == ACTIVE else None)
+    return row
+
+  def _make_room(self, row: int) -> None:
+    """Rows come one by one: an eighth more each time, so that they are not all copied each time."""
+    if row < len(self._codes_NT):
+      return
+    more = max(64, row // 8)
+    codes_NT = np.zeros((more, self._codes_NT.shape[1]), np.int32)
+    self._codes_NT = np.concatenate([self._codes_NT, codes_NT])
+    self._price_N = np.append(self._price_N, np.full(more, np.nan, np.float32))
+
+  def _set(self, row: int, codes: np.ndarray | None) -> None:
+    try:
+      self.index.set(row, codes)
+    except IndexFull:
+      self.index.merge()
+      self.index.set(row, codes)
+
+
+def _same(ad: AdRecord, before: AdRecord) -> bool:
+  """Whether the tokenizer reads the same of both, and so gives the same UA-SID."""
+  return ad.fingerprint() == before.fingerprint()

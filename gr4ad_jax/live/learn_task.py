@@ -1,0 +1,121 @@
+"""Learning from a stream as a task: the model of a trained run, and batches of what comes next."""
+
+import dataclasses
+import functools
+import os
+
+from gr4ad_jax.config import Config, ConfigError, is_trained
+from gr4ad_jax.evaluation import protocols
+from gr4ad_jax.features.histories import Histories
+from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
+from gr4ad_jax.features.state import State
+from gr4ad_jax.features.trends import Trends
+from gr4ad_jax.live.examples import Known
+from gr4ad_jax.live.feed import Feed
+from gr4ad_jax.live.known_ads import KnownAds
+from gr4ad_jax.live.stream_source import StreamSource
+from gr4ad_jax.live.visits import Visits
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
+from gr4ad_jax.models.zoo.items import ItemModel
+from gr4ad_jax.requests import inputs as inputs_lib
+from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.requests.request_task import RequestTask
+from gr4ad_jax.runs import run
+from gr4ad_jax.streams.stream import Stream
+from gr4ad_jax.training.task import Evaluate, Told
+
+FOLDER = os.path.join("live", "learner")  # of a workdir
+ENDLESS = 2**31 - 1  # steps: the largest that a state counts
+
+
+class LearnTask(RequestTask):
+  """Goes on from a trained run with the visits of a stream, by VSL.
+
+  Its checkpoints and metrics lie in `FOLDER` of the run's directory; the run's own stay.
+
+  Args:
+    config: of the run; its section `learn` says how.
+    inputs: of the run.
+    stream: where events and ads come from.
+
+  Attributes:
+    ads: those of the run and of the stream.
+    known: what contexts read beside the users' histories.
+    first_step: the run's step, from which the learner counts on: so no two checkpoints of a run
+      have one number.
+  """
+
+  def __init__(self, config: Config, inputs: Inputs, stream: Stream):
+    # The run's schedule has come to its end. A stream has none: the rate stays.
+    training = dataclasses.replace(
+      config.training,
+      learning_rate=config.learn.learn_rate,
+      schedule="constant",
+      eval_every=0,
+      init_from="",
+    )
+    super().__init__(dataclasses.replace(config, training=training), inputs)
+    self.folder = os.path.join(config.workdir, FOLDER)
+    self.first_step = run.scored_step(config)
+    self._stream = stream
+    dataset = inputs.dataset
+    features = os.path.join(config.workdir, "features")
+    neighbors = CoVisitNeighbors.load(features)
+    self.ads = KnownAds(
+      dataset.ads, inputs.index.codes_NT, inputs.tokenizer, config.serving.overlay
+    )
+    depth = protocols.target_depth(dataset.behaviors, config.data.target_behavior)
+    self.known = Known(
+      self.ads, NeighborFolds.of(neighbors), config.data, depth, dataset.attribution_days
+    )
+    histories = Histories(dataset.events, 60 * config.data.session_gap_minutes)
+    self._state = State(config.data, self.ads, neighbors, histories, Trends.load(features))
+
+  @classmethod
+  def check(cls, config: Config) -> None:
+    """Raises ConfigError for what nothing can be learned from, or by."""
+    if not is_trained(config.workdir):
+      raise ConfigError(
+        f"--workdir={config.workdir} is not allowed: it holds no whole checkpoint to go on from"
+      )
+    if issubclass(registry.find(config), (ItemModel, GR4ADItems)):
+      raise ConfigError(
+        f"--model={config.model.model} is not allowed: it has a row for each ad, and new ones come"
+      )
+
+  @classmethod
+  def over(cls, config: Config, stream: Stream, told: Told | None = None) -> "LearnTask":
+    """The task of a trained run and a stream. Only reads.
+
+    Raises:
+      ConfigError, DataError, OSError: as `RequestTask.open`.
+    """
+    cls.check(config)
+    inputs = inputs_lib.prepare_inputs(config, config.workdir, told)
+    inputs_lib.check_same_log(config, inputs.dataset)
+    return cls(config, inputs, stream)
+
+  @functools.cached_property
+  def source(self) -> StreamSource:
+    """Groups of visits."""
+    config = self.config
+    visits = Visits(self._state, 60 * config.data.session_gap_minutes)
+    feed = Feed(self._stream, visits, self.ads, self.inputs.dataset.behaviors)
+    old = self.inputs.contexts(config, "train"), self.inputs.learned(config)
+    t = self.training
+    first = self.first_step
+    return StreamSource(feed, self.known, *old, config.learn, t.batch_size, t.seed, first)
+
+  @property
+  def total_steps(self) -> int:
+    """As many as there can be: a stream has no end."""
+    return ENDLESS
+
+  def evaluation(self, split: str) -> Evaluate | None:
+    """None: what comes next judges (`guard`)."""
+    del split
+    return None
+
+  def save(self) -> None:
+    """Nothing: the run's files are there."""

@@ -1,0 +1,337 @@
+"""The learner: reads a stream, predicts what comes, learns from it, and promotes what is good.
+
+A round is some groups of visits. At its beginning the learner's latest checkpoint, the one in use
+and the run's own predict the round's requests; the guard then promotes the latest, or puts it aside
+and goes back to the one in use. Then the round is learned from, and saved.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.live import guard
+from gr4ad_jax.live.drift import Drift
+from gr4ad_jax.live.learn_task import LearnTask
+from gr4ad_jax.live.lists import Lists
+from gr4ad_jax.live.promotions import Promotions
+from gr4ad_jax.live.stream_source import Group
+from gr4ad_jax.live.visits import Visit
+from gr4ad_jax.locks import InUseError, Lock
+from gr4ad_jax.requests import request_task
+from gr4ad_jax.training import loop
+from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.checkpoint import Checkpointer
+from gr4ad_jax.training.preemption import Preemption
+from gr4ad_jax.training.state import TrainState
+from gr4ad_jax.training.trainer import Trainer
+from gr4ad_jax.training.writers import open_writers
+
+_LEARNED = 256  # requests of before the stream that features are compared with
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """Lists of a group's visits, made before any of them was learned from.
+
+  Attributes:
+    visits: B visits.
+    places: [R] those of them that have a target.
+    requests: the R requests.
+    ad_RK: lists by the name of the parameters.
+    logp_RK: their log p, likewise.
+  """
+
+  visits: Sequence[Visit]
+  places: np.ndarray
+  requests: Any
+  ad_RK: Mapping[str, np.ndarray]
+  logp_RK: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+  """How a round fared.
+
+  Attributes:
+    step: steps done.
+    visits: visits that were learned from, in all rounds.
+    rate: visits a second of this process' rounds, waiting left out; 0 before the first.
+    lag: events of the stream that were not read.
+    verdict: on the checkpoint that the round began with; None: it began with the run's own.
+  """
+
+  step: int
+  visits: int
+  rate: float
+  lag: int
+  verdict: guard.Verdict | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+  """How a call of `Learner.run` ended.
+
+  Attributes:
+    state: the last state.
+    status: 'ended', all that the stream holds was learned from but for a rest that makes no round;
+      or 'stopped', as was asked for. Both are saved.
+  """
+
+  state: TrainState
+  status: str
+
+
+class Learner:
+  """Learns from a task's stream.
+
+  Args:
+    task: of a run and a stream.
+    guarded: whether checkpoints are promoted and refused; else the learner only learns.
+    depth: ads a list of the predictions.
+    on_predicted: hears of each group's predictions.
+    on_round: hears of each round.
+  """
+
+  def __init__(
+    self,
+    task: LearnTask,
+    *,
+    guarded: bool = True,
+    depth: int = guard.AT,
+    on_predicted: Callable[[Group, Prediction], None] = lambda *_: None,
+    on_round: Callable[[Round], None] = lambda _: None,
+  ):
+    self._task = task
+    self._guarded = guarded
+    self._depth = depth
+    self._on_predicted = on_predicted
+    self._on_round = on_round
+    self.promotions = Promotions(task.folder)
+    self._in_use: tuple[int | None, Any] = None, None  # a step and its parameters
+    self._seconds = 0.0
+    self._groups_done = 0
+
+  def run(self, follow: bool = True) -> Learned:
+    """Learns until it is asked to stop (SIGTERM, Ctrl-C).
+
+    Args:
+      follow: whether to wait for more at the stream's end; else it ends there.
+
+    Raises:
+      ConfigError: another process learns in this directory; or as `run.load_params`.
+      DataError: the stream is not the one that was learned from.
+    """
+    task = self._task
+    with _alone(task.folder), Checkpointer(task.checkpoints) as checkpointer:
+      state = self._started(checkpointer)
+      writer = open_writers(task.folder, int(state.step))
+      try:
+        return self._rounds(state, checkpointer, writer, follow)
+      finally:
+        writer.close()
+
+  def _started(self, checkpointer: Checkpointer) -> TrainState:
+    """The learner's last checkpoint, else the run's parameters and a fresh optimiser."""
+    task = self._task
+    self._trainer = trainer = Trainer(task)
+    self._start = request_task.load_params(task.config, task.model)
+    self._lists = Lists(task.model, task.inputs.ecpm, task.config.search, task.ads.index)
+    learned = task.inputs.learned(task.config)
+    self._drift = Drift(task.contexts.batch(learned[:: max(1, len(learned) // _LEARNED)]))
+    if checkpointer.steps:
+      restored = checkpointer.restore(state_lib.abstract(trainer.state))
+      task.source.restore(restored.data)
+      return restored.state
+    return self._at(trainer.state, task.first_step, self._start)
+
+  def _at(self, state: TrainState, step: int, params: Any, opt_state: Any = None) -> TrainState:
+    """A state of given parameters. Without those of an optimiser it has a fresh one."""
+    # Copies, in the state's places: steps donate what they are given.
+    placed = jax.tree.map(lambda x, like: jax.device_put(jnp.copy(x), like.sharding), params,
+                          state.params)  # fmt: skip
+    if opt_state is None:
+      fresh = self._trainer.optimizer.init(placed)
+      opt_state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), fresh,
+                               state.opt_state)  # fmt: skip
+    number = jax.device_put(jnp.asarray(step, state.step.dtype), state.step.sharding)
+    return TrainState(number, placed, opt_state)
+
+  def _rounds(self, state, checkpointer: Checkpointer, writer, follow: bool) -> Learned:
+    task = self._task
+    source = task.source
+    length = task.config.learn.round_groups
+    while True:
+      step = int(state.step)
+      first = source.group_of(step) // length * length
+      begin = task.first_step + first * source.steps_per_group
+      end = begin + length * source.steps_per_group
+      with Preemption() as asked:
+        stopped = lambda asked=asked, step=step: not follow or asked.asked(step)  # noqa: E731
+        if not source.gather(first, length, stopped):
+          return Learned(state, "stopped" if follow else "ended")
+      began = time.monotonic()
+      verdict = None
+      if step == begin:  # else it was judged before the learner was stopped
+        state, verdict = self._judged(state, source.groups(first, length), writer)
+      state, status = self._learned(state, first, end, checkpointer, writer)
+      if status == "preempted":
+        return Learned(state, "stopped")
+      self._seconds += time.monotonic() - began
+      self._groups_done += length
+      self._tell(end, first + length, verdict)
+
+  def _learned(self, state, first: int, end: int, checkpointer, writer) -> tuple[TrainState, str]:
+    """Takes the steps of a round, up to `end`. A round that the learner cannot bear is left out."""
+    task = self._task
+    trainer = self._trainer
+    source = task.source
+    try:
+      trainer.compile(state)
+      schedule = loop.Schedule(task.total_steps, task.training.log_every, 0, end, end)
+      result = loop.fit(
+        state, trainer.step, trainer.make_batch, schedule,
+        checkpointer=checkpointer, writer=writer, cost=trainer.cost, position=source.state,
+      )  # fmt: skip
+      return result.state, result.status
+    except loop.DivergedError as error:
+      if error.of_data:
+        raise
+      _log.warning("the learner goes back: %s", error)
+    source.forget(first, task.config.learn.round_groups)
+    state = self._back(trainer.state, end)
+    checkpointer.save(state, data=source.state(end))
+    checkpointer.wait()
+    return state, "done"
+
+  def _judged(self, state, groups: Sequence[Group], writer) -> tuple[TrainState, Any]:
+    """The state to learn the groups from, and what the guard found of the one that came."""
+    task = self._task
+    step = int(state.step)
+    is_start = step == task.first_step
+    params = {guard.CANDIDATE: state.params, guard.START: self._start}
+    if self._guarded and self.promotions.in_use not in (None, step):
+      params[guard.IN_USE] = self._params_in_use(state)
+    if is_start:
+      del params[guard.START]  # it is the candidate
+    found = [self._predicted(group, params) for group in groups]
+    lists = {name: np.concatenate([one.ad_RK[name] for one in found]) for name in params}
+    requests = _joined([one.requests for one in found])
+    bound = task.config.learn.guard_bound
+    verdict = guard.judge(lists, requests, len(task.ads), bound)
+    if verdict.requests:
+      self._write(step, verdict, groups, found, writer)
+    if is_start or not self._guarded:
+      return state, None
+    before = groups[0].number - len(groups)
+    if not verdict.requests:
+      return state, verdict
+    if verdict.promote:
+      self.promotions.promote(step)
+      self._in_use = None, None
+      return state, verdict
+    place = self.promotions.put_aside(step)
+    _log.warning(
+      "checkpoint %d is refused: recall@10 %.4f on %d requests, %.4f below what is in use; "
+      "it lies in %s, and the learner goes back",
+      step, verdict.recall[guard.CANDIDATE], verdict.requests, -verdict.worst, place,
+    )  # fmt: skip
+    task.source.forget(before, len(groups))
+    return self._back(state, step), verdict
+
+  def _predicted(self, group: Group, params: Mapping[str, Any]) -> Prediction:
+    """Lists of a group's visits by several parameters, in batches of one shape."""
+    examples = group.examples
+    places, requests = examples.requests()
+    rows = self._task.training.batch_size
+    found = {name: [] for name in params}
+    for begin in range(0, len(places), rows):
+      some = places[begin : begin + rows]
+      batch = examples.batch(np.resize(some, rows))  # filled up with copies
+      for name, one in params.items():
+        lists = self._lists.rank(one, batch, self._depth)
+        found[name].append([column[: len(some)] for column in lists])
+    none = np.full((0, self._depth), -1, np.int32), np.zeros((0, self._depth), np.float32)
+    columns = {
+      name: [np.concatenate(parts) for parts in zip(none, *batches, strict=True)]
+      for name, batches in found.items()
+    }
+    ad_RK, logp_RK = ({name: both[at] for name, both in columns.items()} for at in range(2))
+    prediction = Prediction(group.visits, places, requests, ad_RK, logp_RK)
+    self._on_predicted(group, prediction)
+    return prediction
+
+  def _params_in_use(self, state: TrainState) -> Any:
+    step = self.promotions.in_use
+    if self._in_use[0] != step:
+      with Checkpointer(self.promotions.checkpoints, read_only=True) as kept:
+        self._in_use = step, kept.restore_params(state_lib.abstract(state.params), step)
+    return self._in_use[1]
+
+  def _back(self, like: TrainState, step: int) -> TrainState:
+    """The state in use, at another step: what has come since is left out."""
+    used = self.promotions.in_use if self._guarded else None
+    if used is None:
+      return self._at(like, step, self._start)
+    with Checkpointer(self.promotions.checkpoints, read_only=True) as kept:
+      found = kept.restore(state_lib.abstract(like), used).state
+    return self._at(like, step, found.params, found.opt_state)
+
+  def _write(self, step: int, verdict, groups, found: Sequence[Prediction], writer) -> None:
+    """Metrics of a round's predictions, and of drift."""
+    scalars = {f"prequential/{name}_recall@10": value for name, value in verdict.recall.items()}
+    scalars["guard/promoted"] = float(verdict.promote)
+    batch = groups[0].examples.batch(found[0].places) if len(found[0].places) else None
+    if batch is not None:
+      first = found[0]
+      ours = first.ad_RK[guard.CANDIDATE], first.requests
+      measured = self._drift.measure(
+        batch, first.logp_RK[guard.CANDIDATE], *ours, verdict.recall[guard.CANDIDATE]
+      )
+      scalars |= {f"drift/{name}": value for name, value in measured.items()}
+    scalars["stream/lag"] = self._task.source.feed.lag
+    writer.write(step, scalars)
+
+  def _tell(self, step: int, groups: int, verdict) -> None:
+    rows = self._task.training.batch_size
+    rate = self._groups_done * rows / self._seconds if self._seconds else 0.0
+    lag = self._task.source.feed.lag
+    self._on_round(Round(step, groups * rows, rate, lag, verdict))
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+  """Requests of several groups as those of one."""
+  first = parts[0]
+  starts = [part.target_start for part in parts]
+  offsets = np.cumsum([0, *(start[-1] for start in starts[:-1])])
+  start = [at[:-1] + offset for at, offset in zip(starts, offsets, strict=True)]
+  total = sum(int(at[-1]) for at in starts)
+  rows = [len(part) for part in parts]
+  return type(first)(
+    first.split,
+    np.arange(sum(rows), dtype=np.int32),
+    np.concatenate([part.user for part in parts]),
+    np.append(np.concatenate(start), total),
+    np.concatenate([part.target_ad for part in parts]),
+    np.concatenate([part.target_value for part in parts]),
+  )
+
+
+@contextlib.contextmanager
+def _alone(folder: str) -> Iterator[None]:
+  """A block in which no other process learns in a folder. Raises ConfigError where one does."""
+  os.makedirs(folder, exist_ok=True)
+  try:
+    with Lock(os.path.join(folder, "lock")):
+      yield
+  except InUseError as error:
+    raise ConfigError(f"another process learns in {folder}") from error

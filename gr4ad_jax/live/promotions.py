@@ -1,0 +1,102 @@
+"""Which of a learner's checkpoints the servers use: copies that stay, and one pointer to them."""
+
+import os
+import shutil
+import time
+
+from gr4ad_jax import files
+from gr4ad_jax.config import CHECKPOINTS, ConfigError, is_step
+
+POINTER = "promoted.json"
+PROMOTED = "promoted"
+REFUSED = "refused"
+_KEPT = {PROMOTED: 10, REFUSED: 3}  # the latest of each, beside the one in use
+
+
+class Promotions:
+  """Checkpoints that were promoted or put aside, below a learner's folder.
+
+  A promotion is one rename of the pointer: a server sees the old checkpoint or the new one.
+
+  Args:
+    folder: of the learner.
+  """
+
+  def __init__(self, folder: str):
+    self._folder = folder
+    self._pointer = os.path.join(folder, POINTER)
+
+  @property
+  def checkpoints(self) -> str:
+    """The folder of those that were promoted, as `Checkpointer` reads it."""
+    return os.path.join(self._folder, PROMOTED)
+
+  @property
+  def in_use(self) -> int | None:
+    """Step of the checkpoint in use; None: that of the run from which the learner started.
+
+    Raises:
+      DamagedError: the pointer is not what was written.
+    """
+    if not os.path.exists(self._pointer):
+      return None
+    return files.load_fields(self._pointer, "step")[0]
+
+  @property
+  def kept(self) -> list[int]:
+    """Steps that a rollback may name, ascending."""
+    return _steps(self.checkpoints)
+
+  def promote(self, step: int) -> None:
+    """Puts a checkpoint of the learner into use."""
+    self._copy(step, PROMOTED)
+    self.use(step)
+    self._clear(PROMOTED)
+
+  def use(self, step: int | None) -> None:
+    """Puts a checkpoint into use that was promoted before; None: the run's own.
+
+    Raises:
+      ConfigError: there is no such checkpoint.
+    """
+    if step is not None and step not in self.kept:
+      some = ", ".join(map(str, self.kept)) or "none"
+      raise ConfigError(f"checkpoint {step} is not there; those that were promoted: {some}")
+    files.write_json(self._pointer, {"step": step, "time": time.time()})
+
+  def put_aside(self, step: int) -> str:
+    """Keeps a checkpoint that was refused, to be looked at. Returns where."""
+    self._copy(step, REFUSED)
+    self._clear(REFUSED)
+    return os.path.join(self._folder, REFUSED, str(step))
+
+  def _copy(self, step: int, kind: str) -> None:
+    """Links a checkpoint's files: they never change, and the learner soon lets go of its own."""
+    place = os.path.join(self._folder, kind, str(step))
+    if os.path.exists(place):
+      return
+    part = os.path.join(self._folder, f"{kind}_{step}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    shutil.copytree(os.path.join(self._folder, CHECKPOINTS, str(step)), part, copy_function=_linked)
+    os.rename(part, place)
+
+  def _clear(self, kind: str) -> None:
+    folder = os.path.join(self._folder, kind)
+    for step in _steps(folder)[: -_KEPT[kind]]:
+      if kind == REFUSED or step != self.in_use:
+        shutil.rmtree(os.path.join(folder, str(step)))
+
+
+def _linked(source: str, place: str) -> None:
+  """A second name for a file; a copy, where the file system has none."""
+  try:
+    os.link(source, place)
+  except OSError:
+    shutil.copy2(source, place)
+
+
+def _steps(folder: str) -> list[int]:
+  if not os.path.isdir(folder):
+    return []
+  return sorted(int(name) for name in os.listdir(folder) if is_step(name))

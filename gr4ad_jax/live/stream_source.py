@@ -1,0 +1,246 @@
+"""A stream as a source of batches: groups of new visits, and old ones beside them."""
+
+import collections
+import functools
+import threading
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from gr4ad_jax.config import LearnConfig
+from gr4ad_jax.data.schema import DAY, DataError
+from gr4ad_jax.features.batches import RequestBatch, RequestContexts
+from gr4ad_jax.features.trends import Trends
+from gr4ad_jax.live.examples import Examples, Known
+from gr4ad_jax.live.feed import Feed
+from gr4ad_jax.live.visits import Visit
+
+Memory = tuple[tuple[int, Sequence[Visit]], ...]
+_WAIT = 0.5  # seconds between two looks whether to stop
+
+
+class Group:
+  """Visits that are learned from together.
+
+  Args:
+    number: groups are numbered from 0.
+    visits: the visits, in the order in which they ended.
+    known: what contexts read beside the users' histories.
+    popularity: as it was known when the group was whole; None: nobody will ask for its examples.
+    memory: (group, its visits) of earlier groups that old ones are drawn from.
+    offset: of the last event that was taken when the group was whole.
+  """
+
+  def __init__(
+    self,
+    number: int,
+    visits: Sequence[Visit],
+    known: Known,
+    popularity: Trends | None,
+    memory: Memory,
+    offset: int,
+  ):
+    self.number = number
+    self.visits = visits
+    self.popularity = popularity
+    self.memory = memory
+    self.offset = offset
+    self._known = known
+
+  @functools.cached_property
+  def examples(self) -> Examples:
+    """The visits as requests."""
+    return Examples.of(self.visits, self._known, self.popularity)
+
+
+class StreamSource:
+  """A `training.task.Source` over a stream.
+
+  Group g makes `steps_per_group` steps, from `first_step` + g * `steps_per_group` on. Which visits
+  it has, and all that their contexts read, depends on the stream alone and not on when it is read:
+  so a learner that was killed reads the stream again and goes on as if it had not been.
+
+  Args:
+    feed: gives the visits.
+    known: what contexts read beside the users' histories.
+    old: contexts of the requests that the run learned from before the stream.
+    old_requests: their numbers.
+    config: how groups are made.
+    batch_size: requests a batch.
+    seed: of what is drawn.
+    first_step: number of the first step.
+
+  Attributes:
+    steps_per_group: steps that are taken on a group.
+    steps_per_epoch: the same: a stream has no epoch.
+  """
+
+  def __init__(
+    self,
+    feed: Feed,
+    known: Known,
+    old: RequestContexts,
+    old_requests: np.ndarray,
+    config: LearnConfig,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+  ):
+    self.feed = feed
+    self._known = known
+    self._old = old
+    self._old_requests = old_requests
+    self._config = config
+    self._rows = batch_size
+    self._seed = seed
+    self._first_step = first_step
+    self._new_steps = config.day_steps if config.learn_from == "day" else 1
+    self.steps_per_group = self._new_steps * (1 + config.replay_steps)
+    self.steps_per_epoch = float(self.steps_per_group)
+    self._groups: dict[int, Group] = {}  # those that steps may still ask for
+    self._made = 0
+    self._restoring = False
+    self._memory: collections.deque[tuple[int, Sequence[Visit]]] = collections.deque()
+    self._forgotten: set[int] = set()  # groups that nothing is to be learned from any more
+    self._lock = threading.Lock()
+
+  def group_of(self, step: int) -> int:
+    """The group that a step is of."""
+    return (step - self._first_step) // self.steps_per_group
+
+  def gather(self, first: int, groups: int, stop: Callable[[], bool] = lambda: True) -> bool:
+    """Reads on until the groups `first` … are whole.
+
+    Args:
+      first: number of a group.
+      groups: how many.
+      stop: asked while nothing comes, whether to wait no more.
+
+    Returns:
+      Whether they are whole.
+    """
+    while self._made < first + groups:
+      visits = self._next_group()
+      if visits is not None:
+        self._make(visits)
+      elif not self.feed.take():
+        # Until something comes: this is where a learner that has caught up spends its time.
+        while not self.feed.wait(_WAIT):
+          if stop():
+            return False
+    return True
+
+  def groups(self, first: int, number: int) -> list[Group]:
+    """Groups that were gathered, and that no checkpoint is behind."""
+    return [self._groups[group] for group in range(first, first + number)]
+
+  def forget(self, first: int, number: int) -> None:
+    """Groups that are learned from no more: not as old visits either."""
+    self._forgotten |= set(range(first, first + number))
+
+  def batch(self, step: int, process: int = 0, processes: int = 1) -> RequestBatch:
+    """The rows of a step. Its group must have been gathered.
+
+    Raises:
+      ValueError: a job of several processes: a stream is learned from by one.
+    """
+    if processes > 1 or process:
+      raise ValueError("a stream is learned from by one process")
+    number, at = divmod(step - self._first_step, self.steps_per_group)
+    with self._lock:
+      group = self._groups[number]
+    replayed = at % (1 + self._config.replay_steps)
+    if replayed:
+      return self._old_batch(group, step)
+    return self._new_batch(group, at // (1 + self._config.replay_steps))
+
+  def state(self, step: int) -> dict:
+    """Groups taken, the offset that they end at, and the groups that were forgotten: the rest is in
+    the stream.
+    """
+    number = self.group_of(step)
+    with self._lock:
+      group = self._groups.get(number - 1)
+      return {
+        "next_step": step,
+        "groups": number,
+        "offset": group.offset if group else 0,
+        "forgotten": sorted(self._forgotten),
+      }
+
+  def restore(self, state: dict) -> None:
+    """Reads the stream again, up to the group that `state` was in.
+
+    Raises:
+      DataError: the stream is another, or holds no longer what was read.
+    """
+    self._forgotten = set(state["forgotten"])
+    self._restoring = True
+    whole = self.gather(0, state["groups"])
+    self._restoring = False
+    if not whole:
+      raise DataError(
+        f"the stream is not the one that was learned from: it ends at event {self.feed.offset}, "
+        f"and {state['offset']} were read"
+      )
+    if state["groups"] and self._groups[state["groups"] - 1].offset != state["offset"]:
+      raise DataError("the stream is not the one that was learned from: its events are others")
+
+  def _next_group(self) -> list[Visit] | None:
+    """The visits of the next group; None: it is not whole."""
+    over = self.feed.visits.over
+    if self._config.learn_from == "visits":
+      return [over.popleft() for _ in range(self._rows)] if len(over) >= self._rows else None
+    if not over:
+      return None
+    day = over[0].last // DAY
+    size = next((n for n, visit in enumerate(over) if visit.last // DAY > day), 0)
+    return [over.popleft() for _ in range(size)] if size else None
+
+  def _make(self, visits: Sequence[Visit]) -> None:
+    feed = self.feed
+    feed.visits.flush()
+    popularity = None
+    if not self._restoring:
+      popularity = feed.visits.state.popularity(max(visit.begin for visit in visits))
+    memory = tuple(self._memory)
+    group = Group(self._made, visits, self._known, popularity, memory, feed.offset)
+    with self._lock:
+      self._groups[self._made] = group
+      for old in [n for n in self._groups if n < self._made - 4 * self._config.round_groups]:
+        del self._groups[old]
+    # Forgotten groups have their place here too. So what a restored source remembers does not
+    # depend on when they were forgotten.
+    self._memory.append((self._made, visits))
+    while sum(len(some) for _, some in self._memory) > self._config.replay_visits:
+      self._memory.popleft()
+    self._made += 1
+
+  def _new_batch(self, group: Group, number: int) -> RequestBatch:
+    """The group's visits in turn. Where they are fewer than a batch holds, some are there twice."""
+    examples = group.examples
+    size = len(examples.rows)
+    order = np.arange(size)
+    if size != self._rows:
+      order = self._random(group.number).permutation(size)
+    places = order[(number * self._rows + np.arange(self._rows)) % size]
+    return examples.batch(places, draw=number)
+
+  def _old_batch(self, group: Group, step: int) -> RequestBatch:
+    """Requests of before the stream, and visits of earlier groups, all equally likely."""
+    before = len(self._old_requests)
+    memory = [v for number, some in group.memory if number not in self._forgotten for v in some]
+    # In order: rows may stand in any order in a batch, and so those of before come first.
+    drawn = np.sort(self._random(step).choice(before + len(memory), self._rows))
+    parts = []
+    if (drawn < before).any():
+      parts.append(self._old.batch(self._old_requests[drawn[drawn < before]], step))
+    if (drawn >= before).any():
+      visits = [memory[at - before] for at in drawn[drawn >= before]]
+      parts.append(Examples.of(visits, self._known, group.popularity).batch(draw=step))
+    return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+
+  def _random(self, number: int) -> np.random.Generator:
+    bits = np.random.Philox(key=np.array([self._seed, number], np.uint64))
+    return np.random.Generator(bits)

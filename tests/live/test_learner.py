@@ -1,0 +1,95 @@
+"""A learner over a stream: what it learns from, and that being killed changes nothing."""
+
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gr4ad_jax.live.learner import Learner
+from tests.live import streams
+
+
+def leaves(state):
+  return [np.asarray(x) for x in jax.tree.leaves((state.params, state.opt_state))]
+
+
+class Killed(BaseException):
+  """Ends a learner as a kill does: nothing more is saved."""
+
+
+@pytest.mark.long
+def test_a_killed_learner_ends_with_the_parameters_of_one_that_was_not(small_run, tmp_path):
+  """It dies after every round's checkpoint, and once in the middle of a round."""
+  stream = streams.filled(tmp_path / "stream.sqlite", streams.visits())
+  whole = Learner(streams.task_of(streams.copied(small_run, tmp_path / "whole"), stream)).run(
+    follow=False
+  )
+  assert whole.status == "ended"
+  rounds = 0
+  workdir = streams.copied(small_run, tmp_path / "killed")
+
+  def killed(_):
+    raise Killed
+
+  while True:
+    task = streams.task_of(workdir, stream)
+    try:
+      ended = Learner(task, on_round=killed).run(follow=False)
+      break
+    except Killed:
+      rounds += 1
+  assert rounds == 3  # of 59 visits that are over, 48
+  assert int(ended.state.step) == int(whole.state.step) == task.first_step + 12
+  for one, other in zip(leaves(ended.state), leaves(whole.state), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.long
+def test_kill_9_in_the_middle_changes_no_bit(small_run, tmp_path):
+  """The binary, killed at moments that it does not choose, over a stream that grows meanwhile."""
+  events = streams.visits(number=90)
+  whole = streams.filled(tmp_path / "whole.sqlite", events)
+  ended = Learner(streams.task_of(streams.copied(small_run, tmp_path / "whole"), whole)).run(
+    follow=False
+  )
+  growing = streams.filled(tmp_path / "growing.sqlite", events[:60])
+  workdir = streams.copied(small_run, tmp_path / "killed")
+  command = [
+    sys.executable, "-m", "experiments.learn", f"--workdir={workdir}", "--round_groups=2",
+    f"--stream=sqlite:{tmp_path}/growing.sqlite",
+  ]  # fmt: skip
+  checkpoints = workdir / "live" / "learner" / "checkpoints"
+  for part in (events[60:150], events[150:], []):
+    seen = set(checkpoints.glob("*"))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    growing.append("events", part)
+    while process.poll() is None and set(checkpoints.glob("[0-9]*")) <= seen:
+      time.sleep(0.01)  # until it has saved once more
+    process.kill()
+    process.wait()
+  task = streams.task_of(workdir, growing)
+  found = Learner(task).run(follow=False)
+  assert int(found.state.step) == int(ended.state.step) == task.first_step + 20
+  for one, other in zip(leaves(found.state), leaves(ended.state), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_what_would_harm_is_refused_and_the_learner_goes_back(small_run, tmp_path):
+  """A learning rate far too high: nothing is promoted, and the run's own parameters stay."""
+  stream = streams.filled(tmp_path / "stream.sqlite", streams.visits(42))
+  task = streams.task_of(
+    streams.copied(small_run, tmp_path / "run"), stream, learn_rate=5.0, guard_bound=0.02
+  )
+  rounds = []
+  learner = Learner(task, on_round=rounds.append)
+  learner.run(follow=False)
+  (first, second) = rounds
+  assert first.verdict is None
+  assert not second.verdict.promote and second.verdict.worst < -0.02
+  assert learner.promotions.in_use is None and learner.promotions.kept == []
+  aside = tmp_path / "run" / "live" / "learner" / "refused"
+  assert [path.name for path in aside.iterdir()] == [str(task.first_step + 4)]
+  assert task.source.state(task.first_step + 8)["forgotten"] == [0, 1]

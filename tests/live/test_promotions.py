@@ -1,0 +1,73 @@
+"""Promotions: a pointer and copies that outlive the learner's own checkpoints."""
+
+import json
+import shutil
+
+import pytest
+
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.live.promotions import Promotions
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A learner's folder with checkpoints of one file each."""
+  for step in range(10, 40):
+    place = tmp_path / "checkpoints" / str(step) / "params"
+    place.mkdir(parents=True)
+    (place / "array").write_text(f"of {step}")
+  return tmp_path
+
+
+def content(folder, kind, step):
+  return (folder / kind / str(step) / "params" / "array").read_text()
+
+
+def test_what_is_in_use_stays_when_the_learner_lets_go_of_it(folder):
+  promotions = Promotions(str(folder))
+  assert promotions.in_use is None and promotions.kept == []
+  promotions.promote(10)
+  shutil.rmtree(folder / "checkpoints" / "10")
+  assert promotions.in_use == 10 and content(folder, "promoted", 10) == "of 10"
+  promotions.promote(11)
+  promotions.promote(11)  # as after a kill right behind the first
+  assert Promotions(str(folder)).in_use == 11 and promotions.kept == [10, 11]
+
+
+def test_a_former_one_can_be_put_back_and_an_unknown_one_cannot(folder):
+  promotions = Promotions(str(folder))
+  for step in (10, 11, 12):
+    promotions.promote(step)
+  promotions.use(10)
+  assert promotions.in_use == 10
+  with pytest.raises(ConfigError, match="checkpoint 99 is not there; .* promoted: 10, 11, 12"):
+    promotions.use(99)
+  promotions.use(None)
+  assert promotions.in_use is None and promotions.kept == [10, 11, 12]
+
+
+def test_a_kill_in_the_middle_leaves_the_old_pointer_whole(folder, monkeypatch):
+  promotions = Promotions(str(folder))
+  promotions.promote(10)
+
+  def killed(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr("os.rename", killed)
+  with pytest.raises(KeyboardInterrupt):
+    promotions.promote(11)
+  monkeypatch.undo()
+  assert json.loads((folder / "promoted.json").read_text())["step"] == 10
+  assert promotions.kept == [10]
+  promotions.promote(11)
+  assert promotions.kept == [10, 11] and content(folder, "promoted", 11) == "of 11"
+
+
+def test_only_the_latest_are_kept_beside_the_one_in_use(folder):
+  promotions = Promotions(str(folder))
+  for step in range(10, 30):
+    promotions.promote(step)
+  assert promotions.kept == list(range(20, 30))
+  for step in range(30, 36):
+    assert promotions.put_aside(step).endswith(f"refused/{step}")
+  assert sorted(path.name for path in (folder / "refused").iterdir()) == ["33", "34", "35"]

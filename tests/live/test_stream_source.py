@@ -1,0 +1,105 @@
+"""A stream as a source: which visits make a group, what their contexts see, and restoring."""
+
+import jax
+import numpy as np
+import pytest
+
+from gr4ad_jax.data.schema import DataError
+from tests.live import streams
+
+
+def assert_same(one, other):
+  for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def task(small_run, tmp_path_factory):
+  """A task whose stream has 60 visits; the first of them are gathered."""
+  stream = streams.filled(tmp_path_factory.mktemp("stream") / "s.sqlite", streams.visits())
+  made = streams.task_of(small_run, stream)
+  assert made.source.gather(0, 6)
+  return made
+
+
+def test_groups_are_visits_in_the_order_in_which_they_end(task):
+  names = [visit.visit_id for group in task.source.groups(0, 6) for visit in group.visits]
+  assert names == [f"live-{number}" for number in range(48)]
+  assert not task.source.gather(6, 2)  # 59 of 60 are over, and 64 are wanted
+  assert task.source.feed.lag == 0
+
+
+def test_the_context_of_a_visit_is_that_of_the_state_at_its_moment(small_run, tmp_path):
+  """What `State.features` gives when the visit opens, with nothing of the visit itself."""
+  events = streams.visits(number=12, seed=3)
+  whole = streams.task_of(small_run, streams.filled(tmp_path / "whole.sqlite", events))
+  assert whole.source.gather(0, 1)
+  (group,) = whole.source.groups(0, 1)
+  batch = group.examples.batch()
+  for place, visit in enumerate(group.visits):
+    before = [event for event in events if event["time"] < visit.begin]
+    stream = streams.filled(tmp_path / f"{place}.sqlite", before)
+    feed = streams.task_of(small_run, stream).source.feed
+    while feed.take():
+      pass
+    feed.visits.flush()
+    asked = feed.visits.state.features([visit.user_id], np.array([visit.begin]))
+    for name in ("slot_kind_BS", "slot_ad_BS", "slot_features_BSF", "user_features_BF"):
+      np.testing.assert_array_equal(getattr(batch, name)[place], getattr(asked, name)[0], name)
+    taken = {event["ad_id"]: event["value"] for event in events
+             if event["request_id"] == visit.visit_id}  # fmt: skip
+    targets = batch.target_mask_BM[place]
+    rows = [whole.ads.row(ad) for ad in taken]
+    assert sorted(batch.target_ad_BM[place][targets]) == sorted(rows)
+    assert batch.target_value_BM[place].sum() == pytest.approx(sum(taken.values()))
+
+
+def test_a_restored_source_gives_the_same_batches(task, small_run):
+  """Restored at each step: in the middle of a group, of a round, and where groups were refused."""
+  source = task.source
+  source.forget(1, 1)
+  first = task.first_step
+  wanted = [source.batch(first + step) for step in range(12)]
+  drawn = np.concatenate([batch.target_ad_BM.ravel() for batch in wanted[1::2]])
+  assert len(set(drawn.tolist())) > 5
+  for step in (3, 4, 8):
+    other = streams.task_of(small_run, task._stream).source
+    state = source.state(first + step)
+    other.restore(state)
+    assert other.state(first + step) == state
+    assert other.gather(0, 6)
+    for ahead in range(step, 12):
+      assert_same(other.batch(first + ahead), wanted[ahead])
+  source.forget(0, 3)  # what is refused is not learned from as something old
+  assert not any(
+    np.array_equal(x, y)
+    for x, y in zip(source.batch(first + 7), wanted[7], strict=True)
+    if x.size and x.dtype == np.float32
+  )
+
+
+def test_another_stream_is_refused(task, small_run, tmp_path):
+  state = task.source.state(task.first_step + 8)
+  assert state["groups"] == 4 and state["offset"] > 0
+  short = streams.task_of(small_run, streams.filled(tmp_path / "a", streams.visits(20)))
+  with pytest.raises(DataError, match="it ends at event 60, and .* were read"):
+    short.source.restore(state)
+  other = streams.task_of(small_run, streams.filled(tmp_path / "b", streams.visits()[3:]))
+  with pytest.raises(DataError, match="its events are others"):
+    other.source.restore(state)
+
+
+def test_a_day_is_a_group(small_run, tmp_path):
+  """Each day's visits, some of them twice where a batch has room; the last day is not over."""
+  stream = streams.filled(tmp_path / "s", streams.visits(number=60))
+  knobs = {"learn_from": "day", "day_steps": 2, "replay_steps": 1}
+  task = streams.task_of(small_run, stream, **knobs)
+  assert task.source.steps_per_group == 4
+  assert task.source.gather(0, 2)
+  one, two = task.source.groups(0, 2)
+  assert {visit.last // 86_400 for visit in one.visits} == {streams.START // 86_400}
+  assert {visit.last // 86_400 for visit in two.visits} == {streams.START // 86_400 + 1}
+  assert 8 < len(two.visits) == 24
+  first = [task.source.batch(task.first_step + 4 + step) for step in (0, 2)]
+  asked = np.concatenate([batch.slot_ad_BS for batch in first])
+  assert len(np.unique(asked, axis=0)) > 8  # not the same eight twice
