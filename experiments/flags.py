@@ -166,9 +166,11 @@ def config_from_flags_or_workdir(flag_values: flags.FlagValues = flags.FLAGS) ->
   return config
 
 
-def checkpoint(text: str) -> int | str:
-  """What --checkpoint names: 'best', 'last' or a step. Raises ConfigError."""
-  if text in ("best", "last"):
+def checkpoint(text: str, promoted: bool = False) -> int | str:
+  """What --checkpoint names: 'best', 'last' or a step; of a server also 'promoted'. Raises
+  ConfigError.
+  """
+  if text in ("best", "last") or promoted and text == "promoted":
     return text
   if not config_lib.is_step(text):
     raise config_lib.ConfigError(

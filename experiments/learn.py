@@ -6,25 +6,16 @@ python -m experiments.learn --workdir=runs/online_retail --stream=sqlite:runs/st
 from absl import flags
 
 from experiments import flags as flags_lib
-from experiments.progress import tell
+from experiments.progress import show_learning, tell
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.live.learn_task import LearnTask
-from gr4ad_jax.live.learner import Learner, Round
+from gr4ad_jax.live.learner import Learner
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.streams.opening import open_stream
 
 _FOLLOW = flags.DEFINE_boolean(
   "follow", True, "At the end of the stream, wait for more; off: end there."
 )
-
-
-def show(one: Round) -> None:
-  """A line a round."""
-  line = f"step {one.step}  {one.visits} visits, {one.rate:.1f}/s  {one.lag} events behind"
-  if one.verdict and one.verdict.requests:
-    recall = "  ".join(f"{name} {value:.4f}" for name, value in one.verdict.recall.items())
-    line += f"  {'promoted' if one.verdict.promote else 'refused'}: recall@10 {recall}"
-  print(line, flush=True)
 
 
 def main(argv):
@@ -40,7 +31,7 @@ def main(argv):
     tell("opening the run and its log")
     task = LearnTask.over(config, stream)
     print(f"learning in {task.folder} from {config.learn.stream}", flush=True)
-    ended = Learner(task, on_round=show).run(follow=_FOLLOW.value)
+    ended = Learner(task, on_round=show_learning).run(follow=_FOLLOW.value)
   finally:
     stream.close()
   step = int(ended.state.step)

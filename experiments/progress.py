@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 from gr4ad_jax.training import loop
 from gr4ad_jax.training.cost import StepCost, in_words
@@ -56,6 +57,15 @@ def show_progress(progress: loop.Progress) -> None:
   numbers |= progress.metrics
   numbers |= {f"valid/{name}": value for name, value in progress.valid.items()}
   log_lines.say(line, **numbers)
+
+
+def show_learning(one: Any) -> None:
+  """A line a round of a learner (`live.learner.Round`)."""
+  line = f"step {one.step}  {one.visits} visits, {one.rate:.1f}/s  {one.lag} events behind"
+  if one.verdict and one.verdict.requests:
+    recall = "  ".join(f"{name} {value:.4f}" for name, value in one.verdict.recall.items())
+    line += f"  {'promoted' if one.verdict.promote else 'refused'}: recall@10 {recall}"
+  print(line, flush=True)
 
 
 class RoundProgress:

@@ -26,7 +26,9 @@ from . import log_lines
 from .opening import Opening, Progress
 
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", "best", "'best', 'last' or a step; a newer one is loaded by itself."
+  "checkpoint",
+  "best",
+  "'best', 'last', a step, or 'promoted' by a learner; a newer one is loaded by itself.",
 )
 _COMPILE_ONLY = flags.DEFINE_bool(
   "compile_only", False, "Compile every search into the cache, and end."
@@ -173,7 +175,7 @@ def main(argv):
     handler = getattr(handler, "python_handler", handler)  # absl's hands all on to one of its own
     if not log_lines.is_on():  # its objects are cut already
       handler.setFormatter(Short(handler.formatter or logging.Formatter()))
-  checkpoint = flags_lib.checkpoint(_CHECKPOINT.value)
+  checkpoint = flags_lib.checkpoint(_CHECKPOINT.value, promoted=True)
   config = flags_lib.config_from_workdir()
   token = read_token(config.serving.token_file)
   hosts = served_hosts(config, token)

@@ -1,6 +1,8 @@
 """Events and ads of a stream, in one order, as visits."""
 
+import json
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +34,7 @@ class Feed:
   Attributes:
     offset: of the last event that was taken; 0: none.
     newest: when that event was appended, unix seconds.
+    digest: a checksum of the events so far.
     bad: records that hold nothing that could be learned from.
   """
 
@@ -39,6 +42,7 @@ class Feed:
     self.visits = visits
     self.offset = 0
     self.newest = 0.0
+    self.digest = 0
     self.bad = 0
     self._stream = stream
     self._ads = ads
@@ -73,6 +77,8 @@ class Feed:
     while self._read_ads and self._read_ads[-1].time <= record.time:
       self._put(self._read_ads.pop())
     self._event(record.value, record.offset)
+    text = json.dumps(record.value, sort_keys=True)
+    self.digest = zlib.crc32(text.encode(), self.digest)
     self.offset = record.offset
     self.newest = record.time
     return True

@@ -13,6 +13,7 @@ from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.live.examples import Known
 from gr4ad_jax.live.feed import Feed
 from gr4ad_jax.live.known_ads import KnownAds
+from gr4ad_jax.live.promotions import LEARNER
 from gr4ad_jax.live.stream_source import StreamSource
 from gr4ad_jax.live.visits import Visits
 from gr4ad_jax.models.zoo import registry
@@ -25,19 +26,20 @@ from gr4ad_jax.runs import run
 from gr4ad_jax.streams.stream import Stream
 from gr4ad_jax.training.task import Evaluate, Told
 
-FOLDER = os.path.join("live", "learner")  # of a workdir
 ENDLESS = 2**31 - 1  # steps: the largest that a state counts
 
 
 class LearnTask(RequestTask):
   """Goes on from a trained run with the visits of a stream, by VSL.
 
-  Its checkpoints and metrics lie in `FOLDER` of the run's directory; the run's own stay.
+  Its checkpoints and metrics lie in a folder of their own; the run's stay as they are.
 
   Args:
     config: of the run; its section `learn` says how.
     inputs: of the run.
     stream: where events and ads come from.
+    folder: where its checkpoints and metrics lie; empty: `promotions.LEARNER` of the
+      run's directory.
 
   Attributes:
     ads: those of the run and of the stream.
@@ -46,7 +48,7 @@ class LearnTask(RequestTask):
       have one number.
   """
 
-  def __init__(self, config: Config, inputs: Inputs, stream: Stream):
+  def __init__(self, config: Config, inputs: Inputs, stream: Stream, folder: str = ""):
     # The run's schedule has come to its end. A stream has none: the rate stays.
     training = dataclasses.replace(
       config.training,
@@ -56,7 +58,7 @@ class LearnTask(RequestTask):
       init_from="",
     )
     super().__init__(dataclasses.replace(config, training=training), inputs)
-    self.folder = os.path.join(config.workdir, FOLDER)
+    self.folder = folder or os.path.join(config.workdir, LEARNER)
     self.first_step = run.scored_step(config)
     self._stream = stream
     dataset = inputs.dataset
@@ -85,7 +87,9 @@ class LearnTask(RequestTask):
       )
 
   @classmethod
-  def over(cls, config: Config, stream: Stream, told: Told | None = None) -> "LearnTask":
+  def over(
+    cls, config: Config, stream: Stream, told: Told | None = None, folder: str = ""
+  ) -> "LearnTask":
     """The task of a trained run and a stream. Only reads.
 
     Raises:
@@ -94,7 +98,7 @@ class LearnTask(RequestTask):
     cls.check(config)
     inputs = inputs_lib.prepare_inputs(config, config.workdir, told)
     inputs_lib.check_same_log(config, inputs.dataset)
-    return cls(config, inputs, stream)
+    return cls(config, inputs, stream, folder)
 
   @functools.cached_property
   def source(self) -> StreamSource:

@@ -86,6 +86,39 @@ def steps(dataset: Dataset, begin: int) -> list[Step]:
   return sorted(ads + visits, key=lambda step: (step.time, step.ad < 0))
 
 
+def ad_fields(dataset: Dataset, row: int) -> dict[str, Any]:
+  """An ad's fields, as a catalogue takes them."""
+  ads = dataset.ads
+  fields: dict[str, Any] = {name: str(getattr(ads, name)[row]) for name in _AD_FIELDS}
+  price = float(ads.price[row])
+  if not math.isnan(price):
+    fields["price"] = price
+  if ads.vectors is not None:
+    fields["vector"] = ads.vectors[row].tolist()
+  return fields
+
+
+def visit_events(dataset: Dataset, step: Step) -> list[dict[str, Any]]:
+  """A visit's events, as a server takes them."""
+  events = dataset.events
+  ads = dataset.ads.ad_id
+  user = str(events.user_id[events.user[step.rows[0]]])
+  visit = f"{dataset.name}-{int(events.request[step.rows[0]])}"
+  return [
+    {
+      "event_id": f"{visit}-{number}",
+      "user_id": user,
+      "ad_id": str(ads[events.ad[row]]),
+      "time": int(events.time[row]),
+      "behavior": dataset.behaviors[events.behavior[row]],
+      "value": float(events.value[row]),
+      "quantity": float(events.quantity[row]),
+      "request_id": visit,
+    }
+    for number, row in enumerate(step.rows.tolist())
+  ]
+
+
 class Server:
   """Asks a server, and asks again while it is not there or has too much to do.
 
@@ -215,7 +248,8 @@ class Player:
   def _take(self, step: Step) -> None:
     if step.ad >= 0:
       ad_id = str(self._dataset.ads.ad_id[step.ad])
-      self._done("PUT", f"/v1/ads/{urllib.parse.quote(ad_id, safe='')}", self._ad(step.ad))
+      fields = ad_fields(self._dataset, step.ad)
+      self._done("PUT", f"/v1/ads/{urllib.parse.quote(ad_id, safe='')}", fields)
       return
     events = self._dataset.events
     user = str(events.user_id[events.user[step.rows[0]]])
@@ -225,41 +259,13 @@ class Player:
       status, _ = self._server.ask("POST", "/v1/recommend", asked | {"history": []})
     if status != 200:
       _log.warning("the request of a visit got status %d", status)
-    for some in _parts(self._events(step, user)):
+    for some in _parts(visit_events(self._dataset, step)):
       self._done("POST", "/v1/events", {"events": some})
 
   def _done(self, method: str, path: str, body: Mapping[str, Any]) -> None:
     status, answer = self._server.ask(method, path, body)
     if not 200 <= status < 300:
       raise DataError(f"{method} {path} got status {status}: {answer.get('error', '')}"[:500])
-
-  def _ad(self, row: int) -> dict[str, Any]:
-    ads = self._dataset.ads
-    fields: dict[str, Any] = {name: str(getattr(ads, name)[row]) for name in _AD_FIELDS}
-    price = float(ads.price[row])
-    if not math.isnan(price):
-      fields["price"] = price
-    if ads.vectors is not None:
-      fields["vector"] = ads.vectors[row].tolist()
-    return fields
-
-  def _events(self, step: Step, user: str) -> list[dict[str, Any]]:
-    events = self._dataset.events
-    ads = self._dataset.ads.ad_id
-    visit = f"{self._dataset.name}-{int(events.request[step.rows[0]])}"
-    return [
-      {
-        "event_id": f"{visit}-{number}",
-        "user_id": user,
-        "ad_id": str(ads[events.ad[row]]),
-        "time": int(events.time[row]),
-        "behavior": self._dataset.behaviors[events.behavior[row]],
-        "value": float(events.value[row]),
-        "quantity": float(events.quantity[row]),
-        "request_id": visit,
-      }
-      for number, row in enumerate(step.rows.tolist())
-    ]
 
   def _kept(self) -> int:
     if not os.path.exists(self._place):

@@ -7,6 +7,7 @@ import time
 from gr4ad_jax import files
 from gr4ad_jax.config import CHECKPOINTS, ConfigError, is_step
 
+LEARNER = os.path.join("live", "learner")  # of a workdir
 POINTER = "promoted.json"
 PROMOTED = "promoted"
 REFUSED = "refused"

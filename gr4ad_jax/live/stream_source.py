@@ -30,6 +30,7 @@ class Group:
     popularity: as it was known when the group was whole; None: nobody will ask for its examples.
     memory: (group, its visits) of earlier groups that old ones are drawn from.
     offset: of the last event that was taken when the group was whole.
+    digest: a checksum of the events up to there.
   """
 
   def __init__(
@@ -40,12 +41,14 @@ class Group:
     popularity: Trends | None,
     memory: Memory,
     offset: int,
+    digest: int,
   ):
     self.number = number
     self.visits = visits
     self.popularity = popularity
     self.memory = memory
     self.offset = offset
+    self.digest = digest
     self._known = known
 
   @functools.cached_property
@@ -166,6 +169,7 @@ class StreamSource:
         "next_step": step,
         "groups": number,
         "offset": group.offset if group else 0,
+        "digest": group.digest if group else 0,
         "forgotten": sorted(self._forgotten),
       }
 
@@ -184,7 +188,7 @@ class StreamSource:
         f"the stream is not the one that was learned from: it ends at event {self.feed.offset}, "
         f"and {state['offset']} were read"
       )
-    if state["groups"] and self._groups[state["groups"] - 1].offset != state["offset"]:
+    if state["groups"] and self._groups[state["groups"] - 1].digest != state["digest"]:
       raise DataError("the stream is not the one that was learned from: its events are others")
 
   def _next_group(self) -> list[Visit] | None:
@@ -205,7 +209,8 @@ class StreamSource:
     if not self._restoring:
       popularity = feed.visits.state.popularity(max(visit.begin for visit in visits))
     memory = tuple(self._memory)
-    group = Group(self._made, visits, self._known, popularity, memory, feed.offset)
+    about = visits, self._known, popularity, memory, feed.offset, feed.digest
+    group = Group(self._made, *about)
     with self._lock:
       self._groups[self._made] = group
       for old in [n for n in self._groups if n < self._made - 4 * self._config.round_groups]:

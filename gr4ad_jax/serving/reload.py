@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gr4ad_jax.config import Config
+from gr4ad_jax.live import promotions
+from gr4ad_jax.live.promotions import PROMOTED, Promotions
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.requests import request_task
@@ -28,19 +30,27 @@ class CheckpointSource:
   Args:
     config: of the run.
     model: its module.
-    which: 'best', 'last' or a step.
+    which: 'best', 'last' or a step; or 'promoted': what a learner's guard has put into use, and as
+      long as that is nothing, the best.
   """
 
   def __init__(self, config: Config, model: GR4AD, which: int | str = "best"):
     self._config = config
     self._which = which
+    self._promotions = Promotions(os.path.join(config.workdir, promotions.LEARNER))
     mesh = mesh_lib.local_mesh()
     self._target = state_lib.abstract_params(lambda: request_task.init_params(model, config), mesh)
 
   def newest(self) -> int:
     """The step that `load` would take. Raises FileNotFoundError where there is none."""
+    if self._which != PROMOTED:
+      with self._open() as checkpointer:
+        return checkpointer.resolve(self._which)
+    step = self._promotions.in_use
+    if step is not None:
+      return step
     with self._open() as checkpointer:
-      return checkpointer.resolve(self._which)
+      return checkpointer.resolve("best")
 
   def load(self, step: int) -> Any:
     """The parameters of a step.
@@ -49,13 +59,20 @@ class CheckpointSource:
       FileNotFoundError: no such checkpoint.
       ConfigError: it holds another model, numbers that are not finite, or files that were damaged.
     """
-    with self._open() as checkpointer:
+    # A learner counts on from its run's step: no two of their checkpoints have one number.
+    is_promoted = self._which == PROMOTED and step in self._promotions.kept
+    folder = self._promotions.checkpoints
+    opened = Checkpointer(folder, read_only=True) if is_promoted else self._open()
+    with opened as checkpointer:
       return checkpointer.restore_params(self._target, step)
 
   def listing(self) -> frozenset[str]:
-    """Names in the checkpoints' folder; changes when there is something to look at."""
+    """Names in the checkpoints' folder, and what is promoted; changes when there is something to
+    look at.
+    """
     folder = run.checkpoint_dir(self._config)
-    return frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
+    names = frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
+    return names | {str(self._promotions.in_use)} if self._which == PROMOTED else names
 
   def _open(self) -> Checkpointer:
     return run.open_checkpoints(self._config)

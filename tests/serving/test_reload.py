@@ -2,13 +2,18 @@
 use stays.
 """
 
+import dataclasses
 import pathlib
 import shutil
 import time
 
+import chex
 import pytest
 
-from gr4ad_jax.serving.reload import Reloader
+from gr4ad_jax.config import load_config
+from gr4ad_jax.live.promotions import Promotions
+from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.serving.reload import CheckpointSource, Reloader
 from gr4ad_jax.training.checkpoint import Checkpointer
 
 
@@ -86,3 +91,29 @@ def test_a_folder_that_cannot_be_listed_is_one_line(source, caplog):
 
   (line,) = watched(source, caplog, change)
   assert "not yours" in line.getMessage()
+
+
+def test_a_server_of_what_is_promoted_follows_the_pointer(small_run, tmp_path):
+  """The run's best until something is promoted; then that, and what a rollback names."""
+  workdir = shutil.copytree(small_run, tmp_path / "run")
+  config = dataclasses.replace(load_config(str(workdir)), workdir=str(workdir))
+  model = registry.build(config, 24)
+  source = CheckpointSource(config, model, "promoted")
+  assert source.newest() == 4
+  mine = workdir / "live" / "learner" / "checkpoints"
+  for step in ("8", "12"):  # the learner's own: of a numbering that goes on from the run's
+    shutil.copytree(workdir / "checkpoints" / "4", mine / step)
+  promotions = Promotions(str(mine.parent))
+  seen = [source.listing()]
+  for step in (8, 12):
+    promotions.promote(step)
+    seen.append(source.listing())
+    assert source.newest() == step
+  shutil.rmtree(mine)
+  promotions.use(8)
+  assert source.newest() == 8 and len({*seen, source.listing()}) == 3
+  kernels = [source.load(step)["processor"] for step in (4, 8)]
+  chex.assert_trees_all_equal(*kernels)
+  promotions.use(None)
+  assert source.newest() == 4
+  assert CheckpointSource(config, model, "best").newest() == 4

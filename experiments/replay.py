@@ -1,0 +1,100 @@
+"""Replays the later part of a run's log to a learner, then tells how well each way to learn did.
+
+python -m experiments.replay --workdir=runs/november --name=online
+python -m experiments.replay --workdir=runs/november --name=daily --learn_from=day --day_steps=2
+python -m experiments.replay --workdir=runs/november --report=online,daily
+
+The run knows the log up to its --until. What is stopped goes on with the same command.
+"""
+
+import dataclasses
+import os
+import sys
+
+from absl import flags
+
+from experiments import flags as flags_lib
+from experiments.progress import show_learning, tell
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.prepare import load_dataset, moment
+from gr4ad_jax.evaluation import report_tables
+from gr4ad_jax.live import replay
+from gr4ad_jax.live.learn_task import LearnTask
+from gr4ad_jax.live.learner import Learner
+from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.streams.opening import open_stream
+from gr4ad_jax.studies import replay_table
+
+_NAME = flags.DEFINE_string("name", "online", "Of this way to learn: its folder in replay/.")
+_LAST = flags.DEFINE_string("before", "2011-06-01", "Day at which the replay ends, YYYY-MM-DD.")
+_REPORT = flags.DEFINE_list(
+  "report", [], "Tell of these names instead, beside the run's own parameters; nothing is learned."
+)
+
+
+def _day(name: str, text: str) -> int:
+  try:
+    return moment(text)
+  except ValueError as error:
+    raise ConfigError(f"--{name}={text} is not allowed: a day as 2010-12-01") from error
+
+
+def report(root: str, names: list[str]) -> None:
+  """Writes and prints the table of some arms, and draws them by month."""
+  found = {name: replay_table.Replayed.of(replay.recorded(os.path.join(root, name)))
+           for name in names}  # fmt: skip
+  arms = {"frozen": (found[names[0]], replay.FROZEN)}
+  arms |= {name: (one, replay.LEARNING) for name, one in found.items()}
+  results = replay_table.results(replay_table.joined(arms))
+  text = replay_table.format_markdown(results)
+  report_tables.write_json(os.path.join(root, "results.json"), results)
+  report_tables.write_text(os.path.join(root, "results.md"), text)
+  replay_table.plot(results, os.path.join(root, "by_month.png"))
+  print(text, flush=True)
+
+
+def main(argv):
+  """Replays or reports, from flags."""
+  del argv
+  config = flags_lib.config_from_workdir()
+  root = os.path.join(config.workdir, replay.FOLDER)
+  if _REPORT.value:
+    report(root, _REPORT.value)
+    return 0
+  end = _day("before", _LAST.value)
+  until = config.data.until
+  if not until or moment(until) >= end:
+    raise ConfigError(
+      f"--before={_LAST.value} is not allowed: the run knows the log up to {until or 'its end'}"
+    )
+  LearnTask.check(config)
+  enable_compilation_cache()
+  tell("reading the log")
+  os.makedirs(root, exist_ok=True)
+  stream = open_stream(f"sqlite:{os.path.join(root, 'stream.sqlite')}")
+  try:
+    whole = load_dataset(dataclasses.replace(config.data, until=""))
+    visits = replay.fill(stream, whole, moment(until), end)
+    print(f"{visits} visits from {until} to {_LAST.value}", flush=True)
+    # Every group is predicted: a round is a group.
+    learn = dataclasses.replace(config.learn, round_groups=1)
+    folder = os.path.join(root, _NAME.value)
+    config = dataclasses.replace(config, learn=learn)
+    task = LearnTask.over(config, stream, folder=folder)
+    recorder = replay.Recorder(folder, len(task.inputs.dataset.ads))
+    learner = Learner(
+      task, guarded=False, depth=replay.DEPTH, on_predicted=recorder, on_round=show_learning
+    )
+    ended = learner.run(follow=False)
+  finally:
+    stream.close()
+  if ended.status == "stopped":
+    print("stopped; the same command goes on from there", file=sys.stderr, flush=True)
+    return 0
+  report(root, [_NAME.value])
+  return 0
+
+
+if __name__ == "__main__":
+  flags_lib.define_flags()
+  flags_lib.run(main)
