@@ -60,7 +60,7 @@ def show_progress(progress: loop.Progress) -> None:
 
 
 def show_learning(one: Any) -> None:
-  """A line a round of a learner (`live.learner.Round`)."""
+  """A line a round of a learner (`learning.learner.Round`)."""
   line = f"step {one.step}  {one.visits} visits, {one.rate:.1f}/s  {one.lag} events behind"
   if one.verdict and one.verdict.requests:
     recall = "  ".join(f"{name} {value:.4f}" for name, value in one.verdict.recall.items())

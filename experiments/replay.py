@@ -18,9 +18,9 @@ from experiments.progress import show_learning, tell
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.prepare import load_dataset, moment
 from gr4ad_jax.evaluation import report_tables
-from gr4ad_jax.live import replay
-from gr4ad_jax.live.learn_task import LearnTask
-from gr4ad_jax.live.learner import Learner
+from gr4ad_jax.learning import replay
+from gr4ad_jax.learning.learn_task import LearnTask
+from gr4ad_jax.learning.learner import Learner
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.streams.opening import open_stream
 from gr4ad_jax.studies import replay_table

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gr4ad_jax.config import Config
-from gr4ad_jax.live import promotions
-from gr4ad_jax.live.promotions import PROMOTED, Promotions
+from gr4ad_jax.learning import promotions
+from gr4ad_jax.learning.promotions import PROMOTED, Promotions
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.requests import request_task

@@ -43,7 +43,7 @@ class Replayed:
 
   @classmethod
   def of(cls, groups: Iterable[Mapping[str, np.ndarray]]) -> "Replayed":
-    """From the arrays of `live.replay.Recorder`. A value counts up to the 99th percentile of all.
+    """From the arrays of `learning.replay.Recorder`. Values count up to the 99th percentile.
 
     Raises:
       DataError: no visit has a history.

@@ -11,7 +11,7 @@ import chex
 import pytest
 
 from gr4ad_jax.config import load_config
-from gr4ad_jax.live.promotions import Promotions
+from gr4ad_jax.learning.promotions import Promotions
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.serving.reload import CheckpointSource, Reloader
 from gr4ad_jax.training.checkpoint import Checkpointer

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data.schema import DataError
-from tests.live import streams
+from tests.learning import streams
 
 
 def assert_same(one, other):

@@ -12,7 +12,7 @@ from gr4ad_jax.features.contexts import AdColumns, joined
 from gr4ad_jax.features.lines import build_lines
 from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.features.trends import Trends
-from gr4ad_jax.live.visits import Visit, with_visit
+from gr4ad_jax.learning.visits import Visit, with_visit
 
 SPLIT = "live"  # of requests that are of no split
 

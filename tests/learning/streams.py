@@ -5,7 +5,7 @@ import random
 import shutil
 
 from gr4ad_jax.config import load_config, with_knobs
-from gr4ad_jax.live.learn_task import LearnTask
+from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.streams.opening import open_stream
 
 START = 1_706_000_000  # after the last event of `tests.tiny`

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.evaluation.protocols import EvalRequests
-from gr4ad_jax.live import guard
+from gr4ad_jax.learning import guard
 
 ADS = 30
 

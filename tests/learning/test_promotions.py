@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.live.promotions import Promotions
+from gr4ad_jax.learning.promotions import Promotions
 
 
 @pytest.fixture

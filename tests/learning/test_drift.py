@@ -7,8 +7,8 @@ import pytest
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.features.batches import HISTORY, SLOT_FEATURES, zero_batch
-from gr4ad_jax.live import drift
-from tests.live.test_guard import requests_of
+from gr4ad_jax.learning import drift
+from tests.learning.test_guard import requests_of
 
 
 def batch_of(seed, move=0.0):

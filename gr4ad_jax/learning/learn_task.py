@@ -10,12 +10,12 @@ from gr4ad_jax.features.histories import Histories
 from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.features.state import State
 from gr4ad_jax.features.trends import Trends
-from gr4ad_jax.live.examples import Known
-from gr4ad_jax.live.feed import Feed
-from gr4ad_jax.live.known_ads import KnownAds
-from gr4ad_jax.live.promotions import LEARNER
-from gr4ad_jax.live.stream_source import StreamSource
-from gr4ad_jax.live.visits import Visits
+from gr4ad_jax.learning.examples import Known
+from gr4ad_jax.learning.feed import Feed
+from gr4ad_jax.learning.known_ads import KnownAds
+from gr4ad_jax.learning.promotions import LEARNER
+from gr4ad_jax.learning.stream_source import StreamSource
+from gr4ad_jax.learning.visits import Visits
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax.live.learner import Learner
-from tests.live import streams
+from gr4ad_jax.learning.learner import Learner
+from tests.learning import streams
 
 
 def leaves(state):

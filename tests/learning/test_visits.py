@@ -10,7 +10,7 @@ from gr4ad_jax.features.histories import Histories
 from gr4ad_jax.features.neighbors import CoVisitNeighbors
 from gr4ad_jax.features.state import State
 from gr4ad_jax.features.trends import Trends
-from gr4ad_jax.live.visits import Event, Visits, with_visit
+from gr4ad_jax.learning.visits import Event, Visits, with_visit
 
 GAP = 100
 NEAR = CoVisitNeighbors(np.full((9, 1), -1, np.int32), np.zeros((9, 1), np.float32))

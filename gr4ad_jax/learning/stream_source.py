@@ -12,9 +12,9 @@ from gr4ad_jax.config import LearnConfig
 from gr4ad_jax.data.schema import DAY, DataError
 from gr4ad_jax.features.batches import RequestBatch, RequestContexts
 from gr4ad_jax.features.trends import Trends
-from gr4ad_jax.live.examples import Examples, Known
-from gr4ad_jax.live.feed import Feed
-from gr4ad_jax.live.visits import Visit
+from gr4ad_jax.learning.examples import Examples, Known
+from gr4ad_jax.learning.feed import Feed
+from gr4ad_jax.learning.visits import Visit
 
 Memory = tuple[tuple[int, Sequence[Visit]], ...]
 _WAIT = 0.5  # seconds between two looks whether to stop

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data.schema import AdTable, DataError
-from gr4ad_jax.live.feed import Feed
-from gr4ad_jax.live.known_ads import KnownAds
+from gr4ad_jax.learning.feed import Feed
+from gr4ad_jax.learning.known_ads import KnownAds
 from gr4ad_jax.streams.opening import open_stream
 
 

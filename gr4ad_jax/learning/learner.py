@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.live import guard
-from gr4ad_jax.live.drift import Drift
-from gr4ad_jax.live.learn_task import LearnTask
-from gr4ad_jax.live.lists import Lists
-from gr4ad_jax.live.promotions import Promotions
-from gr4ad_jax.live.stream_source import Group
-from gr4ad_jax.live.visits import Visit
+from gr4ad_jax.learning import guard
+from gr4ad_jax.learning.drift import Drift
+from gr4ad_jax.learning.learn_task import LearnTask
+from gr4ad_jax.learning.lists import Lists
+from gr4ad_jax.learning.promotions import Promotions
+from gr4ad_jax.learning.stream_source import Group
+from gr4ad_jax.learning.visits import Visit
 from gr4ad_jax.locks import InUseError, Lock
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.training import loop
