@@ -21,7 +21,7 @@ from absl import flags
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.prepare import prepared_folders
-from gr4ad_jax.sid import swing_beam, tokenizer
+from gr4ad_jax.swing import by_config, pipeline
 
 from . import flags as flags_lib
 
@@ -46,8 +46,8 @@ def main(argv):
     dir=os.path.dirname(os.path.abspath(_OUT.value)), prefix="swing_"
   ) as parts:
     folders = prepared_folders(config.data)
-    found = swing_beam.run(folders, config.sid, config.training.seed, parts, options)
-  found.save(_OUT.value, tokenizer.swing_settings(config.sid, config.training.seed))
+    found = pipeline.run(folders, config.sid, config.training.seed, parts, options)
+  found.save(_OUT.value, by_config.swing_settings(config.sid, config.training.seed))
   print(
     f"{(found.ads_NK[:, 0] >= 0).sum()} of {len(found.ads_NK)} ads have neighbours; they lie in "
     f"{_OUT.value}"

@@ -68,7 +68,7 @@ assert not found, found
      "tensorboardX is missing: pip install 'gr4ad_jax[log]'"),
     ("from gr4ad_jax.sid.encoders import _wordllama; _wordllama(['a'])",
      "wordllama is missing: pip install 'gr4ad_jax[text]'"),
-    ("from gr4ad_jax.sid.swing_beam import similar_ads; similar_ads(None)",
+    ("from gr4ad_jax.swing.pipeline import similar_ads; similar_ads(None)",
      "apache_beam is missing: pip install 'gr4ad_jax[beam]'"),
   ],
 )  # fmt: skip

@@ -107,7 +107,7 @@ class _Ours:
     self._unit_D = kmeans.unit_of(np.abs(points_ND).max(axis=0), self._capacity)
     self._rows = Rows(points_ND)
     self._centroids_CD = start_CD
-    # As many points as a whole step takes (`rows.STEP` a device): that shape is compiled here.
+    # As many points as a whole step takes (`nearest.STEP` a device): that shape is compiled here.
     some = np.arange(min(len(points_ND), 16 * 512 * jax.local_device_count()))
     self._rows.nearest(start_CD, assignment.CANDIDATES_OF_MANY, among=some)
 

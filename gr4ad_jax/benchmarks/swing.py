@@ -15,8 +15,8 @@ from numpy.lib.format import open_memmap
 from gr4ad_jax.benchmarks import timing
 from gr4ad_jax.config import Config, DataConfig, SidConfig
 from gr4ad_jax.data.prepare import load_dataset
-from gr4ad_jax.sid import swing
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
+from gr4ad_jax.swing import swing
 
 LARGEST = 1000  # ads of a visit
 _AT_ONCE = 1 << 20  # events made at once

@@ -30,8 +30,8 @@ from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
-from gr4ad_jax.sid.swing import Told
 from gr4ad_jax.sid.tokenizer import Tokenizer
+from gr4ad_jax.swing.swing import Told
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gr4ad_jax.sid import assignment
-from gr4ad_jax.sid.rows import Rows, Sliceable
+from gr4ad_jax.sid.nearest import Sliceable
+from gr4ad_jax.sid.rows import Rows
 
 # Clusters up to which the start is k-means++. It goes C times through a sample of 64 C points, so
 # its work grows with C²; beyond, points at random have to do.
@@ -64,14 +65,7 @@ def balanced_kmeans(
       of another shape.
   """
   points_ND = points_ND if hasattr(points_ND, "shape") else np.asarray(points_ND, np.float32)
-  if len(points_ND.shape) != 2 or not points_ND.shape[1]:
-    raise ValueError(f"k-means needs [N >= 1, D >= 1] points; got shape {tuple(points_ND.shape)}")
-  if not 1 <= num_clusters <= MOST_CLUSTERS:
-    raise ValueError(f"k-means into {num_clusters} clusters is not allowed: 1 to {MOST_CLUSTERS}")
-  if start_CD is not None and np.shape(start_CD) != (num_clusters, points_ND.shape[1]):
-    raise ValueError(
-      f"the start has shape {np.shape(start_CD)}; [{num_clusters}, {points_ND.shape[1]}] is needed"
-    )
+  _check_shapes(points_ND, num_clusters, start_CD)
   rows = Rows(points_ND, mesh)
   longest_D = _checked(rows)
   capacity = assignment.cluster_capacity(rows.num, num_clusters)
@@ -97,6 +91,18 @@ def balanced_kmeans(
   if told:
     told(total, total)
   return centroids_CD, rows.mine(cluster_N)
+
+
+def _check_shapes(points_ND: Sliceable, num_clusters: int, start_CD: np.ndarray | None) -> None:
+  """Raises ValueError for what can be told before a point is read."""
+  if len(points_ND.shape) != 2 or not points_ND.shape[1]:
+    raise ValueError(f"k-means needs [N >= 1, D >= 1] points; got shape {tuple(points_ND.shape)}")
+  if not 1 <= num_clusters <= MOST_CLUSTERS:
+    raise ValueError(f"k-means into {num_clusters} clusters is not allowed: 1 to {MOST_CLUSTERS}")
+  if start_CD is not None and np.shape(start_CD) != (num_clusters, points_ND.shape[1]):
+    raise ValueError(
+      f"the start has shape {np.shape(start_CD)}; [{num_clusters}, {points_ND.shape[1]}] is needed"
+    )
 
 
 def _checked(rows: Rows) -> np.ndarray:

@@ -58,29 +58,40 @@ def complete(
   ]
   code_N = np.asarray([stable_hash(key) % size for key in keys], np.int32)
   if mode == "probe":
-    prefix_NP = prefix_NP.copy()
-    used = _Used(taken, size)
-    crowded = []
-    # Ids of one hash, or one id twice, go by the whole key.
-    for row in sorted(
-      range(len(ads)), key=lambda row: (stable_hash(str(ads.ad_id[row])), keys[row])
-    ):
-      prefix = tuple(prefix_NP[row].tolist())
-      # Later, not at once: who moves must not take a code from an ad whose own prefix this is.
-      if used.is_full(prefix):
-        crowded.append(row)
-      else:
-        code_N[row] = used.take(prefix, int(code_N[row]))
-    if nearby is not None:
-      centroids, vector_of = nearby
-      search = _OpenPrefixes(centroids, used)
-      for row in crowded:
-        prefix = search.nearest(vector_of(row), tuple(prefix_NP[row].tolist()))
-        if prefix is None:  # no code is free anywhere, so none is for the ads that follow
-          break
-        prefix_NP[row] = prefix
-        code_N[row] = used.take(prefix, int(code_N[row]))
+    prefix_NP, code_N = _probed(ads.ad_id, keys, prefix_NP, code_N, _Used(taken, size), nearby)
   return np.concatenate([prefix_NP, code_N[:, None]], axis=1).astype(np.int32)
+
+
+def _probed(
+  ad_id_N: np.ndarray,
+  keys: Sequence[str],
+  prefix_NP: np.ndarray,
+  code_N: np.ndarray,
+  used: "_Used",
+  nearby: tuple[Sequence[np.ndarray], Callable[[int], np.ndarray]] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Prefixes and last codes after probing, from the hashes that it starts at (see `complete`)."""
+  prefix_NP = prefix_NP.copy()
+  code_N = code_N.copy()
+  crowded = []
+  # Ids of one hash, or one id twice, go by the whole key.
+  for row in sorted(range(len(keys)), key=lambda row: (stable_hash(str(ad_id_N[row])), keys[row])):
+    prefix = tuple(prefix_NP[row].tolist())
+    # Later, not at once: who moves must not take a code from an ad whose own prefix this is.
+    if used.is_full(prefix):
+      crowded.append(row)
+    else:
+      code_N[row] = used.take(prefix, int(code_N[row]))
+  if nearby is not None:
+    centroids, vector_of = nearby
+    search = _OpenPrefixes(centroids, used)
+    for row in crowded:
+      prefix = search.nearest(vector_of(row), tuple(prefix_NP[row].tolist()))
+      if prefix is None:  # no code is free anywhere, so none is for the ads that follow
+        break
+      prefix_NP[row] = prefix
+      code_N[row] = used.take(prefix, int(code_N[row]))
+  return prefix_NP, code_N
 
 
 class _Used:

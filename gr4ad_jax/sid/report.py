@@ -11,8 +11,9 @@ import numpy as np
 
 from gr4ad_jax.data import schema
 from gr4ad_jax.index.index import SidIndex
-from gr4ad_jax.sid import encoders, last_level, swing, tokenizer, tower
-from gr4ad_jax.sid.rows import nearest
+from gr4ad_jax.sid import encoders, last_level, tokenizer, tower
+from gr4ad_jax.sid.nearest import nearest
+from gr4ad_jax.swing import by_config, swing
 
 CUTS = (1, 5, 10)
 PART = 64  # queries whose best ads are found at once
@@ -200,24 +201,16 @@ def quality_report(
   config = fitted.config
   text_ND = encoders.encode(ads, config.encoder)
   vectors_ND = fitted.embed(ads)
-  neighbors = tokenizer.co_occurrence(events, len(ads), config, fitted.seed, told)
+  neighbors = by_config.co_occurrence(events, len(ads), config, fitted.seed, told)
   # Share and seed are those of `tokenizer.fit`, so this is the very split that the tower had.
   pairs, held_out = neighbors.split(tokenizer.HELD_OUT, fitted.seed)
-  prefix_NP = codes_NT[:, :-1]
-  # Both ways to make the last level from the same prefixes, whichever the tokenizer uses.
-  codes = {
-    mode: code_quality(
-      last_level.complete(ads, prefix_NP, config.codebooks[-1], mode), config.codebooks
-    )
-    for mode in ("hash", "probe")
-  }
   # What the first code would be without balance.
   nearest_N = nearest(fitted.quantized(vectors_ND), fitted.centroids[0], 1)[0][:, 0]
   report = {
     "ads": len(ads),
     "codebooks": list(config.codebooks),
     "last_level": config.last_level,
-    "codes": codes,
+    "codes": _of_both_modes(ads, codes_NT, config.codebooks),
     "moved_by_balance": float((nearest_N != codes_NT[:, 0]).mean()),
     "item_recall": _measured(
       {
@@ -230,6 +223,17 @@ def quality_report(
   if unseen and fitted.tower is not None:
     report["unseen_ads"] = _unseen_recall(fitted, ads, neighbors, text_ND)
   return report
+
+
+def _of_both_modes(
+  ads: schema.AdTable, codes_NT: np.ndarray, codebooks: tuple[int, ...]
+) -> dict[str, dict]:
+  """`code_quality` of both ways to make the last level, whichever the tokenizer uses."""
+  # From the same prefixes. Without `nearby` no ad moves to another prefix.
+  return {
+    mode: code_quality(last_level.complete(ads, codes_NT[:, :-1], codebooks[-1], mode), codebooks)
+    for mode in ("hash", "probe")
+  }
 
 
 def _unseen_recall(

@@ -21,8 +21,8 @@ import numpy as np
 import optax
 
 from gr4ad_jax.sid import kmeans
+from gr4ad_jax.sid.nearest import Sliceable
 from gr4ad_jax.sid.params import flat, nested
-from gr4ad_jax.sid.rows import Sliceable
 
 COMMITMENT = 0.25  # weight of the latent's pull towards its codes
 BATCH = 1024
@@ -158,26 +158,11 @@ def fit(
     ValueError: vectors that are not finite.
   """
   x_ND = jnp.asarray(x_ND, jnp.float32)
-  N, D = x_ND.shape
+  N = len(x_ND)
   # 0 where all vectors are equal: then 1, so that nothing is divided by 0.
   scale = float(jnp.square(x_ND - x_ND.mean(axis=0)).sum(axis=1).mean()) or 1.0
-  encoder = Mlp(hidden_width(D), width)
-  decoder = Mlp(hidden_width(D), D)
-  first, second = jax.random.split(jax.random.key(seed))
-  params = {
-    "encoder": encoder.init(first, x_ND[:1])["params"],
-    "decoder": decoder.init(second, jnp.zeros((1, width)))["params"],
-  }
   rng = np.random.default_rng(seed)
-  residual = np.asarray(
-    encoder.apply({"params": params["encoder"]}, x_ND[rng.permutation(N)[: 16 * BATCH]])
-  )
-  # Codes start where the untrained encoder puts a sample of ads, level by level of what is left.
-  params["codes"] = []
-  for level, size in enumerate(codebooks):
-    centroids_CD, number = kmeans.balanced_kmeans(residual, size, iterations=5, seed=seed + level)
-    residual = residual - centroids_CD[number]
-    params["codes"].append(jnp.asarray(centroids_CD))
+  params = _start(x_ND, codebooks, width, seed, rng)
   state = params, _optimiser(steps).init(params)
   # Codes that were the nearest of some ad since the last restart.
   used = [jnp.zeros(size, bool) for size in codebooks]
@@ -203,6 +188,30 @@ def fit(
       state = params, opt_state
   params = jax.device_get(state[0])
   return Encoder(flat(params["encoder"])), tuple(params["codes"])
+
+
+def _start(
+  x_ND: jax.Array, codebooks: tuple[int, ...], width: int, seed: int, rng: np.random.Generator
+) -> dict:
+  """Parameters to begin with: random networks, and codes by k-means of what these make of ads."""
+  N, D = x_ND.shape
+  encoder = Mlp(hidden_width(D), width)
+  decoder = Mlp(hidden_width(D), D)
+  first, second = jax.random.split(jax.random.key(seed))
+  params = {
+    "encoder": encoder.init(first, x_ND[:1])["params"],
+    "decoder": decoder.init(second, jnp.zeros((1, width)))["params"],
+  }
+  residual = np.asarray(
+    encoder.apply({"params": params["encoder"]}, x_ND[rng.permutation(N)[: 16 * BATCH]])
+  )
+  # Codes start where the untrained encoder puts a sample of ads, level by level of what is left.
+  params["codes"] = []
+  for level, size in enumerate(codebooks):
+    centroids_CD, number = kmeans.balanced_kmeans(residual, size, iterations=5, seed=seed + level)
+    residual = residual - centroids_CD[number]
+    params["codes"].append(jnp.asarray(centroids_CD))
+  return params
 
 
 def _optimiser(steps: int) -> optax.GradientTransformation:

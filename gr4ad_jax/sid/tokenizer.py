@@ -11,19 +11,18 @@ balanced in the same way.
 
 import dataclasses
 import functools
-import json
 import logging
-import os
 
 import numpy as np
 
 from gr4ad_jax import config as settings
-from gr4ad_jax import files
 from gr4ad_jax.data import schema
 from gr4ad_jax.features import cooccurrence
-from gr4ad_jax.sid import encoders, kmeans, last_level, rqvae, swing, tower
-from gr4ad_jax.sid.params import content_width
-from gr4ad_jax.sid.rows import STEP, Residual, Shipped, Sliceable, nearest, ship
+from gr4ad_jax.sid import encoders, kmeans, last_level, rqvae, tokenizer_file, tower
+from gr4ad_jax.sid.nearest import STEP, Shipped, Sliceable, nearest, ship
+from gr4ad_jax.sid.rows import Residual
+from gr4ad_jax.swing import swing
+from gr4ad_jax.swing.by_config import co_occurrence
 
 # Share of the Swing pairs that no tower is trained on. The quality report is measured on them.
 HELD_OUT = 0.1
@@ -128,90 +127,16 @@ class Tokenizer:
     )
 
   def save(self, directory: str) -> None:
-    """Writes `tokenizer.npz`, under a temporary name first.
-
-    Arrays and settings are one file, so neither can stand there without the other.
-    """
-    os.makedirs(directory, exist_ok=True)
-    arrays = {f"centroids/{level}": value for level, value in enumerate(self.centroids)}
-    about = {"config": dataclasses.asdict(self.config), "seed": self.seed, "price": None}
-    if self.tower is not None:
-      arrays |= {f"tower/{name}": value for name, value in self.tower.params.items()}
-      about["price"] = self.tower.price
-    if self.bridge is not None:
-      arrays["bridge"] = self.bridge
-    if self.latent is not None:
-      arrays |= {f"rqvae/{name}": value for name, value in self.latent.params.items()}
-    files.save_arrays(
-      os.path.join(directory, "tokenizer.npz"), about=np.asarray(json.dumps(about)), **arrays
+    """Writes `tokenizer.npz` (`tokenizer_file`)."""
+    parts = tokenizer_file.Parts(
+      self.config, self.seed, self.centroids, self.tower, self.bridge, self.latent
     )
+    tokenizer_file.write(directory, parts)
 
   @classmethod
   def load(cls, directory: str) -> "Tokenizer":
-    """Reads what `save` wrote.
-
-    Raises:
-      FileNotFoundError: there is no tokenizer.
-      files.DamagedError: the file is another than was written.
-      schema.DataError: it is incomplete, or its arrays are not of the shapes that its own settings
-        ask for.
-    """
-    path = os.path.join(directory, "tokenizer.npz")
-    try:
-      arrays = files.load_all(path)
-    except FileNotFoundError as error:
-      raise FileNotFoundError(f"{path}: no tokenizer here") from error
-    try:
-      about = json.loads(str(arrays.pop("about")))
-      config = settings.SidConfig(
-        **about["config"] | {"codebooks": tuple(about["config"]["codebooks"])}
-      )
-      centroids = tuple(arrays[f"centroids/{level}"] for level in range(len(config.codebooks) - 1))
-    except (KeyError, TypeError, ValueError) as error:
-      raise schema.DataError(f"{path}: not a whole tokenizer file ({error!r})") from error
-    if tuple(map(len, centroids)) != config.codebooks[:-1]:
-      raise schema.DataError(
-        f"{path}: centroids of {[len(c) for c in centroids]} codes, codebooks {config.codebooks}"
-      )
-    # `width` is that of the ads' vectors. With an RQ-VAE the centroids have the latents' width, so
-    # the encoder's first kernel tells it.
-    latent = None
-    width = centroids[0].shape[1]
-    if config.quantizer == "rqvae":
-      latent = rqvae.Encoder(_named(arrays, "rqvae/"))
-      width = content_width(
-        latent.params, "hidden", functools.partial(rqvae.expected_shapes, config.rqvae_width)
-      )
-      if not width or centroids[0].shape[1] != config.rqvae_width:
-        raise schema.DataError(
-          f"{path}: the RQ-VAE's parameters are not those of width {config.rqvae_width}"
-        )
-    bridge = arrays.get("bridge")
-    beside = config.cooccurrence_width
-    # np.shape(None) is (): without co-occurrence no bridge may be there.
-    if np.shape(bridge) != ((width - beside, beside) if beside else ()):
-      raise schema.DataError(
-        f"{path}: a bridge of shape {np.shape(bridge)}, --cooccurrence_width={beside}"
-      )
-    if not config.tower_steps:
-      return cls(config, about["seed"], centroids, None, bridge, latent)
-    of_tower = _named(arrays, "tower/")
-    if not content_width(
-      of_tower, "skip", functools.partial(tower.expected_shapes, config.tower_width)
-    ):
-      raise schema.DataError(
-        f"{path}: the tower's parameters are not those of width {config.tower_width}"
-      )
-    return cls(
-      config, about["seed"], centroids, tower.Tower(of_tower, tuple(about["price"])), bridge, latent
-    )
-
-
-def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-  """The arrays whose names begin with the prefix, by the rest of their names."""
-  return {
-    name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)
-  }
+    """Reads what `save` wrote. Raises what `tokenizer_file.read` does."""
+    return cls(*tokenizer_file.read(directory))
 
 
 def fit(
@@ -247,15 +172,7 @@ def fit(
       not below the number of ads.
     schema.DataError: bad vectors, forms, or no co-occurrence to learn from.
   """
-  if len(config.codebooks) < 2 or min(config.codebooks) < 1:
-    raise settings.ConfigError(
-      f"codebooks {config.codebooks}: two levels or more, of a code or more, are needed"
-    )
-  if config.cooccurrence_width and config.cooccurrence_width >= len(ads):
-    limit = f"below {len(ads)}, the number of ads"
-    raise settings.ConfigError(
-      f"--cooccurrence_width={config.cooccurrence_width} is not allowed: {limit}"
-    )
+  _check(config, len(ads))
   text_ND = encoders.unit_rows(ads, config.encoder)
   trained = None
   if config.tower_steps:
@@ -280,6 +197,19 @@ def fit(
   return fitted, last_level.complete(
     ads, prefix_NP, config.codebooks[-1], config.last_level, nearby=nearby
   )
+
+
+def _check(config: settings.SidConfig, num_ads: int) -> None:
+  """Raises what `fit` says of the settings, before anything is read."""
+  if len(config.codebooks) < 2 or min(config.codebooks) < 1:
+    raise settings.ConfigError(
+      f"codebooks {config.codebooks}: two levels or more, of a code or more, are needed"
+    )
+  if config.cooccurrence_width and config.cooccurrence_width >= num_ads:
+    limit = f"below {num_ads}, the number of ads"
+    raise settings.ConfigError(
+      f"--cooccurrence_width={config.cooccurrence_width} is not allowed: {limit}"
+    )
 
 
 def _quantize(
@@ -339,51 +269,6 @@ def _taken_together(events: swing.Columns, num_ads: int, config: settings.SidCon
   return cooccurrence.ppmi_vectors(
     user_L, ad_L, num_ads, config.cooccurrence_width, config.cooccurrence_window
   )
-
-
-def co_occurrence(
-  events: swing.Columns,
-  num_ads: int,
-  config: settings.SidConfig,
-  seed: int,
-  told: swing.Told | None = None,
-) -> swing.Neighbors:
-  """Swing neighbours (`swing.py`) from the training visits, by the settings.
-
-  A tower learns from all of them but `HELD_OUT`.
-
-  Raises:
-    schema.DataError: bad columns; or `swing_path` is damaged, or holds neighbours that were made
-      by other settings or for another number of ads.
-    OSError: `swing_path` cannot be read.
-  """
-  if config.swing_path:
-    found = swing.Neighbors.load(config.swing_path, swing_settings(config, seed))
-    if len(found.ads_NK) != num_ads or found.ads_NK.max(initial=-1) >= num_ads:
-      raise schema.DataError(
-        f"{config.swing_path}: neighbours of {len(found.ads_NK)} ads; the table has {num_ads}"
-      )
-    return found
-  arguments = swing_arguments(config, seed)
-  return swing.fit_swing(events, num_ads, **arguments, memory_mb=config.swing_memory_mb, told=told)
-
-
-def swing_arguments(config: settings.SidConfig, seed: int) -> dict[str, float]:
-  """The keyword arguments of Swing that the settings hold, here and as a Beam pipeline."""
-  return {
-    "alpha": config.swing_alpha,
-    "neighbors": config.swing_neighbors,
-    "max_users_per_item": config.swing_visits,
-    "max_items_per_user": config.swing_basket,
-    "min_support": config.swing_support,
-    "seed": seed,
-  }
-
-
-def swing_settings(config: settings.SidConfig, seed: int) -> dict[str, float]:
-  """The settings that Swing's neighbours depend on, by flag. Memory is not among them."""
-  names = ("swing_alpha", "swing_neighbors", "swing_visits", "swing_basket", "swing_support")
-  return {name: getattr(config, name) for name in names} | {"seed": seed}
 
 
 def tower_settings(config: settings.SidConfig) -> dict:

@@ -16,9 +16,9 @@ import numpy as np
 import optax
 
 from gr4ad_jax.data import schema
-from gr4ad_jax.sid import swing
+from gr4ad_jax.sid.nearest import Sliceable
 from gr4ad_jax.sid.params import flat, nested
-from gr4ad_jax.sid.rows import Sliceable
+from gr4ad_jax.swing import swing
 
 BUCKETS = 256  # hash buckets of categories, and of accounts; 0 is "unknown"
 FIELD_WIDTH = 16

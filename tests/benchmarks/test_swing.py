@@ -5,7 +5,7 @@ import pytest
 
 from gr4ad_jax.benchmarks import swing as benchmark
 from gr4ad_jax.config import Config, SidConfig
-from gr4ad_jax.sid import swing
+from gr4ad_jax.swing import swing
 
 
 def test_the_log_follows_its_power_laws(tmp_path):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax.index import index
-from gr4ad_jax.sid import report, swing
+from gr4ad_jax.sid import report
+from gr4ad_jax.swing import swing
 
 CODES = st.lists(
   st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=40

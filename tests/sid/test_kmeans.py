@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from gr4ad_jax.sid import assignment, kmeans, rows
+from gr4ad_jax.sid import assignment, kmeans, nearest, rows
 
 
 @settings(max_examples=40, deadline=None)
@@ -92,7 +92,7 @@ def test_nearest_by_chunks_equals_brute_force(monkeypatch):
     rng.normal(size=(50, 5)).astype(np.float32),
     rng.normal(size=(9, 5)).astype(np.float32),
   )
-  cluster, squared = rows.nearest(points, centroids, 4)
+  cluster, squared = nearest.nearest(points, centroids, 4)
   cost = ((points[:, None] - centroids) ** 2).sum(axis=2)
   np.testing.assert_array_equal(cluster, np.argsort(cost, axis=1)[:, :4])
   np.testing.assert_allclose(squared, np.sort(cost, axis=1)[:, :4], rtol=1e-4)
@@ -105,8 +105,8 @@ def test_nearest_by_blocks_equals_brute_force(candidates):
     rng.normal(size=(40, 5)).astype(np.float32),
     rng.normal(size=(523, 5)).astype(np.float32),
   )
-  assert 4 * rows.BLOCK * candidates <= 523
-  cluster, squared = rows.nearest(points, centroids, candidates)
+  assert 4 * nearest.BLOCK * candidates <= 523
+  cluster, squared = nearest.nearest(points, centroids, candidates)
   cost = ((points[:, None] - centroids) ** 2).sum(axis=2)
   np.testing.assert_array_equal(cluster, np.argsort(cost, axis=1)[:, :candidates])
   np.testing.assert_allclose(squared, np.sort(cost, axis=1)[:, :candidates], atol=1e-5)

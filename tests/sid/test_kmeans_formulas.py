@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from gr4ad_jax.sid import assignment, kmeans, rows
+from gr4ad_jax.sid import assignment, kmeans, nearest, rows
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_nearest_of_some_rows_among_open_centroids(monkeypatch):
 
 
 def test_the_nearest_of_nothing_is_nothing():
-  cluster, squared = rows.nearest(np.zeros((0, 3), np.float32), np.zeros((5, 3), np.float32), 2)
+  cluster, squared = nearest.nearest(np.zeros((0, 3), np.float32), np.zeros((5, 3), np.float32), 2)
   assert cluster.shape == squared.shape == (0, 2) and cluster.dtype == np.int32
 
 
@@ -302,4 +302,4 @@ def test_equal_centroids_go_by_number_in_blocks_too():
   for count in (40, 523):
     centroids = np.ones((count, 2), np.float32)
     centroids[[7, 30]] = 0
-    assert rows.nearest(np.zeros((3, 2), np.float32), centroids, 1)[0].tolist() == [[7]] * 3
+    assert nearest.nearest(np.zeros((3, 2), np.float32), centroids, 1)[0].tolist() == [[7]] * 3

@@ -12,7 +12,8 @@ import pytest
 from gr4ad_jax import config
 from gr4ad_jax.data import schema
 from gr4ad_jax.features import cooccurrence
-from gr4ad_jax.sid import encoders, kmeans, report, swing, tokenizer, tower
+from gr4ad_jax.sid import encoders, kmeans, report, tokenizer, tower
+from gr4ad_jax.swing import by_config, swing
 
 SETTINGS = config.SidConfig(codebooks=(5, 4, 3, 16), tower_steps=0, kmeans_iterations=2)
 
@@ -117,20 +118,20 @@ def test_neighbours_of_other_ads_are_refused(parted, tmp_path):
     ads_NK = np.full((40, 2), -1, np.int32)
     ads_NK[4, 0] = highest
     swing.Neighbors(ads_NK, (ads_NK >= 0).astype(np.float32)).save(
-      path, tokenizer.swing_settings(sid, 0)
+      path, by_config.swing_settings(sid, 0)
     )
     if refused:
       with pytest.raises(schema.DataError, match="neighbours of 40 ads; the table has 40"):
-        tokenizer.co_occurrence(parted[1], 40, sid, 0)
+        by_config.co_occurrence(parted[1], 40, sid, 0)
     else:
-      assert tokenizer.co_occurrence(parted[1], 40, sid, 0).ads_NK[4, 0] == 39
+      assert by_config.co_occurrence(parted[1], 40, sid, 0).ads_NK[4, 0] == 39
   swing.Neighbors(ads_NK, np.zeros((40, 3), np.float32)).save(
-    path, tokenizer.swing_settings(sid, 0)
+    path, by_config.swing_settings(sid, 0)
   )
   with pytest.raises(
     schema.DataError, match=r"neighbours of shape \(40, 2\), similarities \(40, 3\)"
   ):
-    tokenizer.co_occurrence(parted[1], 40, sid, 0)
+    by_config.co_occurrence(parted[1], 40, sid, 0)
 
 
 def quality_by_loops(codes, codebooks):

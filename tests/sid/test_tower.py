@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data import schema
-from gr4ad_jax.sid import report, swing, tower
+from gr4ad_jax.sid import report, tower
+from gr4ad_jax.swing import swing
 
 OPTIONS = {"width": 16, "temperature": 0.1, "seed": 0}
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data import schema
-from gr4ad_jax.sid import swing, tower
+from gr4ad_jax.sid import tower
+from gr4ad_jax.swing import swing
 
 NUM, WIDTH, CONTENT = 12, 5, 7
 

@@ -8,7 +8,8 @@ import pytest
 
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.index.live_index import LiveIndex
-from gr4ad_jax.sid import assignment, kmeans, report, rows, rqvae, swing, tokenizer
+from gr4ad_jax.sid import assignment, kmeans, nearest, report, rows, rqvae, tokenizer
+from gr4ad_jax.swing import swing
 
 
 class Counted(np.ndarray):
@@ -208,10 +209,12 @@ def test_new_ads_are_encoded_with_centroids_shipped_once(monkeypatch, make):
   fitted, _ = tokenizer.fit(ads, events, sid, seed=0)
   expected = fitted.encode(ads)
   shipped, seen = [], []
-  real_ship, real_nearest = rows.ship, rows._nearest_alone
+  real_ship, real_nearest = nearest.ship, nearest._nearest_alone
   monkeypatch.setattr(tokenizer, "ship", lambda table: (shipped.append(table), real_ship(table))[1])
   monkeypatch.setattr(
-    rows, "_nearest_alone", lambda *arguments: (seen.append(arguments), real_nearest(*arguments))[1]
+    nearest,
+    "_nearest_alone",
+    lambda *arguments: (seen.append(arguments), real_nearest(*arguments))[1],
   )
   monkeypatch.setattr(tokenizer, "STEP", 8)
   again = tokenizer.Tokenizer(fitted.config, 0, fitted.centroids, None)

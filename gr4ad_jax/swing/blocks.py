@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gr4ad_jax.sid.swing_groups import Groups, cuts
+from gr4ad_jax.swing.groups import Groups, cuts
 
 
 @dataclasses.dataclass(frozen=True)

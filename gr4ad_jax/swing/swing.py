@@ -36,8 +36,8 @@ from typing import Protocol
 import numpy as np
 
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.sid import swing_blocks
-from gr4ad_jax.sid.swing_groups import (
+from gr4ad_jax.swing import blocks
+from gr4ad_jax.swing.groups import (
   BLOCK,
   Groups,
   check_columns,
@@ -48,7 +48,7 @@ from gr4ad_jax.sid.swing_groups import (
 )
 
 # Bytes that an entry and a pair of a block take at the most, with all arrays made of them. What the
-# two are, `swing_blocks` says.
+# two are, `blocks` says.
 _ENTRY_BYTES = 128
 _PAIR_BYTES = 32
 _WORKER_BYTES = 64 << 20  # of memory, for each worker after the first
@@ -209,14 +209,29 @@ def fit_swing(
   workers = min(workers or os.cpu_count() or 1, max(memory // _WORKER_BYTES, 1))
   baskets = _baskets(events, max_items_per_user, seed, memory, told)
   visits = _visits(baskets, max_users_per_item, seed, memory, told)
-  share = memory // (2 * workers)  # half for entries, half for pairs
   found = _Filled(num_ads, neighbors)
+  share = memory // (2 * workers)  # half for entries, half for pairs
+  _compare(baskets, visits, found, alpha, min_support, share, workers, told)
+  return found.neighbors
+
+
+def _compare(
+  baskets: Groups,
+  visits: Groups,
+  found: "_Filled",
+  alpha: float,
+  min_support: int,
+  share: int,
+  workers: int,
+  told: Told | None,
+) -> None:
+  """Fills in the neighbours, a block of ads a worker. `share` bytes bound entries, and pairs."""
 
   # Threads, as NumPy lets go of the interpreter's lock in its long loops. Blocks are of distinct
   # ads, so no two write the same rows.
   def work(low: int, high: int) -> None:
     found.take(
-      swing_blocks.similar(
+      blocks.similar(
         baskets, visits, low, high, alpha=alpha, min_support=max(min_support, 2),
         pairs_at_once=max(min(_PAIRS, share // _PAIR_BYTES), 1),
       )
@@ -224,7 +239,6 @@ def fit_swing(
 
   most = max(min(_ENTRIES, share // _ENTRY_BYTES), 1)
   _all(work, list(cuts(_entries(baskets, visits), most)), visits.sizes(), workers, told)
-  return found.neighbors
 
 
 def at_least(low: int, **settings: int) -> None:
@@ -241,7 +255,7 @@ class _Filled:
     shape = (num_ads, neighbors)
     self.neighbors = Neighbors(np.full(shape, -1, np.int32), np.zeros(shape, np.float32))
 
-  def take(self, cells: swing_blocks.Cells) -> None:
+  def take(self, cells: blocks.Cells) -> None:
     """Keeps the most similar of each ad. Threads may take other ads at the same time."""
     # A cell's rank is its column: cells of an ad come from the most similar on.
     rank = cells.rank()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax import config
-from gr4ad_jax.sid import swing, swing_beam
+from gr4ad_jax.swing import pipeline, swing
 
 Log = collections.namedtuple("Log", "request user ad split")
 
@@ -131,16 +131,16 @@ def make_log(single):
   ],
 )
 def test_equals_one_machine(monkeypatch, tmp_path, single, changed):
-  monkeypatch.setattr(swing_beam, "_USERS", 5)
+  monkeypatch.setattr(pipeline, "_USERS", 5)
   log, sid = make_log(single), config.SidConfig(**changed)
   packages = {"apache_beam": BEAM, "tensorflow_datasets": prepared(log, 10)}
-  monkeypatch.setattr(swing_beam, "optional", lambda name, extra="": packages[name])
+  monkeypatch.setattr(pipeline, "optional", lambda name, extra="": packages[name])
   expected = swing.fit_swing(
     log, 10, alpha=sid.swing_alpha, neighbors=sid.swing_neighbors,
     max_users_per_item=sid.swing_visits, max_items_per_user=sid.swing_basket,
     min_support=sid.swing_support, seed=4,
   )  # fmt: skip
-  found = swing_beam.run({"events": "events", "ads": "ads"}, sid, 4, str(tmp_path))
+  found = pipeline.run({"events": "events", "ads": "ads"}, sid, 4, str(tmp_path))
   assert (expected.ads_NK >= 0).any() and (
     expected.ads_NK[9] == -1
   ).all()  # the tenth was never taken
@@ -151,13 +151,13 @@ def test_equals_one_machine(monkeypatch, tmp_path, single, changed):
 
 def test_options_and_settings_that_are_refused(monkeypatch, tmp_path):
   packages = {"apache_beam": BEAM, "tensorflow_datasets": None}
-  monkeypatch.setattr(swing_beam, "optional", lambda name, extra="": packages[name])
+  monkeypatch.setattr(pipeline, "optional", lambda name, extra="": packages[name])
   with pytest.raises(config.ConfigError) as told:
-    swing_beam.run({}, config.SidConfig(), 0, str(tmp_path), ["--runner=Nothing", "--x"])
+    pipeline.run({}, config.SidConfig(), 0, str(tmp_path), ["--runner=Nothing", "--x"])
   assert str(told.value) == "--beam_options=--runner=Nothing --x is not allowed: no such runner"
   for name in ("neighbors", "max_users_per_item", "max_items_per_user"):
     with pytest.raises(ValueError, match=f"{name} is 0; 1 or more is needed"):
-      swing_beam.similar_ads(Values(), **{name: 0})
+      pipeline.similar_ads(Values(), **{name: 0})
 
 
 def test_the_largest_visit_of_users():
@@ -167,5 +167,5 @@ def test_the_largest_visit_of_users():
     (1, np.array([7]), np.array([1])),
   ]
   examples.append((2, nothing, nothing))
-  assert [swing_beam._largest(example) for example in examples] == [2, 1, 0]
-  assert swing_beam._most([2, 1, 0]) == 2 and swing_beam._most([]) == 0
+  assert [pipeline._largest(example) for example in examples] == [2, 1, 0]
+  assert pipeline._most([2, 1, 0]) == 2 and pipeline._most([]) == 0

@@ -16,8 +16,8 @@ import numpy as np
 
 from gr4ad_jax.config import ConfigError, SidConfig
 from gr4ad_jax.data.extras import optional
-from gr4ad_jax.sid import swing, swing_blocks, tokenizer
-from gr4ad_jax.sid.swing_groups import Groups, priority
+from gr4ad_jax.swing import blocks, by_config, swing
+from gr4ad_jax.swing.groups import Groups, priority
 
 _PAIRS = 1 << 22  # held in memory
 _USERS = 1000  # read at once
@@ -33,7 +33,7 @@ Row = tuple[int, list[int], list[float]]  # an ad; its neighbours, strongest fir
 def run(
   folders: dict[str, str], config: SidConfig, seed: int, parts: str, options: Sequence[str] = ()
 ) -> swing.Neighbors:
-  """The neighbours of a prepared data set, as `tokenizer.co_occurrence` gives them.
+  """The neighbours of a prepared data set, as `by_config.co_occurrence` gives them.
 
   Args:
     folders: of the prepared parts (`prepare.prepared_folders`). All workers must be able to read
@@ -58,7 +58,7 @@ def run(
   num_ads = tfds.builder_from_directory(folders["ads"]).info.splits["ads"].num_examples
   with pipeline:
     rows = similar_ads(
-      read_examples(pipeline, folders["events"]), **tokenizer.swing_arguments(config, seed)
+      read_examples(pipeline, folders["events"]), **by_config.swing_arguments(config, seed)
     )
     _ = rows | beam.Map(json.dumps) | beam.io.WriteToText(os.path.join(parts, "rows"))
   return assemble(_written(parts), num_ads, config.swing_neighbors)
@@ -189,7 +189,7 @@ def _row(
   rows = np.arange(len(visits), dtype=np.int32)
   # A catalogue of the ads of these visits alone, numbered from 0, in which the ad is `own`.
   own = np.searchsorted(ads, [ad]).astype(np.int32)
-  cells = swing_blocks.similar(
+  cells = blocks.similar(
     Groups(rows, start, member.astype(np.int32)), Groups(own, np.array([0, len(rows)]), rows), 0, 1,
     alpha=alpha, min_support=max(min_support, 2), pairs_at_once=_PAIRS,
   )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from gr4ad_jax.config import DataConfig, SidConfig
 from gr4ad_jax.data.prepare import load_dataset, prepared_folders
-from gr4ad_jax.sid import swing_beam, tokenizer
+from gr4ad_jax.swing import by_config, pipeline
 from tests import tiny
 
 pytest.importorskip("apache_beam")
@@ -37,11 +37,11 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_equals_one_machine(folder, tmp_path, monkeypatch, name):
   data = config_of(folder)
-  monkeypatch.setattr(swing_beam, "_USERS", 5)
+  monkeypatch.setattr(pipeline, "_USERS", 5)
   config = dataclasses.replace(SidConfig(), **SETTINGS[name])
   dataset = load_dataset(data)
-  expected = tokenizer.co_occurrence(dataset.events, len(dataset.ads), config, 3)
-  found = swing_beam.run(prepared_folders(data), config, 3, str(tmp_path / "parts"))
+  expected = by_config.co_occurrence(dataset.events, len(dataset.ads), config, 3)
+  found = pipeline.run(prepared_folders(data), config, 3, str(tmp_path / "parts"))
   assert (expected.ads_NK >= 0).any()
   np.testing.assert_array_equal(found.ads_NK, expected.ads_NK)
   np.testing.assert_array_equal(found.similarity_NK, expected.similarity_NK)
@@ -54,8 +54,8 @@ def test_ads_of_a_user_count_where_every_visit_holds_one(tmp_path):
   tiny.write_csv(tmp_path / "events.csv", tiny.EVENT_HEADER, single)
   data, config = config_of(tmp_path), SidConfig(swing_visits=5)
   dataset = load_dataset(data)
-  expected = tokenizer.co_occurrence(dataset.events, len(dataset.ads), config, 0)
-  found = swing_beam.run(prepared_folders(data), config, 0, str(tmp_path / "parts"))
+  expected = by_config.co_occurrence(dataset.events, len(dataset.ads), config, 0)
+  found = pipeline.run(prepared_folders(data), config, 0, str(tmp_path / "parts"))
   assert (expected.ads_NK >= 0).any()
   np.testing.assert_array_equal(found.ads_NK, expected.ads_NK)
   np.testing.assert_array_equal(found.similarity_NK, expected.similarity_NK)
@@ -70,7 +70,7 @@ def test_the_binary_keeps_what_a_tokenizer_takes(folder, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["neighbors.npz"]
   dataset = load_dataset(config_of(folder))
   fitted, taken = (
-    tokenizer.co_occurrence(dataset.events, 24, SidConfig(swing_path=path), 0)
+    by_config.co_occurrence(dataset.events, 24, SidConfig(swing_path=path), 0)
     for path in ("", str(out))
   )
   np.testing.assert_array_equal(taken.similarity_NK, fitted.similarity_NK)

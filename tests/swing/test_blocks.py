@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.sid import swing, swing_groups
+from gr4ad_jax.swing import groups, swing
 
 Log = collections.namedtuple("Log", "request user ad split")
 UNCUT = 1 << 30
@@ -34,7 +34,7 @@ def cut(entries=UNCUT, pairs=UNCUT, events=1 << 20, keys=UNCUT):
   """Blocks of so many entries, pairs, events and sorted keys."""
   with (
     mock.patch.multiple(swing, _ENTRIES=entries, _PAIRS=pairs, BLOCK=events),
-    mock.patch.multiple(swing_groups, BLOCK=events, _KEY_BYTES=max((1 << 30) // keys, 1)),
+    mock.patch.multiple(groups, BLOCK=events, _KEY_BYTES=max((1 << 30) // keys, 1)),
   ):
     yield
 
@@ -55,7 +55,7 @@ def sampled(log, max_items, max_users, seed):
     taken[visit] = lowest(
       ads,
       max_items,
-      lambda ad, visit=visit: swing_groups.priority([visit], [ad], seed, swing.OF_A_VISIT)[0],
+      lambda ad, visit=visit: groups.priority([visit], [ad], seed, swing.OF_A_VISIT)[0],
     )
   visits_of = collections.defaultdict(set)
   for visit, ads in taken.items():
@@ -65,7 +65,7 @@ def sampled(log, max_items, max_users, seed):
     visits_of[ad] = lowest(
       visits,
       max_users,
-      lambda visit, ad=ad: swing_groups.priority([visit], [ad], seed, swing.OF_AN_AD)[0],
+      lambda visit, ad=ad: groups.priority([visit], [ad], seed, swing.OF_AN_AD)[0],
     )
   return taken, visits_of
 
@@ -256,7 +256,7 @@ def test_groups_are_the_distinct_members_of_lowest_rank(pairs, cap, keys, events
     ]
 
   with cut(events=events, keys=keys):
-    found = swing_groups.group(blocks, cap, lambda group, members: (members + group) % 10, 1 << 30)
+    found = groups.group(blocks, cap, lambda group, members: (members + group) % 10, 1 << 30)
   assert found.ids_G.tolist() == sorted(expected)
   for row, group in enumerate(sorted(expected)):
     kept = sorted(
@@ -268,13 +268,13 @@ def test_groups_are_the_distinct_members_of_lowest_rank(pairs, cap, keys, events
 
 def test_priorities_are_distinct_and_even():
   visit, ad = np.divmod(np.arange(200_000), 1000)
-  found = swing_groups.priority(visit, ad, 0, swing.OF_AN_AD)
+  found = groups.priority(visit, ad, 0, swing.OF_AN_AD)
   assert len(np.unique(found)) == len(found)
   share = np.bincount((found >> np.uint64(60)).astype(int), minlength=16) / len(found)
   np.testing.assert_allclose(share, 1 / 16, atol=0.004)
   for other in (
-    swing_groups.priority(visit, ad, 1, swing.OF_AN_AD),
-    swing_groups.priority(visit, ad, 0, "others"),
+    groups.priority(visit, ad, 1, swing.OF_AN_AD),
+    groups.priority(visit, ad, 0, "others"),
   ):
     assert abs(np.corrcoef(found.astype(float), other.astype(float))[0, 1]) < 0.01
 
@@ -288,9 +288,9 @@ def test_a_priority_is_what_it_was():
     (7, 3, 0, swing.OF_A_VISIT, 10560530975865469302),
     (2**31 - 1, 2**31 - 2, 5, swing.OF_AN_AD, 17971290940105661617),
   ):
-    assert swing_groups.priority([visit], [ad], seed, use).tolist() == [expected]
+    assert groups.priority([visit], [ad], seed, use).tolist() == [expected]
 
 
 def test_runs_of_work_hold_at_most_so_much_or_one_item():
-  assert list(swing_groups.cuts(np.array([2, 2, 9, 1, 0, 0, 3]), 4)) == [(0, 2), (2, 3), (3, 7)]
-  assert list(swing_groups.cuts(np.zeros(0, int), 4)) == []
+  assert list(groups.cuts(np.array([2, 2, 9, 1, 0, 0, 3]), 4)) == [(0, 2), (2, 3), (3, 7)]
+  assert list(groups.cuts(np.zeros(0, int), 4)) == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gr4ad_jax.config import SidConfig
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.sid import swing, swing_beam, tokenizer
+from gr4ad_jax.swing import by_config, pipeline, swing
 
 BASKETS = st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=6), min_size=1, max_size=12)
 
@@ -112,7 +112,7 @@ def test_ads_of_a_user_count_where_every_visit_holds_one(make):
 def test_a_user_s_visits_as_the_pipeline_takes_them(largest):
   rng = np.random.default_rng(0)
   visit, ad = rng.integers(5, 40, 300), rng.integers(9, size=300)
-  found = list(swing_beam._visits_of_ads((77, visit, ad), largest, 1000, 0))
+  found = list(pipeline._visits_of_ads((77, visit, ad), largest, 1000, 0))
   visits = collections.defaultdict(set)
   for number, taken in zip(visit.tolist() if largest > 1 else [77] * 300, ad.tolist(), strict=True):
     visits[number].add(taken)
@@ -123,7 +123,7 @@ def test_a_user_s_visits_as_the_pipeline_takes_them(largest):
   ]
   assert [(one, number, held) for one, (_, number, held) in found] == expected
   assert len({first for _, (first, _, _) in found}) == len(found)
-  assert not list(swing_beam._visits_of_ads((77, visit[:0], ad[:0]), largest, 1000, 0))
+  assert not list(pipeline._visits_of_ads((77, visit[:0], ad[:0]), largest, 1000, 0))
 
 
 def test_neighbours_made_elsewhere_are_taken(shop, tmp_path):
@@ -131,19 +131,19 @@ def test_neighbours_made_elsewhere_are_taken(shop, tmp_path):
   path = str(tmp_path / "neighbors.npz")
   whole = swing.fit_swing(events, len(ads))
   config = SidConfig(swing_path=path)
-  whole.save(path, tokenizer.swing_settings(config, 0))
-  found = tokenizer.co_occurrence(events, len(ads), config, seed=0)
+  whole.save(path, by_config.swing_settings(config, 0))
+  found = by_config.co_occurrence(events, len(ads), config, seed=0)
   np.testing.assert_array_equal(found.ads_NK, whole.ads_NK)
   np.testing.assert_array_equal(found.similarity_NK, whole.similarity_NK)
   with pytest.raises(DataError, match="neighbors.npz: neighbours of 120 ads; the table has 99"):
-    tokenizer.co_occurrence(events, 99, config, seed=0)
+    by_config.co_occurrence(events, 99, config, seed=0)
   with pytest.raises(DataError, match="neighbors.npz: made with --seed=0; 1 is wanted"):
-    tokenizer.co_occurrence(events, len(ads), config, seed=1)
+    by_config.co_occurrence(events, len(ads), config, seed=1)
   for name, value in {"alpha": 0.5, "neighbors": 8, "visits": 9, "basket": 9, "support": 3}.items():
     with pytest.raises(
       DataError, match=rf"neighbors.npz: made with --swing_{name}=\d+(\.0)?; {value} is wanted"
     ):
-      tokenizer.co_occurrence(
+      by_config.co_occurrence(
         events, len(ads), dataclasses.replace(config, **{f"swing_{name}": value}), seed=0
       )
 

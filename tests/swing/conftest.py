@@ -1,0 +1,3 @@
+"""The small shop of `tests/sid`, for Swing."""
+
+from tests.sid.conftest import make, shop  # noqa: F401
