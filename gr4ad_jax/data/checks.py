@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.data import csv_rows, part_types, times
+from gr4ad_jax.data import csv_rows, part_types, text_cells, time_cells, times
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.data.time_cells import plain
 
 # Money or units of a cell: the sum over a million events of an ad in a visit is still at most
 # `schema.LARGEST`. What is more, a product of units and price say, is refused there.
@@ -54,7 +55,7 @@ class Cells:
     self._kinds = (array.type, *kinds)
     if isinstance(array, arrow.ChunkedArray):
       array = array.combine_chunks()
-    self.array = self._decoded(array)
+    self.array = text_cells.decoded(array, self.bad)
 
   def __len__(self):
     return len(self.array)
@@ -98,10 +99,10 @@ class Cells:
     """Text or whole numbers, as codes: (codes [E] int32, values [distinct] str in order of first
     appearance).
     """
-    codes, values = _encoded(self._text())
+    codes, values = text_cells.encoded(self._text())
     if not allow_empty:
       blank = np.fromiter((not value.strip() for value in values), bool, len(values))
-      self._refuse(blank[codes], "is empty", lambda row: values[codes[row]])
+      self.refuse(blank[codes], "is empty", lambda row: values[codes[row]])
     return codes, values
 
   def ids(self) -> tuple[np.ndarray, np.ndarray]:
@@ -136,8 +137,8 @@ class Cells:
       ),
     ):
       bad_V = bad.to_numpy(zero_copy_only=False)
-      self._refuse(bad_V[codes], problem)
-    return _encoded(names.take(encoded.indices))
+      self.refuse(bad_V[codes], problem)
+    return text_cells.encoded(names.take(encoded.indices))
 
   def text(self, *, allow_empty: bool = False) -> np.ndarray:
     """Text or whole numbers, as [N] str."""
@@ -151,21 +152,21 @@ class Cells:
     types = optional("pyarrow").types
     kind = self.array.type
     if types.is_large_string(kind):
-      value_E, empty_E = self._parsed(times.to_numbers, "is not a number")
+      value_E, empty_E = self.parsed(times.to_numbers, "is not a number")
     elif (
       types.is_integer(kind)
       or types.is_floating(kind)
       or types.is_decimal(kind)
       or types.is_null(kind)
     ):
-      value_E, empty_E = self._plain("float64")
+      value_E, empty_E = plain(self.array, "float64")
     else:
       raise self._wrong_type("a number")
     if default is None:
-      self._refuse(empty_E, "is empty, a number is needed")
-    self._refuse(~empty_E & ~np.isfinite(value_E), "is not a finite number")
-    self._refuse(~empty_E & (value_E < 0) & (not signed), "is negative")
-    self._refuse(
+      self.refuse(empty_E, "is empty, a number is needed")
+    self.refuse(~empty_E & ~np.isfinite(value_E), "is not a finite number")
+    self.refuse(~empty_E & (value_E < 0) & (not signed), "is negative")
+    self.refuse(
       ~empty_E & (np.abs(value_E) > MAX_NUMBER),
       f"is more than {MAX_NUMBER:g}, the largest number allowed",
     )
@@ -186,9 +187,9 @@ class Cells:
     kind = self.array.type
     is_moment = types.is_timestamp(kind) or types.is_date(kind)
     if types.is_large_string(kind):
-      value_E, empty_E = self._text_times()
+      value_E, empty_E = time_cells.of_text(self)
     elif is_moment:
-      value_E, empty_E = self._timestamps()
+      value_E, empty_E = time_cells.seconds(self.array)
     elif short := [k for k in self._kinds if types.is_float32(k) or types.is_float16(k)]:
       raise DataError(
         f"{self.path}: column '{self.column}' holds {short[0]}: unix seconds lose their last "
@@ -200,44 +201,20 @@ class Cells:
       or types.is_decimal(kind)
       or types.is_null(kind)
     ):
-      value_E, empty_E = self._plain("float64")
-      self._refuse(times.looks_like_date(value_E), times.IS_DATE)
+      value_E, empty_E = plain(self.array, "float64")
+      self.refuse(times.looks_like_date(value_E), times.IS_DATE)
     else:
       raise self._wrong_type("a time")
     if default is None:
-      self._refuse(empty_E, "is empty, a time is needed")
+      self.refuse(empty_E, "is empty, a time is needed")
     outside_E = ~empty_E & ~((value_E >= 0) & (value_E < times.MAX_TIME))  # True for NaN
     if outside_E.any():
       row = int(np.argmax(outside_E))
       shown = str(self._shown(row))
       is_number = not is_moment and np.isfinite(times.to_numbers(np.array([shown], object))[0])
-      self._refuse(outside_E, times.problem_outside(float(value_E[row]) if is_number else 0.0))
-    self._check_plausible(value_E[~empty_E])
+      self.refuse(outside_E, times.problem_outside(float(value_E[row]) if is_number else 0.0))
+    time_cells.check_plausible(self, value_E[~empty_E])
     return np.where(empty_E, -1 if default is None else default, value_E).astype(np.int64)
-
-  def _check_plausible(self, value_E: np.ndarray) -> None:
-    """Refuses unix seconds that all lie before 1990: days or hours since 1970, serial dates,
-    YYMMDD, YYYYDDD, DDMMYYYY.
-
-    Moments that name their year, ISO 8601 and timestamps, are taken as they stand: ads may be
-    older.
-    """
-    types = optional("pyarrow").types
-    if not len(value_E) or value_E.max() >= times.MIN_PLAUSIBLE:
-      return
-    if types.is_timestamp(self.array.type) or types.is_date(self.array.type):
-      return
-    if types.is_large_string(self.array.type):
-      texts = self.labels(allow_empty=True)[1]
-      if np.isnan(
-        times.to_numbers(np.array([text for text in texts if text.strip()], object))
-      ).any():
-        return
-    raise DataError(
-      f"{self.path}: column '{self.column}': all numbers lie in 1970 to "
-      f"{times.year(value_E.max())} as unix seconds; "
-      "are they days, or dates without dashes? write 2025-03-01 or unix seconds"
-    )
 
   def lists(self) -> list[list]:
     """The entries of a list column, null as an empty one."""
@@ -255,13 +232,13 @@ class Cells:
       raise self._wrong_type("a list of numbers")
     compute = optional("pyarrow.compute")
     size_N = compute.list_value_length(self.array).fill_null(0).to_numpy(zero_copy_only=False)
-    self._refuse(size_N == 0, "is an empty vector")
+    self.refuse(size_N == 0, "is an empty vector")
     other_N = size_N != size_N[0]
     first = self.row_name(0, int(np.argmax(other_N)))
-    self._refuse(other_N, f"has another length than the vector of {first} ({size_N[0]})")
+    self.refuse(other_N, f"has another length than the vector of {first} ({size_N[0]})")
     flat = self.array.flatten().cast("float32", safe=False).fill_null(np.nan)
     vector_ND = flat.to_numpy(zero_copy_only=False).reshape(len(self), -1)
-    self._refuse(~np.isfinite(vector_ND).all(axis=1), "is not finite")
+    self.refuse(~np.isfinite(vector_ND).all(axis=1), "is not finite")
     return vector_ND
 
   def _is_list(self) -> bool:
@@ -271,33 +248,6 @@ class Cells:
       for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list)
     )
 
-  def _decoded(self, array: Any) -> Any:
-    """Text of any Arrow type as large strings, whose bytes are UTF-8; other arrays as they are."""
-    arrow = optional("pyarrow")
-    kind = array.type
-    types = arrow.types
-    texts = (types.is_string, types.is_large_string, types.is_string_view)
-    binaries = (
-      types.is_binary,
-      types.is_large_binary,
-      types.is_binary_view,
-      types.is_fixed_size_binary,
-    )
-    if not any(is_kind(kind) for is_kind in (*texts, *binaries)):
-      return array
-    try:
-      if types.is_fixed_size_binary(kind):
-        array = array.cast(arrow.binary())
-      array = array.cast(arrow.large_string())
-      array.validate(full=True)  # Parquet gives texts unchecked
-      return array
-    except arrow.ArrowInvalid:
-      for row, value in enumerate(array.cast(arrow.large_binary()).to_pylist()):
-        if value is not None and not _is_utf8(value):
-          hint = "; of a UUID, store the text" if len(value) == 16 else ""
-          raise self.bad(row, value, f"is not UTF-8{hint}") from None
-      raise
-
   def _text(self):
     """The column as an Arrow array of large strings without nulls."""
     arrow = optional("pyarrow")
@@ -305,101 +255,23 @@ class Cells:
     kind = self.array.type
     array = self.array
     if types.is_decimal(kind) or types.is_floating(kind):
-      array = self._whole()
+      array = text_cells.whole(array, self._kinds, self.refuse)
     elif not (types.is_large_string(kind) or types.is_integer(kind) or types.is_null(kind)):
       raise self._wrong_type("text or whole numbers")
     return array.cast(arrow.large_string()).fill_null("")
 
-  def _whole(self):
-    """Whole numbers of a decimal or floating column, as an Arrow array of text; NaN counts as null.
+  def parsed(self, parse: Callable, problem: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `time_cells.plain`, of a text column: each distinct text is parsed once.
 
-    Warehouses unload whole numbers as decimals, and pandas makes floats of a column that lacks
-    some.
-    """
-    arrow = optional("pyarrow")
-    is_float = arrow.types.is_floating(self.array.type)
-    most, kind = min((part_types.whole_below(kind), str(kind)) for kind in self._kinds)
-    # Arrow encodes neither 16-bit floats nor decimals of 32 and 64 bits.
-    narrow = {"halffloat": arrow.float32()}.get(str(self.array.type))
-    if arrow.types.is_decimal(self.array.type) and self.array.type.bit_width < 128:
-      narrow = arrow.decimal128(self.array.type.precision, self.array.type.scale)
-    encoded = (self.array.cast(narrow) if narrow is not None else self.array).dictionary_encode()
-    values = [None if value != value else value for value in encoded.dictionary.to_pylist()]
-    texts = []
-    broken = []
-    lost = []
-    for value in values:
-      # Not `% 1`: the remainder of a decimal is exact to 28 digits only.
-      is_whole = value is None or (
-        value.is_integer() if is_float else value == value.to_integral_value()
-      )
-      texts.append(str(int(value)) if value is not None and is_whole else None)
-      broken.append(not is_whole)
-      lost.append(is_float and value is not None and abs(value) >= most)
-    codes = encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
-    for bad, problem in (
-      (broken, "is no whole number; text or whole numbers are needed"),
-      (lost, f"lies beyond the whole numbers that {kind} can tell apart; store text"),
-    ):
-      self._refuse(np.array([*bad, False])[codes], problem)
-    return arrow.array([*texts, None], arrow.large_string()).take(arrow.array(codes))
-
-  def _plain(self, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """(values [E] of a numeric column, empty [E] bool); an empty cell's value is 0."""
-    array = self.array
-    if optional("pyarrow").types.is_float16(array.type):
-      array = array.cast("float32")  # Arrow fills and compares no 16-bit floats
-    empty_E = array.is_null(nan_is_null=True).to_numpy(
-      zero_copy_only=False
-    )  # pandas writes NaN for an empty cell
-    value_E = array.cast(dtype, safe=False).fill_null(0).to_numpy(zero_copy_only=False)
-    return np.where(empty_E, 0, value_E), empty_E
-
-  def _parsed(self, parse: Callable, problem: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `_plain`, of a text column: each distinct text is parsed once; NaN from `parse` is a
-    bad cell.
+    NaN from `parse` is a bad cell.
     """
     codes, values = self.labels(allow_empty=True)
     empty = np.fromiter((not value.strip() for value in values), bool, len(values))
     parsed = np.where(empty, 0, parse(values))
-    self._refuse(np.isnan(parsed)[codes], problem, lambda row: values[codes[row]])
+    self.refuse(np.isnan(parsed)[codes], problem, lambda row: values[codes[row]])
     return parsed[codes], empty[codes]
 
-  def _text_times(self) -> tuple[np.ndarray, np.ndarray]:
-    """As `_plain`, of moments as text."""
-    codes, values = self.labels(allow_empty=True)
-    number_V = times.to_numbers(values)
-    shortened_V = (
-      optional("pyarrow.compute")
-      .match_substring_regex(values, times.EXPONENT)
-      .to_numpy(zero_copy_only=False)
-    )
-    for bad_V, problem in (
-      (times.looks_like_date(np.where(np.isfinite(number_V), number_V, 0)), times.IS_DATE),
-      (shortened_V, "has an exponent, its last digits may be lost: write unix seconds in full"),
-    ):
-      self._refuse(bad_V[codes], problem, lambda row: values[codes[row]])
-    return self._parsed(lambda values: times.parse(values, number_V), times.NO_TIME)
-
-  def _timestamps(self) -> tuple[np.ndarray, np.ndarray]:
-    """As `_plain`, of a column of timestamps or dates; a moment before 1970 is negative."""
-    arrow = optional("pyarrow")
-    compute = optional("pyarrow.compute")
-    array = self.array
-    if arrow.types.is_date(array.type):
-      array = array.cast(arrow.timestamp("s" if arrow.types.is_date32(array.type) else "ms"))
-    if array.type.unit != "s":
-      per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[array.type.unit]
-      ticks = array.cast(arrow.int64())
-      # Division drops the sign of what lies less than a second before 1970.
-      seconds = compute.subtract(
-        compute.divide(ticks, per_second), compute.less(ticks, 0).cast(arrow.int64())
-      )
-    else:
-      seconds = array.cast(arrow.int64())
-    return Cells(self.path, self.column, seconds, self._parts)._plain("int64")
-
-  def _refuse(
+  def refuse(
     self, bad_E: np.ndarray, problem: str, show: Callable[[int], Any] | None = None
   ) -> None:
     """Raises for the first True of `bad_E`."""
@@ -420,21 +292,3 @@ class Cells:
     return DataError(
       f"{self.path}: column '{self.column}' holds {self.array.type}, {wanted} is needed"
     )
-
-
-def _encoded(text: Any) -> tuple[np.ndarray, np.ndarray]:
-  """(codes [E] int32, distinct values as [V] str objects in order of first appearance) of an
-  Arrow text array.
-  """
-  encoded = text.dictionary_encode()
-  codes = encoded.indices.to_numpy()
-  values = encoded.dictionary.to_numpy(zero_copy_only=False)
-  return codes.astype(np.int32, copy=False), values
-
-
-def _is_utf8(value: bytes) -> bool:
-  try:
-    value.decode()
-  except UnicodeDecodeError:
-    return False
-  return True
