@@ -34,7 +34,8 @@ from gr4ad_jax.training import flops
 
 _log = logging.getLogger(__name__)
 
-CODEBOOKS, SLOTS = (1024, 1024, 1024), 255  # with the profile, a context of 256
+CODEBOOKS = (1024, 1024, 1024)
+SLOTS = 255  # with the profile, a context of 256
 PROGRESSIVE = (128, 256, 512)
 FIXED = (512, 512, 512)
 
@@ -326,10 +327,8 @@ def summary(figures: dict) -> str:
       ratios = part["peer"]["over_lazy"].items()
       lines += [f"  {name} at 512 beams over lazy: {_times(ratio)}" for name, ratio in ratios]
   lines += ["ablation, batch 1", *_rows(figures["ablation"]["figures"])]
-  lines += [
-    f"  {name:<24} {_times(ratio)} the full setting's time"
-    for name, ratio in figures["ablation"]["over_full"].items()
-  ]
+  for name, ratio in figures["ablation"]["over_full"].items():
+    lines.append(f"  {name:<24} {_times(ratio)} the full setting's time")
   cache = figures["ablation"]["result_cache"]
   lines.append(
     f"  {'result cache off':<24} {_times(cache['off_over_on'])} the time with "

@@ -14,29 +14,17 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from gr4ad_jax.benchmarks import http_load, timing
-from gr4ad_jax.benchmarks.http_load import Client, Outcome, Phase
-from gr4ad_jax.benchmarks.load_chart import plot_load
+from gr4ad_jax.benchmarks.http_load import Client, Phase
+from gr4ad_jax.benchmarks.load_report import Load, plot_load, report
 from gr4ad_jax.evaluation import report_tables
 
 IDLE, STEADY, OVERLOAD = 0.1, 0.5, 3.0  # loads, as shares of the capacity
 WORKERS = 64  # of the closed loop that finds the capacity: more than wait for one batch
 REQUEST = {"k": 10, "cache": False, "fallback": False}
-_MEBI = 2**20
 Told = Callable[[str], None]
-
-
-class Load(NamedTuple):
-  """What was measured."""
-
-  phases: Sequence[Phase]
-  outcomes: Sequence[Outcome]  # in order of due times
-  memory: Sequence[tuple[float, int]]  # every second: seconds from the beginning, bytes held
-  target: float  # the server's, seconds
 
 
 class Server:
@@ -244,112 +232,3 @@ async def _requests(address: str, seed: int):
     yield client, http_load.requests_of(users, seed, **REQUEST)
   finally:
     client.close()
-
-
-def report(measured: Load) -> dict[str, Any]:
-  """Figures of a load: `phases`, by `summary`, with memory; what `holds`; a point a second."""
-  phases = measured.phases
-  target = measured.target
-  begins = np.cumsum([0.0, *(phase.seconds for phase in phases)])
-  due_R = np.array([outcome.due for outcome in measured.outcomes])
-  taken, resident = np.array(measured.memory, np.float64).reshape(-1, 2).T
-  points = _points(measured.outcomes, begins[-1])
-  figures = {}
-  for phase, begin, end in zip(phases, begins, begins[1:], strict=False):
-    mine = measured.outcomes[slice(*np.searchsorted(due_R, [begin, end]))]
-    figures[phase.name] = summary(mine, phase.seconds)
-    figures[phase.name]["memory_mib"] = _ends(resident[(begin <= taken) & (taken < end)] / _MEBI)
-    if phase.name == "recovery":
-      figures[phase.name]["seconds_until_steady"] = _settled(points, begin, end, target)
-  return {
-    "target_ms": 1e3 * target,
-    "phases": figures,
-    "holds": holds(figures, target),
-    "seconds": points,
-  }
-
-
-def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
-  """A stretch of time: counts, rates, latencies. Errors are all but answers and refusals (503)."""
-  accepted = [o for o in outcomes if o.status == 200 and o.source != "fallback"]
-  refused = [o for o in outcomes if o.status == 503]
-  fallback = sum(o.status == 200 and o.source == "fallback" for o in outcomes)
-  return {
-    "seconds": seconds,
-    "offered_per_s": len(outcomes) / seconds,
-    "accepted_per_s": len(accepted) / seconds,
-    "requests": len(outcomes),
-    "accepted": len(accepted),
-    "fallback": fallback,
-    "refused": len(refused),
-    "refused_without_retry_after": sum(not o.retry_after for o in refused),
-    "errors": len(outcomes) - len(accepted) - len(refused) - fallback,
-    "accepted_ms": _latencies(accepted),
-    "refused_ms": _latencies(refused),
-    "mean_width": float(np.mean([o.width for o in accepted])) if accepted else None,
-    "generator_late_ms": float(1e3 * np.quantile([o.late for o in outcomes], 0.99))
-    if outcomes
-    else None,
-  }
-
-
-def holds(figures: Mapping[str, Mapping[str, Any]], target: float) -> dict[str, bool]:
-  """The promises of the server, each kept or not, as far as phases tell; target in seconds."""
-  kept = {"no_errors": not any(phase["errors"] for phase in figures.values())}
-  if over := figures.get("overload"):
-    accepted = over["accepted_ms"]
-    refused = over["refused_ms"]
-    kept["overload_p99_within_twice_the_target"] = (
-      accepted is not None and accepted["p99"] <= 2e3 * target
-    )
-    kept["refused_within_the_target"] = refused is None or refused["p99"] <= 1e3 * target
-    kept["refused_with_retry_after"] = over["refused_without_retry_after"] == 0
-  if again := figures.get("recovery"):
-    kept["recovers"] = again["seconds_until_steady"] is not None
-  if (long := figures.get("long")) and long["memory_mib"]:
-    kept["memory_flat"] = long["memory_mib"]["last"] <= 1.05 * long["memory_mib"]["first"]
-  return kept
-
-
-def _latencies(outcomes: Sequence[Outcome]) -> dict[str, float] | None:
-  if not outcomes:
-    return None
-  values = 1e3 * np.array([o.seconds for o in outcomes])
-  p50, p90, p99 = np.quantile(values, [0.5, 0.9, 0.99]).tolist()
-  return {"p50": p50, "p90": p90, "p99": p99, "most": float(values.max())}
-
-
-def _ends(resident: np.ndarray) -> dict[str, float] | None:
-  """Medians of the first and of the last tenth of the samples, and the greatest, MiB."""
-  if not len(resident):
-    return None
-  tenth = max(1, len(resident) // 10)
-  first = np.median(resident[:tenth])
-  last = np.median(resident[-tenth:])
-  return {"first": float(first), "last": float(last), "most": float(resident.max())}
-
-
-def _points(outcomes: Sequence[Outcome], seconds: float) -> list[dict[str, Any]]:
-  """A point for every second, of the requests that were due in it."""
-  by_second: list[list[Outcome]] = [[] for _ in range(int(np.ceil(seconds)))]
-  for outcome in outcomes:
-    by_second[int(outcome.due)].append(outcome)
-  keys = ("requests", "accepted", "refused", "errors", "accepted_ms", "mean_width")
-  return [{key: summary(mine, 1.0)[key] for key in keys} for mine in by_second]
-
-
-def _settled(
-  points: Sequence[Mapping[str, Any]], begin: float, end: float, target: float
-) -> float | None:
-  """Seconds from `begin` to where all is well until the end (`_good`); None where it never is."""
-  span = range(int(np.ceil(begin)), int(end))
-  bad = [second for second in span if not _good(points[second], target)]
-  if not bad:
-    return 0.0
-  return bad[-1] + 1 - begin if bad[-1] != span[-1] else None
-
-
-def _good(point: Mapping[str, Any], target: float) -> bool:
-  """Whether nothing was refused, failed, or took longer than twice the target."""
-  within = point["accepted_ms"] is None or point["accepted_ms"]["p99"] <= 2e3 * target
-  return within and not point["refused"] and not point["errors"]

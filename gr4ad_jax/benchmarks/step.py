@@ -16,7 +16,7 @@ from gr4ad_jax.benchmarks import synthetic, timing
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.features.batches import RequestBatch
-from gr4ad_jax.models.gr4ad import compute_dtype
+from gr4ad_jax.models.outputs import compute_dtype
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel

@@ -149,35 +149,14 @@ def measure(config: Config, ads: int) -> dict:
       f"--suite=table is not allowed: there is 1 device; XLA_FLAGS={flag} makes 8 of a CPU"
     )
   mesh = mesh_lib.make_mesh("fsdp:-1")
-  ways = {}
-  for way, rule, few in (
-    ("adamw", "adamw", False),
-    ("adagrad", "adagrad", False),
-    ("adagrad, rows", "adagrad", True),
-  ):
-    # From shapes alone: no table is made for the ways that are not run.
-    run = make_run(settings(config, rule), ads, mesh, few=few)
-    program = run.step.lower(run.abstract, run.make_batch(0)).compile()
-    ways[way] = held(program) | {"whole_arrays": whole_arrays(program, (ads, row_tables.rows(ads)))}
-    _log.info("%s: compiled, at most %.2f GB a device", way, ways[way]["most"] / 1e9)
-  # `run` and `program` are now the last way's, which needs least.
+  ways, run, program = _compiled(config, ads, mesh)
   peaks = {"before": timing.peak_memory()}
   begin = time.perf_counter()
   state = jax.block_until_ready(run.init())
-  peaks["init"], init_seconds = timing.peak_memory(), time.perf_counter() - begin
+  init_seconds = time.perf_counter() - begin
+  peaks["init"] = timing.peak_memory()
   _log.info("table made in %.0f s", init_seconds)
-  # Step by step, waiting for each: what a step takes is asked for, not what steps in a row do.
-  seconds = []
-  losses = []
-  read = []
-  for number in range(STEPS):
-    batch = run.make_batch(number)
-    begin = time.perf_counter()
-    state, metrics = jax.block_until_ready(program(state, batch))
-    seconds.append(time.perf_counter() - begin)
-    losses.append(float(metrics["loss"]))
-    # At most so many rows: an ad that stands twice is one row.
-    read.append(np.asarray(batch.slot_ad_BS).size + np.asarray(batch.target_ad_BM).size)
+  state, seconds, losses, read = _stepped(run, program, state)
   peaks["steps"] = timing.peak_memory()
   # Adagrad's sum of squares, one number a row: above 0 where a row has moved.
   (square_sum,) = (
@@ -201,9 +180,42 @@ def measure(config: Config, ads: int) -> dict:
     "step_seconds": timing.spread(seconds[1:]),  # the first warms up
     "losses": losses,
     "rows_moved": int(jnp.count_nonzero(square_sum)),
-    "rows_read_at_most": sum(read) + STEPS * config.items.item_negatives,
+    "rows_read_at_most": read + STEPS * config.items.item_negatives,
     "peak_resident_bytes": peaks,
   }
+
+
+def _stepped(run: Any, program: Any, state: Any) -> tuple[Any, list[float], list[float], int]:
+  """The state after `STEPS` steps; their seconds, their losses; rows that they read, at most."""
+  # Step by step, waiting for each: what a step takes is asked for, not what steps in a row do.
+  seconds = []
+  losses = []
+  read = 0
+  for number in range(STEPS):
+    batch = run.make_batch(number)
+    begin = time.perf_counter()
+    state, metrics = jax.block_until_ready(program(state, batch))
+    seconds.append(time.perf_counter() - begin)
+    losses.append(float(metrics["loss"]))
+    # At most so many rows: an ad that stands twice is one row.
+    read += np.asarray(batch.slot_ad_BS).size + np.asarray(batch.target_ad_BM).size
+  return state, seconds, losses, read
+
+
+def _compiled(config: Config, ads: int, mesh: Any) -> tuple[dict[str, dict], Any, Any]:
+  """What a step of each way holds; and the run and the program of the last, which needs least."""
+  ways = {}
+  for way, rule, few in (
+    ("adamw", "adamw", False),
+    ("adagrad", "adagrad", False),
+    ("adagrad, rows", "adagrad", True),
+  ):
+    # From shapes alone: no table is made for the ways that are not run.
+    run = make_run(settings(config, rule), ads, mesh, few=few)
+    program = run.step.lower(run.abstract, run.make_batch(0)).compile()
+    ways[way] = held(program) | {"whole_arrays": whole_arrays(program, (ads, row_tables.rows(ads)))}
+    _log.info("%s: compiled, at most %.2f GB a device", way, ways[way]["most"] / 1e9)
+  return ways, run, program
 
 
 def _placed(array: jax.Array) -> dict[str, Any]:

@@ -8,7 +8,7 @@ device.
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from gr4ad_jax.config import Config
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.index.index import SidIndex
-from gr4ad_jax.models.gr4ad import compute_dtype
+from gr4ad_jax.models.outputs import compute_dtype
 from gr4ad_jax.models.quantized import quantize
 from gr4ad_jax.training import flops
 
@@ -59,30 +59,7 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
   found = []
   for rows in batches:
     batch = jax.device_put(synthetic.requests(codes_NT, slots, rows))
-    work = flops.matmul_flops(flops.matmuls_of(run, variables, batch, trie))
-    # The compiled program itself is called below: `run` would compile it once more.
-    program = run.lower(variables, batch, trie).compile()
-    jax.device_get(program(variables, batch, trie))  # warms up
-    seconds = []
-    roof = []
-    for number in range(repetitions):
-      begin = time.perf_counter()
-      jax.device_get(program(variables, batch, trie))
-      seconds.append(time.perf_counter() - begin)
-      # About five times, among the searches: the roof is then that of the same minutes.
-      if number % max(1, repetitions // 5) == 0:
-        roof.append(peak())
-    median = statistics.median(seconds)
-    found.append(
-      {
-        "batch": rows,
-        "seconds": timing.spread(seconds) | {"p99": float(np.quantile(seconds, 0.99))},
-        "requests_per_second": rows / statistics.mean(seconds),
-        "matmul_gflop": work / 1e9,
-        "share_of_peak": work / median * statistics.median(roof),
-        "peak_tflops": 1e-12 / statistics.median(roof),
-      }
-    )
+    found.append(_timed(run, (variables, batch, trie), rows, repetitions, peak))
     _log.info("batch %d: %.1f requests/s", rows, found[-1]["requests_per_second"])
   target = config.serving.target_ms / 1e3
   # Larger batches answer more a second, and each later: the best one that is still in time.
@@ -105,6 +82,33 @@ def measure(config: Config, batches: Sequence[int], repetitions: int, ads: int) 
     "batches": found,
     "target_seconds": target,
     "requests_per_second_within_target": max(inside, default=0.0),
+  }
+
+
+def _timed(
+  run: Callable, arguments: tuple, rows: int, repetitions: int, peak: Callable[[], float]
+) -> dict:
+  """The figures of one batch size; `run` takes (variables, batch, trie)."""
+  work = flops.matmul_flops(flops.matmuls_of(run, *arguments))
+  # The compiled program itself is called below: `run` would compile it once more.
+  program = run.lower(*arguments).compile()
+  jax.device_get(program(*arguments))  # warms up
+  seconds = []
+  roof = []
+  for number in range(repetitions):
+    begin = time.perf_counter()
+    jax.device_get(program(*arguments))
+    seconds.append(time.perf_counter() - begin)
+    # About five times, among the searches: the roof is then that of the same minutes.
+    if number % max(1, repetitions // 5) == 0:
+      roof.append(peak())
+  return {
+    "batch": rows,
+    "seconds": timing.spread(seconds) | {"p99": float(np.quantile(seconds, 0.99))},
+    "requests_per_second": rows / statistics.mean(seconds),
+    "matmul_gflop": work / 1e9,
+    "share_of_peak": work / statistics.median(seconds) * statistics.median(roof),
+    "peak_tflops": 1e-12 / statistics.median(roof),
   }
 
 

@@ -8,7 +8,7 @@ import jax
 
 from gr4ad_jax.benchmarks import timing
 from gr4ad_jax.config import Config
-from gr4ad_jax.models.gr4ad import compute_dtype
+from gr4ad_jax.models.outputs import compute_dtype
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.training import flops

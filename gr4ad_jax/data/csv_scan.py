@@ -90,10 +90,7 @@ def blocks(path: str) -> Iterator[Block]:
       break_L = np.flatnonzero(_is_break(middle)) + 1
       is_outside_L = _are_outside(break_L, quote_Q, quotes)
       outside_L = break_L[is_outside_L]
-      # A break right after another one ends no row: the second byte of CR LF, or a blank line.
-      end_R = outside_L[~_is_break(bytes_X[outside_L - 1])]
-      if not block and not _is_break(bytes_X[-2]):
-        end_R = np.append(end_R, len(bytes_X) - 1)
+      end_R = _row_ends(bytes_X, outside_L, is_last=not block)
       comma_C = np.flatnonzero(middle == COMMA) + 1
       comma_C = comma_C[_are_outside(comma_C, quote_Q, quotes)]
       before_R = np.searchsorted(comma_C, end_R)
@@ -110,15 +107,39 @@ def blocks(path: str) -> Iterator[Block]:
         return
       # Of CR LF the second byte ends the line.
       ends_line_L = (bytes_X[break_L] == LF) | (bytes_X[break_L + 1] != LF)
-      if len(outside_L):
-        last = outside_L[-1]
-        at_last = lines + int(np.count_nonzero(ends_line_L[: np.searchsorted(break_L, last) + 1]))
-        place = Place(int(last) + start + 1, place.row + len(end_R), 1 + at_last)
+      place = _after(place, start, len(end_R), lines, break_L, outside_L, ends_line_L)
       commas = len(comma_C) - int(before_R[-1]) if len(end_R) else commas + len(comma_C)
       quotes += len(quote_Q)
       lines += int(np.count_nonzero(ends_line_L))
       start += len(bytes_X) - 2
       kept = bytes_X[-2:].tobytes()
+
+
+def _row_ends(bytes_X: np.ndarray, outside_L: np.ndarray, is_last: bool) -> np.ndarray:
+  """Where rows end, of the line breaks outside of quotes."""
+  # A break right after another one ends no row: the second byte of CR LF, or a blank line.
+  end_R = outside_L[~_is_break(bytes_X[outside_L - 1])]
+  # Without a break at the file's end, the last row ends at the one that is thought there.
+  if is_last and not _is_break(bytes_X[-2]):
+    end_R = np.append(end_R, len(bytes_X) - 1)
+  return end_R
+
+
+def _after(
+  place: Place,
+  start: int,
+  rows: int,
+  lines: int,
+  break_L: np.ndarray,
+  outside_L: np.ndarray,
+  ends_line_L: np.ndarray,
+) -> Place:
+  """The last place before the next block: behind the last line break outside of quotes, if any."""
+  if not len(outside_L):
+    return place
+  last = outside_L[-1]
+  at_last = lines + int(np.count_nonzero(ends_line_L[: np.searchsorted(break_L, last) + 1]))
+  return Place(int(last) + start + 1, place.row + rows, 1 + at_last)
 
 
 def _is_break(byte: Any) -> Any:

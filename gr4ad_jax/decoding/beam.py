@@ -16,8 +16,9 @@ from gr4ad_jax.decoding import topk
 from gr4ad_jax.decoding.exclusion import Excluded
 from gr4ad_jax.decoding.guide import Guide, Thinned
 from gr4ad_jax.decoding.trie import NO_NODE, Children, Trie
-from gr4ad_jax.models.gr4ad import GR4AD, Start
+from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.history_copy import Copy, mix
+from gr4ad_jax.models.outputs import Start
 
 _PLAIN = SearchConfig()
 
@@ -226,6 +227,38 @@ def _ordered(state: _State, caches, likely_BW, value_of, search: SearchConfig):
   return Beams(*_take(found, jnp.argsort(-score_BW, axis=1, stable=True)))
 
 
+def _all_levels(
+  model: GR4AD, variables, start: Start, trie: Trie, widths: tuple[int, ...], precut: int, guide_of,
+  excluded: Excluded | None,
+):  # fmt: skip
+  """The beams after the last code, and the decoder's caches for them (see `beam_search`)."""
+  B, _, T = start.slot_codes_BST.shape
+  copies = model.config.copy != "off"
+  first_BW = jnp.zeros((B, 1), jnp.int32)
+  empty_BWT = jnp.zeros((B, 1, 0))
+  # What each beam may copy is known from the first level's state on.
+  state = _State(
+    first_BW, first_BW, jnp.zeros((B, 1)), empty_BWT.astype(jnp.int32), empty_BWT, None
+  )
+  caches = None
+  copy = None
+  for level in range(T):
+    h_BWD, logits_BWV, caches = model.apply(
+      variables, start, state.last_BW, level, caches, method="step"
+    )
+    if level == 0 and copies:
+      copy = model.apply(variables, start, h_BWD[:, 0], method="copy_path")
+      state = state.replace(match_BWS=jnp.exp(copy.log_attention_BS)[:, None])
+    slot_code_BS = start.slot_codes_BST[..., level]
+    here = _Level(state, logits_BWV, copy, slot_code_BS)
+    state, beam_BW = _advance(
+      level, state, here, trie, widths[level], precut, slot_code_BS, guide_of,
+      excluded,
+    )  # fmt: skip
+    caches = _take(caches, beam_BW)
+  return state, caches
+
+
 def beam_search(
   model: GR4AD, variables, batch, trie: Trie, bin_value_V: jax.Array | None, *,
   widths: tuple[int, ...], search: SearchConfig = _PLAIN, guide: Guide | None = None,
@@ -258,30 +291,9 @@ def beam_search(
     raise ValueError("a guided search takes no overlay: its nodes have no vectors")
   start: Start = model.apply(variables, batch, method="start")
   guide_of = _guiding(guide, thin, trie, start) if guide is not None else None
-  B, _, T = start.slot_codes_BST.shape
-  copies = model.config.copy != "off"
-  first_BW = jnp.zeros((B, 1), jnp.int32)
-  empty_BWT = jnp.zeros((B, 1, 0))
-  # What each beam may copy is known from the first level's state on.
-  state = _State(
-    first_BW, first_BW, jnp.zeros((B, 1)), empty_BWT.astype(jnp.int32), empty_BWT, None
+  state, caches = _all_levels(
+    model, variables, start, trie, widths, search.precut, guide_of, excluded
   )
-  caches = None
-  copy = None
-  for level in range(T):
-    h_BWD, logits_BWV, caches = model.apply(
-      variables, start, state.last_BW, level, caches, method="step"
-    )
-    if level == 0 and copies:
-      copy = model.apply(variables, start, h_BWD[:, 0], method="copy_path")
-      state = state.replace(match_BWS=jnp.exp(copy.log_attention_BS)[:, None])
-    slot_code_BS = start.slot_codes_BST[..., level]
-    here = _Level(state, logits_BWV, copy, slot_code_BS)
-    state, beam_BW = _advance(
-      level, state, here, trie, widths[level], search.precut, slot_code_BS, guide_of,
-      excluded,
-    )  # fmt: skip
-    caches = _take(caches, beam_BW)
   likely_BW = model.apply(
     variables, start, state.prefix_BWT[..., -1], state.codes_BWT, method="final_logp"
   )
@@ -291,8 +303,10 @@ def beam_search(
   state = state.replace(prefix_BWT=prefix_BWT)
 
   def value_of(state, caches):
+    # Called for the beams that a pre-cut has left, so that the others cost nothing.
     if bin_value_V is None:
       return jnp.zeros_like(state.generated_BW)
+    T = len(widths)  # the level of the eCPM token, after those of the codes
     h_BWD, _, _ = model.apply(variables, start, state.last_BW, T, caches, method="step")
     ecpm_BWV = model.apply(variables, start, h_BWD, state.codes_BWT, method="value_logits")
     return jax.nn.softmax(ecpm_BWV) @ bin_value_V

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.index.holdings import Dead, Holdings
+from gr4ad_jax.index.dead_nodes import Dead
+from gr4ad_jax.index.holdings import Holdings
 from gr4ad_jax.index.left_out import LeftOut
 
 # Nodes of a level that a request's list has room for where the shape must not change; a request

@@ -57,41 +57,67 @@ def results(
     raise ValueError("there is no system to score")
   protocol = protocols.protocol_of(dataset.name)
   requests = protocols.eval_requests(dataset, split, target_behavior)
-  popularity_N = protocols.line_counts(dataset, split)
   # All is checked before anything is scored: an error names its system at once.
-  by_seed = {name: _by_seed(rankings) for name, rankings in systems.items()}
-  _check(by_seed, requests, max(protocol.ks), len(dataset.ads))
-  without = {name: _by_seed(rankings) for name, rankings in (unseen or {}).items()}
-  _check(without, requests, max(protocol.ks), len(dataset.ads))
-  before = parts.seen_before(dataset, requests)
+  by_seed = _checked(systems, requests, max(protocol.ks), len(dataset.ads))
+  without = _checked(unseen or {}, requests, max(protocol.ks), len(dataset.ads))
   targets = parts.split(dataset, requests, memory_RK)
-  ratios: dict[str, dict] = {name: {} for name in systems}
+  before = parts.seen_before(dataset, requests)
+  ratios = _ratios(by_seed, without, requests, targets, before, protocol.ks)
+  scores, ahead = _intervals(ratios, requests.user, seed)
+  return _about(dataset, split, target_behavior, requests) | {
+    "systems": scores,
+    "ahead": ahead,
+    "targets": {name: _shares(requests, part_P) for name, part_P in targets.items()},
+    "catalogue": _catalogue(dataset, split, by_seed, protocol.ks),
+    "seeds": {name: len(runs) for name, runs in by_seed.items()},
+    "seen": {name: (seen or {}).get(name, protocol.seen) for name in systems},
+    "skipped": dict(skipped or {}),
+  }
+
+
+def _catalogue(
+  dataset: schema.Dataset, split: str, by_seed: Mapping[str, list[np.ndarray]], ks: Sequence[int]
+) -> dict[str, dict]:
+  """What each system shows of the catalogue, the mean of its seeds."""
+  popularity_N = protocols.line_counts(dataset, split)
+  return {
+    name: _mean_dict([metrics.catalogue(run, popularity_N, ks) for run in runs])
+    for name, runs in by_seed.items()
+  }
+
+
+def _about(
+  dataset: schema.Dataset, split: str, target_behavior: str, requests: protocols.EvalRequests
+) -> dict:
+  """What the figures are of, for `results`."""
+  return {
+    "dataset": dataset.name,
+    "split": split,
+    "protocol": protocols.protocol_of(dataset.name).text,
+    "target_behavior": target_behavior or "any",
+    "users": len(np.unique(requests.user)),
+    "requests": len(requests),
+  }
+
+
+def _ratios(
+  by_seed: Mapping[str, list[np.ndarray]],
+  without: Mapping[str, list[np.ndarray]],
+  requests: protocols.EvalRequests,
+  targets: Mapping[str, np.ndarray],
+  before: np.ndarray,
+  ks: Sequence[int],
+) -> dict[str, dict]:
+  """Of each system, (part, metric) -> its ratio by request, the mean of the seeds."""
+  ratios: dict[str, dict] = {name: {} for name in by_seed}
   for part, part_P in targets.items():
     for name, runs in by_seed.items():
       # What the user knows already may stand in no list, whatever the system does about it.
       if part == parts.NEW:
         runs = without.get(name) or [parts.left_of(run, before) for run in runs]
-      mean = _mean_ratios([_of_part(run, requests, part_P, protocol.ks) for run in runs])
+      mean = _mean_ratios([_of_part(run, requests, part_P, ks) for run in runs])
       ratios[name] |= {(part, metric): ratio for metric, ratio in mean.items()}
-  scores, ahead = _intervals(ratios, requests.user, seed)
-  return {
-    "dataset": dataset.name,
-    "split": split,
-    "protocol": protocol.text,
-    "target_behavior": target_behavior or "any",
-    "users": len(np.unique(requests.user)),
-    "requests": len(requests),
-    "systems": scores,
-    "ahead": ahead,
-    "targets": {name: _shares(requests, part_P) for name, part_P in targets.items()},
-    "catalogue": {
-      name: _mean_dict([metrics.catalogue(run, popularity_N, protocol.ks) for run in runs])
-      for name, runs in by_seed.items()
-    },
-    "seeds": {name: len(runs) for name, runs in by_seed.items()},
-    "seen": {name: (seen or {}).get(name, protocol.seen) for name in systems},
-    "skipped": dict(skipped or {}),
-  }
+  return ratios
 
 
 def write_json(path: str, content: dict) -> None:

@@ -8,10 +8,11 @@ count them at any depth, and the trie's arrays stay as they are.
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
 
 import numpy as np
 
+from gr4ad_jax.index.dead_nodes import Dead, Touched, TouchedLevel
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.index.overlay import OverlayArrays
 from gr4ad_jax.index.trie_arrays import INACTIVE, pack, places, run_starts
@@ -62,62 +63,18 @@ class Changes:
   overlay: OverlayArrays | None = None
 
   @classmethod
+  def of(
+    cls, added: Mapping[int, Set[int]], gone: Mapping[int, int], overlay: OverlayArrays
+  ) -> "Changes":
+    """Those of a live index: key -> rows that came, row -> key that it left."""
+    came = _by_key((key, row) for key, rows in added.items() for row in rows)
+    return cls(*came, *_by_key((key, row) for row, key in gone.items()), overlay)
+
+  @classmethod
   def none(cls) -> "Changes":
     """Those of an index that does not change."""
     nothing = np.zeros(0, np.int64)
     return cls(nothing, nothing, nothing, nothing)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dead:
-  """Nodes that a request's search must not enter, n of them.
-
-  Attributes:
-    request_n: number of the request, ascending.
-    parent_n: the main node of depth t that the dead one hangs under; -1 for a node of the overlay.
-    child_n: the dead node, of depth t + 1.
-  """
-
-  request_n: np.ndarray
-  parent_n: np.ndarray
-  child_n: np.ndarray
-
-  @classmethod
-  def joined(cls, parts: Sequence["Dead"]) -> "Dead":
-    """Several as one, in their order."""
-    return cls(
-      *(np.concatenate([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(cls))
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class TouchedLevel:
-  """Nodes of one depth with a row below them that is left out.
-
-  Attributes:
-    nodes: n of them.
-    left_n: rows below each that are not left out.
-    number_E: which of the nodes each row that is left out hangs under.
-  """
-
-  nodes: Dead
-  left_n: np.ndarray
-  number_E: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Touched:
-  """What rows that are left out change, level by level.
-
-  Attributes:
-    request_E: request of each, ascending.
-    row_E: the row.
-    levels: T of them.
-  """
-
-  request_E: np.ndarray
-  row_E: np.ndarray
-  levels: list[TouchedLevel]
 
 
 class Holdings:
@@ -355,3 +312,10 @@ def _runs(request_E: np.ndarray, prefix_E: np.ndarray) -> tuple[np.ndarray, np.n
   changed = np.ones(len(prefix_E), bool)
   changed[1:] = (request_E[1:] != request_E[:-1]) | (prefix_E[1:] != prefix_E[:-1])
   return np.flatnonzero(changed), np.cumsum(changed) - 1
+
+
+def _by_key(pairs: Iterable[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+  """Rows and keys of (key, row) pairs, by key."""
+  # (n, 2) where there is no pair, too.
+  pairs_n2 = np.array(sorted(pairs), np.int64).reshape(-1, 2)
+  return pairs_n2[:, 1], pairs_n2[:, 0]

@@ -110,9 +110,7 @@ class LiveIndex:
     with self._lock:
       if self._copy is None or self._copy.version != self._version:
         self._copy = self._overlay.copy(self._version)
-      came = [(key, row) for key, rows in self._added.items() for row in rows]
-      gone = [(key, row) for row, key in self._gone.items()]
-      changes = Changes(*_by_key(came), *_by_key(gone), self._copy)
+      changes = Changes.of(self._added, self._gone, self._copy)
       return self._main.trie, self._copy, Holdings(self._leaves, self._key_N, changes)
 
   def arrays(self) -> TrieArrays:
@@ -219,7 +217,9 @@ class LiveIndex:
       # The picture of the keys and the start of `_changed` are one step under the lock: no change
       # falls between them.
       with self._lock:
-        self._changed, key_N, before = set(), self._key_N.copy(), self._main.trie
+        self._changed = set()
+        key_N = self._key_N.copy()
+        before = self._main.trie
       try:
         main = MainPart.build(key_N, self.codebooks, before)
         before_use(main.trie)
@@ -254,7 +254,8 @@ class LiveIndex:
 
   def _use(self, main: MainPart) -> None:
     """Takes a main part that holds all that is active."""
-    self._main, self._overlay = main, Overlay(main.trie, self._room)
+    self._main = main
+    self._overlay = Overlay(main.trie, self._room)
     # Key -> active rows that the main part does not have under it.
     self._added: dict[int, set[int]] = {}
     self._num_added = 0
@@ -346,9 +347,3 @@ class LiveIndex:
       of = of[order]
       row = row[order]
     return request[of], beam[of], row
-
-
-def _by_key(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-  """Rows and keys of (key, row) pairs, by key."""
-  pairs_n2 = np.array(sorted(pairs), np.int64).reshape(-1, 2)
-  return pairs_n2[:, 1], pairs_n2[:, 0]

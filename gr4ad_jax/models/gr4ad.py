@@ -1,21 +1,21 @@
 """GR4AD: the whole model, from a batch of requests to log p(y | X) (docs/design/method.md §2).
 
-It puts together what the other files of this room define: the context, the LazyAR decoder, one head
-a level, the heads of training (eCPM and MTP, §3.1), the history copy and the history bias (§2.4).
+It puts together what the other files of this room define: what goes in and out, the context, the
+LazyAR decoder, one head a level, the heads of training (eCPM and MTP, §3.1), the history copy and
+the history bias (§2.4).
 """
 
 import functools
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.config import Config, ModelConfig
 from gr4ad_jax.features.batches import HISTORY, PADDING, RequestBatch
 from gr4ad_jax.models import knobs
-from gr4ad_jax.models.context import Context, ContextProcessor
+from gr4ad_jax.models.context import ContextProcessor
 from gr4ad_jax.models.history_bias import biased_logp, biased_prefix_logp, signed_bias
 from gr4ad_jax.models.history_copy import (
   Copy,
@@ -27,76 +27,10 @@ from gr4ad_jax.models.history_copy import (
 )
 from gr4ad_jax.models.layers import Linear
 from gr4ad_jax.models.lazy_decoder import Cache, LazyDecoder
+from gr4ad_jax.models.outputs import Outputs, Read, Start, compute_dtype, next_code_logp
 from gr4ad_jax.models.remat import rematerialized
 
 NUM_KINDS = 4  # slot kinds of features/batches.py
-
-
-@flax.struct.dataclass
-class Start:
-  """All that a request computes once, whatever its number of sequences.
-
-  Attributes:
-    context: keys, values and slots.
-    lazy_B1TD: states m^(K) after the lazy layers, [B, 1, T + 1, D]; the last is the eCPM token's.
-    slot_codes_BST: UA-SIDs of the slots.
-    history_BS: bool, slots of the user's history.
-    copyable_BS: bool, slots that the copy path may name.
-    skip_BD: a state of the user that is added to the decoder's, before the heads of all levels.
-      None where the model has no such state.
-  """
-
-  context: Context
-  lazy_B1TD: jax.Array
-  slot_codes_BST: jax.Array
-  history_BS: jax.Array
-  copyable_BS: jax.Array
-  skip_BD: jax.Array | None = None
-
-
-class Read(NamedTuple):
-  """What a model reads of a request. `slots_BSD` (embeddings) and `user_BF` (features) make the
-  context; `skip_BD` is that of `Start`.
-  """
-
-  slots_BSD: jax.Array
-  user_BF: jax.Array
-  skip_BD: jax.Array | None = None
-
-
-class Outputs(NamedTuple):
-  """What training needs of M sequences a request. All are float32; logarithms are natural.
-
-  Attributes:
-    logp_BM: log p(y | X), with copy path and history bias.
-    generated_logp_BMT: log p(s_t | s_<t, X) of the decoder alone.
-    ecpm_logits_BMV: scores of the V eCPM bins. They are 0 for sequences that were not to be valued.
-    mtp_logp_BMT: log p(s_t) by the multi-token-prediction (MTP) branch, which sees no code.
-    gate_B: g, the probability that the copy path is taken, 0 to 1.
-  """
-
-  logp_BM: jax.Array
-  generated_logp_BMT: jax.Array
-  ecpm_logits_BMV: jax.Array
-  mtp_logp_BMT: jax.Array
-  gate_B: jax.Array
-
-
-def next_code_logp(logits: jax.Array, code_BM: jax.Array) -> jax.Array:
-  """Log-probability of one level's codes under the softmax of that level, [B, M] float32.
-
-  The code's own logit is found by a masked sum, not by a gather. Where the columns of a head are
-  cut over devices, the gradient of a gather would collect logits and kernel on each of them.
-
-  Args:
-    logits: float32 [B, M, V], or [B, V] where all M sequences share them.
-    code_BM: codes, from 0 to V - 1.
-  """
-  # Logits that are shared become (B, 1, V). (V,) == (B, M, 1) -> (B, M, V), with at most one True
-  # in each row of V, so the sum below adds that one logit to zeros: it is exact.
-  logits_BMV = logits[:, None] if logits.ndim == code_BM.ndim else logits
-  own_BMV = jnp.where(jnp.arange(logits_BMV.shape[-1]) == code_BM[..., None], logits_BMV, 0)
-  return own_BMV.sum(-1) - jax.nn.logsumexp(logits_BMV, axis=-1)
 
 
 def _code_logp(head: Linear, h: jax.Array, code_BM: jax.Array) -> jax.Array:
@@ -395,10 +329,3 @@ def _latest(history_BS: jax.Array, number: int) -> jax.Array:
   # The history stands in its slots oldest first, so the greatest positions are the latest ads.
   position = jnp.where(history_BS, jnp.arange(history_BS.shape[1]), -1)
   return jax.lax.top_k(position, min(number, history_BS.shape[1]))[0]
-
-
-def compute_dtype(config: ModelConfig):
-  """The dtype of matrix products: as asked; 'auto' is bfloat16 where there is an accelerator."""
-  if config.compute_dtype != "auto":
-    return jnp.dtype(config.compute_dtype)
-  return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)

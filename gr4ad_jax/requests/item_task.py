@@ -1,84 +1,19 @@
 """Models of single ads as a loss of the training step."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.features.batches import RequestBatch
-from gr4ad_jax.models.gr4ad import compute_dtype
-from gr4ad_jax.models.layers import product
 from gr4ad_jax.models.zoo.items import ItemModel, add_to_ads, history_ads
 from gr4ad_jax.objectives import item_losses
 from gr4ad_jax.parallel import row_tables
+from gr4ad_jax.requests.few_ads import LOSSES, Touched
+from gr4ad_jax.requests.places import places_of, seen
 from gr4ad_jax.training.step import LossFn
-
-
-class Places(NamedTuple):
-  """P places of a batch that are learned from.
-
-  Attributes:
-    row_P: request of each.
-    place_P: ads of its history that it has seen.
-    target_PM: rows of the ads that come next.
-    mask_PM: bool, which of them are real.
-  """
-
-  row_P: jax.Array
-  place_P: jax.Array
-  target_PM: jax.Array
-  mask_PM: jax.Array
-
-
-def places_of(batch: RequestBatch, inner: int, key: jax.Array) -> Places:
-  """The last place of each request, with its targets; and of the places inside the histories at
-  most `inner` a request.
-
-  Args:
-    batch: requests with their targets.
-    inner: such places a request, in the mean over the batch; where there are more, they are drawn;
-      0: none.
-    key: of the draw.
-  """
-  ads_BS = history_ads(batch)
-  B, S = ads_BS.shape
-  last = Places(jnp.arange(B), (ads_BS >= 0).sum(-1), batch.target_ad_BM, batch.target_mask_BM)
-  if not inner:
-    return last
-  inside_BS = (ads_BS >= 0) & (jnp.arange(S) > 0)  # the first ad comes after nothing
-  draw_BS = jnp.where(inside_BS, jax.random.uniform(key, (B, S)), -1.0)
-  _, at_Q = jax.lax.top_k(draw_BS.ravel(), min(inner * B, B * S))
-  row_Q = at_Q // S
-  place_Q = at_Q % S
-  more = ((0, 0), (0, batch.target_ad_BM.shape[1] - 1))
-  within = Places(
-    row_Q,
-    place_Q,
-    jnp.pad(ads_BS[row_Q, place_Q][:, None], more, constant_values=-1),
-    jnp.pad(inside_BS[row_Q, place_Q][:, None], more),
-  )
-  return Places(*(jnp.concatenate(pair) for pair in zip(last, within, strict=True)))
-
-
-class Touched(NamedTuple):
-  """The rows of the table of ads that a step reads, and the step with its ads numbered by their
-  place among those.
-
-  Attributes:
-    row_U: distinct rows, ascending; as many numbers past the table as make up the fixed length.
-    batch: the requests; slots that are not of the history have lost their ad.
-    places: that are learned from.
-    drawn: ads drawn: [K] of --item_loss=sampled, [P, M] of bce, [0] of inbatch.
-    log_weight: what is added to the scores of negatives: [K] of sampled, [U] of inbatch.
-  """
-
-  row_U: jax.Array
-  batch: RequestBatch
-  places: Places
-  drawn: jax.Array
-  log_weight: jax.Array
 
 
 class RowLoss:
@@ -135,7 +70,7 @@ class RowLoss:
     """The loss of `touch`'s step, by parameters whose table has the rows `row_U` alone."""
     dropout_key = jax.random.split(key, 3)[2]
     model = self._model.clone(num_ads=len(touched.row_U))
-    few = _LOSSES[self._config.item_loss](model, {"params": params}, touched, dropout_key)
+    few = LOSSES[self._config.item_loss](model, {"params": params}, touched, dropout_key)
     return bias_apart(few.loss, few.scores, few.bias, model.config.history_bias)
 
   def __call__(
@@ -190,7 +125,7 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
     )
     bias = model.apply(variables, method="head_bias")
     state_PD = states_BPD[places.row_P, places.place_P]
-    ads_PS = _seen(batch, places)
+    ads_PS = seen(batch, places)
     scores_PN = model.apply(variables, state_PD, method="scores")
     own_PM = model.apply(variables, state_PD, places.target_PM, method="scores_of")
     own_seen_PM = (places.target_PM[..., None] == ads_PS[:, None]).any(-1)
@@ -244,126 +179,3 @@ def with_item_loss(loss_fn: LossFn, item_loss_fn: LossFn, weight: float) -> Loss
     return loss, {**metrics, "item": item, "item_bias": more["item_bias"], "loss": loss}
 
   return both
-
-
-def _seen(batch: RequestBatch, places: Places) -> jax.Array:
-  """[P, S] rows of the ads that each place has seen, -1 elsewhere."""
-  ads_PS = history_ads(batch)[places.row_P]
-  return jnp.where(jnp.arange(ads_PS.shape[1]) < places.place_P[:, None], ads_PS, -1)
-
-
-class _Scores(NamedTuple):
-  """Without the bias: of the targets, of the history's ads, and of the others that a loss reads."""
-
-  target_PM: jax.Array
-  history_PS: jax.Array
-  other_PX: jax.Array
-
-
-class _Few:
-  """A loss that scores some ads only; ads are numbered by their place among those that the step
-  reads.
-
-  A subclass has `_others() -> [P, X]`, what it reads of other ads, and `loss(scores, bias)`, by
-  given scores and a bias on the ads of the history.
-  """
-
-  def __init__(self, model, variables, touched: Touched, dropout_key):
-    dtype = compute_dtype(model.config)
-    self._vectors = lambda ads: model.apply(variables, ads, method="vectors").astype(dtype)
-    self.touched = touched
-    self.places = touched.places
-    self._num_ads = model.num_ads
-    batch = touched.batch
-    places = touched.places
-    states_BPD = model.apply(
-      variables, batch, train=True, rngs={"dropout": dropout_key}, method="states"
-    ).astype(dtype)
-    self.bias = model.apply(variables, method="head_bias")
-    self.state_PD = states_BPD[places.row_P, places.place_P]
-    self.ads_PS = _seen(batch, places)
-    scores_BPS = product("bpd,bsd->bps", states_BPD, self._vectors(history_ads(batch)))
-    history_PS = scores_BPS[places.row_P, places.place_P]
-    self.scores = _Scores(self._of(places.target_PM), history_PS, self._others())
-
-  def _of(self, ads_PM: jax.Array) -> jax.Array:
-    """Scores of some ads of each place."""
-    return product("pd,pmd->pm", self.state_PD, self._vectors(ads_PM))
-
-  def _of_all(self, ads_X: jax.Array) -> jax.Array:
-    """Scores of the same ads at all places."""
-    return product("pd,xd->px", self.state_PD, self._vectors(ads_X))
-
-  def _seen(self, ads_PM: jax.Array) -> jax.Array:
-    return (ads_PM[..., None] == self.ads_PS[:, None]).any(-1)
-
-
-class _Sampled(_Few):
-  """Ads are drawn for the whole step, each at most once."""
-
-  def _others(self):
-    return self._of_all(self.touched.drawn)
-
-  def loss(self, scores, bias):
-    places = self.places
-    ads_PS = self.ads_PS
-    drawn_K = self.touched.drawn
-    none = self._num_ads
-    K = len(drawn_K)
-    at_U = (
-      jnp.full(none + 1, K).at[drawn_K].set(jnp.arange(K))
-    )  # where an ad stands among the drawn ones
-    target_PM = jnp.where(places.mask_PM, places.target_PM, none)
-    strata_PX = jnp.concatenate([jnp.where(ads_PS >= 0, ads_PS, none), target_PM], axis=1)
-    rows = jnp.arange(len(ads_PS))[:, None]
-    taken_PK = jnp.zeros((len(ads_PS), K + 1), bool).at[rows, at_U[strata_PX]].set(True)[:, :K]
-    target_PS = (ads_PS[..., None] == target_PM[:, None]).any(-1)
-    return item_losses.sampled_softmax_loss(
-      scores.target_PM + bias * self._seen(places.target_PM),
-      places.mask_PM,
-      scores.history_PS + bias,
-      (ads_PS >= 0) & ~target_PS,
-      scores.other_PX,
-      ~taken_PK,
-      self.touched.log_weight,
-    )
-
-
-class _InBatch(_Few):
-  """The other requests' targets are the negatives; how often an ad is one is taken off its
-  score.
-  """
-
-  def _others(self):
-    return self._of_all(self.places.target_PM.ravel())
-
-  def loss(self, scores, bias):
-    places = self.places
-    ads_X = places.target_PM.ravel()
-    real_X = places.mask_PM.ravel()
-    own_PX = (ads_X == jnp.where(places.mask_PM, places.target_PM, -2)[..., None]).any(1)
-    nothing = jnp.zeros((len(self.ads_PS), 1))
-    return item_losses.sampled_softmax_loss(
-      scores.target_PM + bias * self._seen(places.target_PM),
-      places.mask_PM,
-      nothing,
-      nothing > 0,
-      scores.other_PX,
-      real_X & ~own_PX,
-      self.touched.log_weight[jnp.maximum(ads_X, 0)] - jnp.log(jnp.maximum(real_X.sum(), 1)),
-    )
-
-
-class _Binary(_Few):
-  """One ad is drawn for each target."""
-
-  def _others(self):
-    return self._of(self.touched.drawn)
-
-  def loss(self, scores, bias):
-    target_PM = scores.target_PM + bias * self._seen(self.places.target_PM)
-    drawn_PM = scores.other_PX + bias * self._seen(self.touched.drawn)
-    return item_losses.binary_loss(target_PM, drawn_PM, self.places.mask_PM)
-
-
-_LOSSES = {"sampled": _Sampled, "bce": _Binary, "inbatch": _InBatch}

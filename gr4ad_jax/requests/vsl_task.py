@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from gr4ad_jax.config import ObjectiveConfig
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.features.batches import RequestBatch
-from gr4ad_jax.models.gr4ad import GR4AD, Outputs
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.models.outputs import Outputs
 from gr4ad_jax.objectives import vsl
 from gr4ad_jax.training.step import LossFn
 

@@ -69,16 +69,29 @@ def balanced_kmeans(
   rows = Rows(points_ND, mesh)
   longest_D = _checked(rows)
   capacity = assignment.cluster_capacity(rows.num, num_clusters)
+  start_CD = (
+    _start(rows, num_clusters, seed) if start_CD is None else np.asarray(start_CD, np.float32)
+  )
   unit_D = unit_of(longest_D, capacity)
+  centroids_CD, cluster_N = _lloyd(rows, start_CD, iterations, capacity, unit_D, told)
+  return centroids_CD, rows.mine(cluster_N)
+
+
+def _lloyd(
+  rows: Rows,
+  centroids_CD: np.ndarray,
+  iterations: int,
+  capacity: int,
+  unit_D: np.ndarray,
+  told: Callable[[int, int], None] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The iterations from given centroids: [C, D] centroids, and the clusters of all points."""
   total = rows.num * (iterations + 1)
 
   def assign(centroids_CD: np.ndarray, done: int) -> tuple[np.ndarray, np.ndarray]:
     heard = told and (lambda count: told(done * rows.num + count, total))
     return assignment.assign_rows(rows, centroids_CD, capacity, heard)
 
-  centroids_CD = (
-    _start(rows, num_clusters, seed) if start_CD is None else np.asarray(start_CD, np.float32)
-  )
   cluster_N, squared_N = assign(centroids_CD, 0)
   # Centroids first, then clusters: what is returned are the clusters *of* the returned centroids,
   # and the levels below code what is left over of exactly those.
@@ -90,7 +103,7 @@ def balanced_kmeans(
     cluster_N = moved_N
   if told:
     told(total, total)
-  return centroids_CD, rows.mine(cluster_N)
+  return centroids_CD, cluster_N
 
 
 def _check_shapes(points_ND: Sliceable, num_clusters: int, start_CD: np.ndarray | None) -> None:

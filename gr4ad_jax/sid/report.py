@@ -204,14 +204,12 @@ def quality_report(
   neighbors = by_config.co_occurrence(events, len(ads), config, fitted.seed, told)
   # Share and seed are those of `tokenizer.fit`, so this is the very split that the tower had.
   pairs, held_out = neighbors.split(tokenizer.HELD_OUT, fitted.seed)
-  # What the first code would be without balance.
-  nearest_N = nearest(fitted.quantized(vectors_ND), fitted.centroids[0], 1)[0][:, 0]
   report = {
     "ads": len(ads),
     "codebooks": list(config.codebooks),
     "last_level": config.last_level,
     "codes": _of_both_modes(ads, codes_NT, config.codebooks),
-    "moved_by_balance": float((nearest_N != codes_NT[:, 0]).mean()),
+    "moved_by_balance": _moved(fitted, vectors_ND, codes_NT),
     "item_recall": _measured(
       {
         "content": item_recall(text_ND, held_out, pairs),
@@ -223,6 +221,12 @@ def quality_report(
   if unseen and fitted.tower is not None:
     report["unseen_ads"] = _unseen_recall(fitted, ads, neighbors, text_ND)
   return report
+
+
+def _moved(fitted: tokenizer.Tokenizer, vectors_ND: np.ndarray, codes_NT: np.ndarray) -> float:
+  """Share of ads whose first code is another than it would be without balance."""
+  nearest_N = nearest(fitted.quantized(vectors_ND), fitted.centroids[0], 1)[0][:, 0]
+  return float((nearest_N != codes_NT[:, 0]).mean())
 
 
 def _of_both_modes(

@@ -36,9 +36,8 @@ def report(
 
   Returns:
     A dict for JSON: auc, log_loss, calibration_error and deciles of p(purchase); baseline_auc of
-      popularity x
-    recency; value: bias, mae and rmse of E[value | purchase] on bought pairs, money; ranking:
-    metrics of all ads by p and by p x value.
+      popularity x recency; value: bias, mae and rmse of E[value | purchase] on bought pairs, money;
+      ranking: metrics of all ads by p and by p x value.
 
   Raises:
     FileNotFoundError: there is no reward model.
@@ -50,18 +49,7 @@ def report(
   if len(requests) * num_ads > _PAIRS:
     rows = np.random.default_rng(0).permutation(len(requests))[: max(1, _PAIRS // num_ads)]
     requests = requests.take(np.sort(rows))
-  p_RN = []
-  worth_RN = []
-  base_RN = []
-  for begin in range(0, len(requests), 16):
-    some = requests.request[begin : begin + 16]
-    ads = np.broadcast_to(np.arange(num_ads), (len(some), num_ads))
-    found = model.estimate(some, ads)
-    p_RN.append(found.purchase_BC)
-    worth_RN.append(found.purchase_BC * found.value_BC)
-    base_RN.append(_popular_and_recent(model.features, some, ads))
-    told("scored", begin + len(some), len(requests))
-  p_RN, worth_RN, base_RN = (np.concatenate(x) for x in (p_RN, worth_RN, base_RN))
+  p_RN, worth_RN, base_RN = _scored(model, requests, num_ads, told)
   bought_RN, value_RN = _bought(requests, num_ads, inputs.ecpm.clip)
   deciles = calibration.by_decile(p_RN.ravel(), bought_RN.ravel())
   made = {
@@ -85,6 +73,27 @@ def report(
     }
   report_tables.write_json(os.path.join(reward_run.folder_of(config), "report.json"), made)
   return made
+
+
+def _scored(
+  model: RewardModel,
+  requests: protocols.EvalRequests,
+  num_ads: int,
+  told: Callable[[str, int, int], None],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """[R, N] each: p(purchase), p times E[value | purchase], and the baseline's score."""
+  p_RN = []
+  worth_RN = []
+  base_RN = []
+  for begin in range(0, len(requests), 16):
+    some = requests.request[begin : begin + 16]
+    ads = np.broadcast_to(np.arange(num_ads), (len(some), num_ads))
+    found = model.estimate(some, ads)
+    p_RN.append(found.purchase_BC)
+    worth_RN.append(found.purchase_BC * found.value_BC)
+    base_RN.append(_popular_and_recent(model.features, some, ads))
+    told("scored", begin + len(some), len(requests))
+  return np.concatenate(p_RN), np.concatenate(worth_RN), np.concatenate(base_RN)
 
 
 def _value_error(thought_E: np.ndarray, paid_E: np.ndarray) -> dict[str, float]:

@@ -39,9 +39,9 @@ def test_texts_are_cut_to_columns(text, width, shown):
 
 def test_an_output_that_lacks_letters_gets_escapes(monkeypatch):
   monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-  print(printed.plain("thé"), printed.plain("x" * 9, 4))
+  print(printed.plain("thé"), printed.plain("y" * 9, 4))
   sys.stdout.seek(0)
-  assert sys.stdout.read() == "th\\xe9 xxx?\n"
+  assert sys.stdout.read() == "th\\xe9 yyy?\n"
 
 
 def test_an_ad_without_a_text_has_its_id():

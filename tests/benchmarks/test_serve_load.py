@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gr4ad_jax.benchmarks import serve_load
+from gr4ad_jax.benchmarks import load_report, serve_load
 from gr4ad_jax.benchmarks.http_load import Outcome, Phase
 from tests.benchmarks import fake_server
 from tests.timing import undisturbed
@@ -89,7 +89,7 @@ def test_a_stretch_of_time_is_summed_up():
     _outcome(1.9, source="fallback"),
     _outcome(1.95, source="cache", width=28),
   ]
-  found = serve_load.summary(outcomes, 2.0)
+  found = load_report.summary(outcomes, 2.0)
   counts = {
     "requests": 107,
     "accepted": 102,
@@ -105,7 +105,7 @@ def test_a_stretch_of_time_is_summed_up():
   ] == pytest.approx(100)
   assert found["refused_ms"]["p50"] == pytest.approx(3)
   assert found["mean_width"] == pytest.approx((101 * 8 + 28) / 102)
-  empty = serve_load.summary([], 2.0)
+  empty = load_report.summary([], 2.0)
   assert empty["requests"] == 0 and empty["accepted_ms"] is None and empty["mean_width"] is None
 
 
@@ -114,8 +114,8 @@ def _report(recovery=(), **overload):
   over = [_outcome(0.5, **overload), _outcome(1.5, 0.001, 503, retry_after=True)]
   late = [_outcome(2.5 + second, **what) for second, what in enumerate(recovery)]
   phases = [Phase("overload", 1, 2.0), Phase("recovery", 1, 4.0)]
-  return serve_load.report(
-    serve_load.Load(phases, over + late, [(0.0, 2**20), (3.0, 3 * 2**20)], 0.04)
+  return load_report.report(
+    load_report.Load(phases, over + late, [(0.0, 2**20), (3.0, 3 * 2**20)], 0.04)
   )
 
 
@@ -144,4 +144,4 @@ def test_promises_are_checked():
   refused = _report([{}], status=503, seconds=0.05)["holds"]
   assert not refused["refused_within_the_target"] and not refused["refused_with_retry_after"]
   grown = {"errors": 0, "memory_mib": {"first": 100.0, "last": 106.0, "most": 106.0}}
-  assert serve_load.holds({"long": grown}, 0.04) == {"no_errors": True, "memory_flat": False}
+  assert load_report.holds({"long": grown}, 0.04) == {"no_errors": True, "memory_flat": False}

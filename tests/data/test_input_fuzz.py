@@ -251,7 +251,7 @@ def write(rng, folder, name, header, rows, ids):
   return parts, None if None in found else sum(found)
 
 
-def read_case(folder, seed):
+def assert_read_or_refused(folder, seed):
   """Reads a random pair of files; what it gave, or None where it was refused."""
   rng = random.Random(seed)
   shutil.rmtree(folder, ignore_errors=True)
@@ -287,19 +287,19 @@ def read_case(folder, seed):
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32))
 def test_every_file_is_read_whole_or_refused_in_one_line(tmp_path_factory, seed):
-  read_case(tmp_path_factory.getbasetemp() / "fuzz", seed)
+  assert_read_or_refused(tmp_path_factory.getbasetemp() / "fuzz", seed)
 
 
 @pytest.mark.long
 @settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 2**32))
 def test_two_thousand_files(tmp_path_factory, seed):
-  read_case(tmp_path_factory.getbasetemp() / "fuzz", seed)
+  assert_read_or_refused(tmp_path_factory.getbasetemp() / "fuzz", seed)
 
 
 def test_cases_are_of_both_kinds(tmp_path):
   """The fuzz means something only where many files are read and many are refused."""
-  read = sum(read_case(tmp_path / "fuzz", seed) is not None for seed in range(60))
+  read = sum(assert_read_or_refused(tmp_path / "fuzz", seed) is not None for seed in range(60))
   assert 12 <= read <= 48
 
 
@@ -307,7 +307,7 @@ def test_cases_are_of_both_kinds(tmp_path):
 def test_what_is_read_trains_and_can_be_asked(tmp_path, compile_cache):
   trained = 0
   for seed in range(40):
-    config = read_case(tmp_path / "fuzz", seed)
+    config = assert_read_or_refused(tmp_path / "fuzz", seed)
     if config is None:
       continue
     run = f"--workdir={tmp_path}/run{seed}"

@@ -64,18 +64,18 @@ class Rules:
     return self.schedule
 
 
-def compare(settings, loads, start=0, target=4.0):
+def assert_same(settings, loads, start=0, target=4.0):
   """Runs both over (moment, load) and returns the schedules."""
   ours, rules = (
     BeamController(Costs(TABLE, BUCKETS), start, target, **settings),
     Rules(start, target, **settings),
   )
   seen = []
-  for now, load in loads:
+  for moment, load in loads:
     if callable(load):
       load = load(rules)
-    seen.append(rules.choose(now, load))
-    assert ours.choose(now, load) == ours.schedule == seen[-1], (now, load)
+    seen.append(rules.choose(moment, load))
+    assert ours.choose(moment, load) == ours.schedule == seen[-1], (moment, load)
   return seen
 
 
@@ -97,7 +97,7 @@ def test_schedules_are_those_of_the_rules(settings, seed):
     )
     latency = rng.choice([0.0, 0.5, 1.5, 1.7, 3.0, 3.4, 4.0, 4.25])
     loads.append((now, Load(queued, latency, arrivals)))
-  seen = compare(settings, loads, start=seed)
+  seen = assert_same(settings, loads, start=seed)
   moves = [b - a for a, b in zip(seen, seen[1:], strict=False)]
   assert len(set(seen)) >= 3 and max(moves) == 1 and min(moves) < 0
 
@@ -106,7 +106,7 @@ def test_a_widening_taken_back_doubles_the_pause_up_to_32_times():
   def load(rules):
     return Load(0, 0.0, 100.0 if rules.schedule else 0.0)
 
-  seen = compare({}, [(step / 4, load) for step in range(1200)])
+  seen = assert_same({}, [(step / 4, load) for step in range(1200)])
   rises = [step / 4 for step, (a, b) in enumerate(zip([0, *seen], seen, strict=False)) if b > a]
   gaps = [b - a for a, b in zip(rises, rises[1:], strict=False)]
   assert gaps[:5] == [2.25, 4.25, 8.25, 16.25, 32.25] and set(gaps[5:]) == {32.25}
@@ -127,7 +127,7 @@ def test_a_pause_is_short_again_after_a_widening_that_lasted():
     begin = moments[-1][0] + 8.0
     moments += [(begin, calm), (begin + apart, busy), (begin + apart + 1.0, calm)]
     moments += [(moments[-1][0] + step / 4, calm) for step in range(1, 12)]
-  compare({}, moments)
+  assert_same({}, moments)
 
 
 def test_utilisation_is_the_share_of_full_batches():

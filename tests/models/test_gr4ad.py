@@ -10,9 +10,9 @@ import pytest
 
 from gr4ad_jax.models import remat
 from gr4ad_jax.models.context import EDGES, Context
-from gr4ad_jax.models.gr4ad import compute_dtype, next_code_logp
 from gr4ad_jax.models.history_copy import ValueReader
 from gr4ad_jax.models.lazy_decoder import LazyDecoder
+from gr4ad_jax.models.outputs import compute_dtype, next_code_logp
 from gr4ad_jax.objectives import vsl
 from tests.models import tiny
 

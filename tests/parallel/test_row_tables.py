@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from gr4ad_jax.benchmarks import table as suite
 from gr4ad_jax.config import Config, DataConfig, ItemConfig, ModelConfig, TrainConfig
 from gr4ad_jax.decoding.item_ranker import ItemRanker
-from gr4ad_jax.models.gr4ad import next_code_logp
+from gr4ad_jax.models.outputs import next_code_logp
 from gr4ad_jax.parallel import mesh as mesh_lib, row_tables
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer

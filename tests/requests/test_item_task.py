@@ -13,6 +13,7 @@ from gr4ad_jax.models.history_bias import NAME as HISTORY_BIAS
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.requests import item_task
+from gr4ad_jax.requests import places as places_lib
 from tests.models import tiny
 
 SHARE = np.full(tiny.NUM_ADS, 1 / tiny.NUM_ADS)
@@ -32,7 +33,7 @@ def loss_of(**items):
 
 def test_places_are_the_last_ones_and_all_inner_ones_that_fit():
   batch = tiny.make_batch()  # histories of 3, 6, 0 and 0 ads
-  places = jax.device_get(item_task.places_of(batch, 3, jax.random.key(0)))
+  places = jax.device_get(places_lib.places_of(batch, 3, jax.random.key(0)))
   assert places.row_P[:4].tolist() == [0, 1, 2, 3] and places.place_P[:4].tolist() == [3, 6, 0, 0]
   np.testing.assert_array_equal(places.target_PM[:4], batch.target_ad_BM)
   inner = {
@@ -55,7 +56,9 @@ def test_places_are_the_last_ones_and_all_inner_ones_that_fit():
 
 def test_more_inner_places_than_fit_are_drawn():
   batch = tiny.make_batch()
-  drawn = [jax.device_get(item_task.places_of(batch, 1, jax.random.key(seed))) for seed in range(6)]
+  drawn = [
+    jax.device_get(places_lib.places_of(batch, 1, jax.random.key(seed))) for seed in range(6)
+  ]
   chosen = {
     tuple(sorted(zip(p.row_P[4:].tolist(), p.place_P[4:].tolist(), strict=True))) for p in drawn
   }

@@ -8,7 +8,7 @@ import pytest
 
 from gr4ad_jax.config import ObjectiveConfig
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.models.gr4ad import Outputs
+from gr4ad_jax.models.outputs import Outputs
 from gr4ad_jax.requests import vsl_task
 from tests.models import tiny
 

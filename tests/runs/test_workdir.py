@@ -79,3 +79,4 @@ def test_a_run_that_was_moved_there_can_be_read_but_not_trained(tmp_path):
 def test_other_letters_are_allowed(tmp_path):
   for name in ("a b", "x{1}", "é%", "]"):
     workdir.save_config(of(tmp_path / name))
+    assert (tmp_path / name / "config.json").is_file()

@@ -3,64 +3,24 @@ checkpoints, shutdown.
 """
 
 import asyncio
-import concurrent.futures
-import contextlib
 import dataclasses
-import shutil
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from gr4ad_jax.answering import explore
 from gr4ad_jax.answering.messages import Query, UnknownUser
 from gr4ad_jax.answering.recommender import Recommender
-from gr4ad_jax.answering.terms import DayPlan
 from gr4ad_jax.catalogue.choice import Choice
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.decoding.searcher import Searcher
-from gr4ad_jax.serving import plans
 from gr4ad_jax.serving.batcher import Closed, DeadlinePassed, Overloaded
 from gr4ad_jax.serving.engine import ServingEngine
-from gr4ad_jax.training import checkpoint
-from tests.serving.runs import EVERYTHING, FIRST, SECOND, add_checkpoint, config_of
+from tests.serving.engines import assert_same, held, ids
+from tests.serving.runs import EVERYTHING, FIRST, config_of
 from tests.timing import quickest
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
-
-
-@pytest.fixture
-def workdir(runs, tmp_path):
-  return shutil.copytree(runs / "first", tmp_path / "run")
-
-
-@pytest.fixture
-def engine(workdir):
-  with ServingEngine(str(workdir), config_of(workdir), "last") as engine:
-    yield engine
-
-
-@pytest.fixture(scope="module")
-def steady(runs, tmp_path_factory):
-  """An engine for tests that change nothing."""
-  workdir = shutil.copytree(runs / "first", tmp_path_factory.mktemp("steady") / "run")
-  with ServingEngine(str(workdir), config_of(workdir), "last") as engine:
-    yield engine
-
-
-def ids(answer):
-  return [ad["ad_id"] for ad in answer.ads]
-
-
-def assert_same(answer, expected):
-  assert ids(answer) == [ad.ad_id for ad in expected]
-  for name in ("log_p", "score", "ecpm"):
-    numbers = [ad[name] for ad in answer.ads]
-    np.testing.assert_allclose(
-      numbers, [getattr(ad, name) for ad in expected], rtol=1e-4, atol=1e-5
-    )
-  assert [tuple(ad["codes"]) for ad in answer.ads] == [ad.codes for ad in expected]
 
 
 def test_a_history_gets_what_the_recommender_gives(steady, runs):
@@ -195,23 +155,6 @@ def test_changes_outlive_the_engine(workdir):
     assert "new" in found and "ad05" not in found
 
 
-@contextlib.contextmanager
-def held(engine, monkeypatch):
-  """No batch ends before the block does. Gives the event that one has begun."""
-  compute, begun, over = engine._computer.compute, threading.Event(), threading.Event()
-
-  def hold(*arguments):
-    begun.set()
-    assert over.wait(60)
-    return compute(*arguments)
-
-  monkeypatch.setattr(engine._computer, "compute", hold)
-  try:
-    yield begun
-  finally:
-    over.set()
-
-
 def test_seen_ads_are_masked_by_the_model_and_in_the_fallback(workdir, runs):
   config = config_of(workdir)
   config = dataclasses.replace(config, search=dataclasses.replace(config.search, seen_ads="masked"))
@@ -258,105 +201,6 @@ def test_a_choice_is_part_of_what_an_answer_is_kept_under(steady):
   assert steady.recommend(query).source == "cache" and other.source == "model"
   with pytest.raises(DataError, match="not_ads: 'nothing' is no ad"):
     steady.recommend(dataclasses.replace(query, not_ads=("nothing",)))
-
-
-class Clock:
-  """Noon, until it is set."""
-
-  def __init__(self, now=20_000.5 * 86_400):
-    self.now = now
-
-  def __call__(self):
-    return self.now
-
-
-def test_no_user_is_shown_an_ad_more_often_than_the_cap(workdir):
-  config = config_of(workdir, cap_times=1, cap_days=2.0)
-  with ServingEngine(str(workdir), config, "last") as engine:
-    engine._ledger._clock = clock = Clock()
-    shown = ids(engine.recommend(Query(user="u1", k=4)))
-    late = engine.recommend(Query(user="u1", k=4, deadline_ms=1e-3, cache=False))
-    assert late.source == "fallback"
-    shown += ids(late)
-    # What is kept may not be shown again, and of one batch no two answers may share an ad.
-    queries = [Query(user="u1", k=3, cache=number < 2) for number in range(4)]
-    for future in [engine.submit(query) for query in queries]:
-      shown += ids(future.result(20))
-    assert len(shown) == 20 == len(set(shown))
-    assert len(ids(engine.recommend(Query(user="u1", k=24)))) == 4  # all 24 by now
-    assert not engine.recommend(Query(user="u1", k=24)).ads
-    assert len(ids(engine.recommend(Query(user="u2", k=24)))) == 24
-    free = ids(engine.recommend(Query(history=(), k=5)))
-    assert free == ids(engine.recommend(Query(history=(), k=5)))  # nobody knows whose it is
-    clock.now += 2 * 86_400 + 1
-    assert len(ids(engine.recommend(Query(user="u1", k=24, cache=False)))) == 24
-
-
-def test_an_account_that_has_spent_its_budget_is_left_out(workdir):
-  query, config = Query(history=("ad03",), k=24, cache=False), config_of(workdir)
-  with ServingEngine(str(workdir), config, "last") as engine:
-    engine._ledger._clock = clock = Clock()
-    everything = engine.recommend(query)
-    account = everything.ads[0]["account_id"]
-    own = [ad["ecpm"] for ad in everything.ads if ad["account_id"] == account]
-    told = engine.put_account(account, 1.99 * sum(own))
-    assert told == engine.account(account) and told["spent_today"] == 0
-    assert 0 < told["planned"] < told["daily_budget"]  # as the log's traffic is
-    engine._ledger._plan = DayPlan()
-    kept = dataclasses.replace(query, cache=True)
-    for number in range(3):  # at noon half is planned: one answer with all of its ads
-      answer = engine.recommend(kept)
-      left = [ad for ad in answer.ads if ad["account_id"] == account]
-      assert bool(left) == (number == 0) and answer.ads
-      clock.now += 2
-    assert engine.account(account)["spent_today"] == pytest.approx(sum(own), rel=1e-4)
-    late = engine.recommend(dataclasses.replace(query, deadline_ms=1e-3))
-    assert late.source == "fallback" and account not in {ad["account_id"] for ad in late.ads}
-    with pytest.raises(DataError, match="only_accounts: no ad has 'nobody'"):
-      engine.recommend(dataclasses.replace(query, only_accounts=("nobody",)))
-    engine.put_account("nobody", 5.0)  # an account may come before its ads
-    engine.recommend(query)
-  with ServingEngine(str(workdir), config, "last") as engine:  # budgets are kept, counts are not
-    told = engine.account(account)
-    assert told["daily_budget"] == pytest.approx(1.99 * sum(own)) and told["spent_today"] == 0
-    assert engine.account("nobody")["daily_budget"] == 5.0
-    engine.put_account(account, None)
-    assert engine.account(account)["daily_budget"] is None
-
-
-def test_an_answer_that_comes_too_late_is_not_counted(workdir, monkeypatch):
-  with ServingEngine(str(workdir), config_of(workdir, cap_times=1), "last") as engine:
-    query = Query(user="u1", k=4, deadline_ms=50, cache=False)
-    with held(engine, monkeypatch) as begun:
-      with pytest.raises(DeadlinePassed):
-        engine.recommend(dataclasses.replace(query, fallback=False))
-      assert begun.is_set()
-    for _ in range(200):  # until the held batch has been counted, and taken back
-      if not engine._batcher.load().queued and len(engine._ledger.capped("u1")) == 0:
-        break
-      time.sleep(0.01)
-    engine.recommend(Query(user="u2", k=1))  # after it in the queue
-    assert engine._ledger.capped("u1").tolist() == []
-
-
-def test_the_last_place_is_drawn_and_its_propensity_told(workdir):
-  config = config_of(workdir, explore=True)
-  with ServingEngine(str(workdir), config, "last") as engine:
-    engine._computer._rng = np.random.default_rng(0)
-    ranked = engine.recommend(Query(user="u1", k=24)).ads
-    answers = [engine.recommend(Query(user="u1", k=3)) for _ in range(30)]
-    assert {answer.source for answer in answers} == {"model"}  # what was drawn is not kept
-    entries = [(n, ad["log_p"], ad["score"], ad["ecpm"]) for n, ad in enumerate(ranked)]
-    chance = explore.propensities(entries, 3)
-    place = {ad["ad_id"]: n for n, ad in enumerate(ranked)}
-    drawn = set()
-    for answer in answers:
-      assert ids(answer)[:2] == [ad["ad_id"] for ad in ranked[:2]]
-      assert [ad["propensity"] for ad in answer.ads[:2]] == [1.0, 1.0]
-      last = answer.ads[2]
-      assert last["propensity"] == pytest.approx(chance[place[last["ad_id"]] - 2], rel=1e-3)
-      drawn.add(last["ad_id"])
-    assert len(drawn) > 3
 
 
 def test_past_the_deadline_there_is_a_popular_list(steady, monkeypatch):
@@ -438,59 +282,6 @@ def test_many_changes_outgrow_the_arrays_and_are_generable_all_the_same(workdir)
       time.sleep(0.1)
 
 
-def test_a_newer_checkpoint_comes_into_use_and_no_request_is_lost(runs, workdir):
-  config = config_of(workdir, reload_seconds=0.1)
-  with ServingEngine(str(workdir), config, "last") as engine:
-    stop, steps, failures = threading.Event(), [], []
-
-    def load(seed):
-      while not stop.is_set():
-        try:
-          steps.append(engine.recommend(Query(user=f"u{seed}", fallback=False)).checkpoint)
-        except Exception as error:
-          failures.append(error)
-
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-      loads = [pool.submit(load, seed) for seed in range(3)]
-      time.sleep(0.3)
-      add_checkpoint(runs, workdir)
-      until = time.monotonic() + 30
-      while engine.step == FIRST and time.monotonic() < until:
-        time.sleep(0.02)
-      time.sleep(0.3)
-      stop.set()
-      concurrent.futures.wait(loads)
-    assert not failures and set(steps) == {FIRST, SECOND}
-    answer = engine.recommend(Query(history=("ad03",), k=5))
-    second = Recommender.load(str(runs / "second"), "last", config.search)
-    assert answer.checkpoint == SECOND
-    assert_same(answer, second.recommend(["ad03"], k=5))
-
-
-@pytest.mark.parametrize("damage", ["cut", "other"])
-def test_a_damaged_checkpoint_is_left_alone(runs, workdir, engine, damage):
-  before = engine.recommend(Query(user="u1"))
-  add_checkpoint(runs, workdir)
-  files = [path for path in (workdir / "checkpoints" / str(SECOND)).rglob("*") if path.is_file()]
-  for path in files:
-    if damage == "cut":
-      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    else:
-      path.unlink()
-  with pytest.raises(Exception, match="."):
-    engine.reload()
-  assert engine.step == FIRST and engine.ready
-  assert ids(engine.recommend(Query(user="u1", cache=False))) == ids(before)
-
-
-def test_numbers_that_are_not_finite_are_a_damage(runs, workdir, engine, monkeypatch):
-  add_checkpoint(runs, workdir)
-  monkeypatch.setattr(checkpoint, "_is_finite", lambda params: False)
-  with pytest.raises(ValueError, match="not finite"):
-    engine.reload()
-  assert engine.step == FIRST
-
-
 def test_close_answers_what_waits(workdir):
   before = set(threading.enumerate())
   engine = ServingEngine(str(workdir), config_of(workdir), "last")
@@ -520,51 +311,3 @@ def test_the_state_is_told(steady):
     and f"gr4ad_checkpoint_step {FIRST:.1f}" in text
     and "gr4ad_beam_width 72.0" in text
   )
-
-
-@pytest.mark.long
-def test_one_search_answers_while_the_others_are_compiled_behind_it(workdir, monkeypatch):
-  release = threading.Event()
-  prepare = Searcher.prepare
-
-  def held(self, variables, row, buckets, *arguments):
-    if len(buckets) > 1:
-      assert release.wait(60)
-    return prepare(self, variables, row, buckets, *arguments)
-
-  monkeypatch.setattr(Searcher, "prepare", held)
-  monkeypatch.setattr(
-    plans, "yield_to_others", lambda: None
-  )  # a busy machine would never come to it
-  config = config_of(workdir, buckets=(2, 4), tabs=True, tabs_factors=(0.5, 1.0), cache_seconds=1e4)
-  query = Query(user="u1", k=5)
-  with ServingEngine(str(workdir), config, "last", early=True) as early:
-    assert early.ready and early.compiling and early.stats()["schedules"] == (EVERYTHING,)
-    first = early.recommend(query)
-    assert (first.source, first.beams) == ("model", EVERYTHING)
-    futures = [early.submit(Query(user=f"u{n}", cache=False)) for n in range(4)]
-    assert all(future.result(60).beams == EVERYTHING for future in futures)
-    release.set()
-    while early.compiling:
-      time.sleep(0.01)
-    assert len(early.stats()["schedules"]) == 2 and early.beams == EVERYTHING
-    assert early.recommend(query).source == "cache"  # what was kept before is as wide
-    again = early.recommend(dataclasses.replace(query, cache=False))
-    assert ids(again) == ids(first)
-
-
-def test_the_first_search_goes_on_where_the_others_cannot_be_compiled(workdir, monkeypatch, caplog):
-  prepare = Searcher.prepare
-
-  def broken(self, variables, row, buckets, *arguments):
-    if len(buckets) > 1:
-      raise MemoryError("no room")
-    return prepare(self, variables, row, buckets, *arguments)
-
-  monkeypatch.setattr(Searcher, "prepare", broken)
-  monkeypatch.setattr(plans, "yield_to_others", lambda: None)
-  with ServingEngine(str(workdir), config_of(workdir, buckets=(1, 2)), "last", early=True) as early:
-    while early.compiling:
-      time.sleep(0.01)
-    assert early.recommend(Query(user="u1", k=5)).source == "model"
-    assert "the first one stays in use" in caplog.text

@@ -245,14 +245,14 @@ def test_settings_out_of_range_are_named(name):
 @settings(max_examples=60, deadline=None)
 @given(pairs=PAIRS, cap=st.integers(1, 5), keys=st.integers(1, 40), events=st.integers(1, 70))
 def test_groups_are_the_distinct_members_of_lowest_rank(pairs, cap, keys, events):
-  groups, members = np.array(pairs, np.int32).reshape(-1, 2).T
+  group_P, members = np.array(pairs, np.int32).reshape(-1, 2).T
   expected = collections.defaultdict(set)
   for group, member in pairs:
     expected[group].add(member)
 
   def blocks():
     return [
-      (groups[at : at + events], members[at : at + events]) for at in range(0, len(pairs), events)
+      (group_P[at : at + events], members[at : at + events]) for at in range(0, len(pairs), events)
     ]
 
   with cut(events=events, keys=keys):

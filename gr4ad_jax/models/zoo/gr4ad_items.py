@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from gr4ad_jax.config import Config, ConfigError, ItemConfig
 from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.models import knobs
-from gr4ad_jax.models.gr4ad import GR4AD, Read
+from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.layers import Dropout, RMSNorm
+from gr4ad_jax.models.outputs import Read
 from gr4ad_jax.models.remat import rematerialized
 from gr4ad_jax.models.zoo.items import ItemHead, history_ads, last_of
 from gr4ad_jax.models.zoo.sasrec import PlaceEmbedding, SASRecBlock, causal_mask

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from gr4ad_jax.config import Config, ItemConfig, ModelConfig
 from gr4ad_jax.features.batches import HISTORY, RequestBatch
 from gr4ad_jax.models import knobs
-from gr4ad_jax.models.gr4ad import compute_dtype
 from gr4ad_jax.models.history_bias import signed_bias
 from gr4ad_jax.models.layers import product
+from gr4ad_jax.models.outputs import compute_dtype
 from gr4ad_jax.parallel import row_tables
 
 
@@ -34,7 +34,7 @@ class ItemHead(nn.Module):
 
   def states(self, batch: RequestBatch, *, train: bool = False) -> jax.Array:
     """States of all places of the histories: [B, S + 1, D] float32. A subclass must have it."""
-    raise NotImplementedError
+    raise TypeError(f"{type(self).__name__} has no `states`")
 
   def last_state(self, batch: RequestBatch) -> jax.Array:
     """States of the places that have seen the whole history: [B, D] float32."""
@@ -88,7 +88,7 @@ class ItemModel(ItemHead):
 
   def make_layers(self) -> None:
     """Makes the parts of the subclass, in `setup`. A subclass must have it."""
-    raise NotImplementedError
+    raise TypeError(f"{type(self).__name__} has no `make_layers`")
 
   def embed(self, ad: jax.Array) -> jax.Array:
     """Vectors of ads [...] as layers read them: [..., D] in the compute dtype.

@@ -21,8 +21,8 @@ import numpy as np
 from gr4ad_jax.config import Config, ModelConfig
 from gr4ad_jax.features.batches import HISTORY, RequestBatch
 from gr4ad_jax.models import knobs
-from gr4ad_jax.models.gr4ad import Outputs, compute_dtype, next_code_logp
 from gr4ad_jax.models.layers import NEG, Dropout, Linear, RMSNorm, attend, product
+from gr4ad_jax.models.outputs import Outputs, compute_dtype, next_code_logp
 from gr4ad_jax.models.remat import rematerialized
 
 BUCKETS, FARTHEST = 32, 128  # of T5

@@ -45,7 +45,7 @@ def arrays(seed, *shapes):
   return made if len(made) > 1 else made[0]
 
 
-def close(ours, theirs, tolerance=1e-5):
+def assert_close(ours, theirs, tolerance=1e-5):
   """Equal to a tolerance relative to the largest value."""
   scale = max(1.0, float(np.abs(theirs).max()))
   np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=tolerance * scale)

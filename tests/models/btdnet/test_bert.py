@@ -4,7 +4,7 @@ import numpy as np
 
 from gr4ad_jax.models.btdnet.bert import Bert, BertLayer, BertSize
 from tests.models.btdnet import reference
-from tests.models.btdnet.build import applied, arrays, close, drawn
+from tests.models.btdnet.build import applied, arrays, assert_close, drawn
 
 SIZE = BertSize(vocab=30, width=12, layers=2, heads=3, hidden=20, positions=8)
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
@@ -17,7 +17,7 @@ def test_a_layer_equals_a_loop():
   ours = applied(layer, params, x, MASK, train=False)
   for b in range(2):
     real = MASK[b].sum()
-    close(ours[b][:real], reference.bert_layer(params, x[b], MASK[b], 3)[:real])
+    assert_close(ours[b][:real], reference.bert_layer(params, x[b], MASK[b], 3)[:real])
 
 
 def test_the_encoder_equals_a_loop_and_reads_no_padding():
@@ -28,7 +28,7 @@ def test_the_encoder_equals_a_loop_and_reads_no_padding():
   ours = applied(module, params, tokens, MASK)
   for b in range(2):
     real = MASK[b].sum()
-    close(ours[b][:real], reference.bert(params, tokens[b], MASK[b], 2, 3)[:real])
+    assert_close(ours[b][:real], reference.bert(params, tokens[b], MASK[b], 2, 3)[:real])
   other = tokens.copy()
   other[1, 3:] = 29
   np.testing.assert_array_equal(applied(module, params, other, MASK)[1, :3], ours[1, :3])

@@ -8,7 +8,7 @@ import pytest
 from gr4ad_jax.models.btdnet import decoder
 from gr4ad_jax.models.btdnet.layers import depth_to_space, resize
 from tests.models.btdnet import reference
-from tests.models.btdnet.build import applied, arrays, close, drawn
+from tests.models.btdnet.build import applied, arrays, assert_close, drawn
 
 SHAPES = ((2, 8, 8, 4), (2, 4, 4, 6), (2, 2, 2, 8))
 
@@ -24,9 +24,9 @@ def test_two_streams_equal_a_loop(kind, subpixel):
     theirs, inner = reference.twin_decoder(
       params, [x[b] for x in maps], 30, 32, subpixel, kind == "shared"
     )
-    close(logits[b], theirs)
+    assert_close(logits[b], theirs)
     for ours, other in zip(levels, inner, strict=True):
-      close(ours[b], other)
+      assert_close(ours[b], other)
 
 
 def test_the_single_stream_equals_a_loop():
@@ -39,14 +39,14 @@ def test_the_single_stream_equals_a_loop():
     x = maps[2][b]
     for i, shallow in enumerate((maps[1], maps[0])):
       x = reference.level(params[f"level_{i}"], x, shallow[b])
-    close(logits[b], reference.head(params["head"], x, 32, 32, False))
+    assert_close(logits[b], reference.head(params["head"], x, 32, 32, False))
 
 
 def test_a_gate_holds_back_and_passes_no_gradient():
   x, other = arrays(2, (1, 2, 2, 3), (1, 2, 2, 1))
-  close(decoder.hold_back(x, other), x * (1 - reference.sigmoid(other)))
+  assert_close(decoder.hold_back(x, other), x * (1 - reference.sigmoid(other)))
   to_x, to_other = jax.grad(lambda *a: decoder.hold_back(*a).sum(), argnums=(0, 1))(x, other)
-  close(to_x, np.broadcast_to(1 - reference.sigmoid(other), x.shape))
+  assert_close(to_x, np.broadcast_to(1 - reference.sigmoid(other), x.shape))
   assert not np.asarray(to_other).any()
 
 
@@ -80,7 +80,7 @@ def test_streams_without_shared_weights_have_twice_the_levels():
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 9), (4, 3)])
 def test_resizing_equals_a_loop(height, width):
   x = arrays(5, (1, 4, 3, 2))
-  close(resize(jnp.asarray(x), height, width)[0], reference.resize(x[0], height, width))
+  assert_close(resize(jnp.asarray(x), height, width)[0], reference.resize(x[0], height, width))
 
 
 def test_depth_to_space_lays_out_a_cell_row_by_row():

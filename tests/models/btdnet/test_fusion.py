@@ -8,7 +8,7 @@ import pytest
 
 from gr4ad_jax.models.btdnet import fusion
 from tests.models.btdnet import reference
-from tests.models.btdnet.build import applied, arrays, close, drawn
+from tests.models.btdnet.build import applied, arrays, assert_close, drawn
 
 MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
 
@@ -22,7 +22,7 @@ def test_fusion_equals_a_loop(correlated, norm):
   for b in range(2):
     theirs = reference.gated_fusion(params, x[b], words[b], MASK[b], correlated, norm)
     for one, other in zip(ours, theirs, strict=True):
-      close(one[b], other)
+      assert_close(one[b], other)
 
 
 def test_the_outer_norm_takes_away_what_the_sentence_says_to_all_pixels():
@@ -40,7 +40,7 @@ def test_pooling_equals_a_loop(height, width):
   ours = fusion.pooled(jnp.asarray(x))
   assert ours.shape == (2, 85, 3)
   for b in range(2):
-    close(ours[b], reference.pooled(x[b]))
+    assert_close(ours[b], reference.pooled(x[b]))
 
 
 def test_pixels_into_words_equals_a_loop():
@@ -49,7 +49,7 @@ def test_pixels_into_words_equals_a_loop():
   params = drawn(module, words, x)
   ours = applied(module, params, words, x)
   for b in range(2):
-    close(ours[b], reference.vision_to_words(params, words[b], x[b]))
+    assert_close(ours[b], reference.vision_to_words(params, words[b], x[b]))
 
 
 def test_the_gate_starts_shut_and_learns():

@@ -15,7 +15,7 @@ from gr4ad_jax.models.btdnet.object_learning import Hidden
 from gr4ad_jax.models.btdnet.swin import SwinSize
 from gr4ad_jax.segmentation.sections import SegmentationConfig
 from tests.models.btdnet import reference
-from tests.models.btdnet.build import applied, close, drawn
+from tests.models.btdnet.build import applied, assert_close, drawn
 
 VISION = SwinSize(8, (1, 2), (2, 2), 4, coordinates=True)
 TEXT = BertSize(vocab=20, width=8, layers=1, heads=2, hidden=12, positions=6)
@@ -41,14 +41,14 @@ def hidden(tokens):
 def test_images_are_normalised_as_imagenet_is():
   image = np.array([[[[0, 128, 255]]]], np.uint8)
   theirs = (np.array([0, 128, 255]) / 255 - MEAN) / STD
-  close(normalized(jnp.asarray(image))[0, 0, 0], theirs)
+  assert_close(normalized(jnp.asarray(image))[0, 0, 0], theirs)
 
 
 def test_the_target_is_where_its_part_of_the_softmax_is_larger():
   logits = np.random.default_rng(0).normal(size=(2, 3, 4, 2))
   share = np.exp(logits[..., 1]) / np.exp(logits).sum(-1)
   np.testing.assert_array_equal(target_logit(logits) > 0, share > 0.5)
-  close(1 / (1 + np.exp(-target_logit(logits))), share)
+  assert_close(1 / (1 + np.exp(-target_logit(logits))), share)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_pass_rebuilds_only_what_was_asked_for_and_the_mask_does_not_change():
   assert learning.rebuilt_text_BNE.shape == (2, 5, 8)
   assert learning.rebuilt_map_BHWC.shape == learning.deepest_BHWC.shape == (2, 3, 2, 16)
   assert plain.logits_BHW2.shape == (2, 24, 16, 2)
-  close(learning.logits_BHW2, plain.logits_BHW2)
+  assert_close(learning.logits_BHW2, plain.logits_BHW2)
 
 
 def _by_loops(params, image, tokens, mask, parts):
@@ -124,7 +124,7 @@ def test_the_whole_forward_equals_loops(bsc, decoder):
   params = drawn(module, image, tokens, mask, spread=0.3)
   ours = applied(module, params, image, tokens, mask).logits_BHW2
   for b in range(2):
-    close(ours[b], _by_loops(params, image[b], tokens[b], mask[b], module.parts))
+    assert_close(ours[b], _by_loops(params, image[b], tokens[b], mask[b], module.parts))
 
 
 @pytest.mark.parametrize("bsc", ["off", "both"])
@@ -159,7 +159,7 @@ def test_what_is_computed_again_changes_no_gradient(remat):
     for one in (module, dataclasses.replace(module, remat=remat))
   ]
   for one, other in zip(*map(jax.tree.leaves, found), strict=True):
-    close(one, np.asarray(other))
+    assert_close(one, np.asarray(other))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 from gr4ad_jax.models.btdnet.layers import coordinates
 from gr4ad_jax.models.btdnet.object_learning import TextRebuilder, VisionRebuilder
 from tests.models.btdnet import reference
-from tests.models.btdnet.build import applied, arrays, close, drawn
+from tests.models.btdnet.build import applied, arrays, assert_close, drawn
 
 
 def test_rebuilt_words_equal_a_loop():
@@ -16,7 +16,7 @@ def test_rebuilt_words_equal_a_loop():
   for b in range(2):
     read = reference.cross_attention(params["read"], words[b], map_[b].reshape(6, 8))
     theirs = reference.layer_norm(params["norm"], words[b] + read)
-    close(ours[b], reference.linear(params["out"], theirs))
+    assert_close(ours[b], reference.linear(params["out"], theirs))
 
 
 def test_rebuilt_cells_equal_a_loop_and_a_dropped_cell_is_not_seen():
@@ -31,6 +31,6 @@ def test_rebuilt_cells_equal_a_loop_and_a_dropped_cell_is_not_seen():
     x = (x + reference.linear(params["place"], coordinates(3, 2))).reshape(6, 8)
     x = x + reference.cross_attention(params["read"], x, words[b], mask[b])
     theirs = reference.linear(params["out"], reference.layer_norm(params["norm"], x))
-    close(ours[b], theirs.reshape(3, 2, 8))
+    assert_close(ours[b], theirs.reshape(3, 2, 8))
   other = np.where(dropped[..., None], 9.0, map_).astype(np.float32)
   np.testing.assert_array_equal(applied(module, params, other, dropped, words, mask), ours)

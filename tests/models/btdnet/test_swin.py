@@ -7,7 +7,7 @@ import pytest
 from gr4ad_jax.models.btdnet import swin
 from gr4ad_jax.models.btdnet.layers import Conv, StochasticDepth, coordinates
 from tests.models.btdnet import reference
-from tests.models.btdnet.build import applied, arrays, close, drawn
+from tests.models.btdnet.build import applied, arrays, assert_close, drawn
 
 
 @pytest.mark.parametrize("shifted", [False, True])
@@ -21,7 +21,7 @@ def test_window_attention_with_shift_and_padding_equals_a_loop(height, width, wi
   params = drawn(module, x)
   ours = applied(module, params, x)
   for b in range(2):
-    close(ours[b], reference.window_attention(params, x[b], 2, window, shifted))
+    assert_close(ours[b], reference.window_attention(params, x[b], 2, window, shifted))
 
 
 def test_a_shifted_window_mixes_what_an_unshifted_one_keeps_apart():
@@ -45,7 +45,7 @@ def test_patch_merging_equals_a_loop(height, width):
   params = drawn(swin.PatchMerging(), x)
   ours = applied(swin.PatchMerging(), params, x)
   for b in range(2):
-    close(ours[b], reference.patch_merging(params, x[b]))
+    assert_close(ours[b], reference.patch_merging(params, x[b]))
 
 
 def test_a_stage_is_its_blocks_every_other_shifted():
@@ -58,7 +58,7 @@ def test_a_stage_is_its_blocks_every_other_shifted():
     theirs = x[b]
     for i in range(3):
       theirs = reference.swin_block(params[f"block_{i}"], theirs, 2, 4, bool(i % 2))
-    close(ours[b], theirs)
+    assert_close(ours[b], theirs)
 
 
 @pytest.mark.parametrize("stem", ["patch", "conv"])
@@ -76,14 +76,14 @@ def test_the_stem_equals_a_loop(stem):
     theirs = reference.conv(params["conv_1"], theirs, 2)
   theirs = reference.layer_norm(params["norm"], theirs)
   theirs = theirs + reference.linear(params["place"], coordinates(3, 3))
-  close(applied(module, params, x)[0], theirs)
+  assert_close(applied(module, params, x)[0], theirs)
 
 
 def test_a_convolution_is_alike_on_both_sides():
   x = arrays(4, (1, 8, 8, 3))
   module = Conv(4, 3, 2, bias=True)
   params = drawn(module, x)
-  close(applied(module, params, x)[0], reference.conv(params, x[0], 2))
+  assert_close(applied(module, params, x)[0], reference.conv(params, x[0], 2))
   turned = {**params, "kernel": params["kernel"][::-1, ::-1]}
   flipped = module.apply({"params": turned}, np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
   assert flipped.shape == (1, 5, 5, 4)

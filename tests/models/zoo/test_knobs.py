@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 import types
 import typing
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import SECTIONS, Config, ConfigError, from_json, with_knobs
+from gr4ad_jax.config import SECTIONS, Config, ConfigError, with_knobs
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.decoding.searcher import Searcher
@@ -21,14 +20,12 @@ from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.features.batches import RequestBatch, zero_batch
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.models import knobs
-from gr4ad_jax.models.gr4ad import Outputs
+from gr4ad_jax.models.outputs import Outputs
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import row_tables
-from gr4ad_jax.ranking import seen_ads
 from gr4ad_jax.requests.item_task import make_item_loss
 from gr4ad_jax.requests.request_task import RequestTask
-from gr4ad_jax.runs import workdir
 from gr4ad_jax.training import state as state_lib
 from tests.models.zoo.knob_readers import knobs_read
 
@@ -340,36 +337,3 @@ def test_a_knob_that_is_read_changes_something(model):
         break
     else:
       pytest.fail(f"--{knob} of {model} changes nothing")
-
-
-def test_an_old_run_keeps_what_its_model_does_not_read(tmp_path):
-  """Runs from before this check: they load, go on, and stand in tables as what they are."""
-  old = with_knobs(
-    Config(workdir=str(tmp_path)), {"model": "tiger", "history_bias": True, "lazy_layers": 1}
-  )
-  (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(old)))
-  assert from_json((tmp_path / "config.json").read_text()) == old
-  workdir.check_workdir(old)
-  workdir.check_workdir(with_knobs(old, {"history_bias": False, "lazy_layers": 0}))
-  registry.validate(with_knobs(old, {"dropout": 0.2}), old)
-  assert seen_ads.treatment(old) == "left"
-  assert seen_ads.treatment(with_knobs(old, {"model": "gr4ad"})) == "biased"
-  with pytest.raises(ConfigError, match="--width=64 is not allowed: the run in"):
-    workdir.check_workdir(with_knobs(old, {"width": 64}))
-
-
-def test_sizes_that_a_model_does_not_read_contradict_nothing():
-  two_levels = {
-    "model": "sasrec",
-    "codebooks": (3, 2),
-    "layers": 1,
-  }  # with three --beams and two lazy layers
-  config = with_knobs(Config(), two_levels)
-  assert from_json(json.dumps(dataclasses.asdict(registry.validate(config, Config())))) == config
-  with pytest.raises(ConfigError, match="--lazy_layers=2 is not allowed: 0 to 0"):
-    registry.validate(with_knobs(config, {"model": "gr4ad"}))
-
-
-def test_a_model_that_says_nothing_is_refused_nothing(monkeypatch):
-  monkeypatch.setattr(registry.find(config_of("tiger")), "reads", knobs.ALL)
-  registry.validate(config_of("tiger", copy="history"), Config())
