@@ -189,16 +189,18 @@ def _by_seed(rankings: Rankings) -> list[np.ndarray]:
   return [np.asarray(run) for run in rankings]
 
 
-def _check(
-  by_seed: Mapping[str, list[np.ndarray]], requests: protocols.EvalRequests, k: int, num_ads: int
-) -> None:
-  """Raises ValueError that names the system, where its lists do not fit the requests."""
+def _checked(
+  systems: Mapping[str, Rankings], requests: protocols.EvalRequests, k: int, num_ads: int
+) -> dict[str, list[np.ndarray]]:
+  """`_by_seed` of each. Raises ValueError that names the system whose lists do not fit."""
+  by_seed = {name: _by_seed(rankings) for name, rankings in systems.items()}
   for name, runs in by_seed.items():
     for rankings_RK in runs:
       try:
         metrics.check_rankings(rankings_RK, requests, k, num_ads)
       except ValueError as error:
         raise ValueError(f"system {name!r}: {error}") from error
+  return by_seed
 
 
 def _of_part(

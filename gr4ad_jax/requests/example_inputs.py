@@ -16,7 +16,7 @@ from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests.inputs import Inputs
-from gr4ad_jax.sid.swing import Told
+from gr4ad_jax.swing.swing import Told
 
 
 @dataclasses.dataclass(frozen=True)
