@@ -72,7 +72,7 @@ class Peer:
     Where there is nothing yet it waits, up to the socket's timeout, and may return none.
 
     Raises:
-      ValueError: a line that is not JSON.
+      ValueError: a line that is no JSON object.
     """
     try:
       data = self.socket.recv(65536)
@@ -84,7 +84,18 @@ class Peer:
       return None
     # What follows the last line end is the beginning of a message whose rest is on its way.
     *lines, self._unread = (self._unread + data).split(b"\n")
-    return [json.loads(line) for line in lines]
+    return [_object(line) for line in lines]
+
+
+def _object(line: bytes) -> dict:
+  """A line's JSON object. Raises ValueError where it is none, whatever a stranger sends."""
+  try:
+    found = json.loads(line)
+  except RecursionError as error:  # of 60,000 "[", say, which is no ValueError
+    raise ValueError("a line is nested too deeply") from error
+  if not isinstance(found, dict):
+    raise ValueError("a line is no JSON object")
+  return found
 
 
 class RollCall:
@@ -96,6 +107,7 @@ class RollCall:
     self._about = about
     self._on_waiting = on_waiting
     self._peers: dict[int, Peer] = {}
+    self._refused: dict[str, None] = {}  # why processes of other jobs were, in order, each once
 
   def run(self, deadline: float) -> dict[int, Peer]:
     """Waits until all are there, and returns the connections to them by process.
@@ -104,8 +116,9 @@ class RollCall:
       deadline: when to give up, by `time.monotonic()`.
 
     Raises:
-      StartError: a process is missing, comes twice or differs, or the port cannot be had. Those
-        that are there are told why, except in the last case.
+      StartError: a process is missing, comes twice or has other flags, or the port cannot be had.
+        Those that are there are told why, except in the last case. The message names those that
+        were refused as they are of a job of another size.
     """
     both = (
       {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
@@ -120,8 +133,9 @@ class RollCall:
             f"{self._job.processes}"
           )
           if now > deadline:
+            also = "".join(f"; {reason}" for reason in self._refused)
             raise StartError(
-              f"{names} did not come to {self._job.coordinator} in time (--start_timeout)"
+              f"{names} did not come to {self._job.coordinator} in time (--start_timeout){also}"
             )
           if now - told > 10:
             told = now
@@ -147,19 +161,28 @@ class RollCall:
     # Nobody speaks before the job begins, so what can be read is the end of a connection.
     connected = {peer.socket: number for number, peer in self._peers.items()}
     for ready in select.select(list(connected), [], [], 0)[0]:
-      if self._peers[connected[ready]].messages() is None:
+      peer = self._peers[connected[ready]]
+      try:
+        gone = peer.messages() is None
+      except ValueError:  # it speaks, and not as our processes do
+        gone = True
+      if gone:
+        peer.socket.close()
         del self._peers[connected[ready]]
     return [number for number in range(1, self._job.processes) if number not in self._peers]
 
   def _admit(self, connection: socket.socket) -> None:
-    """Takes in who has connected. Raises StartError where that process does not fit the job."""
+    """Takes in who has connected. Raises StartError where a process of this job does not fit it.
+
+    Who is of another job is refused, and does not end this one: two jobs may have got one port.
+    """
     connection.settimeout(5.0)
     try:
       peer = Peer(connection)
       about = (peer.messages() or [{}])[0]
       number = int(about["process"])
       processes = int(about["processes"])
-    except (OSError, KeyError, ValueError, TypeError, AttributeError):
+    except (OSError, KeyError, ValueError, TypeError, OverflowError):
       # Not one of ours; a port scanner, say.
       connection.close()
       return
@@ -170,7 +193,12 @@ class RollCall:
     reason = ""
     if processes != self._job.processes:
       reason = f"{who} was started as one of {processes}, process 0 as one of {self._job.processes}"
-    elif number in self._peers or not 0 < number < processes:
+      peer.send(refused=reason)
+      connection.close()
+      self._refused[reason] = None
+      self._on_waiting(f"{reason}: it is refused")
+      return
+    if number in self._peers or not 0 < number < processes:
       other = self._peers[number].about["host"] if number in self._peers else own["host"]
       reason = f"process {number} is there twice, on {other} and on {about.get('host')}"
     elif about.get("settings") != own["settings"]:

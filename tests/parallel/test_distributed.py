@@ -112,7 +112,6 @@ def test_other_flags_are_refused(port):
 @pytest.mark.parametrize(
   ("about", "reason"),
   [
-    ({"process": 1, "processes": 4}, "was started as one of 4, process 0 as one of 3"),
     ({"process": 0, "processes": 3}, "process 0 is there twice, on host0 and on elsewhere"),
     ({"process": 5, "processes": 3}, "process 5"),
   ],
@@ -144,6 +143,83 @@ def test_what_is_no_process_of_ours_is_ignored(port):
   threading.Thread(target=scanner).start()
   found, _ = _call(port, [0], timeout=1.0)
   assert "processes 1, 2 of 3 did not come" in str(found[0])
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    b"[" * 60_000,  # Python's JSON goes too deep in it
+    b"[]",
+    b"7",
+    b'{"process": 1}',
+    b'{"process": Infinity, "processes": 3}',
+    b'{"process": [1], "processes": 3}',
+    b'{"process": "' + b"1" * 5000 + b'", "processes": 3}',
+    b"\xff\xfe",
+  ],
+)
+def test_no_strangers_line_ends_the_roll_call(port, line):
+  said = []
+
+  def stranger():
+    with contextlib.suppress(OSError):
+      time.sleep(0.2)
+      with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(line + b"\n")
+        said.append(connection.recv(100))
+
+  thread = threading.Thread(target=stranger)
+  thread.start()
+  found, _ = _call(port, [0], timeout=1.0)
+  thread.join()
+  assert isinstance(found[0], StartError) and "processes 1, 2 of 3 did not come" in str(found[0])
+  assert said in ([b""], [])  # closed, or reset as not all of it was read
+
+
+def test_a_process_of_a_larger_job_is_refused_and_this_job_starts_all_the_same(port):
+  told = []
+  reason = "process 1 on elsewhere was started as one of 4, process 0 as one of 2"
+
+  def stranger():
+    about = {"process": 1, "processes": 4, "settings": "", "host": "elsewhere"}
+    try:
+      roll_call.answer("127.0.0.1", port, about, 5)
+    except StartError as error:
+      told.append(str(error))
+
+  own = {"process": 0, "processes": 2, "settings": "", "host": "host0"}
+  heard = []
+  call = roll_call.RollCall(Job(f"127.0.0.1:{port}", 2, 0), port, own, heard.append)
+  with contextlib.ExitStack() as stack:
+
+    def second():
+      thread = threading.Thread(target=stranger)
+      thread.start()
+      thread.join()  # it has been refused before ours comes
+      roll_call.answer("127.0.0.1", port, own | {"process": 1, "host": "host1"}, 5)
+
+    thread = threading.Thread(target=second)
+    stack.callback(thread.join)
+    thread.start()
+    assert list(call.run(time.monotonic() + 10)) == [1]
+  assert told == [reason] and heard == [f"{reason}: it is refused"]
+
+
+def test_who_was_refused_is_named_where_processes_are_missing(port):
+  def stranger():
+    with contextlib.suppress(StartError):
+      about = {"process": 1, "processes": 4, "settings": "", "host": "elsewhere"}
+      roll_call.answer("127.0.0.1", port, about, 5)
+
+  thread = threading.Thread(target=stranger)
+  thread.start()
+  own = {"process": 0, "processes": 2, "settings": "", "host": "host0"}
+  call = roll_call.RollCall(Job(f"127.0.0.1:{port}", 2, 0), port, own, lambda text: None)
+  with pytest.raises(
+    StartError, match=r"^process 1 of 2 did not come .*; process 1 on elsewhere .* as one of 4"
+  ):
+    call.run(time.monotonic() + 3)
+  thread.join()
 
 
 def test_a_port_that_is_taken_is_named():
