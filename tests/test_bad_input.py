@@ -58,7 +58,10 @@ def _drop_column(folder, name, column):
       "row 8: 'ad00' is already the ad of row 1",
     ),
     (
-      lambda f: _edit(f, "events.csv", "value", 0, "-1"),
+      lambda f: (
+        _edit(f, "events.csv", "behavior", 0, "click"),
+        _edit(f, "events.csv", "value", 0, "-1"),
+      ),
       (),
       "column 'value', row 1: '-1' is negative",
     ),

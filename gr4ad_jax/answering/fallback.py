@@ -55,6 +55,7 @@ class PopularLists:
     )
     segment_E = np.searchsorted(edges, size_U, side="right")[events.user]
     weight_E = 0.5 ** ((events.time.max(initial=0) - events.time) / _HALF_LIFE)
+    weight_E = np.where(events.value < 0, 0, weight_E)  # who gives back does not ask for more
     everybody = np.bincount(events.ad, weight_E, num_ads)
     prior = _PRIOR * everybody / max(everybody.sum(), 1e-9)
     most = min(_LONGEST, num_ads)
@@ -70,7 +71,8 @@ class PopularLists:
       np.bincount(events.ad, minlength=num_ads), 1
     )
     lists = np.array(rows, np.int32), np.array(shares, np.float32)
-    return cls(edges, by_value, *lists, value_N.astype(np.float32))
+    # Of an ad that was given back more often than the log has it sold, nothing is expected.
+    return cls(edges, by_value, *lists, np.maximum(value_N, 0).astype(np.float32))
 
   def segment(self, log: EventLog | None) -> int:
     """The segment of one user's log; the lowest where nothing is known."""

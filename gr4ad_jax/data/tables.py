@@ -107,7 +107,8 @@ def event_log(
   """The event log of checked columns (`EVENT_COLUMNS`, and any of `EVENT_OPTIONAL`).
 
   Without `behavior` every event is of the deepest kind; `value` defaults to 0, `quantity` to 1;
-  without `request_id` visits are cut at pauses.
+  without `request_id` visits are cut at pauses. An event of the deepest kind with a `value` below 0
+  takes back, and may have a `quantity` below 0.
 
   Returns:
     The log, and the rows set aside by reason.
@@ -148,14 +149,32 @@ def event_columns(
     "behavior": _depths(cells["behavior"], rules.behaviors)
     if "behavior" in cells
     else np.full(size, len(rules.behaviors) - 1, np.int8),
-    "value": cells["value"].numbers(0) if "value" in cells else np.zeros(size, np.float32),
-    "quantity": cells["quantity"].numbers(1) if "quantity" in cells else np.ones(size, np.float32),
   }
+  columns |= _amounts(cells, columns["behavior"], rules.behaviors)
   if "request_id" in cells:
     columns["request"] = cells["request_id"].ids()[0]
   known_E = ad_E >= 0
   columns = {name: column[known_E] for name, column in columns.items()}
   return user_id, columns, known_E
+
+
+def _amounts(
+  cells: dict[str, Cells], depth_E: np.ndarray, behaviors: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+  """Value and quantity of each event, [E] float32; below 0 only where something is taken back."""
+  value_E = np.zeros(len(depth_E), np.float32)
+  if "value" in cells:
+    value_E = cells["value"].numbers(0, signed=True)
+    # Nothing was paid for a click, so nothing can be given back of one: it is a mistake.
+    shallow_E = depth_E < len(behaviors) - 1
+    problem = f"is negative, and only a {behaviors[-1]} can be taken back"
+    cells["value"].refuse((value_E < 0) & shallow_E, problem)
+  quantity_E = np.ones(len(depth_E), np.float32)
+  if "quantity" in cells:
+    quantity_E = cells["quantity"].numbers(1, signed=True)
+    problem = "is negative, and the row takes nothing back: its value is not below 0"
+    cells["quantity"].refuse((quantity_E < 0) & (value_E >= 0), problem)
+  return {"value": value_E, "quantity": quantity_E}
 
 
 def rows_of(ad_cells: Cells, ads: AdTable, allow_unknown: bool = False) -> np.ndarray:

@@ -37,7 +37,12 @@ BAD_CELLS = [
     "view",
     r"events.csv: column 'behavior', row 3: 'view' is not one of click, cart, purchase",
   ),
-  ("events", "2.5", "-1", r"events.csv: column 'value', row 2: '?-1'? is negative"),
+  (
+    "events",
+    "cart,0,1",
+    "cart,-1,1",
+    r"column 'value', row 3: '?-1'? is negative, and only a purchase can be taken back",
+  ),
   ("events", "2.5", "inf", r"events.csv: column 'value', row 2: '?inf'? is not a finite"),
   ("events", "2.5", "1e400", r"events.csv: column 'value', row 2: '1e400' is not a finite"),
   (
@@ -155,7 +160,12 @@ BAD_CELLS = [
     "column 'user_id', row 3: 'user_id' is the name of the column: is this row a second",
   ),
   ("ads", "\n13,", "\nad_id,", "ads.csv: column 'ad_id', row 2: 'ad_id' is the name of the column"),
-  ("events", "2.5,3", "2.5,-3", r"events.csv: column 'quantity', row 2: '?-3'? is negative"),
+  (
+    "events",
+    "2.5,3",
+    "2.5,-3",
+    r"events.csv: column 'quantity', row 2: '?-3'? is negative, and the row takes nothing back",
+  ),
   (
     "events",
     "1704153660.9",
