@@ -2,7 +2,7 @@
 purchase].
 
 Ke et al., "LightGBM: A Highly Efficient Gradient Boosting Decision Tree", NeurIPS 2017. It learns
-from the pairs that the reward model learns from (`features/pair_batches`), with their weights;
+from the pairs that the reward model learns from (`value/pair_batches`), with their weights;
 <workdir>/boosted holds both forests as text.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 
 from gr4ad_jax import checksums, files
 from gr4ad_jax.config import Config
-from gr4ad_jax.features.pair_batches import PairSampler
 from gr4ad_jax.features.pair_features import PairBatch
 from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.value.pair_batches import PairSampler
 from gr4ad_jax.value.reward_model import RewardEstimate
 
 FOLDER = "boosted"

@@ -17,7 +17,6 @@ from gr4ad_jax import files
 from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, RewardConfig
 from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.evaluation.calibration import Calibration
-from gr4ad_jax.features.pair_batches import LabeledPairs, PairSampler
 from gr4ad_jax.features.pair_features import FEATURES, USER_FEATURES
 from gr4ad_jax.models.piecewise import feature_edges
 from gr4ad_jax.models.zoo.ranker import Ranker
@@ -31,6 +30,7 @@ from gr4ad_jax.training import loop
 from gr4ad_jax.training.order import OrderedSource, TrainingOrder
 from gr4ad_jax.training.step import LossFn, Metrics
 from gr4ad_jax.training.task import Task, Told
+from gr4ad_jax.value.pair_batches import LabeledPairs, PairSampler
 
 FOLDER = "reward"
 CALIBRATION = "calibration.json"  # written last: its presence says that the model is whole

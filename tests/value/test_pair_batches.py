@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import RewardConfig
-from gr4ad_jax.features.pair_batches import PairSampler
+from gr4ad_jax.value.pair_batches import PairSampler
 from tests.data.splitmix import BITS, GOLDEN, splitmix
 from tests.features import logs
 from tests.features.test_pair_features import EVERY_AD, contexts_of
