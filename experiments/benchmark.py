@@ -7,6 +7,7 @@
   python -m experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512
   python -m experiments.benchmark --suite=index --out=index.json
   python -m experiments.benchmark --suite=swing --out=swing.json
+  python -m experiments.benchmark --suite=prepare --events=5000000 --ads=200000 --out=prepare.json
   python -m experiments.benchmark --suite=serve --workdir=runs/online_retail --out=serve.json
   python -m experiments.benchmark --suite=kmeans --ads=1000000 --repetitions=3 --out=kmeans.json
   XLA_FLAGS=--xla_force_host_platform_device_count=8
@@ -27,6 +28,7 @@ table: a table of ads cut by rows over all devices: training steps, and what eac
   them.
 swing: Swing over 100 million made-up events of a million ads: time and peak memory; what its caps
   change.
+prepare: examples of a made-up log: time, bytes, and the memory of each process, from outside.
 serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams
   on and off.
 kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitions iterations of
@@ -42,6 +44,7 @@ from gr4ad_jax.benchmarks import (
   index,
   kmeans,
   objectives,
+  preparing,
   serve_load,
   step,
   swing,
@@ -63,6 +66,7 @@ _SUITES = [
   "objectives",
   "throughput",
   "index",
+  "prepare",
   "serve",
   "table",
   "kmeans",
@@ -77,11 +81,11 @@ _PEER = flags.DEFINE_boolean("peer", False, "decode: the T5 peer too; needs the 
 _ADS = flags.DEFINE_list(
   "ads",
   [],
-  "Ads of the made-up catalogue. throughput, table, kmeans, swing: one number, 1000000 if empty. "
-  "index: one or more, 10000,100000,1000000,10000000 if empty.",
+  "Ads of the made-up catalogue. throughput, table, kmeans, swing, prepare: one number, "
+  "1000000 if empty. index: one or more, 10000,100000,1000000,10000000 if empty.",
 )
 _EVENTS = flags.DEFINE_integer(
-  "events", 100_000_000, "swing: events of the made-up log.", lower_bound=1
+  "events", 100_000_000, "swing, prepare: events of the made-up log.", lower_bound=1
 )
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "throughput: requests searched at once.")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.", lower_bound=0.05)
@@ -124,6 +128,12 @@ def main(argv):
     "index": (
       index,
       lambda: index.measure(repetitions, _numbers("ads", _ADS.value or index.SIZES)),
+    ),
+    "prepare": (
+      preparing,
+      lambda: preparing.measure(
+        (sys.executable, "-m", f"{__package__}.prepare"), _EVENTS.value, ads()
+      ),
     ),
     "table": (table, lambda: table.measure(config(), ads())),
     "kmeans": (kmeans, lambda: kmeans.measure(repetitions, ads(), tell)),

@@ -12,13 +12,7 @@ import shlex
 
 from absl import flags
 
-from gr4ad_jax.config import ConfigError
-from gr4ad_jax.examples import preparing
-from gr4ad_jax.examples.preparing import Options
-from gr4ad_jax.examples.records import FORMS
-
-from . import flags as flags_lib
-from .progress import RoundProgress
+# Nothing else here: every process of the pool imports this file, and takes what its task needs.
 
 _OUT = flags.DEFINE_string("out", "", "Folder of the examples.")
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes that make examples; 0: this one alone.")
@@ -26,7 +20,10 @@ _MEMORY = flags.DEFINE_integer(
   "memory_mb", 512, "MiB that each of them may take for its part of the users, of a new folder."
 )
 _FORM = flags.DEFINE_enum(
-  "form", "bytes", FORMS, "What an example keeps of a feature: a byte, two, or all of it."
+  "form",
+  "bytes",
+  ["exact", "float16", "bytes"],
+  "What an example keeps of a feature: a byte, two, or all of it.",
 )
 _DAYS = flags.DEFINE_integer("shard_days", 0, "Days of a shard; 0: all that a call adds.")
 _PARTITIONS = flags.DEFINE_integer(
@@ -39,6 +36,12 @@ _BEAM = flags.DEFINE_string(
 
 def main(argv):
   """Makes the examples, or adds those of new days."""
+  from gr4ad_jax.config import ConfigError
+  from gr4ad_jax.examples import preparing
+
+  from . import flags as flags_lib
+  from .progress import RoundProgress
+
   del argv
   config = flags_lib.config_from_flags()
   if not _OUT.value:
@@ -47,7 +50,7 @@ def main(argv):
     beam = None if _BEAM.value is None else tuple(shlex.split(_BEAM.value))
   except ValueError as error:
     raise ConfigError(f"--beam_options={_BEAM.value} is not allowed: {error}") from error
-  options = Options(
+  options = preparing.Options(
     workers=_WORKERS.value,
     memory_mb=_MEMORY.value,
     form=_FORM.value,
@@ -70,5 +73,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
+  from . import flags as flags_lib
+
   flags_lib.define_flags()
   flags_lib.run(main)

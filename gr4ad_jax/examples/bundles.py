@@ -13,10 +13,11 @@ import numpy as np
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
 from gr4ad_jax.data.schema import DAY, SPLITS, EventLog
-from gr4ad_jax.features.batches import Followed, Known, RequestContexts
+from gr4ad_jax.features.batches import Known, RequestContexts
 from gr4ad_jax.features.counts import Counts
 from gr4ad_jax.features.lines import Lines, build_lines
 from gr4ad_jax.features.neighbors import NeighborFolds
+from gr4ad_jax.features.targets import Followed
 from gr4ad_jax.features.trends import Trends
 
 BUNDLE_EVENTS = 100_000  # of a bundle; a user of more is one by himself

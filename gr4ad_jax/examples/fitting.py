@@ -6,7 +6,8 @@ import os
 import numpy as np
 
 from gr4ad_jax.data.schema import SPLITS
-from gr4ad_jax.examples import bundles, columns, making, mapped, pool
+from gr4ad_jax.examples import bundles, columns, making, mapped
+from gr4ad_jax.examples.pool import Pool
 from gr4ad_jax.examples.records import fit_levels as levels_of
 from gr4ad_jax.examples.stages import (
   EVENTS,
@@ -106,7 +107,7 @@ def _joined(counts: list[Counts]) -> Counts:
   return Counts(*map(np.concatenate, zip(*counts, strict=True)))
 
 
-def fit_neighbors(job: Job, folds: int, workers: int, told) -> None:
+def fit_neighbors(job: Job, folds: int, pool: Pool, told) -> None:
   """The co-visit neighbours of every fold, by blocks of ads."""
   done = os.path.join(job.tables, "neighbors", "about.json")
   if os.path.exists(done):
@@ -125,7 +126,7 @@ def fit_neighbors(job: Job, folds: int, workers: int, told) -> None:
     mass_N = visits.mass(kept_V)
     tasks += [(job.tables, fold, folds, lo, hi, mass_N) for lo, hi in blocks]
   ids, cosine = (np.empty((folds + 1, job.num_ads, 32), kind) for kind in (np.int32, np.float32))
-  for number_of, (task, found) in enumerate(pool.run(mapped.near, tasks, workers)):
+  for number_of, (task, found) in enumerate(pool.run(mapped.near, tasks)):
     told("blocks of neighbours", number_of, len(tasks))
     _, fold, _, lo, hi, _ = tasks[task]
     ids[fold, lo:hi], cosine[fold, lo:hi] = found

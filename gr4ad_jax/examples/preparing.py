@@ -20,9 +20,10 @@ from gr4ad_jax import checksums, files
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data import ad_store, column_files, tables
 from gr4ad_jax.data.schema import SPLITS, AdTable, DataError
-from gr4ad_jax.examples import beam, columns, fitting, folder, pool, spool
+from gr4ad_jax.examples import beam, columns, fitting, folder, spool
 from gr4ad_jax.examples.folder import MANIFEST, READING, SHAPING, ExampleFolder
 from gr4ad_jax.examples.making import make
+from gr4ad_jax.examples.pool import Pool
 from gr4ad_jax.examples.records import FORMS
 from gr4ad_jax.examples.stages import OUTCOMES, Job, count, place, summed
 from gr4ad_jax.knobs import shown
@@ -238,40 +239,51 @@ def _made(
   )
   _go_on(job, [dataclasses.asdict(piece) for piece in pieces])
   columns.save(job.tables, "ads/price", ads.price)
-  _each(count, job, options, "partitions counted", told)
-  sizes = fitting.number(job)
-  if not os.path.exists(os.path.join(job.tables, "placed.json")):
-    fitting.allocate(job, sizes)
-    # Not by Beam: partitions write to pages of the same files, which machines must not share.
-    _each(place, job, dataclasses.replace(options, beam=None), "partitions placed", told)
-    columns.write_note(os.path.join(job.tables, "placed.json"), {})
-  fitting.fit_trends(job, told)
-  fitting.fit_neighbors(job, config.data.neighbor_folds, options.workers, told)
-  fitting.fit_levels(job, known.column("levels") if known and options.form == "bytes" else None)
-  _each(make, job, options, "partitions made", told)
+  levels = known.column("levels") if known and options.form == "bytes" else None
+  with Pool(options.workers) as pool:
+    sizes = _stages(job, options, pool, levels, told)
   made = fitting.gather(job)
   manifest = _manifest(job, begun, ads, pieces, known, sizes, names, generation, made)
-  for scratch in ("counted", "visits", "made"):
-    shutil.rmtree(os.path.join(job.tables, scratch), ignore_errors=True)
   _sweep(job, {shard["file"] for shard in made})
   for part, path in zip((job.tables, job.shards), places, strict=True):
     os.rename(part, path)
+  os.sync()  # what was written through a map, too, before the manifest counts on it
   files.write_json(os.path.join(out, MANIFEST), manifest)
+  for scratch in ("counted", "visits", "made"):
+    shutil.rmtree(os.path.join(places[0], scratch), ignore_errors=True)
   if known:
     shutil.rmtree(known.tables)
   return ExampleFolder.open(out)
 
 
-def _each(task: Callable, job: Job, options: Options, words: str, told: Told) -> None:
-  """Does a task of every partition."""
-  arguments = [(job, partition) for partition in range(job.partitions)]
-  told(words, 0, job.partitions)
-  if options.beam is None:
-    results = pool.run(task, arguments, options.workers)
-  else:
-    results = beam.run(task, arguments, options.beam)
-  for done, _ in enumerate(results, 1):
-    told(words, done, job.partitions)
+def _stages(
+  job: Job, options: Options, pool: Pool, levels: np.ndarray | None, told: Told
+) -> dict[str, int]:
+  """All that is done with the pieces, in order; returns how many users, requests, … there are."""
+
+  def each(task: Callable, words: str, by_beam: bool = True) -> None:
+    """Does a task of every partition."""
+    arguments = [(job, partition) for partition in range(job.partitions)]
+    told(words, 0, job.partitions)
+    if by_beam and options.beam is not None:
+      results = beam.run(task, arguments, options.beam)
+    else:
+      results = pool.run(task, arguments)
+    for done, _ in enumerate(results, 1):
+      told(words, done, job.partitions)
+
+  each(count, "partitions counted")
+  sizes = fitting.number(job)
+  if not os.path.exists(os.path.join(job.tables, "placed.json")):
+    fitting.allocate(job, sizes)
+    # Not by Beam: partitions write to pages of the same files, which machines must not share.
+    each(place, "partitions placed", by_beam=False)
+    columns.write_note(os.path.join(job.tables, "placed.json"), {})
+  fitting.fit_trends(job, told)
+  fitting.fit_neighbors(job, job.config.neighbor_folds, pool, told)
+  fitting.fit_levels(job, levels)
+  each(make, "partitions made")
+  return sizes
 
 
 def _go_on(job: Job, pieces: list[dict]) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from gr4ad_jax.config import DataConfig
-from gr4ad_jax.features.batches import SLOT_FEATURES, USER_FEATURES, Followed, Known
+from gr4ad_jax.features.batches import SLOT_FEATURES, USER_FEATURES, Known
 from gr4ad_jax.features.history import FEATURES as HISTORY_FEATURES
 from gr4ad_jax.features.pair_features import CODE_FEATURES
+from gr4ad_jax.features.targets import Followed
 
 FORMS = ("exact", "float16", "bytes")
 KEPT = tuple(name for name in SLOT_FEATURES if name not in CODE_FEATURES)

@@ -15,6 +15,7 @@ from gr4ad_jax.features import history, pair_features
 from gr4ad_jax.features.lines import Lines
 from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.features.pair_features import PairFeatures
+from gr4ad_jax.features.targets import Followed, drawn
 from gr4ad_jax.features.trends import Trends
 
 PADDING, HISTORY, NEIGHBOR, RISING = range(4)  # slot kinds
@@ -54,25 +55,6 @@ class Known(NamedTuple):
   user_features_BF: np.ndarray  # float32, USER_FEATURES
   user_value_B: np.ndarray  # float32, the user's mean value a visit before the request, money
   decay_BH: np.ndarray  # float64, decayed counts of the H history slots
-
-
-def splitmix64(x: np.ndarray) -> np.ndarray:
-  """SplitMix64's finaliser: a hash of 64-bit counters, such as the random key of a line in an
-  epoch.
-  """
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
-
-
-class Followed(NamedTuple):
-  """What followed B requests: P outcomes (`lines.Outcomes`) in order of request."""
-
-  first_B: np.ndarray  # int64, number of each request's first outcome, of all that there are
-  size_B: np.ndarray  # int64, outcomes of each request
-  ad_P: np.ndarray  # int32, row of the ad
-  depth_P: np.ndarray  # int8, depth of the behaviour
-  value_P: np.ndarray  # float32, money
 
 
 class RequestContexts:
@@ -197,20 +179,37 @@ class RequestContexts:
     users = self.pairs.user_features(requests)
     spent = np.expm1(2 * users[:, USER_FEATURES.index("value_per_visit")])
     past = rows.shape[1]
-    features = np.zeros((*ads.shape, len(SLOT_FEATURES)), np.float32)
+    decays = history.decayed_counts(self.lines, requests, rows)
     if self.config.behavior_features:
-      features[..., :-1] = self.pairs.ad_features(requests, ads, rows, users, coded=False)
+      own = self._own_lines(requests, ads, rows)
+      # With a column more, which is the neighbours' scores here.
+      features = self.pairs.ad_features(requests, ads, rows, users, False, own, decays)
     else:
       users = np.zeros_like(users)
-      features[..., _PRICE] = self.pairs.log_price(np.maximum(ads, 0))
+      features = np.zeros((*ads.shape, len(SLOT_FEATURES)), np.float32)
+      features[..., _PRICE] = np.where(
+        kinds == PADDING, 0, self.pairs.log_price(np.maximum(ads, 0))
+      )
     features[:, past : past + self.config.neighbor_slots, -1] = self._neighbor_scores[requests]
     if self._promotions is not None:
       store_B = self._store_U[self.lines.request_user[requests]]
       shown = self._promotions.features(store_B, self.lines.request_time[requests], ads)
       features = np.concatenate([features, shown], axis=-1)
-    features[kinds == PADDING] = 0
-    decays = history.decayed_counts(self.lines, requests, rows)
     return Known(ads.astype(np.int32), features, users, spent, decays)
+
+  def _own_lines(self, requests, ads_BS, rows_BH) -> np.ndarray:
+    """`PairFeatures.last_lines` of the slots: those of the history are known. Of the others, ads
+    may have a line where they rise, and where the history has no slot left for them.
+    """
+    past = rows_BH.shape[1]
+    own_BS = np.full(ads_BS.shape, -1, np.int64)
+    own_BS[:, :past] = rows_BH
+    maybe_BS = ads_BS[:, past:] >= 0
+    maybe_BS[:, : self.config.neighbor_slots] &= rows_BH[:, -1:] >= 0
+    b, s = maybe_BS.nonzero()
+    s = s + past
+    own_BS[b, s] = self.pairs.last_lines(requests[b], ads_BS[b, s, None])[:, 0]
+    return own_BS
 
   def batch(self, requests: np.ndarray, draw: np.ndarray | int = 0) -> RequestBatch:
     """Assembles the batch of `requests` ([B]); `draw` picks their targets (see `targets`)."""
@@ -243,10 +242,11 @@ def assembled(
   features = known.slot_features_BSF
   if config.behavior_features:
     past = known.slot_ad_BS[:, : config.history_slots]
-    own = pair_features.own_decays(features)
-    made = pair_features.code_features(codes_NT, slot, past, known.decay_BH, own)
+    b, s = (known.slot_ad_BS >= 0).nonzero()
+    own = pair_features.own_decays(features)[b, s]
+    made = pair_features.code_features(codes_NT, slot[b, s], b, past, known.decay_BH, own)
     for name, column in zip(pair_features.CODE_FEATURES, made, strict=True):
-      features[..., SLOT_FEATURES.index(name)] = np.where(kinds == PADDING, 0, column)
+      features[b, s, SLOT_FEATURES.index(name)] = column
   place_BM = drawn(followed, draw, config.targets, min_depth)
   mask = place_BM >= 0
 
@@ -275,42 +275,6 @@ def slot_kinds(ads_BS: np.ndarray, config: DataConfig) -> np.ndarray:
   sizes = config.history_slots, config.neighbor_slots, config.rising_slots
   kinds_S = np.repeat((HISTORY, NEIGHBOR, RISING), sizes)
   return np.where(ads_BS >= 0, kinds_S, PADDING).astype(np.int32)
-
-
-def drawn(
-  followed: Followed, draw: np.ndarray | int, targets: int, min_depth: int = 0
-) -> np.ndarray:
-  """Draws at most `targets` outcomes a request, without replacement.
-
-  Args:
-    followed: P outcomes of B requests.
-    draw: which draw, one number or [B]; the same number gives the same targets.
-    targets: M.
-    min_depth: shallowest behaviour that is a target.
-
-  Returns:
-    [B, M] places in `followed`'s columns, -1 in padding. Where all of a request's are taken they
-    keep their order, else they stand in that of their hashes.
-  """
-  size_B = followed.size_B
-  salt_B = splitmix64(
-    (np.broadcast_to(draw, len(size_B)).astype(np.uint64) + np.uint64(1))
-    * np.uint64(0x9E3779B97F4A7C15)
-  )
-  row_P = np.repeat(np.arange(len(size_B)), size_B)
-  place_P = np.flatnonzero(followed.depth_P >= min_depth)
-  row_P = row_P[place_P]
-  count_B = np.bincount(row_P, minlength=len(size_B))
-  start_B = np.cumsum(size_B) - size_B
-  number_P = place_P + (followed.first_B - start_B)[row_P]  # of all outcomes: the same in any batch
-  hash_P = splitmix64(number_P.astype(np.uint64) ^ salt_B[row_P])
-  hash_P = np.where(count_B[row_P] > targets, hash_P, np.uint64(0))
-  order = np.lexsort((hash_P, row_P))  # stable: equal hashes keep the outcomes' order
-  rank_P = np.arange(len(row_P)) - (np.cumsum(count_B) - count_B)[row_P[order]]
-  kept = rank_P < targets
-  out_BM = np.full((len(size_B), targets), -1, np.int64)
-  out_BM[row_P[order][kept], rank_P[kept]] = place_P[order][kept]
-  return out_BM
 
 
 def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:

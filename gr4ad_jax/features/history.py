@@ -21,11 +21,18 @@ def history_rows(lines: Lines, requests: np.ndarray, slots: int) -> np.ndarray:
     [B, slots] int64 line numbers, padded at the end with -1.
   """
   out = np.full((len(requests), slots), -1, np.int64)
-  for b, r in enumerate(requests):
-    begin = lines.user_first[r]
-    end = lines.request_first[r]
-    latest = np.flatnonzero(lines.next_request[begin:end] >= r)[-slots:]
-    out[b, : len(latest)] = latest + begin
+  begin_B = lines.user_first[requests]
+  size_B = lines.request_first[requests] - begin_B
+  # The users' lines as one run: a running number, moved to where each user's lie.
+  line = np.arange(size_B.sum()) + np.repeat(begin_B - np.cumsum(size_B) + size_B, size_B)
+  row = np.repeat(np.arange(len(requests)), size_B)
+  latest = (lines.next_request[line] >= requests[row]).nonzero()[0]
+  row = row[latest]
+  end_B = np.cumsum(np.bincount(row, minlength=len(requests)))
+  kept_B = np.minimum(np.diff(end_B, prepend=0), slots)
+  place = np.arange(len(row)) - (end_B - kept_B)[row]  # below 0: older than the slots reach
+  kept = place >= 0
+  out[row[kept], place[kept]] = line[latest[kept]]
   return out
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from gr4ad_jax import files
 from gr4ad_jax.data.schema import EventLog
-from gr4ad_jax.features.batches import splitmix64
+from gr4ad_jax.features.targets import splitmix64
 
 _FILE = "events.npz"
 

@@ -53,8 +53,8 @@ class PairBatch(NamedTuple):
 
 
 def own_decays(features: np.ndarray) -> np.ndarray:
-  """[B, C] decayed counts of (request, ad) pairs by their features [B, C, F], of which the first
-  are `history.FEATURES`.
+  """[...] decayed counts of (request, ad) pairs by their features [..., F], of which the first are
+  `history.FEATURES`.
   """
   return np.expm1(features[..., history.FEATURES.index("decayed_count")])
 
@@ -65,7 +65,12 @@ def total_decays(decay_BS: np.ndarray) -> np.ndarray:
 
 
 def code_features(
-  codes_NT, ad_BC: np.ndarray, slot_BS: np.ndarray, decay_BS: np.ndarray, own_decay_BC: np.ndarray
+  codes_NT,
+  ad: np.ndarray,
+  of: np.ndarray,
+  slot_BS: np.ndarray,
+  decay_BS: np.ndarray,
+  own_decay: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """How much of a history shares an ad's first UA-SID code, or its first two: CODE_FEATURES.
 
@@ -74,34 +79,36 @@ def code_features(
 
   Args:
     codes_NT: UA-SID of each ad.
-    ad_BC: rows of the ad table.
+    ad: [n] rows of the ad table.
+    of: [n] the row of the batch that each is of.
     slot_BS: rows of the history's ads, -1 in padding.
     decay_BS: their decayed counts (`history.decayed_counts`).
-    own_decay_BC: of the ads themselves (`own_decays`).
+    own_decay: [n] of the ads themselves (`own_decays`).
 
   Returns:
-    Three [B, C] columns, in the order of CODE_FEATURES.
+    Three [n] columns, in the order of CODE_FEATURES.
   """
-  total_B1 = total_decays(decay_BS)
+  total = total_decays(decay_BS)[of, 0]
   first, both = (
-    _others(groups, ad_BC, slot_BS, decay_BS, own_decay_BC)
+    _others(groups, ad, of, slot_BS, decay_BS, own_decay)
     for groups in (codes_NT[:, 0], codes_NT[:, :2])
   )
-  return np.log1p(100 * first / total_B1), np.log1p(first), np.log1p(100 * both / total_B1)
+  return np.log1p(100 * first / total), np.log1p(first), np.log1p(100 * both / total)
 
 
-def _others(groups: np.ndarray, ad_BC, slot_BS, decay_BS, own_decay_BC) -> np.ndarray:
-  """Decayed count of the history's other ads of an ad's group, [B, C]; `groups` [N], or [N, 2] for
-  a pair's.
+def _others(groups: np.ndarray, ad, of, slot_BS, decay_BS, own_decay) -> np.ndarray:
+  """Decayed count of the history's other ads of an ad's group, [n]; `groups` [N], or [N, 2] for a
+  pair's.
   """
-
-  def group(ad):
-    of_ad = groups[ad].astype(np.int64)
-    return of_ad if of_ad.ndim == ad.ndim else (of_ad[..., 0] << 21) + of_ad[..., 1]
-
-  b, s = np.nonzero(slot_BS >= 0)
-  of_group = SparseRows(b, group(slot_BS[b, s]), group(ad_BC))
-  return np.maximum(of_group.sum(decay_BS[b, s]) - own_decay_BC, 0)
+  b, s = (slot_BS >= 0).nonzero()
+  wanted = groups[ad].astype(np.int64)
+  held = groups[slot_BS[b, s]].astype(np.int64)
+  if groups.ndim == 2:
+    # A pair as one number, as small as those of this batch allow.
+    span = 1 + max(wanted[:, 1].max(initial=0), held[:, 1].max(initial=0))
+    wanted, held = (pair[:, 0] * span + pair[:, 1] for pair in (wanted, held))
+  of_group = SparseRows(b, held, wanted, of)
+  return np.maximum(of_group.sum(decay_BS[b, s]) - own_decay, 0)
 
 
 class PairFeatures:
@@ -241,6 +248,8 @@ class PairFeatures:
     rows_BS: np.ndarray,
     users_BF: np.ndarray,
     coded: bool = True,
+    own_BC: np.ndarray | None = None,
+    decay_BS: np.ndarray | None = None,
   ) -> np.ndarray:
     """What a user and everyone had to do with ads, as in AD_FEATURES; counts, money and times on a
     log scale.
@@ -251,67 +260,77 @@ class PairFeatures:
       rows_BS: lines of the history, see `history.history_rows`.
       users_BF: of `user_features`.
       coded: whether CODE_FEATURES are made too; else they are 0.
+      own_BC: `last_lines` of these requests and ads, where they are known.
+      decay_BS: `history.decayed_counts` of these lines, where they are known.
 
     Returns:
-      [B, C, len(AD_FEATURES)] float32, 0 in padding.
+      [B, C, len(FEATURES)] float32: AD_FEATURES, and after them a column of 0. Padding is 0.
     """
-    made = self._features(requests, ads_BC, rows_BS, users_BF, None, coded)
-    return made[..., : len(AD_FEATURES)]
+    about = requests, ads_BC, rows_BS, users_BF, None, coded
+    return self._features(*about, own_BC, decay_BS)
 
   def _features(
-    self, requests, ads_BC, rows_BS, users_BF, group_N: np.ndarray | None, coded: bool
+    self, requests, ads_BC, rows_BS, users_BF, group_N, coded: bool, own_BC=None, decay_BS=None
   ) -> np.ndarray:
-    """[B, C, len(FEATURES)] float32, as `ad_features`; `group_share` is 0 without groups."""
-    lines = self.lines
-    ad_BC = np.maximum(ads_BC, 0)
-    own_BC = self.last_lines(requests, ads_BC)
-    own = history.history_features(lines, requests, own_BC)
-    trend = self.popularity.features(lines.request_time[requests], ad_BC)
-    out = np.zeros((*ads_BC.shape, len(FEATURES)), np.float32)
-    split = own.shape[-1] + trend.shape[-1]
-    out[..., : own.shape[-1]], out[..., own.shape[-1] : split] = own, trend
-    column = dict(zip(FEATURES[split:], np.moveaxis(out, -1, 0)[split:], strict=True))  # views
+    """As `ad_features`; `group_share` is 0 without groups.
 
-    row_BC = np.maximum(own_BC, 0)
-    known = own_BC >= 0
-    here_B1 = lines.request_first[requests][:, None]
-    column["lines_since"][:] = np.where(known, 4 / np.sqrt(1.0 + here_B1 - row_BC), 0)
-    own_mean = np.maximum(lines.total_value[row_BC], 0) / lines.count[row_BC]
-    column["own_mean_value"][:] = np.where(known, np.log1p(own_mean), 0)
+    All is computed of the n cells that hold an ad: padding costs nothing.
+    """
+    lines = self.lines
+    b, c = (ads_BC >= 0).nonzero()
+    ad = ads_BC[b, c]
+    own = (self.last_lines(requests, ads_BC) if own_BC is None else own_BC)[b, c]
+    made = np.zeros((len(b), len(FEATURES)), np.float32)
+    column = dict(zip(FEATURES, made.T, strict=True))  # views
+    known = (own >= 0).nonzero()[0]
+    row = own[known]
+    split = len(history.FEATURES)
+    of_known = history.history_features(lines, requests[b[known]], row[:, None])[:, 0]
+    made[known, :split] = of_known
+    trend = self.popularity.features(lines.request_time[requests[b]], ad[:, None])[:, 0]
+    made[:, split : split + trend.shape[1]] = trend
+
+    here = lines.request_first[requests[b[known]]]
+    column["lines_since"][known] = 4 / np.sqrt(1.0 + here - row)
+    mean = np.log1p(np.maximum(lines.total_value[row], 0) / lines.count[row])
+    column["own_mean_value"][known] = mean
+    above = mean - column["mean_value"][known]
+    column["value_above_ad"][known] = above
 
     slot_BS = history.ads_of(lines, rows_BS)
-    decay_BS = history.decayed_counts(lines, requests, rows_BS)
-    own_decay = own_decays(own)
-    column["decayed_share"][:] = np.log1p(100 * own_decay / total_decays(decay_BS))
-    self._near(column, requests, ad_BC, slot_BS, decay_BS, rows_BS)
+    if decay_BS is None:
+      decay_BS = history.decayed_counts(lines, requests, rows_BS)
+    own_decay = own_decays(made)
+    total = total_decays(decay_BS)[b, 0]
+    column["decayed_share"][:] = np.log1p(100 * own_decay / total)
+    self._near(column, requests, ad, slot_BS, decay_BS, rows_BS, b)
     if coded:
-      of_codes = code_features(self.codes_NT, ad_BC, slot_BS, decay_BS, own_decay)
+      of_codes = code_features(self.codes_NT, ad, b, slot_BS, decay_BS, own_decay)
       for name, values in zip(CODE_FEATURES, of_codes, strict=True):
         column[name][:] = values
     if group_N is not None:
-      others = _others(group_N, ad_BC, slot_BS, decay_BS, own_decay)
-      column["group_share"][:] = np.log1p(100 * others / total_decays(decay_BS))
+      others = _others(group_N, ad, b, slot_BS, decay_BS, own_decay)
+      column["group_share"][:] = np.log1p(100 * others / total)
 
-    price = self.log_price(ad_BC)
+    price = self.log_price(ad)
     column["price"][:] = price
-    above = price - users_BF[:, USER_FEATURES.index("mean_price"), None]
-    column["price_above_user"][:] = np.where((users_BF[:, 0] > 0)[:, None], above, 0)
-    mean_value = trend[..., trends.FEATURES.index("mean_value")]
-    column["value_above_ad"][:] = np.where(known, column["own_mean_value"] - mean_value, 0)
-    out[ads_BC < 0] = 0
+    above = price - users_BF[b, USER_FEATURES.index("mean_price")]
+    column["price_above_user"][:] = np.where(users_BF[b, 0] > 0, above, 0)
+    out = np.zeros((*ads_BC.shape, len(FEATURES)), np.float32)
+    out[b, c] = made
     return out
 
-  def _near(self, column, requests, ad_BC, slot_BS, decay_BS, rows_BS) -> None:
-    """How near an ad lies to the ads of the history."""
+  def _near(self, column, requests, ad, slot_BS, decay_BS, rows_BS, of) -> None:
+    """How near ads [n], of the rows `of` [n], lie to the ads of the history."""
     neighbors = self.neighbors
     lines = self.lines
     fold_B = neighbors.fold_of(lines.request_user[requests], self.held_out)
-    b, s = np.nonzero((slot_BS >= 0) & (slot_BS < neighbors.ids.shape[1]))
+    b, s = ((slot_BS >= 0) & (slot_BS < neighbors.ids.shape[1])).nonzero()
     ids, cosine = (x[fold_B[b], slot_BS[b, s]] for x in (neighbors.ids, neighbors.cosine))
     decay = decay_BS[b, s, None]
     visit = lines.request_visit[lines.request[rows_BS[b, s]]]
     late = (lines.request_visit[requests][b] - visit == 1)[:, None]
-    near = SparseRows(np.repeat(b, ids.shape[1]), ids.ravel(), ad_BC)
+    near = SparseRows(np.repeat(b, ids.shape[1]), ids.ravel(), ad, of)
     column["near"][:] = np.log1p(4 * near.sum((cosine * decay).ravel()))
     column["near_last_visit"][:] = np.log1p(4 * near.sum((cosine * late).ravel()))
     column["near_best"][:] = 4 * near.max(cosine.ravel())

@@ -3,6 +3,7 @@
 import numpy as np
 
 _COLUMN = 42  # bits of a column
+_CELLS = 1 << 22  # with fewer cells a table tells which of them is read, 16 MB of it
 
 
 def _sorted(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -28,35 +29,68 @@ class SparseRows:
   """Sums of weights by (row, column): a matrix [B, columns] that is never made whole, read at some
   places.
 
+  Weights of one cell are added up in their order, in whichever of two ways the cells are found: a
+  table over all of them, where that is small, or a search among sorted keys.
+
   Args:
     row: [n] in [0, B), B below 2^21.
     column: [n] below 2^42; negative: left out.
-    places_BC: the columns of each row that are read.
+    places: the columns that are read, at least 0: [B, C] of each row, or [m].
+    of: [m] the rows that they are of; None: `places` is of all rows, in their order.
   """
 
-  def __init__(self, row: np.ndarray, column: np.ndarray, places_BC: np.ndarray):
+  def __init__(
+    self, row: np.ndarray, column: np.ndarray, places: np.ndarray, of: np.ndarray | None = None
+  ):
+    of = np.arange(len(places))[:, None] if of is None else of
+    rows = 1 + int(max(of.max(initial=0), row.max(initial=0)))
+    width = 1 + int(max(places.max(initial=0), column.max(initial=0)))
+    if rows * width <= _CELLS:
+      self._by_table(row, column, of * width + places, rows, width)
+    else:
+      self._by_search(row, column, (of.astype(np.int64) << _COLUMN) + places)
+
+  def _by_table(self, row, column, wanted, rows: int, width: int) -> None:
+    place = np.full(rows * width, -1, np.int32)
+    place[wanted.ravel()] = np.arange(wanted.size, dtype=np.int32)
+    # A column that stands twice in a row has one place: that of the last.
+    self._at = place[wanted]
+    found = place[row * width + np.maximum(column, 0)]
+    self._kept = ((found >= 0) & (column >= 0)).nonzero()[0]
+    key = found[self._kept]
+    if wanted.size <= 1 << 16:
+      order = np.argsort(key.astype(np.uint16), kind="stable")  # NumPy sorts 16 bits by radix
+      key = key[order]
+    else:
+      order, key = _sorted(key.astype(np.int64))
+    self._kept = self._kept[order]
+    self._first = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
+    self._cell = key[self._first]
+    self._size = wanted.size
+
+  def _by_search(self, row, column, wanted) -> None:
     self._kept = np.flatnonzero(column >= 0)
     key = (row[self._kept].astype(np.int64) << _COLUMN) + column[self._kept]
     order, key = _sorted(key)
     self._kept = self._kept[order]
-    self._first = (
-      np.flatnonzero(np.append(True, key[1:] != key[:-1])) if len(key) else np.zeros(0, np.int64)
-    )
+    self._first = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
     key = key[self._first]
-    wanted_BC = (np.arange(len(places_BC), dtype=np.int64)[:, None] << _COLUMN) + places_BC
-    self._at_BC = np.minimum(np.searchsorted(key, wanted_BC), max(len(key) - 1, 0))
-    self._found_BC = key[self._at_BC] == wanted_BC if len(key) else np.zeros(places_BC.shape, bool)
+    self._cell = np.arange(len(key))
+    self._size = len(key) + 1
+    at = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
+    found = key[at] == wanted if len(key) else np.zeros(wanted.shape, bool)
+    self._at = np.where(found, at, len(key))  # the last cell stays 0
 
   def sum(self, weight: np.ndarray) -> np.ndarray:
-    """Sums of the weights [n], [B, C] float32; 0 where there is none."""
+    """Sums of the weights [n], float32, as `places`; 0 where there is none."""
     return self._read(np.add, weight)
 
   def max(self, weight: np.ndarray) -> np.ndarray:
-    """The largest of the weights [n], [B, C] float32; 0 where there is none."""
+    """The largest of the weights [n], float32, as `places`; 0 where there is none."""
     return self._read(np.maximum, weight)
 
   def _read(self, ufunc: np.ufunc, weight: np.ndarray) -> np.ndarray:
-    if not len(self._first):
-      return np.zeros(self._at_BC.shape, np.float32)
-    values = ufunc.reduceat(weight[self._kept], self._first)
-    return np.where(self._found_BC, values[self._at_BC], 0).astype(np.float32)
+    cells = np.zeros(self._size, np.float32)
+    if len(self._first):
+      cells[self._cell] = ufunc.reduceat(weight[self._kept], self._first)
+    return cells[self._at]

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gr4ad_jax.config import RewardConfig
-from gr4ad_jax.features.batches import RequestContexts, splitmix64
+from gr4ad_jax.features.batches import RequestContexts
 from gr4ad_jax.features.pair_features import PairBatch
+from gr4ad_jax.features.targets import splitmix64
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

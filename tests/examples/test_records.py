@@ -8,8 +8,9 @@ import pytest
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.examples import records
 from gr4ad_jax.examples.records import KEPT, LEVELS, Codec
-from gr4ad_jax.features.batches import SLOT_FEATURES, USER_FEATURES, Followed, Known
+from gr4ad_jax.features.batches import SLOT_FEATURES, USER_FEATURES, Known
 from gr4ad_jax.features.pair_features import CODE_FEATURES
+from gr4ad_jax.features.targets import Followed
 
 CONFIG = DataConfig(history_slots=4, neighbor_slots=2, rising_slots=1)
 

@@ -84,7 +84,8 @@ def test_slot_features_stand_in_their_columns(contexts, whole):
     np.testing.assert_array_equal(column[name][:, :5], past[..., i], err_msg=name)
     assert (column[name][:, 5:][strange] == 0).all(), name
   every = contexts.pairs.ad_features(requests, ads, rows, contexts.pairs.user_features(requests))
-  np.testing.assert_array_equal(whole.slot_features_BSF[..., :-1], every)
+  np.testing.assert_array_equal(whole.slot_features_BSF[..., :-1], every[..., :-1])
+  assert (every[..., -1] == 0).all()
   popular = contexts.popularity.features(contexts.lines.request_time, np.maximum(ads, 0))
   np.testing.assert_array_equal(column["share_28"][real], popular[..., 1][real])
   np.testing.assert_allclose(

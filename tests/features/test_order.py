@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr4ad_jax.features import batches
+from gr4ad_jax.features import targets
 from gr4ad_jax.training.order import TrainingOrder
 from tests.data.splitmix import BITS, GOLDEN, splitmix
 
@@ -55,7 +55,7 @@ def test_the_hash_of_a_counter_is_splitmix64():
   """Also its first outputs from seed 0, as published with the generator."""
   known = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
   states = np.array([GOLDEN, 2 * GOLDEN & BITS, 3 * GOLDEN & BITS, 0, BITS, 12345], np.uint64)
-  found = batches.splitmix64(states).tolist()
+  found = targets.splitmix64(states).tolist()
   assert found[:3] == known and found == [splitmix(int(state)) for state in states]
 
 

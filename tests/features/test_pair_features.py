@@ -222,3 +222,38 @@ def test_a_pause_of_less_than_half_a_day_is_the_same_day():
   )
   found = made(events).user_features(np.arange(n))
   assert found[:, pair_features.USER_FEATURES.index("same_day")].tolist() == [0, 1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("rows", [3, 400])  # with places that 16 bits number, and with more
+def test_sums_are_the_same_by_a_table_of_cells_and_by_a_search(monkeypatch, rows):
+  """Weights that no order of adding but theirs rounds alike; columns that a row reads twice."""
+  rng = np.random.default_rng(0)
+  row = rng.integers(0, rows, 9000)
+  column = rng.integers(-1, 60, 9000)
+  places = rng.integers(0, 60, (rows, 200))
+  weight = 10.0 ** rng.uniform(-9, 9, 9000)
+  by_table = SparseRows(row, column, places)
+  some = rng.integers(0, rows, 50), rng.integers(0, 200, 50)
+  flat = SparseRows(row, column, places[some], some[0])
+  monkeypatch.setattr(sparse_rows, "_CELLS", 0)
+  by_search = SparseRows(row, column, places)
+  for read in ("sum", "max"):
+    found = getattr(by_table, read)(weight)
+    assert (found > 0).any() and (found == getattr(by_search, read)(weight)).all()
+    assert (getattr(flat, read)(weight) == found[some]).all()
+
+
+def test_lines_of_slots_are_those_that_a_search_finds():
+  """Of histories that fit, and of those with more ads than slots; rising ads stand in both."""
+  log = logs.make_log(11, users=9, most_visits=9)
+  lines = build_lines(log, logs.ADS)
+  near = NeighborFolds.of(CoVisitNeighbors.fit(lines.request, lines.ad, logs.ADS, 4))
+  trends = Trends.fit(lines, logs.ADS)
+  everyone = np.arange(len(lines.request_time))
+  for slots in (2, 9):
+    config = DataConfig(history_slots=slots, neighbor_slots=3, rising_slots=4, targets=2)
+    contexts = RequestContexts(lines, None, np.ones(logs.ADS, np.float32), trends, near, config)
+    ads, _, rows = contexts.slots(everyone)
+    wanted = contexts.pairs.last_lines(everyone, ads)
+    assert (wanted[:, slots:] >= 0).any()
+    np.testing.assert_array_equal(contexts._own_lines(everyone, ads, rows), wanted)
