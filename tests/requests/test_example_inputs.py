@@ -88,7 +88,10 @@ def test_settings_that_examples_do_not_suit_are_refused(configs, both):
     (changed("objective", objective="dpo"), "--objective=dpo is not allowed: only 'vsl'"),
     (changed("search", reranker="neighbors"), "--reranker=neighbors is not allowed"),
     (changed("data", until="2024-01-02"), "--until=2024-01-02 is not allowed"),
-    (changed("data", dataset="online_retail"), "--dataset=online_retail is not allowed"),
+    (
+      changed("data", dataset="online_retail", on_unknown_ad="error"),
+      "--dataset=online_retail is not allowed",
+    ),
   ):
     with pytest.raises(ConfigError, match=words):
       validate(other)
