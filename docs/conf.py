@@ -11,7 +11,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from docs import flags_page  # noqa: E402
 
 project = "gr4ad_jax"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # they stand in the signatures' names of axes and in the docstrings
+autodoc_use_type_comments = False
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes in a list, not each with an index entry of its own
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_theme = "furo"

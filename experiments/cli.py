@@ -11,30 +11,21 @@ import sys
 import gr4ad_jax
 
 _FOLDER = pathlib.Path(__file__).parent
-# What the binaries share; every other module of this folder is a subcommand.
-_SHARED = {
-  "__init__",
-  "choices",
-  "cli",
-  "flags",
-  "jobs",
-  "log_lines",
-  "opening",
-  "progress",
-  "shipped",
-}
+_MAIN = '\nif __name__ == "__main__":\n'
 _HELP = ("help", "--help", "-help", "-h")
 
 
 def commands() -> dict[str, str]:
   """Subcommand -> what its file says about it."""
-  paths = sorted(path for path in _FOLDER.glob("*.py") if path.stem not in _SHARED)
-  return {path.stem: _about(path) for path in paths}
+  # Read, not imported: JAX takes seconds. What has no main part is what the binaries share.
+  texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_FOLDER.glob("*.py"))}
+  binaries = (name for name, text in texts.items() if _MAIN in text and name != "cli")
+  return {name: _about(texts[name]) for name in binaries}
 
 
-def _about(path: pathlib.Path) -> str:
-  """The docstring of a file, read without importing it: JAX takes seconds."""
-  about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+def _about(text: str) -> str:
+  """The docstring of a file's text, with the command that an installation has."""
+  about = ast.get_docstring(ast.parse(text)) or ""
   return about.replace("python -m experiments.", "gr4ad ")
 
 

@@ -10,6 +10,7 @@ then is starred.
 
 import dataclasses
 import datetime
+import os
 
 import numpy as np
 from absl import flags
@@ -21,6 +22,7 @@ from gr4ad_jax.answering.request_plot import DrawnRequest, plot_request
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.schema import EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.runs import published
 
 from . import flags as flags_lib
 
@@ -88,7 +90,7 @@ def main(argv):
   recommender = Recommender.load(
     config.workdir, checkpoint, config.search, config.model.compute_dtype
   )
-  path = _OUT.value or f"{config.workdir}/eval/request.png"
+  path = _OUT.value or os.path.join(published.output_dir(config), "eval", "request.png")
   plot_request(drawn(recommender, events, _K.value), path)
   print(f"written to {path}")
   return 0

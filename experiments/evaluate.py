@@ -1,5 +1,5 @@
-"""Scores a trained run; writes <workdir>/eval/metrics.json. The request models stand beside the
-simple methods, with plots.
+"""Scores a trained run; writes eval/metrics.json in its directory. The request models stand beside
+the simple methods, with plots.
 
 python -m experiments.evaluate --workdir=runs/online_retail --split=test
 """
@@ -11,6 +11,7 @@ from absl import flags
 from gr4ad_jax import families
 from gr4ad_jax.config import is_trained
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.runs import published
 
 from . import flags as flags_lib
 
@@ -33,7 +34,7 @@ def main(argv):
   family = families.find(config.family)
   task = families.part(family.task).open(config, started=True)
   print(families.part(family.report)(task, _SPLIT.value, _BESIDE.value))
-  print(f"written to {os.path.join(config.workdir, 'eval')}")
+  print(f"written to {os.path.join(published.output_dir(config), 'eval')}")
   return 0
 
 

@@ -19,6 +19,7 @@ from gr4ad_jax import families
 from gr4ad_jax.config import presets
 from gr4ad_jax.data import schema
 from gr4ad_jax.parallel.roll_call import StartError
+from gr4ad_jax.runs import published
 from gr4ad_jax.runs import workdir as workdir_lib
 
 from . import jobs, log_lines, shipped
@@ -39,7 +40,11 @@ flags.disclaim_key_flags()
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
   """Defines --workdir, --family, --preset and a flag for every knob of the config."""
   flags.DEFINE_string(
-    "workdir", "", "The run's directory: all that it reads back lies here.", flag_values=flag_values
+    "workdir",
+    "",
+    "The run's directory: all that it reads back lies here. pretrained:<name> is a run that is "
+    "shipped, hf:<owner>/<name> one of the Hugging Face Hub.",
+    flag_values=flag_values,
   )
   flags.DEFINE_enum(
     "family",
@@ -123,7 +128,8 @@ def config_from_flags(
     size = dataclasses.replace(
       start, training=training, objective=size.objective, serving=size.serving
     )
-  return _with_given(dataclasses.replace(size, workdir=flag_values.workdir), flag_values)
+  workdir = published.locate(flag_values.workdir)
+  return _with_given(dataclasses.replace(size, workdir=workdir), flag_values)
 
 
 def config_from_workdir(
@@ -143,7 +149,7 @@ def config_from_workdir(
   """
   if not flag_values.workdir:
     raise config_lib.ConfigError("--workdir= is not allowed: name the directory of a trained run")
-  base = config_lib.load_config(flag_values.workdir)
+  base = config_lib.load_config(published.locate(flag_values.workdir))
   if not any_family:
     config_lib.check_family(base, families.REQUESTS)
   if flag_values["family"].present:

@@ -5,13 +5,14 @@ python -m experiments.learn --workdir=runs/online_retail --stream=sqlite:runs/st
 
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments.progress import show_learning, tell
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.learning.learner import Learner
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.streams.opening import open_stream
+
+from . import flags as flags_lib
+from .progress import show_learning, tell
 
 _FOLLOW = flags.DEFINE_boolean(
   "follow", True, "At the end of the stream, wait for more; off: end there."

@@ -16,12 +16,13 @@ import time
 
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments.progress import duration, tell
-from experiments.serve import read_token
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.data.prepare import load_dataset, moment
 from gr4ad_jax.live import player
+
+from . import flags as flags_lib
+from .progress import duration, tell
+from .serve import read_token
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run that is served; it names the data set.")
 _ADDRESS = flags.DEFINE_string("address", "http://127.0.0.1:8080", "The server.")

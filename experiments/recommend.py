@@ -3,6 +3,7 @@
 python -m experiments.recommend --workdir=runs/online_retail --user=14911
 python -m experiments.recommend --workdir=runs/online_retail --user=14911 --explain
 python -m experiments.recommend --workdir=runs/online_retail --history=history.csv --json
+python -m experiments.recommend --workdir=pretrained:online_retail --ads=85123A,22423
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ _HISTORY = flags.DEFINE_string(
     "request_id."
   ),
 )
+_TAKEN = flags.DEFINE_list("ads", [], "Ids of ads that a user took in one visit, just now.")
 _K = flags.DEFINE_integer("k", 10, "Ads wanted.", lower_bound=1)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a step.")
 _EXPLAIN = flags.DEFINE_boolean(
@@ -76,18 +78,27 @@ def _fields(ad: Recommendation) -> dict:
   return fields
 
 
+def asked_log(config: Config, recommender: Recommender) -> EventLog:
+  """The history that the flags name. Raises as `user_log` and `file_log` do."""
+  if _USER.value:
+    return user_log(config, _USER.value)
+  if _HISTORY.value:
+    return file_log(recommender, _HISTORY.value)
+  return recommender.log_of(_TAKEN.value, recommender.end)
+
+
 def main(argv):
   """Prints one ranked list."""
   del argv
   checkpoint = flags_lib.checkpoint(_CHECKPOINT.value)
   config = flags_lib.config_from_workdir()
-  if bool(_USER.value) == bool(_HISTORY.value):
-    raise ConfigError("--user and --history: exactly one of them is needed")
+  if sum(map(bool, (_USER.value, _HISTORY.value, _TAKEN.value))) != 1:
+    raise ConfigError("--user, --history and --ads: exactly one of them is needed")
   enable_compilation_cache()
   recommender = Recommender.load(
     config.workdir, checkpoint, config.search, config.model.compute_dtype
   )
-  events = user_log(config, _USER.value) if _USER.value else file_log(recommender, _HISTORY.value)
+  events = asked_log(config, recommender)
   found = recommender.recommend_log(events, _K.value, choice=choices.choice())[0]
   if _EXPLAIN.value:
     found = recommender.explained(events, None, found)

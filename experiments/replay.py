@@ -13,8 +13,6 @@ import sys
 
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments.progress import show_learning, tell
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.prepare import load_dataset, moment
 from gr4ad_jax.evaluation import report_tables
@@ -24,6 +22,9 @@ from gr4ad_jax.learning.learner import Learner
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.streams.opening import open_stream
 from gr4ad_jax.studies import replay_table
+
+from . import flags as flags_lib
+from .progress import show_learning, tell
 
 _NAME = flags.DEFINE_string("name", "online", "Of this way to learn: its folder in replay/.")
 _LAST = flags.DEFINE_string("before", "2011-06-01", "Day at which the replay ends, YYYY-MM-DD.")

@@ -9,8 +9,6 @@ from collections.abc import Callable
 
 from absl import flags
 
-from experiments import flags as flags_lib
-from experiments import progress
 from gr4ad_jax.config import Config, ConfigError, is_trained
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
@@ -18,6 +16,9 @@ from gr4ad_jax.ranking import steering_study
 from gr4ad_jax.reasons import deletion
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests.inputs import Inputs
+
+from . import flags as flags_lib
+from . import progress
 
 _STUDY = flags.DEFINE_enum(
   "study",

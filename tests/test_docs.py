@@ -68,6 +68,7 @@ def test_what_it_names_is_there(page):
     assert (_ROOT / path).exists(), path
   known = {*config.all_fields(), "family"}
   known |= {"flagfile", "help", "verbosity"}
+  known |= {"build", "build-arg", "strict"}  # of docker and twine
   for binary in (_ROOT / "experiments").glob("*.py"):
     known |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', binary.read_text(encoding="utf-8")))
   for script in (path for path in (_ROOT / "launch").iterdir() if path.is_file()):
@@ -157,6 +158,8 @@ def test_the_pages_are_built_without_a_warning(tmp_path):
   done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
   assert (done.returncode, done.stderr) == (0, "")
   assert "--value_power" in (tmp_path / "reference" / "flags.html").read_text(encoding="utf-8")
+  python = (tmp_path / "reference" / "api.html").read_text(encoding="utf-8")
+  assert "from_pretrained" in python and "the user's history" in python  # of a docstring
 
 
 def test_the_version_is_the_same_everywhere():

@@ -35,7 +35,7 @@ from gr4ad_jax.ranking import steering
 from gr4ad_jax.ranking.steering import Steering
 from gr4ad_jax.reasons.reasoner import Reasoner
 from gr4ad_jax.requests import candidates, inputs, request_task
-from gr4ad_jax.runs import run
+from gr4ad_jax.runs import published, run
 from gr4ad_jax.sid.tokenizer import Tokenizer
 
 _LARGEST_BATCH = 64
@@ -109,7 +109,7 @@ class Recommender:
     """Opens a trained run.
 
     Args:
-      workdir: the run's directory; nothing else is read.
+      workdir: the run's directory, or a name that `published.locate` knows; nothing else is read.
       checkpoint: 'best', 'last' or a step.
       search: beams, order of the lists, what becomes of seen ads; None: the run's own.
       compute_dtype: of the matmuls, as in `ModelConfig`; None: the run's own.
@@ -119,6 +119,7 @@ class Recommender:
       ConfigError: a search, or a dtype, that is not allowed for this run; or the features of the
         run are not those of this code.
     """
+    workdir = published.locate(workdir)
     saved = load_config(workdir)
     dtype = compute_dtype or saved.model.compute_dtype
     sizes = dataclasses.replace(saved.model, compute_dtype=dtype)
@@ -139,6 +140,23 @@ class Recommender:
     params = request_task.load_params(config, model, step)
     behaviors = inputs.load_behaviors(config)
     return cls(config, params, ranker, ads, index.codes_NT, features, behaviors, ecpm, step)
+
+  @classmethod
+  def from_pretrained(cls, name: str, **options: Any) -> "Recommender":
+    """Opens a published run.
+
+    Args:
+      name: of a run that is shipped with the package, such as `online_retail`; a folder of
+        `experiments.publish`; or `hf:<owner>/<name>`, on the Hugging Face Hub.
+      options: those of `load`.
+
+    Raises:
+      ConfigError: there is no such run; or as `load` does.
+      ImportError: of `hf:`, where huggingface_hub is missing.
+      OSError: the hub cannot be reached.
+    """
+    shipped = not os.path.isdir(name) and ":" not in name
+    return cls.load(f"pretrained:{name}" if shipped else name, **options)
 
   def recommend(
     self,
@@ -309,6 +327,11 @@ class Recommender:
       raise ConfigError(
         f"--model={self.config.model.model} is not allowed here: {error}"
       ) from error
+
+  @property
+  def end(self) -> int:
+    """Unix seconds where the log that the run was trained on ends."""
+    return self._builder.end
 
   @functools.cached_property
   def _sets(self) -> AdSets:

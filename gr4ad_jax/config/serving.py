@@ -165,6 +165,13 @@ class ServeConfig:
     "The last place of a list is drawn from the next 50 by a softmax of their scores, and the "
     "answer tells the propensity.",
   )
+  state_dir: str = knob(
+    "",
+    "Where a server and an evaluation write (live/, eval/); empty: the run's directory, or, of a "
+    "published run, a folder below ~/.local/state/gr4ad_jax.",
+    free=True,
+    place=True,
+  )
   fallback_segments: int = knob(
     8, "Segments of users that have a popularity list of their own.", low=1
   )

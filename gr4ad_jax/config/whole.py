@@ -72,6 +72,7 @@ _LATER = (
 )  # checked where a run is used: one from before the check loads, and is told another order
 CONFIG_FILE = checksums.CONFIG_FILE
 CHECKPOINTS = "checkpoints"  # of a workdir
+WEIGHTS = "weights.safetensors"  # of a published run, in their place
 SECTIONS = {
   f.name: f.type for f in dataclasses.fields(Config) if f.name not in ("workdir", "family", "own")
 }
@@ -291,11 +292,17 @@ def is_step(name: str) -> bool:
 
 
 def is_trained(workdir: str) -> bool:
-  """Whether a run has a whole checkpoint: from then on its data, objective and optimiser stay as
-  they are.
+  """Whether a run has a whole checkpoint, or is published: from then on its data, objective and
+  optimiser stay as they are.
   """
   folder = os.path.join(workdir, CHECKPOINTS)
-  return bool(workdir) and os.path.isdir(folder) and any(map(is_step, os.listdir(folder)))
+  has_step = bool(workdir) and os.path.isdir(folder) and any(map(is_step, os.listdir(folder)))
+  return has_step or is_published(workdir)
+
+
+def is_published(workdir: str) -> bool:
+  """Whether a directory is a published run: weights alone, which nobody trains further."""
+  return bool(workdir) and os.path.isfile(os.path.join(workdir, WEIGHTS))
 
 
 def _refuse_unknown(given: dict, known: tuple[str, ...], where: str) -> None:

@@ -16,7 +16,7 @@ from gr4ad_jax.ranking import reranking, seen_ads, steering
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.inputs import Inputs
-from gr4ad_jax.runs import run
+from gr4ad_jax.runs import published, run
 from gr4ad_jax.runs.workdir import FREE, changes
 
 _SCORED = tuple(section for section in SECTIONS if section != "serving")
@@ -69,7 +69,7 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
   stem = _stem(config.workdir)
   systems = {main: [config]}
   names = {_folder(config.workdir)}
-  for workdir in beside:
+  for workdir in map(published.locate, beside):
     refused = f"--beside={workdir} is not allowed"
     other = load_config(workdir)
     name = _stem(workdir)
@@ -129,7 +129,8 @@ def shaping(config: Config) -> dict:
 def evaluate_run(
   config: Config, inputs: Inputs, split: str, beside: Sequence[str] = ()
 ) -> tuple[dict, Ranking]:
-  """Scores a run, writes eval/metrics.json and the plots of its workdir.
+  """Scores a run, writes eval/metrics.json and its plots (see
+  `published.output_dir`).
 
   Args:
     config: of the run.
@@ -175,7 +176,7 @@ def evaluate_run(
     _vectors(inputs),
   )  # fmt: skip
   found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
-  folder = os.path.join(config.workdir, "eval")
+  folder = os.path.join(published.output_dir(config), "eval")
   report_tables.write_json(os.path.join(folder, "metrics.json"), found)
   plots.plot_comparison(found, os.path.join(folder, "comparison.png"))
   curve = os.path.join(config.workdir, "metrics.jsonl")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax import files
-from gr4ad_jax.config import Config, ConfigError, is_trained, load_config
+from gr4ad_jax.config import Config, ConfigError, is_published, is_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.prepare import load_dataset
@@ -26,7 +26,7 @@ from gr4ad_jax.evaluation import protocols
 from gr4ad_jax.features import feature_names, known_events
 from gr4ad_jax.features.batches import RequestContexts
 from gr4ad_jax.features.lines import Lines, build_lines
-from gr4ad_jax.features.neighbors import NeighborFolds
+from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
@@ -233,13 +233,16 @@ def _check_numbers(dataset: Dataset, lines: Lines) -> None:
 
 
 def load_features(workdir: str) -> tuple[NeighborFolds, EcpmBins]:
-  """The neighbours and eCPM bins that a trained run keeps.
+  """The neighbours and eCPM bins that a trained run keeps; a published one has no folds, since
+  nobody trains from it.
 
   Raises:
     ConfigError: the run's features are not those of this code (`feature_names.check`).
   """
   folder = os.path.join(workdir, "features")
   feature_names.check(folder, load_config(workdir).data.promotions)
+  if is_published(workdir):
+    return NeighborFolds.of(CoVisitNeighbors.load(folder)), EcpmBins.load(folder)
   return NeighborFolds.load(folder), EcpmBins.load(folder)
 
 

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax import families
-from gr4ad_jax.config import Config, ConfigError, SearchConfig, is_trained, load_config
+from gr4ad_jax.config import (
+  Config,
+  ConfigError,
+  SearchConfig,
+  is_published,
+  is_trained,
+  load_config,
+)
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker
@@ -329,6 +336,11 @@ def _check_start(config: Config, start: str) -> None:
   if not is_trained(start):
     raise ConfigError(
       f"--init_from={start} is not allowed: it holds no whole checkpoint; train it first"
+    )
+  if is_published(start):
+    raise ConfigError(
+      f"--init_from={start} is not allowed: a published run is without what training needs, the "
+      "neighbours by folds of users"
     )
   free = ["dropout", "compute_dtype", "swing_memory_mb", "swing_path", *registry.unread(config)]
   saved = load_config(start)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from gr4ad_jax import checksums, families, files
-from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, load_config
+from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, is_published, load_config
 from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.runs import workdir as workdir_lib
@@ -23,6 +23,7 @@ from gr4ad_jax.training.profiling import StepProfiler
 from gr4ad_jax.training.state import TrainState
 from gr4ad_jax.training.task import Task, Told
 from gr4ad_jax.training.trainer import Trainer
+from gr4ad_jax.training.weights import Weights
 from gr4ad_jax.training.writers import open_writers
 
 PROFILE = "profile"  # of a workdir
@@ -38,8 +39,10 @@ def best_metric(config: Config) -> str | None:
   return families.task_of(config.family).best_metric(config)
 
 
-def open_checkpoints(config: Config) -> Checkpointer:
-  """A run's checkpoints, to read. Raises as `Checkpointer` does."""
+def open_checkpoints(config: Config) -> Checkpointer | Weights:
+  """A run's checkpoints, or the weights of a published one, to read. Raises as these do."""
+  if is_published(config.workdir):
+    return Weights(config.workdir)
   return Checkpointer(checkpoint_dir(config), best_metric=best_metric(config), read_only=True)
 
 

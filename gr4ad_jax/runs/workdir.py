@@ -167,6 +167,8 @@ def alone(config: Config) -> Iterator[None]:
 
 
 def _hold(workdir: str) -> _Held:
+  if config_lib.is_published(workdir):
+    raise ConfigError(f"--workdir={workdir} is not allowed: a published run is only read")
   path = os.path.realpath(workdir)
   if path in _held and not _held[path].lock.stands:  # the directory was deleted meanwhile
     _held.pop(path).lock.close()

@@ -28,10 +28,11 @@ from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.requests import inputs
+from gr4ad_jax.runs import published
 from gr4ad_jax.serving.reload import CheckpointSource
 from gr4ad_jax.sid.tokenizer import Tokenizer
 
-LIVE = "live"  # of a workdir: what the catalogue writes
+LIVE = "live"  # of `published.output_dir`: what the catalogue writes
 _log = logging.getLogger(__name__)
 
 
@@ -71,7 +72,8 @@ def open_run(
   """Opens a run.
 
   Args:
-    workdir: the run's directory; changes of ads are kept in its `live` folder.
+    workdir: the run's directory, or a name that `published.locate` knows. Changes of ads are kept
+      in the `live` folder of `published.output_dir`.
     config: of the run, its search and serving sections as wanted; None: the run's own.
     checkpoint: 'best', 'last' or a step.
     told: hears of the compilation: programs ready, programs in all, seconds so far.
@@ -87,12 +89,13 @@ def open_run(
   config = _served_config(workdir, config)
   dataset = load_dataset(config.data)
   inputs.check_same_log(config, dataset)
-  folder = {name: os.path.join(workdir, name) for name in ("index", "features", "tokenizer", LIVE)}
+  folder = {name: os.path.join(config.workdir, name) for name in ("index", "features", "tokenizer")}
+  live = os.path.join(published.output_dir(config), LIVE)
   feature_names.check(folder["features"], config.data.promotions)
   ads = ad_store.load_ads(folder["index"])
   codes_NT = SidIndex.load(folder["index"]).codes_NT
   tokenizer = Tokenizer.load(folder["tokenizer"])
-  catalog = AdCatalog.open(folder[LIVE], ads, codes_NT, tokenizer, overlay=config.serving.overlay)
+  catalog = AdCatalog.open(live, ads, codes_NT, tokenizer, overlay=config.serving.overlay)
   try:
     trends = Trends.load(folder["features"])
     neighbors = CoVisitNeighbors.load(folder["features"])
@@ -103,7 +106,7 @@ def open_run(
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
-    accounts = Accounts.open(folder[LIVE])
+    accounts = Accounts.open(live)
     ledger = _ledger(config, dataset, catalog, accounts)
     behaviors = inputs.load_behaviors(config)
     computer = Computer(config, catalog, users, builder, searcher, wanted, behaviors, ledger)
@@ -123,6 +126,7 @@ def open_run(
 
 def _served_config(workdir: str, config: Config | None) -> Config:
   """The config to serve a run by, checked; `config` and what is raised are as of `open_run`."""
+  workdir = published.locate(workdir)
   saved = load_config(workdir)
   config = registry.validate(dataclasses.replace(config or saved, workdir=workdir), base=saved)
   if not is_trained(workdir):

@@ -20,6 +20,7 @@ from gr4ad_jax.requests import request_task
 from gr4ad_jax.runs import run
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
+from gr4ad_jax.training.weights import Weights
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class CheckpointSource:
     names = frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
     return names | {str(self._promotions.in_use)} if self._which == PROMOTED else names
 
-  def _open(self) -> Checkpointer:
+  def _open(self) -> Checkpointer | Weights:
     return run.open_checkpoints(self._config)
 
 
