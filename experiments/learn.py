@@ -3,9 +3,10 @@
 python -m experiments.learn --workdir=runs/online_retail --stream=sqlite:runs/stream.sqlite
 """
 
+import os
+
 from absl import flags
 
-from gr4ad_jax.config import ConfigError
 from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.learning.learner import Learner
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
@@ -24,14 +25,13 @@ def main(argv):
   del argv
   config = flags_lib.config_from_workdir()
   LearnTask.check(config)
-  if not config.learn.stream:
-    raise ConfigError("--stream= is not allowed: name the stream, as sqlite:runs/stream.sqlite")
-  stream = open_stream(config.learn.stream)
+  url = config.serving.stream or f"sqlite:{os.path.join(config.workdir, 'live', 'stream.sqlite')}"
+  stream = open_stream(url)
   try:
     enable_compilation_cache()
     tell("opening the run and its log")
     task = LearnTask.over(config, stream)
-    print(f"learning in {task.folder} from {config.learn.stream}", flush=True)
+    print(f"learning in {task.folder} from {url}", flush=True)
     ended = Learner(task, on_round=show_learning).run(follow=_FOLLOW.value)
   finally:
     stream.close()

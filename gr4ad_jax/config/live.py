@@ -9,9 +9,6 @@ from gr4ad_jax.knobs import knob
 class LearnConfig:
   """Learning from a stream."""
 
-  stream: str = knob(
-    "", "Stream that events come from: sqlite:<path> or redis://…", free=True, place=True
-  )
   learn_rate: float = knob(5e-4, "Learning rate on a stream.", low=0, free=True)
   learn_from: str = knob(
     "visits",

@@ -160,6 +160,11 @@ class ServeConfig:
     0, "How often a user of the log may be shown an ad within --cap_days; 0: no cap.", low=0
   )
   cap_days: float = knob(1.0, "Days that an ad counts as shown for --cap_times.", low=0.0001)
+  stream: str = knob(
+    "",
+    "Where events and impressions are kept: sqlite:<path> or redis://host:port/<prefix>; empty: a "
+    "file of the run's live folder.",
+  )
   explore: bool = knob(
     False,
     "The last place of a list is drawn from the next 50 by a softmax of their scores, and the "

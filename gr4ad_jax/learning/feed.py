@@ -34,7 +34,8 @@ class Feed:
   Attributes:
     offset: of the last event that was taken; 0: none.
     newest: when that event was appended, unix seconds.
-    digest: a checksum of the events so far.
+    taken: events so far.
+    digest: a checksum of them.
     bad: records that hold nothing that could be learned from.
   """
 
@@ -42,6 +43,7 @@ class Feed:
     self.visits = visits
     self.offset = 0
     self.newest = 0.0
+    self.taken = 0
     self.digest = 0
     self.bad = 0
     self._stream = stream
@@ -79,6 +81,7 @@ class Feed:
     self._event(record.value, record.offset)
     text = json.dumps(record.value, sort_keys=True)
     self.digest = zlib.crc32(text.encode(), self.digest)
+    self.taken += 1
     self.offset = record.offset
     self.newest = record.time
     return True

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,7 @@ from gr4ad_jax.learning.feed import Feed
 from gr4ad_jax.learning.visits import Visit
 
 Memory = tuple[tuple[int, Sequence[Visit]], ...]
+_log = logging.getLogger(__name__)
 _WAIT = 0.5  # seconds between two looks whether to stop
 
 
@@ -30,7 +32,8 @@ class Group:
     popularity: as it was known when the group was whole; None: nobody will ask for its examples.
     memory: (group, its visits) of earlier groups that old ones are drawn from.
     offset: of the last event that was taken when the group was whole.
-    digest: a checksum of the events up to there.
+    taken: how many events that were.
+    digest: a checksum of them.
   """
 
   def __init__(
@@ -41,6 +44,7 @@ class Group:
     popularity: Trends | None,
     memory: Memory,
     offset: int,
+    taken: int,
     digest: int,
   ):
     self.number = number
@@ -48,6 +52,7 @@ class Group:
     self.popularity = popularity
     self.memory = memory
     self.offset = offset
+    self.taken = taken
     self.digest = digest
     self._known = known
 
@@ -169,27 +174,36 @@ class StreamSource:
         "next_step": step,
         "groups": number,
         "offset": group.offset if group else 0,
+        "taken": group.taken if group else 0,
         "digest": group.digest if group else 0,
         "forgotten": sorted(self._forgotten),
       }
 
   def restore(self, state: dict) -> None:
-    """Reads the stream again, up to the group that `state` was in.
+    """Reads the stream again, up to where the last group of `state` was whole. Where events were
+    erased since, it goes on all the same, though not to the same bits.
 
     Raises:
       DataError: the stream is another, or holds no longer what was read.
     """
     self._forgotten = set(state["forgotten"])
     self._restoring = True
-    whole = self.gather(0, state["groups"])
+    feed = self.feed
+    while self._made < state["groups"]:
+      visits = self._next_group()
+      if visits is not None:
+        self._make(visits)
+      elif feed.offset >= state["offset"] or not feed.take():
+        break  # some of its visits are gone
     self._restoring = False
-    if not whole:
-      raise DataError(
-        f"the stream is not the one that was learned from: it ends at event {self.feed.offset}, "
-        f"and {state['offset']} were read"
-      )
-    if state["groups"] and self._groups[state["groups"] - 1].digest != state["digest"]:
-      raise DataError("the stream is not the one that was learned from: its events are others")
+    refused = "the stream is not the one that was learned from"
+    if feed.offset < state["offset"]:
+      raise DataError(f"{refused}: it ends at event {feed.offset}, not at {state['offset']}")
+    if feed.digest != state["digest"]:
+      if feed.taken >= state["taken"]:
+        raise DataError(f"{refused}: its events are others")
+      _log.warning("%d events that were learned from are gone", state["taken"] - feed.taken)
+    self._made = state["groups"]
 
   def _next_group(self) -> list[Visit] | None:
     """The visits of the next group; None: it is not whole."""
@@ -209,8 +223,8 @@ class StreamSource:
     if not self._restoring:
       popularity = feed.visits.state.popularity(max(visit.begin for visit in visits))
     memory = tuple(self._memory)
-    about = visits, self._known, popularity, memory, feed.offset, feed.digest
-    group = Group(self._made, *about)
+    about = visits, self._known, popularity, memory
+    group = Group(self._made, *about, feed.offset, feed.taken, feed.digest)
     with self._lock:
       self._groups[self._made] = group
       for old in [n for n in self._groups if n < self._made - 4 * self._config.round_groups]:

@@ -82,11 +82,31 @@ def test_another_stream_is_refused(task, small_run, tmp_path):
   state = task.source.state(task.first_step + 8)
   assert state["groups"] == 4 and state["offset"] > 0
   short = streams.task_of(small_run, streams.filled(tmp_path / "a", streams.visits(20)))
-  with pytest.raises(DataError, match="it ends at event 60, and .* were read"):
+  with pytest.raises(DataError, match="it ends at event 60, not at"):
     short.source.restore(state)
   other = streams.task_of(small_run, streams.filled(tmp_path / "b", streams.visits()[3:]))
   with pytest.raises(DataError, match="its events are others"):
     other.source.restore(state)
+
+
+def test_a_stream_from_which_a_user_was_erased_is_gone_on_with(small_run, tmp_path, caplog):
+  """The visits that are left make fewer groups; steps and numbers go on as they were."""
+  stream = streams.filled(tmp_path / "s", streams.visits())
+  before = streams.task_of(small_run, stream)
+  assert before.source.gather(0, 4)
+  state = before.source.state(before.first_step + 8)
+  gone = stream.erase("events", "user_id", "u3")
+  assert gone > 3
+  after = streams.task_of(small_run, stream).source
+  after.restore(state)
+  assert (
+    f"{state['taken'] - after.feed.taken} events that were learned from are gone" in caplog.text
+  )
+  assert after.gather(4, 1)
+  (group,) = after.groups(4, 1)
+  names = [visit.visit_id for visit in group.visits]
+  assert group.number == 4 and "u3" not in {visit.user_id for visit in group.visits}
+  assert len(names) == len(set(names)) == 8
 
 
 def test_a_day_is_a_group(small_run, tmp_path):
