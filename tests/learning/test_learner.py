@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from gr4ad_jax.evaluation import metrics
 from gr4ad_jax.learning.learner import Learner
 from tests.learning import streams
 
@@ -93,3 +94,44 @@ def test_what_would_harm_is_refused_and_the_learner_goes_back(small_run, tmp_pat
   aside = tmp_path / "run" / "live" / "learner" / "refused"
   assert [path.name for path in aside.iterdir()] == [str(task.first_step + 4)]
   assert task.source.state(task.first_step + 8)["forgotten"] == [0, 1]
+
+
+def poisoned(number):
+  """Visits of which those in the middle third are of random ads, for one user in three."""
+  third = number // 3
+  parts = streams.visits(number, seed=7), streams.visits(number, seed=7, random_share=1.0)
+  clean, random = ({(e["request_id"], n): e for n, e in enumerate(part)} for part in parts)
+  found = []
+  for key, event in clean.items():
+    visit = int(event["request_id"].split("-")[1])
+    is_poison = third <= visit < 2 * third and int(event["user_id"][1:]) % 3 == 0
+    found.append(random[key] | {"user_id": event["user_id"]} if is_poison else event)
+  return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("what", "rate"), [("poison", 5e-3), ("rate", 0.1)])
+def test_what_is_served_stays_beside_a_frozen_arm(small_run, tmp_path, what, rate):
+  """Fed the same events, it falls below the run's own parameters by no more than the bound. Where
+  the rate is too high, a checkpoint may be good by chance, and is then promoted as any other.
+  """
+  bound = 0.02
+  events = poisoned(192) if what == "poison" else streams.visits(96, seed=7)
+  task = streams.task_of(
+    streams.copied(small_run, tmp_path / "run"), streams.filled(tmp_path / "s", events),
+    learn_rate=rate, guard_bound=bound, round_groups=3,
+  )  # fmt: skip
+  served, frozen, rounds = [], [], []
+
+  def recall(lists, requests):
+    return metrics.per_request(lists, requests, (10,))["recall@10"].numerator_R
+
+  def predicted(_, found):
+    start = found.ad_RK.get("start", found.ad_RK["candidate"])
+    frozen.append(recall(start, found.requests))
+    served.append(recall(found.ad_RK.get("in_use", start), found.requests))
+
+  Learner(task, on_predicted=predicted, on_round=rounds.append).run(follow=False)
+  verdicts = [one.verdict.promote for one in rounds if one.verdict]
+  assert not all(verdicts)  # something was refused
+  assert np.concatenate(served).mean() >= np.concatenate(frozen).mean() - bound
