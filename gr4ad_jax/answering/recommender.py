@@ -94,7 +94,7 @@ class Recommender:
     self._codes_NT = codes_NT
     self._ecpm = ecpm
     self._trends, self._neighbors = features
-    fixed = FixedAds(codes_NT, ads.price)
+    fixed = FixedAds(codes_NT, ads.price, ads.created)
     self._builder = ContextBuilder(config.data, *features, fixed, inputs.load_promotions(config))
     self._row = {str(ad): row for row, ad in enumerate(ads.ad_id)}
 
@@ -128,7 +128,7 @@ class Recommender:
     if not is_trained(workdir):
       raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
-    feature_names.check(folder["features"], config.data.promotions)
+    feature_names.check(folder["features"], config.data.promotions, config.data.ad_age)
     index = SidIndex.load(folder["index"])
     ads = ad_store.load_ads(folder["index"])
     features = Trends.load(folder["features"]), CoVisitNeighbors.load(folder["features"])

@@ -14,12 +14,13 @@ import numpy as np
 from gr4ad_jax.data.checks import LONGEST_ID, MAX_NUMBER
 from gr4ad_jax.data.forms import TEMPLATES
 from gr4ad_jax.data.schema import AdTable, DataError
+from gr4ad_jax.data.times import MAX_TIME
 
 ACTIVE = "active"
 PAUSED = "paused"
 REMOVED = "removed"
 WORDS = ("text", "account_id", "category", "conversion_type", "form")
-FIELDS = (*WORDS, "price", "vector", "status")
+FIELDS = (*WORDS, "price", "created", "vector", "status")
 MAX_TEXT = 20_000  # characters
 MAX_WIDTH = 65_536  # numbers
 
@@ -35,6 +36,7 @@ class AdRecord:
     vector: content vector, little-endian float32 bytes; None where an encoder makes it.
     status: 'active', 'paused' or 'removed'.
     content: of a removed ad, the `fingerprint` that it had; "" for others.
+    created: unix seconds; None where unknown, as of ads from before it was kept.
   """
 
   ad_id: str
@@ -47,23 +49,31 @@ class AdRecord:
   vector: bytes | None = None
   status: str = ACTIVE
   content: str = ""
+  created: int | None = None
 
   @classmethod
   def of_row(cls, ads: AdTable, row: int) -> "AdRecord":
     """The ad of a table's row, active."""
     words = {name: str(getattr(ads, name)[row]) for name in ("ad_id", *WORDS)}
-    return cls(**words, price=None if np.isnan(ads.price[row]) else _short(ads.price[row]))
+    price = None if np.isnan(ads.price[row]) else _short(ads.price[row])
+    created = int(ads.created[row])
+    return cls(**words, price=price, created=created if created >= 0 else None)
 
   @classmethod
   def made(
-    cls, ad_id: str, fields: Mapping[str, Any], before: "AdRecord | None" = None
+    cls,
+    ad_id: str,
+    fields: Mapping[str, Any],
+    before: "AdRecord | None" = None,
+    now: int | None = None,
   ) -> "AdRecord":
     """An ad with the given fields, the others as before.
 
     Args:
       ad_id: its id.
-      fields: any of `FIELDS`; price and vector may be None.
+      fields: any of `FIELDS`; price, created and vector may be None.
       before: the ad as it is; None for a new one, which needs text and account_id.
+      now: unix seconds: when a new ad was created that does not say so itself.
 
     Raises:
       DataError: an id or a field that is not allowed; names field and value.
@@ -79,11 +89,12 @@ class AdRecord:
         f"ad {ad_id!r}: field {unknown[0]!r} is not known; allowed: {', '.join(FIELDS)}"
       )
     given = {name: _checked(ad_id, name, value) for name, value in fields.items()}
-    return dataclasses.replace(before or cls(ad_id), **given)
+    return dataclasses.replace(before or cls(ad_id, created=now), **given)
 
   def removed(self) -> "AdRecord":
-    """The ad without words and vector. Its price stays: lines of users' histories read it."""
-    return AdRecord(self.ad_id, price=self.price, status=REMOVED, content=self.fingerprint())
+    """The ad without words and vector. Price and date stay: lines of users' histories read them."""
+    kept = {"price": self.price, "created": self.created}
+    return AdRecord(self.ad_id, status=REMOVED, content=self.fingerprint(), **kept)
 
   def fingerprint(self) -> str:
     """SHA-256 of all that the tokenizer reads: equal for ads of the same UA-SID."""
@@ -96,7 +107,8 @@ class AdRecord:
     words = {name: np.array([getattr(self, name)], object) for name in ("ad_id", *WORDS)}
     price = np.array([np.nan if self.price is None else self.price], np.float32)
     vectors = None if self.vector is None else np.frombuffer(self.vector, "<f4")[None]
-    return AdTable(**words, price=price, created=np.array([-1]), vectors=vectors)
+    created = np.array([-1 if self.created is None else self.created], np.int64)
+    return AdTable(**words, price=price, created=created, vectors=vectors)
 
   def encoded(self, row: int, codes: Sequence[int]) -> bytes:
     """The ad with its row and UA-SID as JSON."""
@@ -137,6 +149,12 @@ def _checked(ad_id: str, name: str, value: Any) -> Any:
     )
     kept = None if value is None or not good else _short(value)
     wanted = "a number, at least 0"
+  elif name == "created":
+    good = value is None or (
+      isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_TIME
+    )
+    kept = value
+    wanted = "unix seconds, a whole number from 1970 to 2099"
   elif name == "vector":
     kept = None if value is None else _packed(value)
     good = value is None or kept is not None

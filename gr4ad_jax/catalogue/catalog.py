@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, Protocol
 
@@ -74,6 +75,7 @@ class AdCatalog:
     self._ads = {}
     self._codes_NT = np.array(codes_NT, np.int32)
     self._price_N = np.array(ads.price, np.float32)
+    self._created_N = np.array(ads.created, np.int64)
     self._size = len(ads)
     self.sets = AdSets(ads.account_id, ads.category)
     for ad, row, codes in topic.states():
@@ -138,6 +140,11 @@ class AdCatalog:
     """[N] float32 prices of all rows, money, NaN where unknown. A view as `codes_NT`."""
     return self._price_N[: self._size]
 
+  @property
+  def created_N(self) -> np.ndarray:
+    """[N] int64 unix seconds at which each row was created, -1 where unknown. A view likewise."""
+    return self._created_N[: self._size]
+
   def row(self, ad_id: str) -> int | None:
     """The row of an ad, removed ones too, as histories name them; None for an ad that never was."""
     return self._rows.row(ad_id)
@@ -150,7 +157,8 @@ class AdCatalog:
     if ad is None:
       return AdRecord.of_row(self._base, row)
     if ad.status == REMOVED and row < len(self._base):
-      return dataclasses.replace(AdRecord.of_row(self._base, row), price=ad.price, status=REMOVED)
+      kept = {"price": ad.price, "created": ad.created, "status": REMOVED}
+      return dataclasses.replace(AdRecord.of_row(self._base, row), **kept)
     return ad
 
   def is_active(self, row: int) -> bool:
@@ -165,7 +173,7 @@ class AdCatalog:
     row = self.row(ad_id)
     if row is None or (ad := self.ad(row)).status == REMOVED:
       return None
-    names = ("ad_id", *WORDS, "price", "status")
+    names = ("ad_id", *WORDS, "price", "created", "status")
     return {name: getattr(ad, name) for name in names} | {"codes": self._codes_NT[row].tolist()}
 
   def put(self, ad_id: str, fields: Mapping[str, Any]) -> str:
@@ -177,8 +185,8 @@ class AdCatalog:
     Args:
       ad_id: its id.
       fields: any of text, account_id, category, conversion_type, form, price (None: unknown),
-        vector, status ('active' or 'paused'); the others stay. A new ad, or one that was removed,
-        needs text and account_id.
+        created (unix seconds; of a new ad left out: this moment), vector, status ('active' or
+        'paused'); the others stay. A new ad, or a removed one, needs text and account_id.
 
     Returns:
       'created' or 'updated'.
@@ -190,7 +198,7 @@ class AdCatalog:
     with self._lock:
       before, waiting = self._latest(ad_id)
       known = None if before is None or before.ad.status == REMOVED else before.ad
-      ad = AdRecord.made(ad_id, fields, known)
+      ad = AdRecord.made(ad_id, fields, known, int(time.time()))
       if ad != known:
         if before is not None and before.ad.fingerprint() == ad.fingerprint():
           codes = before.codes
@@ -319,8 +327,10 @@ class AdCatalog:
         [self._codes_NT, np.zeros((room, self._codes_NT.shape[1]), np.int32)]
       )
       self._price_N = np.append(self._price_N, np.full(room, np.nan, np.float32))
+      self._created_N = np.append(self._created_N, np.full(room, -1))
     self._codes_NT[row] = codes
     self._price_N[row] = np.nan if ad.price is None else ad.price
+    self._created_N[row] = -1 if ad.created is None else ad.created
     self._ads[row] = ad
     self.sets.set(row, ad.account_id, ad.category)
     if self._rows.row(ad.ad_id) is None:

@@ -89,6 +89,13 @@ class DataConfig:
       "shops and the week of the request."
     ),
   )
+  ad_age: bool = knob(
+    False,
+    (
+      "Slots and pairs know how many days ago their ad was created: also of an ad that nobody has "
+      "taken yet."
+    ),
+  )
   targets: int = knob(16, "Supervised targets a request (M).", low=1)
 
 

@@ -108,6 +108,11 @@ def _of_data(data: DataConfig) -> Rules:
       "promotions",
       f"only false, as --until={data.until} changes which ads there are",
     ),
+    (
+      data.behavior_features or not data.ad_age,
+      "ad_age",
+      "only false, as --nobehavior_features: a log without a clock has no ages",
+    ),
     (_is_date(data.until), "until", "a date, as 2010-12-01, or empty"),
     (
       len(set(data.behaviors)) == len(data.behaviors),
@@ -155,6 +160,7 @@ def _of_examples(config: Any) -> Rules:
   return (
     (data.dataset == "ad_log", "dataset", f"only 'ad_log', {words}"),
     (not data.until, "until", f"only empty, {words}: examples are made of a whole log"),
+    (not data.ad_age, "ad_age", f"only false, {words}: examples hold no ages"),
     (config.objective.objective == "vsl", "objective", f"only 'vsl', {words}"),
     (search.reranker == "none", "reranker", f"only 'none', {words}"),
   )

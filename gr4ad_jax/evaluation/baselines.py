@@ -15,8 +15,8 @@ import scipy.sparse
 
 from gr4ad_jax.data import schema
 from gr4ad_jax.evaluation import protocols
-from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.index.left_out import LeftOut
+from gr4ad_jax.swing import cooccurrence
 
 NAMES = (
   "popularity",

@@ -62,6 +62,8 @@ def check(config: Config, options: Options) -> None:
   data = config.data
   if data.dataset != "ad_log":
     raise ConfigError(f"--dataset={data.dataset} is not allowed: examples are made of an ad_log")
+  if data.ad_age:
+    raise ConfigError("--ad_age=True is not allowed: examples hold no ages")
   if data.until or config.training.period != (0.0, 1.0):
     name = "until" if data.until else "period"
     value = data.until or shown(config.training.period)

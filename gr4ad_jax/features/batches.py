@@ -11,7 +11,7 @@ import numpy as np
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import promotions as promotions_lib
 from gr4ad_jax.data.promotions import Promotions
-from gr4ad_jax.features import history, pair_features
+from gr4ad_jax.features import ages, history, pair_features
 from gr4ad_jax.features.lines import Lines
 from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.features.pair_features import PairFeatures
@@ -24,9 +24,11 @@ USER_FEATURES = pair_features.USER_FEATURES
 _PRICE = SLOT_FEATURES.index("price")
 
 
-def slot_features(promoted: bool) -> tuple[str, ...]:
-  """Names of the slots' features, those of --promotions last."""
-  return (*SLOT_FEATURES, *(promotions_lib.FEATURES if promoted else ()))
+def slot_features(promoted: bool = False, aged: bool = False) -> tuple[str, ...]:
+  """Names of the slots' features, those of --promotions and of --ad_age last."""
+  # Last, so that the columns of runs without them keep their places.
+  more = (*(promotions_lib.FEATURES if promoted else ()), *(ages.FEATURES if aged else ()))
+  return (*SLOT_FEATURES, *more)
 
 
 class RequestBatch(NamedTuple):
@@ -70,6 +72,7 @@ class RequestContexts:
     min_depth: shallowest behaviour that is a target.
     held_out: whether the requests are none that the neighbours were fitted on.
     group_N: the group of each ad, its advertiser say, where `pairs` are to know it; an integer.
+    created_N: when each ad was created, unix seconds, -1 where unknown. Needed with --ad_age.
     promotions: what was displayed and mailed, with --promotions.
     user_ids: ids of the lines' users, whose stores the promotions know.
 
@@ -88,6 +91,7 @@ class RequestContexts:
     min_depth: int = 0,
     held_out: bool = True,
     group_N: np.ndarray | None = None,
+    created_N: np.ndarray | None = None,
     promotions: Promotions | None = None,
     user_ids: Sequence[str] = (),
   ):
@@ -99,7 +103,7 @@ class RequestContexts:
     self.codes_NT = codes_NT
     self.min_depth = min_depth
     self.pairs = PairFeatures(
-      lines, codes_NT, price_N, popularity, neighbors, config, held_out, group_N
+      lines, codes_NT, price_N, popularity, neighbors, config, held_out, group_N, created_N
     )
     num = len(lines.request_time)
     self._neighbor_ids = np.full(
@@ -195,6 +199,8 @@ class RequestContexts:
       store_B = self._store_U[self.lines.request_user[requests]]
       shown = self._promotions.features(store_B, self.lines.request_time[requests], ads)
       features = np.concatenate([features, shown], axis=-1)
+    if self.config.ad_age:
+      features = np.concatenate([features, self.pairs.ages(requests, ads)[..., None]], axis=-1)
     return Known(ads.astype(np.int32), features, users, spent, decays)
 
   def _own_lines(self, requests, ads_BS, rows_BH) -> np.ndarray:
@@ -289,7 +295,7 @@ def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:
     "slot_kind_BS": ((slots,), i32),
     "slot_ad_BS": ((slots,), i32),
     "slot_codes_BST": ((slots, levels), i32),
-    "slot_features_BSF": ((slots, len(slot_features(config.promotions))), f32),
+    "slot_features_BSF": ((slots, len(slot_features(config.promotions, config.ad_age))), f32),
     "user_features_BF": ((len(USER_FEATURES),), f32),
     "target_ad_BM": ((targets,), i32),
     "target_codes_BMT": ((targets, levels), i32),

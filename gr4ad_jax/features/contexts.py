@@ -35,6 +35,7 @@ class AdColumns(Protocol):
 
   codes_NT: Any  # [N, T] int32, UA-SID of each ad
   price_N: Any  # [N] float32, money, NaN where unknown
+  created_N: Any  # [N] int64, unix seconds, -1 where unknown; read with --ad_age alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,7 @@ class FixedAds:
 
   codes_NT: np.ndarray
   price_N: np.ndarray
+  created_N: np.ndarray | None = None
 
 
 def contexts_at(
@@ -62,19 +64,20 @@ def contexts_at(
     now_B: unix seconds of each request.
     popularity: counts of all that is known; ads that it lacks have no line yet.
     neighbors: co-visit neighbours; ads that they lack have none.
-    ads: codes and prices of every ad that the others may name.
+    ads: codes, prices and dates of every ad that the others may name.
     config: numbers of slots, as in training.
     promotions: with --promotions; the histories' users shop where it says.
 
   Returns:
     A batch of B rows, in the users' order.
   """
-  # Read once: a server may change them meanwhile, and codes and prices must be of the same ads.
+  # Read once: a server may change them meanwhile, and all must be of the same ads.
   codes_NT = ads.codes_NT
   price_N = ads.price_N
+  created_N = ads.created_N if config.ad_age else None
   known = visits.until(histories, now_B)
   lines = build_lines(_with_open_visits(known, now_B), len(codes_NT))
-  shops = {"promotions": promotions, "user_ids": histories.user_id}
+  shops = {"promotions": promotions, "user_ids": histories.user_id, "created_N": created_N}
   contexts = RequestContexts(lines, codes_NT, price_N, popularity, neighbors, config, **shops)
   opened = np.flatnonzero(np.append(np.diff(lines.request_user) > 0, True))  # a user's last visit
   batch = contexts.batch(opened)

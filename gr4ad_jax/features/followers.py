@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 import scipy.sparse
 
-from gr4ad_jax.features.cooccurrence import directed_counts
+from gr4ad_jax.swing.cooccurrence import directed_counts
 
 WINDOW, DECAY = (
   10,

@@ -11,7 +11,7 @@ import numpy as np
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data.schema import DAY
-from gr4ad_jax.features import history, trends
+from gr4ad_jax.features import ages, history, trends
 from gr4ad_jax.features.lines import Lines
 from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.features.sparse_rows import SparseRows
@@ -22,7 +22,7 @@ CROSSES = (
   "code_1_share", "code_1_count", "code_2_share", "price", "price_above_user", "value_above_ad",
 )  # fmt: skip
 AD_FEATURES = history.FEATURES + trends.FEATURES + CROSSES
-FEATURES = (*AD_FEATURES, "group_share")
+FEATURES = (*AD_FEATURES, "group_share")  # with --ad_age, `ages.FEATURES` follow
 CODE_FEATURES = ("code_1_share", "code_1_count", "code_2_share")  # of CROSSES: by UA-SIDs
 USER_FEATURES = history.USER_FEATURES + (
   "last_visit_lines", "last_visit_repeats", "late_repeats", "late_lines", "mean_price",
@@ -34,7 +34,7 @@ class PairBatch(NamedTuple):
   """B requests with C ads each.
 
   Attributes:
-    pair_features_BCF: float32, FEATURES; 0 in padding.
+    pair_features_BCF: float32, FEATURES, and `ages.FEATURES` with --ad_age; 0 in padding.
     user_features_BF: float32, USER_FEATURES.
     ad_codes_BCT: int32, UA-SID of each ad.
     ad_row_BC: int32, row of the ad table, -1 in padding.
@@ -123,6 +123,7 @@ class PairFeatures:
     config: length of histories.
     held_out: whether the requests are none that the neighbours were fitted on.
     group_N: the group of each ad, its advertiser say; an integer. None: `batch` cannot be asked.
+    created_N: when each ad was created, unix seconds, -1 where unknown. Read with --ad_age alone.
   """
 
   def __init__(
@@ -135,6 +136,7 @@ class PairFeatures:
     config: DataConfig,
     held_out: bool = True,
     group_N: np.ndarray | None = None,
+    created_N: np.ndarray | None = None,
   ):
     self.lines = lines
     self.codes_NT = codes_NT
@@ -144,6 +146,7 @@ class PairFeatures:
     self.config = config
     self.held_out = held_out
     self.group_N = group_N
+    self.created_N = created_N
 
   @functools.cached_property
   def _by_ad(self) -> tuple[np.ndarray, np.ndarray]:
@@ -191,8 +194,11 @@ class PairFeatures:
     rows_BS = history.history_rows(lines, requests, self.config.history_slots)
     slot_BS = history.ads_of(lines, rows_BS)
     users = self.user_features(requests)
+    pairs_BCF = self._features(requests, ads_BC, rows_BS, users, self.group_N, True)
+    if self.config.ad_age:
+      pairs_BCF = np.concatenate([pairs_BCF, self.ages(requests, ads_BC)[..., None]], axis=-1)
     return PairBatch(
-      pair_features_BCF=self._features(requests, ads_BC, rows_BS, users, self.group_N, True),
+      pair_features_BCF=pairs_BCF,
       user_features_BF=users,
       ad_codes_BCT=codes[np.maximum(ads_BC, 0)],
       ad_row_BC=ads_BC.astype(np.int32),
@@ -200,6 +206,18 @@ class PairFeatures:
       slot_row_BS=slot_BS.astype(np.int32),
       slot_features_BSF=history.history_features(lines, requests, rows_BS),
     )
+
+  def ages(self, requests: np.ndarray, ads_BC: np.ndarray) -> np.ndarray:
+    """How old ads are at the requests, [B, C] float32 (`ages.log_ages`); 0 in padding.
+
+    Raises:
+      ValueError: it is not known when ads were created.
+    """
+    if self.created_N is None:
+      raise ValueError("--ad_age asks when ads were created, and `created_N` is missing")
+    time_B = self.lines.request_time[requests]
+    age_BC = ages.log_ages(self.created_N, time_B, np.maximum(ads_BC, 0))
+    return np.where(ads_BC >= 0, age_BC, np.float32(0))
 
   def user_features(self, requests: np.ndarray) -> np.ndarray:
     """What users were like before the requests [B], as in USER_FEATURES; counts, money and times on

@@ -109,7 +109,7 @@ class Inputs:
     held_out = split not in ("train", *config.training.fitted)
     about = self.lines, codes_NT, ads.price, trends, self.neighbors, config.data
     shops = {"promotions": self.dataset.promotions, "user_ids": self.dataset.events.user_id}
-    return RequestContexts(*about, depth, held_out, ads.account_N, **shops)
+    return RequestContexts(*about, depth, held_out, ads.account_N, ads.created, **shops)
 
   def counts(self) -> Trends:
     """Popularity for use, not for training: all that is known counts."""
@@ -240,7 +240,8 @@ def load_features(workdir: str) -> tuple[NeighborFolds, EcpmBins]:
     ConfigError: the run's features are not those of this code (`feature_names.check`).
   """
   folder = os.path.join(workdir, "features")
-  feature_names.check(folder, load_config(workdir).data.promotions)
+  data = load_config(workdir).data
+  feature_names.check(folder, data.promotions, data.ad_age)
   if is_published(workdir):
     return NeighborFolds.of(CoVisitNeighbors.load(folder)), EcpmBins.load(folder)
   return NeighborFolds.load(folder), EcpmBins.load(folder)
@@ -282,7 +283,7 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   inputs.ecpm.save(features_dir)
   inputs.counts().save(features_dir)
   known_events.save(features_dir, dataset.events)
-  feature_names.save(features_dir, config.data.promotions)
+  feature_names.save(features_dir, config.data.promotions, config.data.ad_age)
   if dataset.promotions is not None:
     dataset.promotions.save(features_dir)
   about = {"behaviors": list(dataset.behaviors), "digest": log_digest(dataset.events)}

@@ -24,7 +24,6 @@ from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.examples.loading import GrainSource
-from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.features.batches import PADDING, RequestContexts, zero_batch
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.models import context, piecewise
@@ -42,6 +41,7 @@ from gr4ad_jax.requests.vsl_task import make_vsl_loss
 from gr4ad_jax.runs import run
 from gr4ad_jax.runs import workdir as workdir_lib
 from gr4ad_jax.sid import report as sid_report
+from gr4ad_jax.swing import cooccurrence
 from gr4ad_jax.training.order import OrderedSource, TrainingOrder
 from gr4ad_jax.training.state import Optimizer, TrainState
 from gr4ad_jax.training.step import LossFn, Metrics, Step

@@ -91,7 +91,7 @@ def open_run(
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(config.workdir, name) for name in ("index", "features", "tokenizer")}
   live = os.path.join(published.output_dir(config), LIVE)
-  feature_names.check(folder["features"], config.data.promotions)
+  feature_names.check(folder["features"], config.data.promotions, config.data.ad_age)
   ads = ad_store.load_ads(folder["index"])
   codes_NT = SidIndex.load(folder["index"]).codes_NT
   tokenizer = Tokenizer.load(folder["tokenizer"])

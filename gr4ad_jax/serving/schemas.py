@@ -118,6 +118,9 @@ class AdFields(_Strict):
   conversion_type: Word | None = None
   form: Word | None = None
   price: Amount | None = None
+  created: Annotated[int, pydantic.Field(ge=0, lt=MAX_TIME)] | None = pydantic.Field(
+    None, description="Unix seconds; of a new ad left out: the moment of the request."
+  )
   vector: list[float] | None = pydantic.Field(
     None, max_length=8192, description="Content vector of a model of yours."
   )
@@ -203,6 +206,7 @@ class StoredAd(pydantic.BaseModel):
   conversion_type: str
   form: str
   price: float | None
+  created: int | None
   status: str
   codes: list[int]
 

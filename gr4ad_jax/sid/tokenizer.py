@@ -17,11 +17,10 @@ import numpy as np
 
 from gr4ad_jax import config as settings
 from gr4ad_jax.data import schema
-from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.sid import encoders, kmeans, last_level, rqvae, tokenizer_file, tower
 from gr4ad_jax.sid.nearest import STEP, Shipped, Sliceable, nearest, ship
 from gr4ad_jax.sid.rows import Residual
-from gr4ad_jax.swing import swing
+from gr4ad_jax.swing import cooccurrence, swing
 from gr4ad_jax.swing.by_config import co_occurrence
 
 # Share of the Swing pairs that no tower is trained on. The quality report is measured on them.

@@ -80,7 +80,7 @@ class RewardModel:
         f"--workdir={config.workdir} trains it"
       )
     scale = reward_run.Scale.load(folder)
-    if scale.codes != reward_run.read_digest(inputs):
+    if scale.codes != reward_run.read_digest(config, inputs):
       raise ConfigError(
         f"{folder} is not allowed: its reward model was trained with other UA-SIDs or features"
       )

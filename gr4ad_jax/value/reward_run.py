@@ -17,7 +17,7 @@ from gr4ad_jax import files
 from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, RewardConfig
 from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.evaluation.calibration import Calibration
-from gr4ad_jax.features.pair_features import FEATURES, USER_FEATURES
+from gr4ad_jax.features import feature_names
 from gr4ad_jax.models.piecewise import feature_edges
 from gr4ad_jax.models.zoo.ranker import Ranker
 from gr4ad_jax.objectives import pointwise
@@ -80,10 +80,11 @@ def folder_of(config: Config) -> str:
   return os.path.join(config.workdir, FOLDER)
 
 
-def read_digest(inputs: Inputs) -> str:
+def read_digest(config: Config, inputs: Inputs) -> str:
   """SHA-256 of the UA-SIDs and of the features' names: what a ranker is trained to read."""
   made = hashlib.sha256(np.ascontiguousarray(inputs.index.codes_NT).tobytes())
-  made.update(repr((FEATURES, USER_FEATURES)).encode())
+  names = feature_names.names(ad_age=config.data.ad_age)
+  made.update(repr((names["pairs"], names["users"])).encode())
   return made.hexdigest()
 
 
@@ -192,7 +193,7 @@ class RewardTask(Task):
       feature_edges(sample.pairs.user_features_BF, c.reward_bins),
       max(value, LEAST_VALUE),
       self.inputs.ecpm.clip,
-      read_digest(self.inputs),
+      read_digest(self.config, self.inputs),
     )
 
   @functools.cached_property

@@ -19,9 +19,10 @@ from gr4ad_jax.features.state import State
 from gr4ad_jax.features.trends import FEATURES, Trends
 from tests.features.happenings import ADS, DAY, EVENTS, log_of, told
 
-CONFIG = DataConfig(history_slots=4, neighbor_slots=2, rising_slots=2, targets=3)
+CONFIG = DataConfig(history_slots=4, neighbor_slots=2, rising_slots=2, targets=3, ad_age=True)
 CODES = np.arange(3 * ADS, dtype=np.int32).reshape(ADS, 3) % 7
-FIXED = FixedAds(CODES, np.arange(ADS, dtype=np.float32))
+CREATED = np.array([DAY // 2, 3 * DAY, -1, 9 * DAY + 7, 0][:ADS])  # of the log's days, and unknown
+FIXED = FixedAds(CODES, np.arange(ADS, dtype=np.float32), CREATED)
 NEAR = CoVisitNeighbors(
   np.array([[1, 2], [0, 3], [4, 0], [1, -1], [2, -1]], np.int32),
   np.array([[0.5, 0.25], [0.5, 0.25], [0.5, 0.25], [0.25, 0], [0.5, 0]], np.float32),
@@ -53,7 +54,7 @@ def test_event_by_event_gives_the_same_bits_as_all_at_once(events):
   log = log_of(events)
   lines = build_lines(log, ADS)
   about = Trends.fit(lines, ADS), NeighborFolds.of(NEAR), CONFIG
-  whole = RequestContexts(lines, CODES, FIXED.price_N, *about)
+  whole = RequestContexts(lines, CODES, FIXED.price_N, *about, created_N=CREATED)
   state, order = empty_state(), []
 
   def opened(request, _, time):

@@ -35,7 +35,11 @@ class FakeEngine:
   @staticmethod
   def _ad(ad_id, **fields):
     plain = dict.fromkeys(("text", "account_id", "category", "conversion_type", "form"), "")
-    return plain | {"ad_id": ad_id, "price": None, "status": "active", "codes": [1, 2, 3]} | fields
+    return (
+      plain
+      | {"ad_id": ad_id, "price": None, "created": None, "status": "active", "codes": [1, 2, 3]}
+      | fields
+    )
 
   async def recommend_async(self, query):
     """The first k ads, whoever asks."""

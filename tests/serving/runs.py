@@ -31,7 +31,7 @@ def train(folder: pathlib.Path) -> pathlib.Path:
       "--eval_every=0",
       "--noevaluate",
     )
-    settings = (*tiny.SETTINGS, *cadence, "--layers=1", "--lazy_layers=0")
+    settings = (*tiny.SETTINGS, *cadence, "--layers=1", "--lazy_layers=0", "--ad_age")
     done = tiny.run("train", *tiny.source_flags(folder), *settings, f"--workdir={folder}/second")
     assert (done.status, done.err) == (0, "")
     shutil.copytree(folder / "second", folder / "first")

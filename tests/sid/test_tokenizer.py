@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gr4ad_jax import config, files
 from gr4ad_jax.data import schema
-from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.sid import encoders, last_level, tokenizer
+from gr4ad_jax.swing import cooccurrence
 
 SETTINGS = config.SidConfig(codebooks=(8, 4, 16), tower_width=16, tower_steps=60)
 

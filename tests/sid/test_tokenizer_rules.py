@@ -11,9 +11,8 @@ import pytest
 
 from gr4ad_jax import config
 from gr4ad_jax.data import schema
-from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.sid import encoders, kmeans, report, tokenizer, tower
-from gr4ad_jax.swing import by_config, swing
+from gr4ad_jax.swing import by_config, cooccurrence, swing
 
 SETTINGS = config.SidConfig(codebooks=(5, 4, 3, 16), tower_steps=0, kmeans_iterations=2)
 

@@ -6,12 +6,12 @@ import pytest
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.features.batches import PADDING
 from gr4ad_jax.models import context, piecewise
 from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import request_task
+from gr4ad_jax.swing import cooccurrence
 from gr4ad_jax.training.trainer import Trainer
 from tests import tiny
 

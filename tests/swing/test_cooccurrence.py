@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from gr4ad_jax.features import cooccurrence
+from gr4ad_jax.swing import cooccurrence
 
 
 def test_directed_counts_equal_a_loop():
