@@ -125,14 +125,15 @@ def fit_neighbors(job: Job, folds: int, pool: Pool, told) -> None:
     visits, kept_V = mapped.open_visits(job.tables, fold, folds)
     mass_N = visits.mass(kept_V)
     tasks += [(job.tables, fold, folds, lo, hi, mass_N) for lo, hi in blocks]
-  ids, cosine = (np.empty((folds + 1, job.num_ads, 32), kind) for kind in (np.int32, np.float32))
+  for name, kind in (("ids", "i4"), ("cosine", "f4")):
+    columns.create(job.tables, f"neighbors/{name}", kind, folds + 1, job.num_ads, 32)
+  ids = columns.load(job.tables, "neighbors/ids", write=True)
+  cosine = columns.load(job.tables, "neighbors/cosine", write=True)
   for number_of, (task, found) in enumerate(pool.run(mapped.near, tasks)):
     told("blocks of neighbours", number_of, len(tasks))
     _, fold, _, lo, hi, _ = tasks[task]
     ids[fold, lo:hi], cosine[fold, lo:hi] = found
   told("blocks of neighbours", len(tasks), len(tasks))
-  columns.save(job.tables, "neighbors/ids", ids)
-  columns.save(job.tables, "neighbors/cosine", cosine)
   columns.write_note(done, {})
 
 

@@ -1,5 +1,6 @@
 """The tables of a whole log, mapped from disk: no process holds them."""
 
+import functools
 import os
 
 import numpy as np
@@ -32,6 +33,7 @@ def open_visits(tables: str, fold: int, folds: int) -> tuple[Visits, np.ndarray 
   return visits, kept_V
 
 
+@functools.lru_cache(maxsize=1)  # what a process has looked up of a day serves all partitions
 def load_tables(job: Job) -> bundles.Tables:
   """What bundles read, mapped."""
   levels = {bundles.shown(split, job.fitted) for split in range(len(SPLITS))}

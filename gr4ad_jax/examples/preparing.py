@@ -8,10 +8,11 @@ new, and makes the examples that they add or change.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -238,8 +239,9 @@ def _made(
     shard_days=options.shard_days,
     first_shard=known.manifest["next_shard"] if known else 0,
     before=known.tables if known else "",
+    token=_token(pieces, ads),
   )
-  _go_on(job, [dataclasses.asdict(piece) for piece in pieces])
+  _go_on(job)
   columns.save(job.tables, "ads/price", ads.price)
   levels = known.column("levels") if known and options.form == "bytes" else None
   with Pool(options.workers) as pool:
@@ -288,10 +290,17 @@ def _stages(
   return sizes
 
 
-def _go_on(job: Job, pieces: list[dict]) -> None:
+def _token(pieces: Sequence[spool.Piece], ads: AdTable) -> str:
+  """SHA-256 of what the tables are made of, beside settings."""
+  made = hashlib.sha256(json.dumps([dataclasses.asdict(piece) for piece in pieces]).encode())
+  made.update(ads.price.tobytes())
+  return made.hexdigest()
+
+
+def _go_on(job: Job) -> None:
   """Keeps what an earlier call made of the same pieces and settings; else begins anew."""
   path = os.path.join(job.tables, "begun.json")
-  about = json.loads(json.dumps({"job": dataclasses.asdict(job), "pieces": pieces}))
+  about = json.loads(json.dumps(dataclasses.asdict(job)))  # tuples as lists, as they are read back
   if os.path.exists(path) and columns.read_note(path) == about:
     return
   for part in (job.tables, job.shards):

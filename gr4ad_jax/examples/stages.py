@@ -15,7 +15,7 @@ import numpy as np
 
 from gr4ad_jax import files
 from gr4ad_jax.config import DataConfig
-from gr4ad_jax.data.schema import SPLITS, EventLog
+from gr4ad_jax.data.schema import LARGEST, SPLITS, DataError, EventLog
 from gr4ad_jax.examples import bundles, columns, spool
 from gr4ad_jax.features.lines import Lines, build_lines
 
@@ -48,6 +48,7 @@ class Job:
     shard_days: days of a shard; 0: all.
     first_shard: number of the first shard that is made.
     before: tables of the generation before; empty: there is none.
+    token: digest of the pieces and the ads: tables of another one are other tables.
   """
 
   log: str
@@ -63,6 +64,7 @@ class Job:
   shard_days: int
   first_shard: int = 0
   before: str = ""
+  token: str = ""
 
   @property
   def gap_seconds(self) -> float:
@@ -81,7 +83,7 @@ class Job:
 
 def count(job: Job, partition: int) -> None:
   """Writes `counted/<partition>.npz`: what each of its users has, and what they add to the counts
-  of ads.
+  of ads. Raises DataError for money that is too large to compute with.
   """
   path = path_of(job.tables, "counted", partition)
   if os.path.exists(path):
@@ -99,6 +101,7 @@ def count(job: Job, partition: int) -> None:
   by_split[0] = np.bincount(part.log.split, minlength=len(SPLITS))
   for _, _, log in bundles.bundles(part.log):
     lines = job.lines(log)
+    _check_money(job, lines)
     learned = lines.request_split[lines.request] < job.fitted
     followed = np.repeat(lines.request_user, np.diff(lines.outcomes.first))
     for name, user in (
@@ -117,6 +120,16 @@ def count(job: Job, partition: int) -> None:
     path, first=part.first_U, by_split=by_split, span=span, **sizes,
     **dict(zip(names, merged, strict=True)),
   )  # fmt: skip
+
+
+def _check_money(job: Job, lines: Lines) -> None:
+  """Raises DataError for sums of money that are too large to compute with in float32."""
+  bad = np.flatnonzero(~(np.abs(lines.value) <= LARGEST))  # NaN is in no order
+  if len(bad):
+    raise DataError(
+      f"column 'value': {lines.value[bad[0]]:g}, of the ad in row {lines.ad[bad[0]] + 1} of "
+      f"{job.config.ads_path}, is not allowed: at most {LARGEST:g}"
+    )
 
 
 def _merged(split, ad, time, *sums: np.ndarray) -> list[np.ndarray]:

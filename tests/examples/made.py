@@ -22,7 +22,7 @@ CODES = np.random.default_rng(0).integers(0, 4, (ADS, 3)).astype(np.int32)
 
 def rows(users=24, seed=0, days=12):
   """Events in order of time: late ones, visits that go on in the next day, ads that nobody knows,
-  money that no sum holds exactly.
+  money that no sum holds exactly, purchases that are taken back.
   """
   rng = random.Random(seed)
   found = []
@@ -34,6 +34,7 @@ def rows(users=24, seed=0, days=12):
         ad = "gone" if rng.random() < 0.05 else f"ad{min(ADS - 1, int(rng.paretovariate(0.7)))}"
         kind = rng.choice(("click", "cart", "purchase"))
         value = round(10 ** rng.uniform(-3, 6), 3) if kind == "purchase" else 0
+        value *= rng.choice((1, 1, 1, 1, -1))
         moment = begin + late + rng.randrange(100)
         name = f"{user}/{visit}"
         found.append((f"u{user:02d}", ad, moment, kind, value, rng.randint(1, 4), name))
