@@ -238,7 +238,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(
 
 @pytest.mark.long
 def test_the_shipped_data_as_a_log(tmp_path):
-  """Every third request of Online Retail II: the batches of memory, by four partitions, to the bit."""
+  """Every third request of Online Retail II, by four partitions: the very batches of memory."""
   arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
   shipped = load_dataset(DataConfig())
   ads, events = shipped.ads, shipped.events
