@@ -88,5 +88,14 @@ def test_displays_and_mailers_reach_the_lists(tmp_path):
   table = pq.read_table(tmp_path / "lists").to_pydict()
   own = [at for at, user in enumerate(table["user_id"]) if user == "3"]
   assert [table["score"][at] for at in own] == pytest.approx(scores, abs=1e-5)
+  # Beside a run that knows nothing of them, each with the features that it has learned from.
+  others = [flag for flag in source if flag != "--promotions"]
+  plain = (*others, *tiny.SETTINGS, *once, "--noevaluate", f"--workdir={tmp_path}/plain")
+  assert tiny.run("train", *plain).status == 0
+  for run, beside in (("run", "plain"), ("plain", "run")):
+    done = tiny.run("evaluate", f"--workdir={tmp_path}/{run}", f"--beside={tmp_path}/{beside}")
+    assert (done.status, done.err) == (0, "")
+    found = json.loads((tmp_path / run / "eval" / "metrics.json").read_text())
+    assert {"gr4ad", beside} <= found["systems"].keys()
   refused = tiny.run("recommend", f"--workdir={tmp_path}/run", "--user=3", "--nopromotions")
   assert refused.status == 2 and "--promotions=False is not allowed" in refused.err

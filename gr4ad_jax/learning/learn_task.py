@@ -81,6 +81,11 @@ class LearnTask(RequestTask):
       raise ConfigError(
         f"--workdir={config.workdir} is not allowed: it holds no whole checkpoint to go on from"
       )
+    if config.data.promotions:
+      raise ConfigError(
+        f"--workdir={config.workdir} is not allowed: it has --promotions, of which a stream tells "
+        "nothing"
+      )
     if issubclass(registry.find(config), (ItemModel, GR4ADItems)):
       raise ConfigError(
         f"--model={config.model.model} is not allowed: it has a row for each ad, and new ones come"

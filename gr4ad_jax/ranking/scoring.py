@@ -106,9 +106,11 @@ def view_through(config: Config, inputs: Inputs) -> Inputs:
   except ConfigError as error:
     raise ConfigError(str(error).replace("--workdir", "--beside", 1)) from error
   neighbors, ecpm = inputs_lib.load_features(config.workdir)
+  promotions = inputs_lib.load_promotions(config)
   return dataclasses.replace(
-    inputs, tokenizer=tokenizer, index=index, neighbors=neighbors, ecpm=ecpm
-  )
+    inputs, dataset=dataclasses.replace(inputs.dataset, promotions=promotions),
+    tokenizer=tokenizer, index=index, neighbors=neighbors, ecpm=ecpm,
+  )  # fmt: skip
 
 
 def settings_of(config: Config) -> dict:

@@ -8,13 +8,21 @@ import jax
 import numpy as np
 import pytest
 
+from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.evaluation import metrics
+from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.learning.learner import Learner
 from tests.learning import streams
 
 
 def leaves(state):
   return [np.asarray(x) for x in jax.tree.leaves((state.params, state.opt_state))]
+
+
+def test_a_run_with_promotions_is_refused(small_run):
+  config = with_knobs(load_config(str(small_run)), {"promotions": True})
+  with pytest.raises(ConfigError, match="it has --promotions, of which a stream tells nothing"):
+    LearnTask.check(config)
 
 
 class Killed(BaseException):
