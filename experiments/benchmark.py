@@ -9,6 +9,7 @@
   python -m experiments.benchmark --suite=swing --out=swing.json
   python -m experiments.benchmark --suite=prepare --events=5000000 --ads=200000 --out=prepare.json
   python -m experiments.benchmark --suite=serve --workdir=runs/online_retail --out=serve.json
+  python -m experiments.benchmark --suite=events --users=1000000 --out=events.json
   python -m experiments.benchmark --suite=kmeans --ads=1000000 --repetitions=3 --out=kmeans.json
   XLA_FLAGS=--xla_force_host_platform_device_count=8
   python -m experiments.benchmark --suite=table --ads=50000000
@@ -31,6 +32,8 @@ swing: Swing over 100 million made-up events of a million ads: time and peak mem
 prepare: examples of a made-up log: time, bytes, and the memory of each process, from outside.
 serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams
   on and off.
+events: appends to --stream (an empty one; left out: a file that goes again) and following them,
+  without HTTP; made-up users of 50 events each on disk, in memory and at a start.
 kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitions iterations of
   either in turn, 61 ads or more a cluster; needs the extra 'peer'; tells of each iteration.
 """
@@ -41,6 +44,7 @@ from absl import flags
 
 from gr4ad_jax.benchmarks import (
   decode,
+  events,
   index,
   kmeans,
   objectives,
@@ -71,6 +75,7 @@ _SUITES = [
   "table",
   "kmeans",
   "swing",
+  "events",
 ]
 _SUITE = flags.DEFINE_enum("suite", "train", _SUITES, "What to measure.")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; empty: they are only printed.")
@@ -87,6 +92,7 @@ _ADS = flags.DEFINE_list(
 _EVENTS = flags.DEFINE_integer(
   "events", 100_000_000, "swing, prepare: events of the made-up log.", lower_bound=1
 )
+_USERS = flags.DEFINE_integer("users", 100_000, "events: made-up users.", lower_bound=1)
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "throughput: requests searched at once.")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.", lower_bound=0.05)
 
@@ -138,6 +144,10 @@ def main(argv):
     "table": (table, lambda: table.measure(config(), ads())),
     "kmeans": (kmeans, lambda: kmeans.measure(repetitions, ads(), tell)),
     "swing": (swing, lambda: swing.measure(config(), _EVENTS.value, ads(), RoundProgress())),
+    "events": (
+      events,
+      lambda: events.measure(config().serving.stream, repetitions, _USERS.value, RoundProgress()),
+    ),
   }[_SUITE.value]
   figures = measure()
   print(suite.summary(figures))

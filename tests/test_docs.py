@@ -130,7 +130,8 @@ def test_a_row_of_the_flags_tells_default_range_and_use():
 
 def test_every_path_of_the_server_is_told():
   told = set(re.findall(r"`(?:GET|PUT|POST|DELETE) (/[^`?]*)", _text("docs/reference/http.md")))
-  source = _text("gr4ad_jax/serving/app.py")
+  files = ("app", "event_routes")
+  source = "".join(_text(f"gr4ad_jax/serving/{name}.py") for name in files)
   paths = set()
   for router in source.split("APIRouter(")[1:]:
     prefix = re.match(r'prefix="([^"]*)"', router)

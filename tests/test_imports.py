@@ -11,7 +11,7 @@ _OPTIONAL = (
   "tensorflow_datasets", "array_record", "grain", "wordllama", "pandas", "pyarrow", "matplotlib",
   "tensorboardX", "sentence_transformers", "fastapi", "uvicorn", "starlette", "pydantic",
   "prometheus_client", "httpx", "PIL", "pycocotools", "safetensors", "tokenizers",
-  "torch", "transformers", "lightgbm", "apache_beam",
+  "torch", "transformers", "lightgbm", "apache_beam", "redis",
 )  # fmt: skip
 _BLOCK = f"""
 import sys
@@ -35,7 +35,8 @@ def _modules() -> list[str]:
     ".".join(file.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__")
     for file in files
   ]
-  served = tuple(f"gr4ad_jax.serving.{name}" for name in ("app", "connections", "schemas"))
+  needy = ("app", "connections", "event_routes", "schemas")
+  served = tuple(f"gr4ad_jax.serving.{name}" for name in needy)
   builders = ("gr4ad_jax.data.builders", "gr4ad_jax.segmentation.builders")
   extras = (*builders, *served)  # of `data` and `serve`
   return [name for name in names if not name.startswith(extras)]

@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ import jax
 import numpy as np
 
 from gr4ad_jax.answering import answers, explore, histories
-from gr4ad_jax.answering.contexts import ContextBuilder, UserHistories
 from gr4ad_jax.answering.messages import Answer, Query, UnknownUser
 from gr4ad_jax.answering.terms import Entry, Ledger, Receipt
 from gr4ad_jax.catalogue import choice
@@ -24,8 +24,10 @@ from gr4ad_jax.decoding.searcher import Searcher, TrieFeed
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.features.contexts import joined
+from gr4ad_jax.features.state import State
 from gr4ad_jax.index.holdings import Holdings
 from gr4ad_jax.index.left_out import LeftOut
+from gr4ad_jax.people import follower
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +83,7 @@ class Computer:
   Args:
     config: of the run and the server.
     catalog: the ads.
-    users: histories of the log.
-    builder: makes contexts.
+    state: what is known of users and ads.
     searcher: compiled searches.
     searches: all that will be used; `prepare` compiles them.
     behaviors: of the log, shallowest first.
@@ -90,16 +91,15 @@ class Computer:
   """
 
   def __init__(
-    self, config: Config, catalog: AdCatalog, users: UserHistories, builder: ContextBuilder,
-    searcher: Searcher, searches: Searches, behaviors: Sequence[str], ledger: Ledger,
+    self, config: Config, catalog: AdCatalog, state: State, searcher: Searcher, searches: Searches,
+    behaviors: Sequence[str], ledger: Ledger,
   ):  # fmt: skip
     self.ledger, self._rng = ledger, np.random.default_rng()  # of --explore's draws
     self.searches = searches
     self._config = config
     self._catalog = catalog
-    self._users = users
+    self._state = state
     self.behaviors = tuple(behaviors)
-    self._builder = builder
     self._searcher = searcher
     self._feed = TrieFeed(catalog.index)
     # The last view that was searched, and the last for which all searches are compiled: a trie, and
@@ -136,28 +136,32 @@ class Computer:
       variables, Trie.of(main).replace(overlay_TQP=overlay)
     )
 
+  def moment(self) -> int:
+    """The moment of a request that names none, unix seconds; see `follower.moment`."""
+    return follower.moment(self._state, time.time())
+
   def log_of(self, query: Query) -> tuple[EventLog, int]:
     """A query's history as a log of one user, and the moment of the request.
 
-    Of a user of the log the history is what had happened by that moment.
+    Of a user by name the history is what had happened by that moment.
 
     Raises:
       UnknownUser: there is no such user.
       DataError: an event that is not allowed; the message names it.
     """
     if query.user is not None:
-      log = self._users.log_of(query.user)
+      log = self._state.find(query.user)
       if log is None:
         raise UnknownUser(query.user)
       latest = int(log.time.max(initial=0))
-      now = histories.default_now([latest], self._builder.end) if query.now is None else query.now
+      now = histories.default_now([latest], self.moment()) if query.now is None else query.now
       histories.check_now(now)
       return visits.until(log, np.array([now])), now  # what came later was not known
     events = query.history or ()
     now = query.now
     if now is None:
       times = (event.get("time") for event in events if isinstance(event, Mapping))
-      now = histories.default_now(times, self._builder.end)
+      now = histories.default_now(times, self.moment())
     gap = 60 * self._config.data.session_gap_minutes
     return histories.events_of(events, self._catalog.row, self.behaviors, now, gap), now
 
@@ -201,7 +205,7 @@ class Computer:
       beams = self._search(list(logs), now_B, left_out, loaded.variables, searches, schedule)
       asked = [queries[number] for number in good]
       widths = searches.schedules[schedule]
-      found = self._answers(asked, logs, left_out, beams, loaded.step, widths, shown)
+      found = self._answers(asked, logs, now_B, left_out, beams, loaded.step, widths, shown)
       for number, answer in zip(good, found, strict=True):
         results[number] = answer
     return results
@@ -217,7 +221,7 @@ class Computer:
     self, logs: list[EventLog], now_B: np.ndarray, left_out: LeftOut, variables: Any,
     searches: Searches, schedule: int,
   ):  # fmt: skip
-    batch = padded(self._builder.batch(joined(logs), now_B), searches.buckets)
+    batch = padded(self._state.contexts(joined(logs), now_B), searches.buckets)
     trie, holdings = self._usable_view(variables, searches)
     rows = np.minimum(np.arange(len(batch.slot_kind_BS)), len(logs) - 1)  # filled up as the batch
     excluded = self._excluder.of(holdings, left_out.take(rows))
@@ -231,6 +235,7 @@ class Computer:
     self,
     queries: Sequence[Query],
     logs: Sequence[EventLog],
+    now_B: np.ndarray,
     left_out: LeftOut,
     beams: Any,
     step: int,
@@ -253,7 +258,7 @@ class Computer:
       for ad, chance in zip(ads, chances, strict=False):
         ad["propensity"] = chance
       tree = answers.beam_tree(beams, at) if query.explain else None
-      answer = Answer("model", step, widths, tuple(ads), tree, receipt)
+      answer = Answer("model", step, widths, tuple(ads), tree, receipt, int(now_B[at]))
       found.append(Computed(answer, tuple(entry[0] for entry in ranked)))
     return found
 
@@ -305,7 +310,7 @@ class Computer:
     searches: Searches | None = None,
   ) -> None:
     searches = searches or self.searches
-    row = self._builder.batch(visits.no_events(), np.array([self._builder.end]))
+    row = self._state.contexts(visits.no_events(), np.array([self._state.end]))
     self._searcher.prepare(variables, row, searches.buckets, searches.schedules, trie, told)
 
 

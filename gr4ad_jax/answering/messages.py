@@ -9,7 +9,7 @@ from gr4ad_jax.catalogue.choice import Choice
 
 
 class UnknownUser(LookupError):
-  """A user id that the event log lacks."""
+  """A user id of whom nothing is known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class Query(Choice):
     history: ad ids, or mappings with `ad_id` and, as known, `time` (unix seconds), `behavior`,
       `value` (money), `quantity`, `request_id`.
     k: ads wanted.
-    now: unix seconds of the request; None: the end of the log that the run was trained on, or of
-      this history.
+    now: unix seconds of the request; None: the moment that the server's events have come to, or
+      the end of this history.
     deadline_ms: when the answer is of no use any more; None: as configured.
     cache: whether an answer of the last minute will do.
     fallback: when a list of popular ads will do. None: where the deadline passes; True: in overload
@@ -57,6 +57,8 @@ class Answer:
     tree: with `explain`: for each level, its prefixes among the final beams: codes, log_p, beams
       (final beams below it) and, at the last level, score and ecpm. Else None.
     receipt: what the ledger counted for it; None: nothing.
+    now: the moment of the request, unix seconds.
+    request: an id of its own, under which the stream has it as an impression; "": it has none.
   """
 
   source: str
@@ -65,3 +67,5 @@ class Answer:
   ads: tuple[Mapping[str, Any], ...]
   tree: tuple[tuple[Mapping[str, Any], ...], ...] | None = None
   receipt: Receipt | None = None
+  now: int = 0
+  request: str = ""

@@ -3,7 +3,8 @@
 A *budget* is the money that an account may spend in a day (UTC). It is paced: by any moment no more
 than the day's share of the traffic up to then. What an ad costs is its predicted value in the
 answer. A *cap* is how often a user may be shown an ad within some days. An ad counts as shown when
-it is answered. All counts are in memory, so they begin anew with the server.
+it is answered. Counts are in memory. What the stream says was shown before a start, or by another
+server, is counted by `shown_elsewhere` (`impressions`).
 """
 
 import bisect
@@ -193,6 +194,40 @@ class Ledger:
           self._uncount(receipt.user, row)
       self._looked = -np.inf
 
+  def shown_elsewhere(
+    self, user: str | None, entries: Sequence[tuple[int, float]], moment: float
+  ) -> None:
+    """Counts what another server has shown, or this one before it was started.
+
+    Args:
+      user: whom it was shown to; None where nobody knows.
+      entries: (row, cost) of each ad.
+      moment: when it was shown, unix seconds.
+    """
+    with self._lock:
+      self._forget_old()
+      self._turn_day()
+      if int(moment // DAY) == self._day:
+        for row, cost in entries:
+          self._spent[self._account_of(row)] += cost
+      expires = moment + self._cap_seconds
+      if user is not None and self._cap_times and expires > self._clock():
+        for row, _ in entries:
+          self._show(user, row, expires)
+
+  def reaches_back(self) -> float:
+    """The moment from which on what was shown still counts, unix seconds."""
+    now = self._clock()
+    return min(now // DAY * DAY, now - self._cap_seconds if self._cap_times else now)
+
+  def forget(self, user: str) -> None:
+    """Leaves nothing of what a user was shown."""
+    with self._lock:
+      self._window = [entry for entry in self._window if entry[1] != user]
+      self._capped.pop(user, None)
+      for key in [key for key in self._times if key[0] == user]:
+        del self._times[key]
+
   def _may_show(self, user: str | None, row: int) -> bool:
     if row in self._capped.get(user, ()):
       return False
@@ -210,11 +245,14 @@ class Ledger:
     for row, account, cost in shown:
       self._spent[account] += cost
       if user is not None and self._cap_times:
-        bisect.insort(self._window, (expires, user, row))
-        self._times[user, row] += 1
-        if self._times[user, row] >= self._cap_times:
-          self._capped.setdefault(user, set()).add(row)
+        self._show(user, row, expires)
     return Receipt(user, self._day, expires, shown)
+
+  def _show(self, user: str, row: int, expires: float) -> None:
+    bisect.insort(self._window, (expires, user, row))
+    self._times[user, row] += 1
+    if self._times[user, row] >= self._cap_times:
+      self._capped.setdefault(user, set()).add(row)
 
   def _uncount(self, user: str, row: int) -> None:
     self._times[user, row] -= 1

@@ -130,6 +130,13 @@ class AdRecord:
     return cls(**fields), row, codes
 
 
+def check_codes(ad_id: str, codes: Sequence[int], codebooks: Sequence[int]) -> None:
+  """Raises DataError where a UA-SID that comes with an ad is none of these codebooks."""
+  inside = all(0 <= code < size for code, size in zip(codes, codebooks, strict=False))
+  if len(codes) != len(codebooks) or not inside:
+    raise DataError(f"ad {ad_id!r}: codes {_shown(list(codes))} are not of {list(codebooks)}")
+
+
 def _check_id(ad_id: Any) -> None:
   if (
     not isinstance(ad_id, str)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from gr4ad_jax.catalogue import ad_topic
-from gr4ad_jax.catalogue.ad_records import ACTIVE, REMOVED, WORDS, AdRecord
+from gr4ad_jax.catalogue.ad_records import ACTIVE, REMOVED, WORDS, AdRecord, check_codes
 from gr4ad_jax.catalogue.ad_rows import AdRows
 from gr4ad_jax.catalogue.choice import AdSets
 from gr4ad_jax.catalogue.tending import Tending
@@ -176,7 +176,7 @@ class AdCatalog:
     names = ("ad_id", *WORDS, "price", "created", "status")
     return {name: getattr(ad, name) for name in names} | {"codes": self._codes_NT[row].tolist()}
 
-  def put(self, ad_id: str, fields: Mapping[str, Any]) -> str:
+  def put(self, ad_id: str, fields: Mapping[str, Any], codes: tuple[int, ...] | None = None) -> str:
     """Adds or changes an ad. On disk when this returns; what is active can be generated from the
     next batch on.
 
@@ -187,6 +187,8 @@ class AdCatalog:
       fields: any of text, account_id, category, conversion_type, form, price (None: unknown),
         created (unix seconds; of a new ad left out: this moment), vector, status ('active' or
         'paused'); the others stay. A new ad, or a removed one, needs text and account_id.
+      codes: its UA-SID, as another server gave it; None: it stays with the content, and the
+        tokenizer makes that of new content.
 
     Returns:
       'created' or 'updated'.
@@ -199,13 +201,16 @@ class AdCatalog:
       before, waiting = self._latest(ad_id)
       known = None if before is None or before.ad.status == REMOVED else before.ad
       ad = AdRecord.made(ad_id, fields, known, int(time.time()))
-      if ad != known:
-        if before is not None and before.ad.fingerprint() == ad.fingerprint():
+      changed = ad != known or (codes is not None and codes != before.codes)
+      if changed:
+        if codes is not None:
+          check_codes(ad_id, codes, self._tokenizer.codebooks)
+        elif before is not None and before.ad.fingerprint() == ad.fingerprint():
           codes = before.codes
         else:
           codes = self._encode(ad, before)
         waiting = self._added(ad, before, codes)
-    self._acknowledge(waiting, told=before is not None and ad != known)
+    self._acknowledge(waiting, told=before is not None and changed)
     return "updated" if known else "created"
 
   def delete(self, ad_id: str) -> bool:

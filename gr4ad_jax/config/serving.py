@@ -165,6 +165,20 @@ class ServeConfig:
     "Where events and impressions are kept: sqlite:<path> or redis://host:port/<prefix>; empty: a "
     "file of the run's live folder.",
   )
+  stream_days: float = knob(
+    400.0, "Days that events, impressions and lists are kept in the stream; 0: for good.", low=0
+  )
+  stream_gb: float = knob(
+    20.0, "Most of the values of such a topic, GB; the oldest go first; 0: no limit.", low=0
+  )
+  hot_users: int = knob(
+    20_000, "Users with new events that are held in memory; others are read when asked for.", low=1
+  )
+  snapshot_seconds: float = knob(
+    10.0,
+    "How often what is known of users is written with its place in the stream, seconds.",
+    low=0.1,
+  )
   explore: bool = knob(
     False,
     "The last place of a list is drawn from the next 50 by a softmax of their scores, and the "

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gr4ad_jax.data.schema import DAY
 from gr4ad_jax.features.lines import Lines
 
 UNIT = 2.0**34  # of log(1 + value): of money from .0005 on, float32's logarithms are whole numbers
@@ -40,6 +41,13 @@ class Counts(NamedTuple):
     begins = begins.astype(np.int64)
     made = cls(lines.ad[steps.line], steps.time, begins, repeats.astype(np.int64), change)
     return made if shown_L is None else cls(*(column[shown_L[steps.line]] for column in made))
+
+  def by_day(self) -> "Counts":
+    """The same changes, those of an ad and day in one entry at the day's beginning: counts by day
+    (`trends`) come out the same.
+    """
+    day = Counts(self.ad, self.time // DAY * DAY, *self[2:])
+    return day.less(Counts(*(column[:0] for column in self)))
 
   def less(self, other: "Counts") -> "Counts":
     """These changes without some others: what is in both is in neither."""

@@ -39,13 +39,19 @@ class Events(NamedTuple):
 
 
 @dataclasses.dataclass
-class _Person:
-  """A user's events in the order in which they came, each with the name of its visit or None, and
-  the log that they make.
+class Person:
+  """A user's events in the order in which they came, and the log that they make.
+
+  Attributes:
+    columns: [n] ad, time, behavior, value and quantity, by name.
+    visit: [n] int32, number of each event's visit among `names`; -1: it has none, pauses tell.
+    names: the named visits, by what they are called.
+    log: all of them in order, the log of one user.
   """
 
   columns: dict[str, np.ndarray]
-  visit: list[Hashable | None]
+  visit: np.ndarray
+  names: dict[Hashable, int]
   log: EventLog
 
 
@@ -73,12 +79,12 @@ class Histories:
     self._visit_ids = visit_ids
     self._first = np.searchsorted(events.user, np.arange(len(events.user_id) + 1))
     self._number = {str(user): number for number, user in enumerate(events.user_id)}
-    self._newer: dict[str, _Person] = {}  # users with events that the log does not have
+    self._newer: dict[str, Person] = {}  # users with events that the log does not have
     self.user_ids = sorted(self._number)
 
   def log_of(self, user_id: str) -> EventLog | None:
     """A user's events; None for a user of whom nothing is known."""
-    newer = self._newer.get(user_id)
+    newer = self._kept(user_id)
     if newer is not None:
       return newer.log
     number = self._number.get(user_id)
@@ -106,44 +112,58 @@ class Histories:
     of_user: dict[str, list[int]] = {}
     for at, user in enumerate(events.user_id):
       of_user.setdefault(str(user), []).append(at)
-    changes = [self._observe(user, events, np.array(rows)) for user, rows in of_user.items()]
-    columns = zip(*changes, strict=True) if changes else [[np.zeros(0, np.int64)]] * 5
-    return Counts(*(np.concatenate(column) for column in columns))
+    if not of_user:
+      return Counts(*([np.zeros(0, np.int64)] * 5))
+    old = [self._kept(user) or self._person(user) for user in of_user]
+    new = [
+      _with(person, events, np.array(rows))
+      for person, rows in zip(old, of_user.values(), strict=True)
+    ]
+    # All users' events become one log at once: a log a user would take as long as hundreds do.
+    log = self._ordered(list(of_user), new)
+    bounds = np.searchsorted(log.user, np.arange(len(new) + 1))
+    for number, (user, before, person) in enumerate(zip(of_user, old, new, strict=True)):
+      person.log = _part(log, number, slice(bounds[number], bounds[number + 1]))
+      self._keep(user, person, is_new=not len(before.visit))
+    return _counts(log).less(_counts(joined([person.log for person in old])))
 
-  def _observe(self, user_id: str, events: Events, rows: np.ndarray) -> Counts:
-    """Adds the events of one user."""
-    old = self._newer.get(user_id) or self._person(user_id)
-    columns = {
-      name: np.append(old.columns[name], np.asarray(getattr(events, name))[rows].astype(kind.dtype))
-      for name, kind in old.columns.items()
-    }
-    visit = [*old.visit, *(events.visit_id[row] for row in rows)]
-    request = self._requests(columns["time"], visit)
-    user = np.zeros(len(visit), np.int32)
-    log = visits.ordered_log(np.array([user_id], object), user=user, request=request, **columns)
-    if user_id not in self._newer and user_id not in self._number:
+  # Where the users with newer events are. What keeps them elsewhere gives these two.
+
+  def _kept(self, user_id: str) -> Person | None:
+    """A user with events that the log does not have; None where there are none."""
+    return self._newer.get(user_id)
+
+  def _keep(self, user_id: str, person: Person, is_new: bool) -> None:
+    """Takes a user as he is now; `is_new`: nothing was known of him before."""
+    if is_new:
       bisect.insort(self.user_ids, user_id)
-    self._newer[user_id] = _Person(columns, visit, log)
-    return _counts(log).less(_counts(old.log))
+    self._newer[user_id] = person
 
-  def _person(self, user_id: str) -> _Person:
+  def _ordered(self, user_ids: Sequence[str], people: Sequence[Person]) -> EventLog:
+    """The events of several people as one log, of the users 0, 1, …"""
+    size = [len(person.visit) for person in people]
+    user = np.repeat(np.arange(len(people), dtype=np.int32), size)
+    columns = {
+      name: np.concatenate([person.columns[name] for person in people]) for name in _NUMBERS
+    }
+    request = np.concatenate([person.visit for person in people]).astype(np.int64)
+    unnamed = np.flatnonzero(request < 0)
+    if len(unnamed):
+      pause = visits.by_pause(user[unnamed], columns["time"][unnamed], self._gap)
+      # Numbers of visits count by user, so those of pauses may follow the most names of any.
+      request[unnamed] = max(len(person.names) for person in people) + pause
+    return visits.ordered_log(np.array(user_ids, object), user=user, request=request, **columns)
+
+  def _person(self, user_id: str) -> Person:
     """A user as the log has him; without an event where it lacks him."""
     number = self._number.get(user_id)
     log = visits.no_events() if number is None else self._slice(number)
-    names: list[Hashable | None] = [("log", int(request)) for request in log.request]
+    names: dict[Hashable, int] = {}
+    called = [("log", int(request)) for request in log.request]
     if self._visit_ids is not None:
-      names = [self._visit_ids[request] for request in log.request]
-    return _Person({name: getattr(log, name) for name in _NUMBERS}, names, log)
-
-  def _requests(self, time: np.ndarray, visit: Sequence[Hashable | None]) -> np.ndarray:
-    """A number for each event's visit, [n]: by name, and by pauses for those without one."""
-    numbers: dict[Hashable, int] = {}
-    request = np.array([-1 if v is None else numbers.setdefault(v, len(numbers)) for v in visit])
-    unnamed = np.flatnonzero(request < 0)
-    if len(unnamed):
-      user = np.zeros(len(unnamed), np.int64)
-      request[unnamed] = len(numbers) + visits.by_pause(user, time[unnamed], self._gap)
-    return request
+      called = [self._visit_ids[request] for request in log.request]
+    visit = np.array([_number(names, name) for name in called], np.int32)
+    return Person({name: getattr(log, name) for name in _NUMBERS}, visit, names, log)
 
   def _slice(self, user: int) -> EventLog:
     """What the log has of the user of a number."""
@@ -156,9 +176,34 @@ class Histories:
     return EventLog(self._events.user_id[user : user + 1], **columns)
 
 
+def _number(names: dict[Hashable, int], name: Hashable | None) -> int:
+  """The number of a visit among those of its user, a new one for a new name; -1 without a name."""
+  return -1 if name is None else names.setdefault(name, len(names))
+
+
+def _with(person: Person, events: Events, rows: np.ndarray) -> Person:
+  """A user with some more events, whose log is not made yet."""
+  columns = {
+    name: np.append(column, np.asarray(getattr(events, name))[rows].astype(column.dtype))
+    for name, column in person.columns.items()
+  }
+  names = dict(person.names)
+  visit = [_number(names, events.visit_id[row]) for row in rows.tolist()]
+  return Person(columns, np.append(person.visit, np.array(visit, np.int32)), names, person.log)
+
+
+def _part(log: EventLog, number: int, here: slice) -> EventLog:
+  """One user of a log, as a log of one user."""
+  columns = {
+    f.name: getattr(log, f.name)[here] for f in dataclasses.fields(EventLog) if f.name != "user_id"
+  }
+  columns["user"] = np.zeros_like(columns["user"])
+  columns["request"] = columns["request"] - columns["request"][0]
+  # Copies: views would keep the log of all users of a batch alive for each of them.
+  columns = {name: np.array(column) for name, column in columns.items()}
+  return EventLog(log.user_id[number : number + 1].copy(), **columns)
+
+
 def _counts(log: EventLog) -> Counts:
-  """What one user's log adds to the counts of ads."""
-  number = int(log.ad.max(initial=0)) + 1
-  first = int(log.request[0]) if len(log) else 0  # a log that is a part of one goes on from there
-  own = dataclasses.replace(log, user=np.zeros_like(log.user), request=log.request - first)
-  return Counts.of(build_lines(own, number))
+  """What the users of a log, whose visits are numbered from 0, add to the counts of ads."""
+  return Counts.of(build_lines(log, int(log.ad.max(initial=0)) + 1))

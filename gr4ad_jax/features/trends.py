@@ -8,6 +8,7 @@ whatever order events come, the same counts come out.
 import dataclasses
 import functools
 import os
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -307,8 +308,17 @@ class Trends:
 
   def save(self, directory: str) -> None:
     """Writes `trends.npz`."""
-    columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    files.save_arrays(os.path.join(directory, "trends.npz"), compressed=True, **columns)
+    files.save_arrays(os.path.join(directory, "trends.npz"), compressed=True, **self.arrays())
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """All that they are, by name."""
+    return {f.name: np.asarray(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+  @classmethod
+  def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Trends":
+    """What `arrays` gave. Raises KeyError where one is missing."""
+    origin, width, num_ads, *columns = (arrays[f.name] for f in dataclasses.fields(cls))
+    return cls(int(origin), float(width), int(num_ads), *columns)
 
   @classmethod
   def load(cls, directory: str) -> "Trends":
@@ -319,9 +329,8 @@ class Trends:
     if "ad" not in files.load_all(path):
       names = ("origin", "width", "seen", "repeats", "value")
       return cls._of_tables(*files.load_arrays(path, *names))
-    names = (field.name for field in dataclasses.fields(cls))
-    origin, width, num_ads, *columns = files.load_arrays(path, *names)
-    return cls(int(origin), float(width), int(num_ads), *columns)
+    names = [field.name for field in dataclasses.fields(cls)]
+    return cls.of_arrays(dict(zip(names, files.load_arrays(path, *names), strict=True)))
 
   @classmethod
   def _of_tables(cls, origin, width, *tables_PN: np.ndarray) -> "Trends":

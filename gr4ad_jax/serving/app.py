@@ -11,13 +11,12 @@ import math
 import os
 import time
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from gr4ad_jax import __version__
 from gr4ad_jax.answering.messages import Answer, Query, UnknownUser
-from gr4ad_jax.data.checks import LONGEST_ID
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.serving import api_docs, schemas
+from gr4ad_jax.serving import api_docs, event_routes, schemas
 from gr4ad_jax.serving.batcher import Overloaded, Refused
 from gr4ad_jax.serving.guard import LOOPBACK, Guard, json_bytes
 
@@ -97,7 +96,8 @@ def create_app(engine: Any, token: str = "", hosts: Collection[str] = LOOPBACK) 
   app.include_router(_recommendations(engine))
   app.include_router(_ads(engine))
   app.include_router(_accounts(engine))
-  app.include_router(_users(engine))
+  for routes in (event_routes.events, event_routes.users):
+    app.include_router(routes(engine, Json, _refusal, _problems))
   app.include_router(_state(engine))
   _add_docs(app)
   _add_error_handlers(app)
@@ -114,7 +114,7 @@ def _recommendations(engine: Any) -> fastapi.APIRouter:
 
   @router.post("/v1/recommend", response_model=schemas.Recommendations, responses=problems)
   async def recommend(asked: limited) -> Any:
-    """The best k ads for a user of the log, or for a history."""
+    """The best k ads for a user, or for a history."""
     begun = time.perf_counter()
     try:
       answer = await engine.recommend_async(_query(asked))
@@ -141,6 +141,7 @@ def _written(answer: Answer, seconds: float) -> dict[str, Any]:
     "checkpoint": answer.checkpoint,
     "beams": answer.beams,
     "latency_ms": round(1e3 * seconds, 3),
+    "request_id": answer.request,
     "ads": answer.ads,
   }
   return content | ({"tree": answer.tree} if answer.tree is not None else {})
@@ -217,29 +218,6 @@ def _accounts(engine: Any) -> fastapi.APIRouter:
   async def get(account_id: schemas.Id) -> Any:
     """An advertiser's budget, and what was spent today."""
     return Json(engine.account(account_id))
-
-  return router
-
-
-def _users(engine: Any) -> fastapi.APIRouter:
-  router = fastapi.APIRouter(prefix="/v1/users", tags=["users"])
-
-  @router.get("", response_model=schemas.Users, responses=_problems(401, 403, 422))
-  async def users(
-    prefix: Annotated[str, fastapi.Query(max_length=LONGEST_ID)] = "",
-    limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 20,
-  ) -> Any:
-    """User ids of the event log that begin with `prefix`, in order."""
-    return Json({"users": engine.users(prefix, limit)})
-
-  @router.get(
-    "/{user:path}/history", response_model=schemas.History, responses=_problems(401, 403, 404, 422)
-  )
-  async def history(
-    user: schemas.Id, limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 200
-  ) -> Any:
-    """A user's latest events in the log."""
-    return Json({"user": user, "events": engine.history(user, limit)})
 
   return router
 

@@ -35,7 +35,7 @@ class BatchRunner:
 
   def __init__(self, opened: Opened, cache: ResultCache, metrics: Metrics):
     self._config = opened.config
-    self._users = opened.users
+    self._living = opened.living
     self._searcher = opened.searcher
     self._computer = opened.computer
     self._loaded = opened.loaded
@@ -107,7 +107,8 @@ class BatchRunner:
     """Times searches, with users of the log, and plans with them. Queries that come meanwhile take
     turns.
     """
-    users = [Query(user=user) for user in self._users.user_ids[: searches.buckets[-1]]]
+    some = self._living.state.histories.user_ids[: searches.buckets[-1]]
+    users = [Query(user=user) for user in some]
     users += [Query(history=())] * (searches.buckets[-1] - len(users))
 
     def compute(schedule: int, size: int) -> None:
@@ -133,6 +134,10 @@ class BatchRunner:
       if not self._closing.is_set():
         _log.exception("the other searches could not be compiled; the first one stays in use")
 
+  def _key(self, query: Query, step: int) -> bytes:
+    version = self._living.lately.version(query.user)
+    return key(query, step, self._config.serving.cache_seconds, version)
+
   def _run(self, queries: Sequence[Query]) -> list[Answer | Exception]:
     """A batch, on the batcher's thread."""
     with self._turn:
@@ -149,14 +154,15 @@ class BatchRunner:
     schedule = plan.controller.choose(
       begin, dataclasses.replace(load, queued=load.queued + len(queries))
     )
+    # Before the histories are read: an event that comes meanwhile makes the key one of before.
+    keys = [self._key(query, loaded.step) for query in queries]
     self.batcher.expect(plan.costs.seconds(schedule, len(queries)))
     results = self._computer.compute(queries, loaded, plan.searches, schedule)
     widths = plan.searches.schedules[schedule]
-    for query, result in zip(queries, results, strict=True):
+    for query, name, result in zip(queries, keys, results, strict=True):
       # What was drawn for one request is not another's.
       if isinstance(result, Computed) and query.cache and not self._config.serving.explore:
         kept = dataclasses.replace(result.answer, source="cache", receipt=None)
-        name = key(query, loaded.step, self._config.serving.cache_seconds)
         self._cache.put(name, kept, result.rows, moment, widths)
     seconds = time.monotonic() - begin
     plan.costs.observe(schedule, len(queries), seconds)

@@ -7,19 +7,20 @@ cannot be answered in time gets a list of popular ads, or is refused.
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from gr4ad_jax.answering.messages import Answer, Query, UnknownUser
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.serving.batch_runner import BatchRunner
-from gr4ad_jax.serving.batcher import Closed, DeadlinePassed, Overloaded, Refused
+from gr4ad_jax.serving.batcher import DeadlinePassed, Overloaded, Refused
+from gr4ad_jax.serving.changes import Changes
 from gr4ad_jax.serving.metrics import Metrics, Series
 from gr4ad_jax.serving.opening import Opened, open_run
 from gr4ad_jax.serving.reload import Reloader
@@ -29,7 +30,7 @@ from gr4ad_jax.serving.showing import Showing
 _log = logging.getLogger(__name__)
 
 
-class ServingEngine:
+class ServingEngine(Changes):
   """Answers queries from several threads, or from an event loop.
 
   Args:
@@ -50,11 +51,12 @@ class ServingEngine:
     told: Callable[[int, int, float], None] = lambda *_: None, early: bool = False,
   ):  # fmt: skip
     self.series = Series()
-    self.metrics = Metrics(self._readings())
     opened = open_run(workdir, config, checkpoint, told, only_first=early)
     try:
+      self.metrics = Metrics(self._readings() | opened.living.readings())
       self._begin(opened, told)
     except BaseException:
+      opened.living.close()
       opened.catalog.close()
       raise
 
@@ -62,7 +64,7 @@ class ServingEngine:
     """Times the searches, then starts the threads."""
     self.config = opened.config
     self.catalog = opened.catalog
-    self._users = opened.users
+    self.living = opened.living
     self._computer = opened.computer
     self._showing = Showing(opened.catalog, opened.computer, opened.popular)
     serving = opened.config.serving
@@ -94,7 +96,8 @@ class ServingEngine:
     """
     kept = None
     if query.cache:
-      name = key(query, self.step, self.config.serving.cache_seconds)
+      version = self.living.lately.version(query.user)
+      name = key(query, self.step, self.config.serving.cache_seconds, version)
       kept = self._cache.get(name, self.beams)
     if kept is not None and self._ledger.counts:
       kept = self._showing.again(query, kept)
@@ -121,8 +124,7 @@ class ServingEngine:
     except Exception as error:
       self._showing.forgo(future)
       answer = self._instead(query, error, begin)
-    self._count(answer.source, begin)
-    return answer
+    return self._given(query, answer, begin)
 
   async def recommend_async(self, query: Query) -> Answer:
     """As `recommend`, on an event loop."""
@@ -136,7 +138,13 @@ class ServingEngine:
     except Exception as error:
       self._showing.forgo(future)
       answer = self._instead(query, error, begin)
+    return self._given(query, answer, begin)
+
+  def _given(self, query: Query, answer: Answer, begin: float) -> Answer:
+    """Counts an answer, and hands it to those who write what is shown."""
+    answer = dataclasses.replace(answer, request=uuid.uuid4().hex)
     self._count(answer.source, begin)
+    self.living.impressions.add(query, answer, time.monotonic() - begin)
     return answer
 
   def _patience(self, query: Query) -> float:
@@ -167,73 +175,6 @@ class ServingEngine:
     seconds = time.monotonic() - begin
     self.metrics.request(outcome, seconds)
     self.series.record(outcome, seconds)
-
-  # Ads and users
-
-  def put_ad(self, ad_id: str, fields: Mapping[str, Any]) -> str:
-    """Adds or changes an ad; on disk when this returns, and generable from the next batch on.
-
-    Returns:
-      'created' or 'updated'.
-
-    Raises:
-      DataError: a field that is not allowed.
-      Overloaded: the change could not be written; Closed after `close`.
-    """
-    return self._written(self.catalog.put, ad_id, fields)
-
-  def delete_ad(self, ad_id: str) -> bool:
-    """Removes an ad; on disk when this returns. Returns whether there was one."""
-    return self._written(self.catalog.delete, ad_id)
-
-  def _written(self, change: Callable, *arguments: Any) -> Any:
-    if self._closing.is_set():
-      raise Closed("the server is shutting down")
-    try:
-      return change(*arguments)
-    except OSError as error:
-      _log.error("a change of an ad could not be written: %s", error)
-      raise Overloaded("the change could not be written") from error
-
-  def put_account(self, account: str, daily_budget: float | None) -> dict[str, Any]:
-    """Gives an account a daily budget, None: no limit. On disk when this returns.
-
-    Returns:
-      As `account`.
-
-    Raises:
-      Overloaded: it could not be written; Closed after `close`.
-    """
-    self._written(self._accounts.put, account, daily_budget)
-    self._ledger.set_budget(account, daily_budget)
-    return self.account(account)
-
-  def account(self, account: str) -> dict[str, Any]:
-    """An account's budget, and what it has spent today."""
-    return {"account_id": account} | self._ledger.account(account)
-
-  def get_ad(self, ad_id: str) -> dict[str, Any] | None:
-    """An ad's fields, codes and status."""
-    return self.catalog.get(ad_id)
-
-  def users(self, prefix: str, limit: int) -> list[str]:
-    """User ids that begin with a prefix, in order."""
-    return self._users.starting_with(prefix, limit)
-
-  def history(self, user: str, limit: int) -> list[dict[str, Any]]:
-    """A user's latest events, latest first. Raises UnknownUser."""
-    log, _ = self._computer.log_of(Query(user=user))
-    events = []
-    # Visits may overlap, so the log's order is not that of time.
-    for at in np.argsort(log.time, kind="stable")[::-1][:limit].tolist():
-      ad = self.catalog.ad(int(log.ad[at]))
-      numbers = {name: float(getattr(log, name)[at]) for name in ("value", "quantity")}
-      behavior = self._computer.behaviors[log.behavior[at]]
-      events.append(
-        {"ad_id": ad.ad_id, "text": ad.text, "time": int(log.time[at]), "behavior": behavior}
-        | numbers
-      )
-    return events
 
   # State
 
@@ -272,7 +213,7 @@ class ServingEngine:
       "checkpoint": self.step,
       "compiling": self.compiling,
       "ads": self.catalog.index.num_active,
-      "users": len(self._users.user_ids),
+      "users": self.living.num_users,
       "cache_entries": len(self._cache),
       "points": self.series.points(),
     }
@@ -290,6 +231,7 @@ class ServingEngine:
     self._runner.close()
     self._reloader.close()
     self._ticker.join()
+    self.living.close()
     self.catalog.close()
     if wait:
       self._runner.join()

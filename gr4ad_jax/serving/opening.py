@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from gr4ad_jax.answering.accounts import Accounts
 from gr4ad_jax.answering.computing import Computer, Loaded, Searches
-from gr4ad_jax.answering.contexts import ContextBuilder, UserHistories
 from gr4ad_jax.answering.fallback import PopularLists
+from gr4ad_jax.answering.living import Living
 from gr4ad_jax.answering.terms import DayPlan, Ledger
 from gr4ad_jax.catalogue.catalog import AdCatalog
 from gr4ad_jax.config import Config, ConfigError, is_trained, load_config
@@ -43,7 +43,7 @@ class Opened:
   Attributes:
     config: of the run and the server.
     catalog: the ads, with their index.
-    users: histories of the log.
+    living: the stream, and what is known of users by it.
     popular: the lists for when the model is too slow.
     searcher: compiled searches.
     computer: computes batches.
@@ -55,7 +55,7 @@ class Opened:
 
   config: Config
   catalog: AdCatalog
-  users: UserHistories
+  living: Living
   popular: PopularLists
   searcher: Searcher
   computer: Computer
@@ -84,7 +84,8 @@ def open_run(
     FileNotFoundError: no run, no such checkpoint, or the event log's source is gone.
     ConfigError: a setting that is not allowed, or the event log is another one than the run was
       trained on.
-    DataError: the `live` folder belongs to another index.
+    DataError: the `live` folder belongs to another index or log.
+    OSError: the stream cannot be reached.
   """
   config = _served_config(workdir, config)
   dataset = load_dataset(config.data)
@@ -96,31 +97,44 @@ def open_run(
   codes_NT = SidIndex.load(folder["index"]).codes_NT
   tokenizer = Tokenizer.load(folder["tokenizer"])
   catalog = AdCatalog.open(live, ads, codes_NT, tokenizer, overlay=config.serving.overlay)
+  living = None
   try:
     trends = Trends.load(folder["features"])
     neighbors = CoVisitNeighbors.load(folder["features"])
     model = registry.build(config, len(ads))
-    users = UserHistories.of(dataset)
     promotions = inputs.load_promotions(config)
-    builder = ContextBuilder(config.data, trends, neighbors, catalog, promotions)
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
     accounts = Accounts.open(live)
     ledger = _ledger(config, dataset, catalog, accounts)
     behaviors = inputs.load_behaviors(config)
-    computer = Computer(config, catalog, users, builder, searcher, wanted, behaviors, ledger)
+    living = Living(
+      config,
+      live,
+      catalog,
+      dataset.events,
+      trends,
+      neighbors,
+      behaviors,
+      ledger,
+      promotions,
+    )
+    computer = Computer(config, catalog, living.state, searcher, wanted, behaviors, ledger)
     source = CheckpointSource(config, model, checkpoint)
     step = source.newest()
     loaded = Loaded(step, searcher.variables(source.load(step)))
     searches = wanted.first(config.search.beams) if only_first else wanted
     computer.prepare(loaded.variables, searches, told)
     popular = PopularLists.fit(dataset.events, len(ads), config.serving.fallback_segments)
+    living.start()
   except BaseException:
+    if living is not None:
+      living.close()
     catalog.close()
     raise
   return Opened(
-    config, catalog, users, popular, searcher, computer, searches, source, loaded, accounts
+    config, catalog, living, popular, searcher, computer, searches, source, loaded, accounts
   )
 
 

@@ -29,16 +29,18 @@ def digest(*parts: Any) -> bytes:
   return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).digest()
 
 
-def key(query: Query, step: int, seconds: float) -> bytes:
+def key(query: Query, step: int, seconds: float, version: int = 0) -> bytes:
   """The digest of all that an answer depends on.
 
   Args:
     query: what is asked. Moments within the life of an entry count as one.
     step: of the checkpoint that answers.
     seconds: life of an entry.
+    version: of what is known of the user: an answer of before the last event is none of now.
   """
   now = None if query.now is None else int(query.now // max(seconds, 1.0))
-  return digest(query.user, query.history, query.k, now, query.explain, query.wanted, step)
+  about = query.user, query.history, query.k, now, query.explain, query.wanted
+  return digest(*about, step, version)
 
 
 @dataclasses.dataclass(frozen=True)

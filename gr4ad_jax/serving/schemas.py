@@ -23,6 +23,7 @@ Word = Annotated[str, pydantic.Field(max_length=LONGEST_ID, pattern=r"^[^\x00]*$
 Time = Annotated[int, pydantic.Field(ge=0, lt=MAX_TIME, description="Unix seconds.")]
 # A request may come right after the last event that a log may have.
 Now = Annotated[int, pydantic.Field(ge=0, le=MAX_TIME, description="Unix seconds.")]
+Money = Annotated[float, pydantic.Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
 Amount = Annotated[float, pydantic.Field(ge=0, le=MAX_NUMBER)]
 
 
@@ -48,13 +49,13 @@ class Event(_Strict):
 class RecommendRequest(_Strict):
   """Exactly one of `user` and `history` is needed."""
 
-  user: Id | None = pydantic.Field(None, description="A user of the event log.")
+  user: Id | None = pydantic.Field(None, description="A user of whom events are known.")
   history: list[Id | Event] | None = pydantic.Field(
     None, description="The user's events, in any order; ids for short."
   )
   k: int = pydantic.Field(10, ge=1, description="Ads wanted.")
   now: Now | None = pydantic.Field(
-    None, description="Unix seconds of the request; left out: the end of the log."
+    None, description="Unix seconds of the request; left out: now, or the end of what is known."
   )
   deadline_ms: float | None = pydantic.Field(
     None, gt=0, le=60_000, description="Left out: as the server is set."
@@ -190,6 +191,7 @@ class Recommendations(pydantic.BaseModel):
   checkpoint: int
   beams: list[int]
   latency_ms: float
+  request_id: str = pydantic.Field("", description="Of the impression in the stream.")
   ads: list[Ad]
   tree: list[list[Prefix]] | None = pydantic.Field(
     None, description="With `explain`: the prefixes kept at each level."
@@ -240,6 +242,65 @@ class History(pydantic.BaseModel):
 
   user: str
   events: list[PastEvent]
+
+
+class PostedEvent(_Strict):
+  """One event of a user. Posted again under its `event_id` it counts once."""
+
+  event_id: Id
+  user_id: Id = pydantic.Field(description="A new one makes a new user.")
+  ad_id: Id = pydantic.Field(description="Of an ad that is not known yet, the event waits for it.")
+  time: Time
+  behavior: Word | None = pydantic.Field(
+    None, description="As in the event log; left out: the deepest."
+  )
+  value: Money | None = pydantic.Field(
+    None, description="Money, below 0 where it was given back; left out: 0."
+  )
+  quantity: Money | None = pydantic.Field(None, description="Units; left out: 1.")
+  request_id: Word | None = pydantic.Field(
+    None, description="Events that share it are one visit; left out: a pause starts a visit."
+  )
+
+
+class PostedEvents(_Strict):
+  """Events, in any order."""
+
+  events: list[PostedEvent] = pydantic.Field(min_length=1, max_length=1_000)
+
+
+class SetAside(pydantic.BaseModel):
+  """An event that does not count, now or at all."""
+
+  event_id: str
+  reason: str
+
+
+class Taken(pydantic.BaseModel):
+  """What became of posted events."""
+
+  accepted: int = pydantic.Field(description="Events that are kept from now on.")
+  repeated: int = pydantic.Field(description="Events that were there already.")
+  set_aside: list[SetAside]
+
+
+class KnownUser(pydantic.BaseModel):
+  """What is known of a user."""
+
+  user: str
+  events: int
+  visits: int
+  first_time: int = pydantic.Field(description="Unix seconds.")
+  last_time: int = pydantic.Field(description="Unix seconds.")
+  value: float = pydantic.Field(description="Money of all events.")
+  latest: list[PastEvent]
+
+
+class Erased(pydantic.BaseModel):
+  """What became of a user's erasure."""
+
+  user: str
+  records: int = pydantic.Field(description="Records of the stream that went.")
 
 
 class Problem(pydantic.BaseModel):

@@ -69,4 +69,4 @@ class Showing:
       found = self._lists.best(log, query.k, may_be_shown)
     seen = set(log.ad.tolist())
     ads = tuple(answers.ad_entry(self._catalog, seen, *entry) for entry in found)
-    return Answer("fallback", step, (), ads, receipt=receipt) if ads else None
+    return Answer("fallback", step, (), ads, receipt=receipt, now=now) if ads else None

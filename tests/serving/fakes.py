@@ -16,6 +16,7 @@ class FakeEngine:
       f"ad{n}": self._ad(f"ad{n}", text=f"thing {n}", account_id="shop") for n in range(12)
     }
     self.budgets = {}
+    self.posted, self.refuses = set(), None
     self.histories = {f"u{n}": [self._event(f"ad{m}") for m in range(n + 1)] for n in range(3)}
     self.metrics = types.SimpleNamespace(
       text=lambda: b"# nothing yet\n", content_type="text/plain; version=0.0.4"
@@ -92,6 +93,35 @@ class FakeEngine:
     planned = None if budget is None else budget / 2
     told = {"daily_budget": budget, "spent_today": 0.0, "planned": planned}
     return {"account_id": account} | told
+
+  def post_events(self, events):
+    """Takes what it did not have; one event of an unknown ad waits."""
+    if self.refuses:
+      raise self.refuses
+    ids = {event["event_id"] for event in events}
+    aside = [e["event_id"] for e in events if e["ad_id"] not in self.ads]
+    repeated = len(events) - len(ids - self.posted)
+    self.posted |= ids
+    return {
+      "accepted": len(events) - repeated,
+      "repeated": repeated,
+      "set_aside": [{"event_id": event_id, "reason": "unknown"} for event_id in aside],
+    }
+
+  def delete_user(self, user):
+    """Forgets a user."""
+    if self.refuses:
+      raise self.refuses
+    if user not in self.histories:
+      raise UnknownUser(user)
+    return {"user": user, "records": len(self.histories.pop(user))}
+
+  def user(self, user, limit):
+    """A user's numbers."""
+    latest = self.history(user, limit)
+    count = len(self.histories[user])
+    told = {"user": user, "events": count, "visits": 1, "first_time": 5, "last_time": 5}
+    return told | {"value": 1.5 * count, "latest": latest}
 
   def users(self, prefix, limit):
     """User ids with a prefix."""

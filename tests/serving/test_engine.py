@@ -65,9 +65,9 @@ def test_a_users_history_is_the_logs(steady):
 def test_cached_equals_uncached(steady):
   query = Query(user="u1", k=6, explain=True)
   fresh, kept = steady.recommend(query), steady.recommend(query)
-  assert (fresh.source, kept.source) == ("model", "cache") and kept == dataclasses.replace(
-    fresh, source="cache"
-  )
+  assert (fresh.source, kept.source) == ("model", "cache")
+  assert kept == dataclasses.replace(fresh, source="cache", request=kept.request)
+  assert len({fresh.request, kept.request, ""}) == 3  # each is an impression of its own
   bypassed = steady.recommend(dataclasses.replace(query, cache=False))
   assert bypassed.source == "model" and ids(bypassed) == ids(kept)
   for other in ({"k": 5}, {"user": "u2"}, {"explain": False}, {"now": 1_800_000_000}):
@@ -263,11 +263,11 @@ def test_the_fallback_shows_active_ads_only(engine, monkeypatch):
 
 
 def test_no_search_is_compiled_while_serving(steady):
-  programs = len(steady._searcher._programs)
+  programs = len(steady._computer._searcher._programs)
   for size in (1, 2, 3, 4, 9):
     for future in [steady.submit(Query(user="u1", k=size + 1, cache=False)) for _ in range(size)]:
       future.result(20)
-  assert len(steady._searcher._programs) == programs == 1
+  assert len(steady._computer._searcher._programs) == programs == 1
 
 
 @pytest.mark.long

@@ -54,8 +54,8 @@ def made():
   codes_NT = np.random.default_rng(0).integers(0, 8, (24, 3))
   index, searcher = LiveIndex(codes_NT, CODEBOOKS, overlay=4096), SlowSearcher()
   catalog = types.SimpleNamespace(index=index, before_merge=None)
-  builder = types.SimpleNamespace(batch=lambda *_: None, end=0)
-  computer = Computer(Config(), catalog, None, builder, searcher, ALL, ("click",), None)
+  state = types.SimpleNamespace(contexts=lambda *_: None, end=0)
+  computer = Computer(Config(), catalog, state, searcher, ALL, ("click",), None)
   computer.prepare(None, FIRST)
   return computer, index, searcher
 

@@ -172,5 +172,5 @@ def test_what_was_acknowledged_is_there_after_a_kill(url):
 
 @pytest.mark.parametrize("bad", ["", "sqlite:", "file.sqlite", "kafka://here/x"])
 def test_another_url_is_refused(bad):
-  with pytest.raises(ConfigError, match=f"--stream={bad} is not allowed: sqlite:<path>"):
+  with pytest.raises(ConfigError, match=f"--stream={bad} is not allowed: sqlite:<path> or redis:"):
     open_stream(bad)
