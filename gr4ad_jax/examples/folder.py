@@ -48,6 +48,14 @@ def settings_of(config: Config) -> dict[str, Any]:
   return knobs | {"fit_splits": config.training.fit_splits}
 
 
+def save_ads(path: str, ads: AdTable) -> None:
+  """Writes the ad table of a folder, and its vectors where it has some."""
+  ad_store.save_ads(ads, os.path.join(path, "ads"))
+  if ads.vectors is not None:
+    with files.replacing(os.path.join(path, "ads", "vectors.npy"), summed=False) as part:
+      np.save(part, ads.vectors)
+
+
 @dataclasses.dataclass(frozen=True)
 class ExampleFolder:
   """An opened folder of examples.

@@ -19,7 +19,7 @@ import numpy as np
 
 from gr4ad_jax import checksums, files
 from gr4ad_jax.config import Config, ConfigError
-from gr4ad_jax.data import ad_store, column_files, tables
+from gr4ad_jax.data import column_files, tables
 from gr4ad_jax.data.schema import SPLITS, AdTable, DataError
 from gr4ad_jax.examples import beam, columns, fitting, folder, spool
 from gr4ad_jax.examples.folder import MANIFEST, READING, SHAPING, ExampleFolder
@@ -113,7 +113,7 @@ def prepare(
       raise DataError(
         f"{data.events_path}: no event is left, the ad table lacks the ads of all {rows} rows"
       )
-    _save_ads(out, ads)
+    folder.save_ads(out, ads)
     return _made(out, config, options, begun, ads, pieces, known, told)
 
 
@@ -161,13 +161,6 @@ def _check_ads(out: str, ads: AdTable, known: ExampleFolder | None) -> None:
       f"{out}: the ad table is another: the {len(before)} ads of before must stand first, in their "
       "order"
     )
-
-
-def _save_ads(out: str, ads: AdTable) -> None:
-  ad_store.save_ads(ads, os.path.join(out, "ads"))
-  if ads.vectors is not None:
-    with files.replacing(os.path.join(out, "ads", "vectors.npy"), summed=False) as part:
-      np.save(part, ads.vectors)
 
 
 def _spooled(

@@ -64,14 +64,7 @@ def total_decays(decay_BS: np.ndarray) -> np.ndarray:
   return np.maximum(decay_BS.sum(axis=1, keepdims=True), 1e-6)
 
 
-def code_features(
-  codes_NT,
-  ad: np.ndarray,
-  of: np.ndarray,
-  slot_BS: np.ndarray,
-  decay_BS: np.ndarray,
-  own_decay: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def code_features(codes_NT, ad, of, slot_BS, decay_BS, own_decay) -> tuple[np.ndarray, ...]:
   """How much of a history shares an ad's first UA-SID code, or its first two: CODE_FEATURES.
 
   They alone of all features depend on UA-SIDs. So they are made when a batch is, and examples on
