@@ -262,11 +262,11 @@ def test_ids_of_one_hash_are_told_apart(monkeypatch):
   assert [rows.row(ad) for ad in ids] == list(range(12)) and rows.row("xyz") is None
 
 
-def expected_states(lines):
+def expected_states(lines, base):
   """{ad id: states that it may be in}: the last acknowledged one, and the one that was on its
-  way.
+  way. `base` has those of the ads that were there at first.
   """
-  allowed = {}
+  allowed = dict(base)
   for line in lines:
     kind, ad_id, value = line.split()
     allowed[ad_id] = {value} if kind == "done" else allowed.get(ad_id, {"removed"}) | {value}
@@ -303,7 +303,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path, rounds):
     lines = path.read_text().splitlines()
     assert len(lines) > 2
     catalog, active = shop.opened(folder), 0
-    for ad_id, states in (base | expected_states(lines)).items():
+    for ad_id, states in expected_states(lines, base).items():
       ad = catalog.get(ad_id)
       state = "removed" if ad is None else str(int(ad["price"]))
       assert state in states, f"round {round_number}: {ad_id}"
@@ -314,7 +314,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path, rounds):
         active += is_active
     assert catalog.index.num_active == active
     with open(path, "a") as log:  # what is there now is the state to go on from
-      for ad_id in expected_states(lines):
+      for ad_id in expected_states(lines, base):
         ad = catalog.get(ad_id)
         log.write(f"done {ad_id} {'removed' if ad is None else int(ad['price'])}\n")
     catalog.close()
