@@ -37,8 +37,14 @@ def _blocks(page: str) -> list[tuple[str, str]]:
 def _commands(block: str) -> list[list[str]]:
   """The words of each simple command, variables before it and comments left out."""
   found = []
+  pending = ""
   for line in re.split(r"[;\n]", block):
-    words = shlex.split(line.strip(), comments=True)
+    pending = f"{pending};{line}" if pending else line
+    try:
+      words = shlex.split(pending.strip(), comments=True)
+    except ValueError:  # a quote that is still open: the mark stood in a text
+      continue
+    pending = ""
     while words and (re.fullmatch(r"\w+=.*", words[0]) or words[0] in ("do", "exec")):
       words.pop(0)
     if words:
