@@ -15,10 +15,9 @@ from gr4ad_jax.config import ConfigError, load_config, to_json
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import parts, protocols
-from gr4ad_jax.features import known_events
 from gr4ad_jax.ranking import scoring
 from gr4ad_jax.requests import inputs as inputs_lib
-from gr4ad_jax.requests import request_task
+from gr4ad_jax.requests import known_events, request_task
 from gr4ad_jax.training import trainer
 
 pytestmark = pytest.mark.usefixtures("compile_cache")

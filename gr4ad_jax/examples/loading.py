@@ -6,17 +6,25 @@ got.
 """
 
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.examples.reading import ExampleContexts
-from gr4ad_jax.training.order import TrainingOrder
 
 _ENDLESS = 1 << 40  # steps that a pipeline could go on for
 _AHEAD = 2  # batches that a process of the loader has ready
 _JUMP = 64  # steps ahead of what was asked for before: nearer ones are waited for
+
+
+class Order(Protocol):
+  """Which requests make up a step: `training.order.TrainingOrder`, of a room above."""
+
+  steps_per_epoch: float
+
+  def step(self, step: int, process: int, processes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of requests of a process' part of a step, and the draw of each."""
 
 
 class Batches:
@@ -30,7 +38,7 @@ class Batches:
   """
 
   def __init__(
-    self, contexts: ExampleContexts, order: TrainingOrder, first: int, process: int, processes: int
+    self, contexts: ExampleContexts, order: Order, first: int, process: int, processes: int
   ):
     self._contexts = contexts
     self._order = order
@@ -56,7 +64,7 @@ class GrainSource:
     ImportError: grain is missing.
   """
 
-  def __init__(self, contexts: ExampleContexts, order: TrainingOrder, workers: int):
+  def __init__(self, contexts: ExampleContexts, order: Order, workers: int):
     self._grain = optional("grain")
     self._contexts = contexts
     self._order = order

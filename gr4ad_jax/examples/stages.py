@@ -252,9 +252,11 @@ def summed(job: Job) -> np.ndarray:
 
 
 def path_of(folder: str, name: str, partition: int) -> str:
+  """Where the arrays of a partition lie."""
   return os.path.join(folder, name, f"{partition:05d}.npz")
 
 
 def save(path: str, **arrays: np.ndarray) -> None:
+  """Writes arrays, whole or not at all; without a checksum, as nobody else reads them."""
   with files.replacing(path, summed=False) as part:
     np.savez(part, **arrays)

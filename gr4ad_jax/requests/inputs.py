@@ -23,12 +23,13 @@ from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import LARGEST, SPLITS, DataError, Dataset, EventLog
 from gr4ad_jax.evaluation import protocols
-from gr4ad_jax.features import feature_names, known_events
+from gr4ad_jax.features import feature_names
 from gr4ad_jax.features.batches import RequestContexts
 from gr4ad_jax.features.lines import Lines, build_lines
 from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.requests import known_events
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
 from gr4ad_jax.sid.tokenizer import Tokenizer
 from gr4ad_jax.swing.swing import Told

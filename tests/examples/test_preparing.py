@@ -16,6 +16,7 @@ from gr4ad_jax.examples import beam, making, preparing, stages
 from gr4ad_jax.examples.folder import ExampleFolder
 from gr4ad_jax.examples.preparing import Options
 from gr4ad_jax.examples.reading import ExampleContexts
+from tests import tiny
 from tests.examples import made
 
 EXACT = Options(form="exact", partitions=3)
@@ -290,3 +291,19 @@ def test_money_that_float32_cannot_be_computed_with_is_refused(log):
     )
     with pytest.raises(DataError, match=words):
       stages._check_money(job, dataclasses.replace(lines, value=value))
+
+
+def test_the_binary_says_in_one_line_what_is_wrong(log):
+  data = log[0].data
+  about = (f"--ads_path={data.ads_path}", f"--events_path={data.events_path}")
+  for flags, words in (
+    (("--dataset=ad_log", *about), "error: --out= is not allowed: name a folder for the examples"),
+    (
+      ("--dataset=ad_log", *about, "--out=nowhere", "--memory_mb=1"),
+      "error: --memory_mb=1 is not allowed: a whole number, at least 64",
+    ),
+    (("--out=nowhere",), "error: --dataset=online_retail is not allowed: examples are made of"),
+  ):
+    done = tiny.run("prepare", *flags)
+    assert done.status == 2 and done.err.startswith(words) and done.err.count("\n") == 1
+  assert not os.path.exists("nowhere")

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gr4ad_jax.features import known_events
+from gr4ad_jax.requests import known_events
 from tests.features import logs
 from tests.features.happenings import log_of
 
