@@ -1,6 +1,7 @@
-# `make train`, `make test`, `make test-all`, `make mutants`, `make docs` and `make minilm` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
+# `make train`, `make live`, `make test`, `make test-all`, `make mutants`, `make docs` and `make minilm` need Python 3.11 or later, make and PyPI; PYTHON=… picks the interpreter.
 PYTHON ?= python3
 WORKDIR ?= runs/online_retail
+REPLAY ?= 2010-12-01
 FLAGFILE ?= experiments/flagfiles/online_retail.flags
 
 VENV := .venv
@@ -8,11 +9,16 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info
 # Written last, so an install that was cut short is done again; another version or another setup.cfg starts afresh.
 INSTALLED := $(VENV)/installed-$(VERSION)
 
-.PHONY: train test test-all mutants docs minilm clean
+.PHONY: train live test test-all mutants docs minilm clean
 .DEFAULT_GOAL := train
 
 train: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.train --flagfile=$(FLAGFILE) --workdir=$(WORKDIR) $(ARGS)
+
+# The whole loop on this machine: a server with its page, a learner, the reward system, and the log from a day on.
+live: WORKDIR := runs/live
+live: $(INSTALLED)
+	$(VENV)/bin/python -m experiments.live --workdir=$(WORKDIR) --replay=$(REPLAY) $(ARGS)
 
 # Without what takes minutes a test (`long`); test-all has everything.
 test: LEFT := -m "not long"

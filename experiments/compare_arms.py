@@ -16,7 +16,7 @@ from absl import flags
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax import files
-from gr4ad_jax.arms import report
+from gr4ad_jax.arms import arms_file, report
 from gr4ad_jax.arms.assignment import parse_shares
 from gr4ad_jax.arms.journal import Journal
 from gr4ad_jax.data.prepare import load_dataset
@@ -26,7 +26,7 @@ from . import flags as flags_lib
 
 _STREAM = flags.DEFINE_string("stream", "", "The streams that the servers write: sqlite:<path>.")
 _ARMS = flags.DEFINE_string(
-  "arms", "", "Arms and their shares, as the servers have them: frozen=0.5,learning=0.5."
+  "arms", "", "The servers' file of arms, .json; or arms and their shares: frozen=0.5,learning=0.5."
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", "", "A run whose log tells what users brought before; empty: the streams alone."
@@ -61,7 +61,8 @@ def main(argv):
   for flag in (_STREAM, _ARMS):
     if not flag.value:
       raise config_lib.ConfigError(f"--{flag.name}= is not allowed: it must be named")
-  shares = parse_shares(_ARMS.value)
+  text = _ARMS.value
+  shares = arms_file.load(text).shares if text.endswith(".json") else parse_shares(text)
   path = _STREAM.value.removeprefix("sqlite:")
   if path != _STREAM.value and not os.path.isfile(path):  # opening it would make one
     raise FileNotFoundError(f"{path}: there is no such stream")

@@ -1,12 +1,11 @@
 """Goes on learning from a trained run with the events of a stream; stops and goes on as it is told.
 
-python -m experiments.learn --workdir=runs/online_retail --stream=sqlite:runs/stream.sqlite
+python -m experiments.learn --workdir=runs/online_retail
 """
-
-import os
 
 from absl import flags
 
+from gr4ad_jax.answering.living import live_folder, stream_url
 from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.learning.learner import Learner
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
@@ -25,7 +24,7 @@ def main(argv):
   del argv
   config = flags_lib.config_from_workdir()
   LearnTask.check(config)
-  url = config.serving.stream or f"sqlite:{os.path.join(config.workdir, 'live', 'stream.sqlite')}"
+  url = stream_url(config, live_folder(config))
   stream = open_stream(url)
   try:
     enable_compilation_cache()

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from gr4ad_jax.arms import arms_file
 from gr4ad_jax.config import Config
 from gr4ad_jax.serving.starting import Gateway
 
@@ -86,10 +87,13 @@ class Opening:
     # Imported here: they bring JAX, and the port is bound and asked before that.
     from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
     from gr4ad_jax.serving.app import create_app
+    from gr4ad_jax.serving.arms import ArmsEngine
     from gr4ad_jax.serving.engine import ServingEngine
 
     enable_compilation_cache()
-    self.engine = ServingEngine(
-      config.workdir, config, self._checkpoint, self._gateway.compiled, early=True
-    )
+    compiled = self._gateway.compiled
+    if config.serving.arms:
+      self.engine = ArmsEngine(config, arms_file.load(config.serving.arms), compiled, early=True)
+    else:
+      self.engine = ServingEngine(config.workdir, config, self._checkpoint, compiled, early=True)
     return create_app(self.engine, token, hosts)

@@ -252,32 +252,37 @@ class Computer:
     found = []
     for at, (query, log) in enumerate(zip(queries, logs, strict=True)):
       ranked = answers.ranked_rows(beams, at, row_BK[at], beam_BK[at])
-      ranked, chances, receipt = self._chosen(query, ranked, shown)
+      ranked, chances, receipt, trial = self._chosen(query, ranked, shown)
       seen = set(log.ad.tolist())
       ads = [answers.ad_entry(self._catalog, seen, *entry) for entry in ranked]
       for ad, chance in zip(ads, chances, strict=False):
         ad["propensity"] = chance
       tree = answers.beam_tree(beams, at) if query.explain else None
-      answer = Answer("model", step, widths, tuple(ads), tree, receipt, int(now_B[at]))
+      answer = Answer("model", step, widths, tuple(ads), tree, receipt, int(now_B[at]), trial=trial)
       found.append(Computed(answer, tuple(entry[0] for entry in ranked)))
     return found
 
   def _chosen(
     self, query: Query, ranked: list[Entry], shown: bool
-  ) -> tuple[list[Entry], list[float], Receipt | None]:
-    """The k ads of an answer, their propensities (none without --explore), and what was counted."""
+  ) -> tuple[list[Entry], list[float], Receipt | None, Mapping[str, Any] | None]:
+    """The k ads of an answer; with --explore their propensities, and what is noted of the draw; and
+    what was counted.
+    """
     chances: list[float] = []
+    trial: Mapping[str, Any] | None = None
 
     def choose(entries: list[Entry]) -> list[Entry]:
+      nonlocal trial
       if not self._config.serving.explore:
         return entries[: query.k]
       chosen, chances[:] = explore.drawn(entries, query.k, self._rng)
+      trial = explore.trial(entries, query.k, chosen, lambda row: self._catalog.ad(row).ad_id)
       return chosen
 
     if not (shown and self.ledger.counts):
-      return choose(ranked), chances, None
+      return choose(ranked), chances, None, trial
     chosen, receipt = self.ledger.take(query.user, ranked, choose)
-    return chosen, chances, receipt
+    return chosen, chances, receipt, trial
 
   def _usable_view(self, variables: Any, searches: Searches) -> tuple[Trie, Holdings]:
     """The newest trie and what hangs where in it, or, while searches for a new shape of it are

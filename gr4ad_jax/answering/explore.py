@@ -5,7 +5,8 @@ drawn, and the propensity of the draw kept, estimates of other lists are possibl
 propensity scores (Horvitz and Thompson, 1952; Bottou et al., JMLR 2013).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,33 @@ def propensities(entries: Sequence[Entry], k: int) -> np.ndarray:
     return score_C
   weight_C = np.exp(score_C - score_C.max())
   return weight_C / weight_C.sum()
+
+
+def trial(
+  entries: Sequence[Entry], k: int, chosen: Sequence[Entry], ad_id: Callable[[int], str]
+) -> dict[str, Any] | None:
+  """What is noted of a draw, so that other rules for the place can be judged by it.
+
+  Args:
+    entries: the ranked list that was drawn from.
+    k: places.
+    chosen: what `drawn` made of it.
+    ad_id: the id of an ad's row.
+
+  Returns:
+    ads, propensity, log_p and ecpm of the candidates, and `at`, which of them it was; None where
+    there was nothing to draw.
+  """
+  candidates = entries[k - 1 : k - 1 + NEXT]
+  if not candidates or len(chosen) < k:
+    return None
+  return {
+    "ads": [ad_id(entry[0]) for entry in candidates],
+    "propensity": propensities(entries, k).tolist(),
+    "log_p": [round(entry[1], 6) for entry in candidates],
+    "ecpm": [round(entry[3], 6) for entry in candidates],
+    "at": [entry[0] for entry in candidates].index(chosen[k - 1][0]),
+  }
 
 
 def drawn(

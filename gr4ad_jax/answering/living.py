@@ -27,12 +27,14 @@ from gr4ad_jax.people import events as events_lib
 from gr4ad_jax.people.follower import Follower, Lately, popularity_of
 from gr4ad_jax.people.histories import StoredHistories
 from gr4ad_jax.people.store import PeopleStore
+from gr4ad_jax.runs import published
 from gr4ad_jax.streams.opening import open_stream
 
 # Where a user's id stands in the records of each topic.
 _USER_FIELDS = {events_lib.TOPIC: "user_id", IMPRESSIONS: "user", "lists": "user"}
 _TEND = 60.0  # seconds between two looks at what is too old, and at traces of who was erased
 _KNOWN = 30.0  # seconds that an erasure waits until this server knows of it
+LIVE = "live"  # of a workdir: what a server writes
 _log = logging.getLogger(__name__)
 
 
@@ -238,6 +240,11 @@ class Living:
         self.tend()
       except OSError as error:
         _log.error("the stream could not be tended: %s", error)
+
+
+def live_folder(config: Config) -> str:
+  """Where a server of a run keeps what it writes."""
+  return os.path.join(published.output_dir(config), LIVE)
 
 
 def stream_url(config: Config, folder: str) -> str:

@@ -59,6 +59,7 @@ class Answer:
     receipt: what the ledger counted for it; None: nothing.
     now: the moment of the request, unix seconds.
     request: an id of its own, under which the stream has it as an impression; "": it has none.
+    trial: with --explore, what is noted of the draw (`explore.trial`). Else None.
   """
 
   source: str
@@ -69,3 +70,4 @@ class Answer:
   receipt: Receipt | None = None
   now: int = 0
   request: str = ""
+  trial: Mapping[str, Any] | None = None

@@ -165,6 +165,10 @@ class ServeConfig:
     "Where events and impressions are kept: sqlite:<path> or redis://host:port/<prefix>; empty: a "
     "file of the run's live folder.",
   )
+  arms: str = knob(
+    "",
+    "File of named arms with their shares of the users, as docs/guide/live.md has it; empty: none.",
+  )
   stream_days: float = knob(
     400.0, "Days that events, impressions and lists are kept in the stream; 0: for good.", low=0
   )

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.learning import guard
+from gr4ad_jax.learning import guard, prequential
 from gr4ad_jax.learning.drift import Drift
 from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.learning.lists import Lists
@@ -229,7 +229,8 @@ class Learner:
     bound = task.config.learn.guard_bound
     verdict = guard.judge(lists, requests, len(task.ads), bound)
     if verdict.requests:
-      self._write(step, verdict, groups, found, writer)
+      told = prequential.scalars(lists, requests, groups[0].visits[0].begin)
+      self._write(step, told, verdict, groups, found, writer)
     if is_start or not self._guarded:
       return state, None
     before = groups[0].number - len(groups)
@@ -286,10 +287,11 @@ class Learner:
       found = kept.restore(state_lib.abstract(like), used).state
     return self._at(like, step, found.params, found.opt_state)
 
-  def _write(self, step: int, verdict, groups, found: Sequence[Prediction], writer) -> None:
+  def _write(
+    self, step: int, told: dict[str, float], verdict, groups, found: Sequence[Prediction], writer
+  ) -> None:
     """Metrics of a round's predictions, and of drift."""
-    scalars = {f"prequential/{name}_recall@10": value for name, value in verdict.recall.items()}
-    scalars["guard/promoted"] = float(verdict.promote)
+    scalars = told | {"guard/promoted": float(verdict.promote)}
     batch = groups[0].examples.batch(found[0].places) if len(found[0].places) else None
     if batch is not None:
       first = found[0]

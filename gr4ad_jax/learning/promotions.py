@@ -4,11 +4,12 @@ import os
 import shutil
 import time
 
-from gr4ad_jax import files
+from gr4ad_jax import checksums, files
 from gr4ad_jax.config import CHECKPOINTS, ConfigError, is_step
 
 LEARNER = os.path.join("live", "learner")  # of a workdir
 POINTER = "promoted.json"
+HELD = "held.json"
 PROMOTED = "promoted"
 REFUSED = "refused"
 _KEPT = {PROMOTED: 10, REFUSED: 3}  # the latest of each, beside the one in use
@@ -26,6 +27,7 @@ class Promotions:
   def __init__(self, folder: str):
     self._folder = folder
     self._pointer = os.path.join(folder, POINTER)
+    self._held = os.path.join(folder, HELD)
 
   @property
   def checkpoints(self) -> str:
@@ -49,10 +51,31 @@ class Promotions:
     return _steps(self.checkpoints)
 
   def promote(self, step: int) -> None:
-    """Puts a checkpoint of the learner into use."""
+    """Puts a checkpoint of the learner into use; keeps it alone where another one is held."""
     self._copy(step, PROMOTED)
-    self.use(step)
+    if not self.is_held:
+      self.use(step)
+      # Who holds another one meanwhile has written so first: the word is theirs.
+      if self.is_held:
+        self.use(files.load_fields(self._held, "step")[0])
     self._clear(PROMOTED)
+
+  @property
+  def is_held(self) -> bool:
+    """Whether what is in use stays, whatever the learner promotes."""
+    return os.path.exists(self._held)
+
+  def hold(self, step: int | None) -> None:
+    """Puts a former checkpoint into use, as `use`, and holds it until `release`."""
+    self._check(step)
+    files.write_json(self._held, {"step": step})
+    self.use(step)
+
+  def release(self) -> None:
+    """Lets the learner promote again."""
+    if self.is_held:
+      os.remove(self._held)
+      checksums.forget(self._held)
 
   def use(self, step: int | None) -> None:
     """Puts a checkpoint into use that was promoted before; None: the run's own.
@@ -60,10 +83,13 @@ class Promotions:
     Raises:
       ConfigError: there is no such checkpoint.
     """
+    self._check(step)
+    files.write_json(self._pointer, {"step": step, "time": time.time()})
+
+  def _check(self, step: int | None) -> None:
     if step is not None and step not in self.kept:
       some = ", ".join(map(str, self.kept)) or "none"
       raise ConfigError(f"checkpoint {step} is not there; those that were promoted: {some}")
-    files.write_json(self._pointer, {"step": step, "time": time.time()})
 
   def put_aside(self, step: int) -> str:
     """Keeps a checkpoint that was refused, to be looked at. Returns where."""

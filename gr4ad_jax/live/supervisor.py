@@ -9,6 +9,8 @@ name.
 
 import ctypes
 import dataclasses
+import functools
+import os
 import signal
 import subprocess
 import sys
@@ -33,14 +35,16 @@ class Service:
   Attributes:
     name: stands before each of its lines.
     command: its words.
-    ready: whether it can be used; the next ones are started then.
+    ready: whether it can be used; the next ones are started then. None: at once.
     once: whether it is done when it ends with status 0.
+    nice: by how much it lets others go first, as nice(1).
   """
 
   name: str
   command: Sequence[str]
-  ready: Callable[[], bool] = lambda: True
+  ready: Callable[[], bool] | None = None
   once: bool = False
+  nice: int = 0
 
 
 class _Running:
@@ -121,12 +125,17 @@ class Supervisor:
       if one.process is None and self._clock() >= one.again_at:
         self._start(one)
       if not one.was_ready:
-        one.was_ready = one.process is not None and one.service.ready()
-        if one.was_ready:
-          self._told(f"{one.service.name}: ready")
+        self._look_whether_ready(one)
       if not one.was_ready:
         return 0  # those behind it wait
     return 0
+
+  def _look_whether_ready(self, one: _Running) -> None:
+    ready = one.service.ready
+    if one.process is None or ready is not None and not ready():
+      return
+    one.was_ready = True
+    self._told(f"{one.service.name}: {'started' if ready is None else 'ready'}")
 
   def _start(self, one: _Running) -> None:
     one.starts += 1
@@ -135,7 +144,8 @@ class Supervisor:
     # order. Where the supervisor is killed, the kernel ends the process.
     one.process = subprocess.Popen(
       list(one.service.command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-      stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent,
+      stdin=subprocess.DEVNULL, start_new_session=True,
+      preexec_fn=functools.partial(_begin, one.service.nice),
     )  # fmt: skip
     name = f"lines of {one.service.name}"
     one.reader = threading.Thread(target=self._pass_on, args=(one,), name=name, daemon=True)
@@ -186,7 +196,8 @@ class Supervisor:
       one.process = None
 
 
-def _die_with_parent() -> None:
-  """In the new process: the kernel sends it SIGTERM when the supervisor is gone (Linux)."""
+def _begin(nice: int) -> None:
+  """In the new process. The kernel sends it SIGTERM when the supervisor is gone (Linux)."""
+  os.nice(nice)
   if _LIBC is not None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

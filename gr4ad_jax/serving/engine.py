@@ -18,6 +18,7 @@ from typing import Any
 from gr4ad_jax.answering.messages import Answer, Query, UnknownUser
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.learning.status import LoopStatus
 from gr4ad_jax.serving.batch_runner import BatchRunner
 from gr4ad_jax.serving.batcher import DeadlinePassed, Overloaded, Refused
 from gr4ad_jax.serving.changes import Changes
@@ -40,6 +41,7 @@ class ServingEngine(Changes):
     told: hears of the compilation: programs ready, programs in all, seconds so far.
     early: whether to take queries as soon as one search is compiled; the others are compiled behind
       it, at low priority, and used when all are there.
+    arm: what its answers are noted as.
 
   Raises:
     FileNotFoundError, ConfigError, DataError: as `opening.open_run` does.
@@ -48,9 +50,11 @@ class ServingEngine(Changes):
 
   def __init__(
     self, workdir: str, config: Config | None = None, checkpoint: int | str = "best",
-    told: Callable[[int, int, float], None] = lambda *_: None, early: bool = False,
+    told: Callable[[int, int, float], None] = lambda *_: None, early: bool = False, arm: str = "",
   ):  # fmt: skip
     self.series = Series()
+    self._arm = arm
+    self._loop = LoopStatus(workdir)
     opened = open_run(workdir, config, checkpoint, told, only_first=early)
     try:
       self.metrics = Metrics(self._readings() | opened.living.readings())
@@ -144,7 +148,8 @@ class ServingEngine(Changes):
     """Counts an answer, and hands it to those who write what is shown."""
     answer = dataclasses.replace(answer, request=uuid.uuid4().hex)
     self._count(answer.source, begin)
-    self.living.impressions.add(query, answer, time.monotonic() - begin)
+    tried = {"trial": answer.trial} if answer.trial else {}
+    self.living.impressions.add(query, answer, time.monotonic() - begin, self._arm, **tried)
     return answer
 
   def _patience(self, query: Query) -> float:
@@ -216,7 +221,12 @@ class ServingEngine(Changes):
       "users": self.living.num_users,
       "cache_entries": len(self._cache),
       "points": self.series.points(),
-    }
+    } | self._of_loop()
+
+  def _of_loop(self) -> dict[str, Any]:
+    """What the page tells of learning; nothing where nobody learns."""
+    found = self._loop.read()
+    return {} if found is None else {"loop": found}
 
   def close(self, wait: bool = True) -> None:
     """Takes no more queries, answers those that wait, and lets go of threads and files.
@@ -243,9 +253,15 @@ class ServingEngine(Changes):
     self.close()
 
   def _tick(self) -> None:
+    before = self.living.follower.events
     while not self._closing.wait(1.0):
       load = self._batcher.load()
-      self.series.state(queued=load.queued, utilisation=self._runner.utilisation, beams=self.beams)
+      events = self.living.follower.events
+      self.series.state(
+        queued=load.queued, utilisation=self._runner.utilisation, beams=self.beams,
+        events=events - before,
+      )  # fmt: skip
+      before = events
 
   def _readings(self) -> dict[str, tuple[str, Callable[[], float]]]:
     return {

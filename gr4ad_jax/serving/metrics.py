@@ -3,10 +3,11 @@ second, for the page.
 """
 
 import collections
+import copy
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 OUTCOMES = ("model", "cache", "fallback", "refused", "deadline", "bad", "failed")
@@ -139,3 +140,32 @@ class Metrics:
   def text(self) -> bytes:
     """All metrics in Prometheus' text format."""
     return self._write(self._registry)
+
+  def families(self) -> Iterator[Any]:
+    """Prometheus' metric families, with their samples of now."""
+    return self._registry.collect()
+
+
+def joined_text(metrics: Mapping[str, Metrics]) -> bytes:
+  """Several engines' metrics in Prometheus' text format, each sample with the label `arm`.
+
+  Args:
+    metrics: arm -> its metrics; all have the same names.
+  """
+  import prometheus_client as prometheus
+
+  families: dict[str, Any] = {}
+  for arm, own in metrics.items():
+    for family in own.families():
+      # Samples of one name stand together: the format asks for it.
+      joined = families.setdefault(family.name, copy.copy(family))
+      samples = [s._replace(labels=s.labels | {"arm": arm}) for s in family.samples]
+      joined.samples = samples if joined.samples is family.samples else joined.samples + samples
+
+  class Joined:
+    def collect(self) -> Iterator[Any]:
+      return iter(families.values())
+
+  registry = prometheus.CollectorRegistry()
+  registry.register(Joined())
+  return prometheus.generate_latest(registry)

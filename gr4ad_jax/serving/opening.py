@@ -5,19 +5,19 @@ searches.
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gr4ad_jax.answering.accounts import Accounts
 from gr4ad_jax.answering.computing import Computer, Loaded, Searches
 from gr4ad_jax.answering.fallback import PopularLists
-from gr4ad_jax.answering.living import Living
+from gr4ad_jax.answering.living import Living, live_folder
 from gr4ad_jax.answering.terms import DayPlan, Ledger
 from gr4ad_jax.catalogue.catalog import AdCatalog
 from gr4ad_jax.config import Config, ConfigError, is_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.prepare import load_dataset
-from gr4ad_jax.data.schema import Dataset
+from gr4ad_jax.data.schema import AdTable, Dataset
 from gr4ad_jax.decoding import exclusion
 from gr4ad_jax.decoding.searcher import Searcher, scaled
 from gr4ad_jax.features import feature_names
@@ -32,7 +32,6 @@ from gr4ad_jax.runs import published
 from gr4ad_jax.serving.reload import CheckpointSource
 from gr4ad_jax.sid.tokenizer import Tokenizer
 
-LIVE = "live"  # of `published.output_dir`: what the catalogue writes
 _log = logging.getLogger(__name__)
 
 
@@ -91,12 +90,9 @@ def open_run(
   dataset = load_dataset(config.data)
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(config.workdir, name) for name in ("index", "features", "tokenizer")}
-  live = os.path.join(published.output_dir(config), LIVE)
   feature_names.check(folder["features"], config.data.promotions, config.data.ad_age)
   ads = ad_store.load_ads(folder["index"])
-  codes_NT = SidIndex.load(folder["index"]).codes_NT
-  tokenizer = Tokenizer.load(folder["tokenizer"])
-  catalog = AdCatalog.open(live, ads, codes_NT, tokenizer, overlay=config.serving.overlay)
+  catalog = _catalog(config, folder, ads)
   living = None
   try:
     trends = Trends.load(folder["features"])
@@ -106,20 +102,11 @@ def open_run(
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
-    accounts = Accounts.open(live)
+    accounts = Accounts.open(live_folder(config))
     ledger = _ledger(config, dataset, catalog, accounts)
     behaviors = inputs.load_behaviors(config)
-    living = Living(
-      config,
-      live,
-      catalog,
-      dataset.events,
-      trends,
-      neighbors,
-      behaviors,
-      ledger,
-      promotions,
-    )
+    known = dataset.events, trends, neighbors, behaviors, ledger, promotions
+    living = Living(config, live_folder(config), catalog, *known)
     computer = Computer(config, catalog, living.state, searcher, wanted, behaviors, ledger)
     source = CheckpointSource(config, model, checkpoint)
     step = source.newest()
@@ -136,6 +123,14 @@ def open_run(
   return Opened(
     config, catalog, living, popular, searcher, computer, searches, source, loaded, accounts
   )
+
+
+def _catalog(config: Config, folder: Mapping[str, str], ads: AdTable) -> AdCatalog:
+  """The run's ads and what was changed since."""
+  codes_NT = SidIndex.load(folder["index"]).codes_NT
+  tokenizer = Tokenizer.load(folder["tokenizer"])
+  place = live_folder(config)
+  return AdCatalog.open(place, ads, codes_NT, tokenizer, overlay=config.serving.overlay)
 
 
 def _served_config(workdir: str, config: Config | None) -> Config:

@@ -138,7 +138,7 @@ class FakeEngine:
     point = {
       "time": 1_700_000_000, "requests": 5, "answered": 4, "refused": 1, "fallback": 0,
       "cache_hit_rate": 0.25, "p50_ms": 11.0, "p99_ms": 20.5, "queued": 2, "utilisation": 0.4,
-      "beams": [8, 8, 8],
+      "beams": [8, 8, 8], "events": 3,
     }  # fmt: skip
     return {
       "target_ms": 100.0, "beams": [8, 8, 8], "schedules": [[4, 4, 4], [8, 8, 8]], "checkpoint": 7,

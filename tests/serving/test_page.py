@@ -164,13 +164,14 @@ def test_text_is_never_markup(visit, engine):
 def test_the_charts_follow_the_server(visit, engine):
   visit.wait("#status", "Ready · checkpoint 7 · 12 ads · beams 8-8-8")
   assert visit.wait("#charts figure:first-child", "11").startswith("Latency")
-  assert len(visit.driver.find_elements("css selector", "#charts path.line")) == 7
+  assert len(visit.driver.find_elements("css selector", "#charts path.line")) == 8
   assert "target 100 ms" in visit.wait("#charts text.target")
   labels = [
     svg.get_attribute("aria-label")
     for svg in visit.driver.find_elements("css selector", "#charts svg")
   ]
   assert labels[0] == "Latency of the last 10 minutes; latest: p50 11, p99 20.5 ms; target 100 ms"
+  assert labels[5] == "Events of the last 10 minutes; latest: 3 events/s"
   assert labels[4] == "Cache hits of the last 10 minutes; latest: 25 % of answers"
   engine.stats = lambda: PagedEngine.stats(engine) | {"checkpoint": 8}
   visit.wait("#status", "checkpoint 8")
@@ -297,3 +298,31 @@ def test_colours_are_told_apart(scheme):
   for ink, paper in pairs:  # WCAG 2.2, level AA: 4.5 to 1
     high, low = sorted((light(ink), light(paper)), reverse=True)
     assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, paper)
+
+
+LOOP = {
+  "in_use": 812, "since": None, "promoted": 5, "refused": 1, "lag": 40,
+  "rewards": {"expected": 31.25, "taken": 30.0},
+  "days": [
+    {"day": 1_291_161_600 + 86_400 * n, "requests": 10 + 10 * n,
+     "learning": {"recall": 0.3 + n / 10, "revenue": 0.2},
+     "frozen": {"recall": 0.3, "revenue": 0.1}}
+    for n in range(2)
+  ],
+}  # fmt: skip
+
+
+def test_the_page_shows_what_is_learned(visit, engine):
+  assert not visit.find("#loop").is_displayed()  # nobody learns here
+  plain = engine.stats
+  engine.stats = lambda: plain() | {"loop": LOOP | {"since": time.time() - 180}}
+  assert visit.wait("#loop-hint", "812") == "Checkpoint 812 is in use, for 3 minutes."
+  facts = visit.wait("#loop-facts", "refused")
+  assert facts.startswith("5 promoted, 1 refused · the learner is 40 events behind")
+  assert facts.endswith("31.3 purchases expected, 30 made")
+  recall, revenue = visit.all("#days figure")
+  # Means over requests: (10 * .3 + 20 * .4) / 30.
+  assert "learning 0.3667" in recall and "frozen 0.3000" in recall and "1 Dec 2010" in recall
+  assert "learning 0.2000" in revenue and "frozen 0.1000" in revenue
+  assert len(visit.driver.find_elements("css selector", "#days path.line")) == 4
+  assert visit.complaints() == []
