@@ -2,6 +2,7 @@
 
 python -m experiments.recommend --workdir=runs/online_retail --user=14911
 python -m experiments.recommend --workdir=runs/online_retail --user=14911 --explain
+python -m experiments.recommend --workdir=runs/online_retail --basket=85123A,22423
 python -m experiments.recommend --workdir=runs/online_retail --history=history.csv --json
 python -m experiments.recommend --workdir=pretrained:online_retail --ads=85123A,22423
 """
@@ -32,6 +33,12 @@ _HISTORY = flags.DEFINE_string(
   ),
 )
 _TAKEN = flags.DEFINE_list("ads", [], "Ids of ads that a user took in one visit, just now.")
+_BASKET = flags.DEFINE_list(
+  "basket", [], "Ids of ads that a visit has already: the ads that complete it are wanted."
+)
+_ONE_BY_ONE = flags.DEFINE_boolean(
+  "one_by_one", False, "With --basket: each ad joins it before the next one is looked for."
+)
 _K = flags.DEFINE_integer("k", 10, "Ads wanted.", lower_bound=1)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "'best', 'last' or a step.")
 _EXPLAIN = flags.DEFINE_boolean(
@@ -84,6 +91,7 @@ def asked_log(config: Config, recommender: Recommender) -> EventLog:
     return user_log(config, _USER.value)
   if _HISTORY.value:
     return file_log(recommender, _HISTORY.value)
+  # Of whoever comes with a basket alone nothing is known.
   return recommender.log_of(_TAKEN.value, recommender.end)
 
 
@@ -92,14 +100,28 @@ def main(argv):
   del argv
   checkpoint = flags_lib.checkpoint(_CHECKPOINT.value)
   config = flags_lib.config_from_workdir()
-  if sum(map(bool, (_USER.value, _HISTORY.value, _TAKEN.value))) != 1:
-    raise ConfigError("--user, --history and --ads: exactly one of them is needed")
+  named = sum(map(bool, (_USER.value, _HISTORY.value, _TAKEN.value)))
+  if named != 1 and not (_BASKET.value and not named):
+    raise ConfigError(
+      "--user, --history and --ads: exactly one of them is needed, or --basket alone"
+    )
+  if _ONE_BY_ONE.value and not _BASKET.value:
+    raise ConfigError("--one_by_one is not allowed: there is no --basket to complete")
+  if _EXPLAIN.value and _BASKET.value:
+    raise ConfigError("--explain is not allowed beside --basket")
   enable_compilation_cache()
   recommender = Recommender.load(
     config.workdir, checkpoint, config.search, config.model.compute_dtype
   )
   events = asked_log(config, recommender)
-  found = recommender.recommend_log(events, _K.value, choice=choices.choice())[0]
+  choice = choices.choice()
+  if _BASKET.value:
+    basket = tuple(_BASKET.value)
+    found = recommender.complete(
+      events, basket, _K.value, choice=choice, one_by_one=_ONE_BY_ONE.value
+    )
+  else:
+    found = recommender.recommend_log(events, _K.value, choice=choice)[0]
   if _EXPLAIN.value:
     found = recommender.explained(events, None, found)
   if _JSON.value:

@@ -12,7 +12,7 @@ from absl import flags
 from gr4ad_jax.config import Config, ConfigError, is_trained
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.ranking import steering_study
+from gr4ad_jax.ranking import basket_study, new_user_study, renewal_study, steering_study
 from gr4ad_jax.reasons import deletion
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests.inputs import Inputs
@@ -23,9 +23,11 @@ from . import progress
 _STUDY = flags.DEFINE_enum(
   "study",
   "reasons",
-  ["reasons", "steering"],
-  "What is measured: whether log p falls further without the slots that reasons name; or what "
-  "--diversity and a quota for small accounts cost and bring.",
+  ["reasons", "steering", "renewal", "baskets", "new_users"],
+  "What is measured: whether log p falls further without the slots that reasons name; what "
+  "--diversity and a quota for small accounts cost and bring; what is left of recall after UA-SIDs "
+  "were appended or refreshed; how much of a visit's hidden half is found; recall by how many "
+  "events are known of a user.",
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which requests are looked at.")
 _LISTS = flags.DEFINE_integer("lists", 500, "Lists that --study=reasons looks at.", lower_bound=2)
@@ -50,9 +52,31 @@ def steering(config: Config, inputs: Inputs) -> tuple[dict, str]:
   return found, steering_study.format_table(found)
 
 
+def renewal(config: Config, inputs: Inputs) -> tuple[dict, str]:
+  """Recall after append and refresh, see `ranking/renewal_study`."""
+  told = progress.RoundProgress(quiet_seconds=5)
+  found = renewal_study.measure(config, inputs, _SPLIT.value, told)
+  return found, renewal_study.format_table(found)
+
+
+def baskets(config: Config, inputs: Inputs) -> tuple[dict, str]:
+  """How much of a visit's hidden half is found, see `ranking/basket_study`."""
+  found = basket_study.measure(config, inputs, _SPLIT.value)
+  return found, basket_study.format_table(found)
+
+
+def new_users(config: Config, inputs: Inputs) -> tuple[dict, str]:
+  """Recall by how many events are known of a user, see `ranking/new_user_study`."""
+  found = new_user_study.measure(config, inputs, _SPLIT.value)
+  return found, new_user_study.format_table(found)
+
+
 STUDIES: dict[str, Callable[[Config, Inputs], tuple[dict, str]]] = {
   "reasons": reasons,
   "steering": steering,
+  "renewal": renewal,
+  "baskets": baskets,
+  "new_users": new_users,
 }
 
 

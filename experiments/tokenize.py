@@ -1,6 +1,8 @@
 """Fits UA-SIDs alone, or takes those of a run; keeps them in the workdir and reports their quality.
 
 python -m experiments.tokenize --workdir=runs/online_retail
+python -m experiments.tokenize --workdir=runs/grown --append=runs/mine --ads_path=more_ads.csv ...
+python -m experiments.tokenize --workdir=runs/newer --refresh=runs/mine --ads_path=more_ads.csv ...
 """
 
 import os

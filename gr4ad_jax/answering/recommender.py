@@ -18,7 +18,7 @@ from gr4ad_jax.catalogue.choice import AdSets, Choice, rows_left_out
 from gr4ad_jax.config import ConfigError, SearchConfig, is_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.data.schema import AdTable, EventLog
+from gr4ad_jax.data.schema import AdTable, DataError, EventLog
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.features import feature_names
@@ -31,7 +31,7 @@ from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.models.quantized import quantize
 from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.ranking import steering
+from gr4ad_jax.ranking import completion, steering
 from gr4ad_jax.ranking.steering import Steering
 from gr4ad_jax.reasons.reasoner import Reasoner
 from gr4ad_jax.requests import candidates, inputs, request_task
@@ -269,6 +269,59 @@ class Recommender:
     features, recommenders of an equal one answer alike.
     """
     return candidates.digest(self._params, self._codes_NT, list(map(str, self.ads.ad_id)))
+
+  def complete(
+    self,
+    events: EventLog,
+    basket: Sequence[str],
+    k: int = 10,
+    now: int | None = None,
+    choice: Choice = _ANY,
+    one_by_one: bool = False,
+  ) -> list[Recommendation]:
+    """The best k ads beside those of a visit that has begun; see `ranking/completion`.
+
+    Args:
+      events: the user's history before the visit, a log of one user; it may be empty.
+      basket: ids of the ads that were taken in the visit so far. They stand in no list.
+      k: ads wanted.
+      now: unix seconds of the visit; None: as of `recommend`.
+      choice: which ads are wanted.
+      one_by_one: whether each ad joins the basket before the next one is looked for: k searches,
+        and a set whose ads know of each other.
+
+    Raises:
+      DataError, ValueError: as `recommend_log` does; an unknown ad of the basket is named.
+    """
+    unknown = [ad for ad in basket if ad not in self._row]
+    if unknown:
+      raise DataError(f"basket: ad_id {unknown[0]!r} is not in the ad table")
+    now = default_now([int(events.time.max(initial=0))], self._builder.end) if now is None else now
+    if not one_by_one:
+      return self._completed(events, basket, k, now, choice)
+    found: list[Recommendation] = []
+    while len(found) < k:
+      taken = [*basket, *(ad.ad_id for ad in found)]
+      if not (more := self._completed(events, taken, 1, now, choice)):
+        break
+      found += more
+    return found
+
+  def _completed(
+    self, events: EventLog, basket: Sequence[str], k: int, now: int, choice: Choice
+  ) -> list[Recommendation]:
+    rows = np.array([[self._row[ad] for ad in dict.fromkeys(basket)]], np.int64)
+    histories = UserHistories(events)
+    asked = Asked(self._builder, histories, np.array([now]))
+    wanted = dataclasses.replace(choice, not_ads=(*choice.not_ads, *basket))
+    out = rows_left_out(wanted, events, now, self.config.search, self._row.get)
+    left_out = LeftOut.lists([out], [self._sets.allowed(wanted)])
+    ranking = completion.completed(
+      self._ranker, self._params, asked, np.zeros(1, np.int64), self._neighbors, rows, k,
+      self.config.search.basket_weight, left_out, self.config.search.rerank_candidates, 1,
+    )  # fmt: skip
+    columns = (ranking.ad_RK, ranking.logp_RK, ranking.score_RK, ranking.value_RK)
+    return self._named(set(events.ad.tolist()), *(column[0] for column in columns))
 
   def beam_tree(self, events: EventLog, now: int) -> tuple[tuple[Mapping[str, Any], ...], ...]:
     """The prefixes among the final beams of one user's search, level by level; see

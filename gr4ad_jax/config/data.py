@@ -110,6 +110,17 @@ class SidConfig:
       ".npy/.parquet vectors of the ads in table order."
     ),
   )
+  append: str = knob(
+    "",
+    "Run whose UA-SIDs are published: none of them moves, and ads that it lacks get their own.",
+    place=True,
+  )
+  refresh: str = knob(
+    "",
+    "Run whose UA-SIDs are fitted anew, with the old codes' names for the new ones that share most "
+    "ads.",
+    place=True,
+  )
   codebooks: tuple[int, ...] = knob(
     (256, 64, 24), "Codes a level, first to last; the last level is hashed.", low=1
   )

@@ -51,6 +51,11 @@ def of_requests(config: Any) -> Rules:
     *_of_data(data),
     *_of_examples(config),
     (levels >= 2, "codebooks", "2 levels or more: the last is hashed"),
+    (
+      not (config.sid.append and config.sid.refresh),
+      "refresh",
+      "nothing beside --append: published codes stay, or are fitted anew",
+    ),
     (math.prod(config.sid.codebooks) < 1 << 63, "codebooks", "a product below 2^63"),
     (
       model.lazy_layers < model.layers,

@@ -82,6 +82,12 @@ class SearchConfig:
   quota_share: float = knob(
     0.0, "Share of a list's places, at every depth, that the group has at least.", low=0, high=1
   )
+  basket_weight: float = knob(
+    1.0,
+    "--basket: weight of the logarithm of an ad's mean cosine of visits with the basket's ads, "
+    "beside its score.",
+    low=0,
+  )
   rerank_exponent: float = knob(
     1.0, "Exponent of E[value | purchase] in the reranker's order.", low=0
   )

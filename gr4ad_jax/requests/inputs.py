@@ -29,7 +29,7 @@ from gr4ad_jax.features.lines import Lines, build_lines
 from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.index.index import SidIndex
-from gr4ad_jax.requests import known_events
+from gr4ad_jax.requests import known_events, renewal
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
 from gr4ad_jax.sid.tokenizer import Tokenizer
 from gr4ad_jax.swing.swing import Told
@@ -138,7 +138,7 @@ def tokenizer_of(
   config: Config, dataset: Dataset, source: str = "", told: Told | None = None
 ) -> tuple[Tokenizer, SidIndex]:
   """The tokenizer and index of `source`, else of a trained run or of --init_from; where there is
-  none, fitted anew.
+  none, fitted anew, or renewed by --append or --refresh.
 
   Nothing is written; `told` hears what is fitted, how much of it is done, and of how much.
 
@@ -146,6 +146,8 @@ def tokenizer_of(
     ConfigError: that run was trained on another ad table.
     DataError: ads that cannot be encoded, or a log without co-occurrence.
   """
+  if not source and _renews(config):
+    return renewal.renewed(config, dataset, told)
   source = source or source_of(config)
   if source:
     tokenizer_dir, index_dir = (os.path.join(source, name) for name in ("tokenizer", "index"))
@@ -160,6 +162,11 @@ def tokenizer_of(
     dataset.ads, dataset.events, config.sid, seed=seed, log=_log, told=told
   )
   return tokenizer, SidIndex.build(codes_NT, tokenizer.codebooks)
+
+
+def _renews(config: Config) -> bool:
+  """Whether a run makes its UA-SIDs from published ones; once trained it has its own."""
+  return bool(renewal.asked(config.sid)) and not is_trained(config.workdir)
 
 
 def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index: SidIndex) -> None:
@@ -197,7 +204,8 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
 
     return example_inputs.prepare(config, source, told)
   dataset = load_dataset(config.data)
-  source = source or source_of(config)
+  if not (source or _renews(config)):  # features are by row of the ad table, which has changed
+    source = source_of(config)
   tokenizer, index = tokenizer_of(config, dataset, source, told)
   lines = build_lines(dataset.events, len(dataset.ads), dataset.attribution_days)
   _check_numbers(dataset, lines)
