@@ -14,11 +14,11 @@ from gr4ad_jax.data.schema import EventLog
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import baselines, metrics, protocols, report_tables
 from gr4ad_jax.evaluation.protocols import EvalRequests
-from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.features.baskets import with_basket
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.ranking import asked, completion
 from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.swing import cooccurrence
 
 CUTS = (5, 10)
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # of the basket beside the model

@@ -13,9 +13,9 @@ import scipy.sparse
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.schema import EventLog
 from gr4ad_jax.evaluation import baselines, metrics, protocols, report_tables
-from gr4ad_jax.features import cooccurrence
 from gr4ad_jax.ranking import asked, steering
 from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.swing import cooccurrence
 
 EVENTS = (0, 1, 2, 5)  # of a history that are left, the latest ones
 CUT = 10
