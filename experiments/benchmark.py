@@ -49,15 +49,15 @@ from gr4ad_jax.benchmarks import (
   kmeans,
   objectives,
   preparing,
-  serve_load,
   step,
   swing,
   table,
   throughput,
   training,
-)  # fmt: skip
+)
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import report_tables
+from gr4ad_jax.load import serve_load  # fmt: skip
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 
 from . import flags as flags_lib

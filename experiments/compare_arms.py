@@ -19,7 +19,7 @@ from gr4ad_jax import files
 from gr4ad_jax.arms import arms_file, report
 from gr4ad_jax.arms.assignment import parse_shares
 from gr4ad_jax.arms.journal import Journal
-from gr4ad_jax.data.prepare import load_dataset
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.streams.opening import open_stream
 
 from . import flags as flags_lib

@@ -85,10 +85,10 @@ class Opening:
 
   def _opened(self, config: Config, token: str, hosts: tuple[str, ...]):
     # Imported here: they bring JAX, and the port is bound and asked before that.
+    from gr4ad_jax.engine.arms import ArmsEngine
+    from gr4ad_jax.engine.engine import ServingEngine
     from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
     from gr4ad_jax.serving.app import create_app
-    from gr4ad_jax.serving.arms import ArmsEngine
-    from gr4ad_jax.serving.engine import ServingEngine
 
     enable_compilation_cache()
     compiled = self._gateway.compiled

@@ -17,7 +17,7 @@ import time
 from absl import flags
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.data.prepare import load_dataset, moment
+from gr4ad_jax.builders.prepare import load_dataset, moment
 from gr4ad_jax.live import player
 
 from . import flags as flags_lib

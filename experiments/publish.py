@@ -10,8 +10,8 @@ import os
 
 from absl import flags
 
-from gr4ad_jax.answering import publish
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.delivery import publish
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.training.weights import PRECISIONS
 

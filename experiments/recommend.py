@@ -16,9 +16,9 @@ from gr4ad_jax.answering import printed
 from gr4ad_jax.answering.contexts import UserHistories
 from gr4ad_jax.answering.recommender import Recommendation, Recommender
 from gr4ad_jax.config import Config, ConfigError
-from gr4ad_jax.data import column_files, tables
 from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.reading import column_files, tables
 
 from . import choices
 from . import flags as flags_lib

@@ -13,8 +13,8 @@ import sys
 
 from absl import flags
 
+from gr4ad_jax.builders.prepare import load_dataset, moment
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.prepare import load_dataset, moment
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.learning import replay
 from gr4ad_jax.learning.learn_task import LearnTask

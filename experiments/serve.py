@@ -151,8 +151,8 @@ def make_server(config: Config, gateway: Gateway):
 
 def compile_only(config: Config, checkpoint: int | str) -> int:
   """Fills the compilation cache with every search of a run."""
+  from gr4ad_jax.engine.engine import ServingEngine
   from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-  from gr4ad_jax.serving.engine import ServingEngine
 
   enable_compilation_cache()
   gateway = Gateway()

@@ -18,9 +18,9 @@ import tempfile
 
 from absl import flags
 
+from gr4ad_jax.builders.prepare import prepared_folders
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.extras import optional
-from gr4ad_jax.data.prepare import prepared_folders
 from gr4ad_jax.swing import by_config, pipeline
 
 from . import flags as flags_lib

@@ -7,7 +7,7 @@ python -m experiments.tokenize --workdir=runs/newer --refresh=runs/mine --ads_pa
 
 import os
 
-from gr4ad_jax.data.prepare import load_dataset
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.requests import inputs as inputs_lib

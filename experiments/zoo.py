@@ -20,13 +20,13 @@ from collections.abc import Iterable
 from absl import flags
 
 from gr4ad_jax.config import Config, ConfigError, with_knobs
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.ranking import list_cache
 from gr4ad_jax.requests.request_task import RequestTask
 from gr4ad_jax.runs import run
 from gr4ad_jax.studies import scaling, scaling_table, zoo
 from gr4ad_jax.training import trainer
+from gr4ad_jax.zoo import registry
 
 from . import flags as flags_lib
 from . import shipped

@@ -38,11 +38,11 @@ FAMILIES = {
       "data", "sid", "model", "items", "objective", "preference", "reward", "training", "search",
       "serving", "learn",
     ),
-    report="gr4ad_jax.answering.examples:report",
+    report="gr4ad_jax.delivery.examples:report",
   ),
   "btdnet": Family(
     "gr4ad_jax.segmentation.task:SegmentationTask",
-    own="gr4ad_jax.segmentation.sections:SegmentationConfig",
+    own="gr4ad_jax.scenes.sections:SegmentationConfig",
     report="gr4ad_jax.segmentation.report:report",
   ),
 }  # fmt: skip

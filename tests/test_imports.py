@@ -37,7 +37,7 @@ def _modules() -> list[str]:
   ]
   needy = ("app", "connections", "event_routes", "schemas")
   served = tuple(f"gr4ad_jax.serving.{name}" for name in needy)
-  builders = ("gr4ad_jax.data.builders", "gr4ad_jax.segmentation.builders")
+  builders = ("gr4ad_jax.builders", "gr4ad_jax.scenes.builders")
   extras = (*builders, *served)  # of `data` and `serve`
   return [name for name in names if not name.startswith(extras)]
 
@@ -58,9 +58,10 @@ assert not found, found
 @pytest.mark.parametrize(
   ("code", "message"),
   [
-    ("from gr4ad_jax.config import DataConfig; from gr4ad_jax.data.prepare import load_dataset; "
-     "load_dataset(DataConfig())", "tensorflow_datasets is missing: pip install 'gr4ad_jax[data]'"),
-    ("from gr4ad_jax.data import tables; tables.constant('x', 'y', 1)",
+    ("from gr4ad_jax.config import DataConfig; from gr4ad_jax.builders import prepare; "
+     "prepare.load_dataset(DataConfig())",
+     "tensorflow_datasets is missing: pip install 'gr4ad_jax[data]'"),
+    ("from gr4ad_jax.reading import tables; tables.constant('x', 'y', 1)",
      "pyarrow is missing: pip install 'gr4ad_jax[data]'"),
     ("from gr4ad_jax.evaluation.plots import plot_comparison; "
      "plot_comparison({'systems': {'a': {'all': {'m': {}}}}}, 'x.png')",
@@ -92,9 +93,7 @@ runpy.run_module("experiments.train", run_name="__main__")
 
 
 def test_preparing_data_does_not_import_tensorflow():
-  done = _python(
-    "import sys; import gr4ad_jax.data.builders; assert 'tensorflow' not in sys.modules"
-  )
+  done = _python("import sys; import gr4ad_jax.builders; assert 'tensorflow' not in sys.modules")
   assert done.returncode == 0, done.stderr
 
 

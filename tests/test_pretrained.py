@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax import Recommender, checksums
-from gr4ad_jax.answering import publish
+from gr4ad_jax.delivery import publish
 from gr4ad_jax.runs import published
 from tests import tiny
 

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.zoo import registry
 from tests import tiny
 
 TOY = '''
 import jax.numpy as jnp
 
-from gr4ad_jax.models.zoo.items import ItemModel, history_ads
+from gr4ad_jax.zoo.items import ItemModel, history_ads
 
 
 class Last(ItemModel):

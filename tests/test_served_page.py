@@ -37,7 +37,7 @@ def workdir(driver, tmp_path_factory):
 
 
 def test_a_trained_run_is_shown(driver, workdir):
-  from gr4ad_jax.serving.engine import ServingEngine
+  from gr4ad_jax.engine.engine import ServingEngine
 
   config = load_config(workdir)
   serving = dataclasses.replace(config.serving, buckets=(1,), tabs=False, deadline_ms=60_000.0)

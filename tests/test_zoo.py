@@ -8,8 +8,8 @@ import pytest
 from absl import flags
 
 from experiments import flags as flags_lib
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.runs import run
+from gr4ad_jax.zoo import registry
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")

@@ -15,7 +15,7 @@ import sys
 from absl import app, flags
 
 from gr4ad_jax.config import Config, with_knobs
-from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.zoo import registry
 
 WORDS = (
   "red",

@@ -19,10 +19,10 @@ import optax
 
 from gr4ad_jax import families, files
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.examples.order import OrderedSource, TrainingOrder
 from gr4ad_jax.knobs import knob
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import sums
-from gr4ad_jax.training.order import OrderedSource, TrainingOrder
 from gr4ad_jax.training.task import Task
 
 FAMILY = families.Family("tests.toy_family:ToyTask", own="tests.toy_family:ToyConfig")

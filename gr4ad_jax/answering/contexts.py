@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import Config, DataConfig
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import Dataset, EventLog
 from gr4ad_jax.features.batches import RequestBatch

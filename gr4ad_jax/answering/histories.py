@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax.data import visits
-from gr4ad_jax.data.checks import MAX_NUMBER
 from gr4ad_jax.data.schema import DataError, EventLog
-from gr4ad_jax.data.times import MAX_TIME
+from gr4ad_jax.reading.checks import MAX_NUMBER
+from gr4ad_jax.reading.times import MAX_TIME
 
 EVENT_FIELDS = ("ad_id", "time", "behavior", "value", "quantity", "request_id")
 # A request may come right after the last event that a log may have.

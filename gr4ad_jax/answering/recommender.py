@@ -29,7 +29,6 @@ from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.models.quantized import quantize
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.ranking import completion, steering
 from gr4ad_jax.ranking.steering import Steering
@@ -37,6 +36,7 @@ from gr4ad_jax.reasons.reasoner import Reasoner
 from gr4ad_jax.requests import candidates, inputs, request_task
 from gr4ad_jax.runs import published, run
 from gr4ad_jax.sid.tokenizer import Tokenizer
+from gr4ad_jax.zoo import registry
 
 _LARGEST_BATCH = 64
 _ANY = Choice()

@@ -24,12 +24,12 @@ from gr4ad_jax.config import ModelConfig, SearchConfig
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.exclusion import ROOM, Excluded, Excluder
 from gr4ad_jax.decoding.trie import Trie
+from gr4ad_jax.engine.result_cache import ResultCache, digest
 from gr4ad_jax.index.holdings import Holdings
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.quantized import quantize
-from gr4ad_jax.serving.result_cache import ResultCache, digest
 from gr4ad_jax.training import flops
 
 _log = logging.getLogger(__name__)

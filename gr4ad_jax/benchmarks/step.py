@@ -17,9 +17,6 @@ from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.models.outputs import compute_dtype
-from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
-from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.requests.request_task import RequestTask, init_params
 from gr4ad_jax.requests.vsl_task import make_vsl_loss
@@ -27,6 +24,9 @@ from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.cost import StepCost, compile_step, in_words
 from gr4ad_jax.training.step import make_train_step
 from gr4ad_jax.training.trainer import check_mesh
+from gr4ad_jax.zoo import registry
+from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
+from gr4ad_jax.zoo.items import ItemModel
 
 _STEPS = 100  # that the learning-rate schedule is made for
 

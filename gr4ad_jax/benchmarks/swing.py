@@ -13,8 +13,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from gr4ad_jax.benchmarks import timing
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import Config, DataConfig, SidConfig
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.sid import tokenizer as tokenizer_lib
 from gr4ad_jax.swing import swing
 

@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 from gr4ad_jax.benchmarks import synthetic, timing
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.features.batches import RequestBatch
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.requests import row_step
@@ -28,6 +27,7 @@ from gr4ad_jax.requests.item_task import make_item_loss
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.state import TrainState
 from gr4ad_jax.training.step import make_train_step
+from gr4ad_jax.zoo import registry
 
 _log = logging.getLogger(__name__)
 

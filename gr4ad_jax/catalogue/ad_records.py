@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.data.checks import LONGEST_ID, MAX_NUMBER
 from gr4ad_jax.data.forms import TEMPLATES
 from gr4ad_jax.data.schema import AdTable, DataError
-from gr4ad_jax.data.times import MAX_TIME
+from gr4ad_jax.reading.checks import LONGEST_ID, MAX_NUMBER
+from gr4ad_jax.reading.times import MAX_TIME
 
 ACTIVE = "active"
 PAUSED = "paused"

@@ -9,7 +9,7 @@ from gr4ad_jax.knobs import knob
 class ModelConfig:
   """The decoder and its context (docs/design/method.md §2), or another model of the zoo."""
 
-  model: str = knob("gr4ad", "Which model: a name of models/zoo/registry.py.")
+  model: str = knob("gr4ad", "Which model: a name of zoo/registry.py.")
   layers: int = knob(3, "Decoder layers (L).", low=1)
   lazy_layers: int = knob(
     2, "Lazy layers (K), 0 to L-1: computed once a request, without tokens.", low=0

@@ -173,7 +173,7 @@ def validate(config: Config, unread: Container[str] = ()) -> Config:
   Args:
     config: of a run.
     unread: knobs that its model does not read, which so contradict no other;
-      `models/zoo/registry.validate` knows them.
+      `zoo/registry.validate` knows them.
 
   Raises:
     ConfigError: one line naming the flag, its value and what is allowed.

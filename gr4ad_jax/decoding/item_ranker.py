@@ -9,9 +9,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gr4ad_jax.decoding.ranker import Contexts, Ranking
 from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.index.left_out import LeftOut
-from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.parallel import row_tables
+from gr4ad_jax.zoo.items import ItemModel
 
 
 class ItemRanker:

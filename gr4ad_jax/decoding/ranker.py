@@ -19,8 +19,8 @@ from gr4ad_jax.index.holdings import Holdings
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.parallel import row_tables
+from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
 
 
 @dataclasses.dataclass(frozen=True)

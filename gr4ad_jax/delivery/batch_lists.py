@@ -14,15 +14,15 @@ import numpy as np
 
 from gr4ad_jax.answering.contexts import UserHistories
 from gr4ad_jax.answering.recommender import Recommender
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.catalogue.choice import Choice
-from gr4ad_jax.data import column_files
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import DataError, EventLog
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.delivery.list_parts import ListParts
 from gr4ad_jax.models import gr4ad
 from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.reading import column_files
 from gr4ad_jax.requests import inputs
 
 # Requests that a device searches at once. A CPU gains nothing by more than the first; an

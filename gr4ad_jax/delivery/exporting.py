@@ -36,9 +36,9 @@ from gr4ad_jax.features.batches import USER_FEATURES, RequestBatch, slot_feature
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.quantized import quantize
-from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.requests import request_task
+from gr4ad_jax.zoo import registry
+from gr4ad_jax.zoo.items import ItemModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SLOT_KINDS = ("padding", "history", "neighbor", "rising")

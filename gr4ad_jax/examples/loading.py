@@ -1,6 +1,6 @@
 """Batches of examples made ready by processes: grain reads the shards, an element a whole batch.
 
-Which requests a batch holds is a function of seed and step (`training/order`), as in memory. So a
+Which requests a batch holds is a function of seed and step (`examples/order`), as in memory. So a
 run goes on at any step at once, on any number of processes, and gets the batches that it would have
 got.
 """

@@ -19,7 +19,6 @@ import numpy as np
 
 from gr4ad_jax import checksums, files
 from gr4ad_jax.config import Config, ConfigError
-from gr4ad_jax.data import column_files, tables
 from gr4ad_jax.data.schema import SPLITS, AdTable, DataError
 from gr4ad_jax.examples import beam, columns, fitting, folder, spool
 from gr4ad_jax.examples.folder import MANIFEST, READING, SHAPING, ExampleFolder
@@ -29,6 +28,7 @@ from gr4ad_jax.examples.records import FORMS
 from gr4ad_jax.examples.stages import OUTCOMES, Job, count, place, summed
 from gr4ad_jax.knobs import shown
 from gr4ad_jax.locks import Lock
+from gr4ad_jax.reading import column_files, tables
 
 Told = Callable[[str, int, int], None]  # of what, how much is done, of how much
 _EVENT_BYTES = 400  # memory that an event of a partition takes while it is worked on

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from gr4ad_jax import checksums, files
-from gr4ad_jax.data import tables, visits
-from gr4ad_jax.data.checks import Cells
+from gr4ad_jax.data import visits
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import AdTable, EventLog
-from gr4ad_jax.data.tables import EventRules
 from gr4ad_jax.examples import columns
+from gr4ad_jax.reading import tables
+from gr4ad_jax.reading.checks import Cells
+from gr4ad_jax.reading.tables import EventRules
 
 _KINDS = {
   "ad": np.int32,

@@ -6,11 +6,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gr4ad_jax.data.checks import MAX_NUMBER
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.data.times import MAX_TIME
 from gr4ad_jax.learning.known_ads import KnownAds
 from gr4ad_jax.learning.visits import Event, Visits
+from gr4ad_jax.reading.checks import MAX_NUMBER
+from gr4ad_jax.reading.times import MAX_TIME
 from gr4ad_jax.streams.stream import FellBehind, Record, Stream
 
 EVENTS = "events"

@@ -16,15 +16,15 @@ from gr4ad_jax.learning.known_ads import KnownAds
 from gr4ad_jax.learning.promotions import LEARNER
 from gr4ad_jax.learning.stream_source import StreamSource
 from gr4ad_jax.learning.visits import Visits
-from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
-from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.requests.request_task import RequestTask
 from gr4ad_jax.runs import run
 from gr4ad_jax.streams.stream import Stream
 from gr4ad_jax.training.task import Evaluate, Told
+from gr4ad_jax.zoo import registry
+from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
+from gr4ad_jax.zoo.items import ItemModel
 
 ENDLESS = 2**31 - 1  # steps: the largest that a state counts
 

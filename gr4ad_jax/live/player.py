@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gr4ad_jax import files
+from gr4ad_jax.builders.prepare import first_times
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.prepare import first_times
 from gr4ad_jax.data.schema import DataError, Dataset
 
 _AT_ONCE = 1000  # events that a post may have

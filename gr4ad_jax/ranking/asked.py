@@ -16,9 +16,9 @@ from gr4ad_jax.features.contexts import FixedAds, contexts_at, joined
 from gr4ad_jax.features.histories import Histories
 from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.index.left_out import LeftOut
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.zoo import registry
 
 
 @dataclasses.dataclass(frozen=True)

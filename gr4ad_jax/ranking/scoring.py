@@ -11,13 +11,13 @@ from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_con
 from gr4ad_jax.data.schema import DataError, Dataset
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.evaluation import baselines, exposure, parts, plots, protocols, report_tables
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.ranking import reranking, seen_ads, steering
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.runs import published, run
 from gr4ad_jax.runs.workdir import FREE, changes
+from gr4ad_jax.zoo import registry
 
 _SCORED = tuple(section for section in SECTIONS if section != "serving")
 _PATHS = ("data_dir", "ads_path", "events_path", "examples_path")

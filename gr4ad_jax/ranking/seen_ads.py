@@ -9,7 +9,7 @@ from gr4ad_jax.data.schema import Dataset
 from gr4ad_jax.evaluation import parts
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.index.left_out import LeftOut
-from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.zoo import registry
 
 
 def treatment(config: Config) -> str:

@@ -14,11 +14,11 @@ import numpy as np
 from gr4ad_jax.config import Config
 from gr4ad_jax.evaluation import metrics, protocols, report_tables
 from gr4ad_jax.features.batches import PADDING, RequestBatch
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.reasons.carried import Scorer
 from gr4ad_jax.reasons.reasoner import AT_ONCE
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.zoo import registry
 
 COUNTS = (1, 2, 4, 8, 16)  # slots that are deleted
 DRAWS = 4  # random orders an ad, whose drops are averaged

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.models.layers import product
 from gr4ad_jax.models.outputs import compute_dtype
-from gr4ad_jax.models.zoo.items import history_ads
 from gr4ad_jax.objectives import item_losses
 from gr4ad_jax.requests.places import Places, seen
+from gr4ad_jax.zoo.items import history_ads
 
 
 class Touched(NamedTuple):

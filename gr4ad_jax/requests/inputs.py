@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax import files
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import Config, ConfigError, is_published, is_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import LARGEST, SPLITS, DataError, Dataset, EventLog
 from gr4ad_jax.evaluation import protocols

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.features.batches import RequestBatch
-from gr4ad_jax.models.zoo.items import ItemModel, add_to_ads, history_ads
 from gr4ad_jax.objectives import item_losses
 from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.requests.few_ads import LOSSES, Touched
 from gr4ad_jax.requests.places import places_of, seen
 from gr4ad_jax.training.step import LossFn
+from gr4ad_jax.zoo.items import ItemModel, add_to_ads, history_ads
 
 
 class RowLoss:

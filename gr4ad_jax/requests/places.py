@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.features.batches import RequestBatch
-from gr4ad_jax.models.zoo.items import history_ads
+from gr4ad_jax.zoo.items import history_ads
 
 
 class Places(NamedTuple):

@@ -24,13 +24,11 @@ from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.examples.loading import GrainSource
+from gr4ad_jax.examples.order import OrderedSource, TrainingOrder
 from gr4ad_jax.features.batches import PADDING, RequestContexts, zero_batch
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.models import context, piecewise
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
-from gr4ad_jax.models.zoo.items import ItemHead, ItemModel
 from gr4ad_jax.parallel import distributed, row_tables
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.requests import inputs as inputs_lib
@@ -42,10 +40,12 @@ from gr4ad_jax.runs import run
 from gr4ad_jax.runs import workdir as workdir_lib
 from gr4ad_jax.sid import report as sid_report
 from gr4ad_jax.swing import cooccurrence
-from gr4ad_jax.training.order import OrderedSource, TrainingOrder
 from gr4ad_jax.training.state import Optimizer, TrainState
 from gr4ad_jax.training.step import LossFn, Metrics, Step
 from gr4ad_jax.training.task import Evaluate, Task, Told
+from gr4ad_jax.zoo import registry
+from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
+from gr4ad_jax.zoo.items import ItemHead, ItemModel
 
 BEST_METRIC = "recall@10"
 _SAMPLE = 512  # requests that the edges of features are fitted on

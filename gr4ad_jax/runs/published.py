@@ -1,7 +1,7 @@
 """Published runs: folders to take away, which nobody trains further, and where they are found.
 
 `pretrained:online_retail` is shipped with the package, `hf:<owner>/<name>` lies on the Hugging Face
-Hub, and any other text is a directory. `answering/publish` makes such a folder.
+Hub, and any other text is a directory. `delivery/publish` makes such a folder.
 """
 
 import os

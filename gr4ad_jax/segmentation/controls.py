@@ -7,8 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from gr4ad_jax.scenes.referring import Referring, unpacked
 from gr4ad_jax.segmentation.metrics import Counts, count
-from gr4ad_jax.segmentation.referring import Referring, unpacked
 
 PLACED = ("position", "relation", "comparison")  # kinds that go on after the object's noun
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.models.btdnet.model import BTDNet, target_logit
+from gr4ad_jax.btdnet.model import BTDNet, target_logit
+from gr4ad_jax.scenes.referring import Encoded
 from gr4ad_jax.segmentation.metrics import Counts, count
-from gr4ad_jax.segmentation.referring import Encoded
 
 BATCH = 32  # sentences in a pass
 

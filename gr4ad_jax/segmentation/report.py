@@ -15,10 +15,10 @@ from gr4ad_jax import files
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation.report_tables import aligned
 from gr4ad_jax.runs import run
+from gr4ad_jax.scenes.referring import Referring
 from gr4ad_jax.segmentation import controls, metrics, plots
 from gr4ad_jax.segmentation.metrics import Counts
 from gr4ad_jax.segmentation.predict import Predictor
-from gr4ad_jax.segmentation.referring import Referring
 from gr4ad_jax.segmentation.task import SegmentationTask
 
 SHOWN = 4  # worst and best sentences in the picture, each

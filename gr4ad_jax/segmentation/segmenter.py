@@ -6,13 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from gr4ad_jax.btdnet import sizes
+from gr4ad_jax.btdnet.word_pieces import WordPieces
 from gr4ad_jax.config import Config, ConfigError, load_config
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.models.btdnet import sizes
-from gr4ad_jax.models.btdnet.word_pieces import WordPieces
 from gr4ad_jax.runs import run
-from gr4ad_jax.segmentation import pictures
+from gr4ad_jax.scenes import pictures
 from gr4ad_jax.segmentation import task as task_lib
 from gr4ad_jax.segmentation.predict import Predictor
 

@@ -8,20 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax import checksums, files
+from gr4ad_jax.btdnet import sizes, weights
+from gr4ad_jax.btdnet.model import target_logit
+from gr4ad_jax.btdnet.object_learning import Hidden
+from gr4ad_jax.btdnet.word_pieces import WordPieces
 from gr4ad_jax.config import Config, ConfigError
-from gr4ad_jax.models.btdnet import sizes, weights
-from gr4ad_jax.models.btdnet.model import target_logit
-from gr4ad_jax.models.btdnet.object_learning import Hidden
-from gr4ad_jax.models.btdnet.word_pieces import WordPieces
+from gr4ad_jax.examples.order import OrderedSource, TrainingOrder
 from gr4ad_jax.objectives import segmentation as losses
 from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
-from gr4ad_jax.segmentation import metrics, prepare
+from gr4ad_jax.scenes import prepare
+from gr4ad_jax.scenes.referring import Referring, SegmentationBatch
+from gr4ad_jax.scenes.sections import SegmentationConfig
+from gr4ad_jax.segmentation import metrics
 from gr4ad_jax.segmentation.predict import Predictor
-from gr4ad_jax.segmentation.referring import Referring, SegmentationBatch
-from gr4ad_jax.segmentation.sections import SegmentationConfig
 from gr4ad_jax.training import sums
-from gr4ad_jax.training.order import OrderedSource, TrainingOrder
 from gr4ad_jax.training.task import Evaluate, Source, Task, Told
 
 VOCAB = "vocab.txt"

@@ -16,8 +16,8 @@ from typing import Any
 from gr4ad_jax import __version__
 from gr4ad_jax.answering.messages import Answer, Query, UnknownUser
 from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.engine.batcher import Overloaded, Refused
 from gr4ad_jax.serving import api_docs, event_routes, schemas
-from gr4ad_jax.serving.batcher import Overloaded, Refused
 from gr4ad_jax.serving.guard import LOOPBACK, Guard, json_bytes
 
 try:

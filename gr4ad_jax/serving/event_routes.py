@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from gr4ad_jax.data.checks import LONGEST_ID
+from gr4ad_jax.engine.batcher import Overloaded
+from gr4ad_jax.reading.checks import LONGEST_ID
 from gr4ad_jax.serving import schemas
-from gr4ad_jax.serving.batcher import Overloaded
 
 try:
   import fastapi

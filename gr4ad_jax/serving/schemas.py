@@ -7,8 +7,8 @@ Needs the `serve` extra.
 from typing import Annotated, Literal
 
 from gr4ad_jax.config import ServeConfig
-from gr4ad_jax.data.checks import LONGEST_ID, MAX_NUMBER
-from gr4ad_jax.data.times import MAX_TIME
+from gr4ad_jax.reading.checks import LONGEST_ID, MAX_NUMBER
+from gr4ad_jax.reading.times import MAX_TIME
 
 try:
   import pydantic

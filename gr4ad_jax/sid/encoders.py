@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gr4ad_jax.btdnet import sentence_encoder
 from gr4ad_jax.data import schema
-from gr4ad_jax.models.btdnet import sentence_encoder
 from gr4ad_jax.sid import templates as forms
 
 CHUNK = 8192  # rows checked at once

@@ -17,7 +17,6 @@ import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, with_knobs
 from gr4ad_jax.evaluation import report_tables
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.ranking import list_cache, seen_ads
 from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.requests.request_task import RequestTask
@@ -26,6 +25,7 @@ from gr4ad_jax.studies import ablation_table
 from gr4ad_jax.studies.runner import Runner, Train
 from gr4ad_jax.training.loop import FitResult
 from gr4ad_jax.value import reward_run, rewards
+from gr4ad_jax.zoo import registry
 
 TUNED_SEED = 0
 CHOSEN_BY = "revenue@10"

@@ -10,11 +10,11 @@ import numpy as np
 
 from gr4ad_jax.config import Config, with_knobs
 from gr4ad_jax.evaluation import report_tables
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.runs import run
 from gr4ad_jax.studies import scaling_table
 from gr4ad_jax.studies.runner import Runner, Train
+from gr4ad_jax.zoo import registry
 
 WIDTHS = (32, 64, 128, 256)
 BEAMS = (32, 64, 128, 256, 512)

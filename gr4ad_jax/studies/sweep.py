@@ -20,7 +20,7 @@ import numpy as np
 from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, load_config, with_knobs
 from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.evaluation import metrics, protocols, report_tables
-from gr4ad_jax.models.zoo import registry
+from gr4ad_jax.examples.order import TrainingOrder
 from gr4ad_jax.preference.preference_run import PreferenceTask, reward_model_of
 from gr4ad_jax.preference.preference_task import PreferenceBatch, list_loss, make_preference_loss
 from gr4ad_jax.ranking import list_cache, scoring
@@ -30,11 +30,11 @@ from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.studies import sweep_table
 from gr4ad_jax.training import loop
 from gr4ad_jax.training import state as state_lib
-from gr4ad_jax.training.order import TrainingOrder
 from gr4ad_jax.training.state import Optimizer, TrainState
 from gr4ad_jax.training.step import Step, make_train_step
 from gr4ad_jax.training.trainer import Trainer
 from gr4ad_jax.value.rewards import Rewarder
+from gr4ad_jax.zoo import registry
 
 OBJECTIVES = ("dpo", "sdpo", "grpo", "xent", "rspo", "unified")
 ARGUMENTS = ("preference_weight", "beta", "delta", "z_max", "grpo_clip", "grpo_kl")  # of the step

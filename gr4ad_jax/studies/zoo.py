@@ -13,7 +13,6 @@ import numpy as np
 
 from gr4ad_jax.config import Config, SearchConfig, ServeConfig, with_knobs
 from gr4ad_jax.evaluation import protocols, report_tables
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.ranking import scoring, seen_ads
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import request_task
@@ -22,6 +21,7 @@ from gr4ad_jax.requests.request_task import RequestTask
 from gr4ad_jax.runs import run
 from gr4ad_jax.studies.runner import Runner
 from gr4ad_jax.training import loop
+from gr4ad_jax.zoo import registry
 
 _TIMED_ROWS = 64
 _TIMED_CALLS = 7

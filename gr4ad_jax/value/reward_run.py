@@ -17,9 +17,9 @@ from gr4ad_jax import files
 from gr4ad_jax.config import CHECKPOINTS, Config, ConfigError, RewardConfig
 from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.evaluation.calibration import Calibration
+from gr4ad_jax.examples.order import OrderedSource, TrainingOrder
 from gr4ad_jax.features import feature_names
 from gr4ad_jax.models.piecewise import feature_edges
-from gr4ad_jax.models.zoo.ranker import Ranker
 from gr4ad_jax.objectives import pointwise
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.requests import inputs as inputs_lib
@@ -27,10 +27,10 @@ from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.runs import run
 from gr4ad_jax.runs import workdir as workdir_lib
 from gr4ad_jax.training import loop
-from gr4ad_jax.training.order import OrderedSource, TrainingOrder
 from gr4ad_jax.training.step import LossFn, Metrics
 from gr4ad_jax.training.task import Task, Told
 from gr4ad_jax.value.pair_batches import LabeledPairs, PairSampler
+from gr4ad_jax.zoo.ranker import Ranker
 
 FOLDER = "reward"
 CALIBRATION = "calibration.json"  # written last: its presence says that the model is whole

@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 
 from gr4ad_jax.config import ConfigError, PreferenceConfig
-from gr4ad_jax.data import column_files, tables
 from gr4ad_jax.data.schema import AdTable, DataError
 from gr4ad_jax.features import trends
 from gr4ad_jax.features.batches import RequestContexts
 from gr4ad_jax.objectives.lists import MOST_REWARD
+from gr4ad_jax.reading import column_files, tables
 
 DISCOUNT = 0.9  # of a later visit's money in the lifetime reward
 _REPEATS = trends.FEATURES.index("repeat_share")

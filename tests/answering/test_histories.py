@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from gr4ad_jax.answering.histories import check_now, default_now, events_of
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.data.times import MAX_TIME
 from gr4ad_jax.data.visits import no_events
+from gr4ad_jax.reading.times import MAX_TIME
 
 ROWS = {f"ad{n}": n for n in range(9)} | {"7": 7}
 BEHAVIORS = ("click", "cart", "purchase")

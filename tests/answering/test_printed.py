@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from gr4ad_jax.answering import examples, printed
+from gr4ad_jax.answering import printed
 from gr4ad_jax.answering.recommender import Recommendation
 from gr4ad_jax.data.schema import AdTable, Dataset
 from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.delivery import examples
 from tests.features.logs import make_log
 
 

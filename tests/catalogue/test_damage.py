@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from gr4ad_jax import files
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import load_config
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.evaluation.calibration import Calibration
 from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.features.trends import Trends
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import request_task
@@ -24,6 +23,7 @@ from gr4ad_jax.runs import run
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.value import reward_run
+from gr4ad_jax.zoo import registry
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 _NOT_READ = ("metrics.jsonl", "tensorboard", "lock")  # by nobody who answers or trains

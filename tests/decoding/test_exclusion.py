@@ -19,7 +19,7 @@ from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.index.live_index import LiveIndex
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
+from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
 from tests.index import churn
 from tests.models import tiny
 

@@ -19,8 +19,8 @@ from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.index.live_index import LiveIndex
-from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.parallel import row_tables
+from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
 from tests.models import tiny
 
 ADS, TABLE = 60, 45  # 15 ads came after the training

@@ -11,7 +11,7 @@ from gr4ad_jax.decoding.ranker import Ranker
 from tests.decoding.test_guide import ADS, ECPM, TABLE, search
 from tests.decoding.test_guide import system as system  # noqa: PLC0414  a fixture
 from tests.models import tiny
-from tests.models.zoo import item_reference as reference
+from tests.zoo import item_reference as reference
 
 WEIGHT, POWER, K = 0.6, 0.7, ADS + 3
 

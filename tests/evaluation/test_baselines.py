@@ -137,7 +137,7 @@ REFERENCE = {
 @pytest.mark.long
 def test_online_retail_baselines_reach_their_reference_scores(tmp_path):
   pytest.importorskip("tensorflow_datasets")
-  from gr4ad_jax.data import prepare
+  from gr4ad_jax.builders import prepare
 
   dataset = prepare.load_dataset(config.DataConfig(dataset="online_retail", data_dir=str(tmp_path)))
   requests = protocols.eval_requests(dataset, "test")

@@ -7,8 +7,8 @@ import types
 
 import numpy as np
 
+from gr4ad_jax.builders.ad_log import AdLog
 from gr4ad_jax.config import Config, DataConfig
-from gr4ad_jax.data.builders.ad_log import AdLog
 from gr4ad_jax.features.lines import build_lines
 from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.requests.inputs import Inputs, learned_requests

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.examples import loading
-from gr4ad_jax.training.order import TrainingOrder
+from gr4ad_jax.examples.order import TrainingOrder
 
 
 class Drawn(NamedTuple):

@@ -9,8 +9,8 @@ import types
 import numpy as np
 import pytest
 
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import Config, ConfigError, DataConfig
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import SPLITS, DataError, EventLog
 from gr4ad_jax.examples import beam, making, preparing, stages
 from gr4ad_jax.examples.folder import ExampleFolder

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import DataConfig
+from gr4ad_jax.examples.order import TrainingOrder
 from gr4ad_jax.features import batches, history
 from gr4ad_jax.features.batches import (
   HISTORY,
@@ -21,7 +22,6 @@ from gr4ad_jax.features.batches import (
 from gr4ad_jax.features.lines import build_lines
 from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.features.trends import Trends
-from gr4ad_jax.training.order import TrainingOrder
 from tests.data.splitmix import BITS, GOLDEN, splitmix
 from tests.features import logs
 

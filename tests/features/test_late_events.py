@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import DAY, AdTable, Dataset
 from gr4ad_jax.evaluation import parts, protocols
 from gr4ad_jax.features import history

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gr4ad_jax.examples.order import TrainingOrder
 from gr4ad_jax.features import targets
-from gr4ad_jax.training.order import TrainingOrder
 from tests.data.splitmix import BITS, GOLDEN, splitmix
 
 

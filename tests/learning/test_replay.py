@@ -5,8 +5,8 @@ import types
 import numpy as np
 import pytest
 
+from gr4ad_jax.builders.prepare import first_times, load_dataset, moment
 from gr4ad_jax.config import load_config
-from gr4ad_jax.data.prepare import first_times, load_dataset, moment
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.learning import guard, replay
 from gr4ad_jax.learning.learner import Prediction

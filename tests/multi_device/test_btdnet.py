@@ -16,11 +16,11 @@ import dataclasses, sys
 import flax.linen as nn
 import jax, jax.numpy as jnp, numpy as np
 from gr4ad_jax.config import Config
-from gr4ad_jax.models.btdnet import sizes
+from gr4ad_jax.btdnet import sizes
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.segmentation import task as task_lib
-from gr4ad_jax.segmentation.referring import SegmentationBatch
-from gr4ad_jax.segmentation.sections import SegmentationConfig
+from gr4ad_jax.scenes.referring import SegmentationBatch
+from gr4ad_jax.scenes.sections import SegmentationConfig
 from gr4ad_jax.training import step as step_lib
 
 assert jax.device_count() == 8

@@ -12,10 +12,10 @@ import pytest
 from gr4ad_jax.config import ItemConfig
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.features.batches import PADDING
-from gr4ad_jax.models.zoo.gr4ad_items import GR4ADItems
-from gr4ad_jax.models.zoo.sasrec import SASRec
 from gr4ad_jax.reasons import deletion
 from gr4ad_jax.reasons.carried import Scorer
+from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
+from gr4ad_jax.zoo.sasrec import SASRec
 from tests.models import tiny
 
 MEANS = np.array([0.0, 0.5, 2.0, 7.0, 30.0], np.float32)

@@ -10,8 +10,8 @@ import re
 import numpy as np
 import pytest
 
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import Config, ConfigError, DataConfig, SidConfig, TrainConfig
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.requests import inputs

@@ -12,10 +12,10 @@ import pytest
 
 from gr4ad_jax.config import Config, ItemConfig
 from gr4ad_jax.features.batches import HISTORY
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.requests import item_task
+from gr4ad_jax.zoo import registry
 from tests.models import tiny
-from tests.models.zoo import item_reference as reference
+from tests.zoo import item_reference as reference
 
 N, B, BIAS, SMOOTHING, NEGATIVES, HEADS, KEY = tiny.NUM_ADS, 4, -0.7, 0.2, 7, 4, jax.random.key(3)
 SHARE = np.arange(1, N + 1) / np.arange(1, N + 1).sum()

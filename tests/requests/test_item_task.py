@@ -10,10 +10,10 @@ import pytest
 from gr4ad_jax.config import Config, ItemConfig
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.models.history_bias import NAME as HISTORY_BIAS
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.parallel import row_tables
 from gr4ad_jax.requests import item_task
 from gr4ad_jax.requests import places as places_lib
+from gr4ad_jax.zoo import registry
 from tests.models import tiny
 
 SHARE = np.full(tiny.NUM_ADS, 1 / tiny.NUM_ADS)

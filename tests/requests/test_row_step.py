@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import Config, ItemConfig, TrainConfig
-from gr4ad_jax.models.zoo import registry
 from gr4ad_jax.requests import row_step
 from gr4ad_jax.requests.item_task import make_item_loss
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training.state import TrainState
 from gr4ad_jax.training.step import make_train_step
+from gr4ad_jax.zoo import registry
 from tests.models import tiny
 
 TRAIN = TrainConfig(table_optimizer="adagrad", warmup_steps=0, clip_norm=0.5)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.segmentation import prepare, run_lengths
-from gr4ad_jax.segmentation.builders import BUILDERS, base
-from gr4ad_jax.segmentation.sections import SegmentationConfig
+from gr4ad_jax.scenes import prepare, run_lengths
+from gr4ad_jax.scenes.builders import BUILDERS, base
+from gr4ad_jax.scenes.sections import SegmentationConfig
 from tests.segmentation import layouts
 
 
@@ -203,7 +203,7 @@ def test_a_data_set_without_its_folder_is_told(kind):
 
 
 def test_a_picture_that_unfolds_too_far_is_refused(tmp_path, monkeypatch):
-  from gr4ad_jax.segmentation import pictures
+  from gr4ad_jax.scenes import pictures
 
   monkeypatch.setattr(pictures, "MOST_PIXELS", 100)
   path = tmp_path / "big.png"

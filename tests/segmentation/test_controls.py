@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gr4ad_jax.scenes import dataset
 from gr4ad_jax.segmentation import controls, metrics, report
-from gr4ad_jax.segmentation.scenes import dataset
 
 
 @pytest.fixture(scope="module")

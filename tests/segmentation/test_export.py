@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from gr4ad_jax.btdnet import sizes
 from gr4ad_jax.config import Config
-from gr4ad_jax.models.btdnet import sizes
+from gr4ad_jax.scenes.referring import SegmentationBatch
+from gr4ad_jax.scenes.sections import SegmentationConfig
 from gr4ad_jax.segmentation import task as task_lib
-from gr4ad_jax.segmentation.referring import SegmentationBatch
-from gr4ad_jax.segmentation.sections import SegmentationConfig
 
 
 class _Words:

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from gr4ad_jax.segmentation.scenes import generate, knobs, language, layout, render
-from gr4ad_jax.segmentation.scenes.layout import CELLS, CLASSES, COLORS, SIZES, Thing
+from gr4ad_jax.scenes import generate, knobs, language, layout, render
+from gr4ad_jax.scenes.layout import CELLS, CLASSES, COLORS, SIZES, Thing
 
 NUMBER = 120
 

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from gr4ad_jax.btdnet import sizes, weights
+from gr4ad_jax.btdnet.word_pieces import WordPieces
 from gr4ad_jax.config import Config, ConfigError
-from gr4ad_jax.models.btdnet import sizes, weights
-from gr4ad_jax.models.btdnet.word_pieces import WordPieces
 from gr4ad_jax.objectives import segmentation as losses
+from gr4ad_jax.scenes import dataset
 from gr4ad_jax.segmentation import task
-from gr4ad_jax.segmentation.scenes import dataset
 
 
 def _config(**own):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from gr4ad_jax.serving.engine import ServingEngine
+from gr4ad_jax.engine.engine import ServingEngine
 from tests.serving import runs as runs_lib
 from tests.serving.runs import config_of
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
+from gr4ad_jax.engine.engine import ServingEngine
 from gr4ad_jax.serving.app import create_app
-from gr4ad_jax.serving.engine import ServingEngine
 from tests.serving.fakes import FakeEngine
 from tests.serving.runs import config_of
 

@@ -12,10 +12,10 @@ from starlette.testclient import TestClient
 
 from gr4ad_jax.answering.messages import Query
 from gr4ad_jax.config import Config, ServeConfig
-from gr4ad_jax.data.checks import LONGEST_ID
-from gr4ad_jax.data.times import MAX_TIME
+from gr4ad_jax.engine.batcher import DeadlinePassed, Overloaded
+from gr4ad_jax.reading.checks import LONGEST_ID
+from gr4ad_jax.reading.times import MAX_TIME
 from gr4ad_jax.serving.app import create_app
-from gr4ad_jax.serving.batcher import DeadlinePassed, Overloaded
 from tests.serving.fakes import FakeEngine
 
 JSON = {"content-type": "application/json"}

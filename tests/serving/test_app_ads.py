@@ -4,8 +4,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from gr4ad_jax.config import Config, ServeConfig
+from gr4ad_jax.engine.batcher import Overloaded
 from gr4ad_jax.serving.app import create_app
-from gr4ad_jax.serving.batcher import Overloaded
 from tests.serving.fakes import FakeEngine
 
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from starlette.testclient import TestClient
 
+from gr4ad_jax.engine.engine import ServingEngine
 from gr4ad_jax.people import events as events_lib
 from gr4ad_jax.serving.app import create_app
-from gr4ad_jax.serving.engine import ServingEngine
 from tests.serving.runs import config_of
 
 pytestmark = pytest.mark.usefixtures("compile_cache")

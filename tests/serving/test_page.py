@@ -11,7 +11,7 @@ import time
 import pytest
 
 from gr4ad_jax.answering.messages import Answer
-from gr4ad_jax.serving.batcher import Overloaded
+from gr4ad_jax.engine.batcher import Overloaded
 from tests.serving.browser import Visit, chromium, served
 from tests.serving.fakes import FakeEngine
 

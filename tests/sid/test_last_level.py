@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax import config
+from gr4ad_jax.builders.online_retail import OnlineRetail
 from gr4ad_jax.data import schema
-from gr4ad_jax.data.builders.online_retail import OnlineRetail
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.sid import last_level, report, tokenizer
 

@@ -4,8 +4,8 @@ that learned.
 
 import pytest
 
+from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import DataConfig, SidConfig
-from gr4ad_jax.data.prepare import load_dataset
 from gr4ad_jax.sid import report, tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

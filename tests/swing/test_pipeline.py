@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gr4ad_jax.builders.prepare import load_dataset, prepared_folders
 from gr4ad_jax.config import DataConfig, SidConfig
-from gr4ad_jax.data.prepare import load_dataset, prepared_folders
 from gr4ad_jax.swing import by_config, pipeline
 from tests import tiny
 

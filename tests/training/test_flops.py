@@ -9,11 +9,11 @@ import pytest
 
 from gr4ad_jax.config import Config, ItemConfig, ObjectiveConfig, SidConfig, TrainConfig
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.models.zoo import registry
-from gr4ad_jax.models.zoo.items import ItemModel
 from gr4ad_jax.requests.item_task import make_item_loss
 from gr4ad_jax.requests.vsl_task import make_vsl_loss
 from gr4ad_jax.training import flops
+from gr4ad_jax.zoo import registry
+from gr4ad_jax.zoo.items import ItemModel
 from tests.models import tiny
 
 

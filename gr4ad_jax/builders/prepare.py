@@ -1,0 +1,208 @@
+"""`load_dataset`: a data set by its config, prepared on first use and read back whole or not at
+all.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import io
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from gr4ad_jax.checksums import DamagedError
+from gr4ad_jax.config import DataConfig
+from gr4ad_jax.data import visits
+from gr4ad_jax.data.promotions import Promotions
+from gr4ad_jax.data.schema import SPLITS, AdTable, DataError, Dataset, EventLog, Report
+from gr4ad_jax.locks import Lock
+
+_log = logging.getLogger(__name__)
+
+
+def default_data_dir() -> str:
+  """The folder of prepared data sets in the user's cache."""
+  return os.path.join(
+    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gr4ad_jax", "data"
+  )
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+  """The data set of a config, with its report; prepares it where that was not done yet.
+
+  Prepared data lie in `<data_dir>/<fingerprint>`, and the fingerprint changes with the source's
+  bytes and with the options, so nothing stale is served. What is read back is compared with a
+  digest of what was written; a part that is missing or damaged is prepared again. Processes that
+  start together prepare once.
+
+  Raises:
+    DataError: bad input, in one line, before anything is written.
+    ImportError: the `data` extra is missing.
+  """
+  from gr4ad_jax.builders import BUILDERS
+  from gr4ad_jax.builders.base import PARTS
+
+  make = BUILDERS[config.dataset]
+  root = os.path.join(config.data_dir or default_data_dir(), make.fingerprint(config))
+  parts = _stored(make, config, root)
+  if len(parts) < len(PARTS):
+    tables = make.read(config)
+    with _alone(root):
+      parts = _stored(make, config, root)  # another process may have been first
+      for part in PARTS:
+        if part not in parts:
+          _prepare(make, config, part, root, tables)
+    parts = _stored(make, config, root)
+    if len(parts) < len(PARTS):
+      raise DataError(f"{root}: the prepared data cannot be read back; is the disk sound?")
+  (ads, _) = parts["ads"]
+  (events, notes) = parts["events"]
+  report = Report(**notes["report"])
+  _log.info("%s: %s", config.dataset, report)
+  behaviors = tuple(notes["behaviors"])
+  found = Dataset(config.dataset, ads, events, behaviors, report, config.attribution_days)
+  if config.promotions:
+    found = dataclasses.replace(found, promotions=_promotions(make, config, root, found))
+  return until(found, config.until) if config.until else found
+
+
+def _promotions(make: type, config: DataConfig, root: str, dataset: Dataset) -> Promotions:
+  """The promotions of a data set, which are kept beside it once they were read."""
+  with _alone(root):
+    try:
+      return Promotions.load(root)
+    except (FileNotFoundError, DamagedError):
+      make.promotions(config, dataset).save(root)
+  return Promotions.load(root)
+
+
+def moment(date: str) -> int:
+  """Unix seconds of the beginning of a day, in UTC. Raises ValueError for what is no YYYY-MM-DD."""
+  day = datetime.date.fromisoformat(date)
+  return int(datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp())
+
+
+def first_times(ads: AdTable, events: EventLog) -> np.ndarray:
+  """[N] int64 unix seconds at which each ad was first heard of: its first event, or `created`
+  where that is earlier. The latest moment there is where neither is known.
+  """
+  never = np.iinfo(np.int64).max
+  first_N = np.where(ads.created >= 0, ads.created, never)
+  np.minimum.at(first_N, events.ad, events.time)
+  return first_N
+
+
+def until(dataset: Dataset, date: str) -> Dataset:
+  """The data set without what is of a day or later: events, users whose first event that is, and
+  ads that were first heard of then.
+
+  The ads that stay keep their order. The splits are those of the log that is left: a user's last
+  visit is test.
+
+  Args:
+    dataset: as it was read.
+    date: YYYY-MM-DD, in UTC.
+
+  Raises:
+    DataError: nothing had happened by then.
+  """
+  end = moment(date)
+  ads = dataset.ads
+  events = dataset.events
+  first_N = first_times(ads, events)
+  never = np.iinfo(np.int64).max
+  kept_N = (first_N < end) | (first_N == never)  # an ad without a date may always have been there
+  before = events.time < end
+  if not before.any():
+    raise DataError(f"--until={date} is not allowed: {dataset.name} has no event before it")
+  row_N = np.cumsum(kept_N) - 1
+  columns = {
+    name: getattr(events, name)[before]
+    for name in ("user", "request", "time", "behavior", "value", "quantity")
+  }
+  log = visits.ordered_log(events.user_id, ad=row_N[events.ad[before]], **columns)
+  rows = {
+    field.name: None if (column := getattr(ads, field.name)) is None else column[kept_N]
+    for field in dataclasses.fields(ads)
+  }
+  report = dataset.report and _reported(dataset, log, int(kept_N.sum()), date)
+  return dataclasses.replace(dataset, ads=AdTable(**rows), events=log, report=report)
+
+
+def _reported(dataset: Dataset, log: EventLog, ads: int, date: str) -> Report:
+  """The report of what is left."""
+  of_request = visits.split_of_requests(log)
+  opening = np.append(True, np.diff(log.request) > 0)
+  return dataclasses.replace(
+    dataset.report,
+    ads=ads,
+    users=len(log.user_id),
+    events={name: int((of_request == number).sum()) for number, name in enumerate(SPLITS)},
+    requests={
+      name: int((of_request[opening] == number).sum()) for number, name in enumerate(SPLITS)
+    },
+    dropped=dataset.report.dropped | {f"of {date} or later": len(dataset.events) - len(log)},
+  )
+
+
+def prepared_folders(config: DataConfig) -> dict[str, str]:
+  """Where the parts of a data set lie, `ads` and `events`, prepared on first use; they are not
+  read, nor compared.
+
+  Raises:
+    As `load_dataset`.
+  """
+  from gr4ad_jax.builders import BUILDERS
+  from gr4ad_jax.builders.base import PARTS
+
+  make = BUILDERS[config.dataset]
+  root = os.path.join(config.data_dir or default_data_dir(), make.fingerprint(config))
+  folders = {part: make(data=config, config=part, data_dir=root).data_dir for part in PARTS}
+  if not all(map(os.path.isdir, folders.values())):
+    load_dataset(config)
+  return folders
+
+
+def _stored(make: type, config: DataConfig, root: str) -> dict[str, tuple]:
+  """(columns, metadata) of each part that lies whole in `root`."""
+  from gr4ad_jax.builders.base import PARTS
+
+  parts = {}
+  for part in PARTS:
+    try:
+      builder = make(data=config, config=part, data_dir=root)
+      if os.path.isdir(builder.data_dir):
+        parts[part] = builder.stored(), dict(builder.info.metadata)
+    except (
+      Exception
+    ) as error:  # a damaged file can raise almost anything, and all of it means: prepare again
+      reason = repr(error).splitlines()[0]
+      _log.warning("%s: '%s' is damaged and is prepared again (%s)", root, part, reason)
+  return parts
+
+
+def _prepare(make: type, config: DataConfig, part: str, root: str, tables: Dataset) -> None:
+  """Writes one part, in place of what an interrupted run left; TFDS gives it its name only when
+  it is whole.
+  """
+  import tensorflow_datasets as tfds
+
+  folder = os.path.join(root, make.name, part)
+  if os.path.isdir(folder):
+    shutil.rmtree(folder)
+  tfds.disable_progress_bar()
+  builder = make(data=config, tables=tables, config=part, data_dir=root)
+  with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
+    builder.download_and_prepare(download_dir=downloads)
+
+
+@contextlib.contextmanager
+def _alone(root: str) -> Iterator[None]:
+  """One process at a time in `root`; the lock goes with the process that holds it."""
+  os.makedirs(root, exist_ok=True)
+  with Lock(os.path.join(root, ".lock"), wait=True):
+    yield
