@@ -63,6 +63,8 @@ def _take(tree, parent_BW):
   """Gathers the beams `parent_BW` along axis 1 of every leaf of a tree."""
 
   def gather(x):
+    # The index gets as many axes of length 1 as the leaf has behind its beams: (B, W) -> (B, W, 1,
+    # …).
     return jnp.take_along_axis(x, parent_BW.reshape(*parent_BW.shape, *(1,) * (x.ndim - 2)), axis=1)
 
   return jax.tree.map(gather, tree)
@@ -88,6 +90,7 @@ class _Level:
   def generated(self, beam_BX: jax.Array, code_BX: jax.Array) -> jax.Array:
     """[B, X] log-probability of prefix and code under the decoder alone."""
     V = self._logits.shape[-1]
+    # Beams and codes as one axis of W·V cells, so that one gather reads pairs (beam, code).
     flat_BWV = self._logits.reshape(len(self._logits), -1)
     logit_BX = jnp.take_along_axis(flat_BWV, beam_BX * V + code_BX, axis=1)
     return logit_BX + jnp.take_along_axis(self._total_BW, beam_BX, axis=1)
@@ -99,6 +102,7 @@ class _Level:
       return generated_BX
     slots = self._mass_BWS.shape[-1]
     slot_BX = jnp.take_along_axis(self._slot_of_BV, code_BX, axis=1)
+    # The same with slots: code -> slot -> mass, as W·S cells.
     flat_BWS = self._mass_BWS.reshape(len(self._mass_BWS), -1)
     mass_BX = jnp.take_along_axis(
       flat_BWS, beam_BX * slots + jnp.minimum(slot_BX, slots - 1), axis=1
@@ -116,9 +120,11 @@ def _mass_by_slot(
   """
   B, S = code_BS.shape
   rows = jnp.arange(B)[:, None]
+  # The lowest slot with each code stands for all of them; S says that no slot has it.
   slot_of_BV = (
     jnp.full((B, codes), S, jnp.int32).at[rows, code_BS].min(jnp.arange(S, dtype=jnp.int32))
   )
+  # [B, S, S]: slots with the same code have their masses added up at each of them.
   same_BSS = (code_BS[:, :, None] == code_BS[:, None]).astype(jnp.float32)
   # f32 throughout: a probability's error must stay far below the gaps between beams
   return slot_of_BV, jnp.einsum("bws,bst->bwt", match_BWS, same_BSS, precision="highest")
@@ -130,22 +136,29 @@ def _advance(
 ):  # fmt: skip
   """The best children of all beams: the next state, and the beams that they come from."""
   found: Children = trie.children(level, state.node_BW, excluded)
+  # W beams of C children each become W·C candidates: beam i's are at i·C to i·C + C - 1.
   B, W, C = found.code_BWC.shape
   beam_BX = jnp.broadcast_to(jnp.repeat(jnp.arange(W), C), (B, W * C))
   code_BX = found.code_BWC.reshape(B, -1)
   node_BX = found.node_BWC.reshape(B, -1)
+  # A child that does not exist has log p = -inf, and loses against every one that does.
   total_BWC = jnp.where(found.valid_BWC, here.total(beam_BX, code_BX).reshape(B, W, C), -jnp.inf)
+  # P overlay entries are ads that came after the last merge of the index.
   extra = 0 if found.code_P is None else len(found.code_P)
   k = min(width, W * C)
   score_BWC = (
     total_BWC if guide_of is None else total_BWC + guide_of(level, state.node_BW, found.node_BWC)
   )
   logp_BW, at_BW = topk.top_k(score_BWC, k, topk.choose(precut, W * C, k))
+  # The guide picks beams but is no part of log p, so log p is read again at what was picked.
   if guide_of is not None:
     logp_BW = jnp.take_along_axis(total_BWC.reshape(B, -1), at_BW, axis=1)
   if extra:
     code_BP = jnp.broadcast_to(found.code_P, found.beam_BP.shape)
+    # Entries under no beam have beam W. The minimum keeps the gather in range; the next line masks
+    # them.
     beam_BP = jnp.minimum(found.beam_BP, W - 1)
+    # A code of -1 is an unused entry: it is under no beam, and so masked too.
     total_BP = jnp.where(found.beam_BP < W, here.total(beam_BP, jnp.maximum(code_BP, 0)), -jnp.inf)
     logp_BW, at_BW = topk.merge_top_k(logp_BW, at_BW, total_BP, W * C, min(width, k + extra))
     node_BP = jnp.broadcast_to(trie.overlay_node(level, jnp.arange(extra)), beam_BP.shape)
@@ -156,12 +169,15 @@ def _advance(
   beam_BW, code_BW, node_BW = (
     jnp.take_along_axis(x, at_BW, axis=1) for x in (beam_BX, code_BX, node_BX)
   )
+  # The next level adds to the decoder's own log p, without the copy path: that one is mixed in anew
+  # at each level.
   generated_BW = here.generated(beam_BW, code_BW)
   state = _take(state, beam_BW)
   match_BWS = state.match_BWS
   if match_BWS is not None:
     match_BWS = match_BWS * (slot_code_BS[:, None] == code_BW[..., None])  # (B, 1, S) == (B, W, 1)
   state = _State(
+    # A beam that was filled with a candidate of -inf stands nowhere, and gets no children.
     node_BW=jnp.where(jnp.isneginf(logp_BW), NO_NODE, node_BW),
     last_BW=code_BW,
     generated_BW=generated_BW,
@@ -183,6 +199,7 @@ def order_scores(logp_BW: jax.Array, value_BW: jax.Array, search: SearchConfig) 
   if search.order == "likelihood":
     return logp_BW
   # An ad that is worth nothing goes last, and is still ordered by p.
+  # The floor keeps the log finite, so that such ads still have an order among them.
   worth_BW = jnp.log(jnp.maximum(value_BW, LEAST_VALUE))
   if search.order == "blend":
     return logp_BW + search.value_power * worth_BW
@@ -191,6 +208,7 @@ def order_scores(logp_BW: jax.Array, value_BW: jax.Array, search: SearchConfig) 
 
 def _guiding(guide: Guide, thin: Thinned | None, trie: Trie, start: Start):
   """What the guide adds to children: (level, nodes of the beams, children) -> [B, W, C]."""
+  # The guide compares in float32: its table is not in the compute dtype.
   state_BD = start.skip_BD.astype(jnp.float32)
 
   def added(level: int, node_BW: jax.Array, child_BWC: jax.Array) -> jax.Array:
@@ -212,6 +230,7 @@ def _ordered(state: _State, caches, likely_BW, value_of, search: SearchConfig):
   """
   if search.ecpm_beams and search.ecpm_beams < likely_BW.shape[1]:
     best_BW = jax.lax.top_k(likely_BW, search.ecpm_beams)[1]
+    # A cut by likelihood first: an eCPM costs one more level of the decoder a beam.
     state, likely_BW, caches = _take((state, likely_BW, caches), best_BW)
   value_BW = value_of(state, caches)
   score_BW = order_scores(likely_BW, value_BW, search)
@@ -224,6 +243,7 @@ def _ordered(state: _State, caches, likely_BW, value_of, search: SearchConfig):
     state.codes_BWT,
     state.prefix_BWT,
   )
+  # A stable sort keeps equal scores in the order of likelihood, on every device.
   return Beams(*_take(found, jnp.argsort(-score_BW, axis=1, stable=True)))
 
 
@@ -234,6 +254,7 @@ def _all_levels(
   """The beams after the last code, and the decoder's caches for them (see `beam_search`)."""
   B, _, T = start.slot_codes_BST.shape
   copies = model.config.copy != "off"
+  # The first level has one beam, the root: all W beams grow out of it.
   first_BW = jnp.zeros((B, 1), jnp.int32)
   empty_BWT = jnp.zeros((B, 1, 0))
   # What each beam may copy is known from the first level's state on.
@@ -246,6 +267,7 @@ def _all_levels(
     h_BWD, logits_BWV, caches = model.apply(
       variables, start, state.last_BW, level, caches, method="step"
     )
+    # The gate and the attention are the same for all levels: they are of the request.
     if level == 0 and copies:
       copy = model.apply(variables, start, h_BWD[:, 0], method="copy_path")
       state = state.replace(match_BWS=jnp.exp(copy.log_attention_BS)[:, None])
@@ -255,6 +277,7 @@ def _all_levels(
       level, state, here, trie, widths[level], precut, slot_code_BS, guide_of,
       excluded,
     )  # fmt: skip
+    # Caches follow their beams: each new beam reads what its own prefix has cached.
     caches = _take(caches, beam_BW)
   return state, caches
 
@@ -309,6 +332,7 @@ def beam_search(
     T = len(widths)  # the level of the eCPM token, after those of the codes
     h_BWD, _, _ = model.apply(variables, start, state.last_BW, T, caches, method="step")
     ecpm_BWV = model.apply(variables, start, h_BWD, state.codes_BWT, method="value_logits")
+    # (B, W, V) @ (V,) -> (B, W): the mean of the bins' values under the predicted distribution.
     return jax.nn.softmax(ecpm_BWV) @ bin_value_V
 
   return _ordered(state, caches, likely_BW, value_of, search)

@@ -51,6 +51,7 @@ class Excluded:
       rows: requests.
       room: entries of a list.
     """
+    # Shapes alone: programs are compiled before there is a request.
     overlay = 0 if trie.overlay_TQP is None else trie.overlay_TQP.shape[-1]
     sizes = [_words(len(codes) + overlay) for codes in trie.node_code]
     lists = jax.ShapeDtypeStruct((len(sizes), rows, room), np.int32)
@@ -66,8 +67,11 @@ class Excluded:
       parent_BP = self.parent_TBP[level]
       child_BP = self.child_TBP[level]
       beam_BP = beams_on(parent_BP, node_BW)  # past the last where no beam stands: dropped below
+      # A child's column is its distance from the first child of its parent. An unused entry has no
+      # beam.
       column_BP = child_BP - start[jnp.maximum(parent_BP, 0)]
       rows = jnp.arange(len(node_BW))[:, None]
+      # Beam W is past the end, and `drop` leaves such updates out.
       return valid_BWC.at[rows, beam_BP, column_BP].set(False, mode="drop")
 
     # A batch that leaves nothing out pays for the question alone.
@@ -77,12 +81,15 @@ class Excluded:
 
   def allowed(self, level: int, node_BX: jax.Array) -> jax.Array:
     """[B, X] whether each request's bits have nodes of depth `level` + 1."""
+    # Zero words: this search has no bits, and no request names a set.
     if not self.bits[level].shape[-1]:
       return jnp.ones(node_BX.shape, bool)
 
     def looked_up(node_BX):
+      # A node's bit: word node // 32, place node % 32.
       word_BX = jnp.take_along_axis(self.bits[level], node_BX >> 5, axis=1)
       bit_BX = (word_BX >> (node_BX & 31).astype(jnp.uint32)) & 1
+      # A request without a set may enter every node.
       return (bit_BX > 0) | ~self.sparse_B[:, None]
 
     return jax.lax.cond(
@@ -99,6 +106,7 @@ class Excluded:
       W: beams.
     """
     entries = beam_BP.shape[1]
+    # Overlay nodes are numbered behind the main part's `capacity` nodes.
     entry_BP = self.child_TBP[level] - capacity
     entry_BP = jnp.where(entry_BP >= 0, entry_BP, entries)  # those of the main part: dropped
     rows = jnp.arange(len(beam_BP))[:, None]
@@ -115,7 +123,9 @@ def beams_on(parent_BP: jax.Array, node_BW: jax.Array) -> jax.Array:
   W = node_BW.shape[1]
   order_BW = jnp.argsort(node_BW, axis=1)
   sorted_BW = jnp.take_along_axis(node_BW, order_BW, axis=1)
+  # A search in each request's own sorted nodes: (B, W), (B, P) -> (B, P).
   at_BP = jax.vmap(jnp.searchsorted)(sorted_BW, parent_BP)
+  # It may end past the last beam; equality below tells whether a node was found.
   at_BP = jnp.minimum(at_BP, W - 1)
   found_BP = (jnp.take_along_axis(sorted_BW, at_BP, axis=1) == parent_BP) & (parent_BP >= 0)
   return jnp.where(found_BP, jnp.take_along_axis(order_BW, at_BP, axis=1), W)
@@ -161,6 +171,7 @@ class Excluder:
       most = max(int(np.bincount(dead.request_n, minlength=1).max()) for dead in levels)
       room = bucket(most)
     else:
+      # Programs have a fixed room, so what does not fit goes another way.
       longer = _longer(levels, room)
       for request in longer:  # too many for a list: bits of its own
         named = left_out.row_E[left_out.request_E == request]
@@ -176,6 +187,7 @@ class Excluder:
     T = len(holdings.codebooks)
     room = self._room or bucket(0)
     kept = self._empty.get(B)
+    # Other bits mean that the index has grown: then these are made anew, too.
     if kept is None or kept.bits is not bits:
       unused_TBP = jnp.full((T, B, room), -1, jnp.int32)
       kept = Excluded(unused_TBP, unused_TBP, jnp.zeros(B, bool), bits)
@@ -188,6 +200,7 @@ class Excluder:
     sizes = [_words(holdings.nodes(depth)) for depth in range(1, T + 1)]
     if not any(some is not None for some in set_B):
       shapes = [(B, size if self._room else 0) for size in sizes]
+      # Kept until the shape changes, so that a batch without a set sends nothing to the device.
       if [words.shape for words in self._no_bits.get(B, ())] != shapes:
         self._no_bits[B] = tuple(jnp.zeros(shape, jnp.uint32) for shape in shapes)
       return self._no_bits[B]
@@ -203,9 +216,11 @@ def _dead(holdings: Holdings, left_out: LeftOut, set_B: Sequence[Holdings | None
   """Dead nodes of each level, of all requests; those with the same set are counted together."""
   if not any(some is not None for some in set_B):
     return holdings.dead(left_out.request_E, left_out.row_E)
+  # Sets are told apart by identity: requests of a batch share the very same object.
   number_B = np.array([0 if some is None else id(some) for some in set_B])
   parts = []
   for number in np.unique(number_B):
+    # 0 stands for no set, which the default covers.
     among = next(some for some, n in zip(set_B, number_B, strict=True) if n == number) or holdings
     here = number_B[left_out.request_E] == number
     parts.append(among.dead(left_out.request_E[here], left_out.row_E[here]))
@@ -232,6 +247,8 @@ def _lists(levels: Sequence[Dead], B: int, room: int) -> tuple[np.ndarray, np.nd
   for level, dead in enumerate(levels):
     order = np.argsort(dead.request_n, kind="stable")
     request = dead.request_n[order]
+    # The place of each node among its request's: requests ascend, so the search finds where each
+    # begins.
     place = np.arange(len(request)) - np.searchsorted(request, request)
     parent_TBP[level, request, place] = dead.parent_n[order]
     child_TBP[level, request, place] = dead.child_n[order]

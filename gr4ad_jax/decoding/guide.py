@@ -48,16 +48,19 @@ class NodeAds:
     Where not all ads are allowed, the others count for nothing.
     """
     counts_N = (
+      # Without a set every ad counts.
       np.ones(len(index.leaf_ads), bool) if allowed_N is None else allowed_N[index.leaf_ads]
     )
     known_N = (index.leaf_ads < num_ads) & counts_N
     counted = np.append(0, np.cumsum(counts_N))  # allowed ads before each place
     begin, nodes, sizes = index.leaf_start, [], []  # a node's first ad, in the order of the leaves
+    # From the leaves up: a node's ads are those from its first child's first to the next node's.
     for start in reversed(index.child_start):
       size = np.diff(begin)
       nodes.append(jnp.asarray(np.repeat(np.arange(len(size), dtype=np.int32), size)))
       # A node without an allowed ad is never entered: its 1 only keeps 0 / 0 away.
       sizes.append(jnp.asarray(np.maximum(np.diff(counted[begin]), 1).astype(np.float32)))
+      # The first ad of each parent is that of its first child.
       begin = begin[start]
     ad_N = np.where(known_N, index.leaf_ads, 0).astype(np.int32)
     return cls(
@@ -91,6 +94,7 @@ class Thinned:
     B = left_out.requests
     room = bucket(int(np.bincount(touched.request_E, minlength=1).max()))
     T = len(touched.levels)
+    # Requests ascend in `touched`; the place of an entry is its distance from its request's first.
     first_B = np.searchsorted(touched.request_E, np.arange(B))
     place_E = np.arange(len(touched.request_E)) - first_B[touched.request_E]
     ad_BE = np.full((B, room), -1, np.int32)
@@ -103,6 +107,7 @@ class Thinned:
       place_n = np.arange(len(request_n)) - begin_B[request_n]
       parent_TBP[level, request_n, place_n] = found.nodes.parent_n
       child_TBP[level, request_n, place_n] = found.nodes.child_n
+      # A node that loses all its ads is not entered: the 1 only keeps 0 / 0 away.
       left_TBP[level, request_n, place_n] = np.maximum(found.left_n, 1)
       entry_TBE[level, touched.request_E, place_E] = found.number_E - begin_B[touched.request_E]
     return cls(parent_TBP, child_TBP, left_TBP, ad_BE, entry_TBE)
@@ -127,6 +132,7 @@ class Guide:
   @classmethod
   def of(cls, table_ND: jax.Array, ads: NodeAds, weight: float) -> "Guide":
     """The guide of ads with the vectors `table_ND`; traceable. Ads without one count as zeros."""
+    # (N, D) in the order of the leaves, so that the ads of a node stand together.
     ordered_ND = jnp.where(ads.known_N[:, None], table_ND[ads.ad_N], 0)
     vectors = []
     for node_N, size_C in zip(ads.node_TN, ads.size_TC, strict=True):
@@ -138,6 +144,7 @@ class Guide:
     """[B, X] weight · ⟨state, vector⟩ of nodes of depth `level` + 1."""
     vectors_ND = self.vectors[level]
     if len(vectors_ND) <= _FEW * node_BX.shape[1]:
+      # (B, D) @ (D, N) -> (B, N), then the wanted ones; the other way gathers (B, X, D) first.
       return self.weight * jnp.take_along_axis(state_BD @ vectors_ND.T, node_BX, axis=1)
     return self.weight * jnp.einsum("bd,bxd->bx", state_BD, vectors_ND[node_BX])
 
@@ -157,6 +164,7 @@ class Guide:
     """
     parent_BP = thin.parent_TBP[level]
     child_BP = thin.child_TBP[level]
+    # Padding reads node 0 and is dropped at the end, since no beam stands on its parent.
     at_BP = jnp.maximum(child_BP, 0)
     rows = jnp.arange(len(child_BP))[:, None]
     mean_BP = jnp.einsum("bd,bpd->bp", state_BD, self.vectors[level][at_BP])
@@ -165,9 +173,12 @@ class Guide:
     vector_BED = self.table_ND[jnp.maximum(thin.ad_BE, 0)]
     dot_BE = jnp.einsum("bd,bed->be", state_BD, vector_BED)
     entry_BE = jnp.where(known_BE, thin.entry_TBE[level], child_BP.shape[1])
+    # Several ads may be missing below one node: `add` sums them. Entries past the last are dropped.
     gone_BP = jnp.zeros_like(mean_BP).at[rows, entry_BE].add(dot_BE, mode="drop")
+    # From the mean back to the sum, less what is gone, by the number of ads that are left.
     left_BP = (self.size_TC[level][at_BP] * mean_BP - gone_BP) / thin.left_TBP[level]
     column_BP = child_BP - start[jnp.maximum(parent_BP, 0)]
+    # A node of which no beam stands on the parent has beam W, which `drop` leaves out.
     beam_BP = beams_on(parent_BP, node_BW)
     return score_BWC.at[rows, beam_BP, column_BP].set(self.weight * left_BP, mode="drop")
 
@@ -207,6 +218,7 @@ class Guides:
     """
     if not isinstance(table_ND, jax.Array):
       return _build(table_ND, self._ads, self._weight)
+    # Identity, not equality: comparing tables would cost more than building the guide.
     if self._table() is not table_ND:
       # The list is this table's own: should the one before it go meanwhile, it empties another.
       self._made = made = [_build(table_ND, self._ads, self._weight)]

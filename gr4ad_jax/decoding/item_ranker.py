@@ -34,6 +34,7 @@ class ItemRanker:
         batch = jax.lax.with_sharding_constraint(batch, mesh_lib.batch_sharding(mesh))
       scores_BN = model.apply({"params": params}, batch)
       score_BK, ad_BK = row_tables.top_k(scores_BN, k, mesh)
+      # log p of the best alone: the normaliser is taken over all N ads before they are cut to k.
       found = score_BK - jax.nn.logsumexp(scores_BN, axis=-1, keepdims=True), ad_BK
       return jax.lax.with_sharding_constraint(found, whole) if mesh else found
 
@@ -57,16 +58,20 @@ class ItemRanker:
   ) -> Ranking:
     """The best k ads of each request, as `Ranker.rank`; values are 0: the model predicts none."""
     if left_out:  # every ad has a score: so many more are enough, or all of them
+      # A set may leave out any number of ads, so then all are ranked.
       deep = self._num_ads if left_out.sets else k + left_out.most
       whole = self.rank(params, contexts, requests, max(deep, k), batch_size)
       return whole.without(left_out, k)
     found = []
     for begin in range(0, max(len(requests), 1), batch_size):
       some = requests[begin : begin + batch_size]
+      # The last batch is filled up by repeating its requests, so that there is one shape to
+      # compile.
       full = np.resize(some if len(some) else [0], batch_size)
       logp, ad = jax.device_get(self.search(params, contexts.batch(full), k))
       found.append((ad[: len(some)], logp[: len(some)]))
     ad_RK, logp_RK = (np.concatenate(column) for column in zip(*found, strict=True))
+    # Where there are fewer than k ads in all, lists are padded to k.
     more = ((0, 0), (0, k - ad_RK.shape[1]))
     ad_RK = np.pad(ad_RK.astype(np.int32), more, constant_values=-1)
     logp_RK = np.pad(logp_RK, more, constant_values=-np.inf)

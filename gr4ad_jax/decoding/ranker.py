@@ -44,6 +44,7 @@ class Ranking:
     """Raises DataError for an answer that is not finite: it is none, whoever asked for it."""
     for name in ("logp_RK", "value_RK", "score_RK"):
       column = np.asarray(getattr(self, name))
+      # Padding may hold -inf; of ads it is damage.
       bad = np.argwhere((np.asarray(self.ad_RK) >= 0) & ~np.isfinite(column))
       if len(bad):
         what = name.removesuffix("_RK")
@@ -60,6 +61,7 @@ class Ranking:
       [R, k]; where a list has run out -1, and -inf of log p and score, 0 of value.
     """
     kept_RK = left_out.kept(self.ad_RK)
+    # A stable sort on "left out" moves what is kept to the front, and keeps its order.
     first_RK = np.argsort(~kept_RK, axis=1, kind="stable")[:, :k]
     nothing = {"ad_RK": np.int32(-1), "value_RK": np.float32(0)}
     return Ranking(
@@ -76,14 +78,17 @@ def logp_of(ad_RC: np.ndarray, found_RK: np.ndarray, logp_RK: np.ndarray) -> np.
   """log p of ads [R, C] by a search that found ads [R, K]; of an ad that it did not find, the
   lowest that it has.
   """
+  # (R, C, 1) == (R, 1, K) -> (R, C, K): where each asked ad stands in the list that was found.
   same_RCK = ad_RC[:, :, None] == found_RK[:, None]
   lowest_R1 = np.where(found_RK >= 0, logp_RK, 0).min(axis=1, keepdims=True)
+  # `argmax` of a row without a True is 0: `any` below tells that apart.
   logp_RC = np.take_along_axis(logp_RK, same_RCK.argmax(axis=2), axis=1)
   return np.where(same_RCK.any(axis=2) & (ad_RC >= 0), logp_RC, lowest_R1)
 
 
 def distinct(ad_RC: np.ndarray) -> np.ndarray:
   """Each row's ads with -1 in place of those that stand further left already."""
+  # Stable: of equal ads the one furthest left comes first, and is the one that stays.
   order = np.argsort(ad_RC, axis=1, kind="stable")
   ordered = np.take_along_axis(ad_RC, order, axis=1)
   again = np.zeros(ad_RC.shape, bool)
@@ -115,6 +120,7 @@ def _joined(
 
 def _one_set(left_out: LeftOut | None) -> np.ndarray | None:
   """The set that all requests share; None where they have none."""
+  # By identity: sets are masks of all ads, and requests that share one share the object.
   sets = {id(allowed_N): allowed_N for allowed_N in (left_out.only if left_out else ())}
   if len(sets) > 1:
     raise ValueError("a guided search has one set of allowed ads for all its requests")
@@ -166,6 +172,7 @@ class Ranker:
     if not self._guided:
       return variables, None
     allowed_N = _one_set(left_out)
+    # The means of a guide depend on which ads are allowed, so another set needs another guide.
     if self._guides is None or allowed_N is not self._guided_set:
       self._guides = Guides(self.index, self._num_ads, self._item_weight, allowed_N)
       self._guided_set = allowed_N
@@ -220,18 +227,23 @@ class Ranker:
     Raises:
       ValueError: requests of a guided search with more than one set of allowed ads.
     """
+    # An empty `LeftOut` is falsy, and takes the same program as none.
     left_out = left_out or None
     found = []
     (variables, guide) = self._weights(params, left_out)
     places = k if also_RC is None else k + also_RC.shape[1]
     for begin in range(0, max(len(requests), 1), batch_size):
       some = requests[begin : begin + batch_size]
+      # The last batch repeats its requests: one shape, one program. What they find is cut off
+      # below.
       full = np.resize(some if len(some) else [0], batch_size)
       batch = contexts.batch(full)
       # Rows of the R requests; a batch without any, or its filling, takes the first ones.
       row_B = np.resize(np.arange(begin, begin + max(len(some), 1)), batch_size)
       without = left_out.take(row_B) if left_out and len(some) else None
       beams = jax.device_get(self._search(variables, guide, batch, without))
+      # The item-level head reorders ads, so more of them must come out of the search than are asked
+      # for.
       deep = max(k, self._beams[-1]) if self._item_weight else k
       columns = self._expand(beams, deep, without)
       if also_RC is not None and len(some):
@@ -253,6 +265,7 @@ class Ranker:
     """
     item_RK = jax.device_get(self._item_scores(variables, batch, ad_RK))
     likely_RK = np.where(ad_RK >= 0, logp_RK + self._item_weight * item_RK, -np.inf)
+    # Ads behind the same UA-SID differ in their item-level part, so they are sorted again.
     by_likely_RK = np.argsort(-likely_RK, axis=1, kind="stable")
     columns = (ad_RK, logp_RK, value_RK, likely_RK)
     *columns, likely_RK = (np.take_along_axis(column, by_likely_RK, axis=1) for column in columns)
@@ -266,11 +279,15 @@ class Ranker:
     """Ads, log p, values and scores of the beams' ads."""
     ad_RK = self.index.expand(beams.leaf_BW, k, without)
     leaf_RK = np.where(ad_RK >= 0, self.index.ad_leaf[ad_RK], -1)
+    # From leaves back to beams: the beams' leaves are sorted, and each ad's leaf is looked up in
+    # them.
     order = np.argsort(beams.leaf_BW, axis=1, kind="stable")
     ranked = np.take_along_axis(beams.leaf_BW, order, axis=1)
     at = np.stack(
       [np.searchsorted(row, leaves) for row, leaves in zip(ranked, leaf_RK, strict=True)]
     )
+    # Padding ads have leaf -1. The cut keeps the gather in range, and their numbers are masked
+    # below.
     beam_RK = np.take_along_axis(order, np.minimum(at, order.shape[1] - 1), axis=1)
     found = (beams.logp_BW, beams.value_BW, beams.score_BW)
     logp_RK, value_RK, score_RK = (np.take_along_axis(x, beam_RK, axis=1) for x in found)

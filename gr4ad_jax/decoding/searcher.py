@@ -31,6 +31,7 @@ def scaled(beams: Schedule, factors: Iterable[float]) -> tuple[Schedule, ...]:
   """Beam schedules at factors of a base one, narrowest first, without repeats; no width falls
   below 1.
   """
+  # A set: factors that round to the same widths are compiled once.
   return tuple(
     sorted({tuple(max(1, round(width * factor)) for width in beams) for factor in factors})
   )
@@ -54,9 +55,12 @@ class TrieFeed:
 
     Cheap where nothing has changed; not to be called from two threads at once.
     """
+    # Versions are cheap to read, so most calls end at this comparison.
     main, overlay = self._index.view()
     if (main.version, overlay.version) != self._versions:
+      # Taken in one piece: main part, overlay and holdings must be of the same moment.
       main, overlay, holdings = self._index.snapshot()
+      # The main part is large and changes only when the overlay has been merged into it.
       if main.version != self._versions[0]:
         self._main = Trie.of(main)
       self._latest = self._main.with_overlay(overlay), holdings
@@ -92,6 +96,7 @@ class Searcher:
         widths=widths, search=search, guide=guide, excluded=excluded, thin=thin,
       )  # fmt: skip
 
+    # Widths shape the program, so another schedule is another program.
     self._run = jax.jit(run, static_argnames="widths")
 
   def variables(self, params: Any) -> dict:
@@ -122,6 +127,7 @@ class Searcher:
     for done, (rows, schedule) in enumerate(wanted, 1):
       key = self._key(rows, schedule, trie)
       if key not in self._programs:
+        # The bound default takes `rows` now; a closure would read it after the loop.
         shape = jax.tree.map(
           lambda x, rows=rows: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), row
         )
@@ -129,6 +135,7 @@ class Searcher:
           _shapes(variables), shape, _shapes(trie), _shapes(self._means),
           Excluded.shapes(trie, rows, self._room) if self._room else None, widths=schedule,
         )  # fmt: skip
+        # Lowered and compiled from shapes: no batch has to exist yet.
         self._programs[key] = lowered.compile()
       told(done, len(wanted), time.monotonic() - begin)
 
@@ -167,6 +174,7 @@ class Searcher:
     )
 
   def _key(self, rows: int, schedule: Schedule, trie: Trie) -> tuple:
+    # All that shapes the arrays is in the key, and nothing else: their values may change freely.
     overlay = 0 if trie.overlay_TQP is None else trie.overlay_TQP.shape[-1]
     return (
       rows,

@@ -38,20 +38,26 @@ def top_k(x_BWC: jax.Array, k: int, method: str) -> tuple[jax.Array, jax.Array]:
   B, W, C = x_BWC.shape
   flat = x_BWC.reshape(B, W * C)
   if method == "beams" and k < W * C:
+    # No beam has more than k of the k best, so k of each are enough.
     kept = min(k, C)
     value_BWK, column_BWK = jax.lax.top_k(x_BWC, kept)
+    # Position in (W · kept) -> beam and place in it -> position in (W · C).
     value, at = jax.lax.top_k(value_BWK.reshape(B, W * kept), k)
     return value, at // kept * C + jnp.take_along_axis(column_BWK.reshape(B, W * kept), at, axis=1)
+  # Rounded up: the last block is padded.
   blocks = -(-W * C // BLOCK)
   if method == "blocks" and k < blocks:
     padded = jnp.pad(flat, ((0, 0), (0, blocks * BLOCK - W * C)), constant_values=-jnp.inf).reshape(
       B, blocks, BLOCK
     )
+    # The k best lie in the k blocks of the greatest maxima: none of a block that is left out is
+    # greater than any of these k maxima.
     _, block_BK = jax.lax.top_k(padded.max(-1), k)
     kept = jnp.take_along_axis(padded, block_BK[..., None], axis=1).reshape(B, k * BLOCK)
     value, at = jax.lax.top_k(kept, k)
     position = jnp.take_along_axis(block_BK, at // BLOCK, axis=1) * BLOCK + at % BLOCK
     return value, jnp.minimum(position, W * C - 1)  # padding is only ever chosen among equals: -inf
+  # W·C may be no more than k · BLOCK; then nothing can be cut off beforehand.
   return jax.lax.top_k(flat, k)
 
 
@@ -61,6 +67,7 @@ def merge_top_k(value_BK: jax.Array, at_BK: jax.Array, extra_BP: jax.Array, offs
   Returns:
     Values and positions, each [B, k].
   """
+  # Extra candidates have the numbers from `offset` on: (P,) -> (B, P).
   at_BP = jnp.broadcast_to(offset + jnp.arange(extra_BP.shape[1]), extra_BP.shape)
   value, at = jax.lax.top_k(jnp.concatenate([value_BK, extra_BP], axis=1), k)
   return value, jnp.take_along_axis(jnp.concatenate([at_BK, at_BP], axis=1), at, axis=1)

@@ -35,6 +35,7 @@ class Costs:
 
   def bucket(self, size: int) -> int:
     """The bucket that a batch of `size` requests is padded to; the largest where none holds it."""
+    # The first bucket that is not smaller; a larger batch than all of them has the last one's cost.
     return self.buckets[min(bisect.bisect_left(self.buckets, size), len(self.buckets) - 1)]
 
   def seconds(self, schedule: int, size: int) -> float:
@@ -50,7 +51,9 @@ class Costs:
 
   def observe(self, schedule: int, size: int, seconds: float) -> None:
     """Learns from a batch; one outlier counts at most tenfold."""
+    # How much slower than measured this batch was, on top of what is known already.
     ratio = self.pace * seconds / self.seconds(schedule, size)
+    # A running mean over about ten batches.
     self.pace += 0.1 * (min(ratio, 10 * self.pace) - self.pace)
 
 
@@ -71,6 +74,7 @@ class Rate:
     return self._decayed(now) / self._span
 
   def _decayed(self, now: float) -> float:
+    # A clock that goes back forgets nothing.
     return self._sum * math.exp(-max(now - self._at, 0.0) / self._span)
 
 
@@ -129,6 +133,8 @@ class BeamController:
     """The schedule for a batch that starts now."""
     wanted = self._narrowed(now, load)
     if wanted < self.schedule:
+      # It had to narrow again soon after it had widened: widening was wrong, so the next pause is
+      # longer.
       taken_back = now - self._widened < 2 * self._pause
       self._pause = min(2 * self._pause, 32 * self._dwell) if taken_back else self._dwell
     elif self._may_widen(now, load):
@@ -152,6 +158,7 @@ class BeamController:
     )
 
   def _fits(self, schedule: int, load: Load, share: float) -> bool:
+    # One request at least: the batch that is about to start has to fit, too.
     drain = self._costs.drain(schedule, max(load.queued, 1))
     return self.utilisation(load.arrivals, schedule) <= share and drain <= share * self._target
 
@@ -163,15 +170,18 @@ class BeamController:
     """The widest schedule, at most the present one, that fits; the narrowest where none does."""
     widest = self.schedule
     if load.latency > self._target and now - self._changed >= self._dwell:
+      # Costs are of the search alone, and a request waits for more than that.
       widest = max(
         widest - 1, 0
       )  # the measured latency has the last word: some of it no cost foresees
+    # Schedule 0 is the narrowest, and the last resort.
     return next((s for s in range(widest, 0, -1) if self._fits(s, load, self._high)), 0)
 
   def _may_widen(self, now: float, load: Load) -> bool:
     wider = self.schedule + 1
     if wider >= len(self._costs) or now - self._changed < self._pause:
       return False
+    # Widening asks for more room than staying does (low < high), so that it does not swing.
     return (
       self._fits(wider, load, self._low)
       and load.latency * self._ratio(wider) <= self._high * self._target

@@ -68,6 +68,7 @@ class Trie:
 
   def with_overlay(self, overlay: OverlayArrays) -> "Trie":
     """The same main part with another overlay; a few kilobytes go to the device."""
+    # Rows of the overlay's array, in the order in which `children` takes them apart.
     came, went = (overlay.add_parent_TP, overlay.add_code_TP), (
       overlay.dead_parent_TP, overlay.dead_child_TP, overlay.dead_code_TP
     )  # fmt: skip
@@ -76,13 +77,16 @@ class Trie:
   def children(self, level: int, node_BW: jax.Array, excluded: Excluded | None = None) -> Children:
     """Children of nodes of depth `level`, without those that a request is not to enter."""
     start = self.child_start[level]
+    # `child_start` has one bound more than there are nodes.
     nodes = self.child_start[level].shape[0] - 1
+    # Empty beams and overlay nodes have numbers outside; the clip keeps the gather in range.
     main_BW = jnp.clip(node_BW, 0, nodes - 1)
     child_BWC = start[main_BW][..., None] + jnp.arange(
       self.fanout[level]
     )  # (B, W, 1) + (C,) -> (B, W, C)
     here_BW = node_BW == main_BW  # neither empty nor of the overlay
     valid_BWC = here_BW[..., None] & (child_BWC < start[main_BW + 1][..., None])
+    # Places past a node's last child read child 0, and are masked.
     child_BWC = jnp.where(valid_BWC, child_BWC, 0)
     if excluded is not None:
       valid_BWC = excluded.strike(level, node_BW, start, valid_BWC)
@@ -92,6 +96,7 @@ class Trie:
     if self.overlay_TQP is None:
       return Children(child_BWC, code_BWC, valid_BWC)
     add_parent_P, add_code_P, dead_parent_P, dead_child_P, _ = self.overlay_TQP[level]
+    # Overlay entries of children that are gone: their parents' beams, and their columns there.
     dead_BP = _beam_of(dead_parent_P, node_BW)
     column_P = dead_child_P - start[jnp.clip(dead_parent_P, 0, nodes - 1)]
     rows = jnp.arange(len(node_BW))[:, None]
@@ -110,6 +115,7 @@ class Trie:
 
 def _beam_of(parent_P: jax.Array, node_BW: jax.Array) -> jax.Array:
   """[B, P] the beam that stands on each parent node; W, past the last, where none does."""
+  # W beams and P entries are few, so all pairs are compared.
   match_BPW = (parent_P[:, None] == node_BW[:, None]) & (parent_P >= 0)[
     :, None
   ]  # (P, 1) == (B, 1, W) -> (B, P, W)

@@ -20,6 +20,7 @@ def with_basket(
     behavior: how deep the user went with them.
   """
   X = len(ad_X)
+  # One past the largest number in the log: the basket is a visit of its own, and the last one.
   visit = int(log.request.max(initial=-1)) + 1
   more = {
     "user": 0,
@@ -34,6 +35,7 @@ def with_basket(
   columns = {}
   for name, given in more.items():
     column = getattr(log, name)
+    # A scalar stands for all X ads of the basket; the cast keeps the dtypes of the log.
     added = np.broadcast_to(np.asarray(given, column.dtype), X)
     columns[name] = np.append(column, added)
   # A log that is cut out of a larger one keeps its user's number there: here he is user 0.

@@ -96,6 +96,7 @@ class RequestContexts:
     user_ids: Sequence[str] = (),
   ):
     self._promotions = promotions
+    # A shop's promotions are looked up by the user's home shop, so the names are needed once, here.
     self._store_U = None if promotions is None else promotions.stores_of(user_ids)
     self.lines = lines
     self.config = config
@@ -106,17 +107,21 @@ class RequestContexts:
       lines, codes_NT, price_N, popularity, neighbors, config, held_out, group_N, created_N
     )
     num = len(lines.request_time)
+    # Both tables are filled as requests are asked for, and kept for later epochs.
     self._neighbor_ids = np.full(
       (num, config.neighbor_slots), -2, np.int32
     )  # -2: not looked up yet
+    # float16 is enough for a score that is one feature among many, and halves the table.
     self._neighbor_scores = np.zeros((num, config.neighbor_slots), np.float16)
     self._lock = threading.Lock()  # of these two: batches are made in several threads
 
   def prepare(self, requests: np.ndarray) -> None:
     """Looks the neighbours of many requests up at once, so that later batches only gather."""
     with self._lock:
+      # One column tells for all: a request's neighbours are looked up together or not at all.
       unknown = self._neighbor_ids[requests, :1].ravel() == -2
     missing = requests[unknown] if self.config.neighbor_slots else requests[:0]
+    # In pieces, so that the histories of all requests never lie in memory at once.
     for begin in range(0, len(missing), 2048):
       some = missing[begin : begin + 2048]
       rows = history.history_rows(self.lines, some, self.config.history_slots)
@@ -127,6 +132,7 @@ class RequestContexts:
     decay = history.decayed_counts(self.lines, requests, rows_BS)
     neighbors = self.pairs.neighbors
     slots = self.config.neighbor_slots
+    # A user's own visits are in the sums of all folds but his own, so users go fold by fold.
     fold = neighbors.fold_of(self.lines.request_user[requests], self.pairs.held_out)
     for number in np.unique(fold):
       some = fold == number
@@ -142,6 +148,7 @@ class RequestContexts:
     """
     rows = history.history_rows(self.lines, requests, self.config.history_slots)
     parts = [history.ads_of(self.lines, rows)]
+    # The order of the parts is that of the slot kinds, see `slot_kinds`.
     if self.config.neighbor_slots:
       self.prepare(requests)
       parts.append(self._neighbor_ids[requests])
@@ -162,7 +169,10 @@ class RequestContexts:
       [B, M] outcome numbers, -1 in padding.
     """
     followed = self.followed(np.asarray(requests))
+    # Numbers of outcomes count through the whole log, while places count in this batch's runs
+    # alone.
     place_BM = drawn(followed, draw, self.config.targets, self.min_depth)
+    # (B, M) + (B, 1) -> (B, M); a place that holds nothing stays -1.
     start_B = np.cumsum(followed.size_B) - followed.size_B
     return np.where(place_BM >= 0, place_BM + (followed.first_B - start_B)[:, None], -1)
 
@@ -181,9 +191,11 @@ class RequestContexts:
     """What is known of `requests` [B], UA-SIDs aside."""
     ads, kinds, rows = self.slots(requests)
     users = self.pairs.user_features(requests)
+    # The inverse of the feature's own scale, log(1 + value) / 2.
     spent = np.expm1(2 * users[:, USER_FEATURES.index("value_per_visit")])
     past = rows.shape[1]
     decays = history.decayed_counts(self.lines, requests, rows)
+    # Without behaviour a model sees which ads there were and what they cost, and nothing else.
     if self.config.behavior_features:
       own = self._own_lines(requests, ads, rows)
       # With a column more, which is the neighbours' scores here.
@@ -194,6 +206,7 @@ class RequestContexts:
       features[..., _PRICE] = np.where(
         kinds == PADDING, 0, self.pairs.log_price(np.maximum(ads, 0))
       )
+    # The scores go where the neighbours' slots are; of all other slots this column stays 0.
     features[:, past : past + self.config.neighbor_slots, -1] = self._neighbor_scores[requests]
     if self._promotions is not None:
       store_B = self._store_U[self.lines.request_user[requests]]
@@ -208,10 +221,14 @@ class RequestContexts:
     may have a line where they rise, and where the history has no slot left for them.
     """
     past = rows_BH.shape[1]
+    # [B, S] lines, -1 where the user has none with the ad.
     own_BS = np.full(ads_BS.shape, -1, np.int64)
     own_BS[:, :past] = rows_BH
     maybe_BS = ads_BS[:, past:] >= 0
+    # A history whose last slot is empty holds all of the user's ads. Its neighbours are unseen ads,
+    # so they have no line and need no search.
     maybe_BS[:, : self.config.neighbor_slots] &= rows_BH[:, -1:] >= 0
+    # Only what may have a line is searched: (b, s) are the cells of the slots behind the history.
     b, s = maybe_BS.nonzero()
     s = s + past
     own_BS[b, s] = self.pairs.last_lines(requests[b], ads_BS[b, s, None])[:, 0]
@@ -244,9 +261,11 @@ def assembled(
     min_depth: shallowest behaviour that is a target.
   """
   kinds = slot_kinds(known.slot_ad_BS, config)
+  # Padding takes ad 0 here. What is gathered of it is masked by the slot's kind.
   slot = np.maximum(known.slot_ad_BS, 0)
   features = known.slot_features_BSF
   if config.behavior_features:
+    # Made of the n cells that hold an ad, and put back: (n,) -> (B, S, F) at one column.
     past = known.slot_ad_BS[:, : config.history_slots]
     b, s = (known.slot_ad_BS >= 0).nonzero()
     own = pair_features.own_decays(features)[b, s]
@@ -256,6 +275,7 @@ def assembled(
   place_BM = drawn(followed, draw, config.targets, min_depth)
   mask = place_BM >= 0
 
+  # The gather reads the last outcome where the place is -1; the mask drops that.
   def taken(column_P):
     """[B, M] of the targets, 0 in padding. Where nothing followed, there is no outcome 0."""
     return np.where(mask, column_P[place_BM], 0) if len(column_P) else np.zeros(mask.shape)
@@ -279,6 +299,7 @@ def assembled(
 def slot_kinds(ads_BS: np.ndarray, config: DataConfig) -> np.ndarray:
   """[B, S] int32 kinds of slots: they follow from the place, and from whether there is an ad."""
   sizes = config.history_slots, config.neighbor_slots, config.rising_slots
+  # The order of the context: `slots` joins its parts in the same one.
   kinds_S = np.repeat((HISTORY, NEIGHBOR, RISING), sizes)
   return np.where(ads_BS >= 0, kinds_S, PADDING).astype(np.int32)
 

@@ -71,16 +71,19 @@ def contexts_at(
   Returns:
     A batch of B rows, in the users' order.
   """
+  # A local name for each array pins it.
   # Read once: a server may change them meanwhile, and all must be of the same ads.
   codes_NT = ads.codes_NT
   price_N = ads.price_N
   created_N = ads.created_N if config.ad_age else None
+  # What happened at the moment itself or later is cut off before anything is summed.
   known = visits.until(histories, now_B)
   lines = build_lines(_with_open_visits(known, now_B), len(codes_NT))
   shops = {"promotions": promotions, "user_ids": histories.user_id, "created_N": created_N}
   contexts = RequestContexts(lines, codes_NT, price_N, popularity, neighbors, config, **shops)
   opened = np.flatnonzero(np.append(np.diff(lines.request_user) > 0, True))  # a user's last visit
   batch = contexts.batch(opened)
+  # The open visit holds an event with ad 0, which is no target.
   return batch._replace(**{name: np.zeros_like(getattr(batch, name)) for name in _TARGETS})
 
 
@@ -90,6 +93,7 @@ def joined(logs: Sequence[EventLog]) -> EventLog:
     f.name: np.concatenate([getattr(log, f.name) for log in logs])
     for f in dataclasses.fields(EventLog)
   }
+  # Each log numbers its user 0; here they are numbered in the order of the logs.
   columns["user"] = np.repeat(np.arange(len(logs), dtype=np.int32), [len(log) for log in logs])
   columns["request"] = visits.renumbered(columns["user"], columns["request"])
   return EventLog(**columns)
@@ -100,6 +104,7 @@ def _with_open_visits(events: EventLog, now_B: np.ndarray) -> EventLog:
   of a context.
   """
   users = len(events.user_id)
+  # A stable sort puts each open visit behind its user's events, which stand first in the append.
   order = np.argsort(np.append(events.user, np.arange(users)), kind="stable")
 
   def extended(column, fill):
@@ -108,5 +113,6 @@ def _with_open_visits(events: EventLog, now_B: np.ndarray) -> EventLog:
   fills = {"ad": 0, "time": now_B, "behavior": 0, "value": 0, "quantity": 0, "split": 0}
   columns = {name: extended(getattr(events, name), fill) for name, fill in fills.items()}
   user = extended(events.user, np.arange(users))
+  # -1 differs from every number of a visit, so the open one never joins an older one.
   visit = extended(events.request, -1)
   return dataclasses.replace(events, user=user, request=visits.renumbered(user, visit), **columns)

@@ -33,8 +33,13 @@ class Counts(NamedTuple):
     own moment, and a line as such at its first one.
     """
     steps = lines.steps
+    # Sums of whole numbers are exact in any order; sums of floats are not.
     units = np.rint(np.log1p(np.maximum(steps.value, 0)) * UNIT).astype(np.int64)
+    # True at a line's first step. The cut is for a log without a line, where there is one True too
+    # many.
     begins = np.append(True, steps.line[1:] != steps.line[:-1])[: len(steps.line)]
+    # A step's value is that of the line so far, so what it adds is the difference to the step
+    # before.
     change = units.copy()
     change[1:] -= np.where(begins[1:], 0, units[:-1])
     repeats = begins & (lines.count[steps.line] > 1)
@@ -53,6 +58,7 @@ class Counts(NamedTuple):
     """These changes without some others: what is in both is in neither."""
     ad = np.concatenate([self.ad, other.ad])
     time = np.concatenate([self.time, other.time])
+    # Moments of both sides as one table: `inverse` says which row of it each change belongs to.
     moment, inverse = np.unique(np.stack([ad, time]), axis=1, return_inverse=True)
     rest = np.zeros((3, moment.shape[1]), np.int64)
     for row, one, taken in zip(rest, self[2:], other[2:], strict=True):

@@ -48,6 +48,7 @@ def check(directory: str, promotions: bool = False, ad_age: bool = False) -> Non
 
 
 def _check(path: str, kind: str, kept: list[str], made: tuple[str, ...]) -> None:
+  # Names first, places after: a missing name would shift all places behind it, and hide the cause.
   for name in kept:
     if name not in made:
       raise ConfigError(f"{path}: feature {name!r} of {kind} is not known: other code made the run")

@@ -32,6 +32,7 @@ class Followers:
 
   def __init__(self, user_L: np.ndarray, ad_L: np.ndarray, num_ads: int):
     counts_NN = directed_counts(user_L, ad_L, num_ads, WINDOW, DECAY)
+    # Rows are damped by how much followed an ad at all. The floor keeps 0 from a negative power.
     total_N = np.asarray(counts_NN.sum(axis=1)).ravel()
     self._after_NN = (scipy.sparse.diags(np.maximum(total_N, 1e-9) ** -DAMPING) @ counts_NN).tocsr()
 
@@ -47,6 +48,7 @@ class Followers:
       [B, K] float32, 0 for padding, and in rows where nothing followed.
     """
     mass_BN = self._mass(history_BS, repeats)
+    # (B, K) ads as B·K places of a sparse matrix: it is read there, and never made dense.
     row = np.repeat(np.arange(len(ads_BK)), ads_BK.shape[1])
     found_BK = np.asarray(mass_BN[row, np.maximum(ads_BK, 0).ravel()]).reshape(ads_BK.shape)
     share_BK = found_BK / np.maximum(np.asarray(mass_BN.sum(axis=1)).reshape(-1, 1), 1e-9)
@@ -59,6 +61,7 @@ class Followers:
     for row, (begin, end) in enumerate(itertools.pairwise(mass_BN.indptr)):
       mass = mass_BN.data[begin:end]
       ads = mass_BN.indices[begin:end]
+      # Equal masses go by the lower ad, so that the order does not depend on the sparse layout.
       order = np.lexsort((ads, -mass))[:k]
       found_BK[row, : len(order)] = ads[order]
     return found_BK
@@ -66,6 +69,7 @@ class Followers:
   def _mass(self, history_BS: np.ndarray, repeats: bool) -> scipy.sparse.csr_matrix:
     """What followed the ads of each history, by weight: [B, N], entries above 0."""
     real_BS = history_BS >= 0
+    # The last real slot has age 0: slots are oldest first, and padding stands behind them.
     age_BS = real_BS.sum(axis=1, keepdims=True) - 1 - np.arange(history_BS.shape[1])
     row = np.nonzero(real_BS)[0]
     column = history_BS[real_BS]
@@ -75,6 +79,8 @@ class Followers:
     )
     mass_BN = (late_BN @ self._after_NN).tocsr()
     if not repeats:
+      # `multiply` leaves the mass of the history's own ads, which is then taken away.
       mass_BN = mass_BN - mass_BN.multiply(late_BN > 0)
+      # The difference stores zeros, which `best` would list as ads that followed.
       mass_BN.eliminate_zeros()
     return mass_BN

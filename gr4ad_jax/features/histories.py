@@ -77,6 +77,7 @@ class Histories:
     self._events = events
     self._gap = gap_seconds
     self._visit_ids = visit_ids
+    # Users ascend in a log, so one bound a user is enough: his events lie between two of them.
     self._first = np.searchsorted(events.user, np.arange(len(events.user_id) + 1))
     self._number = {str(user): number for number, user in enumerate(events.user_id)}
     self._newer: dict[str, Person] = {}  # users with events that the log does not have
@@ -98,6 +99,7 @@ class Histories:
 
   def starting_with(self, prefix: str, limit: int) -> list[str]:
     """At most `limit` user ids that begin with `prefix`, in order."""
+    # Ids are sorted, so those with one prefix stand together and begin here.
     begin = bisect.bisect_left(self.user_ids, prefix)
     some = self.user_ids[begin : begin + limit]
     return [user for user in some if user.startswith(prefix)]
@@ -114,7 +116,9 @@ class Histories:
       of_user.setdefault(str(user), []).append(at)
     if not of_user:
       return Counts(*([np.zeros(0, np.int64)] * 5))
+    # Copies of the log's users are made here for those who have had no newer event.
     old = [self._kept(user) or self._person(user) for user in of_user]
+    # Nothing is kept before all of it is made: an error leaves the histories as they were.
     new = [
       _with(person, events, np.array(rows))
       for person, rows in zip(old, of_user.values(), strict=True)
@@ -125,6 +129,7 @@ class Histories:
     for number, (user, before, person) in enumerate(zip(of_user, old, new, strict=True)):
       person.log = _part(log, number, slice(bounds[number], bounds[number + 1]))
       self._keep(user, person, is_new=not len(before.visit))
+    # Counts are given as what changed: an event that comes late may move others into other visits.
     return _counts(log).less(_counts(joined([person.log for person in old])))
 
   # Where the users with newer events are. What keeps them elsewhere gives these two.
@@ -159,6 +164,8 @@ class Histories:
     number = self._number.get(user_id)
     log = visits.no_events() if number is None else self._slice(number)
     names: dict[Hashable, int] = {}
+    # A log without names of visits names them by its own numbers; "log" keeps them apart from names
+    # that events bring.
     called = [("log", int(request)) for request in log.request]
     if self._visit_ids is not None:
       called = [self._visit_ids[request] for request in log.request]
@@ -187,6 +194,7 @@ def _with(person: Person, events: Events, rows: np.ndarray) -> Person:
     name: np.append(column, np.asarray(getattr(events, name))[rows].astype(column.dtype))
     for name, column in person.columns.items()
   }
+  # A copy: the person before must stay as he was, for the counts of what changed.
   names = dict(person.names)
   visit = [_number(names, events.visit_id[row]) for row in rows.tolist()]
   return Person(columns, np.append(person.visit, np.array(visit, np.int32)), names, person.log)

@@ -21,13 +21,16 @@ def history_rows(lines: Lines, requests: np.ndarray, slots: int) -> np.ndarray:
     [B, slots] int64 line numbers, padded at the end with -1.
   """
   out = np.full((len(requests), slots), -1, np.int64)
+  # Lines of a user lie together, in order of time: his own begin here and end before the request.
   begin_B = lines.user_first[requests]
   size_B = lines.request_first[requests] - begin_B
   # The users' lines as one run: a running number, moved to where each user's lie.
   line = np.arange(size_B.sum()) + np.repeat(begin_B - np.cumsum(size_B) + size_B, size_B)
   row = np.repeat(np.arange(len(requests)), size_B)
+  # A line is the latest of its ad where the user's next one with this ad is not before the request.
   latest = (lines.next_request[line] >= requests[row]).nonzero()[0]
   row = row[latest]
+  # [B] where each request's lines end among those that are left.
   end_B = np.cumsum(np.bincount(row, minlength=len(requests)))
   kept_B = np.minimum(np.diff(end_B, prepend=0), slots)
   place = np.arange(len(row)) - (end_B - kept_B)[row]  # below 0: older than the slots reach
@@ -38,6 +41,7 @@ def history_rows(lines: Lines, requests: np.ndarray, slots: int) -> np.ndarray:
 
 def ads_of(lines: Lines, rows: np.ndarray) -> np.ndarray:
   """Ad rows of line numbers, as `history_rows` gives them; -1 in padding."""
+  # -1 would gather the last line; the mask replaces what row 0 gives.
   return np.where(rows >= 0, lines.ad[np.maximum(rows, 0)], -1)
 
 
@@ -53,6 +57,7 @@ def decayed_counts(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) -> n
     [B, S] float64, as of the visit before the request; 0 in padding.
   """
   row = np.maximum(rows_BS, 0)
+  # The count holds its own line with weight 1, so one visit less is forgotten than have passed.
   gap = lines.request_visit[requests][:, None] - lines.request_visit[lines.request[row]]
   return np.where(rows_BS >= 0, lines.decayed_count[row] * DECAY ** (gap - 1.0), 0)
 
@@ -72,9 +77,11 @@ def history_features(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) ->
   )
   gap_days = np.maximum(lines.request_time[requests][:, None] - last_time, 0) / DAY
   count = lines.count[row]
+  # Mean days between two takings. One taking has no interval: its numerator is 0.
   interval = (last_time - lines.first_time[row]) / DAY / np.maximum(count - 1, 1)
   value = np.maximum(lines.value[row], 0)  # below 0: more was given back than taken
   quantity = np.maximum(lines.quantity[row], 0)
+  # Half the log of days: that of years of them then stays below 4.
   out = np.stack([
     lines.depth[row],
     np.log1p(count),
@@ -112,8 +119,12 @@ def user_features(lines: Lines, requests: np.ndarray) -> np.ndarray:
   first = lines.user_first[requests]
   here = lines.request_first[requests]
   time = lines.request_time[requests]
+  # The row before belongs to the same user, unless this is his first request: the mask sees to
+  # that.
   previous = np.where(visits > 0, lines.request_time[requests - 1], time)
+  # `first` is past the end for a user without a line in the last place of the log.
   begin = lines.request_time[lines.request[np.minimum(first, len(lines.request) - 1)]]
+  # In radians. Sine and cosine together keep the turn of the year smooth.
   year = 2 * np.pi * time / (365.25 * DAY)
   return np.stack([
     np.log1p(visits),

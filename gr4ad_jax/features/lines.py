@@ -53,6 +53,7 @@ class Outcomes:
   @functools.cached_property
   def _by_ad(self) -> tuple[np.ndarray, np.ndarray]:
     """Key (ad, request) of every outcome, ascending, and the outcome's number."""
+    # One number a pair (ad, request): the searches below are then searches in one sorted column.
     key = self.ad.astype(np.int64) * (len(self.first) - 1) + self.request
     order = np.argsort(key, kind="stable")
     return key[order], order
@@ -63,6 +64,7 @@ class Outcomes:
     if not len(key):
       return np.full(ads_BC.shape, -1, np.int64)
     wanted = ads_BC.astype(np.int64) * (len(self.first) - 1) + requests[:, None]
+    # `searchsorted` gives the end where all keys are less; the comparison below tells that apart.
     at_BC = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
     return np.where((key[at_BC] == wanted) & (ads_BC >= 0), order[at_BC], -1)
 
@@ -106,6 +108,7 @@ class Lines:
     """
     user_L = self.request_user[self.request]
     sums = running_sums(value_L, user_L)
+    # The running sum of the line before, or 0 where another user begins.
     before = np.zeros_like(sums)
     before[1:] = np.where(user_L[1:] == user_L[:-1], sums[:-1], 0)
     return before
@@ -130,6 +133,8 @@ def build_lines(
     The lines; inside a request they keep the order in which the log first names each ad.
   """
   period = visits.periods(events.user, events.request, events.time)
+  # Events that arrive in another visit's period move there. In most logs none does, and no copy is
+  # made.
   attributed_E = visits.attributed(events, attribution_days)
   plain = bool((period == events.request).all())
   lined = events if plain else _in_order_of(events, period)
@@ -143,6 +148,7 @@ def build_lines(
   time = events.time[opening]
   user_request = np.searchsorted(user, user)  # the user's first request: users are sorted
   visit = (np.arange(len(user)) - user_request).astype(np.int32)
+  # [R + 1]: a request without a line has the same bound twice.
   request_first = np.searchsorted(line_request, np.arange(len(user) + 1))
 
   began = lined.time[position]
@@ -151,6 +157,7 @@ def build_lines(
   steps = _steps(row_E, lined, began, line["value"])
   key = user[line_request].astype(np.int64) * num_ads + line["ad"]
   running = _accumulate(key, visit[line_request], line["value"], began, line_request)
+  # Nothing moved, everything counts and nothing was given back: lines and outcomes are the same.
   if plain and attributed_E.all() and (line["value"] >= 0).all():
     outcomes = Outcomes(**line, first=request_first)
   else:
@@ -190,6 +197,7 @@ def _folded(events: EventLog, num_ads: int) -> tuple[np.ndarray, np.ndarray]:
     request * num_ads + events.ad, return_index=True, return_inverse=True
   )
   position_order = np.argsort(position, kind="stable")  # log order, not ad order
+  # The inverse of a permutation: pair `position_order[i]` gets number i.
   new_row = np.empty_like(position_order)
   new_row[position_order] = np.arange(len(position_order))
   return new_row[inverse], position[position_order]
@@ -198,6 +206,7 @@ def _folded(events: EventLog, num_ads: int) -> tuple[np.ndarray, np.ndarray]:
 def _columns(events: EventLog, row_E: np.ndarray, position: np.ndarray) -> dict[str, np.ndarray]:
   """Request, ad, depth, value and quantity of each pair that `_folded` found."""
   depth = np.zeros(len(position), np.int8)
+  # Of several behaviours with an ad in one visit the deepest stands, such as bought after clicked.
   np.maximum.at(depth, row_E, events.behavior)
   return {
     "request": events.request[position].astype(np.int32),
@@ -217,6 +226,7 @@ def _outcomes(events: EventLog, attributed_E: np.ndarray, num_ads: int, requests
   }
   some = dataclasses.replace(events, **columns)
   outcome = _columns(some, *_folded(some, num_ads))
+  # What was given back for more than it brought is no outcome.
   taken = outcome["value"] >= 0
   outcome = {name: column[taken] for name, column in outcome.items()}
   return Outcomes(**outcome, first=np.searchsorted(outcome["request"], np.arange(requests + 1)))
@@ -229,6 +239,7 @@ def _steps(row_E: np.ndarray, events: EventLog, began: np.ndarray, value: np.nda
   order = np.argsort(row_E, kind="stable")  # keeps time order inside a line
   row = row_E[order]
   time = events.time[order]
+  # Of events at the same moment the last one tells what the line was worth then.
   last = np.append((row[1:] != row[:-1]) | (time[1:] != time[:-1]), True)
   so_far = running_sums(events.value[order].astype(np.float64), row)[last].astype(np.float32)
   return Steps(row[last], time[last], so_far)
@@ -244,8 +255,11 @@ def running_sums(value: np.ndarray, group: np.ndarray) -> np.ndarray:
   """
   starts = np.append(True, group[1:] != group[:-1])[: len(group)]
   start = np.flatnonzero(starts)
+  # The place of each value inside its group, from 0.
   rank = np.arange(len(group)) - start[np.cumsum(starts) - 1]
   out = value.astype(np.float64)
+  # Both ways add in the same order. The first loops over groups, the second over places in groups;
+  # the shorter loop is taken.
   if len(start) <= rank.max(initial=0):  # few long groups: one after another
     for part in np.split(out, start[1:]):
       np.cumsum(part, out=part)
@@ -270,14 +284,17 @@ def _accumulate(
   rank = np.arange(len(key)) - start[group]
   total = value[order].astype(np.float64)
   decayed = np.ones(len(key))
+  # Columns are in order of pair, then time; `order` brings them back below.
   sorted_visit = visit[order]
   by_rank = np.argsort(rank, kind="stable")
   bounds = np.searchsorted(rank[by_rank], np.arange(rank.max(initial=0) + 2))
   for r in range(1, len(bounds) - 1):  # the r-th line of every pair at once
     here = by_rank[bounds[r] : bounds[r + 1]]
     total[here] += total[here - 1]
+    # The power is the visits that passed since the pair's last line.
     decayed[here] += decayed[here - 1] * DECAY ** (sorted_visit[here] - sorted_visit[here - 1])
   following = np.full(len(key), NEVER, np.int32)
+  # A pair's last line has no next one and keeps NEVER.
   following[:-1][~first[1:]] = request[order][1:][~first[1:]]
   columns = {
     "next_request": following,

@@ -92,6 +92,7 @@ class CoVisitNeighbors:
     row_C = np.concatenate([np.repeat(b, self.ids.shape[1]), b])
     if not (ad_C >= 0).any():
       return row_C[:0], ad_C[:0], weight_C[:0]
+    # A row fits into 16 bits because `_CHUNK` bounds it. Ads take two keys.
     low = (ad_C & 0xFFFF).astype(np.uint16)
     high = (ad_C >> 16).astype(np.int16)
     order = np.lexsort(
@@ -99,8 +100,10 @@ class CoVisitNeighbors:
     )  # 16-bit keys: NumPy sorts them by radix
     ad_C = ad_C[order]
     row_C = row_C[order]
+    # True where a new (row, ad) begins; `reduceat` sums up to the next one.
     first = np.flatnonzero(np.append(True, (ad_C[1:] != ad_C[:-1]) | (row_C[1:] != row_C[:-1])))
     score = np.add.reduceat(weight_C[order], first)
+    # Padding ads are -1 and sort first.
     near = (score > 0) & (ad_C[first] >= 0)
     return row_C[first[near]], ad_C[first[near]], score[near]
 
@@ -136,6 +139,7 @@ class Visits:
     opens = np.append(True, request_L[1:] != request_L[:-1])[: len(request_L)]
     visit_L = (np.cumsum(opens) - 1).astype(np.int32)
     first = np.append(np.flatnonzero(opens), len(request_L))
+    # Lines are in order of visit, and so stay in it inside each ad.
     order = np.argsort(ad_L, kind="stable")  # keeps visits ascending
     ad_first = np.append(0, np.cumsum(np.bincount(ad_L, minlength=num_ads)))
     return cls(ad_L, first, visit_L[order], ad_first)
@@ -154,12 +158,14 @@ class Visits:
       self.of_block(lo, hi, mass_N, neighbors, shrink, kept_V)
       for lo, hi in itertools.pairwise(self.blocks())
     ]
+    # A block is of whole ads, so that every ad's sums are made in one place.
     none = np.zeros((0, neighbors), np.int32), np.zeros((0, neighbors), np.float32)
     return CoVisitNeighbors(*map(np.concatenate, zip(none, *parts, strict=True)))
 
   def blocks(self, pairs: int = 1 << 22) -> list[int]:
     """Bounds of runs of ads, of at most so many lines in all their visits, or of one ad."""
     size_V = np.diff(self.first)
+    # Lines that the product of an ad meets: the sizes of all its visits together.
     lines_N = np.diff(np.append(0, np.cumsum(size_V[self.of_ad]))[self.ad_first])
     bounds = [0]
     held = 0
@@ -173,6 +179,7 @@ class Visits:
   def _weight(self, visit: np.ndarray) -> np.ndarray:
     """[n] float32, square roots of the weights of visits."""
     size = self.first[visit + 1] - self.first[visit]
+    # The root is taken because a weight enters once for each of the two ads of a pair.
     return np.sqrt(1 / np.log2(2 + size)).astype(np.float32)
 
   def mass(self, kept_V: np.ndarray | None = None) -> np.ndarray:
@@ -214,12 +221,15 @@ class Visits:
     about = np.repeat(weight, size), self.ad_L[line], np.append(0, ends)
     seen = scipy.sparse.csr_matrix(about, shape)
     own = scipy.sparse.csr_matrix((weight[at], (row, at)), (hi - lo, len(used)))
+    # (block, V) @ (V, N) -> (block, N): weights of the visits that two ads share.
     common = (own @ seen).tocsr()
     common.sort_indices()
     row = np.repeat(np.arange(hi - lo), np.diff(common.indptr))
+    # An ad is no neighbour of itself. Stored zeros come from visits that are left out.
     other = (common.indices != row + lo) & (common.data != 0)
     row = row[other]
     ad = common.indices[other]
+    # `shrink` is mass that neither ad was seen with: it holds back pairs that met once.
     cosine = common.data[other] / np.sqrt((mass_N[row + lo] + shrink) * (mass_N[ad] + shrink))
     return _table(hi - lo, neighbors, row, ad, cosine)
 
@@ -252,6 +262,7 @@ class NeighborFolds:
     order = np.argsort(request_L, kind="stable")
     taken = Visits.of(request_L[order], ad_L[order], num_ads)
     user_V = user_L[order][taken.first[:-1]]
+    # The last part has no mask: it is for users that nothing was fitted on.
     kept = [user_V % folds != fold for fold in range(folds)] + [None]
     return cls.of(*(taken.fit(kept_V=some) for some in kept))
 
@@ -295,6 +306,7 @@ def _table(
   ids = np.full((rows, width), -1, np.int32)
   scores = np.zeros((rows, width), np.float32)
   row, ad, score = _best(row, ad, score, width)
+  # The place of each ad in its row: rows ascend, so the search gives where a row begins.
   rank = np.arange(len(row)) - np.searchsorted(row, row)
   kept = rank < width
   ids[row[kept], rank[kept]], scores[row[kept], rank[kept]] = ad[kept], score[kept]
@@ -309,6 +321,7 @@ def _best(
   """
   end = np.cumsum(np.bincount(row))
   cut = np.zeros(len(end))
+  # A partition finds the value at the cut in linear time; ties with it are sorted and cut after.
   for r, of_row in enumerate(np.split(score, end[:-1])):
     if len(of_row) > slots:
       cut[r] = np.partition(of_row, len(of_row) - slots)[len(of_row) - slots]

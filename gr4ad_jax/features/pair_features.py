@@ -173,6 +173,7 @@ class PairFeatures:
     key, order = self._by_ad
     num_requests = np.int64(len(self.lines.request_time))
     base_BC = np.maximum(ads_BC, 0).astype(np.int64) * num_requests
+    # The last key below (ad, this request): the ad's latest line before it, whoever's line that is.
     at_BC = np.searchsorted(key, base_BC + requests[:, None]) - 1
     opening = self.lines.request[self.lines.user_first[requests]]  # the user's first request
     found = (at_BC >= 0) & (key[np.maximum(at_BC, 0)] >= base_BC + opening[:, None]) & (ads_BC >= 0)
@@ -301,6 +302,8 @@ class PairFeatures:
     trend = self.popularity.features(lines.request_time[requests[b]], ad[:, None])[:, 0]
     made[:, split : split + trend.shape[1]] = trend
 
+    # How many lines of the user ago the ad was taken last: 1 / sqrt falls fast at first, then
+    # slowly.
     here = lines.request_first[requests[b[known]]]
     column["lines_since"][known] = 4 / np.sqrt(1.0 + here - row)
     mean = np.log1p(np.maximum(lines.total_value[row], 0) / lines.count[row])
@@ -325,6 +328,7 @@ class PairFeatures:
 
     price = self.log_price(ad)
     column["price"][:] = price
+    # Means of a user without visits are 0, and would make every price look high.
     above = price - users_BF[b, USER_FEATURES.index("mean_price")]
     column["price_above_user"][:] = np.where(users_BF[b, 0] > 0, above, 0)
     out = np.zeros((*ads_BC.shape, len(FEATURES)), np.float32)

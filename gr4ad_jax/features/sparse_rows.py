@@ -15,12 +15,14 @@ def _sorted(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   column = key & ((1 << _COLUMN) - 1)
   number = len(key).bit_length()
   width = int(column.max(initial=0)).bit_length()
+  # 63 bits are what a non-negative int64 holds.
   if int(key.max(initial=0) >> _COLUMN).bit_length() + width + number > 63:
     order = np.argsort(key, kind="stable")
     return order, key[order]
   packed = ((key >> _COLUMN << width | column) << number) | np.arange(len(key))
   packed.sort()
   order = packed & ((1 << number) - 1)
+  # The number is cut off, so that row and column are left; then they move back to their own places.
   packed = packed >> number
   return order, (packed >> width << _COLUMN) | (packed & ((1 << width) - 1))
 
@@ -51,6 +53,8 @@ class SparseRows:
       self._by_search(row, column, (of.astype(np.int64) << _COLUMN) + places)
 
   def _by_table(self, row, column, wanted, rows: int, width: int) -> None:
+    # What is read is marked in a table of all cells, so that each weight finds its place by one
+    # gather.
     place = np.full(rows * width, -1, np.int32)
     place[wanted.ravel()] = np.arange(wanted.size, dtype=np.int32)
     # A column that stands twice in a row has one place: that of the last.
@@ -58,6 +62,7 @@ class SparseRows:
     found = place[row * width + np.maximum(column, 0)]
     self._kept = ((found >= 0) & (column >= 0)).nonzero()[0]
     key = found[self._kept]
+    # 16 bits hold all places.
     if wanted.size <= 1 << 16:
       order = np.argsort(key.astype(np.uint16), kind="stable")  # NumPy sorts 16 bits by radix
       key = key[order]
@@ -77,6 +82,8 @@ class SparseRows:
     key = key[self._first]
     self._cell = np.arange(len(key))
     self._size = len(key) + 1
+    # The search may end past the last key. The cut keeps the gather in range, the comparison is
+    # exact.
     at = np.minimum(np.searchsorted(key, wanted), max(len(key) - 1, 0))
     found = key[at] == wanted if len(key) else np.zeros(wanted.shape, bool)
     self._at = np.where(found, at, len(key))  # the last cell stays 0
@@ -91,6 +98,7 @@ class SparseRows:
 
   def _read(self, ufunc: np.ufunc, weight: np.ndarray) -> np.ndarray:
     cells = np.zeros(self._size, np.float32)
+    # `reduceat` refuses an empty list of bounds.
     if len(self._first):
       cells[self._cell] = ufunc.reduceat(weight[self._kept], self._first)
     return cells[self._at]

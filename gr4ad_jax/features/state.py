@@ -62,6 +62,7 @@ class State:
 
   def observe(self, events: Events) -> None:
     """Adds events, which may come late and in any order."""
+    # Under one lock: a reader must not see a user's events without their counts.
     with self._lock:
       self._add(self.histories.observe(events))
       self._latest = max(self._latest, int(np.max(events.time, initial=0)))
@@ -90,6 +91,7 @@ class State:
     with self._lock:
       logs = [self._log_of(user_id) for user_id in user_ids]
       popularity = self._counted(int(np.max(now_B)))
+    # Outside of the lock: contexts take long, and what they read here is never written again.
     return self._contexts(joined(logs), now_B, popularity)
 
   def contexts(self, histories: EventLog, now_B: np.ndarray) -> RequestBatch:
@@ -141,6 +143,7 @@ class State:
   def _add(self, counts: Counts) -> None:
     self._waiting.append(counts)
     self._num_waiting += len(counts.ad)
+    # Memory stays bounded in a day with many events.
     if self._num_waiting > _MOST_WAITING:
       self._gathered()
 
@@ -165,11 +168,13 @@ class State:
   def _counted(self, now: int) -> Trends:
     """The counts, with those that wait where a moment needs them. Call it with the lock held."""
     midnight = now // DAY * DAY
+    # Counts of today may wait: a moment's popularity ends with the day before it.
     if any((counts.time < midnight).any() for counts in self._waiting):
       counts = self._gathered()
       if self._popularity.width != 1:
         # An older run's buckets of several days begin with its log: earlier events go to the first.
         counts = counts._replace(time=np.maximum(counts.time, self._popularity.origin))
+      # Ads may have come since the counts were made.
       num_ads = max(self._popularity.num_ads, int(counts.ad.max(initial=-1)) + 1)
       self._popularity = self._popularity.adding(counts, num_ads)
       self._waiting = []

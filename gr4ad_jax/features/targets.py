@@ -19,6 +19,7 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
   """SplitMix64's finaliser: a hash of 64-bit counters, such as the random key of a line in an
   epoch.
   """
+  # The constants are those of SplitMix64. Unsigned products wrap around, which is meant.
   x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
   x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
   return x ^ (x >> np.uint64(31))
@@ -40,6 +41,7 @@ def drawn(
     keep their order, else they stand in that of their hashes.
   """
   size_B = followed.size_B
+  # One salt a request. 1 is added because a product of 0 would have the hash 0.
   salt_B = splitmix64(
     (np.broadcast_to(draw, len(size_B)).astype(np.uint64) + np.uint64(1))
     * np.uint64(0x9E3779B97F4A7C15)
@@ -51,8 +53,10 @@ def drawn(
   start_B = np.cumsum(size_B) - size_B
   number_P = place_P + (followed.first_B - start_B)[row_P]  # of all outcomes: the same in any batch
   hash_P = splitmix64(number_P.astype(np.uint64) ^ salt_B[row_P])
+  # Where all fit, nothing is drawn: a hash of 0 keeps them in their order.
   hash_P = np.where(count_B[row_P] > targets, hash_P, np.uint64(0))
   order = np.lexsort((hash_P, row_P))  # stable: equal hashes keep the outcomes' order
+  # The rank of each outcome among its request's, in the drawn order.
   rank_P = np.arange(len(row_P)) - (np.cumsum(count_B) - count_B)[row_P[order]]
   kept = rank_P < targets
   out_BM = np.full((len(size_B), targets), -1, np.int64)

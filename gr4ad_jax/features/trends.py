@@ -92,6 +92,7 @@ class Trends:
       change = np.concatenate([self._changes(name), added])
       sums = np.zeros(len(cell), np.int64)
       np.add.at(sums, inverse, change)
+      # One running sum over all ads, from which that of the ads before is taken off.
       total = np.cumsum(sums)
       return total - total[start] + sums[start]
 
@@ -225,9 +226,11 @@ class Trends:
       then = self._window(bucket, days)
       count = change("seen", self._cells(then[:, None], ad_BS))
       total = lines_of_all(bucket) - lines_of_all(then)
+      # The share of an ad against an even share. Half a line more keeps the log finite at no line.
       logs.append(np.log((count + 0.5) / (total[:, None] + 0.5 * self.num_ads) * self.num_ads))
     then_BS = self._cells(self._window(bucket, CHARACTER)[:, None], ad_BS)
     count = change("seen", then_BS) + _PRIOR_LINES
+    # Repeats a line, by a prior of one in four lines; so an ad without lines has the value 1.
     repeat = 4 * (change("repeats", then_BS) + _PRIOR_REPEATS) / count
     mean_B = self._mean_value[np.minimum(bucket, self.buckets)]
     value = (change("value", then_BS) + _PRIOR_LINES * mean_B[:, None]) / count
@@ -239,6 +242,7 @@ class Trends:
     last_BS = np.where(known_BS, self._columns["last"][now_BS], -1)
     age_BS = (bucket_B[:, None] - self._first[ad_BS]) * self.width
     sold = last_BS >= 0
+    # Bucket `b` sees sales up to `b - 1`: a sale of yesterday was 0 days ago.
     since = np.maximum((bucket_B[:, None] - 1 - last_BS) * self.width, 0)
     unsold = np.where(sold, np.log1p(since), _UNSOLD)
     return unsold, np.where(sold & (age_BS > 0), np.log1p(np.maximum(age_BS, 0)), 0)
@@ -299,6 +303,7 @@ class Trends:
     seen = self.seen_before(now)
     week = seen - self.seen_before(self._window(now, 7))
     base = (seen - self.seen_before(self._window(now, 28))) / 4
+    # In units of a Poisson count's standard deviation, plus 1 for ads that hardly sell.
     rise = (week - base) / np.sqrt(base + 1)
     kept = min(slots, len(rise))
     top = np.argpartition(-rise, kept - 1)[:kept]

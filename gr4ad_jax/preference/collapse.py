@@ -12,6 +12,7 @@ from gr4ad_jax import files
 from gr4ad_jax.config import PreferenceConfig
 from gr4ad_jax.evaluation import metrics
 
+# As many ads as a list shows; deeper ones would count ads that nobody sees.
 COVERAGE_AT = 10
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class CollapseGuard:
       f"coverage@{COVERAGE_AT}": config.collapse_coverage,
     }
     self._path = path
+    # A run that goes on compares with its own first round, not with the one in which it was
+    # stopped.
     self.start: dict[str, float] | None = None
     if os.path.exists(path):
       self.start = files.load_json(path)
@@ -63,6 +66,8 @@ class CollapseGuard:
     if self.start is None:
       self.start = {name: found[name] for name in self._floor} | {"requests": requests}
       files.write_json(self._path, self.start)
+    # Coverage grows with the number of requests, so a smaller sample would look like a collapse.
+    # The entropy is a mean, and compares at any size.
     compared = [
       name for name in self._floor if name == "entropy" or requests >= self.start.get("requests", 0)
     ]

@@ -36,6 +36,7 @@ from gr4ad_jax.value import rewards
 from gr4ad_jax.value.reward_model import RewardModel
 from gr4ad_jax.value.rewards import Rewarder
 
+# One round back is kept, so that a run that is resumed from the checkpoint before finds its lists.
 _KEPT_ROUNDS = 2
 _GUARDED = (
   512  # requests of a round that the collapse guard looks at at most, so that rounds compare
@@ -87,6 +88,7 @@ class PreferenceTask(RequestTask):
     inputs = self.inputs
     search = SearchConfig(beams=(config.preference.candidate_beams,) * len(config.sid.codebooks))
     ranker = Ranker(self.model, inputs.index, inputs.ecpm, search)
+    # Pipelines that count learn from what the run learns from, and from no other split.
     learned_L = np.isin(inputs.lines.request, self.order.examples)
     return CandidateMaker(
       config.preference, self.contexts, ranker, reward, len(inputs.dataset.ads), learned_L
@@ -110,9 +112,11 @@ class PreferenceTask(RequestTask):
     """
     step = int(state.step)
     length = self.config.preference.refresh_steps
+    # Rounds begin at multiples of their length, wherever the run was stopped.
     begin = step // length * length
     end = min(begin + length, self.total_steps)
     path = os.path.join(self._folder, f"round_{begin:08d}.npz")
+    # All requests that the round's steps will ask for, each once.
     requests = np.unique(np.concatenate([self.order.step(s)[0] for s in range(begin, end)]))
     self._round = (
       Candidates.load(path) if step > begin and distributed.agreed(os.path.exists(path)) else None
@@ -121,6 +125,7 @@ class PreferenceTask(RequestTask):
     # all.
     if self._round is None or not np.isin(requests, self._round.request_R).all():
       self._round = self._make(state, requests, told)
+      # The first process writes; `distributed.agreed` above lets all of them take the same way.
       if jax.process_index() == 0:
         self._round.save(path)
         self._forget_old_rounds()
@@ -136,6 +141,8 @@ class PreferenceTask(RequestTask):
     params = mesh_lib.local_copy(state.params)
     path = None
     if p.candidates_cache:
+      # Only what shapes candidates is in the name of the cache's file, so that runs with other
+      # losses share it.
       about = {name: value for name, value in vars(p).items() if name in _SHAPES_CANDIDATES}
       model = self._reward_model
       rewarded_by = model.digest if model else "", _content(p.margins_path)
@@ -144,6 +151,7 @@ class PreferenceTask(RequestTask):
       path = os.path.join(p.candidates_cache, f"{known}.npz")
       if distributed.agreed(os.path.exists(path)):
         return Candidates.load(path)
+    # Each process makes a share of equal length; the cut takes off what fills the last one up.
     mine = requests[distributed.share(len(requests))]
     made = self._maker.make(params, mine, lambda done: told("candidates", done, len(mine)))
     made = made.map(lambda column: distributed.gather(column)[: len(requests)])
@@ -152,6 +160,7 @@ class PreferenceTask(RequestTask):
     return made
 
   def _forget_old_rounds(self) -> None:
+    # File names have the step in eight digits, so that their order is that of the rounds.
     for old in sorted(glob.glob(os.path.join(glob.escape(self._folder), "round_*.npz")))[
       :-_KEPT_ROUNDS
     ]:
@@ -162,6 +171,7 @@ class PreferenceTask(RequestTask):
   def _tell(self, step: int, writer: Writer) -> None:
     """Writes diversity, mean reward and, in order of time, how well the round was predicted."""
     made = self._round
+    # Seed 0: every round looks at a sample of its own, in the same way.
     rows = np.random.default_rng(0).permutation(len(made.request_R))[:_GUARDED]
     found = collapse.diversity(
       made.policy_RK[rows], made.policy_logp_RK[rows], len(self.inputs.dataset.ads)
@@ -194,6 +204,7 @@ class PreferenceTask(RequestTask):
           per_split.setdefault(name, []).append(ratio)
     total = {}
     for name, ratios in per_split.items():
+      # Ratios of sums over all splits, not a mean of ratios.
       above, below = (
         sum(getattr(one, part).sum() for one in ratios) for part in ("numerator_R", "denominator_R")
       )
@@ -209,12 +220,16 @@ class PreferenceTask(RequestTask):
     ad_BC = made.ad_RC[row]
     context = self.contexts.batch(requests)
     own_BM = self.contexts.targets(requests)
+    # -2 differs from the -1 of padding among the candidates: padding matches nothing.
     target_BM = np.where(own_BM >= 0, outcomes.ad[np.maximum(own_BM, 0)], -2)
     match_BCM = (
       ad_BC[:, :, None] == target_BM[:, None]
     )  # M targets stand among the C candidates, once each
     taken_BC = match_BCM.any(-1)
+    # The outcome behind each candidate, for its money and depth; where none matches, 0 is masked
+    # below.
     own_BC = np.maximum(np.take_along_axis(own_BM, match_BCM.argmax(-1), axis=1), 0)
+    # Candidates stand in the targets' place, so that VSL reads them as its sequences.
     batch: RequestBatch = context._replace(
       target_codes_BMT=self.inputs.index.codes_NT[np.maximum(ad_BC, 0)],
       target_mask_BM=taken_BC,

@@ -61,6 +61,7 @@ def make_preference_loss(
     requests = batch.requests
     mask_BC = batch.mask_BC
     dropout = config.preference_dropout
+    # Without dropout the policy is compared with the reference as it is in use.
     rngs = {"dropout": key} if dropout else None
     out = model.apply(
       {"params": params},
@@ -70,6 +71,7 @@ def make_preference_loss(
       valued=targets,
       rngs=rngs,
     )
+    # Without a reference every candidate counts as one that no policy proposed.
     reference_BC = (
       batch.reference_logp_BC
       if config.reference
@@ -87,6 +89,7 @@ def list_loss(name: str, config: PreferenceConfig, logp_BC, reference_BC, reward
   """VSL's weights [B, C] and the scalar loss of an objective, a mean over requests (unified:
   over candidates).
   """
+  # What all list objectives take, in one order.
   lists = (logp_BC, reference_BC, reward_BC)
   one = jnp.ones_like(logp_BC)
   pairs = {
@@ -102,10 +105,12 @@ def list_loss(name: str, config: PreferenceConfig, logp_BC, reference_BC, reward
     w_vsl_BC, w_rl_BC = unified.unified_weights(
       logp_BC, reward_BC, z_max=config.z_max, mask_BM=mask_BC
     )
+    # Their mean is over candidates that count, of the whole batch.
     counted = jnp.maximum(counted_BC.sum(), 1)
     return jax.lax.stop_gradient(w_vsl_BC), jnp.where(
       counted_BC, w_rl_BC * term_BC, 0.0
     ).sum() / counted
+  # Made when it is asked for: only the objective that was chosen is traced.
   losses = {
     "rspo": lambda: rspo.rspo_loss(*lists, **pairs),
     "dpo": lambda: dpo.dpo_loss(*lists, beta=config.beta, mask_BM=mask_BC),

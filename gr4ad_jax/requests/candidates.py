@@ -50,6 +50,7 @@ class Candidates:
 
   def rows_of(self, requests: np.ndarray) -> np.ndarray:
     """Row of each request. Raises KeyError for one without candidates."""
+    # Requests need not ascend, as those in order of time do not.
     order = np.argsort(self.request_R, kind="stable")
     at = np.minimum(np.searchsorted(self.request_R[order], requests), len(order) - 1)
     if (self.request_R[order][at] != requests).any():
@@ -127,6 +128,7 @@ class CandidateMaker:
 
   def _some(self, params: Any, requests: np.ndarray, batch: int) -> tuple[np.ndarray, ...]:
     c = self._config
+    # Ten at least, since the collapse guard looks at the first ten.
     shown = max(c.policy_candidates, 10)
     found = self._ranker.rank(
       params, self._contexts, requests, max(shown, c.candidate_beams), batch
@@ -136,10 +138,12 @@ class CandidateMaker:
     target_RM = self._targets(requests)
     ad_RX = np.concatenate([target_RM, policy_RK, *others], axis=1)
     logp_RX = np.full(ad_RX.shape, NO_REFERENCE)
+    # Behind the request's own ads come the policy's, and only those have a log p_ref.
     proposed = slice(target_RM.shape[1], target_RM.shape[1] + policy_RK.shape[1])
     logp_RX[:, proposed] = np.where(
       policy_RK >= 0, found.logp_RK[:, : c.policy_candidates], NO_REFERENCE
     )
+    # An own ad that the policy proposed too keeps the first place, and gets its log p_ref.
     ad_RC, logp_RC = _distinct(ad_RX, logp_RX)
     reward_RC = self._reward(requests, ad_RC, logp_of(ad_RC, found.ad_RK, found.logp_RK))
     return requests, ad_RC, logp_RC, reward_RC, found.ad_RK[:, :shown], found.logp_RK[:, :shown]
@@ -159,13 +163,16 @@ class CandidateMaker:
       return _top(seen_BN.astype(np.float32), count)
     ads_BS, kind_BS, rows_BH = contexts.slots(requests)
     if name == "neighbors":
+      # Neighbours stand together in the slots: the first of them, and so many more.
       first = np.argmax(kind_BS == NEIGHBOR, axis=1)[:, None] + np.arange(count)
+      # A count past the slots reads the last one again, whose kind is asked for next.
       first = np.minimum(first, ads_BS.shape[1] - 1)
       near = np.take_along_axis(kind_BS, first, axis=1) == NEIGHBOR
       return np.where(near, np.take_along_axis(ads_BS, first, axis=1), -1)
     past_BH = np.where(kind_BS[:, : rows_BH.shape[1]] == HISTORY, ads_BS[:, : rows_BH.shape[1]], -1)
     if name == "recency":
       decayed_BH = history.decayed_counts(contexts.lines, requests, rows_BH)
+      # Padding goes last, and was -1 before.
       weight_BH = np.where(past_BH >= 0, decayed_BH, -np.inf)
       order = np.argsort(-weight_BH, axis=1, kind="stable")[:, :count]
       found = np.take_along_axis(past_BH, order, axis=1)
@@ -187,6 +194,7 @@ class CandidateMaker:
     taken = scipy.sparse.csr_matrix(
       (np.ones(len(user), np.float32), (user, lines.ad[learned_L])), shape
     )
+    # 1 for an ad that a user took ever, however often.
     return baselines.ease_weights((taken > 0).astype(np.float32), baselines.EASE_PENALTY)
 
 
@@ -197,6 +205,7 @@ def _top(score_BN: np.ndarray, count: int) -> np.ndarray:
 
 
 def _distinct(ad_RX: np.ndarray, logp_RX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  # A stable sort groups the places of an ad, and keeps them in their order inside the group.
   """Each ad once, where it stands first, with the log p_ref that any of its places has; padding
   goes last.
   """
@@ -207,6 +216,7 @@ def _distinct(ad_RX: np.ndarray, logp_RX: np.ndarray) -> tuple[np.ndarray, np.nd
   first[:, 1:] = ad[:, 1:] != ad[:, :-1]
   for x in range(ad.shape[1] - 2, -1, -1):  # a run's largest log p_ref moves to its first place
     logp[:, x] = np.where(first[:, x + 1], logp[:, x], np.maximum(logp[:, x], logp[:, x + 1]))
+  # Ads that stay sort by their first place; all others get a place behind the last.
   key = np.where(first & (ad >= 0), order, len(place))
   back = np.argsort(key, axis=1, kind="stable")
   kept = np.take_along_axis(key, back, axis=1) < len(place)
@@ -222,5 +232,6 @@ def digest(params: Any, *about: Any) -> str:
     made.update(jax.tree_util.keystr(path).encode())
     made.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
   for item in about:
+    # `repr` of plain settings is the same in every process; arrays are taken as bytes.
     made.update(item.tobytes() if isinstance(item, np.ndarray) else repr(item).encode())
   return made.hexdigest()

@@ -90,7 +90,10 @@ def prepare(config: Config, source: str = "", told: Told | None = None) -> Examp
   else:
     names = "neighbors/ids", "neighbors/cosine"
     neighbors = NeighborFolds(*map(folder.column, names))
+    # Fitted when the examples were made, by the same rules.
     requests = inputs_lib.learned_requests(lines, config)
     learned_P = np.isin(lines.outcomes.request, requests)
+    # The edges of eCPM bins depend on what the run learns from, so they are not kept with the
+    # examples.
     ecpm = EcpmBins.fit(lines.outcomes.value[learned_P], config.model.ecpm_bins)
   return ExampleInputs(dataset, tokenizer, index, lines, neighbors, ecpm, folder)

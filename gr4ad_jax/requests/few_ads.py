@@ -51,6 +51,7 @@ class _Few:
   def __init__(self, model, variables, touched: Touched, dropout_key):
     dtype = compute_dtype(model.config)
     self._vectors = lambda ads: model.apply(variables, ads, method="vectors").astype(dtype)
+    # A closure, so that the table is read where scores are made and not kept as a whole.
     self.touched = touched
     self.places = touched.places
     self._num_ads = model.num_ads
@@ -60,6 +61,7 @@ class _Few:
       variables, batch, train=True, rngs={"dropout": dropout_key}, method="states"
     ).astype(dtype)
     self.bias = model.apply(variables, method="head_bias")
+    # (B, P, D) -> (P, D): of all states of the histories those at the places that are learned from.
     self.state_PD = states_BPD[places.row_P, places.place_P]
     self.ads_PS = seen(batch, places)
     scores_BPS = product("bpd,bsd->bps", states_BPD, self._vectors(history_ads(batch)))
@@ -67,6 +69,7 @@ class _Few:
     self.scores = _Scores(self._of(places.target_PM), history_PS, self._others())
 
   def _of(self, ads_PM: jax.Array) -> jax.Array:
+    # (P, D), (P, M, D) -> (P, M).
     """Scores of some ads of each place."""
     return product("pd,pmd->pm", self.state_PD, self._vectors(ads_PM))
 
@@ -75,6 +78,7 @@ class _Few:
     return product("pd,xd->px", self.state_PD, self._vectors(ads_X))
 
   def _seen(self, ads_PM: jax.Array) -> jax.Array:
+    # (P, M, 1) == (P, 1, S) -> (P, M, S): whether a place's history has the ad.
     return (ads_PM[..., None] == self.ads_PS[:, None]).any(-1)
 
 
@@ -88,15 +92,20 @@ class _Sampled(_Few):
     places = self.places
     ads_PS = self.ads_PS
     drawn_K = self.touched.drawn
+    # One past the last row is the row of nothing: padding writes and reads there.
     none = self._num_ads
     K = len(drawn_K)
     at_U = (
       jnp.full(none + 1, K).at[drawn_K].set(jnp.arange(K))
     )  # where an ad stands among the drawn ones
     target_PM = jnp.where(places.mask_PM, places.target_PM, none)
+    # Ads that are counted apart: the history's, which have the bias, and the targets. A drawn ad
+    # among them must not count again as a negative.
     strata_PX = jnp.concatenate([jnp.where(ads_PS >= 0, ads_PS, none), target_PM], axis=1)
     rows = jnp.arange(len(ads_PS))[:, None]
+    # K + 1 columns, of which the last takes all ads that were not drawn; it is cut off.
     taken_PK = jnp.zeros((len(ads_PS), K + 1), bool).at[rows, at_U[strata_PX]].set(True)[:, :K]
+    # A target of the history counts as a target.
     target_PS = (ads_PS[..., None] == target_PM[:, None]).any(-1)
     return item_losses.sampled_softmax_loss(
       scores.target_PM + bias * self._seen(places.target_PM),
@@ -119,9 +128,12 @@ class _InBatch(_Few):
 
   def loss(self, scores, bias):
     places = self.places
+    # The targets of the whole batch, laid in one row: P·M negatives for every place.
     ads_X = places.target_PM.ravel()
     real_X = places.mask_PM.ravel()
+    # A place's own targets are no negatives of it. -2 matches no ad and no padding.
     own_PX = (ads_X == jnp.where(places.mask_PM, places.target_PM, -2)[..., None]).any(1)
+    # This loss has no stratum of the history: one column that the mask takes away.
     nothing = jnp.zeros((len(self.ads_PS), 1))
     return item_losses.sampled_softmax_loss(
       scores.target_PM + bias * self._seen(places.target_PM),
@@ -130,6 +142,7 @@ class _InBatch(_Few):
       nothing > 0,
       scores.other_PX,
       real_X & ~own_PX,
+      # How often an ad comes up as a negative: its share of the targets, times their number.
       self.touched.log_weight[jnp.maximum(ads_X, 0)] - jnp.log(jnp.maximum(real_X.sum(), 1)),
     )
 

@@ -83,8 +83,11 @@ class Inputs:
     if config.training.examples == "requests":
       return requests
     ascending = np.sort(requests)
+    # Ascending requests are in order of user, then time.
     user = self.lines.request_user[ascending]
     last = np.searchsorted(user, user, side="right") - 1
+    # Every `history_slots`-th one counted from a user's last: the histories of these do not
+    # overlap.
     return ascending[(last - np.arange(len(user))) % config.data.history_slots == 0]
 
   def has_targets(self, config: Config, split: str) -> bool:
@@ -100,6 +103,7 @@ class Inputs:
     Popularity counts what is visible there (never the day of the request itself): for test, and
     where valid is learned from, train and valid; otherwise train.
     """
+    # A split sees the splits before it; what is learned from sees all that is fitted.
     shown_L = self.lines.request_split[self.lines.request] < max(
       SPLITS.index(split), len(config.training.fitted)
     )
@@ -107,6 +111,7 @@ class Inputs:
     depth = protocols.target_depth(self.dataset.behaviors, config.data.target_behavior)
     ads = self.dataset.ads
     codes_NT = self.index.codes_NT
+    # Neighbours were fitted on the learned users, so those leave their own visits out by folds.
     held_out = split not in ("train", *config.training.fitted)
     about = self.lines, codes_NT, ads.price, trends, self.neighbors, config.data
     shops = {"promotions": self.dataset.promotions, "user_ids": self.dataset.events.user_id}
@@ -122,7 +127,9 @@ def learned_requests(lines: Lines, config: Config) -> np.ndarray:
   requests = np.flatnonzero(lines.request_split < len(config.training.fitted))
   if config.training.period == (0.0, 1.0):
     return requests
+  # The rank of each request in order of time: an argsort of an argsort is the inverse of the order.
   rank = np.argsort(np.argsort(lines.request_time[requests], kind="stable"))
+  # Shares of requests, not of the time between the first and the last.
   begin, end = (round(share * len(requests)) for share in config.training.period)
   return requests[(rank >= begin) & (rank < end)]
 
@@ -149,6 +156,7 @@ def tokenizer_of(
   if not source and _renews(config):
     return renewal.renewed(config, dataset, told)
   source = source or source_of(config)
+  # UA-SIDs belong to an ad table. With another one, rows would name other ads.
   if source:
     tokenizer_dir, index_dir = (os.path.join(source, name) for name in ("tokenizer", "index"))
     if not ad_store.same_ads(ad_store.load_ads(index_dir), dataset.ads):
@@ -212,6 +220,7 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
   if source:
     neighbors, ecpm = load_features(source)
   else:
+    # Splits that are not fitted must not shape what the model reads.
     fitted = np.isin(lines.request, learned_requests(lines, config))
     request_L = lines.request[fitted]
     ad_L = lines.ad[fitted]
@@ -232,6 +241,7 @@ def _check_numbers(dataset: Dataset, lines: Lines) -> None:
   }
   for name, (column, ad) in columns.items():
     unknown = np.isnan(column) if name == "price" else np.zeros(len(column), bool)
+    # `~(x <= LARGEST)` is true of NaN, which `x > LARGEST` is not.
     bad = np.flatnonzero(~(np.abs(column) <= LARGEST) & ~unknown)  # NaN is in no order
     if len(bad):
       which = dataset.ads.ad_id[ad[bad[0]]]
@@ -270,7 +280,9 @@ def check_same_log(config: Config, dataset: Dataset, started: bool = False) -> N
   if not (started or is_trained(config.workdir)):
     return
   if _load_log(config, "digest") == log_digest(dataset.events):
+    # The cheap comparison first: the digest of the log as it was.
     return
+  # A log that grew has another digest, and still has every event that the run knew.
   if known_events.all_in(os.path.join(config.workdir, "features"), dataset.events):
     _log.warning("the event log has grown since %s was trained", config.workdir)
     return
@@ -290,6 +302,7 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   save_tokenizer(config, dataset, inputs.tokenizer, inputs.index)
   inputs.neighbors.save(features_dir)
   inputs.ecpm.save(features_dir)
+  # Popularity of all that is known, for use; a training counts again by split.
   inputs.counts().save(features_dir)
   known_events.save(features_dir, dataset.events)
   feature_names.save(features_dir, config.data.promotions, config.data.ad_age)
@@ -322,5 +335,6 @@ def log_digest(events: EventLog) -> str:
   made = hashlib.sha256()
   for field in dataclasses.fields(events):
     column = getattr(events, field.name)
+    # User ids are objects whose bytes are addresses, so they add nothing.
     made.update(b"" if column.dtype == object else np.ascontiguousarray(column).tobytes())
   return made.hexdigest()

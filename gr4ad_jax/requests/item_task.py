@@ -31,11 +31,14 @@ class RowLoss:
   def __init__(self, model: ItemModel, share_N: np.ndarray):
     self._model = model
     self._config = model.items
+    # Where the batch's targets are the negatives, popular ads are negatives more often; their
+    # shares correct that.
     inbatch = self._config.item_loss == "inbatch"
     self._log_share_N = jnp.log(jnp.asarray(share_N, jnp.float32)) if inbatch else None
 
   def touch(self, batch: RequestBatch, key: jax.Array) -> Touched:
     """What a step reads: it depends on its requests and its key, not on parameters."""
+    # Three keys in a fixed order: `of_rows` takes the third of the same split.
     place_key, draw_key, _ = jax.random.split(key, 3)
     config = self._config
     num_ads = self._model.num_ads
@@ -46,19 +49,23 @@ class RowLoss:
       drawn, log_weight = draw_of_strata(draw_key, num_ads, min(config.item_negatives, num_ads))
     elif config.item_loss == "bce":
       drawn = jax.random.randint(draw_key, places.target_PM.shape, 0, num_ads)
+    # -1 of padding and masked targets becomes the row past the table, which no gather keeps.
     read = (history_ads(batch), jnp.where(places.mask_PM, places.target_PM, -1), drawn)
     ads_X = jnp.concatenate([ads.ravel() for ads in read])
     past = row_tables.rows(num_ads)  # no row
     ads_X = jnp.where(ads_X >= 0, ads_X, past)
+    # The number of distinct ads varies, so it is padded to a fixed one: shapes must not change.
     row_U, at_X = jnp.unique(
       ads_X, return_inverse=True, size=row_tables.rows(len(ads_X)), fill_value=past
     )
     at_X = jnp.where(ads_X < past, at_X, -1)
+    # Where the parts lie that were joined, to take them apart again.
     ends = np.cumsum([ads.size for ads in read])[:-1]
     slots, targets, drawn = (
       at.reshape(ads.shape) for at, ads in zip(jnp.split(at_X, ends), read, strict=True)
     )
     if config.item_loss == "inbatch":
+      # The log of 1 / share is the weight of a negative drawn by share.
       log_weight = -row_tables.lookup(self._log_share_N, row_U)
     return Touched(
       row_U, batch._replace(slot_ad_BS=slots), places._replace(target_PM=targets), drawn, log_weight
@@ -69,6 +76,7 @@ class RowLoss:
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of `touch`'s step, by parameters whose table has the rows `row_U` alone."""
     dropout_key = jax.random.split(key, 3)[2]
+    # The same model over a table of U rows: ads are their places among the rows that were read.
     model = self._model.clone(num_ads=len(touched.row_U))
     few = LOSSES[self._config.item_loss](model, {"params": params}, touched, dropout_key)
     return bias_apart(few.loss, few.scores, few.bias, model.config.history_bias)
@@ -96,6 +104,7 @@ def draw_of_strata(key: jax.Array, ads: int, number: int) -> tuple[jax.Array, ja
   Returns:
     Rows [K], ascending, and the logarithms of their runs' sizes [K].
   """
+  # Bounds of the runs: they are of equal size, or differ by one.
   first_K = np.arange(number + 1) * ads // number  # int64: K · N is past 2^31
   size_K = np.diff(first_K)
   drawn_K = first_K[:-1].astype(np.int32) + jax.random.randint(
@@ -117,6 +126,7 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
     return RowLoss(model, share_N)
 
   def loss_fn(params, batch: RequestBatch, key: jax.Array):
+    # The same split as of `RowLoss`, so that both losses see the same places.
     place_key, _, dropout_key = jax.random.split(key, 3)
     places = places_of(batch, config.inner_positions if config.inner_targets else 0, place_key)
     variables = {"params": params}
@@ -124,10 +134,12 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
       variables, batch, train=True, rngs={"dropout": dropout_key}, method="states"
     )
     bias = model.apply(variables, method="head_bias")
+    # Places of requests and of histories become one axis: (B, P, D) -> (P, D).
     state_PD = states_BPD[places.row_P, places.place_P]
     ads_PS = seen(batch, places)
     scores_PN = model.apply(variables, state_PD, method="scores")
     own_PM = model.apply(variables, state_PD, places.target_PM, method="scores_of")
+    # (P, M, 1) == (P, 1, S): which targets a place has in its own history.
     own_seen_PM = (places.target_PM[..., None] == ads_PS[:, None]).any(-1)
 
     def loss_of(scores, bias):
@@ -163,6 +175,8 @@ def bias_apart(
   loss = loss_of(scores, jnp.zeros_like(bias))
   metrics = {"loss": loss, "item_bias": bias}
   if learned:
+    # By a constant score the bias learns alone. The difference adds its gradient, and 0 to the
+    # loss.
     under = loss_of(jax.lax.stop_gradient(scores), bias)
     loss += under - jax.lax.stop_gradient(under)
   return loss, metrics

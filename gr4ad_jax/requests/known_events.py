@@ -17,6 +17,7 @@ def hashes(events: EventLog) -> np.ndarray:
 
   Numbers of users and visits are not in it: they change when a log grows.
   """
+  # Hashes of ids, since numbers of users change when a log grows.
   of_user = (hashlib.blake2b(str(user).encode(), digest_size=8).digest() for user in events.user_id)
   user_U = np.frombuffer(b"".join(of_user), np.uint64)
   found = user_U[events.user]
@@ -24,6 +25,7 @@ def hashes(events: EventLog) -> np.ndarray:
     events.ad.astype(np.uint64),
     events.time.astype(np.uint64),
     events.behavior.astype(np.uint64),
+    # The bits of the float, so that equal numbers have equal hashes and near ones do not.
     events.value.astype(np.float32).view(np.uint32).astype(np.uint64),
     events.quantity.astype(np.float32).view(np.uint32).astype(np.uint64),
   )
@@ -45,10 +47,12 @@ def all_in(directory: str, events: EventLog) -> bool:
     DamagedError: the file is another than was written.
   """
   path = os.path.join(directory, _FILE)
+  # A run of before hashes were kept: nothing can be said.
   if not os.path.exists(path):
     return False
   (kept,) = files.load_arrays(path, "hash")
   now = hashes(events)
+  # The same event may stand in a log several times.
   once, often = np.unique(kept, return_counts=True)
   begin = np.searchsorted(now, once, side="left")
   end = np.searchsorted(now, once, side="right")

@@ -37,19 +37,24 @@ def places_of(batch: RequestBatch, inner: int, key: jax.Array) -> Places:
   """
   ads_BS = history_ads(batch)
   B, S = ads_BS.shape
+  # The place after all ads: the state there has seen the whole history.
   last = Places(jnp.arange(B), (ads_BS >= 0).sum(-1), batch.target_ad_BM, batch.target_mask_BM)
   if not inner:
     return last
   inside_BS = (ads_BS >= 0) & (jnp.arange(S) > 0)  # the first ad comes after nothing
+  # Random keys for ads inside, -1 for all else: the greatest are an even draw without replacement.
   draw_BS = jnp.where(inside_BS, jax.random.uniform(key, (B, S)), -1.0)
   _, at_Q = jax.lax.top_k(draw_BS.ravel(), min(inner * B, B * S))
+  # Flat numbers over [B, S] become request and place.
   row_Q = at_Q // S
   place_Q = at_Q % S
+  # One target, and M - 1 that are padding, as the batch's targets have M columns.
   more = ((0, 0), (0, batch.target_ad_BM.shape[1] - 1))
   within = Places(
     row_Q,
     place_Q,
     jnp.pad(ads_BS[row_Q, place_Q][:, None], more, constant_values=-1),
+    # A place that was only filled up has -1 above and is masked here.
     jnp.pad(inside_BS[row_Q, place_Q][:, None], more),
   )
   return Places(*(jnp.concatenate(pair) for pair in zip(last, within, strict=True)))
@@ -58,4 +63,5 @@ def places_of(batch: RequestBatch, inner: int, key: jax.Array) -> Places:
 def seen(batch: RequestBatch, places: Places) -> jax.Array:
   """[P, S] rows of the ads that each place has seen, -1 elsewhere."""
   ads_PS = history_ads(batch)[places.row_P]
+  # A place knows what came before it, not the ad that stands there.
   return jnp.where(jnp.arange(ads_PS.shape[1]) < places.place_P[:, None], ads_PS, -1)

@@ -79,6 +79,7 @@ def renewed(
 
 def _check_settings(sid: SidConfig, old: SidConfig, flag: str) -> None:
   """Appended ads are coded as the published ones were. A refresh needs codebooks of their sizes."""
+  # Settings that say where codes come from, or how they are computed, and do not shape them.
   free = ("append", "refresh", "swing_path", "swing_memory_mb")
   names = [field.name for field in dataclasses.fields(sid) if field.name not in free]
   for name in names if flag == "append" else ("codebooks", "last_level"):
@@ -99,6 +100,7 @@ def append(published: Published, ads: AdTable) -> np.ndarray:
   """
   old_N = _rows(published.ads, ads)
   new = np.flatnonzero(old_N < 0)
+  # A new ad gathers row 0, and its codes are replaced below.
   codes_NT = published.codes_NT[np.maximum(old_N, 0)]
   if len(new):
     codes_NT[new] = published.tokenizer.encode(some_ads(ads, new), published.codes_NT)
@@ -122,15 +124,19 @@ def refresh(
   """
   old_N = _rows(published.ads, ads)
   shared = np.flatnonzero(old_N >= 0)
+  # The last level tells ads of a cell apart; it has no meaning that could be kept.
   before_XP = published.codes_NT[old_N[shared], :-1]
   names = matched(before_XP, fresh_NT[shared, :-1], fresh.codebooks[:-1])
+  # (V,) gathered by (N,): each new code's old name.
   prefix_NP = np.stack([name_V[fresh_NT[:, t]] for t, name_V in enumerate(names)], axis=1)
   centroids = []
   for table_VD, name_V in zip(fresh.centroids, names, strict=True):
     renamed_VD = np.empty_like(table_VD)
+    # Row v of the new codebook moves to the row of its old name, so names and centroids agree.
     renamed_VD[name_V] = table_VD
     centroids.append(renamed_VD)
   tokenizer = dataclasses.replace(fresh, centroids=tuple(centroids))
+  # An ad whose earlier codes stayed keeps its last one, too.
   same_X = (prefix_NP[shared] == before_XP).all(axis=1)
   codes_NT = np.empty_like(fresh_NT)
   kept = shared[same_X]
@@ -139,6 +145,7 @@ def refresh(
   if len(rest):
     vectors_ND = tokenizer.vectors(ads)
     nearby = (
+      # One row at a time: a vector's nearest codes are asked for only where its cell is full.
       tokenizer.centroids,
       lambda row: tokenizer.quantized(vectors_ND[rest[row] : rest[row] + 1])[0],
     )
@@ -168,11 +175,13 @@ def matched(
   for level, size in enumerate(sizes):
     shared_VV = np.zeros((size, size))
     # Row: new code, column: old code.
+    # `add.at` sums repeated pairs; plain indexing would keep the last.
     np.add.at(shared_VV, (after_XP[:, level], before_XP[:, level]), np.where(alike_X, 1.0, _PARTED))
     new_V, old_V = scipy.optimize.linear_sum_assignment(shared_VV, maximize=True)
     name_V = np.empty(size, np.int32)
     name_V[new_V] = old_V
     names.append(name_V)
+    # Only ads whose codes agree so far say what the next level's codes mean.
     alike_X &= name_V[after_XP[:, level]] == before_XP[:, level]
   return tuple(names)
 

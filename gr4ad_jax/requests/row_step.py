@@ -42,6 +42,7 @@ def make_row_step(
   loss_of_rows = loss_fn.of_rows
   if state_shardings is not None:
     params = state_shardings.params
+    # Rows that were taken are few, so each device holds them whole.
     whole = NamedSharding(params[row_tables.NAME].mesh, PartitionSpec())
     loss_of_rows = gathering(loss_of_rows, params | {row_tables.NAME: whole})
   step_on_rows = make_train_step(loss_of_rows, optimizer, seed)
@@ -51,4 +52,5 @@ def make_row_step(
     some, metrics = step_on_rows(row_tables.take_rows(state, touched.row_U), touched)
     return row_tables.put_rows(state, some, touched.row_U), metrics
 
+  # Donated: the table is updated in place, without a second one beside it.
   return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))

@@ -19,6 +19,7 @@ from gr4ad_jax.value.pair_batches import PairSampler
 from gr4ad_jax.value.reward_model import RewardEstimate
 
 FOLDER = "boosted"
+# More leaves on at least 200 pairs each: deep trees, but none on single events.
 _FOREST = {
   "learning_rate": 0.08,
   "num_leaves": 63,
@@ -28,7 +29,9 @@ _FOREST = {
 }
 _TREES = {"purchase": 300, "value": 250}
 _OBJECTIVES = {"purchase": "binary", "value": "gamma"}
+# A value of 0 was bought as well, and must not be left out.
 _SMALLEST = 0.05  # money: gamma needs positive values
+# Requests scored at once: pairs of all ads of more of them would not fit into memory.
 _ROWS = 32
 
 
@@ -47,6 +50,7 @@ def check() -> None:
 
 def flat(pairs: PairBatch) -> np.ndarray:
   """[B, C, F] float32: features of pairs, then of users."""
+  # (B, 1, F) -> (B, C, F): a view, until `concatenate` copies it.
   users = np.broadcast_to(
     pairs.user_features_BF[:, None], (*pairs.ad_row_BC.shape, pairs.user_features_BF.shape[-1])
   )
@@ -74,6 +78,7 @@ class Boosted:
     if not os.path.exists(os.path.join(folder, "value.txt")):
       _train(config, inputs, folder)
     paths = [os.path.join(folder, f"{name}.txt") for name in _TREES]
+    # Checked before it is read: LightGBM takes a file that was cut short for a smaller forest.
     for path in paths:
       checksums.check(path)
     forests = [lightgbm.Booster(model_file=path) for path in paths]
@@ -90,6 +95,7 @@ class Boosted:
         forest.predict(rows).reshape(ads.shape) for forest in (self._purchase, self._value)
       )
       found.append(
+        # Sums of leaves may pass what money is clipped at in training.
         [np.where(ads >= 0, y, 0).astype(np.float32) for y in (p, np.minimum(value, self._clip))]
       )
     return RewardEstimate(*(np.concatenate(column) for column in zip(*found, strict=True)))
@@ -106,6 +112,7 @@ def _train(config: Config, inputs: Inputs, folder: str) -> None:
   for begin in range(0, len(requests), 256):
     batch = sampler.batch(requests[begin : begin + 256])
     real = batch.weight_BC > 0
+    # Padding has no weight, and is no row of the table.
     columns.append(
       [x[real] for x in (flat(batch.pairs), batch.bought_BC, batch.value_BC, batch.weight_BC)]
     )
@@ -113,6 +120,7 @@ def _train(config: Config, inputs: Inputs, folder: str) -> None:
   os.makedirs(folder, exist_ok=True)
   data = {
     "purchase": (x, bought, weight),
+    # E[value | purchase] learns from purchases alone.
     "value": (x[bought], np.maximum(value[bought], _SMALLEST), weight[bought]),
   }
   for name, (rows, label, weights) in data.items():

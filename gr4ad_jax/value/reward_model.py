@@ -53,6 +53,7 @@ class RewardModel:
     scale: "reward_run.Scale",
     calibration: Calibration,
   ):
+    # All that estimates depend on: a cache of candidates knows by it whether they are still good.
     self.digest = digest(params, scale.pair, scale.user, scale.value, scale.clip, calibration)
     self._params = params
     self.features = features
@@ -102,16 +103,22 @@ class RewardModel:
     requests_B = np.asarray(requests_B)
     ads_BC = np.asarray(ads_BC)
     B, C = ads_BC.shape
+    # Rounded up to a multiple, so that few shapes are compiled.
     width = -(-max(C, 1) // _STEP) * _STEP
+    # Fewer requests at once where each has many ads: the number of pairs bounds the memory.
     rows = max(1, min(_ROWS, _PAIRS // width))
+    # Rows are padded as well, and the filling is cut off after `concatenate`.
     ads = np.full((-(-B // rows) * rows, width), -1, np.int64)
     ads[:B, :C] = ads_BC
+    # Filled up with requests of the same batch: any will do, their ads are padding.
     requests = np.resize(requests_B, len(ads)) if B else np.zeros(0, np.int64)
     found = []
     for begin in range(0, B, rows):
       part = slice(begin, begin + rows)
       pairs = self.features.batch(requests[part], ads[part])
       logit, log_value = jax.device_get(self._apply(self._params, pairs))
+      # Values were learned in units of their mean; the factor is what calibration found, and the
+      # clip that of training.
       value = np.minimum(
         np.exp(log_value) * self._scale.value * self._calibration.value_factor, self._scale.clip
       )

@@ -46,6 +46,7 @@ def report(
   requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
   num_ads = len(inputs.dataset.ads)
   ks = protocols.protocol_of(inputs.dataset.name).ks
+  # All ads of some requests say more of calibration than some ads of all requests.
   if len(requests) * num_ads > _PAIRS:
     rows = np.random.default_rng(0).permutation(len(requests))[: max(1, _PAIRS // num_ads)]
     requests = requests.take(np.sort(rows))
@@ -62,11 +63,13 @@ def report(
     "log_loss": calibration.log_loss(p_RN.ravel(), bought_RN.ravel()),
     "calibration_error": calibration.calibration_error(deciles),
     "deciles": deciles,
+    # The value alone: what p was multiplied in is divided out again, of bought pairs.
     "value": _value_error((worth_RN / np.maximum(p_RN, 1e-12))[bought_RN], value_RN[bought_RN]),
     "ranking": {},
   }
   for name, score_RN in (("p", p_RN), ("p x value", worth_RN)):
     best = np.argsort(-score_RN, axis=1, kind="stable")[:, : max(ks)].astype(np.int32)
+    # Fewer ads than the deepest k: lists are padded, as metrics expect.
     best = np.pad(best, ((0, 0), (0, max(ks) - best.shape[1])), constant_values=-1)
     made["ranking"][name] = {
       metric: ratio.value for metric, ratio in metrics.per_request(best, requests, ks).items()
@@ -85,6 +88,7 @@ def _scored(
   p_RN = []
   worth_RN = []
   base_RN = []
+  # 16 requests at a time, each with all ads of the table.
   for begin in range(0, len(requests), 16):
     some = requests.request[begin : begin + 16]
     ads = np.broadcast_to(np.arange(num_ads), (len(some), num_ads))
@@ -114,6 +118,7 @@ def _popular_and_recent(features, requests: np.ndarray, ads: np.ndarray) -> np.n
   share = features.popularity.features(time, ads)[..., _SHARE]
   line = features.last_lines(requests, ads)
   own = history.history_features(features.lines, requests, line)[..., _COUNT]
+  # Features are on log scales; the product is of counts.
   return np.exp(share) * (np.expm1(own) + _NEVER)
 
 

@@ -36,6 +36,7 @@ FOLDER = "reward"
 CALIBRATION = "calibration.json"  # written last: its presence says that the model is whole
 _KNOBS = "knobs.json"
 _SCALE = "scale.npz"
+# More epochs go on with the same model; every other knob makes another one.
 _FREE = ("reward_epochs",)
 _SAMPLE = 512  # requests that the scale of the features is taken from
 
@@ -99,8 +100,11 @@ def split_requests(config: Config, inputs: Inputs) -> tuple[np.ndarray, np.ndarr
   """
   requests = np.sort(inputs.learned(config))
   user = inputs.lines.request_user[requests]
+  # Requests ascend, so a user's are neighbours: his last one is where the next user differs.
   last = np.append(user[1:] != user[:-1], True)
+  # A user with one request has nothing to be learned from if that is kept aside.
   again = np.append(False, user[1:] == user[:-1])
+  # A stream of its own beside the one of training.
   rng = np.random.default_rng([config.training.seed, 1])
   chosen = rng.random(int(user.max()) + 1) < config.reward.reward_calibration
   kept = last & again & chosen[user]
@@ -116,11 +120,14 @@ def make_reward_loss(model: Ranker, config: RewardConfig, scale: Scale) -> LossF
       {"params": params}, batch.pairs, edges, train=True, rngs={"dropout": key}
     )
     purchase = pointwise.purchase_loss(logit_BC, batch.bought_BC, batch.weight_BC)
+    # Values are learned from what was bought; of all else they are unknown, not 0.
     weight_BC = jnp.where(batch.bought_BC, batch.weight_BC, 0.0)
     value = pointwise.value_loss(
       log_value_BC, batch.value_BC / scale.value, weight_BC, config.reward_value_power
     )
     bought = weight_BC.sum() / batch.weight_BC.sum()
+    # Purchases are rare, so their loss is small. Divided by their share it stands beside the
+    # value's.
     loss = (
       purchase / jax.lax.stop_gradient(jnp.maximum(bought, 1e-6))
       + config.reward_value_weight * value
@@ -146,6 +153,7 @@ class RewardTask(Task):
     self.inputs = inputs
     self.folder = folder_of(config)
     self.model = build_ranker(config, inputs)
+    # Accumulation and row-wise optimisers are for the large table of ads, which this model lacks.
     # The run's own training, but for what is the reward model's to say. It starts afresh.
     self.training = dataclasses.replace(
       config.training, learning_rate=c.reward_learning_rate, weight_decay=c.reward_weight_decay,
@@ -182,6 +190,7 @@ class RewardTask(Task):
   def scale(self) -> Scale:
     """Edges of the features and unit of the value, from some of what is learned from."""
     requests = self._split[0]
+    # Spread evenly over all that is learned from.
     some = requests[:: max(1, len(requests) // _SAMPLE)]
     sample = self.sampler.batch(some)
     c = self.config.reward
@@ -191,6 +200,7 @@ class RewardTask(Task):
     return Scale(
       feature_edges(sample.pairs.pair_features_BCF[real], c.reward_bins),
       feature_edges(sample.pairs.user_features_BF, c.reward_bins),
+      # A mean of 0 would make the unit 0, and values infinite.
       max(value, LEAST_VALUE),
       self.inputs.ecpm.clip,
       read_digest(self.config, self.inputs),
@@ -259,6 +269,7 @@ def check_knobs(config: Config) -> None:
   path = os.path.join(folder_of(config), _KNOBS)
   if not os.path.exists(path) or not os.path.isdir(checkpoints_of(config)):
     return
+  # A knob that an older file lacks is taken to be as it is now.
   saved = files.load_json(path)
   for name, ours in dataclasses.asdict(config.reward).items():
     if saved.get(name, ours) != ours and name not in _FREE:
