@@ -302,8 +302,6 @@ class PairFeatures:
     trend = self.popularity.features(lines.request_time[requests[b]], ad[:, None])[:, 0]
     made[:, split : split + trend.shape[1]] = trend
 
-    # How many lines of the user ago the ad was taken last: 1 / sqrt falls fast at first, then
-    # slowly.
     here = lines.request_first[requests[b[known]]]
     column["lines_since"][known] = 4 / np.sqrt(1.0 + here - row)
     mean = np.log1p(np.maximum(lines.total_value[row], 0) / lines.count[row])

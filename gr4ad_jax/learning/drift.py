@@ -17,7 +17,9 @@ _log = logging.getLogger(__name__)
 def _moments(batch: RequestBatch) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation of each feature of slots and users, [F] float64."""
   slots = batch.slot_features_BSF[batch.slot_kind_BS != PADDING].astype(np.float64)
+  # Float64: sums of many squares lose their last digits in float32.
   users = batch.user_features_BF.astype(np.float64)
+  # Without a slot there is still a row, so that mean and deviation exist.
   both = [part if len(part) else np.zeros((1, part.shape[1])) for part in (slots, users)]
   return tuple(np.concatenate([f(part, axis=0) for part in both]) for f in (np.mean, np.std))
 
@@ -31,8 +33,10 @@ def predicted_share(logp_RK: np.ndarray, at: int = 10) -> float:
 
 def found_share(ad_RK: np.ndarray, requests: EvalRequests, at: int = 10) -> float:
   """The share that they do have: the mean over requests of hits over targets."""
+  # (P, at) == (P, 1): whether a target stands in its request's list.
   hit_P = (ad_RK[requests.target_row, :at] == requests.target_ad[:, None]).any(axis=1)
   hits_R = np.bincount(requests.target_row, weights=hit_P, minlength=len(requests))
+  # A request's targets differ in number; each request counts once.
   return float((hits_R / np.diff(requests.target_start)).mean())
 
 
@@ -67,6 +71,7 @@ class Drift:
     mean_F, _ = _moments(batch)
     # A feature that never moved has a deviation of 0: its own unit stands in for it.
     shift_F = np.abs(mean_F - self._mean_F) / np.where(self._std_F > 1e-6, self._std_F, 1.0)
+    # The one that moved most speaks for all.
     most = int(np.argmax(shift_F))
     found = {"features": float(shift_F[most])}
     if found["features"] > SHIFT:
@@ -76,11 +81,13 @@ class Drift:
       )
     predicted = predicted_share(logp_RK)
     found["calibration"] = found_share(ad_RK, requests) / max(predicted, 1e-12)
+    # Too sure and too unsure are the same distance from 1 on a log scale.
     if not 1 / CALIBRATION <= found["calibration"] <= CALIBRATION:
       _log.warning(
         "drift: ten ads should have %.3f of what is taken, and have %.2f times that", predicted,
         found["calibration"],
       )  # fmt: skip
+    # In the first round there is nothing to compare with but itself.
     usual = float(np.mean(self._recalls)) if self._recalls else recall
     found["recall"] = recall / usual if usual else 1.0
     if len(self._recalls) >= _ENOUGH and found["recall"] < FALL:

@@ -66,6 +66,7 @@ class Examples:
     columns = np.array(ads.codes_NT), np.array(ads.price_N)
     about = popularity, known.neighbors, known.config, known.min_depth
     contexts = RequestContexts(lines, *columns, *about)
+    # The last request of each user: his visit. The rows before it are his history.
     last = np.flatnonzero(np.append(np.diff(lines.request_user) > 0, True))
     return cls(visits, contexts, last)
 
@@ -80,16 +81,20 @@ class Examples:
     outcomes = self.contexts.lines.outcomes
     first = outcomes.first
     numbers: dict[str, int] = {}
+    # Numbers are given in order of first mention, so that they do not depend on ids.
     user_B = [numbers.setdefault(visit.user_id, len(numbers)) for visit in self.visits]
     kept = []
     targets = []
     for place, row in enumerate(self.rows):
+      # The outcomes of a request stand together.
       own = np.arange(first[row], first[row + 1])
       own = own[outcomes.depth[own] >= self.contexts.min_depth]
       if len(own):
         kept.append(place)
+        # Targets by ad row, as those of a split are.
         targets.append(own[np.argsort(outcomes.ad[own])])
     places = np.array(kept, np.int64)
+    # The empty array gives the dtype where there is no target at all.
     flat = np.concatenate([np.zeros(0, np.int64), *targets]).astype(np.int64)
     start = np.append(0, np.cumsum([len(own) for own in targets])).astype(np.int64)
     user = np.array(user_B, np.int32)[places]

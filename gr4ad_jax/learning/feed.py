@@ -71,15 +71,18 @@ class Feed:
       DataError: retention has removed events that were not read.
     """
     try:
+      # What was read comes first; the stream is asked when nothing of it is left.
       if not self._read and not self._look():
         return False
     except FellBehind as error:
       raise DataError(f"the stream no longer holds what a learner starts from: {error}") from error
     record = self._read.pop()
+    # Ads before events of the same moment: whoever posts both posts the ad first.
     while self._read_ads and self._read_ads[-1].time <= record.time:
       self._put(self._read_ads.pop())
     self._event(record.value, record.offset)
     text = json.dumps(record.value, sort_keys=True)
+    # A chain: the digest of all events so far, in their order.
     self.digest = zlib.crc32(text.encode(), self.digest)
     self.taken += 1
     self.offset = record.offset
@@ -93,6 +96,7 @@ class Feed:
   def _look(self) -> bool:
     """Reads on."""
     found = self._stream.read(EVENTS, self.offset, _CHUNK)
+    # Turned round, so that `pop` takes the oldest from the end.
     self._read = found[::-1]
     # After the events: of every ad that was appended before one of them there is a record by now.
     while found and (more := self._stream.read(ADS, self._ads_offset, _CHUNK)):
@@ -110,6 +114,7 @@ class Feed:
     for value in self._waiting.pop(ad_id, ()):
       self._event(value, 0)
 
+  # The event waits with its own fields; its moment stays the one that it had.
   def _event(self, value: Mapping[str, Any], offset: int) -> None:
     ad_id = value.get("ad_id")
     if isinstance(ad_id, str) and self._ads.row(ad_id) is None:
@@ -133,6 +138,7 @@ class Feed:
     name = value.get("behavior")
     if name is not None and name not in self._behaviors:
       raise DataError(f"behavior {name!r} is not known; allowed: {', '.join(self._behaviors)}")
+    # Without a behaviour it is the deepest one, such as a purchase.
     behavior = len(self._behaviors) - 1 if name is None else self._behaviors.index(name)
     time = _number(value, "time", None, 0, MAX_TIME)
     amount = _number(value, "value", 0.0, -MAX_NUMBER, MAX_NUMBER)
@@ -143,6 +149,7 @@ class Feed:
 
   def _refuse(self, topic: str, offset: int, error: Exception) -> None:
     self.bad += 1
+    # The first, the tenth, the hundredth: a broken source must not fill the log.
     if self.bad in (1, 10, 100) or self.bad % 1000 == 0:
       _log.warning("topic %s, offset %d is passed over (%d so far): %s", topic, offset, self.bad,
                    error)  # fmt: skip
@@ -154,6 +161,7 @@ def _number(
   """A field of an event. Raises DataError where it is no number of the range."""
   found = value.get(field)
   found = default if found is None else found
+  # A bool is an int to Python. NaN is in no range, and refused by the comparison.
   if isinstance(found, bool) or not isinstance(found, (int, float)) or not low <= found <= high:
     raise DataError(f"{field} {found!r} is not allowed: a number, {low:.0f} to {high:.0f}")
   return found

@@ -48,6 +48,7 @@ def judge(
   Returns:
     The verdict. Nothing is promoted by no requests.
   """
+  # Nothing to judge by is no reason to promote.
   if not len(requests):
     return Verdict(False, {}, 0.0, 0)
   recall = {}
@@ -55,5 +56,6 @@ def judge(
     metrics.check_rankings(lists, requests, AT, num_ads)
     recall[name] = metrics.per_request(lists, requests, (AT,))[f"recall@{AT}"].value
   others = [value for name, value in recall.items() if name != CANDIDATE]
+  # Against the better one of the others. Without any, the candidate is compared with itself.
   worst = recall[CANDIDATE] - max(others, default=recall[CANDIDATE])
   return Verdict(worst >= -bound, recall, worst, len(requests))

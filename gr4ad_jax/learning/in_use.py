@@ -30,6 +30,7 @@ class ParamsInUse:
   def latest(self) -> Any:
     """The parameters. Raises ConfigError, FileNotFoundError as `Checkpointer.restore_params`."""
     step = self._promotions.in_use
+    # None is a step, too: that of the run itself.
     if self._known is None or self._known[0] != step:
       self._known = step, self._read(step)
     return self._known[1]

@@ -34,6 +34,7 @@ class KnownAds:
     self._codes_NT = np.array(codes_NT, np.int32)
     self._price_N = np.array(ads.price, np.float32)
     self._later: dict[int, AdRecord] = {}
+    # The index copies the codes into keys of its own.
     self.index = LiveIndex(self._codes_NT, tokenizer.codebooks, overlay=overlay)
 
   def __len__(self):
@@ -68,6 +69,7 @@ class KnownAds:
       DataError: a field that is not allowed.
     """
     row = self.row(ad_id)
+    # What an ad was before: a later change, or the row of the run's table.
     before = None if row is None else self._later.get(row) or AdRecord.of_row(self._base, row)
     removed = fields.get("status") == REMOVED
     known = {name: fields[name] for name in FIELDS if name in fields and not removed}
@@ -77,6 +79,7 @@ class KnownAds:
       gone = before is not None and before.status == REMOVED
       ad = AdRecord.made(ad_id, known, None if gone else before)
     codes = fields.get("codes")
+    # Its text changed, or it is new: then its UA-SID is made again.
     if codes is None and ad.status == ACTIVE and (before is None or not _same(ad, before)):
       if row is not None:
         self._set(row, None)  # its own UA-SID counts as free
@@ -86,6 +89,7 @@ class KnownAds:
       self._make_room(row)
     self._later[row] = ad
     if codes is not None:
+      # A removed ad keeps its codes here: histories still name it.
       self._codes_NT[row] = codes
     self._price_N[row] = np.nan if ad.price is None else ad.price
     self._set(row, self._codes_NT[row] if ad.status == ACTIVE else None)
@@ -104,6 +108,7 @@ class KnownAds:
     try:
       self.index.set(row, codes)
     except IndexFull:
+      # The overlay is full: the merge makes room, and then the change fits.
       self.index.merge()
       self.index.set(row, codes)
 

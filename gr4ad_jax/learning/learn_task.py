@@ -67,6 +67,7 @@ class LearnTask(RequestTask):
     self.ads = KnownAds(
       dataset.ads, inputs.index.codes_NT, inputs.tokenizer, config.serving.overlay
     )
+    # A server's neighbours: those of all users, with no fold left out.
     depth = protocols.target_depth(dataset.behaviors, config.data.target_behavior)
     self.known = Known(
       self.ads, NeighborFolds.of(neighbors), config.data, depth, dataset.attribution_days
@@ -111,6 +112,7 @@ class LearnTask(RequestTask):
     config = self.config
     visits = Visits(self._state, 60 * config.data.session_gap_minutes)
     feed = Feed(self._stream, visits, self.ads, self.inputs.dataset.behaviors)
+    # Old requests are replayed beside new visits, so that what was learned is not forgotten.
     old = self.inputs.contexts(config, "train"), self.inputs.learned(config)
     t = self.training
     first = self.first_step

@@ -147,6 +147,7 @@ class Learner:
     self._start = request_task.load_params(task.config, task.model)
     self._lists = Lists(task.model, task.inputs.ecpm, task.config.search, task.ads.index)
     learned = task.inputs.learned(task.config)
+    # Evenly spread over what was learned, so that all its seasons are in it.
     self._drift = Drift(task.contexts.batch(learned[:: max(1, len(learned) // _LEARNED)]))
     if checkpointer.steps:
       restored = checkpointer.restore(state_lib.abstract(trainer.state))
@@ -181,6 +182,7 @@ class Learner:
           return Learned(state, "stopped" if follow else "ended")
       began = time.monotonic()
       verdict = None
+      # A learner that was stopped inside a round goes on with it, and does not judge it twice.
       if step == begin:  # else it was judged before the learner was stopped
         state, verdict = self._judged(state, source.groups(first, length), writer)
       state, status = self._learned(state, first, end, checkpointer, writer)
@@ -205,6 +207,7 @@ class Learner:
       return result.state, result.status
     except loop.DivergedError as error:
       if error.of_data:
+        # Data that are not finite would fail again after going back.
         raise
       _log.warning("the learner goes back: %s", error)
     source.forget(first, task.config.learn.round_groups)
@@ -219,6 +222,7 @@ class Learner:
     step = int(state.step)
     is_start = step == task.first_step
     params = {guard.CANDIDATE: state.params, guard.START: self._start}
+    # At the learner's own step the parameters in use are the candidate itself.
     if self._guarded and self.promotions.in_use not in (None, step):
       params[guard.IN_USE] = self._params_in_use(state)
     if is_start:
@@ -233,6 +237,7 @@ class Learner:
       self._write(step, told, verdict, groups, found, writer)
     if is_start or not self._guarded:
       return state, None
+    # What made the candidate is the round before this one.
     before = groups[0].number - len(groups)
     if not verdict.requests:
       return state, verdict
@@ -314,6 +319,7 @@ def _joined(parts: Sequence[Any]) -> Any:
   """Requests of several groups as those of one."""
   first = parts[0]
   starts = [part.target_start for part in parts]
+  # Starts count from 0 in each part; as one list they go on.
   offsets = np.cumsum([0, *(start[-1] for start in starts[:-1])])
   start = [at[:-1] + offset for at, offset in zip(starts, offsets, strict=True)]
   total = sum(int(at[-1]) for at in starts)

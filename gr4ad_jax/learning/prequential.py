@@ -28,6 +28,7 @@ def scalars(
   for name, lists in ad_RK.items():
     ratios = metrics.per_request(lists, requests, (AT,))
     for metric in (f"recall@{AT}", f"revenue@{AT}"):
+      # A metric of money is missing where no target has a value.
       if metric in ratios:
         found[f"prequential/{name}_{metric}"] = float(ratios[metric].value)
   return found

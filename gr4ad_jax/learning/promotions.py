@@ -53,6 +53,7 @@ class Promotions:
   def promote(self, step: int) -> None:
     """Puts a checkpoint of the learner into use; keeps it alone where another one is held."""
     self._copy(step, PROMOTED)
+    # A hold may come between these lines, so it is asked for once more after the write.
     if not self.is_held:
       self.use(step)
       # Who holds another one meanwhile has written so first: the word is theirs.
@@ -68,6 +69,7 @@ class Promotions:
   def hold(self, step: int | None) -> None:
     """Puts a former checkpoint into use, as `use`, and holds it until `release`."""
     self._check(step)
+    # The hold is written first: a learner that promotes meanwhile sees it.
     files.write_json(self._held, {"step": step})
     self.use(step)
 
@@ -102,6 +104,7 @@ class Promotions:
     place = os.path.join(self._folder, kind, str(step))
     if os.path.exists(place):
       return
+    # Under another name until it is whole: readers take every folder with a step's name.
     part = os.path.join(self._folder, f"{kind}_{step}.part")
     shutil.rmtree(part, ignore_errors=True)
     os.makedirs(os.path.dirname(place), exist_ok=True)
@@ -111,6 +114,7 @@ class Promotions:
   def _clear(self, kind: str) -> None:
     folder = os.path.join(self._folder, kind)
     for step in _steps(folder)[: -_KEPT[kind]]:
+      # What a server may still read is never deleted.
       if kind == REFUSED or step != self.in_use:
         shutil.rmtree(os.path.join(folder, str(step)))
 

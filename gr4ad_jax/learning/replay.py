@@ -45,6 +45,7 @@ def fill(stream: Stream, dataset: Dataset, begin: int, end: int) -> int:
   steps = [step for step in player.steps(dataset, begin) if step.time < end]
   for _, day in itertools.groupby(steps, key=lambda step: step.time // DAY):
     today = list(day)
+    # In memory a day at a time. Ads come before the visits of their first day.
     new = [step.ad for step in today if step.ad >= 0]
     ids = [str(dataset.ads.ad_id[row]) for row in new]
     values = [{"ad_id": ad_id, **player.ad_fields(dataset, row)}
@@ -54,6 +55,7 @@ def fill(stream: Stream, dataset: Dataset, begin: int, end: int) -> int:
     if values:
       stream.append(ADS, values, ids)
     if events:
+      # Ids of events are keys of the stream: filling twice appends nothing twice.
       stream.append(EVENTS, events, [event["event_id"] for event in events])
   return sum(step.ad < 0 for step in steps)
 
@@ -73,9 +75,11 @@ class Recorder:
   def __call__(self, group: Group, found: Prediction) -> None:
     """Keeps the lists of a group. Those of the run's own parameters are the learner's, at first."""
     visits = [found.visits[place] for place in found.places]
+    # What a user had taken before, so that lists without these can be judged later.
     seen = [np.unique(visit.known.ad) for visit in visits]
     lists = {
       LEARNING: found.ad_RK[guard.CANDIDATE],
+      # In the first round the start is the candidate, and has no list of its own.
       FROZEN: found.ad_RK.get(guard.START, found.ad_RK[guard.CANDIDATE]),
     }
     requests = found.requests
@@ -88,6 +92,7 @@ class Recorder:
       target_start=requests.target_start,
       target_ad=requests.target_ad,
       target_value=requests.target_value,
+      # Sets of different sizes as one column with bounds.
       seen_start=np.append(0, np.cumsum([len(some) for some in seen])),
       seen=np.concatenate([np.zeros(0, np.int32), *seen]),
       known_ads=np.array(self._ads),

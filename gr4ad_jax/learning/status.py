@@ -49,6 +49,7 @@ class LoopStatus:
       )
     ]  # fmt: skip
     seen = [_changed(path) for path in paths]
+    # Times and sizes of files are cheap to ask for at each visit of the page.
     if seen != self._seen:
       self._told = self._read(paths) if any(seen) else None
       self._seen = seen
@@ -90,6 +91,7 @@ def days(rounds: list[Mapping[str, float]]) -> list[dict[str, Any]]:
   found: dict[int, list[Mapping[str, float]]] = {}
   for one in rounds:
     if one.get("prequential/time") is not None and one.get("prequential/requests"):
+      # Rounds go to the day on which their first visit began.
       found.setdefault(int(one["prequential/time"] // DAY) * DAY, []).append(one)
   return [{"day": day} | _of_day(found[day]) for day in sorted(found)]
 
@@ -98,6 +100,7 @@ def _of_day(rounds: list[Mapping[str, float]]) -> dict[str, Any]:
   requests = sum(one["prequential/requests"] for one in rounds)
   means: dict[str, Any] = {"requests": requests}
   for name, shown in _NAMES.items():
+    # Means are weighted by requests, since rounds differ in size.
     # In its first round the learner is what it started from, and tells that one alone.
     means[shown] = {
       metric: sum(
@@ -126,6 +129,7 @@ def _lines(path: str) -> list[dict[str, float]]:
   try:
     with open(path, "rb") as file:
       size = file.seek(0, os.SEEK_END)
+      # Of a file of months the end is enough for the page.
       file.seek(max(0, size - _MOST))
       text = file.read()
   except OSError:

@@ -104,6 +104,7 @@ class StreamSource:
     self._seed = seed
     self._first_step = first_step
     self._new_steps = config.day_steps if config.learn_from == "day" else 1
+    # Each step on new visits is followed by so many on old ones.
     self.steps_per_group = self._new_steps * (1 + config.replay_steps)
     self.steps_per_epoch = float(self.steps_per_group)
     self._groups: dict[int, Group] = {}  # those that steps may still ask for
@@ -155,9 +156,11 @@ class StreamSource:
     """
     if processes > 1 or process:
       raise ValueError("a stream is learned from by one process")
+    # Steps of a group: a new one, its replayed ones, the next new one, and so on.
     number, at = divmod(step - self._first_step, self.steps_per_group)
     with self._lock:
       group = self._groups[number]
+    # 0 is the new step of each such run.
     replayed = at % (1 + self._config.replay_steps)
     if replayed:
       return self._old_batch(group, step)
@@ -169,6 +172,7 @@ class StreamSource:
     """
     number = self.group_of(step)
     with self._lock:
+      # The group that the step belongs to is not whole yet; the one before it was.
       group = self._groups.get(number - 1)
       return {
         "next_step": step,
@@ -187,6 +191,7 @@ class StreamSource:
       DataError: the stream is another, or holds no longer what was read.
     """
     self._forgotten = set(state["forgotten"])
+    # Groups are made again in the same way, but without the popularity that only learning needs.
     self._restoring = True
     feed = self.feed
     while self._made < state["groups"]:
@@ -199,6 +204,7 @@ class StreamSource:
     refused = "the stream is not the one that was learned from"
     if feed.offset < state["offset"]:
       raise DataError(f"{refused}: it ends at event {feed.offset}, not at {state['offset']}")
+    # The digest is of all events; it differs where any of them changed.
     if feed.digest != state["digest"]:
       if feed.taken >= state["taken"]:
         raise DataError(f"{refused}: its events are others")
@@ -208,11 +214,14 @@ class StreamSource:
   def _next_group(self) -> list[Visit] | None:
     """The visits of the next group; None: it is not whole."""
     over = self.feed.visits.over
+    # A visit is over when its pause has passed, and only then it has all its events.
     if self._config.learn_from == "visits":
+      # By visits: exactly a batch of them.
       return [over.popleft() for _ in range(self._rows)] if len(over) >= self._rows else None
     if not over:
       return None
     day = over[0].last // DAY
+    # A day is whole when a visit of a later day is over.
     size = next((n for n, visit in enumerate(over) if visit.last // DAY > day), 0)
     return [over.popleft() for _ in range(size)] if size else None
 
@@ -227,6 +236,8 @@ class StreamSource:
     group = Group(self._made, *about, feed.offset, feed.taken, feed.digest)
     with self._lock:
       self._groups[self._made] = group
+      # Steps ahead may still ask for the last groups, and a round may be judged again; older ones
+      # never.
       for old in [n for n in self._groups if n < self._made - 4 * self._config.round_groups]:
         del self._groups[old]
     # Forgotten groups have their place here too. So what a restored source remembers does not
@@ -242,7 +253,9 @@ class StreamSource:
     size = len(examples.rows)
     order = np.arange(size)
     if size != self._rows:
+      # A fixed order for a group, whichever step asks.
       order = self._random(group.number).permutation(size)
+    # Modulo: where they are fewer than the batch, they come again from the start.
     places = order[(number * self._rows + np.arange(self._rows)) % size]
     return examples.batch(places, draw=number)
 
@@ -260,6 +273,7 @@ class StreamSource:
       parts.append(Examples.of(visits, self._known, group.popularity).batch(draw=step))
     return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
+  # The number is part of the key: any step's draw can be made alone.
   def _random(self, number: int) -> np.random.Generator:
     bits = np.random.Philox(key=np.array([self._seed, number], np.uint64))
     return np.random.Generator(bits)

@@ -96,14 +96,17 @@ class Visits:
     """
     self.clock = max(self.clock, event.time)
     self._end_due()
+    # A visit without an id is one of its user's open ones.
     name = event.user_id, event.visit_id
     visit = self._open.get(name)
+    # It would have been over before it came, or it is known to be.
     is_late = event.time + self._gap <= self.clock or name in self._closed
     if visit is None and not is_late:
       visit = self._begin(event)
     elif visit is None:
       self.late += 1
     if visit is not None:
+      # Events come late and in any order, also the first of a visit.
       visit.begin = min(visit.begin, event.time)
       visit.last = max(visit.last, event.time)
       visit.events.append(event)
@@ -124,10 +127,12 @@ class Visits:
     visit = Visit(self._opened, event.user_id, event.visit_id, event.time, event.time, known)
     self._opened += 1
     self._open[event.user_id, event.visit_id] = visit
+    # The number breaks ties, so that visits are never compared themselves.
     heapq.heappush(self._due, (event.time + self._gap, visit.number, visit))
     return visit
 
   def _end_due(self) -> None:
+    # The earliest moment stands first in a heap.
     while self._due and self._due[0][0] <= self.clock:
       due, number, visit = heapq.heappop(self._due)
       if visit.last + self._gap > due:  # it went on: it has another place in the order
@@ -157,10 +162,12 @@ def columns_of(events: Iterable[Event]) -> Events:
 
 def with_visit(visit: Visit) -> EventLog:
   """The log of one user: what was known when a visit opened, then the visit as the last one."""
+  # What came late may be of after the visit's beginning: that was not known then.
   known = visits_lib.until(visit.known, np.array([visit.begin]))
   events = columns_of(visit.events)
   order = np.argsort(events.time, kind="stable")  # of equal times the first that came is first
   size = len(order)
+  # One past the last number that the history has.
   request = int(known.request[-1]) + 1 if len(known) else 0
   added = {
     "user": np.zeros(size, np.int32),

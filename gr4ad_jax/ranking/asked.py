@@ -93,12 +93,14 @@ def histories_of(inputs: Inputs, requests: EvalRequests) -> tuple[list[EventLog]
   """What each request's user had done before it, R logs of one user; and the R moments."""
   events = inputs.dataset.events
   histories = Histories(events)
+  # A request's events stand together, so its first one is found by its number.
   first_R = np.searchsorted(events.request, requests.request)
   now_R = events.time[first_R]
   logs = []
   for user, first, now in zip(requests.user, first_R, now_R, strict=True):
     log = histories.take([int(user)])
     begin = int(np.searchsorted(events.user, user))  # where the user's events begin in the log
+    # Earlier in the log, by row.
     earlier = np.arange(len(log)) + begin < first
     # An event of an earlier visit may come later than this one began.
     logs.append(some_events(log, earlier & (log.time <= now)))
@@ -127,6 +129,7 @@ def best_of(
   """The k ads of the highest scores, [R, k] int32; `tie_N` is added where scores are read."""
   found = []
   for begin in range(0, score_RN.shape[0], 256):
+    # One part of the requests at a time becomes dense: [256, N].
     score = score_RN[begin : begin + 256].toarray() + tie_N
     if left_out:
       out = left_out.take(np.arange(begin, begin + len(score)))
@@ -141,6 +144,7 @@ def intervals(
   """`systems[name][metric]` and `ahead[name][metric]`, the first system minus it: 95 % intervals,
   all on the same resamples of the users.
   """
+  # One resample for all systems, so that their differences are paired.
   flat = [(name, key) for name, row in ratios.items() for key in row]
   samples_SF = metrics.resample([ratios[name][key] for name, key in flat], user_R)
   sample = {pair: samples_SF[:, f] for f, pair in enumerate(flat)}
@@ -151,6 +155,7 @@ def intervals(
     own = found["systems"].setdefault(name, {})
     own[key] = vars(metrics.interval(value, sample[name, key]))
     if name != first:
+      # The difference is taken sample by sample: its interval is narrower than the two alone.
       lead = metrics.interval(
         ratios[first][key].value - value, sample[first, key] - sample[name, key]
       )

@@ -54,8 +54,10 @@ class Halves:
     requests = requests.take(rows)
     size_R = size_R[rows]
     # A random rank within each visit: the first n // 2 are given.
+    # A sort by visit, then by a random number: a shuffle inside each visit.
     order = np.lexsort((rng.random(len(requests.target_ad)), requests.target_row))
     rank = np.arange(len(order)) - np.repeat(requests.target_start[:-1], size_R)
+    # [P]: a flag of each target, put back from the shuffled order.
     given_P = np.zeros(len(order), bool)
     given_P[order] = rank < np.repeat(size_R // 2, size_R)
     hidden_R = size_R - size_R // 2
@@ -73,6 +75,7 @@ class Halves:
     for r, before in enumerate(befores):
       mine = np.arange(requests.target_start[r], requests.target_start[r + 1])
       mine = mine[given_P[mine]]
+      # The basket lies at the visit's own moment: nothing of it is known before.
       basket = requests.target_ad[mine], int(now_R[r]), requests.target_value[mine], deepest
       logs.append(with_basket(before, *basket))
     given = LeftOut.of(len(requests), requests.target_row[given_P], requests.target_ad[given_P])
@@ -102,6 +105,7 @@ def measure(config: Config, inputs: Inputs, split: str = "test", seed: int = 0) 
   near_RC, sum_RC = neighbors.unseen(basket_RX, np.ones(basket_RX.shape), completion.NEAR)
   rows = np.arange(len(halves.requests))
   # One search serves all weights.
+  # A model that scores every ad has found the neighbours already.
   also = {"also_RC": near_RC} if isinstance(run.ranker, Ranker) else {}
   found = run.ranker.rank(
     run.params, run.contexts(halves.before_R), rows, config.search.rerank_candidates,
@@ -109,6 +113,7 @@ def measure(config: Config, inputs: Inputs, split: str = "test", seed: int = 0) 
   )  # fmt: skip
   cosine_RC = completion.mean_cosine(sum_RC, basket_RX)
   own = config.search.basket_weight
+  # The own weight has the run's name, and others are shown beside it.
   weights = {model: own} | {f"{model}, weight {w:g}": w for w in WEIGHTS if w != own}
   lists = {
     name: completion.reordered(found, near_RC, cosine_RC, max(CUTS), weight).ad_RK
@@ -134,6 +139,7 @@ def _padded(given: LeftOut) -> np.ndarray:
   """The baskets as rows, [R, X], -1 behind them."""
   size_R = np.bincount(given.request_E, minlength=given.requests)
   basket_RX = np.full((given.requests, max(int(size_R.max(initial=1)), 1)), -1, np.int64)
+  # The place of each given ad in its basket.
   place = np.arange(len(given.row_E)) - np.repeat(np.cumsum(size_R) - size_R, size_R)
   basket_RX[given.request_E, place] = given.row_E
   return basket_RX
@@ -153,8 +159,10 @@ def simple(inputs: Inputs, split: str, halves: Halves) -> dict[str, np.ndarray]:
   line, _ = protocols.lines(
     events.request[seen_E], events.ad[seen_E], events.value[seen_E], num_ads
   )
+  # A visit's first event tells whose it is; events ascend by visit.
   user_L = events.user[np.searchsorted(events.request, line[:, 0])]
   after_NN = cooccurrence.directed_counts(user_L, line[:, 1], num_ads, _WINDOW, _DECAY)
+  # Numbers of visits without gaps, as rows of a matrix.
   visit = np.unique(line[:, 0], return_inverse=True)[1]
   baskets = scipy.sparse.csr_matrix(
     (np.ones(len(line), np.float32), (visit, line[:, 1])), (visit.max() + 1, num_ads)
@@ -165,6 +173,7 @@ def simple(inputs: Inputs, split: str, halves: Halves) -> dict[str, np.ndarray]:
     shape,
   )
   count_RN = asked.rows_of(halves.before_R, lambda log: np.ones(len(log)), num_ads)
+  # The latest line has weight 1, each one before it less.
   late_RN = asked.rows_of(
     halves.log_R, lambda log: _RECENCY ** np.arange(len(log) - 1, -1, -1.0), num_ads
   )
@@ -179,6 +188,7 @@ def simple(inputs: Inputs, split: str, halves: Halves) -> dict[str, np.ndarray]:
   # Popularity decides where a method has no opinion: less than any difference that counts.
   tie_N = 1e-9 * lines_N / max(lines_N.max(), 1.0)
   return {
+    # Popularity itself is the score of that method, and the tie of all others.
     name: asked.best_of(
       score_RN, tie_N + (lines_N if name == "popularity" else 0), max(CUTS), halves.given
     )

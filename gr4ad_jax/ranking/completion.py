@@ -58,6 +58,7 @@ def completed(
 
 def mean_cosine(cosine_RC: np.ndarray, basket_RX: np.ndarray) -> np.ndarray:
   """Sums of cosines [R, C] over the size of each basket."""
+  # An empty basket has no neighbours: its sums are 0 over 1.
   return cosine_RC / np.maximum((basket_RX >= 0).sum(axis=1, keepdims=True), 1)
 
 
@@ -75,10 +76,12 @@ def reordered(
   """
   share_RK = np.zeros(found.ad_RK.shape)
   for row, (ads, near) in enumerate(zip(found.ad_RK, near_RC, strict=True)):
+    # Sorted, so that found ads are looked up by bisection.
     order = np.argsort(near, kind="stable")
     at = np.minimum(np.searchsorted(near[order], ads), len(near) - 1)
     same = (near[order][at] == ads) & (ads >= 0)
     share_RK[row] = np.where(same, cosine_RC[row, order][at], 0)
+  # The least share stands for every ad that was never taken with the basket: log 0 would rule.
   score_RK = found.score_RK + weight * np.log(share_RK + _LEAST)
   best_RK = np.argsort(-score_RK, axis=1, kind="stable")[:, :k]
   columns = (found.ad_RK, found.logp_RK, found.value_RK, score_RK.astype(np.float32))

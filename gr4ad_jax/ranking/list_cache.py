@@ -32,9 +32,11 @@ def kept(folder: str, split: str, settings: Mapping, make: Callable[[], np.ndarr
     make: makes it.
   """
   path = os.path.join(folder, f"ranking_{split}.npz")
+  # As text with sorted keys: equal settings are equal strings.
   written = json.dumps(settings, sort_keys=True)
   if os.path.exists(path):
     saved = files.load_all(path)
+    # Made with other settings: it is made anew and written over.
     if str(saved.get("settings")) == written:
       return saved["ad_RK"]
   ad_RK = make()

@@ -61,6 +61,7 @@ def latest(log: EventLog, number: int) -> EventLog:
   kept = np.zeros(len(log), bool)
   # Visits may overlap, so the log's order is not that of time; of one moment the later row counts.
   order = np.lexsort((np.arange(len(log)), log.time))
+  # 0 events leave none: the slice begins at the end.
   kept[order[max(len(log) - number, 0) :]] = True
   return asked.some_events(log, kept)
 
@@ -89,6 +90,7 @@ class _Methods:
     if self._num_ads <= baselines.EASE_MAX_ADS:
       binary_UN = (taken_UN > 0).astype(np.float32)
       self._ease_NN = baselines.ease_weights(binary_UN, baselines.EASE_PENALTY)
+    # At length 1, so that products are cosines.
     self._unit_ND = steering.unit(inputs.tokenizer.embed(dataset.ads))
 
   def lists(self, logs: list[EventLog]) -> dict[str, np.ndarray]:
@@ -101,7 +103,9 @@ class _Methods:
     late_RN = asked.rows_of(
       logs, lambda log: _RECENCY ** np.arange(len(log) - 1, -1, -1.0), self._num_ads
     )
+    # A user without a history has a size of 0 as a divisor otherwise.
     size_R1 = np.maximum(np.asarray(binary_RN.sum(axis=1)), 1)
+    # (R, N) @ (N, D) / (R, 1) @ (D, N): the mean vector of the history, against all ads.
     content_RN = (binary_RN @ self._unit_ND / size_R1) @ self._unit_ND.T
     scores = {
       "popularity": scipy.sparse.csr_matrix(binary_RN.shape),

@@ -42,6 +42,7 @@ def measure(
     have their whole UA-SID, and how many their prefix, as before.
   """
   published = renewal.Published(inputs.dataset.ads, inputs.index.codes_NT, inputs.tokenizer)
+  # Another seed: the same one would give the same tokenizer again.
   fresh = tokenizer_lib.fit(
     inputs.dataset.ads, inputs.dataset.events, config.sid, seed=config.training.seed + 1, told=told
   )
@@ -63,6 +64,7 @@ def measure(
       name: scores
       | {
         "codes": float((renewals[name][1] == old_NT).all(axis=1).mean()),
+        # The last level only tells ads of a cell apart, so prefixes say whether meaning was kept.
         "prefixes": float((renewals[name][1] == old_NT)[:, :-1].all(axis=1).mean()),
       }
       for name, scores in _scores(ratios, requests.user).items()
@@ -74,6 +76,7 @@ def _appended(published: renewal.Published, seed: int) -> np.ndarray:
   """UA-SIDs of all ads, of which a twentieth came after the others."""
   ads = published.ads
   rng = np.random.default_rng(seed)
+  # Sorted: the others keep their order, as in a table that has grown.
   known = np.sort(rng.permutation(len(ads))[round(NEW * len(ads)) :])
   before = dataclasses.replace(
     published, ads=renewal.some_ads(ads, known), codes_NT=published.codes_NT[known]
@@ -95,9 +98,11 @@ def _scores(
   for at, (renewed, row) in enumerate(ratios.items()):
     found[renewed] = {"kept": {}}
     for n, name in enumerate(names):
+      # Samples stand by system, then by metric.
       own_S = samples_SF[:, at * len(names) + n]
       found[renewed][name] = vars(metrics.interval(row[name].value, own_S))
       kept = row[name].value / ratios[BEFORE][name].value
+      # Sample by sample, since both are measured on the same users.
       found[renewed]["kept"][name] = vars(metrics.interval(kept, own_S / samples_SF[:, n]))
   return found
 

@@ -104,6 +104,7 @@ def rerank(
   for begin in range(0, len(requests), _ROWS):
     part = slice(begin, begin + _ROWS)
     some = requests.request[part]
+    # Ads of the context join the beams' ones: what a user took before is likely, beam or no beam.
     slots = contexts.slots(some)[0]
     if left_out:
       part_out = left_out.take(np.arange(begin, begin + len(some)))
@@ -113,7 +114,9 @@ def rerank(
     estimate = model.estimate(some, ads)
     logp = np.log(np.maximum(estimate.purchase_BC, _LEAST_P))
     value = estimate.value_BC
+    # A weighted sum of logs: a product of powers of both probabilities and of the value.
     worth = (1 - prior) * logp + prior * first + exponent * np.log(np.maximum(value, LEAST_VALUE))
+    # Padding goes last: +inf in a sort of negated scores.
     best = np.argsort(np.where(ads >= 0, -worth, np.inf), axis=1, kind="stable")[:, :k]
     parts.append([np.take_along_axis(x, best, axis=1) for x in (ads, logp, value)])
   ad_RK, logp_RK, value_RK = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -128,6 +131,7 @@ def _with_neighbors(
   repeats = seen_ads.treatment(config) == "left"
   for part, followers, history_BS in _memory(config, inputs, requests):
     share_BK = followers.share(history_BS, found.ad_RK[part], repeats)
+    # An ad that never followed has the least share, not log 0.
     score_BK = found.score_RK[part] + config.search.neighbor_weight * np.log(
       share_BK + _LEAST_SHARE
     )

@@ -19,6 +19,7 @@ from gr4ad_jax.runs import published, run
 from gr4ad_jax.runs.workdir import FREE, changes
 from gr4ad_jax.zoo import registry
 
+# How a run is served changes none of its lists.
 _SCORED = tuple(section for section in SECTIONS if section != "serving")
 _PATHS = ("data_dir", "ads_path", "events_path", "examples_path")
 _SHAPES_NOTHING = (
@@ -40,6 +41,7 @@ def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k
   also = (
     {"also_RC": reranking.proposed(config, inputs, requests)} if isinstance(ranker, Ranker) else {}
   )
+  # The chain runs backwards here: each stage says how many candidates it needs of the one before.
   contexts = inputs.contexts(config, requests.split)
   candidates = steering.depth(config, k)
   deep = reranking.depth(config, candidates)
@@ -66,6 +68,7 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
     FileNotFoundError: a folder that holds no trained run.
   """
   main = config.model.model
+  # Seeds of one system differ in this ending of their names alone.
   stem = _stem(config.workdir)
   systems = {main: [config]}
   names = {_folder(config.workdir)}
@@ -80,6 +83,7 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
     names.add(_folder(workdir))
     if name == stem:
       name = main
+      # A seed of the main run is searched as the main run is.
       other = dataclasses.replace(other, search=config.search)
     elif name in (main, *baselines.NAMES):
       raise ConfigError(f"{refused}: the table has a system {name!r} already; rename the folder")
@@ -157,6 +161,7 @@ def evaluate_run(
         f"--split={split} is not allowed: the run in {seed.workdir} has learned from it"
       )
   inputs_lib.check_same_log(config, inputs.dataset)
+  # Every run looks through its own tokenizer at the same data.
   views = {seed.workdir: view_through(seed, inputs) for seed in runs[1:]} | {config.workdir: inputs}
   requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
   k = max(protocols.protocol_of(inputs.dataset.name).ks)
@@ -167,6 +172,7 @@ def evaluate_run(
   unseen = {
     name: [
       ranking if seen_ads.unseen(seed) == seed
+      # A run that leaves seen ads out anyway is not ranked a second time.
       else rank_run(seen_ads.unseen(seed), views[seed.workdir], requests, k)
       for seed, ranking in zip(systems[name], seeds, strict=True)
     ]
@@ -208,6 +214,7 @@ def table(
   """
   k = max(protocols.protocol_of(dataset.name).ks)
   fitted = baselines.Baselines(dataset, requests)
+  # Simple methods are treated twice: as the models of this table are, and without seen ads.
   as_is = seen_ads.left_out(config, dataset, requests)
   simple, skipped = baselines.rank_all(fitted, k, left_out=as_is)
   fresh, _ = baselines.rank_all(fitted, k, left_out=parts.seen_before(dataset, requests))

@@ -14,6 +14,7 @@ from gr4ad_jax.zoo import registry
 
 def treatment(config: Config) -> str:
   """'masked', 'biased' or 'left', as a table of results says it."""
+  # Only a model that reads the knob can have learned a bias.
   biased = config.model.history_bias and "history_bias" not in registry.unread(config)
   return "biased" if config.search.seen_ads == "left" and biased else config.search.seen_ads
 

@@ -128,6 +128,7 @@ def _places(ad_RC: np.ndarray, score_RC: np.ndarray, steering: Steering, k: int)
   chosen = []
   for place in range(1, k + 1):
     worth_RC = np.where(left_RC, score_RC - steering.diversity * like_RC, -np.inf)
+    # The tiny number keeps rounding from asking for one place too few.
     due_R = placed_R < np.floor(steering.share * place + 1e-9)
     # Where the group is due and has a candidate left, only its candidates stand for the place.
     held_R = due_R & (left_RC & member_RC).any(axis=1)
@@ -135,10 +136,13 @@ def _places(ad_RC: np.ndarray, score_RC: np.ndarray, steering: Steering, k: int)
     best_R = worth_RC.argmax(axis=1)  # of equal ones the first, as the candidates stand
     some_R = left_RC[rows, best_R]
     chosen.append(np.where(some_R, best_R, -1))
+    # A place that a member takes counts, whether it was due or not.
     placed_R += some_R & member_RC[rows, best_R]
+    # A candidate stands once in a list.
     left_RC[rows, best_R] = False
     if vector_RCD is not None:
       # (R, C, D) · (R, D) -> (R, C): how like the ad that has just been placed is each candidate.
       cosine_RC = np.einsum("rcd,rd->rc", vector_RCD, vector_RCD[rows, best_R])
+      # The greatest similarity to any ad above counts, as in MMR.
       like_RC = np.where(some_R[:, None], np.maximum(like_RC, cosine_RC), like_RC)
   return np.stack(chosen, axis=1)

@@ -34,6 +34,7 @@ def measure(config: Config, inputs: Inputs, split: str = "test") -> dict[str, An
     `revenue@10` (where lines have a value) with 95 % intervals, `lost` (the same metrics' shares
     that are lost against no steering, by paired resamples), and what `exposure` tells.
   """
+  # Steering itself is taken off: one search is steered in all ways below.
   plain = dataclasses.replace(config.search, diversity=0.0, quota_share=0.0)
   config = dataclasses.replace(config, search=plain)
   requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
@@ -70,6 +71,7 @@ def _curve(
       first_S = samples_SF[:, n]
       own_S = samples_SF[:, at * len(names) + n]
       told[name] = vars(metrics.interval(row[name].value, own_S))
+      # Of the first setting, which steers nothing.
       lost = 1 - row[name].value / ratios[0][name].value
       told["lost"][name] = vars(metrics.interval(lost, 1 - own_S / first_S))
     rows.append(told | exposure.exposure(ad_RK, facts, CUT))

@@ -18,6 +18,7 @@ def allowed(config: TrainConfig, loss_fn: LossFn) -> bool:
   """Whether a step on the touched rows is the step on all: the loss reads few, and the optimiser
   moves no other.
   """
+  # AdamW moves every row by its decay and momentum, and accumulation reads rows of several steps.
   return (
     isinstance(loss_fn, RowLoss) and config.table_optimizer == "adagrad" and config.accumulate == 1
   )

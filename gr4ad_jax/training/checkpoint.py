@@ -28,6 +28,7 @@ from gr4ad_jax.checksums import DamagedError
 from gr4ad_jax.config import ConfigError, is_step
 from gr4ad_jax.training.state import TrainState, abstract
 
+# The second one back serves where the last turns out to be damaged.
 _KEEP = 2
 _ARRAYS = (
   "params",
@@ -35,6 +36,7 @@ _ARRAYS = (
 )  # the large items of a checkpoint; the small ones are read when it is looked at
 _MARK = "_CHECKPOINT_METADATA"  # of every whole checkpoint
 _ORBAX_LOG = logging.getLogger("absl")  # Orbax logs by absl
+# Words of what a full or broken disk says, by the libraries below.
 _NO_ROOM = (
   "no space left",
   "resource_exhausted",
@@ -192,6 +194,7 @@ class Checkpointer:
       with contextlib.suppress(FileNotFoundError):
         checksums.check_tree(folder, lambda file: not file.startswith(_ARRAYS))
 
+  # NaN compares as neither more nor less: it counts as the worst.
   def _score(self, metrics: dict) -> float:
     value = metrics.get(self._best_metric, -math.inf)
     return -math.inf if math.isnan(value) else value

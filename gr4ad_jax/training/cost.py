@@ -64,15 +64,18 @@ def compile_step(
     The compiled step, called as the step is, for these shapes alone; and its cost.
   """
   traced = step.trace(state, batch)
+  # The same options as the step's own compilation, so that both are one program.
   compiled = traced.lower().compile(remat.compiler_options(config.remat))
   memory = compiled.memory_analysis()
   analysis = compiled.cost_analysis() or {}
+  # Outputs that alias donated arguments are counted once.
   planned = (
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes
   )
+  # The devices of any one array: all of a state lie on the same mesh.
   devices = jax.tree.leaves(state)[0].sharding.device_set
   peak = 1e12 * config.peak_tflops or flops.peak_of(next(iter(devices)).device_kind)
   return compiled, StepCost(
@@ -83,6 +86,7 @@ def compile_step(
       memory.peak_memory_in_bytes, planned
     ),  # on CPU the former leaves the temporaries out
     model_flops=flops.matmul_flops(flops.matmuls_in(traced.jaxpr.jaxpr, recomputed=False)),
+    # XLA counts what one device does.
     xla_flops=len(devices) * analysis["flops"] if "flops" in analysis else None,
     units=units,
     peak_flops=len(devices) * peak if peak else None,

@@ -50,6 +50,7 @@ def peak_of(device_kind: str) -> float | None:
   fitting = [
     name for name in PEAK_TFLOPS if re.search(rf"\b{re.escape(name)}\b", device_kind, re.IGNORECASE)
   ]
+  # "H100 NVL" fits "H100" as well; the longer name is the right one.
   return 1e12 * PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
 
 
@@ -72,8 +73,10 @@ def matmuls_in(jaxpr: Any, recomputed: bool = True) -> collections.Counter:
         continue
       if eqn.primitive.name == "dot_general":
         found[_shape(eqn)] += times
+      # A scan's body is written once, and runs `length` times.
       inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
       for value in eqn.params.values():
+        # Inner programs stand among the parameters of an equation, alone or in lists.
         for sub in value if isinstance(value, (tuple, list)) else (value,):
           if hasattr(sub, "jaxpr"):
             sub = sub.jaxpr
@@ -94,10 +97,12 @@ def matmul_flops(matmuls: collections.Counter) -> float:
   return float(sum(2 * b * m * k * n * times for (b, m, k, n, _), times in matmuls.items()))
 
 
+# Axes that are contracted, then those that both sides share.
 def _shape(eqn) -> Matmul:
   (contract, _), (batch, _) = eqn.params["dimension_numbers"]
   left, right = (v.aval for v in eqn.invars)
   b = math.prod(left.shape[i] for i in batch)
   k = math.prod(left.shape[i] for i in contract)
   dtype = str(jnp.promote_types(left.dtype, right.dtype))
+  # What is left of each side, after the batch and the contraction: its rows, or its columns.
   return b, left.size // (b * k), k, right.size // (b * k), dtype

@@ -123,6 +123,7 @@ class Schedule:
 
 
 def unusable(batch: Any) -> str:
+  # Squares are asked for because the gradient's norm sums them.
   """Says which number of a batch is not finite, or has a square that is not, in float32; empty:
   none.
   """
@@ -130,6 +131,7 @@ def unusable(batch: Any) -> str:
     parts = [np.asarray(shard.data) for shard in getattr(leaf, "addressable_shards", ())] or [
       np.asarray(leaf)
     ]
+    # Arrays on devices are looked at shard by shard: a process sees its own rows alone.
     for part in parts:
       if not np.issubdtype(part.dtype, np.floating):
         continue
@@ -150,6 +152,7 @@ class _Clock:
 
   def step_done(self) -> None:
     now = time.monotonic()
+    # The first step after a pause has nothing to be measured from.
     if self._since is not None:
       self._seconds += now - self._since
       self._steps += 1
@@ -181,8 +184,10 @@ class _Run:
     self.valid_metrics: dict[str, float] = {}
 
   def fetch(self, step: int, metrics: Metrics) -> dict[str, float]:
+    # Reading waits until the step is done; everything before it was only dispatched.
     """Waits for the metrics of a step; raises DivergedError if they are not finite."""
     found = jax.device_get(metrics)
+    # It is no metric: it says whether the others can be used.
     finite = found.pop("finite")
     values = self.window.add(found)
     if not finite:
@@ -193,6 +198,7 @@ class _Run:
         else "no checkpoint was saved before it"
       )
       message = f"loss {values['loss']}, gradient norm {values['grad_norm']} at step {step}; {kept}"
+      # The batch is made again: it follows from the step's number.
       raise DivergedError(message, unusable(self.make_batch(step - 1)))
     self.clock.step_done()
     return values
@@ -225,6 +231,7 @@ class _Run:
     after the step, so its metrics would be missing for good, and 'best' could be another step than
     the uninterrupted run's.
     """
+    # The checkpoint that is saved below carries these metrics, and `best` is chosen by them.
     valid = {}
     if self.evaluate_fn and self.schedule.evaluates(step):
       valid = self.valid_metrics = {
@@ -232,6 +239,8 @@ class _Run:
       }
     self.report(step, metrics, valid)
     if self.checkpointer:
+      # Sums since the last line go with the checkpoint, so that a resumed run's next line is the
+      # same.
       kept = {"sums": sums} if (sums := self.window.state()) else None
       self.checkpointer.save(state, data=self.position(step), metadata=kept, metrics=valid or None)
     self.clock.pause()
@@ -241,6 +250,7 @@ class _Run:
     profiler: StepProfiler | None,
   ) -> tuple[TrainState, str]:  # fmt: skip
     """Takes the steps of `batches`; returns the last state, and 'done' or 'preempted'."""
+    # The step whose metrics are still on their way.
     waiting = None
     for number, batch in batches:
       if profiler:
@@ -256,6 +266,7 @@ class _Run:
       if waiting:  # the step before: the devices already work on this one
         self.report(waiting[0], self.fetch(*waiting), {})
       waiting = (step, metrics)
+      # At the run's end the loop ends by itself, and is done.
       stop = preemption.asked(step) and not self.schedule.last(step)
       if stop or self.schedule.saves(step):
         self.boundary(step, state, self.fetch(*waiting))
@@ -315,6 +326,7 @@ def fit(
     try:
       state, status = run.go(state, train_step, batches, preemption, profiler)
     finally:
+      # Also after an error: a save in the background must not be cut off.
       if checkpointer:
         checkpointer.wait()
   return FitResult(state, status, run.valid_metrics, run.window.state())

@@ -23,18 +23,22 @@ class Preemption:
 
   def asked(self, step: int) -> bool:
     """Whether to stop after `step`; every process gets the same answer."""
+    # JAX has a handler of its own for SIGTERM, and agrees with all processes on a step.
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._asked.is_set()
 
   def _handle(self, number, frame):
     del number, frame
+    # From here on a second Ctrl-C ends the process in the usual way.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if jax.process_count() > 1:
+      # Ctrl-C reaches one process of a job: as SIGTERM it goes through the agreement of all.
       os.kill(os.getpid(), signal.SIGTERM)
     self._asked.set()
 
   def __enter__(self):
+    # Python lets only the main thread set handlers.
     if threading.current_thread() is threading.main_thread():
       caught = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT)
       self._before = {number: signal.signal(number, self._handle) for number in caught}

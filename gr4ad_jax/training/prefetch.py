@@ -17,6 +17,7 @@ def threads(wanted: int) -> int:
   """
   if wanted:
     return wanted
+  # On a CPU, more threads would take cores away from the step.
   return 1 if jax.default_backend() == "cpu" else min(_MOST_THREADS, os.cpu_count() or 1)
 
 
@@ -40,6 +41,7 @@ class Prefetcher:
     self._last = last
     self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     self._ahead: collections.deque = collections.deque()
+    # One more than there are threads: one batch is ready while each of them makes one.
     for _ in range(workers + 1):
       self._begin_one()
 
@@ -52,6 +54,7 @@ class Prefetcher:
     while self._ahead:
       step, future = self._ahead.popleft()
       batch = future.result()
+      # Before the batch is handed out, so that the next is made while it is worked on.
       self._begin_one()
       yield step, batch
 

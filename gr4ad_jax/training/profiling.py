@@ -26,10 +26,12 @@ class StepProfiler:
     self._first = first
     self._last = last
     self._traces = False
+    # One process is enough: all do the same.
     self._over = first >= last or jax.process_index() != 0
 
   def begin(self, done: int, state: Any) -> None:
     """Before a step is dispatched: `done` steps are, and `state` is theirs."""
+    # A trace is of whole steps that this call takes itself.
     if self._traces or self._over or done < self._first:
       return
     self._over = done >= self._last
@@ -49,6 +51,7 @@ class StepProfiler:
   def end(self, done: int, state: Any) -> None:
     """After a step was dispatched, the `done`-th."""
     if self._traces and done >= self._last:
+      # The last steps are still running on the devices: they belong into the trace.
       jax.block_until_ready(state)
       self.close()
 

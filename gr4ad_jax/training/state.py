@@ -67,6 +67,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
   warmup = config.warmup_steps if endless else jnp.minimum(config.warmup_steps, total_steps // 2)
 
   def schedule(step, peak):
+    # Counted from 1, so that the very first step has a rate above 0.
     rise = jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup, 1))
     if config.schedule == "constant":
       return peak * rise
@@ -80,6 +81,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
   rule = optax.adamw(
     learning_rate,
     weight_decay=config.weight_decay,
+    # Decay is for matrices. Biases, norms and scales are arrays of one axis.
     mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
   )
   if config.table_optimizer == "adagrad":
@@ -116,9 +118,11 @@ def scale_by_row_adagrad(epsilon: float = 1e-8) -> optax.GradientTransformation:
 
   def update(grads, state, params=None):
     del params
+    # [N, ...] -> [N]: the mean over all axes but the row's.
     total = jax.tree.map(
       lambda s, g: s + jnp.square(g).mean(tuple(range(1, g.ndim))), state.square_sum, grads
     )
+    # (N,) -> (N, 1, …), as many axes as the gradient has.
     scaled = jax.tree.map(
       lambda s, g: g / (jnp.sqrt(s) + epsilon).reshape(-1, *[1] * (g.ndim - 1)), total, grads
     )
@@ -157,7 +161,9 @@ def init_state(init_fn: Callable[[], Any], optimizer: Optimizer, mesh: Mesh) -> 
   Returns:
     The unboxed state at step 0.
   """
+  # First shapes, then shardings, then the values, made where they belong.
   shardings = shardings_of(abstract_state(init_fn, optimizer, mesh))
+  # Logical axis names box the arrays; the state has them bare.
   return jax.jit(lambda: nn.meta.unbox(_fresh(init_fn, optimizer)), out_shardings=shardings)()
 
 

@@ -39,6 +39,7 @@ def make_train_step(
   """
 
   if state_shardings is not None:
+    # The parameters come whole for the computation, and their gradients go back to their places.
     loss_fn = gathering(loss_fn, state_shardings.params)
 
   def gradient(params, batch, key):
@@ -84,6 +85,7 @@ def gathering(loss_fn: LossFn, shardings: Any) -> LossFn:
 
 def step_key(seed: int, step: jax.Array) -> jax.Array:
   """The key of all randomness of a step."""
+  # `rbg` is the generator that draws fastest on accelerators; a step's key follows from its number.
   return jax.random.fold_in(jax.random.key(seed, impl="rbg"), step)
 
 

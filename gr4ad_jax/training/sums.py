@@ -54,6 +54,7 @@ class Window:
   """
 
   def __init__(self, saved: dict[str, list[float]] | None = None):
+    # What a checkpoint kept of the line that was not written yet.
     self._sums = {name: Ratio(*pair) for name, pair in (saved or {}).items()}
 
   def add(self, metrics: dict[str, Any]) -> dict[str, float]:
@@ -71,6 +72,7 @@ class Window:
       one = Ratio(float(metric.numerator), float(metric.denominator))
       known = self._sums.get(name)
       self._sums[name] = known.merge(one) if known else one
+      # A ratio of which nothing was counted yet has no value, and is left out.
       if self._sums[name].denominator:
         values[name] = self._sums[name].value
     return values
@@ -90,9 +92,11 @@ def over_processes(ratios: dict[str, Ratio]) -> dict[str, float]:
   Args:
     ratios: of this process; numbers or arrays of one number.
   """
+  # In one order on all processes, since only numbers are sent.
   names = sorted(ratios)
   sums_N2 = np.asarray([[float(x) for x in dataclasses.astuple(ratios[n])] for n in names])
   # Bytes pass through the devices as they are, where doubles would be rounded to single precision.
+  # [1, bytes] of each process become [P, bytes].
   bytes_PN = distributed.gather(np.frombuffer(sums_N2.tobytes(), np.uint8)[None])
   total_N2 = np.frombuffer(np.ascontiguousarray(bytes_PN), np.float64).reshape(-1, len(names), 2)
   return {name: Ratio(*pair).value for name, pair in zip(names, total_N2.sum(0), strict=True)}

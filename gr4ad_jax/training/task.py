@@ -60,6 +60,7 @@ class Task(abc.ABC):
       must see the same.
   """
 
+  # A run may differ from its checkpoint in what neither of these two lists names.
   shaping: Sequence[str] = ("own",)
   """Sections of the config that say which parameters there are. A run never changes them."""
 

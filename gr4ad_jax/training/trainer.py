@@ -19,6 +19,7 @@ def check_mesh(config: Config) -> None:
   """Raises ConfigError where devices, sizes of the model or a step's examples do not fit --mesh."""
   t = config.training
   refused = f"--mesh={t.mesh} is not allowed"
+  # Both may refuse: the first for what is written, the second for the devices that there are.
   try:
     sizes = mesh_lib.parse(t.mesh, jax.device_count())
     mesh_lib.make_mesh(t.mesh)
@@ -27,12 +28,14 @@ def check_mesh(config: Config) -> None:
   for axis, knob, size in families.task_of(config.family).divided(config):
     if size % sizes[axis]:
       raise ConfigError(f"{refused}: {axis}:{sizes[axis]} does not divide --{knob}={size}")
+  # The parts of one layer exchange at every product, so they stay within a process.
   if jax.local_device_count() % sizes[mesh_lib.TENSOR]:
     raise ConfigError(
       f"{refused}: tensor:{sizes[mesh_lib.TENSOR]} does not divide the "
       f"{jax.local_device_count()} devices of a process"
     )
   shards = sizes[mesh_lib.DATA] * sizes[mesh_lib.FSDP]
+  # Each shard of the batch is cut again into micro-batches.
   if t.batch_size % (shards * t.accumulate):
     raise ConfigError(
       f"--batch_size={t.batch_size} is not allowed: a multiple of {shards * t.accumulate}, "
@@ -65,6 +68,7 @@ class Trainer:
     task.prepare()
     self.total_steps = task.total_steps
     self.optimizer = state_lib.make_optimizer(task.training, self.total_steps)
+    # A given state is one that was restored; without one it is made fresh.
     self.state = state or state_lib.init_state(self._init, self.optimizer, self.mesh)
     self.step = task.make_step(self.optimizer, state_lib.shardings_of(self.state))
     self.cost: StepCost | None = None

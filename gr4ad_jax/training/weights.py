@@ -38,6 +38,7 @@ def save(folder: str, params: Any, step: int, precision: str) -> int:
 
   arrays = {}
   for name, leaf in _named(params):
+    # A number beyond float16 becomes infinite, and is refused below.
     with np.errstate(over="ignore"):  # looked at next
       arrays[name] = np.ascontiguousarray(np.asarray(jax.device_get(leaf)).astype(precision))
     if not np.isfinite(arrays[name]).all():
@@ -104,6 +105,7 @@ class Weights:
     found = load_file(self._path)
     wanted = abstract(target)
     shapes = {name: leaf.shape for name, leaf in _named(wanted)}
+    # Names in one of the two trees only: symmetric difference.
     for name in sorted(shapes.keys() ^ found.keys()):
       lacks = "lacks" if name in shapes else "has"
       self._refuse(f"it {lacks} {name}")
@@ -112,6 +114,7 @@ class Weights:
         self._refuse(f"its {name} is {list(array.shape)}, not {list(shapes[name])}")
       if not np.isfinite(array).all():
         raise ConfigError(f"{self._path} holds numbers that are not finite")
+    # In the order of the tree, which is not that of the file.
     placed = [
       jax.device_put(found[name].astype(leaf.dtype), leaf.sharding) for name, leaf in _named(wanted)
     ]

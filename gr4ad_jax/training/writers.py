@@ -36,6 +36,8 @@ class JsonlWriter:
   def __init__(self, path: str, resume_step: int = 0):
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     if os.path.exists(path):
+      # A run that was killed may have written lines of steps after its last checkpoint. They come
+      # again.
       _truncate(path, resume_step)
     self._file = open(path, "a", encoding="utf-8")
 
@@ -44,6 +46,7 @@ class JsonlWriter:
     self._file.write(
       json.dumps({"step": step, **{name: float(value) for name, value in scalars.items()}}) + "\n"
     )
+    # A line is on its way to the disk at once: a kill loses none that was told.
     self._file.flush()
 
   def close(self) -> None:
@@ -61,6 +64,7 @@ def _truncate(path: str, resume_step: int) -> None:
       _log.warning("%s, line %d: no line of metrics, left out: %.40r", path, number, line)
     elif step is not None and line.endswith(b"\n") and step <= resume_step:
       kept.append(line)
+  # Metrics have no checksum: they are appended to all the time.
   with files.replacing(path, summed=False) as part, open(part, "wb") as file:
     file.writelines(kept)
 
@@ -72,6 +76,7 @@ def _step_of(line: bytes) -> int | None:
   except (ValueError, RecursionError):  # of JSON or of UTF-8
     return None
   step = found.get("step") if isinstance(found, dict) else None
+  # True and False are whole numbers to Python, and no steps here.
   return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
@@ -92,6 +97,7 @@ class TensorboardWriter:
       import tensorboardX
     except ImportError as error:
       raise ImportError("tensorboardX is missing: pip install 'gr4ad_jax[log]'") from error
+    # Points of steps that will be taken again are hidden.
     self._writer = tensorboardX.SummaryWriter(
       directory, purge_step=resume_step + 1 if resume_step else None
     )
