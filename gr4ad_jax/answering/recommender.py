@@ -11,14 +11,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gr4ad_jax.answering.answers import beam_tree
+from gr4ad_jax.answering import answers, completing
 from gr4ad_jax.answering.contexts import Asked, ContextBuilder, UserHistories
 from gr4ad_jax.answering.histories import check_now, default_now, events_of
+from gr4ad_jax.answering.recommendation import Recommendation, named
 from gr4ad_jax.catalogue.choice import AdSets, Choice, rows_left_out
-from gr4ad_jax.config import ConfigError, SearchConfig, is_trained, load_config
+from gr4ad_jax.config import SearchConfig, is_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.data.schema import AdTable, DataError, EventLog
+from gr4ad_jax.data.schema import AdTable, EventLog
 from gr4ad_jax.decoding.item_ranker import ItemRanker
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.features import feature_names
@@ -31,43 +32,13 @@ from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.models.quantized import quantize
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.ranking import completion, steering
-from gr4ad_jax.ranking.steering import Steering
 from gr4ad_jax.reasons.reasoner import Reasoner
 from gr4ad_jax.requests import candidates, inputs, request_task
 from gr4ad_jax.runs import published, run
-from gr4ad_jax.sid.tokenizer import Tokenizer
 from gr4ad_jax.zoo import registry
 
 _LARGEST_BATCH = 64
 _ANY = Choice()
-
-
-@dataclasses.dataclass(frozen=True)
-class Recommendation:
-  """One ad of a ranked list.
-
-  Attributes:
-    ad_id: as in the ad table.
-    text: its text.
-    account_id: the advertiser.
-    log_p: natural log of the probability of its UA-SID, history bias included; of the ad, by a
-      model of single ads.
-    score: what the list is ordered by; by likelihood, `log_p` up to a constant of the request.
-    ecpm: predicted value, money.
-    codes: its UA-SID.
-    seen: whether the user's history has it.
-    reasons: why it is in the list, as `Reasoner.reasons` tells it; None where nobody asked.
-  """
-
-  ad_id: str
-  text: str
-  account_id: str
-  log_p: float
-  score: float
-  ecpm: float
-  codes: tuple[int, ...]
-  seen: bool = False
-  reasons: Mapping[str, Any] | None = None
 
 
 class Recommender:
@@ -120,11 +91,7 @@ class Recommender:
         run are not those of this code.
     """
     workdir = published.locate(workdir)
-    saved = load_config(workdir)
-    dtype = compute_dtype or saved.model.compute_dtype
-    sizes = dataclasses.replace(saved.model, compute_dtype=dtype)
-    asked = dataclasses.replace(saved, search=search or saved.search, model=sizes)
-    config = registry.validate(asked, base=saved)
+    config = registry.asked(load_config(workdir), search, compute_dtype)
     if not is_trained(workdir):
       raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
@@ -182,9 +149,8 @@ class Recommender:
       ValueError: k below 1.
     """
     if now is None:
-      now = default_now(
-        (event.get("time") for event in events if isinstance(event, Mapping)), self._builder.end
-      )
+      times = (event.get("time") for event in events if isinstance(event, Mapping))
+      now = default_now(times, self._builder.end)
     return self.recommend_log(self.log_of(events, now), k, now, choice)[0]
 
   def recommend_log(
@@ -206,7 +172,7 @@ class Recommender:
     columns = ranking.ad_RK, ranking.logp_RK, ranking.score_RK, ranking.value_RK
     histories = UserHistories(events)
     seen = [set(histories.take([user]).ad.tolist()) for user in range(users)]
-    return [self._named(*rows) for rows in zip(seen, *columns, strict=True)]
+    return [named(self.ads, self._codes_NT, *rows) for rows in zip(seen, *columns, strict=True)]
 
   def rank_log(
     self, events: EventLog, now_U: np.ndarray, k: int = 10, choice: Choice = _ANY,
@@ -265,9 +231,7 @@ class Recommender:
     return spread
 
   def digest(self) -> str:
-    """SHA-256 of the parameters and of what the ads are called: with the same settings and
-    features, recommenders of an equal one answer alike.
-    """
+    """SHA-256 of parameters and ads: where it, settings and features are equal, so are answers."""
     return candidates.digest(self._params, self._codes_NT, list(map(str, self.ads.ad_id)))
 
   def complete(
@@ -293,23 +257,12 @@ class Recommender:
     Raises:
       DataError, ValueError: as `recommend_log` does; an unknown ad of the basket is named.
     """
-    unknown = [ad for ad in basket if ad not in self._row]
-    if unknown:
-      raise DataError(f"basket: ad_id {unknown[0]!r} is not in the ad table")
-    now = default_now([int(events.time.max(initial=0))], self._builder.end) if now is None else now
-    if not one_by_one:
-      return self._completed(events, basket, k, now, choice)
-    found: list[Recommendation] = []
-    while len(found) < k:
-      taken = [*basket, *(ad.ad_id for ad in found)]
-      if not (more := self._completed(events, taken, 1, now, choice)):
-        break
-      found += more
-    return found
+    return completing.complete(self, events, basket, k, now, choice, one_by_one)
 
-  def _completed(
+  def completed(
     self, events: EventLog, basket: Sequence[str], k: int, now: int, choice: Choice
   ) -> list[Recommendation]:
+    """As `complete`, the whole list at once; `now` and the basket's ids are known to be right."""
     rows = np.array([[self._row[ad] for ad in dict.fromkeys(basket)]], np.int64)
     histories = UserHistories(events)
     asked = Asked(self._builder, histories, np.array([now]))
@@ -321,7 +274,9 @@ class Recommender:
       self.config.search.basket_weight, left_out, self.config.search.rerank_candidates, 1,
     )  # fmt: skip
     columns = (ranking.ad_RK, ranking.logp_RK, ranking.score_RK, ranking.value_RK)
-    return self._named(set(events.ad.tolist()), *(column[0] for column in columns))
+    return named(
+      self.ads, self._codes_NT, set(events.ad.tolist()), *(column[0] for column in columns)
+    )
 
   def beam_tree(self, events: EventLog, now: int) -> tuple[tuple[Mapping[str, Any], ...], ...]:
     """The prefixes among the final beams of one user's search, level by level; see
@@ -340,7 +295,7 @@ class Recommender:
     check_now(now, int(events.time.max(initial=0)))
     batch = self._builder.batch(events, np.array([now]))
     beams = jax.device_get(self._ranker.search(self._params, batch, self.config.search.beams[-1]))
-    return beam_tree(beams, 0)
+    return answers.beam_tree(beams, 0)
 
   def explained(
     self, events: EventLog, now: int | None, found: Sequence[Recommendation]
@@ -358,28 +313,21 @@ class Recommender:
     now = default_now([int(events.time.max(initial=0))], self._builder.end) if now is None else now
     batch = self._builder.batch(events, np.array([now]))
     rows = [self._row[ad.ad_id] for ad in found]
-    reasons = self._reasoner.reasons(
-      quantize(self._params, self.config.search.quantize),
-      batch,
-      events,
-      now,
-      rows,
-      self._codes_NT[rows],
-    )
-    return [
-      dataclasses.replace(ad, reasons=reason) for ad, reason in zip(found, reasons, strict=True)
-    ]
+    codes = self._codes_NT[rows]
+    params = quantize(self._params, self.config.search.quantize)
+    reasons = self._reasoner.reasons(params, batch, events, now, rows, codes)
+    told = zip(found, reasons, strict=True)
+    return [dataclasses.replace(ad, reasons=reason) for ad, reason in told]
 
   @functools.cached_property
   def _reasoner(self) -> Reasoner:
     model = registry.build(self.config, len(self.ads))
-    about = lambda row: (str(self.ads.ad_id[row]), str(self.ads.text[row]))  # noqa: E731
-    try:
-      return Reasoner(model, self._ecpm, self._neighbors, self.behaviors, about)
-    except TypeError as error:
-      raise ConfigError(
-        f"--model={self.config.model.model} is not allowed here: {error}"
-      ) from error
+    name = self.config.model.model
+    return Reasoner.of_ads(name, model, self._ecpm, self._neighbors, self.behaviors, self.ads)
+
+  def has(self, ad_id: str) -> bool:
+    """Whether the ad table has an ad of this id."""
+    return ad_id in self._row
 
   @property
   def end(self) -> int:
@@ -391,30 +339,11 @@ class Recommender:
     return AdSets(self.ads.account_id, self.ads.category)
 
   @functools.cached_property
-  def _steering(self) -> Steering:
-    search = self.config.search
-    vector_ND = None
-    if search.diversity:
-      tokenizer = Tokenizer.load(os.path.join(self.config.workdir, "tokenizer"))
-      vector_ND = steering.unit(tokenizer.embed(self.ads))
-    group_N = None
-    if search.quota_share:
-      trends = self._trends
-      lines_N = trends.seen_before(trends.bucket_of(np.array(trends.end)))
-      group_N = steering.group(search.quota_group, self.ads.account_N, lines_N)
-    return Steering(search.diversity, vector_ND, search.quota_share, group_N)
+  def _steering(self) -> steering.Steering:
+    return steering.of_run(self.config, self.ads, self._trends)
 
   def log_of(self, events: Sequence[Mapping | str], now: int) -> EventLog:
     """One user's events as a log. Raises DataError as `recommend` does."""
     return events_of(
       events, self._row.get, self.behaviors, now, self.config.data.session_gap_minutes * 60
     )
-
-  def _named(self, seen, ad_K, logp_K, score_K, value_K) -> list[Recommendation]:
-    found = []
-    for ad, *numbers in zip(ad_K, logp_K, score_K, value_K, strict=True):
-      if ad >= 0:
-        about = (str(column[ad]) for column in (self.ads.ad_id, self.ads.text, self.ads.account_id))
-        codes = tuple(self._codes_NT[ad].tolist())
-        found.append(Recommendation(*about, *map(float, numbers), codes, int(ad) in seen))
-    return found

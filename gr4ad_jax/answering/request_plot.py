@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.answering.recommender import Recommendation
+from gr4ad_jax.answering.recommendation import Recommendation
 from gr4ad_jax.evaluation import plots
 
 _LETTERS = 28  # of a text that is drawn

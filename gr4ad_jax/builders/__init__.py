@@ -1,14 +1,1 @@
-"""TFDS builders, one a data set. Needs the `data` extra."""
-
-from gr4ad_jax.builders.ad_log import AdLog
-from gr4ad_jax.builders.amazon_reviews import AmazonReviews
-from gr4ad_jax.builders.base import TableBuilder
-from gr4ad_jax.builders.complete_journey import CompleteJourney
-from gr4ad_jax.builders.online_retail import OnlineRetail
-
-BUILDERS: dict[str, type[TableBuilder]] = {
-  "ad_log": AdLog,
-  "amazon_reviews": AmazonReviews,
-  "complete_journey": CompleteJourney,
-  "online_retail": OnlineRetail,
-}
+"""Data sets: TFDS builders, one for each, and `prepare`, which makes them ready and loads them."""

@@ -15,7 +15,8 @@ from gr4ad_jax.data import visits
 from gr4ad_jax.data.schema import AdTable, Dataset
 from gr4ad_jax.reading import column_files, tables
 
-SOURCE = pathlib.Path(__file__).parents[1] / "online_retail" / "online_retail_ii.parquet"
+FOLDER = pathlib.Path(__file__).parents[1] / "data" / "online_retail"
+SOURCE = FOLDER / "online_retail_ii.parquet"
 PRODUCT_CODE = re.compile(r"\d{5}")  # then any suffix: 85123A is a product, POST is not
 MIN_CUSTOMERS = 5  # of a product
 RANGE_DIGITS = 3

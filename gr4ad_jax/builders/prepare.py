@@ -43,8 +43,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     DataError: bad input, in one line, before anything is written.
     ImportError: the `data` extra is missing.
   """
-  from gr4ad_jax.builders import BUILDERS
   from gr4ad_jax.builders.base import PARTS
+  from gr4ad_jax.builders.registry import BUILDERS
 
   make = BUILDERS[config.dataset]
   root = os.path.join(config.data_dir or default_data_dir(), make.fingerprint(config))
@@ -156,8 +156,8 @@ def prepared_folders(config: DataConfig) -> dict[str, str]:
   Raises:
     As `load_dataset`.
   """
-  from gr4ad_jax.builders import BUILDERS
   from gr4ad_jax.builders.base import PARTS
+  from gr4ad_jax.builders.registry import BUILDERS
 
   make = BUILDERS[config.dataset]
   root = os.path.join(config.data_dir or default_data_dir(), make.fingerprint(config))

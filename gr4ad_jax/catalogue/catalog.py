@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from gr4ad_jax.catalogue import ad_topic
 from gr4ad_jax.catalogue.ad_records import ACTIVE, REMOVED, WORDS, AdRecord, check_codes
 from gr4ad_jax.catalogue.ad_rows import AdRows
 from gr4ad_jax.catalogue.choice import AdSets
+from gr4ad_jax.catalogue.encoder import Encoder
 from gr4ad_jax.catalogue.tending import Tending
 from gr4ad_jax.data.schema import AdTable, DataError
 from gr4ad_jax.index.live_index import IndexFull, LiveIndex, TrieArrays
@@ -28,15 +29,6 @@ from gr4ad_jax.streams.group_commit import GroupCommit, Waiting
 
 MERGE_FILL = 0.5  # share of the index's overlay from which it is merged in the background
 _log = logging.getLogger(__name__)
-
-
-class Encoder(Protocol):
-  """What the catalogue needs of a `Tokenizer`."""
-
-  codebooks: tuple[int, ...]
-
-  def encode(self, ads: AdTable, existing: Callable[[tuple[int, ...]], Set[int]]) -> np.ndarray:
-    """[N, T] UA-SIDs of new ads; `existing` tells the last codes that are taken after a prefix."""
 
 
 class _Change(NamedTuple):

@@ -23,7 +23,8 @@ import numpy as np
 import gr4ad_jax
 from gr4ad_jax import checksums, files
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.answering.recommender import Recommendation, Recommender
+from gr4ad_jax.answering.recommendation import Recommendation
+from gr4ad_jax.answering.recommender import Recommender
 from gr4ad_jax.config import Config, ConfigError, is_published, is_trained
 from gr4ad_jax.evaluation import protocols, report_tables
 from gr4ad_jax.ranking import scoring

@@ -7,7 +7,7 @@ import numpy as np
 
 from gr4ad_jax.catalogue.ad_records import ACTIVE, FIELDS, REMOVED, AdRecord
 from gr4ad_jax.catalogue.ad_rows import AdRows
-from gr4ad_jax.catalogue.catalog import Encoder
+from gr4ad_jax.catalogue.encoder import Encoder
 from gr4ad_jax.data.schema import AdTable
 from gr4ad_jax.index.live_index import IndexFull, LiveIndex
 

@@ -11,10 +11,10 @@ from gr4ad_jax.data.ecpm import LEAST_VALUE
 from gr4ad_jax.decoding.ranker import Ranking, distinct, logp_of
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.features import history
-from gr4ad_jax.features.followers import Followers
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.ranking import list_cache, seen_ads
 from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.swing.followers import Followers
 from gr4ad_jax.value import boosted, reward_run
 from gr4ad_jax.value.reward_model import RewardModel
 

@@ -7,14 +7,18 @@ group has the quota's share, rounded down, as long as candidates of it are left.
 """
 
 import dataclasses
+import os
 
 import numpy as np
 
 from gr4ad_jax.config import Config
+from gr4ad_jax.data.schema import AdTable
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import exposure, protocols
 from gr4ad_jax.evaluation.protocols import EvalRequests
+from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.sid.tokenizer import Tokenizer
 
 _ROWS = 256  # lists whose candidates' vectors are held at a time
 
@@ -49,6 +53,20 @@ def steering_of(config: Config, inputs: Inputs, split: str) -> Steering:
   if search.quota_share:
     lines_N = protocols.line_counts(inputs.dataset, split)
     group_N = group(search.quota_group, inputs.dataset.ads.account_N, lines_N)
+  return Steering(search.diversity, vector_ND, search.quota_share, group_N)
+
+
+def of_run(config: Config, ads: AdTable, trends: Trends) -> Steering:
+  """How a run's lists are steered by its knobs, of all its ads; what is off is not computed."""
+  search = config.search
+  vector_ND = None
+  if search.diversity:
+    tokenizer = Tokenizer.load(os.path.join(config.workdir, "tokenizer"))
+    vector_ND = unit(tokenizer.embed(ads))
+  group_N = None
+  if search.quota_share:
+    lines_N = trends.seen_before(trends.bucket_of(np.array(trends.end)))
+    group_N = group(search.quota_group, ads.account_N, lines_N)
   return Steering(search.diversity, vector_ND, search.quota_share, group_N)
 
 

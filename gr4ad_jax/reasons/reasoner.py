@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.data.schema import EventLog
+from gr4ad_jax.data.schema import AdTable, EventLog
 from gr4ad_jax.features.batches import HISTORY, NEIGHBOR, RISING, RequestBatch
 from gr4ad_jax.features.neighbors import CoVisitNeighbors
+from gr4ad_jax.knobs import ConfigError
 from gr4ad_jax.reasons.carried import Carried, Scorer
 from gr4ad_jax.reasons.words import Known, sentence
 
@@ -45,6 +46,26 @@ class Reasoner:
     self._neighbors = neighbors
     self._behaviors = tuple(behaviors)
     self._about = about
+
+  @classmethod
+  def of_ads(
+    cls,
+    name: str,
+    model: Any,
+    ecpm: EcpmBins,
+    neighbors: CoVisitNeighbors,
+    behaviors: Sequence[str],
+    ads: AdTable,
+  ) -> "Reasoner":
+    """As the constructor, of a table of ads. Raises ConfigError for a model without reasons, by
+    its name of --model.
+    """
+    try:
+      return cls(
+        model, ecpm, neighbors, behaviors, lambda row: (str(ads.ad_id[row]), str(ads.text[row]))
+      )
+    except TypeError as error:
+      raise ConfigError(f"--model={name} is not allowed here: {error}") from error
 
   def reasons(
     self,

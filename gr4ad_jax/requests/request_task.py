@@ -62,9 +62,7 @@ def init_params(model: nn.Module, config: Config, key: jax.Array | None = None) 
 
 
 def load_params(config: Config, model: nn.Module, which: int | str = "best") -> Any:
-  """Parameters of a trained run: the best on valid, the last, or those of a step. Raises as
-  `run.load_params` does.
-  """
+  """Parameters of a trained run: best on valid, last, or of a step. Raises as `run.load_params`."""
   return run.load_params(config, lambda: init_params(model, config), which)
 
 

@@ -9,12 +9,13 @@ it does not read is refused, since nothing would come of it. A value of `knobs.A
 true of such a model, and is allowed.
 """
 
+import dataclasses
 import importlib
 
 import flax.linen as nn
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax.config import Config, ConfigError, SearchConfig
 from gr4ad_jax.models import knobs
 
 MODELS = {
@@ -99,3 +100,15 @@ def build(config: Config, num_ads: int) -> nn.Module:
     ConfigError: a model that the registry lacks, or settings that it refuses.
   """
   return find(config).build(config, num_ads)
+
+
+def asked(saved: Config, search: SearchConfig | None, compute_dtype: str | None) -> Config:
+  """A run's config with the search and dtype that are asked for; None: the run's own.
+
+  Raises ConfigError for what the run does not allow.
+  """
+  dtype = compute_dtype or saved.model.compute_dtype
+  sizes = dataclasses.replace(saved.model, compute_dtype=dtype)
+  return validate(
+    dataclasses.replace(saved, search=search or saved.search, model=sizes), base=saved
+  )

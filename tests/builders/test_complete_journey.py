@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gr4ad_jax.builders import BUILDERS, prepare
+from gr4ad_jax.builders import prepare
+from gr4ad_jax.builders.registry import BUILDERS
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data.schema import SPLITS, DataError
 

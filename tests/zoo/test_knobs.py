@@ -29,7 +29,7 @@ from gr4ad_jax.zoo import registry
 from gr4ad_jax.zoo.items import ItemModel
 from tests.zoo.knob_readers import knobs_read
 
-ROOT = pathlib.Path(__file__).parents[3]
+ROOT = pathlib.Path(__file__).parents[2]
 ADS = 6
 BOOKS = (3, 2)
 CODES = np.array([[a, b] for a in range(3) for b in range(2)], np.int32)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gr4ad_jax.features.followers import Followers
+from gr4ad_jax.swing.followers import Followers
 
 USERS, ADS = 12, 9
 
