@@ -32,6 +32,7 @@ class Accounts:
     if not os.path.exists(path):
       return cls(path, {})
     budgets = files.load_json(path)
+    # `type` and not `isinstance`: True is an int to Python, and no budget.
     good = isinstance(budgets, dict) and all(
       type(budget) in (int, float) and budget > 0 for budget in budgets.values()
     )
@@ -42,8 +43,10 @@ class Accounts:
   def put(self, account: str, daily_budget: float | None) -> None:
     """Gives an account a budget, None: no limit; on disk when this returns. Raises OSError."""
     with self._lock:
+      # A new mapping: readers keep the old one, which never changes.
       budgets = {name: budget for name, budget in self.budgets.items() if name != account}
       if daily_budget is not None:
         budgets[account] = daily_budget
       files.write_json(self._path, budgets, summed=False)
+      # After the file, so that memory never has what the disk lacks.
       self.budgets = budgets

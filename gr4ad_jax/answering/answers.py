@@ -16,6 +16,7 @@ class NotFinite(ArithmeticError):
 
 def check_finite(beams: Beams) -> None:
   """Raises NotFinite where a beam that was found has no finite log p, score or value."""
+  # An empty beam has -inf, which is no mistake.
   found_BW = beams.leaf_BW >= 0
   numbers = (beams.logp_BW, beams.score_BW, beams.value_BW)
   if not all(np.isfinite(x_BW[found_BW]).all() for x_BW in numbers):
@@ -54,6 +55,7 @@ def ranked_rows(
     beam_K: the beam of each.
   """
   kept = row_K >= 0
+  # `at` is the request's row; (k,) beams of it are gathered.
   numbers = (x_BW[at, beam_K[kept]] for x_BW in (beams.logp_BW, beams.score_BW, beams.value_BW))
   return list(zip(row_K[kept].tolist(), *(x.astype(float).tolist() for x in numbers), strict=True))
 
@@ -69,10 +71,12 @@ def beam_tree(beams: Beams, at: int) -> tuple[tuple[Mapping[str, Any], ...], ...
   codes_WT = beams.codes_BWT[at, found]
   levels = []
   for depth in range(1, codes_WT.shape[1] + 1):
+    # Equal prefixes of several beams are one node; `first` is any beam below it.
     prefixes, first, count = np.unique(
       codes_WT[:, :depth], axis=0, return_index=True, return_counts=True
     )
     is_leaf = depth == codes_WT.shape[1]
+    # All beams below a prefix agree on its log p.
     logp = beams.prefix_logp_BWT[at, found, depth - 1][first]
     nodes = []
     for node in np.argsort(-logp, kind="stable"):

@@ -155,6 +155,7 @@ class Computer:
         raise UnknownUser(query.user)
       latest = int(log.time.max(initial=0))
       now = histories.default_now([latest], self.moment()) if query.now is None else query.now
+      # A moment before a user's events would be a question about the past of another.
       histories.check_now(now)
       return visits.until(log, np.array([now])), now  # what came later was not known
     events = query.history or ()
@@ -177,6 +178,7 @@ class Computer:
       DataError: an ad, account or category that there is none of.
     """
     rows = choice.rows_left_out(query, log, now, self._config.search, self._catalog.row)
+    # Only where something is limited does an answer have to be counted.
     blocked = frozenset()
     if self.ledger.counts:
       rows = np.append(rows, self.ledger.capped(query.user))
@@ -223,6 +225,7 @@ class Computer:
   ):  # fmt: skip
     batch = padded(self._state.contexts(joined(logs), now_B), searches.buckets)
     trie, holdings = self._usable_view(variables, searches)
+    # Filled-up rows do without what the last request does without.
     rows = np.minimum(np.arange(len(batch.slot_kind_BS)), len(logs) - 1)  # filled up as the batch
     excluded = self._excluder.of(holdings, left_out.take(rows))
     widths = searches.schedules[schedule]
@@ -243,6 +246,7 @@ class Computer:
     shown: bool,
   ) -> list[Computed]:
     most = max(query.k for query in queries)
+    # More ads than asked for, since some of them may not be shown any more.
     if self.ledger.counts or self._config.serving.explore:
       # Of one batch the earlier answers may use up what the later ones would begin with.
       most = max(most + explore.NEXT, widths[-1])
@@ -250,6 +254,7 @@ class Computer:
     index = self._catalog.index
     row_BK, beam_BK = index.expand(beams.codes_BWT, found_BW, most, left_out)
     found = []
+    # One answer after the other: each is counted before the next is chosen.
     for at, (query, log) in enumerate(zip(queries, logs, strict=True)):
       ranked = answers.ranked_rows(beams, at, row_BK[at], beam_BK[at])
       ranked, chances, receipt, trial = self._chosen(query, ranked, shown)
@@ -292,6 +297,7 @@ class Computer:
     ads by the index.
     """
     newest = self._feed.latest()
+    # The best case, and the usual one: the newest view is searched.
     if self._is_prepared(self.searches, newest):
       self._view = self._whole = newest
     elif self._is_prepared(searches, newest):
@@ -315,6 +321,7 @@ class Computer:
     searches: Searches | None = None,
   ) -> None:
     searches = searches or self.searches
+    # Any row has the shapes of all; one without a history is quickly made.
     row = self._state.contexts(visits.no_events(), np.array([self._state.end]))
     self._searcher.prepare(variables, row, searches.buckets, searches.schedules, trie, told)
 
@@ -322,6 +329,7 @@ class Computer:
 def padded(batch: RequestBatch, buckets: Sequence[int]) -> RequestBatch:
   """A batch filled up, with copies of its last row, to the next bucket; `buckets` ascend."""
   size = len(batch.slot_kind_BS)
+  # The first bucket that holds the batch.
   extra = next(bucket for bucket in buckets if bucket >= size) - size
   return (
     jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], extra, axis=0)]), batch)

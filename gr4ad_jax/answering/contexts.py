@@ -94,4 +94,5 @@ class Asked:
   def batch(self, users: np.ndarray) -> RequestBatch:
     """The batch of the users of these numbers."""
     made = self.builder.batch(self.histories.take(users), self.now_U[users])
+    # With several devices, each gets its rows here, and none holds them all.
     return made if self.mesh is None else jax.device_put(made, mesh_lib.batch_sharding(self.mesh))

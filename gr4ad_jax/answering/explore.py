@@ -25,9 +25,11 @@ def propensities(entries: Sequence[Entry], k: int) -> np.ndarray:
   Returns:
     [C] float64 that sum to 1; empty where the list is shorter than k.
   """
+  # The place's own ad and those behind it: `k - 1` is the last place, counted from 0.
   score_C = np.array([score for _, _, score, _ in entries[k - 1 : k - 1 + NEXT]])
   if not len(score_C):
     return score_C
+  # The greatest score is taken off, so that exp cannot overflow.
   weight_C = np.exp(score_C - score_C.max())
   return weight_C / weight_C.sum()
 
@@ -67,6 +69,7 @@ def drawn(
   Returns:
     The list, and the propensity of each of its ads: 1 of those that always stand there.
   """
+  # The first k - 1 ads are certain, and have a propensity of 1.
   chance_C = propensities(entries, k)
   fixed = list(entries[: k - 1])
   if not len(chance_C):

@@ -48,15 +48,18 @@ class PopularLists:
     by_value = bool(events.value.any())
     users = len(events.user_id)
     size_U = np.bincount(events.user, events.value if by_value else None, users)
+    # Inner quantiles alone: below the first and above the last one lie segments, too.
     edges = (
       np.unique(np.quantile(size_U, np.linspace(0, 1, segments + 1)[1:-1]))
       if users
       else np.zeros(0)
     )
     segment_E = np.searchsorted(edges, size_U, side="right")[events.user]
+    # An event of four weeks before the last one counts half.
     weight_E = 0.5 ** ((events.time.max(initial=0) - events.time) / _HALF_LIFE)
     weight_E = np.where(events.value < 0, 0, weight_E)  # who gives back does not ask for more
     everybody = np.bincount(events.ad, weight_E, num_ads)
+    # A prior of few events, so that a segment of few users is not ruled by one of them.
     prior = _PRIOR * everybody / max(everybody.sum(), 1e-9)
     most = min(_LONGEST, num_ads)
     rows = []
@@ -65,6 +68,7 @@ class PopularLists:
       mine = segment_E == segment
       count = np.bincount(events.ad[mine], weight_E[mine], num_ads) + prior
       top = np.argsort(-count, kind="stable")[:most]
+      # What nobody in the segment, and nobody at all, took is no candidate.
       rows.append(np.where(count[top] > 0, top, -1))
       shares.append(count[top] / max(count.sum(), 1e-9))
     value_N = np.bincount(events.ad, events.value, num_ads) / np.maximum(
@@ -74,6 +78,7 @@ class PopularLists:
     # Of an ad that was given back more often than the log has it sold, nothing is expected.
     return cls(edges, by_value, *lists, np.maximum(value_N, 0).astype(np.float32))
 
+  # As `searchsorted` does it for the whole log.
   def segment(self, log: EventLog | None) -> int:
     """The segment of one user's log; the lowest where nothing is known."""
     if log is None or not len(log):

@@ -40,10 +40,12 @@ def events_of(
   """
   check_now(now)
   found = [_checked(number, event, rows, behaviors, now) for number, event in enumerate(events)]
+  # Without an event there is nothing to put in order.
   if not found:
     return visits.no_events()
   ad, time, behavior, value, quantity, ids = zip(*found, strict=True)
   numbers: dict[str, int] = {}
+  # One event without an id, and visits are told apart by pauses.
   request = (
     None if None in ids else np.array([numbers.setdefault(str(i), len(numbers)) for i in ids])
   )
@@ -52,6 +54,7 @@ def events_of(
     time=np.array(time, np.int64), behavior=np.array(behavior), value=np.array(value),
     quantity=np.array(quantity), request=request, gap_seconds=gap_seconds,
   )  # fmt: skip
+  # Events of after the request cannot be known at it.
   check_now(now, int(log.time.max()))
   return log
 
@@ -79,6 +82,7 @@ def default_now(times: Iterable[Any], end: int) -> int:
 def _checked(number: int, event: Any, rows: Callable, behaviors: Sequence[str], now: int) -> tuple:
   """(ad row, time, depth, value, quantity, request id) of one entry."""
   where = f"history, entry {number + 1}"
+  # A bare id is an event with everything else left to its default.
   event = {"ad_id": event} if isinstance(event, str) else event
   if not isinstance(event, Mapping):
     raise DataError(f"{where}: {_shown(event)} is neither an ad_id nor a mapping with one")
@@ -101,6 +105,7 @@ def _checked(number: int, event: Any, rows: Callable, behaviors: Sequence[str], 
   for field, default, most in (
     ("time", now - 1, _LATEST),
     ("value", 0.0, MAX_NUMBER),
+    # The moment just before the request, where an event names none.
     ("quantity", 1.0, MAX_NUMBER),
   ):
     given = event.get(field)
@@ -116,10 +121,12 @@ def _checked(number: int, event: Any, rows: Callable, behaviors: Sequence[str], 
 
 
 def _is_id(given: Any) -> bool:
+  # Ids of ads may be numbers in JSON; they are compared as text.
   return isinstance(given, str) or _is_number(given, 2**63)
 
 
 def _is_number(given: Any, most: float) -> bool:
+  # True is an int to Python, and no number here.
   real = isinstance(given, (int, float, np.integer, np.floating)) and not isinstance(given, bool)
   return real and 0 <= given <= most
 

@@ -80,6 +80,7 @@ class Impressions:
     """
     value = self.value_of(query, answer, seconds, arm) | more
     if answer.receipt is None:  # nothing was limited: what is from now on finds all that was spent
+      # With a receipt the ledger counted it already.
       self._count(value)
     try:
       self._queue.put_nowait(value)
@@ -103,6 +104,7 @@ class Impressions:
 
   def write(self) -> int:
     """Writes what waits; returns how many. Raises OSError, and keeps them for the next call."""
+    # What could not be written stays in `_unwritten` for the next call.
     while len(self._unwritten) < _PART:
       try:
         self._unwritten.append(self._queue.get_nowait())
@@ -121,12 +123,15 @@ class Impressions:
       try:
         records = self._stream.read(TOPIC, self._offset, _PART)
       except FellBehind as behind:
+        # Offsets of what is gone are passed over, and reading goes on behind them.
         self._offset = behind.first - 1
         continue
       for record in records:
+        # The server's own were counted when they were given.
         if record.value["server"] != self.server:
           self._count(record.value)
         self._offset = record.offset
+      # A part that is not full says that there is no more.
       if len(records) < _PART:
         return
 
@@ -143,6 +148,7 @@ class Impressions:
 
   def _run(self) -> None:
     while True:
+      # The last round writes what is left.
       closing = self._closing.wait(_EVERY)
       try:
         while self.write() == _PART:
@@ -171,6 +177,7 @@ def first_since(stream: Stream, topic: str, moment: float) -> int:
   except FellBehind as behind:
     low = behind.first - 1
   while low < high:
+    # By halves of offsets, not of times: those are not known before reading.
     middle = (low + high) // 2
     found = stream.read(topic, middle, 1)
     # Offsets that were erased are passed over: what is found may lie behind `high`.
@@ -184,6 +191,7 @@ def first_since(stream: Stream, topic: str, moment: float) -> int:
 def _shown(ad: Mapping[str, Any], source: str) -> dict[str, Any]:
   """An ad of an answer as a record has it."""
   chance = ad.get("propensity")
+  # Places that are certain have a propensity of 1, and were not tried.
   drawn = chance is not None and chance < 1
   found = {"ad": ad["ad_id"], "log_p": ad["log_p"], "ecpm": ad["ecpm"]}
   found["source"] = "explore" if drawn else source

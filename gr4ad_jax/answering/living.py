@@ -88,6 +88,7 @@ class Living:
       if waiting := self._store.note("waiting counts"):
         latest = int(waiting.pop("latest"))
         self.state.with_counts(Counts(**waiting), latest)
+    # The stream is open, and nobody else would close it.
     except BaseException:
       self.stream.close()
       raise
@@ -126,6 +127,7 @@ class Living:
     values, keys, aside = events_lib.checked(events, self._behaviors, time.time())
     offsets = self.stream.append(events_lib.TOPIC, values, keys)
     for value, key, offset in zip(values, keys, offsets, strict=True):
+      # A record without an offset is a repeat, and was told of when it first came.
       if offset is not None and self._catalog.row(value["ad_id"]) is None:
         aside[key] = events_lib.WAITS
     accepted = sum(offset is not None for offset in offsets)
@@ -186,6 +188,7 @@ class Living:
     self._ledger.forget(user_id)
     if known and not self.follower.wait_for_erasure(offset, _KNOWN):
       raise TimeoutError("the erasure is in the stream, but not known to this server yet")
+    # What the follower no longer takes cannot be in its snapshot.
     if self.follower.failure is None:
       self.follower.snapshot()
     return {"user": user_id, "records": records}
@@ -221,6 +224,7 @@ class Living:
     """Writes what is left, and lets go of threads and files."""
     self._closing.set()
     if self._tender.ident is not None:
+      # A thread that was never started cannot be joined.
       self._tender.join()
     self.impressions.close()
     self.ads.close()

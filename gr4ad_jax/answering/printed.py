@@ -31,11 +31,13 @@ def plain(text: str, width: int | None = None) -> str:
     width: columns at most, 1 or more; a text that was cut ends in `…`. None: the whole text.
   """
   if width is not None:
+    # A text may be megabytes long; what is shown is a line.
     text = text[: 4 * width + 4]  # enough for what is shown, also of marks without a width
   encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
   safe = "".join(map(_shown, text)).encode(encoding, "backslashreplace").decode(encoding)
   if width is None or columns(safe) <= width:
     return safe
+  # One column is kept for the mark that something was cut off.
   room = width - 1
   kept = []
   for letter in safe:
@@ -101,6 +103,7 @@ def reasons(found: Sequence[Recommendation], width: int) -> str:
   return "\n".join(lines)
 
 
+# At least 20 columns, however narrow the terminal is.
 def _indented(text: str, width: int) -> list[str]:
   return textwrap.wrap(text, max(width, 20), initial_indent=" " * 5, subsequent_indent=" " * 7)
 
@@ -114,6 +117,8 @@ def _shown(letter: str) -> str:
 
 
 def _columns(letter: str) -> int:
+  # Marks stand on the letter before them.
   if unicodedata.combining(letter) or unicodedata.category(letter) in ("Mn", "Me", "Cf"):
     return 0
+  # Wide letters, such as those of Chinese, take two columns.
   return 2 if unicodedata.east_asian_width(letter) in "WF" else 1

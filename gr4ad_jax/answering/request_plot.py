@@ -67,15 +67,18 @@ def _places(request: DrawnRequest) -> dict[tuple[int, ...], float]:
   """Height of each prefix that leads to a shown ad: ads stand by rank, prefixes among their ads,
   none on another.
   """
+  # Rows of the ads below each prefix; the root leads to all of them.
   rows: dict[tuple[int, ...], list[int]] = {(): list(range(len(request.ads)))}
   for row, ad in enumerate(request.ads):
     for depth in range(1, len(ad.codes) + 1):
       rows.setdefault(ad.codes[:depth], []).append(row)
   at: dict[tuple[int, ...], float] = {}
   for depth in range(len(request.ads[0].codes) + 1):
+    # By the mean row of their ads, so that few lines cross.
     prefixes = sorted(
       (prefix for prefix in rows if len(prefix) == depth), key=lambda prefix: np.mean(rows[prefix])
     )
+    # Every second of 2n + 1 points: n places with equal room around each.
     spread = np.linspace(0, len(request.ads) - 1, 2 * len(prefixes) + 1)[
       1::2
     ]  # evenly over the height
@@ -96,6 +99,7 @@ def _draw_tree(axis, request: DrawnRequest) -> dict[tuple[int, ...], float]:
     for node in named:
       prefix = tuple(node["codes"])
       share = float(np.exp(node["log_p"]))
+      # The square root makes widths of small probabilities visible.
       _curve(axis, (depth - 1, at[prefix[:-1]]), (depth, at[prefix]), 0.6 + 5 * share**0.5)
       axis.scatter([depth], [at[prefix]], s=60 + 500 * share, color=plots.COLORS[0], zorder=3)
       axis.text(
@@ -112,6 +116,7 @@ def _draw_tree(axis, request: DrawnRequest) -> dict[tuple[int, ...], float]:
 def _curve(axis, begin: tuple[float, float], end: tuple[float, float], width: float) -> None:
   """A line that leaves and arrives level."""
   x = np.linspace(0, 1, 30)
+  # A smooth step from 0 to 1, level at both ends.
   bent = x * x * (3 - 2 * x)
   across = begin[0] + (end[0] - begin[0]) * x
   axis.plot(

@@ -43,14 +43,17 @@ class DayPlan:
       times: [E] unix seconds.
     """
     hours = np.bincount(np.asarray(times, np.int64) % DAY // HOUR, minlength=24).astype(float)
+    # One hour alone says nothing of how a day goes.
     if np.count_nonzero(hours) < 2:
       return cls()
     share = (1 - _EVEN) * hours / hours.sum() + _EVEN / 24
+    # Shares by the beginning of each hour, and 1 at the day's end.
     return cls((0.0, *np.cumsum(share)[:-1].tolist(), 1.0))
 
   def share(self, now: float) -> float:
     """The share at a moment, unix seconds."""
     hour, rest = divmod(now % DAY, HOUR)
+    # Between two hours the plan rises evenly.
     low, high = self.by_hour[int(hour) : int(hour) + 2]
     return low + (high - low) * rest / HOUR
 
@@ -88,6 +91,7 @@ class Ledger:
     account_of: Callable[[int], str],
     plan: DayPlan | None = None,
     cap_times: int = 0,
+    # A budget that changed counts from the next look on, which is at once.
     cap_days: float = 1.0,
     clock: Callable[[], float] = time.time,
   ):
@@ -139,6 +143,7 @@ class Ledger:
     """
     with self._lock:
       now = self._clock()
+      # A clock that went back asks for a look, too.
       if now - self._looked >= _LOOK or now < self._looked:
         self._turn_day()
         self._blocked = frozenset(filter(self._has_enough, self._budgets))
@@ -170,6 +175,7 @@ class Ledger:
     with self._lock:
       self._forget_old()
       self._turn_day()
+      # Chosen among what may still be shown, under the same lock as the count.
       chosen = choose([entry for entry in entries if self._may_show(user, entry[0])])
       return chosen, self._count(user, chosen)
 
@@ -186,8 +192,10 @@ class Ledger:
     """Takes back what was counted for an answer that nobody was given."""
     with self._lock:
       for row, account, cost in receipt.shown:
+        # What was spent on an earlier day is forgotten already.
         if receipt.day == self._day:
           self._spent[account] -= cost
+        # The very entry of this answer, as the same ad may be shown to the user again.
         at = bisect.bisect_left(self._window, (receipt.expires, receipt.user or "", row))
         if at < len(self._window) and self._window[at] == (receipt.expires, receipt.user, row):
           del self._window[at]
@@ -211,6 +219,7 @@ class Ledger:
         for row, cost in entries:
           self._spent[self._account_of(row)] += cost
       expires = moment + self._cap_seconds
+      # A showing whose time is over caps nothing.
       if user is not None and self._cap_times and expires > self._clock():
         for row, _ in entries:
           self._show(user, row, expires)
@@ -218,6 +227,7 @@ class Ledger:
   def reaches_back(self) -> float:
     """The moment from which on what was shown still counts, unix seconds."""
     now = self._clock()
+    # Budgets go back to midnight, caps by their own days.
     return min(now // DAY * DAY, now - self._cap_seconds if self._cap_times else now)
 
   def forget(self, user: str) -> None:
@@ -264,6 +274,7 @@ class Ledger:
         del self._capped[user]
 
   def _forget_old(self) -> None:
+    # A tuple of the moment alone sorts before all entries of that moment.
     past = bisect.bisect_right(self._window, (self._clock(),))
     for _, user, row in self._window[:past]:
       self._uncount(user, row)

@@ -55,6 +55,7 @@ class Arms:
 
   def of(self, user: str | None) -> str:
     """The arm of a user; the first of who is not known by name."""
+    # Who is not known by name has no place on the line, and is answered as before.
     return next(iter(self.arms)) if user is None else arm_of(user, self.shares, self.salt)
 
 
@@ -68,6 +69,7 @@ def load(path: str) -> Arms:
   try:
     with open(path, encoding="utf-8") as file:
       found = json.load(file)
+  # A file of brackets without end makes Python's parser give up.
   except (ValueError, RecursionError) as error:
     raise ConfigError(f"--arms={path} is not JSON: {error}") from error
   _check_fields(found, {"salt", "arms"}, path)
@@ -76,6 +78,7 @@ def load(path: str) -> Arms:
     raise ConfigError(f"{path}: salt {salt!r} is not allowed: text")
   if not isinstance(found.get("arms"), dict) or not 0 < len(found["arms"]) <= _MOST:
     raise ConfigError(f"{path}: arms is not allowed: an object of 1 to {_MOST} arms")
+  # Paths in the file are relative to the file.
   folder = os.path.dirname(path)
   arms = {name: _arm(arm, folder, f"{path}, arm {name}") for name, arm in found["arms"].items()}
   made = Arms(salt, arms)
@@ -91,6 +94,7 @@ def config_of(arm: Arm, served: Config) -> Config:
   """
   own = served
   if arm.workdir:
+    # How answers are served is the server's; what is searched is the arm's.
     own = dataclasses.replace(load_config(arm.workdir), serving=served.serving)
   return with_knobs(own, dict(arm.settings))
 
@@ -101,6 +105,7 @@ def _arm(found: Any, folder: str, what: str) -> Arm:
   if isinstance(share, bool) or not isinstance(share, (int, float)):
     raise ConfigError(f"{what}: share {share!r} is not allowed: a number")
   checkpoint = found.get("checkpoint", "best")
+  # A number may stand there as text, as flags have it.
   if isinstance(checkpoint, str) and is_step(checkpoint):
     checkpoint = int(checkpoint)
   if checkpoint not in NAMED and not (type(checkpoint) is int and checkpoint >= 0):

@@ -49,6 +49,7 @@ class Moments:
     """Of y with y, x with x, and x with y; without bias. Needs two users."""
     n = self.count
     pairs = ((self.yy, self.y, self.y), (self.xx, self.x, self.x), (self.xy, self.x, self.y))
+    # Sums of products less the product of sums over n; n - 1, as the mean is estimated too.
     yy, xx, xy = ((ab - a * b / n) / (n - 1) for ab, a, b in pairs)
     return max(yy, 0.0), max(xx, 0.0), xy  # below 0 by rounding alone
 
@@ -79,10 +80,12 @@ class Difference:
 
 def slope(arms: list[Moments]) -> float:
   """CUPED's theta, pooled within the arms: cov(x, y) / var(x); 0 where x does not vary."""
+  # Weighted by users, and within arms, so that a true difference does not shift the slope.
   spread = [(max(arm.count - 1, 0), *arm.covariances()) for arm in arms if arm.count > 1]
   xx = sum(n * xx for n, _, xx, _ in spread)
   xy = sum(n * xy for n, _, _, xy in spread)
   scale = sum(arm.xx for arm in arms)
+  # Rounding leaves a little where x is the same for all.
   return xy / xx if xx > 1e-12 * scale else 0.0
 
 
@@ -111,11 +114,14 @@ def compare(first: Moments, other: Moments, alpha: float, rho: float) -> Differe
   plain = []
   for arm in (first, other):
     yy, xx, xy = arm.covariances()
+    # Theta times the common mean of x would be added to both arms, and drops out of their
+    # difference.
     mean.append((arm.y - theta * arm.x) / arm.count)
     variance.append(max(yy - 2 * theta * xy + theta**2 * xx, 0.0) / arm.count)
     plain.append(yy / arm.count)
   users = first.count + other.count
   value = mean[1] - mean[0]
+  # The radius is of a mean of `users` numbers, so the variance is put on that scale.
   wide = sequence.radius(users, np.sqrt(sum(variance) * users), alpha, rho)
   explained = 1 - sum(variance) / sum(plain) if sum(plain) else 0.0
   y = [arm.y / arm.count for arm in (first, other)]

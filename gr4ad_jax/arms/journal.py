@@ -85,6 +85,7 @@ class Journal:
       DataError: a record that misses a field; the message names topic, offset and field.
       OSError: as the stream.
     """
+    # Grouped by user: what followed a request is a question about one user at a time.
     shown: dict[str, list[Shown]] = {}
     taken: dict[str, list[Taken]] = {}
     end = 0.0
@@ -99,6 +100,7 @@ class Journal:
       user, event = _checked("events", record, _taken)
       end = max(end, event.time)
       taken.setdefault(user, []).append(event)
+    # Streams are in the order of arrival; joins need that of the events' own moments.
     for answers in shown.values():
       answers.sort(key=lambda one: one.moment)
     for events in taken.values():
@@ -108,6 +110,7 @@ class Journal:
   def between(self, user: str, begin: float, end: float) -> list[Taken]:
     """A user's events at `begin` or later, before `end`."""
     events = self.taken.get(user, [])
+    # `begin` itself counts, and `end` does not: windows side by side share no event.
     first = bisect.bisect_left(events, begin, key=lambda one: one.time)
     last = bisect.bisect_left(events, end, key=lambda one: one.time)
     return events[first:last]

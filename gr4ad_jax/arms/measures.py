@@ -29,6 +29,7 @@ class Rows:
 
 def one_arm_users(journal: Journal) -> tuple[dict[str, str], int]:
   """User -> arm, and how many users were answered by several arms, and so belong to none."""
+  # Who was in several arms was treated by several, and belongs to no comparison.
   arms = {}
   mixed = 0
   for user, answers in journal.shown.items():
@@ -58,6 +59,7 @@ def revenue(
   for user, arm in arms.items():
     first = journal.shown[user][0].moment
     known = first + days * DAY
+    # The window is not over: counting it would favour those who came early.
     if known > journal.end:
       continue
     y = sum(event.value for event in journal.between(user, first, known))
@@ -91,6 +93,7 @@ def recall(journal: Journal, arms: Mapping[str, str], days: float, hours: float,
       later = next((other.moment for other in answers[at:] if other.moment > one.moment), np.inf)
       until = min(later, one.moment + hours * 3600, known)
       ads = {event.ad for event in journal.between(user, one.moment, until)}
+      # A request that nothing followed has no recall.
       if ads:
         found.append(len(ads.intersection(one.ads[:k])) / len(ads))
     if found:
@@ -114,6 +117,7 @@ def arrivals(journal: Journal, arms: Mapping[str, str], days: float = 1.0) -> li
   looks = {}
   for moment, arm in firsts:
     counts[arm] = counts.get(arm, 0) + 1
+    # The last count of a day stands for the day.
     looks[int(moment // (days * DAY))] = dict(counts)
   return list(looks.values())
 
@@ -138,6 +142,7 @@ def trials(journal: Journal, arm: str, hours: float) -> Trials:
   for user, answers in journal.shown.items():
     for one in answers:
       until = one.moment + hours * 3600
+      # An outcome that is not over counts for no draw.
       if one.trial is None or one.arm != arm or until > journal.end:
         continue
       ad = one.trial.ads[one.trial.at]

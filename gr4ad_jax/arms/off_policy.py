@@ -28,6 +28,7 @@ class Estimate:
 
 
 def _mean(x_R: np.ndarray) -> Estimate:
+  # One draw alone says nothing about its spread.
   error = x_R.std(ddof=1) / np.sqrt(len(x_R)) if len(x_R) > 1 else np.inf
   return Estimate(float(x_R.mean()), float(error))
 

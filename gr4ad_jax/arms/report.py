@@ -43,6 +43,7 @@ RULES = {
 
 def _first(score: Sequence[float]) -> np.ndarray:
   """All chance on the largest, on the earliest of equals."""
+  # A row of the identity: 1 for the chosen one.
   return np.eye(len(score))[int(np.argmax(score))]
 
 
@@ -82,6 +83,7 @@ def report(journal: Journal, terms: Terms, before: Mapping[str, float]) -> dict:
     "split": {
       "users": {name: looks[-1].get(name, 0) for name in names},
       "mixed": mixed,
+      # Of all looks so far, so that looking every day does no harm.
       "p": split.mismatch_p(looks, terms.shares),
     },
     "arms": {
@@ -137,6 +139,7 @@ def _by_day(rows: measures.Rows, names: list[str], terms: Terms) -> list[dict]:
   found = []
   day_U = (rows.known_U // measures.DAY).astype(np.int64)
   for day in np.unique(day_U):
+    # What was known up to each day, as whoever looked then saw it.
     known = measures.Rows(
       *(getattr(rows, field.name)[day_U <= day] for field in dataclasses.fields(rows))
     )
@@ -174,6 +177,7 @@ def _tried(journal: Journal, arm: str, hours: float) -> dict | None:
 
 def _factors(guess_R: np.ndarray, reward_R: np.ndarray) -> np.ndarray:
   """Of each draw the factor that the other half's draws give: so it never saw its own outcome."""
+  # Even and odd draws: halves of the same mix of moments.
   half_R = np.arange(len(guess_R)) % 2
   factor_R = np.zeros(len(guess_R))
   for half in (0, 1):

@@ -24,6 +24,7 @@ def rho_for(count: float, alpha: float) -> float:
     count: observations.
     alpha: chance of an error, in (0, 1).
   """
+  # A fixed point of y = 1 + log(y / alpha^2), from where it converges fast.
   y = 1 - 2 * math.log(alpha)
   for _ in range(50):
     y = 1 + math.log(y) - 2 * math.log(alpha)

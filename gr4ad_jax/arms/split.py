@@ -23,6 +23,7 @@ def log_bayes_factor(counts: Mapping[str, int], shares: Mapping[str, float]) -> 
     shares: arm -> share that was meant; they sum to 1.
   """
   total = sum(counts.get(name, 0) for name in shares)
+  # Dirichlet-multinomial against the meant shares, as logarithms of gamma functions.
   found = math.lgamma(STRENGTH) - math.lgamma(STRENGTH + total)
   for name, share in shares.items():
     prior = STRENGTH * share
@@ -38,5 +39,7 @@ def mismatch_p(counts: Sequence[Mapping[str, int]], shares: Mapping[str, float])
     counts: arm -> users at every look, in order of time.
     shares: arm -> share that was meant.
   """
+  # The strongest evidence so far; it never goes back.
   most = max((log_bayes_factor(look, shares) for look in counts), default=0.0)
+  # Without evidence the p-value is 1, and not more.
   return math.exp(-max(most, 0.0))

@@ -65,6 +65,7 @@ class BatchLists:
     mesh = mesh_lib.make_mesh(devices=jax.local_devices())
     self._devices = mesh_lib.batch_shards(mesh)
     self._digest = recommender.digest()
+    # Taken before the parameters are spread over devices.
     self._recommender = recommender.over(mesh) if self._devices > 1 else recommender
     self._log = inputs.log_digest(events)
     self._histories = UserHistories(events)
@@ -100,6 +101,7 @@ class BatchLists:
   def plan(self) -> dict:
     """What the lists follow from, JSON-able: of an equal plan they are equal."""
     config = self._recommender.config
+    # Every knob of the search can change a list, so all are in the plan.
     search = dataclasses.asdict(config.search)
     return {
       "checkpoint": self._recommender.step,
@@ -132,6 +134,7 @@ class BatchLists:
       InUseError: another job is writing there.
     """
     parts = ListParts(folder, self.plan(), len(self._users), self._wanted.part_users)
+    # One process owns the folder; the others write parts into it.
     lock = parts.begin() if jax.process_index() == 0 else None
     distributed.barrier("lists begin")
     try:
@@ -144,6 +147,7 @@ class BatchLists:
     return done
 
   def _write_missing(self, parts: ListParts, told: Told) -> None:
+    # Every P-th part, counted from this process' own number.
     own = range(jax.process_index(), parts.count, jax.process_count())
     missing = [number for number in own if not parts.is_there(number)]
     total = sum(len(parts.bounds(number)) for number in own)
@@ -162,9 +166,11 @@ class BatchLists:
     wanted = self._wanted
     while True:
       try:
+        # A batch of so many for each device.
         size = self._batch * self._devices
         return self._recommender.rank_log(log, now_U, wanted.k, wanted.choice, size)
       except jax.errors.JaxRuntimeError as error:
+        # JAX tells it in words alone.
         if "RESOURCE_EXHAUSTED" not in str(error) or self._batch <= _LEAST:
           raise
         self._batch //= 2
@@ -191,6 +197,7 @@ def _named_users(path: str, known: set[str]) -> list[str]:
   cells = column_files.read_file(path, ("user_id",))["user_id"]
   user_E, names = cells.ids()
   seen: set[int] = set()
+  # Row by row, so that the message names the line of the file.
   for row, user in enumerate(user_E.tolist()):
     if str(names[user]) not in known:
       raise cells.bad(row, str(names[user]), "is no user of the run's event log")

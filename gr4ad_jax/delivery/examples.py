@@ -66,9 +66,11 @@ def describe(
   events = dataset.events
   ads = dataset.ads
   lines = []
+  # Spread over the split, without the very first and the very last.
   for row in np.unique(np.linspace(0, len(requests) - 1, users + 2).astype(int)[1:-1]):
     request = requests.request[row]
     moment = events.time[np.searchsorted(events.request, request)]
+    # Events of earlier visits, so far as they lay before this one began.
     before = np.flatnonzero(
       (events.user == requests.user[row]) & (events.request < request) & (events.time <= moment)
     )
@@ -78,6 +80,7 @@ def describe(
     visits = len(np.unique(events.request[before]))
     customer = printed.plain(str(events.user_id[requests.user[row]]), width - 32)
     lines.append(f"\ncustomer {customer}, {visits} visits so far")
+    # Latest first, each ad once.
     lately = list(dict.fromkeys(events.ad[before][::-1].tolist()))
     names = [printed.ad_name(ads.ad_id[ad], ads.text[ad], width // 2) for ad in lately[:k]]
     lines.append(printed.plain("  lately: " + "; ".join(names), width))

@@ -60,6 +60,7 @@ def check(config: Config) -> None:
       f"--model={config.model.model} is not allowed: it scores single ads; a search over UA-SIDs "
       "can be exported"
     )
+  # What a second step would have to do after the search, and an export has none.
   for flag, value, plain in (
     ("seen_ads", config.search.seen_ads, "left"),
     ("item_weight", _item_weight(config), 0.0),
@@ -93,10 +94,12 @@ def export(recommender: Recommender, folder: str) -> dict[str, Any]:
   """
   config = recommender.config
   check(config)
+  # Asked for before any work.
   optional("flatbuffers", "export")  # jax.export writes with it
   if os.path.exists(folder):
     raise ConfigError(f"--out={folder} is not allowed: it is there already; name a new folder")
   step = recommender.step
+  # 'auto' is another dtype on each platform; the module is one for all of them.
   if config.model.compute_dtype == "auto":
     sizes = dataclasses.replace(config.model, compute_dtype="float32")
     config = dataclasses.replace(config, model=sizes)
@@ -139,6 +142,7 @@ def lowered(
 
   def one(weights, row, trie):
     # Of a batch of one: the search asks for its length, which `vmap` leaves open outside.
+    # `vmap` maps over single rows, and the search takes batches: [None] makes one of each.
     fields = {name: row[key][None] for key, name in (INPUTS | _CODES).items()}
     batch = RequestBatch(**(jax.tree.map(jnp.asarray, blank)._asdict() | fields))
     levels = range(len(fanout))
@@ -148,6 +152,7 @@ def lowered(
       None,
       fanout,
     )
+    # The names of the weights are their paths in the tree.
     variables = flax.traverse_util.unflatten_dict(weights, sep="/")
     found = beam_search(
       model, variables, batch, nodes, means, widths=config.search.beams, search=config.search
@@ -160,7 +165,9 @@ def lowered(
       "codes": found.codes_BWT[0],
     }
 
+  # A symbolic size: one module for any number of requests.
   (rows,) = jax.export.symbolic_shape("b")
+  # A loop over one element names it inside the comprehension.
   batch = {
     key: jax.ShapeDtypeStruct((rows, *field.shape[1:]), field.dtype)
     for key, name in (INPUTS | _CODES).items()
@@ -170,6 +177,7 @@ def lowered(
     {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()}
     for arrays in (weights, _trie_arrays(index))
   ]
+  # Weights and trie are shared by all rows, and only the batch is mapped over.
   search = jax.jit(jax.vmap(one, in_axes=(None, 0, None)))
   return jax.export.export(search, platforms=PLATFORMS)(shapes[0], batch, shapes[1])
 

@@ -46,6 +46,7 @@ class ListParts:
   @property
   def count(self) -> int:
     """Number of parts."""
+    # Rounded up: the last part may be shorter.
     return -(-self.users // self.size)
 
   @functools.cached_property
@@ -69,6 +70,7 @@ class ListParts:
     """
     path = os.path.join(self.folder, _PLAN)
     if not os.path.exists(path) and os.path.isdir(self.folder):
+      # A folder with other things in it is somebody else's.
       foreign = sorted(name for name in os.listdir(self.folder) if not name.startswith("_"))
       if foreign:
         raise ConfigError(
@@ -89,6 +91,7 @@ class ListParts:
     return lock
 
   def _check_plan(self, kept: Any) -> None:
+    # Through JSON once, as what was read back: tuples become lists.
     ours = json.loads(json.dumps(self.plan))
     if kept == ours:
       return
@@ -105,6 +108,7 @@ class ListParts:
     errors = optional("pyarrow").ArrowException
     try:
       metadata = parquet.read_metadata(self._path(number)).metadata or {}
+    # A file that was cut short is no Parquet file: its end is missing.
     except (FileNotFoundError, errors):
       return False
     return metadata.get(_MARK) == self._digest
@@ -117,6 +121,7 @@ class ListParts:
       columns: arrays of equal length, by name.
     """
     arrow = optional("pyarrow")
+    # The digest goes with the data, so that a part of another plan is seen.
     table = arrow.table(dict(columns)).replace_schema_metadata({_MARK: self._digest})
     # A folder of its own: what a kill leaves there is no part, whatever reads the lists meanwhile.
     made = os.path.join(self.folder, _UNFINISHED, self._name(number))

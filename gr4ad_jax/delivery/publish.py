@@ -88,6 +88,7 @@ def publish(
     raise ConfigError(f"--out={out} is not allowed: it is there already")
   inputs = inputs_lib.prepare_inputs(config)
   inputs_lib.check_same_log(config, inputs.dataset)
+  # The folder is compared before it gets its name: what does not fit is never published.
   with _whole(out) as part:
     told("writing weights, codes and features")
     size = write(config, part, precision)
@@ -114,6 +115,7 @@ def publish(
 
 @contextlib.contextmanager
 def _whole(out: str) -> Iterator[str]:
+  # Beside the target, so that the rename stays within one file system.
   """A folder beside `out` to write in, which takes its place at the end; nothing is left behind."""
   part = f"{os.path.abspath(out)}.{os.getpid()}.part"
   try:
@@ -157,6 +159,7 @@ def _portable(config: Config) -> Config:
     name: getattr(getattr(config, section), name)
     for name, (section, _) in config_lib.fields_of(config).items()
   }
+  # Only texts with a path in them, and what names this machine in another way.
   bare = {
     name: "" if name in _OF_THE_MACHINE else os.path.basename(os.path.normpath(value))
     for name, value in knobs.items()
@@ -196,6 +199,7 @@ def compare(config: Config, made: Config, inputs: inputs_lib.Inputs, told: Told)
   ours_RK = ours.ad_RK[:, :_K]
   theirs_RK = theirs.ad_RK[:, :_K]
   same_RK = ours_RK == theirs_RK
+  # Order aside: how many of the ten ads both lists have.
   common = [len(np.intersect1d(*lists)) for lists in zip(ours_RK, theirs_RK, strict=True)]
   # log p is compared where both have the same ad in the same place.
   apart = np.abs(ours.logp_RK - theirs.logp_RK)[:, :_K][same_RK & (ours_RK >= 0)]
@@ -212,6 +216,7 @@ def examples(config: Config, inputs: inputs_lib.Inputs) -> list[dict[str, Any]]:
   compares with.
   """
   taken_N = np.bincount(inputs.dataset.events.ad, minlength=len(inputs.dataset.ads))
+  # Popular ads are known to every run of the data.
   popular = np.argsort(-taken_N, kind="stable")[:_EXAMPLES]
   recommender = Recommender.load(config.workdir, search=config.search)
   history = [[str(inputs.dataset.ads.ad_id[ad])] for ad in popular]

@@ -31,6 +31,7 @@ class Model:
   def recommend(self, requests, k=10):
     """The best k ads of each request: (ad_id, log_p, score, ecpm), fewer where beams run out."""
     batch = {n: np.asarray(requests[n], about["dtype"]) for n, about in self.spec["inputs"].items()}
+    # UA-SIDs of slots follow from their ads; padding takes ad 0, and its slot kind masks it.
     batch["slot_codes"] = self._codes[np.maximum(batch["slot_ad"], 0)]
     beams = jax.device_get(self._search(self._weights, batch, self._trie))
     columns = (beams[n] for n in ("leaf", "log_p", "score", "ecpm"))
@@ -39,6 +40,7 @@ class Model:
   def _list(self, beams, k):
     found = []
     for leaf, *numbers in beams:
+      # A leaf may hold several ads, which share its numbers.
       ads = self._ads[self._first[leaf] : self._first[leaf + 1]] if leaf >= 0 else ()
       found += [(self.spec["ads"][ad], *map(float, numbers)) for ad in ads]
     return found[:k]

@@ -33,6 +33,7 @@ def run(
     raise ConfigError(
       f"--beam_options={' '.join(options)} is not allowed: {str(error).splitlines()[0]}"
     ) from error
+  # Leaving the block runs the pipeline and waits for its end.
   with pipeline:
     _ = (
       pipeline
@@ -40,6 +41,7 @@ def run(
       | beam.Reshuffle()  # else one worker may get them all
       | beam.Map(_call, task)
     )
+  # In order, since nothing is known of a single task before all are done.
   yield from ((number, None) for number in range(len(arguments)))
 
 

@@ -62,6 +62,7 @@ def shown(split: int, fitted: int) -> int:
   """How many splits, from the first on, count in what is popular for requests of a split: those
   before it, and those that are learned from.
   """
+  # Splits that are learned from see one another, as in memory.
   return max(split, fitted)
 
 
@@ -95,10 +96,13 @@ def bundles(log: EventLog, events: int = BUNDLE_EVENTS) -> Iterator[tuple[slice,
   """Runs of a log's users, of so many events or of one user: (users, events, their log), with the
   visits numbered from 0 in each.
   """
+  # Where each user's events begin, and behind the last user the end of the log.
   first_U = np.searchsorted(log.user, np.arange(len(log.user_id) + 1))
   begin = 0
   while begin < len(log.user_id):
+    # The last user whose events still fit; `right` takes users without an event along.
     end = int(np.searchsorted(first_U, first_U[begin] + events, side="right")) - 1
+    # One user at least, however many events he has.
     end = max(end, begin + 1)
     here = slice(int(first_U[begin]), int(first_U[end]))
     columns = {
@@ -124,10 +128,12 @@ def daily_counts(lines: Lines) -> tuple[np.ndarray, Counts]:
   Returns:
     The split of each count [n], and the counts, each at the beginning of its day.
   """
+  # By split first: later stages add splits up one after another.
   found = []
   for split in range(len(SPLITS)):
     counts = Counts.of(lines, lines.request_split[lines.request] == split)
     day = counts.time // DAY
+    # Columns of the stacked pairs (ad, day) are the cells.
     cell, inverse = np.unique(
       np.stack([counts.ad.astype(np.int64), day]), axis=1, return_inverse=True
     )

@@ -11,6 +11,7 @@ from gr4ad_jax import files
 
 def create(folder: str, name: str, kind: type | str, *shape: int) -> None:
   """Makes a column of zeros, on disk."""
+  # The file is as long as it will be; its pages are written where a stage puts something.
   path = _path(folder, name)
   os.makedirs(os.path.dirname(path), exist_ok=True)
   np.lib.format.open_memmap(path, "w+", np.dtype(kind), shape).flush()

@@ -37,6 +37,7 @@ def number(job: Job) -> dict[str, int]:
   names = ("first", "span", *SIZES)
   found = {p: dict(zip(names, arrays, strict=True)) for p, arrays in counted(job, *names)}
   first_U = np.concatenate([part["first"] for part in found.values()])
+  # Users of all partitions in the order of their first row in the log: `order` sorts them so.
   order = np.argsort(first_U)
   number_U = np.empty(len(order), np.int64)
   number_U[order] = np.arange(len(order))
@@ -44,16 +45,19 @@ def number(job: Job) -> dict[str, int]:
   totals = {"users": len(order)}
   for name in SIZES:
     size_U = np.concatenate([part[name] for part in found.values()])
+    # What users before this one have, in that order, put back to the users' own places.
     before = np.empty(len(order), np.int64)
     before[order] = np.cumsum(size_U[order]) - size_U[order]
     firsts[name] = before
     totals[name] = int(size_U.sum())
+  # The parts were joined in order of partition, and are cut again in the same one.
   at = 0
   for partition, part in found.items():
     here = slice(at, at + len(part["first"]))
     at = here.stop
     some = {name: first[here] for name, first in firsts.items()}
     Numbers(number_U[here], part["requests"], some).save(job.tables, partition)
+  # Windows of shards are counted from the one of the first event.
   begin = min(int(part["span"][0]) for part in found.values())
   columns.save(job.tables, "first_window", making.windows(np.array([begin]), job.shard_days))
   return totals
@@ -69,21 +73,25 @@ def allocate(job: Job, sizes: dict[str, int]) -> None:
     ("places", PLACES, sizes["requests"]),
   ):
     for name, kind in names.items():
+      # Bounds of R requests are R + 1 numbers.
       more = int(name == "outcome_first")  # of R + 1 requests
       columns.create(job.tables, f"{folder}/{name}", kind, size + more)
   columns.create(job.tables, "users/text", "u1", sizes["id_bytes"])
   columns.create(job.tables, "users/end", "i8", sizes["users"])
   columns.load(job.tables, "requests/outcome_first", write=True)[-1] = sizes["outcomes"]
   for name in PLACES:
+    # -1 says that nobody has written here yet; `gather` looks for such places.
     columns.load(job.tables, f"places/{name}", write=True)[:] = -1
 
 
 def fit_trends(job: Job, told) -> None:
   """Counts of ads, of as many splits as requests of each split see, and of all."""
+  # This file is the last one of the last level.
   if os.path.exists(os.path.join(job.tables, "trends", str(ALL), "about.json")):
     return
   levels = sorted({bundles.shown(split, job.fitted) for split in range(len(SPLITS))} | {ALL})
   trends = Trends.empty(job.num_ads)
+  # Counts of a level hold those of all levels before it, so each is added to what there is.
   for level in range(1, ALL + 1):
     waiting: list[Counts] = []
     held = 0
@@ -92,6 +100,7 @@ def fit_trends(job: Job, told) -> None:
       here = split == level - 1
       waiting.append(Counts(*(column[here] for column in cells)))
       held += int(here.sum())
+      # Many small parts together: each `adding` sorts all that there is.
       if held > _CELLS:
         trends = trends.adding(_joined(waiting))
         waiting = []
@@ -116,9 +125,11 @@ def fit_neighbors(job: Job, folds: int, pool: Pool, told) -> None:
   taken = Visits.of(request_L, columns.load(job.tables, "lines/ad"), job.num_ads)
   for name in ("first", "of_ad", "ad_first"):
     columns.save(job.tables, f"visits/{name}", getattr(taken, name))
+  # A visit's user is that of its first line.
   user_V = columns.load(job.tables, "requests/user")[request_L[taken.first[:-1]]]
   columns.save(job.tables, "visits/user", user_V)
   blocks = list(itertools.pairwise(taken.blocks()))
+  # Two large maps less while the tasks run.
   del taken
   tasks = []
   for fold in range(folds + 1):
@@ -126,6 +137,7 @@ def fit_neighbors(job: Job, folds: int, pool: Pool, told) -> None:
     mass_N = visits.mass(kept_V)
     tasks += [(job.tables, fold, folds, lo, hi, mass_N) for lo, hi in blocks]
   for name, kind in (("ids", "i4"), ("cosine", "f4")):
+    # 32 neighbours an ad, as `CoVisitNeighbors.fit` keeps.
     columns.create(job.tables, f"neighbors/{name}", kind, folds + 1, job.num_ads, 32)
   ids = columns.load(job.tables, "neighbors/ids", write=True)
   cosine = columns.load(job.tables, "neighbors/cosine", write=True)
@@ -165,6 +177,7 @@ def fit_levels(job: Job, before: np.ndarray | None) -> None:
     return
   levels_FV = before if before is not None else _sampled(job)
   columns.save(job.tables, "levels.part", levels_FV)
+  # The rename makes it whole: a kill before it leaves `.part`, which is made anew.
   os.replace(os.path.join(job.tables, "levels.part.npy"), os.path.join(job.tables, "levels.npy"))
 
 
@@ -177,6 +190,7 @@ def _sampled(job: Job) -> np.ndarray:
     if part is None:
       continue
     numbers = Numbers.load(job.tables, partition)
+    # One bundle a partition is enough of a sample, and no partition is read to its end.
     _, _, log = next(bundles.bundles(part.log))
     wanted_R = np.zeros(int(log.request[-1]) + 1, bool)
     wanted_R[:: max(1, len(wanted_R) * 8 // _SAMPLE)] = True

@@ -30,6 +30,7 @@ SHAPING = (
   "history_slots", "neighbor_slots", "rising_slots", "neighbor_folds", "behavior_features",
   "behaviors", "attribution_days",
 )  # fmt: skip
+# Sizes and kinds of what is stored. A run with other ones would read something else.
 """Knobs of the data that examples are made by, and that a run on them must have."""
 
 READING = ("on_unknown_ad", "session_gap_minutes")
@@ -84,10 +85,12 @@ class ExampleFolder:
         "(experiments.prepare makes it)"
       )
     folder = cls(path, files.load_json(name))
+    # Columns are known by their place, so names in another order are refused too.
     if folder.manifest["features"] != features():
       raise DataError(f"{path}: the examples have other features than this code: prepare them anew")
     for shard in folder.manifest["shards"]:
       where = folder.shard_path(shard)
+      # The size is cheap to ask for at each opening; contents are looked at when they are read.
       if not os.path.exists(where) or os.path.getsize(where) != shard["bytes"]:
         raise files.DamagedError(
           f"{where} is missing, or not {shard['bytes']} bytes, as {MANIFEST} says"
@@ -111,6 +114,7 @@ class ExampleFolder:
     """Raises ConfigError where a run's settings are others than those the examples are made by."""
     ours = settings_of(config)
     for name, value in self.manifest["settings"].items():
+      # How the log was read shapes it once, and no run reads it again.
       if name in ours and name not in READING and ours[name] != value:
         raise ConfigError(
           f"--{name}={shown(ours[name])} is not allowed: the examples in {self.path} were made "

@@ -78,8 +78,10 @@ class GrainSource:
   def batch(self, step: int, process: int = 0, processes: int = 1) -> Any:
     """This process' rows of a step. Several threads may ask, not always in order."""
     with self._lock:
+      # A jump, as after a resume, starts anew; what lies a little ahead is read up to.
       if self._iterator is None or step >= self._next + _JUMP:
         self._begin(step, process, processes)
+      # Elements come in order. Those that other threads will ask for wait in `_ready`.
       while self._next <= step:
         element = next(self._iterator)
         # Copied: the arrays lie in memory that the loader shares, and takes back.
@@ -94,6 +96,7 @@ class GrainSource:
     """Starts the pipeline at a step."""
     self.close()
     grain = self._grain
+    # The first element of the pipeline is this step.
     source = Batches(self._contexts, self._order, step, process, processes)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     many = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=_AHEAD)

@@ -44,12 +44,16 @@ def _made(
   user_hash_U = spool.user_hashes(log.user_id)
   kept_U = _kept(job, partition, part)
   encoder = mapped.codec(job)
+  # What is kept comes first: its places point into shards of earlier calls.
   places = [_carried(job, partition, kept_U, numbers)]
   for _, _, bundle in bundles.bundles(log):
+    # The first event of each request says whose it is.
     user_R = bundle.user[np.append(True, bundle.request[1:] != bundle.request[:-1])]
     request_R = moved(user_R, numbers.firsts["requests"])
+    # The number of a request among those of its user, from 0.
     rank_R = request_R - numbers.firsts["requests"][user_R]
     named = bundles.renamed(bundle, numbers.user)
+    # Only what is not kept is made again.
     for some in bundles.examples_of(named, tables, rank_R >= kept_U[user_R]):
       hashes = user_hash_U[user_R[some.request_B]]
       records = encoder.encode(some.known, some.followed, some.time_B, hashes)
@@ -67,10 +71,14 @@ def _kept(job: Job, partition: int, part: spool.Partition) -> np.ndarray:
   if not job.before or not os.path.exists(path_of(job.before, "numbers", partition)):
     return kept_U
   old = Numbers.load(job.before, partition).requests  # of the first users: new ones come last
+  # An event may change what followed requests of so long before it, or the visit that it belongs
+  # to.
   reach = int(np.ceil(max(job.config.attribution_days * DAY, job.gap_seconds)))
   first = np.flatnonzero(np.append(True, part.log.request[1:] != part.log.request[:-1]))
   user_R = part.log.user[first]
+  # Requests that began before anything that a new event can reach.
   early_R = part.log.time[first] < part.new_U[user_R] - reach
+  # They are a prefix of a user's requests, so a number says which they are.
   same_U = np.bincount(user_R[early_R], minlength=users)
   kept_U[: len(old)] = np.minimum(same_U[: len(old)], old)
   return kept_U
@@ -85,6 +93,7 @@ def _carried(
     return none, none, none
   old = Numbers.load(job.before, partition)
   user = np.repeat(np.arange(len(kept_U)), kept_U)
+  # 0, 1, … within each user.
   rank = np.arange(len(user)) - np.repeat(np.cumsum(kept_U) - kept_U, kept_U)
   then = old.firsts["requests"][user] + rank
   places = (columns.load(job.before, f"places/{name}")[then] for name in ("shard", "row"))
@@ -129,6 +138,7 @@ class _Shards:
       part, "group_size:1"
     )
     first = int(columns.load(self._job.tables, "first_window")[0])
+    # Numbers leave room for every pair of window and partition, so that machines need not agree.
     number = self._job.first_shard + (window - first) * self._job.partitions + self._partition
     self._open[window] = writer, {"number": number, "file": name, "records": 0}
     return self._open[window]
@@ -137,11 +147,13 @@ class _Shards:
     return self
 
   def __exit__(self, *error):
+    # Also after an error: writers hold files open.
     for writer, _ in self._open.values():
       writer.close()
     self._stack.__exit__(*error)
     if error[0] is None:
       for _, about in self._open.values():
+        # Only now the files have their names, and are as long as they will be.
         path = os.path.join(self._job.shards, about["file"])
         size = {"bytes": os.path.getsize(path), "sha256": checksums.digest(path)}
         self.written.append(about | size)

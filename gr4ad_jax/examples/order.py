@@ -37,6 +37,7 @@ class TrainingOrder:
   def _ordered(self, epoch: int) -> np.ndarray:
     if not self.shuffled:
       return self.examples
+    # A pair is taken in one read, so epoch and permutation always belong together.
     known, permutation = self._permutation  # one read: other threads may be in another epoch
     if epoch != known:
       bits = np.random.Philox(key=np.array([self.seed, epoch], np.uint64))
@@ -53,8 +54,10 @@ class TrainingOrder:
     if self.batch_size % processes:
       raise ValueError(f"batch_size={self.batch_size} is not a multiple of {processes} processes")
     each = self.batch_size // processes
+    # Positions count on through all epochs; an epoch need not end with a batch.
     position = step * self.batch_size + process * each + np.arange(each)
     epochs = position // len(self.examples)
+    # A batch may hold the end of one epoch and the beginning of the next.
     rows = [
       self._ordered(int(e))[position[epochs == e] % len(self.examples)] for e in np.unique(epochs)
     ]

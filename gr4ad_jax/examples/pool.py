@@ -36,11 +36,13 @@ class Pool:
     if not self._workers:
       yield from ((number, task(*some)) for number, some in enumerate(arguments))
       return
+    # What is not done yet. A task that was done is not done again after a break.
     waiting = set(range(len(arguments)))
     broken = 0
     while waiting:
       try:
         for number, result in self._done(task, arguments, sorted(waiting)):
+          # A result says that this pool works: only breaks one after another count.
           broken = 0
           waiting.discard(number)
           yield number, result

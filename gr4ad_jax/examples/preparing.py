@@ -144,6 +144,7 @@ def _begun(
 
 def _partitions(path: str, memory_mb: int) -> int:
   """Parts of the users, so that one of them fits into memory; twice that, as some are larger."""
+  # Twice as much, because a hash spreads users evenly, and not their events.
   events = sum(
     os.path.getsize(part) / _BYTES[os.path.splitext(part)[1]]
     for part in column_files.part_files(path)
@@ -275,6 +276,7 @@ def _stages(
     fitting.allocate(job, sizes)
     # Not by Beam: partitions write to pages of the same files, which machines must not share.
     each(place, "partitions placed", by_beam=False)
+    # Written last: it says that all partitions are placed.
     columns.write_note(os.path.join(job.tables, "placed.json"), {})
   fitting.fit_trends(job, told)
   fitting.fit_neighbors(job, job.config.neighbor_folds, pool, told)

@@ -28,13 +28,16 @@ class ShardReader:
     self._lock = threading.Lock()
 
   def __reduce__(self):
+    # Another process gets the paths, and opens files of its own.
     return ShardReader, (self._paths,)
 
   def read(self, shard_B: np.ndarray, row_B: np.ndarray) -> list[bytes]:
     """The records [B] of these places."""
     records: list[bytes] = [b""] * len(shard_B)
     order = np.argsort(shard_B, kind="stable")
+    # Runs of one shard, so that each is asked once for all its rows.
     for some in np.split(order, np.flatnonzero(np.diff(shard_B[order])) + 1):
+      # A reader has a position in its file, so one thread uses it at a time.
       with self._lock:
         found = self._reader(int(shard_B[some[0]])).read(row_B[some].tolist())
       for b, record in zip(some.tolist(), found, strict=True):
@@ -50,6 +53,7 @@ class ShardReader:
         self._paths[shard], "readahead_buffer_size:0,max_parallelism:0"
       )
       self._open[shard] = reader
+      # The one that was used longest ago stands first.
       if len(self._open) > _OPEN:
         self._open.popitem(last=False)[1].close()
     self._open.move_to_end(shard)
@@ -97,6 +101,7 @@ class ExampleContexts:
     requests = np.asarray(requests)
     records = self._reader.read(self._shard_R[requests], self._row_R[requests])
     known, followed, _, _ = self._codec.decode(records)
+    # Numbers of outcomes in the whole log; the shards do not have them.
     followed = followed._replace(first_B=self._first_R[requests])
     return assembled(known, followed, self.codes_NT, self.config, draw, self.min_depth)
 

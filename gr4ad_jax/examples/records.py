@@ -22,6 +22,7 @@ KEPT = tuple(name for name in SLOT_FEATURES if name not in CODE_FEATURES)
 LEVELS = 256  # of a byte
 _PLACES = [SLOT_FEATURES.index(name) for name in KEPT]
 _DECAY = KEPT.index("decayed_count")
+# `decode` finds the decayed counts by this.
 assert KEPT[: len(HISTORY_FEATURES)] == HISTORY_FEATURES
 _OUTCOME = np.dtype([("ad", "<i4"), ("depth", "i1"), ("value", "<f4")])
 
@@ -90,6 +91,7 @@ class Codec:
       outcome[name] = column
     outcome["value"] = followed.value_P
     end_B = np.cumsum(followed.size_B)
+    # An example is its head, then the outcomes that belong to it.
     return [
       head[b : b + 1].tobytes() + outcome[end - size : end].tobytes()
       for b, (end, size) in enumerate(zip(end_B.tolist(), followed.size_B.tolist(), strict=True))
@@ -98,18 +100,21 @@ class Codec:
   def decode(self, records: Sequence[bytes]) -> tuple[Known, Followed, np.ndarray, np.ndarray]:
     """What `encode` was given, of B >= 1 records; `Followed.first_B` is not kept and is 0."""
     fixed = self.fixed_bytes
+    # Heads have one length, so the parts of all records make two plain arrays.
     head = np.frombuffer(b"".join([record[:fixed] for record in records]), self._head)
     outcome = np.frombuffer(b"".join([record[fixed:] for record in records]), _OUTCOME)
     ads = head["slot_ad"].astype(np.int32)
     features = np.zeros((*ads.shape, len(SLOT_FEATURES)), np.float32)
     kept = head["slot_features"]
     if self.form == "bytes":
+      # (F,), (B, S, F) -> (B, S, F): level by feature and byte.
       kept = self.levels_FV[np.arange(len(KEPT)), kept]
     features[..., _PLACES] = kept
     if self.form == "exact":
       decay = head["decay"].astype(np.float64)
     else:
       past = features[:, : self.config.history_slots, _DECAY].astype(np.float64)
+      # The inverse of the feature's scale; padding has no count.
       decay = np.where(ads[:, : self.config.history_slots] >= 0, np.expm1(past), 0)
     users = head["user_features"].astype(np.float32)
     known = Known(ads, features, users, head["user_value"].astype(np.float32), decay)
@@ -121,6 +126,7 @@ class Codec:
     """[..., F] uint8, the nearest level of each feature."""
     out = np.empty(features.shape, np.uint8)
     for column, levels_V in enumerate(self.levels_FV):
+      # Halves between neighbouring levels: below one, the level left of it is nearer.
       middle = (levels_V[1:] + levels_V[:-1]) / 2
       out[..., column] = np.searchsorted(middle, features[..., column])
     return out
@@ -135,10 +141,12 @@ def fit_levels(known: Known) -> np.ndarray:
   slots = known.slot_features_BSF[known.slot_ad_BS >= 0][:, _PLACES]
   levels_FV = np.zeros((len(KEPT), LEVELS), np.float32)
   for row, column in zip(levels_FV, slots.T, strict=True):
+    # A feature of few distinct values keeps each of them.
     found = np.unique(np.append(column, 0))
     if len(found) > LEVELS:
       cuts = np.quantile(column, np.linspace(0, 1, LEVELS - 1), method="nearest")
       found = np.unique(np.append(cuts, 0))
     row[: len(found)] = found
+    # The table is filled up with its last level, so that it still ascends.
     row[len(found) :] = found[-1]
   return levels_FV

@@ -91,17 +91,21 @@ def add(
   user_E = column["user"]
   # A user's first row counts even where its ad is unknown: users are numbered by it.
   every_E = cells["user_id"].ids()[0]
+  # Past the end where a user has no row, so that the minimum below replaces it.
   first_U = np.full(len(user_id), len(every_E), np.int64)
   np.minimum.at(first_U, every_E, np.arange(len(every_E)))
   made = {name: column[name].astype(kind) for name, kind in _KINDS.items()}
+  # Rows count on over the files, so that users are numbered as in the whole log.
   made["first"] = first_U[user_E] + rows_before
   if "request" in column:
     # By a hash of its name: a visit may go on in the next file, where it has another number.
     code_E, names = cells["request_id"].ids()
     made["request"] = _hashes(names)[code_E][known_E]
+  # CRC-32 is the same on every machine; `hash` is not.
   partition_U = np.array([zlib.crc32(user.encode()) % partitions for user in user_id.tolist()])
   partition_E = partition_U[user_E]
   order = np.argsort(partition_E, kind="stable")  # keeps the order of the file
+  # Where the run of each partition begins.
   bounds = np.searchsorted(partition_E[order], np.arange(partitions + 1))
   _write(path_of(folder, number), user_id[user_E[order]], made, order, bounds)
   piece = Piece(
@@ -134,6 +138,7 @@ def _write(
 
 def _hashes(names: np.ndarray) -> np.ndarray:
   """[V] int64, a hash of each text."""
+  # Hashes need not be distinct for ever, but for the visits of one user.
   made = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names.tolist())
   return np.frombuffer(b"".join(made), np.int64)
 
@@ -177,6 +182,7 @@ def read(
     with arrow.OSFile(path_of(folder, number)) as source:
       batches.append(arrow.ipc.open_file(source).get_batch(partition))
   is_new = np.repeat([number >= later for number in pieces], [batch.num_rows for batch in batches])
+  # One chunk, so that columns come out as plain arrays.
   table = arrow.Table.from_batches(batches).combine_chunks()
   if not table.num_rows:
     return None
@@ -188,13 +194,16 @@ def read(
   code_E = encoded.indices.to_numpy()
   first_U = np.full(len(users), np.iinfo(np.int64).max)
   np.minimum.at(first_U, code_E, table["first"].to_numpy())
+  # Users by their first row in the log, whatever piece it stands in.
   order = np.argsort(first_U)  # no two users share a row
   number_U = np.empty(len(users), np.int64)
   number_U[order] = np.arange(len(users))
   user_E = number_U[code_E]
+  # Of a user without a new event no moment is early enough.
   new_U = np.full(len(users), np.iinfo(np.int64).max)
   np.minimum.at(new_U, user_E[is_new], column["time"][is_new])
   if "request" in column:
+    # Hashes of visits become small numbers; their order is made by time below.
     column["request"] = np.unique(column["request"], return_inverse=True)[1]
   log = visits.ordered_log(users[order], user=user_E, gap_seconds=gap_seconds, **column)
   return Partition(log, first_U[order], new_U)

@@ -87,6 +87,7 @@ def count(job: Job, partition: int) -> None:
   """
   path = path_of(job.tables, "counted", partition)
   if os.path.exists(path):
+    # A task that was done before a stop is not done again.
     return
   part = job.read(partition)
   if part is None:
@@ -103,6 +104,7 @@ def count(job: Job, partition: int) -> None:
     lines = job.lines(log)
     _check_money(job, lines)
     learned = lines.request_split[lines.request] < job.fitted
+    # An outcome's user is that of its request.
     followed = np.repeat(lines.request_user, np.diff(lines.outcomes.first))
     for name, user in (
       ("requests", lines.request_user),
@@ -179,6 +181,7 @@ def place(job: Job, partition: int) -> None:
   log = part.log
   out = functools.partial(columns.load, job.tables, write=True)
   event_E = moved(log.user, numbers.firsts["events"])
+  # Where a request begins, in the partition's own log.
   opens = np.append(True, log.request[1:] != log.request[:-1])
   request_R = moved(log.user[opens], numbers.firsts["requests"])
   found = {name: getattr(log, name) for name in EVENTS}
@@ -188,6 +191,7 @@ def place(job: Job, partition: int) -> None:
     out(f"log/{name}")[event_E] = column
   text = b"".join(str(user).encode() for user in log.user_id)
   size_U = np.array([len(str(user).encode()) for user in log.user_id])
+  # Each byte of the ids, by the user to whom it belongs.
   user_of = np.repeat(np.arange(len(size_U)), size_U)
   out("users/text")[moved(user_of, numbers.firsts["id_bytes"])] = np.frombuffer(text, np.uint8)
   out("users/end")[numbers.user] = numbers.firsts["id_bytes"] + size_U
@@ -226,6 +230,7 @@ def _place_requests(out, job: Job, numbers: Numbers, lines: Lines, request_R: np
 def moved(user_n: np.ndarray, first_U: np.ndarray) -> np.ndarray:
   """[n] rows of what users have, each user's from `first_U` [U] on; a user's stand together."""
   opens = np.append(True, user_n[1:] != user_n[:-1])[: len(user_n)]
+  # Where each user's run begins; the running number less it is the place in the run.
   start = np.flatnonzero(opens)
   return first_U[user_n] + np.arange(len(user_n)) - start[np.cumsum(opens) - 1]
 

@@ -51,6 +51,7 @@ class GrownLog:
   def end(self) -> float:
     """The latest moment that is known, unix seconds."""
     known = float(self._inputs.dataset.events.time.max(initial=0))
+    # The run's own log may end later than the stream.
     return max(known, max((event["time"] for event in self._events), default=0.0))
 
   def read(self, stream: Stream) -> int:
@@ -89,6 +90,7 @@ class GrownLog:
 
 def all_known(config: Config) -> Config:
   """The config with which all of a grown log counts as learned from, whatever its visits' split."""
+  # Splits are of the run's log; what came later has none, and all of it may be learned from.
   training = dataclasses.replace(
     config.training, fit_splits="train+valid+test", data_order="shuffled", period=(0.0, 1.0)
   )
@@ -103,11 +105,13 @@ def _joined(
   old = dataset.events
   number = {str(user): at for at, user in enumerate(old.user_id)}
   for event in events:
+    # New users get numbers behind those of the log.
     number.setdefault(event["user_id"], len(number))
   visit: dict[Any, int] = {}
   last: dict[str, tuple[float, int]] = {}  # of users: time and visit of the latest nameless event
   request = np.empty(len(events), np.int64)
   first = int(old.request.max(initial=-1)) + 1
+  # By time, since pauses between events make visits where none is named.
   order = sorted(range(len(events)), key=lambda at: events[at]["time"])
   for at in order:
     event = events[at]
@@ -117,6 +121,7 @@ def _joined(
       request[at] = visit.setdefault((user, name), first + len(visit))
       continue
     time, running = last.get(user, (-np.inf, -1))
+    # A pause: a visit of its own, under a key that no name can have.
     if event["time"] - time >= gap:
       running = visit.setdefault((user, None, at), first + len(visit))
     last[user] = event["time"], running

@@ -67,6 +67,7 @@ def steps(dataset: Dataset, begin: int) -> list[Step]:
   """
   events = dataset.events
   first = np.flatnonzero(np.append(True, np.diff(events.request) > 0))
+  # Bounds of each visit's events in the log.
   last = np.append(first[1:], len(events))
   begin_R = np.minimum.reduceat(events.time, first)
   visits = [
@@ -76,13 +77,16 @@ def steps(dataset: Dataset, begin: int) -> list[Step]:
   ]
   if not visits:
     raise DataError(f"{dataset.name} has no visit from the replay's first day on")
+  # Known from before: by the run's ads, or by an event of an earlier visit.
   first_N = first_times(dataset.ads, events)
   known_N = first_N < begin
+  # An ad first heard of inside a visit is put when that visit begins.
   np.minimum.at(first_N, events.ad, np.repeat(begin_R, last - first))
   never = np.iinfo(np.int64).max
   new = np.flatnonzero(~known_N & (first_N < never))
   none = np.zeros(0, np.int64)
   ads = [Step(int(first_N[ad]), int(ad), none) for ad in new]
+  # Of one moment, False sorts first: ads before visits.
   return sorted(ads + visits, key=lambda step: (step.time, step.ad < 0))
 
 
@@ -103,6 +107,7 @@ def visit_events(dataset: Dataset, step: Step) -> list[dict[str, Any]]:
   events = dataset.events
   ads = dataset.ads.ad_id
   user = str(events.user_id[events.user[step.rows[0]]])
+  # Ids follow from the log, so that a replay that is gone on with repeats none.
   visit = f"{dataset.name}-{int(events.request[step.rows[0]])}"
   return [
     {
@@ -155,16 +160,19 @@ class Server:
     while not self._stopped():
       try:
         status, answer = self._once(method, path, json.dumps(body, allow_nan=False))
+        # 503: too much to do, or still starting. It is asked again.
         if status != 503:
           return status, answer
         reason = str(answer.get("error", status))
       except (OSError, http.client.HTTPException, ValueError) as error:
+        # A broken connection cannot be used again.
         self.close()
         reason = str(error) or type(error).__name__
       if not told and pause >= 1:
         _log.warning("the server does not answer, asking again: %s", reason)
         told = True
       self._pause(pause)
+      # Twice as long each time, up to a limit.
       pause = min(2 * pause, _LONGEST_PAUSE)
     raise InterruptedError("the replay was stopped")
 
@@ -231,6 +239,7 @@ class Player:
     try:
       for step in self._steps[first:]:
         if self._speed:
+          # A replay that is gone on with begins its clock anew at its first step.
           due = begun + (step.time - origin) / self._speed
           self._pause(max(due - self._clock(), 0.0))
         self._take(step)

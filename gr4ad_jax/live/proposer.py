@@ -108,12 +108,15 @@ class Proposer:
     try:
       records = self._stream.read(IMPRESSIONS, after, terms.part)
     except FellBehind as gone:  # what is gone is passed over
+      # From the first record that is left.
       records = self._stream.read(IMPRESSIONS, gone.first - 1, terms.part)
+    # What followed an answer is complete after so many hours only.
     until = self.log.end - 3600 * terms.hours
     over = [record for record in records if record.value["moment"] <= until]
     # A part that begins at the same offset has the same length: else a kill would change samples.
     if len(over) < terms.part or not over:
       return None
+    # The sample follows from the part alone: a part that is read again gives the same one.
     rng = np.random.default_rng([terms.seed, records[0].offset])
     known = [record.value for record in records if record.value["user"] is not None]
     chosen = np.sort(rng.permutation(len(known))[: terms.sample])
@@ -153,9 +156,11 @@ class Proposer:
       )
       made = maker.make(params, requests)
       values = [_value(inputs, answer, made, row) for row, answer in enumerate(followed)]
+      # Ids of answers are keys: after a kill nothing stands there twice.
       self._stream.append(LISTS, values, [value["request"] for value in values])
       written = len(values)
       measured = calibration(inputs, reward_model, requests, followed)
+    # After the lists, so that no answer is passed over.
     self._stream.commit(IMPRESSIONS, CONSUMER, offset)
     return Cycle(offset, self._terms.part, written, len(answers) - written, measured)
 
@@ -174,6 +179,7 @@ def _followed(inputs: Inputs, answers: Sequence[Mapping[str, Any]], seconds: flo
     user = number.get(answer["user"])
     if user is None:
       continue
+    # The user's own requests, of which the first at or after the answer is looked for.
     begin, end = first_U[user], first_U[user + 1]
     row = begin + int(np.searchsorted(lines.request_time[begin:end], answer["moment"]))
     if row < end and lines.request_time[row] < answer["moment"] + seconds:
@@ -220,12 +226,14 @@ def calibration(
   width = max(map(len, shown), default=0)
   if not width:
     return {}
+  # Lists of different lengths are padded to one width.
   ad_RK = np.array([ads + [-1] * (width - len(ads)) for ads in shown], np.int64)
   found = model.estimate(requests, ad_RK)
   real = ad_RK >= 0
   own_RK = inputs.lines.outcomes.of(requests, ad_RK)
   taken = (own_RK >= 0)[real]
   value = np.where(own_RK >= 0, inputs.lines.outcomes.value[np.maximum(own_RK, 0)], 0.0)[real]
+  # Probabilities of 0 and 1 would make the log infinite.
   p = np.clip(found.purchase_BC[real].astype(np.float64), _log_of_zero, 1 - _log_of_zero)
   expected = float(p.sum())
   made = {

@@ -37,6 +37,7 @@ class Refits:
     the run knew none. None: there is no model yet.
     """
     for known in reversed(self._fits()):
+      # Newest first; one that is being fitted is passed over.
       if reward_run.is_finished(self._of(known)):
         return self._of(known), known
     return (self._config, 0) if reward_run.is_finished(self._config) else None
@@ -44,6 +45,7 @@ class Refits:
   def due(self, events: int) -> bool:
     """Whether it is to be fitted, the stream having brought so many events."""
     newest = self.newest()
+    # 0 events ask for no refit, once there is a model.
     return newest is None or bool(self._events) and events - newest[1] >= self._events
 
   def fit(self, inputs: Inputs, events: int, *told: Any) -> bool:
@@ -70,6 +72,7 @@ class Refits:
     return True
 
   def _of(self, events: int) -> Config:
+    # Nine digits, so that names sort as numbers do.
     place = os.path.join(self._folder, f"{_PREFIX}{events:09d}")
     return dataclasses.replace(all_known(self._config), workdir=place)
 

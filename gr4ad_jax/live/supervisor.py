@@ -118,6 +118,7 @@ class Supervisor:
         continue
       if one.process is not None and (status := one.process.poll()) is not None:
         self._ended(one, status)
+        # Others would fail by the same mistake.
         if status == _MISTAKE:
           return status
       if one.done:
@@ -152,6 +153,7 @@ class Supervisor:
     one.reader.start()
 
   def _pass_on(self, one: _Running) -> None:
+    # The pipe was asked for above; this tells it to type checkers.
     assert one.process is not None and one.process.stdout is not None
     with one.process.stdout as lines:
       for line in lines:
@@ -168,10 +170,12 @@ class Supervisor:
       one.done = True
       self._told(f"{name}: done")
       return
+    # A negative status is the number of a signal.
     how = signal.Signals(-status).name if status < 0 else f"status {status}"
     if status == _MISTAKE:
       self._told(f"{name}: ended with {how}, a mistake that starting again does not mend: stopping")
       return
+    # It worked for a while, so its next failure is a first one again.
     if self._clock() - one.began >= _GOOD:
       one.pause = _FIRST_PAUSE
     self._told(f"{name}: ended with {how}; starts again in {one.pause:.0f} s")
@@ -179,6 +183,7 @@ class Supervisor:
     one.pause = min(2 * one.pause, _LONGEST_PAUSE)
 
   def _stop_all(self) -> None:
+    # Those that need others stop before them.
     for one in reversed(self._running):
       if one.process is None:
         continue
@@ -200,4 +205,5 @@ def _begin(nice: int) -> None:
   """In the new process. The kernel sends it SIGTERM when the supervisor is gone (Linux)."""
   os.nice(nice)
   if _LIBC is not None:
+    # The kernel tells it, so that no process outlives the supervisor.
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -57,12 +57,14 @@ def checked(events: Sequence[Mapping[str, Any]], behaviors: Sequence[str], now: 
   aside = {}
   for number, event in enumerate(events):
     behavior = event.get("behavior")
+    # Without one, it is the deepest: whoever posts without a word posts purchases.
     behavior = behaviors[-1] if behavior is None else behavior
     if behavior not in behaviors:
       raise DataError(
         f"events, entry {number + 1}: behavior {behavior[:80]!r} is not known; allowed: "
         f"{', '.join(behaviors)}"
       )
+    # A clock that is a day ahead is wrong, and would move the state's end there.
     if event["time"] > now + AHEAD:
       aside[event["event_id"]] = FUTURE
       continue
@@ -70,6 +72,7 @@ def checked(events: Sequence[Mapping[str, Any]], behaviors: Sequence[str], now: 
     value["behavior"] = behavior
     for name, default in (("value", 0.0), ("quantity", 1.0), ("request_id", None)):
       given = event.get(name)
+      # None and a missing field are the same.
       value[name] = default if given is None else given
     values.append(value)
     keys.append(event["event_id"])

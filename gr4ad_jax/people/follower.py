@@ -124,9 +124,11 @@ class Follower:
         self._state.popularity(self._state.end)
         popularity, waiting, latest = self._state.counts()
         number = self._histories.number
+      # Joined events may be written although the offset has not moved.
       if (self.offset, self._erasures) == self._saved and not self._joined:
         return
       notes = {"waiting counts": waiting._asdict() | {"latest": latest}}
+      # Popularity changes once a day, and is much larger than the rest.
       if popularity is not self._saved_popularity:
         notes["popularity"] = popularity.arrays()
       made = Snapshot(
@@ -139,6 +141,7 @@ class Follower:
       self._new_waits = {}
       self._joined = []
       self._erased = []
+      # What changed while this was written stays in `changed`: its person is another object.
       with self._state.lock:
         self._histories.saved(list(people), gone)
 
@@ -181,6 +184,7 @@ class Follower:
     """Takes some records, and events whose ads have come. Returns whether there was anything."""
     with self._turn:
       self._join()
+      # One at a time: an erasure cuts the events in two.
       erasure = next(iter(self._stream.read(events_lib.ERASURES, self._erasures, 1)), None)
       if erasure is not None and self.offset >= erasure.value["after"]:
         self._erase(erasure.value["digest"])
@@ -191,6 +195,7 @@ class Follower:
         records = self._stream.read(events_lib.TOPIC, self.offset, _PART)
       except FellBehind as behind:
         _log.error("%s; what they said is not known here", behind)
+        # Offsets of what is gone count as known, so that reading can go on.
         self.missed += behind.first - 1 - self.offset
         self.offset = behind.first - 1
         return True
@@ -235,6 +240,7 @@ class Follower:
     self._new_waits[offset] = value
     self.num_waiting += 1
     if self.num_waiting > MOST_WAITING:
+      # The ad whose first event has waited longest.
       ad = min(self._waits, key=lambda ad: self._waits[ad][0])
       _log.warning("too many events wait for unknown ads: %d of ad %.80r are given up",
                    len(self._waits[ad]), ad)  # fmt: skip
@@ -244,6 +250,7 @@ class Follower:
     """Takes the events of an ad from those that wait; returns (offset, value) of each."""
     events = self._waits.pop(ad)
     self.num_waiting -= len(events)
+    # An event that waited at the last snapshot has to be taken out of the file.
     for offset, _ in events:
       if self._new_waits.pop(offset, None) is None:
         self._joined.append(offset)
@@ -267,6 +274,7 @@ class Follower:
       mine = [w for w in waits if events_lib.digest_of(w[1]["user_id"]) == digest]
       if mine:
         self._wait_no_more(ad)
+        # The others of the same ad wait on.
         for offset, value in waits:
           if (offset, value) not in mine:
             self._wait_for_ad(offset, value)
@@ -294,6 +302,7 @@ class Lately(collections.OrderedDict):
         self._count += 1
         self[user] = (self._count, now)
         self.move_to_end(user)
+      # The oldest stand first, so the loop ends at the first that is young enough.
       while self and next(iter(self.values()))[1] < now - self._seconds:
         self.popitem(last=False)
 
@@ -308,6 +317,7 @@ def moment(state: State, wall: float) -> int:
   While events come, that is the clock's; where the last of them is of more than a day ago, as in a
   log that is played again, it is the moment after it.
   """
+  # The latest event is of less than a day ago.
   live = 0 <= wall - state.end < DAY
   return int(wall) if live else state.end
 

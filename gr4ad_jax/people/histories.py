@@ -46,6 +46,7 @@ class StoredHistories(Histories):
   @property
   def crowded(self) -> bool:
     """Whether so many changed that they should be saved."""
+    # Changed users cannot leave memory before they are saved.
     return 2 * len(self.changed) >= self._hot
 
   def starting_with(self, prefix: str, limit: int) -> list[str]:
@@ -62,6 +63,7 @@ class StoredHistories(Histories):
     ids once.
     """
     self._erased.add(digest)
+    # Ids are not kept by digest, so all of them are looked through.
     named = {*self._number, *self._people, *self.changed, *self._store.user_ids()}
     found = [user for user in named if digest_of(user) == digest and user not in self._gone]
     for user in found:
@@ -114,6 +116,7 @@ class StoredHistories(Histories):
 
   def _forget_cold(self) -> None:
     """Keeps the hot users, and those that changed."""
+    # Each user is looked at once at most: those that changed go to the end.
     for _ in range(len(self._people) - self._hot + len(self.changed)):
       if len(self._people) <= self._hot:
         break

@@ -94,6 +94,7 @@ class PeopleStore:
           self._connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
       about = json.loads(self._note("about") or "null")
       made = {"format": _FORMAT, "base": base}
+      # It is another log's file where the digest differs.
       if about not in (None, made):
         raise DataError(
           f"{path}: it goes on from another log; remove it, and the stream is read from its start"
@@ -124,6 +125,7 @@ class PeopleStore:
     Raises:
       OSError: it could not be written.
     """
+    # Packed outside of the lock, so that readers need not wait for it.
     rows = [(user, blob, _sum(user, blob)) for user, blob in map(_row, snapshot.people.items())]
     with self._lock, sqlite_file.transaction(self._connection, self._path):
       run = self._connection.executemany
@@ -138,6 +140,7 @@ class PeopleStore:
       state = snapshot.offset, snapshot.erasures, snapshot.number
       self._put("state", json.dumps(state).encode())
       if snapshot.gone or snapshot.erased:
+        # The mark is set in the same transaction as the deletion.
         self._connection.execute("PRAGMA user_version = 1")  # there may be traces
     self.offset = snapshot.offset
     self.erasures = snapshot.erasures
@@ -225,6 +228,7 @@ class PeopleStore:
 
 
 def _sum(name: str, blob: bytes) -> int:
+  # The name is in the checksum, so that a blob under another's name is seen.
   return zlib.crc32(blob, zlib.crc32(f"{name}\0".encode()))
 
 
@@ -235,6 +239,7 @@ def _row(item: tuple[str, Person]) -> tuple[str, bytes]:
   arrays = person.columns | {"visit": person.visit}
   parts = [np.asarray(arrays[name], kind).tobytes() for name, kind in _COLUMNS]
   whole = b"".join([_HEAD.pack(len(person.visit), len(names)), names, *parts])
+  # Level 1: fast, and histories are repetitive enough.
   return user_id, zlib.compress(whole, 1)
 
 

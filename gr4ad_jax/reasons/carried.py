@@ -114,14 +114,17 @@ class Scorer:
       [np.ones((1, S), bool), np.zeros((1, S), bool), ~np.eye(S, dtype=bool)]
     )
     found = self.scores(variables, batch, codes_MT, kept_RS)
+    # The last prefix is the whole UA-SID.
     logp_RM = found.prefix_logp_RMT[..., -1]
     value_RM = found.bins_RMV @ self._means_V
     # Padding was taken out already: what rounding leaves there is nobody's.
     real_S = batch.slot_kind_BS[0] != PADDING
+    # Differences of the prefixes' logs: what each level adds. Before the first one it is 0.
     level_RMT = np.diff(found.prefix_logp_RMT, axis=-1, prepend=0)
     return Carried(
       logp_M=logp_RM[0],
       value_M=value_RM[0],
+      # (S, M) -> (M, S).
       slot_logp_MS=np.where(real_S, (logp_RM[0] - logp_RM[2:]).T, 0),
       slot_value_MS=np.where(real_S, (value_RM[0] - value_RM[2:]).T, 0),
       level_logp_MT=level_RMT[0],
@@ -169,8 +172,10 @@ def _score(model: GR4AD, batch: RequestBatch, codes_MT: jax.Array, kept_S: jax.A
   first_11D, _, _ = model.step(start, jnp.zeros((1, 1), jnp.int32), 0, None)
   copy = model.copy_path(start, first_11D[:, 0])
   attention_1S = jnp.exp(copy.log_attention_BS)
+  # Sums of logs up to each level.
   generated_1MT = jnp.cumsum(out.generated_logp_BMT, axis=-1)
   # A prefix is copied from all slots that begin with it.
+  # (1, M, 1, T) == (1, 1, S, T) -> (1, M, S, T).
   same_1MST = codes_1MT[:, :, None] == start.slot_codes_BST[:, None]
   begins_1MST = jnp.cumprod(same_1MST, axis=-1).astype(jnp.float32)
   mass_1MT = jnp.einsum("bs,bmst->bmt", attention_1S, begins_1MST, precision="highest")
@@ -179,6 +184,7 @@ def _score(model: GR4AD, batch: RequestBatch, codes_MT: jax.Array, kept_S: jax.A
   generated_1M = jnp.exp(copy.log_rest_B[:, None] + generated_1MT[..., -1] - plain_1MT[..., -1])
   return Scores(
     prefix_logp_RMT=model.prefix_logp(start, plain_1MT, codes_1MT)[0],
+    # Rounding may leave a little outside of [0, 1].
     copied_RM=jnp.clip(1 - generated_1M[0], 0, 1),
     bins_RMV=jax.nn.softmax(out.ecpm_logits_BMV[0]),
     copy_attention_RS=attention_1S[0],

@@ -61,6 +61,7 @@ def measure(
   ranker = request_task.make_ranker(model, inputs.index, inputs.ecpm, config.search)
   found = ranker.rank(params, contexts, requests.request, AT_ONCE)
   variables = {"params": params}
+  # A second forward that keeps the attention weights, which search never does.
   looks = jax.jit(
     lambda *inputs: model.apply(*inputs, mutable=["intermediates"])[1]["intermediates"]
   )
@@ -92,6 +93,7 @@ def mean_attention(looks: Any) -> np.ndarray:
     # (1, T, S + 1) of what all ads share stands for each of the M.
     spread = [np.broadcast_to(call, (M, *call.shape[1:])) for call in some]
     by_block.append(np.concatenate(spread, axis=1).mean(axis=1))
+  # The first key is the profile, which is no slot.
   return np.mean(np.broadcast_arrays(*by_block), axis=0)[:, 1:]
 
 
@@ -113,11 +115,14 @@ def _drops(
     COPY: np.broadcast_to(carried.copy_attention_S, (M, S)),
   } | {(RANDOM, draw): rng.random((M, S)) for draw in range(DRAWS)}
   # A version of the context for each method, ad and count.
+  # Padding goes to the end of every order: deleting it would change nothing.
   order = {
     name: np.argsort(np.where(real_S, -x_MS, np.inf), axis=1, kind="stable")
     for name, x_MS in weight.items()
   }
+  # The inverse of each order: the place of every slot.
   place = {name: np.argsort(order_MS, axis=1) for name, order_MS in order.items()}
+  # The first n slots are deleted, the others kept.
   kept = np.stack([place_MS >= n for place_MS in place.values() for n in COUNTS])
   logp_RM = scorer.scores(variables, batch, codes_MT, kept.reshape(-1, S)).prefix_logp_RMT[..., -1]
   # Rows come in the order (method, count, ad); each is read for its own ad.

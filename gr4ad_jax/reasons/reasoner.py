@@ -114,6 +114,7 @@ class Reasoner:
     codes_T: np.ndarray,
   ) -> dict[str, Any]:
     slot_S = carried.slot_logp_MS[m]
+    # Slots that speak against the ad are no reason for it.
     best = [int(s) for s in np.argsort(-slot_S, kind="stable")[:_SLOTS] if slot_S[s] > 0]
     return {
       "sentence": sentence(self._known(carried, m, best, batch, log, now, row)),
@@ -142,6 +143,7 @@ class Reasoner:
   def _value(self, carried: Carried, m: int) -> dict[str, float]:
     """The parts of the eCPM: how likely the ad is, and what it brings if it is taken."""
     bins_V = carried.bins_MV[m]
+    # Shares of the value's distribution at 10 and 90 percent.
     below_V = np.cumsum(bins_V)
     # The means ascend with the bins. The last ones are 0 where ties left no bin, and have learned
     # a probability of about 0.
@@ -169,6 +171,7 @@ class Reasoner:
   ) -> Known:
     own = np.flatnonzero(log.ad == row)
     depth = int(log.behavior[own].max()) if len(own) else 0
+    # What was done with the ad at its deepest, such as bought rather than seen.
     deepest = own[log.behavior[own] == depth]
     slot_ad_S = batch.slot_ad_BS[0]
     strongest = best[0] if best else None
@@ -188,11 +191,13 @@ class Reasoner:
     """Ads of the history that are near the ad, nearest first. Either may name the other."""
     ids_NK = self._neighbors.ids
     past = np.unique(log.ad)
+    # Ads that came after the fit have no row there.
     past = past[(past != row) & (past < len(ids_NK))]
     cosine = {}
     if row < len(ids_NK):
       its = dict(zip(ids_NK[row].tolist(), self._neighbors.cosine[row].tolist(), strict=True))
       cosine |= {ad: its[ad] for ad in past.tolist() if ad in its}
+    # The ad among the neighbours of a past one.
     past_at, place = np.nonzero(ids_NK[past] == row)
     cosine |= {
       int(past[at]): float(self._neighbors.cosine[past[at], k])

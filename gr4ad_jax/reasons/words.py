@@ -54,6 +54,7 @@ def sentence(known: Known) -> str:
 
 def _weighed(known: Known) -> str:
   """What the context did for the ad's probability."""
+  # Half a percent is the least that rounds to 1 %.
   way = (
     f"{known.copied:.0%} of its probability is copied from the context"
     if known.copied >= 0.005
@@ -66,6 +67,7 @@ def _weighed(known: Known) -> str:
 
 
 def _times_less(nats: float) -> str:
+  # e^14 is more than a million; beyond it a figure says nothing.
   factor = math.exp(min(nats, 14.0))
   if factor >= 1e6:
     return "a million times or more less"

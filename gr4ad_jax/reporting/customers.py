@@ -63,8 +63,10 @@ def customers(
 
 
 def _customer(recommender: Recommender, log: EventLog) -> Customer:
+  # The last visit is what is predicted.
   last = log.request == log.request[-1]
   now = int(log.time[last].min())
+  # An earlier visit may go on after this one has begun.
   before = _some(log, ~last & (log.time <= now))
   found = recommender.recommend_log(before, SHOWN, now)[0]
   try:
@@ -99,6 +101,7 @@ def _about(recommender: Recommender, before: EventLog, now: int) -> str:
   day = datetime.datetime.fromtimestamp(now, datetime.UTC).date()
   ago = int((now - before.time.max()) // DAY)
   ads, counts = np.unique(before.ad, return_counts=True)
+  # Equal counts go by the row, so that the page is the same each time.
   order = np.lexsort((ads, -counts))[:_PAST]
   most = ", ".join(f"{_name(recommender, int(ads[n]))} ({counts[n]})" for n in order)
   value = float(before.value.sum())

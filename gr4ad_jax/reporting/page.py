@@ -5,6 +5,7 @@ import html
 import re
 from collections.abc import Sequence
 
+# No script, and nothing from the network: the page is safe to open wherever it came from.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --line: #8885; --quiet: #778; }
@@ -45,6 +46,7 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
 
 def escaped(text: str) -> str:
   """A text that is shown as it is, whatever it holds; what no page may hold becomes a mark."""
+  # Control characters are not allowed in HTML, escaped or not.
   shown = "".join(
     c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
   )
@@ -86,6 +88,7 @@ def of_markdown(text: str) -> str:
   """Of a table printed by this library: its tables, and the lines between them as paragraphs."""
   parts = []
   rows: list[list[str]] = []
+  # An empty line at the end closes a table that stands last.
   for line in [*text.splitlines(), ""]:
     if line.startswith("|"):
       if set(line) - set("|-"):  # a row of dashes stands below the header
@@ -101,4 +104,5 @@ def of_markdown(text: str) -> str:
 
 def _bold(text: str) -> str:
   """Escapes a text, then makes what stands between double asterisks bold."""
+  # Escaped first: what is made bold cannot become markup.
   return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped(text))

@@ -54,6 +54,7 @@ def write(
   found = _evaluation(config, split, os.path.join(folder, "metrics.json"))
   sections = [("In short", _short(found)), ("Tables", page.of_markdown(_tables(found)))]
   with tempfile.TemporaryDirectory() as scratch:
+    # Behind the summary, before the tables.
     sections.insert(1, ("Charts", _charts(config, found, scratch)))
   for name, heading, formatted in _STUDIES:
     path = os.path.join(folder, f"{name}.json")
@@ -72,6 +73,7 @@ def write(
 def _evaluation(config: Config, split: str, path: str) -> Mapping[str, Any]:
   if os.path.exists(path):
     found = files.load_json(path)
+    # An evaluation of another split, or of before exposure was measured, is made anew.
     if found.get("split") == split and "exposure" in found:
       return found
   inputs = inputs_lib.prepare_inputs(config)
@@ -81,6 +83,7 @@ def _evaluation(config: Config, split: str, path: str) -> Mapping[str, Any]:
 def _short(found: Mapping[str, Any]) -> str:
   """What the tables come to: the run against the best of the others, metric by metric."""
   systems = {name: row["all"] for name, row in found["systems"].items()}
+  # The run itself stands first.
   first, *others = systems
   lines = [
     f"{found['users']:,} users and {found['requests']:,} requests of {found['split']} were "

@@ -117,6 +117,7 @@ class RedisStream:
     parts = urllib.parse.urlsplit(url)
     prefix = parts.path.removeprefix("/")
     self._where = f"redis://{parts.hostname}:{parts.port}/{prefix}"  # without the password
+    # The prefix stands in names of keys, and braces in it would move them to other nodes.
     if not parts.hostname or not _PREFIX.fullmatch(prefix):
       raise ConfigError(
         f"--stream={self._where} is not allowed: redis://host:port/<prefix>, the prefix of "
@@ -150,10 +151,12 @@ class RedisStream:
       arguments += [key, text, stream.checksum(key, text)]
     # With keys a second try does no harm: what the first one wrote is a repeat.
     again = all(key for key, _ in records)
+    # The script's first answer is how far the clock went back.
     back, *offsets = self._asked(lambda: self._append(names, arguments), again)
     if float(back) > _BACK:
       told = "topic %s: the clock went back %.1f s; its times stand still"
       _log.warning(told, topic, float(back))
+    # 0 stands for a repeat, as Lua's nil would end the answer.
     return [offset or None for offset in offsets]
 
   def read(self, topic: str, after: int, limit: int = 1000) -> list[Record]:
@@ -209,6 +212,7 @@ class RedisStream:
     def ask() -> None:
       try:
         self._client.xgroup_create(name, consumer, identity, mkstream=True)
+      # The group is there already, and is set to the offset instead.
       except self._redis.ResponseError as error:
         if not str(error).startswith("BUSYGROUP"):
           raise
@@ -235,6 +239,7 @@ class RedisStream:
     while at < end:
       try:
         records = self.read(topic, at, _PART)
+      # Retention goes on meanwhile; what is gone needs no erasure.
       except FellBehind as behind:
         at = behind.first - 1
         continue
@@ -269,6 +274,7 @@ class RedisStream:
   def _names(self, topic: str) -> list[str]:
     """The names of a topic's stream, keys and state."""
     stream.check_topic(topic)
+    # Braces keep the three keys on one node of a cluster.
     name = f"{self._prefix}:{{{topic}}}"
     return [name, f"{name}:keys", f"{name}:state"]
 
@@ -305,6 +311,7 @@ class RedisStream:
   def _asked(self, ask: Callable[[], Any], again: bool = True) -> Any:
     """Asks the server; raises its errors as OSError. `again`: whether asking twice does no harm."""
     for number in range(_TRIES if again else 1):
+      # Asked again only where a lost answer does no harm.
       try:
         return ask()
       except (self._redis.ConnectionError, self._redis.TimeoutError) as error:

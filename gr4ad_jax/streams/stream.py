@@ -152,11 +152,13 @@ def encoded(
 
 def checksum(key: str, text: bytes, start: int = 0) -> int:
   """A CRC-32 of a record, going on from `start`."""
+  # The zero byte keeps key and text apart.
   return zlib.crc32(text, zlib.crc32(f"{key}\0".encode(), start))
 
 
 def field_of(value: Mapping[str, Any], path: str) -> Any:
   """What stands in a value at a path with dots; None where nothing does."""
+  # A path leads through objects; anything else on the way is nothing.
   found: Any = value
   for name in path.split("."):
     found = found.get(name) if isinstance(found, Mapping) else None

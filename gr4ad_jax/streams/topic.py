@@ -118,6 +118,7 @@ class Topic:
       sqlite_file.remove(part)
 
   def states(self) -> list[Record]:
+    # In a statement as it is: names of topics are checked words.
     """The latest record of each key, in order of their offsets."""
     return self._select(f"SELECT offset, key, payload FROM {self._name}_state")
 
@@ -135,6 +136,7 @@ class Topic:
     connection = self._connection
     with self._lock:
       with sqlite_file.transaction(connection, self._path):
+        # Offsets go on after the last one, also when that record is gone.
         (before,) = connection.execute(f"SELECT ifnull(max(offset), 0) FROM {name}").fetchone()
         for offset, change in enumerate(changes, start=before + 1):
           _insert(connection, name, offset, change)
@@ -198,6 +200,7 @@ class Topic:
     # SQLite's own check sees pages and indices. It cannot see a bit that flipped inside a payload,
     # hence the checksums.
     try:
+      # The first thing wrong is enough.
       if (found := self._pragma("integrity_check(1)")) != "ok":  # pages, and the index by key
         raise DataError(f"{self._path} is damaged: {' '.join(found.split())}")
       found = dict(
