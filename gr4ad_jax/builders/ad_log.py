@@ -30,6 +30,7 @@ class AdLog(base.TableBuilder):
         f"behaviors must be one or more distinct names, shallowest first, not {data.behaviors}"
       )
     return {
+      # A change of how files are read makes what was prepared before stale.
       "reader": column_files.READER,
       "behaviors": list(data.behaviors),
       "on_unknown_ad": data.on_unknown_ad,
@@ -46,5 +47,6 @@ class AdLog(base.TableBuilder):
     ads = tables.ad_table(ad_cells)
     rules = tables.EventRules(data.behaviors, data.on_unknown_ad, data.session_gap_minutes)
     events, dropped = tables.event_log(event_cells, ads, rules)
+    # Every row is an event, or counted by the reason why it is none.
     report = base.report(ads, events, rows=len(event_cells["user_id"]), dropped=dropped)
     return Dataset("ad_log", ads, events, tuple(data.behaviors), report)

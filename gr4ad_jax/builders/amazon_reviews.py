@@ -50,10 +50,13 @@ class AmazonReviews(base.TableBuilder):
       user_id,
       user=user_E,
       ad=tables.rows_of(review_cells["item_id"], ads),
+      # Positions in place of moments: a day apart, so that their order is kept and no two are at
+      # once.
       time=DAY * _positions(review_cells["position"]),
       behavior=np.zeros(len(user_E), np.int8),
       value=np.ones(len(user_E), np.float32),
       quantity=np.ones(len(user_E), np.float32),
+      # Every review is a visit of its own.
       request=np.arange(len(user_E)),
     )
     return Dataset(
@@ -79,6 +82,7 @@ def _items(cells: dict[str, Cells]) -> AdTable:
   attributes = cells["attribute_ids"]
   words = [[str(attribute) for attribute in entry] for entry in attributes.lists()]
   derived = {
+    # The first attribute stands for the account, as these products have no seller.
     "account_id": [entry[0] if entry else "none" for entry in words],
     "category": [" ".join(entry) for entry in words],
   }

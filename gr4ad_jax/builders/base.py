@@ -84,10 +84,13 @@ class TableBuilder(StoredBuilder, skip_registration=True):
   @classmethod
   def fingerprint(cls, data: DataConfig) -> str:
     """16 hex digits that change with the source's bytes and with the options."""
+    # Name, version and options are hashed as JSON with sorted keys, so that equal options are equal
+    # bytes.
     made = hashlib.sha256(
       json.dumps([cls.name, str(cls.VERSION), cls.options(data)], sort_keys=True).encode()
     )
     for field, path in cls.sources(data).items():
+      # The ending is in the hash: the same bytes as another kind of file are read differently.
       for part in column_files.part_files(path):
         with open(part, "rb") as source:
           content = hashlib.file_digest(source, "sha256").hexdigest()
@@ -102,6 +105,7 @@ class TableBuilder(StoredBuilder, skip_registration=True):
         ArrayRecord raise.
     """
     part = self._stored_ads() if self.builder_config.name == "ads" else self._stored_events()
+    # What was damaged on disk since it was written is noticed here.
     if digest(part) != self.info.metadata["digest"]:
       raise DataError(f"{self.data_dir}: the contents are not those that were written")
     return part
@@ -111,6 +115,7 @@ class TableBuilder(StoredBuilder, skip_registration=True):
     if self.builder_config.name == "ads":
       columns = {name: features.Text() for name in AD_TEXTS}
       columns |= {"price": features.Scalar(np.float32), "created": features.Scalar(np.int64)}
+      # A table without vectors stores vectors of length 0.
       columns["vector"] = features.Tensor(shape=(None,), dtype=np.float32)
     else:
       columns = {
@@ -143,6 +148,7 @@ class TableBuilder(StoredBuilder, skip_registration=True):
 
   def _stored_ads(self) -> AdTable:
     columns = self._columns("ads")
+    # All examples have one length, since the table has vectors for all ads or for none.
     vectors_ND = np.stack(columns["vector"])
     return AdTable(
       price=np.array(columns["price"], np.float32),
@@ -152,6 +158,7 @@ class TableBuilder(StoredBuilder, skip_registration=True):
     )
 
   def _stored_events(self) -> EventLog:
+    # An empty split was not written, and is not there to be read.
     splits = {split: self._columns(split) for split in SPLITS if split in self.info.splits}
     user_id = _decoded(splits["train"]["user_id"])  # every user has a visit in train
     row_of = {user: row for row, user in enumerate(user_id)}
@@ -165,6 +172,7 @@ class TableBuilder(StoredBuilder, skip_registration=True):
       for name in EVENT_COLUMNS:
         joined[name] += columns[name]
     flat = {name: np.concatenate(pieces) for name, pieces in joined.items()}
+    # Splits were stored apart; by request they stand as in the log.
     order = np.argsort(flat["request"], kind="stable")
     kinds = EVENT_COLUMNS | {"user": np.int32, "behavior": np.int8, "split": np.int8}
     return EventLog(
@@ -179,6 +187,7 @@ class TableBuilder(StoredBuilder, skip_registration=True):
 
 def digest(part: AdTable | EventLog) -> str:
   """SHA-256 over all columns of a table."""
+  # The column's name and shape are hashed with it, so that bytes cannot move from one to the next.
   made = hashlib.sha256()
   for field in dataclasses.fields(part):
     column = getattr(part, field.name)
@@ -200,10 +209,12 @@ def report(
     DataError: the events, the rows merged and those dropped are not all rows of the source.
   """
   set_aside = merged + sum((dropped or {}).values())
+  # Rows must not get lost without a word.
   if len(events) + set_aside != rows:
     raise DataError(
       f"{rows} rows were read, but {len(events)} became events and {set_aside} were set aside"
     )
+  # The first event of each request says which split it is of.
   first_R = np.unique(events.request, return_index=True)[1]
   event_count = np.bincount(events.split, minlength=len(SPLITS))
   request_count = np.bincount(events.split[first_R], minlength=len(SPLITS))
@@ -220,6 +231,7 @@ def report(
 
 
 def _ad_examples(ads: AdTable) -> Iterator[tuple[int, dict[str, Any]]]:
+  # TFDS has no missing value; an empty one stands for it.
   no_vector = np.zeros(0, np.float32)
   for row in range(len(ads)):
     example = {name: getattr(ads, name)[row] for name in (*AD_TEXTS, "price", "created")}
@@ -227,6 +239,7 @@ def _ad_examples(ads: AdTable) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _user_examples(events: EventLog, split: int) -> Iterator[tuple[int, dict[str, Any]]]:
+  # Events of a split are in order of user, so each user's are a run.
   chosen = np.flatnonzero(events.split == split)
   user = events.user[chosen]
   begin = np.flatnonzero(np.append(True, user[1:] != user[:-1]))

@@ -57,6 +57,7 @@ class CompleteJourney(base.TableBuilder):
   @classmethod
   def sources(cls, data: DataConfig) -> dict[str, str]:
     """The tables. Raises DataError where one is not there, ImportError without the extra."""
+    # Promotions are the largest table, and are asked for only where they are read.
     folder = data.journey_path or _shipped()
     names = (*TABLES, "promotions") if data.promotions else TABLES
     found = {name: os.path.join(folder, f"{name}.parquet") for name in names}
@@ -87,17 +88,21 @@ class CompleteJourney(base.TableBuilder):
     value_E = cells["sales_value"].numbers(signed=True)
     quantity_E = cells["quantity"].numbers(signed=True)
 
+    # Returns and coupons leave lines of no money.
     paid_E = (value_E > 0) & (quantity_E > 0)
+    # Products are counted by lines that were paid, the ones of other households too.
     count = np.bincount(product_E[paid_E], minlength=len(product_ids))
     often_E = count[product_E] >= MIN_LINES
     kept_E = paid_E & often_E & (row_E >= 0)
     if not kept_E.any():
       raise DataError(f"{paths['transactions']}: no line is left of {len(paid_E)} rows")
+    # Each row is counted under the first reason that applies.
     dropped = {
       "quantity or value of 0": int((~paid_E).sum()),
       f"product of fewer than {MIN_LINES} lines": int((paid_E & ~often_E).sum()),
       "product not in the product table": int((paid_E & often_E & (row_E < 0)).sum()),
     }
+    # Products that are left get numbers without gaps, in the order of the table.
     rows, ad_E = np.unique(row_E[kept_E], return_inverse=True)
     events, merged = _baskets(cells, kept_E, ad_E, value_E[kept_E], quantity_E[kept_E])
     ads = sales.with_sales(_some(products, rows), events)
@@ -116,9 +121,11 @@ def _shipped() -> str:
 
 def _products(cells: dict[str, Cells]) -> AdTable:
   """All products, without what only sales tell."""
+  # Empty cells are common in this table, and an empty text is left out of the words.
   words = {name: cells[name].text(allow_empty=True) for name in _PRODUCTS[2:]}
   parts = (words[name] for name in ("product_type", "product_category", "package_size", "brand"))
   text = np.array([" ".join(filter(None, row)) for row in zip(*parts, strict=True)], object)
+  # Where the category is empty, the department is what is known.
   category = np.where(
     words["product_category"] != "", words["product_category"], words["department"]
   )
@@ -153,6 +160,7 @@ def _baskets(
   user_E = user_E[kept_E]
   basket_E = basket_E[kept_E]
   time_E = cells["transaction_timestamp"].times()[kept_E]
+  # Basket and ad in one number: ads take the lower 32 bits.
   line, first, line_E = np.unique(
     basket_E.astype(np.int64) << 32 | ad_E, return_index=True, return_inverse=True
   )
@@ -163,6 +171,7 @@ def _baskets(
     ad=ad_E[first],
     time=time_E[first],
     behavior=np.zeros(len(line), np.int8),
+    # Several lines of a product in a basket are added up.
     value=np.bincount(line_E, value_E),
     quantity=np.bincount(line_E, quantity_E),
   )

@@ -34,11 +34,14 @@ def covered(redemptions_path: str, coupons_path: str, ads: AdTable, events: Even
   table = redeemed.join(coupons, ["coupon_upc", "campaign_id"], join_type="inner")
   household_ids = ids_as_numbers(events.user_id, "household_id")
   product_ids = ids_as_numbers(ads.ad_id, "product_id")
+  # Redemptions of households or products that the data set lacks are passed over.
   user, user_known = numbers_among(table["household_id"].to_numpy(), household_ids)
   ad, ad_known = numbers_among(table["product_id"].to_numpy(), product_ids)
   known = user_known & ad_known
   day = seconds(table["redemption_date"]) // DAY
+  # One number for each (user, ad, day); `days` is more than any of them, so none collide.
   days = int(max(day.max(initial=0), events.time.max() // DAY)) + 1
   keys = (user[known] * len(ads) + ad[known]) * days + day[known]
+  # The clock of the lines is moved to that of the redemptions.
   day_E = (events.time - _BEHIND) // DAY
   return np.isin((events.user.astype(np.int64) * len(ads) + events.ad) * days + day_E, keys)

@@ -27,6 +27,7 @@ def read(path: str, transactions_path: str, dataset: Dataset) -> Promotions:
   lines = columns(transactions_path, "household_id", "store_id", "week", "transaction_timestamp")
   time_E = seconds(lines["transaction_timestamp"])
   weeks, week_E = np.unique(lines["week"].to_numpy(), return_inverse=True)
+  # The first line of a week stands for its beginning: the table of promotions has weeks alone.
   week_start = np.full(len(weeks), np.iinfo(np.int64).max)
   np.minimum.at(week_start, week_E, time_E)
   user_id = dataset.events.user_id
@@ -38,12 +39,14 @@ def read(path: str, transactions_path: str, dataset: Dataset) -> Promotions:
     compute.not_equal(table[name], _NOTHING).fill_null(False).to_numpy().astype(np.int8)
     for name in ("display_location", "mailer_location")
   )
+  # Two bits: displayed, mailed, or both.
   kind = shown * promotions.DISPLAYED + mailed * promotions.MAILED
   ad_ids = ids_as_numbers(dataset.ads.ad_id, "product_id")
   stores = np.unique(home_U[home_U >= 0])
   ad, ad_known = numbers_among(table["product_id"].to_numpy(), ad_ids)
   store, store_known = numbers_among(table["store_id"].to_numpy(), stores)
   week, week_known = numbers_among(table["week"].to_numpy(), weeks)
+  # Only what concerns ads, stores and weeks of the data set.
   kept = ad_known & store_known & week_known & (kind > 0)
   # A store without any promotion has nothing to tell: its households' is as one unknown.
   _, is_promoted_U = numbers_among(home_U, stores[np.unique(store[kept])])
@@ -59,6 +62,7 @@ def _homes(
 ) -> np.ndarray:
   """[U] the store id of most lines of each user before what is held out, -1 where there is none."""
   events = dataset.events
+  # A store is where a household shopped before anything that is predicted.
   held_out = events.split != visits.TRAIN
   until_U = np.full(len(events.user_id), np.iinfo(np.int64).max)
   np.minimum.at(until_U, events.user[held_out], events.time[held_out])
@@ -68,5 +72,6 @@ def _homes(
   # The last of a user's pairs in this order has the most lines, and of equals the lowest store.
   order = np.lexsort((-pair[1], count, pair[0]))
   home_U = np.full(len(events.user_id), -1, np.int64)
+  # Assignments go in order, so a user's last pair is the one that stays.
   home_U[pair[0][order]] = pair[1][order]
   return home_U

@@ -19,6 +19,7 @@ def columns(path: str, *names: str):
   parquet = optional("pyarrow.parquet")
   try:
     there = parquet.read_schema(path).names
+  # A file that was cut short has no footer.
   except (OSError, optional("pyarrow").ArrowInvalid) as error:
     raise DataError(f"{path}: no whole Parquet file ({' '.join(str(error).split())})") from error
   for name in names:
@@ -36,6 +37,7 @@ def columns(path: str, *names: str):
       right = types.is_string(kind) or types.is_large_string(kind)
     else:
       wanted = "whole numbers are"
+      # A null among whole numbers would make floats of all of them.
       right = types.is_integer(kind) and not table[name].null_count
     if not right:
       raise DataError(f"{path}: column '{name}' holds {kind} or empty cells: {wanted} needed")
@@ -59,6 +61,7 @@ def numbers_among(value_E: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, n
   """Where values stand in an array without repeats, in any order, and whether they do."""
   if not len(among):
     return np.zeros(len(value_E), np.int64), np.zeros(len(value_E), bool)
+  # Sorted once, so that any number of values is looked up by bisection.
   order = np.argsort(among, kind="stable")
   at = np.minimum(np.searchsorted(among[order], value_E), len(among) - 1)
   return order[at], among[order][at] == value_E

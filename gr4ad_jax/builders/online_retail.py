@@ -56,6 +56,7 @@ class OnlineRetail(base.TableBuilder):
     )
     customer_E, customer_id = cells["customer_id"].labels()
     invoice_E, invoices = cells["invoice"].labels()
+    # The inverse of the sort: each invoice's place in the order of their numbers.
     invoice_E = np.argsort(np.argsort(invoices))[
       invoice_E
     ]  # numbered in the order of invoice numbers
@@ -66,7 +67,9 @@ class OnlineRetail(base.TableBuilder):
 
     kept_E, dropped = _kept(codes, code_E, customer_E)
     ad_codes = np.unique(code_E[kept_E])
+    # Ads are numbered in the order of their codes, not of their first sale.
     ad_codes = ad_codes[np.argsort(codes[ad_codes])]
+    # -1 for codes that are no ads.
     ad_of_code = np.full(len(codes), -1)
     ad_of_code[ad_codes] = np.arange(len(ad_codes))
     ad_E = ad_of_code[code_E[kept_E]]
@@ -92,6 +95,7 @@ def _kept(
 ) -> tuple[np.ndarray, dict[str, int]]:
   """(rows of products that enough customers bought [E] bool, the others counted by reason)."""
   is_product = np.array([PRODUCT_CODE.match(code) is not None for code in codes])
+  # Distinct pairs of code and customer: a customer counts once for a product.
   pairs = np.unique(np.stack([code_E, customer_E]), axis=1)
   is_bought = np.bincount(pairs[0], minlength=len(codes)) >= MIN_CUSTOMERS
   dropped = {
@@ -114,8 +118,10 @@ def _lines(
   """Rows of one customer, invoice and ad become one; all lines of an invoice bear its first
   time.
   """
+  # Customer and invoice in one number; the invoice takes the lower 32 bits.
   visit, visit_E = np.unique(customer_E.astype(np.int64) << 32 | invoice_E, return_inverse=True)
   visit_time = np.full(len(visit), np.iinfo(np.int64).max)
+  # Lines of an invoice may have times some minutes apart.
   np.minimum.at(visit_time, visit_E, time_E)
   line, line_E = np.unique(visit_E.astype(np.int64) << 32 | ad_E, return_inverse=True)
   visit_of_line = line >> 32
@@ -139,7 +145,9 @@ def _descriptions(ad_E: np.ndarray, cells, kept_E: np.ndarray, time_E: np.ndarra
   )
   latest = np.zeros(len(pair), np.int64)
   np.maximum.at(latest, pair_E, time_E)
+  # The last of an ad's pairs in this order: the most frequent, and of equals the latest.
   best = np.lexsort((latest, count, pair >> 32))
+  # True where the next pair is of another ad.
   last_of_ad = np.append(np.diff(pair[best] >> 32) != 0, True)
   return texts[pair[best][last_of_ad] & 0xFFFFFFFF]
 

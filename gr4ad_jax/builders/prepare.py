@@ -43,6 +43,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     DataError: bad input, in one line, before anything is written.
     ImportError: the `data` extra is missing.
   """
+  # Imported here: TFDS takes seconds, and is needed by data sets alone.
   from gr4ad_jax.builders.base import PARTS
   from gr4ad_jax.builders.registry import BUILDERS
 
@@ -50,12 +51,14 @@ def load_dataset(config: DataConfig) -> Dataset:
   root = os.path.join(config.data_dir or default_data_dir(), make.fingerprint(config))
   parts = _stored(make, config, root)
   if len(parts) < len(PARTS):
+    # Read before the lock is taken, since it may take minutes and writes nothing.
     tables = make.read(config)
     with _alone(root):
       parts = _stored(make, config, root)  # another process may have been first
       for part in PARTS:
         if part not in parts:
           _prepare(make, config, part, root, tables)
+    # Read back even by who wrote it: what cannot be read is no data set.
     parts = _stored(make, config, root)
     if len(parts) < len(PARTS):
       raise DataError(f"{root}: the prepared data cannot be read back; is the disk sound?")
@@ -75,6 +78,7 @@ def _promotions(make: type, config: DataConfig, root: str, dataset: Dataset) -> 
   with _alone(root):
     try:
       return Promotions.load(root)
+    # Damaged promotions are made again from their source.
     except (FileNotFoundError, DamagedError):
       make.promotions(config, dataset).save(root)
   return Promotions.load(root)
@@ -91,6 +95,7 @@ def first_times(ads: AdTable, events: EventLog) -> np.ndarray:
   where that is earlier. The latest moment there is where neither is known.
   """
   never = np.iinfo(np.int64).max
+  # -1 stands for unknown, and must not count as the earliest moment.
   first_N = np.where(ads.created >= 0, ads.created, never)
   np.minimum.at(first_N, events.ad, events.time)
   return first_N
@@ -119,6 +124,7 @@ def until(dataset: Dataset, date: str) -> Dataset:
   before = events.time < end
   if not before.any():
     raise DataError(f"--until={date} is not allowed: {dataset.name} has no event before it")
+  # The new row of each ad that is kept: how many are kept before it.
   row_N = np.cumsum(kept_N) - 1
   columns = {
     name: getattr(events, name)[before]
@@ -136,6 +142,7 @@ def until(dataset: Dataset, date: str) -> Dataset:
 def _reported(dataset: Dataset, log: EventLog, ads: int, date: str) -> Report:
   """The report of what is left."""
   of_request = visits.split_of_requests(log)
+  # The first event of each request.
   opening = np.append(True, np.diff(log.request) > 0)
   return dataclasses.replace(
     dataset.report,
@@ -192,10 +199,12 @@ def _prepare(make: type, config: DataConfig, part: str, root: str, tables: Datas
   import tensorflow_datasets as tfds
 
   folder = os.path.join(root, make.name, part)
+  # An interrupted run may have left half of it.
   if os.path.isdir(folder):
     shutil.rmtree(folder)
   tfds.disable_progress_bar()
   builder = make(data=config, tables=tables, config=part, data_dir=root)
+  # TFDS prints as it goes; the library prints nothing.
   with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(download_dir=downloads)
 

@@ -16,10 +16,13 @@ def with_sales(ads: AdTable, events: EventLog) -> AdTable:
   ad_E = events.ad[train]
   time_E = events.time[train]
   unit_E = events.value[train] / events.quantity[train]
+  # By ad, then by price, so that the median stands in the middle of each ad's run.
   order = np.lexsort((unit_E, ad_E))
   sold, begin, count = np.unique(ad_E[order], return_index=True, return_counts=True)
+  # Of an even number the mean of the two in the middle.
   middle = (unit_E[order][begin + (count - 1) // 2] + unit_E[order][begin + count // 2]) / 2
   price = ads.price.copy()
+  # The latest moment there is, so that the minimum below replaces it.
   created = np.full(len(ads), np.iinfo(np.int64).max)
   price[sold] = np.round(middle, 4)
   np.minimum.at(created, ad_E, time_E)

@@ -94,6 +94,7 @@ def tail_ads(lines_N: np.ndarray) -> np.ndarray:
 def _least(count_X: np.ndarray, share: float) -> np.ndarray:
   order = np.argsort(count_X, kind="stable")
   least_X = np.zeros(len(count_X), bool)
+  # The least first: as many as stay below the share together.
   least_X[order] = np.cumsum(count_X[order]) <= share * count_X.sum()
   return least_X
 
@@ -105,6 +106,7 @@ def deciles(lines_N: np.ndarray) -> np.ndarray:
   """
   rank_N = np.empty(len(lines_N), np.int64)
   rank_N[np.argsort(-lines_N, kind="stable")] = np.arange(len(lines_N))
+  # Ten groups of ranks, as even in size as whole numbers allow.
   return rank_N * 10 // len(lines_N)
 
 

@@ -143,6 +143,7 @@ def _bars(axis, names: Sequence[str], scores: Sequence[Mapping[str, float]]) -> 
     axis.text(score["high"] + 0.02 * reach, y, text, va="center", fontsize=8)
   axis.set_xlim(0, 1.22 * reach)
   axis.tick_params(axis="y", length=0, labelcolor=INK)
+  # Few numbers on the axis, so that they do not run into each other.
   axis.locator_params(axis="x", nbins=5)
 
 

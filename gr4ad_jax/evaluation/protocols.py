@@ -148,6 +148,7 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
   """
   events = dataset.events
   depth = target_depth(dataset.behaviors, target_behavior)
+  # Events of a visit of the split, whatever split they themselves carry.
   chosen = visits.split_of_requests(events) == _split_index(split, schema.SPLITS)
   chosen &= visits.attributed(events, dataset.attribution_days) & (events.behavior >= depth)
   if not chosen.any():
@@ -159,6 +160,7 @@ def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = ""
   line, value = lines(
     events.request[chosen], events.ad[chosen], events.value[chosen], len(dataset.ads)
   )
+  # What was given back for more than it brought is no target.
   line = line[value >= 0]
   value = value[value >= 0]
   request, start = np.unique(line[:, 0], return_index=True)

@@ -16,6 +16,7 @@ def enable_compilation_cache(directory: str = "") -> str:
     The directory.
   """
   user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+  # The first that is set: argument, environment, the user's cache.
   directory = (
     directory
     or os.environ.get("JAX_COMPILATION_CACHE_DIR")

@@ -55,6 +55,7 @@ def parse(text: str, devices: int) -> dict[str, int]:
   for part in text.split(","):
     name, _, number = part.strip().partition(":")
     if name in named:
+      # `-1` is the one negative size that means something.
       raise ValueError(f"it names {name} twice")
     if (
       name not in sizes
@@ -69,6 +70,7 @@ def parse(text: str, devices: int) -> dict[str, int]:
     named.add(name)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = math.prod(size for size in sizes.values() if size != -1)
+  # Two free sizes would be ambiguous; fixed ones must divide the devices, or use all of them.
   if len(free) > 1 or devices % fixed or (not free and fixed != devices):
     raise ValueError(
       f"it asks for {'a multiple of ' * bool(free)}{fixed} devices, there are {devices}"
@@ -90,6 +92,7 @@ def make_mesh(text: str = "data:-1", devices: list[jax.Device] | None = None) ->
   Raises:
     ValueError: sizes that the devices do not make up, or that their wiring does not allow.
   """
+  # All devices of the job, in JAX's order.
   devices = jax.devices() if devices is None else devices
   shape = tuple(parse(text, len(devices)).values())
   if len({device.process_index for device in devices}) > 1:
@@ -155,6 +158,7 @@ def local_copy(tree: Any) -> Any:
 
   All processes must call it: it is a collective operation where arrays are cut over devices.
   """
+  # Nothing is cut, so nothing has to be gathered.
   leaves = jax.tree.leaves(tree)
   if all(len(leaf.sharding.device_set) == 1 for leaf in leaves):
     return tree

@@ -52,6 +52,7 @@ class Cells:
     self.column = column
     self._parts = parts
     array = part_types.plain(array)
+    # The types of the parts, before they were joined: some lose digits that the joined type has.
     self._kinds = (array.type, *kinds)
     if isinstance(array, arrow.ChunkedArray):
       array = array.combine_chunks()
@@ -66,6 +67,7 @@ class Cells:
     """
     path, row = self._place(row)
     where = f"row {row + 1}"
+    # A row's number is not its line where texts run over several lines.
     if path.endswith(".csv") and self._parts and (line := csv_rows.line_of(path, row)) != row + 2:
       where += f" (line {line})"
     shown = repr(value)
@@ -101,6 +103,7 @@ class Cells:
     """
     codes, values = text_cells.encoded(self._text())
     if not allow_empty:
+      # White space alone is empty, too.
       blank = np.fromiter((not value.strip() for value in values), bool, len(values))
       self.refuse(blank[codes], "is empty", lambda row: values[codes[row]])
     return codes, values
@@ -116,6 +119,7 @@ class Cells:
     encoded = self._text().dictionary_encode()
     codes = encoded.indices.to_numpy()
     names = compute.utf8_trim_whitespace(encoded.dictionary)
+    # Names are few and rows many, so each distinct name is checked once.
     for bad, problem in (
       (compute.equal(names, ""), "is empty"),
       (compute.match_substring_regex(names, _CONTROL), "has a control character"),
@@ -136,6 +140,7 @@ class Cells:
         "is a number that was shortened: its last digits are lost",
       ),
     ):
+      # (V,) gathered by (E,): whether each row's name is bad.
       bad_V = bad.to_numpy(zero_copy_only=False)
       self.refuse(bad_V[codes], problem)
     return text_cells.encoded(names.take(encoded.indices))
@@ -162,9 +167,11 @@ class Cells:
       value_E, empty_E = plain(self.array, "float64")
     else:
       raise self._wrong_type("a number")
+    # In this order, so that the message names the cause and not what follows from it.
     if default is None:
       self.refuse(empty_E, "is empty, a number is needed")
     self.refuse(~empty_E & ~np.isfinite(value_E), "is not a finite number")
+    # NaN is in no order; it was refused before.
     self.refuse(~empty_E & (value_E < 0) & (not signed), "is negative")
     self.refuse(
       ~empty_E & (np.abs(value_E) > MAX_NUMBER),
@@ -202,12 +209,14 @@ class Cells:
       or types.is_null(kind)
     ):
       value_E, empty_E = plain(self.array, "float64")
+      # Numbers such as 20250301 are dates that lost their dashes.
       self.refuse(times.looks_like_date(value_E), times.IS_DATE)
     else:
       raise self._wrong_type("a time")
     if default is None:
       self.refuse(empty_E, "is empty, a time is needed")
     outside_E = ~empty_E & ~((value_E >= 0) & (value_E < times.MAX_TIME))  # True for NaN
+    # One bad cell is looked at more closely, for a message that tells the cause.
     if outside_E.any():
       row = int(np.argmax(outside_E))
       shown = str(self._shown(row))
@@ -233,9 +242,11 @@ class Cells:
     compute = optional("pyarrow.compute")
     size_N = compute.list_value_length(self.array).fill_null(0).to_numpy(zero_copy_only=False)
     self.refuse(size_N == 0, "is an empty vector")
+    # All must be as long as the first.
     other_N = size_N != size_N[0]
     first = self.row_name(0, int(np.argmax(other_N)))
     self.refuse(other_N, f"has another length than the vector of {first} ({size_N[0]})")
+    # A null entry becomes NaN, and is refused with the others.
     flat = self.array.flatten().cast("float32", safe=False).fill_null(np.nan)
     vector_ND = flat.to_numpy(zero_copy_only=False).reshape(len(self), -1)
     self.refuse(~np.isfinite(vector_ND).all(axis=1), "is not finite")
@@ -256,6 +267,7 @@ class Cells:
     array = self.array
     if types.is_decimal(kind) or types.is_floating(kind):
       array = text_cells.whole(array, self._kinds, self.refuse)
+    # No text: whole numbers are read as their digits.
     elif not (types.is_large_string(kind) or types.is_integer(kind) or types.is_null(kind)):
       raise self._wrong_type("text or whole numbers")
     return array.cast(arrow.large_string()).fill_null("")
@@ -276,6 +288,7 @@ class Cells:
   ) -> None:
     """Raises for the first True of `bad_E`."""
     if bad_E.any():
+      # `argmax` finds the first True.
       row = int(np.argmax(bad_E))
       raise self.bad(row, show(row) if show else self._shown(row), problem)
 

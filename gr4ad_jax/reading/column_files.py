@@ -35,6 +35,7 @@ def read_file(
   """
   filled, wanted = _same_columns(path, required, optional_columns)
   tables = [_read(part, wanted) for part in filled]
+  # Of all parts together: one of them may be empty.
   if not sum(map(len, tables)):
     raise DataError(f"{path}: no rows")
   return {name: _joined(path, name, filled, tables) for name in wanted}
@@ -57,6 +58,8 @@ def read_parts(
     DataError: as `read_file`, at the part that does not go with those before it.
   """
   filled, wanted = _same_columns(path, required, optional_columns)
+  # A column's type must be one for all parts, also of those that were read before; an empty slice
+  # keeps their types.
   empty: dict[str, dict[str, Any]] = {name: {} for name in wanted}  # of each type so far, by part
   for part in filter(wanted_part, filled):
     table = _read(part, wanted)
@@ -84,10 +87,13 @@ def _same_columns(
     DataError: a column that is missing, or stands in some of the parts alone.
   """
   parts = part_files(path)
+  # Of a folder, parts without rows are passed over; a single file is read as it is, and refused if
+  # empty.
   filled = [part for part in parts if len(parts) == 1 or not _is_empty_csv(part)] or parts[:1]
   found = {part: _wanted(part, required, optional_columns) for part in filled}
   wanted = found[filled[0]]
   for part in filled[1:]:
+    # The symmetric difference: what one of the two files has and the other lacks.
     if other := next(iter(sorted({*found[part]} ^ {*wanted})), None):
       has, lacks = (part, filled[0]) if other in found[part] else (filled[0], part)
       raise DataError(
@@ -133,6 +139,7 @@ def part_files(path: str) -> list[str]:
   if not os.path.isdir(path):
     return [path]
   names = sorted(os.listdir(path))
+  # A table with a log holds files that are deleted already, but for the log's word.
   for log in ("_delta_log", "_hudi", ".hoodie"):
     if log in names:
       raise DataError(
@@ -198,6 +205,7 @@ def _meant(name: str, names: list[str], known: Iterable[str] = ()) -> str | None
   (`behaviour`).
   """
 
+  # Case, spaces, hyphens and underscores are what spellings differ in.
   def plain(text: str) -> str:
     return re.sub(r"[\s_-]", "", text.lower())
 
@@ -206,6 +214,7 @@ def _meant(name: str, names: list[str], known: Iterable[str] = ()) -> str | None
       continue
     if plain(other) == plain(name):
       return other
+    # Short names are too often alike by chance.
     is_long = len(name) >= 8
     if is_long and difflib.SequenceMatcher(None, plain(other), plain(name)).ratio() > 0.9:
       return other
@@ -239,6 +248,7 @@ def _no_one_type(path: str, name: str, parts: list[str], columns: list) -> DataE
   """Names the first part that does not go with those before it, and one of these."""
   types = optional("pyarrow").types
   ends = range(1, len(columns) + 1)
+  # The columns go together up to some part; bisection finds the first with which they do not.
   last = bisect.bisect_left(ends, True, key=lambda end: part_types.joined(columns[:end]) is None)
   kind = columns[last].type
   at, other = next(
@@ -276,6 +286,7 @@ def _read_parquet(path: str, names: list[str]):
     raise DataError(
       f"{path}: not a readable Parquet file ({(str(error).splitlines() or [''])[0]})"
     ) from error
+  # A file may have lost rows between its footer and its data.
   if len(table) != rows:
     raise DataError(f"{path}: {rows} rows stand in the file, {len(table)} were read")
   return arrow.table({name: part_types.plain(table[name]) for name in names})

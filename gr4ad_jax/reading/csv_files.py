@@ -39,12 +39,15 @@ def read(path: str, names: list[str]) -> Any:
   found = _survey(path)
   if found is None or found.longest > csv_rows.LONGEST_ROW:
     raise csv_rows.fault(path)
+  # -1 and 0 rows: nothing but a header, or not even that.
   if found.rows <= 0:
     return arrow.table({name: arrow.array([], arrow.large_string()) for name in names})
   # A quote that opens in one row and closes in a later one may have swallowed rows in any column,
   # wanted or not; so all are read. They go by number here: a header may name two columns alike.
   columns = csv_rows.header(path)
   numbers = [str(place) for place in range(len(columns))]
+  # Without line breaks in texts no quote can have swallowed rows, and the wanted columns are
+  # enough.
   wanted = numbers if found.has_breaks else [str(columns.index(name)) for name in names]
   try:
     table = arrow_csv.read_csv(
@@ -117,7 +120,9 @@ def _check_swallowed(path: str, columns: list[str], place: int, texts: Any) -> i
   many = compute.match_substring_regex(texts, "[\r\n]")
   rows = np.flatnonzero(many.to_numpy())
   for row, text in zip(rows.tolist(), texts.filter(many).to_pylist(), strict=True):
+    # Commas in the first line, in those between, and in the last one.
     first, *inner, last = [len(_HARD_COMMA.findall(line)) for line in re.split("\r\n|\r|\n", text)]
+    # As many cells as a row has, where the quote opened and where it closed.
     if first >= most - place and last == place and all(commas == most for commas in inner):
       where = f"column {csv_rows.name(columns, place)}, row {row + 1}"
       raise DataError(

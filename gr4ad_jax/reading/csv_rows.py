@@ -16,6 +16,7 @@ LONGEST_ROW = 1 << 29  # bytes; Arrow counts the bytes of a block in 32 bits
 DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # that are not read, but told
 SHOWN_NAMES = 12  # of a header, in a message
 _LOOKED_AT = 1 << 10  # bytes of a field that a message may show
+# Possessive: a quoted field is long, and must not be tried again from each of its quotes.
 _QUOTED = re.compile(rb'"(?:[^"]++|"")*+"')
 _BARE = re.compile(rb"[^,\r\n]*+")
 _BREAK = re.compile(rb"\r\n|\r|\n")
@@ -34,6 +35,7 @@ def header(path: str) -> list[str]:
   """
   with open(path, "rb") as file:
     start = file.read(4)
+  # Told by their first bytes, since as CSV they would be refused for something odd.
   for begin, problem in _ELSE:
     if start.startswith(begin):
       raise DataError(f"{path}: {problem}")
@@ -53,6 +55,7 @@ def fault(path: str) -> DataError:
   names = header(path)
   with _mapped(path) as data:
     for block in blocks(path):
+      # Only blocks that look wrong are walked through row by row.
       is_right_R = block.commas_R == len(names) - 1
       if block.is_sound and block.longest <= LONGEST_ROW and is_right_R.all():
         continue
@@ -69,10 +72,12 @@ def line_of(path: str, row: int) -> int:
   """
   with _mapped(path) as data:
     place = _start(data)
+    # The last block that begins before the row.
     for block in blocks(path):
       if block.place.row > row + 1:
         break
       place = block.place
+    # Rows are counted from the header, which is -1 here.
     for number, record in enumerate(_records(data, place), place.row - 1):
       if number == row:
         return record.line
@@ -110,6 +115,7 @@ def _mapped(path: str) -> mmap.mmap:
 
 
 def _start(data: mmap.mmap) -> Place:
+  # A byte order mark is no part of the first name.
   return Place(3 if data[:3] == codecs.BOM_UTF8 else 0, 0, 1)
 
 
@@ -128,6 +134,7 @@ def _records(data: mmap.mmap, place: Place) -> Iterator[_Record]:
     yield record
     if record.broken:
       return
+    # Line breaks inside of quotes count as lines, and not as rows.
     begin = at
     at = record.fields[-1][1]
     line += _breaks(data, begin, at)
@@ -192,6 +199,7 @@ def _problem_of_quotes(data: mmap.mmap, begin: int, end: int, broken: str) -> st
   """What is wrong with the field that breaks a record (`_Record.broken`); it may be the rest of a
   large file.
   """
+  # One line of it is enough for a message.
   first_line = _BREAK.split(data[begin : min(end, begin + _LOOKED_AT)], maxsplit=1)[0]
   if broken == "open":
     return f"a quote opens and does not close: {_shown(first_line)}"

@@ -60,6 +60,7 @@ def blocks(path: str) -> Iterator[Block]:
   A file that ends within a quoted field ends in a block that is not sound. The last row ends at the
   file's end where no line break stands there.
   """
+  # Incremental: a letter may lie across the end of a block.
   decoder = codecs.getincrementaldecoder("utf-8")()
   with open(path, "rb") as file:
     marked = file.read(3) == codecs.BOM_UTF8
@@ -155,7 +156,9 @@ def _stand_right(bytes_X: np.ndarray, quote_Q: np.ndarray, before: int) -> bool:
   """Whether each quote has a neighbour that lets it stand there; `before` quotes stand before
   the block.
   """
+  # Quotes take turns; which of them opens depends on how many came before the block.
   opens = quote_Q[before % 2 :: 2]
   closes = quote_Q[1 - before % 2 :: 2]
+  # What stands before an opening quote, and behind a closing one.
   beside = np.concatenate([bytes_X[opens - 1], bytes_X[closes + 1]])
   return bool(((beside == COMMA) | (beside == QUOTE) | _is_break(beside)).all())

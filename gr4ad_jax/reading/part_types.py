@@ -38,9 +38,11 @@ def joined(columns: list[Any]) -> Any | None:
   """
   arrow = optional("pyarrow")
   kinds = list(dict.fromkeys(c.type for c in columns if not arrow.types.is_null(c.type)))
+  # One type, or empty parts alone: nothing has to be decided.
   if len(kinds) < 2:
     kind = kinds[0] if kinds else columns[0].type
     return _chunked([column.cast(kind) for column in columns], kind)
+  # The first type that holds every part without a change.
   for target in _targets(kinds):
     cast = [_cast(column, target) for column in columns]
     if all(column is not None for column in cast):
@@ -69,6 +71,7 @@ def _targets(kinds: list[Any]) -> list[Any]:
   if all(types.is_timestamp(kind) or types.is_date(kind) for kind in kinds):
     # Moments without a zone are UTC, as everywhere here, so zones change nothing.
     units = [kind.unit for kind in kinds if types.is_timestamp(kind)]
+    # The finest unit, so that no moment is cut; dates need milliseconds at least.
     return [arrow.timestamp(max([*units, "ms"], key=_UNITS.index))]
   if all(_is_list(kind) for kind in kinds):
     inner = list(dict.fromkeys(kind.value_type for kind in kinds))
@@ -77,6 +80,7 @@ def _targets(kinds: list[Any]) -> list[Any]:
     decimals = [kind for kind in kinds if types.is_decimal(kind)]
     scale = max((kind.scale for kind in decimals), default=0)
     exact = [arrow.decimal256(MOST_DIGITS, scale)] if decimals else []
+    # Whole numbers first, since floats hold them only up to 2^53.
     return [arrow.int64(), arrow.uint64(), *exact, arrow.float64()]
   return []
 
@@ -93,8 +97,10 @@ def _cast(column: Any, target: Any) -> Any | None:
         return None  # Arrow rounds here
       if types.is_float16(kind):
         column = column.cast(arrow.float32())  # Arrow compares no 16-bit floats
+      # NaN is an empty cell here, and other types have no NaN.
       column = compute.if_else(compute.is_nan(column), None, column)
       most = compute.max(compute.abs(column)).as_py()
+      # Beyond that two whole numbers may have become one float already.
       if most is not None and most >= whole_below(kind):
         return None
     if types.is_decimal(kind):

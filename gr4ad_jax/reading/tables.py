@@ -56,6 +56,7 @@ def ad_table(cells: dict[str, Cells]) -> AdTable:
     name: cells[name].text(allow_empty=True) if name in cells else blank for name in AD_OPTIONAL[:3]
   }
   account_row, account_id = cells["account_id"].ids()
+  # Checked before the form is read as text, so that the message names the row.
   if "form" in cells:
     _check_forms(cells["form"])
   return AdTable(
@@ -73,6 +74,7 @@ def unique_ids(cells: Cells) -> np.ndarray:
   """The ids of a column, [N] str. Raises DataError where one stands there twice."""
   code_N, ids = cells.ids()
   if len(ids) < len(cells):
+    # Codes number first appearances, so without a repeat they are 0, 1, 2, …
     # First appearances are numbered 0, 1, …: the first row whose code is not new repeats an earlier
     # one.
     row = int(np.argmax(code_N != np.arange(len(cells))))
@@ -182,6 +184,7 @@ def rows_of(ad_cells: Cells, ads: AdTable, allow_unknown: bool = False) -> np.nd
   `allow_unknown`.
   """
   codes, values = ad_cells.ids()
+  # Ids are looked up once each, and rows take their answers.
   row_of = {ad: row for row, ad in enumerate(ads.ad_id)}
   row_E = np.fromiter((row_of.get(value, -1) for value in values), np.int32, len(values))[codes]
   if not allow_unknown and (row_E < 0).any():
@@ -197,6 +200,7 @@ def _nearest(ad_id: str, ads: AdTable) -> str:
   unasked.
   """
 
+  # What programs change without being asked: case, width, leading zeros, a ".0".
   def plain(name: str) -> str:
     name = unicodedata.normalize("NFKC", name).casefold().strip()
     return name.removesuffix(".0").lstrip("0") or "0"

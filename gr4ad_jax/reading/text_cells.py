@@ -35,9 +35,11 @@ def decoded(array: Any, bad: Callable[[int, Any, str], DataError]) -> Any:
     if types.is_fixed_size_binary(kind):
       array = array.cast(arrow.binary())
     array = array.cast(arrow.large_string())
+    # Only now the bytes are looked at.
     array.validate(full=True)  # Parquet gives texts unchecked
     return array
   except arrow.ArrowInvalid:
+    # The slow way, to name the first row that is wrong.
     for row, value in enumerate(array.cast(arrow.large_binary()).to_pylist()):
       if value is not None and not _is_utf8(value):
         hint = "; of a UUID, store the text" if len(value) == 16 else ""
@@ -58,12 +60,14 @@ def whole(array: Any, kinds: Sequence[Any], refuse: Callable[[np.ndarray, str], 
   """
   arrow = optional("pyarrow")
   is_float = arrow.types.is_floating(array.type)
+  # The least exact type of any part decides what can be trusted.
   most, kind = min((part_types.whole_below(kind), str(kind)) for kind in kinds)
   # Arrow encodes neither 16-bit floats nor decimals of 32 and 64 bits.
   narrow = {"halffloat": arrow.float32()}.get(str(array.type))
   if arrow.types.is_decimal(array.type) and array.type.bit_width < 128:
     narrow = arrow.decimal128(array.type.precision, array.type.scale)
   encoded = (array.cast(narrow) if narrow is not None else array).dictionary_encode()
+  # NaN is the only value that differs from itself.
   values = [None if value != value else value for value in encoded.dictionary.to_pylist()]
   texts = []
   broken = []
@@ -76,6 +80,7 @@ def whole(array: Any, kinds: Sequence[Any], refuse: Callable[[np.ndarray, str], 
     texts.append(str(int(value)) if value is not None and is_whole else None)
     broken.append(not is_whole)
     lost.append(is_float and value is not None and abs(value) >= most)
+  # One more code, past the last value, is that of empty cells.
   codes = encoded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
   for bad, problem in (
     (broken, "is no whole number; text or whole numbers are needed"),

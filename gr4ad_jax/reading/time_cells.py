@@ -45,11 +45,13 @@ def of_text(cells: TextCells) -> tuple[np.ndarray, np.ndarray]:
   """As `plain`, of moments as text."""
   codes, values = cells.labels(allow_empty=True)
   number_V = times.to_numbers(values)
+  # Texts with an exponent are read as numbers, and may have lost their digits before.
   shortened_V = (
     optional("pyarrow.compute")
     .match_substring_regex(values, times.EXPONENT)
     .to_numpy(zero_copy_only=False)
   )
+  # Looked at as a column: a single number proves nothing.
   for bad_V, problem in (
     (times.looks_like_date(np.where(np.isfinite(number_V), number_V, 0)), times.IS_DATE),
     (shortened_V, "has an exponent, its last digits may be lost: write unix seconds in full"),
@@ -63,9 +65,11 @@ def seconds(array: Any) -> tuple[np.ndarray, np.ndarray]:
   arrow = optional("pyarrow")
   compute = optional("pyarrow.compute")
   if arrow.types.is_date(array.type):
+    # Arrow keeps days in 32 bits, and milliseconds in 64.
     array = array.cast(arrow.timestamp("s" if arrow.types.is_date32(array.type) else "ms"))
   if array.type.unit != "s":
     per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[array.type.unit]
+    # As whole numbers, so that moments of all units are divided alike.
     ticks = array.cast(arrow.int64())
     # Division drops the sign of what lies less than a second before 1970.
     whole = compute.subtract(

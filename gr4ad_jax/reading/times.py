@@ -45,11 +45,14 @@ def looks_like_date(value_E: np.ndarray) -> np.ndarray:
   """
   date_E = np.zeros(len(value_E), bool)
   whole_E = np.floor(np.where(value_E > 0, value_E, 0))
+  # Each length of digits is another way to write a date.
   for digits in (4, 6, 8, 10, 12, 14):
     some = np.flatnonzero((whole_E >= 10.0 ** (digits - 1)) & (whole_E < 10.0**digits))
     text = whole_E[some].astype(np.int64)
     date = _is_date(text, digits)
     if digits == 10:
+      # Ten digits are what unix seconds have today, so one number says little; the share in the
+      # column does.
       since_2030 = (text >= MIN_SINCE_2030) & (text < MAX_TIME)
       short = _is_date(text + 20 * 10**10, 12)  # YYMMDDHHMM, of 2019 to 2041
       date = _if_common(date, since_2030, MOST_BY_CHANCE) | _if_common(
@@ -64,12 +67,15 @@ def _is_date(text: np.ndarray, digits: int) -> np.ndarray:
   pairs = [
     text // 10 ** (digits - end) % 100 for end in range(6, digits + 1, 2)
   ]  # month, day, hour, minute, second
+  # The year is what is left when all later pairs are cut off.
   year = text // 10 ** (digits - 4)
   date = (year >= 1900) & (year <= 2100)
   if pairs:
     date &= (pairs[0] >= 1) & (pairs[0] <= 12)
   if len(pairs) > 1:
+    # The Gregorian rule.
     leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
+    # Month 0 where it is no month: `_MONTH_DAYS` has a 0 there.
     last = _MONTH_DAYS[np.where(date, pairs[0], 0)] - ((pairs[0] == 2) & ~leap)
     date &= (pairs[1] >= 1) & (pairs[1] <= last)
   for number, limit in zip(pairs[2:], (25, 60, 60), strict=False):
@@ -103,6 +109,7 @@ def parse(values: np.ndarray, number_V: np.ndarray) -> np.ndarray:
     values: [V] str.
     number_V: `to_numbers` of them.
   """
+  # Fractions of a second are cut off.
   seconds = np.floor(number_V)
   other = np.flatnonzero(np.isnan(seconds))
   # Only texts that begin with a year: pandas also reads words such as "now".
@@ -110,6 +117,7 @@ def parse(values: np.ndarray, number_V: np.ndarray) -> np.ndarray:
     np.fromiter((value.strip()[:4].isdigit() for value in values[other]), bool, len(other))
   ]
   seconds[other] = _iso_seconds(values[other])
+  # What the strict form refused is tried again with the zone's name and a comma put right.
   other = other[np.isnan(seconds[other])]
   plain = [_ZONE.sub("Z", value.strip().upper().replace(",", ".")) for value in values[other]]
   seconds[other] = _iso_seconds(np.array(plain, object))

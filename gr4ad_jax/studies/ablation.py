@@ -145,9 +145,12 @@ class Ablation:
       ConfigError, DataError: settings or data that a row would refuse; before anything is trained.
     """
     plan = self._plan
+    # All rows are checked before the first is trained.
     for row in plan.rows:  # what a row would refuse at its turn, hours later
       RequestTask.check(registry.validate(with_knobs(plan.config, row.fixed), plan.config))
+    # A row without a choice has nothing to tune.
     tried = {row.name: self._tune(row) for row in plan.rows if len(row.settings()) > 1}
+    # The first of equal ones, in the order of the grid.
     chosen = {
       name: max(found, key=lambda one: one[CHOSEN_BY])["settings"] for name, found in tried.items()
     }
@@ -160,6 +163,7 @@ class Ablation:
           row, chosen.get(row.name, {}), seed, plan.config.training.fit_splits, f"seed{seed}"
         )
         rankings.setdefault(row.name, []).append(self._rank(row, config, "test"))
+        # Where the config leaves out seen ads anyway, both rankings are one.
         fresh = seen_ads.unseen(config)
         name = "" if fresh == config else "test_unseen"
         unseen.setdefault(row.name, []).append(self._rank(row, fresh, "test", name))
@@ -202,6 +206,7 @@ class Ablation:
     base = self._plan.config
     knobs = {"seed": seed, "fit_splits": fit_splits}
     if row.start:
+      # Every row of a seed starts from the same VSL run.
       knobs |= {"init_from": os.path.join(base.workdir, group, VSL), "epochs": self._plan.epochs}
       knobs |= {"learning_rate": self._plan.learning_rate, "eval_every": 0}
       knobs |= {"candidates_cache": os.path.join(base.workdir, "candidates")}
@@ -228,6 +233,7 @@ class Ablation:
 
     `name` is what the ranking is kept under; empty: the split's.
     """
+    # A row that is only searched has no run of its own: it searches its start.
     before = (lambda: self._make_start(config)) if row.start else lambda: None
     searched = "" if row.trains else config.training.init_from
     return self._runner.ranking(config, split, searched=searched, before=before, name=name)

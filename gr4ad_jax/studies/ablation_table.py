@@ -58,6 +58,7 @@ def results(
       name: [parts_lib.left_of(run, before) for run in runs] for name, runs in rankings.items()
     }
   for runs in (*rankings.values(), *unseen.values()):
+    # Before anything is scored, so that an error costs no minutes.
     for run in runs:
       metrics.check_rankings(run, requests, max(KS), len(dataset.ads))
   told = {}
@@ -117,6 +118,7 @@ def _scored(
   for name, metric in flat:
     value = ratios[name][metric].value
     parent = parents.get(name, "")
+    # Intervals are of this row's own draws.
     rows[name][metric] = dataclasses.asdict(metrics.interval(value, drawn[name, metric]))
     if name in steps:
       # Draw less draw: what a draw of users does to both rows alike falls out.

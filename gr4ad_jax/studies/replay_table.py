@@ -55,10 +55,12 @@ class Replayed:
       np.concatenate([np.diff(one[name]) for one in found])
       for name in ("target_start", "seen_start")
     )
+    # A user without a history is no one whom a model could know.
     kept = np.flatnonzero(seen_R > 0)
     if not len(kept):
       raise DataError("no visit of the replay is of a user with a history")
     value = together["target_value"]
+    # As in the protocols of fixed splits: one great order must not decide.
     clipped = np.minimum(value, np.percentile(value, VALUE_PERCENTILE)).astype(np.float32)
     number = np.unique(together["user"], return_inverse=True)[1].astype(np.int32)
     rows = np.arange(len(size_R), dtype=np.int32)
@@ -94,6 +96,7 @@ def joined(arms: Mapping[str, tuple[Replayed, str]]) -> Replayed:
   Raises:
     DataError: there is no such visit.
   """
+  # In one order for all arms, so that their rows are the same visits.
   common = sorted(set.intersection(*(set(one.visit.tolist()) for one, _ in arms.values())))
   if not common:
     raise DataError("the arms have no visit in common: they are of other replays")
@@ -112,6 +115,7 @@ def ratios(found: Replayed, ad_RK: np.ndarray) -> dict[str, Ratio]:
   requests = found.requests
   ratio = metrics.per_request(ad_RK, requests, (10,))
   fresh_P = found.seen.keeps(requests.target_row, requests.target_ad)
+  # Ads that came later have rows behind those that were known.
   young_P = requests.target_ad >= found.known_ads
   for name, part_P, lists, k in (
     ("new recall@10", fresh_P, parts.left_of(ad_RK, found.seen), 10),
@@ -138,11 +142,13 @@ def results(found: Replayed, seed: int = 0) -> dict:
   first = next(iter(of_arm))
   scores: dict = {}
   ahead: dict = {}
+  # Columns stand by arm, then by metric; the first arm's come first.
   for column, (name, metric) in enumerate((name, metric) for name in of_arm for metric in shown):
     draws_S = samples_SF[:, column]
     value = of_arm[name][metric].value
     scores.setdefault(name, {})[metric] = dataclasses.asdict(metrics.interval(value, draws_S))
     if name != first:
+      # The same draws for both, so that what they share falls out.
       lead = metrics.interval(
         value - of_arm[first][metric].value, draws_S - samples_SF[:, shown.index(metric)]
       )
@@ -166,6 +172,7 @@ def _by_month(found: Replayed, of_arm: Mapping[str, Mapping[str, Ratio]]) -> dic
     for name, ratio in of_arm.items():
       for metric, one in ratio.items():
         below = float(one.denominator_R[here].sum())
+        # A month may hold no target of a part.
         if below:
           value = float(one.numerator_R[here].sum()) / below
           tables.setdefault(month, {}).setdefault(name, {})[metric] = value

@@ -39,8 +39,10 @@ class Runner:
 
   def inputs(self, config: Config) -> Inputs:
     """The inputs of a run. Those of the last are kept: a run and what starts from it share them."""
+    # What starts from a run shares that run's inputs.
     key = config.training.init_from or config.workdir
     if key not in self._inputs:
+      # One at a time: a second data set beside it would take as much memory again.
       self._inputs = {key: inputs_lib.prepare_inputs(config)}
       self._opened(self._inputs[key])
     return self._inputs[key]
@@ -74,6 +76,7 @@ class Runner:
       name: that it is kept under; empty: the split's.
     """
 
+    # Only called where no ranking is kept.
     def make() -> np.ndarray:
       before()
       if not searched:

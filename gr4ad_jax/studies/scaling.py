@@ -80,6 +80,7 @@ class Scaling:
       config = self._of(width, seed)
       scores.append(self._scores(config))
       losses.append(late_loss(os.path.join(config.workdir, "metrics.jsonl")))
+    # Of any seed: all have the same shapes.
     model = registry.build(config, len(self._runner.inputs(config).dataset.ads))
     params = request_task.load_params(config, model)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -89,6 +90,7 @@ class Scaling:
   def _beam(self, beams: int) -> dict:
     scores = []
     for seed in self._seeds:
+      # The largest model, as it gains most by wider beams.
       config = self._of(self._widths[-1], seed)
       search = dataclasses.replace(config.search, beams=(beams,) * len(config.sid.codebooks))
       folder = os.path.join(config.workdir, f"beams{beams}")
@@ -107,6 +109,7 @@ def late_loss(path: str) -> float:
   with open(path, encoding="utf-8") as file:
     lines = [json.loads(line) for line in file if line.strip()]
   losses = [line["train/sid"] for line in lines if "train/sid" in line]
+  # One line at least, however short the run was.
   return float(np.mean(losses[-max(1, round(_LATE * len(losses))) :]))
 
 

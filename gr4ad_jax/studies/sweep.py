@@ -91,6 +91,7 @@ class SettingTask(PreferenceTask):
                lists: PreferenceBatch, step: Callable):  # fmt: skip
     super().__init__(config, inputs)
     t = self.training
+    # The order of this setting's own epochs and seed.
     self.order = TrainingOrder(examples, t.batch_size, t.seed, t.data_order == "shuffled")
     self._requests = np.sort(examples)
     self._lists = lists
@@ -102,6 +103,7 @@ class SettingTask(PreferenceTask):
   def make_batch(self, requests: np.ndarray, draw: np.ndarray) -> np.ndarray:
     """Where the requests stand among the lists."""
     del draw
+    # Requests are sorted, so their place is found by bisection.
     return np.searchsorted(self._requests, requests)
 
   def make_step(self, optimizer: Optimizer, shardings: TrainState) -> Step:
@@ -201,6 +203,7 @@ class Sweep:
     """The training step of a setting whose numbers are arguments."""
     config = self._config
     task = self._task
+    # Rows of the lists on the device: no batch is sent.
     batch = jax.tree.map(lambda x: x[rows], lists)
     unknown = jnp.full_like(batch.reference_logp_BC, NO_REFERENCE)
     batch = batch._replace(

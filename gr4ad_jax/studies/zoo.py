@@ -70,6 +70,7 @@ class Zoo:
     inputs = None
     for name, config in self._configs.items():
       for seed in self._seeds:
+        # Rows that share a training share its runs.
         one = self._of_seed(self._trained_as(name), config, seed)
         folder = self._of_seed(name, config, seed).workdir
         rankings.setdefault(name, []).append(self._runner.ranking(one, "test", folder))
@@ -104,6 +105,7 @@ class Zoo:
     return next(other for other, config in self._configs.items() if _training_of(config) == own)
 
   def _timed(self, task: RequestTask) -> loop.FitResult:
+    # The last one counts: it is the mean over the whole run.
     """Trains a run, and keeps how long its steps took."""
     rates = []
 
@@ -129,6 +131,7 @@ class Zoo:
     k = max(protocols.protocol_of(inputs.dataset.name).ks)
     seconds = []
     for _ in range(_TIMED_CALLS + 1):  # the first compiles
+      # Dispatched work is not done work: the clock waits for it.
       begin = time.monotonic()
       jax.block_until_ready(ranker.search(params, batch, k))
       seconds.append(time.monotonic() - begin)
@@ -140,6 +143,7 @@ class Zoo:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     return cost | {
       "parameters": parameters,
+      # The median passes over a call that something else held up.
       "decode_ms": 1e3 * float(np.median(seconds[1:])) / _TIMED_ROWS,
     }
 

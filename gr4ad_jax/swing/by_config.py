@@ -23,6 +23,7 @@ def co_occurrence(
   """
   if config.swing_path:
     found = swing.Neighbors.load(config.swing_path, swing_settings(config, seed))
+    # The file does not say which ads it is of; their number is what can be compared.
     if len(found.ads_NK) != num_ads or found.ads_NK.max(initial=-1) >= num_ads:
       raise DataError(
         f"{config.swing_path}: neighbours of {len(found.ads_NK)} ads; the table has {num_ads}"

@@ -25,6 +25,7 @@ def directed_counts(
   """
   total = scipy.sparse.csr_matrix((num_ads, num_ads), dtype=np.float32)
   for distance in range(1, window + 1):
+    # Lines of one user stand together, so `distance` lines further on may be another user's.
     same = user_L[distance:] == user_L[:-distance]
     if not same.any():
       break
@@ -32,6 +33,7 @@ def directed_counts(
     second = ad_L[distance:][same]
     weight = np.full(len(first), decay ** (distance - 1), np.float32)
     total = total + scipy.sparse.csr_matrix((weight, (first, second)), total.shape)
+  # An ad that follows itself says nothing of others.
   total.setdiag(0)
   total.eliminate_zeros()
   return total.tocsr()
@@ -61,6 +63,7 @@ def ppmi_vectors(
     others.
   """
   counts = directed_counts(user_L, ad_L, num_ads, window, decay)
+  # Both directions count: nearness has none.
   counts = (counts + counts.T).tocoo()
   mass_N = np.asarray(counts.sum(axis=1)).ravel()
   share = np.maximum(mass_N**0.75, 1e-9)  # of a context: smoothed, so that rare ones do not rule
@@ -75,8 +78,10 @@ def ppmi_vectors(
   width_found = min(width, num_ads - 1)
   start = np.random.default_rng(0).normal(size=num_ads)  # fixed: the same vectors every time
   left, values, _ = scipy.sparse.linalg.svds(positive, width_found, v0=start)
+  # Strongest first; the solver gives them in ascending order.
   order = np.argsort(-values)
   vectors = left[:, order] * np.sqrt(values[order])
+  # Ads that were never taken are zeros, and must not shrink the scale.
   scale = np.sqrt(np.square(vectors[mass_N > 0]).mean())
   out[:, :width_found] = vectors / scale / np.sqrt(width)
   return out
@@ -96,6 +101,7 @@ def joined(taken_NE: np.ndarray, content_ND: np.ndarray, width: int) -> np.ndarr
     are 0.
   """
   kinds = taken_NE, content_ND - content_ND.mean(axis=0)
+  # Each kind gets the same weight, however many numbers it has.
   both = [x / np.sqrt(np.square(x).sum(axis=1).mean() + 1e-12) for x in kinds]
   left, values, _ = np.linalg.svd(np.concatenate(both, axis=1), full_matrices=False)
   found = left[:, :width] * values[:width]
@@ -130,6 +136,7 @@ def code_means(
   rest_ND = vectors_ND
   for level, size in enumerate(codebooks):
     code_N = codes_NT[:, level]
+    # A matrix that sums ads by code: (V, N) @ (N, D) -> (V, D).
     ads_of_VN = scipy.sparse.csr_matrix(
       (np.ones(len(code_N), np.float32), (code_N, np.arange(len(code_N)))), (size, len(code_N))
     )
@@ -137,5 +144,6 @@ def code_means(
       :, None
     ].astype(np.float32)
     means.append(mean_VD)
+    # What the level did not explain is left for the next one.
     rest_ND = rest_ND - mean_VD[code_N]
   return means
