@@ -89,6 +89,7 @@ class Decoder(nn.Module):
       Logits [B, height, width, 2] of background and target, and a tuple of each level's, [B, h, w,
       2], deepest first, empty where there is one stream.
     """
+    # From the deepest map on, each level doubles the rows and columns.
     deep, *others = reversed(maps)
     if self.kind == "single":
       x = deep
@@ -96,6 +97,7 @@ class Decoder(nn.Module):
         x = Level(self.width, name=f"level_{i}")(x, shallow)
       return Head(2, self.subpixel, name="head")(x, height, width), ()
     streams = [deep, deep]
+    # Both streams begin at the same map; their levels tell them apart.
     levels = []
     for i, shallow in enumerate(others):
       streams = self._level(i, streams, shallow)

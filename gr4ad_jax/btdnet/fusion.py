@@ -47,6 +47,7 @@ def read_words(
   q_BPC: jax.Array, k_BNC: jax.Array, u_BNC: jax.Array, mask_BN: jax.Array
 ) -> jax.Array:
   """softmax over words of q k^T / sqrt(C), times u: [B, P, C]. Masked words have no weight."""
+  # A sum of C products spreads by the root of C, which is divided away.
   logits_BPN = product("bpc,bnc->bpn", q_BPC, k_BNC) / np.sqrt(q_BPC.shape[-1])
   logits_BPN = jnp.where(mask_BN[:, None], logits_BPN, NEG)
   weights_BPN = jax.nn.softmax(logits_BPN).astype(u_BNC.dtype)
@@ -101,6 +102,7 @@ class GatedFusion(nn.Module):
     fused = nn.gelu(Linear(C, ("mlp", "embed"), name="fuse")(seen * g), approximate=False)
     gate = nn.relu(Linear(C, ("embed", "mlp"), name="gate_in")(fused))
     gate = jnp.tanh(Linear(C, ("mlp", "embed"), name="gate_out")(gate))
+    # Residual: at a gate of 0 the pixels pass as they are.
     return x_BPC + gate * fused, LayerNorm(name="norm")(fused)
 
 

@@ -35,6 +35,7 @@ class TextRebuilder(nn.Module):
     """Returns: the words' vectors as rebuilt, [B, N, E]."""
     B, H, W, C = map_BHWC.shape
     width = masked_BNE.shape[-1]
+    # The map's cells become one axis of keys: (B, H, W, C) -> (B, H·W, C).
     read = CrossAttention(width, name="read")(masked_BNE, map_BHWC.reshape(B, H * W, C))
     rebuilt = LayerNorm(name="norm")(masked_BNE + read)
     return Linear(width, ("embed", "mlp"), bias=True, name="out")(rebuilt)

@@ -27,6 +27,7 @@ def is_model(folder: str) -> bool:
   """
   if not all(os.path.isfile(os.path.join(folder, name)) for name in FILES):
     return False
+  # A model that keeps case, or reads its first word alone, is run by its own package.
   told = _told(folder, "tokenizer_config.json").get("do_lower_case", True)
   return bool(told and _told(folder, _POOLING).get("pooling_mode_mean_tokens", True))
 
@@ -81,6 +82,7 @@ class SentenceEncoder:
     A text of more than 256 tokens is cut.
     """
     out = np.zeros((len(texts), self.size.width), np.float32)
+    # Some models know fewer places than the longest pass.
     longest = min(_LENGTHS[-1], self.size.positions)
     # Texts of like length are padded together.
     order = np.argsort([len(text) for text in texts], kind="stable")
@@ -88,9 +90,12 @@ class SentenceEncoder:
       rows = order[begin : begin + _BATCH]
       found = self.pieces.encode([texts[row] for row in rows], longest)
       need = int(found.mask.sum(1).max())
+      # The shortest of the lengths that are compiled, and that holds the batch.
       length = min([n for n in _LENGTHS if n >= need] + [longest])
+      # The last batch is filled up to the same size, so that few shapes are compiled.
       pad = ((0, _BATCH - len(rows)), (0, 0))
       tokens = np.pad(found.tokens[:, :length], pad)
+      # Rows that only fill up count as words, so that no mean is 0 / 0.
       mask = np.pad(found.mask[:, :length], pad, constant_values=True)
       made = self._mean(self._params, tokens, mask)
       out[rows] = np.asarray(made)[: len(rows)]
@@ -100,6 +105,7 @@ class SentenceEncoder:
 def _mean_of_words(model: Bert, params: Any, tokens_BN: jax.Array, mask_BN: jax.Array) -> jax.Array:
   """Mean of the words' vectors, marks among them, of length 1: [B, width]."""
   words_BNE = model.apply({"params": params}, tokens_BN, mask_BN).astype(jnp.float32)
+  # (B, N) -> (B, N, 1): padding weighs nothing in the mean.
   weight_BN1 = mask_BN[..., None].astype(jnp.float32)
   mean_BE = (words_BNE * weight_BN1).sum(1) / weight_BN1.sum(1)
   return mean_BE / jnp.maximum(jnp.linalg.norm(mean_BE, axis=1, keepdims=True), 1e-12)

@@ -59,6 +59,7 @@ class WordPieces:
       raise FileNotFoundError(f"{path}: there is no such vocabulary")
     with open(path, encoding="utf-8") as file:
       words = file.read().split("\n")
+    # A file ends with a line break, after which there is no piece.
     words = words[:-1] if words and not words[-1] else words
     if len(set(words)) != len(words):
       twice = next(word for row, word in enumerate(words) if word in words[:row])
@@ -91,6 +92,7 @@ class WordPieces:
       length: most tokens (N) of a text, both marks counted.
       nouns: begin and end of each text's noun, characters; None: no text has one.
     """
+    # Padding everywhere, and texts written over it from the left.
     shape = (len(texts), length)
     tokens = np.full(shape, self.ids[PAD], np.int32)
     mask = np.zeros(shape, bool)
@@ -104,6 +106,7 @@ class WordPieces:
         begin, end = nouns[row]
         # A mark has the offsets (0, 0): it overlaps no noun.
         spans = np.array(found.offsets)
+        # Two spans overlap where the earlier end is behind the later begin.
         noun[row, :size] = np.minimum(spans[:, 1], end) > np.maximum(spans[:, 0], begin)
     return Encoded(tokens, mask, noun)
 

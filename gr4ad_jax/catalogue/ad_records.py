@@ -57,6 +57,7 @@ class AdRecord:
     words = {name: str(getattr(ads, name)[row]) for name in ("ad_id", *WORDS)}
     price = None if np.isnan(ads.price[row]) else _short(ads.price[row])
     created = int(ads.created[row])
+    # The table has -1 where a date is unknown, and a record has none.
     return cls(**words, price=price, created=created if created >= 0 else None)
 
   @classmethod
@@ -80,6 +81,7 @@ class AdRecord:
     """
     if before is None:
       _check_id(ad_id)
+      # A new ad needs what UA-SIDs and answers are made of.
       if missing := [name for name in ("text", "account_id") if name not in fields]:
         raise DataError(
           f"ad {ad_id!r}: {missing[0]} is missing; a new ad needs text and account_id"
@@ -88,6 +90,7 @@ class AdRecord:
       raise DataError(
         f"ad {ad_id!r}: field {unknown[0]!r} is not known; allowed: {', '.join(FIELDS)}"
       )
+    # Checked one by one, so that nothing of a change is taken where a part of it is wrong.
     given = {name: _checked(ad_id, name, value) for name, value in fields.items()}
     return dataclasses.replace(before or cls(ad_id, created=now), **given)
 
@@ -98,8 +101,10 @@ class AdRecord:
 
   def fingerprint(self) -> str:
     """SHA-256 of all that the tokenizer reads: equal for ads of the same UA-SID."""
+    # A fixed order, so that equal ads have equal bytes.
     read = [getattr(self, name) for name in WORDS] + [self.price]
     made = hashlib.sha256(json.dumps(read).encode() + b"\0" + (self.vector or b""))
+    # A removed ad has lost its words, and keeps the digest that it had.
     return self.content or made.hexdigest()
 
   def table(self) -> AdTable:
@@ -112,6 +117,7 @@ class AdRecord:
 
   def encoded(self, row: int, codes: Sequence[int]) -> bytes:
     """The ad with its row and UA-SID as JSON."""
+    # Empty fields are left out: most ads have few of them.
     fields = dataclasses.asdict(self) | {"row": int(row), "codes": [int(code) for code in codes]}
     if self.vector is not None:
       fields["vector"] = base64.b64encode(self.vector).decode()
@@ -132,6 +138,7 @@ class AdRecord:
 
 def check_codes(ad_id: str, codes: Sequence[int], codebooks: Sequence[int]) -> None:
   """Raises DataError where a UA-SID that comes with an ad is none of these codebooks."""
+  # The lengths are compared below; here only what both have is looked at.
   inside = all(0 <= code < size for code, size in zip(codes, codebooks, strict=False))
   if len(codes) != len(codebooks) or not inside:
     raise DataError(f"ad {ad_id!r}: codes {_shown(list(codes))} are not of {list(codebooks)}")
@@ -172,6 +179,7 @@ def _checked(ad_id: str, name: str, value: Any) -> Any:
     wanted = f"{ACTIVE!r} or {PAUSED!r}"
   else:
     good = isinstance(value, str) and len(value) <= MAX_TEXT and _is_utf8(value)
+    # Runs of white space become one space, as in a file of ads.
     kept = " ".join(value.split()) if good else ""
     wanted = f"text of at most {MAX_TEXT} characters"
     if name in ("text", "account_id"):
@@ -186,6 +194,7 @@ def _checked(ad_id: str, name: str, value: Any) -> Any:
 
 
 def _short(price: float) -> float:
+  # `str` of a float32 is its shortest form.
   """A price as float32 holds it, in as few digits as tell it: 0.85, not 0.8500000238418579."""
   return float(str(np.float32(price)))
 

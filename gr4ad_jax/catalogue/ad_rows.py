@@ -14,6 +14,7 @@ class AdRows:
 
   def __init__(self, ad_id_N: np.ndarray):
     self._ad_id_N = ad_id_N
+    # Python's hash of a text differs between processes; these live in one, and are never written.
     hash_N = np.fromiter((hash(str(ad_id)) for ad_id in ad_id_N), np.int64, len(ad_id_N))
     order = np.argsort(hash_N)
     self._hash_N = hash_N[order]
@@ -29,6 +30,7 @@ class AdRows:
       return None
     if (row := self._later.get(ad_id)) is not None:
       return row
+    # Few ads come later, so a dict has those; the table's are found by bisection.
     number = hash(ad_id)
     at = int(np.searchsorted(self._hash_N, number))
     while (

@@ -39,6 +39,7 @@ class AdTopic:
   def __init__(self, directory: str, digest: str):
     os.makedirs(directory, exist_ok=True)
     try:
+      # One process at a time writes here: rows are given out by it.
       self._lock = Lock(os.path.join(directory, "lock"))
     except InUseError as error:
       raise DataError(f"{directory}: in use by another process") from error
@@ -70,6 +71,8 @@ def change(ad: AdRecord, row: int, codes: Iterable[int]) -> Change:
 
 def rows_digest(ads: AdTable, codes_NT: np.ndarray, codebooks: Sequence[int]) -> str:
   """SHA-256 of what rows and UA-SIDs mean: changes by row are those of this table alone."""
+  # The number of ads and the codebooks are hashed with the codes: shapes alone could agree by
+  # chance.
   made = hashlib.sha256(repr((len(ads), tuple(map(int, codebooks)))).encode())
   made.update(np.ascontiguousarray(codes_NT, np.int32).tobytes())
   # In parts: the ids of ten million ads need not stand in memory twice.
@@ -82,6 +85,7 @@ def _opened(directory: str, digest: str) -> Topic:
   path = os.path.join(directory, f"{NAME}.sqlite")
   if not os.path.exists(path):
     names = old_form.files(directory)
+    # What was carried over is noted with its digest, so that nothing else is ever deleted.
     old = {name: checksums.digest(os.path.join(directory, name)) for name in names}
     notes = {"format": _FORMAT, "digest": digest, "carried over": json.dumps(old)}
     Topic.create(path, NAME, notes, _carried_over(directory, digest))

@@ -53,6 +53,7 @@ def rows_left_out(
     DataError: an ad id that there is none of.
   """
   rows = [_known("not_ads", ad_id, row_of(ad_id)) for ad_id in choice.not_ads]
+  # Only named ads are left out; the ranking itself treats seen ones.
   if (choice.seen_ads or search.seen_ads) == "left":
     return np.array(rows, np.int64)
   days = search.seen_days if choice.seen_days is None else choice.seen_days
@@ -83,6 +84,7 @@ class Labels:
   def set(self, row: int, word: str) -> None:
     """Gives a row another word; rows may be new."""
     if row >= len(self._number_N):
+      # An eighth more at least, so that rows that come one by one are not copied each time.
       room = max(row + 1, len(self._number_N) + len(self._number_N) // 8) - len(self._number_N)
       self._number_N = np.append(self._number_N, np.full(room, -1, np.int32))
     self._number_N[row] = self._number(word)
@@ -95,6 +97,7 @@ class Labels:
       if word not in self._numbers:
         raise DataError(f"{self._name}: no ad has {word[:80]!r}")
       wanted.append(self._numbers[word])
+    # The rows behind `_size` are room, and no ads.
     return np.isin(self._number_N[: self._size], wanted)
 
   def knows(self, word: str) -> bool:
@@ -125,6 +128,7 @@ class AdSets:
     with self._lock:
       self.accounts.set(row, account)
       self.categories.set(row, category)
+      # A change may touch any set, so all are made anew when they are asked for.
       self._made.clear()
 
   def allowed(self, choice: Choice, but_accounts: frozenset[str] = frozenset()):
@@ -149,6 +153,7 @@ class AdSets:
         self._made[key] = self._make(accounts, categories, but_accounts)
         while len(self._made) > SETS_KEPT:
           self._made.popitem(last=False)
+      # The one that was asked for last stands at the end.
       self._made.move_to_end(key)
       return self._made[key]
 
@@ -163,4 +168,5 @@ class AdSets:
     if but_accounts:
       known = filter(self.accounts.knows, sorted(but_accounts))  # of others there is no ad yet
       parts.append(~self.accounts.mask(list(known)))
+    # All conditions hold together.
     return np.logical_and.reduce(parts)

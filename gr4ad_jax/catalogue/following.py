@@ -40,6 +40,7 @@ class AdFollower:
     self._stream = stream
     self._catalog = catalog
     self._server = server
+    # Each server has a position of its own: all of them read all changes.
     self._consumer = f"catalogue {server}"
     self._offset = stream.position(TOPIC, self._consumer)
     self._foreign: set[str] = set()  # ads whose latest change here is another server's
@@ -61,9 +62,11 @@ class AdFollower:
     with self._turn:
       while records := self._next():
         # Only the last record of an ad says how it is by now.
+        # A dict keeps the last of equal keys, in the order in which each first came.
         for record in {record.value["ad_id"]: record for record in records}.values():
           self._make(record.value)
         self._offset = records[-1].offset
+        # After the changes are made: a kill before it makes them once more, to the same end.
         self._stream.commit(TOPIC, self._consumer, self._offset)
 
   def close(self) -> None:
@@ -110,6 +113,7 @@ class AdFollower:
     except DataError as error:
       self.refused += 1
       _log.error("a change of ad %.80r by another server cannot be made here: %s", ad_id, error)
+    # Both servers have said their word of the ad; the next change decides alone.
     if own:
       self._foreign.discard(ad_id)
     else:

@@ -59,6 +59,7 @@ class Tending:
       self._wake.clear()
       try:
         self._merge()
+        # A share: so long as changes come, a compaction may take little of the time.
         share = COMPACT_IDLE if self._version() == seen else COMPACT_BUSY
         seen = self._version()
         begin = time.monotonic()

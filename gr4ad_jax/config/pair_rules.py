@@ -47,6 +47,7 @@ def of_requests(config: Any) -> Rules:
   data = config.data
   model = config.model
   levels = len(config.sid.codebooks)
+  # A run that starts from another one has that one's eCPM head.
   return (
     *_of_data(data),
     *_of_examples(config),
@@ -56,6 +57,7 @@ def of_requests(config: Any) -> Rules:
       "refresh",
       "nothing beside --append: published codes stay, or are fitted anew",
     ),
+    # A UA-SID is packed into one int64.
     (math.prod(config.sid.codebooks) < 1 << 63, "codebooks", "a product below 2^63"),
     (
       model.lazy_layers < model.layers,

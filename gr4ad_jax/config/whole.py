@@ -54,6 +54,7 @@ class Config:
   own: Any = None
 
   def __post_init__(self):
+    # Families are found by name, so that the config imports none of them.
     kind = families.own_section(self.family)
     if kind and self.own is None:
       object.__setattr__(self, "own", kind())  # the way into a frozen dataclass
@@ -118,6 +119,7 @@ def allowed(field: dataclasses.Field) -> str:
   if field.metadata["choices"]:
     return " or ".join(repr(choice) for choice in field.metadata["choices"])
   element = typing.get_args(field.type)
+  # Of a tuple the type of its elements is what counts.
   words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[
     (element or (field.type,))[0]
   ]
@@ -134,6 +136,7 @@ def allowed(field: dataclasses.Field) -> str:
 
 def _has_type(value: Any, kind: type) -> bool:
   if kind is float:
+    # A bool is an int to Python, and no number here. NaN and infinity are no settings.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
   return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
@@ -141,6 +144,7 @@ def _has_type(value: Any, kind: type) -> bool:
 def _check_field(field: dataclasses.Field, value: Any) -> None:
   kind = typing.get_args(field.type)
   elements = value if isinstance(value, tuple) else (value,)
+  # An empty tuple is no value, and a single value is no tuple.
   good = bool(elements) and isinstance(value, tuple) == bool(kind)
   good = good and all(_has_type(element, (kind or (field.type,))[0]) for element in elements)
   if good and field.metadata["choices"]:
@@ -161,6 +165,7 @@ def _check_pairs(config: Config, unread: Container[str]) -> None:
   if config.family == families.REQUESTS:
     rules += pair_rules.of_requests(config)
   known = fields_of(config)
+  # The first rule that does not hold is told; the order of the rules is that of their causes.
   for holds, name, words in rules:
     if not holds and name not in unread:
       value = getattr(getattr(config, known[name][0]), name)
@@ -212,6 +217,7 @@ def to_json(config: Config, *, summed: bool = False) -> str:
   all_of_it = dataclasses.asdict(config)
   read = ("workdir", "family", *sections_of(config.family))
   promise = {checksums.PROMISE: True} if summed else {}
+  # Only what the family reads: other sections would look like settings of it.
   return json.dumps({name: all_of_it[name] for name in read} | promise, indent=2) + "\n"
 
 

@@ -172,6 +172,7 @@ def _train(
   t = task.training
   trainer = Trainer(task)
   metric = task.best_metric(task.config)
+  # Told before the first step, and not when the trace does not come.
   if t.profiled[1] > trainer.total_steps:
     raise ConfigError(
       f"--profile_steps={t.profile_steps} is not allowed: the run has {trainer.total_steps} steps"
@@ -184,10 +185,12 @@ def _train(
     state, sums = _start_state(task, trainer, checkpointer)
     writer = open_writers(task.folder, int(state.step))
     try:
+      # A task with rounds makes what is learned from before each of them.
       while True:
         until = 0
         if int(state.step) < trainer.total_steps:
           until = task.begin_round(state, writer, on_round)
+          # Compiled once; of later rounds the same step is taken.
           trainer.compile(state, on_compiled)
         result = loop.fit(
           state,
@@ -204,12 +207,14 @@ def _train(
           profiler=profiler,
           workers=prefetch.threads(t.loader_threads),
           position=task.source.state,
+          # Ratios go on over rounds, as over a stop.
           sums=sums,
         )
         state = result.state
         sums = result.sums
         if result.status == "preempted":
           return result
+        # Only where the last step was taken: a stopped run is finished by the one that goes on.
         if int(state.step) >= trainer.total_steps:
           task.finish(state.params)
           return result

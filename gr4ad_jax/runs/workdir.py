@@ -40,6 +40,7 @@ def changes(
   known = config_lib.sections_of(config.family)
   for section in sections:
     for field in dataclasses.fields(known[section]) if section in known else ():
+      # Compared by value: two configs that say the same differ in nothing.
       ours, theirs = (getattr(getattr(c, section), field.name) for c in (config, other))
       if ours != theirs and field.name not in but:
         yield field.name, config_lib.shown(ours), config_lib.shown(theirs)
@@ -65,6 +66,7 @@ def check_workdir(config: Config) -> None:
   _check_kinds(config.workdir)
   if not os.path.exists(os.path.join(config.workdir, config_lib.CONFIG_FILE)):
     check_folder(config.workdir)
+    # No run is here yet, and anything may become one.
     return
   saved = config_lib.load_config(config.workdir)
   task = families.task_of(config.family)
@@ -72,6 +74,7 @@ def check_workdir(config: Config) -> None:
   if saved.family != config.family:
     raise ConfigError(f"--family={config.family} is not allowed: {refused} {saved.family}")
   fixed = [*task.shaping]
+  # What a family frees, beside the knobs that are free in every run.
   free = set(task.free(config))
   free |= {
     name for name, (_, field) in config_lib.fields_of(config).items() if field.metadata["free"]
@@ -114,6 +117,7 @@ def save_config(config: Config) -> None:
     ConfigError: a knob that is not allowed, or as `check_workdir`, `check_folder` and `alone` do.
   """
   check_folder(config.workdir)
+  # Checked once more just before the write: another process may have begun meanwhile.
   check_workdir(families.task_of(config.family).validate(config))
   _hold(config.workdir)
   path = os.path.join(config.workdir, config_lib.CONFIG_FILE)
@@ -156,6 +160,7 @@ def alone(config: Config) -> Iterator[None]:
     yield
     return
   held = _hold(config.workdir)
+  # Blocks may stand in one another; the last one lets go.
   held.users += 1
   try:
     yield
@@ -174,6 +179,7 @@ def _hold(workdir: str) -> _Held:
     _held.pop(path).lock.close()
   if path not in _held:
     made = []
+    # Which folders this process makes, so that it can take them away again.
     while not os.path.isdir(path):
       made.append(path)
       path = os.path.dirname(path)
@@ -188,6 +194,7 @@ def _hold(workdir: str) -> _Held:
 
 
 def _let_go(workdir: str, held: _Held) -> None:
+  # A folder that holds the lock alone has no run in it.
   if held.made and os.path.isdir(workdir) and os.listdir(workdir) == [LOCK]:
     held.lock.remove()
     with contextlib.suppress(OSError):  # another process has written there in the meantime

@@ -42,12 +42,16 @@ def make(seed: int, split: str, number: int, ranges: knobs.Ranges | None = None)
     number: of the scene in its split.
     ranges: of the knobs; None: the default ones.
   """
+  # A generator of its own for each scene, so that none depends on those made before.
   rng = np.random.default_rng([seed, SPLITS.index(split), number])
+  # Few draws have no sentence that is clear; they are drawn again.
   while True:
     drawn = knobs.draw(ranges or knobs.Ranges(), rng)
     things = layout.sample(drawn, rng)
     image, ids, whole = render.render(things, drawn, rng)
+    # Pixels of each object that nothing covers; number 0 is the ground.
     seen = np.bincount(ids.ravel(), minlength=len(things) + 1)[1:]
+    # A sentence must not mean what can hardly be seen.
     clear = (seen >= _LEAST_PIXELS) & (seen >= _LEAST_SEEN * whole)
     found = language.sentences(things, clear.tolist(), SENTENCES, rng, split == "train")
     if found:

@@ -60,6 +60,8 @@ class Sentence:
 def held_out(word: str, kind: int) -> bool:
   """Whether training has no sentence that joins a part or direction with a class."""
   words = (*CELLS, "larger", "smaller")
+  # Fixed by word and class, so that all runs hold out the same pairs; 5 spreads them over the
+  # classes.
   return (words.index(word) + 5 * kind) % _HELD_OUT == 0
 
 
@@ -92,6 +94,7 @@ class Phrase:
 
 def phrases(thing: Thing) -> list[Phrase]:
   """What may be said of an object, least first."""
+  # Not stated comes first, so the phrases go from the shortest on.
   colors, sizes = (None, thing.color), (None, thing.size)
   return [Phrase(thing.kind, *pair) for pair in itertools.product(colors, sizes)]
 
@@ -115,11 +118,14 @@ def sentences(
     share = np.array(list(left.values()))
     kind = list(left)[rng.choice(len(share), p=share / share.sum())]
     if kind not in found:
+      # Made once for a scene; sentences of held-out pairs are no training.
       found[kind] = [s for s in _MAKERS[kind](things, clear) if not (train and s.novel)]
+    # A scene may have no sentence of a kind: the other kinds share its part.
     if not found[kind]:
       del left[kind]
       continue
     weight = np.array([float(CELLS[s.word]) if kind == "position" else 1.0 for s in found[kind]])
+    # Parts of the image are named as often as in RRSIS-D.
     pick = rng.choice(len(weight), p=weight / weight.sum())
     chosen.append(found[kind].pop(pick))
   return chosen
@@ -127,6 +133,7 @@ def sentences(
 
 def cell(thing: Thing) -> str:
   """The part of the image in which an object's centre lies."""
+  # A centre right at the border of the image belongs to the last third.
   col, row = (min(2, int(3 * z // SIDE)) for z in (thing.x, thing.y))
   return list(CELLS)[3 * row + col]
 
@@ -138,6 +145,7 @@ def depth(thing: Thing, word: str) -> float:
   """
   row, col = divmod(list(CELLS).index(word), 3)
   third = SIDE / 3
+  # Borders with other parts alone: `part > 0` has one before it, `part < 2` one behind.
   sides = [z - part * third for z, part in ((thing.x, col), (thing.y, row)) if part > 0]
   sides += [(part + 1) * third - z for z, part in ((thing.x, col), (thing.y, row)) if part < 2]
   return min(sides)
@@ -152,6 +160,7 @@ def direction(thing: Thing, anchor: Thing) -> str:
 def within(thing: Thing, anchor: Thing, word: str) -> float:
   """How far inside a direction's sector an object lies, radians; negative: outside."""
   turn = math.atan2(thing.y - anchor.y, thing.x - anchor.x)
+  # The difference of two angles, brought to [-pi, pi).
   off = (turn - DIRECTIONS.index(word) * math.pi / 4 + math.pi) % (2 * math.pi) - math.pi
   return math.pi / 8 - abs(off)
 
@@ -187,6 +196,7 @@ def _attribute(things: list[Thing], clear: list[bool]) -> list[Sentence]:
       if alike == [row] and clear[row] and rivals > 1:
         text = f"the {phrase.words()}"
         found.append(_sentence(text, "attribute", "", [row], [row], phrase))
+  # Two phrases of one object may read the same.
   return list(dict.fromkeys(found))
 
 
@@ -235,6 +245,7 @@ def _anchors(things: list[Thing], clear: list[bool]) -> list[tuple[int, Phrase]]
   """Objects that their looks alone tell, with the shortest phrase that does."""
   found = []
   for row, thing in enumerate(things):
+    # The first one is the shortest.
     unique = [phrase for phrase in phrases(thing) if _alike(phrase, things) == [row]]
     if unique and clear[row]:
       found.append((row, unique[0]))
@@ -251,6 +262,7 @@ def _relation(things: list[Thing], clear: list[bool]) -> list[Sentence]:
       word = direction(thing, things[anchor])
       for phrase in phrases(thing):
         alike = _alike(phrase, things)
+        # An anchor that the phrase fits too would be meant as well.
         if anchor in alike:
           continue
         inside = {other: within(things[other], things[anchor], word) for other in alike}
@@ -280,6 +292,7 @@ def _comparison(things: list[Thing], clear: list[bool]) -> list[Sentence]:
       if row == anchor or not clear[row] or anchor in alike or len(alike) < 2:
         continue
       ratio = {other: area[other] / area[anchor] for other in alike}
+      # Areas that are nearly the same are in doubt, and so is the sentence.
       sure = all(r > _RATIO or r < 1 / _RATIO for r in ratio.values())
       larger = ratio[row] > 1
       same = [other for other, r in ratio.items() if (r > 1) == larger]

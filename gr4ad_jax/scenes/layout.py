@@ -82,6 +82,7 @@ def sample(drawn: Drawn, rng: np.random.Generator) -> list[Thing]:
   looks, so a class or a colour alone often does not tell which is meant.
   """
   main = _looks(rng)
+  # One or two: the upper end of `integers` is exclusive.
   relatives = [_relative(main, rng) for _ in range(rng.integers(1, 3))]
   others = [_looks(rng) for _ in range(drawn.others)]
   if rng.random() < 0.4:  # a second group of two
@@ -104,6 +105,7 @@ def _relative(looks: tuple[int, int, int], rng: np.random.Generator) -> tuple[in
   """The same class in another colour, or another size, or both."""
   kind, color, size = looks
   if rng.random() < 0.7:
+    # At least one further, and less than once round: always another colour.
     color = int((color + rng.integers(1, len(COLORS))) % len(COLORS))
   else:
     size = 1 - size
@@ -122,11 +124,13 @@ def _put(looks, drawn: Drawn, near, things: list[Thing], rng: np.random.Generato
   """An object where it overlaps no other and lies inside; None where no place is found."""
   length, width = list(CLASSES.values())[looks[0]]
   factor = drawn.scale * float(rng.uniform(*SIZE_RANGES[looks[2]]))
+  # Without turning, still a little askew, as in real images.
   turn = math.pi if drawn.turned else math.pi / 18
   angle = float(rng.uniform(-turn, turn))
   for attempt in range(_TRIES):
     x, y = _place(rng) if near is None else near
     if near is not None:  # around the cluster's middle, further out with every attempt
+      # The first tries are the densest; a crowded middle drives the rest outwards.
       reach = 4.0 + attempt * 0.6
       x += float(rng.normal(0, reach))
       y += float(rng.normal(0, reach))

@@ -47,7 +47,9 @@ def size_of(path: str) -> tuple[int, int]:
 
 def resize_mask(mask_HW: np.ndarray, side: int) -> np.ndarray:
   """[side, side] bool: the nearest pixel's, at the centres of the cells."""
+  # Centres of the new cells, as places in the old picture.
   rows, cols = (((np.arange(side) + 0.5) * size / side).astype(int) for size in mask_HW.shape)
+  # (side, 1) with (side,) -> (side, side).
   return mask_HW[rows[:, None], cols]
 
 
@@ -57,10 +59,12 @@ def _opened(path: str):
     raise DataError(f"{path}: there is no such picture")
   try:
     picture = image.open(path)
+    # The header tells the size, before anything is unfolded.
     if picture.width * picture.height > MOST_PIXELS:
       raise DataError(
         f"{path}: {picture.width} x {picture.height} pixels; {MOST_PIXELS} are allowed"
       )
+    # Pillow reads a file's pixels only when they are asked for.
     picture.load()
   except DataError:
     raise

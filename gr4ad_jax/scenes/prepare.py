@@ -31,12 +31,14 @@ def load(own: SegmentationConfig, told=lambda *_: None) -> dict[str, Referring]:
     DataError: bad input, in one line, before anything is written.
     ImportError: the `data` or the `segmentation` extra is missing.
   """
+  # Imported here: TFDS takes seconds.
   from gr4ad_jax.scenes.builders import BUILDERS
 
   make = BUILDERS[own.scenes]
   root = os.path.join(own.scenes_dir or default_data_dir(), make.fingerprint(own))
   splits = _stored(make, own, root)
   if splits is None:
+    # Made before the lock is taken, since it takes long and writes nothing.
     made = make.read(own, told)
     os.makedirs(root, exist_ok=True)
     with Lock(os.path.join(root, ".lock"), wait=True):

@@ -71,6 +71,7 @@ class Referring:
   @property
   def side(self) -> int:
     """Rows and columns of an image (S)."""
+    # Masks are packed eight pixels a byte, so the side is the root of the bits.
     return int(round((self.mask.shape[1] * 8) ** 0.5))
 
   def masks(self, rows: np.ndarray) -> np.ndarray:

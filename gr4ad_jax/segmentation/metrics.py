@@ -55,6 +55,7 @@ def count(found_LHW: np.ndarray, truth_LHW: np.ndarray) -> Counts:
   Raises:
     ValueError: shapes that differ, or arrays that are not bool.
   """
+  # Booleans: sums below count pixels.
   for x in (found_LHW, truth_LHW):
     if x.dtype != bool or x.shape != found_LHW.shape or x.ndim != 3:
       raise ValueError(f"masks are {x.dtype}{list(x.shape)}; bool [L, H, W] are needed, both alike")
@@ -75,11 +76,14 @@ def boundary_f(found_HW: np.ndarray, truth_HW: np.ndarray) -> float:
   Segmentation", CVPR 2016, without their matching one to one.
   """
   edges = [_edge(x) for x in (found_HW, truth_HW)]
+  # Neither has an edge: both are empty, which is a right answer.
   if not edges[0].any() and not edges[1].any():
     return 1.0
   if not edges[0].any() or not edges[1].any():
     return 0.0
+  # One pixel at least, however small the image is.
   reach = max(1.0, TOLERANCE * float(np.hypot(*found_HW.shape)))
+  # The distance of every pixel to the nearest edge of a mask.
   far = [ndimage.distance_transform_edt(~edge) for edge in edges]
   precision = (far[1][edges[0]] <= reach).mean()
   recall = (far[0][edges[1]] <= reach).mean()
@@ -88,6 +92,7 @@ def boundary_f(found_HW: np.ndarray, truth_HW: np.ndarray) -> float:
 
 
 def _edge(mask_HW: np.ndarray) -> np.ndarray:
+  # What erosion takes away is the edge; pixels beyond the image count as outside.
   return mask_HW & ~ndimage.binary_erosion(mask_HW)
 
 
