@@ -271,7 +271,8 @@ def put_until_it_dies(server, prefix, acknowledged):
       return
 
 
-@pytest.mark.parametrize("turns", [2, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("turns", [2, 10])
 def test_kill_9_during_load_loses_nothing_acknowledged(workdir, turns):
   acknowledged = {}
   for turn in range(turns):

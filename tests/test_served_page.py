@@ -12,7 +12,7 @@ from gr4ad_jax.config import load_config
 from tests import tiny
 from tests.serving.browser import Visit, chromium, served
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compile_cache")]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compile_cache")]
 
 
 @pytest.fixture(scope="module")

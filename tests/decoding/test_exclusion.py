@@ -158,7 +158,8 @@ def test_the_search_is_that_of_an_index_without_the_ads(kind, settings, counts):
     assert len(rows) < 300 or (plain.ad_RK[request] != found.ad_RK[request]).any()
 
 
-@pytest.mark.parametrize("kind", ["plain", pytest.param("items", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["plain", "items"])
 def test_only_some_ads_and_not_these_of_them(kind):
   model, params, batch, index = system(kind)
   search = SearchConfig(beams=BEAMS, item_weight=0.7 if kind == "items" else 0.0)

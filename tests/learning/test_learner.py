@@ -86,6 +86,7 @@ def test_kill_9_in_the_middle_changes_no_bit(small_run, tmp_path):
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.long
 def test_what_would_harm_is_refused_and_the_learner_goes_back(small_run, tmp_path):
   """A learning rate far too high: nothing is promoted, and the run's own parameters stay."""
   stream = streams.filled(tmp_path / "stream.sqlite", streams.visits(42))

@@ -99,7 +99,8 @@ def test_refreshed_ads_share_no_code(published):
   assert len(same) > 5 and all((code == was).all() for code, was in same)
 
 
-@pytest.mark.parametrize("how", ["append", pytest.param("refresh", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["append", "refresh"])
 def test_the_binary_renews_a_runs_codes(published, small_run, tmp_path, how):
   log = tiny.write_log(tmp_path / "log", ads=26)  # two ads more, at the end
   flags = (*tiny.source_flags(log), *tiny.SETTINGS, f"--workdir={tmp_path}/run")
