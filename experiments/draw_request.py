@@ -18,9 +18,9 @@ from absl import flags
 from gr4ad_jax.answering import printed
 from gr4ad_jax.answering.contexts import UserHistories
 from gr4ad_jax.answering.recommender import Recommender
-from gr4ad_jax.answering.request_plot import DrawnRequest, plot_request
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.schema import EventLog
+from gr4ad_jax.delivery.request_plot import DrawnRequest, plot_request
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.runs import published
 

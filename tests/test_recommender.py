@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
-from gr4ad_jax.answering import request_plot
 from gr4ad_jax.answering.recommender import Recommender
 from gr4ad_jax.config import ConfigError, SearchConfig
 from gr4ad_jax.data.schema import DataError, EventLog
+from gr4ad_jax.delivery import request_plot
 from gr4ad_jax.evaluation import exposure
 from tests import tiny
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gr4ad_jax.answering import request_plot
 from gr4ad_jax.answering.recommender import Recommendation
+from gr4ad_jax.delivery import request_plot
 from tests.evaluation.drawn import drawn_axes
 
 
