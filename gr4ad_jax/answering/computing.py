@@ -94,7 +94,8 @@ class Computer:
     self, config: Config, catalog: AdCatalog, state: State, searcher: Searcher, searches: Searches,
     behaviors: Sequence[str], ledger: Ledger,
   ):  # fmt: skip
-    self.ledger, self._rng = ledger, np.random.default_rng()  # of --explore's draws
+    self.ledger = ledger
+    self._rng = np.random.default_rng()  # of --explore's draws
     self.searches = searches
     self._config = config
     self._catalog = catalog

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-DAY, HOUR = 86_400, 3_600  # seconds
+DAY = 86_400  # seconds
+HOUR = 3_600  # seconds
 _LOOK = 1.0  # seconds between two looks at which accounts are ahead of their plan
 _EVEN = 0.1  # share of a plan that is spread evenly, so that no hour is without any
 

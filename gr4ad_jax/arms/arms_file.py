@@ -119,6 +119,7 @@ def _arm(found: Any, folder: str, what: str) -> Arm:
   for name in settings:
     if name not in _KNOBS:
       raise ConfigError(f"{what}: setting {name!r} is no knob of search or server")
+  # Knobs of several values are tuples, and JSON has lists.
   tuples = {n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()}
   place = os.path.join(folder, workdir) if workdir else ""
   return Arm(float(share), place, checkpoint, tuples)

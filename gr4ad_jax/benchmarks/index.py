@@ -59,7 +59,8 @@ class _Changing:
     self.index = LiveIndex(codes_NT, CODEBOOKS)
     built = time.perf_counter() - begin
     # A copy of what requests are made of: a view would keep all codes in memory.
-    self.sample_NT, self.feed = codes_NT[:100_000].copy(), TrieFeed(self.index)
+    self.sample_NT = codes_NT[:100_000].copy()
+    self.feed = TrieFeed(self.index)
     self.feed.trie()
     self.figures = {
       "ads": self.ads,

@@ -222,7 +222,9 @@ def keep_memory() -> bool:
   the life of the process.
   """
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-  trim_threshold, mmap_max = -1, -4  # malloc.h
+  # Numbers of options, of malloc.h.
+  trim_threshold = -1
+  mmap_max = -4
   return mallopt is not None and bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1))
 
 

@@ -85,7 +85,8 @@ class Bert(nn.Module):
     Returns:
       [B, N, E]; what stands at padding means nothing.
     """
-    size, N = self.size, tokens_BN.shape[1]
+    size = self.size
+    N = tokens_BN.shape[1]
 
     def table(name, rows, axes):
       init = nn.with_logical_partitioning(nn.initializers.truncated_normal(0.02), axes)

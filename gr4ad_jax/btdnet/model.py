@@ -88,7 +88,8 @@ class BTDNet(nn.Module):
   remat: str = "none"
 
   def setup(self):
-    stages, parts = range(len(self.vision.depths)), self.parts
+    stages = range(len(self.vision.depths))
+    parts = self.parts
     self.encoder = Bert(self.text, self.dtype, self.remat)
     self.stem = Stem(self.vision, self.dtype)
     self.stages = [Stage(self.vision, i, self.remat) for i in stages]
@@ -124,7 +125,8 @@ class BTDNet(nn.Module):
     text_BNE = self.encoder(tokens_BN, mask_BN, train)
     maps, words_BNE = self.fused_stages(image_BHW3, text_BNE, mask_BN, train)
     logits, levels = self.decoder(maps, height, width)
-    text_rebuilt, map_rebuilt = None, None
+    text_rebuilt = None
+    map_rebuilt = None
     if hidden is not None and self.parts.dmols in ("text", "both"):
       masked_BNE = self.encoder(hidden.tokens_BN, mask_BN, train)
       text_rebuilt = self.text_rebuilder(masked_BNE, maps[-1])

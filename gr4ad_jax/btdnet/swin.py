@@ -206,11 +206,13 @@ class Stem(nn.Module):
 
   @nn.compact
   def __call__(self, image_BHW3: jax.Array) -> jax.Array:
-    x, width = image_BHW3.astype(self.dtype), self.size.width
+    x = image_BHW3.astype(self.dtype)
+    width = self.size.width
     if self.size.stem == "conv":
       x = nn.relu(LayerNorm(name="norm_0")(Conv(width // 2, 3, 2, name="conv_0")(x)))
       x = Conv(width, 3, 2, name="conv_1")(x)
     else:
+      # A side that is no multiple of 4 is padded below and right.
       x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % 4), (0, -x.shape[2] % 4), (0, 0)))
       x = Conv(width, 4, 4, bias=True, padding="VALID", name="projection")(x)
     x = LayerNorm(name="norm")(x)
@@ -235,7 +237,8 @@ class Stage(nn.Module):
 
   @nn.compact
   def __call__(self, x_BHWC: jax.Array, train: bool) -> jax.Array:
-    size, number = self.size, self.number
+    size = self.size
+    number = self.number
     # Argument 2 of a block's call is `train`, a Python bool that remat must not trace.
     block = rematerialized(SwinBlock, self.remat, (2,))
     # The rate grows over the blocks of all stages, so it needs the number of those before.

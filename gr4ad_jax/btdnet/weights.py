@@ -57,7 +57,8 @@ def bert_pieces(size: BertSize) -> list[Piece]:
   ]
   pieces += _norm(("norm",), "embeddings.LayerNorm")
   for i in range(size.layers):
-    at, layer = f"encoder.layer.{i}", f"layer_{i}"
+    at = f"encoder.layer.{i}"
+    layer = f"layer_{i}"
     heads = [f"{at}.attention.self.{part}" for part in ("query", "key", "value")]
     pieces += _linear((layer, "attention", "qkv"), *heads)
     pieces += _linear((layer, "attention", "out"), f"{at}.attention.output.dense")
@@ -150,10 +151,12 @@ def load(path: str, params: Mapping[str, Any], pieces: list[Piece]) -> dict:
       names it, with both shapes.
     ImportError: the package safetensors is missing.
   """
+  # All of the file is read, and what nothing takes is looked at in the end.
   found = _read(path)
   out = _copied(params)
   for piece in pieces:
     parts = [_taken(found, name, path) for name in piece.names]
+    # Queries, keys and values stand apart in files, and are one product here.
     made = piece.change(np.concatenate(parts) if len(parts) > 1 else parts[0])
     *above, last = piece.path
     place = out
@@ -167,6 +170,7 @@ def load(path: str, params: Mapping[str, Any], pieces: list[Piece]) -> dict:
       )
     place[last] = np.asarray(made, np.float32)
   used = {name for piece in pieces for name in piece.names}
+  # A tensor that nothing here takes may mean another model.
   for name in found.keys() - used:
     if not _UNUSED.search(name):
       raise DataError(f"{path}: the model has no place for {name} {list(found[name].shape)}")
@@ -200,6 +204,7 @@ def _read(path: str) -> dict[str, np.ndarray]:
       at, _, ending = plain.rpartition(".attn.qkv.")
       if len(tensor) % 3:
         raise DataError(f"{path}: {name} {list(tensor.shape)} is no multiple of 3 rows")
+      # The published order of the three: queries, keys, values.
       for part, third in zip(("query", "key", "value"), np.split(tensor, 3), strict=True):
         found[f"{at}.attention.self.{part}.{ending}"] = third
     else:

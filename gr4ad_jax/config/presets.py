@@ -19,10 +19,9 @@ PRESETS = {
 }
 """Model sizes by name; the four large ones carry the paper's names (docs/design/method.md §2.5)."""
 
-LARGE_CODEBOOKS, LARGE_BEAMS = (
-  (16384, 4096, 1024),
-  (512, 512, 512),
-)  # the paper's; most parameters are the codes'
+# The paper's; most parameters are the codes'.
+LARGE_CODEBOOKS = (16384, 4096, 1024)
+LARGE_BEAMS = (512, 512, 512)
 
 
 def preset(name: str) -> Config:

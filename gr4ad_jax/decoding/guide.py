@@ -53,7 +53,9 @@ class NodeAds:
     )
     known_N = (index.leaf_ads < num_ads) & counts_N
     counted = np.append(0, np.cumsum(counts_N))  # allowed ads before each place
-    begin, nodes, sizes = index.leaf_start, [], []  # a node's first ad, in the order of the leaves
+    begin = index.leaf_start  # a node's first ad, in the order of the leaves
+    nodes = []
+    sizes = []
     # From the leaves up: a node's ads are those from its first child's first to the next node's.
     for start in reversed(index.child_start):
       size = np.diff(begin)

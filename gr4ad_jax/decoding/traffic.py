@@ -67,7 +67,9 @@ class Rate:
 
   def add(self, now: float, amount: float = 1.0) -> None:
     """Counts an amount at a moment."""
-    self._sum, self._at = self._decayed(now) + amount, max(now, self._at)
+    # The sum first: it decays from the moment at which it was last counted.
+    self._sum = self._decayed(now) + amount
+    self._at = max(now, self._at)
 
   def per_second(self, now: float) -> float:
     """The rate at a moment."""

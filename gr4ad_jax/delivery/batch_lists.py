@@ -70,6 +70,7 @@ class BatchLists:
     self._log = inputs.log_digest(events)
     self._histories = UserHistories(events)
     number_of = {str(user): number for number, user in enumerate(events.user_id)}
+    # Users are named by id, and the log knows them by number.
     self._numbers = np.array([number_of[user] for user in users])
     self._users = list(users)
     self._wanted = wanted

@@ -138,7 +138,8 @@ class RequestContexts:
       some = fold == number
       ids, scores = neighbors.part(number).unseen(ads[some], decay[some], slots)
       with self._lock:
-        self._neighbor_ids[requests[some]], self._neighbor_scores[requests[some]] = ids, scores
+        self._neighbor_ids[requests[some]] = ids
+        self._neighbor_scores[requests[some]] = scores
 
   def slots(self, requests: np.ndarray):
     """Ads of the context slots.

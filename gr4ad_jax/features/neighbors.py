@@ -309,7 +309,8 @@ def _table(
   # The place of each ad in its row: rows ascend, so the search gives where a row begins.
   rank = np.arange(len(row)) - np.searchsorted(row, row)
   kept = rank < width
-  ids[row[kept], rank[kept]], scores[row[kept], rank[kept]] = ad[kept], score[kept]
+  ids[row[kept], rank[kept]] = ad[kept]
+  scores[row[kept], rank[kept]] = score[kept]
   return ids, scores
 
 

@@ -98,7 +98,8 @@ class Overlay:
         if child < 0:
           # Its number follows from the entry, so the children below can name it as their parent.
           entry = self._unused(self._add_parent[level])
-          self._add_parent[level, entry], self._add_code[level, entry] = node, code
+          self._add_parent[level, entry] = node
+          self._add_code[level, entry] = code
           child = self.trie.capacity(level + 1) + entry
       node = child
 

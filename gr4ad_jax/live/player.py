@@ -141,7 +141,8 @@ class Server:
     parts = urllib.parse.urlsplit(address)
     if parts.scheme != "http" or not parts.hostname:
       raise ConfigError(f"--address={address} is not allowed: http://host:port")
-    self._host, self._port = parts.hostname, parts.port or 80
+    self._host = parts.hostname
+    self._port = parts.port or 80
     self._headers = {"content-type": "application/json"}
     if token:
       self._headers["authorization"] = f"Bearer {token}"

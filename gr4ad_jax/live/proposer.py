@@ -180,7 +180,8 @@ def _followed(inputs: Inputs, answers: Sequence[Mapping[str, Any]], seconds: flo
     if user is None:
       continue
     # The user's own requests, of which the first at or after the answer is looked for.
-    begin, end = first_U[user], first_U[user + 1]
+    begin = first_U[user]
+    end = first_U[user + 1]
     row = begin + int(np.searchsorted(lines.request_time[begin:end], answer["moment"]))
     if row < end and lines.request_time[row] < answer["moment"] + seconds:
       found[at] = row

@@ -57,6 +57,7 @@ class Client:
   def __init__(self, address: str, token: str = "", connections: int = 512, timeout: float = 30.0):
     parts = urllib.parse.urlsplit(address)
     self._host = parts.hostname
+    # Without a port HTTP means 80.
     self._port = parts.port or 80
     self._timeout = timeout
     authorization = f"Authorization: Bearer {token}\r\n" if token else ""
@@ -81,6 +82,8 @@ class Client:
     async with self._slots, asyncio.timeout(self._timeout):
       # The latest first: the longer one is idle, the likelier has the server closed it.
       if self._idle:
+        # A kept connection may have been closed by the server meanwhile: then a new one is tried,
+        # once.
         try:
           return await self._exchange(self._idle.pop(), head + body)
         except (OSError, EOFError):
@@ -110,6 +113,7 @@ class Client:
       writer.close()
     else:
       self._idle.append(connection)
+    # The status stands at a fixed place of the first line.
     return Reply(int(first[9:12]), headers, body)
 
   def close(self) -> None:
@@ -151,6 +155,7 @@ def requests_of(users: Sequence[str], seed: int, skew: float = 1.0, **fields) ->
     **fields: of every request, as k=10, cache=False.
   """
   rng = np.random.default_rng(seed)
+  # Which user asks most is drawn, so that the order of ids does not decide.
   bodies = [json.dumps({"user": users[u]} | fields).encode() for u in rng.permutation(len(users))]
   weight = np.arange(1, len(users) + 1, dtype=np.float64) ** -skew
   while True:
@@ -206,6 +211,7 @@ async def closed_loop(
     found = []
     while (now := clock() - begin) < seconds:
       found.append(await _ask(client, next(bodies), begin, now))
+      # A server that refuses is not asked again at once by every worker.
       if found[-1].status != 200:
         await asyncio.sleep(pause)
     return found

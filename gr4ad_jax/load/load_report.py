@@ -32,10 +32,12 @@ def report(measured: Load) -> dict[str, Any]:
   target = measured.target
   begins = np.cumsum([0.0, *(phase.seconds for phase in phases)])
   due_R = np.array([outcome.due for outcome in measured.outcomes])
+  # (n, 2) also where nothing was measured.
   taken, resident = np.array(measured.memory, np.float64).reshape(-1, 2).T
   points = _points(measured.outcomes, begins[-1])
   figures = {}
   for phase, begin, end in zip(phases, begins, begins[1:], strict=False):
+    # Outcomes are in order of due times, so those of a phase are a run.
     mine = measured.outcomes[slice(*np.searchsorted(due_R, [begin, end]))]
     figures[phase.name] = summary(mine, phase.seconds)
     figures[phase.name]["memory_mib"] = _ends(resident[(begin <= taken) & (taken < end)] / _MEBI)
@@ -51,6 +53,7 @@ def report(measured: Load) -> dict[str, Any]:
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
   """A stretch of time: counts, rates, latencies. Errors are all but answers and refusals (503)."""
+  # The fallback list is an answer, but none of the model's.
   accepted = [o for o in outcomes if o.status == 200 and o.source != "fallback"]
   refused = [o for o in outcomes if o.status == 503]
   fallback = sum(o.status == 200 and o.source == "fallback" for o in outcomes)
@@ -87,6 +90,7 @@ def holds(figures: Mapping[str, Mapping[str, Any]], target: float) -> dict[str, 
   if again := figures.get("recovery"):
     kept["recovers"] = again["seconds_until_steady"] is not None
   if (long := figures.get("long")) and long["memory_mib"]:
+    # Five per cent are what an allocator may keep without a leak.
     kept["memory_flat"] = long["memory_mib"]["last"] <= 1.05 * long["memory_mib"]["first"]
   return kept
 
@@ -104,6 +108,7 @@ def _ends(resident: np.ndarray) -> dict[str, float] | None:
   if not len(resident):
     return None
   tenth = max(1, len(resident) // 10)
+  # Medians: a moment's peak is no growth.
   first = np.median(resident[:tenth])
   last = np.median(resident[-tenth:])
   return {"first": float(first), "last": float(last), "most": float(resident.max())}
@@ -126,6 +131,7 @@ def _settled(
   bad = [second for second in span if not _good(points[second], target)]
   if not bad:
     return 0.0
+  # Settled in the second after the last bad one; never, if that is the last of all.
   return bad[-1] + 1 - begin if bad[-1] != span[-1] else None
 
 

@@ -59,6 +59,7 @@ class Server:
     self.status = None
 
   def __enter__(self) -> "Server":
+    # A file and not a pipe: a full pipe would stop the server.
     self._log = tempfile.TemporaryFile("w+")
     self._process = subprocess.Popen(self._arguments, stdout=self._log, stderr=subprocess.STDOUT)
     try:
@@ -80,6 +81,7 @@ class Server:
   def memory(self) -> int:
     """Bytes of memory that the process holds (Linux)."""
     with open(f"/proc/{self._process.pid}/statm", encoding="ascii") as file:
+      # The second field of statm: resident pages.
       return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")  # pages that are resident
 
   def _wait_for_address(self) -> str:
@@ -91,6 +93,7 @@ class Server:
       if self._process.poll() is not None:
         break
       time.sleep(0.05)
+    # The last line that it wrote is most often the reason.
     last = (self._written().strip().splitlines() or ["it wrote nothing"])[-1]
     raise RuntimeError(f"the server did not start: {last}")
 
@@ -195,6 +198,7 @@ async def find_capacity(address: str, seconds: float, seed: int = 0) -> float:
   async with _requests(address, seed) as (client, bodies):
     outcomes = await http_load.closed_loop(client, bodies, WORKERS, seconds)
   ends = [o.due + o.seconds for o in outcomes if o.status == 200]
+  # Answers are counted by when they came, after the warm-up.
   count = sum(seconds / 4 <= end < seconds for end in ends)
   if not count:
     raise RuntimeError(f"the server answered none of {len(outcomes)} requests")

@@ -47,10 +47,8 @@ def quantize(params: Any, kind: str) -> dict:
       scale_F = jnp.maximum(jnp.abs(value).max(axis=0), 1e-12) / greatest
       scaled = value / scale_F
       # A cast to int8 cuts off what is behind the point; a cast to fp8 rounds by itself.
-      whole[name], scales[name] = (
-        (jnp.round(scaled) if dtype == jnp.int8 else scaled).astype(dtype),
-        scale_F,
-      )
+      whole[name] = (jnp.round(scaled) if dtype == jnp.int8 else scaled).astype(dtype)
+      scales[name] = scale_F
     else:
       whole[name] = value
   return {"params": whole, "scales": scales}

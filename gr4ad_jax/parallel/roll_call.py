@@ -120,6 +120,7 @@ class RollCall:
         Those that are there are told why, except in the last case. The message names those that
         were refused as they are of a job of another size.
     """
+    # Both families of addresses where the machine has them.
     both = (
       {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     )

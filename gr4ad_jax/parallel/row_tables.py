@@ -112,6 +112,7 @@ def top_k(x_BN: jax.Array, k: int, mesh: Mesh | None = None) -> tuple[jax.Array,
   shards = math.prod(mesh.shape[axis] for axis in AXES) if mesh else 1
   if shards == 1 or N % shards:
     return jax.lax.top_k(x_BN, k)
+  # Columns of each shard: all have as many.
   each = N // shards
   batch = DATA if B % mesh.shape[DATA] == 0 else None
 

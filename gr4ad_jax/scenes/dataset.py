@@ -20,7 +20,8 @@ def split(
     scenes: how many.
     told: hears how many are done.
   """
-  images, rows = [], []
+  images = []
+  rows = []
   for number in range(scenes):
     scene = generate.make(seed, name, number)
     images.append(scene.image)
@@ -32,6 +33,7 @@ def split(
 
 def _row(scene: Scene, number: int, sentence: language.Sentence) -> dict:
   kind = scene.things[sentence.targets[0]].kind
+  # All objects of the class, and those that the stated looks fit: for controls without a model.
   same = tuple(i for i, thing in enumerate(scene.things) if thing.kind == kind)
   mask = scene.mask(sentence.targets)
   drawn = scene.drawn

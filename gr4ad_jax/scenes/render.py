@@ -31,13 +31,16 @@ def inside(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
   if kind == "storage tank":
     return u**2 + v**2 <= 1
   if kind == "ship":  # pointed ahead, blunt behind
+    # 1.6 (1 - u) is 1 or more but for the last part of the length: there the bow narrows.
     return box & (np.abs(v) <= np.clip(1.6 * (1 - u), 0, 1))
   if kind == "airplane":
     wings = (np.abs(u - 0.1 + 0.35 * np.abs(v)) <= 0.2) & (np.abs(v) <= 1)
     tail = (np.abs(u + 0.8) <= 0.17) & (np.abs(v) <= 0.45)
     return ((np.abs(v) <= 0.17) | wings | tail) & box
   if kind == "windmill":  # three blades
-    radius, turn = np.hypot(u, v), np.arctan2(v, u)
+    radius = np.hypot(u, v)
+    turn = np.arctan2(v, u)
+    # The turn within one of three equal sectors: the same blade three times.
     away = np.abs((turn + np.pi / 3) % (2 * np.pi / 3) - np.pi / 3)
     return (radius <= 1) & (radius * np.sin(away) <= 0.17)
   if kind == "baseball field":  # a quarter of a disk
@@ -79,6 +82,7 @@ def render(
   canvas = _ground(rng)
   ids = np.zeros(canvas.shape[:2], np.uint8)
   light = rng.uniform(-np.pi, np.pi)
+  # A faint shadow is none; all shadows lie below all objects.
   for thing in things if drawn.shadow > 0.3 else ():
     patch, u, v = _local(thing, drawn.shadow * np.cos(light), drawn.shadow * np.sin(light))
     dark = inside(list(CLASSES)[thing.kind], u, v)
@@ -89,11 +93,14 @@ def render(
     where = inside(kind, u, v)
     color = np.clip(_RGB[thing.color] * shade(kind, u, v)[..., None], 0, 255)
     under = canvas[patch]
+    # Contrast mixes the object with the ground below it.
     canvas[patch] = np.where(where[..., None], under + drawn.contrast * (color - under), under)
+    # Later objects cover earlier ones.
     ids[patch] = np.where(where, number, ids[patch])
   whole = _areas(ids, len(things))
   if drawn.occluded:
     _cover(canvas, ids, things, rng)
+  # The mean of the fine samples: edges of objects are soft.
   image = canvas.reshape(SIDE, _FINE, SIDE, _FINE, 3).mean((1, 3))
   if drawn.blur > 0.2:
     image = ndimage.gaussian_filter(image, (drawn.blur, drawn.blur, 0), mode="nearest")
@@ -127,7 +134,8 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
   mix[np.arange(size), left + 1] += rise
   ground = color + 9 * (mix @ coarse @ mix.T)[..., None]
   if rng.random() < 0.4:
-    turn, far = rng.uniform(0, np.pi), rng.uniform(0.2, 0.8) * size
+    turn = rng.uniform(0, np.pi)
+    far = rng.uniform(0.2, 0.8) * size
     y, x = np.mgrid[:size, :size]
     away = np.abs((x - far) * np.sin(turn) - (y - far) * np.cos(turn))
     ground[away < rng.uniform(2, 5)] = 105 + rng.normal(0, 8)

@@ -26,7 +26,8 @@ def decode(segmentation: Any, height: int, width: int, where: str) -> np.ndarray
     segmentation = segmentation[0]
   if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
     raise DataError(f"{where}: segmentation is no run-length mask with size and counts")
-  size, counts = segmentation["size"], segmentation["counts"]
+  size = segmentation["size"]
+  counts = segmentation["counts"]
   if list(size) != [height, width]:
     raise DataError(f"{where}: size {size}, but the picture has [{height}, {width}]")
   runs = counts if isinstance(counts, list) else _runs(counts, where)

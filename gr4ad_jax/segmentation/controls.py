@@ -16,10 +16,13 @@ PLACED = ("position", "relation", "comparison")  # kinds that go on after the ob
 def shuffled(split: Referring, seed: int = 0) -> Referring:
   """Each image gets the sentences of another one, the next in a drawn circle of all images."""
   circle = np.random.default_rng(seed).permutation(np.unique(split.row))
+  # The circle turned by one: no image keeps its own sentences.
   after = dict(zip(circle.tolist(), np.roll(circle, -1).tolist(), strict=True))
   of_image = {image: np.flatnonzero(split.row == image) for image in after}
-  texts, rank = [], dict.fromkeys(after, 0)
+  texts = []
+  rank = dict.fromkeys(after, 0)
   for image in split.row.tolist():
+    # The other image's sentences in turn, as images may have different numbers of them.
     others = of_image[after[image]]
     texts.append(split.text[others[rank[image] % len(others)]])
     rank[image] += 1
@@ -60,6 +63,7 @@ def _nouns(split: Referring):
 
 
 def _with_texts(split: Referring, texts: list[str]) -> Referring:
+  # The noun's place is of the old text, and says nothing of the new one.
   return dataclasses.replace(split, text=texts, noun=np.zeros_like(split.noun))
 
 

@@ -37,7 +37,8 @@ def groups(split: Referring) -> dict[str, np.ndarray]:
     found["word and class not in training"] = split.novel
     with_word = (split.word != "") & ~split.novel
     found["word and class in training"] = with_word
-  pixels, alike = split.facts["pixels"], split.facts["alike"]
+  pixels = split.facts["pixels"]
+  alike = split.facts["alike"]
   for low, high in zip(_SIZES, _SIZES[1:], strict=False):
     words = f"{low} to {high - 1:.0f}" if np.isfinite(high) else f"{low} or more"
     found[f"target of {words} pixels"] = (pixels >= low) & (pixels < high)

@@ -62,7 +62,8 @@ class SegmentationTask(Task):
 
   @classmethod
   def divided(cls, config: Config):
-    vision, text = sizes.SWINS[config.own.swin], sizes.BERTS[config.own.bert]
+    vision = sizes.SWINS[config.own.swin]
+    text = sizes.BERTS[config.own.bert]
     return (
       (mesh_lib.FSDP, "swin", vision.width),
       (mesh_lib.TENSOR, "swin", vision.heads[0]),
@@ -127,7 +128,8 @@ class SegmentationTask(Task):
       train=True,
       rngs={"dropout": key},
     )
-    own, truth = self.own, batch.target_BHW.astype(jnp.float32)
+    own = self.own
+    truth = batch.target_BHW.astype(jnp.float32)
     loss = losses.segmentation_loss(
       out.logits_BHW2, out.levels, truth, kind=own.mask_loss, background=own.background_loss
     )

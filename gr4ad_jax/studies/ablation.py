@@ -203,6 +203,7 @@ class Ablation:
     self, row: Row, settings: dict, seed: int, fit_splits: str, group: str, name: str = ""
   ) -> Config:
     """The config of one run; its workdir is <folder>/<group>/<name>."""
+    # The same seed and splits in every knob that a row does not fix itself.
     base = self._plan.config
     knobs = {"seed": seed, "fit_splits": fit_splits}
     if row.start:

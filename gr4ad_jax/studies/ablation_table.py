@@ -64,6 +64,7 @@ def results(
   told = {}
   for part, part_P in parts_lib.split(dataset, requests).items():
     lists = unseen if part == parts_lib.NEW else rankings
+    # Lists without seen ads are made for the part of new targets alone.
     told[part] = _scored(requests, part_P, lists, parents)
     for name, runs in lists.items():
       # Of lists together, so they have no parts by request, and no interval.
@@ -167,6 +168,7 @@ def format_markdown(found: Mapping) -> str:
 def _tables(told: Mapping) -> list[str]:
   """The rows and the steps of one part."""
   shown = [metric for metric in SHOWN if metric in next(iter(told["rows"].values()))]
+  # Coverage and the like have one figure, without an interval.
   body = [
     [
       name,

@@ -17,6 +17,7 @@ def power_law(parameters: Sequence[int], loss: Sequence[float]) -> dict[str, flo
   Returns:
     scale, exponent, and r2, the share of the logarithms' variance that the law explains.
   """
+  # In float, since parameters are large whole numbers.
   x = np.log(np.asarray(parameters, float))
   y = np.log(np.asarray(loss, float))
   slope, offset = np.polyfit(x, y, 1)  # a power law is a line in logarithms

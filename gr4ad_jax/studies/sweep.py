@@ -182,6 +182,7 @@ class Sweep:
       DivergedError: the loss stopped being finite.
       Stopped: asked to stop.
     """
+    # The setting's numbers take the place of the config's, and everything else stays.
     config = with_knobs(self._config, dict(setting))
     lists = self._lists_with(config.preference)
     task = SettingTask(config, self._inputs, self._task.order.examples, lists, self._step)
@@ -209,6 +210,7 @@ class Sweep:
     batch = batch._replace(
       reference_logp_BC=jnp.where(knobs["reference"], batch.reference_logp_BC, unknown)
     )
+    # Traced values in a frozen config: the loss reads them as it would read numbers.
     p = dataclasses.replace(
       config.preference, reference=True, **{name: knobs[name] for name in ARGUMENTS}
     )
@@ -318,10 +320,8 @@ class Results:
   """
 
   def __init__(self, folder: str, config: Config):
-    self._folder, self._common = (
-      folder,
-      json.loads(json.dumps(scoring.shaping(config))),
-    )  # in JSON's types
+    self._folder = folder
+    self._common = json.loads(json.dumps(scoring.shaping(config)))  # in JSON's types
     self._path = os.path.join(folder, "sweep.json")
     self.found: list[dict] = []
     if os.path.exists(self._path):

@@ -28,6 +28,7 @@ def format_markdown(found: Sequence[Mapping]) -> str:
   shown = [name for name in SHOWN if name in found[0]["valid"]]
   valued = [name for name in ("recall@10", "revenue@10") if name in shown]
   rows = [["setting", *shown, *(f"{name}, by value" for name in valued), "entropy"]]
+  # Best first, by the metric that a shop would choose by.
   for one in sorted(found, key=lambda one: -one["valid"][by]):
     common = {name: one["common"].get(name) for name in differing}
     cells = [f"{one['valid'][name]:.4f}" for name in shown] + [

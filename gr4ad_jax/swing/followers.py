@@ -13,10 +13,8 @@ import scipy.sparse
 
 from gr4ad_jax.swing.cooccurrence import directed_counts
 
-WINDOW, DECAY = (
-  10,
-  0.8,
-)  # lines after an ad that count, and the weight of a distance against the one before it
+WINDOW = 10  # lines after an ad that count
+DECAY = 0.8  # weight of a distance against the one before it
 RECENCY = 0.7  # weight of an ad of the history against the one after it
 DAMPING = 0.5  # exponent of an ad's own count: what often stands in histories says less
 

@@ -49,7 +49,8 @@ def _read(own: SegmentationConfig, split: str, told: Told) -> Referring:
   ids, texts = _lines(path)
   names = list(dict.fromkeys(ids))
   images = {name: os.path.join(own.scenes_path, "images", f"{name}.tif") for name in names}
-  masks, pixels = {}, {}
+  masks = {}
+  pixels = {}
   for done, name in enumerate(names):
     file = os.path.join(own.scenes_path, "masks", f"{name}.tif")
     mask_HW = pictures.read_grey(file) > _FOREGROUND
@@ -86,7 +87,8 @@ def _read(own: SegmentationConfig, split: str, told: Told) -> Referring:
 
 def _lines(path: str) -> tuple[list[str], list[str]]:
   """IDs and sentences. Raises DataError with the line's number."""
-  ids, texts = [], []
+  ids = []
+  texts = []
   try:
     with open(path, encoding="utf-8") as file:
       lines = file.read().splitlines()

@@ -22,7 +22,8 @@ from gr4ad_jax.scenes.builders.base import ReferringBuilder, Told, nobody
 from gr4ad_jax.scenes.referring import FACTS, Referring, packed
 from gr4ad_jax.scenes.sections import SegmentationConfig
 
-REFS, INSTANCES = os.path.join("rrsisd", "refs(unc).p"), os.path.join("rrsisd", "instances.json")
+REFS = os.path.join("rrsisd", "refs(unc).p")
+INSTANCES = os.path.join("rrsisd", "instances.json")
 PICTURES = os.path.join("images", "rrsisd", "JPEGImages")
 _SPLITS = {"train": "train", "val": "valid", "test": "test"}
 _STRAY = 0.5  # a mask with a larger share outside its box is not that object's
