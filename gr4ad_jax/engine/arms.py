@@ -22,6 +22,7 @@ def check_codes(name: str, own: Config, served: Config) -> None:
   """Raises ConfigError where an arm's run has other UA-SIDs than the one that is served."""
   if own.workdir == served.workdir:
     return
+  # Files of tokenizer and index, by content: two runs of one start have equal ones.
   digests = [inputs.digest_of_files(config) for config in (own, served)]
   if digests[0] != digests[1]:
     raise ConfigError(
@@ -57,6 +58,7 @@ class ArmsEngine:
     for name, own in configs.items():
       check_codes(name, own, config)
     self.engines: dict[str, ServingEngine] = {}
+    # An arm that cannot be opened closes those before it.
     with contextlib.ExitStack() as opened:
       for name, own in configs.items():
         place = {"state_dir": os.path.join(live, "arms", name), "stream": stream}
@@ -94,6 +96,7 @@ class ArmsEngine:
 
   def put_account(self, account: str, daily_budget: float | None) -> dict[str, Any]:
     """See `Changes.put_account`."""
+    # A list, so that every arm hears of it; the answers are alike.
     return [engine.put_account(account, daily_budget) for engine in self.engines.values()][0]
 
   def account(self, account: str) -> dict[str, Any]:
@@ -151,6 +154,7 @@ class ArmsEngine:
 
   def reload(self) -> bool:
     """Looks for other checkpoints now. Returns whether one came into use."""
+    # A list, too: `any` of a generator would stop at the first arm that has something new.
     return any([engine.reload() for engine in self.engines.values()])
 
   def stats(self) -> dict[str, Any]:

@@ -108,6 +108,7 @@ class BatchRunner:
     turns.
     """
     some = self._living.state.histories.user_ids[: searches.buckets[-1]]
+    # A log with few users is filled up with requests without a history.
     users = [Query(user=user) for user in some]
     users += [Query(history=())] * (searches.buckets[-1] - len(users))
 

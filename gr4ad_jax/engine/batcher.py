@@ -102,6 +102,7 @@ class Batcher:
     self._queue: collections.deque[_Job] = collections.deque()
     self._wake = threading.Condition()
     self._closed = False
+    # None: the worker is idle.
     self._started, self._expected = None, 0.0  # of the batch at work: moment, seconds
     self._offered = Rate(1.0)
     self._latencies: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RECENT)
@@ -145,7 +146,9 @@ class Batcher:
     """What the beam controller looks at."""
     with self._wake:
       now = self._clock()
+      # Two seconds: older requests tell of a load that is over.
       recent = sorted(latency for when, latency in self._latencies if now - when < 2.0)
+      # The 95th percentile, which one slow request in twenty does not move.
       latency = recent[int(0.95 * (len(recent) - 1))] if recent else 0.0
       return Load(len(self._queue), latency, self._offered.per_second(now))
 
@@ -167,6 +170,7 @@ class Batcher:
     wait = self._wait(now)
     if len(self._queue) >= self._limits.queue_size:
       raise Overloaded(f"{len(self._queue)} requests are waiting", wait)
+    # Nothing runs and nobody waits.
     if self._started is None and not self._queue:
       return  # an idle worker always tries, so that a wrong prediction is corrected
     if wait > self._hold(now):
@@ -187,9 +191,11 @@ class Batcher:
     return self._offered.per_second(now) * self._seconds(largest) / largest > _FULL
 
   def _wait(self, now: float) -> float:
+    # This request counts, too.
     full, rest = divmod(len(self._queue) + 1, self._limits.largest)
     wait = full * self._seconds(self._limits.largest) + (self._seconds(rest) if rest else 0.0)
     if self._started is not None:
+      # Below 0 where the batch takes longer than it should.
       left = self._expected - (now - self._started)
       wait += (
         left if left > 0 else -left * self._lasts(now)
@@ -222,6 +228,7 @@ class Batcher:
         if self._closed:
           return None
         self._wake.wait()
+      # A batch that is not full waits for more, but no longer than its first request may.
       while len(self._queue) < self._limits.largest and not self._closed:
         left = self._queue[0].arrived + self._limits.max_wait - self._clock()
         if left <= 0:
@@ -239,13 +246,16 @@ class Batcher:
     jobs = []
     late = []
     hold = self._hold(now)
+    # Seconds of the batch that would begin now.
     need = self._seconds(min(len(self._queue), self._limits.largest))
     while self._queue and len(jobs) < self._limits.largest:
       job = self._queue.popleft()
+      # False: the client has given up meanwhile.
       if not job.future.set_running_or_notify_cancel():
         continue
       if now > job.deadline:
         late.append((job, DeadlinePassed("the deadline passed in the queue")))
+      # It has waited twice what it was promised: others behind it still have a chance.
       elif now + need > job.arrived + 2 * hold:
         late.append((job, Overloaded("the queue moves slower than predicted", need)))
       else:

@@ -46,6 +46,7 @@ class Changes:
 
     def put() -> str:
       result = self.catalog.put(ad_id, fields)
+      # After the change is on disk here: others must not have an ad that this server lacks.
       self.living.ads.tell(ad_id)
       return result
 

@@ -59,6 +59,7 @@ class ServingEngine(Changes):
     try:
       self.metrics = Metrics(self._readings() | opened.living.readings())
       self._begin(opened, told)
+    # What was opened holds files and threads.
     except BaseException:
       opened.living.close()
       opened.catalog.close()
@@ -76,6 +77,7 @@ class ServingEngine(Changes):
     self._ledger = opened.computer.ledger
     most_bytes = serving.cache_mb << 20
     self._cache = ResultCache(serving.cache_seconds, serving.cache_entries, most_bytes=most_bytes)
+    # An ad that is removed must not come out of the cache.
     self.catalog.on_removed.append(self._cache.drop)
     self._closing = threading.Event()
     self._runner = BatchRunner(opened, self._cache, self.metrics)
@@ -84,6 +86,7 @@ class ServingEngine(Changes):
     self._reloader = Reloader(opened.source, self.step, self._runner.use, serving.reload_seconds)
     self._ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)
     self._ticker.start()
+    # The first search answers already; the others are compiled behind it.
     if opened.searches != self._computer.searches:
       self._runner.widen(told)
 
@@ -103,6 +106,7 @@ class ServingEngine(Changes):
       version = self.living.lately.version(query.user)
       name = key(query, self.step, self.config.serving.cache_seconds, version)
       kept = self._cache.get(name, self.beams)
+    # A kept answer is shown once more, and so it counts once more.
     if kept is not None and self._ledger.counts:
       kept = self._showing.again(query, kept)
     if kept is not None:
@@ -126,6 +130,7 @@ class ServingEngine(Changes):
       future = self.submit(query)
       answer = future.result(self._patience(query))
     except Exception as error:
+      # It may still be computed, and would be counted for nobody.
       self._showing.forgo(future)
       answer = self._instead(query, error, begin)
     return self._given(query, answer, begin)
@@ -146,6 +151,7 @@ class ServingEngine(Changes):
 
   def _given(self, query: Query, answer: Answer, begin: float) -> Answer:
     """Counts an answer, and hands it to those who write what is shown."""
+    # Each answer has an id of its own, also one that was kept.
     answer = dataclasses.replace(answer, request=uuid.uuid4().hex)
     self._count(answer.source, begin)
     tried = {"trial": answer.trial} if answer.trial else {}
@@ -161,6 +167,7 @@ class ServingEngine(Changes):
     """The fallback list where the query wants it after such an error; else raises what the
     caller is to see.
     """
+    # The client's mistakes have no fallback.
     if isinstance(error, (DataError, UnknownUser)):
       self._count("bad", begin)
       raise error
@@ -170,6 +177,7 @@ class ServingEngine(Changes):
       _log.error("a query failed: %s", error)
       self._count("failed", begin)
       error = Overloaded("the model failed")
+    # Without a wish: not in overload, when every answer costs something.
     wanted = query.fallback if query.fallback is not None else not isinstance(error, Overloaded)
     if wanted and (answer := self._showing.popular(query, self.step)) is not None:
       return answer
@@ -238,6 +246,7 @@ class ServingEngine(Changes):
     if self._closing.is_set():
       return
     self._closing.set()
+    # In this order: no new batches, then no new parameters, then what the batches read.
     self._runner.close()
     self._reloader.close()
     self._ticker.join()

@@ -31,6 +31,7 @@ class _Second:
 
 
 def _quantile(ordered: list[float], share: float) -> float | None:
+  # The nearest observation, without interpolation.
   return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
 
 
@@ -53,6 +54,7 @@ class Series:
     with self._lock:
       second = self._now()
       second.outcomes[outcome] = second.outcomes.get(outcome, 0) + 1
+      # So many latencies are enough for quantiles of a second.
       if outcome in ANSWERED and len(second.latencies) < _SAMPLES:
         second.latencies.append(latency)
 
@@ -66,10 +68,12 @@ class Series:
     """The points, oldest first; the present second, which is not over, is left out."""
     with self._lock:
       self._now()
+      # A quiet server makes no points, so the oldest may be older than the span.
       return [point for point in self._points if point["time"] > self._second.at - _SPAN]
 
   def _now(self) -> _Second:
     at = int(self._clock())
+    # The second is over: it becomes a point.
     if at > self._second.at:
       self._points.append(_point(self._second) | self._state)
       self._second = _Second(at, {}, [])
@@ -160,6 +164,7 @@ def joined_text(metrics: Mapping[str, Metrics]) -> bytes:
       # Samples of one name stand together: the format asks for it.
       joined = families.setdefault(family.name, copy.copy(family))
       samples = [s._replace(labels=s.labels | {"arm": arm}) for s in family.samples]
+      # The first arm's samples take the place of the copy's own.
       joined.samples = samples if joined.samples is family.samples else joined.samples + samples
 
   class Joined:

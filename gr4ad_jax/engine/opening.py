@@ -114,6 +114,7 @@ def open_run(
     searches = wanted.first(config.search.beams) if only_first else wanted
     computer.prepare(loaded.variables, searches, told)
     popular = PopularLists.fit(dataset.events, len(ads), config.serving.fallback_segments)
+    # Last: its threads read and write what was opened before.
     living.start()
   except BaseException:
     if living is not None:
@@ -137,6 +138,7 @@ def _served_config(workdir: str, config: Config | None) -> Config:
   """The config to serve a run by, checked; `config` and what is raised are as of `open_run`."""
   workdir = published.locate(workdir)
   saved = load_config(workdir)
+  # What the server is asked to change is compared with what the run was trained with.
   config = registry.validate(dataclasses.replace(config or saved, workdir=workdir), base=saved)
   if not is_trained(workdir):
     raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")

@@ -56,6 +56,7 @@ def _median_seconds(compute: Callable[[int, int], None], schedule: int, size: in
     begin = time.monotonic()
     compute(schedule, size)
     seconds.append(time.monotonic() - begin)
+    # Whoever waits for the processor gets it here.
     time.sleep(_PAUSE)
   return statistics.median(seconds[1:])  # the first one warms caches
 

@@ -109,11 +109,13 @@ class Reloader:
     """Looks now. Returns whether other parameters came into use; raises what reading a damaged
     checkpoint does.
     """
+    # A look by hand and one of the thread must not load the same step twice.
     with self._lock:
       self._seen = (
         self._source.listing()
       )  # what is wrong is looked at again when something else changes
       step = self._source.newest()
+      # The listing changes also when an old checkpoint goes.
       if step == self._step:
         return False
       self._use(step, self._source.load(step))

@@ -38,6 +38,7 @@ def key(query: Query, step: int, seconds: float, version: int = 0) -> bytes:
     seconds: life of an entry.
     version: of what is known of the user: an answer of before the last event is none of now.
   """
+  # Moments of one span share their answers: the cache forgets after a span anyway.
   now = None if query.now is None else int(query.now // max(seconds, 1.0))
   about = query.user, query.history, query.k, now, query.explain, query.wanted
   return digest(*about, step, version)
@@ -107,8 +108,10 @@ class ResultCache:
     with self._lock:
       self._forget_expired()
       entry = self._entries.get(key)
+      # A list of a narrower search would be worse than what the load allows now.
       if entry is None or entry.schedule < schedule:
         return None
+      # The least recently used one stands first.
       self._entries.move_to_end(key)
     return pickle.loads(entry.answer)  # of `put` alone: never of what a client sent
 
@@ -128,8 +131,10 @@ class ResultCache:
     with self._lock:
       self._forget_expired()
       too_large = entry.nbytes > self._most_bytes
+      # Checked under the lock, so that no removal falls between the check and the entry.
       if self._seconds <= 0 or too_large or self._changed_since(moment, entry.rows):
         return False
+      # An older entry under the same key goes with its places in the tables.
       self._forget(key)
       self._entries[key] = entry
       self._bytes += entry.nbytes
@@ -163,6 +168,7 @@ class ResultCache:
   def _changed_since(self, moment: int, rows: frozenset[int]) -> bool:
     if self._moment - moment > len(self._removed):
       return True  # more was dropped than is remembered
+    # Removals ascend, so the newest ones stand at the end.
     newer = itertools.takewhile(lambda removal: removal[0] > moment, reversed(self._removed))
     return any(row in rows for _, row in newer)
 

@@ -39,6 +39,7 @@ class Showing:
     """Takes back what is counted for an answer that comes too late to be given."""
 
     def over(future: concurrent.futures.Future) -> None:
+      # An answer that nobody is given is not shown to anybody.
       if not future.cancelled() and future.exception() is None and future.result().receipt:
         self._computer.ledger.give_back(future.result().receipt)
 
@@ -58,6 +59,7 @@ class Showing:
     allowed_N = left_out.only[0]
 
     def may_be_shown(row: int) -> bool:
+      # Ads that came after the set was made are in no set.
       allowed = allowed_N is None or (row < len(allowed_N) and allowed_N[row])
       return allowed and row not in hidden and self._catalog.is_active(row)
 

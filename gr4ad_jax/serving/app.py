@@ -46,6 +46,7 @@ def _page_headers(page: str) -> dict[str, str]:
   """
   allowed = {}
   for tag in ("script", "style"):
+    # Browsers compare digests of exactly what stands between the tags.
     content = page.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
     allowed[tag] = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
   policy = (
@@ -126,6 +127,7 @@ def _recommendations(engine: Any) -> fastapi.APIRouter:
 
 
 def _query(asked: schemas.RecommendRequest) -> Query:
+  # Names of the request's fields are those of `Query`.
   fields = {name: getattr(asked, name) for name in type(asked).model_fields}
   if asked.history is not None:
     events = (e if isinstance(e, str) else e.model_dump(exclude_none=True) for e in asked.history)
@@ -149,6 +151,7 @@ def _written(answer: Answer, seconds: float) -> dict[str, Any]:
 
 def _refusal(refusal: Refused) -> Json:
   seconds = getattr(refusal, "retry_after", 1.0)
+  # Retry-After counts whole seconds, and 0 would mean at once.
   return Json({"error": str(refusal)}, 503, {"retry-after": str(max(1, math.ceil(seconds)))})
 
 

@@ -55,10 +55,12 @@ def affordable(wanted: int) -> int:
   allowed.
   """
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  # The soft limit may be raised up to the hard one without rights.
   if hard == resource.RLIM_INFINITY or hard > soft:
     enough = wanted + 4 * _FILES
     soft = enough if hard == resource.RLIM_INFINITY else min(hard, max(soft, enough))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  # What the process has open already.
   used = len(os.listdir("/dev/fd"))
   return max(min(wanted, soft - used - _FILES), 1)
 
@@ -74,6 +76,7 @@ class Refusals:
     """Counts one; `why` is one of a few fixed texts, never what a client sent."""
     self._counts[why] += 1
     now = time.monotonic()
+    # A flood of refusals must not become a flood of lines.
     if now - self._told >= _QUIET:
       total = ", ".join(f"{count} × {why}" for why, count in self._counts.most_common())
       peer = client[0] if client else "?"
@@ -153,6 +156,7 @@ class LimitedProtocol(HttpToolsProtocol):
     super().connection_made(transport)
     peer = self.client[0] if self.client else ""
     if self._limits.of_a_peer and self._shared.of_peer[peer] >= self._limits.of_a_peer:
+      # Refused before it is counted, so that its end takes nothing off.
       self._refuse(_NO_ROOM, "too many connections of one peer")
       return
     if len(self._shared.open_now) >= self._limits.connections and not self._make_room():
@@ -177,6 +181,7 @@ class LimitedProtocol(HttpToolsProtocol):
   def data_received(self, data):
     if self._timer is None and self._whole and not self._answering():
       self._wait_for_client()  # the first bytes after an answer
+    # In pieces, so that a limit is noticed before all of a large read is parsed.
     for begin in range(0, len(data), _PIECE):
       piece = data[begin : begin + _PIECE]
       before = self._body
@@ -199,8 +204,10 @@ class LimitedProtocol(HttpToolsProtocol):
     self._wait_for_client()
     unread = self._shared.unread
     unread[self] = None
+    # Answers that wait in memory, of all clients that read too slowly.
     held = sum(other.transport.get_write_buffer_size() for other in unread)
     while held > _UNREAD and unread:
+      # The one that has been unread the longest goes first.
       slowest = next(iter(unread))
       held -= slowest.transport.get_write_buffer_size()
       del unread[slowest]
@@ -260,6 +267,7 @@ class LimitedProtocol(HttpToolsProtocol):
     """Starts the time that a client has, once: later bytes of the same request do not lengthen
     it.
     """
+    # Once: a client that sends a byte now and then has no more time for it.
     if self._timer is None and self._counted:
       self._timer = self.loop.call_later(self._limits.seconds, self._too_late)
       # Moves to the end: the first is that which has waited longest.
@@ -280,6 +288,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
   def _make_room(self):
     """Closes the connection that has waited longest for its client; whether there was one."""
+    # An answer that is being computed is not the client's to hurry.
     waiting = (
       other for other in self._shared.open_now if not other._answering() or not other._whole
     )
@@ -294,6 +303,7 @@ class LimitedProtocol(HttpToolsProtocol):
     self._shared.refusals.add(why, self.client)
     self._stop_timer()
     if answer and not self._answering():  # an answer that was begun must not be broken into
+      # The answer goes out before the end; `abort` would drop it.
       self.transport.write(answer)
       self.transport.close()
     else:

@@ -27,6 +27,7 @@ def host_name(host: str) -> str:
   -> `::1`.
   """
   name = host.strip().lower()
+  # An IPv6 address stands in brackets, since it has colons of its own.
   if name.startswith("["):
     return name[1:].partition("]")[0]
   return name.partition(":")[0]
@@ -66,6 +67,7 @@ class Guard:
     if (
       self._expected
       and scope["path"] not in _OPEN
+      # In constant time: how far a guess was right must not show in how long it takes.
       and not hmac.compare_digest(given, self._expected)
     ):
       await _refuse(send, 401, "a bearer token is needed", (b"www-authenticate", b"Bearer"))
@@ -85,6 +87,7 @@ class Guard:
     async def counted_receive():
       nonlocal count
       message = await receive()
+      # A body in chunks tells no length beforehand: it is counted as it comes.
       count += len(message.get("body", b""))
       if count > self._most:
         from starlette.exceptions import (
@@ -102,6 +105,7 @@ class Guard:
     if self._hosts and scope["path"] not in _PROBES and host_name(host) not in self._hosts:
       return "this host name is not served; --allowed_hosts names those that are"
     origin = headers.get(b"origin")
+    # Reading changes nothing, and browsers send no origin with many such requests.
     if origin is None or scope["method"] in _READING:
       return ""
     # scheme://authority; the page itself sends the authority that it was loaded under, which is
@@ -113,6 +117,7 @@ class Guard:
 
 
 def _is_more(length: bytes, most: int) -> bool:
+  # Eighteen digits fit an int64; a longer number need not be read at all.
   digits = length.strip().lstrip(b"0")
   return digits.isdigit() and (len(digits) > 18 or int(digits) > most)
 

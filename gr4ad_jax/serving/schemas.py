@@ -88,6 +88,7 @@ class RecommendRequest(_Strict):
 
   @pydantic.model_validator(mode="after")
   def _one_of_two(self):
+    # Both given, or neither.
     if (self.user is None) == (self.history is None):
       raise ValueError("exactly one of 'user' and 'history' is needed")
     return self

@@ -27,6 +27,7 @@ class Gateway:
     self.doing = "opening the run"
 
   async def __call__(self, scope: Mapping[str, Any], receive: Callable, send: Callable) -> None:
+    # From the first moment on which the app is there, everything goes to it.
     if self.app is not None:
       await self.app(scope, receive, send)
     elif scope["type"] == "http":
