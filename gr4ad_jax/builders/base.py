@@ -134,9 +134,8 @@ class TableBuilder(StoredBuilder, skip_registration=True):
       behaviors=list(tables.behaviors),
       report=dataclasses.asdict(tables.report),
     )
-    present = [
-      split for split in SPLITS if tables.report.events[split]
-    ]  # TFDS cannot write an empty split
+    # TFDS cannot write an empty split.
+    present = [split for split in SPLITS if tables.report.events[split]]
     return {split: self._generate_examples(tables, split) for split in present}
 
   def _generate_examples(self, tables: Dataset, split: str) -> Iterator[tuple[int, dict[str, Any]]]:

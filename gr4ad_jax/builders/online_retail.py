@@ -57,9 +57,8 @@ class OnlineRetail(base.TableBuilder):
     customer_E, customer_id = cells["customer_id"].labels()
     invoice_E, invoices = cells["invoice"].labels()
     # The inverse of the sort: each invoice's place in the order of their numbers.
-    invoice_E = np.argsort(np.argsort(invoices))[
-      invoice_E
-    ]  # numbered in the order of invoice numbers
+    # Numbered in the order of invoice numbers.
+    invoice_E = np.argsort(np.argsort(invoices))[invoice_E]
     code_E, codes = cells["stock_code"].labels()
     time_E = cells["invoice_time"].times()
     quantity_E = cells["quantity"].numbers()

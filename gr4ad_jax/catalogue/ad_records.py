@@ -205,9 +205,8 @@ def _packed(value: Any) -> bytes | None:
     vector = np.asarray(value, np.float64)
   except (TypeError, ValueError, OverflowError):
     return None
-  fits = (
-    vector.ndim == 1 and 0 < len(vector) <= MAX_WIDTH and (np.abs(vector) <= MAX_NUMBER).all()
-  )  # False for NaN
+  # False for NaN.
+  fits = vector.ndim == 1 and 0 < len(vector) <= MAX_WIDTH and (np.abs(vector) <= MAX_NUMBER).all()
   return vector.astype("<f4").tobytes() if fits else None
 
 

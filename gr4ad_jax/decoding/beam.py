@@ -79,9 +79,8 @@ class _Level:
     self._state = state
     self._logits = logits_BWV
     self._copy = copy
-    self._total_BW = state.generated_BW - jax.nn.logsumexp(
-      logits_BWV, axis=-1
-    )  # the unconstrained normaliser
+    # The unconstrained normaliser.
+    self._total_BW = state.generated_BW - jax.nn.logsumexp(logits_BWV, axis=-1)
     if copy is not None:
       self._slot_of_BV, self._mass_BWS = _mass_by_slot(
         state.match_BWS, slot_code_BS, logits_BWV.shape[-1]

@@ -185,9 +185,8 @@ class Guide:
     return score_BWC.at[rows, beam_BP, column_BP].set(self.weight * left_BP, mode="drop")
 
 
-_build = jax.jit(
-  Guide.of
-)  # one program for all indexes of a shape: which ads hang where is its argument
+# One program for all indexes of a shape: which ads hang where is its argument.
+_build = jax.jit(Guide.of)
 
 
 class Guides:
@@ -209,9 +208,8 @@ class Guides:
   ):
     self._ads = NodeAds.of(index, num_ads, allowed_N)
     self._weight = weight
-    self._table: Callable[[], jax.Array | None] = lambda: (
-      None
-    )  # the last table, while it is anyone else's
+    # The last table, while it is anyone else's.
+    self._table: Callable[[], jax.Array | None] = lambda: None
     self._made: list[Guide] = []  # its guide; empty where there is none
 
   def of(self, table_ND: jax.Array) -> Guide:

@@ -173,9 +173,8 @@ class BeamController:
     widest = self.schedule
     if load.latency > self._target and now - self._changed >= self._dwell:
       # Costs are of the search alone, and a request waits for more than that.
-      widest = max(
-        widest - 1, 0
-      )  # the measured latency has the last word: some of it no cost foresees
+      # The measured latency has the last word: some of it no cost foresees.
+      widest = max(widest - 1, 0)
     # Schedule 0 is the narrowest, and the last resort.
     return next((s for s in range(widest, 0, -1) if self._fits(s, load, self._high)), 0)
 

@@ -81,9 +81,8 @@ class Trie:
     nodes = self.child_start[level].shape[0] - 1
     # Empty beams and overlay nodes have numbers outside; the clip keeps the gather in range.
     main_BW = jnp.clip(node_BW, 0, nodes - 1)
-    child_BWC = start[main_BW][..., None] + jnp.arange(
-      self.fanout[level]
-    )  # (B, W, 1) + (C,) -> (B, W, C)
+    # (B, W, 1) + (C,) -> (B, W, C).
+    child_BWC = start[main_BW][..., None] + jnp.arange(self.fanout[level])
     here_BW = node_BW == main_BW  # neither empty nor of the overlay
     valid_BWC = here_BW[..., None] & (child_BWC < start[main_BW + 1][..., None])
     # Places past a node's last child read child 0, and are masked.
@@ -116,7 +115,6 @@ class Trie:
 def _beam_of(parent_P: jax.Array, node_BW: jax.Array) -> jax.Array:
   """[B, P] the beam that stands on each parent node; W, past the last, where none does."""
   # W beams and P entries are few, so all pairs are compared.
-  match_BPW = (parent_P[:, None] == node_BW[:, None]) & (parent_P >= 0)[
-    :, None
-  ]  # (P, 1) == (B, 1, W) -> (B, P, W)
+  # (P, 1) == (B, 1, W) -> (B, P, W).
+  match_BPW = (parent_P[:, None] == node_BW[:, None]) & (parent_P >= 0)[:, None]
   return jnp.where(match_BPW.any(-1), match_BPW.argmax(-1), node_BW.shape[1])

@@ -79,9 +79,8 @@ def _places(request: DrawnRequest) -> dict[tuple[int, ...], float]:
       (prefix for prefix in rows if len(prefix) == depth), key=lambda prefix: np.mean(rows[prefix])
     )
     # Every second of 2n + 1 points: n places with equal room around each.
-    spread = np.linspace(0, len(request.ads) - 1, 2 * len(prefixes) + 1)[
-      1::2
-    ]  # evenly over the height
+    # Evenly over the height.
+    spread = np.linspace(0, len(request.ads) - 1, 2 * len(prefixes) + 1)[1::2]
     at.update(zip(prefixes, spread.tolist(), strict=True))
   return at
 

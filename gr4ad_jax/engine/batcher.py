@@ -197,9 +197,8 @@ class Batcher:
     if self._started is not None:
       # Below 0 where the batch takes longer than it should.
       left = self._expected - (now - self._started)
-      wait += (
-        left if left > 0 else -left * self._lasts(now)
-      )  # in overload, as long again as the batch is late already
+      # In overload, as long again as the batch is late already.
+      wait += left if left > 0 else -left * self._lasts(now)
     return wait
 
   def _work(self) -> None:

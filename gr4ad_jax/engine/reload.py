@@ -111,9 +111,8 @@ class Reloader:
     """
     # A look by hand and one of the thread must not load the same step twice.
     with self._lock:
-      self._seen = (
-        self._source.listing()
-      )  # what is wrong is looked at again when something else changes
+      # What is wrong is looked at again when something else changes.
+      self._seen = self._source.listing()
       step = self._source.newest()
       # The listing changes also when an old checkpoint goes.
       if step == self._step:

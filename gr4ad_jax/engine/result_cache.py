@@ -80,13 +80,11 @@ class ResultCache:
     self._most_bytes = most_bytes
     self._entries: collections.OrderedDict[bytes, _Entry] = collections.OrderedDict()
     self._bytes = 0
-    self._by_age: collections.deque[tuple[float, bytes]] = (
-      collections.deque()
-    )  # (expires, key), as they came
+    # (expires, key), as they came.
+    self._by_age: collections.deque[tuple[float, bytes]] = collections.deque()
     self._keys_of_row: dict[int, set[bytes]] = {}
-    self._removed: collections.deque[tuple[int, int]] = collections.deque(
-      maxlen=_REMOVALS
-    )  # (moment, row)
+    # (moment, row).
+    self._removed: collections.deque[tuple[int, int]] = collections.deque(maxlen=_REMOVALS)
     self._moment = 0
     self._lock = threading.Lock()
 

@@ -108,9 +108,8 @@ class RequestContexts:
     )
     num = len(lines.request_time)
     # Both tables are filled as requests are asked for, and kept for later epochs.
-    self._neighbor_ids = np.full(
-      (num, config.neighbor_slots), -2, np.int32
-    )  # -2: not looked up yet
+    # -2: not looked up yet.
+    self._neighbor_ids = np.full((num, config.neighbor_slots), -2, np.int32)
     # float16 is enough for a score that is one feature among many, and halves the table.
     self._neighbor_scores = np.zeros((num, config.neighbor_slots), np.float16)
     self._lock = threading.Lock()  # of these two: batches are made in several threads

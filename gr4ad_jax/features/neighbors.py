@@ -95,9 +95,8 @@ class CoVisitNeighbors:
     # A row fits into 16 bits because `_CHUNK` bounds it. Ads take two keys.
     low = (ad_C & 0xFFFF).astype(np.uint16)
     high = (ad_C >> 16).astype(np.int16)
-    order = np.lexsort(
-      (low, high, row_C.astype(np.uint16))
-    )  # 16-bit keys: NumPy sorts them by radix
+    # 16-bit keys: NumPy sorts them by radix.
+    order = np.lexsort((low, high, row_C.astype(np.uint16)))
     ad_C = ad_C[order]
     row_C = row_C[order]
     # True where a new (row, ad) begins; `reduceat` sums up to the next one.

@@ -130,9 +130,8 @@ class PreferenceTask(RequestTask):
         self._round.save(path)
         self._forget_old_rounds()
         self._tell(begin, writer)
-      distributed.barrier(
-        "round"
-      )  # what stands in the workdir is the same for all that are stopped from here on
+      # What stands in the workdir is the same for all that are stopped from here on.
+      distributed.barrier("round")
     return end
 
   def _make(self, state: TrainState, requests: np.ndarray, told: Told) -> Candidates:
@@ -222,9 +221,8 @@ class PreferenceTask(RequestTask):
     own_BM = self.contexts.targets(requests)
     # -2 differs from the -1 of padding among the candidates: padding matches nothing.
     target_BM = np.where(own_BM >= 0, outcomes.ad[np.maximum(own_BM, 0)], -2)
-    match_BCM = (
-      ad_BC[:, :, None] == target_BM[:, None]
-    )  # M targets stand among the C candidates, once each
+    # M targets stand among the C candidates, once each.
+    match_BCM = ad_BC[:, :, None] == target_BM[:, None]
     taken_BC = match_BCM.any(-1)
     # The outcome behind each candidate, for its money and depth; where none matches, 0 is masked
     # below.

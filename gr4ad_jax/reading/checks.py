@@ -177,9 +177,8 @@ class Cells:
       ~empty_E & (np.abs(value_E) > MAX_NUMBER),
       f"is more than {MAX_NUMBER:g}, the largest number allowed",
     )
-    return np.where(empty_E, 0 if default is None else default, value_E + 0.0).astype(
-      np.float32
-    )  # -0 becomes 0
+    # -0 becomes 0.
+    return np.where(empty_E, 0 if default is None else default, value_E + 0.0).astype(np.float32)
 
   def times(self, default: int | None = None) -> np.ndarray:
     """Timestamps, ISO 8601 text (UTC where no zone is given) or unix seconds, as [E] int64 unix

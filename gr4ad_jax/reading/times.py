@@ -23,9 +23,8 @@ _OUTSIDE = "is no time from 1970 to 2099 (unix time counts in seconds)"
 # (unix time of the 1970s to the 2090s in this unit begins here, its name)
 _UNITS = ((1e17, "nanoseconds"), (1e14, "microseconds"), (1e11, "milliseconds"))
 _ZONE = re.compile(r"\s*(?:[+-]00:?00\s*)?(?:UTC|GMT|Z)$")
-_MONTH_DAYS = np.array(
-  [0, *(calendar.monthrange(2024, month)[1] for month in range(1, 13))]
-)  # of a leap year
+# Of a leap year.
+_MONTH_DAYS = np.array([0, *(calendar.monthrange(2024, month)[1] for month in range(1, 13))])
 
 
 def looks_like_date(value_E: np.ndarray) -> np.ndarray:
@@ -64,9 +63,8 @@ def looks_like_date(value_E: np.ndarray) -> np.ndarray:
 
 def _is_date(text: np.ndarray, digits: int) -> np.ndarray:
   """Whether whole numbers of 4, 6, … 14 digits read as YYYY, YYYYMM, … YYYYMMDDHHMMSS, bool."""
-  pairs = [
-    text // 10 ** (digits - end) % 100 for end in range(6, digits + 1, 2)
-  ]  # month, day, hour, minute, second
+  # Month, day, hour, minute, second.
+  pairs = [text // 10 ** (digits - end) % 100 for end in range(6, digits + 1, 2)]
   # The year is what is left when all later pairs are cut off.
   year = text // 10 ** (digits - 4)
   date = (year >= 1900) & (year <= 2100)

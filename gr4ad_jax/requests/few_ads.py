@@ -95,9 +95,8 @@ class _Sampled(_Few):
     # One past the last row is the row of nothing: padding writes and reads there.
     none = self._num_ads
     K = len(drawn_K)
-    at_U = (
-      jnp.full(none + 1, K).at[drawn_K].set(jnp.arange(K))
-    )  # where an ad stands among the drawn ones
+    # Where an ad stands among the drawn ones.
+    at_U = jnp.full(none + 1, K).at[drawn_K].set(jnp.arange(K))
     target_PM = jnp.where(places.mask_PM, places.target_PM, none)
     # Ads that are counted apart: the history's, which have the bias, and the targets. A drawn ad
     # among them must not count again as a negative.

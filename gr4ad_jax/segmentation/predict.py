@@ -30,9 +30,8 @@ class Predictor:
     """Probability that each pixel is the target's: [B, H, W] float32. Any B; padded to BATCH's
     multiple.
     """
-    pad = (
-      -len(image_BHW3) % BATCH if len(image_BHW3) > 1 else 0
-    )  # one alone is a program of its own
+    # One alone is a program of its own.
+    pad = -len(image_BHW3) % BATCH if len(image_BHW3) > 1 else 0
     full = [
       np.pad(x, ((0, pad), *[(0, 0)] * (x.ndim - 1)), mode="edge")
       for x in (image_BHW3, tokens_BN, mask_BN)

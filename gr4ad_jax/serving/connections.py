@@ -281,9 +281,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
   def _too_late(self):
     self._timer = None
-    silent = (
-      self._whole or self._answering()
-    )  # it sent nothing, or does not read: nothing can be told
+    # It sent nothing, or does not read: nothing can be told.
+    silent = self._whole or self._answering()
     self._refuse(b"" if silent else _TOO_LATE, "too slow")
 
   def _make_room(self):

@@ -103,9 +103,8 @@ class TensorboardWriter:
     )
     self._directory = directory
     events = self._writer.file_writer.event_writer
-    self._thread = (
-      events._worker
-    )  # it writes what stands in a queue, and ends where the disk refuses
+    # It writes what stands in a queue, and ends where the disk refuses.
+    self._thread = events._worker
     # else the end of the process would wait for that thread for good
     events._event_queue.cancel_join_thread()
 

@@ -248,9 +248,8 @@ class Rewarder:
     contexts = self._contexts
     if config.exposure == "none" or not config.exposure_weight:
       return np.ones(row_BC.shape, np.float32)
-    seen_BN = contexts.popularity.lately(
-      contexts.lines.request_time[requests_B]
-    )  # one count more: nothing is 0
+    # One count more: nothing is 0.
+    seen_BN = contexts.popularity.lately(contexts.lines.request_time[requests_B])
     if config.exposure == "account":
       account_N = self._ads.account_N
       of_account = np.zeros((len(requests_B), account_N.max() + 1))
