@@ -35,7 +35,7 @@ def _modules() -> list[str]:
     ".".join(file.relative_to(_ROOT).with_suffix("").parts).removesuffix(".__init__")
     for file in files
   ]
-  needy = ("app", "connections", "event_routes", "schemas")
+  needy = ("app", "connections", "event_routes", "reason_schemas", "schemas")
   served = tuple(f"gr4ad_jax.serving.{name}" for name in needy)
   builders = ("gr4ad_jax.builders", "gr4ad_jax.scenes.builders")
   extras = (*builders, *served)  # of `data` and `serve`

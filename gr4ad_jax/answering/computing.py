@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax.answering import answers, explore, histories
+from gr4ad_jax.answering.contexts import padded
 from gr4ad_jax.answering.messages import Answer, Query, UnknownUser
 from gr4ad_jax.answering.terms import Entry, Ledger, Receipt
 from gr4ad_jax.catalogue import choice
@@ -28,6 +29,7 @@ from gr4ad_jax.features.state import State
 from gr4ad_jax.index.holdings import Holdings
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.people import follower
+from gr4ad_jax.reasons.reasoner import Reasoner
 
 _log = logging.getLogger(__name__)
 
@@ -88,14 +90,16 @@ class Computer:
     searches: all that will be used; `prepare` compiles them.
     behaviors: of the log, shallowest first.
     ledger: who has had enough.
+    reasoner: tells why ads are in an answer; None: the model gives no reasons.
   """
 
   def __init__(
     self, config: Config, catalog: AdCatalog, state: State, searcher: Searcher, searches: Searches,
-    behaviors: Sequence[str], ledger: Ledger,
+    behaviors: Sequence[str], ledger: Ledger, reasoner: Reasoner | None = None,
   ):  # fmt: skip
     self.ledger = ledger
     self._rng = np.random.default_rng()  # of --explore's draws
+    self.reasoner = reasoner
     self.searches = searches
     self._config = config
     self._catalog = catalog
@@ -166,6 +170,18 @@ class Computer:
       now = histories.default_now(times, self.moment())
     gap = 60 * self._config.data.session_gap_minutes
     return histories.events_of(events, self._catalog.row, self.behaviors, now, gap), now
+
+  def reasons(self, query: Query, answer: Answer, most: int, variables: Any) -> list[dict]:
+    """Why the first `most` ads are in an answer, see `Reasoner.reasons`; from any thread. Raises as
+    `log_of`: the user may be gone since.
+    """
+    # Of the answer's moment, also where it was kept: what came later did not bring these ads.
+    log, now = self.log_of(dataclasses.replace(query, now=answer.now))
+    batch = self._state.contexts(log, np.array([now]))
+    ads = answer.ads[:most]
+    rows = [self._catalog.row(ad["ad_id"]) for ad in ads]
+    codes_MT = np.array([ad["codes"] for ad in ads], np.int32)
+    return self.reasoner.reasons(variables, batch, log, now, rows, codes_MT)
 
   def left_out(self, query: Query, log: EventLog, now: int) -> LeftOut:
     """What a query does without, as that of one request.
@@ -322,18 +338,9 @@ class Computer:
     searches: Searches | None = None,
   ) -> None:
     searches = searches or self.searches
-    # Any row has the shapes of all; one without a history is quickly made.
-    row = self._state.contexts(visits.no_events(), np.array([self._state.end]))
+    row = self.nobody()
     self._searcher.prepare(variables, row, searches.buckets, searches.schedules, trie, told)
 
-
-def padded(batch: RequestBatch, buckets: Sequence[int]) -> RequestBatch:
-  """A batch filled up, with copies of its last row, to the next bucket; `buckets` ascend."""
-  size = len(batch.slot_kind_BS)
-  # The first bucket that holds the batch.
-  extra = next(bucket for bucket in buckets if bucket >= size) - size
-  return (
-    jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], extra, axis=0)]), batch)
-    if extra
-    else batch
-  )
+  def nobody(self) -> RequestBatch:
+    """A context without events: of the shapes that all have, and quickly made."""
+    return self._state.contexts(visits.no_events(), np.array([self._state.end]))

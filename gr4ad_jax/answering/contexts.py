@@ -1,6 +1,7 @@
 """What a server asks of histories: batches for them, and the users of a run's log by id."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -96,3 +97,15 @@ class Asked:
     made = self.builder.batch(self.histories.take(users), self.now_U[users])
     # With several devices, each gets its rows here, and none holds them all.
     return made if self.mesh is None else jax.device_put(made, mesh_lib.batch_sharding(self.mesh))
+
+
+def padded(batch: RequestBatch, buckets: Sequence[int]) -> RequestBatch:
+  """A batch filled up, with copies of its last row, to the next bucket; `buckets` ascend."""
+  size = len(batch.slot_kind_BS)
+  # The first bucket that holds the batch.
+  extra = next(bucket for bucket in buckets if bucket >= size) - size
+  return (
+    jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], extra, axis=0)]), batch)
+    if extra
+    else batch
+  )

@@ -27,7 +27,7 @@ class Query(Choice):
     cache: whether an answer of the last minute will do.
     fallback: when a list of popular ads will do. None: where the deadline passes; True: in overload
       too; False: never.
-    explain: whether to tell the prefixes that led to the answer.
+    explain: whether to tell the prefixes that led to the answer, and why its first ads are there.
 
   Those of `Choice` say which ads it wants.
   """
@@ -53,7 +53,8 @@ class Answer:
     beams: widths of the search; empty for a fallback.
     ads: best first: ad_id, text, account_id, log_p (natural log of the probability of the ad's
       UA-SID), score (what the list is ordered by), ecpm (money), codes, seen (whether the user's
-      history has it); with --explore propensity, the chance of the ad to stand in its place.
+      history has it); with --explore propensity, the chance of the ad to stand in its place; with
+      `explain` the first ones have reasons (`Reasoner.reasons`).
     tree: with `explain`: for each level, its prefixes among the final beams: codes, log_p, beams
       (final beams below it) and, at the last level, score and ecpm. Else None.
     receipt: what the ledger counted for it; None: nothing.

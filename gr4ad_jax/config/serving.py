@@ -132,6 +132,9 @@ class ServeConfig:
   reload_seconds: float = knob(
     5.0, "How often a newer checkpoint is looked for, seconds; 0: never.", low=0
   )
+  explained_ads: int = knob(
+    3, "First ads of an answer that come with reasons where `explain` asks; 0: none.", low=0
+  )
   max_k: int = knob(100, "Most ads that a request may ask for.", low=1)
   max_history: int = knob(2_000, "Most events of a history in a request.", low=1)
   max_body_kb: int = knob(512, "Largest body of a request, KiB.", low=1)

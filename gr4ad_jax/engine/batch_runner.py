@@ -54,6 +54,11 @@ class BatchRunner:
     self.batcher = Batcher(self._run, limits, lambda size: self._plan.costs.seconds(0, size))
 
   @property
+  def loaded(self) -> Loaded:
+    """The parameters in use."""
+    return self._loaded
+
+  @property
   def step(self) -> int:
     """Step of the checkpoint in use."""
     return self._loaded.step

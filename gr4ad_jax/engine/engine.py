@@ -21,6 +21,7 @@ from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.engine.batch_runner import BatchRunner
 from gr4ad_jax.engine.batcher import DeadlinePassed, Overloaded, Refused
 from gr4ad_jax.engine.changes import Changes
+from gr4ad_jax.engine.explaining import Explaining
 from gr4ad_jax.engine.metrics import Metrics, Series
 from gr4ad_jax.engine.opening import Opened, open_run
 from gr4ad_jax.engine.reload import Reloader
@@ -82,6 +83,9 @@ class ServingEngine(Changes):
     self._closing = threading.Event()
     self._runner = BatchRunner(opened, self._cache, self.metrics)
     self._batcher = self._runner.batcher
+    self._explaining = Explaining(
+      opened.computer, lambda: self._runner.loaded, serving.explained_ads
+    )
     self.catalog.start()
     self._reloader = Reloader(opened.source, self.step, self._runner.use, serving.reload_seconds)
     self._ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)
@@ -133,7 +137,8 @@ class ServingEngine(Changes):
       # It may still be computed, and would be counted for nobody.
       self._showing.forgo(future)
       answer = self._instead(query, error, begin)
-    return self._given(query, answer, begin)
+    answer = self._given(query, answer, begin)
+    return self._explaining.explained(query, answer, begin + self._patience(query))
 
   async def recommend_async(self, query: Query) -> Answer:
     """As `recommend`, on an event loop."""
@@ -147,7 +152,8 @@ class ServingEngine(Changes):
     except Exception as error:
       self._showing.forgo(future)
       answer = self._instead(query, error, begin)
-    return self._given(query, answer, begin)
+    answer = self._given(query, answer, begin)
+    return await self._explaining.explained_async(query, answer, begin + self._patience(query))
 
   def _given(self, query: Query, answer: Answer, begin: float) -> Answer:
     """Counts an answer, and hands it to those who write what is shown."""
@@ -240,7 +246,7 @@ class ServingEngine(Changes):
     """Takes no more queries, answers those that wait, and lets go of threads and files.
 
     Args:
-      wait: for the search that is being compiled behind it, if there is one. Who does not must end
+      wait: for what is being compiled behind it, if anything is. Who does not must end
         the process by `os._exit`: a thread in the compiler outlives the interpreter's end badly.
     """
     if self._closing.is_set():
@@ -254,6 +260,7 @@ class ServingEngine(Changes):
     self.catalog.close()
     if wait:
       self._runner.join()
+      self._explaining.wait()
 
   def __enter__(self):
     return self

@@ -5,7 +5,8 @@ searches.
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from gr4ad_jax.answering.accounts import Accounts
 from gr4ad_jax.answering.computing import Computer, Loaded, Searches
@@ -25,6 +26,8 @@ from gr4ad_jax.features import feature_names
 from gr4ad_jax.features.neighbors import CoVisitNeighbors
 from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.models.gr4ad import GR4AD
+from gr4ad_jax.reasons.reasoner import Reasoner
 from gr4ad_jax.requests import inputs
 from gr4ad_jax.runs import published
 from gr4ad_jax.sid.tokenizer import Tokenizer
@@ -98,16 +101,16 @@ def open_run(
     trends = Trends.load(folder["features"])
     neighbors = CoVisitNeighbors.load(folder["features"])
     model = registry.build(config, len(ads))
-    promotions = inputs.load_promotions(config)
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
     accounts = Accounts.open(live_folder(config))
     ledger = _ledger(config, dataset, catalog, accounts)
     behaviors = inputs.load_behaviors(config)
-    known = dataset.events, trends, neighbors, behaviors, ledger, promotions
+    known = dataset.events, trends, neighbors, behaviors, ledger, inputs.load_promotions(config)
     living = Living(config, live_folder(config), catalog, *known)
-    computer = Computer(config, catalog, living.state, searcher, wanted, behaviors, ledger)
+    why = _reasoner(model, ecpm, neighbors, behaviors, catalog)
+    computer = Computer(config, catalog, living.state, searcher, wanted, behaviors, ledger, why)
     source = CheckpointSource(config, model, checkpoint)
     step = source.newest()
     loaded = Loaded(step, searcher.variables(source.load(step)))
@@ -124,6 +127,19 @@ def open_run(
   return Opened(
     config, catalog, living, popular, searcher, computer, searches, source, loaded, accounts
   )
+
+
+def _reasoner(
+  model: Any, ecpm: EcpmBins, neighbors: CoVisitNeighbors, behaviors: Sequence[str],
+  catalog: AdCatalog,
+) -> Reasoner | None:  # fmt: skip
+  """What tells why ads are in an answer; None where the model gives no reasons."""
+
+  def about(row: int) -> tuple[str, str]:
+    ad = catalog.ad(row)
+    return ad.ad_id, ad.text
+
+  return Reasoner(model, ecpm, neighbors, behaviors, about) if isinstance(model, GR4AD) else None
 
 
 def _catalog(config: Config, folder: Mapping[str, str], ads: AdTable) -> AdCatalog:

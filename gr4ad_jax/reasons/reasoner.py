@@ -67,6 +67,11 @@ class Reasoner:
     except TypeError as error:
       raise ConfigError(f"--model={name} is not allowed here: {error}") from error
 
+  def prepare(self, variables: Any, batch: RequestBatch) -> None:
+    """Compiles the program that `reasons` runs, for contexts of the shapes of `batch`, one row."""
+    levels = batch.slot_codes_BST.shape[2]
+    self._scorer.carried(variables, batch, np.zeros((AT_ONCE, levels), np.int32))
+
   def reasons(
     self,
     variables: Any,

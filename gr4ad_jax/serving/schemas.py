@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from gr4ad_jax.config import ServeConfig
 from gr4ad_jax.reading.checks import LONGEST_ID, MAX_NUMBER
 from gr4ad_jax.reading.times import MAX_TIME
+from gr4ad_jax.serving.reason_schemas import Reasons
 
 try:
   import pydantic
@@ -68,7 +69,9 @@ class RecommendRequest(_Strict):
       "too; false: no."
     ),
   )
-  explain: bool = pydantic.Field(False, description="Whether to tell the beam tree.")
+  explain: bool = pydantic.Field(
+    False, description="Whether to tell the beam tree, and why the first ads are there."
+  )
   seen_ads: Literal["left", "masked"] | None = pydantic.Field(
     None, description="Whether ads of the history may be answered; left out: as the server is set."
   )
@@ -166,6 +169,13 @@ class Ad(pydantic.BaseModel):
   seen: bool = pydantic.Field(description="Whether the user's history has it.")
   propensity: float | None = pydantic.Field(
     None, description="With --explore: the chance that the ad had to stand in its place."
+  )
+  reasons: Reasons | None = pydantic.Field(
+    None,
+    description=(
+      "With `explain`, of the first ads: why they are there. Left out while the server still "
+      "compiles what it needs for that."
+    ),
   )
 
 

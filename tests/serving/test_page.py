@@ -21,12 +21,13 @@ _TEXT = _PAGE.read_text(encoding="utf-8")
 
 class PagedEngine(FakeEngine):
   """Twelve ads below four prefixes; one ad's text is markup. `popular`: answers are the fallback
-  list.
+  list. `reasons`: sentences of the first ads.
   """
 
   def __init__(self):
     super().__init__()
     self.popular = False
+    self.reasons = []
     for n, ad in enumerate(self.ads.values()):
       ad["codes"] = [n % 2, n % 4, n]
     self.ads["ad3"]["text"] = "<img src=x onerror=document.title='run'>"
@@ -55,6 +56,9 @@ class PagedEngine(FakeEngine):
         )
       )
     ads = tuple(ad | {"log_p": math.log(share[tuple(ad["codes"])])} for ad in plain.ads)
+    why = [{"reasons": {"sentence": sentence}} for sentence in self.reasons]
+    first = tuple(ad | reasons for ad, reasons in zip(ads, why, strict=False))
+    ads = (*first, *ads[len(first) :])
     return (
       Answer("fallback", 7, (), ads)
       if self.popular
@@ -106,6 +110,18 @@ def test_a_customer_gets_ads_and_their_beams(visit, engine):
   assert "checkpoint 7 · beams 8-8-8" in visit.all("#facts")[0]
   assert visit.complaints() == []
   assert visit.hosts_asked() == {visit.address.removeprefix("http://")}
+
+
+def test_the_first_ads_tell_their_reasons(visit, engine):
+  visit.pick("u2")
+  visit.ask()
+  assert engine.queries[0].explain and visit.all("#ads .why") == []  # still compiled for
+  engine.reasons = ["Often taken with <b>mugs</b>.", "Bought once."]
+  visit.find("#recommend").click()
+  visit.wait("#ads .why", "mugs")
+  assert sorted(visit.all("#ads .why")) == ["Bought once.", "Often taken with <b>mugs</b>."]
+  rows = [row for row in visit.all("#ads tr[data-key]") if "taken with" in row]
+  assert len(rows) == 1 and "thing 0" in rows[0]  # in the row of its ad, and as text
 
 
 def test_new_ads_alone_can_be_asked_for(visit, engine):
