@@ -22,7 +22,7 @@ from gr4ad_jax.live import player
 
 from . import flags as flags_lib
 from .progress import duration, tell
-from .serve import read_token
+from .token_file import read_token
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run that is served; it names the data set.")
 _ADDRESS = flags.DEFINE_string("address", "http://127.0.0.1:8080", "The server.")

@@ -24,6 +24,7 @@ from gr4ad_jax.serving.starting import Gateway
 from . import flags as flags_lib
 from . import log_lines
 from .opening import Opening, Progress
+from .token_file import read_token
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -38,19 +39,6 @@ _SWITCH = (
   5e-4  # seconds that a thread of Python keeps the interpreter while another waits; 5e-3 by default
 )
 _BACKLOG = 128  # connections that wait to be taken; so many may be taken at once
-
-
-def read_token(path: str) -> str:
-  """The bearer token in a file; empty without a path. Raises ConfigError for a file that holds
-  none.
-  """
-  if not path:
-    return ""
-  with open(path, "rb") as file:
-    token = file.read().strip()
-  if not token.isascii() or len(token.split()) != 1:
-    raise ConfigError(f"--token_file={path} is not allowed: a file with one word of ASCII")
-  return token.decode()
 
 
 def served_hosts(config: Config, token: str) -> tuple[str, ...]:

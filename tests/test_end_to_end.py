@@ -196,8 +196,8 @@ def test_recommend_says_the_same_in_every_way(trained, source, tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ((), "--user and --history"),
-    (("--user=u1", "--history=x.csv"), "--user and --history"),
+    ((), "--user, --history and --ads"),
+    (("--user=u1", "--history=x.csv"), "--user, --history and --ads"),
     (("--user=nobody",), "no such user_id"),
     (("--history=absent.csv",), "absent.csv: no such file"),
     (("--user=u1", "--checkpoint=7"), "no checkpoint 7"),

@@ -40,7 +40,6 @@ class Model:
   def _list(self, beams, k):
     found = []
     for leaf, *numbers in beams:
-      # A leaf may hold several ads, which share its numbers.
       ads = self._ads[self._first[leaf] : self._first[leaf + 1]] if leaf >= 0 else ()
       found += [(self.spec["ads"][ad], *map(float, numbers)) for ad in ads]
     return found[:k]

@@ -140,7 +140,7 @@ def test_from_a_shell(folder, run_lists):
   assert [ad["ad_id"] for ad in ads] == [ad.ad_id for ad in run_lists[2]]
   done = tiny.run("recommend", f"--workdir={folder}", "--ads=ad07", "--user=u1")
   assert (done.status, done.err) == (
-    2, "error: --user, --history and --ads: exactly one of them is needed\n"
+    2, "error: --user, --history and --ads: exactly one of them is needed, or --basket alone\n"
   )  # fmt: skip
 
 

@@ -64,7 +64,9 @@ def test_each_data_set_has_a_protocol_that_speaks_of_seen_ads(name, ks):
 
 
 def test_unknown_data_set():
-  with pytest.raises(ValueError, match="allowed: online_retail, amazon_reviews, ad_log"):
+  with pytest.raises(
+    ValueError, match="allowed: online_retail, complete_journey, amazon_reviews, ad_log"
+  ):
     protocols.protocol_of("movies")
 
 
