@@ -3,7 +3,10 @@
 import numpy as np
 
 _COLUMN = 42  # bits of a column
-_CELLS = 1 << 22  # with fewer cells a table tells which of them is read, 16 MB of it
+# A table tells which cells are read where it has at most so many, 16 MB of it, and at most so many
+# for each weight: memory and time follow the weights, not the number of ads.
+_CELLS = 1 << 22
+_CELLS_PER_WEIGHT = 8
 
 
 def _sorted(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +50,7 @@ class SparseRows:
     of = np.arange(len(places))[:, None] if of is None else of
     rows = 1 + int(max(of.max(initial=0), row.max(initial=0)))
     width = 1 + int(max(places.max(initial=0), column.max(initial=0)))
-    if rows * width <= _CELLS:
+    if rows * width <= min(_CELLS, _CELLS_PER_WEIGHT * (len(row) + places.size)):
       self._by_table(row, column, of * width + places, rows, width)
     else:
       self._by_search(row, column, (of.astype(np.int64) << _COLUMN) + places)
