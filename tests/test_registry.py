@@ -76,6 +76,7 @@ def test_an_unknown_model_is_refused_by_name(log, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_model_of_ads_takes_no_list_objective_and_is_not_served(log, tmp_path, compile_cache):
   done = train(log, tmp_path / "run", "sasrec", "--objective=rspo")
   assert (

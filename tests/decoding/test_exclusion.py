@@ -243,7 +243,8 @@ class Live:
     return np.stack(found)
 
 
-@pytest.mark.parametrize("steps", [2, pytest.param(12, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("steps", [2, 12])
 def test_a_changing_index_is_searched_without_the_ads(steps):
   live, rng = Live(), np.random.default_rng(3)
   for step in range(steps):

@@ -44,9 +44,9 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
   "choice",
   [
-    Choice(),
+    pytest.param(Choice(), marks=pytest.mark.long),
     Choice(not_ads=("ad03", "ad11"), only_accounts=("shop1", "shop3")),
-    Choice(seen_ads="masked", seen_days=30.0),
+    pytest.param(Choice(seen_ads="masked", seen_days=30.0), marks=pytest.mark.long),
   ],
   ids=["any", "some", "unseen"],
 )

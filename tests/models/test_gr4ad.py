@@ -190,9 +190,8 @@ def _loss(model):
   return loss
 
 
-@pytest.mark.parametrize("policies", [
-  ("none", "full"), pytest.param(("none", "dots"), marks=pytest.mark.long),
-])  # fmt: skip
+@pytest.mark.long
+@pytest.mark.parametrize("policies", [("none", "full"), ("none", "dots")])
 def test_rematerialisation_changes_neither_loss_nor_gradients_nor_parameters(policies):
   batch = tiny.make_batch()
   models = [tiny.make_model(layers=1, lazy_layers=0, remat=policy) for policy in policies]

@@ -62,6 +62,7 @@ def with_reranker(workdir, **settings):
   return dataclasses.replace(config, search=dataclasses.replace(config.search, **settings))
 
 
+@pytest.mark.long
 def test_the_reward_models_order(workdir):
   config = with_reranker(workdir, reranker="reward", rerank_candidates=24)  # all ads there are
   with pytest.raises(FileNotFoundError, match="holds no reward model"):

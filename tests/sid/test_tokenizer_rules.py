@@ -181,6 +181,7 @@ def recall_by_loops(vectors, truth, known, queries, cut):
   return np.mean(recalls), len(recalls)
 
 
+@pytest.mark.long
 def test_a_report_s_figures_are_those_of_loops(shop):
   ads, events = shop
   rng = np.random.default_rng(5)

@@ -68,6 +68,7 @@ def test_codes_start_with_the_mean_of_their_ads(log):
     np.testing.assert_allclose(moved, 4 * mean_VD, atol=1e-5)
 
 
+@pytest.mark.long
 def test_edges_of_features_are_fitted_and_then_stay(log):
   trainer = trainer_of(log, "gr4ad", "--feature_bins=4", "--weight_decay=0.5")
   batch = trainer.task.contexts.batch(np.sort(trainer.task.order.examples))
