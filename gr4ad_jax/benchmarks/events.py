@@ -134,7 +134,8 @@ def _state(path: str) -> Iterator[tuple[State, PeopleStore]]:
   store = PeopleStore(path, "made up")
   try:
     histories = StoredHistories(visits.no_events(0), store, _HOT)
-    ads = FixedAds(np.zeros((ADS, 3), np.int32), np.ones(ADS, np.float32))
+    columns = np.zeros((ADS, 3), np.int32), np.ones(ADS, np.float32), np.full(ADS, -1)
+    ads = FixedAds(*columns)
     near = CoVisitNeighbors(np.full((ADS, 1), -1, np.int32), np.zeros((ADS, 1), np.float32))
     counts = popularity_of(store, Trends.empty(ADS))
     yield State(DataConfig(), ads, near, histories, counts), store

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gr4ad_jax.catalogue import ad_topic
+from gr4ad_jax.catalogue.ad_columns import GrowingColumns
 from gr4ad_jax.catalogue.ad_records import ACTIVE, REMOVED, WORDS, AdRecord, check_codes
 from gr4ad_jax.catalogue.ad_rows import AdRows
 from gr4ad_jax.catalogue.choice import AdSets
@@ -65,10 +66,7 @@ class AdCatalog:
     self._topic = topic
     self._rows = AdRows(ads.ad_id)
     self._ads = {}
-    self._codes_NT = np.array(codes_NT, np.int32)
-    self._price_N = np.array(ads.price, np.float32)
-    self._created_N = np.array(ads.created, np.int64)
-    self._size = len(ads)
+    self._columns = GrowingColumns(ads, codes_NT)
     self.sets = AdSets(ads.account_id, ads.category)
     for ad, row, codes in topic.states():
       known = self._rows.row(ad.ad_id)
@@ -77,7 +75,7 @@ class AdCatalog:
           f"the catalogue's file gives ad {ad.ad_id!r} row {row}, which is not its row"
         )
       self._keep(row, ad, codes)
-    active_N = np.ones(self._size, bool)
+    active_N = np.ones(len(self), bool)
     active_N[[row for row, ad in self._ads.items() if ad.status != ACTIVE]] = False
     self.index = LiveIndex(self.codes_NT, tokenizer.codebooks, active_N, overlay)
     self.on_removed: list[Callable[[int], None]] = []
@@ -118,24 +116,22 @@ class AdCatalog:
       raise
 
   def __len__(self):
-    return self._size
+    return self._columns.size
 
   @property
   def codes_NT(self) -> np.ndarray:
-    """[N, T] int32 UA-SIDs of all rows, those of removed ads too. A view: a later update of an
-    ad shows in it.
-    """
-    return self._codes_NT[: self._size]
+    """See `GrowingColumns`."""
+    return self._columns.codes_NT
 
   @property
   def price_N(self) -> np.ndarray:
-    """[N] float32 prices of all rows, money, NaN where unknown. A view as `codes_NT`."""
-    return self._price_N[: self._size]
+    """See `GrowingColumns`."""
+    return self._columns.price_N
 
   @property
   def created_N(self) -> np.ndarray:
-    """[N] int64 unix seconds at which each row was created, -1 where unknown. A view likewise."""
-    return self._created_N[: self._size]
+    """See `GrowingColumns`."""
+    return self._columns.created_N
 
   def row(self, ad_id: str) -> int | None:
     """The row of an ad, removed ones too, as histories name them; None for an ad that never was."""
@@ -166,7 +162,7 @@ class AdCatalog:
     if row is None or (ad := self.ad(row)).status == REMOVED:
       return None
     names = ("ad_id", *WORDS, "price", "created", "status")
-    return {name: getattr(ad, name) for name in names} | {"codes": self._codes_NT[row].tolist()}
+    return {name: getattr(ad, name) for name in names} | {"codes": self.codes_NT[row].tolist()}
 
   def put(self, ad_id: str, fields: Mapping[str, Any], codes: tuple[int, ...] | None = None) -> str:
     """Adds or changes an ad. On disk when this returns; what is active can be generated from the
@@ -275,7 +271,7 @@ class AdCatalog:
     if row is None:
       return None, None
     ad = self._ads.get(row) or AdRecord.of_row(self._base, row)
-    return _Change(ad, row, tuple(self._codes_NT[row].tolist())), None
+    return _Change(ad, row, tuple(self.codes_NT[row].tolist())), None
 
   def _encode(self, ad: AdRecord, before: _Change | None) -> tuple[int, ...]:
     """A UA-SID beside those of the index and of changes that wait; an ad's own counts as free."""
@@ -318,21 +314,12 @@ class AdCatalog:
 
   def _keep(self, row: int, ad: AdRecord, codes: Sequence[int]) -> None:
     """Takes an ad into memory; a reader that sees the new size finds all of it."""
-    if row >= len(self._codes_NT):
-      room = max(row + 1, len(self._codes_NT) + len(self._codes_NT) // 8) - len(self._codes_NT)
-      self._codes_NT = np.concatenate(
-        [self._codes_NT, np.zeros((room, self._codes_NT.shape[1]), np.int32)]
-      )
-      self._price_N = np.append(self._price_N, np.full(room, np.nan, np.float32))
-      self._created_N = np.append(self._created_N, np.full(room, -1))
-    self._codes_NT[row] = codes
-    self._price_N[row] = np.nan if ad.price is None else ad.price
-    self._created_N[row] = -1 if ad.created is None else ad.created
+    self._columns.put(row, ad, codes)
     self._ads[row] = ad
     self.sets.set(row, ad.account_id, ad.category)
     if self._rows.row(ad.ad_id) is None:
       self._rows.add(ad.ad_id)
-    self._size = len(self._rows)
+    self._columns.size = len(self._rows)
 
   def _acknowledge(self, waiting: Waiting | None, *, told: bool) -> None:
     """Waits for disk and memory, then tells those who must know that an ad is no longer what it

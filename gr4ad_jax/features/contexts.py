@@ -44,7 +44,7 @@ class FixedAds:
 
   codes_NT: np.ndarray
   price_N: np.ndarray
-  created_N: np.ndarray | None = None
+  created_N: np.ndarray
 
 
 def contexts_at(

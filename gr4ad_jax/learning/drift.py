@@ -1,11 +1,12 @@
 """Whether what comes still is what was learned from: features, calibration, prequential recall."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
 from gr4ad_jax.evaluation.protocols import EvalRequests
-from gr4ad_jax.features.batches import PADDING, SLOT_FEATURES, USER_FEATURES, RequestBatch
+from gr4ad_jax.features.batches import PADDING, USER_FEATURES, RequestBatch
 
 SHIFT = 1.0  # standard deviations that the mean of a feature may move
 CALIBRATION = 2.0  # how many times too sure, or too unsure, a model may be
@@ -45,10 +46,12 @@ class Drift:
 
   Args:
     learned: requests of what the run learned from.
+    slot_names: of the features of their slots.
   """
 
-  def __init__(self, learned: RequestBatch):
+  def __init__(self, learned: RequestBatch, slot_names: Sequence[str]):
     self._mean_F, self._std_F = _moments(learned)
+    self._names = (*slot_names, *USER_FEATURES)
     self._recalls: list[float] = []
 
   def measure(
@@ -75,7 +78,7 @@ class Drift:
     most = int(np.argmax(shift_F))
     found = {"features": float(shift_F[most])}
     if found["features"] > SHIFT:
-      name = (*SLOT_FEATURES, *USER_FEATURES)[most]
+      name = self._names[most]
       _log.warning(
         "drift: the mean of feature %r has moved by %.2f standard deviations", name, shift_F[most]
       )

@@ -22,7 +22,7 @@ class Known:
   """What contexts read beside the users' histories.
 
   Attributes:
-    ads: codes and prices.
+    ads: codes, prices and dates.
     neighbors: co-visit neighbours; no user's visits are left out.
     config: numbers of slots and targets.
     min_depth: shallowest behaviour that is a target.
@@ -65,7 +65,8 @@ class Examples:
     # Copies: the table may grow while a later step still reads this one.
     columns = np.array(ads.codes_NT), np.array(ads.price_N)
     about = popularity, known.neighbors, known.config, known.min_depth
-    contexts = RequestContexts(lines, *columns, *about)
+    created_N = np.array(ads.created_N)
+    contexts = RequestContexts(lines, *columns, *about, created_N=created_N)
     # The last request of each user: his visit. The rows before it are his history.
     last = np.flatnonzero(np.append(np.diff(lines.request_user) > 0, True))
     return cls(visits, contexts, last)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gr4ad_jax.catalogue.ad_columns import GrowingColumns
 from gr4ad_jax.catalogue.ad_records import ACTIVE, FIELDS, REMOVED, AdRecord
 from gr4ad_jax.catalogue.ad_rows import AdRows
 from gr4ad_jax.catalogue.encoder import Encoder
@@ -31,24 +32,28 @@ class KnownAds:
     self._base = ads
     self._tokenizer = tokenizer
     self._rows = AdRows(ads.ad_id)
-    self._codes_NT = np.array(codes_NT, np.int32)
-    self._price_N = np.array(ads.price, np.float32)
+    self._columns = GrowingColumns(ads, codes_NT)
     self._later: dict[int, AdRecord] = {}
     # The index copies the codes into keys of its own.
-    self.index = LiveIndex(self._codes_NT, tokenizer.codebooks, overlay=overlay)
+    self.index = LiveIndex(self.codes_NT, tokenizer.codebooks, overlay=overlay)
 
   def __len__(self):
     return len(self._rows)
 
   @property
   def codes_NT(self) -> np.ndarray:
-    """[N, T] int32 UA-SIDs of all rows, those of removed ads too. A view."""
-    return self._codes_NT[: len(self)]
+    """See `GrowingColumns`."""
+    return self._columns.codes_NT
 
   @property
   def price_N(self) -> np.ndarray:
-    """[N] float32 prices, money, NaN where unknown. A view."""
-    return self._price_N[: len(self)]
+    """See `GrowingColumns`."""
+    return self._columns.price_N
+
+  @property
+  def created_N(self) -> np.ndarray:
+    """See `GrowingColumns`."""
+    return self._columns.created_N
 
   def row(self, ad_id: str) -> int | None:
     """The row of an ad, None where there is none."""
@@ -84,25 +89,17 @@ class KnownAds:
       if row is not None:
         self._set(row, None)  # its own UA-SID counts as free
       codes = self._tokenizer.encode(ad.table(), self.index.codes_below)[0]
+    if codes is None:
+      # A removed ad keeps its codes here: histories still name it. One that was never active has
+      # none yet.
+      codes = np.zeros_like(self.codes_NT[0]) if row is None else self.codes_NT[row]
     if row is None:
       row = self._rows.add(ad_id)
-      self._make_room(row)
     self._later[row] = ad
-    if codes is not None:
-      # A removed ad keeps its codes here: histories still name it.
-      self._codes_NT[row] = codes
-    self._price_N[row] = np.nan if ad.price is None else ad.price
-    self._set(row, self._codes_NT[row] if ad.status == ACTIVE else None)
+    self._columns.put(row, ad, codes)
+    self._columns.size = len(self._rows)
+    self._set(row, self.codes_NT[row] if ad.status == ACTIVE else None)
     return row
-
-  def _make_room(self, row: int) -> None:
-    """Rows come one by one: an eighth more each time, so that they are not all copied each time."""
-    if row < len(self._codes_NT):
-      return
-    more = max(64, row // 8)
-    codes_NT = np.zeros((more, self._codes_NT.shape[1]), np.int32)
-    self._codes_NT = np.concatenate([self._codes_NT, codes_NT])
-    self._price_N = np.append(self._price_N, np.full(more, np.nan, np.float32))
 
   def _set(self, row: int, codes: np.ndarray | None) -> None:
     try:

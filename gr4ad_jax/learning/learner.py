@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.features.batches import slot_features
 from gr4ad_jax.learning import guard, prequential
 from gr4ad_jax.learning.drift import Drift
 from gr4ad_jax.learning.learn_task import LearnTask
@@ -148,7 +149,9 @@ class Learner:
     self._lists = Lists(task.model, task.inputs.ecpm, task.config.search, task.ads.index)
     learned = task.inputs.learned(task.config)
     # Evenly spread over what was learned, so that all its seasons are in it.
-    self._drift = Drift(task.contexts.batch(learned[:: max(1, len(learned) // _LEARNED)]))
+    some = task.contexts.batch(learned[:: max(1, len(learned) // _LEARNED)])
+    # A run with --promotions is refused, so these are all that slots can have.
+    self._drift = Drift(some, slot_features(aged=task.config.data.ad_age))
     if checkpointer.steps:
       restored = checkpointer.restore(state_lib.abstract(trainer.state))
       task.source.restore(restored.data)

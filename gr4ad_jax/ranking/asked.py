@@ -41,7 +41,8 @@ class AskedContexts:
 
   def batch(self, rows: np.ndarray) -> RequestBatch:
     """The contexts of the requests `rows`."""
-    ads = FixedAds(self.inputs.index.codes_NT, self.inputs.dataset.ads.price)
+    table = self.inputs.dataset.ads
+    ads = FixedAds(self.inputs.index.codes_NT, table.price, table.created)
     log = joined([self.log_R[row] for row in rows])
     about = self.popularity, self.inputs.neighbors, ads, self.config
     return contexts_at(log, self.now_R[rows], *about, self.inputs.dataset.promotions)

@@ -31,6 +31,7 @@ from tests.features import logs
 CONFIG = DataConfig(history_slots=5, neighbor_slots=3, rising_slots=2, targets=3)
 CODES = np.random.default_rng(0).integers(0, 9, (logs.ADS, 3)).astype(np.int32)
 PRICE = np.append(np.arange(logs.ADS - 1, dtype=np.float32), np.nan).astype(np.float32)
+CREATED = np.full(logs.ADS, -1)
 CONTEXT = (
   "slot_kind_BS",
   "slot_codes_BST",
@@ -46,7 +47,7 @@ def fitted(events):
 
 
 def builder_of(events, config=CONFIG, ads=None):
-  return ContextBuilder(config, *fitted(events), ads or FixedAds(CODES, PRICE))
+  return ContextBuilder(config, *fitted(events), ads or FixedAds(CODES, PRICE, CREATED))
 
 
 def before(events, request):
@@ -112,7 +113,7 @@ def test_promotions_are_served_as_they_were_learned(events):
   histories = joined(
     [dataclasses.replace(before(events, r), user_id=users[r : r + 1]) for r in requests]
   )
-  builder = ContextBuilder(CONFIG, trends, neighbors, FixedAds(CODES, PRICE), promotions)
+  builder = ContextBuilder(CONFIG, trends, neighbors, FixedAds(CODES, PRICE, CREATED), promotions)
   assert_same(builder.batch(histories, lines.request_time), logged)
   names = slot_features(True)
   shown = logged.slot_features_BSF[..., [names.index("displayed"), names.index("mailed")]]
@@ -196,6 +197,7 @@ def test_an_ad_that_came_later_stands_in_a_history_and_has_no_past_of_its_own(ev
   ads = FixedAds(
     np.concatenate([CODES, [[8, 8, 8], [7, 7, 7]]]).astype(np.int32),
     np.append(PRICE, [3, 4]).astype("f"),
+    np.append(CREATED, [-1, -1]),
   )
   builder = builder_of(events, dataclasses.replace(CONFIG, history_slots=10), ads)
   without = joined([before(events, int(events.request[-1]))])
@@ -259,7 +261,8 @@ def test_memory_of_a_batch_does_not_grow_with_the_ads():
     trends = Trends.empty(num_ads).adding(Counts(ad, time, once, 0 * once, once << 34))
     near = rng.integers(0, num_ads, (num_ads, 32)).astype(np.int32)
     neighbors = CoVisitNeighbors(near, rng.random((num_ads, 32)).astype(np.float32))
-    ads = FixedAds(np.zeros((num_ads, 3), np.int32), np.zeros(num_ads, np.float32))
+    none = np.full(num_ads, -1)
+    ads = FixedAds(np.zeros((num_ads, 3), np.int32), np.zeros(num_ads, np.float32), none)
     builder, known = ContextBuilder(DataConfig(), trends, neighbors, ads), UserHistories(events)
     now = np.full(8, events.time.max() + DAY)
     builder.batch(known.take(range(8)), now)  # the rising ads of a day are looked up once

@@ -194,7 +194,8 @@ def test_a_user_of_whom_nothing_is_known_has_no_history():
 def test_counts_grow_with_the_table_of_ads():
   state = empty_state()
   state.observe(one_event(ad=ADS - 1, time=DAY))
-  state._ads = FixedAds(np.zeros((ADS + 2, 3), np.int32), np.zeros(ADS + 2, np.float32))
+  none = np.full(ADS + 2, -1)
+  state._ads = FixedAds(np.zeros((ADS + 2, 3), np.int32), np.zeros(ADS + 2, np.float32), none)
   state.observe(one_event(ad=ADS + 1, time=DAY))
   assert state.popularity(3 * DAY).num_ads == ADS + 2
 

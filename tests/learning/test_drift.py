@@ -39,7 +39,7 @@ def test_shares_are_those_of_a_loop():
 
 
 def test_a_feature_that_moves_is_named_and_measured(caplog):
-  watch = drift.Drift(batch_of(0))
+  watch = drift.Drift(batch_of(0), SLOT_FEATURES)
   logp = np.log(np.full((1, 10), 0.05))
   asked = np.arange(10)[None], requests_of([np.array([0, 20])]), 0.5
   still = watch.measure(batch_of(1), logp, *asked)
@@ -51,7 +51,7 @@ def test_a_feature_that_moves_is_named_and_measured(caplog):
 
 
 def test_what_is_too_sure_and_what_falls_is_told(caplog):
-  watch = drift.Drift(batch_of(0))
+  watch = drift.Drift(batch_of(0), SLOT_FEATURES)
   about = batch_of(0), np.log(np.full((1, 10), 0.1)), np.arange(10)[None]
   seldom = requests_of([np.array([0, 20, 21, 22])])
   for _ in range(5):

@@ -115,3 +115,13 @@ def test_ads_change_leave_and_come_back():
     assert ads.put(f"n{number}", {"text": "x", "account_id": "y", "codes": [0, 1, 3]}) == number + 2
   assert len(ads) == 72 and ads.index.num_active == 72
   assert ads.codes_NT[2:].tolist() == [[0, 1, 3]] * 70
+
+
+def test_ads_that_came_have_a_date():
+  ads = known_ads()
+  fields = {"text": "new", "account_id": "shop"}
+  ads.put("dated", fields | {"created": 77})
+  ads.put("undated", fields)
+  assert ads.created_N.tolist() == [-1, -1, 77, -1]
+  ads.put("dated", {"status": "removed"})
+  assert ads.created_N.tolist() == [-1, -1, 77, -1]

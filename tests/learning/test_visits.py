@@ -5,11 +5,14 @@ import pytest
 
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits as visits_lib
+from gr4ad_jax.data.schema import DAY
+from gr4ad_jax.features.batches import slot_features
 from gr4ad_jax.features.contexts import FixedAds
 from gr4ad_jax.features.histories import Histories
-from gr4ad_jax.features.neighbors import CoVisitNeighbors
+from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.features.state import State
 from gr4ad_jax.features.trends import Trends
+from gr4ad_jax.learning.examples import Examples, Known
 from gr4ad_jax.learning.visits import Event, Visits, with_visit
 
 GAP = 100
@@ -18,7 +21,7 @@ NEAR = CoVisitNeighbors(np.full((9, 1), -1, np.int32), np.zeros((9, 1), np.float
 
 @pytest.fixture
 def visits():
-  ads = FixedAds(np.zeros((9, 3), np.int32), np.ones(9, np.float32))
+  ads = FixedAds(np.zeros((9, 3), np.int32), np.ones(9, np.float32), np.full(9, -1))
   state = State(DataConfig(), ads, NEAR, Histories(visits_lib.no_events(0)), Trends.empty(9))
   return Visits(state, GAP)
 
@@ -74,3 +77,24 @@ def test_a_visit_keeps_what_was_known_when_it_opened(visits):
   assert log.ad.tolist() == [1, 2, 4]
   assert log.request.tolist() == [0, 1, 1]
   assert last.begin == 2000
+
+
+def test_examples_know_how_old_ads_are_as_the_state_does():
+  config = DataConfig(ad_age=True, history_slots=4, neighbor_slots=0, rising_slots=0)
+  created = np.array([0, 40, -1, *[10] * 6]) * DAY
+  ads = FixedAds(np.zeros((9, 3), np.int32), np.ones(9, np.float32), created)
+  state = State(config, ads, NEAR, Histories(visits_lib.no_events(0)), Trends.empty(9))
+  visits = Visits(state, GAP)
+  visits.add(event("a", 0, 50 * DAY))
+  visits.add(event("a", 1, 51 * DAY))
+  visits.flush()
+  before = state.features(["a"], np.array([52 * DAY]))
+  visits.add(event("a", 2, 52 * DAY))
+  visits.add(event("b", 3, 60 * DAY))
+  last = visits.over[-1]
+  known = Known(ads, NeighborFolds.of(NEAR), config, 0, 30.0)
+  examples = Examples.of([last], known, state.popularity(last.begin))
+  column = slot_features(aged=True).index("ad_age")
+  found = examples.batch().slot_features_BSF[0, :, column]
+  np.testing.assert_allclose(sorted(found), [0, 0, np.log1p(12), np.log1p(52)], rtol=1e-6)
+  np.testing.assert_array_equal(found, before.slot_features_BSF[0, :, column])
