@@ -7,7 +7,6 @@ after real shopping: for learning and exploring, not for conclusions about real 
 84.51° (2015), The Complete Journey. https://www.8451.com/area51/
 """
 
-import dataclasses
 import os
 from typing import Any
 
@@ -105,7 +104,7 @@ class CompleteJourney(base.TableBuilder):
     # Products that are left get numbers without gaps, in the order of the table.
     rows, ad_E = np.unique(row_E[kept_E], return_inverse=True)
     events, merged = _baskets(cells, kept_E, ad_E, value_E[kept_E], quantity_E[kept_E])
-    ads = sales.with_sales(_some(products, rows), events)
+    ads = sales.with_sales(products.take(rows), events)
     dropped = {reason: rows for reason, rows in dropped.items() if rows}
     used_E = journey_coupons.covered(paths["coupon_redemptions"], paths["coupons"], ads, events)
     noted = {"that a redeemed coupon covers": int(used_E.sum())}
@@ -140,11 +139,6 @@ def _products(cells: dict[str, Cells]) -> AdTable:
     price=np.full(len(text), np.nan, np.float32),
     created=np.full(len(text), -1, np.int64),
   )
-
-
-def _some(ads: AdTable, rows: np.ndarray) -> AdTable:
-  columns = {field.name: getattr(ads, field.name) for field in dataclasses.fields(ads)}
-  return AdTable(**{name: None if x is None else x[rows] for name, x in columns.items()})
 
 
 def _baskets(

@@ -131,12 +131,8 @@ def until(dataset: Dataset, date: str) -> Dataset:
     for name in ("user", "request", "time", "behavior", "value", "quantity")
   }
   log = visits.ordered_log(events.user_id, ad=row_N[events.ad[before]], **columns)
-  rows = {
-    field.name: None if (column := getattr(ads, field.name)) is None else column[kept_N]
-    for field in dataclasses.fields(ads)
-  }
   report = dataset.report and _reported(dataset, log, int(kept_N.sum()), date)
-  return dataclasses.replace(dataset, ads=AdTable(**rows), events=log, report=report)
+  return dataclasses.replace(dataset, ads=ads.take(kept_N), events=log, report=report)
 
 
 def _reported(dataset: Dataset, log: EventLog, ads: int, date: str) -> Report:

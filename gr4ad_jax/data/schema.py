@@ -37,6 +37,11 @@ class AdTable:
   def __len__(self):
     return len(self.ad_id)
 
+  def take(self, rows: np.ndarray) -> "AdTable":
+    """Some of the ads: row numbers in the order wanted, or a mask."""
+    columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    return AdTable(**{name: None if x is None else x[rows] for name, x in columns.items()})
+
   @functools.cached_property
   def account_N(self) -> np.ndarray:
     """[N] the advertiser of each ad, as a number from 0."""
@@ -61,6 +66,15 @@ class EventLog:
 
   def __len__(self):
     return len(self.ad)
+
+  def columns(self, rows: np.ndarray | slice) -> dict[str, np.ndarray]:
+    """The columns of some events, by name: all but `user_id`, which counts users."""
+    names = (field.name for field in dataclasses.fields(self) if field.name != "user_id")
+    return {name: getattr(self, name)[rows] for name in names}
+
+  def take(self, rows: np.ndarray | slice) -> "EventLog":
+    """Some of the events; its users stay, and so do the numbers of visits."""
+    return dataclasses.replace(self, **self.columns(rows))
 
 
 @dataclasses.dataclass(frozen=True)

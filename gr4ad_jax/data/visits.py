@@ -131,11 +131,7 @@ def until(events: EventLog, now_U: np.ndarray) -> EventLog:
   known = events.time <= now_U[events.user]
   if known.all():
     return events
-  columns = {
-    field.name: getattr(events, field.name)[known]
-    for field in dataclasses.fields(events)
-    if field.name != "user_id"
-  }
+  columns = events.columns(known)
   request = renumbered(columns["user"], columns["request"])
   return dataclasses.replace(events, **columns | {"request": request})
 

@@ -105,11 +105,7 @@ def bundles(log: EventLog, events: int = BUNDLE_EVENTS) -> Iterator[tuple[slice,
     # One user at least, however many events he has.
     end = max(end, begin + 1)
     here = slice(int(first_U[begin]), int(first_U[end]))
-    columns = {
-      field.name: getattr(log, field.name)[here]
-      for field in dataclasses.fields(log)
-      if field.name != "user_id"
-    }
+    columns = log.columns(here)
     columns["request"] = visits.renumbered(columns["user"], columns["request"])
     yield slice(begin, end), here, EventLog(log.user_id, **columns)
     begin = end

@@ -175,12 +175,7 @@ class Histories:
   def _slice(self, user: int) -> EventLog:
     """What the log has of the user of a number."""
     here = slice(self._first[user], self._first[user + 1])
-    columns = {
-      f.name: getattr(self._events, f.name)[here]
-      for f in dataclasses.fields(EventLog)
-      if f.name != "user_id"
-    }
-    return EventLog(self._events.user_id[user : user + 1], **columns)
+    return EventLog(self._events.user_id[user : user + 1], **self._events.columns(here))
 
 
 def _number(names: dict[Hashable, int], name: Hashable | None) -> int:
@@ -202,9 +197,7 @@ def _with(person: Person, events: Events, rows: np.ndarray) -> Person:
 
 def _part(log: EventLog, number: int, here: slice) -> EventLog:
   """One user of a log, as a log of one user."""
-  columns = {
-    f.name: getattr(log, f.name)[here] for f in dataclasses.fields(EventLog) if f.name != "user_id"
-  }
+  columns = log.columns(here)
   columns["user"] = np.zeros_like(columns["user"])
   columns["request"] = columns["request"] - columns["request"][0]
   # Copies: views would keep the log of all users of a batch alive for each of them.

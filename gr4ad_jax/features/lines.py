@@ -180,12 +180,7 @@ def build_lines(
 def _in_order_of(events: EventLog, period_E: np.ndarray) -> EventLog:
   """The log with each event in the visit of its period, in order of time there."""
   order = np.lexsort((events.time, period_E))  # stable: equal times keep the log's order
-  columns = {
-    field.name: getattr(events, field.name)[order]
-    for field in dataclasses.fields(events)
-    if field.name != "user_id"
-  }
-  return dataclasses.replace(events, **columns | {"request": period_E[order]})
+  return dataclasses.replace(events, **events.columns(order) | {"request": period_E[order]})
 
 
 def _folded(events: EventLog, num_ads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -219,12 +214,7 @@ def _columns(events: EventLog, row_E: np.ndarray, position: np.ndarray) -> dict[
 
 def _outcomes(events: EventLog, attributed_E: np.ndarray, num_ads: int, requests: int) -> Outcomes:
   """Folds the attributed events by their own request."""
-  columns = {
-    field.name: getattr(events, field.name)[attributed_E]
-    for field in dataclasses.fields(events)
-    if field.name != "user_id"
-  }
-  some = dataclasses.replace(events, **columns)
+  some = events.take(attributed_E)
   outcome = _columns(some, *_folded(some, num_ads))
   # What was given back for more than it brought is no outcome.
   taken = outcome["value"] >= 0

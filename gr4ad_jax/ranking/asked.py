@@ -104,14 +104,8 @@ def histories_of(inputs: Inputs, requests: EvalRequests) -> tuple[list[EventLog]
     # Earlier in the log, by row.
     earlier = np.arange(len(log)) + begin < first
     # An event of an earlier visit may come later than this one began.
-    logs.append(some_events(log, earlier & (log.time <= now)))
+    logs.append(log.take(earlier & (log.time <= now)))
   return logs, now_R
-
-
-def some_events(log: EventLog, chosen_E: np.ndarray) -> EventLog:
-  """The log with the chosen events alone; its users stay."""
-  names = [field.name for field in dataclasses.fields(log) if field.name != "user_id"]
-  return dataclasses.replace(log, **{name: getattr(log, name)[chosen_E] for name in names})
 
 
 def rows_of(

@@ -78,9 +78,7 @@ def _appended(published: renewal.Published, seed: int) -> np.ndarray:
   rng = np.random.default_rng(seed)
   # Sorted: the others keep their order, as in a table that has grown.
   known = np.sort(rng.permutation(len(ads))[round(NEW * len(ads)) :])
-  before = dataclasses.replace(
-    published, ads=renewal.some_ads(ads, known), codes_NT=published.codes_NT[known]
-  )
+  before = dataclasses.replace(published, ads=ads.take(known), codes_NT=published.codes_NT[known])
   return renewal.append(before, ads)
 
 

@@ -67,7 +67,7 @@ def _customer(recommender: Recommender, log: EventLog) -> Customer:
   last = log.request == log.request[-1]
   now = int(log.time[last].min())
   # An earlier visit may go on after this one has begun.
-  before = _some(log, ~last & (log.time <= now))
+  before = log.take(~last & (log.time <= now))
   found = recommender.recommend_log(before, SHOWN, now)[0]
   try:
     found = recommender.explained(before, now, found)
@@ -114,11 +114,6 @@ def _about(recommender: Recommender, before: EventLog, now: int) -> str:
 
 def _name(recommender: Recommender, ad: int) -> str:
   return str(recommender.ads.text[ad]) or str(recommender.ads.ad_id[ad])
-
-
-def _some(log: EventLog, chosen_E: np.ndarray) -> EventLog:
-  names = [field.name for field in dataclasses.fields(log) if field.name != "user_id"]
-  return dataclasses.replace(log, **{name: getattr(log, name)[chosen_E] for name in names})
 
 
 def as_html(found: Sequence[Customer]) -> str:

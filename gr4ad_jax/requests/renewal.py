@@ -103,7 +103,7 @@ def append(published: Published, ads: AdTable) -> np.ndarray:
   # A new ad gathers row 0, and its codes are replaced below.
   codes_NT = published.codes_NT[np.maximum(old_N, 0)]
   if len(new):
-    codes_NT[new] = published.tokenizer.encode(some_ads(ads, new), published.codes_NT)
+    codes_NT[new] = published.tokenizer.encode(ads.take(new), published.codes_NT)
   return codes_NT
 
 
@@ -150,7 +150,7 @@ def refresh(
       lambda row: tokenizer.quantized(vectors_ND[rest[row] : rest[row] + 1])[0],
     )
     codes_NT[rest] = last_level.complete(
-      some_ads(ads, rest), prefix_NP[rest], fresh.codebooks[-1], fresh.config.last_level,
+      ads.take(rest), prefix_NP[rest], fresh.codebooks[-1], fresh.config.last_level,
       codes_NT[kept], nearby,
     )  # fmt: skip
   return tokenizer, codes_NT
@@ -184,12 +184,6 @@ def matched(
     # Only ads whose codes agree so far say what the next level's codes mean.
     alike_X &= name_V[after_XP[:, level]] == before_XP[:, level]
   return tuple(names)
-
-
-def some_ads(ads: AdTable, rows: np.ndarray) -> AdTable:
-  """Some rows of an ad table, in the order named."""
-  columns = {f.name: getattr(ads, f.name) for f in dataclasses.fields(AdTable)}
-  return AdTable(**{name: None if x is None else x[rows] for name, x in columns.items()})
 
 
 def _rows(old: AdTable, ads: AdTable) -> np.ndarray:

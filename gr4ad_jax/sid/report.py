@@ -4,7 +4,6 @@ Of the codes it tells collisions, use and balance. A *collision* is a UA-SID tha
 Of the vectors it tells *item-to-item recall*: how many of an ad's neighbours are near it.
 """
 
-import dataclasses
 import math
 
 import numpy as np
@@ -248,12 +247,8 @@ def _unseen_recall(
   hidden_N = np.random.default_rng(fitted.seed).random(len(ads)) < UNSEEN
   shown = np.flatnonzero(~hidden_N)
   asked = np.flatnonzero(hidden_N)
-  columns = {field.name: getattr(ads, field.name) for field in dataclasses.fields(ads)}
-  shown_ads = schema.AdTable(
-    **{name: column if column is None else column[shown] for name, column in columns.items()}
-  )
   options = tokenizer.tower_settings(fitted.config) | {"seed": fitted.seed}
-  second = tower.fit_tower(text_ND[shown], shown_ads, neighbors.among(shown), **options)
+  second = tower.fit_tower(text_ND[shown], ads.take(shown), neighbors.among(shown), **options)
   return _measured(
     {
       "content": item_recall(text_ND, neighbors, queries=asked),
