@@ -17,7 +17,7 @@ from typing import Any
 
 from gr4ad_jax.answering.messages import Answer, Query
 from gr4ad_jax.answering.terms import Ledger
-from gr4ad_jax.streams.stream import FellBehind, Stream
+from gr4ad_jax.streams.stream import FellBehind, Stream, read_kept
 
 TOPIC = "impressions"
 _MOST = 20_000  # impressions that may wait to be written; more are given up, and counted
@@ -120,12 +120,8 @@ class Impressions:
   def count_others(self) -> None:
     """Counts what other servers have shown since the last call. Raises OSError."""
     while True:
-      try:
-        records = self._stream.read(TOPIC, self._offset, _PART)
-      except FellBehind as behind:
-        # Offsets of what is gone are passed over, and reading goes on behind them.
-        self._offset = behind.first - 1
-        continue
+      records, gone = read_kept(self._stream, TOPIC, self._offset, _PART)
+      self._offset += gone
       for record in records:
         # The server's own were counted when they were given.
         if record.value["server"] != self.server:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.streams.stream import FellBehind, Record, Stream
+from gr4ad_jax.streams.stream import Record, Stream, read_kept
 
 _AT_ONCE = 1000  # records of a read
 
@@ -121,11 +121,7 @@ def records(stream: Stream, topic: str) -> Iterator[Record]:
   after = 0
   end = stream.end(topic)
   while after < end:
-    try:
-      found = stream.read(topic, after, _AT_ONCE)
-    except FellBehind as gone:  # retention goes on while this reads
-      after = gone.first - 1
-      continue
+    found, _ = read_kept(stream, topic, after, _AT_ONCE)
     if not found:
       return
     yield from found

@@ -13,7 +13,7 @@ from gr4ad_jax.data import visits
 from gr4ad_jax.data.schema import Dataset
 from gr4ad_jax.features.lines import build_lines
 from gr4ad_jax.requests.inputs import Inputs
-from gr4ad_jax.streams.stream import FellBehind, Record, Stream
+from gr4ad_jax.streams.stream import Record, Stream, read_kept
 
 _EVENTS = "events"
 _AT_ONCE = 1000  # records of a read
@@ -58,12 +58,9 @@ class GrownLog:
     """Reads what is new. Returns how many records that were. Raises OSError as the stream."""
     before = self.offset
     while True:
-      try:
-        records = stream.read(_EVENTS, self.offset, _AT_ONCE)
-      except FellBehind as gone:
-        self.passed_over += gone.first - 1 - self.offset
-        self.offset = gone.first - 1
-        continue
+      records, gone = read_kept(stream, _EVENTS, self.offset, _AT_ONCE)
+      self.passed_over += gone
+      self.offset += gone
       for record in records:
         self._take(record)
         self.offset = record.offset

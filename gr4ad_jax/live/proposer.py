@@ -18,7 +18,7 @@ from gr4ad_jax.live.grown import GrownLog, all_known
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.candidates import NO_REFERENCE, CandidateMaker
 from gr4ad_jax.requests.inputs import Inputs
-from gr4ad_jax.streams.stream import FellBehind, Stream
+from gr4ad_jax.streams.stream import Stream, read_kept
 from gr4ad_jax.value.reward_model import RewardModel
 from gr4ad_jax.value.rewards import Rewarder
 
@@ -105,11 +105,7 @@ class Proposer:
     self.read_log()
     terms = self._terms
     after = self._stream.position(IMPRESSIONS, CONSUMER)
-    try:
-      records = self._stream.read(IMPRESSIONS, after, terms.part)
-    except FellBehind as gone:  # what is gone is passed over
-      # From the first record that is left.
-      records = self._stream.read(IMPRESSIONS, gone.first - 1, terms.part)
+    records, _ = read_kept(self._stream, IMPRESSIONS, after, terms.part)
     # What followed an answer is complete after so many hours only.
     until = self.log.end - 3600 * terms.hours
     over = [record for record in records if record.value["moment"] <= until]

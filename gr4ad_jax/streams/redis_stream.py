@@ -237,12 +237,8 @@ class RedisStream:
     at = 0
     end = self.end(topic)
     while at < end:
-      try:
-        records = self.read(topic, at, _PART)
       # Retention goes on meanwhile; what is gone needs no erasure.
-      except FellBehind as behind:
-        at = behind.first - 1
-        continue
+      records, _ = stream.read_kept(self, topic, at, _PART)
       if not records:
         break
       found = [r.offset for r in records if stream.field_of(r.value, field) == value]

@@ -130,6 +130,23 @@ class Stream(Protocol):
     ...
 
 
+def read_kept(
+  stream: Stream, topic: str, after: int, limit: int = 1000
+) -> tuple[list[Record], int]:
+  """As `Stream.read`, but from the first record that is kept on where retention has removed some.
+
+  Returns:
+    The records, and how many that stood before them are gone.
+  """
+  gone = 0
+  # More may go while this reads.
+  while True:
+    try:
+      return stream.read(topic, after + gone, limit), gone
+    except FellBehind as behind:
+      gone = behind.first - 1 - after
+
+
 def check_topic(topic: str) -> None:
   """Raises ValueError for what is no name of a topic: names stand in statements as they are."""
   if not _NAME.fullmatch(topic):

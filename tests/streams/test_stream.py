@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from gr4ad_jax.knobs import ConfigError
-from gr4ad_jax.streams.stream import FellBehind
+from gr4ad_jax.streams.stream import FellBehind, read_kept
 from tests.streams.streams import Clock, fill, numbers, open_stream
 
 
@@ -86,6 +86,15 @@ def test_retention_by_size_takes_the_oldest_and_their_keys(stream):
   assert stream.end("events") == 9  # offsets are not given twice
   assert fill(stream, 1, start=9) == [10]  # the key is forgotten with its record
   assert fill(stream, 1, start=9) == [None]
+
+
+def test_who_may_miss_some_reads_on_from_what_is_kept(stream):
+  fill(stream, 9)
+  stream.retain("events", size=30)
+  for after, gone, first in ((0, 5, 6), (3, 2, 6), (5, 0, 6), (7, 0, 8), (9, 0, None)):
+    records, missed = read_kept(stream, "events", after, 2)
+    assert missed == gone
+    assert [record.offset for record in records] == ([first, first + 1] if first else [])
 
 
 def test_retention_by_age_and_a_clock_that_jumps_back(url, caplog):
