@@ -9,7 +9,7 @@ import os
 from absl import flags
 
 from gr4ad_jax import families
-from gr4ad_jax.config import is_trained
+from gr4ad_jax.config import check_trained
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.runs import published
 
@@ -29,8 +29,7 @@ def main(argv):
   del argv
   config = flags_lib.config_from_workdir(any_family=True)
   enable_compilation_cache()
-  if not is_trained(config.workdir):
-    raise FileNotFoundError(f"{config.workdir} holds no whole checkpoint: train the run first")
+  check_trained(config.workdir)
   family = families.find(config.family)
   task = families.part(family.task).open(config, started=True)
   print(families.part(family.report)(task, _SPLIT.value, _BESIDE.value))

@@ -8,7 +8,7 @@ import os
 
 from absl import flags
 
-from gr4ad_jax.config import ConfigError, is_trained
+from gr4ad_jax.config import ConfigError, check_trained
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.reporting import report
 
@@ -27,8 +27,7 @@ def main(argv):
   del argv
   config = flags_lib.config_from_workdir()
   enable_compilation_cache()
-  if not is_trained(config.workdir):
-    raise FileNotFoundError(f"{config.workdir} holds no whole checkpoint: train the run first")
+  check_trained(config.workdir)
   folder = os.path.dirname(os.path.abspath(_OUT.value))
   if os.path.isdir(_OUT.value) or not os.path.isdir(folder):
     raise ConfigError(f"--out={_OUT.value} is not allowed: a file in a folder that exists")

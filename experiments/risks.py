@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from gr4ad_jax.config import Config, ConfigError, is_trained
+from gr4ad_jax.config import Config, ConfigError, check_trained
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.ranking import basket_study, new_user_study, renewal_study, steering_study
@@ -85,8 +85,7 @@ def main(argv):
   del argv
   config = flags_lib.config_from_workdir()
   enable_compilation_cache()
-  if not is_trained(config.workdir):
-    raise FileNotFoundError(f"{config.workdir} holds no whole checkpoint: train the run first")
+  check_trained(config.workdir)
   if _SPLIT.value in config.training.fitted:
     raise ConfigError(f"--split={_SPLIT.value} is not allowed: the run has learned from it")
   inputs = inputs_lib.prepare_inputs(config)

@@ -5,6 +5,7 @@ read.
 import contextlib
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -45,6 +46,23 @@ def replacing(path: str, *, summed: bool = True) -> Iterator[str]:
   finally:
     if os.path.exists(part):
       os.remove(part)
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[str]:
+  """Gives an empty folder under a temporary name beside `path`, which takes its place at the end.
+
+  Nothing is left behind where the block raises. The folders above it are made where they are
+  missing; that nothing stands at `path` is the caller's to see.
+  """
+  # Beside the target, so that the rename stays within one file system.
+  part = f"{os.path.abspath(path)}.{os.getpid()}.part"
+  try:
+    os.makedirs(part)
+    yield part
+    os.rename(part, path)
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: str, text: str, *, summed: bool = True) -> None:

@@ -101,6 +101,19 @@ def test_a_writer_that_fails_leaves_everything_as_it_was(tmp_path):
   assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
 
 
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
+  place = tmp_path / "above" / "made"
+  with pytest.raises(OSError, match="full"), files.new_folder(str(place)) as part:
+    pathlib.Path(part, "a").write_text("half")
+    raise OSError("the disk is full")
+  assert [path for path in tmp_path.rglob("*") if path.name != "above"] == []
+  with files.new_folder(str(place)) as part:
+    pathlib.Path(part, "a").write_text("whole")
+    assert not place.exists()
+  assert (place / "a").read_text() == "whole"
+  assert [path.name for path in place.parent.iterdir()] == ["made"]
+
+
 @pytest.mark.parametrize("listed", [True, False])
 def test_what_cannot_be_read_is_one_line_that_names_the_file(tmp_path, listed):
   path = tmp_path / "x.npz"

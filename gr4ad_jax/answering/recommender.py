@@ -16,7 +16,7 @@ from gr4ad_jax.answering.contexts import Asked, ContextBuilder, UserHistories
 from gr4ad_jax.answering.histories import check_now, default_now, events_of
 from gr4ad_jax.answering.recommendation import Recommendation, named
 from gr4ad_jax.catalogue.choice import AdSets, Choice, rows_left_out
-from gr4ad_jax.config import SearchConfig, is_trained, load_config
+from gr4ad_jax.config import SearchConfig, check_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.schema import AdTable, EventLog
@@ -92,8 +92,7 @@ class Recommender:
     """
     workdir = published.locate(workdir)
     config = registry.asked(load_config(workdir), search, compute_dtype)
-    if not is_trained(workdir):
-      raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+    check_trained(workdir)
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
     feature_names.check(folder["features"], config.data.promotions, config.data.ad_age)
     index = SidIndex.load(folder["index"])

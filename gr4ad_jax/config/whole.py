@@ -306,6 +306,12 @@ def is_trained(workdir: str) -> bool:
   return has_step or is_published(workdir)
 
 
+def check_trained(workdir: str) -> None:
+  """Raises FileNotFoundError where `is_trained` is false."""
+  if not is_trained(workdir):
+    raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+
+
 def is_published(workdir: str) -> bool:
   """Whether a directory is a published run: weights alone, which nobody trains further."""
   return bool(workdir) and os.path.isfile(os.path.join(workdir, WEIGHTS))

@@ -10,13 +10,12 @@ example.npz       a request without a history, and its list
 load.py           reads all that
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.answering.recommender import Recommender
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data import visits
@@ -111,7 +111,8 @@ def export(recommender: Recommender, folder: str) -> dict[str, Any]:
   weights = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
   exported = lowered(model, config, index, ecpm, weights)
   spec = _spec(config, recommender, exported)
-  with _new_folder(folder) as made:
+  with files.new_folder(folder) as part:
+    made = pathlib.Path(part)
     (made / "search.stablehlo").write_bytes(exported.serialize())
     np.savez(made / "weights.npz", **weights)
     np.savez(made / "index.npz", **_index_arrays(index))
@@ -243,15 +244,3 @@ def _spec(config: Config, recommender: Recommender, exported: jax.export.Exporte
     },
     "ads": list(map(str, recommender.ads.ad_id)),
   }
-
-
-@contextlib.contextmanager
-def _new_folder(folder: str) -> Iterator[pathlib.Path]:
-  """A folder under a temporary name, which gets its own where the block ends without an error."""
-  part = pathlib.Path(f"{os.path.normpath(folder)}.{os.getpid()}.part")
-  part.mkdir(parents=True)
-  try:
-    yield part
-    os.rename(part, folder)
-  finally:
-    shutil.rmtree(part, ignore_errors=True)

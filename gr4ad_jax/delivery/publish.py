@@ -10,12 +10,10 @@
 What only training needs is left out: optimiser, events, neighbours by folds of users.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,7 @@ from gr4ad_jax import checksums, files
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.answering.recommendation import Recommendation
 from gr4ad_jax.answering.recommender import Recommender
-from gr4ad_jax.config import Config, ConfigError, is_published, is_trained
+from gr4ad_jax.config import Config, ConfigError, is_published
 from gr4ad_jax.evaluation import protocols, report_tables
 from gr4ad_jax.ranking import scoring
 from gr4ad_jax.requests import inputs as inputs_lib
@@ -82,14 +80,13 @@ def publish(
   """
   if is_published(config.workdir):
     raise ConfigError(f"--workdir={config.workdir} is not allowed: it is published already")
-  if not is_trained(config.workdir):
-    raise FileNotFoundError(f"{config.workdir} holds no whole checkpoint: train the run first")
+  config_lib.check_trained(config.workdir)
   if os.path.lexists(out):
     raise ConfigError(f"--out={out} is not allowed: it is there already")
   inputs = inputs_lib.prepare_inputs(config)
   inputs_lib.check_same_log(config, inputs.dataset)
   # The folder is compared before it gets its name: what does not fit is never published.
-  with _whole(out) as part:
+  with files.new_folder(out) as part:
     told("writing weights, codes and features")
     size = write(config, part, precision)
     made = dataclasses.replace(config_lib.load_config(part), search=config.search)
@@ -111,19 +108,6 @@ def publish(
     files.write_json(os.path.join(part, CARD), card, indent=2)
     files.write_text(os.path.join(part, "README.md"), in_words(card))
   return card
-
-
-@contextlib.contextmanager
-def _whole(out: str) -> Iterator[str]:
-  # Beside the target, so that the rename stays within one file system.
-  """A folder beside `out` to write in, which takes its place at the end; nothing is left behind."""
-  part = f"{os.path.abspath(out)}.{os.getpid()}.part"
-  try:
-    os.makedirs(part)
-    yield part
-    os.rename(part, out)
-  finally:
-    shutil.rmtree(part, ignore_errors=True)
 
 
 def write(config: Config, folder: str, precision: str) -> int:
@@ -202,7 +186,8 @@ def compare(config: Config, made: Config, inputs: inputs_lib.Inputs, told: Told)
   # Order aside: how many of the ten ads both lists have.
   common = [len(np.intersect1d(*lists)) for lists in zip(ours_RK, theirs_RK, strict=True)]
   # log p is compared where both have the same ad in the same place.
-  apart = np.abs(ours.logp_RK - theirs.logp_RK)[:, :_K][same_RK & (ours_RK >= 0)]
+  both_RK = same_RK & (ours_RK >= 0)
+  apart = np.abs(ours.logp_RK[:, :_K][both_RK] - theirs.logp_RK[:, :_K][both_RK])
   return {name: found["systems"][name]["all"] for name in systems} | {
     "requests": len(requests),
     "same_lists": float(same_RK.all(axis=1).mean()),

@@ -15,7 +15,7 @@ from gr4ad_jax.answering.living import Living, live_folder
 from gr4ad_jax.answering.terms import DayPlan, Ledger
 from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.catalogue.catalog import AdCatalog
-from gr4ad_jax.config import Config, ConfigError, is_trained, load_config
+from gr4ad_jax.config import Config, ConfigError, check_trained, load_config
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.schema import AdTable, Dataset
@@ -156,8 +156,7 @@ def _served_config(workdir: str, config: Config | None) -> Config:
   saved = load_config(workdir)
   # What the server is asked to change is compared with what the run was trained with.
   config = registry.validate(dataclasses.replace(config or saved, workdir=workdir), base=saved)
-  if not is_trained(workdir):
-    raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+  check_trained(workdir)
   if config.search.item_weight and issubclass(registry.find(config), GR4ADItems):
     weight = config.search.item_weight
     raise ConfigError(

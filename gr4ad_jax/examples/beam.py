@@ -8,8 +8,7 @@ of its own. It runs the functions that the pool runs, so the examples are the sa
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.extras import optional
+from gr4ad_jax.data.extras import beam_pipeline, optional
 
 
 def run(
@@ -27,12 +26,7 @@ def run(
     ConfigError: options that Beam refuses.
   """
   beam = optional("apache_beam", "beam")
-  try:
-    pipeline = beam.Pipeline(argv=list(options))
-  except ValueError as error:
-    raise ConfigError(
-      f"--beam_options={' '.join(options)} is not allowed: {str(error).splitlines()[0]}"
-    ) from error
+  pipeline = beam_pipeline(options)
   # Leaving the block runs the pipeline and waits for its end.
   with pipeline:
     _ = (

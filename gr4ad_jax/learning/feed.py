@@ -114,10 +114,10 @@ class Feed:
     for value in self._waiting.pop(ad_id, ()):
       self._event(value, 0)
 
-  # The event waits with its own fields; its moment stays the one that it had.
   def _event(self, value: Mapping[str, Any], offset: int) -> None:
     ad_id = value.get("ad_id")
     if isinstance(ad_id, str) and self._ads.row(ad_id) is None:
+      # The event waits with its own fields; its moment stays the one that it had.
       self._waiting.setdefault(ad_id, []).append(value)
       return
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gr4ad_jax.config import SECTIONS, Config, ConfigError, is_trained, load_config
+from gr4ad_jax.config import SECTIONS, Config, ConfigError, check_trained, load_config
 from gr4ad_jax.data.schema import DataError, Dataset
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.evaluation import baselines, exposure, parts, plots, protocols, report_tables
@@ -76,8 +76,7 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
     refused = f"--beside={workdir} is not allowed"
     other = load_config(workdir)
     name = _stem(workdir)
-    if not is_trained(workdir):
-      raise FileNotFoundError(f"{workdir} holds no whole checkpoint: train the run first")
+    check_trained(workdir)
     if _folder(workdir) in names:
       raise ConfigError(f"{refused}: a run named {_folder(workdir)!r} is in the table already")
     names.add(_folder(workdir))

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax.config import ConfigError, SidConfig
-from gr4ad_jax.data.extras import optional
+from gr4ad_jax.config import SidConfig
+from gr4ad_jax.data.extras import beam_pipeline, optional
 from gr4ad_jax.swing import blocks, by_config, swing
 from gr4ad_jax.swing.groups import Groups, priority
 
@@ -49,12 +49,7 @@ def run(
   """
   beam = optional("apache_beam", "beam")
   tfds = optional("tensorflow_datasets")
-  try:
-    pipeline = beam.Pipeline(argv=list(options))
-  except ValueError as error:
-    raise ConfigError(
-      f"--beam_options={' '.join(options)} is not allowed: {str(error).splitlines()[0]}"
-    ) from error
+  pipeline = beam_pipeline(options)
   num_ads = tfds.builder_from_directory(folders["ads"]).info.splits["ads"].num_examples
   with pipeline:
     rows = similar_ads(
