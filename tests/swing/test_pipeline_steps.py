@@ -3,6 +3,7 @@ read back from files.
 """
 
 import collections
+import sys
 import types
 
 import numpy as np
@@ -133,8 +134,8 @@ def make_log(single):
 def test_equals_one_machine(monkeypatch, tmp_path, single, changed):
   monkeypatch.setattr(pipeline, "_USERS", 5)
   log, sid = make_log(single), config.SidConfig(**changed)
-  packages = {"apache_beam": BEAM, "tensorflow_datasets": prepared(log, 10)}
-  monkeypatch.setattr(pipeline, "optional", lambda name, extra="": packages[name])
+  monkeypatch.setitem(sys.modules, "apache_beam", BEAM)
+  monkeypatch.setitem(sys.modules, "tensorflow_datasets", prepared(log, 10))
   expected = swing.fit_swing(
     log, 10, alpha=sid.swing_alpha, neighbors=sid.swing_neighbors,
     max_users_per_item=sid.swing_visits, max_items_per_user=sid.swing_basket,
@@ -150,8 +151,8 @@ def test_equals_one_machine(monkeypatch, tmp_path, single, changed):
 
 
 def test_options_and_settings_that_are_refused(monkeypatch, tmp_path):
-  packages = {"apache_beam": BEAM, "tensorflow_datasets": None}
-  monkeypatch.setattr(pipeline, "optional", lambda name, extra="": packages[name])
+  monkeypatch.setitem(sys.modules, "apache_beam", BEAM)
+  monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.SimpleNamespace())
   with pytest.raises(config.ConfigError) as told:
     pipeline.run({}, config.SidConfig(), 0, str(tmp_path), ["--runner=Nothing", "--x"])
   assert str(told.value) == "--beam_options=--runner=Nothing --x is not allowed: no such runner"
