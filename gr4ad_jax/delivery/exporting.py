@@ -8,6 +8,7 @@ index.npz         trie of the UA-SIDs, and which ads hang where
 spec.json         what goes in and comes out, with the names of all features; ids of the ads
 example.npz       a request without a history, and its list
 load.py           reads all that
+README.md         says so to whoever gets the folder
 """
 
 import dataclasses
@@ -51,6 +52,30 @@ INPUTS = {
 }
 _CODES = {"slot_codes": "slot_codes_BST"}
 _EXAMPLE_ADS = 5
+_README = """\
+# A search over {ads:,} ads
+
+The beam search of a trained model (`{model}`, checkpoint {checkpoint}), lowered by `jax.export` for {platforms}.
+It was written by JAX {jax}. Later releases read it for six months at least.
+
+    pip install jax numpy flatbuffers
+    python load.py
+
+`jax.export` reads and writes its files by flatbuffers, a small package in Python alone that jax does not bring with it. Nothing else is needed.
+The second line answers the request of `example.npz`, and compares with the list that was exported. In Python:
+
+    model = Model(folder)  # of load.py
+    model.recommend(requests, k=10)  # (ad_id, log_p, score, ecpm) of each request's best ads
+
+| file | what it is |
+|---|---|
+| `search.stablehlo` | the search, for any number of requests |
+| `weights.npz` | the parameters |
+| `index.npz` | the trie of the ads' codes, and which ads hang where |
+| `spec.json` | shapes and types of a request's arrays, names of all features in their order, ids of the ads |
+| `example.npz` | a request without a history, and its list |
+| `load.py` | the class `Model` |
+"""  # noqa: E501, lines of Markdown
 
 
 def check(config: Config) -> None:
@@ -118,6 +143,7 @@ def export(recommender: Recommender, folder: str) -> dict[str, Any]:
     np.savez(made / "index.npz", **_index_arrays(index))
     (made / "spec.json").write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
     np.savez(made / "example.npz", **_example(recommender))
+    (made / "README.md").write_text(_in_words(spec), encoding="utf-8")
     shutil.copy(take_away.__file__, made / "load.py")
   return spec
 
@@ -207,6 +233,12 @@ def _example(recommender: Recommender) -> dict[str, np.ndarray]:
     "ad_id": np.array([[ad.ad_id for ad in found]]),
     "score": np.array([[ad.score for ad in found]], np.float32),
   }
+
+
+def _in_words(spec: Mapping[str, Any]) -> str:
+  """The README of a folder."""
+  platforms = ", ".join(spec["platforms"])
+  return _README.format_map({**spec, "ads": len(spec["ads"]), "platforms": platforms})
 
 
 def _spec(config: Config, recommender: Recommender, exported: jax.export.Exported) -> dict:

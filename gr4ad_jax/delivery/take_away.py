@@ -1,7 +1,7 @@
 """Answers requests by the exported search in this folder: pip install jax numpy flatbuffers.
 
 python load.py answers example.npz, and compares with the list that was exported.
-spec.json says what the arrays of a request are.
+README.md says what lies here, spec.json what the arrays of a request are.
 """
 
 import json
@@ -23,9 +23,9 @@ class Model:
     self._search = jax.jit(search.call)  # compiled once a number of requests
     self._weights = jax.device_put(dict(np.load(folder / "weights.npz")))
     index = dict(np.load(folder / "index.npz"))
-    self._first, self._ads, self._codes = (
-      index.pop(n) for n in ("leaf_start", "leaf_ads", "codes")
-    )
+    self._first = index.pop("leaf_start")
+    self._ads = index.pop("leaf_ads")
+    self._codes = index.pop("codes")
     self._trie = jax.device_put(index)
 
   def recommend(self, requests, k=10):
@@ -48,7 +48,11 @@ class Model:
 if __name__ == "__main__":
   here = pathlib.Path(__file__).parent
   example = dict(np.load(here / "example.npz"))
-  lists = Model(here).recommend(example, k=example["score"].shape[1])
+  try:
+    model = Model(here)
+  except ImportError as error:  # jax.export reads by flatbuffers, which jax does not bring
+    sys.exit(f"error: {error}")
+  lists = model.recommend(example, k=example["score"].shape[1])
   if [[ad[0] for ad in one] for one in lists] != example["ad_id"].tolist():
     raise SystemExit("other ads than were exported")
   np.testing.assert_allclose([[ad[2] for ad in one] for one in lists], example["score"], 1e-5, 1e-5)

@@ -75,7 +75,26 @@ def test_the_folder_checks_itself(exported):
   assert (done.returncode, done.stderr) == (0, "")
   assert len(done.stdout.splitlines()) == 5
   loader = (exported / "model" / "load.py").read_text().splitlines()
-  assert len(loader) <= 55
+  assert len(loader) <= 60
+
+
+def test_without_flatbuffers_it_is_named(exported):
+  away = _AWAY.replace('"gr4ad_jax", ', '"gr4ad_jax", "flatbuffers", ')
+  code = 'import runpy; runpy.run_path("model/load.py", run_name="__main__")'
+  done = subprocess.run(
+    [sys.executable, "-c", away + code], cwd=exported, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 1 and done.stdout == ""
+  assert done.stderr.startswith("error: Please install 'flatbuffers'")
+  assert done.stderr.count("\n") == 1
+
+
+def test_its_readme_says_what_lies_there(exported):
+  words = (exported / "model" / "README.md").read_text()
+  assert "24 ads" in words and "(`gr4ad`, checkpoint 4)" in words and "cpu, cuda, tpu" in words
+  assert "pip install jax numpy flatbuffers\n" in words
+  named = {line.split("`")[1] for line in words.splitlines() if line.startswith("| `")}
+  assert {*named, "README.md"} == {path.name for path in (exported / "model").iterdir()}
 
 
 def test_the_spec_says_what_goes_in(exported, small_run):
@@ -88,6 +107,7 @@ def test_the_spec_says_what_goes_in(exported, small_run):
   assert spec["slot_features"] == list(SLOT_FEATURES) and len(spec["ads"]) == 24
   assert {path.name for path in (exported / "model").iterdir()} == {
     "search.stablehlo", "weights.npz", "index.npz", "spec.json", "example.npz", "load.py",
+    "README.md",
   }  # fmt: skip
 
 
