@@ -75,6 +75,17 @@ def test_there_are_many():
   assert len(_OURS) > 40 and {"train", "serve", "publish"} <= {name for _, name, _ in _OURS}
 
 
+@pytest.mark.parametrize("page", _PAGES)
+def test_no_block_is_overlooked(page):
+  """What is commands stands as `sh`; a block without a language is what a program says."""
+  text = (_ROOT / page).read_text(encoding="utf-8")
+  languages = set(re.findall(r"^ *```([^\s`]+)", text, re.MULTILINE))
+  known = {"sh", "python", "json", "yaml", "dockerfile", "bibtex"}  # and directives, of the pages
+  assert {name for name in languages if not name.startswith("{")} <= known
+  for said in re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+    assert not re.match(r"(\$ )?(python|pip|gr4ad|make) ", said), said
+
+
 @pytest.mark.parametrize("page", sorted({page for page, *_ in _OURS}))
 def test_their_flags_are_those_of_the_binary_and_their_values_are_allowed(page):
   for _, name, given in (one for one in _OURS if one[0] == page):

@@ -1,6 +1,8 @@
 """BTDNet as a family, from a small run of `experiments.train`: what it writes, and its use."""
 
 import json
+import pathlib
+import re
 
 import jax
 import numpy as np
@@ -126,6 +128,19 @@ def test_segmenting_an_image_of_another_size(trained, opened, params, predictor,
   np.testing.assert_array_equal(mask > 0, again.mask)
   overlay = np.asarray(Image.open(tmp_path / "out" / "field_overlay.png"))
   assert overlay.shape == (80, 96, 3)
+
+
+def test_the_guide_s_python_runs_as_it_stands(trained, opened, tmp_path, monkeypatch):
+  page = pathlib.Path(__file__).parents[2] / "docs/guide/segment.md"
+  code = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs" / "btdnet").symlink_to(trained[0] / "run")
+  split = opened.splits["test"]
+  Image.fromarray(split.image(split.row[:1])[0]).save(tmp_path / "field.png")
+  monkeypatch.chdir(tmp_path)
+  names = {}
+  exec(compile(code, str(page), "exec"), names)
+  assert names["found"].mask.shape == names["found"].probability.shape == (64, 64)
 
 
 @pytest.mark.parametrize(
