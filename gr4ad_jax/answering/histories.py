@@ -9,6 +9,7 @@ import numpy as np
 
 from gr4ad_jax.data import visits
 from gr4ad_jax.data.schema import DataError, EventLog
+from gr4ad_jax.reading import returns
 from gr4ad_jax.reading.checks import MAX_NUMBER
 from gr4ad_jax.reading.times import MAX_TIME
 
@@ -27,8 +28,8 @@ def events_of(
 
   Args:
     events: ad ids, or mappings with `ad_id` and, as known, `time` (unix seconds), `behavior`,
-      `value` (money), `quantity`, `request_id`; None counts as left out, `user_id` is passed over.
-      An event without a time was just before `now`.
+      `value` (money; below 0 it takes back, see `reading.returns`), `quantity`, `request_id`; None
+      counts as left out, `user_id` is passed over. An event without a time was just before `now`.
     rows: gives the row of an ad id, None where there is no such ad.
     behaviors: their names, shallowest first; an event without one has the deepest.
     now: unix seconds of the request.
@@ -101,23 +102,35 @@ def _checked(number: int, event: Any, rows: Callable, behaviors: Sequence[str], 
     raise DataError(
       f"{where}: behavior {_shown(behavior)} is not known; allowed: {', '.join(behaviors)}"
     )
-  numbers = []
-  for field, default, most in (
-    ("time", now - 1, _LATEST),
-    ("value", 0.0, MAX_NUMBER),
-    # The moment just before the request, where an event names none.
-    ("quantity", 1.0, MAX_NUMBER),
-  ):
-    given = event.get(field)
-    if given is not None and not _is_number(given, most):
-      raise DataError(f"{where}: {field} {_shown(given)} is not allowed: a number, 0 to {most:.0f}")
-    numbers.append(default if given is None else given)
+  depth = behaviors.index(behavior)
+  # Where an event names no time, it was just before the request.
+  time = _number(where, event, "time", now - 1, 0, _LATEST)
+  value = _number(where, event, "value", 0.0, -MAX_NUMBER, MAX_NUMBER)
+  if returns.is_wrong_value(value, depth, behaviors):
+    raise DataError(f"{where}: value {_shown(value)} {returns.value_problem(behaviors)}")
+  quantity = _number(where, event, "quantity", 1.0, -MAX_NUMBER, MAX_NUMBER)
+  if returns.is_wrong_quantity(value, quantity):
+    raise DataError(f"{where}: quantity {_shown(quantity)} {returns.QUANTITY_PROBLEM}")
   request = event.get("request_id")
   if request is not None and not _is_id(request):
     raise DataError(
       f"{where}: request_id {_shown(request)} is not allowed: text or a number, at least 0"
     )
-  return row, numbers[0], behaviors.index(behavior), *numbers[1:], request
+  return row, time, depth, value, quantity, request
+
+
+def _number(
+  where: str, event: Mapping, field: str, default: float, least: float, most: float
+) -> float:
+  """A field's number, or the default where it is left out."""
+  given = event.get(field)
+  if given is None:
+    return default
+  if not _is_number(given, most, least):
+    raise DataError(
+      f"{where}: {field} {_shown(given)} is not allowed: a number, {least:.0f} to {most:.0f}"
+    )
+  return given
 
 
 def _is_id(given: Any) -> bool:
@@ -125,10 +138,10 @@ def _is_id(given: Any) -> bool:
   return isinstance(given, str) or _is_number(given, 2**63)
 
 
-def _is_number(given: Any, most: float) -> bool:
+def _is_number(given: Any, most: float, least: float = 0) -> bool:
   # True is an int to Python, and no number here.
   real = isinstance(given, (int, float, np.integer, np.floating)) and not isinstance(given, bool)
-  return real and 0 <= given <= most
+  return real and least <= given <= most
 
 
 def _shown(value: Any) -> str:

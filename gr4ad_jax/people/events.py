@@ -14,6 +14,7 @@ import numpy as np
 
 from gr4ad_jax.data.schema import DAY, DataError
 from gr4ad_jax.features.histories import Events
+from gr4ad_jax.reading import returns
 
 TOPIC = "events"
 ERASURES = "erasures"
@@ -50,7 +51,8 @@ def checked(events: Sequence[Mapping[str, Any]], behaviors: Sequence[str], now: 
     request there.
 
   Raises:
-    DataError: a behaviour that the run does not know; the message names the event.
+    DataError: a behaviour that the run does not know, or a value or quantity below 0 where nothing
+      can be taken back; the message names the event.
   """
   values = []
   keys = []
@@ -74,9 +76,20 @@ def checked(events: Sequence[Mapping[str, Any]], behaviors: Sequence[str], now: 
       given = event.get(name)
       # None and a missing field are the same.
       value[name] = default if given is None else given
+    _check_return(f"events, entry {number + 1}", value, behaviors)
     values.append(value)
     keys.append(event["event_id"])
   return Posted(values, keys, aside)
+
+
+def _check_return(where: str, value: Mapping[str, Any], behaviors: Sequence[str]) -> None:
+  """Raises DataError where an event takes back what it cannot, as a log file is refused."""
+  money = value["value"]
+  units = value["quantity"]
+  if returns.is_wrong_value(money, behaviors.index(value["behavior"]), behaviors):
+    raise DataError(f"{where}: value {money} {returns.value_problem(behaviors)}")
+  if returns.is_wrong_quantity(money, units):
+    raise DataError(f"{where}: quantity {units} {returns.QUANTITY_PROBLEM}")
 
 
 def columns(values: Sequence[Mapping[str, Any]], rows: Sequence[int], depth: Mapping[str, int]):

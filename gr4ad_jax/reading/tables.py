@@ -12,6 +12,7 @@ from gr4ad_jax.data import visits
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.forms import TEMPLATES
 from gr4ad_jax.data.schema import AdTable, DataError, EventLog
+from gr4ad_jax.reading import returns
 from gr4ad_jax.reading.checks import Cells
 from gr4ad_jax.reading.column_files import check_file
 
@@ -167,15 +168,13 @@ def _amounts(
   value_E = np.zeros(len(depth_E), np.float32)
   if "value" in cells:
     value_E = cells["value"].numbers(0, signed=True)
-    # Nothing was paid for a click, so nothing can be given back of one: it is a mistake.
-    shallow_E = depth_E < len(behaviors) - 1
-    problem = f"is negative, and only a {behaviors[-1]} can be taken back"
-    cells["value"].refuse((value_E < 0) & shallow_E, problem)
+    wrong_E = returns.is_wrong_value(value_E, depth_E, behaviors)
+    cells["value"].refuse(wrong_E, returns.value_problem(behaviors))
   quantity_E = np.ones(len(depth_E), np.float32)
   if "quantity" in cells:
     quantity_E = cells["quantity"].numbers(1, signed=True)
-    problem = "is negative, and the row takes nothing back: its value is not below 0"
-    cells["quantity"].refuse((quantity_E < 0) & (value_E >= 0), problem)
+    wrong_E = returns.is_wrong_quantity(value_E, quantity_E)
+    cells["quantity"].refuse(wrong_E, returns.QUANTITY_PROBLEM)
   return {"value": value_E, "quantity": quantity_E}
 
 

@@ -25,6 +25,16 @@ Time = Annotated[int, pydantic.Field(ge=0, lt=MAX_TIME, description="Unix second
 # A request may come right after the last event that a log may have.
 Now = Annotated[int, pydantic.Field(ge=0, le=MAX_TIME, description="Unix seconds.")]
 Money = Annotated[float, pydantic.Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
+Value = Annotated[
+  Money | None,
+  pydantic.Field(
+    description="Money; below 0 it takes back, which only the deepest behaviour can; left out: 0."
+  ),
+]
+Quantity = Annotated[
+  Money | None,
+  pydantic.Field(description="Units; below 0 only with a value below 0; left out: 1."),
+]
 Amount = Annotated[float, pydantic.Field(ge=0, le=MAX_NUMBER)]
 
 
@@ -42,8 +52,8 @@ class Event(_Strict):
   behavior: Word | None = pydantic.Field(
     None, description="As in the event log; left out: the deepest."
   )
-  value: Amount | None = pydantic.Field(None, description="Money; left out: 0.")
-  quantity: Amount | None = pydantic.Field(None, description="Units; left out: 1.")
+  value: Value = None
+  quantity: Quantity = None
   request_id: Word | None = pydantic.Field(None, description="Events that share it are one visit.")
 
 
@@ -265,10 +275,8 @@ class PostedEvent(_Strict):
   behavior: Word | None = pydantic.Field(
     None, description="As in the event log; left out: the deepest."
   )
-  value: Money | None = pydantic.Field(
-    None, description="Money, below 0 where it was given back; left out: 0."
-  )
-  quantity: Money | None = pydantic.Field(None, description="Units; left out: 1.")
+  value: Value = None
+  quantity: Quantity = None
   request_id: Word | None = pydantic.Field(
     None, description="Events that share it are one visit; left out: a pause starts a visit."
   )

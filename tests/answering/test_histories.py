@@ -125,7 +125,15 @@ def test_no_entry_at_all():
       {"ad_id": "ad1", "price": 3},
       "field 'price' is not known; allowed: ad_id, time, behavior, value, quantity",
     ),
-    ({"ad_id": "ad1", "value": -1}, "value -1 is not allowed: a number, 0 to 1000000000000"),
+    (
+      {"ad_id": "ad1", "value": -1, "behavior": "click"},
+      "value -1 is negative, and only a purchase",
+    ),
+    ({"ad_id": "ad1", "quantity": -1}, "quantity -1 is negative, and nothing is taken back"),
+    (
+      {"ad_id": "ad1", "value": -2e12},
+      "value -2000000000000.0 is not allowed: a number, -1000000000000 to 1000000000000",
+    ),
     ({"ad_id": "ad1", "value": float("nan")}, "value nan is not allowed"),
     ({"ad_id": "ad1", "value": 1e39}, "value 1e+39 is not allowed"),
     ({"ad_id": "ad1", "quantity": float("inf")}, "quantity inf is not allowed"),
@@ -141,12 +149,18 @@ def test_no_entry_at_all():
       "time 9223372036854775808 is not allowed: a number, 0 to 4102444799",
     ),
   ],
-  ids=range(20),
+  ids=range(22),
 )
 def test_a_bad_entry_is_named(event, message):
   with pytest.raises(DataError) as error:
     log_of(["ad0", event])
   assert str(error.value).startswith(f"history, entry 2: {message}")
+
+
+def test_a_purchase_is_taken_back():
+  bought = {"ad_id": "ad1", "time": 10, "value": 5}
+  log = log_of([bought, bought | {"time": 20, "value": -3, "quantity": -1}], 30)
+  assert (log.value.tolist(), log.quantity.tolist()) == ([5, -3], [1, -1])
 
 
 def test_a_long_value_is_cut_short():

@@ -164,7 +164,7 @@ BAD_CELLS = [
     "events",
     "2.5,3",
     "2.5,-3",
-    r"events.csv: column 'quantity', row 2: '?-3'? is negative, and the row takes nothing back",
+    r"events.csv: column 'quantity', row 2: '?-3'? is negative, and nothing is taken back",
   ),
   (
     "events",

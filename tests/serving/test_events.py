@@ -109,6 +109,30 @@ def impression(shop, request):
   raise AssertionError(f"no impression {request}")
 
 
+def test_a_return_means_the_same_posted_and_in_a_history(shop):
+  bought = {"ad_id": "ad03", "time": 1_750_000_000, "value": 10.0, "quantity": 2}
+  other = {"ad_id": "ad05", "time": 1_750_000_000, "value": 3.0}
+  back = {"ad_id": "ad03", "time": 1_750_400_000, "value": -9.5, "quantity": -1}
+  history = [bought, other, back]
+  post(shop, *(event(number, "back", **fields, ad=fields.pop("ad_id"))
+               for number, fields in enumerate(map(dict, history))))  # fmt: skip
+  assert shop.get("/v1/users/back").json()["value"] == 3.5
+  asked = {"k": 5, "now": 1_750_500_000, "cache": False}
+
+  def scores(**whose):
+    answer = shop.post("/v1/recommend", json=asked | whose)
+    assert answer.status_code == 200, answer.text
+    return [(ad["ad_id"], ad["score"], ad["ecpm"]) for ad in answer.json()["ads"]]
+
+  assert scores(history=history) == scores(user="back")
+  assert scores(history=[bought, other]) != scores(user="back")
+  refused = shop.post(
+    "/v1/recommend", json=asked | {"history": [back | {"behavior": "click", "quantity": 1}]}
+  )
+  assert refused.status_code == 400
+  assert "value -9.5 is negative, and only a purchase can be" in refused.json()["error"]
+
+
 def test_events_of_unknown_ads_wait_for_them(shop):
   wait = [{"event_id": "w-1", "reason": events_lib.WAITS}]
   given = event(1, "w", "brand-new"), event(2, "w")
@@ -133,6 +157,9 @@ def test_events_of_unknown_ads_wait_for_them(shop):
     ([{"event_id": "1", "user_id": "x", "time": 5}], 422, "body.events.0.ad_id: Field required"),
     ([event(1, "x", time=-1)], 422, "body.events.0.time"),
     ([event(1, "x", value=1e40)], 422, "body.events.0.value"),
+    ([event(1, "x", value=-2.0, behavior="click")], 400,
+     "events, entry 1: value -2.0 is negative, and only a purchase can be taken back"),
+    ([event(1, "x", quantity=-2.0)], 400, "quantity -2.0 is negative, and nothing is taken back"),
     ([event(1, "x", colour="red")], 422, "body.events.0.colour: Extra inputs are not permitted"),
     ([event(1, "x"), event(2, "x", behavior="sniff")], 400,
      "events, entry 2: behavior 'sniff' is not known; allowed: "),
