@@ -42,6 +42,7 @@ class TableBuilder(StoredBuilder, skip_registration=True):
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "First version."}
+  PRICED_BY_SALES = False  # whether prices and dates of ads are made from the events of train
   BUILDER_CONFIGS = [
     tfds.core.BuilderConfig(name="ads", description="Split 'ads': one example an ad."),
     tfds.core.BuilderConfig(

@@ -53,6 +53,8 @@ class CompleteJourney(base.TableBuilder):
   coupon covers.
   """
 
+  PRICED_BY_SALES = True
+
   @classmethod
   def sources(cls, data: DataConfig) -> dict[str, str]:
     """The tables. Raises DataError where one is not there, ImportError without the extra."""

@@ -33,6 +33,8 @@ class OnlineRetail(base.TableBuilder):
   first sale) come from train alone and are unknown for products not sold there.
   """
 
+  PRICED_BY_SALES = True
+
   @classmethod
   def sources(cls, data: DataConfig) -> dict[str, str]:
     """The shipped file. Raises DataError where the installation lacks it."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gr4ad_jax.builders import sales
 from gr4ad_jax.checksums import DamagedError
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
@@ -67,7 +68,10 @@ def load_dataset(config: DataConfig) -> Dataset:
   report = Report(**notes["report"])
   _log.info("%s: %s", config.dataset, report)
   behaviors = tuple(notes["behaviors"])
-  found = Dataset(config.dataset, ads, events, behaviors, report, config.attribution_days)
+  found = Dataset(
+    config.dataset, ads, events, behaviors, report, config.attribution_days,
+    priced_by_sales=make.PRICED_BY_SALES,
+  )  # fmt: skip
   if config.promotions:
     found = dataclasses.replace(found, promotions=_promotions(make, config, root, found))
   return until(found, config.until) if config.until else found
@@ -106,7 +110,8 @@ def until(dataset: Dataset, date: str) -> Dataset:
   ads that were first heard of then.
 
   The ads that stay keep their order. The splits are those of the log that is left: a user's last
-  visit is test.
+  visit is test. Prices and dates that were made from sales are made anew from that log's train
+  events. What the source itself says of an ad stays as it is.
 
   Args:
     dataset: as it was read.
@@ -131,8 +136,11 @@ def until(dataset: Dataset, date: str) -> Dataset:
     for name in ("user", "request", "time", "behavior", "value", "quantity")
   }
   log = visits.ordered_log(events.user_id, ad=row_N[events.ad[before]], **columns)
-  report = dataset.report and _reported(dataset, log, int(kept_N.sum()), date)
-  return dataclasses.replace(dataset, ads=ads.take(kept_N), events=log, report=report)
+  known = ads.take(kept_N)
+  if dataset.priced_by_sales:
+    known = sales.with_sales(known, log)
+  report = dataset.report and _reported(dataset, log, len(known), date)
+  return dataclasses.replace(dataset, ads=known, events=log, report=report)
 
 
 def _reported(dataset: Dataset, log: EventLog, ads: int, date: str) -> Report:

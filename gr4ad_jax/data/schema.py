@@ -109,3 +109,4 @@ class Dataset:
   report: Report | None = None
   attribution_days: float = ATTRIBUTION_DAYS  # a visit's events are targets up to so long after it
   promotions: Promotions | None = None  # with --promotions
+  priced_by_sales: bool = False  # whether prices and dates of ads follow from the train events

@@ -42,6 +42,7 @@ def fill(stream: Stream, dataset: Dataset, begin: int, end: int) -> int:
   Raises:
     DataError: the log has no visit then.
   """
+  dataset = player.as_put(dataset)
   steps = [step for step in player.steps(dataset, begin) if step.time < end]
   for _, day in itertools.groupby(steps, key=lambda step: step.time // DAY):
     today = list(day)

@@ -5,6 +5,7 @@ put when it is first heard of. Events have the same ids whenever they are posted
 is posted again counts once.
 """
 
+import dataclasses
 import http.client
 import json
 import logging
@@ -19,6 +20,7 @@ import numpy as np
 
 from gr4ad_jax import files
 from gr4ad_jax.builders.prepare import first_times
+from gr4ad_jax.builders.sales import with_first_sales
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.schema import DataError, Dataset
 
@@ -88,6 +90,15 @@ def steps(dataset: Dataset, begin: int) -> list[Step]:
   ads = [Step(int(first_N[ad]), int(ad), none) for ad in new]
   # Of one moment, False sorts first: ads before visits.
   return sorted(ads + visits, key=lambda step: (step.time, step.ad < 0))
+
+
+def as_put(dataset: Dataset) -> Dataset:
+  """The data set with what is known of each ad when it is put. Prices that were made from sales
+  have later sales in them, and become those of each ad's first one.
+  """
+  if not dataset.priced_by_sales:
+    return dataset
+  return dataclasses.replace(dataset, ads=with_first_sales(dataset.ads, dataset.events))
 
 
 def ad_fields(dataset: Dataset, row: int) -> dict[str, Any]:
@@ -214,7 +225,7 @@ class Player:
     k: int = 10, told: Callable[[Progress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep,
   ):  # fmt: skip
-    self._dataset = dataset
+    self._dataset = as_put(dataset)
     self._server = server
     self._steps = steps(dataset, begin)
     self._place = place

@@ -12,6 +12,7 @@ from gr4ad_jax.builders import prepare
 from gr4ad_jax.builders.registry import BUILDERS
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data.schema import SPLITS, DataError
+from gr4ad_jax.live import player
 
 _DAY0 = datetime.datetime(2017, 1, 1, 12)
 
@@ -126,6 +127,25 @@ def test_baskets_become_visits_and_products_ads(tmp_path):
   # Household 1 redeemed a coupon for both products on the day of basket 2, household 2 one of a
   # day without a basket.
   assert dataset.report.noted == {"that a redeemed coupon covers": 2}
+
+
+def test_until_prices_and_dates_are_those_of_the_sales_of_then(tmp_path):
+  lines = [_line(1, basket, product=12) for basket in range(4)]
+  lines += [_line(1, basket, product=10) for basket in (2, 3)]  # of valid and test
+  later = [(user, 7 + user, product) for user in (2, 3, 4) for product in (12, 10)]
+  lines += [_line(*visit, value=8.0) for visit in later]
+  config = _written(tmp_path, transactions=lines)
+  whole = prepare.load_dataset(config)
+  day = _DAY0.replace(tzinfo=datetime.UTC).timestamp()
+  assert whole.ads.price.tolist() == [8.0, 8.0]  # of 2, 2, 8, 8, 8 and of 8, 8, 8
+  assert whole.ads.created.tolist() == [day, day + 9 * 86_400]
+  known = prepare.load_dataset(dataclasses.replace(config, until="2017-01-06"))
+  assert known.ads.ad_id.tolist() == ["12", "10"]
+  np.testing.assert_array_equal(known.ads.price, [2.0, np.nan])
+  assert known.ads.created.tolist() == [day, -1]
+  # Who hears of ads one by one hears the price of the first sale.
+  assert player.as_put(whole).ads.price.tolist() == [2.0, 2.0]
+  assert player.ad_fields(player.as_put(whole), 1)["price"] == 2.0
 
 
 def test_lines_of_one_basket_and_product_are_one(tmp_path):

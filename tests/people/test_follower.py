@@ -66,8 +66,8 @@ def test_kills_repeats_and_late_ads_change_nothing(tmp_path_factory, rows, steps
   log = log_of(came)
   popularity = Trends.fit(build_lines(log, ADS), ADS)
   users = log.user_id.tolist()
-  for now in MOMENTS:
-    now_B = np.full(len(users), now)
+  for asked in MOMENTS:
+    now_B = np.full(len(users), asked)
     about = popularity, NeighborFolds.of(NEAR), FIXED, CONFIG
     expected = contexts_at(Histories(log).take(range(len(users))), now_B, *about)
     assert_same(server.state.features(users, now_B), expected)
