@@ -75,7 +75,7 @@ def test_the_order_of_entries_is_that_of_their_times(recommender):
       {"ad_id": "ad01", "behavior": "look"},
       "entry 2: behavior 'look' is not known; allowed: click, cart, purchase",
     ),
-    ({"ad_id": "ad01", "value": -1}, "entry 2: value -1 is not allowed"),
+    ({"ad_id": "ad01", "value": -2e12}, "entry 2: value -2000000000000.0 is not allowed"),
     ({"ad_id": "ad01", "time": "now"}, "entry 2: time 'now' is not allowed"),
     ({"ad_id": "ad01", "price": 3}, "entry 2: field 'price' is not known"),
   ],
