@@ -162,6 +162,7 @@ def test_evaluate_and_tokenize_take_the_workdir(trained):
   assert json.loads((workdir / "eval" / "sid.json").read_text())["ads"] == 24
 
 
+@pytest.mark.long
 def test_recommend_says_the_same_in_every_way(trained, source, tmp_path):
   workdir, _ = trained
   by_user = _found(workdir, "--user=u3", "--k=5")

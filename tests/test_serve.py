@@ -127,6 +127,7 @@ def test_an_address_of_no_machine_is_told(workdir, tmp_path):
   assert done.status == 2 and "--host=999.1.1.1" in done.err and done.err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_it_says_that_it_lives_before_it_can_serve(workdir, tmp_path):
   (tmp_path / "go").mkdir()
   slow = (
@@ -170,6 +171,7 @@ def test_it_says_that_it_lives_before_it_can_serve(workdir, tmp_path):
     process.kill()
 
 
+@pytest.mark.long
 def test_compiling_alone_fills_the_cache_and_ends(workdir):
   done = tiny.run("serve", f"--workdir={workdir}", *SETTINGS, "--compile_only")
   assert done.status == 0 and "compiled 1 of 1 searches" in done.out, done.err

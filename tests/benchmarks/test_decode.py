@@ -33,6 +33,7 @@ def setting(**changes):
   )
 
 
+@pytest.mark.long
 def test_beams_that_share_no_context_find_the_same(small):
   shared, alone = (decode.Decode(setting(batch=2, shared=share), *small) for share in (True, False))
   one, other = (timer.over(small[1]) for timer in (shared, alone))

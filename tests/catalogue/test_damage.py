@@ -130,19 +130,21 @@ def flip_and_read(workdir, target, whole, path, bit):
   return "equal"
 
 
-def test_a_flipped_bit_in_any_kind_of_file_is_refused_by_name(workdir, target):
+@pytest.mark.parametrize("count", [9, pytest.param(30, marks=pytest.mark.long)])
+def test_a_flipped_bit_in_any_kind_of_file_is_refused_by_name(workdir, target, count):
   whole, rng, refused = everything(workdir, target), random.Random(0), 0
   chosen = kinds(workdir)
   assert {"config.json", "index/ads.npz", "features/log.json", "checkpoints/8/SHA256SUMS"} <= set(
     chosen
   )
-  for paths in list(chosen.values())[:: max(1, len(chosen) // 30)]:
+  for paths in list(chosen.values())[:: max(1, len(chosen) // count)]:
     path = rng.choice(paths)
     refused += (
       flip_and_read(workdir, target, whole, path, rng.randrange(8 * path.stat().st_size))
       == "refused"
     )
-  assert refused >= 25
+  # A bit of what nobody reads (padding, a time) may change nothing.
+  assert refused >= 0.8 * count
 
 
 @pytest.mark.long

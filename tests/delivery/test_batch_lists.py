@@ -118,6 +118,18 @@ def test_other_lists_are_not_mixed(recommender, tmp_path):
     BatchLists.open(recommender, Wanted(5)).write(folder)
 
 
+def test_users_of_a_file_come_in_its_order(recommender, tmp_path):
+  (tmp_path / "users.csv").write_text("user_id\nu7\nu2\n")
+  choice = Choice(not_ads=("ad03", "ad11"), only_accounts=("shop1", "shop3"))
+  lists = BatchLists.open(recommender, Wanted(3, choice, 4), str(tmp_path / "users.csv"))
+  told = []
+  done = lists.write(str(tmp_path / "lists"), lambda *what: told.append(what))
+  found = lines_of(tmp_path / "lists")
+  assert found["user_id"] == ["u7"] * 3 + ["u2"] * 3 and found["rank"] == [1, 2, 3] * 2
+  assert done["lines"] == 6 and told[-1] == ("users", 2, 2)
+
+
+@pytest.mark.long
 def test_a_file_names_users_in_its_order(small_run, tmp_path):
   users = tmp_path / "users.csv"
   users.write_text("user_id\nu7\nu2\n")
@@ -161,6 +173,7 @@ def test_a_wrong_wish_leaves_nothing(small_run, tmp_path):
   assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.long
 def test_where_memory_ends_batches_become_smaller(recommender, monkeypatch):
   lists = BatchLists.open(recommender, Wanted(5))
   tried = []

@@ -12,7 +12,7 @@ import pytest
 from gr4ad_jax.answering.contexts import UserHistories
 from gr4ad_jax.answering.recommender import Recommender
 from gr4ad_jax.config import ConfigError, with_knobs
-from gr4ad_jax.delivery import exporting
+from gr4ad_jax.delivery import exporting, take_away
 from gr4ad_jax.features.batches import SLOT_FEATURES
 from tests import tiny
 
@@ -54,6 +54,7 @@ def _away(folder, code: str) -> subprocess.CompletedProcess:
   )
 
 
+@pytest.mark.long
 def test_it_answers_alike_without_this_package(exported, small_run):
   recommender = Recommender.load(str(small_run))
   histories = UserHistories.load(recommender.config)
@@ -70,6 +71,7 @@ def test_it_answers_alike_without_this_package(exported, small_run):
   assert [ad[0] for ad in alone[0]] == [ad[0] for ad in together[0]]  # of any number of requests
 
 
+@pytest.mark.long
 def test_the_folder_checks_itself(exported):
   done = _away(exported, 'import runpy; runpy.run_path("model/load.py", run_name="__main__")')
   assert (done.returncode, done.stderr) == (0, "")
@@ -97,6 +99,7 @@ def test_its_readme_says_what_lies_there(exported):
   assert {*named, "README.md"} == {path.name for path in (exported / "model").iterdir()}
 
 
+@pytest.mark.long
 def test_the_spec_says_what_goes_in(exported, small_run):
   spec = json.loads((exported / "model" / "spec.json").read_text())
   assert spec["platforms"] == ["cpu", "cuda", "tpu"] and spec["checkpoint"] == 4
@@ -134,11 +137,28 @@ def test_other_models_are_refused(small_run):
     exporting.check(guided)
 
 
-def test_a_failure_leaves_nothing(small_run, tmp_path, monkeypatch):
+def test_a_model_to_take_away_answers_alike(small_run, tmp_path, monkeypatch):
+  """In this process and for its platform alone; a failure at the end leaves nothing."""
+  recommender = Recommender.load(str(small_run))
+  made = []
+  lowered = exporting.lowered
+  monkeypatch.setattr(exporting, "PLATFORMS", ("cpu",))
+  monkeypatch.setattr(exporting, "lowered", lambda *of: made.append(lowered(*of)) or made[0])
+  exporting.export(recommender, str(tmp_path / "model"))
+  log = UserHistories.load(recommender.config).take([0, 3, 7, 9])
+  now_U = recommender.default_moments(log)
+  requests = exporting.arrays_of(recommender.batch(log, now_U))
+  found = take_away.Model(tmp_path / "model").recommend(requests, k=6)
+  expected = recommender.recommend_log(log, 6, int(now_U[0]))
+  assert [[ad[0] for ad in one] for one in found] == [[ad.ad_id for ad in x] for x in expected]
+  ours = [[(ad.log_p, ad.score, ad.ecpm) for ad in one] for one in expected]
+  np.testing.assert_allclose([[ad[1:] for ad in one] for one in found], ours, 1e-5, 1e-5)
+
   def failing(*_):
     raise OSError("the disk is full")
 
   monkeypatch.setattr(exporting.shutil, "copy", failing)
-  done = tiny.run("export", f"--workdir={small_run}", f"--out={tmp_path}/model")
-  assert (done.status, done.err) == (3, "error: the disk is full\n")
-  assert not os.listdir(tmp_path)
+  monkeypatch.setattr(exporting, "lowered", lambda *_: made[0])
+  with pytest.raises(OSError, match="the disk is full"):
+    exporting.export(recommender, str(tmp_path / "other"))
+  assert os.listdir(tmp_path) == ["model"]

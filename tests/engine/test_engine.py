@@ -155,6 +155,7 @@ def test_changes_outlive_the_engine(workdir):
     assert "new" in found and "ad05" not in found
 
 
+@pytest.mark.long
 def test_seen_ads_are_masked_by_the_model_and_in_the_fallback(workdir, runs):
   config = config_of(workdir)
   config = dataclasses.replace(config, search=dataclasses.replace(config.search, seen_ads="masked"))

@@ -103,6 +103,7 @@ def test_one_search_answers_while_the_others_are_compiled_behind_it(workdir, mon
     assert ids(again) == ids(first)
 
 
+@pytest.mark.long
 def test_the_first_search_goes_on_where_the_others_cannot_be_compiled(workdir, monkeypatch, caplog):
   prepare = Searcher.prepare
 

@@ -23,12 +23,12 @@ CHUNKED = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n
 MANY = 200
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def collected_as_in_a_server():
   """Garbage is collected as by default, and what other tests left is no part of it.
 
   `tests/conftest.py` collects rarely. An attack is judged by the memory and the time that it costs,
-  and a collection of all that a session of tests holds takes a second.
+  and a collection of all that a session of tests holds takes seconds: it is done once, here.
   """
   rarely = gc.get_threshold()
   gc.collect()

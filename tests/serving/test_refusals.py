@@ -115,6 +115,7 @@ def test_a_checkpoint_that_is_no_step_is_refused(workdir, binary, text):
   )
 
 
+@pytest.mark.long
 def test_an_older_run_answers_alike_with_one_warning(workdir):
   arguments = (f"--workdir={workdir}", "--user=u1", "--json")
   before = tiny.run("recommend", *arguments)
@@ -124,6 +125,7 @@ def test_an_older_run_answers_alike_with_one_warning(workdir):
   assert (after.status, after.out) == (0, before.out)
 
 
+@pytest.mark.long
 def test_garbage_in_the_metrics_does_not_keep_a_run_from_going_on(workdir):
   lines = (workdir / "metrics.jsonl").read_text()
   (workdir / "metrics.jsonl").write_text("garbage\n" + lines)

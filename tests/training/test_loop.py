@@ -135,6 +135,7 @@ def test_a_stop_at_an_evaluated_step_evaluates_first(uninterrupted, tmp_path):
     assert checkpointer.steps == [8, 16, 20] and checkpointer.best_step == 8
 
 
+@pytest.mark.long
 def test_kill_in_mid_save_goes_on_from_the_last_whole_step(tmp_path):
   total, width = 6, 200_000  # about 15 MB of state: a save takes long enough to be caught
   killed, whole = tmp_path / "killed", tmp_path / "whole"
