@@ -20,7 +20,7 @@ class Family:
     sections: shared sections of the config that its runs read.
     own: module:class of a section of its own, a frozen dataclass of knobs; empty: it has none. The
       module is imported by every binary that has flags, so it should import little.
-    report: module:function that scores a trained run; see `training.run.report`, the default.
+    report: module:function that scores a trained run; see `runs.run.report`, the default.
   """
 
   task: str

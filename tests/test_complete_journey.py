@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gr4ad_jax.config import DataConfig
 from gr4ad_jax.features import batches
 from tests import tiny
 
@@ -76,7 +77,7 @@ def test_displays_and_mailers_reach_the_lists(tmp_path):
   done = tiny.run("train", *source, *tiny.SETTINGS, *once, f"--workdir={tmp_path}/run")
   assert (done.status, done.err) == (0, "")
   names = json.loads((tmp_path / "run" / "features" / "names.json").read_text())
-  assert names["slots"] == list(batches.slot_features(True))
+  assert names["slots"] == list(batches.slot_features(DataConfig(promotions=True)))
   found = json.loads((tmp_path / "run" / "eval" / "metrics.json").read_text())
   assert {"personal_frequency", "gr4ad"} <= found["systems"].keys()
   asked = ("recommend", f"--workdir={tmp_path}/run", "--user=3", "--k=5", "--json")

@@ -94,7 +94,7 @@ class Recommender:
     config = registry.asked(load_config(workdir), search, compute_dtype)
     check_trained(workdir)
     folder = {name: os.path.join(workdir, name) for name in ("index", "features")}
-    feature_names.check(folder["features"], config.data.promotions, config.data.ad_age)
+    feature_names.check(folder["features"], config.data)
     index = SidIndex.load(folder["index"])
     ads = ad_store.load_ads(folder["index"])
     features = Trends.load(folder["features"]), CoVisitNeighbors.load(folder["features"])

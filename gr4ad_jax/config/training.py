@@ -50,7 +50,10 @@ class TrainConfig:
     3.0, "Passes over the training requests; --max_steps may end them sooner.", low=1e-3, free=True
   )
   max_steps: int = knob(
-    0, "Stop after this many steps; 0: no limit beyond epochs.", low=0, free=True
+    0,
+    "Stop after this many steps, where a cosine of the rate ends too; 0: no limit beyond epochs.",
+    low=0,
+    free=True,
   )
   learning_rate: float = knob(2e-3, "Peak learning rate of AdamW.", low=0)
   warmup_steps: int = knob(50, "Linear warm-up, steps.", low=0)

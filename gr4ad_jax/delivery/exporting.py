@@ -265,7 +265,7 @@ def _spec(config: Config, recommender: Recommender, exported: jax.export.Exporte
       "rising": config.data.rising_slots,
     },
     "slot_kinds": list(SLOT_KINDS),
-    "slot_features": list(slot_features(config.data.promotions, config.data.ad_age)),
+    "slot_features": list(slot_features(config.data)),
     "user_features": list(USER_FEATURES),
     "outputs": {
       "leaf": "node of the last level, -1 where the beam is empty",

@@ -93,7 +93,7 @@ def open_run(
   dataset = load_dataset(config.data)
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(config.workdir, name) for name in ("index", "features", "tokenizer")}
-  feature_names.check(folder["features"], config.data.promotions, config.data.ad_age)
+  feature_names.check(folder["features"], config.data)
   ads = ad_store.load_ads(folder["index"])
   catalog = _catalog(config, folder, ads)
   living = None

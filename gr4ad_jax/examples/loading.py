@@ -19,7 +19,7 @@ _JUMP = 64  # steps ahead of what was asked for before: nearer ones are waited f
 
 
 class Order(Protocol):
-  """Which requests make up a step: `training.order.TrainingOrder`, of a room above."""
+  """Which requests make up a step: `order.TrainingOrder`, say."""
 
   steps_per_epoch: float
 

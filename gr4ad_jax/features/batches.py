@@ -24,11 +24,12 @@ USER_FEATURES = pair_features.USER_FEATURES
 _PRICE = SLOT_FEATURES.index("price")
 
 
-def slot_features(promoted: bool = False, aged: bool = False) -> tuple[str, ...]:
+def slot_features(config: DataConfig) -> tuple[str, ...]:
   """Names of the slots' features, those of --promotions and of --ad_age last."""
   # Last, so that the columns of runs without them keep their places.
-  more = (*(promotions_lib.FEATURES if promoted else ()), *(ages.FEATURES if aged else ()))
-  return (*SLOT_FEATURES, *more)
+  promoted = promotions_lib.FEATURES if config.promotions else ()
+  aged = ages.FEATURES if config.ad_age else ()
+  return (*SLOT_FEATURES, *promoted, *aged)
 
 
 class RequestBatch(NamedTuple):
@@ -316,7 +317,7 @@ def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:
     "slot_kind_BS": ((slots,), i32),
     "slot_ad_BS": ((slots,), i32),
     "slot_codes_BST": ((slots, levels), i32),
-    "slot_features_BSF": ((slots, len(slot_features(config.promotions, config.ad_age))), f32),
+    "slot_features_BSF": ((slots, len(slot_features(config))), f32),
     "user_features_BF": ((len(USER_FEATURES),), f32),
     "target_ad_BM": ((targets,), i32),
     "target_codes_BMT": ((targets, levels), i32),

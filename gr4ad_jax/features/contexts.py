@@ -76,7 +76,7 @@ def contexts_at(
   codes_NT = ads.codes_NT
   price_N = ads.price_N
   created_N = ads.created_N if config.ad_age else None
-  # What happened at the moment itself or later is cut off before anything is summed.
+  # What happened after the moment is cut off before anything is summed.
   known = visits.until(histories, now_B)
   lines = build_lines(_with_open_visits(known, now_B), len(codes_NT))
   shops = {"promotions": promotions, "user_ids": histories.user_id, "created_N": created_N}

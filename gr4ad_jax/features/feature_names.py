@@ -4,32 +4,32 @@ import logging
 import os
 
 from gr4ad_jax import files
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, DataConfig
 from gr4ad_jax.features import ages, batches, pair_features
 
 _log = logging.getLogger(__name__)
 _FILE = "names.json"
 
 
-def names(promotions: bool = False, ad_age: bool = False) -> dict[str, tuple[str, ...]]:
+def names(config: DataConfig) -> dict[str, tuple[str, ...]]:
   """What this code makes, by what it tells of: the columns' names in their order.
 
-  `promotions` and `ad_age` say whether the run has --promotions and --ad_age.
+  Some features are there by a knob alone, such as --promotions and --ad_age.
   """
   return {
-    "slots": batches.slot_features(promotions, ad_age),
+    "slots": batches.slot_features(config),
     "users": batches.USER_FEATURES,
-    "pairs": (*pair_features.FEATURES, *(ages.FEATURES if ad_age else ())),
+    "pairs": (*pair_features.FEATURES, *(ages.FEATURES if config.ad_age else ())),
   }
 
 
-def save(directory: str, promotions: bool = False, ad_age: bool = False) -> None:
+def save(directory: str, config: DataConfig) -> None:
   """Writes `names.json`."""
-  kept = {kind: list(columns) for kind, columns in names(promotions, ad_age).items()}
+  kept = {kind: list(columns) for kind, columns in names(config).items()}
   files.write_json(os.path.join(directory, _FILE), kept)
 
 
-def check(directory: str, promotions: bool = False, ad_age: bool = False) -> None:
+def check(directory: str, config: DataConfig) -> None:
   """Compares the names that a run kept with those that this code makes.
 
   A run of before names were kept is taken to have today's, with a warning.
@@ -42,7 +42,7 @@ def check(directory: str, promotions: bool = False, ad_age: bool = False) -> Non
   if not os.path.exists(path):
     _log.warning("%s is missing: the run's features are taken to be those of this code", path)
     return
-  made = names(promotions, ad_age)
+  made = names(config)
   for kind, kept in zip(made, files.load_fields(path, *made), strict=True):
     _check(path, kind, kept, made[kind])
 

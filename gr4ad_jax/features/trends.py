@@ -21,6 +21,7 @@ WINDOWS = (7, 28, 91)  # days
 CHARACTER = 182  # days over which an ad's repeat share and mean value are taken
 YEAR = 365  # days
 SEASON = (14, 28)  # days before and after this day a year ago
+# `days_known` counts from an ad's first sale, `days_unsold` from its last one.
 FEATURES = (
   "share_7", "share_28", "share_91", "trend", "repeat_share", "mean_value", "days_unsold",
   "days_known", "last_year", "last_year_share",

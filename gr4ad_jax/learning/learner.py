@@ -150,8 +150,7 @@ class Learner:
     learned = task.inputs.learned(task.config)
     # Evenly spread over what was learned, so that all its seasons are in it.
     some = task.contexts.batch(learned[:: max(1, len(learned) // _LEARNED)])
-    # A run with --promotions is refused, so these are all that slots can have.
-    self._drift = Drift(some, slot_features(aged=task.config.data.ad_age))
+    self._drift = Drift(some, slot_features(task.config.data))
     if checkpointer.steps:
       restored = checkpointer.restore(state_lib.abstract(trainer.state))
       task.source.restore(restored.data)

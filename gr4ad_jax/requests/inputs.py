@@ -260,7 +260,7 @@ def load_features(workdir: str) -> tuple[NeighborFolds, EcpmBins]:
   """
   folder = os.path.join(workdir, "features")
   data = load_config(workdir).data
-  feature_names.check(folder, data.promotions, data.ad_age)
+  feature_names.check(folder, data)
   if is_published(workdir):
     return NeighborFolds.of(CoVisitNeighbors.load(folder)), EcpmBins.load(folder)
   return NeighborFolds.load(folder), EcpmBins.load(folder)
@@ -305,7 +305,7 @@ def save_inputs(config: Config, inputs: Inputs) -> None:
   # Popularity of all that is known, for use; a training counts again by split.
   inputs.counts().save(features_dir)
   known_events.save(features_dir, dataset.events)
-  feature_names.save(features_dir, config.data.promotions, config.data.ad_age)
+  feature_names.save(features_dir, config.data)
   if dataset.promotions is not None:
     dataset.promotions.save(features_dir)
   about = {"behaviors": list(dataset.behaviors), "digest": log_digest(dataset.events)}

@@ -24,7 +24,7 @@ Evaluate = Callable[[Any], dict[str, float]]  # parameters -> metrics
 class Source(Protocol):
   """Where a run's batches come from: an order over a fixed set, shards, or a stream.
 
-  `training.order.OrderedSource` is the first of these.
+  `examples.order.OrderedSource` is the first of these.
   """
 
   steps_per_epoch: float  # steps of one pass over the data; of a stream: of what counts as one

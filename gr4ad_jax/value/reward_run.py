@@ -84,7 +84,7 @@ def folder_of(config: Config) -> str:
 def read_digest(config: Config, inputs: Inputs) -> str:
   """SHA-256 of the UA-SIDs and of the features' names: what a ranker is trained to read."""
   made = hashlib.sha256(np.ascontiguousarray(inputs.index.codes_NT).tobytes())
-  names = feature_names.names(ad_age=config.data.ad_age)
+  names = feature_names.names(config.data)
   made.update(repr((names["pairs"], names["users"])).encode())
   return made.hexdigest()
 

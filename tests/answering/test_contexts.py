@@ -115,7 +115,7 @@ def test_promotions_are_served_as_they_were_learned(events):
   )
   builder = ContextBuilder(CONFIG, trends, neighbors, FixedAds(CODES, PRICE, CREATED), promotions)
   assert_same(builder.batch(histories, lines.request_time), logged)
-  names = slot_features(True)
+  names = slot_features(DataConfig(promotions=True))
   shown = logged.slot_features_BSF[..., [names.index("displayed"), names.index("mailed")]]
   kinds = logged.slot_kind_BS
   assert shown[kinds > 0].any(axis=0).all() and not shown[kinds == 0].any()

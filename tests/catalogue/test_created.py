@@ -70,7 +70,7 @@ def test_a_context_knows_the_age_of_a_live_ad(tmp_path):
   columns = np.array(rows), np.full(3, now - DAY), np.zeros(3, int), np.zeros(3), np.ones(3)
   histories.observe(Events(["u"] * 3, *columns, ["visit"] * 3))
   batch = builder.batch(joined([histories.log_of("u")]), np.array([now]))
-  column = batch.slot_features_BSF[0, :, slot_features(aged=True).index("ad_age")]
+  column = batch.slot_features_BSF[0, :, slot_features(DataConfig(ad_age=True)).index("ad_age")]
   found = dict(zip(batch.slot_ad_BS[0].tolist(), column.tolist(), strict=True))
   assert found[rows[0]] == pytest.approx(np.log1p(100), rel=1e-6)
   assert found[rows[1]] == pytest.approx(np.log1p(2), rel=1e-6)

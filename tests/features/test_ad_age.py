@@ -56,7 +56,7 @@ def test_ages_of_slots_and_pairs_equal_a_loop_and_change_no_other_column():
   contexts = contexts_of(events, created)
   requests = np.arange(len(contexts.lines.request_time))
   batch = contexts.batch(requests)
-  column = batch.slot_features_BSF[..., slot_features(aged=True).index("ad_age")]
+  column = batch.slot_features_BSF[..., slot_features(DataConfig(ad_age=True)).index("ad_age")]
   kinds = set()
   for r in requests:
     now = int(contexts.lines.request_time[r])
@@ -103,14 +103,18 @@ def test_shapes_and_names_follow_the_knob(tmp_path):
   width = len(batches.SLOT_FEATURES)
   assert zero_batch(CONFIG, 3).slot_features_BSF.shape[-1] == width + 1
   assert zero_batch(off, 3).slot_features_BSF.shape[-1] == width
-  assert slot_features(aged=True)[:-1] == slot_features() == batches.SLOT_FEATURES
-  feature_names.save(str(tmp_path), ad_age=True)
-  feature_names.check(str(tmp_path), ad_age=True)
+  assert (
+    slot_features(DataConfig(ad_age=True))[:-1]
+    == slot_features(DataConfig())
+    == batches.SLOT_FEATURES
+  )
+  feature_names.save(str(tmp_path), DataConfig(ad_age=True))
+  feature_names.check(str(tmp_path), DataConfig(ad_age=True))
   with pytest.raises(ConfigError, match="feature 'ad_age' of slots is not known"):
-    feature_names.check(str(tmp_path))
-  feature_names.save(str(tmp_path))
+    feature_names.check(str(tmp_path), DataConfig())
+  feature_names.save(str(tmp_path), DataConfig())
   with pytest.raises(ConfigError, match="feature 'ad_age' of slots is missing"):
-    feature_names.check(str(tmp_path), ad_age=True)
+    feature_names.check(str(tmp_path), DataConfig(ad_age=True))
 
 
 def test_a_run_of_before_has_it_off_and_a_log_without_a_clock_cannot_have_it():

@@ -94,7 +94,7 @@ def test_examples_know_how_old_ads_are_as_the_state_does():
   last = visits.over[-1]
   known = Known(ads, NeighborFolds.of(NEAR), config, 0, 30.0)
   examples = Examples.of([last], known, state.popularity(last.begin))
-  column = slot_features(aged=True).index("ad_age")
+  column = slot_features(DataConfig(ad_age=True)).index("ad_age")
   found = examples.batch().slot_features_BSF[0, :, column]
   np.testing.assert_allclose(sorted(found), [0, 0, np.log1p(12), np.log1p(52)], rtol=1e-6)
   np.testing.assert_array_equal(found, before.slot_features_BSF[0, :, column])
