@@ -97,12 +97,28 @@ def test_gradients_are_finite_where_the_history_holds_nothing_or_all(level, bias
 def test_the_models_normaliser_counts_a_shared_uasid_once():
   batch = tiny.make_batch()
   model = tiny.make_model(layers=1, lazy_layers=0, history_bias=True)
-  run = tiny.jit(lambda p, b, c: model.apply({"params": p}, b, c).logp_BM)
+
+  def prefixes(module, batch, codes_BMT):
+    start = module.start(batch, train=False)
+    before = module.score(start, codes_BMT, 1, train=False).generated_logp_BMT
+    before_BMT = jnp.cumsum(before, axis=-1)
+    return before_BMT, module.prefix_logp(start, before_BMT, codes_BMT)
+
+  def forward(p, b, c):
+    logp_BM = model.apply({"params": p}, b, c).logp_BM
+    return logp_BM, *model.apply({"params": p}, b, c, method=prefixes)
+
+  run = tiny.jit(forward)
   params = tiny.make_params(model, bias=2.0)
   assert (batch.slot_codes_BST[:2, 0] == batch.slot_codes_BST[:2, 2]).all()
   biases = (np.float32(b / RATE) for b in (2.0, 0.0))
-  logp, plain = (run(params | {"history_bias": b}, batch, tiny.every_code(batch)) for b in biases)
+  (logp, before, after), (plain, *same) = (
+    run(params | {"history_bias": b}, batch, tiny.every_code(batch)) for b in biases
+  )
   past = [batch.slot_codes_BST[b, batch.slot_kind_BS[b] == HISTORY] for b in range(4)]
   seen = np.array([[(code == codes).all(-1).any() for code in tiny.ALL_CODES] for codes in past])
   np.testing.assert_allclose(logp, jax.nn.log_softmax(plain + 2.0 * seen), atol=1e-5)
+  np.testing.assert_allclose(*same, atol=1e-6)  # no bias moves no prefix
+  assert (np.abs(after - before)[:2] > 1e-3).all() and after.shape == (4, 140, 3)
+  np.testing.assert_allclose(after[2:], before[2:], atol=1e-5)  # nor does one of no history
   assert seen[:2].any(1).all() and not seen[2:].any()  # neighbours and rising ads are not history

@@ -29,6 +29,8 @@ from tests.mutation import mutants
 ROOMS = (
   "objectives", "models", "decoding", "sid", "index", "evaluation", "features", "data",
 )  # fmt: skip
+# Rooms whose code is held by the tests of another room as well.
+ALSO = {"models": ("zoo",), "data": ("reading",)}
 HERE = pathlib.Path(__file__).parent
 LEAST = 0.95  # share of the mutants that count which must be killed
 
@@ -61,7 +63,10 @@ def session(room: str, out: pathlib.Path) -> WorkDB:
 
 def command(room: str, module: pathlib.Path | None = None) -> str:
   """pytest on the room's tests, those nearest to the changed file first: most end there."""
-  files = sorted(pathlib.Path("tests", room).rglob("test_*.py"))
+  rooms = (room, *ALSO.get(room, ()))
+  files = [
+    path for name in rooms for path in sorted(pathlib.Path("tests", name).rglob("test_*.py"))
+  ]
   if module is not None:
     files.sort(key=lambda path: _distance(path, module))
   plain = "-q -x --no-header -p no:cacheprovider -m 'not long'"
