@@ -93,10 +93,13 @@ class Bert(nn.Module):
       return self.param(name, init, (rows, size.width))
 
     words = jnp.take(table("words", size.vocab, ("vocab", "embed")), tokens_BN, axis=0)
+    # (N, E) is added to (B, N, E): all texts have the same places.
     places_NE = table("positions", size.positions, (None, "embed"))[:N]
+    # The second kind is kept, though no text has it, so that published tables fit.
     kind_E = table("kinds", size.kinds, (None, "embed"))[0]
     x = LayerNorm(EPSILON, name="norm")((words + places_NE + kind_E).astype(self.dtype))
     x = Dropout(size.dropout)(x, deterministic=not train)
+    # Argument 3 is `train`, a Python bool that must not be traced.
     layer = rematerialized(BertLayer, self.remat, (3,))
     for i in range(size.layers):
       x = layer(size, name=f"layer_{i}")(x, mask_BN, train)

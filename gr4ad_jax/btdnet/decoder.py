@@ -112,6 +112,7 @@ class Decoder(nn.Module):
       Head(1, self.subpixel, name=f"{name}_head")(x, height, width)
       for name, x in zip(("background", "target"), streams, strict=True)
     ]
+    # (B, H, W, 1) twice -> (B, H, W, 2), in the order of the streams.
     return jnp.concatenate(heads, axis=-1), tuple(levels)
 
   def _level(self, i: int, streams: list[jax.Array], shallow: jax.Array) -> list[jax.Array]:

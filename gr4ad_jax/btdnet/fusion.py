@@ -25,6 +25,7 @@ def pool_matrix(size: int, parts: int) -> np.ndarray:
   matrix = np.zeros((parts, size), np.float32)
   for i in range(parts):
     first = i * size // parts
+    # Division rounded up: `//` rounds down, and the signs turn that round.
     end = -(-(i + 1) * size // parts)
     matrix[i, first:end] = 1 / (end - first)
   return matrix
@@ -49,6 +50,7 @@ def read_words(
   """softmax over words of q k^T / sqrt(C), times u: [B, P, C]. Masked words have no weight."""
   # A sum of C products spreads by the root of C, which is divided away.
   logits_BPN = product("bpc,bnc->bpn", q_BPC, k_BNC) / np.sqrt(q_BPC.shape[-1])
+  # (B, N) -> (B, 1, N): the same words are hidden from all pixels.
   logits_BPN = jnp.where(mask_BN[:, None], logits_BPN, NEG)
   weights_BPN = jax.nn.softmax(logits_BPN).astype(u_BNC.dtype)
   return product("bpn,bnc->bpc", weights_BPN, u_BNC).astype(u_BNC.dtype)
@@ -117,5 +119,6 @@ class VisionToWords(nn.Module):
   def __call__(self, words_BNE: jax.Array, x_BHWC: jax.Array) -> jax.Array:
     read = CrossAttention(words_BNE.shape[-1], name="read")(words_BNE, pooled(x_BHWC))
     init = nn.with_logical_partitioning(nn.initializers.zeros, ())
+    # One number for the whole map. At 0 its own gradient is not 0, since tanh is steepest there.
     gate = jnp.tanh(self.param("gate", init, ())).astype(words_BNE.dtype)
     return words_BNE + gate * LayerNorm(name="norm")(read)

@@ -26,6 +26,7 @@ def instance_norm(x_BPC: jax.Array, epsilon: float = 1e-5) -> jax.Array:
   """
   x32 = x_BPC.astype(jnp.float32)
   x32 = x32 - x32.mean(axis=1, keepdims=True)
+  # A channel that is the same at all pixels has variance 0; epsilon keeps its root finite.
   x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=1, keepdims=True) + epsilon)
   return x32.astype(x_BPC.dtype)
 
@@ -177,6 +178,7 @@ class SelfAttention(nn.Module):
     """Args: x_BNC: tokens; bias: as of `attention`."""
     C = x_BNC.shape[-1]
     qkv = Linear(3 * C, ("embed", "heads"), bias=True, name="qkv")(x_BNC)
+    # (B, N, 3C) -> three of (B, N, H, C / H).
     q, k, v = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, axis=-1))
     return Linear(C, ("heads", "embed"), bias=True, name="out")(attention(q, k, v, bias))
 

@@ -128,6 +128,8 @@ class BTDNet(nn.Module):
     text_rebuilt = None
     map_rebuilt = None
     if hidden is not None and self.parts.dmols in ("text", "both"):
+      # A second pass of the encoder with the same parameters: the noun is not to be
+      # read from the first.
       masked_BNE = self.encoder(hidden.tokens_BN, mask_BN, train)
       text_rebuilt = self.text_rebuilder(masked_BNE, maps[-1])
     if hidden is not None and self.parts.dmols in ("vision", "both"):
@@ -146,6 +148,7 @@ class BTDNet(nn.Module):
       x = stage(x, train)
       B, H, W, C = x.shape
       seen = x
+      # Fusion knows pixels and no places: (B, H, W, C) -> (B, H·W, C), and back below.
       x, out = self.fusions[i](x.reshape(B, H * W, C), words_BNE, mask_BN)
       x = x.reshape(B, H, W, C)
       maps.append(out.reshape(B, H, W, C))

@@ -70,6 +70,7 @@ class SentenceEncoder:
     model = Bert(self.size)
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 2), bool)
+    # Shapes alone: the parameters are read from the file, and none is drawn.
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, mask)
     shapes = nn.meta.unbox(shapes["params"])
     loaded = weights.load_bert(os.path.join(folder, WEIGHTS), shapes, self.size)
@@ -108,6 +109,7 @@ def _mean_of_words(model: Bert, params: Any, tokens_BN: jax.Array, mask_BN: jax.
   # (B, N) -> (B, N, 1): padding weighs nothing in the mean.
   weight_BN1 = mask_BN[..., None].astype(jnp.float32)
   mean_BE = (words_BNE * weight_BN1).sum(1) / weight_BN1.sum(1)
+  # A mean of length 0 stays 0, in place of 0 / 0.
   return mean_BE / jnp.maximum(jnp.linalg.norm(mean_BE, axis=1, keepdims=True), 1e-12)
 
 

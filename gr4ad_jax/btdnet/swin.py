@@ -60,6 +60,8 @@ def window_partition(x_BHWC: jax.Array, rows: int, cols: int) -> jax.Array:
 def window_merge(x: jax.Array, rows: int, cols: int, height: int, width: int) -> jax.Array:
   """Undoes `window_partition`: [B, height, width, C]."""
   C = x.shape[-1]
+  # (B, nH, nW, rows, cols, C) -> (B, nH, rows, nW, cols, C): a row of cells runs
+  # through all windows.
   x = x.reshape(-1, height // rows, width // cols, rows, cols, C)
   return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, C)
 
@@ -91,6 +93,7 @@ def shift_groups(height: int, width: int, rows: int, cols: int, shift: tuple[int
     place = np.arange(size)
     return (place >= size - window).astype(int) + (place >= size - step)
 
+  # (height, 1) + (width,): each pair of a row's and a column's region has a number of its own.
   numbers = 3 * regions(height, rows, shift[0])[:, None] + regions(width, cols, shift[1])
   cut = numbers.reshape(height // rows, rows, width // cols, cols)
   return cut.transpose(0, 2, 1, 3).reshape(-1, rows * cols)
@@ -124,6 +127,8 @@ class WindowAttention(nn.Module):
     # Padded before it is shifted, below and right, as the published variants do.
     x = jnp.pad(x_BHWC, ((0, 0), (0, -H % rows), (0, -W % cols), (0, 0)))
     height, width = x.shape[1:3]
+    # What leaves at the top comes in at the bottom. `apart` below keeps both from
+    # seeing each other.
     x = jnp.roll(x, (-down, -right), axis=(1, 2))
     bias = self._bias(rows, cols)
     if down or right:
@@ -169,6 +174,7 @@ class SwinBlock(nn.Module):
     y = LayerNorm(name="norm_before")(x_BHWC)
     y = WindowAttention(self.heads, self.window, self.shifted, name="windows")(y)
     x = x_BHWC + StochasticDepth(self.drop_path)(y, train)
+    # Four times as wide inside, as published.
     y = MLP(4 * x.shape[-1], name="mlp")(LayerNorm(name="norm_after")(x))
     return x + StochasticDepth(self.drop_path)(y, train)
 
@@ -180,6 +186,7 @@ def merge_patches(x_BHWC: jax.Array) -> jax.Array:
   side of odd length gets a row or column of zeros.
   """
   x = jnp.pad(x_BHWC, ((0, 0), (0, x_BHWC.shape[1] % 2), (0, x_BHWC.shape[2] % 2), (0, 0)))
+  # Every second row and column, from each of the four beginnings.
   corners = [x[:, down::2, right::2] for right in (0, 1) for down in (0, 1)]
   return jnp.concatenate(corners, axis=-1)
 

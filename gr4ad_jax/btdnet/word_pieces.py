@@ -97,6 +97,7 @@ class WordPieces:
     tokens = np.full(shape, self.ids[PAD], np.int32)
     mask = np.zeros(shape, bool)
     noun = np.zeros(shape, bool)
+    # The tokenizer keeps this setting. `unknown` takes it off again.
     self._tokenizer.enable_truncation(length)
     for row, found in enumerate(self._tokenizer.encode_batch(list(texts))):
       size = len(found.ids)

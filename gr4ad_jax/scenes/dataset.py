@@ -52,6 +52,7 @@ def _row(scene: Scene, number: int, sentence: language.Sentence) -> dict:
     "blur": drawn.blur,
     "noise": drawn.noise,
     "contrast": drawn.contrast,
+    # It was drawn, but without a cluster it has no effect.
     "spacing": drawn.spacing if drawn.clustered else np.nan,
     "shadow": drawn.shadow,
     "occluded": drawn.occluded,

@@ -115,6 +115,7 @@ def sentences(
   left = dict(WANTED)
   chosen: list[Sentence] = []
   while left and len(chosen) < count:
+    # Shares of the kinds that are left, brought to a sum of 1 where they are drawn.
     share = np.array(list(left.values()))
     kind = list(left)[rng.choice(len(share), p=share / share.sum())]
     if kind not in found:
@@ -127,6 +128,7 @@ def sentences(
     weight = np.array([float(CELLS[s.word]) if kind == "position" else 1.0 for s in found[kind]])
     # Parts of the image are named as often as in RRSIS-D.
     pick = rng.choice(len(weight), p=weight / weight.sum())
+    # Taken out, so that a scene has no sentence twice.
     chosen.append(found[kind].pop(pick))
   return chosen
 
@@ -146,6 +148,7 @@ def depth(thing: Thing, word: str) -> float:
   row, col = divmod(list(CELLS).index(word), 3)
   third = SIDE / 3
   # Borders with other parts alone: `part > 0` has one before it, `part < 2` one behind.
+  # Pixels from each of the cell's borders, inwards. The least one tells.
   sides = [z - part * third for z, part in ((thing.x, col), (thing.y, row)) if part > 0]
   sides += [(part + 1) * third - z for z, part in ((thing.x, col), (thing.y, row)) if part < 2]
   return min(sides)
@@ -154,6 +157,8 @@ def depth(thing: Thing, word: str) -> float:
 def direction(thing: Thing, anchor: Thing) -> str:
   """Where an object lies as seen from another."""
   turn = math.atan2(thing.y - anchor.y, thing.x - anchor.x)
+  # Each direction is the middle of its sector, so the nearest one is found by rounding. The
+  # remainder brings what lies behind -pi to the list's other half.
   return DIRECTIONS[round(turn / (math.pi / 4)) % 8]
 
 
@@ -167,11 +172,13 @@ def within(thing: Thing, anchor: Thing, word: str) -> float:
 
 def _only(row: int, inside: dict[int, float], doubt: float) -> bool:
   """Whether one object alone is inside, and no object is in doubt."""
+  # Nearly inside counts as doubt too: another reader may call it so.
   sure = all(abs(far) > doubt for far in inside.values())
   return sure and [other for other, far in inside.items() if far > 0] == [row]
 
 
 def _sentence(text, kind, word, targets, alike, phrase, many=False) -> Sentence:
+  # The first place is the object's own: phrases of another object come after it.
   begin = text.index(phrase.noun(many))
   novel = bool(word) and held_out(word, phrase.kind)
   noun = (begin, begin + len(phrase.noun(many)))
@@ -192,6 +199,7 @@ def _attribute(things: list[Thing], clear: list[bool]) -> list[Sentence]:
   for row, thing in enumerate(things):
     for phrase in phrases(thing):
       alike = _alike(phrase, things)
+      # Of a class with one object, the noun alone would do.
       rivals = sum(other.kind == thing.kind for other in things)
       if alike == [row] and clear[row] and rivals > 1:
         text = f"the {phrase.words()}"
@@ -203,6 +211,7 @@ def _attribute(things: list[Thing], clear: list[bool]) -> list[Sentence]:
 def _set(things: list[Thing], clear: list[bool]) -> list[Sentence]:
   """All objects of some looks, two or more."""
   found = []
+  # Objects that look alike have the same phrases, and each is said once.
   for phrase in dict.fromkeys(p for thing in things for p in phrases(thing)):
     alike = _alike(phrase, things)
     if len(alike) > 1 and _all_clear(alike, clear):
@@ -287,6 +296,7 @@ def _comparison(things: list[Thing], clear: list[bool]) -> list[Sentence]:
   area = [thing.length * thing.width for thing in things]
   for anchor, named in _anchors(things, clear):
     for row, thing in enumerate(things):
+      # The size is what the sentence tells by comparison, so the phrase has none.
       phrase = Phrase(thing.kind, thing.color, None)
       alike = _alike(phrase, things)
       if row == anchor or not clear[row] or anchor in alike or len(alike) < 2:
@@ -295,6 +305,7 @@ def _comparison(things: list[Thing], clear: list[bool]) -> list[Sentence]:
       # Areas that are nearly the same are in doubt, and so is the sentence.
       sure = all(r > _RATIO or r < 1 / _RATIO for r in ratio.values())
       larger = ratio[row] > 1
+      # The anchor says which of those alike are meant. It must be this one alone.
       same = [other for other, r in ratio.items() if (r > 1) == larger]
       if same == [row] and sure:
         word = "larger" if larger else "smaller"

@@ -114,6 +114,7 @@ def _relative(looks: tuple[int, int, int], rng: np.random.Generator) -> tuple[in
 
 def _place(rng: np.random.Generator) -> tuple[float, float]:
   """A point, its part of the image drawn as sentences name them, half of the time evenly."""
+  # The number of ends at or below the draw is the part that it falls into.
   row, col = divmod(int(np.searchsorted(_CELL_ENDS, rng.random(), side="right")), 3)
   x = (col + rng.random()) * SIDE / 3
   y = (row + rng.random()) * SIDE / 3
@@ -137,6 +138,7 @@ def _put(looks, drawn: Drawn, near, things: list[Thing], rng: np.random.Generato
     thing = Thing(*looks, x, y, length * factor, width * factor, angle)
     gap = drawn.spacing if near is not None else 2.0
     inside = all(thing.radius <= z <= SIDE - thing.radius for z in (x, y))
+    # Circles that do not touch: simple, and safe whatever way the two are turned.
     apart = all(
       math.hypot(x - other.x, y - other.y) > thing.radius + other.radius + gap for other in things
     )

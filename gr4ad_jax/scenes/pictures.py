@@ -36,6 +36,7 @@ def read_grey(path: str) -> np.ndarray:
   """
   with _opened(path) as picture:
     values = np.asarray(picture)
+  # Masks that were saved as colours have the same value in each channel.
   return values[..., 0] if values.ndim == 3 else values
 
 

@@ -74,9 +74,11 @@ def _prepare(make: type, own: SegmentationConfig, root: str, splits: dict[str, R
 
   from gr4ad_jax.scenes.builders.base import PARTS
 
+  # Under the lock: nobody else writes here now.
   shutil.rmtree(os.path.join(root, make.name), ignore_errors=True)
   tfds.disable_progress_bar()
   for part in PARTS:
     builder = make(own=own, splits=splits, config=part, data_dir=root)
+    # TFDS prints what it does, and wants a folder of downloads, though nothing is downloaded.
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare(download_dir=downloads)

@@ -34,6 +34,7 @@ def inside(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     # 1.6 (1 - u) is 1 or more but for the last part of the length: there the bow narrows.
     return box & (np.abs(v) <= np.clip(1.6 * (1 - u), 0, 1))
   if kind == "airplane":
+    # The wings are swept: further back the further out they are.
     wings = (np.abs(u - 0.1 + 0.35 * np.abs(v)) <= 0.2) & (np.abs(v) <= 1)
     tail = (np.abs(u + 0.8) <= 0.17) & (np.abs(v) <= 0.45)
     return ((np.abs(v) <= 0.17) | wings | tail) & box
@@ -79,6 +80,7 @@ def render(
     The image [SIDE, SIDE, 3] uint8, the number of the object at each pixel, from 1, 0 on the ground
     [SIDE, SIDE] uint8, and the pixels of each object were nothing in front, [objects] int.
   """
+  # Drawn at _FINE times as many rows and columns as the image has.
   canvas = _ground(rng)
   ids = np.zeros(canvas.shape[:2], np.uint8)
   light = rng.uniform(-np.pi, np.pi)
@@ -97,6 +99,7 @@ def render(
     canvas[patch] = np.where(where[..., None], under + drawn.contrast * (color - under), under)
     # Later objects cover earlier ones.
     ids[patch] = np.where(where, number, ids[patch])
+  # Counted before anything covers the objects, so that the caller knows which share is seen.
   whole = _areas(ids, len(things))
   if drawn.occluded:
     _cover(canvas, ids, things, rng)
@@ -110,11 +113,14 @@ def render(
 
 def _local(thing: Thing, right: float, down: float):
   """The samples around an object, moved: a pair of slices, and u and v of each."""
+  # A circle around the object holds it however it is turned. One pixel more is for rounding.
   reach = 0.5 * np.hypot(thing.length, thing.width) + 1
   x, y = thing.x + right, thing.y + down
   ends = [(max(0, int((z - reach) * _FINE)), int((z + reach) * _FINE) + 1) for z in (x, y)]
   cols, rows = (np.arange(first, min(end, SIDE * _FINE)) for first, end in ends)
+  # From the object's centre to the centre of each sample, in pixels of the image.
   dx, dy = np.meshgrid((cols + 0.5) / _FINE - x, (rows + 0.5) / _FINE - y)
+  # Turned back by the object's angle, so that shapes need to be known upright only.
   along = dx * np.cos(thing.angle) + dy * np.sin(thing.angle)
   across = dy * np.cos(thing.angle) - dx * np.sin(thing.angle)
   patch = (slice(*ends[1]), slice(*ends[0]))
@@ -127,16 +133,19 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
   color = np.array(_GROUNDS[rng.integers(len(_GROUNDS))], np.float32)
   coarse = rng.normal(0, 1, (9, 9)).astype(np.float32)
   place = np.linspace(0, 8, size, dtype=np.float32)
+  # The last sample lies on the last place, which has no right neighbour.
   left = np.minimum(place.astype(int), 7)
   rise = place - left
   mix = np.zeros((size, 9), np.float32)  # bilinear weights, from 9 places to all
   mix[np.arange(size), left] = 1 - rise
   mix[np.arange(size), left + 1] += rise
+  # (size, 9) (9, 9) (9, size): interpolated by rows and by columns at once.
   ground = color + 9 * (mix @ coarse @ mix.T)[..., None]
   if rng.random() < 0.4:
     turn = rng.uniform(0, np.pi)
     far = rng.uniform(0.2, 0.8) * size
     y, x = np.mgrid[:size, :size]
+    # Distance from a straight line through a point at the given turn.
     away = np.abs((x - far) * np.sin(turn) - (y - far) * np.cos(turn))
     ground[away < rng.uniform(2, 5)] = 105 + rng.normal(0, 8)
   return ground.astype(np.float32)
@@ -150,8 +159,10 @@ def _cover(canvas: np.ndarray, ids: np.ndarray, things: list[Thing], rng) -> Non
       turn = rng.uniform(-np.pi, np.pi)
       cx = (thing.x + 0.45 * thing.length * np.cos(turn)) * _FINE
       cy = (thing.y + 0.45 * thing.length * np.sin(turn)) * _FINE
+      # At the object's rim and not in its middle: a part of it stays to be seen.
       tree = (x - cx) ** 2 + (y - cy) ** 2 < (0.3 * thing.length * _FINE) ** 2
       canvas[tree] = np.array([44, 72, 40]) + rng.normal(0, 6, (tree.sum(), 1))
+      # To the masks, what a tree covers is ground.
       ids[tree] = 0
 
 
@@ -161,7 +172,9 @@ def _areas(ids: np.ndarray, count: int) -> np.ndarray:
 
 def _pixels(ids: np.ndarray) -> np.ndarray:
   """The object that holds two of a pixel's four samples or more, the later of two; else 0."""
+  # (SIDE, fine, SIDE, fine) -> (SIDE, SIDE, fine·fine): a pixel's samples side by side.
   cut = ids.reshape(SIDE, _FINE, SIDE, _FINE).transpose(0, 2, 1, 3).reshape(SIDE, SIDE, -1)
   cut = np.sort(cut, axis=-1)
+  # Sorted, equal samples are neighbours. A number that comes twice or more stands next to itself.
   twice = np.where(cut[..., 1:] == cut[..., :-1], cut[..., 1:], 0)
   return twice.max(-1).astype(np.uint8)

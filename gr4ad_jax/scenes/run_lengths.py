@@ -28,8 +28,10 @@ def decode(segmentation: Any, height: int, width: int, where: str) -> np.ndarray
     raise DataError(f"{where}: segmentation is no run-length mask with size and counts")
   size = segmentation["size"]
   counts = segmentation["counts"]
+  # COCO's sizes are rows, then columns.
   if list(size) != [height, width]:
     raise DataError(f"{where}: size {size}, but the picture has [{height}, {width}]")
+  # The text is unfolded here and not by the decoder, so that its runs can be checked first.
   runs = counts if isinstance(counts, list) else _runs(counts, where)
   if not all(isinstance(run, int) and run >= 0 for run in runs):
     raise DataError(f"{where}: counts hold what is no length of a run")
@@ -62,6 +64,7 @@ def _runs(counts: Any, where: str) -> list[int]:
         break
     if bits & 16:  # the last group's high bit is the sign
       value -= 1 << shift
+    # From the fourth run on, the text holds the difference from the run two before.
     runs.append(value + (runs[-2] if len(runs) > 2 else 0))
   return runs
 
@@ -69,9 +72,11 @@ def _runs(counts: Any, where: str) -> list[int]:
 def outside(mask_HW: np.ndarray, box: list[float], slack: int = 2) -> float:
   """Share of a mask's pixels that lie outside a box of x, y, width, height; 1 of an empty mask."""
   x, y, width, height = box
+  # A share of the mask, not of the box: a thin target fills little of its box.
   rows, cols = np.nonzero(mask_HW)
   if not len(rows):
     return 1.0
+  # Boxes were drawn by hand or rounded: some pixels of slack are allowed.
   inside = (rows >= y - slack) & (rows < y + height + slack)
   inside &= (cols >= x - slack) & (cols < x + width + slack)
   return 1.0 - float(inside.mean())

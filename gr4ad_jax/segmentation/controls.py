@@ -18,6 +18,7 @@ def shuffled(split: Referring, seed: int = 0) -> Referring:
   circle = np.random.default_rng(seed).permutation(np.unique(split.row))
   # The circle turned by one: no image keeps its own sentences.
   after = dict(zip(circle.tolist(), np.roll(circle, -1).tolist(), strict=True))
+  # The sentences of each image, as rows of the split.
   of_image = {image: np.flatnonzero(split.row == image) for image in after}
   texts = []
   rank = dict.fromkeys(after, 0)
@@ -38,6 +39,7 @@ def noun_only(split: Referring) -> Referring:
 def without_place(split: Referring) -> Referring:
   """Sentences of PLACED end after the object's noun: no position, relation or comparison."""
   cut = np.isin(split.kind, PLACED)
+  # Kinds that name no place end where they ended before, so their scores serve as a check.
   pairs = zip(_nouns(split), cut, strict=True)
   return _with_texts(split, [text[:end] if short else text for (text, (_, end)), short in pairs])
 
@@ -53,6 +55,7 @@ def baselines(split: Referring) -> dict[str, Counts]:
     ("class alone", split.same_class),
     ("class and attributes", split.same_looks),
   ):
+    # A published data set tells of no other objects than the one that is meant.
     if bits is not None:
       found[name] = count(unpacked(bits, split.side), truth)
   return found
@@ -70,6 +73,7 @@ def _with_texts(split: Referring, texts: list[str]) -> Referring:
 def named(split: Referring) -> dict[str, Referring]:
   """The controls by name; those that need a noun are left out where none is known."""
   found = {"shuffled sentences": shuffled(split)}
+  # One sentence without a noun leaves the whole control out: its score would be of other sentences.
   if (split.noun[:, 1] > 0).all():
     found["noun alone"] = noun_only(split)
     found["without position and relation"] = without_place(split)

@@ -33,6 +33,7 @@ class Counts:
   @property
   def iou(self) -> np.ndarray:
     """[L]; 1 where mask and truth are both empty, which is a right answer."""
+    # The maximum is for the places that `where` does not take: 0 / 0 would warn there.
     return np.where(self.either > 0, self.both / np.maximum(self.either, 1), 1.0)
 
   def take(self, rows: np.ndarray) -> "Counts":
@@ -79,14 +80,17 @@ def boundary_f(found_HW: np.ndarray, truth_HW: np.ndarray) -> float:
   # Neither has an edge: both are empty, which is a right answer.
   if not edges[0].any() and not edges[1].any():
     return 1.0
+  # One alone is empty: its distances would be of no edge at all.
   if not edges[0].any() or not edges[1].any():
     return 0.0
   # One pixel at least, however small the image is.
   reach = max(1.0, TOLERANCE * float(np.hypot(*found_HW.shape)))
   # The distance of every pixel to the nearest edge of a mask.
   far = [ndimage.distance_transform_edt(~edge) for edge in edges]
+  # The two indices are crossed: how far each edge pixel of one mask is from the other mask's edge.
   precision = (far[1][edges[0]] <= reach).mean()
   recall = (far[0][edges[1]] <= reach).mean()
+  # Both may be 0, and the harmonic mean is then 0 over 0.
   total = precision + recall
   return float(2 * precision * recall / total) if total else 0.0
 
@@ -125,6 +129,8 @@ def intervals(counts: Counts, image_L: np.ndarray, seed: int = 0) -> dict[str, I
     seed: of the draws.
   """
   parts = ratios(counts)
+  # S draws of F metrics. Sentences of an image share its difficulty, so images are
+  # drawn and not sentences.
   samples_SF = resample(list(parts.values()), image_L, seed=seed)
   found = values(counts)
   return {

@@ -15,8 +15,11 @@ def overlay(image_HW3: np.ndarray, mask_HW: np.ndarray, strength: float = 0.55) 
   """The image with a mask in colour and a light edge around it: [H, W, 3] uint8."""
   out = image_HW3.astype(np.float32)
   out[mask_HW] += strength * (_TINT - out[mask_HW])
+  # Whether the pixel below, above, to the right or to the left is of the mask. The border of zeros
+  # gives every pixel four neighbours.
   padded = np.pad(mask_HW, 1)
   near = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+  # The edge lies outside the mask, and hides nothing of the target.
   out[near & ~mask_HW] = 255
   return out.astype(np.uint8)
 

@@ -31,8 +31,10 @@ class Predictor:
     multiple.
     """
     # One alone is a program of its own.
+    # A batch of another size would be compiled anew, so the last one is filled up.
     pad = -len(image_BHW3) % BATCH if len(image_BHW3) > 1 else 0
     full = [
+      # Filled with copies of the last row: rows of zeros have no token, and a softmax over nothing.
       np.pad(x, ((0, pad), *[(0, 0)] * (x.ndim - 1)), mode="edge")
       for x in (image_BHW3, tokens_BN, mask_BN)
     ]
@@ -51,6 +53,7 @@ class Predictor:
 
   def counts(self, params: Any, encoded: Encoded, rows: np.ndarray) -> Counts:
     """How well masks of some sentences fit, in their order."""
+    # A part at a time: the probabilities of a whole split would not fit beside its images.
     found = []
     for i in range(0, len(rows), BATCH):
       part = rows[i : i + BATCH]
@@ -60,4 +63,5 @@ class Predictor:
 
 def _probability(model: BTDNet, params: Any, image, tokens, mask) -> jax.Array:
   logits_BHW2 = model.apply({"params": params}, image, tokens, mask).logits_BHW2
+  # The sigmoid of the difference is the softmax over background and target.
   return jax.nn.sigmoid(target_logit(logits_BHW2).astype(jnp.float32))

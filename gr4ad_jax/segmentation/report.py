@@ -34,11 +34,13 @@ def groups(split: Referring) -> dict[str, np.ndarray]:
   """
   found = {f"kind {kind}": split.kind == kind for kind in sorted(set(split.kind) - {""})}
   if (split.kind != "").any():
+    # Rendered scenes alone know which pairs of word and class were held out.
     found["word and class not in training"] = split.novel
     with_word = (split.word != "") & ~split.novel
     found["word and class in training"] = with_word
   pixels = split.facts["pixels"]
   alike = split.facts["alike"]
+  # Neighbouring sizes make the groups; a group holds its lower end and not its upper one.
   for low, high in zip(_SIZES, _SIZES[1:], strict=False):
     words = f"{low} to {high - 1:.0f}" if np.isfinite(high) else f"{low} or more"
     found[f"target of {words} pixels"] = (pixels >= low) & (pixels < high)
@@ -48,12 +50,14 @@ def groups(split: Referring) -> dict[str, np.ndarray]:
   for knob in ("blur", "noise", "contrast"):
     value = split.facts[knob]
     if np.isfinite(value).all():
+      # Thirds of this split, since each knob has a range and a unit of its own.
       edges = np.quantile(value, (1 / 3, 2 / 3))
       third = np.searchsorted(edges, value)
       for i, word in enumerate(("little", "middling", "much")):
         found[f"{word} {knob}"] = third == i
   for knob, words in (("spacing", "in a cluster"), ("occluded", "something covers objects")):
     value = split.facts[knob]
+    # The spacing is known of clusters alone.
     found[words] = np.isfinite(value) if knob == "spacing" else value == 1
   return {name: rows for name, rows in found.items() if rows.any()}
 
@@ -77,6 +81,7 @@ def report(task: SegmentationTask, split: str, beside: Sequence[str] = (), width
   del width
   if beside:
     raise ConfigError("--beside is not allowed: --family=btdnet has no table of several runs")
+  # Restored into the shapes that `init` would make. The best checkpoint on valid is taken.
   params = run.load_params(task.config, lambda: task.init(jax.random.key(task.training.seed)))
   data = task.splits[split]
   predictor = Predictor(task.model)
@@ -88,6 +93,8 @@ def report(task: SegmentationTask, split: str, beside: Sequence[str] = (), width
 
   counts = counted(data)
   found = metrics.intervals(counts, data.row)
+  # The same pixels are asked for by other words. What a control scores is found
+  # without the sentence.
   beside_it = {name: counted(other) for name, other in controls.named(data).items()}
   beside_it |= controls.baselines(data)
   content = {
@@ -115,7 +122,9 @@ def _kinds(data: Referring) -> dict[str, np.ndarray]:
 def _draw(task, data: Referring, counts: Counts, params, predictor: Predictor, folder: str) -> None:
   """The worst and the best sentences, as a PNG and in TensorBoard, where these are installed."""
   order = np.argsort(counts.iou, kind="stable")
+  # A split of few sentences has some that are both among the worst and among the best.
   chosen = np.unique(np.concatenate([order[:SHOWN], order[-SHOWN:]]))
+  # `unique` sorted them by row; the picture goes from the worst to the best.
   chosen = chosen[np.argsort(counts.iou[chosen], kind="stable")]
   encoded = data.encoded(task.pieces, task.own.max_pieces)
   found = predictor.masks(params, encoded, chosen)

@@ -88,10 +88,12 @@ class Segmenter:
     if not text.strip():
       raise DataError("--text= is not allowed: name what is to be found")
     own = self.config.own
+    # The model knows images of one size. The mask is stretched back to the size that was given.
     small = _resized(pixels, own.image_size, own.image_size)
     encoded = self._pieces.encode([text], own.max_pieces)
     found = self._predictor.probability(self._params, small[None], encoded.tokens, encoded.mask)[0]
     height, width = pixels.shape[:2]
+    # Probabilities are stretched, not the mask: its edge stays smooth at any size.
     if found.shape != (height, width):
       found = np.asarray(jax.image.resize(found, (height, width), "bilinear"))
     return Segment(pixels, found, self._pieces.unknown(text))

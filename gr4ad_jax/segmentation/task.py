@@ -48,6 +48,7 @@ class SegmentationTask(Task):
     self._loaded: dict[str, Any] = {}
     self._train = splits["train"].encoded(pieces, self.own.max_pieces)
     rows = np.arange(len(splits["train"]))
+    # The order is of sentences: an image comes as often as it has sentences.
     order = TrainingOrder(rows, self.training.batch_size, self.training.seed)
     self._source = OrderedSource(order, lambda rows, epochs: self._train.batch(rows))
 
@@ -65,6 +66,8 @@ class SegmentationTask(Task):
     vision = sizes.SWINS[config.own.swin]
     text = sizes.BERTS[config.own.bert]
     return (
+      # Width and heads of the first stage are the smallest, and later ones are their multiples.
+      # What divides these divides all.
       (mesh_lib.FSDP, "swin", vision.width),
       (mesh_lib.TENSOR, "swin", vision.heads[0]),
       (mesh_lib.FSDP, "bert", text.width),
@@ -80,6 +83,7 @@ class SegmentationTask(Task):
     cls, config: Config, told: Told | None = None, started: bool = False
   ) -> "SegmentationTask":
     splits = prepare.load(config.own, told or (lambda *_: None))
+    # A run that has begun keeps its vocabulary: token numbers are rows of its table.
     if started:
       pieces = read_vocabulary(config)
     elif config.own.vocab_path:
@@ -90,9 +94,12 @@ class SegmentationTask(Task):
 
   def prepare(self) -> None:
     shapes = jax.eval_shape(lambda: fresh(self.config, self.pieces))
+    # Shapes without the boxes that name their logical axes. Nothing is computed for them.
     plain = jax.tree.map(lambda x: x.unbox(), shapes, is_leaf=lambda x: hasattr(x, "unbox"))
     if self.own.backbone_from:
       loaded = weights.load_swin(self.own.backbone_from, plain, self.model.vision)
+      # The file may hold more stages or another head. Taken are the stem, the stages and the merges
+      # between them.
       self._loaded |= {k: v for k, v in loaded.items() if k.startswith(("st", "merges"))}
     if self.own.text_from:
       loaded = weights.load_bert(self.own.text_from, plain["encoder"], self.model.text)
@@ -105,6 +112,7 @@ class SegmentationTask(Task):
   def init(self, key: jax.Array) -> Any:
     params = fresh(self.config, self.pieces, key)
     for name, loaded in self._loaded.items():
+      # Where a file has no array, the tree holds the shape alone, and the random parameter stays.
       params[name] = jax.tree.map(_put_in, params[name], loaded, is_leaf=_is_box)
     return params
 
@@ -113,11 +121,13 @@ class SegmentationTask(Task):
     if self.own.dmols == "off":
       return None
     side = sizes.deepest(self.own)
+    # Share of each of the deepest map's cells that the target covers, [B, side, side].
     shows = losses.shares(batch.target_BHW, side, side) > 0
     dropped = shows & jax.random.bernoulli(key, 0.5, shows.shape)
     return Hidden(jnp.where(batch.noun_BN, self.pieces.hidden, batch.tokens_BN), dropped)
 
   def loss(self, params: Any, batch: SegmentationBatch, key: jax.Array):
+    # A key of its own, so that what is hidden does not depend on how dropout draws.
     hidden = self._hidden(batch, jax.random.fold_in(key, 1))
     out = self.model.apply(
       {"params": params},
@@ -144,7 +154,9 @@ class SegmentationTask(Task):
       )
     for name in ("text_loss", "map_loss"):
       loss += own.dmols_weight * found.get(name, 0.0)
+    # Logit 0 is probability one half.
     mask = target_logit(out.logits_BHW2) > 0
+    # Sums over the batch's pixels, not a mean of ratios: oIoU adds both up over all steps.
     overlap = (mask & batch.target_BHW).sum(), (mask | batch.target_BHW).sum()
     return loss, {**found, "oIoU": sums.Ratio(*overlap)}
 
@@ -167,6 +179,7 @@ class SegmentationTask(Task):
     predictor = Predictor(self.model)
     rows = np.arange(len(encoded.split))
     if split == "valid":
+      # The seed is fixed, so that all checkpoints of all runs are judged by the same sentences.
       drawn = np.random.default_rng(0).permutation(len(rows))[: self.own.eval_sentences]
       rows = np.sort(drawn)
     rows = rows[distributed.share(len(rows))]
@@ -174,6 +187,8 @@ class SegmentationTask(Task):
     def evaluate(params) -> dict[str, float]:
       counts = predictor.counts(mesh_lib.local_copy(params), encoded, rows)
       parts = metrics.ratios(counts)
+      # Sums of this process' sentences. The sums of all processes are added before
+      # anything is divided.
       pairs = {n: sums.Ratio(r.numerator_R.sum(), r.denominator_R.sum()) for n, r in parts.items()}
       return sums.over_processes(pairs)
 
@@ -216,6 +231,7 @@ def _rules(own: SegmentationConfig):
   """(holds, knob, what is allowed) of settings that can contradict each other."""
   published = own.stem == "patch" or not own.backbone_from
   longest = sizes.BERTS[own.bert].positions
+  # The stem makes one cell of 4 × 4 pixels, and each later stage halves both sides.
   deep = 4 * 2 ** (len(sizes.SWINS[own.swin].depths) - 1)
   return (
     (own.image_size % 8 == 0, "image_size", "a multiple of 8: masks are kept as bits"),

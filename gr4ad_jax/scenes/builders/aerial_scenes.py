@@ -22,5 +22,6 @@ class AerialScenes(ReferringBuilder):
   def read(cls, own: SegmentationConfig, told: Told = nobody) -> dict[str, Referring]:
     if own.image_size != SIDE:
       raise DataError(f"--image_size={own.image_size} is not allowed: scenes have {SIDE} pixels")
+    # Each split has numbers of its own: more scenes of training change none of valid or test.
     sizes = {"train": own.train_scenes, "valid": own.eval_scenes, "test": own.eval_scenes}
     return {name: dataset.split(own.scenes_seed, name, size, told) for name, size in sizes.items()}

@@ -74,6 +74,7 @@ class ReferringBuilder(StoredBuilder, skip_registration=True):
     for path in cls.sources(own):
       with open(path, "rb") as source:
         content = hashlib.file_digest(source, "sha256").hexdigest()
+      # The names alone, not the folders: a data set that is moved is the same.
       made.update(f"{os.path.basename(path)}{content}".encode())
     return made.hexdigest()[:16]
 
@@ -91,6 +92,8 @@ class ReferringBuilder(StoredBuilder, skip_registration=True):
     return self._stored_info(columns)
 
   def _split_generators(self, dl_manager):
+    # The digest is of the sentences and of the masks. It is written with them, and compared when
+    # they are read back.
     if self.builder_config.name == "sentences":
       self.info.metadata["digest"] = digest(self._splits)
     return {name: self._generate_examples(split) for name, split in self._splits.items()}
@@ -107,6 +110,7 @@ class ReferringBuilder(StoredBuilder, skip_registration=True):
 def _example(split: Referring, row: int) -> dict[str, Any]:
   none = np.zeros(0, np.uint8)
   bits = {name: getattr(split, name) for name in _BITS}
+  # What is not known is stored as a row of length 0, since a column must be there.
   example = {name: none if column is None else column[row] for name, column in bits.items()}
   example |= {name: str(getattr(split, name)[row]) for name in _WORDS}
   example |= {"row": int(split.row[row]), "novel": int(split.novel[row])}
@@ -130,6 +134,7 @@ def stored(images: ReferringBuilder, sentences: ReferringBuilder) -> dict[str, R
     source = sentences.as_data_source(name)
     examples = source.__getitems__(list(range(len(source))))
     pictures = images.as_data_source(name)
+    # From a list of examples to a list for each column.
     columns = {key: [example[key] for example in examples] for key in examples[0]}
     facts_LF = np.stack(columns["facts"])
     bits = {key: np.stack(columns[key]) for key in _BITS}
@@ -143,6 +148,7 @@ def stored(images: ReferringBuilder, sentences: ReferringBuilder) -> dict[str, R
       word=np.array([text.decode() for text in columns["word"]]),
       novel=np.array(columns["novel"], bool),
       facts={fact: facts_LF[:, i] for i, fact in enumerate(FACTS)},
+      # Columns of length 0 were not known.
       **{key: column if column.shape[1] else None for key, column in bits.items()},
     )
   if digest(splits) != sentences.info.metadata["digest"]:
@@ -158,6 +164,7 @@ def _images(source) -> Callable[[np.ndarray], np.ndarray]:
     return np.stack([example["image"] for example in found])
 
   size = len(source) * int(np.prod(source[0]["image"].shape))
+  # Both forms are called with rows. An array's `__getitem__` gathers them from memory.
   return read(np.arange(len(source))).__getitem__ if size <= IN_MEMORY else read
 
 

@@ -47,6 +47,7 @@ def _phrases(own: SegmentationConfig, split: str) -> str:
 def _read(own: SegmentationConfig, split: str, told: Told) -> Referring:
   path = _phrases(own, split)
   ids, texts = _lines(path)
+  # An ID may stand on several lines. Each is read once, in the order of the file.
   names = list(dict.fromkeys(ids))
   images = {name: os.path.join(own.scenes_path, "images", f"{name}.tif") for name in names}
   masks = {}
@@ -59,6 +60,7 @@ def _read(own: SegmentationConfig, split: str, told: Told) -> Referring:
       raise DataError(f"{file}: {shapes[0]} pixels, but {images[name]} has {shapes[1]}")
     if not mask_HW.any():
       raise DataError(f"{file}: no value above {_FOREGROUND}, so it marks nothing")
+    # Resized and packed at once: masks of full size of a whole split would fill the memory.
     small = pictures.resize_mask(mask_HW, own.image_size)
     masks[name] = packed(small[None])[0]
     pixels[name] = small.sum()
@@ -100,6 +102,7 @@ def _lines(path: str) -> tuple[list[str], list[str]]:
     name, _, text = line.strip().partition(" ")
     if not text.strip():
       raise DataError(f"{path}, line {number}: {line.strip()!r} has no sentence after its ID")
+    # An ID becomes a part of a path, and must not lead out of the folder.
     if os.path.basename(name) != name or name in (".", ".."):
       raise DataError(f"{path}, line {number}: {name!r} is no ID of a picture")
     ids.append(name)

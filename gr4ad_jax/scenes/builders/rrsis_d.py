@@ -75,6 +75,7 @@ def read_refs(path: str) -> list[dict]:
   """
   with open(path, "rb") as file:
     try:
+      # Where Python 2 wrote the file, its texts are bytes. latin-1 reads any of them.
       refs = _PlainUnpickler(file, encoding="latin-1").load()
     except DataError as error:
       raise DataError(f"{path} is refused: {error}") from error
@@ -128,6 +129,7 @@ class _Instances:
       rows = saved.get(key) if isinstance(saved, dict) else None
       if not isinstance(rows, list) or not all(isinstance(r, dict) and "id" in r for r in rows):
         raise DataError(f"{path}: {key!r} must be a list of records with an 'id'")
+      # Looked up by id below. Of two records with one id the later counts.
       tables[key] = {row["id"]: row for row in rows}
     names = {key: str(row.get("name", "")) for key, row in tables.pop("categories").items()}
     return cls(path, categories=names, **tables)
@@ -151,6 +153,7 @@ class _Instances:
     if not isinstance(box, list) or len(box) != 4:
       raise DataError(f"{where}: bbox {box!r} is no list of x, y, width, height")
     mask = run_lengths.decode(found.get("segmentation"), *sizes, where)
+    # As written first: of an object that fills most of its picture, both could pass.
     if run_lengths.outside(mask, box) <= _STRAY:
       return mask, found, False
     if run_lengths.outside(~mask, box) <= _STRAY:
@@ -169,6 +172,7 @@ def _read(
     mask, found, turned = instances.mask(ref["ann_id"])
     flipped += turned
     small = pictures.resize_mask(mask, own.image_size)
+    # A picture is listed once, however many of its objects are named.
     if found["image_id"] not in row_of:
       row_of[found["image_id"]] = len(paths)
       paths.append(_picture(own, instances, found["image_id"], mask.shape))
@@ -219,5 +223,7 @@ def _picture(own: SegmentationConfig, instances: _Instances, image_id, shape) ->
 
 def _noun(text: str, category: str) -> tuple[int, int]:
   """Where a sentence names the object's category; (0, 0): it does not, in these words."""
+  # Categories are written with hyphens, sentences with blanks. Both have one character there, so
+  # that the length stays.
   begin = text.lower().find(category.lower().replace("-", " ")) if category else -1
   return (0, 0) if begin < 0 else (begin, begin + len(category))
