@@ -79,6 +79,7 @@ def beam_tree(beams: Beams, at: int) -> tuple[tuple[Mapping[str, Any], ...], ...
     # All beams below a prefix agree on its log p.
     logp = beams.prefix_logp_BWT[at, found, depth - 1][first]
     nodes = []
+    # A stable sort, so that equal prefixes keep the order of their codes.
     for node in np.argsort(-logp, kind="stable"):
       entry = {
         "codes": prefixes[node].tolist(),

@@ -31,6 +31,7 @@ def complete(
     return recommender.completed(events, basket, k, now, choice)
   found: list[Recommendation] = []
   while len(found) < k:
+    # What was found counts as taken: the next ad goes with all of them.
     taken = [*basket, *(ad.ad_id for ad in found)]
     more = recommender.completed(events, taken, 1, now, choice)
     if not more:  # no ad is left that was asked for

@@ -218,6 +218,7 @@ class Computer:
     results: list[Any] = [self._checked(query) for query in queries]
     good = [number for number, result in enumerate(results) if not isinstance(result, Exception)]
     if good:
+      # Queries that are wrong are out of the batch, and their errors stay in their places.
       logs, now_B, parts = zip(*(results[number] for number in good), strict=True)
       now_B = np.array(now_B, np.int64)
       left_out = LeftOut.joined(parts)
@@ -241,6 +242,7 @@ class Computer:
     searches: Searches, schedule: int,
   ):  # fmt: skip
     batch = padded(self._state.contexts(joined(logs), now_B), searches.buckets)
+    # Both of one view: what hangs where must fit the trie that is searched.
     trie, holdings = self._usable_view(variables, searches)
     # Filled-up rows do without what the last request does without.
     rows = np.minimum(np.arange(len(batch.slot_kind_BS)), len(logs) - 1)  # filled up as the batch
@@ -269,6 +271,7 @@ class Computer:
       most = max(most + explore.NEXT, widths[-1])
     found_BW = beams.leaf_BW >= 0
     index = self._catalog.index
+    # From beams to ads on the host: a UA-SID may have several ads, and the newest index decides.
     row_BK, beam_BK = index.expand(beams.codes_BWT, found_BW, most, left_out)
     found = []
     # One answer after the other: each is counted before the next is chosen.
@@ -297,6 +300,7 @@ class Computer:
       nonlocal trial
       if not self._config.serving.explore:
         return entries[: query.k]
+      # Into the same list: `choose` is called inside the ledger, which returns the ads alone.
       chosen, chances[:] = explore.drawn(entries, query.k, self._rng)
       trial = explore.trial(entries, query.k, chosen, lambda row: self._catalog.ad(row).ad_id)
       return chosen

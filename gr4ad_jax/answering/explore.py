@@ -54,6 +54,7 @@ def trial(
     return None
   return {
     "ads": [ad_id(entry[0]) for entry in candidates],
+    # Computed anew from the same entries: the same bits as those that were drawn by.
     "propensity": propensities(entries, k).tolist(),
     "log_p": [round(entry[1], 6) for entry in candidates],
     "ecpm": [round(entry[3], 6) for entry in candidates],

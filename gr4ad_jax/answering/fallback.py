@@ -54,6 +54,7 @@ class PopularLists:
       if users
       else np.zeros(0)
     )
+    # Of each user, gathered to the user's events: (U,) -> (E,).
     segment_E = np.searchsorted(edges, size_U, side="right")[events.user]
     # An event of four weeks before the last one counts half.
     weight_E = 0.5 ** ((events.time.max(initial=0) - events.time) / _HALF_LIFE)
@@ -78,11 +79,11 @@ class PopularLists:
     # Of an ad that was given back more often than the log has it sold, nothing is expected.
     return cls(edges, by_value, *lists, np.maximum(value_N, 0).astype(np.float32))
 
-  # As `searchsorted` does it for the whole log.
   def segment(self, log: EventLog | None) -> int:
     """The segment of one user's log; the lowest where nothing is known."""
     if log is None or not len(log):
       return 0
+    # As `fit` cuts the users of the whole log.
     size = float(log.value.sum()) if self.by_value else len(log)
     return int(np.searchsorted(self.edges, size, side="right"))
 
@@ -108,6 +109,7 @@ class PopularLists:
       if row < 0 or len(found) == k:
         break
       if active(row):
+        # A share is above 0 here, since rows without weight are -1.
         log_p = float(np.log(share))
         found.append((row, log_p, log_p, float(self.mean_value_N[row])))
     return found

@@ -77,6 +77,7 @@ def default_now(times: Iterable[Any], end: int) -> int:
     times: of the history's events; what is no time is passed over, as `events_of` names it.
     end: where the log ends that the run was trained on (`ContextBuilder.end`).
   """
+  # An event without a time will stand just before the request, and cannot move it.
   return max([end, *(int(time) + 1 for time in times if _is_number(time, _LATEST))])
 
 
@@ -93,6 +94,7 @@ def _checked(number: int, event: Any, rows: Callable, behaviors: Sequence[str], 
         f"{where}: field {_shown(field)} is not known; allowed: {', '.join(EVENT_FIELDS)}"
       )
   ad_id = event.get("ad_id")
+  # A known id becomes its row. What is no id is never looked up.
   row = rows(str(ad_id)) if _is_id(ad_id) else None
   if row is None:
     raise DataError(f"{where}: ad_id {_shown(ad_id)} is not in the ad table")

@@ -114,6 +114,7 @@ class Impressions:
     if some:
       # With keys: where an answer of the stream was lost, writing once more does no harm.
       self._stream.append(TOPIC, some, [value["request"] for value in some])
+    # Only now, since an append that raised keeps them.
     self._unwritten = []
     return len(some)
 
@@ -121,6 +122,7 @@ class Impressions:
     """Counts what other servers have shown since the last call. Raises OSError."""
     while True:
       records, gone = read_kept(self._stream, TOPIC, self._offset, _PART)
+      # What retention took away is passed over, and counted by nobody.
       self._offset += gone
       for record in records:
         # The server's own were counted when they were given.
@@ -140,6 +142,7 @@ class Impressions:
   def _count(self, value: Mapping[str, Any]) -> None:
     rows = [(self._row_of(ad["ad"]), ad["ecpm"]) for ad in value["list"]]
     entries = [(row, cost) for row, cost in rows if row is not None]
+    # Ads that are unknown here belong to no account of this server.
     self._ledger.shown_elsewhere(value["user"], entries, value["time"])
 
   def _run(self) -> None:

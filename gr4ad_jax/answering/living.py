@@ -80,6 +80,7 @@ class Living:
     self.stream = open_stream(stream_url(config, folder))
     try:
       self._store = PeopleStore(os.path.join(folder, "people.sqlite"), log_digest(log))
+      # The log at the bottom, what came since above it from the snapshot.
       histories = StoredHistories(
         log, self._store, serving.hot_users, 60 * config.data.session_gap_minutes
       )
@@ -226,6 +227,7 @@ class Living:
     if self._tender.ident is not None:
       # A thread that was never started cannot be joined.
       self._tender.join()
+    # In the reverse order of use: what follows the stream ends before the stream is closed.
     self.impressions.close()
     self.ads.close()
     self.follower.close()
@@ -259,6 +261,7 @@ def stream_url(config: Config, folder: str) -> str:
 def log_digest(log: EventLog) -> str:
   """What a log is, as a digest."""
   made = hashlib.blake2b("\0".join(map(str, log.user_id)).encode(), digest_size=16)
+  # Not the split: it follows from the others.
   for column in (log.user, log.request, log.ad, log.time, log.behavior, log.value, log.quantity):
     made.update(column.tobytes())
   return made.hexdigest()

@@ -34,6 +34,8 @@ def plain(text: str, width: int | None = None) -> str:
     # A text may be megabytes long; what is shown is a line.
     text = text[: 4 * width + 4]  # enough for what is shown, also of marks without a width
   encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+  # The encoding may lack letters: `backslashreplace` writes these as escapes, and the way back
+  # gives text again.
   safe = "".join(map(_shown, text)).encode(encoding, "backslashreplace").decode(encoding)
   if width is None or columns(safe) <= width:
     return safe
@@ -66,6 +68,7 @@ def ranked_list(found: Sequence[Recommendation], width: int) -> str:
   names = [plain(ad.ad_id, max(width // 2 - 8, 8)) for ad in found]
   room = max([len("ad_id"), *map(columns, names)])
   lines = [f"{'':>3}  {'ad_id':<{room}} {'log p':>7} {'score':>7} {'eCPM':>8}  text"]
+  # Ranks are of the whole list, so they are counted before it is cut into the two groups.
   ranked = list(enumerate(zip(names, found, strict=True), 1))
   for title, seen in ((NEW, False), (AGAIN, True)):
     group = [entry for entry in ranked if entry[1][1].seen == seen]
@@ -103,8 +106,8 @@ def reasons(found: Sequence[Recommendation], width: int) -> str:
   return "\n".join(lines)
 
 
-# At least 20 columns, however narrow the terminal is.
 def _indented(text: str, width: int) -> list[str]:
+  # At least 20 columns, however narrow the terminal is.
   return textwrap.wrap(text, max(width, 20), initial_indent=" " * 5, subsequent_indent=" " * 7)
 
 

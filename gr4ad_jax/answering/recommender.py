@@ -262,6 +262,7 @@ class Recommender:
     self, events: EventLog, basket: Sequence[str], k: int, now: int, choice: Choice
   ) -> list[Recommendation]:
     """As `complete`, the whole list at once; `now` and the basket's ids are known to be right."""
+    # A row for the one user: (1, ads of the basket). An ad that stands twice counts once.
     rows = np.array([[self._row[ad] for ad in dict.fromkeys(basket)]], np.int64)
     histories = UserHistories(events)
     asked = Asked(self._builder, histories, np.array([now]))

@@ -92,7 +92,6 @@ class Ledger:
     account_of: Callable[[int], str],
     plan: DayPlan | None = None,
     cap_times: int = 0,
-    # A budget that changed counts from the next look on, which is at once.
     cap_days: float = 1.0,
     clock: Callable[[], float] = time.time,
   ):
@@ -123,6 +122,7 @@ class Ledger:
       self._budgets.pop(account, None)
       if daily_budget is not None:
         self._budgets[account] = daily_budget
+      # The new budget counts from the next look on, which is at once.
       self._looked = -np.inf
 
   def account(self, account: str) -> dict[str, float | None]:
@@ -260,6 +260,7 @@ class Ledger:
     return Receipt(user, self._day, expires, shown)
 
   def _show(self, user: str, row: int, expires: float) -> None:
+    # Kept in order of `expires`, so that what is over stands at the front.
     bisect.insort(self._window, (expires, user, row))
     self._times[user, row] += 1
     if self._times[user, row] >= self._cap_times:
@@ -269,6 +270,7 @@ class Ledger:
     self._times[user, row] -= 1
     if not self._times[user, row]:
       del self._times[user, row]
+    # The cap may free the ad again before its last showing has left the window.
     if self._times[user, row] < self._cap_times and user in self._capped:
       self._capped[user].discard(row)
       if not self._capped[user]:
@@ -285,5 +287,6 @@ class Ledger:
     day = int(self._clock() // DAY)
     if day != self._day:
       self._day = day
+      # Budgets are of a day. Showings live on, as caps have a window of their own.
       self._spent.clear()
       self._looked = -np.inf

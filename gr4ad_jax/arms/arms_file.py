@@ -102,6 +102,7 @@ def config_of(arm: Arm, served: Config) -> Config:
 def _arm(found: Any, folder: str, what: str) -> Arm:
   _check_fields(found, {"share", "workdir", "checkpoint", "settings"}, what)
   share = found.get("share")
+  # True is an int to Python, and no share.
   if isinstance(share, bool) or not isinstance(share, (int, float)):
     raise ConfigError(f"{what}: share {share!r} is not allowed: a number")
   checkpoint = found.get("checkpoint", "best")

@@ -119,6 +119,7 @@ class Journal:
 def records(stream: Stream, topic: str) -> Iterator[Record]:
   """All records of a topic that are there now, from the first that is kept."""
   after = 0
+  # Read once: what is appended meanwhile would keep a reader going for ever.
   end = stream.end(topic)
   while after < end:
     found, _ = read_kept(stream, topic, after, _AT_ONCE)

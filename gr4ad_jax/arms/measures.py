@@ -65,6 +65,7 @@ def revenue(
     y = sum(event.value for event in journal.between(user, first, known))
     x = before.get(user, 0.0)
     x += sum(event.value for event in journal.between(user, -np.inf, first))
+    # Money from before is what CUPED adjusts by; it cannot depend on the arm.
     rows.append((known, arm, y, x))
   return _rows(rows)
 
@@ -90,6 +91,7 @@ def recall(journal: Journal, arms: Mapping[str, str], days: float, hours: float,
     found = []
     for at, one in enumerate(answers):
       # A request that is answered twice at one moment is followed by the same ads.
+      # The next request takes over what follows, so that an ad counts for one of them.
       later = next((other.moment for other in answers[at:] if other.moment > one.moment), np.inf)
       until = min(later, one.moment + hours * 3600, known)
       ads = {event.ad for event in journal.between(user, one.moment, until)}
@@ -97,6 +99,7 @@ def recall(journal: Journal, arms: Mapping[str, str], days: float, hours: float,
       if ads:
         found.append(len(ads.intersection(one.ads[:k])) / len(ads))
     if found:
+      # No covariate: recall has no value from before the first request.
       rows.append((known, arm, float(np.mean(found)), 0.0))
   return _rows(rows)
 
@@ -153,6 +156,7 @@ def trials(journal: Journal, arm: str, hours: float) -> Trials:
 
 
 def _rows(rows: list[tuple[float, str, float, float]]) -> Rows:
+  # Ascending by when they are known, as `_by_day` and whoever looks day by day read them.
   rows.sort(key=lambda row: row[0])
   known, arm, y, x = zip(*rows, strict=True) if rows else ((), (), (), ())
   return Rows(np.array(arm, object), *(np.array(column, np.float64) for column in (y, x, known)))

@@ -70,6 +70,7 @@ def snips(target_R: np.ndarray, propensity_R: np.ndarray, reward_R: np.ndarray) 
   if total == 0:
     return Estimate(np.nan, np.inf)  # the rule takes nothing that was ever drawn
   value = (weight_R * reward_R).mean() / total
+  # The delta method: a ratio's error is that of its residuals, over the mean weight.
   return Estimate(float(value), _mean(weight_R * (reward_R - value)).error / float(total))
 
 

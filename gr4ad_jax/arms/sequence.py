@@ -45,6 +45,7 @@ def radius(count: float, deviation: float, alpha: float, rho: float) -> float:
   """
   if count < LEAST:
     return math.inf
+  # In the source's terms, n rho^2 + 1. The logarithm's argument is its root over alpha.
   spread = count * rho**2 + 1
   return deviation * math.sqrt(
     2 * spread / (count * rho) ** 2 * math.log(math.sqrt(spread) / alpha)

@@ -26,6 +26,7 @@ def log_bayes_factor(counts: Mapping[str, int], shares: Mapping[str, float]) -> 
   # Dirichlet-multinomial against the meant shares, as logarithms of gamma functions.
   found = math.lgamma(STRENGTH) - math.lgamma(STRENGTH + total)
   for name, share in shares.items():
+    # Prior counts in the meant shares, whose sum is STRENGTH.
     prior = STRENGTH * share
     count = counts.get(name, 0)
     found += math.lgamma(prior + count) - math.lgamma(prior) - count * math.log(share)

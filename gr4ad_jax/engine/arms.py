@@ -61,6 +61,8 @@ class ArmsEngine:
     # An arm that cannot be opened closes those before it.
     with contextlib.ExitStack() as opened:
       for name, own in configs.items():
+        # A folder for each arm, since one process at a time may hold a folder. The
+        # stream is one for all.
         place = {"state_dir": os.path.join(live, "arms", name), "stream": stream}
         own = with_knobs(own, place)
         checkpoint = arms.arms[name].checkpoint
@@ -68,6 +70,7 @@ class ArmsEngine:
         opened.callback(engine.close)
         self.engines[name] = engine
       opened.pop_all()  # all are open: they stay so
+    # Dicts keep the order of the file, so this is the first arm of the file.
     self.first = self.engines[next(iter(arms.arms))]
 
   def of(self, user: str | None) -> ServingEngine:

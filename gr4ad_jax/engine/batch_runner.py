@@ -86,6 +86,7 @@ class BatchRunner:
 
   def use(self, step: int, params: Any) -> None:
     """Swaps the parameters, between two batches."""
+    # One assignment, so that a batch reads step and parameters of one checkpoint.
     self._loaded = Loaded(step, self._searcher.variables(params))
     _log.info("checkpoint %d is in use", step)
 
@@ -112,6 +113,7 @@ class BatchRunner:
     """Times searches, with users of the log, and plans with them. Queries that come meanwhile take
     turns.
     """
+    # As many users as the largest bucket. A smaller batch takes the first of them.
     some = self._living.state.histories.user_ids[: searches.buckets[-1]]
     # A log with few users is filled up with requests without a history.
     users = [Query(user=user) for user in some]
@@ -135,12 +137,14 @@ class BatchRunner:
 
     try:
       self._computer.prepare(self._loaded.variables, told=heard)
+      # The old plan answers until this one is whole.
       self._plan = self._planned(self._computer.searches)
     except Exception:  # what is compiled goes on answering
       if not self._closing.is_set():
         _log.exception("the other searches could not be compiled; the first one stays in use")
 
   def _key(self, query: Query, step: int) -> bytes:
+    # The version grows with each event of the user, so an answer of before it is not found.
     version = self._living.lately.version(query.user)
     return key(query, step, self._config.serving.cache_seconds, version)
 
@@ -162,15 +166,18 @@ class BatchRunner:
     )
     # Before the histories are read: an event that comes meanwhile makes the key one of before.
     keys = [self._key(query, loaded.step) for query in queries]
+    # The batcher predicts with the fastest schedule; this batch may run a wider one.
     self.batcher.expect(plan.costs.seconds(schedule, len(queries)))
     results = self._computer.compute(queries, loaded, plan.searches, schedule)
     widths = plan.searches.schedules[schedule]
     for query, name, result in zip(queries, keys, results, strict=True):
       # What was drawn for one request is not another's.
       if isinstance(result, Computed) and query.cache and not self._config.serving.explore:
+        # A receipt belongs to one showing. Whoever gets the kept answer is counted anew.
         kept = dataclasses.replace(result.answer, source="cache", receipt=None)
         self._cache.put(name, kept, result.rows, moment, widths)
     seconds = time.monotonic() - begin
+    # Costs follow what batches really take, so the next choice knows of a slower machine.
     plan.costs.observe(schedule, len(queries), seconds)
     self._metrics.batch(len(queries), seconds)
     return [result.answer if isinstance(result, Computed) else result for result in results]

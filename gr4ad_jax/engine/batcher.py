@@ -20,10 +20,9 @@ from gr4ad_jax.decoding.traffic import Load, Rate
 
 _log = logging.getLogger(__name__)
 _RECENT = 128  # requests whose latency is remembered
-_BURST, _LASTING = (
-  1.5,
-  0.9,
-)  # of the target: what the predicted time to an answer may take, by how load lasts
+# Shares of the target: what the predicted time to an answer may take, by how load lasts.
+_BURST = 1.5
+_LASTING = 0.9
 _FULL = 0.9  # utilisation from which load is taken to last
 
 
@@ -102,8 +101,9 @@ class Batcher:
     self._queue: collections.deque[_Job] = collections.deque()
     self._wake = threading.Condition()
     self._closed = False
-    # None: the worker is idle.
-    self._started, self._expected = None, 0.0  # of the batch at work: moment, seconds
+    # Of the batch at work: the moment at which it began, and seconds that it should take.
+    self._started: float | None = None  # None: the worker is idle
+    self._expected = 0.0
     self._offered = Rate(1.0)
     self._latencies: collections.deque[tuple[float, float]] = collections.deque(maxlen=_RECENT)
     self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
@@ -135,6 +135,7 @@ class Batcher:
     """
     with self._wake:
       now = self._clock()
+      # Counted before it is admitted: what was refused is load as well.
       self._offered.add(now)
       self._admit(now, deadline)
       job = _Job(request, now, deadline, concurrent.futures.Future())
@@ -183,11 +184,13 @@ class Batcher:
     long is given up.
     """
     share = _LASTING if self._lasts(now) else _BURST
+    # Below two batches nothing could ever be answered: one that runs, and the request's own.
     return max(share * self._limits.target, 2 * self._seconds(self._limits.largest))
 
   def _lasts(self, now: float) -> bool:
     """Whether more comes than can be answered, so that a queue would not empty by itself."""
     largest = self._limits.largest
+    # Requests a second, times seconds a request in full batches.
     return self._offered.per_second(now) * self._seconds(largest) / largest > _FULL
 
   def _wait(self, now: float) -> float:
@@ -208,6 +211,7 @@ class Batcher:
         now = self._clock()
         self._latencies.extend((now, now - job.arrived) for job in jobs)
         self._started = None
+      # Outside the lock: whoever waits for a result may call the batcher from its callback.
       for job, result in zip(jobs, results, strict=True):
         _finish(job.future, result)
 
@@ -234,7 +238,10 @@ class Batcher:
           break
         self._wake.wait(left)
       jobs, late = self._take()
-      self._started, self._expected = self._clock(), self._seconds(max(len(jobs), 1))
+      self._started = self._clock()
+      # Where all were late, nothing is computed; a batch of one is the least that has a time.
+      self._expected = self._seconds(max(len(jobs), 1))
+    # Likewise outside the lock.
     for job, error in late:
       _finish(job.future, error)
     return jobs

@@ -116,6 +116,7 @@ class Changes:
 
   def history(self, user: str, limit: int) -> list[dict[str, Any]]:
     """A user's latest events, latest first. Raises UnknownUser."""
+    # The moment is of no use here: all that is known of the user is shown.
     log, _ = self._computer.log_of(Query(user=user))
     events = []
     # Visits may overlap, so the log's order is not that of time.

@@ -56,6 +56,7 @@ class ServingEngine(Changes):
     self.series = Series()
     self._arm = arm
     self._loop = LoopStatus(workdir)
+    # Opened before the metrics, whose readings name its parts. They are read when somebody asks.
     opened = open_run(workdir, config, checkpoint, told, only_first=early)
     try:
       self.metrics = Metrics(self._readings() | opened.living.readings())
@@ -112,8 +113,10 @@ class ServingEngine(Changes):
       kept = self._cache.get(name, self.beams)
     # A kept answer is shown once more, and so it counts once more.
     if kept is not None and self._ledger.counts:
+      # None where a cap or a budget forbids one of the ads by now: then it is computed anew.
       kept = self._showing.again(query, kept)
     if kept is not None:
+      # Done from the start, so that callers need to know one form of answer alone.
       future = concurrent.futures.Future()
       future.set_result(kept)
       return future
@@ -147,6 +150,8 @@ class ServingEngine(Changes):
     try:
       future = self.submit(query)
       if not future.done():  # what was kept is at hand
+        # At the deadline the query is cancelled with the wait. While it is still queued, it is then
+        # not computed.
         await asyncio.wait_for(asyncio.wrap_future(future), self._patience(query))
       answer = future.result()
     except Exception as error:
@@ -258,6 +263,7 @@ class ServingEngine(Changes):
     self._ticker.join()
     self.living.close()
     self.catalog.close()
+    # Last, since it may take as long as a compilation.
     if wait:
       self._runner.join()
       self._explaining.wait()

@@ -64,6 +64,7 @@ class Explaining:
       return answer
     finally:
       self._turn.release()
+    # `strict` is off, since the first ads alone have reasons.
     first = [{**ad, "reasons": why} for ad, why in zip(answer.ads, reasons, strict=False)]
     return dataclasses.replace(answer, ads=(*first, *answer.ads[len(first) :]))
 
@@ -89,6 +90,7 @@ class Explaining:
     wanted = self._most and query.explain and answer.ads and answer.source != "fallback"
     if not wanted:
       return False
+    # Two answers at once must not begin two compilations.
     with self._starting:
       if self._compiler is None:
         self._compiler = threading.Thread(target=self._compile, name="reasons", daemon=True)

@@ -83,6 +83,7 @@ class Series:
 def _point(second: _Second) -> dict[str, Any]:
   ordered = sorted(second.latencies)
   count = second.outcomes
+  # The hit rate is of answers that the model or the cache gave; a fallback asked neither.
   asked = count.get("model", 0) + count.get("cache", 0)
   return {
     "time": second.at,
@@ -167,6 +168,7 @@ def joined_text(metrics: Mapping[str, Metrics]) -> bytes:
       # The first arm's samples take the place of the copy's own.
       joined.samples = samples if joined.samples is family.samples else joined.samples + samples
 
+  # The registry asks whatever has `collect`. Families that are made already are handed through.
   class Joined:
     def collect(self) -> Iterator[Any]:
       return iter(families.values())

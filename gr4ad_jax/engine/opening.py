@@ -93,6 +93,8 @@ def open_run(
   dataset = load_dataset(config.data)
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(config.workdir, name) for name in ("index", "features", "tokenizer")}
+  # Before anything large is read: a run whose features have other names or another order cannot be
+  # served.
   feature_names.check(folder["features"], config.data)
   ads = ad_store.load_ads(folder["index"])
   catalog = _catalog(config, folder, ads)
@@ -103,6 +105,7 @@ def open_run(
     model = registry.build(config, len(ads))
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
+    # All that the server may use. Each pair of schedule and bucket is a program of its own.
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
     accounts = Accounts.open(live_folder(config))
     ledger = _ledger(config, dataset, catalog, accounts)

@@ -45,6 +45,7 @@ def plan(
   """
   table = []
   for schedule in range(len(searches.schedules)):
+    # In the order of schedules and buckets, by whose numbers costs are looked up.
     table.append([_median_seconds(compute, schedule, size) for size in searches.buckets])
   costs = Costs(table, searches.buckets)
   return Plan(searches, costs, BeamController(costs, searches.up_to(base), target))

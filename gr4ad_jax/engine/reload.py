@@ -40,6 +40,7 @@ class CheckpointSource:
     self._which = which
     self._promotions = Promotions(os.path.join(config.workdir, promotions.LEARNER))
     mesh = mesh_lib.local_mesh()
+    # Shapes and shardings of what is restored; no parameter is made for it.
     self._target = state_lib.abstract_params(lambda: request_task.init_params(model, config), mesh)
 
   def newest(self) -> int:
@@ -73,6 +74,7 @@ class CheckpointSource:
     """
     folder = run.checkpoint_dir(self._config)
     names = frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
+    # A promotion changes no name in the folder, so it is part of what is compared.
     return names | {str(self._promotions.in_use)} if self._which == PROMOTED else names
 
   def _open(self) -> Checkpointer | Weights:

@@ -40,6 +40,7 @@ def key(query: Query, step: int, seconds: float, version: int = 0) -> bytes:
   """
   # Moments of one span share their answers: the cache forgets after a span anyway.
   now = None if query.now is None else int(query.now // max(seconds, 1.0))
+  # Whether the cache may be asked, and the deadline, change no answer.
   about = query.user, query.history, query.k, now, query.explain, query.wanted
   return digest(*about, step, version)
 
@@ -148,8 +149,11 @@ class ResultCache:
   def drop(self, row: int) -> int:
     """Forgets every answer that names an ad, kept or on its way. Returns how many were kept."""
     with self._lock:
+      # Counted before the keys are looked up. An answer that is put meanwhile waits for the lock,
+      # and finds the removal.
       self._moment += 1
       self._removed.append((self._moment, row))
+      # A copy, as `_forget` takes keys out of the set itself.
       keys = list(self._keys_of_row.get(row, ()))
       for key in keys:
         self._forget(key)

@@ -32,6 +32,7 @@ class Showing:
     entries = [
       (row, ad["log_p"], ad["score"], ad["ecpm"]) for row, ad in zip(rows, kept.ads, strict=True)
     ]
+    # All or none: a list with a hole would not be the answer that was kept.
     receipt = self._computer.ledger.take_all(query.user, entries)
     return None if receipt is None else dataclasses.replace(kept, receipt=receipt)
 
@@ -55,6 +56,7 @@ class Showing:
     log, now = self._computer.log_of(query)
     left_out = self._computer.left_out(query, log, now)
     ledger = self._computer.ledger
+    # Rows are looked up one by one below, so they become a set.
     hidden = set(left_out.row_E.tolist())
     allowed_N = left_out.only[0]
 
@@ -66,6 +68,7 @@ class Showing:
     receipt = None
     if ledger.counts:  # others may be counted meanwhile: some are in reserve
       found = self._lists.best(log, query.k + _RESERVE, may_be_shown)
+      # The lists are in order already, so the first k that may still be shown are the best.
       found, receipt = ledger.take(query.user, found, lambda entries: entries[: query.k])
     else:
       found = self._lists.best(log, query.k, may_be_shown)
