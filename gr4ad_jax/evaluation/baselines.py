@@ -61,6 +61,7 @@ class Baselines:
       events.request[seen_E], events.ad[seen_E], events.value[seen_E], num_ads
     )
     visit, first, visit_of_line = np.unique(line[:, 0], return_index=True, return_inverse=True)
+    # A visit is of one user, so its first event tells whose it is.
     user_of_visit = events.user[np.searchsorted(events.request, visit)]
     last_visit = np.zeros(len(events.user_id), np.int64)
     # A user's visits are numbered without a gap, so a difference of numbers is "visits ago".
@@ -70,6 +71,7 @@ class Baselines:
     self.popularity_N = np.bincount(line[:, 1], minlength=num_ads)
     # Stable: ads of one popularity stay in the order of their rows.
     self._ad_of_column = np.argsort(-self.popularity_N, kind="stable").astype(np.int32)
+    # The inverse of the permutation: the column of each ad's row.
     self._column_of_ad = np.empty(num_ads, np.int64)
     self._column_of_ad[self._ad_of_column] = np.arange(num_ads)
     self._column = self._column_of_ad[line[:, 1]]
@@ -113,6 +115,7 @@ class Baselines:
   def _without(self, scores_CN: np.ndarray, left_out: LeftOut) -> np.ndarray:
     """The scores, -inf of ads that a request does without."""
     scores_CN = scores_CN.astype(np.float64)  # a copy, which has -inf
+    # Columns are in order of popularity, so rows of ads are looked up first.
     scores_CN[left_out.request_E, self._column_of_ad[left_out.row_E]] = -np.inf
     return scores_CN
 
@@ -121,6 +124,7 @@ class Baselines:
 
     It is [C, N] for C users, like every score below, with columns by popularity rank.
     """
+    # A view: every user has the same row, and no memory is taken for the others.
     return np.broadcast_to(self.popularity_N[self._ad_of_column], (len(user_C), self._shape[1]))
 
   def personal_frequency(self, user_C: np.ndarray) -> np.ndarray:
@@ -151,6 +155,7 @@ class Baselines:
 
     What followed sooner counts more, and so do the user's later lines.
     """
+    # (C, N) of the user's lines times (N, N) of what follows each: a sum over the user's lines.
     return (self._late_UN[user_C] @ self._following_NN).toarray()
 
   # What several methods share is made when it is first asked for, once.
@@ -195,6 +200,7 @@ class Baselines:
 
   def _matrix(self, weight: np.ndarray) -> scipy.sparse.csr_matrix:
     """[U, N] of a weight a line. Those of one user and ad are added up."""
+    # Cells that come several times are added up by SciPy.
     return scipy.sparse.csr_matrix((weight, (self._user, self._column)), self._shape)
 
 
@@ -251,6 +257,7 @@ def ease_weights(binary_UN: scipy.sparse.csr_matrix, penalty: float) -> np.ndarr
   # LAPACK by hand, in place: N² floats are much here, and `np.linalg.inv` would hold several. It
   # takes columns first, hence order F. The matrix is positive definite, so Cholesky does.
   gram_NN = (binary_UN.T @ binary_UN).toarray(order="F").astype(np.float32, copy=False)
+  # The penalty on the diagonal makes the matrix positive definite, whatever the log is.
   gram_NN[np.diag_indices(num_ads)] += penalty
   factor_NN, failed = scipy.linalg.lapack.spotrf(gram_NN, lower=0, overwrite_a=True)
   if failed:

@@ -63,8 +63,10 @@ class Calibration:
     )
     # Kept as points, so that a file holds the map, and whoever reads it needs no polynomial.
     points = np.linspace(logit_E.min(), logit_E.max(), POINTS)
+    # Never falling, so that no order of ads turns round.
     corrected = np.maximum.accumulate(_quadratic(logit_E, bought_E, weight_E)(points))
     bought = bought_E > 0
+    # Of bought pairs alone, since the value is that of a purchase.
     paid, thought = ((x * weight_E)[bought].sum() for x in (value_E, value_mean_E))
     factor = float(paid / thought) if thought > 0 and paid > 0 else 1.0
     return cls(points.tolist(), corrected.tolist(), factor)
@@ -107,6 +109,7 @@ def _quadratic(logit_E, bought_E, weight_E) -> np.polynomial.Polynomial:
 
   for _ in range(_STEPS):
     p_E = _sigmoid(design_EK @ found)
+    # Newton's method: gradient and Hessian of the loss, which is convex.
     slope = design_EK.T @ (weight_E * (p_E - bought_E)) + _RIDGE * (found - unchanged)
     curvature = (design_EK * (weight_E * p_E * (1 - p_E))[:, None]).T @ design_EK + _RIDGE * np.eye(
       3
@@ -134,6 +137,7 @@ def auc(score_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None =
   """
   weight_E = np.ones(len(score_E)) if weight_E is None else weight_E.astype(np.float64)
   _, level = np.unique(score_E, return_inverse=True)
+  # Weight of both kinds at each distinct score.
   yes, no = (np.bincount(level, weight_E * kind) for kind in (bought_E, ~bought_E))
   below = np.cumsum(no) - no  # weight of the others at each lower score, without pairing all
   if not yes.sum() or not no.sum():
@@ -161,6 +165,7 @@ def by_decile(
     purchases where none were predicted. Where all p are 0 every pair is in the first group.
   """
   weight_E = np.ones(len(p_E)) if weight_E is None else weight_E
+  # Stable, so that ties fall into the same groups at every call.
   order = np.argsort(p_E, kind="stable")
   mass_E = (p_E.astype(np.float64) * weight_E)[order]
   cumulated = np.cumsum(mass_E)

@@ -15,9 +15,8 @@ from gr4ad_jax.evaluation import protocols
 
 SMALL = 0.2  # share of all lines that the small accounts have together, at most
 TAIL = 0.2  # the same of the ads of the tail
-_SMOOTHING = (
-  0.01  # of the history in the list, so that a category that a list lacks has a logarithm
-)
+# Share of the history in the list, so that a category that a list lacks has a logarithm.
+_SMOOTHING = 0.01
 _CHUNK = 1024  # lists whose vectors are held at a time
 
 
@@ -63,6 +62,7 @@ class Facts:
     begin = np.searchsorted(user_L[order], requests.user)
     size = np.searchsorted(user_L[order], requests.user, side="right") - begin
     row = np.repeat(np.arange(len(requests)), size)
+    # The number of each line within its user's run: a running count, less where the run began.
     nth = np.arange(len(row)) - np.repeat(np.cumsum(size) - size, size)
     past_ad = line[order[np.repeat(begin, size) + nth], 1]
     names, category_N = np.unique(dataset.ads.category.astype(str), return_inverse=True)
@@ -83,6 +83,7 @@ def small_accounts(account_N: np.ndarray, lines_N: np.ndarray) -> np.ndarray:
   The accounts with the fewest lines are small, as many of them as have `SMALL` of all lines
   together at most. Of accounts with as many lines the lower number comes first.
   """
+  # Decided by account, then gathered to the ads: (accounts,) -> (N,).
   return _least(np.bincount(account_N, weights=lines_N), SMALL)[account_N]
 
 
@@ -159,6 +160,7 @@ def exposure(ranking_RK: np.ndarray, facts: Facts, k: int) -> dict[str, Any]:
 
 def _similarity(shown_RK: np.ndarray, vector_ND: np.ndarray) -> float:
   """Mean cosine of two ads of a list, over the lists with two ads or more."""
+  # A vector of length 0 stays 0: it is like no other.
   unit_ND = vector_ND / np.maximum(np.linalg.norm(vector_ND, axis=1, keepdims=True), 1e-12)
   means = []
   for begin in range(0, len(shown_RK), _CHUNK):
@@ -185,6 +187,7 @@ def _calibration(shown_RK: np.ndarray, group_N: np.ndarray, facts: Facts) -> flo
     some_RK = shown_RK[begin : begin + _CHUNK]
     rows = len(some_RK)
     first, last = np.searchsorted(facts.past_row, [begin, begin + rows])
+    # A request's row and a group in one number, so that one `bincount` makes the whole table.
     past = (facts.past_row[first:last] - begin) * groups + group_N[facts.past_ad[first:last]]
     row, _ = real = np.nonzero(some_RK >= 0)
     listed = row * groups + group_N[some_RK[real]]
@@ -210,6 +213,7 @@ def of_systems(
   for name, runs in systems.items():
     each = [exposure(np.asarray(run), facts, k) for run in runs]
     found[name] = {
+      # What is told in words is the same for all seeds.
       key: value if isinstance(value, str) else np.mean([one[key] for one in each], axis=0).tolist()
       for key, value in each[0].items()
     }

@@ -111,6 +111,7 @@ def per_request(
   one_R = np.ones(len(requests))
   found = {}
   for k in ks:
+    # Of a basket larger than the list, no more than k can be hit.
     reachable_R = np.minimum(k, basket_R)
     found[f"recall@{k}"] = Ratio(hit_RK[:, :k].sum(axis=1) / reachable_R, one_R)
     found[f"ndcg@{k}"] = Ratio(hit_RK[:, :k] @ discount_K[:k] / best_K[reachable_R - 1], one_R)
@@ -134,6 +135,7 @@ def value_ndcg(
   # Within each request the most valuable target first: the best list. `row` ascends, so it is also
   # the request of the sorted targets, and `place` their rank from 0.
   order = np.lexsort((-value, row))
+  # A running number over all targets, less that of the first target of the request.
   place = np.arange(len(row)) - requests.target_start[:-1][row]
   found = {}
   for k in ks:
@@ -162,6 +164,7 @@ def _hits(
   width = 1 + int(max(rankings_RK.max(initial=-1), requests.target_ad.max(initial=-1)))
   target_key = requests.target_row * width + requests.target_ad
   key_RK = np.arange(len(requests))[:, None] * width + rankings_RK  # (R, 1) + (R, K)
+  # A key behind the last one has no place; the comparison below then finds no hit.
   place_RK = np.minimum(np.searchsorted(target_key, key_RK), len(target_key) - 1)
   # The key of padding, -1, is that of the last ad of the row before: so it is asked for apart.
   hit_RK = (target_key[place_RK] == key_RK) & (rankings_RK >= 0)
@@ -186,6 +189,7 @@ def resample(
   Returns:
     [S, F] float64. NaN where the denominator of a sample is 0.
   """
+  # Numbered without gaps, so that users can be counted by number.
   user_ids, user_R = np.unique(user_R, return_inverse=True)
   users = len(user_ids)
   parts = [part for ratio in ratios for part in (ratio.numerator_R, ratio.denominator_R)]

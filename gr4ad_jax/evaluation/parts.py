@@ -101,6 +101,7 @@ def of_part(requests: EvalRequests, part_P: np.ndarray) -> tuple[np.ndarray, Eva
   Returns:
     Their rows among the R, ascending, and the requests.
   """
+  # How many of its targets each request has in the part, (P,) -> (R,).
   size_R = np.bincount(requests.target_row, weights=part_P, minlength=len(requests)).astype(int)
   rows = np.flatnonzero(size_R)
   start = np.append(0, np.cumsum(size_R[rows]))
@@ -121,6 +122,7 @@ def spread(ratios: Mapping[str, Ratio], rows: np.ndarray, requests: int) -> dict
   """
 
   def filled(part: np.ndarray) -> np.ndarray:
+    # 0 over 0: neither sum changes, so the request counts for nothing.
     whole = np.zeros(requests)
     whole[rows] = part
     return whole

@@ -141,6 +141,7 @@ def _bars(axis, names: Sequence[str], scores: Sequence[Mapping[str, float]]) -> 
     axis.plot([score["low"], score["high"]], [y, y], color=INK, lw=1.2, solid_capstyle="butt")
     text = f"{score['mean']:.4f}".removeprefix("0")
     axis.text(score["high"] + 0.02 * reach, y, text, va="center", fontsize=8)
+  # Room to the right of the longest bar for its value.
   axis.set_xlim(0, 1.22 * reach)
   axis.tick_params(axis="y", length=0, labelcolor=INK)
   # Few numbers on the axis, so that they do not run into each other.

@@ -116,6 +116,7 @@ class EvalRequests:
     """The requests at `rows` (integers), in that order. Values keep the clip of the whole split."""
     rows = np.asarray(rows)
     size = np.diff(self.target_start)[rows]
+    # Where the targets of each chosen request will begin.
     start = np.append(0, np.cumsum(size))
     # The runs of targets as one gather: a running number, moved to where each run lies.
     picked = np.repeat(self.target_start[rows] - start[:-1], size) + np.arange(start[-1])

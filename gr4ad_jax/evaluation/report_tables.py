@@ -279,6 +279,7 @@ def _short(value: float, signed: bool) -> str:
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
   """Markdown rows, the first a header, padded to equal column widths."""
+  # A column is as wide as its widest cell, the header among them.
   widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
   padded = [f"| {' | '.join(row)} |" for row in cells]

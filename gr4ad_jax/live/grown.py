@@ -60,6 +60,7 @@ class GrownLog:
     while True:
       records, gone = read_kept(stream, _EVENTS, self.offset, _AT_ONCE)
       self.passed_over += gone
+      # Retention took these away. They are counted, so that the gap shows.
       self.offset += gone
       for record in records:
         self._take(record)

@@ -71,6 +71,7 @@ def steps(dataset: Dataset, begin: int) -> list[Step]:
   first = np.flatnonzero(np.append(True, np.diff(events.request) > 0))
   # Bounds of each visit's events in the log.
   last = np.append(first[1:], len(events))
+  # The least time of each visit's run of events.
   begin_R = np.minimum.reduceat(events.time, first)
   visits = [
     Step(time, -1, np.arange(a, b))
@@ -180,6 +181,7 @@ class Server:
         # A broken connection cannot be used again.
         self.close()
         reason = str(error) or type(error).__name__
+      # A server that restarts is away for a moment. Only a longer absence is told, and once.
       if not told and pause >= 1:
         _log.warning("the server does not answer, asking again: %s", reason)
         told = True
@@ -199,6 +201,7 @@ class Server:
       self._connection = http.client.HTTPConnection(self._host, self._port, timeout=60)
     self._connection.request(method, path, text.encode(), self._headers)
     reply = self._connection.getresponse()
+    # Read to the end, else the connection could not be used again.
     content = json.loads(reply.read() or b"{}")
     return reply.status, content if isinstance(content, dict) else {}
 
@@ -274,12 +277,14 @@ class Player:
       return
     events = self._dataset.events
     user = str(events.user_id[events.user[step.rows[0]]])
+    # Not from the cache: every visit is to be answered by the model, as of its own moment.
     asked = {"k": self._k, "now": step.time, "cache": False}
     status, _ = self._server.ask("POST", "/v1/recommend", asked | {"user": user})
     if status == 404:  # nobody knows the user yet
       status, _ = self._server.ask("POST", "/v1/recommend", asked | {"history": []})
     if status != 200:
       _log.warning("the request of a visit got status %d", status)
+    # After the request, since nobody knew of them when it was made.
     for some in _parts(visit_events(self._dataset, step)):
       self._done("POST", "/v1/events", {"events": some})
 

@@ -80,6 +80,7 @@ class Proposer:
     self._stream = stream
     self._terms = terms
     self.log = GrownLog(inputs, 60 * config.data.session_gap_minutes)
+    # As wide at every level, whatever the run itself searches with.
     width = config.preference.candidate_beams
     search = SearchConfig(beams=(width,) * len(config.sid.codebooks))
     task = request_task.make(config, inputs)
@@ -114,6 +115,7 @@ class Proposer:
       return None
     # The sample follows from the part alone: a part that is read again gives the same one.
     rng = np.random.default_rng([terms.seed, records[0].offset])
+    # Who asked without a name has no visit that could follow.
     known = [record.value for record in records if record.value["user"] is not None]
     chosen = np.sort(rng.permutation(len(known))[: terms.sample])
     return [known[at] for at in chosen], records[-1].offset
@@ -139,6 +141,7 @@ class Proposer:
     inputs = self.log.inputs()
     request_A = _followed(inputs, answers, 3600 * self._terms.hours)
     followed = [answer for answer, at in zip(answers, request_A, strict=True) if at >= 0]
+    # Answers that nothing followed have no list, as nothing is known of what was taken.
     requests = request_A[request_A >= 0]
     contexts = inputs.contexts(self.config, "train")
     reward_model = RewardModel.load(all_known(reward_config), inputs)
@@ -188,6 +191,7 @@ def _value(inputs: Inputs, answer: Mapping[str, Any], made: Any, row: int) -> di
   """A list as a record: its candidates, dearest first."""
   ad_C = made.ad_RC[row]
   outcomes = inputs.lines.outcomes
+  # (1, C) of one request, and its row back.
   taken_C = outcomes.of(made.request_R[row : row + 1], ad_C[None])[0] >= 0
   order = np.argsort(-made.reward_RC[row], kind="stable")
   entries = []
@@ -227,6 +231,7 @@ def calibration(
   ad_RK = np.array([ads + [-1] * (width - len(ads)) for ads in shown], np.int64)
   found = model.estimate(requests, ad_RK)
   real = ad_RK >= 0
+  # Rows of the outcomes, -1 where the ad was not taken.
   own_RK = inputs.lines.outcomes.of(requests, ad_RK)
   taken = (own_RK >= 0)[real]
   value = np.where(own_RK >= 0, inputs.lines.outcomes.value[np.maximum(own_RK, 0)], 0.0)[real]

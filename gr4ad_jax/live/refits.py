@@ -64,9 +64,11 @@ class Refits:
         shutil.rmtree(self._of(known).workdir)
     config = self._of(events)
     os.makedirs(config.workdir, exist_ok=True)
+    # Gone on with where it was stopped: the folder's name says that the log is the same.
     result = reward_run.train(config, inputs, *told)
     if result.status == "preempted":
       return False
+    # Only after the new one is whole.
     for known in self._fits()[:-_KEPT]:
       shutil.rmtree(self._of(known).workdir)
     return True

@@ -157,6 +157,8 @@ class Supervisor:
     assert one.process is not None and one.process.stdout is not None
     with one.process.stdout as lines:
       for line in lines:
+        # Whatever a process writes, it must not end the thread that reads it: a full
+        # pipe would stop it.
         text = line.decode("utf-8", "replace").rstrip()
         if text:
           self._told(f"{one.service.name}: {text}")
@@ -190,6 +192,7 @@ class Supervisor:
       if one.process.poll() is None:
         one.process.send_signal(signal.SIGTERM)
       try:
+        # Time to save and to close what it has open.
         one.process.wait(_GRACE)
       except subprocess.TimeoutExpired:
         self._told(f"{one.service.name}: does not stop: killed")

@@ -27,6 +27,7 @@ from gr4ad_jax.training.loop import FitResult
 from gr4ad_jax.value import reward_run, rewards
 from gr4ad_jax.zoo import registry
 
+# Settings are tuned with one seed alone, and then run with all of them.
 TUNED_SEED = 0
 CHOSEN_BY = "revenue@10"
 _log = logging.getLogger(__name__)
@@ -145,8 +146,9 @@ class Ablation:
       ConfigError, DataError: settings or data that a row would refuse; before anything is trained.
     """
     plan = self._plan
-    # All rows are checked before the first is trained.
-    for row in plan.rows:  # what a row would refuse at its turn, hours later
+    # All rows are checked before the first is trained: what one of them would refuse at its turn
+    # would come hours later.
+    for row in plan.rows:
       RequestTask.check(registry.validate(with_knobs(plan.config, row.fixed), plan.config))
     # A row without a choice has nothing to tune.
     tried = {row.name: self._tune(row) for row in plan.rows if len(row.settings()) > 1}
@@ -210,6 +212,7 @@ class Ablation:
       # Every row of a seed starts from the same VSL run.
       knobs |= {"init_from": os.path.join(base.workdir, group, VSL), "epochs": self._plan.epochs}
       knobs |= {"learning_rate": self._plan.learning_rate, "eval_every": 0}
+      # Runs of one start propose the same lists, which are then made once.
       knobs |= {"candidates_cache": os.path.join(base.workdir, "candidates")}
     else:  # so that other lists can be tried from the same start
       base = dataclasses.replace(base, preference=PreferenceConfig())
@@ -243,6 +246,7 @@ class Ablation:
     """The VSL run that a row starts from, and its reward model."""
     start = config.training.init_from
     vsl = next(row for row in self._plan.rows if row.name == VSL)
+    # <folder>/<group>/vsl: the group says whether it is a tuning or a seed's final run.
     group = os.path.basename(os.path.dirname(start))
     started = self._config(vsl, {}, config.training.seed, config.training.fit_splits, group)
     self._rank(vsl, started, "valid" if config.training.fit_splits == "train" else "test")

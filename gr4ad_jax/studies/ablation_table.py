@@ -54,6 +54,8 @@ def results(
   popularity_N = protocols.line_counts(dataset, split)
   before = parts_lib.seen_before(dataset, requests)
   if unseen is None:
+    # What is left of a list is shorter than one that was searched without these ads, so its scores
+    # are rather too low.
     unseen = {
       name: [parts_lib.left_of(run, before) for run in runs] for name, runs in rankings.items()
     }

@@ -62,8 +62,10 @@ class Replayed:
     value = together["target_value"]
     # As in the protocols of fixed splits: one great order must not decide.
     clipped = np.minimum(value, np.percentile(value, VALUE_PERCENTILE)).astype(np.float32)
+    # Users are drawn together by number; which number is no matter.
     number = np.unique(together["user"], return_inverse=True)[1].astype(np.int32)
     rows = np.arange(len(size_R), dtype=np.int32)
+    # Groups were recorded one by one, each with bounds of its own. These are of all together.
     start = np.append(0, np.cumsum(size_R))
     whole = EvalRequests("live", rows, number, start, together["target_ad"], clipped)
     seen = LeftOut.of(len(rows), np.repeat(rows, seen_R), together["seen"])
@@ -103,6 +105,7 @@ def joined(arms: Mapping[str, tuple[Replayed, str]]) -> Replayed:
   lists = {}
   for name, (one, which) in arms.items():
     place = {visit: row for row, visit in enumerate(one.visit.tolist())}
+    # Rows of an arm's own order, gathered into the common one.
     rows = np.array([place[visit] for visit in common])
     lists[name] = one.lists[which][rows]
   first, _ = next(iter(arms.values()))
@@ -114,6 +117,7 @@ def ratios(found: Replayed, ad_RK: np.ndarray) -> dict[str, Ratio]:
   """The metrics of `SHOWN`, by visit; those of a part are 0 / 0 where a visit has none of it."""
   requests = found.requests
   ratio = metrics.per_request(ad_RK, requests, (10,))
+  # Targets that the user had not taken before.
   fresh_P = found.seen.keeps(requests.target_row, requests.target_ad)
   # Ads that came later have rows behind those that were known.
   young_P = requests.target_ad >= found.known_ads
@@ -163,6 +167,7 @@ def results(found: Replayed, seed: int = 0) -> dict:
 
 
 def _by_month(found: Replayed, of_arm: Mapping[str, Mapping[str, Ratio]]) -> dict:
+  # By UTC, as all of the log's times.
   month_R = np.array([
     f"{datetime.datetime.fromtimestamp(time, datetime.UTC):%Y-%m}" for time in found.time.tolist()
   ])  # fmt: skip

@@ -76,8 +76,8 @@ class Runner:
       name: that it is kept under; empty: the split's.
     """
 
-    # Only called where no ranking is kept.
     def make() -> np.ndarray:
+      # Only called where no ranking is kept.
       before()
       if not searched:
         self.train(config)

@@ -111,6 +111,8 @@ class SettingTask(PreferenceTask):
     del optimizer, shardings
     p = self.config.preference
     t = self.training
+    # One of the objectives has share 1. As a number it is an argument, and no program
+    # is compiled for it.
     share = [self.config.objective.objective == name for name in OBJECTIVES]
     knobs = {name: jnp.asarray(getattr(p, name), jnp.float32) for name in ARGUMENTS} | {
       "share": jnp.asarray(share, jnp.float32),
@@ -160,6 +162,7 @@ class Sweep:
     worth_RK = found.logp_RK + sweep_table.VALUE_POWER * np.log(
       np.maximum(found.value_RK, LEAST_VALUE)
     )
+    # Padding goes to the end, whatever its value is.
     order = np.argsort(-np.where(found.ad_RK >= 0, worth_RK, -np.inf), axis=1, kind="stable")
     cuts = protocols.protocol_of(self._inputs.dataset.name).ks
     scored = {}
@@ -269,6 +272,7 @@ class Sweep:
 def _chosen(share, config, *lists) -> tuple[jax.Array, jax.Array]:
   """`list_loss` of the objective whose share is 1; the others' are 0."""
   found = [list_loss(name, config, *lists) for name in OBJECTIVES]
+  # All objectives are computed, and all but one times 0: the price of one program for all.
   return tuple(sum(share[i] * one[part] for i, one in enumerate(found)) for part in (0, 1))
 
 

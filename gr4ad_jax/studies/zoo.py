@@ -75,6 +75,7 @@ class Zoo:
         folder = self._of_seed(name, config, seed).workdir
         rankings.setdefault(name, []).append(self._runner.ranking(one, "test", folder))
         other = seen_ads.unseen(one)
+        # Where seen ads are left out anyway, both lists are one.
         ad_RK = rankings[name][-1]
         if other != one:
           ad_RK = self._runner.ranking(other, "test", folder, one.workdir, name="test_unseen")
@@ -105,7 +106,6 @@ class Zoo:
     return next(other for other, config in self._configs.items() if _training_of(config) == own)
 
   def _timed(self, task: RequestTask) -> loop.FitResult:
-    # The last one counts: it is the mean over the whole run.
     """Trains a run, and keeps how long its steps took."""
     rates = []
 
@@ -114,6 +114,7 @@ class Zoo:
 
     result = self._train(task, on_progress)
     if result.status == "done" and rates and rates[-1][0]:
+      # The last one counts: it is the mean over the whole run.
       rate, steps = rates[-1]
       path = os.path.join(task.folder, _COST)
       report_tables.write_json(path, {"train_minutes": steps / rate / 60})
