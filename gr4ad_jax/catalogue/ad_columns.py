@@ -21,6 +21,7 @@ class GrowingColumns:
 
   def __init__(self, ads: AdTable, codes_NT: np.ndarray):
     self.size = len(ads)
+    # Copies: rows are written to, and the run's own arrays stay as they are.
     self._codes_NT = np.array(codes_NT, np.int32)
     self._price_N = np.array(ads.price, np.float32)
     self._created_N = np.array(ads.created, np.int64)
@@ -55,6 +56,8 @@ class GrowingColumns:
     here = len(self._codes_NT)
     more = max(row + 1, here + here // 8) - here
     codes_NT = np.zeros((more, self._codes_NT.shape[1]), np.int32)
+    # New arrays, not larger old ones: a reader that holds a view goes on with the
+    # array that it has.
     self._codes_NT = np.concatenate([self._codes_NT, codes_NT])
     self._price_N = np.append(self._price_N, np.full(more, np.nan, np.float32))
     self._created_N = np.append(self._created_N, np.full(more, -1))

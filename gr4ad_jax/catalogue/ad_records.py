@@ -194,8 +194,8 @@ def _checked(ad_id: str, name: str, value: Any) -> Any:
 
 
 def _short(price: float) -> float:
-  # `str` of a float32 is its shortest form.
   """A price as float32 holds it, in as few digits as tell it: 0.85, not 0.8500000238418579."""
+  # `str` of a float32 is its shortest form.
   return float(str(np.float32(price)))
 
 

@@ -33,9 +33,8 @@ class AdRows:
     # Few ads come later, so a dict has those; the table's are found by bisection.
     number = hash(ad_id)
     at = int(np.searchsorted(self._hash_N, number))
-    while (
-      at < len(self._hash_N) and self._hash_N[at] == number
-    ):  # ids may share a hash: the id itself decides
+    # Ids may share a hash: the id itself decides.
+    while at < len(self._hash_N) and self._hash_N[at] == number:
       if self._ad_id_N[self._row_N[at]] == ad_id:
         return int(self._row_N[at])
       at += 1

@@ -54,6 +54,7 @@ class AdTopic:
   def states(self) -> list[State]:
     """Every ad that was changed, by row."""
     states = [AdRecord.decoded(record.payload) for record in self._topic.states()]
+    # By row, so that ads that were new get their rows in the order in which they got them.
     return sorted(states, key=lambda state: state[1])
 
   def close(self) -> None:
@@ -88,6 +89,7 @@ def _opened(directory: str, digest: str) -> Topic:
     # What was carried over is noted with its digest, so that nothing else is ever deleted.
     old = {name: checksums.digest(os.path.join(directory, name)) for name in names}
     notes = {"format": _FORMAT, "digest": digest, "carried over": json.dumps(old)}
+    # Whole or not at all: a kill in between leaves the old form, and the next opening begins anew.
     Topic.create(path, NAME, notes, _carried_over(directory, digest))
   topic = Topic(path, NAME)
   try:

@@ -70,12 +70,14 @@ class AdCatalog:
     self.sets = AdSets(ads.account_id, ads.category)
     for ad, row, codes in topic.states():
       known = self._rows.row(ad.ad_id)
+      # A known ad keeps its row, and a new one has the row behind all others.
       if row != (len(self._rows) if known is None else known):
         raise DataError(
           f"the catalogue's file gives ad {ad.ad_id!r} row {row}, which is not its row"
         )
       self._keep(row, ad, codes)
     active_N = np.ones(len(self), bool)
+    # All ads are active but those whose last change says otherwise.
     active_N[[row for row, ad in self._ads.items() if ad.status != ACTIVE]] = False
     self.index = LiveIndex(self.codes_NT, tokenizer.codebooks, active_N, overlay)
     self.on_removed: list[Callable[[int], None]] = []
@@ -186,6 +188,8 @@ class AdCatalog:
       OSError: the change could not be written. Nothing of it shows; a crash now may still bring it.
     """
     with self._lock:
+      # What is waiting for the disk counts as the ad's state: two changes in a row
+      # must not undo each other.
       before, waiting = self._latest(ad_id)
       known = None if before is None or before.ad.status == REMOVED else before.ad
       ad = AdRecord.made(ad_id, fields, known, int(time.time()))
@@ -193,11 +197,13 @@ class AdCatalog:
       if changed:
         if codes is not None:
           check_codes(ad_id, codes, self._tokenizer.codebooks)
+        # The content is as it was, or a removed ad comes back: it keeps its UA-SID.
         elif before is not None and before.ad.fingerprint() == ad.fingerprint():
           codes = before.codes
         else:
           codes = self._encode(ad, before)
         waiting = self._added(ad, before, codes)
+    # Outside the lock, so that changes that arrive together share one commit.
     self._acknowledge(waiting, told=before is not None and changed)
     return "updated" if known else "created"
 
@@ -253,6 +259,7 @@ class AdCatalog:
         return
       self._closing = True
     self._tending.close()
+    # What was acknowledged is on disk already; this waits for those that were on their way.
     self._commits.flush()
     try:
       self._topic.compact()
@@ -275,6 +282,7 @@ class AdCatalog:
 
   def _encode(self, ad: AdRecord, before: _Change | None) -> tuple[int, ...]:
     """A UA-SID beside those of the index and of changes that wait; an ad's own counts as free."""
+    # The ad's last code is free again where no other ad has the UA-SID.
     own = () if before is None else before.codes
     alone = before is not None and self.index.rows_of(own).tolist() == [before.row]
     soon = {waiting.value for waiting in self._commits.waiting if waiting.value.ad.status == ACTIVE}
@@ -282,6 +290,7 @@ class AdCatalog:
 
     def taken(prefix: Sequence[int]) -> Set[int]:
       free = {own[-1]} if alone and own[:-1] == tuple(prefix) else set()
+      # Of changes on their way, which the index does not know yet.
       waits = {codes[-1] for codes in others if codes[:-1] == tuple(prefix)}
       return (self.index.codes_below(prefix) - free) | waits
 
@@ -308,6 +317,7 @@ class AdCatalog:
       try:
         self.index.set(row, codes if ad.status == ACTIVE else None)
         break
+      # Merged here and now: the change was acknowledged by the disk, and must show.
       except IndexFull:
         self.index.merge(self.before_merge)
     self.version += 1
@@ -319,6 +329,7 @@ class AdCatalog:
     self.sets.set(row, ad.account_id, ad.category)
     if self._rows.row(ad.ad_id) is None:
       self._rows.add(ad.ad_id)
+    # Last, since readers see rows up to this size.
     self._columns.size = len(self._rows)
 
   def _acknowledge(self, waiting: Waiting | None, *, told: bool) -> None:
@@ -328,6 +339,7 @@ class AdCatalog:
     if waiting is None:
       return
     self._commits.wait(waiting)
+    # After the change shows: an answer that is computed from here on cannot hold the old ad.
     for hears in self.on_removed if told else ():
       hears(waiting.value.row)
     if self.index.fill > MERGE_FILL:

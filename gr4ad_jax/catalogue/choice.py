@@ -34,6 +34,7 @@ class Choice:
   @property
   def wanted(self) -> tuple:
     """All of it, in words that JSON can write."""
+    # The fields of `Choice` alone: a subclass, such as a query, has others.
     return tuple(getattr(self, field.name) for field in dataclasses.fields(Choice))
 
 
@@ -58,6 +59,7 @@ def rows_left_out(
     return np.array(rows, np.int64)
   days = search.seen_days if choice.seen_days is None else choice.seen_days
   seen = log.ad if not days else log.ad[log.time >= now - days * DAY]
+  # An ad may stand here twice, which does no harm: the rows become a set.
   return np.append(np.array(rows, np.int64), seen)
 
 

@@ -80,6 +80,7 @@ class AdFollower:
       return self._stream.read(TOPIC, self._offset, _PART)
     except FellBehind as behind:
       _log.error("%s; the ads that they told of may be missing here", behind)
+      # Offsets count from 1, and reading begins behind the one that is given.
       self._offset = behind.first - 1
       return self._stream.read(TOPIC, self._offset, _PART)
 

@@ -68,6 +68,7 @@ def _read(path: str, digest: str, *, last: bool) -> tuple[dict[str, Any], list[b
   found = []
   at = 0
   while at < len(content):
+    # Filled up, so that a head that was cut short can be unpacked. It is then found to be damaged.
     head = content[at : at + _HEAD.size].ljust(_HEAD.size, b"\0")
     length, checksum = _HEAD.unpack(head)
     end = at + _HEAD.size + length

@@ -196,6 +196,7 @@ def _named_users(path: str, known: set[str]) -> list[str]:
   """The users of a file, in its order. Raises DataError for one who is unknown, or there twice."""
   column_files.check_file("users", path)
   cells = column_files.read_file(path, ("user_id",))["user_id"]
+  # Each distinct id once, and for every row the number of its own.
   user_E, names = cells.ids()
   seen: set[int] = set()
   # Row by row, so that the message names the line of the file.

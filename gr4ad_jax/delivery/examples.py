@@ -69,6 +69,7 @@ def describe(
   # Spread over the split, without the very first and the very last.
   for row in np.unique(np.linspace(0, len(requests) - 1, users + 2).astype(int)[1:-1]):
     request = requests.request[row]
+    # A visit's events stand together, and the first of them is its beginning.
     moment = events.time[np.searchsorted(events.request, request)]
     # Events of earlier visits, so far as they lay before this one began.
     before = np.flatnonzero(

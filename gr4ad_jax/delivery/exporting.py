@@ -123,6 +123,7 @@ def export(recommender: Recommender, folder: str) -> dict[str, Any]:
   optional("flatbuffers", "export")  # jax.export writes with it
   if os.path.exists(folder):
     raise ConfigError(f"--out={folder} is not allowed: it is there already; name a new folder")
+  # The very checkpoint that the recommender answers by, since a newer one may have come.
   step = recommender.step
   # 'auto' is another dtype on each platform; the module is one for all of them.
   if config.model.compute_dtype == "auto":
@@ -132,6 +133,7 @@ def export(recommender: Recommender, folder: str) -> dict[str, Any]:
   index = SidIndex.load(os.path.join(config.workdir, "index"))
   ecpm = EcpmBins.load(os.path.join(config.workdir, "features"))
   params = request_task.load_params(config, model, step)
+  # Quantised before it is lowered, so that the module's arguments are the small numbers.
   variables = quantize(params, config.search.quantize)
   weights = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
   exported = lowered(model, config, index, ecpm, weights)
@@ -165,6 +167,7 @@ def lowered(
   """
   means = np.asarray(ecpm.means, np.float32)
   fanout = index.fanout
+  # Gives shapes and types alone. What the search does not read stays 0.
   blank = zero_batch(config.data, len(config.sid.codebooks))
 
   def one(weights, row, trie):

@@ -127,6 +127,7 @@ class ListParts:
     made = os.path.join(self.folder, _UNFINISHED, self._name(number))
     with files.replacing(made, summed=False) as part:
       optional("pyarrow.parquet").write_table(table, part)
+    # One rename within a file system: whoever lists the folder sees the whole part or none.
     os.replace(made, self._path(number))
 
   def finish(self) -> dict[str, int]:

@@ -176,6 +176,7 @@ def compare(config: Config, made: Config, inputs: inputs_lib.Inputs, told: Told)
     told(f"ranking {len(requests)} requests by {'the folder' if one is made else 'the run'}")
     ranked[name] = scoring.rank_run(one, inputs, requests, k)
   systems = {name: ranking.ad_RK for name, ranking in ranked.items()}
+  # Both on the same resamples, so that the figures can be compared.
   found = report_tables.results(
     inputs.dataset, "test", systems, target_behavior=config.data.target_behavior
   )

@@ -39,6 +39,7 @@ class Model:
 
   def _list(self, beams, k):
     found = []
+    # Ads of one UA-SID share its numbers. Beams come best first, and so do the ads.
     for leaf, *numbers in beams:
       ads = self._ads[self._first[leaf] : self._first[leaf + 1]] if leaf >= 0 else ()
       found += [(self.spec["ads"][ad], *map(float, numbers)) for ad in ads]

@@ -168,6 +168,7 @@ def simple(inputs: Inputs, split: str, halves: Halves) -> dict[str, np.ndarray]:
     (np.ones(len(line), np.float32), (visit, line[:, 1])), (visit.max() + 1, num_ads)
   )
   shape = len(halves.requests), num_ads
+  # What is given, as rows of a matrix: 1 where a request has the ad.
   basket_RN = scipy.sparse.csr_matrix(
     (np.ones(len(halves.given.row_E), np.float32), (halves.given.request_E, halves.given.row_E)),
     shape,

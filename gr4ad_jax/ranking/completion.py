@@ -50,6 +50,7 @@ def completed(
   Returns:
     [R, k]. Scores are the sums; log p is the model's.
   """
+  # Every ad of the basket weighs the same.
   near_RC, cosine_RC = neighbors.unseen(basket_RX, np.ones(basket_RX.shape), NEAR)
   also = {"also_RC": near_RC} if isinstance(ranker, Ranker) else {}
   found = ranker.rank(params, contexts, requests, max(k, depth), left_out=left_out, **also)
@@ -79,6 +80,8 @@ def reordered(
     # Sorted, so that found ads are looked up by bisection.
     order = np.argsort(near, kind="stable")
     at = np.minimum(np.searchsorted(near[order], ads), len(near) - 1)
+    # Bisection gives every ad a place. It is the ad itself only where both are equal,
+    # and -1 is no ad.
     same = (near[order][at] == ads) & (ads >= 0)
     share_RK[row] = np.where(same, cosine_RC[row, order][at], 0)
   # The least share stands for every ad that was never taken with the basket: log 0 would rule.

@@ -39,6 +39,7 @@ def measure(config: Config, inputs: Inputs, split: str = "test") -> dict[str, An
   requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
   whole, now_R = asked.histories_of(inputs, requests)
   run = asked.Asked.of(config, inputs, split, now_R)
+  # Fitted once, on everyone's whole history; what is cut is what they are asked with.
   methods = _Methods(inputs, split)
   found = {}
   for number in EVENTS:
@@ -99,6 +100,7 @@ class _Methods:
     history.
     """
     binary_RN = asked.rows_of(logs, lambda log: np.ones(len(log), np.float32), self._num_ads)
+    # An ad that was taken twice counts once, as in EASE's own rows.
     binary_RN = (binary_RN > 0).astype(np.float32)
     late_RN = asked.rows_of(
       logs, lambda log: _RECENCY ** np.arange(len(log) - 1, -1, -1.0), self._num_ads

@@ -161,6 +161,7 @@ def evaluate_run(
       )
   inputs_lib.check_same_log(config, inputs.dataset)
   # Every run looks through its own tokenizer at the same data.
+  # The run itself needs no other view. It comes last, so that its own inputs win.
   views = {seed.workdir: view_through(seed, inputs) for seed in runs[1:]} | {config.workdir: inputs}
   requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
   k = max(protocols.protocol_of(inputs.dataset.name).ks)

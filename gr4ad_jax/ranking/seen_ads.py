@@ -28,6 +28,7 @@ def left_out(config: Config, dataset: Dataset, requests: EvalRequests) -> LeftOu
 
 def unseen(config: Config) -> Config:
   """The same run, whose lists hold no ad that the user has ever taken."""
+  # 0 days: of any age.
   return _with(config, "masked", 0.0)
 
 

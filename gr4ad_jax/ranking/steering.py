@@ -123,6 +123,7 @@ def steer(found: Ranking, steering: Steering, k: int) -> Ranking:
       name: np.where(
         gone_RK,
         nothing.get(name, np.float32(-np.inf)),
+        # -1 is no place to take from: place 0 is read instead, and `where` passes it over.
         np.take_along_axis(column, np.maximum(place_RK, 0), axis=1),
       )
       for name, column in vars(found).items()
@@ -136,9 +137,11 @@ def _places(ad_RC: np.ndarray, score_RC: np.ndarray, steering: Steering, k: int)
   left_RC = ad_RC >= 0
   member_RC = np.zeros(ad_RC.shape, bool)
   if steering.share > 0:
+    # Padding is of no group, whatever ad 0 is.
     member_RC = left_RC & steering.group_N[np.maximum(ad_RC, 0)]
   vector_RCD = None
   if steering.diversity > 0:
+    # Gathered to the candidates, (N, D) -> (R, C, D). Padding takes ad 0, and is never chosen.
     vector_RCD = steering.vector_ND[np.maximum(ad_RC, 0)]
   # An ad that is unlike all above it loses nothing, and one of a negative cosine gains nothing.
   like_RC = np.zeros(ad_RC.shape, np.float32)

@@ -66,6 +66,7 @@ def load_params(config: Config, init_fn: Callable[[], Any], which: int | str = "
     FileNotFoundError: there is no such checkpoint.
     ConfigError: the checkpoint holds another model.
   """
+  # Shapes alone: the parameters of the file go straight into their places.
   target = state_lib.abstract_params(init_fn, mesh_lib.local_mesh())
   with open_checkpoints(config) as checkpointer:
     return checkpointer.restore_params(target, which)
@@ -93,6 +94,7 @@ def start(config: Config, told: Told | None = None) -> Task:
       task.save()
   distributed.barrier("inputs")
   if jax.process_index():
+    # The files lie there by now, and are read instead of made again.
     task = kind.open(config, started=True)
   if not distributed.same(_digest(task)):
     raise ConfigError(
@@ -116,6 +118,7 @@ def _start_state(
   task: Task, trainer: Trainer, checkpointer: Checkpointer
 ) -> tuple[TrainState, dict]:
   """The state to go on from, and the sums of metrics that were kept with it."""
+  # By precedence; of the three, the highest number that there is counts.
   state = trainer.state  # 1. fresh parameters
   if checkpointer.steps:  # 3. the run's own last whole checkpoint wins
     restored = checkpointer.restore(state_lib.abstract(state))
@@ -187,6 +190,7 @@ def _train(
     try:
       # A task with rounds makes what is learned from before each of them.
       while True:
+        # 0 stands for the end of the run: a run that is done takes no further step.
         until = 0
         if int(state.step) < trainer.total_steps:
           until = task.begin_round(state, writer, on_round)

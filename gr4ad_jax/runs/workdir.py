@@ -190,12 +190,14 @@ def _hold(workdir: str) -> _Held:
       message = f"--workdir={workdir} is not allowed: another process is training the run in it"
       raise ConfigError(message) from error
     _held[os.path.realpath(workdir)] = _Held(lock, made)
+  # Held until the last `alone` block ends, or, without one, until the process does.
   return _held[os.path.realpath(workdir)]
 
 
 def _let_go(workdir: str, held: _Held) -> None:
   # A folder that holds the lock alone has no run in it.
   if held.made and os.path.isdir(workdir) and os.listdir(workdir) == [LOCK]:
+    # The lock is the only file, so the folder is empty after this and can be removed.
     held.lock.remove()
     with contextlib.suppress(OSError):  # another process has written there in the meantime
       for folder in held.made:

@@ -30,10 +30,8 @@ from gr4ad_jax.training.state import TrainState, abstract
 
 # The second one back serves where the last turns out to be damaged.
 _KEEP = 2
-_ARRAYS = (
-  "params",
-  "opt_state",
-)  # the large items of a checkpoint; the small ones are read when it is looked at
+# The large items of a checkpoint; the small ones are read when it is looked at.
+_ARRAYS = ("params", "opt_state")
 _MARK = "_CHECKPOINT_METADATA"  # of every whole checkpoint
 _ORBAX_LOG = logging.getLogger("absl")  # Orbax logs by absl
 # Words of what a full or broken disk says, by the libraries below.
@@ -59,6 +57,7 @@ class _Renamed:
     self._final = final
 
   async def replace_source(self) -> None:
+    # The list comes first: whatever has a checkpoint's name has its list, too.
     checksums.write_tree(self._temporary)
     os.rename(self._temporary, self._final)
 
@@ -151,6 +150,7 @@ class Checkpointer:
     self._check_small()
     # There is one filter, however many are open: a logger keeps no second one that is equal.
     _ORBAX_LOG.addFilter(_NO_TRACES)
+    # A reader waits for nobody, since it may be one process of a job that reads alone.
     multi = _alone() if read_only else MultiprocessingOptions()
     kept = [preservation_policy.LatestN(_KEEP)]
     if best_metric:
@@ -194,8 +194,8 @@ class Checkpointer:
       with contextlib.suppress(FileNotFoundError):
         checksums.check_tree(folder, lambda file: not file.startswith(_ARRAYS))
 
-  # NaN compares as neither more nor less: it counts as the worst.
   def _score(self, metrics: dict) -> float:
+    # NaN compares as neither more nor less: it counts as the worst.
     value = metrics.get(self._best_metric, -math.inf)
     return -math.inf if math.isnan(value) else value
 
@@ -265,6 +265,7 @@ class Checkpointer:
       data=ocp.args.JsonRestore(),
       metadata=ocp.args.JsonRestore(),
     )
+    # The step is not stored as an array: it is the folder's name.
     number = jax.device_put(jax.numpy.asarray(step, target.step.dtype), target.step.sharding)
     return Restored(
       TrainState(number, items["params"], items["opt_state"]), items["data"], items["metadata"]
@@ -294,6 +295,7 @@ class Checkpointer:
       found = self._manager.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
       reason = " ".join(str(error).split())[:300]
+      # A disk that fails says nothing of the model.
       if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         raise
       raise ConfigError(f"{folder} holds another model than the one asked for: {reason}") from error

@@ -63,6 +63,7 @@ def compile_step(
   Returns:
     The compiled step, called as the step is, for these shapes alone; and its cost.
   """
+  # Traced once, for the compiler and for the count of products.
   traced = step.trace(state, batch)
   # The same options as the step's own compilation, so that both are one program.
   compiled = traced.lower().compile(remat.compiler_options(config.remat))

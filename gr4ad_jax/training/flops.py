@@ -38,9 +38,8 @@ From the vendors: NVIDIA's data sheets, halved where they count 2:4 sparsity; Go
 of each TPU, for one chip.
 """
 
-_RECOMPUTED = (
-  "rematted_computation"  # in the name stack of what a rematerialised part computes again
-)
+# In the name stack of what a rematerialised part computes again.
+_RECOMPUTED = "rematted_computation"
 
 
 def peak_of(device_kind: str) -> float | None:
@@ -78,6 +77,7 @@ def matmuls_in(jaxpr: Any, recomputed: bool = True) -> collections.Counter:
       for value in eqn.params.values():
         # Inner programs stand among the parameters of an equation, alone or in lists.
         for sub in value if isinstance(value, (tuple, list)) else (value,):
+          # A closed program holds the open one, whose equations are wanted.
           if hasattr(sub, "jaxpr"):
             sub = sub.jaxpr
           if hasattr(sub, "eqns"):
@@ -94,11 +94,12 @@ def matmuls_of(fn: Callable, *args: Any) -> collections.Counter:
 
 def matmul_flops(matmuls: collections.Counter) -> float:
   """Multiplications and additions of a list of matrix products."""
+  # Each cell of a product takes k multiplications and k additions.
   return float(sum(2 * b * m * k * n * times for (b, m, k, n, _), times in matmuls.items()))
 
 
-# Axes that are contracted, then those that both sides share.
 def _shape(eqn) -> Matmul:
+  # Axes that are contracted, then those that both sides share; of each, the left and the right.
   (contract, _), (batch, _) = eqn.params["dimension_numbers"]
   left, right = (v.aval for v in eqn.invars)
   b = math.prod(left.shape[i] for i in batch)

@@ -123,10 +123,10 @@ class Schedule:
 
 
 def unusable(batch: Any) -> str:
-  # Squares are asked for because the gradient's norm sums them.
   """Says which number of a batch is not finite, or has a square that is not, in float32; empty:
   none.
   """
+  # Squares are asked for because the gradient's norm sums them.
   for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
     parts = [np.asarray(shard.data) for shard in getattr(leaf, "addressable_shards", ())] or [
       np.asarray(leaf)
@@ -184,8 +184,8 @@ class _Run:
     self.valid_metrics: dict[str, float] = {}
 
   def fetch(self, step: int, metrics: Metrics) -> dict[str, float]:
-    # Reading waits until the step is done; everything before it was only dispatched.
     """Waits for the metrics of a step; raises DivergedError if they are not finite."""
+    # Reading waits until the step is done; everything before it was only dispatched.
     found = jax.device_get(metrics)
     # It is no metric: it says whether the others can be used.
     finite = found.pop("finite")
@@ -243,6 +243,7 @@ class _Run:
       # same.
       kept = {"sums": sums} if (sums := self.window.state()) else None
       self.checkpointer.save(state, data=self.position(step), metadata=kept, metrics=valid or None)
+    # Evaluations and saves are no steps: the rate is that of steps alone.
     self.clock.pause()
 
   def go(

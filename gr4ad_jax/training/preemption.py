@@ -45,6 +45,7 @@ class Preemption:
     return self
 
   def __exit__(self, *_):
+    # What stood there before is put back, for whoever caught these signals around the loop.
     for number, handler in self._before.items():
       signal.signal(number, handler)
 

@@ -53,6 +53,7 @@ class Prefetcher:
   def __iter__(self) -> Iterator[tuple[int, Any]]:
     while self._ahead:
       step, future = self._ahead.popleft()
+      # Waits for this very step, so that the order is kept however the threads fare.
       batch = future.result()
       # Before the batch is handed out, so that the next is made while it is worked on.
       self._begin_one()

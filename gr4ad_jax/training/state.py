@@ -89,6 +89,7 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
     row_adagrad = optax.chain(scale_by_row_adagrad(), optax.scale_by_learning_rate(table_rate))
     rule = optax.partition({"table": row_adagrad, "rest": rule}, _parts)
   chain = optax.chain(
+    # Before the rule, over the gradients of all parameters together.
     optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(), rule
   )
   return Optimizer(chain.init, chain.update, learning_rate)
@@ -132,6 +133,7 @@ def scale_by_row_adagrad(epsilon: float = 1e-8) -> optax.GradientTransformation:
 
 
 def _parts(params: Any) -> dict[str, str]:
+  # By the top of the tree: the table of ads is one parameter of the model.
   return {name: "table" if name == row_tables.NAME else "rest" for name in params}
 
 
@@ -181,6 +183,7 @@ def abstract(tree: Any) -> Any:
 
 def _fresh(init_fn, optimizer) -> TrainState:
   params = init_fn()
+  # Moments are made of the boxed parameters, so they carry the same names of axes.
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 

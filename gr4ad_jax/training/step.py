@@ -51,12 +51,15 @@ def make_train_step(
   def accumulated(params, batch, key):
     def micro(total, inputs):
       part, number = inputs
+      # A key of its own for each part: else all of them would drop the same units.
       found = gradient(params, part, jax.random.fold_in(key, number))
       return jax.tree.map(jnp.add, total, found), None
 
     parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
+    # The sums begin at zeros of the gradient's shapes, which tracing tells without computing.
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    # A scan, so that one micro-batch's activations are held at a time.
     (grads, metrics), _ = jax.lax.scan(micro, zeros, (parts, jnp.arange(accumulate)))
     grads = jax.tree.map(lambda x: x / accumulate, grads)
     return grads, sums.mean_of_parts(metrics, accumulate)
@@ -69,6 +72,7 @@ def make_train_step(
     metrics |= {
       "grad_norm": norm,
       "learning_rate": optimizer.learning_rate(state.step),
+      # Decided on the device, so that the loop reads one flag and not all gradients.
       "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm),
     }
     return TrainState(

@@ -78,6 +78,7 @@ class Trainer:
 
   def make_batch(self, step: int) -> Any:
     """This process' rows of a step, put on the mesh."""
+    # Each process makes its own rows alone; `put_batch` joins them to one batch over the mesh.
     rows = self.task.source.batch(step, jax.process_index(), jax.process_count())
     return mesh_lib.put_batch(rows, self.mesh)
 

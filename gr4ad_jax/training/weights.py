@@ -37,6 +37,7 @@ def save(folder: str, params: Any, step: int, precision: str) -> int:
   from safetensors import numpy as safetensors
 
   arrays = {}
+  # One array at a time: the casted copies are smaller, and the device's are let go.
   for name, leaf in _named(params):
     # A number beyond float16 becomes infinite, and is refused below.
     with np.errstate(over="ignore"):  # looked at next

@@ -102,6 +102,7 @@ class TensorboardWriter:
       directory, purge_step=resume_step + 1 if resume_step else None
     )
     self._directory = directory
+    # tensorboardX has no interface for this: the thread that writes is found inside it.
     events = self._writer.file_writer.event_writer
     # It writes what stands in a queue, and ends where the disk refuses.
     self._thread = events._worker
