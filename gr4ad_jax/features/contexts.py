@@ -95,6 +95,7 @@ def joined(logs: Sequence[EventLog]) -> EventLog:
   }
   # Each log numbers its user 0; here they are numbered in the order of the logs.
   columns["user"] = np.repeat(np.arange(len(logs), dtype=np.int32), [len(log) for log in logs])
+  # Numbers of visits repeat from log to log, and must ascend over the whole.
   columns["request"] = visits.renumbered(columns["user"], columns["request"])
   return EventLog(**columns)
 

@@ -61,6 +61,7 @@ class Counts(NamedTuple):
     # Moments of both sides as one table: `inverse` says which row of it each change belongs to.
     moment, inverse = np.unique(np.stack([ad, time]), axis=1, return_inverse=True)
     rest = np.zeros((3, moment.shape[1]), np.int64)
+    # Three columns, each with what is taken off counted negatively.
     for row, one, taken in zip(rest, self[2:], other[2:], strict=True):
       np.add.at(row, inverse, np.concatenate([one, -taken]))
     left = rest.any(axis=0)

@@ -154,6 +154,7 @@ class Histories:
     request = np.concatenate([person.visit for person in people]).astype(np.int64)
     unnamed = np.flatnonzero(request < 0)
     if len(unnamed):
+      # Among the events without a name alone: one that belongs to a named visit ends no pause.
       pause = visits.by_pause(user[unnamed], columns["time"][unnamed], self._gap)
       # Numbers of visits count by user, so those of pauses may follow the most names of any.
       request[unnamed] = max(len(person.names) for person in people) + pause

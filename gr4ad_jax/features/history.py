@@ -97,6 +97,7 @@ def history_features(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) ->
     count / np.maximum(lines.request_visit[requests][:, None], 1),
     gap_visits == 1,
   ], axis=-1).astype(np.float32)  # fmt: skip
+  # Padding has gathered line 0, whatever that is.
   out[rows_BS < 0] = 0
   return out
 

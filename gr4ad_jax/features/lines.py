@@ -296,5 +296,6 @@ def _accumulate(
   result = {}
   for name, column in columns.items():
     result[name] = np.empty_like(column)
+    # Scattered back: the columns are in order of pair, and the lines in that of the log.
     result[name][order] = column
   return result

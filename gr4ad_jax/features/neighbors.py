@@ -81,6 +81,7 @@ class CoVisitNeighbors:
     """Row, ad and score of every ad that is near a history and not in it, in order of row, then
     ad.
     """
+    # Ads that came after the fit have no neighbours, and are left out as padding is.
     b, s = np.nonzero((ads_BS >= 0) & (ads_BS < len(self.ids)))
     own = ads_BS[b, s]
     ad_C = self.ids[own].ravel()
@@ -260,6 +261,7 @@ class NeighborFolds:
     """
     order = np.argsort(request_L, kind="stable")
     taken = Visits.of(request_L[order], ad_L[order], num_ads)
+    # A visit is of one user: its first line tells whose it is.
     user_V = user_L[order][taken.first[:-1]]
     # The last part has no mask: it is for users that nothing was fitted on.
     kept = [user_V % folds != fold for fold in range(folds)] + [None]

@@ -65,6 +65,7 @@ class State:
     # Under one lock: a reader must not see a user's events without their counts.
     with self._lock:
       self._add(self.histories.observe(events))
+      # Never goes back: an event that comes late moves no moment.
       self._latest = max(self._latest, int(np.max(events.time, initial=0)))
 
   @property

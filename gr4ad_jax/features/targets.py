@@ -47,6 +47,7 @@ def drawn(
     * np.uint64(0x9E3779B97F4A7C15)
   )
   row_P = np.repeat(np.arange(len(size_B)), size_B)
+  # Shallower behaviour is no target. What is left keeps its places among all outcomes.
   place_P = np.flatnonzero(followed.depth_P >= min_depth)
   row_P = row_P[place_P]
   count_B = np.bincount(row_P, minlength=len(size_B))

@@ -189,6 +189,7 @@ class Rows:
       answer = filled, size, run(x_BD, *arguments)
       if waiting:
         _take(found, *waiting)
+      # Dispatched, not read: reading would wait for the devices.
       waiting = answer
       done = done + x_BD.shape[0]
       filled = filled + size
@@ -217,6 +218,7 @@ class Rows:
     units_D = _whole_on(self._mesh, (1 / unit_D).astype(np.float32))
     for where, size, x_BD in self._steps(None):
       cluster_B = np.full(x_BD.shape[0] // self._mesh.size * self._devices, _NOWHERE, np.int32)
+      # Rows that only pad keep `_NOWHERE`, and add to no sum.
       cluster_B[:size] = cluster_n[where]
       # the step before: else all rows would soon wait in memory for a slow device
       total.block_until_ready()

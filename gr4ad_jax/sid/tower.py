@@ -186,6 +186,7 @@ def fit_tower(
   params = TowerNet(width).init(
     key, data["text"][:1], jax.tree.map(lambda x: x[:1], data["fields"])
   )["params"]
+  # In place of a random start: the first vectors are then as near to each other as the content is.
   params["skip"]["kernel"] = jnp.asarray(_principal_directions(text_ND, width))
   state = (params, _optimiser(steps).init(params))
   for number in range(steps):

@@ -90,7 +90,8 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
     rule = optax.partition({"table": row_adagrad, "rest": rule}, _parts)
   chain = optax.chain(
     # Before the rule, over the gradients of all parameters together.
-    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(), rule
+    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+    rule,
   )
   return Optimizer(chain.init, chain.update, learning_rate)
 
