@@ -26,11 +26,11 @@ from gr4ad_jax.features.batches import USER_FEATURES
 from gr4ad_jax.knobs import shown
 
 MANIFEST = "manifest.json"
+# Sizes and kinds of what is stored. A run with other ones would read something else.
 SHAPING = (
   "history_slots", "neighbor_slots", "rising_slots", "neighbor_folds", "behavior_features",
   "behaviors", "attribution_days",
 )  # fmt: skip
-# Sizes and kinds of what is stored. A run with other ones would read something else.
 """Knobs of the data that examples are made by, and that a run on them must have."""
 
 READING = ("on_unknown_ad", "session_gap_minutes")

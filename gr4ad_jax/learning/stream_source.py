@@ -273,7 +273,7 @@ class StreamSource:
       parts.append(Examples.of(visits, self._known, group.popularity).batch(draw=step))
     return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
-  # The number is part of the key: any step's draw can be made alone.
   def _random(self, number: int) -> np.random.Generator:
+    # The number is part of the key: any step's draw can be made alone.
     bits = np.random.Philox(key=np.array([self._seed, number], np.uint64))
     return np.random.Generator(bits)

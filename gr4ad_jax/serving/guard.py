@@ -13,10 +13,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 _OPEN = ("/", "/healthz", "/readyz")  # asked for by those who have no token yet
-_PROBES = (
-  "/healthz",
-  "/readyz",
-)  # asked for under whatever address the prober knows; they tell nothing
+# Asked for under whatever address the prober knows. They tell nothing.
+_PROBES = ("/healthz", "/readyz")
 _READING = ("GET", "HEAD", "OPTIONS")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -72,15 +70,13 @@ class Guard:
     ):
       await _refuse(send, 401, "a bearer token is needed", (b"www-authenticate", b"Bearer"))
       return
-    if _CONTROL.search(
-      scope["path"]
-    ):  # the router would take an id that ends in a line break for the one without it
+    # The router would take an id that ends in a line break for the one without it.
+    if _CONTROL.search(scope["path"]):
       await _refuse(send, 422, "a control character in the path is not allowed")
       return
     if _is_more(headers.get(b"content-length", b"0"), self._most):
-      await _refuse(
-        send, 413, self._too_large, (b"connection", b"close")
-      )  # the rest of the body is not read
+      # The rest of the body is not read, so the connection cannot go on.
+      await _refuse(send, 413, self._too_large, (b"connection", b"close"))
       return
     count = 0
 
@@ -90,9 +86,8 @@ class Guard:
       # A body in chunks tells no length beforehand: it is counted as it comes.
       count += len(message.get("body", b""))
       if count > self._most:
-        from starlette.exceptions import (
-          HTTPException,
-        )  # the one exception that FastAPI lets out of reading a body
+        # The one exception that FastAPI lets out of reading a body.
+        from starlette.exceptions import HTTPException
 
         raise HTTPException(413, self._too_large, headers={"connection": "close"})
       return message
