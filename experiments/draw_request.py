@@ -1,7 +1,7 @@
 """Draws one request of a run: the history, the beams, the ads that they lead to, and the ads'
 value.
 
-  python -m experiments.draw_request --workdir=runs/online_retail --user=16769
+  python -m experiments.draw_request --workdir=pretrained:online_retail --user=16769
   --out=docs/request.png
 
 The request is the user's last visit in the log. What came before is the history; what was taken

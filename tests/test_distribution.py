@@ -8,17 +8,25 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import urllib.request
+import zipfile
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_LEFT = shutil.ignore_patterns(
-  ".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__"
-)
+_LEFT = (".git", ".venv", "runs", "build", "dist")  # at the root alone: there is gr4ad_jax/runs
+
+
+def _left(folder, names):
+  """What of a folder is not copied."""
+  made = {name for name in names if name.endswith(".egg-info") or name == "__pycache__"}
+  return made | ({*names} & {*_LEFT} if pathlib.Path(folder) == _ROOT else set())
+
 
 pytestmark = pytest.mark.long
 
@@ -28,26 +36,36 @@ def dist(tmp_path_factory):
   """The folder of what `python -m build` makes of a copy of the checkout."""
   pytest.importorskip("build")
   source = tmp_path_factory.mktemp("source") / "checkout"
-  shutil.copytree(_ROOT, source, ignore=_LEFT, symlinks=True)
+  shutil.copytree(_ROOT, source, ignore=_left, symlinks=True)
   _run([sys.executable, "-m", "build", "."], source)
   return source / "dist"
 
 
 @pytest.fixture(scope="module")
 def installed(dist, tmp_path_factory):
-  """The wheel in a folder of its own, with this environment's other packages; the environment."""
+  """The wheel in a folder of its own, with this environment's other packages; the environment.
+
+  By `-S` no .pth file is read: that of an editable installation would find in the checkout whatever
+  module the wheel lacks.
+  """
   site = tmp_path_factory.mktemp("site")
   (wheel,) = dist.glob("*.whl")
   pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", f"--target={site}", str(wheel)]
   _run(pip, site)
-  (site / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+  gr4ad = (site / "bin" / "gr4ad").read_text().partition("\n")[2]
+  (site / "bin" / "gr4ad").write_text(f"#!{sys.executable} -S\n{gr4ad}")
+  (site / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
   (site / "bin" / "python").chmod(0o755)
   return os.environ | {
     "PATH": f"{site / 'bin'}{os.pathsep}{os.environ['PATH']}",
-    "PYTHONPATH": str(site),
+    "PYTHONPATH": f"{site}{os.pathsep}{sysconfig.get_path('purelib')}",
     "XDG_CACHE_HOME": str(site / "cache"),
     "XDG_STATE_HOME": str(site / "state"),
   }
+
+
+def _site(installed) -> pathlib.Path:
+  return pathlib.Path(installed["PYTHONPATH"].partition(os.pathsep)[0])
 
 
 def _run(command, cwd, **settings) -> subprocess.CompletedProcess:
@@ -69,14 +87,17 @@ def test_both_distributions_are_what_an_index_takes(dist):
   wanted = {"setup.py", "README.md", "LICENSE", "CHANGELOG.md", "tests/test_cli.py"}
   wanted |= {"docs/index.md", "experiments/flagfiles/online_retail.flags", "launch/local.sh"}
   assert wanted <= inside
+  code = {path.relative_to(_ROOT).as_posix() for path in (_ROOT / "gr4ad_jax").rglob("*.py")}
+  assert code <= inside and len(code) > 300
+  with zipfile.ZipFile(dist / names[0]) as wheel:
+    assert code <= {*wheel.namelist()}
   assert not [name for name in inside if "__pycache__" in name or "/_build/" in name]
 
 
 def test_the_readme_s_example_runs_from_an_empty_directory(installed, tmp_path):
-  where = _run(
-    [sys.executable, "-c", "import gr4ad_jax; print(gr4ad_jax.__file__)"], tmp_path, env=installed
-  )
-  assert where.stdout.startswith(installed["PYTHONPATH"])
+  asked = "import gr4ad_jax.runs.run; print(gr4ad_jax.__file__, gr4ad_jax.runs.run.__file__)"
+  where = _run(["python", "-c", asked], tmp_path, env=installed)
+  assert all(path.startswith(str(_site(installed))) for path in where.stdout.split())
   page = (_ROOT / "README.md").read_text(encoding="utf-8")
   example = re.search(
     r"<!-- example: begin -->\s*```sh\n(.*?)```\s*<!-- example: end -->", page, re.DOTALL
@@ -88,13 +109,19 @@ def test_the_readme_s_example_runs_from_an_empty_directory(installed, tmp_path):
   mine = done.stdout[done.stdout.rindex("ad_id ", 0, pretrained) : pretrained]
   assert {"lamp", "tea", "mug", "pen"} & set(mine.split())
   assert len(done.stdout[pretrained:].splitlines()) >= 10
+  batch = ["gr4ad", "batch_recommend", "--workdir=runs/mine", "--out=lists", "--k=3"]
+  _run(batch, tmp_path, env=installed)
+  lists = {}
+  for row in pq.read_table(tmp_path / "lists").to_pylist():
+    lists.setdefault(row["user_id"], []).append(row["ad_id"])
+  assert set(lists) == {"ann", "bob"}
   with _served(["gr4ad", "serve", "--workdir=runs/mine"], tmp_path, installed) as ask:
     found = ask("/v1/recommend", {"user": "ann", "k": 3})
-  assert len(found["ads"]) == 3
+  assert [ad["ad_id"] for ad in found["ads"]] == lists["ann"] and len(lists["ann"]) == 3
 
 
 def test_the_shipped_run_is_served_from_an_installation_that_is_only_read(installed, tmp_path):
-  site = pathlib.Path(installed["PYTHONPATH"])
+  site = _site(installed)
   card = json.loads((site / "gr4ad_jax/pretrained/online_retail/card.json").read_text())
   before = {path: path.stat().st_mtime_ns for path in (site / "gr4ad_jax").rglob("*.*")}
   command = ["gr4ad", "serve", "--workdir=pretrained:online_retail", "--log_format=json"]

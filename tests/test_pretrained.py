@@ -13,7 +13,8 @@ from gr4ad_jax.runs import published
 from tests import tiny
 
 _FOLDER = published.SHIPPED / "online_retail"
-_FLAGFILE = pathlib.Path(__file__).parents[1] / "experiments" / "flagfiles" / "online_retail.flags"
+_ROOT = pathlib.Path(__file__).parents[1]
+_FLAGFILE = _ROOT / "experiments" / "flagfiles" / "online_retail.flags"
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,21 @@ def test_an_evaluation_finds_the_figures_of_its_card(card, tmp_path):
   found = json.loads((tmp_path / "eval" / "metrics.json").read_text())["systems"]["gr4ad"]["all"]
   for metric, figure in card["figures"].items():
     assert found[metric]["mean"] == pytest.approx(figure["mean"], abs=1e-3), metric
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("compile_cache")
+def test_the_readme_s_picture_is_what_its_command_draws(tmp_path):
+  image = pytest.importorskip("PIL.Image")
+  command = (_ROOT / "experiments" / "draw_request.py").read_text(encoding="utf-8")
+  flags = re.findall(r"--(?:workdir|user)=\S+", command.partition('"""\n')[0])
+  assert flags == ["--workdir=pretrained:online_retail", "--user=16769"]
+  done = tiny.run("draw_request", *flags, f"--out={tmp_path}/request.png")
+  assert (done.status, done.err) == (0, "")
+  ours, drawn = (
+    np.asarray(image.open(path).convert("L"), float)
+    for path in (_ROOT / "docs" / "request.png", tmp_path / "request.png")
+  )
+  assert ours.shape == drawn.shape
+  # Another font's edges move it by a grey level or so, another list by several.
+  assert np.abs(ours - drawn).mean() < 1
