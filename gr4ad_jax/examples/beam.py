@@ -29,6 +29,7 @@ def run(
   pipeline = beam_pipeline(options)
   # Leaving the block runs the pipeline and waits for its end.
   with pipeline:
+    # The result is of no use: workers write files, and the block's end says that all are done.
     _ = (
       pipeline
       | beam.Create(list(enumerate(arguments)))

@@ -84,6 +84,7 @@ def examples_of(
     if not len(requests):
       continue
     trends = tables.trends[shown(split, tables.fitted)]
+    # Of splits that are learned from, a user's own visits must be left out of the neighbours.
     held_out = split >= tables.fitted
     about = lines, None, tables.price_N, trends, tables.neighbors, tables.config
     contexts = RequestContexts(*about, held_out=held_out)

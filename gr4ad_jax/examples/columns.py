@@ -26,6 +26,7 @@ def save(folder: str, name: str, column: np.ndarray) -> None:
 
 def load(folder: str, name: str, write: bool = False) -> np.ndarray:
   """A column, mapped."""
+  # Never a pickle, which could run code when it is read.
   return np.load(_path(folder, name), mmap_mode="r+" if write else "r", allow_pickle=False)
 
 

@@ -105,6 +105,7 @@ def fit_trends(job: Job, told) -> None:
         trends = trends.adding(_joined(waiting))
         waiting = []
         held = 0
+    # What is left below the limit.
     if waiting:
       trends = trends.adding(_joined(waiting))
     if level in levels:
@@ -134,6 +135,7 @@ def fit_neighbors(job: Job, folds: int, pool: Pool, told) -> None:
   tasks = []
   for fold in range(folds + 1):
     visits, kept_V = mapped.open_visits(job.tables, fold, folds)
+    # Made here once, and sent along: each block needs the sums of all ads.
     mass_N = visits.mass(kept_V)
     tasks += [(job.tables, fold, folds, lo, hi, mass_N) for lo, hi in blocks]
   for name, kind in (("ids", "i4"), ("cosine", "f4")):

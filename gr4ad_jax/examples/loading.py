@@ -87,6 +87,7 @@ class GrainSource:
         # Copied: the arrays lie in memory that the loader shares, and takes back.
         self._ready[self._next] = type(element)(*map(np.array, element))
         self._next += 1
+      # Handed out once, so that what was taken does not fill the memory.
       found = self._ready.pop(step, None)
     if found is None:  # asked for again, or before the first one that was asked for
       found = Batches(self._contexts, self._order, 0, process, processes)[step]
@@ -94,6 +95,7 @@ class GrainSource:
 
   def _begin(self, step: int, process: int, processes: int) -> None:
     """Starts the pipeline at a step."""
+    # The processes of before read from another step on, and would go on doing so.
     self.close()
     grain = self._grain
     # The first element of the pipeline is this step.

@@ -17,6 +17,7 @@ def make(job: Job, partition: int) -> None:
   `made/<partition>.json`, with which it is done. No other partition's files are touched, so that
   machines that share a disk may make some each.
   """
+  # Written last, so where it stands the partition is done.
   note = note_of(job, partition)
   if os.path.exists(note):
     return
@@ -121,6 +122,7 @@ class _Shards:
     shard_B = np.empty(len(records), np.int64)
     row_B = np.empty(len(records), np.int64)
     for b, (record, window) in enumerate(zip(records, window_B.tolist(), strict=True)):
+      # One writer for each run of days, opened when its first record comes.
       writer, about = self._open.get(window) or self._begin(window)
       writer.write(record)
       shard_B[b] = about["number"]

@@ -180,6 +180,7 @@ def read(
   batches = []
   for number in pieces:
     with arrow.OSFile(path_of(folder, number)) as source:
+      # Only this partition's batch is read: the file knows where each of them lies.
       batches.append(arrow.ipc.open_file(source).get_batch(partition))
   is_new = np.repeat([number >= later for number in pieces], [batch.num_rows for batch in batches])
   # One chunk, so that columns come out as plain arrays.

@@ -103,6 +103,7 @@ def count(job: Job, partition: int) -> None:
   for _, _, log in bundles.bundles(part.log):
     lines = job.lines(log)
     _check_money(job, lines)
+    # Neighbours are fitted on these lines alone.
     learned = lines.request_split[lines.request] < job.fitted
     # An outcome's user is that of its request.
     followed = np.repeat(lines.request_user, np.diff(lines.outcomes.first))
@@ -179,6 +180,7 @@ def place(job: Job, partition: int) -> None:
     return
   numbers = Numbers.load(job.tables, partition)
   log = part.log
+  # Mapped for writing. Partitions write to places of their own, so no lock is needed.
   out = functools.partial(columns.load, job.tables, write=True)
   event_E = moved(log.user, numbers.firsts["events"])
   # Where a request begins, in the partition's own log.

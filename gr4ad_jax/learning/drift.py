@@ -29,6 +29,7 @@ def predicted_share(logp_RK: np.ndarray, at: int = 10) -> float:
   """The share of what requests take that their first `at` ads should have, by the model: the mean
   of Σ p. `logp_RK` is -inf in padding.
   """
+  # exp(-inf) is 0, so padding adds nothing.
   return float(np.exp(logp_RK[:, :at].astype(np.float64)).sum(axis=1).mean())
 
 
@@ -83,6 +84,7 @@ class Drift:
         "drift: the mean of feature %r has moved by %.2f standard deviations", name, shift_F[most]
       )
     predicted = predicted_share(logp_RK)
+    # Above 1 the model is not sure enough, below 1 too sure.
     found["calibration"] = found_share(ad_RK, requests) / max(predicted, 1e-12)
     # Too sure and too unsure are the same distance from 1 on a log scale.
     if not 1 / CALIBRATION <= found["calibration"] <= CALIBRATION:

@@ -59,6 +59,7 @@ class Examples:
       known: what else contexts read.
       popularity: counts of all that happened before the days of the visits, at least.
     """
+    # Each visit becomes a user of this small log, so that one user may ask at several moments.
     log = joined([with_visit(visit) for visit in visits])
     ads = known.ads
     lines = build_lines(log, len(ads.codes_NT), known.attribution_days)
@@ -89,6 +90,7 @@ class Examples:
     for place, row in enumerate(self.rows):
       # The outcomes of a request stand together.
       own = np.arange(first[row], first[row + 1])
+      # Shallower behaviour is no target here either.
       own = own[outcomes.depth[own] >= self.contexts.min_depth]
       if len(own):
         kept.append(place)

@@ -76,6 +76,7 @@ class Feed:
         return False
     except FellBehind as error:
       raise DataError(f"the stream no longer holds what a learner starts from: {error}") from error
+    # Taken before it is looked at: an event that is refused is passed over, and not met again.
     record = self._read.pop()
     # Ads before events of the same moment: whoever posts both posts the ad first.
     while self._read_ads and self._read_ads[-1].time <= record.time:
@@ -111,6 +112,7 @@ class Feed:
     except DataError as error:
       self._refuse(ADS, record.offset, error)
       return
+    # In the order in which they came. Their offsets were told when they began to wait.
     for value in self._waiting.pop(ad_id, ()):
       self._event(value, 0)
 

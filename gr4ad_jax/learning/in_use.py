@@ -41,5 +41,6 @@ class ParamsInUse:
     target = state_lib.abstract_params(
       lambda: request_task.init_params(self._model, self._config), mesh_lib.local_mesh()
     )
+    # Opened for this one read, since the learner adds checkpoints there and removes them.
     with Checkpointer(self._promotions.checkpoints, read_only=True) as kept:
       return kept.restore_params(target, step)

@@ -97,6 +97,7 @@ class KnownAds:
       row = self._rows.add(ad_id)
     self._later[row] = ad
     self._columns.put(row, ad, codes)
+    # After the columns, since readers see rows up to this size.
     self._columns.size = len(self._rows)
     self._set(row, self.codes_NT[row] if ad.status == ACTIVE else None)
     return row

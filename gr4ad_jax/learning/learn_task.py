@@ -58,6 +58,7 @@ class LearnTask(RequestTask):
       init_from="",
     )
     super().__init__(dataclasses.replace(config, training=training), inputs)
+    # After `super`, which takes the run's own directory.
     self.folder = folder or os.path.join(config.workdir, LEARNER)
     self.first_step = run.scored_step(config)
     self._stream = stream
@@ -72,6 +73,7 @@ class LearnTask(RequestTask):
     self.known = Known(
       self.ads, NeighborFolds.of(neighbors), config.data, depth, dataset.attribution_days
     )
+    # The run's whole log, whatever its splits: all of it is known when the stream begins.
     histories = Histories(dataset.events, 60 * config.data.session_gap_minutes)
     self._state = State(config.data, self.ads, neighbors, histories, Trends.load(features))
 

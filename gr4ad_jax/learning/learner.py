@@ -175,6 +175,7 @@ class Learner:
     length = task.config.learn.round_groups
     while True:
       step = int(state.step)
+      # The round of the step's group, whose bounds are multiples of its length.
       first = source.group_of(step) // length * length
       begin = task.first_step + first * source.steps_per_group
       end = begin + length * source.steps_per_group
@@ -214,6 +215,7 @@ class Learner:
       _log.warning("the learner goes back: %s", error)
     source.forget(first, task.config.learn.round_groups)
     state = self._back(trainer.state, end)
+    # Saved at the round's end, so that a kill now does not meet the same round again.
     checkpointer.save(state, data=source.state(end))
     checkpointer.wait()
     return state, "done"
@@ -253,6 +255,7 @@ class Learner:
       "it lies in %s, and the learner goes back",
       step, verdict.recall[guard.CANDIDATE], verdict.requests, -verdict.worst, place,
     )  # fmt: skip
+    # Before the state goes back, so that what made it worse is not drawn again.
     task.source.forget(before, len(groups))
     return self._back(state, step), verdict
 

@@ -38,6 +38,7 @@ class Lists:
     variables = self._searcher.variables(params)
     trie = self._feed.trie()
     beams = jax.device_get(self._searcher.compiled_on_demand(variables, batch, trie, self._beams))
+    # Ads of a UA-SID may have changed since the trie was made. The index decides, as in a server.
     row_BK, beam_BK = self._index.expand(beams.codes_BWT, beams.leaf_BW >= 0, k)
     # Padding has beam -1; the maximum keeps the gather in range, and the next line masks it.
     logp_BK = np.take_along_axis(beams.logp_BW, np.maximum(beam_BK, 0), axis=1)

@@ -59,6 +59,7 @@ class Promotions:
       # Who holds another one meanwhile has written so first: the word is theirs.
       if self.is_held:
         self.use(files.load_fields(self._held, "step")[0])
+    # Last, when the pointer no longer names what may go.
     self._clear(PROMOTED)
 
   @property
@@ -77,6 +78,7 @@ class Promotions:
     """Lets the learner promote again."""
     if self.is_held:
       os.remove(self._held)
+      # Else the list of checksums would name a file that is gone.
       checksums.forget(self._held)
 
   def use(self, step: int | None) -> None:

@@ -141,6 +141,7 @@ def _lines(path: str) -> list[dict[str, float]]:
   for line in lines[:-1]:  # behind the last line break, a line may be being written
     try:
       record = json.loads(line)
+    # A line that was cut in two by a kill is passed over.
     except ValueError:
       continue
     if isinstance(record, dict):

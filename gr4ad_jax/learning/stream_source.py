@@ -130,6 +130,7 @@ class StreamSource:
       Whether they are whole.
     """
     while self._made < first + groups:
+      # What was read may hold a group already, so it is asked for before more is read.
       visits = self._next_group()
       if visits is not None:
         self._make(visits)
@@ -209,6 +210,7 @@ class StreamSource:
       if feed.taken >= state["taken"]:
         raise DataError(f"{refused}: its events are others")
       _log.warning("%d events that were learned from are gone", state["taken"] - feed.taken)
+    # Groups of which visits are gone keep their numbers, so that steps mean what they meant.
     self._made = state["groups"]
 
   def _next_group(self) -> list[Visit] | None:
@@ -227,6 +229,7 @@ class StreamSource:
 
   def _make(self, visits: Sequence[Visit]) -> None:
     feed = self.feed
+    # The state must know all events of the group before its popularity is asked for.
     feed.visits.flush()
     popularity = None
     if not self._restoring:
@@ -270,6 +273,7 @@ class StreamSource:
       parts.append(self._old.batch(self._old_requests[drawn[drawn < before]], step))
     if (drawn >= before).any():
       visits = [memory[at - before] for at in drawn[drawn >= before]]
+      # With the popularity of the group that is learned from: what is known now, not then.
       parts.append(Examples.of(visits, self._known, group.popularity).batch(draw=step))
     return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 

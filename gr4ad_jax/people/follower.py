@@ -64,6 +64,8 @@ class Follower:
     self._depth = {name: depth for depth, name in enumerate(behaviors)}
     self._seconds = snapshot_seconds
     self._heard = heard
+    # Where the snapshot ends. The state is of that moment too, so what is read on
+    # from here counts once.
     self.offset = store.offset
     self._erasures = store.erasures
     self.events = 0
@@ -160,6 +162,7 @@ class Follower:
     while not self._closing.is_set():
       try:
         self._stream.wait(events_lib.TOPIC, self.offset, _WAIT)
+        # Snapshots between the parts, so that a long way to catch up is not lost by a kill.
         while self._step() and not self._closing.is_set():
           self._snapshot_if_due()
         self._snapshot_if_due()
@@ -186,6 +189,8 @@ class Follower:
       self._join()
       # One at a time: an erasure cuts the events in two.
       erasure = next(iter(self._stream.read(events_lib.ERASURES, self._erasures, 1)), None)
+      # Only when all events up to the erasure are known: those behind it are of a new
+      # user of that name.
       if erasure is not None and self.offset >= erasure.value["after"]:
         self._erase(erasure.value["digest"])
         self._erasures = erasure.offset
@@ -204,6 +209,7 @@ class Follower:
         # What came before belongs to the user who is erased, what follows to a new one.
         last = erasure.value["after"] if not records else min(last, erasure.value["after"])
         records = [record for record in records if record.offset <= last]
+      # The offset moves after the state, and both are under one turn.
       self._observe(records)
       self.offset = last
       self._told()
@@ -263,6 +269,7 @@ class Follower:
       row = self._row_of(ad)
       if row is not None:
         found += [(offset, value, row) for offset, value in self._wait_no_more(ad)]
+    # Events of several ads may join at once. Their order among each other is that of the stream.
     found.sort(key=lambda one: one[0])
     self._add([value for _, value, _ in found], [row for _, _, row in found])
 
@@ -271,6 +278,7 @@ class Follower:
       users = self._histories.forget(digest)
     self._erased.append(digest)
     for ad, waits in list(self._waits.items()):
+      # Waiting events name users by their ids, and erasures by digests.
       mine = [w for w in waits if events_lib.digest_of(w[1]["user_id"]) == digest]
       if mine:
         self._wait_no_more(ad)

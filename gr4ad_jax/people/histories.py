@@ -31,6 +31,7 @@ class StoredHistories(Histories):
     self._gone: set[str] = set()  # erased, and still in the store
     self.changed: dict[str, Person] = {}
     self.number = store.number  # users that the log does not have
+    # A list of its own, as the loop takes users out of the mapping.
     for user in [user for user in self._number if digest_of(user) in self._erased]:
       self._forget_base(user)
 
@@ -97,6 +98,7 @@ class StoredHistories(Histories):
       return None
     person = self._store.person(user_id)
     if person is not None:
+      # The store has no logs: they follow from the events, and are made when a user is read.
       person.log = self._ordered([user_id], [person])
       self._people[user_id] = person
       self._forget_cold()

@@ -157,6 +157,7 @@ class PeopleStore:
       row = self._connection.execute(sql, (user_id,)).fetchone()
     if row is None:
       return None
+    # A flipped bit may change the type of a cell, and not its content alone.
     if not isinstance(row[0], bytes) or _sum(user_id, row[0]) != row[1]:
       raise DataError(f"{self._path}: user {user_id[:80]!r} is damaged: the checksum is wrong")
     return _person(row[0])
@@ -165,6 +166,7 @@ class PeopleStore:
     """At most `limit` ids of users in the file that begin with a prefix, in order."""
     with self._reading():
       sql = "SELECT user_id FROM people WHERE user_id >= ? ORDER BY user_id LIMIT ?"
+      # Sorted ids from the prefix on. The end of those with the prefix is found below.
       rows = self._connection.execute(sql, (prefix, limit)).fetchall()
     return [user for (user,) in rows if user.startswith(prefix)]
 
@@ -245,6 +247,7 @@ def _row(item: tuple[str, Person]) -> tuple[str, bytes]:
 
 def _person(blob: bytes) -> Person:
   """What `_row` wrote, with an empty log."""
+  # The checksum was compared before, so this cannot fail on damage.
   blob = zlib.decompress(blob)
   count, length = _HEAD.unpack_from(blob)
   at = _HEAD.size + length

@@ -61,6 +61,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:
 def _schema_link(part: Mapping[str, Any]) -> str:
   """Names the schema of a body or a response; empty where it has none."""
   schema = part.get("content", {}).get("application/json", {}).get("schema", {})
+  # The last part of a reference such as `#/components/schemas/Ad`.
   name = html.escape(schema.get("$ref", "").rpartition("/")[2])
   return f'<a href="#{name}">{name}</a>' if name else ""
 

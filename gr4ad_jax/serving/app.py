@@ -229,6 +229,7 @@ def _state(engine: Any) -> fastapi.APIRouter:
   router = fastapi.APIRouter(tags=["state"])
   with open(_PAGE, encoding="utf-8") as file:
     page_text = file.read()
+  # Made once: the digests are of the page as it lies in the package.
   page_headers = _page_headers(page_text)
 
   @router.get("/v1/stats", responses=_problems(401, 403))
@@ -293,6 +294,7 @@ def _add_error_handlers(app: fastapi.FastAPI) -> None:
   @app.exception_handler(Exception)
   async def failed(_, error):
     _log.error("a request failed", exc_info=error)
+    # What went wrong is in the log. A client learns nothing of the inside.
     return Json({"error": "internal error"}, 500)
 
 
@@ -306,6 +308,7 @@ def _told(error: Mapping[str, Any]) -> str:
 
 def _describe_token(app: fastapi.FastAPI) -> None:
   """Tells in the OpenAPI document that a token is needed."""
+  # Wrapped, since FastAPI makes the document when it is first asked for.
   plain = app.openapi
 
   def described() -> dict[str, Any]:

@@ -162,6 +162,7 @@ class LimitedProtocol(HttpToolsProtocol):
     if len(self._shared.open_now) >= self._limits.connections and not self._make_room():
       self._refuse(_NO_ROOM, "too many connections")
       return
+    # From here on the connection counts, and `connection_lost` takes it off again.
     self._shared.of_peer[peer] += 1
     self._shared.open_now[self] = None
     self._counted = True
@@ -173,6 +174,7 @@ class LimitedProtocol(HttpToolsProtocol):
     if self._counted:
       peer = self.client[0] if self.client else ""
       self._shared.of_peer[peer] -= 1
+      # Addresses that are gone must not fill the memory.
       if not self._shared.of_peer[peer]:
         del self._shared.of_peer[peer]
       self._shared.open_now.pop(self, None)
@@ -184,6 +186,7 @@ class LimitedProtocol(HttpToolsProtocol):
     # In pieces, so that a limit is noticed before all of a large read is parsed.
     for begin in range(0, len(data), _PIECE):
       piece = data[begin : begin + _PIECE]
+      # The parser calls `on_body` inside the call below, which moves the count on.
       before = self._body
       super().data_received(piece)
       # Closing, or refused by the parser: what follows is of no use.
@@ -195,6 +198,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._beside > self._limits.header_bytes + _CHUNKED * self._body:
           self._refuse(_TOO_LONG, "headers too long")
           return
+      # Requests that were read behind one that is still being answered.
       if len(self.pipeline) > _PIPELINED:
         self._refuse(b"", "too many requests at once on one connection")
         return

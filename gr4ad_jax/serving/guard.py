@@ -57,6 +57,7 @@ class Guard:
     if scope["type"] != "http":
       await self._app(scope, receive, send)
       return
+    # Of a header that is there twice the last counts.
     headers = dict(scope["headers"])
     if problem := self._foreign(scope, headers):
       await _refuse(send, 403, problem, (b"connection", b"close"))
