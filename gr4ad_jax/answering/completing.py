@@ -34,7 +34,8 @@ def complete(
     # What was found counts as taken: the next ad goes with all of them.
     taken = [*basket, *(ad.ad_id for ad in found)]
     more = recommender.completed(events, taken, 1, now, choice)
-    if not more:  # no ad is left that was asked for
+    # No ad is left that was asked for.
+    if not more:
       break
     found += more
   return found

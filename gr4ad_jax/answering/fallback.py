@@ -58,7 +58,8 @@ class PopularLists:
     segment_E = np.searchsorted(edges, size_U, side="right")[events.user]
     # An event of four weeks before the last one counts half.
     weight_E = 0.5 ** ((events.time.max(initial=0) - events.time) / _HALF_LIFE)
-    weight_E = np.where(events.value < 0, 0, weight_E)  # who gives back does not ask for more
+    # Who gives back does not ask for more.
+    weight_E = np.where(events.value < 0, 0, weight_E)
     everybody = np.bincount(events.ad, weight_E, num_ads)
     # A prior of few events, so that a segment of few users is not ruled by one of them.
     prior = _PRIOR * everybody / max(everybody.sum(), 1e-9)

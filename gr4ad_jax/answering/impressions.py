@@ -79,7 +79,9 @@ class Impressions:
       more: further fields of the record.
     """
     value = self.value_of(query, answer, seconds, arm) | more
-    if answer.receipt is None:  # nothing was limited: what is from now on finds all that was spent
+    # Nothing was limited, and nothing was counted yet. A budget that is set from now on finds all
+    # that was spent.
+    if answer.receipt is None:
       # With a receipt the ledger counted it already.
       self._count(value)
     try:
@@ -158,7 +160,8 @@ class Impressions:
       except OSError as error:
         _log.error("impressions could not be written, trying again: %s", error)
         self._closing.wait(_AGAIN)
-      except Exception:  # a record of another form: what is shown is written all the same
+      except Exception:
+        # A record of another form. What is shown is written all the same.
         _log.exception("impressions could not be read")
       if closing:
         return
@@ -169,7 +172,8 @@ def first_since(stream: Stream, topic: str, moment: float) -> int:
 
   Times ascend with offsets, so it is looked for by halves: about twenty reads of a million.
   """
-  low = 0  # behind it, all records that are late enough; more may be
+  # Behind `low` stand all records that are late enough, and more may.
+  low = 0
   high = stream.end(topic)
   try:
     stream.read(topic, 0, 1)

@@ -104,7 +104,8 @@ class Living:
 
   def start(self) -> None:
     """Reads what has come since the last snapshot, then starts the threads. Raises OSError."""
-    self.ads.catch_up()  # first: events may be of ads that another server has put
+    # Ads first, since events may be of ads that another server has put.
+    self.ads.catch_up()
     self.follower.catch_up()
     self.ads.start()
     self.impressions.start()

@@ -32,7 +32,8 @@ def plain(text: str, width: int | None = None) -> str:
   """
   if width is not None:
     # A text may be megabytes long; what is shown is a line.
-    text = text[: 4 * width + 4]  # enough for what is shown, also of marks without a width
+    # Enough for what is shown, also where marks without a width are among it.
+    text = text[: 4 * width + 4]
   encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
   # The encoding may lack letters: `backslashreplace` writes these as escapes, and the way back
   # gives text again.

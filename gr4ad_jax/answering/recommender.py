@@ -102,7 +102,8 @@ class Recommender:
     ecpm = EcpmBins.load(folder["features"])
     ranker = request_task.make_ranker(model, index, ecpm, config.search)
     with run.open_checkpoints(config) as checkpointer:
-      step = checkpointer.resolve(checkpoint)  # 'best' may be another one soon
+      # Resolved once: 'best' may be another checkpoint soon.
+      step = checkpointer.resolve(checkpoint)
     params = request_task.load_params(config, model, step)
     behaviors = inputs.load_behaviors(config)
     return cls(config, params, ranker, ads, index.codes_NT, features, behaviors, ecpm, step)

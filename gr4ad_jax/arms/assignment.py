@@ -42,7 +42,8 @@ def arm_of(user: str, shares: Mapping[str, float], salt: str) -> str:
     end += share
     if at < end:
       return name
-  return name  # the shares sum to 1 but for rounding
+  # The shares sum to 1 but for rounding, so a place at the very end is the last arm's.
+  return name
 
 
 def parse_shares(text: str) -> dict[str, float]:

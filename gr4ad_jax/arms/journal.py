@@ -92,10 +92,12 @@ class Journal:
     for record in records(stream, "impressions"):
       one = _checked("impressions", record, _shown)
       end = max(end, one.moment)
-      if one.user:  # a request by a history alone is nobody's
+      # A request by a history alone is nobody's.
+      if one.user:
         shown.setdefault(one.user, []).append(one)
     for record in records(stream, "events"):
-      if "erased" in record.value:  # a user left; what there was of the user is gone
+      # A user left, and what there was of the user is gone.
+      if "erased" in record.value:
         continue
       user, event = _checked("events", record, _taken)
       end = max(end, event.time)

@@ -68,7 +68,8 @@ def snips(target_R: np.ndarray, propensity_R: np.ndarray, reward_R: np.ndarray) 
   weight_R = _weights(target_R, propensity_R)
   total = weight_R.mean()
   if total == 0:
-    return Estimate(np.nan, np.inf)  # the rule takes nothing that was ever drawn
+    # The rule takes nothing that was ever drawn, so the draws say nothing of it.
+    return Estimate(np.nan, np.inf)
   value = (weight_R * reward_R).mean() / total
   # The delta method: a ratio's error is that of its residuals, over the mean weight.
   return Estimate(float(value), _mean(weight_R * (reward_R - value)).error / float(total))

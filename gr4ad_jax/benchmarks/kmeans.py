@@ -150,7 +150,8 @@ class _Faiss:
     one = self._faiss.Kmeans(self._points_ND.shape[1], num_clusters, **options)
     one.train(self._points_ND, init_centroids=self._centroids_CD)
     self._centroids_CD = one.centroids
-    return float(one.obj[-1]) / len(self._points_ND)  # faiss tells the sum over points
+    # faiss tells the sum over the points.
+    return float(one.obj[-1]) / len(self._points_ND)
 
   def assigned(self) -> tuple[float, np.ndarray]:
     """Mean squared distance and sizes of the clusters."""

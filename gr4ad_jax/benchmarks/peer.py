@@ -33,7 +33,8 @@ class PrefixTokens:
   def __init__(self, codes_NT: np.ndarray, codebooks: Sequence[int]):
     torch, _ = _packages()
     offsets = token_offsets(codebooks)
-    prefix_N = np.zeros(1, np.int64)  # packed prefixes of the depth so far, sorted: the root
+    # Packed prefixes of the depth so far, sorted. At depth 0 there is the root alone.
+    prefix_N = np.zeros(1, np.int64)
     self._next: list[dict[int, object]] = []
     self._sizes = [int(size) for size in codebooks]
     self._offsets = offsets.tolist()
@@ -204,7 +205,8 @@ def t5_decode(
   torch, transformers = _packages()
   size = int(token_offsets(codebooks)[-1])
   config = _config(parameters, size, width, layers)
-  with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+  # In a fork, so that the caller's random numbers stay as they are.
+  with torch.random.fork_rng(devices=[]):
     torch.manual_seed(seed)
     model = transformers.T5ForConditionalGeneration._from_config(config, attn_implementation="sdpa")
     context_BS = torch.randint(1, size, (batch, context))

@@ -135,7 +135,8 @@ def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
   seconds = timing.interleaved(timers, repetitions)
   cost = system.cost
   step = statistics.median(seconds["step"])
-  flop = cost.model_flops / jax.device_count()  # a device's: the roof is that of one
+  # Of one device, since the roof is that of one.
+  flop = cost.model_flops / jax.device_count()
   slots = int(system.batch.slot_kind_BS.shape[1])
   return {
     "machine": timing.machine(),

@@ -62,7 +62,8 @@ def power_law_log(folder: str, events: int, ads: int, seed: int = 0) -> Log:
   visits = 0
   while begin < events:
     size = np.minimum(5 / np.sqrt(1 - rng.random(_AT_ONCE // 10)), LARGEST).astype(np.int64)
-    visit = np.repeat(np.arange(len(size)), size)[: events - begin]  # the last round may be cut
+    # The last round may be cut.
+    visit = np.repeat(np.arange(len(size)), size)[: events - begin]
     end = begin + len(visit)
     count = len(visit)
     topic = rng.integers(topics, size=len(size))[visit]

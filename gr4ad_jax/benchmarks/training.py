@@ -23,7 +23,8 @@ def measure(config: Config, repetitions: int) -> dict:
   state = trainer.state
   number = 0
   batch = trainer.make_batch(0)
-  matmuls = flops.matmuls_of(trainer.step, state, batch)  # read off the program; nothing is run
+  # Read off the program. Nothing is run.
+  matmuls = flops.matmuls_of(trainer.step, state, batch)
   step, cost = compile_step(trainer.step, state, batch, task.units(batch), config.training)
 
   # Another batch each time, as in training.

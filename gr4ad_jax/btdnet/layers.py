@@ -49,7 +49,8 @@ def attention(
   logits_BHQK = product("bqhd,bkhd->bhqk", q_BQHd, k_BKHd) / np.sqrt(d)
   if bias is not None:
     logits_BHQK = logits_BHQK + bias
-  weights_BHQK = jax.nn.softmax(logits_BHQK)  # in float32: a bfloat16 sum of many keys drifts
+  # In float32: a bfloat16 sum of many keys drifts.
+  weights_BHQK = jax.nn.softmax(logits_BHQK)
   read = product("bhqk,bkhd->bqhd", weights_BHQK.astype(v_BKHd.dtype), v_BKHd)
   return read.astype(v_BKHd.dtype).reshape(B, Q, H * d)
 

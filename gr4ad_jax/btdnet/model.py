@@ -153,5 +153,6 @@ class BTDNet(nn.Module):
       x = x.reshape(B, H, W, C)
       maps.append(out.reshape(B, H, W, C))
       if self.parts.bsc in ("words", "both") and i < len(self.to_words):
-        words_BNE = self.to_words[i](words_BNE, seen)  # both ways read what the stage made
+        # Both ways read what the stage made, and not what fusion made of it.
+        words_BNE = self.to_words[i](words_BNE, seen)
     return maps, words_BNE

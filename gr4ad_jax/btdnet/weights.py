@@ -194,7 +194,8 @@ def _read(path: str) -> dict[str, np.ndarray]:
     raise FileNotFoundError(f"{path}: there is no such file of weights")
   try:
     tensors = safetensors.load_file(path)
-  except Exception as error:  # of the header, a dtype that NumPy lacks, or a file cut short
+  except Exception as error:
+    # Of the header, of a dtype that NumPy lacks, or of a file that was cut short.
     reason = " ".join(str(error).split())[:150]
     raise DataError(f"{path}: no safetensors file that can be read ({reason})") from error
   found = {}

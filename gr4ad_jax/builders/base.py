@@ -160,7 +160,8 @@ class TableBuilder(StoredBuilder, skip_registration=True):
   def _stored_events(self) -> EventLog:
     # An empty split was not written, and is not there to be read.
     splits = {split: self._columns(split) for split in SPLITS if split in self.info.splits}
-    user_id = _decoded(splits["train"]["user_id"])  # every user has a visit in train
+    # Every user has a visit in train, so its users are all that there are.
+    user_id = _decoded(splits["train"]["user_id"])
     row_of = {user: row for row, user in enumerate(user_id)}
     joined: dict[str, list[np.ndarray]] = {name: [] for name in (*EVENT_COLUMNS, "user", "split")}
     for split, columns in splits.items():

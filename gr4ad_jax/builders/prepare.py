@@ -55,7 +55,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     # Read before the lock is taken, since it may take minutes and writes nothing.
     tables = make.read(config)
     with _alone(root):
-      parts = _stored(make, config, root)  # another process may have been first
+      # Another process may have been first.
+      parts = _stored(make, config, root)
       for part in PARTS:
         if part not in parts:
           _prepare(make, config, part, root, tables)
@@ -125,7 +126,8 @@ def until(dataset: Dataset, date: str) -> Dataset:
   events = dataset.events
   first_N = first_times(ads, events)
   never = np.iinfo(np.int64).max
-  kept_N = (first_N < end) | (first_N == never)  # an ad without a date may always have been there
+  # An ad without a date may always have been there.
+  kept_N = (first_N < end) | (first_N == never)
   before = events.time < end
   if not before.any():
     raise DataError(f"--until={date} is not allowed: {dataset.name} has no event before it")

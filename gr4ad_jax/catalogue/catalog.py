@@ -263,7 +263,8 @@ class AdCatalog:
     self._commits.flush()
     try:
       self._topic.compact()
-    except OSError as error:  # for example a full disk: the next server does it
+    except OSError as error:
+      # The disk is full, for example. The next server does it.
       _log.error("traces of removed ads stay on disk until the next start: %s", error)
     self._topic.close()
 

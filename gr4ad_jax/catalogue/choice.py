@@ -168,7 +168,8 @@ class AdSets:
     if categories:
       parts.append(self.categories.mask(sorted(categories)))
     if but_accounts:
-      known = filter(self.accounts.knows, sorted(but_accounts))  # of others there is no ad yet
+      # Of other accounts there is no ad yet.
+      known = filter(self.accounts.knows, sorted(but_accounts))
       parts.append(~self.accounts.mask(list(known)))
     # All conditions hold together.
     return np.logical_and.reduce(parts)

@@ -50,7 +50,8 @@ def payloads(directory: str, digest: str) -> list[bytes]:
     if len(found) != header["records"]:
       raise DataError(f"{path}: {len(found)} records, {header['records']} were written")
   numbers = sorted(int(name.partition(".")[2]) for name in names if name != "snapshot")
-  numbers = [number for number in numbers if number >= first]  # those before it are in the snapshot
+  # What stands in journals before it is in the snapshot.
+  numbers = [number for number in numbers if number >= first]
   # With a snapshot there is always its journal; without one there may be nothing at all.
   if numbers or found or "snapshot" in names:
     for number in range(first, max(numbers, default=first) + 1):

@@ -68,5 +68,6 @@ class Tending:
           self._compact()
           self._compact_end = time.monotonic()
           self._compact_seconds = self._compact_end - begin
-      except Exception:  # for example a full disk: the thread lives on, and tries again
+      except Exception:
+        # The disk is full, for example. The thread lives on, and tries again.
         _log.exception("the catalogue could not be merged or written")

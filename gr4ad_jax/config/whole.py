@@ -57,7 +57,8 @@ class Config:
     # Families are found by name, so that the config imports none of them.
     kind = families.own_section(self.family)
     if kind and self.own is None:
-      object.__setattr__(self, "own", kind())  # the way into a frozen dataclass
+      # The way into a frozen dataclass.
+      object.__setattr__(self, "own", kind())
 
 
 _SIZES = (
@@ -277,16 +278,19 @@ def load_config(workdir: str) -> Config:
     ConfigError: its config.json is damaged.
   """
   path = os.path.join(workdir, CONFIG_FILE)
-  if not os.path.isfile(path):  # a pipe would be waited for without end
+  # A pipe would be waited for without end.
+  if not os.path.isfile(path):
     raise FileNotFoundError(
       f"{workdir} holds no {CONFIG_FILE}: name the directory of a trained run"
     )
   try:
     with open(path, encoding="utf-8") as file:
       config = from_json(file.read())
-  except ValueError as error:  # a byte that is no UTF-8, or a ConfigError
+  except ValueError as error:
+    # A byte that is no UTF-8, or a ConfigError.
     raise ConfigError(f"{path} is not allowed: {error}") from error
-  checksums.check(path)  # after what can be told more plainly
+  # After what can be told more plainly: a damaged file often is no JSON either.
+  checksums.check(path)
   return dataclasses.replace(config, workdir=workdir)
 
 

@@ -74,7 +74,8 @@ class Promotions:
     """
     weeks = len(self.week_start)
     week_B = np.searchsorted(self.week_start, time_B, side="right") - 1
-    over_B = time_B >= self.week_start[-1] + _WEEK  # of what comes later nothing is known
+    # Of weeks behind the last one nothing is known.
+    over_B = time_B >= self.week_start[-1] + _WEEK
     known_B = (store_B >= 0) & (week_B >= 0) & ~over_B
     # (B, S) rows of ads beside one store and one week a request.
     key_BS = (ad_BS.astype(np.int64) * self.stores + store_B[:, None]) * weeks + week_B[:, None]

@@ -40,7 +40,8 @@ def ordered_log(
   present, user = np.unique(user, return_inverse=True)
   visit = by_pause(user, time, gap_seconds) if request is None else _visits_by_id(user, request)
   request = _in_order(visit, user, time)
-  order = np.lexsort((time, request))  # stable: equal times keep the log's order
+  # Stable, so that equal times keep the log's order.
+  order = np.lexsort((time, request))
   user_R = user[order][_first_of_run(request[order])]
   period = periods(user[order], request[order], time[order])
   return EventLog(
@@ -170,7 +171,8 @@ def by_pause(user: np.ndarray, time: np.ndarray, gap_seconds: float) -> np.ndarr
 
 def _in_order(visit: np.ndarray, user: np.ndarray, time: np.ndarray) -> np.ndarray:
   """Renumbers visits by user, first moment and first row."""
-  by_time = np.lexsort((time, visit))  # stable: of equal times the first row comes first
+  # Stable, so that of equal times the first row comes first.
+  by_time = np.lexsort((time, visit))
   earliest = by_time[_first_of_run(visit[by_time])]
   first_row = np.unique(visit, return_index=True)[1]
   number = np.empty(len(first_row), np.int64)

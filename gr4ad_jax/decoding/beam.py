@@ -174,7 +174,8 @@ def _advance(
   state = _take(state, beam_BW)
   match_BWS = state.match_BWS
   if match_BWS is not None:
-    match_BWS = match_BWS * (slot_code_BS[:, None] == code_BW[..., None])  # (B, 1, S) == (B, W, 1)
+    # (B, 1, S) == (B, W, 1) -> (B, W, S): slots whose ad has the beam's code.
+    match_BWS = match_BWS * (slot_code_BS[:, None] == code_BW[..., None])
   state = _State(
     # A beam that was filled with a candidate of -inf stands nowhere, and gets no children.
     node_BW=jnp.where(jnp.isneginf(logp_BW), NO_NODE, node_BW),

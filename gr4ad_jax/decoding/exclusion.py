@@ -66,7 +66,8 @@ class Excluded:
     def without(valid_BWC):
       parent_BP = self.parent_TBP[level]
       child_BP = self.child_TBP[level]
-      beam_BP = beams_on(parent_BP, node_BW)  # past the last where no beam stands: dropped below
+      # Past the last beam where none stands on the parent. Such places are dropped below.
+      beam_BP = beams_on(parent_BP, node_BW)
       # A child's column is its distance from the first child of its parent. An unused entry has no
       # beam.
       column_BP = child_BP - start[jnp.maximum(parent_BP, 0)]
@@ -173,7 +174,8 @@ class Excluder:
     else:
       # Programs have a fixed room, so what does not fit goes another way.
       longer = _longer(levels, room)
-      for request in longer:  # too many for a list: bits of its own
+      # These are too many for a list, and get bits of their own.
+      for request in longer:
         named = left_out.row_E[left_out.request_E == request]
         set_B[request] = (set_B[request] or holdings).without(named)
       levels = [_kept(dead, longer) for dead in levels]

@@ -53,7 +53,8 @@ class NodeAds:
     )
     known_N = (index.leaf_ads < num_ads) & counts_N
     counted = np.append(0, np.cumsum(counts_N))  # allowed ads before each place
-    begin = index.leaf_start  # a node's first ad, in the order of the leaves
+    # The first ad of each node, in the order of the leaves.
+    begin = index.leaf_start
     nodes = []
     sizes = []
     # From the leaves up: a node's ads are those from its first child's first to the next node's.

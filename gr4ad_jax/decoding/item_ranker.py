@@ -57,7 +57,8 @@ class ItemRanker:
     left_out: LeftOut | None = None,
   ) -> Ranking:
     """The best k ads of each request, as `Ranker.rank`; values are 0: the model predicts none."""
-    if left_out:  # every ad has a score: so many more are enough, or all of them
+    # Every ad has a score, so this many more are enough, or all of them.
+    if left_out:
       # A set may leave out any number of ads, so then all are ranked.
       deep = self._num_ads if left_out.sets else k + left_out.most
       whole = self.rank(params, contexts, requests, max(deep, k), batch_size)

@@ -56,7 +56,8 @@ def top_k(x_BWC: jax.Array, k: int, method: str) -> tuple[jax.Array, jax.Array]:
     kept = jnp.take_along_axis(padded, block_BK[..., None], axis=1).reshape(B, k * BLOCK)
     value, at = jax.lax.top_k(kept, k)
     position = jnp.take_along_axis(block_BK, at // BLOCK, axis=1) * BLOCK + at % BLOCK
-    return value, jnp.minimum(position, W * C - 1)  # padding is only ever chosen among equals: -inf
+    # Padding is chosen among equals of -inf alone, and then stands past the last place.
+    return value, jnp.minimum(position, W * C - 1)
   # W·C may be no more than k · BLOCK; then nothing can be cut off beforehand.
   return jax.lax.top_k(flat, k)
 

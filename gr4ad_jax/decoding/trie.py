@@ -83,7 +83,8 @@ class Trie:
     main_BW = jnp.clip(node_BW, 0, nodes - 1)
     # (B, W, 1) + (C,) -> (B, W, C).
     child_BWC = start[main_BW][..., None] + jnp.arange(self.fanout[level])
-    here_BW = node_BW == main_BW  # neither empty nor of the overlay
+    # Neither empty nor of the overlay.
+    here_BW = node_BW == main_BW
     valid_BWC = here_BW[..., None] & (child_BWC < start[main_BW + 1][..., None])
     # Places past a node's last child read child 0, and are masked.
     child_BWC = jnp.where(valid_BWC, child_BWC, 0)

@@ -96,7 +96,8 @@ class BatchLists:
     known = list(map(str, events.user_id))
     users = _named_users(users_path, set(known)) if users_path else known
     lists = cls(recommender, events, users, wanted)
-    lists._ranked(lists._numbers[:1])  # a wish that nothing fulfils is told before any work
+    # A wish that nothing fulfils is told before any work.
+    lists._ranked(lists._numbers[:1])
     return lists
 
   def plan(self) -> dict:

@@ -51,7 +51,8 @@ if __name__ == "__main__":
   example = dict(np.load(here / "example.npz"))
   try:
     model = Model(here)
-  except ImportError as error:  # jax.export reads by flatbuffers, which jax does not bring
+  except ImportError as error:
+    # jax.export reads by flatbuffers, which jax does not bring along.
     sys.exit(f"error: {error}")
   lists = model.recommend(example, k=example["score"].shape[1])
   if [[ad[0] for ad in one] for one in lists] != example["ad_id"].tolist():

@@ -71,7 +71,8 @@ class BatchRunner:
   @property
   def beams(self) -> tuple[int, ...]:
     """Widths of the latest search."""
-    plan = self._plan  # read once: its controller's number is of its own schedules
+    # Read once: the controller's number is of its own plan's schedules.
+    plan = self._plan
     return plan.searches.schedules[plan.controller.schedule]
 
   @property
@@ -132,14 +133,16 @@ class BatchRunner:
 
     def heard(done: int, wanted: int, seconds: float) -> None:
       if self._closing.is_set():
-        raise Closed("the server is shutting down")  # what is left need not be compiled
+        # What is left need not be compiled.
+        raise Closed("the server is shutting down")
       told(done, wanted, seconds)
 
     try:
       self._computer.prepare(self._loaded.variables, told=heard)
       # The old plan answers until this one is whole.
       self._plan = self._planned(self._computer.searches)
-    except Exception:  # what is compiled goes on answering
+    except Exception:
+      # The searches that are compiled go on answering.
       if not self._closing.is_set():
         _log.exception("the other searches could not be compiled; the first one stays in use")
 

@@ -173,7 +173,8 @@ class Batcher:
       raise Overloaded(f"{len(self._queue)} requests are waiting", wait)
     # Nothing runs and nobody waits.
     if self._started is None and not self._queue:
-      return  # an idle worker always tries, so that a wrong prediction is corrected
+      # An idle worker always tries, so that a wrong prediction is corrected.
+      return
     if wait > self._hold(now):
       raise Overloaded(f"{len(self._queue)} requests are waiting, {wait * 1e3:.0f} ms in all", wait)
     if now + wait > deadline:

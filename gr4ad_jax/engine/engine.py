@@ -149,7 +149,8 @@ class ServingEngine(Changes):
     future = None
     try:
       future = self.submit(query)
-      if not future.done():  # what was kept is at hand
+      # A kept answer is at hand, and nothing is waited for.
+      if not future.done():
         # At the deadline the query is cancelled with the wait. While it is still queued, it is then
         # not computed.
         await asyncio.wait_for(asyncio.wrap_future(future), self._patience(query))

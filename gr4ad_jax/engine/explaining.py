@@ -55,7 +55,8 @@ class Explaining:
     try:
       loaded = self._loaded()
       if loaded.step != answer.checkpoint:
-        return answer  # other parameters would have other reasons
+        # Other parameters would have other reasons.
+        return answer
       reasons = self._computer.reasons(query, answer, self._most, loaded.variables)
     except UnknownUser:
       return answer  # erased since

@@ -64,5 +64,6 @@ def _median_seconds(compute: Callable[[int, int], None], schedule: int, size: in
 
 def yield_to_others() -> None:
   """Makes the calling thread run only where no other one wants the processor, on Linux."""
-  if sys.platform == "linux":  # elsewhere a priority is that of the whole process
+  # Elsewhere a priority is that of the whole process.
+  if sys.platform == "linux":
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

@@ -140,7 +140,8 @@ class Reloader:
         Exception
       ) as error:  # whatever is wrong with a checkpoint, the server goes on with what it has
         reason = " ".join(str(error).split())[:500] or repr(error)
-        if reason != told:  # a folder that cannot be listed is met at every look
+        # A folder that cannot be listed is met at every look, and told once.
+        if reason != told:
           _log.error("the newest checkpoint cannot be used; step %d stays: %s", self._step, reason)
           _log.debug("where it happened:", exc_info=True)
         told = reason

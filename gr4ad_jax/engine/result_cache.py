@@ -112,7 +112,8 @@ class ResultCache:
         return None
       # The least recently used one stands first.
       self._entries.move_to_end(key)
-    return pickle.loads(entry.answer)  # of `put` alone: never of what a client sent
+    # What is read was written by `put` alone: it is never what a client sent.
+    return pickle.loads(entry.answer)
 
   def put(
     self, key: bytes, answer: Any, rows: Iterable[int], moment: int, schedule: Any = 0
@@ -142,7 +143,8 @@ class ResultCache:
         self._keys_of_row.setdefault(row, set()).add(key)
       while len(self._entries) > self._most or self._bytes > self._most_bytes:
         self._forget(next(iter(self._entries)))
-      if len(self._by_age) > 2 * len(self._entries) + 16:  # mostly of entries that left early
+      # Most of the pairs are of entries that left early.
+      if len(self._by_age) > 2 * len(self._entries) + 16:
         self._by_age = collections.deque(pair for pair in self._by_age if self._is_current(*pair))
       return True
 
@@ -169,7 +171,8 @@ class ResultCache:
 
   def _changed_since(self, moment: int, rows: frozenset[int]) -> bool:
     if self._moment - moment > len(self._removed):
-      return True  # more was dropped than is remembered
+      # More was dropped than is remembered, so nothing is sure.
+      return True
     # Removals ascend, so the newest ones stand at the end.
     newer = itertools.takewhile(lambda removal: removal[0] > moment, reversed(self._removed))
     return any(row in rows for _, row in newer)

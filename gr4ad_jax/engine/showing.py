@@ -66,7 +66,8 @@ class Showing:
       return allowed and row not in hidden and self._catalog.is_active(row)
 
     receipt = None
-    if ledger.counts:  # others may be counted meanwhile: some are in reserve
+    # Others may be counted meanwhile, so some ads are in reserve.
+    if ledger.counts:
       found = self._lists.best(log, query.k + _RESERVE, may_be_shown)
       # The lists are in order already, so the first k that may still be shown are the best.
       found, receipt = ledger.take(query.user, found, lambda entries: entries[: query.k])

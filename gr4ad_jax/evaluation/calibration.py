@@ -55,7 +55,8 @@ class Calibration:
       value_mean_E: predicted E[value | purchase], money.
       value_E: values of the bought ones, money.
     """
-    real = weight_E > 0  # a pair of weight 0 says nothing
+    # A pair of weight 0 says nothing.
+    real = weight_E > 0
     if not (bought_E & real).any() or (bought_E | ~real).all():
       return cls.identity()
     logit_E, bought_E, weight_E, value_mean_E, value_E = (
@@ -75,7 +76,8 @@ class Calibration:
     """Corrected probabilities of logits of any shape, float32."""
     x = np.asarray(self.logits)
     y = np.asarray(self.corrected)
-    inside = np.interp(logit, x, y)  # flat beyond the ends; there the distance is added
+    # `interp` is flat beyond the ends. There the distance from the end is added below.
+    inside = np.interp(logit, x, y)
     found = np.where(
       logit < x[0], logit - x[0] + y[0], np.where(logit > x[-1], logit - x[-1] + y[-1], inside)
     )
@@ -98,7 +100,8 @@ def _quadratic(logit_E, bought_E, weight_E) -> np.polynomial.Polynomial:
   spread = max(float(logit_E.std()), _TINY)
   x_E = (logit_E - middle) / spread
   design_EK = np.stack([np.ones_like(x_E), x_E, x_E**2], axis=1)
-  unchanged = np.array([middle, spread, 0.0])  # middle + spread · x + 0 · x² is the logit
+  # middle + spread · x + 0 · x² is the logit itself.
+  unchanged = np.array([middle, spread, 0.0])
   found = unchanged.copy()
 
   def loss(found):
@@ -139,7 +142,8 @@ def auc(score_E: np.ndarray, bought_E: np.ndarray, weight_E: np.ndarray | None =
   _, level = np.unique(score_E, return_inverse=True)
   # Weight of both kinds at each distinct score.
   yes, no = (np.bincount(level, weight_E * kind) for kind in (bought_E, ~bought_E))
-  below = np.cumsum(no) - no  # weight of the others at each lower score, without pairing all
+  # Weight of the others at each lower score, by one running sum and without pairing all.
+  below = np.cumsum(no) - no
   if not yes.sum() or not no.sum():
     return float("nan")
   return float((yes * (below + no / 2)).sum() / (yes.sum() * no.sum()))

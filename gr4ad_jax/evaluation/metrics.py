@@ -107,7 +107,8 @@ def per_request(
   basket_R = np.diff(requests.target_start)
   value_R = np.bincount(requests.target_row, weights=requests.target_value, minlength=len(requests))
   discount_K = 1.0 / np.log2(np.arange(rankings_RK.shape[1]) + 2)  # ranks count from 1
-  best_K = np.cumsum(discount_K)  # place n - 1: what n hits in front come to
+  # At place n - 1 stands what n hits in front come to.
+  best_K = np.cumsum(discount_K)
   one_R = np.ones(len(requests))
   found = {}
   for k in ks:

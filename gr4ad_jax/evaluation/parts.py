@@ -51,7 +51,8 @@ def seen_before(dataset: schema.Dataset, requests: EvalRequests, days: float = 0
   row_E = np.repeat(np.arange(len(requests)), size)
   at_E = np.arange(len(row_E)) - np.repeat(np.cumsum(size) - size, size) + first[row_E]
   moment_E = events.time[now][row_E]
-  seen_E = events.time[at_E] <= moment_E  # an event of an earlier visit may come later
+  # An event of an earlier visit may come later than this one began.
+  seen_E = events.time[at_E] <= moment_E
   if days:
     # Counted back from the request, whose first event is at `now`.
     seen_E &= events.time[at_E] >= moment_E - days * DAY

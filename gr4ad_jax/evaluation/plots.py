@@ -55,7 +55,8 @@ def plot_training(metrics_jsonl_path: str, png_path: str) -> None:
     for axis, (title, names) in zip(axes[0], panels, strict=True):
       for name, color in zip(names, _cycle(COLORS, len(names)), strict=True):
         steps, values = zip(*sorted(curves[name].items()), strict=True)
-        marker = "o" if len(steps) < 40 else ""  # more would run into a thick line
+        # More marks would run into a thick line.
+        marker = "o" if len(steps) < 40 else ""
         axis.plot(
           steps, values, color=color, lw=1.6, marker=marker, ms=3.5, label=name.split("/", 1)[1]
         )
@@ -94,7 +95,8 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
     for axis, (part, measure) in zip(axes.flat, measures, strict=False):
       _bars(axis, names, [systems[name][part][measure] for name in names])
       axis.set_title(measure if part == parts.ALL else f"{measure}, {part} targets")
-    for axis in axes.flat[len(measures) :]:  # the last row may not be full
+    # The last row may not be full.
+    for axis in axes.flat[len(measures) :]:
       axis.set_visible(False)
     title = f"{results['dataset']}, {results['split']}: {results['users']:,} users, 95 % intervals"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
@@ -130,7 +132,8 @@ def panels(
 def _bars(axis, names: Sequence[str], scores: Sequence[Mapping[str, float]]) -> None:
   """Horizontal bars, whiskers for the intervals, and the values to the right of them."""
   means = [score["mean"] for score in scores]
-  reach = max(score["high"] for score in scores) or 1.0  # an axis from 0 to 0 cannot be drawn
+  # An axis from 0 to 0 cannot be drawn.
+  reach = max(score["high"] for score in scores) or 1.0
   axis.barh(
     names,
     means,

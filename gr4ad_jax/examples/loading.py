@@ -89,7 +89,8 @@ class GrainSource:
         self._next += 1
       # Handed out once, so that what was taken does not fill the memory.
       found = self._ready.pop(step, None)
-    if found is None:  # asked for again, or before the first one that was asked for
+    # It is asked for again, or lies before the first step that was asked for.
+    if found is None:
       found = Batches(self._contexts, self._order, 0, process, processes)[step]
     return found
 

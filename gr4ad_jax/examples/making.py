@@ -71,7 +71,8 @@ def _kept(job: Job, partition: int, part: spool.Partition) -> np.ndarray:
   kept_U = np.zeros(users, np.int64)
   if not job.before or not os.path.exists(path_of(job.before, "numbers", partition)):
     return kept_U
-  old = Numbers.load(job.before, partition).requests  # of the first users: new ones come last
+  # Of the first users alone: new ones come last.
+  old = Numbers.load(job.before, partition).requests
   # An event may change what followed requests of so long before it, or the visit that it belongs
   # to.
   reach = int(np.ceil(max(job.config.attribution_days * DAY, job.gap_seconds)))

@@ -37,8 +37,9 @@ class TrainingOrder:
   def _ordered(self, epoch: int) -> np.ndarray:
     if not self.shuffled:
       return self.examples
-    # A pair is taken in one read, so epoch and permutation always belong together.
-    known, permutation = self._permutation  # one read: other threads may be in another epoch
+    # A pair is taken in one read, so epoch and permutation always belong together. Other threads
+    # may be in another epoch.
+    known, permutation = self._permutation
     if epoch != known:
       bits = np.random.Philox(key=np.array([self.seed, epoch], np.uint64))
       permutation = np.random.Generator(bits).permutation(self.examples)

@@ -217,7 +217,8 @@ def _made(
   generation = known.manifest["generation"] + 1 if known else 0
   names = f"tables-{generation:04d}", f"shards-{generation:04d}"
   places = [os.path.join(out, name) for name in names]
-  for path in places:  # whole, but in no manifest: a call was stopped between the two
+  # These are whole, but no manifest names them: a call was stopped between the two.
+  for path in places:
     shutil.rmtree(path, ignore_errors=True)
   job = Job(
     log=os.path.join(out, "log"),
@@ -245,7 +246,8 @@ def _made(
   _sweep(job, {shard["file"] for shard in made})
   for part, path in zip((job.tables, job.shards), places, strict=True):
     os.rename(part, path)
-  os.sync()  # what was written through a map, too, before the manifest counts on it
+  # What was written through a map must be on the disk, too, before the manifest counts on it.
+  os.sync()
   files.write_json(os.path.join(out, MANIFEST), manifest)
   for scratch in ("counted", "visits", "made"):
     shutil.rmtree(os.path.join(places[0], scratch), ignore_errors=True)

@@ -104,7 +104,8 @@ def add(
   # CRC-32 is the same on every machine; `hash` is not.
   partition_U = np.array([zlib.crc32(user.encode()) % partitions for user in user_id.tolist()])
   partition_E = partition_U[user_E]
-  order = np.argsort(partition_E, kind="stable")  # keeps the order of the file
+  # Stable, so that a partition keeps the order of the file.
+  order = np.argsort(partition_E, kind="stable")
   # Where the run of each partition begins.
   bounds = np.searchsorted(partition_E[order], np.arange(partitions + 1))
   _write(path_of(folder, number), user_id[user_E[order]], made, order, bounds)
@@ -196,7 +197,8 @@ def read(
   first_U = np.full(len(users), np.iinfo(np.int64).max)
   np.minimum.at(first_U, code_E, table["first"].to_numpy())
   # Users by their first row in the log, whatever piece it stands in.
-  order = np.argsort(first_U)  # no two users share a row
+  # No two users share a first row, so any sort will do.
+  order = np.argsort(first_U)
   number_U = np.empty(len(users), np.int64)
   number_U[order] = np.arange(len(users))
   user_E = number_U[code_E]

@@ -33,7 +33,8 @@ def history_rows(lines: Lines, requests: np.ndarray, slots: int) -> np.ndarray:
   # [B] where each request's lines end among those that are left.
   end_B = np.cumsum(np.bincount(row, minlength=len(requests)))
   kept_B = np.minimum(np.diff(end_B, prepend=0), slots)
-  place = np.arange(len(row)) - (end_B - kept_B)[row]  # below 0: older than the slots reach
+  # Below 0: the line is older than the slots reach.
+  place = np.arange(len(row)) - (end_B - kept_B)[row]
   kept = place >= 0
   out[row[kept], place[kept]] = line[latest[kept]]
   return out
@@ -79,7 +80,8 @@ def history_features(lines: Lines, requests: np.ndarray, rows_BS: np.ndarray) ->
   count = lines.count[row]
   # Mean days between two takings. One taking has no interval: its numerator is 0.
   interval = (last_time - lines.first_time[row]) / DAY / np.maximum(count - 1, 1)
-  value = np.maximum(lines.value[row], 0)  # below 0: more was given back than taken
+  # Below 0, more was given back than was taken.
+  value = np.maximum(lines.value[row], 0)
   quantity = np.maximum(lines.quantity[row], 0)
   # Half the log of days: that of years of them then stays below 4.
   out = np.stack([

@@ -224,7 +224,8 @@ def _outcomes(events: EventLog, attributed_E: np.ndarray, num_ads: int, requests
 
 def _steps(row_E: np.ndarray, events: EventLog, began: np.ndarray, value: np.ndarray) -> Steps:
   """The steps of lines whose events begin at `began` [L] and add up to `value` [L]."""
-  if (events.time == began[row_E]).all():  # one moment a line: it is the line's only step
+  # Every line has one moment alone, which is its only step.
+  if (events.time == began[row_E]).all():
     return Steps(np.arange(len(began)), began, value)
   order = np.argsort(row_E, kind="stable")  # keeps time order inside a line
   row = row_E[order]

@@ -67,7 +67,8 @@ class SparseRows:
     key = found[self._kept]
     # 16 bits hold all places.
     if wanted.size <= 1 << 16:
-      order = np.argsort(key.astype(np.uint16), kind="stable")  # NumPy sorts 16 bits by radix
+      # NumPy sorts 16 bits by radix.
+      order = np.argsort(key.astype(np.uint16), kind="stable")
       key = key[order]
     else:
       order, key = _sorted(key.astype(np.int64))

@@ -52,11 +52,13 @@ def drawn(
   row_P = row_P[place_P]
   count_B = np.bincount(row_P, minlength=len(size_B))
   start_B = np.cumsum(size_B) - size_B
-  number_P = place_P + (followed.first_B - start_B)[row_P]  # of all outcomes: the same in any batch
+  # Numbered among all outcomes of the log, so that the hash is the same in any batch.
+  number_P = place_P + (followed.first_B - start_B)[row_P]
   hash_P = splitmix64(number_P.astype(np.uint64) ^ salt_B[row_P])
   # Where all fit, nothing is drawn: a hash of 0 keeps them in their order.
   hash_P = np.where(count_B[row_P] > targets, hash_P, np.uint64(0))
-  order = np.lexsort((hash_P, row_P))  # stable: equal hashes keep the outcomes' order
+  # Stable, so that equal hashes keep the outcomes' order.
+  order = np.lexsort((hash_P, row_P))
   # The rank of each outcome among its request's, in the drawn order.
   rank_P = np.arange(len(row_P)) - (np.cumsum(count_B) - count_B)[row_P[order]]
   kept = rank_P < targets

@@ -53,7 +53,8 @@ class SidIndex:
     if not len(codes_NT):
       raise ValueError("no codes: an index holds at least one ad")
     key_N = pack(codes_NT, codebooks)
-    order = np.argsort(key_N, kind="stable")  # stable: equal codes keep the ads' order
+    # Stable, so that ads of equal codes keep their order.
+    order = np.argsort(key_N, kind="stable")
     sorted_key = key_N[order]
     first = run_starts(sorted_key)
     child_start, node_code = map(tuple, trie_of_keys(sorted_key[first], codebooks))
@@ -102,9 +103,11 @@ class SidIndex:
     leaves_RW = np.asarray(leaves)
     if left_out:
       return self._expand_without(leaves_RW, limit, left_out)
-    start_RW = self.leaf_start[leaves_RW]  # of -1 the last entry: masked below
+    # -1 reads the last entry here, and is masked below.
+    start_RW = self.leaf_start[leaves_RW]
     size_RW = np.where(leaves_RW >= 0, self.leaf_start[leaves_RW + 1] - start_RW, 0)
-    begin_RW = np.cumsum(size_RW, axis=1) - size_RW  # ads of the leaves before, in this row
+    # How many ads the leaves before bring, in this row.
+    begin_RW = np.cumsum(size_RW, axis=1) - size_RW
     # Leaves are cut before their ads are listed, so work follows the limit, not the largest leaf.
     kept_RW = np.clip(limit - begin_RW, 0, size_RW)
     row, column = np.nonzero(kept_RW)

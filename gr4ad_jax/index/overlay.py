@@ -116,7 +116,8 @@ class Overlay:
       parent = path[level]
       child = path[level + 1]
       entry = child - self.trie.capacity(level + 1)
-      if entry >= 0:  # an added node is taken back; a main node is listed as dead
+      # An added node is taken back, and a main node is listed as dead.
+      if entry >= 0:
         self._add_parent[level, entry] = -1
       else:
         entry = self._unused(self._dead_child[level])
@@ -124,7 +125,8 @@ class Overlay:
         for column, value in zip(columns, (parent, child, codes[level]), strict=True):
           column[level, entry] = value
       if self._main_children(level, parent) + self._count(level, parent):
-        return  # the parent still leads somewhere, and so do all above it
+        # The parent still leads somewhere, and so do all nodes above it.
+        return
 
   def children(self, prefix: Sequence[int]) -> set[int]:
     """Codes that lead on from a prefix of fewer than T codes."""
@@ -133,7 +135,8 @@ class Overlay:
     if node < 0:
       return set()
     added = self._add_code[level, self._add_parent[level] == node]
-    if node >= self.trie.capacity(level):  # an added node: all its children are added too
+    # All children of an added node were added, too.
+    if node >= self.trie.capacity(level):
       return set(added.tolist())
     low, high = self.trie.child_start[level][node : node + 2]
     dead = self._dead_code[level, self._dead_parent[level] == node]

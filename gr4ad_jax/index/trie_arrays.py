@@ -78,7 +78,8 @@ class MainPart:
     """
     active = np.flatnonzero(key_N != INACTIVE).astype(np.int32)
     key = key_N[active]
-    order = np.argsort(key, kind="stable")  # stable: rows of one key stay ascending
+    # Stable, so that rows of one key stay ascending.
+    order = np.argsort(key, kind="stable")
     rows = active[order]
     key = key[order]
     start = run_starts(key)

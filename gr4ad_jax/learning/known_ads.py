@@ -87,7 +87,8 @@ class KnownAds:
     # Its text changed, or it is new: then its UA-SID is made again.
     if codes is None and ad.status == ACTIVE and (before is None or not _same(ad, before)):
       if row is not None:
-        self._set(row, None)  # its own UA-SID counts as free
+        # While it is looked for, the ad's own UA-SID counts as free.
+        self._set(row, None)
       codes = self._tokenizer.encode(ad.table(), self.index.codes_below)[0]
     if codes is None:
       # A removed ad keeps its codes here: histories still name it. One that was never active has

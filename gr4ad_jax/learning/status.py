@@ -138,7 +138,8 @@ def _lines(path: str) -> list[dict[str, float]]:
   if size > _MOST:
     del lines[0]  # its beginning was cut off
   found = []
-  for line in lines[:-1]:  # behind the last line break, a line may be being written
+  # Behind the last line break, a line may be being written.
+  for line in lines[:-1]:
     try:
       record = json.loads(line)
     # A line that was cut in two by a kill is passed over.

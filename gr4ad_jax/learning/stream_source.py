@@ -200,7 +200,8 @@ class StreamSource:
       if visits is not None:
         self._make(visits)
       elif feed.offset >= state["offset"] or not feed.take():
-        break  # some of its visits are gone
+        # Some of the group's visits are gone, and it will never be whole.
+        break
     self._restoring = False
     refused = "the stream is not the one that was learned from"
     if feed.offset < state["offset"]:

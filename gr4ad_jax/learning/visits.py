@@ -122,7 +122,8 @@ class Visits:
 
   def _begin(self, event: Event) -> Visit:
     if event.user_id in self._pending_users:
-      self.flush()  # the user's events up to here are what is known when the visit opens
+      # The user's events up to here are what is known when the visit opens.
+      self.flush()
     known = self.state.log_of(event.user_id)
     visit = Visit(self._opened, event.user_id, event.visit_id, event.time, event.time, known)
     self._opened += 1
@@ -135,7 +136,8 @@ class Visits:
     # The earliest moment stands first in a heap.
     while self._due and self._due[0][0] <= self.clock:
       due, number, visit = heapq.heappop(self._due)
-      if visit.last + self._gap > due:  # it went on: it has another place in the order
+      # The visit went on, so it has another place in the order.
+      if visit.last + self._gap > due:
         heapq.heappush(self._due, (visit.last + self._gap, number, visit))
         continue
       del self._open[visit.user_id, visit.visit_id]
@@ -165,7 +167,8 @@ def with_visit(visit: Visit) -> EventLog:
   # What came late may be of after the visit's beginning: that was not known then.
   known = visits_lib.until(visit.known, np.array([visit.begin]))
   events = columns_of(visit.events)
-  order = np.argsort(events.time, kind="stable")  # of equal times the first that came is first
+  # Of equal times the event that came first is first.
+  order = np.argsort(events.time, kind="stable")
   size = len(order)
   # One past the last number that the history has.
   request = int(known.request[-1]) + 1 if len(known) else 0

@@ -59,7 +59,8 @@ class Refits:
     Raises:
       DivergedError: as `reward_run.train`.
     """
-    for known in self._fits():  # what was begun with another log cannot be gone on with
+    # What was begun with another log cannot be gone on with.
+    for known in self._fits():
       if known != events and not reward_run.is_finished(self._of(known)):
         shutil.rmtree(self._of(known).workdir)
     config = self._of(events)

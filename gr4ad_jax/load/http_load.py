@@ -106,7 +106,8 @@ class Client:
       if not first.startswith("HTTP/1.1 ") or "content-length" not in headers:
         raise ValueError(f"not an HTTP/1.1 answer with a Content-Length: {first!r}")
       body = await reader.readexactly(int(headers["content-length"]))
-    except BaseException:  # given up too: a late answer must not be read as the next request's
+    except BaseException:
+      # Given up as well: a late answer must not be read as that of the next request.
       writer.close()
       raise
     if headers.get("connection", "").lower() == "close":

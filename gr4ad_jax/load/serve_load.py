@@ -64,7 +64,8 @@ class Server:
     self._process = subprocess.Popen(self._arguments, stdout=self._log, stderr=subprocess.STDOUT)
     try:
       self.address = self._wait_for_address()
-    except BaseException:  # `with` does not call `__exit__` where this raises
+    except BaseException:
+      # `with` does not call `__exit__` where this raises.
       self.__exit__()
       raise
     return self
@@ -143,7 +144,8 @@ def run_suite(
     told(f"{name}: starting the server")
     with Server(workdir, flags, command=command) as server:
       capacity = asyncio.run(find_capacity(server.address, part, seed))
-      rate = rate or capacity  # of the first server, so that both meet the same load
+      # The rate of the first server, so that both meet the same load.
+      rate = rate or capacity
       found["capacity"][name] = capacity
       told(f"{name}: {capacity:.1f} requests a second at most; now idle, steady, overload, steady")
       phases = _timeline(rate, part)

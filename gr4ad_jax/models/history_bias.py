@@ -102,7 +102,8 @@ def biased_prefix_logp(
   log_z_B1 = _log_factor(jax.nn.logsumexp(past_logp_BS, axis=-1, keepdims=True), bias)
   found = []
   for t in range(T):
-    same_BWS = codes_BWT[:, :, None, t] == past_codes_BST[:, None, :, t]  # (B, W, 1) == (B, 1, S)
+    # (B, W, 1) == (B, 1, S) -> (B, W, S): past codes that a beam takes again.
+    same_BWS = codes_BWT[:, :, None, t] == past_codes_BST[:, None, :, t]
     below_BWS = jnp.where(same_BWS, below_BWS, -jnp.inf)
     if t < T - 1:
       # log(p_H / p) of the prefix.

@@ -87,7 +87,8 @@ def joint_loss(logits_BHW2: jax.Array, truth_BHW: jax.Array, kind: str) -> jax.A
       train; "even": binary cross-entropy and Dice, 1 to 1.
   """
   chex.assert_rank([logits_BHW2, truth_BHW], [4, 3])
-  logit_BHW = logits_BHW2[..., 1] - logits_BHW2[..., 0]  # its sigmoid is the softmax' second part
+  # Its sigmoid is the target's part of the softmax over both.
+  logit_BHW = logits_BHW2[..., 1] - logits_BHW2[..., 0]
   dice = dice_loss(logit_BHW, truth_BHW)
   if kind == "peers":
     return 0.9 * weighted_cross_entropy(logits_BHW2, truth_BHW, (0.9, 1.1)) + 0.1 * dice

@@ -103,7 +103,8 @@ def start(
       local_device_ids=list(job.local_devices or _named_devices()),
       initialization_timeout=60,
     )
-  except Exception as error:  # whatever it is, the others must hear of it
+  except Exception as error:
+    # Whatever it is, the others must hear of it.
     finish(1)
     raise StartError(f"JAX does not start: {' '.join(str(error).split())[:300]}") from error
 
@@ -130,7 +131,8 @@ def finish(status: int) -> None:
   else:
     _link.barrier("end")
     _link.close()
-    with contextlib.suppress(Exception):  # all are done: whatever it meets is no failure of the job
+    # All are done, so whatever the shutdown meets is no failure of the job.
+    with contextlib.suppress(Exception):
       jax.distributed.shutdown()
   _link = None
 
@@ -152,7 +154,8 @@ def gather(rows: np.ndarray) -> np.ndarray:
   """
   if jax.process_count() == 1:
     return rows
-  barrier("gather")  # a collective operation does not wait long
+  # Collective operations do not wait long for a process that comes late.
+  barrier("gather")
   # The dtype is put back: JAX has 32 bits where NumPy has 64, unless it is told otherwise.
   return multihost_utils.process_allgather(rows, tiled=True).astype(rows.dtype)
 
@@ -198,7 +201,8 @@ class _Link:
       self._peers[0].send(arrived=name)
     with self._changed:
       self._changed.wait_for(lambda: name in self._passed)
-      self._passed.discard(name)  # the next barrier may have the same name
+      # The next barrier may have the same name.
+      self._passed.discard(name)
 
   def fail(self, status: int) -> None:
     for peer in self._peers.values():
@@ -262,7 +266,8 @@ class _Link:
       self._lose(message["lost"])
       return True
     elif "failed" in message:
-      time.sleep(_FAREWELL / 2)  # a process that fails for the same reason tells it itself
+      # A process that fails for the same reason tells it itself.
+      time.sleep(_FAREWELL / 2)
       self._lose(f"process {message['process']} failed with status {message['failed']}")
       return True
     return False

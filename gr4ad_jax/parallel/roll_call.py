@@ -91,7 +91,8 @@ def _object(line: bytes) -> dict:
   """A line's JSON object. Raises ValueError where it is none, whatever a stranger sends."""
   try:
     found = json.loads(line)
-  except RecursionError as error:  # of 60,000 "[", say, which is no ValueError
+  except RecursionError as error:
+    # A text of 60,000 brackets ends in this, and in no ValueError.
     raise ValueError("a line is nested too deeply") from error
   if not isinstance(found, dict):
     raise ValueError("a line is no JSON object")
@@ -165,7 +166,8 @@ class RollCall:
       peer = self._peers[connected[ready]]
       try:
         gone = peer.messages() is None
-      except ValueError:  # it speaks, and not as our processes do
+      except ValueError:
+        # It speaks, and not as our processes do.
         gone = True
       if gone:
         peer.socket.close()
@@ -188,7 +190,8 @@ class RollCall:
       connection.close()
       return
     connection.settimeout(None)
-    self._missing()  # one that comes again has left before, and must not count as there twice
+    # A process that comes again has left before, and must not count as there twice.
+    self._missing()
     who = f"process {number} on {about.get('host')}"
     own = self._about
     reason = ""

@@ -155,7 +155,8 @@ class Follower:
     if self.failure is None:
       try:
         self.snapshot()
-      except OSError as error:  # the next start reads more of the stream
+      except OSError as error:
+        # The next start reads more of the stream.
         _log.error("users could not be written: %s", error)
 
   def _run(self) -> None:

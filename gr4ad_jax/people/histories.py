@@ -106,7 +106,8 @@ class StoredHistories(Histories):
 
   def _keep(self, user_id: str, person: Person, is_new: bool) -> None:
     self.number += is_new
-    self._gone.discard(user_id)  # who comes back after an erasure is written over what was there
+    # Who comes back after an erasure is written over what was there.
+    self._gone.discard(user_id)
     self._people[user_id] = person
     self._people.move_to_end(user_id)
     self.changed[user_id] = person
@@ -124,6 +125,7 @@ class StoredHistories(Histories):
         break
       user = next(iter(self._people))
       if user in self.changed:
-        self._people.move_to_end(user)  # so that the next call does not meet it again at once
+        # At the end, so that the next call does not meet it again at once.
+        self._people.move_to_end(user)
       else:
         del self._people[user]

@@ -100,7 +100,8 @@ def histories_of(inputs: Inputs, requests: EvalRequests) -> tuple[list[EventLog]
   logs = []
   for user, first, now in zip(requests.user, first_R, now_R, strict=True):
     log = histories.take([int(user)])
-    begin = int(np.searchsorted(events.user, user))  # where the user's events begin in the log
+    # Where the user's events begin in the log.
+    begin = int(np.searchsorted(events.user, user))
     # Earlier in the log, by row.
     earlier = np.arange(len(log)) + begin < first
     # An event of an earlier visit may come later than this one began.

@@ -86,7 +86,8 @@ def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]
       other = dataclasses.replace(other, search=config.search)
     elif name in (main, *baselines.NAMES):
       raise ConfigError(f"{refused}: the table has a system {name!r} already; rename the folder")
-    other = seen_ads.treated_as(other, config)  # in one table all systems are treated alike
+    # In one table all systems are treated alike.
+    other = seen_ads.treated_as(other, config)
     first = systems.setdefault(name, [other])[0]
     for knob, ours, theirs in changes(other, first, _SCORED, but=("seed", *_SHAPES_NOTHING)):
       raise ConfigError(

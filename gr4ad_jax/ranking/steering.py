@@ -154,7 +154,8 @@ def _places(ad_RC: np.ndarray, score_RC: np.ndarray, steering: Steering, k: int)
     # Where the group is due and has a candidate left, only its candidates stand for the place.
     held_R = due_R & (left_RC & member_RC).any(axis=1)
     worth_RC = np.where(held_R[:, None] & ~member_RC, -np.inf, worth_RC)
-    best_R = worth_RC.argmax(axis=1)  # of equal ones the first, as the candidates stand
+    # Of equal ones the first, as the candidates stand.
+    best_R = worth_RC.argmax(axis=1)
     some_R = left_RC[rows, best_R]
     chosen.append(np.where(some_R, best_R, -1))
     # A place that a member takes counts, whether it was due or not.

@@ -297,7 +297,8 @@ class Cells:
     """
     try:
       return self.array[row].as_py()
-    except (ValueError, OverflowError, KeyError, OSError):  # an unknown zone is a KeyError
+    except (ValueError, OverflowError, KeyError, OSError):
+      # An unknown zone is a KeyError.
       return self.array[row].value
 
   def _wrong_type(self, wanted: str) -> DataError:

@@ -154,7 +154,8 @@ def part_files(path: str) -> list[str]:
         else "is a folder: give"
       )
       raise DataError(f"{path}: {name} {what} one folder of part files")
-    if not os.path.isfile(os.path.join(path, name)):  # a pipe would be waited for without end
+    # A pipe would be waited for without end.
+    if not os.path.isfile(os.path.join(path, name)):
       raise DataError(f"{path}: {name} is no file, or a link that leads to none")
     if name.lower().endswith(COMPRESSED):
       raise DataError(f"{path}: {name} is compressed: unpack it to .parquet or .csv")

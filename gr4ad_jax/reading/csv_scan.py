@@ -71,7 +71,8 @@ def blocks(path: str) -> Iterator[Block]:
     quotes = 0
     lines = 0
     commas = 0
-    kept = bytes([LF])  # a line break is thought before the first byte
+    # A line break is thought to stand before the first byte.
+    kept = bytes([LF])
     while True:
       block = file.read(BLOCK)
       try:

@@ -34,7 +34,8 @@ class TextCells(Protocol):
 def plain(array: Any, dtype: str) -> tuple[np.ndarray, np.ndarray]:
   """(values [E] of a numeric column, empty [E] bool); an empty cell's value is 0."""
   if optional("pyarrow").types.is_float16(array.type):
-    array = array.cast("float32")  # Arrow fills and compares no 16-bit floats
+    # Arrow fills and compares no 16-bit floats.
+    array = array.cast("float32")
   # pandas writes NaN for an empty cell.
   empty_E = array.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
   value_E = array.cast(dtype, safe=False).fill_null(0).to_numpy(zero_copy_only=False)

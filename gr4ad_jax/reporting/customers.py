@@ -72,7 +72,8 @@ def _customer(recommender: Recommender, log: EventLog) -> Customer:
   try:
     found = recommender.explained(before, now, found)
   except ConfigError:
-    pass  # a model that gives no reasons still has a list
+    # A model that gives no reasons still has a list.
+    pass
   ads = recommender.ads
   taken = {str(ads.ad_id[ad]) for ad in log.ad[last]}
   rows = [

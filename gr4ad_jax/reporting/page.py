@@ -91,7 +91,8 @@ def of_markdown(text: str) -> str:
   # An empty line at the end closes a table that stands last.
   for line in [*text.splitlines(), ""]:
     if line.startswith("|"):
-      if set(line) - set("|-"):  # a row of dashes stands below the header
+      # The row of dashes below a table's header is no row of its own.
+      if set(line) - set("|-"):
         rows.append([cell.strip() for cell in line.strip("|").split("|")])
       continue
     if rows:

@@ -214,7 +214,8 @@ def _distinct(ad_RX: np.ndarray, logp_RX: np.ndarray) -> tuple[np.ndarray, np.nd
   ad, logp = (np.take_along_axis(x, order, axis=1) for x in (ad_RX, logp_RX))
   first = np.ones(ad.shape, bool)
   first[:, 1:] = ad[:, 1:] != ad[:, :-1]
-  for x in range(ad.shape[1] - 2, -1, -1):  # a run's largest log p_ref moves to its first place
+  # From the end on, a run's largest log p_ref moves to its first place.
+  for x in range(ad.shape[1] - 2, -1, -1):
     logp[:, x] = np.where(first[:, x + 1], logp[:, x], np.maximum(logp[:, x], logp[:, x + 1]))
   # Ads that stay sort by their first place; all others get a place behind the last.
   key = np.where(first & (ad >= 0), order, len(place))

@@ -186,7 +186,8 @@ def save_tokenizer(config: Config, dataset: Dataset, tokenizer: Tokenizer, index
   tokenizer_dir, index_dir = (os.path.join(config.workdir, name) for name in ("tokenizer", "index"))
   tokenizer.save(tokenizer_dir)
   ad_store.save_ads(dataset.ads, index_dir)
-  index.save(index_dir)  # last: its presence says that the others are whole
+  # Last, since its presence says that the others are whole.
+  index.save(index_dir)
 
 
 def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -> Inputs:
@@ -208,11 +209,13 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
     ConfigError: the workdir's run was trained on another ad table.
   """
   if config.data.examples_path:
-    from gr4ad_jax.requests import example_inputs  # here: it is made of this module's parts
+    # Imported here, as it is made of this module's parts.
+    from gr4ad_jax.requests import example_inputs
 
     return example_inputs.prepare(config, source, told)
   dataset = load_dataset(config.data)
-  if not (source or _renews(config)):  # features are by row of the ad table, which has changed
+  # Features are by row of the ad table, which a renewal changes.
+  if not (source or _renews(config)):
     source = source_of(config)
   tokenizer, index = tokenizer_of(config, dataset, source, told)
   lines = build_lines(dataset.events, len(dataset.ads), dataset.attribution_days)

@@ -104,8 +104,8 @@ def draw_of_strata(key: jax.Array, ads: int, number: int) -> tuple[jax.Array, ja
   Returns:
     Rows [K], ascending, and the logarithms of their runs' sizes [K].
   """
-  # Bounds of the runs: they are of equal size, or differ by one.
-  first_K = np.arange(number + 1) * ads // number  # int64: K · N is past 2^31
+  # Bounds of the runs: they are of equal size, or differ by one. In int64, since K · N passes 2^31.
+  first_K = np.arange(number + 1) * ads // number
   size_K = np.diff(first_K)
   drawn_K = first_K[:-1].astype(np.int32) + jax.random.randint(
     key, (number,), 0, size_K.astype(np.int32)

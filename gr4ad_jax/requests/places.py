@@ -41,7 +41,8 @@ def places_of(batch: RequestBatch, inner: int, key: jax.Array) -> Places:
   last = Places(jnp.arange(B), (ads_BS >= 0).sum(-1), batch.target_ad_BM, batch.target_mask_BM)
   if not inner:
     return last
-  inside_BS = (ads_BS >= 0) & (jnp.arange(S) > 0)  # the first ad comes after nothing
+  # The first ad comes after nothing, so it is no target.
+  inside_BS = (ads_BS >= 0) & (jnp.arange(S) > 0)
   # Random keys for ads inside, -1 for all else: the greatest are an even draw without replacement.
   draw_BS = jnp.where(inside_BS, jax.random.uniform(key, (B, S)), -1.0)
   _, at_Q = jax.lax.top_k(draw_BS.ravel(), min(inner * B, B * S))

@@ -271,7 +271,8 @@ class RequestTask(Task):
   def _item_loss(self) -> LossFn:
     outcomes = self.inputs.lines.outcomes
     taken = outcomes.ad[np.isin(outcomes.request, self.order.examples)]
-    count_N = np.bincount(taken, minlength=self.model.num_ads) + 1.0  # no ad has a share of 0
+    # No ad has a share of 0, whose logarithm would be infinite.
+    count_N = np.bincount(taken, minlength=self.model.num_ads) + 1.0
     return make_item_loss(self.model, count_N / count_N.sum())
 
   @functools.cached_property

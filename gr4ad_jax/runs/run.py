@@ -88,9 +88,11 @@ def start(config: Config, told: Told | None = None) -> Task:
   """
   kind = families.task_of(config.family)
   if jax.process_index() == 0:
-    with workdir_lib.alone(config):  # first of all: another training would write what is read here
+    # First of all: another training would write what is read here.
+    with workdir_lib.alone(config):
       task = kind.open(config, told)
-      workdir_lib.save_config(config)  # not before all input is known to be good
+      # Not before all input is known to be good.
+      workdir_lib.save_config(config)
       task.save()
   distributed.barrier("inputs")
   if jax.process_index():

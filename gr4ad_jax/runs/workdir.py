@@ -199,7 +199,8 @@ def _let_go(workdir: str, held: _Held) -> None:
   if held.made and os.path.isdir(workdir) and os.listdir(workdir) == [LOCK]:
     # The lock is the only file, so the folder is empty after this and can be removed.
     held.lock.remove()
-    with contextlib.suppress(OSError):  # another process has written there in the meantime
+    # Another process may have written there in the meantime.
+    with contextlib.suppress(OSError):
       for folder in held.made:
         os.rmdir(folder)
   held.lock.close()

@@ -130,7 +130,8 @@ def _put(looks, drawn: Drawn, near, things: list[Thing], rng: np.random.Generato
   angle = float(rng.uniform(-turn, turn))
   for attempt in range(_TRIES):
     x, y = _place(rng) if near is None else near
-    if near is not None:  # around the cluster's middle, further out with every attempt
+    # Around the cluster's middle, and further out with every attempt.
+    if near is not None:
       # The first tries are the densest; a crowded middle drives the rest outwards.
       reach = 4.0 + attempt * 0.6
       x += float(rng.normal(0, reach))

@@ -69,7 +69,8 @@ def _opened(path: str):
     picture.load()
   except DataError:
     raise
-  except Exception as error:  # Pillow raises much of what Python has for a damaged picture
+  except Exception as error:
+    # Pillow raises much of what Python has for a damaged picture.
     reason = " ".join(str(error).split())[:150]
     raise DataError(f"{path}: no picture that can be read ({reason})") from error
   return picture

@@ -42,7 +42,8 @@ def load(own: SegmentationConfig, told=lambda *_: None) -> dict[str, Referring]:
     made = make.read(own, told)
     os.makedirs(root, exist_ok=True)
     with Lock(os.path.join(root, ".lock"), wait=True):
-      splits = _stored(make, own, root)  # another process may have been first
+      # Another process may have been first.
+      splits = _stored(make, own, root)
       if splits is None:
         _prepare(make, own, root, made)
         splits = _stored(make, own, root)
@@ -59,7 +60,8 @@ def _stored(make: type, own: SegmentationConfig, root: str) -> dict[str, Referri
     parts = [make(own=own, config=part, data_dir=root) for part in PARTS]
     if all(os.path.isdir(part.data_dir) for part in parts):
       return stored(*parts)
-  except Exception as error:  # a damaged file can raise almost anything: prepare again
+  except Exception as error:
+    # A damaged file raises almost anything, and all of it means: prepare again.
     _log.warning(
       "%s is damaged and is prepared again (%s)", root, repr(error).splitlines()[0][:200]
     )

@@ -136,7 +136,8 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
   # The last sample lies on the last place, which has no right neighbour.
   left = np.minimum(place.astype(int), 7)
   rise = place - left
-  mix = np.zeros((size, 9), np.float32)  # bilinear weights, from 9 places to all
+  # Bilinear weights, from 9 places to all samples.
+  mix = np.zeros((size, 9), np.float32)
   mix[np.arange(size), left] = 1 - rise
   mix[np.arange(size), left + 1] += rise
   # (size, 9) (9, 9) (9, size): interpolated by rows and by columns at once.

@@ -62,7 +62,8 @@ def _runs(counts: Any, where: str) -> list[int]:
       shift += 5
       if not bits & 32:
         break
-    if bits & 16:  # the last group's high bit is the sign
+    # The last group's high bit is the sign.
+    if bits & 16:
       value -= 1 << shift
     # From the fourth run on, the text holds the difference from the run two before.
     runs.append(value + (runs[-2] if len(runs) > 2 else 0))

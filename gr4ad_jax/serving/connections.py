@@ -182,7 +182,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
   def data_received(self, data):
     if self._timer is None and self._whole and not self._answering():
-      self._wait_for_client()  # the first bytes after an answer
+      # These are the first bytes after an answer.
+      self._wait_for_client()
     # In pieces, so that a limit is noticed before all of a large read is parsed.
     for begin in range(0, len(data), _PIECE):
       piece = data[begin : begin + _PIECE]
@@ -234,7 +235,8 @@ class LimitedProtocol(HttpToolsProtocol):
     super().on_message_begin()
 
   def on_header(self, name, value):
-    if self._in_head:  # what follows a body in chunks (trailers) is of no use to anybody here
+    # What follows a body in chunks (trailers) is of no use to anybody here.
+    if self._in_head:
       super().on_header(name, value)
 
   def on_body(self, body):
@@ -247,7 +249,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
   def on_message_complete(self):
     self._whole = True
-    if not self.flow.write_paused:  # else the client still owes us to read an earlier answer
+    # Else the client still owes us to read an earlier answer.
+    if not self.flow.write_paused:
       self._stop_timer()
     super().on_message_complete()
 
@@ -305,7 +308,8 @@ class LimitedProtocol(HttpToolsProtocol):
   def _refuse(self, answer, why):
     self._shared.refusals.add(why, self.client)
     self._stop_timer()
-    if answer and not self._answering():  # an answer that was begun must not be broken into
+    # An answer that was begun must not be broken into.
+    if answer and not self._answering():
       # The answer goes out before the end; `abort` would drop it.
       self.transport.write(answer)
       self.transport.close()

@@ -56,7 +56,8 @@ def assign_rows(
   room_C = np.full(num_clusters, capacity)
   cluster_N = np.full(rows.num, -1, np.int32)
   squared_N = np.zeros(rows.num, np.float32)
-  shipped = rows.ship(centroids_CD)  # once for all rounds of the auction
+  # Once for all rounds of the auction.
+  shipped = rows.ship(centroids_CD)
   left = None  # rows without a cluster, ascending; None is all of them
   while left is None or len(left):
     open_C = room_C > 0
@@ -115,7 +116,8 @@ def auction(
       for at in range(0, len(active), BIDS)
     ]
     active, pick, bid = (np.concatenate(parts) for parts in zip(*bids, strict=True))
-    del bids  # before `_settle` sorts: the parts would be held twice
+    # Before `_settle` sorts, since the parts would be held twice.
+    del bids
     slot_N[active] = pick
     # Who lost bids again in the next turn: whose bid was refused, and who was pushed out.
     active = _settle(candidate_NR[active, pick], active, bid, member_CK, bid_CK, room_C, price_C)
@@ -135,8 +137,10 @@ def _bids(
   row = np.arange(len(active))
   pick = np.argmin(value_AR, axis=1).astype(np.int32)
   least = value_AR[row, pick]
-  value_AR[row, pick] = np.inf  # so that the next minimum is the second best
-  limit = cost_NR[active, -1]  # clusters beyond the candidates cost at least this
+  # So that the next minimum is the second best.
+  value_AR[row, pick] = np.inf
+  # Clusters beyond the candidates cost at least this.
+  limit = cost_NR[active, -1]
   second = np.minimum(value_AR.min(axis=1), limit)
   stays = least <= limit
   active = active[stays]

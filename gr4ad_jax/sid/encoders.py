@@ -83,7 +83,8 @@ def unit_rows(
     source = encoder
   else:
     raise schema.DataError(f"{encoder}: vectors are read from .npy or .parquet")
-  vectors_ND = np.asanyarray(vectors_ND)  # leaves a memory-mapped file what it is
+  # This leaves a memory-mapped file what it is.
+  vectors_ND = np.asanyarray(vectors_ND)
   _check(vectors_ND, ads, source)
   return UnitRows(vectors_ND)
 
@@ -128,7 +129,8 @@ def _model_folder(texts: list[str], folder: str) -> np.ndarray:
   """A BERT is run here; any other sentence-transformers model by its own package."""
   if sentence_encoder.is_model(folder):
     vectors_ND = _bert(folder)(texts)
-    vectors_ND[[not text.strip() for text in texts]] = 0  # else they would all be alike
+    # Else all texts without a word would be alike.
+    vectors_ND[[not text.strip() for text in texts]] = 0
     return vectors_ND
   return _sentence_model(folder).encode(texts, show_progress_bar=False)
 
@@ -147,7 +149,8 @@ def _sentence_model(folder: str) -> Any:
     raise ImportError(
       "sentence_transformers is missing: pip install sentence-transformers"
     ) from error
-  return SentenceTransformer(folder, local_files_only=True)  # a folder of the user's, no download
+  # A folder of the user's: nothing is downloaded.
+  return SentenceTransformer(folder, local_files_only=True)
 
 
 def _numpy_file(path: str) -> np.ndarray:

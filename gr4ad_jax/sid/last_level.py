@@ -87,7 +87,8 @@ def _probed(
     search = _OpenPrefixes(centroids, used)
     for row in crowded:
       prefix = search.nearest(vector_of(row), tuple(prefix_NP[row].tolist()))
-      if prefix is None:  # no code is free anywhere, so none is for the ads that follow
+      # No code is free anywhere, so none is for the ads that follow.
+      if prefix is None:
         break
       prefix_NP[row] = prefix
       code_N[row] = used.take(prefix, int(code_N[row]))
@@ -159,7 +160,8 @@ class _OpenPrefixes:
     gap_CD = table_CD - residual_D
     squared_C = np.einsum("cd,cd->c", gap_CD, gap_CD)
     while not full_C.all():
-      code = int(np.argmin(np.where(full_C, np.inf, squared_C)))  # of equal ones the lowest code
+      # Of equally near ones the lowest code.
+      code = int(np.argmin(np.where(full_C, np.inf, squared_C)))
       found = self._below((*node, code), residual_D - table_CD[code])
       if found is not None:
         return found

@@ -41,7 +41,8 @@ def code_quality(codes_NT: np.ndarray, codebooks: tuple[int, ...]) -> dict:
   levels = []
   for code_N, codebook in zip(codes_NT.T, codebooks, strict=True):
     count = np.bincount(code_N, minlength=codebook)
-    share = count[count > 0] / num_ads  # without zeros, as 0 · log 0 would be NaN
+    # Without zeros, as 0 · log 0 would be NaN.
+    share = count[count > 0] / num_ads
     entropy = float(-(share * np.log2(share)).sum()) + 0.0  # of one code -0.0, which reads oddly
     levels.append(
       {
@@ -115,7 +116,8 @@ def item_recall(
   for at in range(0, len(queries), 1024):  # a [1024, N] product is held at once
     asked = queries[at : at + 1024]
     score = vectors_ND[asked] @ vectors_ND.T
-    score[np.arange(len(asked)), asked] = -np.inf  # an ad is no neighbour of itself
+    # An ad is no neighbour of itself.
+    score[np.arange(len(asked)), asked] = -np.inf
     if known is not None:
       row, slot = np.nonzero(known.ads_NK[asked] >= 0)
       score[row, known.ads_NK[asked[row], slot]] = -np.inf
@@ -145,7 +147,8 @@ def _best(score_QN: np.ndarray, most: int) -> np.ndarray:
   """
   most = min(most, score_QN.shape[1])
   cut = score_QN.shape[1] - most
-  last_Q1 = np.partition(score_QN, cut, axis=1)[:, cut, None]  # the lowest score that is kept
+  # The lowest score that is kept.
+  last_Q1 = np.partition(score_QN, cut, axis=1)[:, cut, None]
   keep_QN = score_QN >= last_Q1
   # Queries with too many ads of that score: those above it stay, then ties fill up from row 0.
   crowded = np.flatnonzero(np.count_nonzero(keep_QN, axis=1) > most)

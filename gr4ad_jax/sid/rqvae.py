@@ -182,7 +182,8 @@ def fit(
       )
     # Not in the last hundred steps: a code that has just moved could not settle.
     if number % RESTART == RESTART - 1 and number < steps - RESTART:
-      params, opt_state = state  # of a code that starts anew Adam keeps the moments
+      # Adam keeps the moments of a code that starts anew.
+      params, opt_state = state
       orders = [rng.permutation(len(rows)) for _ in codebooks]
       params["codes"], used = _restarted(params["codes"], used, coded.residuals, orders)
       state = params, opt_state
@@ -262,7 +263,8 @@ def _restarted(codes, used, residuals, orders):
   for table_CD, used_C, residual_BD, order_B in zip(codes, used, residuals, orders, strict=True):
     # An unused code's number among the unused ones. What stands at a used code is not looked at.
     nth_C = jnp.cumsum(~used_C) - 1
-    new_CD = residual_BD[order_B[nth_C % len(order_B)]]  # more codes than residuals: these repeat
+    # Where there are more codes than residuals, these repeat.
+    new_CD = residual_BD[order_B[nth_C % len(order_B)]]
     fresh.append(jnp.where(used_C[:, None], table_CD, new_CD))  # (C, 1) chooses rows of (C, D)
   return fresh, [jnp.zeros_like(used_C) for used_C in used]
 

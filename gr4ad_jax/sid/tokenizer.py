@@ -81,7 +81,8 @@ class Tokenizer:
     unit_ND = text_ND if self.tower is None else self.tower.embed(text_ND, ads)
     if self.bridge is None:
       return unit_ND
-    unit_ND = unit_ND[:]  # the product needs all rows in memory
+    # The product needs all rows in memory.
+    unit_ND = unit_ND[:]
     return np.concatenate([unit_ND, unit_ND @ self.bridge], axis=1)
 
   def quantized(self, vectors_ND: np.ndarray) -> np.ndarray:

@@ -103,7 +103,8 @@ class GroupCommit:
       for change in batch:
         try:
           self._apply(change.value)
-        except Exception as error:  # it is on disk, and its writer hears why it is not in memory
+        except Exception as error:
+          # It is on disk, and its writer hears why it is not in memory.
           change.error = error
         change.done = True
       # Those in front: what came meanwhile stands behind them and waits for the next write.

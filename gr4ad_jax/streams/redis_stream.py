@@ -257,7 +257,8 @@ class RedisStream:
       try:
         self._client.bgrewriteaof()
         return True
-      except self._redis.ResponseError:  # it is being written already, or a snapshot is
+      except self._redis.ResponseError:
+        # It is being written already, or a snapshot is.
         return False
 
     self._traces = not self._asked(ask)

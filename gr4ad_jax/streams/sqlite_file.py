@@ -47,7 +47,8 @@ def transaction(connection: sqlite3.Connection, path: str) -> Iterator[None]:
     yield
     connection.execute("COMMIT")
   except BaseException as error:
-    with contextlib.suppress(sqlite3.Error):  # SQLite itself undoes it where the disk is full
+    # Where the disk is full, SQLite has undone it itself.
+    with contextlib.suppress(sqlite3.Error):
       if connection.in_transaction:
         connection.execute("ROLLBACK")
     if isinstance(error, sqlite3.Error):

@@ -65,7 +65,8 @@ class Topic:
     self._name = name
     self._retained = retained
     self._lock = threading.Lock()
-    wal.check(path)  # before SQLite opens the file, which would take a damaged log for a short one
+    # Before SQLite opens the file, since it would take a damaged log for a short one.
+    wal.check(path)
     self._connection = sqlite_file.connected(path)
     try:
       self.notes = self._checked()
@@ -73,7 +74,8 @@ class Topic:
       self._connection.close()
       raise
     with contextlib.suppress(sqlite3.Error):  # the disk may be full
-      self._pragma("wal_checkpoint(TRUNCATE)")  # what a process that was killed left in the log
+      # Into the file goes what a process that was killed left in the log.
+      self._pragma("wal_checkpoint(TRUNCATE)")
     # The file itself says whether it may hold traces of what was forgotten: a kill changes nothing.
     self._marked = bool(self._pragma("user_version"))
     self._trace = self._marked
@@ -110,7 +112,8 @@ class Topic:
           connection.execute("INSERT INTO notes VALUES (?, ?, ?)", row)
         for offset, change in enumerate(changes, start=1):
           _insert(connection, name, offset, change)
-      os.replace(part, path)  # closing moved all of the write-ahead log into the file, synced
+      # Closing has moved all of the write-ahead log into the file, and synced it.
+      os.replace(part, path)
       sqlite_file.sync_directory(os.path.dirname(path))
     except sqlite3.Error as error:
       raise sqlite_file.os_error(path, error) from error
@@ -171,8 +174,10 @@ class Topic:
     """
     with self._lock, self._as_os_error():
       if self._trace:
-        self._marked = False  # first: where the next line fails, marking once more does no harm
-        self._trace = not sqlite_file.vacuumed(self._connection)  # else the next call tries again
+        # First: where the next line fails, marking once more does no harm.
+        self._marked = False
+        # Where it could not be vacuumed, the next call tries again.
+        self._trace = not sqlite_file.vacuumed(self._connection)
 
   def close(self) -> None:
     """Closes the file. The write-ahead log goes into it."""
@@ -201,7 +206,8 @@ class Topic:
     # hence the checksums.
     try:
       # The first thing wrong is enough.
-      if (found := self._pragma("integrity_check(1)")) != "ok":  # pages, and the index by key
+      # Of the pages, and of the index by key.
+      if (found := self._pragma("integrity_check(1)")) != "ok":
         raise DataError(f"{self._path} is damaged: {' '.join(found.split())}")
       found = dict(
         self._connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql NOT NULL")

@@ -108,7 +108,8 @@ def _frames(content: bytes, size: int, order: str) -> tuple[int, bool]:
     return count, False
   whole = int(np.argmin(good_F))
   later = whole + np.flatnonzero(good_F[whole:])
-  ends = later[head_F6[later, 1] > 0]  # the last frame of a transaction tells the database's size
+  # The last frame of a transaction tells the size of the database.
+  ends = later[head_F6[later, 1] > 0]
   return whole, bool(len(ends) and later[-1] > ends[0])
 
 
@@ -117,7 +118,8 @@ def _sums(row_FB: np.ndarray, start_F2: np.ndarray, order: str) -> np.ndarray:
   # As a product of matrices: a loop over words would be slow in Python.
   word_FW = np.ascontiguousarray(row_FB).view(order + "u4").astype(np.uint32)
   start_22, word_W2 = _weights(word_FW.shape[1])
-  return start_F2 @ start_22 + word_FW @ word_W2  # uint32 wraps around, as it shall
+  # uint32 wraps around, as the format's checksum does.
+  return start_F2 @ start_22 + word_FW @ word_W2
 
 
 @functools.cache

@@ -214,7 +214,8 @@ class Ablation:
       knobs |= {"learning_rate": self._plan.learning_rate, "eval_every": 0}
       # Runs of one start propose the same lists, which are then made once.
       knobs |= {"candidates_cache": os.path.join(base.workdir, "candidates")}
-    else:  # so that other lists can be tried from the same start
+    else:
+      # Without settings of lists, so that other ones can be tried from the same start.
       base = dataclasses.replace(base, preference=PreferenceConfig())
     folder = os.path.join(base.workdir, group, name or row.name)
     return registry.validate(

@@ -54,7 +54,8 @@ class Runner:
       Stopped: asked to stop; the same call goes on.
     """
     inputs = self.inputs(config)
-    if is_trained(config.workdir):  # another search of the same run may have written its config
+    # Another search of the same run may have written its config.
+    if is_trained(config.workdir):
       workdir.check_workdir(config)
     else:
       workdir.save_config(config)

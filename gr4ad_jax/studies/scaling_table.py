@@ -20,8 +20,10 @@ def power_law(parameters: Sequence[int], loss: Sequence[float]) -> dict[str, flo
   # In float, since parameters are large whole numbers.
   x = np.log(np.asarray(parameters, float))
   y = np.log(np.asarray(loss, float))
-  slope, offset = np.polyfit(x, y, 1)  # a power law is a line in logarithms
-  spread = np.square(y - y.mean()).sum()  # 0 where all losses are equal: the law then fits wholly
+  # A power law is a line in logarithms.
+  slope, offset = np.polyfit(x, y, 1)
+  # 0 where all losses are equal: the law then fits wholly.
+  spread = np.square(y - y.mean()).sum()
   r2 = 1 - np.square(y - slope * x - offset).sum() / spread if spread else 1.0
   return {"scale": float(np.exp(offset)), "exponent": float(-slope), "r2": float(r2)}
 

@@ -94,7 +94,8 @@ def _entries(baskets: Groups, visit_R, size_R, ad_R) -> _Entries:
   ]
   others = other_E != ad_R[row_E]
   key_E = (other_E[others].astype(np.int64) << 32) | row_E[others]
-  key_E.sort()  # by ad j, then by row; all differ, as a visit holds an ad once
+  # By ad j, then by row. All keys differ, as a visit holds an ad once.
+  key_E.sort()
   row_E = (key_E & 0xFFFFFFFF).astype(np.int32)
   other_E = (key_E >> 32).astype(np.int32)
   ad_E = ad_R[row_E]
@@ -123,7 +124,8 @@ def _chunks(
     chosen = np.flatnonzero(chosen)
     later = entries.later_E[chosen]
     most = int(later.max(initial=0))
-    kind = np.uint16 if most < 2**16 else np.int64  # NumPy sorts 16 bits by radix, which is quick
+    # NumPy sorts 16 bits by radix, which is quick.
+    kind = np.uint16 if most < 2**16 else np.int64
     yield begin, end, chosen[np.argsort((most - later).astype(kind), kind="stable")]
 
 

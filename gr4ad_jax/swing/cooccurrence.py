@@ -66,17 +66,20 @@ def ppmi_vectors(
   # Both directions count: nearness has none.
   counts = (counts + counts.T).tocoo()
   mass_N = np.asarray(counts.sum(axis=1)).ravel()
-  share = np.maximum(mass_N**0.75, 1e-9)  # of a context: smoothed, so that rare ones do not rule
+  # Shares of the contexts, smoothed so that rare ones do not rule.
+  share = np.maximum(mass_N**0.75, 1e-9)
   share /= share.sum()
   information = np.log(counts.data / (mass_N[counts.row] * share[counts.col]))
   positive = scipy.sparse.csr_matrix(
     (np.maximum(information, 0), (counts.row, counts.col)), counts.shape, dtype=np.float64
   )
   out = np.zeros((num_ads, width), np.float32)
-  if not positive.data.any():  # no ad says anything of another: the solver takes no matrix of zeros
+  # No ad says anything of another, and the solver takes no matrix of zeros.
+  if not positive.data.any():
     return out
   width_found = min(width, num_ads - 1)
-  start = np.random.default_rng(0).normal(size=num_ads)  # fixed: the same vectors every time
+  # A fixed start, for the same vectors every time.
+  start = np.random.default_rng(0).normal(size=num_ads)
   left, values, _ = scipy.sparse.linalg.svds(positive, width_found, v0=start)
   # Strongest first; the solver gives them in ascending order.
   order = np.argsort(-values)

@@ -157,7 +157,8 @@ def group(
   for groups, _ in blocks():
     np.add.at(histogram, groups >> shift, 1)
   total = int(histogram.sum())
-  members_P = np.empty(total, np.int32)  # what stays unwritten takes no memory
+  # What stays unwritten takes no memory.
+  members_P = np.empty(total, np.int32)
   ids = [np.zeros(0, np.int32)]
   sizes = [np.zeros(0, np.int64)]
   filled = 0

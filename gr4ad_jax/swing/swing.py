@@ -210,7 +210,8 @@ def fit_swing(
   baskets = _baskets(events, max_items_per_user, seed, memory, told)
   visits = _visits(baskets, max_users_per_item, seed, memory, told)
   found = _Filled(num_ads, neighbors)
-  share = memory // (2 * workers)  # half for entries, half for pairs
+  # Half for entries, and half for pairs.
+  share = memory // (2 * workers)
   _compare(baskets, visits, found, alpha, min_support, share, workers, told)
   return found.neighbors
 

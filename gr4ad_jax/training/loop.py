@@ -264,7 +264,8 @@ class _Run:
       step = number + 1
       if profiler:
         profiler.end(step, state)
-      if waiting:  # the step before: the devices already work on this one
+      # The step before: the devices already work on this one.
+      if waiting:
         self.report(waiting[0], self.fetch(*waiting), {})
       waiting = (step, metrics)
       # At the run's end the loop ends by itself, and is done.

@@ -40,9 +40,11 @@ class StepProfiler:
         "no trace of steps %d to %d: the run goes on from step %d", self._first, self._last, done
       )
       return
-    jax.block_until_ready(state)  # so that no step before the window is in the trace
+    # So that no step before the window is in the trace.
+    jax.block_until_ready(state)
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # calls in Python are many, and slow the steps down
+    # Calls in Python are many, and slow the steps down.
+    options.python_tracer_level = 0
     self._traces = self._tried(
       lambda: jax.profiler.start_trace(self._folder, profiler_options=options)
     )
@@ -66,7 +68,8 @@ class StepProfiler:
   def _tried(self, call: Callable[[], None]) -> bool:
     try:
       call()
-    except Exception as error:  # whatever a profiler meets is no reason to lose a run
+    except Exception as error:
+      # Whatever a profiler meets is no reason to lose a run.
       _log.warning("the run goes on without a trace: %s", error)
       return False
     return True

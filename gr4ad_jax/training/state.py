@@ -71,7 +71,8 @@ def make_optimizer(config: TrainConfig, total_steps: int) -> Optimizer:
     rise = jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup, 1))
     if config.schedule == "constant":
       return peak * rise
-    if config.schedule == "inverse_sqrt":  # joins the warm-up at its last step, of the peak
+    # It joins the warm-up at its last step, at the peak.
+    if config.schedule == "inverse_sqrt":
       begin = jnp.maximum(warmup, 1)
       return peak * rise * jnp.sqrt(begin / jnp.maximum(step + 1, begin))
     progress = jnp.clip((step - warmup) / jnp.maximum(total_steps - warmup, 1), 0.0, 1.0)

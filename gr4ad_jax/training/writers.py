@@ -60,7 +60,8 @@ def _truncate(path: str, resume_step: int) -> None:
   kept = []
   for number, line in enumerate(lines, 1):
     step = _step_of(line)
-    if step is None and line.endswith(b"\n"):  # a torn last line is what a kill leaves behind
+    # A torn last line is what a kill leaves behind.
+    if step is None and line.endswith(b"\n"):
       _log.warning("%s, line %d: no line of metrics, left out: %.40r", path, number, line)
     elif step is not None and line.endswith(b"\n") and step <= resume_step:
       kept.append(line)
@@ -118,7 +119,8 @@ class TensorboardWriter:
 
   def close(self) -> None:
     """Flushes and closes the event file; what could not be written is left."""
-    if self._thread.is_alive():  # else nobody takes what would be put into the queue
+    # Without the thread nobody takes what would be put into the queue.
+    if self._thread.is_alive():
       self._writer.close()
 
 

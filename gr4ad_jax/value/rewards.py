@@ -186,7 +186,8 @@ class Rewarder:
         f"--reward={self._config.reward} gave {given_BC.dtype}{list(given_BC.shape)}: "
         f"finite numbers {list(ad_BC.shape)} are needed"
       )
-    with np.errstate(over="ignore", invalid="ignore"):  # what leaves float32 is told below
+    # What leaves float32 is told below.
+    with np.errstate(over="ignore", invalid="ignore"):
       reward_BC = given_BC.astype(np.float32)
       if self._config.reward_power != 1:
         reward_BC = np.sign(reward_BC) * np.abs(reward_BC) ** self._config.reward_power

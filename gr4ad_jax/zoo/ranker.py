@@ -96,7 +96,8 @@ class Ranker(nn.Module):
     # where there is no history.
     slots = jnp.concatenate([self.null_slot(nn.relu(user))[:, None], slots], axis=1)
     mask = jnp.concatenate([jnp.ones((B, 1), bool), pairs.slot_row_BS >= 0], axis=1)
-    keys, values = jnp.split(slots[:, :, None], 2, axis=-1)  # (B, 1 + S, 1, D)
+    # Two of (B, 1 + S, 1, D): one head, whose axis attention expects.
+    keys, values = jnp.split(slots[:, :, None], 2, axis=-1)
     heads = self.config.reward_heads
     query = self.query(ad_BCD).reshape(B, C, heads, -1)
     split = (B, -1, heads, query.shape[-1])

@@ -79,7 +79,8 @@ def read_refs(path: str) -> list[dict]:
       refs = _PlainUnpickler(file, encoding="latin-1").load()
     except DataError as error:
       raise DataError(f"{path} is refused: {error}") from error
-    except Exception as error:  # a damaged pickle raises almost anything
+    except Exception as error:
+      # A damaged pickle raises almost anything.
       reason = " ".join(str(error).split())[:150]
       raise DataError(f"{path}: no pickle that can be read ({reason})") from error
   if not isinstance(refs, list) or not refs:
