@@ -37,6 +37,8 @@ BAD_CELLS = [
     "view",
     r"events.csv: column 'behavior', row 3: 'view' is not one of click, cart, purchase",
   ),
+  # A behaviour that is not there is told which ones there are, too.
+  ("events", "cart,0", ",0", r"column 'behavior', row 3: '' is not one of click, cart, purchase"),
   (
     "events",
     "cart,0,1",
