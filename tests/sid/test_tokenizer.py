@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gr4ad_jax import config, files
 from gr4ad_jax.data import schema
-from gr4ad_jax.sid import encoders, last_level, tokenizer
+from gr4ad_jax.sid import encoders, last_level, report, tokenizer
 from gr4ad_jax.swing import cooccurrence
 
 SETTINGS = config.SidConfig(codebooks=(8, 4, 16), tower_width=16, tower_steps=60)
@@ -59,6 +59,20 @@ def test_encode_is_the_nearest_path_and_mostly_the_fitted_one(fitted):
     encoded[:, 1], np.argmin(((rest[:, None] - tok.centroids[1]) ** 2).sum(axis=2), axis=1)
   )
   assert (encoded[:, 0] == codes[:, 0]).mean() > 0.7
+
+
+def test_the_report_tells_how_many_first_codes_balance_has_moved(fitted):
+  ads, _, tok, codes = fitted
+  z = tok.embed(ads)
+  nearest = [
+    min(range(8), key=lambda c, row=row: ((row - tok.centroids[0][c]) ** 2).sum()) for row in z
+  ]
+  others = codes.copy()
+  others[::3, 0] = (others[::3, 0] + 1) % 8
+  for found in (codes, others):
+    moved = [mine != code for mine, code in zip(nearest, found[:, 0].tolist(), strict=True)]
+    assert report._moved(tok, z, found) == pytest.approx(sum(moved) / 120)
+  assert sum(moved) > 36
 
 
 def test_new_ads_keep_clear_of_the_old(fitted, make):
