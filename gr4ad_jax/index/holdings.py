@@ -157,6 +157,7 @@ class Holdings:
     leaf_key = self._leaves.leaf_key
     rows = self._start[np.searchsorted(leaf_key, high)]
     rows = rows - self._start[np.searchsorted(leaf_key, low)]
+    # Both lists of keys are sorted, so two searches each count what lies in the run.
     rows = rows + np.searchsorted(self._came, high) - np.searchsorted(self._came, low)
     return rows - np.searchsorted(self._gone, high) + np.searchsorted(self._gone, low)
 

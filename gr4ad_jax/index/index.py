@@ -56,6 +56,7 @@ class SidIndex:
     # Stable, so that ads of equal codes keep their order.
     order = np.argsort(key_N, kind="stable")
     sorted_key = key_N[order]
+    # Where another UA-SID begins: one entry a leaf.
     first = run_starts(sorted_key)
     child_start, node_code = map(tuple, trie_of_keys(sorted_key[first], codebooks))
     # The end is one more entry, so that a leaf's size is a difference, for the last leaf too.
@@ -116,6 +117,7 @@ class SidIndex:
     of = np.repeat(np.arange(len(kept)), kept)
     nth = np.arange(len(of)) - np.repeat(np.cumsum(kept) - kept, kept)
     out_RK = np.full((len(leaves_RW), limit), -1, np.int32)
+    # In the list, behind the ads of the leaves before it.
     place = begin_RW[row, column][of] + nth
     out_RK[row[of], place] = self.leaf_ads[start_RW[row, column][of] + nth]
     return out_RK

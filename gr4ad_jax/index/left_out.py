@@ -61,6 +61,7 @@ class LeftOut:
     size = np.array([part.requests for part in parts])
     first = np.cumsum(size) - size
     request_E = [part.request_E + begin for part, begin in zip(parts, first, strict=True)]
+    # A part without sets has none for each of its requests.
     only = [one for part in parts for one in part.only or (None,) * part.requests]
     rows = np.concatenate([part.row_E for part in parts])
     return cls(int(size.sum()), np.concatenate(request_E), rows, tuple(only))

@@ -130,6 +130,7 @@ class CandidateMaker:
     c = self._config
     # Ten at least, since the collapse guard looks at the first ten.
     shown = max(c.policy_candidates, 10)
+    # More than are kept as candidates: the reward reads log p of the others, too.
     found = self._ranker.rank(
       params, self._contexts, requests, max(shown, c.candidate_beams), batch
     )
@@ -205,10 +206,10 @@ def _top(score_BN: np.ndarray, count: int) -> np.ndarray:
 
 
 def _distinct(ad_RX: np.ndarray, logp_RX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  # A stable sort groups the places of an ad, and keeps them in their order inside the group.
   """Each ad once, where it stands first, with the log p_ref that any of its places has; padding
   goes last.
   """
+  # A stable sort groups the places of an ad, and keeps them in their order inside the group.
   place = np.arange(ad_RX.shape[1])
   order = np.argsort(ad_RX, axis=1, kind="stable")
   ad, logp = (np.take_along_axis(x, order, axis=1) for x in (ad_RX, logp_RX))

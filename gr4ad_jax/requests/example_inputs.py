@@ -61,6 +61,7 @@ class ExampleInputs(Inputs):
 
   def contexts(self, config: Config, split: str) -> ExampleContexts:
     """The batches of any split: each example is as its own split sees it."""
+    # Which split an example is seen as was settled when it was made.
     del split
     depth = protocols.target_depth(self.dataset.behaviors, config.data.target_behavior)
     return ExampleContexts(self.folder, self.index.codes_NT, config.data, depth)

@@ -57,6 +57,7 @@ class _Few:
     self._num_ads = model.num_ads
     batch = touched.batch
     places = touched.places
+    # Over the small table: ads are numbered by their places among those that were read.
     states_BPD = model.apply(
       variables, batch, train=True, rngs={"dropout": dropout_key}, method="states"
     ).astype(dtype)
@@ -69,8 +70,8 @@ class _Few:
     self.scores = _Scores(self._of(places.target_PM), history_PS, self._others())
 
   def _of(self, ads_PM: jax.Array) -> jax.Array:
-    # (P, D), (P, M, D) -> (P, M).
     """Scores of some ads of each place."""
+    # (P, D), (P, M, D) -> (P, M).
     return product("pd,pmd->pm", self.state_PD, self._vectors(ads_PM))
 
   def _of_all(self, ads_X: jax.Array) -> jax.Array:

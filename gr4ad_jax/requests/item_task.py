@@ -75,6 +75,7 @@ class RowLoss:
     self, params: Any, touched: Touched, key: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of `touch`'s step, by parameters whose table has the rows `row_U` alone."""
+    # The third of the same split as in `touch`, which took the first two.
     dropout_key = jax.random.split(key, 3)[2]
     # The same model over a table of U rows: ads are their places among the rows that were read.
     model = self._model.clone(num_ads=len(touched.row_U))
@@ -144,6 +145,7 @@ def make_item_loss(model: ItemModel, share_N: np.ndarray) -> LossFn:
 
     def loss_of(scores, bias):
       scores_PN, own_PM = scores
+      # The bias is added to the total and to the targets alike, each in its own array.
       biased_PN = add_to_ads(scores_PN, ads_PS, bias)
       own_PM = own_PM + bias * own_seen_PM
       return item_losses.softmax_loss(biased_PN, own_PM, places.mask_PM, config.item_smoothing)
@@ -186,6 +188,7 @@ def with_item_loss(loss_fn: LossFn, item_loss_fn: LossFn, weight: float) -> Loss
   """A loss, plus `weight` times that of the item-level head."""
 
   def both(params, batch, key: jax.Array):
+    # Keys of their own, so that the losses do not share their dropout.
     key, item_key = jax.random.split(key)
     loss, metrics = loss_fn(params, batch, key)
     item, more = item_loss_fn(params, batch, item_key)

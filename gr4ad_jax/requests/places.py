@@ -58,6 +58,7 @@ def places_of(batch: RequestBatch, inner: int, key: jax.Array) -> Places:
     # A place that was only filled up has -1 above and is masked here.
     jnp.pad(inside_BS[row_Q, place_Q][:, None], more),
   )
+  # (B + Q,): the last places first, then those inside.
   return Places(*(jnp.concatenate(pair) for pair in zip(last, within, strict=True)))
 
 

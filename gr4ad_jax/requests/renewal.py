@@ -70,6 +70,7 @@ def renewed(
   if flag == "append":
     codes_NT = append(published, dataset.ads)
     return published.tokenizer, SidIndex.build(codes_NT, published.tokenizer.codebooks)
+  # Fitted as if nothing had been published. Names are given afterwards.
   fresh = tokenizer_lib.fit(
     dataset.ads, dataset.events, config.sid, seed=config.training.seed, told=told
   )
@@ -177,6 +178,8 @@ def matched(
     # Row: new code, column: old code.
     # `add.at` sums repeated pairs; plain indexing would keep the last.
     np.add.at(shared_VV, (after_XP[:, level], before_XP[:, level]), np.where(alike_X, 1.0, _PARTED))
+    # The Hungarian method: the one-to-one names that keep most ads in all, not each
+    # code's own best.
     new_V, old_V = scipy.optimize.linear_sum_assignment(shared_VV, maximize=True)
     name_V = np.empty(size, np.int32)
     name_V[new_V] = old_V

@@ -86,6 +86,7 @@ class GroupCommit:
   def _commit(self) -> None:
     """Writes what waits now, then takes it to memory, in order. Errors go to those who wait."""
     with self._lock:
+      # A copy: changes that come while it is written stay behind it in the list.
       batch = list(self.waiting)
     try:
       if batch:

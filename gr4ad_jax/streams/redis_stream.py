@@ -197,6 +197,7 @@ class RedisStream:
   def position(self, topic: str, consumer: str) -> int:
     """See `Stream.position`."""
     name, _, _ = self._names(topic)
+    # Redis has no groups of a stream that is not there, and answers with an error.
     if not self._asked(lambda: self._client.exists(name)):
       return 0
     for group in self._asked(lambda: self._client.xinfo_groups(name)):
@@ -226,6 +227,7 @@ class RedisStream:
     arguments = [before, "" if size is None else size, _PART]
     names = self._names(topic)
     removed = 0
+    # In parts: a script holds up all other clients while it runs.
     while part := self._asked(lambda: self._retain(names, arguments)):
       removed += part
     return removed
@@ -296,6 +298,7 @@ class RedisStream:
       )  # fmt: skip
 
   def _record(self, topic: str, identity: bytes, fields: Mapping[bytes, bytes]) -> Record:
+    # An id is `OFFSET-0`: the offset stands for the milliseconds that Redis would put there.
     offset = int(identity.split(b"-")[0])
     key = fields[b"k"].decode()
     text = fields[b"v"]

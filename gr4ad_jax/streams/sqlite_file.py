@@ -43,6 +43,7 @@ def connected(path: str, busy: float = 5.0) -> sqlite3.Connection:
 def transaction(connection: sqlite3.Connection, path: str) -> Iterator[None]:
   """All of the block, on disk at its end, or nothing. Raises OSError where SQLite fails."""
   try:
+    # Takes the lock for writing now. A transaction that began with a read might not get it later.
     connection.execute("BEGIN IMMEDIATE")
     yield
     connection.execute("COMMIT")

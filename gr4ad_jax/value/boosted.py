@@ -75,6 +75,7 @@ class Boosted:
     """
     lightgbm = _lightgbm()
     folder = os.path.join(config.workdir, FOLDER)
+    # The file that is written last says that both are there.
     if not os.path.exists(os.path.join(folder, "value.txt")):
       _train(config, inputs, folder)
     paths = [os.path.join(folder, f"{name}.txt") for name in _TREES]

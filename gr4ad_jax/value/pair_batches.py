@@ -90,10 +90,12 @@ class PairSampler:
     # An own ad is a target only if the user went as deep as is predicted.
     own = _sampled(np.where(inside, outcomes.ad[own_BX], -1), bits[:, :width], limits[0])
 
+    # Sorted, for repeats to be seen and for `_contains` to search.
     slots_BS = np.sort(slots_BS, axis=1)
     # Slots of several kinds may hold the same ad; sorted, repeats stand side by side.
     again = np.zeros(slots_BS.shape, bool)
     again[:, 1:] = slots_BS[:, 1:] == slots_BS[:, :-1]
+    # Targets are a stratum of their own, also where they stand in a slot.
     free = (slots_BS >= 0) & ~again & ~self.bought(requests, slots_BS)[0]
     # Behind the own columns and before the last ones are those of the slots.
     shown = _sampled(np.where(free, slots_BS, -1), bits[:, width : -limits[2]], limits[1])
@@ -130,6 +132,7 @@ def _sampled(ads_BX: np.ndarray, bits_BX: np.ndarray, limit: int) -> tuple[np.nd
   """At most `limit` of each row's ads, those of the lowest random bits, and their weights; [B,
   limit] each.
   """
+  # Padded up to the limit, so that all batches have one shape.
   if ads_BX.shape[1] < limit:
     more = ((0, 0), (0, limit - ads_BX.shape[1]))
     ads_BX = np.pad(ads_BX, more, constant_values=-1)

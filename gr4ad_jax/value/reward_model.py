@@ -87,6 +87,7 @@ class RewardModel:
       )
     features = inputs.contexts(config, split).pairs
     model = reward_run.build_ranker(config, inputs)
+    # One pair gives the shapes of the parameters.
     some = features.batch(np.zeros(1, np.int64), np.zeros((1, 1), np.int64))
     mesh = mesh_lib.local_mesh()
     target = state_lib.abstract_params(
@@ -116,6 +117,7 @@ class RewardModel:
     for begin in range(0, B, rows):
       part = slice(begin, begin + rows)
       pairs = self.features.batch(requests[part], ads[part])
+      # Both arrays of a part come to the host at once.
       logit, log_value = jax.device_get(self._apply(self._params, pairs))
       # Values were learned in units of their mean; the factor is what calibration found, and the
       # clip that of training.

@@ -52,6 +52,7 @@ def report(
     requests = requests.take(np.sort(rows))
   p_RN, worth_RN, base_RN = _scored(model, requests, num_ads, told)
   bought_RN, value_RN = _bought(requests, num_ads, inputs.ecpm.clip)
+  # (R, N) -> (R·N,): calibration is of pairs, whatever request they are of.
   deciles = calibration.by_decile(p_RN.ravel(), bought_RN.ravel())
   made = {
     "dataset": inputs.dataset.name,
@@ -127,6 +128,7 @@ def _bought(
 ) -> tuple[np.ndarray, np.ndarray]:
   bought = np.zeros((len(requests), num_ads), bool)
   value = np.zeros((len(requests), num_ads), np.float32)
+  # (P,) and (P,): a cell for each target.
   bought[requests.target_row, requests.target_ad] = True
   value[requests.target_row, requests.target_ad] = np.minimum(requests.target_value, clip)
   return bought, value

@@ -125,6 +125,7 @@ def make_reward_loss(model: Ranker, config: RewardConfig, scale: Scale) -> LossF
     value = pointwise.value_loss(
       log_value_BC, batch.value_BC / scale.value, weight_BC, config.reward_value_power
     )
+    # The share of what was bought, by the weights an estimate for the whole table.
     bought = weight_BC.sum() / batch.weight_BC.sum()
     # Purchases are rare, so their loss is small. Divided by their share it stands beside the
     # value's.
@@ -244,9 +245,11 @@ class RewardTask(Task):
       batch = self.sampler.batch(held_out[begin : begin + size])
       logit, log_value = jax.device_get(apply({"params": params}, batch.pairs, self.scale.edges))
       value = np.exp(log_value) * self.scale.value
+      # Padding must not be calibrated on.
       real = batch.weight_BC > 0
       found = (logit, batch.bought_BC, batch.weight_BC, value, batch.value_BC)
       columns.append([x[real] for x in found])
+    # No visit was kept aside, so nothing says that a correction is needed.
     if not columns:
       return Calibration.identity()
     return Calibration.fit(*(np.concatenate(column) for column in zip(*columns, strict=True)))

@@ -217,6 +217,7 @@ class Rewarder:
     """All that a reward function may read; arguments as of a call."""
     contexts = self._contexts
     lines = self._contexts.lines
+    # Padding reads ad 0, and its reward becomes 0 in the end.
     row_BC = np.maximum(ad_BC, 0)
     own_BC = lines.outcomes.of(requests_B, ad_BC)
     logged_BC = np.where(own_BC >= 0, lines.outcomes.value[np.maximum(own_BC, 0)], 0)
@@ -226,6 +227,7 @@ class Rewarder:
       purchase_BC = found.purchase_BC ** (1 - prior) * np.exp(prior * logp_BC)
       value_BC = found.value_BC**self._config.value_exponent
     else:
+      # Without a model what happened stands for what would: 1 or 0, times what was paid.
       purchase_BC = (logged_BC > 0).astype(np.float32)
       value_BC = logged_BC
     about = contexts.popularity.features(lines.request_time[requests_B], row_BC)
@@ -249,12 +251,14 @@ class Rewarder:
     contexts = self._contexts
     if config.exposure == "none" or not config.exposure_weight:
       return np.ones(row_BC.shape, np.float32)
-    # One count more: nothing is 0.
     seen_BN = contexts.popularity.lately(contexts.lines.request_time[requests_B])
     if config.exposure == "account":
       account_N = self._ads.account_N
       of_account = np.zeros((len(requests_B), account_N.max() + 1))
+      # (B, N) -> (B, accounts): turned over, since `add.at` adds along the first axis.
       np.add.at(of_account.T, account_N, seen_BN.T)
+      # Gathered back to the ads: all ads of an account have its count.
       seen_BN = of_account[:, account_N]
+    # One count more, so that nothing is 0: a share of 0 to a power below 0 would be infinite.
     relative_BN = (seen_BN + 1) / (seen_BN + 1).mean(axis=1, keepdims=True)
     return np.take_along_axis(relative_BN, row_BC, axis=1) ** -config.exposure_weight

@@ -40,8 +40,11 @@ class ChainDecoder(nn.Module):
     # Argument 3 of a block's call is `train`, a Python bool that remat must not trace.
     block = rematerialized(DecoderBlock, self.remat, (3,))
     self.blocks = [
-      block(c, i * c.kv_layers // c.layers, name=f"block_{i}") for i in range(c.layers)
+      # Layer i reads one of the `kv_layers` projections of the context, neighbours the same.
+      block(c, i * c.kv_layers // c.layers, name=f"block_{i}")
+      for i in range(c.layers)
     ]
+    # T modules: one for each later level, and one for the value, which has no block.
     self.joins = [Linear(c.width, name=f"join_{t}") for t in range(1, T + 1)]
     self.state_norms = [RMSNorm(name=f"state_norm_{t}") for t in range(1, T + 1)]
     self.code_norms = [RMSNorm(name=f"code_norm_{t}") for t in range(1, T + 1)]
@@ -53,6 +56,7 @@ class ChainDecoder(nn.Module):
     """The state of the first level, repeated for all T + 1 levels: [B, 1, T + 1, D]."""
     shape = (context.mask_BS.shape[0], 1, 1, self.config.width)
     h = jnp.broadcast_to(self.first.astype(context.slots_BSD.dtype), shape)
+    # The last T - 1 blocks are the modules' own.
     for block in self.blocks[: len(self.blocks) - self.levels + 1]:
       h, _ = block(h, context, train)
     return jnp.broadcast_to(h, (*shape[:2], self.levels + 1, shape[3]))

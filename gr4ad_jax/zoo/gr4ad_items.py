@@ -80,6 +80,7 @@ class GR4ADItems(ItemHead, GR4AD):
     ads_BS = self._known(history_ads(batch))
     seen_BS = ads_BS >= 0
     x = jnp.where(seen_BS[..., None], self.vectors(ads_BS), 0).astype(self.dtype)
+    # A start before all ads, so that place i has seen the first i of them.
     start = jnp.broadcast_to(self.first.astype(self.dtype), (len(x), 1, self.config.width))
     x = jnp.concatenate([start, x * jnp.sqrt(self.config.width).astype(self.dtype)], axis=1)
     x = self.dropout(self.places(x), deterministic=not train)

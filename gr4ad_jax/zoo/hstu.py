@@ -37,6 +37,7 @@ class RelativeBias(nn.Module):
     init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None,))
     place = self.param("place", init, (P,))
     time = self.param("time", init, (TIME_BUCKETS,))
+    # Row i, column j: how many places j lies before i. What is later has 0, and the mask hides it.
     distance_PP = jnp.clip(jnp.arange(P)[:, None] - jnp.arange(P), 0, P - 1)
     # An earlier place j is more days before the request: days_j - days_i is at least 0. What is
     # later (masked) has 0. (B, 1, P) - (B, P, 1) -> (B, P, P).
@@ -67,6 +68,7 @@ class HSTUBlock(nn.Module):
     """
     B, P, D = x_BPD.shape
     made = nn.silu(Linear(4 * D, name="uvqk")(RMSNorm(name="in_norm")(x_BPD)))
+    # One product for all four, as in the paper.
     u, v, q, k = jnp.split(made, 4, axis=-1)
     v, q, k = (y.reshape(B, P, self.heads, -1) for y in (v, q, k))
     logits = product("bphd,bqhd->bhpq", q, k)

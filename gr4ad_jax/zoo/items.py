@@ -122,6 +122,7 @@ def score_all(states_PD: jax.Array, table_ND: jax.Array, ads: int, dtype: jnp.dt
 
   They are -inf from row `ads` on, where the table has rows that are no ad.
   """
+  # Every ad is scored: on a mesh each device does so for its own rows of the table.
   scores_PN = product("pd,nd->pn", states_PD.astype(dtype), table_ND.astype(dtype))
   rows = len(table_ND)
   return scores_PN if rows == ads else jnp.where(jnp.arange(rows) < ads, scores_PN, -jnp.inf)

@@ -60,6 +60,8 @@ class Ranker(nn.Module):
     The embedding of the row is added to those of the codes. Padding (-1) and rows from `num_ads` on
     have none. In training some others are left out, so that codes alone must do as well.
     """
+    # One table a level. An ad is the sum of its codes' vectors, so ads of one prefix
+    # are alike at first.
     x = sum(table[codes[..., t]] for t, table in enumerate(self.codes))
     if self.ids is None:
       return x
@@ -90,6 +92,7 @@ class Ranker(nn.Module):
     B, C, _ = pairs.pair_features_BCF.shape
     ad_BCD = self.embed(pairs.ad_codes_BCT, pairs.ad_row_BC, train)
     slot_BSD = self.embed(pairs.slot_codes_BST, pairs.slot_row_BS, train)
+    # Numbers come as how far they have gone through each of the fitted pieces.
     user = self.user_in(encode(pairs.user_features_BF, edges["user"]))
     slots = self.slot_in(jnp.concatenate([slot_BSD, pairs.slot_features_BSF], axis=-1))
     # A slot made of the user alone, which is always real, so that an ad has something to attend to

@@ -41,6 +41,7 @@ def _class(name: str) -> type[nn.Module]:
   if name not in MODELS:
     raise ConfigError(f"--model={name} is not allowed: any of {', '.join(MODELS)}")
   module, kind = MODELS[name].split(":")
+  # Imported when it is asked for, so that no model pays for another one's imports.
   return getattr(importlib.import_module(module), kind)
 
 
@@ -63,6 +64,7 @@ def validate(config: Config, base: Config | None = None) -> Config:
   """
   ignored = unread(config)
   name = config.model.model
+  # Without a base there is no change that could be refused.
   for section in config_lib.SECTIONS if base else ():
     plain = config_lib.SECTIONS[section]()
     for knob, value in vars(getattr(config, section)).items():

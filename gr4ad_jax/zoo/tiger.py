@@ -207,6 +207,7 @@ class Tiger(nn.Module):
     tokens = jnp.stack(
       [self.embed(t, batch.slot_codes_BST[..., t]) for t in range(T)], axis=2
     ).reshape(B, S * T, -1)
+    # The start is always real, so that a user without a history has something to attend to.
     first = jnp.broadcast_to(self.bos[0].astype(self.dtype), (B, 1, c.width))
     x = self.dropout(jnp.concatenate([first, tokens], axis=1), deterministic=not train)
     real_BX = jnp.repeat(batch.slot_kind_BS == HISTORY, T, axis=1)
@@ -269,6 +270,7 @@ class Tiger(nn.Module):
     B, M, T = codes_BMT.shape
     start = self.start(batch, train=train)
     tokens = [jnp.broadcast_to(self.bos[1].astype(self.dtype), (B, M, self.config.width))]
+    # Shifted by one level: the state of level t has seen the codes before it, and not its own.
     tokens += [self.embed(t, codes_BMT[..., t]) for t in range(T - 1)]
     # Unlike GR4AD's, the first level runs for each of the M sequences, as all others do.
     h_BMTD, _ = self._decode(start, jnp.stack(tokens, axis=2), train=train)

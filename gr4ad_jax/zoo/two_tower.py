@@ -58,12 +58,14 @@ class TwoTower(ItemModel):
     # slots, which are padding: the product with `any` makes that 0.
     seen_BS = ads_BS >= 0
     read = attend(query, keys, values, seen_BS[:, None])[:, 0] * seen_BS.any(-1, keepdims=True)
+    # Beside attention the plain mean of the history, which needs no query to be learned first.
     mean = jnp.einsum("bs,bsd->bd", seen_BS.astype(self.dtype), values.reshape(B, S, -1))
     mean /= jnp.maximum(seen_BS.sum(-1, keepdims=True), 1)
     hidden = nn.relu(self.user_hidden(jnp.concatenate([user, read, mean], axis=-1)))
     state_BD = _unit(
       self.user_out(self.dropout(hidden, deterministic=not train)).astype(jnp.float32)
     )
+    # (B, 1, D) -> (B, S + 1, D): the one state stands at every place.
     return jnp.broadcast_to(state_BD[:, None], (B, S + 1, state_BD.shape[-1]))
 
   def vectors(self, ad: jax.Array) -> jax.Array:
