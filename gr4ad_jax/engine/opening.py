@@ -105,7 +105,6 @@ def open_run(
     model = registry.build(config, len(ads))
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
-    # All that the server may use. Each pair of schedule and bucket is a program of its own.
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
     accounts = Accounts.open(live_folder(config))
     ledger = _ledger(config, dataset, catalog, accounts)

@@ -1,8 +1,7 @@
 """How popular each ad is at a moment, and which ads rise, from counts by ad and day.
 
 Only days on which something happened to an ad are kept, so the counts grow with the log and not
-with ads times days, and more events can be added at any time. All sums are of whole numbers: in
-whatever order events come, the same counts come out.
+with ads times days. All sums are of whole numbers, so events can be added at any time and order.
 """
 
 import dataclasses

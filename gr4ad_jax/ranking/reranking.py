@@ -110,7 +110,6 @@ def rerank(
       part_out = left_out.take(np.arange(begin, begin + len(some)))
       slots = np.where(part_out.kept(slots), slots, -1)
     ads = distinct(np.concatenate([found.ad_RK[part], slots], axis=1))
-    # What the first stage did not find gets its lowest log p of the list.
     first = logp_of(ads, found.ad_RK[part], found.logp_RK[part])
     estimate = model.estimate(some, ads)
     logp = np.log(np.maximum(estimate.purchase_BC, _LEAST_P))
@@ -121,7 +120,6 @@ def rerank(
     best = np.argsort(np.where(ads >= 0, -worth, np.inf), axis=1, kind="stable")[:, :k]
     parts.append([np.take_along_axis(x, best, axis=1) for x in (ads, logp, value)])
   ad_RK, logp_RK, value_RK = (np.concatenate(column) for column in zip(*parts, strict=True))
-  # Padding got the estimate of some ad on its way through the model.
   logp_RK = np.where(ad_RK >= 0, logp_RK, -np.inf)
   return Ranking(ad_RK.astype(np.int32), logp_RK, np.where(ad_RK >= 0, value_RK, 0.0), logp_RK)
 

@@ -71,8 +71,7 @@ def blocks(path: str) -> Iterator[Block]:
     quotes = 0
     lines = 0
     commas = 0
-    # A line break is thought to stand before the first byte.
-    kept = bytes([LF])
+    kept = bytes([LF])  # a line break is thought before the first byte
     while True:
       block = file.read(BLOCK)
       try:

@@ -36,7 +36,7 @@ def results(
     parents: row -> the row that it is a step from, '' for none.
     target_behavior: shallowest behaviour that counts as a hit. Empty: any.
     unseen: the same without ads seen before, for the targets that are new; None: what is left of
-      the rankings.
+      the rankings, whose lists are then shorter, and score rather too low.
 
   Returns:
     A dict for JSON. It has
@@ -54,8 +54,6 @@ def results(
   popularity_N = protocols.line_counts(dataset, split)
   before = parts_lib.seen_before(dataset, requests)
   if unseen is None:
-    # What is left of a list is shorter than one that was searched without these ads, so its scores
-    # are rather too low.
     unseen = {
       name: [parts_lib.left_of(run, before) for run in runs] for name, runs in rankings.items()
     }

@@ -48,25 +48,11 @@ def make_train_step(
       grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
     return grads, {**metrics, "loss": loss}
 
-  def accumulated(params, batch, key):
-    def micro(total, inputs):
-      part, number = inputs
-      # A key of its own for each part: else all of them would drop the same units.
-      found = gradient(params, part, jax.random.fold_in(key, number))
-      return jax.tree.map(jnp.add, total, found), None
-
-    parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
-    # The sums begin at zeros of the gradient's shapes, which tracing tells without computing.
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    # A scan, so that one micro-batch's activations are held at a time.
-    (grads, metrics), _ = jax.lax.scan(micro, zeros, (parts, jnp.arange(accumulate)))
-    grads = jax.tree.map(lambda x: x / accumulate, grads)
-    return grads, sums.mean_of_parts(metrics, accumulate)
+  gradient_of = gradient if accumulate == 1 else _accumulated(gradient, accumulate)
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     key = step_key(seed, state.step)
-    grads, metrics = (gradient if accumulate == 1 else accumulated)(state.params, batch, key)
+    grads, metrics = gradient_of(state.params, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     norm = optax.tree.norm(grads)
     metrics |= {
@@ -80,6 +66,28 @@ def make_train_step(
     ), metrics
 
   return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+
+
+def _accumulated(gradient: Callable, parts: int) -> Callable:
+  """`gradient`, (params, batch, key) -> (gradients, metrics), taken over so many micro-batches."""
+
+  def accumulated(params, batch, key):
+    def micro(total, inputs):
+      part, number = inputs
+      # A key of its own for each part: else all of them would drop the same units.
+      found = gradient(params, part, jax.random.fold_in(key, number))
+      return jax.tree.map(jnp.add, total, found), None
+
+    split = jax.tree.map(lambda x: _split(x, parts), batch)
+    # The sums begin at zeros of the gradient's shapes, which tracing tells without computing.
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], split), key)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    # A scan, so that one micro-batch's activations are held at a time.
+    (grads, metrics), _ = jax.lax.scan(micro, zeros, (split, jnp.arange(parts)))
+    grads = jax.tree.map(lambda x: x / parts, grads)
+    return grads, sums.mean_of_parts(metrics, parts)
+
+  return accumulated
 
 
 def gathering(loss_fn: LossFn, shardings: Any) -> LossFn:
