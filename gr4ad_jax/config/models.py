@@ -44,6 +44,13 @@ class ModelConfig:
     True, "gr4ad_items: each place of the history sees those before it alone."
   )
   ecpm_bins: int = knob(16, "Equal-probability bins of the eCPM token.", low=2)
+  head_piece: int = knob(
+    0,
+    "Most codes of a level that are scored at a time where sequences are given, as in training; "
+    "0: all on CPU, 1024 on accelerators.",
+    low=0,
+    free=True,
+  )
   compute_dtype: str = knob(
     "auto",
     "Matmul dtype; auto: bfloat16 on accelerators, float32 on CPU.",

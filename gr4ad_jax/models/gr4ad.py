@@ -5,7 +5,6 @@ LazyAR decoder, one head a level, the heads of training (eCPM and MTP, §3.1), t
 the history bias (§2.4).
 """
 
-import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -25,20 +24,17 @@ from gr4ad_jax.models.history_copy import (
   no_copy,
   sequence_match,
 )
-from gr4ad_jax.models.layers import Linear
 from gr4ad_jax.models.lazy_decoder import Cache, LazyDecoder
-from gr4ad_jax.models.outputs import Outputs, Read, Start, compute_dtype, next_code_logp
+from gr4ad_jax.models.level_heads import LevelHead, piece_of
+from gr4ad_jax.models.outputs import Outputs, Read, Start, compute_dtype
 from gr4ad_jax.models.remat import rematerialized
 
 NUM_KINDS = 4  # slot kinds of features/batches.py
 
 
-def _code_logp(head: Linear, h: jax.Array, code_BM: jax.Array) -> jax.Array:
-  """Log-probability [B, M] of a level's codes by its head.
-
-  The states are [B, M, D], or [B, D] where one state serves all M sequences.
-  """
-  return next_code_logp(head(h), code_BM)
+def _code_logp(head: LevelHead, h: jax.Array, code_BM: jax.Array) -> jax.Array:
+  """`LevelHead.logp` as a function of the head, as rematerialisation wants it."""
+  return head.logp(h, code_BM)
 
 
 class GR4AD(nn.Module):
@@ -88,10 +84,9 @@ class GR4AD(nn.Module):
     # Argument 5 of its call is `train`. It chooses a branch in Python, so remat must not trace it.
     self.processor = rematerialized(ContextProcessor, self.remat, (5,))(c, NUM_KINDS)
     self.decoder = self.make_decoder()
-    # Logits are float32: bfloat16 ones lose the tail of a 16k softmax.
-    head = functools.partial(Linear, axes=("embed", "mlp"), bias=True, out_dtype=jnp.float32)
-    self.heads = [head(v, name=f"head_{t}") for t, v in enumerate(self.codebooks)]
-    self.ecpm_head = head(c.ecpm_bins)
+    piece = piece_of(c.head_piece)
+    self.heads = [LevelHead(v, piece=piece, name=f"head_{t}") for t, v in enumerate(self.codebooks)]
+    self.ecpm_head = LevelHead(c.ecpm_bins)
     if c.copy != "off":
       self.copier = rematerialized(HistoryCopy, self.remat)()
       self.value_reader = rematerialized(ValueReader, self.remat)()
@@ -251,9 +246,10 @@ class GR4AD(nn.Module):
     generated = []
     mtp = []
     # Float32 logits are the largest arrays there are, and a twentieth of the work: no policy keeps
-    # them.
-    logp_of = rematerialized(_code_logp, "full" if self.remat != "none" else "none")
+    # them. A head in pieces keeps none by itself.
+    dropped = rematerialized(_code_logp, "full" if self.remat != "none" else "none")
     for t in range(T):
+      logp_of = _code_logp if self.heads[t].in_pieces else dropped
       # At level 0, and in the MTP branch at every level, one state [B, D] serves all M sequences.
       generated.append(logp_of(self.heads[t], _skipped(start, states[t]), codes_BMT[..., t]))
       mtp.append(logp_of(self.heads[t], free_B1TD[:, 0, t], codes_BMT[..., t]))

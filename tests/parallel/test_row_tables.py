@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from gr4ad_jax.benchmarks import table as suite
 from gr4ad_jax.config import Config, DataConfig, ItemConfig, ModelConfig, TrainConfig
 from gr4ad_jax.decoding.item_ranker import ItemRanker
+from gr4ad_jax.models.level_heads import code_logp
 from gr4ad_jax.models.outputs import next_code_logp
 from gr4ad_jax.parallel import mesh as mesh_lib, row_tables
 from gr4ad_jax.training import state as state_lib
@@ -97,6 +98,10 @@ shapes += [jax.ShapeDtypeStruct(shape, kind, sharding=spec[1]) for shape, kind i
 total = lambda kernel, h_BMD, code_BM: next_code_logp(h_BMD @ kernel, code_BM).sum()
 program = jax.jit(jax.grad(total, (0, 1)), out_shardings=spec).lower(*shapes).compile()
 assert not suite.whole_arrays(program, (4096,))
+pieces = lambda kernel, h_RD, code_RC: code_logp(512, h_RD, kernel, jnp.zeros(4096), code_RC).sum()
+shapes[1:] = [jax.ShapeDtypeStruct(shape, kind, sharding=spec[1]) for shape, kind in (((16, 16), "f4"), ((16, 1), "i4"))]
+program = jax.jit(jax.grad(pieces, (0, 1)), out_shardings=spec).lower(*shapes).compile()
+assert not suite.whole_arrays(program, (4096, 512))
 
 # A checkpoint goes back in parts, onto another mesh too.
 with Checkpointer(sys.argv[1]) as checkpointer:
