@@ -43,6 +43,7 @@ def measure(iterations: int, points: int, told: Callable[[str], None]) -> dict[s
   seconds: dict[str, list[float]] = {"ours": [], "faiss": []}
   distortion: dict[str, list[float]] = {"ours": [], "faiss": []}
   for number in range(iterations):
+    # In turn, so that a machine that slows down does so for both.
     for name, side in (("faiss", peer), ("ours", ours)):
       begin = time.perf_counter()
       squared = side.iterate()

@@ -44,6 +44,7 @@ class PrefixTokens:
     for level, size in enumerate(codebooks):
       keys_NT[:, level + 1] = keys_NT[:, level] * size + codes_NT[:, level]
       child_N = np.unique(keys_NT[:, level + 1])
+      # The last digit of a packed prefix, in base `size`, is the child's own code.
       tokens = torch.from_numpy(child_N % size + offsets[level])
       # Children are sorted by their packed prefix, so those of one parent stand together: how many
       # each parent has cuts the tokens into its parts.
@@ -60,6 +61,7 @@ class PrefixTokens:
     del request
     key = 0
     for level, token in enumerate(sentence.tolist()[1:]):
+      # Packed as the constructor has packed it, by which the dictionary knows it.
       key = key * self._sizes[level] + token - self._offsets[level]
     return self._next[len(sentence) - 1].get(key, self._none)
 
@@ -160,6 +162,7 @@ class T5Decode:
   def _by_beam(self, x_1SD):
     """[W, H, S, D / H]: a view of one copy for all beams."""
     return (
+      # (1, S, D) -> (1, H, S, D / H) -> (W, H, S, D / H): the last step copies nothing.
       x_1SD.unflatten(-1, (self.model.config.num_heads, -1))
       .transpose(1, 2)
       .expand(self._beams, -1, -1, -1)
@@ -244,6 +247,7 @@ def _config(parameters: int, vocabulary: int, width: int, layers: int):
       num_layers=layers,
       pad_token_id=START,
       decoder_start_token_id=START,
+      # Without a token that ends a sequence, all of them have T codes.
       eos_token_id=None,
     )
 

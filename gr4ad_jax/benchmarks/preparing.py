@@ -36,7 +36,9 @@ def write_log(folder: str, events: int, ads: int, seed: int = 0) -> tuple[str, s
   log = os.path.join(folder, "log")
   os.makedirs(log)
   for number in range(_FILES):
+    # Differences of shares that are rounded down: together they are all events.
     left = events * (number + 1) // _FILES - events * number // _FILES
+    # A visit holds five events or more, so these visits suffice. What is too much is cut off.
     size = np.minimum(5 / np.sqrt(1 - rng.random(left // 4 + 1)), _LARGEST).astype(np.int64)
     visit = np.repeat(np.arange(len(size)), size)[:left]
     count = len(size)
@@ -56,6 +58,7 @@ def write_log(folder: str, events: int, ads: int, seed: int = 0) -> tuple[str, s
       "time": time[visit] + rng.integers(0, 600, left),
       "behavior": np.array(["click", "cart", "purchase"])[kind],
       "value": np.where(kind == 2, np.round(np.exp(rng.normal(3, 1, left)), 2), 0),
+      # A file has no more visits than events, so no two files share a number.
       "request_id": visit + number * (events // _FILES + 1),
     }
     parquet.write_table(arrow.table(columns), os.path.join(log, f"{number:03d}.parquet"))
@@ -72,6 +75,7 @@ def write_log(folder: str, events: int, ads: int, seed: int = 0) -> tuple[str, s
 
 def _ranks(rng: np.random.Generator, count: int, most: int) -> np.ndarray:
   """[count] int64 ranks in [1, most], P(rank r) ~ log(1 + 1/r)."""
+  # As x is below 1, the power is below most + 1; but rounding may bring it there.
   return np.minimum((most + 1) ** rng.random(count), most).astype(np.int64)
 
 

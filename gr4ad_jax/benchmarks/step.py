@@ -102,6 +102,7 @@ class System:
     begin = time.perf_counter()
     for _ in range(steps):
       self.state, metrics = self._step(self.state, self.batch)
+    # Those of the last step, which needs the states of all steps before it.
     jax.block_until_ready(metrics)
     return (time.perf_counter() - begin) / steps
 
@@ -158,8 +159,10 @@ def measure(config: Config, repetitions: int, steps: int = 5) -> dict:
     "model_tflops": cost.model_flops / step / 1e12,
     "utilization": cost.utilization(1 / step),
     "share_of_plain_dot": timing.spread(
+      # FLOP times seconds a FLOP, over seconds: each step with the roof of the same repetition.
       [flop * roof / one for roof, one in zip(seconds["roof"], seconds["step"], strict=True)]
     ),
+    # A CPU counts none, and gives None in place of a mapping.
     "device_bytes_in_use": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
   }  # fmt: skip
 

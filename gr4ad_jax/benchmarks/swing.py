@@ -61,6 +61,7 @@ def power_law_log(folder: str, events: int, ads: int, seed: int = 0) -> Log:
   begin = 0
   visits = 0
   while begin < events:
+    # The inverse of the distribution: with x uniform, 5 / √(1 - x) is above s with (5 / s)².
     size = np.minimum(5 / np.sqrt(1 - rng.random(_AT_ONCE // 10)), LARGEST).astype(np.int64)
     # The last round may be cut.
     visit = np.repeat(np.arange(len(size)), size)[: events - begin]
@@ -77,12 +78,14 @@ def power_law_log(folder: str, events: int, ads: int, seed: int = 0) -> Log:
     visits = visits + len(size)
   for column in columns.values():
     column.flush()
+  # Opened anew and for reading alone, as a log on disk is.
   read = {name: np.load(os.path.join(folder, f"{name}.npy"), mmap_mode="r") for name in kinds}
   return Log(read["request"], read["request"], read["ad"], read["split"])
 
 
 def _ranks(rng: np.random.Generator, count: int, most: int) -> np.ndarray:
   """[count] int64 ranks in [1, most], P(rank r) ~ log(1 + 1/r)."""
+  # As x is below 1, the power is below most + 1; but rounding may bring it there.
   return np.minimum((most + 1) ** rng.random(count), most).astype(np.int64)
 
 

@@ -143,6 +143,7 @@ def measure(config: Config, ads: int) -> dict:
       f"--ads={ads} is not allowed: more than --history_slots={config.data.history_slots} are "
       "needed"
     )
+  # On one device nothing would be cut, and there would be nothing to see.
   if jax.device_count() == 1:
     flag = "--xla_force_host_platform_device_count=8"
     raise ConfigError(

@@ -67,6 +67,7 @@ def measure(config: Config, repetitions: int) -> dict:
     "step_gflops": work / median["step"] / 1e9,
     "plain_dot_gflops": work / median["plain_dots"] / 1e9,
     "share_of_plain_dot": timing.spread(
+      # The roof over the step, of the same repetition, so that a slow moment meets both.
       [p / s for p, s in zip(seconds["plain_dots"], seconds["step"], strict=True)]
     ),
     "batches_per_step": timing.spread(

@@ -36,10 +36,13 @@ class Watched:
     self.peaks = sorted(self._found.values(), key=lambda peak: -peak["rss"])
 
   def _look(self, root: int, over: threading.Event) -> None:
+    # What lives for less than a tenth of a second may be missed.
     while not over.wait(_EVERY):
       for pid in _tree(root):
         status = _status(pid)
         known = self._found.setdefault(pid, {"rss": 0.0, "own": 0.0})
+        # VmHWM is the kernel's own peak, so nothing is missed between two looks. RssAnon is of now,
+        # and its peak is that of the looks.
         known["rss"] = max(known["rss"], status.get("VmHWM", 0) / 1024)
         known["own"] = max(known["own"], status.get("RssAnon", 0) / 1024)
 
@@ -52,7 +55,8 @@ def _children() -> float:
 def _tree(root: int) -> list[int]:
   """A process and all below it."""
   found = [root]
-  for pid in found:  # it grows
+  # The list grows while it is walked: children of children come behind.
+  for pid in found:
     try:
       with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
         found += map(int, file.read().split())

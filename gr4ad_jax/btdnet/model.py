@@ -15,7 +15,9 @@ from gr4ad_jax.btdnet.fusion import GatedFusion, VisionToWords
 from gr4ad_jax.btdnet.object_learning import Hidden, TextRebuilder, VisionRebuilder
 from gr4ad_jax.btdnet.swin import PatchMerging, Stage, Stem, SwinSize
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's red, green and blue
+# Of ImageNet's red, green and blue, of colours from 0 to 1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)

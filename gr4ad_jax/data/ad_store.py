@@ -17,6 +17,7 @@ def save_ads(ads: AdTable, directory: str) -> None:
   for name in _TEXT:
     encoded = [str(text).encode() for text in getattr(ads, name)]
     arrays[name] = np.frombuffer(b"".join(encoded), np.uint8)
+    # A text begins where the one before it ends, so the ends, in bytes, are enough.
     arrays[name + "_end"] = np.cumsum([len(text) for text in encoded], dtype=np.int64)
   arrays |= {"price": ads.price, "created": ads.created}
   files.save_arrays(os.path.join(directory, _FILE), compressed=True, **arrays)

@@ -32,13 +32,17 @@ class EcpmBins:
   @classmethod
   def fit(cls, values: np.ndarray, bins: int) -> "EcpmBins":
     """Cuts the training values [L] so that every bin is as likely as the next."""
+    # The inner edges alone, as the outer bins are open. Many equal values have several quantiles in
+    # common, of which one edge stays.
     edges = np.unique(np.quantile(values, np.arange(1, bins) / bins)).astype(np.float32)
     clip = float(np.quantile(values, 0.99))
+    # "left": a value that equals an edge is of the bin below it.
     which = np.searchsorted(edges, values.astype(np.float32), side="left")
+    # Clipped, so that one huge sale does not make the mean of the last bin.
     total = np.bincount(which, np.minimum(values, clip), bins)
-    return cls(
-      edges, (total / np.maximum(np.bincount(which, minlength=bins), 1)).astype(np.float32), clip
-    )
+    # A bin that ties left empty has a sum of 0, and divides it by 1.
+    means = total / np.maximum(np.bincount(which, minlength=bins), 1)
+    return cls(edges, means.astype(np.float32), clip)
 
   def save(self, directory: str) -> None:
     """Writes `ecpm.json`."""

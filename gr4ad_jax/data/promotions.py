@@ -49,6 +49,7 @@ class Promotions:
     ad, at, week = (np.asarray(column, np.int64) for column in entries)
     key = (ad * stores + at) * len(week_start) + week
     order = np.argsort(key, kind="stable")
+    # Entries of the same ad, store and week become one, which has the bits of all.
     key, first = np.unique(key[order], return_index=True)
     joined = np.bitwise_or.reduceat(kind[order], first) if len(key) else kind[:0]
     return cls(week_start, stores, key, joined.astype(np.int8), user_id, store.astype(np.int32))
@@ -73,6 +74,7 @@ class Promotions:
       [B, S, len(FEATURES)] float32, 1 or 0; 0 where store, week or ad is not known.
     """
     weeks = len(self.week_start)
+    # The last week that begins at the moment or before it; -1 before the first.
     week_B = np.searchsorted(self.week_start, time_B, side="right") - 1
     # Of weeks behind the last one nothing is known.
     over_B = time_B >= self.week_start[-1] + _WEEK
@@ -81,6 +83,7 @@ class Promotions:
     key_BS = (ad_BS.astype(np.int64) * self.stores + store_B[:, None]) * weeks + week_B[:, None]
     if not len(self.key):
       return np.zeros((*ad_BS.shape, len(FEATURES)), np.float32)
+    # A key behind the last has no place. It reads the last one, and is not equal to it.
     at_BS = np.minimum(np.searchsorted(self.key, key_BS), len(self.key) - 1)
     found_BS = (self.key[at_BS] == key_BS) & known_B[:, None] & (ad_BS >= 0)
     kind_BS = np.where(found_BS, self.kind[at_BS], 0)

@@ -43,6 +43,8 @@ def ordered_log(
   # Stable, so that equal times keep the log's order.
   order = np.lexsort((time, request))
   user_R = user[order][_first_of_run(request[order])]
+  # An event that comes late is of the split in which it happened. Else training would know what
+  # came after a held-out visit had begun.
   period = periods(user[order], request[order], time[order])
   return EventLog(
     user_id=user_id[present],
@@ -105,6 +107,7 @@ def periods(user: np.ndarray, request: np.ndarray, time: np.ndarray) -> np.ndarr
   if not len(time):
     return request.astype(np.int32)
   first = _first_of_run(request)
+  # Moments from 0 on, below `span`: user · span + moment sorts by user, and then by moment.
   origin = int(time.min())
   span = int(time.max()) - origin + 1
   # Visits stand in order of user and first moment: so do these numbers, one a visit.
@@ -112,6 +115,8 @@ def periods(user: np.ndarray, request: np.ndarray, time: np.ndarray) -> np.ndarr
   moment = user.astype(np.int64) * span + (time - origin)
   # The first visit, of all users, that begins at the event's moment or later: it knows the event.
   knows = np.searchsorted(begin_R, moment)
+  # The first events of a visit find the visit itself, or one of the same moment: one less would be
+  # too early, so a period is its own visit at the least.
   return np.maximum(knows - 1, request).astype(np.int32)
 
 
@@ -156,6 +161,7 @@ def _opening(request: np.ndarray) -> np.ndarray:
 
 def _visits_by_id(user: np.ndarray, request: np.ndarray) -> np.ndarray:
   """Visit of each event, [E], numbered 0, 1, … in no particular order."""
+  # One number for each pair of user and id: two users may have the same id.
   key = user.astype(np.int64) * (int(request.max()) + 1) + request
   return np.unique(key, return_inverse=True)[1]
 
@@ -163,6 +169,7 @@ def _visits_by_id(user: np.ndarray, request: np.ndarray) -> np.ndarray:
 def by_pause(user: np.ndarray, time: np.ndarray, gap_seconds: float) -> np.ndarray:
   """As `_visits_by_id`, from the pauses between a user's events."""
   order = np.lexsort((time, user))
+  # E - 1 of them: the very first event begins visit 0 without being asked.
   starts = (np.diff(user[order]) != 0) | (np.diff(time[order]) >= gap_seconds)
   visit = np.zeros(len(user), np.int64)
   visit[order[1:]] = np.cumsum(starts)
@@ -176,6 +183,7 @@ def _in_order(visit: np.ndarray, user: np.ndarray, time: np.ndarray) -> np.ndarr
   earliest = by_time[_first_of_run(visit[by_time])]
   first_row = np.unique(visit, return_index=True)[1]
   number = np.empty(len(first_row), np.int64)
+  # `lexsort` looks at its last key first: user, then first moment, then first row.
   number[np.lexsort((first_row, time[earliest], user[first_row]))] = np.arange(len(first_row))
   return number[visit]
 

@@ -194,8 +194,7 @@ class Guides:
   """The guide of each table of vectors that comes, built once while the same table comes again.
 
   The table is held weakly, and its guide goes with it: parameters that were replaced leave the
-    device at once, and do
-  not wait there for the next search.
+  device at once, and do not wait there for the next search.
 
   Args:
     index: the ads that exist.

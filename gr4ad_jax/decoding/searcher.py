@@ -1,8 +1,7 @@
 """Compiled searches: one program for each batch size, beam schedule and shape of the trie.
 
 Parameters and trie are arguments of the programs: a new checkpoint or a changed index needs no
-  compilation. With the
-persistent compilation cache a second start only reads them.
+compilation. With the persistent compilation cache a second start only reads them.
 """
 
 import time

@@ -2,9 +2,8 @@
 too long.
 
 Source: docs/design/method.md §4, `B_t = B_base · f(Q_t, C_avail)`. Here f picks among schedules
-  that were compiled
-beforehand.
-Nothing in this module reads a clock: time is an argument, in seconds.
+that were compiled beforehand. Nothing in this module reads a clock: time is an argument, in
+seconds.
 """
 
 import bisect

@@ -69,9 +69,8 @@ class Trie:
   def with_overlay(self, overlay: OverlayArrays) -> "Trie":
     """The same main part with another overlay; a few kilobytes go to the device."""
     # Rows of the overlay's array, in the order in which `children` takes them apart.
-    came, went = (overlay.add_parent_TP, overlay.add_code_TP), (
-      overlay.dead_parent_TP, overlay.dead_child_TP, overlay.dead_code_TP
-    )  # fmt: skip
+    came = (overlay.add_parent_TP, overlay.add_code_TP)
+    went = (overlay.dead_parent_TP, overlay.dead_child_TP, overlay.dead_code_TP)
     return self.replace(overlay_TQP=jnp.asarray(np.stack([*came, *went], axis=1)))
 
   def children(self, level: int, node_BW: jax.Array, excluded: Excluded | None = None) -> Children:

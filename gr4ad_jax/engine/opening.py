@@ -79,8 +79,7 @@ def open_run(
     config: of the run, its search and serving sections as wanted; None: the run's own.
     checkpoint: 'best', 'last' or a step.
     told: hears of the compilation: programs ready, programs in all, seconds so far.
-    only_first: compile the one search that can answer any request, and leave the others to the
-      caller.
+    only_first: compile the one search that can answer any request; the caller does the others.
 
   Raises:
     FileNotFoundError: no run, no such checkpoint, or the event log's source is gone.
@@ -93,8 +92,7 @@ def open_run(
   dataset = load_dataset(config.data)
   inputs.check_same_log(config, dataset)
   folder = {name: os.path.join(config.workdir, name) for name in ("index", "features", "tokenizer")}
-  # Before anything large is read: a run whose features have other names or another order cannot be
-  # served.
+  # Before anything large is read: features of other names, or in another order, cannot be served.
   feature_names.check(folder["features"], config.data)
   ads = ad_store.load_ads(folder["index"])
   catalog = _catalog(config, folder, ads)

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from gr4ad_jax.evaluation import parts
 
-INK, MUTED, GRID = "#1f2933", "#6b7785", "#e3e7eb"
+INK = "#1f2933"
+MUTED = "#6b7785"
+GRID = "#e3e7eb"
 COLORS = ("#1f6fb4", "#e07b28", "#3a9a5b", "#b4436c", "#7a5cb8", "#8a6d3b", "#2aa5a0", "#9aa5b1")
 STYLE = {
   "axes.edgecolor": GRID,
@@ -85,7 +87,8 @@ def plot_comparison(results: Mapping, png_path: str) -> None:
   told = next(iter(systems.values()))
   measures = [(part, name) for part in (parts.ALL, parts.NEW) for name in told.get(part, ())]
   columns = min(3, len(measures))
-  rows = -(-len(measures) // columns)  # rounded up
+  # Rounded up.
+  rows = -(-len(measures) // columns)
   matplotlib = _matplotlib()
   with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
     size = (1.6 + 3.1 * columns, 0.9 + rows * (0.7 + 0.3 * len(names)))
@@ -167,6 +170,7 @@ def _read_curves(path: str) -> dict[str, dict[int, float]]:
       for name, value in line.items():
         # True is an int in Python. A name without "/", as "step" itself, is no metric.
         if isinstance(value, int | float) and not isinstance(value, bool) and "/" in name:
+          # A step that stands twice, as after a resumed run, keeps what was written last.
           curves.setdefault(name, {})[line["step"]] = value
   return curves
 

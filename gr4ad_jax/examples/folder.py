@@ -143,6 +143,7 @@ class ExampleFolder:
   def dataset(self) -> Dataset:
     """The data set: ads and ids of users in memory, the columns of the log mapped."""
     manifest = self.manifest
+    # Mapped columns are numbers, so the ids are one text as bytes, with the end of each.
     text = self.column("users/text").tobytes()
     end_U = self.column("users/end").tolist()
     ids = [text[begin:end].decode() for begin, end in zip([0, *end_U[:-1]], end_U, strict=True)]

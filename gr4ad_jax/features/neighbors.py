@@ -1,9 +1,8 @@
 """Ads that are taken in the same visits: cosine of visits, and a request's unseen neighbours.
 
 Fitted on visits, not on users: a user-level fit would count each target with its user's whole
-  history. A training
-request's own visit would still be in the counts, so its user's neighbours are those that other
-users made.
+history. A training request's own visit would still be in the counts, so its user's neighbours are
+those that other users made.
 """
 
 import dataclasses

@@ -30,6 +30,7 @@ def report(measured: Load) -> dict[str, Any]:
   """Figures of a load: `phases`, by `summary`, with memory; what `holds`; a point a second."""
   phases = measured.phases
   target = measured.target
+  # One more than there are phases: the last is the end of the load.
   begins = np.cumsum([0.0, *(phase.seconds for phase in phases)])
   due_R = np.array([outcome.due for outcome in measured.outcomes])
   # (n, 2) also where nothing was measured.

@@ -22,7 +22,10 @@ from gr4ad_jax.load import http_load
 from gr4ad_jax.load.http_load import Client, Phase
 from gr4ad_jax.load.load_report import Load, plot_load, report
 
-IDLE, STEADY, OVERLOAD = 0.1, 0.5, 3.0  # loads, as shares of the capacity
+# Loads, as shares of the capacity.
+IDLE = 0.1
+STEADY = 0.5
+OVERLOAD = 3.0
 WORKERS = 64  # of the closed loop that finds the capacity: more than wait for one batch
 REQUEST = {"k": 10, "cache": False, "fallback": False}
 Told = Callable[[str], None]
@@ -83,7 +86,7 @@ class Server:
     """Bytes of memory that the process holds (Linux)."""
     with open(f"/proc/{self._process.pid}/statm", encoding="ascii") as file:
       # The second field of statm: resident pages.
-      return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")  # pages that are resident
+      return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
   def _wait_for_address(self) -> str:
     end = time.monotonic() + self._patience
@@ -150,6 +153,7 @@ def run_suite(
       told(f"{name}: {capacity:.1f} requests a second at most; now idle, steady, overload, steady")
       phases = _timeline(rate, part)
       if name == "tabs":
+        # Whether memory grows is asked of one server: it is the same program in both.
         phases.append(Phase("long", STEADY * rate, 60 * minutes))
       measured = asyncio.run(load(server, phases, seed))
     found[name] = report(measured) | {"exit_status": server.status}
@@ -204,6 +208,7 @@ async def find_capacity(address: str, seconds: float, seed: int = 0) -> float:
   count = sum(seconds / 4 <= end < seconds for end in ends)
   if not count:
     raise RuntimeError(f"the server answered none of {len(outcomes)} requests")
+  # Three quarters of the time are left behind the warm-up.
   return count / (0.75 * seconds)
 
 

@@ -38,9 +38,8 @@ from gr4ad_jax.value.rewards import Rewarder
 
 # One round back is kept, so that a run that is resumed from the checkpoint before finds its lists.
 _KEPT_ROUNDS = 2
-_GUARDED = (
-  512  # requests of a round that the collapse guard looks at at most, so that rounds compare
-)
+# Requests of a round that the collapse guard looks at at most, so that rounds compare.
+_GUARDED = 512
 
 
 class PreferenceTask(RequestTask):

@@ -18,7 +18,11 @@ from gr4ad_jax.swing.swing import Told
 
 CUT = 10
 NEW = 0.05  # share of the ads that the appended setting takes for new
-BEFORE, APPEND, REFRESH, ANEW = "before", "append", "refresh", "refresh, not matched"
+# The settings: their names in the report's rows.
+BEFORE = "before"
+APPEND = "append"
+REFRESH = "refresh"
+ANEW = "refresh, not matched"
 
 
 def measure(

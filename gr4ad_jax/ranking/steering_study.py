@@ -63,12 +63,15 @@ def _curve(
   """A row for each setting; the first one is what the others are compared with."""
   ratios = [metrics.per_request(ad_RK, requests, (CUT,)) for _, ad_RK in lists]
   names = [name for name in ratios[0] if not name.startswith("ndcg")]
+  # All settings are resampled together: sample s draws the same users for each, so that their
+  # ratios are paired.
   samples_SF = metrics.resample([row[name] for row in ratios for name in names], requests.user)
   rows = []
   for at, ((setting, ad_RK), row) in enumerate(zip(lists, ratios, strict=True)):
     told: dict[str, Any] = {"setting": setting, "lost": {}}
     for n, name in enumerate(names):
       first_S = samples_SF[:, n]
+      # Columns stand in the order of settings, and within a setting in that of names.
       own_S = samples_SF[:, at * len(names) + n]
       told[name] = vars(metrics.interval(row[name].value, own_S))
       # Of the first setting, which steers nothing.

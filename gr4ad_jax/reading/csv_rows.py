@@ -152,6 +152,7 @@ def _record(data: mmap.mmap, at: int, line: int) -> _Record:
   fields = []
   while True:
     is_quoted = data[at : at + 1] == b'"'
+    # The bare pattern takes nothing as well, so None means a quote that does not close.
     found = (_QUOTED if is_quoted else _BARE).match(data, at)
     if found is None:
       return _Record(line, [*fields, (at, len(data))], "open")

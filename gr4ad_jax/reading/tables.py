@@ -75,9 +75,8 @@ def unique_ids(cells: Cells) -> np.ndarray:
   """The ids of a column, [N] str. Raises DataError where one stands there twice."""
   code_N, ids = cells.ids()
   if len(ids) < len(cells):
-    # Codes number first appearances, so without a repeat they are 0, 1, 2, …
-    # First appearances are numbered 0, 1, …: the first row whose code is not new repeats an earlier
-    # one.
+    # First appearances are numbered 0, 1, 2, …, so without a repeat a row's code is its own number.
+    # The first row where it is not repeats an earlier one.
     row = int(np.argmax(code_N != np.arange(len(cells))))
     first = int(np.argmax(code_N == code_N[row]))
     raise cells.bad(row, ids[code_N[row]], f"is already the ad of {cells.row_name(first, row)}")

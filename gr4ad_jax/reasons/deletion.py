@@ -22,7 +22,11 @@ from gr4ad_jax.zoo import registry
 
 COUNTS = (1, 2, 4, 8, 16)  # slots that are deleted
 DRAWS = 4  # random orders an ad, whose drops are averaged
-REASONS, ATTENTION, COPY, RANDOM = "reasons", "attention", "copy attention", "random"
+# What puts the events in an order.
+REASONS = "reasons"
+ATTENTION = "attention"
+COPY = "copy attention"
+RANDOM = "random"
 
 
 def measure(

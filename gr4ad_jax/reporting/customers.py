@@ -87,6 +87,7 @@ def _customer(recommender: Recommender, log: EventLog) -> Customer:
     )
     for rank, ad in enumerate(found, 1)
   ]
+  # Each ad once, in the order of the visit.
   names = [_name(recommender, ad) for ad in dict.fromkeys(log.ad[last].tolist())]
   more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
   return Customer(

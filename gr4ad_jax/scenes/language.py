@@ -95,7 +95,8 @@ class Phrase:
 def phrases(thing: Thing) -> list[Phrase]:
   """What may be said of an object, least first."""
   # Not stated comes first, so the phrases go from the shortest on.
-  colors, sizes = (None, thing.color), (None, thing.size)
+  colors = (None, thing.color)
+  sizes = (None, thing.size)
   return [Phrase(thing.kind, *pair) for pair in itertools.product(colors, sizes)]
 
 

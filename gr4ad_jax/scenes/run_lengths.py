@@ -52,7 +52,8 @@ def _runs(counts: Any, where: str) -> list[int]:
   runs: list[int] = []
   place = 0
   while place < len(text):
-    value, shift = 0, 0
+    value = 0
+    shift = 0
     while True:
       if place == len(text) or not 48 <= text[place] < 112 or shift > 35:
         raise DataError(f"{where}: counts are no run lengths, at character {place + 1}")

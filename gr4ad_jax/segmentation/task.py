@@ -199,9 +199,8 @@ def fresh(config: Config, pieces: WordPieces, key: jax.Array | None = None) -> A
   """Parameters of a run at random, boxed with their logical axes; key: None: any, for shapes."""
   own = config.own
   model = sizes.make(own, len(pieces.words), config.training.remat)
-  side, N = own.image_size, own.max_pieces
-  image = jnp.zeros((1, side, side, 3), jnp.uint8)
-  tokens = jnp.zeros((1, N), jnp.int32)
+  image = jnp.zeros((1, own.image_size, own.image_size, 3), jnp.uint8)
+  tokens = jnp.zeros((1, own.max_pieces), jnp.int32)
   hidden = None
   if own.dmols != "off":
     deep = sizes.deepest(own)

@@ -65,6 +65,7 @@ def read(directory: str) -> Parts:
     config = settings.SidConfig(
       **about["config"] | {"codebooks": tuple(about["config"]["codebooks"])}
     )
+    # The last level is no quantiser's, so it has no centroids.
     centroids = tuple(arrays[f"centroids/{level}"] for level in range(len(config.codebooks) - 1))
   except (KeyError, TypeError, ValueError) as error:
     raise schema.DataError(f"{path}: not a whole tokenizer file ({error!r})") from error

@@ -161,6 +161,7 @@ def encoded(
   if len(keys) != len(values):
     raise ValueError(f"{len(keys)} keys for {len(values)} values")
   try:
+    # Python would write NaN as it is, which is no JSON: other readers would stop there.
     texts = [json.dumps(v, separators=(",", ":"), allow_nan=False).encode() for v in values]
   except TypeError as error:
     raise ValueError(f"a value that JSON cannot write: {error}") from error

@@ -18,7 +18,9 @@ import numpy as np
 
 from gr4ad_jax.data.schema import DataError
 
-_HEAD, _FRAME = 32, 24  # bytes of the log's header, and of a frame's
+# Bytes of the header of the log, and of the header before each page.
+_HEAD = 32
+_FRAME = 24
 _MAGIC = 0x377F0682  # its lowest bit: whether checksums take words as big-endian
 
 

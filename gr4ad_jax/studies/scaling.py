@@ -45,8 +45,9 @@ class Scaling:
 
     Returns:
       sizes: one entry a width: width, parameters, train_loss and metrics on test, means over the
-        seeds; beams: one a
-      beam width; law: the fit of train_loss to the parameters, see `scaling_table.power_law`;
+        seeds;
+      beams: one a beam width;
+      law: the fit of train_loss to the parameters, see `scaling_table.power_law`;
       rising: by list and measure, whether it never falls.
 
     Raises:

@@ -52,8 +52,12 @@ from gr4ad_jax.swing.groups import (
 _ENTRY_BYTES = 128
 _PAIR_BYTES = 32
 _WORKER_BYTES = 64 << 20  # of memory, for each worker after the first
-_ENTRIES, _PAIRS = 1 << 18, 1 << 22  # of a block, where memory allows; never more
-OF_A_VISIT, OF_AN_AD = "ads of a visit", "visits of an ad"  # what a priority decides on
+# Of a block, where memory allows; never more.
+_ENTRIES = 1 << 18
+_PAIRS = 1 << 22
+# What a priority decides on: it goes into the hash, so the two draws know nothing of each other.
+OF_A_VISIT = "ads of a visit"
+OF_AN_AD = "visits of an ad"
 _GROUPED = "Swing: events"
 _TURNED = "Swing: ads of visits"
 _COMPARED = "Swing: pairs of visits"

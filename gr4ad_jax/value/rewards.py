@@ -99,6 +99,7 @@ def margin_of(path: str, ads: AdTable) -> RewardFn:
   margin_E = cells["margin"].numbers(np.nan, signed=True)
   margin_N = np.full(len(ads), np.nan, np.float32)
   margin_N[row_E[row_E >= 0]] = margin_E[row_E >= 0]
+  # An empty cell reads as NaN, so it counts as missing as an absent row does.
   if np.isnan(margin_N).any():
     missing = ads.ad_id[int(np.argmax(np.isnan(margin_N)))]
     raise DataError(f"{path}: column 'margin' has no value for ad {str(missing)!r}")
@@ -190,6 +191,7 @@ class Rewarder:
     with np.errstate(over="ignore", invalid="ignore"):
       reward_BC = given_BC.astype(np.float32)
       if self._config.reward_power != 1:
+        # The power of the size, with the sign kept: a root of a number below 0 would be NaN.
         reward_BC = np.sign(reward_BC) * np.abs(reward_BC) ** self._config.reward_power
       reward_BC = reward_BC * self._exposure(requests_B, columns.ad_BC)
     reward_BC = np.where(ad_BC >= 0, reward_BC, 0).astype(np.float32)
@@ -239,6 +241,7 @@ class Rewarder:
       value_BC=value_BC,
       logged_BC=logged_BC,
       repeat_BC=about[..., _REPEATS] / 4,  # the feature is 4 x the share
+      # A visit's number is how many the user has had before it.
       user_value_B=spent_B / np.maximum(lines.request_visit[requests_B], 1),
       ads=self._ads,
     )

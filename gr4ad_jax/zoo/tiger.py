@@ -25,7 +25,9 @@ from gr4ad_jax.models.layers import NEG, Dropout, Linear, RMSNorm, attend, produ
 from gr4ad_jax.models.outputs import Outputs, compute_dtype, next_code_logp
 from gr4ad_jax.models.remat import rematerialized
 
-BUCKETS, FARTHEST = 32, 128  # of T5
+# Of T5: buckets of both directions together, and the distance from which all share the last.
+BUCKETS = 32
+FARTHEST = 128
 
 
 @flax.struct.dataclass
