@@ -217,7 +217,7 @@ def _start(
 
 def _optimiser(steps: int) -> optax.GradientTransformation:
   """Adam, its learning rate falling by a cosine to 0 at the last step."""
-  return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1)))
+  return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))

@@ -78,6 +78,16 @@ def test_models_are_loaded_once(make, tmp_path, monkeypatch):
   assert loaded == [str(tmp_path)]
 
 
+def test_an_ad_without_a_word_has_no_vector(make, tmp_path, monkeypatch):
+  """A sentence encoder gives the empty text a vector, too: ads without one would be alike."""
+  monkeypatch.setattr(encoders.sentence_encoder, "is_model", lambda folder: True)
+  table = {"cup": [3.0, 4.0], "": [1.0, 0.0], " ": [1.0, 0.0]}
+  bert = lambda folder: lambda texts: np.array([table[text] for text in texts], np.float32)  # noqa: E731
+  monkeypatch.setattr(encoders, "_bert", bert)
+  found = encoders._model_folder(["cup", "", " "], str(tmp_path))
+  np.testing.assert_array_equal(found, [[3, 4], [0, 0], [0, 0]])
+
+
 def test_vectors_of_the_table_come_first(make, tmp_path):
   make_ads, _ = make
   ads = make_ads(3, vectors=2 * np.eye(3, dtype=np.float32))

@@ -216,6 +216,9 @@ def test_damaged_files_are_named(fitted, tmp_path):
   np.savez(path, **arrays)
   with pytest.raises(schema.DataError, match="parameters are not those"):
     tokenizer.Tokenizer.load(str(tmp_path))
+  np.savez(path, **{name: array for name, array in arrays.items() if name != "centroids/1"})
+  with pytest.raises(schema.DataError, match=r"npz: not a whole tokenizer file \(KeyError"):
+    tokenizer.Tokenizer.load(str(tmp_path))
 
 
 def test_a_bridge_of_another_width_is_named(fitted, tmp_path):
