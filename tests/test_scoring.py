@@ -4,7 +4,9 @@ that learned the split.
 
 import dataclasses
 import json
+import os
 import shutil
+from unittest import mock
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from gr4ad_jax import files
 from gr4ad_jax.config import ConfigError, load_config, to_json
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.decoding.ranker import Ranking
-from gr4ad_jax.evaluation import parts, protocols
+from gr4ad_jax.evaluation import parts, plots, protocols
 from gr4ad_jax.ranking import scoring
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import known_events, request_task
@@ -90,6 +92,18 @@ def test_metrics_say_what_was_scored(main, inputs):
   assert expected.items() <= found["settings"].items() and not {"ads_path", "port"} & set(
     found["settings"]
   )
+
+
+def test_without_matplotlib_there_are_figures_and_a_word(
+  main, inputs, fake_ranks, monkeypatch, caplog
+):
+  missing = ImportError("matplotlib is missing: pip install 'gr4ad_jax[plots]'")
+  monkeypatch.setattr(plots, "_matplotlib", mock.Mock(side_effect=missing))
+  config = load_config(str(main))
+  shutil.rmtree(main / "eval", ignore_errors=True)
+  scoring.evaluate_run(config, inputs, "test")
+  assert os.listdir(main / "eval") == ["metrics.json"]
+  assert caplog.messages == [f"no pictures in {main / 'eval'}: {missing}"]
 
 
 def test_runs_named_alike_are_seeds_of_one_system(main, inputs, copied, fake_ranks):

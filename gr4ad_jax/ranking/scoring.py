@@ -1,6 +1,7 @@
 """A trained run, scored beside other runs and the simple methods under its data set's protocol."""
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.runs import published, run
 from gr4ad_jax.runs.workdir import FREE, changes
 from gr4ad_jax.zoo import registry
+
+_log = logging.getLogger(__name__)
 
 # How a run is served changes none of its lists.
 _SCORED = tuple(section for section in SECTIONS if section != "serving")
@@ -135,8 +138,8 @@ def shaping(config: Config) -> dict:
 def evaluate_run(
   config: Config, inputs: Inputs, split: str, beside: Sequence[str] = ()
 ) -> tuple[dict, Ranking]:
-  """Scores a run, writes eval/metrics.json and its plots (see
-  `published.output_dir`).
+  """Scores a run, writes eval/metrics.json and its plots (see `published.output_dir`), these where
+  matplotlib is installed.
 
   Args:
     config: of the run.
@@ -187,10 +190,13 @@ def evaluate_run(
   found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
   folder = os.path.join(published.output_dir(config), "eval")
   report_tables.write_json(os.path.join(folder, "metrics.json"), found)
-  plots.plot_comparison(found, os.path.join(folder, "comparison.png"))
-  curve = os.path.join(config.workdir, "metrics.jsonl")
-  if os.path.exists(curve):
-    plots.plot_training(curve, os.path.join(folder, "training.png"))
+  try:
+    plots.plot_comparison(found, os.path.join(folder, "comparison.png"))
+    curve = os.path.join(config.workdir, "metrics.jsonl")
+    if os.path.exists(curve):
+      plots.plot_training(curve, os.path.join(folder, "training.png"))
+  except ImportError as error:  # nobody asked for them by name, and the figures are there
+    _log.warning("no pictures in %s: %s", folder, error)
   return found, next(iter(rankings.values()))[0]
 
 
