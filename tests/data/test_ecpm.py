@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.data.ecpm import LEAST_VALUE, EcpmBins
 from tests.whole_files import assert_replaced_whole
 
 
@@ -78,3 +78,7 @@ def test_the_file_is_replaced_whole(tmp_path):
 def test_a_bin_of_one_value_has_that_value_as_its_mean():
   found = EcpmBins.fit(np.array([1, 2, 4, 8], np.float32), 4)
   np.testing.assert_allclose(found.means, [1, 2, 4, 8 - 0.03 * 4], rtol=1e-6)  # the last is clipped
+
+
+def test_the_least_value_is_far_below_the_smallest_coin():
+  assert 0 < LEAST_VALUE < 0.01 / 100

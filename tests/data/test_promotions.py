@@ -38,7 +38,9 @@ def test_features_are_those_of_every_entry(drawn):
     for b in range(STORES * WEEKS):
       for ad in range(ADS):
         kind = true.get((ad, int(store_B[b]), int(week_B[b])), 0)
-        assert found[b, ad].tolist() == [float(bool(kind & DISPLAYED)), float(bool(kind & MAILED))]
+        assert found[b, ad].tolist() == [float(kind in (1, 3)), float(kind in (2, 3))]
+  # The bits as files hold them.
+  assert (DISPLAYED, MAILED) == (1, 2) and set(true.values()) == {1, 2, 3}
   assert 0 < len(true) < ADS * STORES * WEEKS
 
 

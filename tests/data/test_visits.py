@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax.data import visits
-from gr4ad_jax.data.schema import SPLITS
+from gr4ad_jax.data.schema import DAY, SPLITS
 
 EVENTS = st.lists(
   st.tuples(st.integers(0, 4), st.integers(0, 40), st.integers(0, 5)), min_size=1, max_size=40
@@ -136,3 +136,52 @@ def test_columns_keep_their_types_and_lose_users_without_events():
     "split": "i1",
   }
   assert {name: getattr(log, name).dtype.str[1:] for name in kinds} == kinds
+
+
+def test_the_log_of_users_without_an_event():
+  for log, users in ((visits.no_events(), 1), (visits.no_events(3), 3)):
+    assert (len(log), len(log.user_id)) == (0, users)
+    assert (log.time.dtype, log.value.dtype, log.split.dtype) == (np.int64, np.float32, np.int8)
+
+
+def test_visits_are_numbered_anew_where_user_or_visit_changes():
+  user = np.array([0, 0, 0, 2, 2, 2, 3])
+  visit = np.array([3, 3, 7, 7, 9, 9, 9])
+  assert visits.renumbered(user, visit).tolist() == [0, 0, 1, 2, 3, 3, 4]
+  assert visits.renumbered(user[:0], visit[:0]).tolist() == []
+
+
+def late(days=2):
+  """Two users; the first one's last visit has an event `days` later."""
+  events = [(0, 0, 0), (0, 2 * DAY, 1), (0, (2 + days) * DAY, 1), (3, DAY, 0)]
+  return ordered(events, by_id=True)
+
+
+def test_what_follows_within_the_window_counts():
+  log = late()
+  for days, last in ((1.99, False), (2, True), (2.5, True)):
+    assert visits.attributed(log, days).tolist() == [True, True, last, True], days
+
+
+def test_a_log_as_it_stood_at_each_users_moment():
+  log = late()
+  assert visits.until(log, np.array([4 * DAY, DAY])) is log  # all had happened, at the moment too
+  found = visits.until(log, np.array([2 * DAY, DAY - 1]))
+  assert (found.time.tolist(), found.request.tolist()) == ([0, 2 * DAY], [0, 1])
+  found = visits.until(log, np.array([-1, DAY]))
+  assert (found.user.tolist(), found.request.tolist()) == ([1], [0])
+  assert found.user_id.tolist() == log.user_id.tolist()
+
+
+def test_an_event_is_of_the_latest_visit_that_had_begun_before_it():
+  """Of one user, visits at 0, 10 and 10; events of the first one at 0, 10 and 11."""
+  user = np.zeros(5, np.int32)
+  request = np.array([0, 0, 0, 1, 2], np.int32)
+  time = np.array([0, 10, 11, 10, 10])
+  assert visits.periods(user, request, time).tolist() == [0, 0, 2, 1, 2]
+  assert visits.periods(user[:0], request[:0], time[:0]).tolist() == []
+  # Another user's visits before and after change nothing, though their moments lie between.
+  user = np.array([0, 1, 1, 1, 1, 1, 2], np.int32)
+  request = np.array([0, 1, 1, 1, 2, 3, 4], np.int32)
+  time = np.array([5, 0, 10, 11, 10, 10, 3])
+  assert visits.periods(user, request, time).tolist() == [0, 1, 1, 3, 2, 3, 4]

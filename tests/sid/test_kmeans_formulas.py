@@ -303,3 +303,16 @@ def test_equal_centroids_go_by_number_in_blocks_too():
     centroids = np.ones((count, 2), np.float32)
     centroids[[7, 30]] = 0
     assert nearest.nearest(np.zeros((3, 2), np.float32), centroids, 1)[0].tolist() == [[7]] * 3
+
+
+def test_as_many_clusters_as_the_limit_start_by_plus_plus(monkeypatch):
+  points = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+  begun = []
+  plus_plus = kmeans._plus_plus
+  monkeypatch.setattr(kmeans, "PLUS_PLUS", 5)
+  monkeypatch.setattr(
+    kmeans, "_plus_plus", lambda sample, num, rng: begun.append(num) or plus_plus(sample, num, rng)
+  )
+  for count in (4, 5, 6):
+    assert kmeans._start(rows.Rows(points), count, 3).shape == (count, 3)
+  assert begun == [4, 5]
