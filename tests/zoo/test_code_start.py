@@ -85,12 +85,14 @@ def test_the_chain_has_no_lazy_layers():
 
 
 @pytest.mark.parametrize(
-  ("name", "blocks"), [("parallel_heads", 2), ("deepseek_mtp", 3), ("tiger", 4)]
+  ("name", "blocks"), [("gr4ad", 4), ("parallel_heads", 2), ("deepseek_mtp", 3), ("tiger", 4)]
 )
 def test_remat_makes_every_block_again(name, blocks):
   """Traced in training, where a wrong list of arguments that are no arrays would fail."""
   batch = jax.tree.map(lambda x: x[:1], tiny.make_batch())
-  plain = build(name, layers=3 if name == "deepseek_mtp" else 2, dropout=0.2)
+  # A lazy block once, and a late one three times: first level, the others, and without codes.
+  lazy = {"lazy_layers": 1} if name == "gr4ad" else {}
+  plain = build(name, layers=3 if name == "deepseek_mtp" else 2, dropout=0.2, **lazy)
   params = tiny.make_params(plain)
 
   def trace(model):
@@ -101,7 +103,7 @@ def test_remat_makes_every_block_again(name, blocks):
     return str(jax.make_jaxpr(call)(params)).count("remat2[")
 
   assert trace(plain.clone(remat=tiny.fresh("none"))) == 0
-  heads_and_others = {"tiger": 0, "parallel_heads": 9, "deepseek_mtp": 9}[name]
+  heads_and_others = {"tiger": 0, "gr4ad": 9, "parallel_heads": 9, "deepseek_mtp": 9}[name]
   assert trace(plain.clone(remat="full")) == blocks + heads_and_others
 
 
