@@ -152,6 +152,7 @@ def test_a_trained_run_refuses_other_settings(trained, source):
   assert (workdir / "config.json").read_text() == before
 
 
+@pytest.mark.long
 def test_evaluate_and_tokenize_take_the_workdir(trained):
   workdir, _ = trained
   done = tiny.run("evaluate", f"--workdir={workdir}", "--split=valid", "--beams=4,4,4")

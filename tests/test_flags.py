@@ -169,12 +169,18 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
   ("arguments", "message"),
   [
     (["--layer=3"], "Did you mean: layers"),
-    (["--layers=three"], "a whole number, at least 1"),
-    (["--layers=3", "--lazy_layers=3"], "--lazy_layers=3 is not allowed: 0 to 2, as --layers=3"),
-    (["--dataset=movies"], "'online_retail' or"),
-    (["--flagfile=absent.flags"], "absent.flags"),
-    (["layers"], "'layers' is not a flag"),
     (["--ads_path=ads.csv"], "ads.csv, row 3"),
+    # Each starts a process.
+    *(
+      pytest.param(*case, marks=pytest.mark.long)
+      for case in (
+        (["--layers=three"], "a whole number, at least 1"),
+        (["--layers=3", "--lazy_layers=3"], "--lazy_layers=3 is not allowed: 0 to 2, as --layers"),
+        (["--dataset=movies"], "'online_retail' or"),
+        (["--flagfile=absent.flags"], "absent.flags"),
+        (["layers"], "'layers' is not a flag"),
+      )
+    ),
   ],
 )
 def test_mistakes_end_with_one_line_and_status_2(arguments, message):

@@ -121,6 +121,7 @@ def test_the_search_of_a_call_wins_over_the_runs(small_run):
     Recommender.load(str(small_run), search=SearchConfig(beams=(2, 2)))
 
 
+@pytest.mark.long
 def test_the_binary_takes_flags_of_the_search(small_run, tmp_path):
   (tmp_path / "search.flags").write_text("--beams=2-3-4\n--order=blend\n")
   arguments = (

@@ -125,6 +125,7 @@ def test_runs_named_alike_are_seeds_of_one_system(main, inputs, copied, fake_ran
   assert [other.search.seen_ads for other in fake_ranks] == ["left"] * 5 + ["masked"] * 5
 
 
+@pytest.mark.long
 def test_in_one_table_all_systems_treat_seen_ads_alike(main, inputs, copied, fake_ranks):
   config = load_config(str(main))
   masked = dataclasses.replace(config.search, seen_ads="masked", seen_days=400.0)

@@ -80,6 +80,7 @@ def test_the_folder_checks_itself(exported):
   assert len(loader) <= 60
 
 
+@pytest.mark.long
 def test_without_flatbuffers_it_is_named(exported):
   away = _AWAY.replace('"gr4ad_jax", ', '"gr4ad_jax", "flatbuffers", ')
   code = 'import runpy; runpy.run_path("model/load.py", run_name="__main__")'

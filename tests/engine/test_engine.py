@@ -145,6 +145,7 @@ def test_a_change_that_the_disk_has_no_room_for_is_refused(steady, monkeypatch):
   assert ids(answer) == before and answer.source == "cache"
 
 
+@pytest.mark.long
 def test_changes_outlive_the_engine(workdir):
   with ServingEngine(str(workdir), config_of(workdir), "last") as engine:
     engine.put_ad("new", {"text": "green tea mug", "account_id": "shop1"})

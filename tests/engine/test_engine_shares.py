@@ -40,6 +40,7 @@ def test_no_user_is_shown_an_ad_more_often_than_the_cap(workdir):
     assert len(ids(engine.recommend(Query(user="u1", k=24, cache=False)))) == 24
 
 
+@pytest.mark.long
 def test_an_account_that_has_spent_its_budget_is_left_out(workdir):
   query, config = Query(history=("ad03",), k=24, cache=False), config_of(workdir)
   with ServingEngine(str(workdir), config, "last") as engine:

@@ -113,6 +113,7 @@ def test_ready_is_asked_of_the_server():
   assert not loop.is_ready(shop.address)
 
 
+@pytest.mark.long
 def test_no_workdir_and_a_training_that_fails(tmp_path):
   done = tiny.run("live")
   assert done.status == 2 and "--workdir= is not allowed" in done.err

@@ -92,7 +92,9 @@ def test_as_trained_nothing_changes():
   assert quantize(params, tiny.fresh("none")) == {"params": params}
 
 
-@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.1), ("fp8", 1.0)])
+@pytest.mark.parametrize(
+  ("kind", "bound"), [("int8", 0.1), pytest.param("fp8", 1.0, marks=pytest.mark.long)]
+)
 def test_the_whole_model_runs_on_them(kind, bound):
   model, batch = tiny.make_model(), tiny.make_batch()
   params = tiny.make_params(model)

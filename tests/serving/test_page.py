@@ -328,6 +328,7 @@ LOOP = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_page_shows_what_is_learned(visit, engine):
   assert not visit.find("#loop").is_displayed()  # nobody learns here
   plain = engine.stats

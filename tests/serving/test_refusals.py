@@ -185,6 +185,7 @@ def test_a_directory_is_one_process_s_and_one_that_was_made_for_nothing_goes(tmp
   assert sorted(os.listdir(config.workdir)) == ["SHA256SUMS", "config.json", "lock"]
 
 
+@pytest.mark.long
 def test_an_answer_that_is_not_finite_is_none(workdir, monkeypatch):
   from gr4ad_jax.decoding import ranker
 

@@ -121,7 +121,9 @@ def test_the_tokenizer_takes_its_codes_with_the_balance_of_k_means(fitted):
     tok.encode(dataclasses.replace(ads, vectors=ads.vectors[:, :5]))
 
 
-@pytest.mark.parametrize("changed", [{}, {"cooccurrence_width": 8}])
+@pytest.mark.parametrize(
+  "changed", [{}, pytest.param({"cooccurrence_width": 8}, marks=pytest.mark.long)]
+)
 def test_it_is_saved_with_the_tokenizer(fitted, tmp_path, changed):
   ads, events, tok, _ = fitted
   if changed:

@@ -87,7 +87,11 @@ def _equations(jaxpr):
           yield from _equations(sub)
 
 
-@pytest.mark.parametrize("name", ["gr4ad", "gr4ad_items", "tiger", "sasrec", "hstu", "two_tower"])
+@pytest.mark.parametrize(
+  "name",
+  ["gr4ad", "tiger", "sasrec", "hstu", "two_tower"]
+  + [pytest.param("gr4ad_items", marks=pytest.mark.long)],
+)
 def test_products_are_in_bfloat16_and_losses_in_float32(name):
   items = ItemConfig(item_loss="sampled" if name == "sasrec" else "softmax")
   fn, arguments = gradient(name, items, compute_dtype="bfloat16", history_bias=name == "gr4ad")

@@ -84,9 +84,8 @@ def test_edges_of_features_are_fitted_and_then_stay(log):
   ).any()
 
 
-@pytest.mark.parametrize(
-  "flag", ["--feature_bins=0", pytest.param("--nobehavior_features", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("flag", ["--feature_bins=0", "--nobehavior_features"])
 def test_without_pieces_or_features_no_edges_are_fitted(log, flag):
   params = made(log, "gr4ad", flag)[1]["processor"]
   assert not any(np.asarray(params[name]).any() for name in context.EDGES if name in params)

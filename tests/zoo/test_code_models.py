@@ -57,6 +57,12 @@ def test_probabilities_of_all_sequences_sum_to_one(system):
   np.testing.assert_allclose(np.exp(system.out.logp_BM).sum(-1), 1, atol=5e-6)
 
 
+@pytest.mark.parametrize(
+  "system",
+  # The formulas' tests search with every model; here the largest differences are enough.
+  [pytest.param(n, marks=[pytest.mark.long] * (n not in ("tiger", "onerec_v2"))) for n in NAMES],
+  indirect=True,
+)
 def test_wide_search_is_exhaustive(system):
   index = SidIndex.build(tiny.ALL_CODES, tiny.CODEBOOKS)
   search = tiny.jit(
