@@ -270,6 +270,26 @@ def test_a_knob_that_is_not_read_is_refused(model):
       registry.validate(changed, base)
 
 
+def test_what_a_model_lacks_may_be_said_to_be_absent():
+  """A flagfile for several models may say "no lazy layers" to one that never has any."""
+  of_kind = {
+    0: ("lazy_layers", "feature_bins", "encoder_layers", "lambda_ecpm", "lambda_mtp",
+        "lambda_item", "item_weight", "depth_weight"),
+    False: ("guided", "behavior_features"),
+    "off": ("copy",),
+    "none": ("value_weight",),
+  }  # fmt: skip
+  absent = {knob: value for value, kept in of_kind.items() for knob in kept}
+  assert set(absent) == set(knobs.ABSENT)
+  tried = set()
+  for model in registry.MODELS:
+    base = with_knobs(Config(), {"model": model})
+    for knob in registry.unread(base) & set(absent):
+      registry.validate(with_knobs(base, {knob: absent[knob]}), base)
+      tried.add(knob)
+  assert tried == set(absent)
+
+
 @pytest.mark.parametrize("model", registry.MODELS)
 def test_a_knob_that_a_model_claims_to_read_is_read_as_it_was_given(model):
   reads = registry.find(config_of(model)).reads - knobs.LISTS - knobs.FEATURES
