@@ -272,14 +272,10 @@ def test_a_knob_that_is_not_read_is_refused(model):
 
 def test_what_a_model_lacks_may_be_said_to_be_absent():
   """A flagfile for several models may say "no lazy layers" to one that never has any."""
-  of_kind = {
-    0: ("lazy_layers", "feature_bins", "encoder_layers", "lambda_ecpm", "lambda_mtp",
-        "lambda_item", "item_weight", "depth_weight"),
-    False: ("guided", "behavior_features"),
-    "off": ("copy",),
-    "none": ("value_weight",),
-  }  # fmt: skip
-  absent = {knob: value for value, kept in of_kind.items() for knob in kept}
+  none = ("lazy_layers", "feature_bins", "encoder_layers", "lambda_ecpm", "lambda_mtp",
+          "lambda_item", "item_weight", "depth_weight")  # fmt: skip
+  absent = dict.fromkeys(none, 0) | dict.fromkeys(("guided", "behavior_features"), False)
+  absent |= {"copy": "off", "value_weight": "none"}
   assert set(absent) == set(knobs.ABSENT)
   tried = set()
   for model in registry.MODELS:
