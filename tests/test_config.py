@@ -43,6 +43,7 @@ def test_defaults_and_presets_are_allowed(preset):
     ({"dropout": float("nan")}, "--dropout=nan", "a number"),
     ({"dataset": "movies"}, "--dataset=movies", "'online_retail' or"),
     ({"kv_split": 3}, "--kv_split=3", "1 or 2"),
+    ({"kv_split": 2, "cross_attention": "fused"}, "--cross_attention=fused", "--kv_split=2"),
     ({"history_bias": 1}, "--history_bias=1", "true or false"),
     ({"remat": "some"}, "--remat=some", "'none' or 'dots' or 'full'"),
     ({"profile_steps": "10"}, "--profile_steps=10", "as 10:15"),

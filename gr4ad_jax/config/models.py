@@ -44,6 +44,13 @@ class ModelConfig:
     True, "gr4ad_items: each place of the history sees those before it alone."
   )
   ecpm_bins: int = knob(16, "Equal-probability bins of the eCPM token.", low=2)
+  cross_attention: str = knob(
+    "auto",
+    "Cross-attention to a context whose values are its keys: as products; as a fused kernel, which "
+    "a CPU interprets, slowly; auto: fused on a single accelerator, where its sizes allow it.",
+    choices=("auto", "plain", "fused"),
+    free=True,
+  )
   head_piece: int = knob(
     0,
     "Most codes of a level that are scored at a time where sequences are given, as in training; "

@@ -70,6 +70,11 @@ def of_requests(config: Any) -> Rules:
       f"1 to {model.layers}, as --layers={model.layers}",
     ),
     (model.width % model.heads == 0, "heads", f"a divisor of --width={model.width}"),
+    (
+      model.cross_attention != "fused" or model.kv_split == 1,
+      "cross_attention",
+      "'auto' or 'plain', as --kv_split=2: values are not the keys",
+    ),
     (model.heads % model.kv_groups == 0, "kv_groups", f"a divisor of --heads={model.heads}"),
     (
       len(config.search.beams) == levels,

@@ -125,10 +125,15 @@ def export(recommender: Recommender, folder: str) -> dict[str, Any]:
     raise ConfigError(f"--out={folder} is not allowed: it is there already; name a new folder")
   # The very checkpoint that the recommender answers by, since a newer one may have come.
   step = recommender.step
-  # 'auto' is another dtype on each platform; the module is one for all of them.
-  if config.model.compute_dtype == "auto":
-    sizes = dataclasses.replace(config.model, compute_dtype="float32")
-    config = dataclasses.replace(config, model=sizes)
+  # 'auto' is another dtype on each platform; the module is one for all of them. So it has products
+  # in place of the kernel, whose form in a file is not promised to last.
+  dtype = config.model.compute_dtype
+  sizes = dataclasses.replace(
+    config.model,
+    compute_dtype="float32" if dtype == "auto" else dtype,
+    cross_attention="plain",
+  )
+  config = dataclasses.replace(config, model=sizes)
   model = registry.build(config, len(recommender.ads))
   index = SidIndex.load(os.path.join(config.workdir, "index"))
   ecpm = EcpmBins.load(os.path.join(config.workdir, "features"))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.models.context import Context
+from gr4ad_jax.models.cross_attention import cross_attend
 from gr4ad_jax.models.layers import GatedFFN, Linear, RMSNorm, attend, attention
 from gr4ad_jax.models.remat import rematerialized
 
@@ -52,7 +53,14 @@ class DecoderBlock(nn.Module):
     # The M sequences and their T levels become one axis of queries, all to the same S + 1 keys. So
     # keys and values are never repeated for a beam.
     q = Linear(D, name="cross_q")(RMSNorm(name="cross_norm")(h_BMTD)).reshape(B, M * T, H, head)
-    read = attend(q, context.keys[self.kv], context.values[self.kv], context.mask_BS[:, None])
+    read = cross_attend(
+      self.config.cross_attention,
+      q,
+      context.keys[self.kv],
+      context.values[self.kv],
+      context.mask_BS,
+      shared=self.config.kv_split == 1,
+    )
     h_BMTD += drop(Linear(D, ("mlp", "embed"), name="cross_out")(read.reshape(B, M, T, D)))
     if self.is_mutable_collection("intermediates"):  # who asks for the weights pays for them
       weights_BQS = attention(q, context.keys[self.kv], context.mask_BS[:, None])

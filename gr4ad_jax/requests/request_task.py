@@ -341,7 +341,7 @@ def _check_start(config: Config, start: str) -> None:
       f"--init_from={start} is not allowed: a published run is without what training needs, the "
       "neighbours by folds of users"
     )
-  free = ["dropout", "compute_dtype", "head_piece"]
+  free = ["dropout", "compute_dtype", "head_piece", "cross_attention"]
   free += ["swing_memory_mb", "swing_path", "append", "refresh", *registry.unread(config)]
   saved = load_config(start)
   for knob, ours, theirs in workdir_lib.changes(config, saved, RequestTask.shaping, but=free):

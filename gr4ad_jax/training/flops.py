@@ -3,7 +3,7 @@
 import collections
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -53,8 +53,50 @@ def peak_of(device_kind: str) -> float | None:
   return 1e12 * PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
 
 
+def equations(
+  jaxpr: Any,
+  *,
+  times: int = 1,
+  skipped: Callable[[Any], bool] = lambda eqn: False,
+  into_kernels: bool = True,
+) -> Iterator[tuple[Any, int]]:
+  """Every equation of a program and of those inside of it, with how often it runs: loops unrolled.
+
+  Of what is chosen by platform, the first form counts, which is that of TPUs in this package.
+
+  Args:
+    jaxpr: of a traced function.
+    times: how often the program itself runs.
+    skipped: which equations to leave out, with the programs inside of them.
+    into_kernels: whether to go into Pallas kernels. What stands there is of one program of a grid,
+      and runs once for each.
+  """
+  for eqn in jaxpr.eqns:
+    if skipped(eqn):
+      continue
+    yield eqn, times
+    kernel = eqn.primitive.name == "pallas_call"
+    if kernel and not into_kernels:
+      continue
+    # A scan's body is written once, and runs `length` times.
+    inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
+    if kernel:
+      inner *= math.prod(eqn.params["grid_mapping"].grid)
+    for value in eqn.params.values():
+      # Inner programs stand among the parameters of an equation, alone or in lists.
+      subs = value if isinstance(value, (tuple, list)) else (value,)
+      if eqn.params.get("branches_platforms") and value is eqn.params["branches"]:
+        subs = subs[:1]
+      for sub in subs:
+        # A closed program holds the open one, whose equations are wanted.
+        if hasattr(sub, "jaxpr"):
+          sub = sub.jaxpr
+        if hasattr(sub, "eqns"):
+          yield from equations(sub, times=inner, skipped=skipped, into_kernels=into_kernels)
+
+
 def matmuls_in(jaxpr: Any, recomputed: bool = True) -> collections.Counter:
-  """Every matrix product of a jaxpr, with how often it runs: loops unrolled.
+  """Every matrix product of a jaxpr, with how often it runs.
 
   Args:
     jaxpr: of a traced function.
@@ -64,26 +106,14 @@ def matmuls_in(jaxpr: Any, recomputed: bool = True) -> collections.Counter:
     Counter of (batch, rows, contraction, columns, dtype); the dtype is the wider of the two
     operands'.
   """
+
+  def again(eqn):
+    return not recomputed and _RECOMPUTED in str(eqn.source_info.name_stack)
+
   found: collections.Counter = collections.Counter()
-
-  def walk(jaxpr, times):
-    for eqn in jaxpr.eqns:
-      if not recomputed and _RECOMPUTED in str(eqn.source_info.name_stack):
-        continue
-      if eqn.primitive.name == "dot_general":
-        found[_shape(eqn)] += times
-      # A scan's body is written once, and runs `length` times.
-      inner = times * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else times
-      for value in eqn.params.values():
-        # Inner programs stand among the parameters of an equation, alone or in lists.
-        for sub in value if isinstance(value, (tuple, list)) else (value,):
-          # A closed program holds the open one, whose equations are wanted.
-          if hasattr(sub, "jaxpr"):
-            sub = sub.jaxpr
-          if hasattr(sub, "eqns"):
-            walk(sub, inner)
-
-  walk(jaxpr, 1)
+  for eqn, times in equations(jaxpr, skipped=again):
+    if eqn.primitive.name == "dot_general":
+      found[matmul_shape(eqn)] += times
   return found
 
 
@@ -98,7 +128,8 @@ def matmul_flops(matmuls: collections.Counter) -> float:
   return float(sum(2 * b * m * k * n * times for (b, m, k, n, _), times in matmuls.items()))
 
 
-def _shape(eqn) -> Matmul:
+def matmul_shape(eqn: Any) -> Matmul:
+  """Sizes of a `dot_general`, as `matmuls_in` counts them."""
   # Axes that are contracted, then those that both sides share; of each, the left and the right.
   (contract, _), (batch, _) = eqn.params["dimension_numbers"]
   left, right = (v.aval for v in eqn.invars)

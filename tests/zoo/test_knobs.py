@@ -46,8 +46,8 @@ OTHER = {
   "layers": 2, "lazy_layers": 1, "width": 16, "heads": 4, "kv_groups": 2, "kv_layers": 2,
   "kv_split": 2, "feature_bins": 3, "ffn_multiple": 2, "dropout": 0.1, "copy": "history",
   "history_bias": True, "history_bias_ads": 1, "encoder_layers": 2, "encoder_dropout": 0.2,
-  "encoder_causal": False, "ecpm_bins": 4, "head_piece": 2, "compute_dtype": "bfloat16",
-  "remat": "full",
+  "encoder_causal": False, "ecpm_bins": 4, "cross_attention": "fused", "head_piece": 2,
+  "compute_dtype": "bfloat16", "remat": "full",
   "item_loss": "bce", "item_negatives": 2, "item_smoothing": 0.1, "item_start": "ppmi",
   "inner_targets": True, "inner_positions": 1, "lambda_ecpm": 0.7, "lambda_mtp": 0.7,
   "lambda_item": 0.7, "value_weight": "sqrt", "depth_weight": 0.3, "user_weight": 0.4,
@@ -56,6 +56,7 @@ OTHER = {
   "table_learning_rate": 0.3, "behavior_features": False,
 }  # fmt: skip
 WITH = {
+  "cross_attention": {"width": 32},  # heads of 16, the least that the kernel takes
   "lazy_layers": {"layers": 2},
   "kv_layers": {"layers": 2},
   "history_bias_ads": {"history_bias": True},
@@ -73,6 +74,7 @@ TRACED = (
   "two_tower",
 )  # the others are GR4AD with another decoder, or a head
 TOGETHER = OTHER | {"encoder_causal": True, "item_loss": "sampled", "guided": True}
+TOGETHER |= {"cross_attention": "plain"}  # of separate values the kernel knows nothing
 """All second values at once, but for what excludes another."""
 
 

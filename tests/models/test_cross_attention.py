@@ -1,0 +1,153 @@
+"""The fused cross-attention, interpreted, against `layers.attend`; lowered for accelerators."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from gr4ad_jax.knobs import ConfigError
+from gr4ad_jax.models.cross_attention import cross_attend, fused_attend, is_fused
+from gr4ad_jax.models.layers import attend
+from gr4ad_jax.training import flops
+from tests.models import tiny
+
+
+def inputs(rng, requests, queries, heads, groups, slots, width, dtype=np.float32):
+  """Queries, the context, which of its slots are seen (the first always), and a cotangent."""
+  q = jnp.asarray(rng.normal(size=(requests, queries, heads, width)), dtype)
+  kv = jnp.asarray(rng.normal(size=(requests, slots, groups, width)), dtype)
+  mask = rng.random((requests, slots)) < 0.7
+  mask[:, 0] = True
+  cotangent = jnp.asarray(rng.normal(size=(requests, queries, heads * width)), dtype)
+  return q, kv, jnp.asarray(mask), cotangent
+
+
+@tiny.jit
+def both(q, kv, mask, cotangent):
+  """(read, dq, dkv) of the kernel and of the reference."""
+
+  def of(run):
+    read, back = jax.vjp(run, q, kv)
+    return read, *back(cotangent)
+
+  fused = of(lambda q, kv: fused_attend(q, kv, mask))
+  return fused, of(lambda q, kv: attend(q, kv, kv, mask[:, None]))
+
+
+def drawn(seed):
+  """Sizes at random: one group and many, slots that fill a block and that do not."""
+  rng = np.random.default_rng(seed)
+  groups = int(rng.integers(1, 4))
+  heads = groups * int(rng.integers(1, 4))
+  slots = int(rng.choice([1, 3, 15, 16, 17, 31, 32, 40]))
+  width = int(rng.choice([16, 32]))
+  return inputs(rng, int(rng.integers(1, 4)), int(rng.integers(1, 6)), heads, groups, slots, width)
+
+
+@pytest.mark.parametrize(
+  "seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(10, 200))]
+)
+def test_the_kernel_is_attention_and_its_gradients(seed):
+  fused, plain = both(*drawn(seed))
+  for found, expected in zip(fused, plain, strict=True):
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_request_that_sees_nothing_reads_the_mean():
+  q, kv, mask, _ = inputs(np.random.default_rng(0), 2, 3, 2, 1, 5, 16)
+  read = fused_attend(q, kv, mask & jnp.asarray([[True], [False]]))
+  mean = np.asarray(kv)[1, :, 0].mean(0)
+  np.testing.assert_allclose(
+    read[1].reshape(3, 2, 16), np.broadcast_to(mean, (3, 2, 16)), atol=1e-5
+  )
+
+
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_reference_is():
+  rng = np.random.default_rng(1)
+  exact, _ = both(*inputs(rng, 2, 4, 2, 2, 33, 16))
+  narrow = [jnp.asarray(x, jnp.bfloat16) if x.dtype == jnp.float32 else x
+            for x in inputs(np.random.default_rng(1), 2, 4, 2, 2, 33, 16)]  # fmt: skip
+  fused, plain = both(*narrow)
+  for ours, theirs, true in zip(fused, plain, exact, strict=True):
+    assert ours.dtype == jnp.bfloat16
+    off, usual = (np.abs(np.asarray(x, np.float32) - true).mean() for x in (ours, theirs))
+    assert 0 < off < 1.1 * usual
+
+
+def test_which_sizes_the_kernel_takes():
+  assert is_fused("fused", 32, 225, 64)
+  assert not is_fused("plain", 32, 225, 64)
+  assert not is_fused("auto", 32, 225, 64)  # on a CPU
+  assert not is_fused("fused", 32, 225, 48)  # no power of two
+  assert not is_fused("fused", 32, 225, 8)  # a product of Triton's takes 16
+  assert is_fused("fused", 64, 256, 64) and not is_fused("fused", 65, 256, 64)
+
+
+def test_several_accelerators_have_no_kernel(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  assert is_fused("auto", 32, 225, 64) and not is_fused("auto", 32, 225, 48)
+  monkeypatch.setattr(jax, "device_count", lambda: 4)
+  assert not is_fused("auto", 32, 225, 64)
+  with pytest.raises(ConfigError, match="--cross_attention=fused is not allowed: .* there are 4"):
+    is_fused("fused", 32, 225, 64)
+
+
+def test_values_of_their_own_are_not_taken_for_keys():
+  rng = np.random.default_rng(2)
+  q, k, mask, _ = inputs(rng, 1, 2, 1, 1, 4, 16)
+  v = k + 1
+  found = cross_attend("fused", q, k, v, mask, shared=False)
+  np.testing.assert_array_equal(found, attend(q, k, v, mask[:, None]))
+
+
+def test_a_kernels_work_is_that_of_the_products():
+  """As utilisation counts it: what is computed again is left out, and so are filled-up blocks."""
+  q, kv, mask, cotangent = inputs(np.random.default_rng(3), 2, 3, 4, 2, 5, 16)
+
+  def work(run):
+    back = lambda q, kv: jax.vjp(run, q, kv)[1](cotangent)  # noqa: E731
+    return flops.matmul_flops(flops.matmuls_in(jax.make_jaxpr(back)(q, kv).jaxpr, recomputed=False))
+
+  fused = work(lambda q, kv: fused_attend(q, kv, mask))
+  plain = work(lambda q, kv: attend(q, kv, kv, mask[:, None]))
+  assert fused == plain == 6 * 2 * 2 * 4 * 3 * 5 * 16  # six products, B, H, Q, S, d
+
+
+@pytest.mark.long
+def test_a_model_with_the_kernel_is_the_model():
+  batch = tiny.make_batch()
+  codes = batch.target_codes_BMT
+  params = tiny.make_params(tiny.make_model(width=64))
+
+  def loss(how):
+    model = tiny.make_model(width=64, cross_attention=how)
+    run = lambda params: model.apply({"params": params}, batch, codes).logp_BM.mean()  # noqa: E731
+    return tiny.jit(jax.value_and_grad(run))(params)
+
+  found, gradient = loss("fused")
+  expected, usual = loss("plain")
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(usual), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+# Heads of 64 in two, thirteen and one groups, and of 128: what a TPU's program takes differs.
+@pytest.mark.parametrize(("groups", "width"), [(2, 64), (13, 64), (1, 64), (6, 128)])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_it_lowers_for_accelerators(platform, groups, width):
+  q, kv, mask, _ = inputs(np.random.default_rng(0), 2, 4, groups, groups, 225, width, jnp.bfloat16)
+
+  def loss(q, kv):
+    return fused_attend(q, kv, mask).astype(jnp.float32).sum()
+
+  name = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}[platform]
+  # Triton's form is not promised to last, so that such a module cannot be kept in a file.
+  lasting = [export.DisabledSafetyCheck.custom_call(name)]
+  gradient = jax.jit(jax.grad(loss, (0, 1)))
+  module = export.export(gradient, platforms=[platform], disabled_checks=lasting)(q, kv)
+  text = module.mlir_module()
+  assert text.count(f"@{name}(") == 1  # the mean itself is not asked for
+  assert "stablehlo.dot_general" not in text  # all products are in the kernel
