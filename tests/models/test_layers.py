@@ -95,7 +95,7 @@ def test_linear_sums_and_adds_its_bias_in_the_dtype_asked_for():
   np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("b")])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
 def test_preset_has_the_size_of_its_name(name):
   model = GR4AD(PRESETS[name], (16384, 4096, 1024))
   batch = zero_batch(tiny.DATA, 3)
@@ -103,11 +103,17 @@ def test_preset_has_the_size_of_its_name(name):
     lambda: model.init(jax.random.key(0), batch, batch.target_codes_BMT)["params"]
   )
   size = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e9
-  assert size == pytest.approx(float(name[:-1]), rel=0.1)
-  assert model.config.width == 64 * model.config.heads and (
-    model.config.layers,
-    model.config.lazy_layers,
-  ) == (9, 6)
+  assert size == pytest.approx(float(name.partition("b")[0]), rel=0.1)
+  assert (model.config.layers, model.config.lazy_layers) == (9, 6)
+  assert model.config.width == (128 if name == "0.16b" else 64) * model.config.heads
+
+
+def test_the_middle_preset_fills_the_units():
+  """Every product's rows, columns and contraction, batch and features' width aside."""
+  c = PRESETS["0.16b"]
+  sizes = (c.width, c.ffn_multiple * c.width, c.kv_groups * (c.width // c.heads))
+  assert [size % 256 for size in sizes] == [0, 0, 0]
+  assert c.width // c.heads == 128
 
 
 @pytest.mark.parametrize(("rate", "width"), [(0.5, 64), (0.3, 63), (0.1, 6)])
