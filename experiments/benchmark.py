@@ -2,6 +2,8 @@
 
   python -m experiments.benchmark --suite=train --workdir=runs/online_retail --out=train.json
   python -m experiments.benchmark --suite=step --preset=0.16b --batch_size=1024 --remat=dots
+  python -m experiments.benchmark --suite=roofline --preset=0.16b --batch_size=1024 --device=h100
+  python -m experiments.benchmark --suite=kernels --preset=0.16b --batch_size=1024
   python -m experiments.benchmark --suite=decode --peer --out=decode.json
   python -m experiments.benchmark --suite=objectives
   python -m experiments.benchmark --suite=throughput --preset=0.16b --beams=128-256-512
@@ -18,6 +20,11 @@ train: the data path against the train step, and the step's rate against plain j
   shapes.
 step: time, memory and utilisation of the train step of any size, on any mesh; random weights and
   made-up requests.
+roofline: the least time that a step and searches take on an accelerator that is not here: each
+  product by the larger of its arithmetic and its bytes, what is written beside them, and with
+  --compile, for a TPU, what XLA moves. Nothing is run.
+kernels: the fused cross-attention on this device against the products that it stands for: whether
+  it computes the same, and the time of both.
 decode: LazyAR with progressive widths against an autoregressive search and, with --peer, against a
   T5 of transformers; an ablation; the share of the matmul peak. The model has random weights.
 objectives: RSPO against S-DPO on lists of 512 candidates, alone and in a training step; memory.
@@ -42,6 +49,7 @@ import sys
 
 from absl import flags
 
+from gr4ad_jax.accelerators import kernels, roofline
 from gr4ad_jax.benchmarks import (
   decode,
   events,
@@ -66,6 +74,8 @@ from .progress import RoundProgress, tell
 _SUITES = [
   "train",
   "step",
+  "roofline",
+  "kernels",
   "decode",
   "objectives",
   "throughput",
@@ -86,14 +96,23 @@ _PEER = flags.DEFINE_boolean("peer", False, "decode: the T5 peer too; needs the 
 _ADS = flags.DEFINE_list(
   "ads",
   [],
-  "Ads of the made-up catalogue. throughput, table, kmeans, swing, prepare: one number, "
+  "Ads of the made-up catalogue. throughput, roofline, table, kmeans, swing, prepare: one number, "
   "1000000 if empty. index: one or more, 10000,100000,1000000,10000000 if empty.",
 )
 _EVENTS = flags.DEFINE_integer(
   "events", 100_000_000, "swing, prepare: events of the made-up log.", lower_bound=1
 )
 _USERS = flags.DEFINE_integer("users", 100_000, "events: made-up users.", lower_bound=1)
-_BATCHES = flags.DEFINE_list("batches", ["1", "8"], "throughput: requests searched at once.")
+_BATCHES = flags.DEFINE_list(
+  "batches", ["1", "8"], "throughput, roofline: requests searched at once."
+)
+_DEVICE = flags.DEFINE_enum("device", "h100", list(roofline.DEVICES), "roofline: whose roof.")
+_COMPILE = flags.DEFINE_boolean(
+  "compile",
+  False,
+  "roofline: compile for a TPU ahead of time, too; minutes at the large presets. Needs the extra "
+  "'roofline'.",
+)
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.", lower_bound=0.05)
 
 
@@ -125,6 +144,13 @@ def main(argv):
   suite, measure = {
     "train": (training, lambda: training.measure(config(), repetitions)),
     "step": (step, lambda: step.measure(config(), repetitions)),
+    "roofline": (
+      roofline,
+      lambda: roofline.measure(
+        config(), _DEVICE.value, _numbers("batches", _BATCHES.value), ads(), _COMPILE.value
+      ),
+    ),
+    "kernels": (kernels, lambda: kernels.measure(config(), repetitions)),
     "decode": (decode, lambda: decode.measure(repetitions, _PEER.value)),
     "objectives": (objectives, lambda: objectives.measure(config(), repetitions)),
     "throughput": (

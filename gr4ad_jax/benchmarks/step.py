@@ -9,8 +9,11 @@ import statistics
 import time
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from gr4ad_jax.benchmarks import synthetic, timing
 from gr4ad_jax.config import Config, ConfigError
@@ -50,6 +53,49 @@ def made_up_batch(config: Config, seed: int = 0) -> RequestBatch:
   )
 
 
+def _parts(config: Config) -> tuple:
+  """(model, optimizer, loss) of a model of UA-SIDs that learns by VSL. Raises ConfigError."""
+  if issubclass(registry.find(config), (ItemModel, GR4ADItems)):
+    raise ConfigError(
+      f"--model={config.model.model} is not allowed: a model of UA-SIDs alone, with --suite=step "
+      "and --suite=roofline"
+    )
+  bins = config.model.ecpm_bins
+  model = registry.build(config, 0)
+  objective = config.objective
+  # A model without an eCPM head and an MTP branch: VSL then has no such terms.
+  if not model.predicts_value:
+    objective = dataclasses.replace(objective, lambda_ecpm=0.0, lambda_mtp=0.0)
+  # Edges 1, 2, … : bins of any width cost the same.
+  ecpm = EcpmBins(np.arange(1, bins, dtype=np.float32), np.ones(bins, np.float32), 100.0)
+  optimizer = state_lib.make_optimizer(config.training, _STEPS)
+  return model, optimizer, make_vsl_loss(model, objective, ecpm)
+
+
+def abstract_step(config: Config, place: NamedSharding | None = None) -> tuple[Callable, tuple]:
+  """The train step and shapes of its arguments, (step, (state, batch)): nothing is made or run.
+
+  Args:
+    config: as `System` takes it; one device, whatever its mesh.
+    place: of all arguments; None: of no device.
+
+  Raises:
+    ConfigError: a model of single ads.
+  """
+  model, optimizer, loss = _parts(config)
+
+  def fresh():
+    params = nn.meta.unbox(init_params(model, config))
+    return state_lib.TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+  t = config.training
+  step = make_train_step(loss, optimizer, t.seed, t.accumulate)
+  arguments = (jax.eval_shape(fresh), made_up_batch(config))
+  return step, jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments
+  )
+
+
 class System:
   """A model of UA-SIDs, its state on the mesh, and its step by VSL, compiled.
 
@@ -66,24 +112,11 @@ class System:
   """
 
   def __init__(self, config: Config):
-    if issubclass(registry.find(config), (ItemModel, GR4ADItems)):
-      raise ConfigError(
-        f"--model={config.model.model} is not allowed: a model of UA-SIDs alone, with --suite=step"
-      )
+    model, optimizer, loss = _parts(config)
     check_mesh(config)
-    bins = config.model.ecpm_bins
     t = config.training
-    model = registry.build(config, 0)
     mesh = mesh_lib.make_mesh(t.mesh)
-    optimizer = state_lib.make_optimizer(t, _STEPS)
     self.state = state_lib.init_state(lambda: init_params(model, config), optimizer, mesh)
-    objective = config.objective
-    # Such a model has neither an eCPM head nor an MTP branch, so VSL has no such terms.
-    if not model.predicts_value:
-      objective = dataclasses.replace(objective, lambda_ecpm=0.0, lambda_mtp=0.0)
-    # Edges 1, 2, … : bins of any width cost the same.
-    ecpm = EcpmBins(np.arange(1, bins, dtype=np.float32), np.ones(bins, np.float32), 100.0)
-    loss = make_vsl_loss(model, objective, ecpm)
     step = make_train_step(
       loss, optimizer, t.seed, t.accumulate, state_lib.shardings_of(self.state)
     )

@@ -18,7 +18,14 @@ _RUN = [name for name in _SCRIPTS if name != "lib.sh"]
 
 
 def test_all_are_here():
-  assert _SCRIPTS == ["gke.sh", "lib.sh", "local.sh", "slurm.sbatch", "tpu_vm.sh"]
+  assert _SCRIPTS == [
+    "accelerator_check.sh",
+    "gke.sh",
+    "lib.sh",
+    "local.sh",
+    "slurm.sbatch",
+    "tpu_vm.sh",
+  ]
   assert all(os.access(_LAUNCH / name, os.X_OK) for name in _RUN if name.endswith(".sh"))
 
 
