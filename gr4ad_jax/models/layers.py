@@ -117,12 +117,14 @@ class Linear(nn.Module):
     bias: add a bias.
     out_dtype: dtype of what comes out, with the bias; None: that of the input. Logits ask for
       float32: the product is summed in it anyway, and a bfloat16 logit of 8 has steps of 1/16.
+    bias_init: of the bias.
   """
 
   features: int
   axes: tuple[str | None, str | None] = ("embed", "mlp")
   bias: bool = False
   out_dtype: jnp.dtype | None = None
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -141,7 +143,7 @@ class Linear(nn.Module):
       out = product("ni,io->no", flat, kernel.astype(x.dtype)).astype(self.out_dtype)
     if self.bias:
       # The bias is cut over devices as the kernel's output is.
-      init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+      init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
       out += self.param("bias", init, (self.features,)).astype(out.dtype)
     return out.reshape(*x.shape[:-1], self.features)
 

@@ -230,6 +230,11 @@ def head(p, x_HWC, height, width, subpixel):
   return out
 
 
+def held_back(x_HWC, other_HW1):
+  gate = 1 - sigmoid(other_HW1)
+  return x_HWC * gate / max(gate.ravel())
+
+
 def twin_decoder(p, maps, height, width, subpixel, shared=False):
   deep, *others = maps[::-1]
   back, target = deep, deep
@@ -238,7 +243,7 @@ def twin_decoder(p, maps, height, width, subpixel, shared=False):
     back = level(p[f"level_{i}" if shared else f"background_level_{i}"], back, shallow)
     target = level(p[f"level_{i}" if shared else f"target_level_{i}"], target, shallow)
     b, t = linear(p[f"background_gate_{i}"], back), linear(p[f"target_gate_{i}"], target)
-    back, target = back * (1 - sigmoid(t)), target * (1 - sigmoid(b))
+    back, target = held_back(back, t), held_back(target, b)
     levels.append(np.concatenate([b, t], -1))
   heads = [
     head(p[f"{name}_head"], x, height, width, subpixel)

@@ -43,11 +43,27 @@ def test_the_single_stream_equals_a_loop():
 
 
 def test_a_gate_holds_back_and_passes_no_gradient():
-  x, other = arrays(2, (1, 2, 2, 3), (1, 2, 2, 1))
-  assert_close(decoder.hold_back(x, other), x * (1 - reference.sigmoid(other)))
+  x, other = arrays(2, (2, 2, 2, 3), (2, 2, 2, 1))
+  other += np.array([3, -1])[:, None, None, None]  # each image has a largest gate of its own
+  held = decoder.hold_back(x, other)
   to_x, to_other = jax.grad(lambda *a: decoder.hold_back(*a).sum(), argnums=(0, 1))(x, other)
-  assert_close(to_x, np.broadcast_to(1 - reference.sigmoid(other), x.shape))
+  for b in range(2):
+    assert_close(held[b], reference.held_back(x[b], other[b]))
+    assert_close(to_x[b], reference.held_back(np.ones_like(x[b]), other[b]))
   assert not np.asarray(to_other).any()
+
+
+@pytest.mark.parametrize(("kind", "joint"), [("single", -4), ("twin", -6)])
+def test_a_fresh_decoder_expects_small_targets(kind, joint):
+  # Maps of zeros have biases alone.
+  maps = [jnp.zeros(shape) for shape in SHAPES]
+  (logits, levels), _ = decoder.Decoder(kind, 5, True).init_with_output(
+    jax.random.key(0), maps, 32, 32
+  )
+  for x in (logits, *levels):
+    np.testing.assert_allclose(x[..., 1] - x[..., 0], joint, rtol=1e-5)
+    np.testing.assert_allclose(x.sum(-1), 0, atol=1e-5)  # of twins, each stream is as sure
+  assert len(levels) == (2 if kind == "twin" else 0)
 
 
 def test_the_end_gives_gate_heads_no_gradient_and_their_level_does():
