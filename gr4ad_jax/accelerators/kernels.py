@@ -70,7 +70,10 @@ def _compared(config: Config, queries: int, repetitions: int) -> dict:
   kv = draw(B, slots, c.kv_groups, d)
   cotangent = draw(B, queries, c.width)
   mask = jnp.asarray(rng.random((B, slots)) < 0.8).at[:, 0].set(True)
-  ways = {"fused": fused_attend, "plain": lambda q, kv, mask: attend(q, kv, kv, mask[:, None])}
+  ways = {
+    "fused": lambda q, kv, mask: fused_attend(q, kv, mask)[0],
+    "plain": lambda q, kv, mask: attend(q, kv, kv, mask[:, None]),
+  }
   runs = {name: _with_gradients(way) for name, way in ways.items()}
   results = {name: run(q, kv, mask, cotangent) for name, run in runs.items()}  # compiles
   apart = {

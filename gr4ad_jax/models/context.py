@@ -36,6 +36,20 @@ class Context:
   mask_BS: jax.Array
   slots_BSD: jax.Array
 
+  def read(self, number: int, keys: jax.Array | None) -> "Context":
+    """The context for the next layer, after one has read pair `number`.
+
+    Args:
+      number: of the pair.
+      keys: what the layer's cross-attention gave for it (`cross_attention.cross_attend`), keys and
+        values in one; None: nothing changes.
+    """
+    if keys is None:
+      return self
+    pairs = list(self.keys)
+    pairs[number] = keys
+    return self.replace(keys=tuple(pairs), values=tuple(pairs))
+
 
 class ContextProcessor(nn.Module):
   """Turns slots into keys and values by linear maps and one hidden layer a slot.

@@ -3,8 +3,9 @@
 The context is by far the largest operand: four queries of a lazy layer read 225 slots. Written as
 products, its forward pass reads it twice, for the scores and for the mean, and its backward pass
 makes two gradients of it and reads it three times more. Here a program holds the slots of one
-request and one group of heads, and reads and writes them once (after FlashAttention, Dao et al.,
-arXiv:2205.14135; the slots fit whole, so nothing goes round in pieces).
+request and one group of heads, and reads them once (after FlashAttention, Dao et al.,
+arXiv:2205.14135; the slots fit whole, so nothing goes round in pieces). In the backward pass it
+adds their gradient to that of the layers that came later, in place.
 
 Written in Pallas, it becomes Triton on CUDA and Mosaic on TPU. On CPU it is interpreted, for tests.
 `layers.attend` is the reference. No accelerator has timed it.
@@ -53,7 +54,9 @@ def is_fused(asked: str, queries: int, slots: int, width: int) -> bool:
 
 
 @jax.custom_vjp
-def fused_attend(q_BQHd: jax.Array, kv_BSGd: jax.Array, mask_BS: jax.Array) -> jax.Array:
+def fused_attend(
+  q_BQHd: jax.Array, kv_BSGd: jax.Array, mask_BS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """`layers.attend` with keys that are the values, for sizes that `is_fused` allows.
 
   Args:
@@ -62,7 +65,9 @@ def fused_attend(q_BQHd: jax.Array, kv_BSGd: jax.Array, mask_BS: jax.Array) -> j
     mask_BS: bool, False hides a slot from all queries of its request.
 
   Returns:
-    [B, Q, H · d], in the dtype of the values.
+    [B, Q, H · d], in the dtype of the values; and the keys as they came. The layer that reads them
+    next should take these: the backward pass then hands one gradient from layer to layer, and each
+    kernel adds its own in place. Else there would be a gradient a layer, and passes to sum them.
   """
   return _forward(q_BQHd, kv_BSGd, mask_BS)[0]
 
@@ -70,8 +75,8 @@ def fused_attend(q_BQHd: jax.Array, kv_BSGd: jax.Array, mask_BS: jax.Array) -> j
 def cross_attend(
   asked: str, q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask_BS: jax.Array,
   *, shared: bool,
-) -> jax.Array:  # fmt: skip
-  """Attention of all queries of a request to its context, [B, Q, H · d], by --cross_attention.
+) -> tuple[jax.Array, jax.Array | None]:  # fmt: skip
+  """Attention of all queries of a request to its context, by --cross_attention.
 
   Args:
     asked: as of `is_fused`.
@@ -80,12 +85,15 @@ def cross_attend(
     v_BSGd: values.
     mask_BS: bool, False hides a slot.
     shared: whether the values are the keys (S_kv = 1).
+
+  Returns:
+    [B, Q, H · d]; and the keys for the next layer, as of `fused_attend`, or None: those that came.
   """
   _, Q, H, d = q_BQHd.shape
   _, S, G, _ = k_BSGd.shape
   if shared and is_fused(asked, Q * (H // G), S, d):
     return fused_attend(q_BQHd, k_BSGd, mask_BS)
-  return attend(q_BQHd, k_BSGd, v_BSGd, mask_BS[:, None])
+  return attend(q_BQHd, k_BSGd, v_BSGd, mask_BS[:, None]), None
 
 
 def _padded(size: int) -> int:
@@ -137,7 +145,9 @@ def _forward_kernel(q_ref, kv_ref, hidden_ref, read_ref, *, slots: int):
     read_ref[group] = read_Xd.astype(read_ref.dtype)
 
 
-def _backward_kernel(q_ref, kv_ref, hidden_ref, dread_ref, dq_ref, dkv_ref, *, slots: int):
+def _backward_kernel(
+  q_ref, kv_ref, hidden_ref, dread_ref, later_ref, dq_ref, dkv_ref, *, slots: int
+):
   groups, _, d = q_ref.shape
   for group in range(groups):
     q_Xd = q_ref[group]
@@ -153,8 +163,10 @@ def _backward_kernel(q_ref, kv_ref, hidden_ref, dread_ref, dq_ref, dkv_ref, *, s
     ds_XS = p_XS * (dp_XS - (p_XS * dp_XS).sum(axis=1, keepdims=True)) * (1 / d**0.5)
     ds_XS = ds_XS.astype(kv_Sd.dtype)
     dq_ref[group] = _dot(ds_XS, kv_Sd, 1, 0).astype(dq_ref.dtype)
-    # A slot's gradient as a key, and as a value: one sum, written once.
+    # A slot's gradient as a key, as a value, and of the layers that read it later: `later_ref` and
+    # `dkv_ref` are one array.
     dkv_Sd = _dot(ds_XS, q_Xd, 0, 0) + _dot(p_XS.astype(kv_Sd.dtype), dread_Xd, 0, 0)
+    dkv_Sd += _load(later_ref, slots, group, d).astype(jnp.float32)
     dkv_Sd = dkv_Sd.astype(dkv_ref.dtype)
     if dkv_ref.shape[0] == slots:
       dkv_ref[:, group * d : (group + 1) * d] = dkv_Sd
@@ -175,7 +187,8 @@ def _call(kernel, platform: str, arrays: tuple, outputs: str) -> list[jax.Array]
   Args:
     kernel: `_forward_kernel` or `_backward_kernel`.
     platform: 'tpu', 'cuda' or 'cpu', where it is interpreted in CUDA's form.
-    arrays: q [B, G, X, d], kv [B, S, G · d], hidden [B, 1, S], and what else is shaped as q is.
+    arrays: q [B, G, X, d], kv [B, S, G · d], hidden [B, 1, S]; for the backward pass what is
+      known of the gradients, shaped as q and kv are.
     outputs: one letter each: 'q' or 'k', what it is shaped as.
   """
   q_BGXd, kv_BSC, hidden_B1S = arrays[:3]
@@ -201,7 +214,8 @@ def _call(kernel, platform: str, arrays: tuple, outputs: str) -> list[jax.Array]
     functools.partial(kernel, slots=S),
     out_shape=shapes,
     grid=(B, G // n),
-    in_specs=[of_q, of_kv, of_hidden, *[of_q] * (len(arrays) - 3)],
+    in_specs=[of_q, of_kv, of_hidden, of_q, of_kv][: len(arrays)],
+    input_output_aliases={4: 1} if len(arrays) == 5 else {},
     out_specs=[like[name][1] for name in outputs],
     compiler_params=options[platform],
     cost_estimate=cost,
@@ -249,14 +263,16 @@ def _inputs(q_BQHd, kv_BSGd, mask_BS) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _forward(q_BQHd, kv_BSGd, mask_BS):
   B, Q, _, _ = q_BQHd.shape
   (read_BGXd,) = _on_platform(_forward_kernel, "q", *_inputs(q_BQHd, kv_BSGd, mask_BS))
-  return _by_query(read_BGXd, Q).reshape(B, Q, -1), (q_BQHd, kv_BSGd, mask_BS)
+  return (_by_query(read_BGXd, Q).reshape(B, Q, -1), kv_BSGd), (q_BQHd, kv_BSGd, mask_BS)
 
 
-def _backward(kept, dread_BQD):
+def _backward(kept, cotangents):
   q_BQHd, kv_BSGd, mask_BS = kept
+  dread_BQD, later_BSGd = cotangents
   inputs = _inputs(q_BQHd, kv_BSGd, mask_BS)
   dread_BGXd = _by_group(dread_BQD.reshape(q_BQHd.shape), kv_BSGd.shape[2])
-  dq_BGXd, dkv_BSC = _on_platform(_backward_kernel, "qk", *inputs, dread_BGXd)
+  later_BSC = later_BSGd.reshape(inputs[1].shape)
+  dq_BGXd, dkv_BSC = _on_platform(_backward_kernel, "qk", *inputs, dread_BGXd, later_BSC)
   # A mask has no gradient.
   return _by_query(dq_BGXd, q_BQHd.shape[1]), dkv_BSC.reshape(kv_BSGd.shape), None
 

@@ -42,7 +42,7 @@ class DecoderBlock(nn.Module):
       cache: keys and values of the levels before; None: there are none.
 
     Returns:
-      The new states [B, M, T, D], and the cache with these levels added.
+      The new states [B, M, T, D]; the cache with these levels added; and what `Context.read` takes.
     """
     B, M, T, D = h_BMTD.shape
     H = self.config.heads
@@ -53,7 +53,7 @@ class DecoderBlock(nn.Module):
     # The M sequences and their T levels become one axis of queries, all to the same S + 1 keys. So
     # keys and values are never repeated for a beam.
     q = Linear(D, name="cross_q")(RMSNorm(name="cross_norm")(h_BMTD)).reshape(B, M * T, H, head)
-    read = cross_attend(
+    read, keys = cross_attend(
       self.config.cross_attention,
       q,
       context.keys[self.kv],
@@ -85,7 +85,7 @@ class DecoderBlock(nn.Module):
     h_BMTD += drop(
       GatedFFN(self.config.ffn_multiple * D, name="ffn")(RMSNorm(name="ffn_norm")(h_BMTD))
     )
-    return h_BMTD, (k, v)
+    return h_BMTD, (k, v), keys
 
 
 class Fuse(nn.Module):
@@ -141,7 +141,8 @@ class LazyDecoder(nn.Module):
     level = self.level.astype(context.slots_BSD.dtype)
     m_B1TD = jnp.broadcast_to(level, (B, 1, *level.shape))
     for block in self.blocks[: self.config.lazy_layers]:
-      m_B1TD, _ = block(m_B1TD, context, train)
+      m_B1TD, _, keys = block(m_B1TD, context, train)
+      context = context.read(block.kv, keys)
     return m_B1TD
 
   def late(
@@ -160,7 +161,8 @@ class LazyDecoder(nn.Module):
     """
     after = []
     for i, block in enumerate(self.blocks[self.config.lazy_layers :]):
-      h_BMTD, cache = block(h_BMTD, context, train, caches[i] if caches else None)
+      h_BMTD, cache, keys = block(h_BMTD, context, train, caches[i] if caches else None)
+      context = context.read(block.kv, keys)
       after.append(cache)
     return self.out_norm(h_BMTD), after
 

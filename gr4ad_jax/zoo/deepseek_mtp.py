@@ -58,7 +58,8 @@ class ChainDecoder(nn.Module):
     h = jnp.broadcast_to(self.first.astype(context.slots_BSD.dtype), shape)
     # The last T - 1 blocks are the modules' own.
     for block in self.blocks[: len(self.blocks) - self.levels + 1]:
-      h, _ = block(h, context, train)
+      h, _, keys = block(h, context, train)
+      context = context.read(block.kv, keys)
     return jnp.broadcast_to(h, (*shape[:2], self.levels + 1, shape[3]))
 
   def late(
@@ -108,7 +109,7 @@ class ChainDecoder(nn.Module):
     )
     h = self.joins[level - 1](both)
     if level < self.levels:
-      h, _ = self.blocks[len(self.blocks) - self.levels + level](h, context, train)
+      h, _, _ = self.blocks[len(self.blocks) - self.levels + level](h, context, train)
     return h
 
 

@@ -48,7 +48,8 @@ class ParallelDecoder(nn.Module):
     level = self.level.astype(context.slots_BSD.dtype)
     h_B1TD = jnp.broadcast_to(level, (context.mask_BS.shape[0], 1, *level.shape))
     for block in self.blocks:
-      h_B1TD, _ = block(h_B1TD, context, train)
+      h_B1TD, _, keys = block(h_B1TD, context, train)
+      context = context.read(block.kv, keys)
     return self.out_norm(h_B1TD)
 
   def late(

@@ -30,7 +30,7 @@ def test_figures_of_the_kernel():
 def test_a_wrong_kernel_is_noticed(monkeypatch):
   monkeypatch.setattr(
     kernels, "fused_attend",
-    lambda q, kv, mask: kernels.attend(q, kv, kv, jnp.ones_like(mask)[:, None]),
+    lambda q, kv, mask: (kernels.attend(q, kv, kv, jnp.ones_like(mask)[:, None]), kv),
   )  # fmt: skip
   with pytest.raises(RuntimeError, match="the kernel is not the products at .* apart by"):
     kernels.measure(CONFIG, 1)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 
 from gr4ad_jax.knobs import ConfigError
 from gr4ad_jax.models.cross_attention import cross_attend, fused_attend, is_fused
@@ -31,7 +33,7 @@ def both(q, kv, mask, cotangent):
     read, back = jax.vjp(run, q, kv)
     return read, *back(cotangent)
 
-  fused = of(lambda q, kv: fused_attend(q, kv, mask))
+  fused = of(lambda q, kv: fused_attend(q, kv, mask)[0])
   return fused, of(lambda q, kv: attend(q, kv, kv, mask[:, None]))
 
 
@@ -57,7 +59,7 @@ def test_the_kernel_is_attention_and_its_gradients(seed):
 
 def test_a_request_that_sees_nothing_reads_the_mean():
   q, kv, mask, _ = inputs(np.random.default_rng(0), 2, 3, 2, 1, 5, 16)
-  read = fused_attend(q, kv, mask & jnp.asarray([[True], [False]]))
+  read, _ = fused_attend(q, kv, mask & jnp.asarray([[True], [False]]))
   mean = np.asarray(kv)[1, :, 0].mean(0)
   np.testing.assert_allclose(
     read[1].reshape(3, 2, 16), np.broadcast_to(mean, (3, 2, 16)), atol=1e-5
@@ -99,8 +101,38 @@ def test_values_of_their_own_are_not_taken_for_keys():
   rng = np.random.default_rng(2)
   q, k, mask, _ = inputs(rng, 1, 2, 1, 1, 4, 16)
   v = k + 1
-  found = cross_attend("fused", q, k, v, mask, shared=False)
+  found, keys = cross_attend("fused", q, k, v, mask, shared=False)
+  assert keys is None
   np.testing.assert_array_equal(found, attend(q, k, v, mask[:, None]))
+
+
+def test_layers_hand_one_gradient_of_the_context_on():
+  """Of three layers that read it in turn: it is that of the sum, and no pass sums arrays of it."""
+  q, kv, mask, cotangent = inputs(np.random.default_rng(4), 2, 3, 2, 2, 5, 16)
+
+  def loss(read):
+    return lambda q, kv: (layers(read, q, kv) * cotangent.reshape(q.shape)).sum()
+
+  def layers(read, q, kv):
+    for scale in (1.0, 0.5, -2.0):
+      found, kv = read(scale * q, kv)
+      q = q + found.reshape(q.shape)
+    return q
+
+  fused = jax.grad(loss(lambda q, kv: fused_attend(q, kv, mask)), (0, 1))
+  plain = jax.grad(loss(lambda q, kv: (attend(q, kv, kv, mask[:, None]), kv)), (0, 1))
+  for found, expected in zip(tiny.jit(fused)(q, kv), tiny.jit(plain)(q, kv), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+  def sums(run):
+    made = flops.equations(jax.make_jaxpr(run)(q, kv).jaxpr, into_kernels=False)
+    return [
+      eqn for eqn, _ in made
+      if eqn.primitive.name in ("add", "add_any") and eqn.outvars[0].aval.size == kv.size
+      and eqn.outvars[0].aval.shape != q.shape
+    ]  # fmt: skip
+
+  assert len(sums(plain)) >= 5 and sums(fused) == []
 
 
 def test_a_kernels_work_is_that_of_the_products():
@@ -111,7 +143,7 @@ def test_a_kernels_work_is_that_of_the_products():
     back = lambda q, kv: jax.vjp(run, q, kv)[1](cotangent)  # noqa: E731
     return flops.matmul_flops(flops.matmuls_in(jax.make_jaxpr(back)(q, kv).jaxpr, recomputed=False))
 
-  fused = work(lambda q, kv: fused_attend(q, kv, mask))
+  fused = work(lambda q, kv: fused_attend(q, kv, mask)[0])
   plain = work(lambda q, kv: attend(q, kv, kv, mask[:, None]))
   assert fused == plain == 6 * 2 * 2 * 4 * 3 * 5 * 16  # six products, B, H, Q, S, d
 
@@ -141,7 +173,7 @@ def test_it_lowers_for_accelerators(platform, groups, width):
   q, kv, mask, _ = inputs(np.random.default_rng(0), 2, 4, groups, groups, 225, width, jnp.bfloat16)
 
   def loss(q, kv):
-    return fused_attend(q, kv, mask).astype(jnp.float32).sum()
+    return fused_attend(q, kv, mask)[0].astype(jnp.float32).sum()
 
   name = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}[platform]
   # Triton's form is not promised to last, so that such a module cannot be kept in a file.
@@ -151,3 +183,23 @@ def test_it_lowers_for_accelerators(platform, groups, width):
   text = module.mlir_module()
   assert text.count(f"@{name}(") == 1  # the mean itself is not asked for
   assert "stablehlo.dot_general" not in text  # all products are in the kernel
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("slice_", ["v5e:2x2", "v6e:2x2"])
+@pytest.mark.parametrize(("groups", "width"), [(13, 64), (6, 128)])
+def test_it_compiles_for_a_tpu(slice_, groups, width, monkeypatch):
+  """By libtpu, of the extra `roofline`, for a TPU that is not here: Mosaic takes both kernels."""
+  pytest.importorskip("libtpu")
+  monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+  topology = topologies.get_topology_desc(platform="tpu", topology_name=slice_)
+  place = SingleDeviceSharding(topology.devices[0])
+  arrays = inputs(np.random.default_rng(0), 2, 4, groups, groups, 225, width, jnp.bfloat16)
+  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x in arrays]
+
+  def run(q, kv, mask, cotangent):
+    read, back = jax.vjp(lambda q, kv: fused_attend(q, kv, mask)[0], q, kv)
+    return read, *back(cotangent)
+
+  program = jax.jit(run).lower(*shapes).compile()
+  assert program.as_text().count('custom_call_target="tpu_custom_call"') == 2
