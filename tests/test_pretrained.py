@@ -55,9 +55,12 @@ def test_its_lists_are_those_of_the_run_that_was_published(card):
   assert card["examples"][0]["history"] == ["85123A"]
   for example in card["examples"]:
     found = recommender.recommend(example["history"], k=10)
-    assert [ad.ad_id for ad in found] == [ad["ad_id"] for ad in example["ads"]]
-    theirs = [ad["log_p"] for ad in example["ads"]]
-    np.testing.assert_allclose([ad.log_p for ad in found], theirs, atol=0.02)
+    theirs = {ad["ad_id"]: ad["log_p"] for ad in example["ads"]}
+    assert {ad.ad_id for ad in found} == {*theirs}
+    in_our_order = [theirs[ad.ad_id] for ad in found]
+    np.testing.assert_allclose([ad.log_p for ad in found], in_our_order, atol=0.02)
+    # Ads that the run holds apart by less than a half's rounding may change places.
+    assert np.diff(in_our_order).max() < 1e-3
 
 
 @pytest.mark.long
