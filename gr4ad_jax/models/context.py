@@ -26,7 +26,7 @@ class Context:
       profile.
     values: L_kv arrays of the same shape.
     mask_BS: [B, S + 1] bool, False in padding. The profile is always real, so no query is left
-      without a key.
+      without a key. Reasons put logarithms of weights in its place, see `layers.attend`.
     slots_BSD: [B, S, D] states of the slots, without the profile and without dropout. The copy path
       tells slots apart by them.
   """

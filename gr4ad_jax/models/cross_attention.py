@@ -83,7 +83,7 @@ def cross_attend(
     q_BQHd: queries.
     k_BSGd: keys.
     v_BSGd: values.
-    mask_BS: bool, False hides a slot.
+    mask_BS: bool, False hides a slot; or log weights, as `attend` takes them, which no kernel does.
     shared: whether the values are the keys (S_kv = 1).
 
   Returns:
@@ -91,7 +91,7 @@ def cross_attend(
   """
   _, Q, H, d = q_BQHd.shape
   _, S, G, _ = k_BSGd.shape
-  if shared and is_fused(asked, Q * (H // G), S, d):
+  if shared and mask_BS.dtype == bool and is_fused(asked, Q * (H // G), S, d):
     return fused_attend(q_BQHd, k_BSGd, mask_BS)
   return attend(q_BQHd, k_BSGd, v_BSGd, mask_BS[:, None]), None
 

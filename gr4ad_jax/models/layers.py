@@ -71,8 +71,9 @@ def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Ar
     q_BQHd: queries; H is a multiple of G.
     k_BSGd: keys.
     v_BSGd: values.
-    mask: boolean with three axes that broadcast to [B, Q, S]; False hides a key. A query that sees
-      no key gets the mean of all values.
+    mask: three axes that broadcast to [B, Q, S]. Boolean: False hides a key. Float32: the logarithm
+      of a key's weight, which is 0 for a plain key and `NEG` for a hidden one; so one can ask by
+      gradients what a key is worth. A query that sees no key gets the mean of all values.
 
   Returns:
     [B, Q, H · d], in the dtype of the values.
@@ -82,7 +83,7 @@ def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Ar
   # Heads that share a group stand side by side: head h reads group h // (H / G).
   q = q_BQHd.reshape(B, Q, G, H // G, d)
   logits = product("bqghd,bsgd->bghqs", q, k_BSGd) / jnp.sqrt(d).astype(jnp.float32)
-  logits = jnp.where(mask[:, None, None], logits, NEG)  # (B, 1, 1, Q, S)
+  logits = _masked(logits, mask)
   # A softmax in float32: bfloat16 sums drift over long contexts. The greatest logit is taken off
   # so that exp cannot overflow. It cancels in read / total, so its gradient is 0 and is not
   # computed. Dividing after the product with the values saves a pass over [Q, S].
@@ -103,7 +104,15 @@ def attention(q_BQHd: jax.Array, k_BSGd: jax.Array, mask: jax.Array) -> jax.Arra
   G = k_BSGd.shape[2]
   q = q_BQHd.reshape(B, Q, G, H // G, d)
   logits = product("bqghd,bsgd->bghqs", q, k_BSGd) / jnp.sqrt(d).astype(jnp.float32)
-  return jax.nn.softmax(jnp.where(mask[:, None, None], logits, NEG)).mean(axis=(1, 2))
+  return jax.nn.softmax(_masked(logits, mask)).mean(axis=(1, 2))
+
+
+def _masked(logits_BGHQS: jax.Array, mask: jax.Array) -> jax.Array:
+  """Logits under a mask as `attend` takes it."""
+  mask = mask[:, None, None]  # (B, Q, S) -> (B, 1, 1, Q, S)
+  if mask.dtype == bool:
+    return jnp.where(mask, logits_BGHQS, NEG)
+  return logits_BGHQS + mask
 
 
 class Linear(nn.Module):

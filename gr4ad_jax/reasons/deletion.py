@@ -14,8 +14,8 @@ import numpy as np
 from gr4ad_jax.config import Config
 from gr4ad_jax.evaluation import metrics, protocols, report_tables
 from gr4ad_jax.features.batches import PADDING, RequestBatch
-from gr4ad_jax.reasons.carried import Scorer
-from gr4ad_jax.reasons.reasoner import AT_ONCE
+from gr4ad_jax.reasons.carried import Carried, Scorer
+from gr4ad_jax.reasons.reasoner import AT_ONCE, told_slots
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.zoo import registry
@@ -50,13 +50,16 @@ def measure(
   Returns:
     For JSON: `lists`, `ads` and `counts`; `drop[method]` and `ahead[method]`, for each count an
     interval (mean, low, high) in nats: the mean drop, and how much further it falls by reasons than
-    by that method. 95 %, by a bootstrap over users.
+    by that method. 95 %, by a bootstrap over users. `asked`: of the ads, what share has the same
+    slots named as if the model were asked about every slot (`same`), and the most that a slot which
+    is not named carries (`missed`, nats).
 
   Raises:
     TypeError: a model that gives no reasons.
   """
   model = registry.build(config, len(inputs.dataset.ads))
   scorer = Scorer(model, inputs.ecpm)
+  every = Scorer(model, inputs.ecpm, asked=None)
   params = request_task.load_params(config, model)
   requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
   rng = np.random.default_rng(seed)
@@ -70,15 +73,20 @@ def measure(
     lambda *inputs: model.apply(*inputs, mutable=["intermediates"])[1]["intermediates"]
   )
   drops = []
+  missed = []
   for r, request in enumerate(requests.request):
     batch = contexts.batch(np.array([request]))
     # A list that ran short is filled up with its first ad, whose drops then count more.
     row_M = np.where(found.ad_RK[r] >= 0, found.ad_RK[r], found.ad_RK[r, 0])
     codes_MT = inputs.index.codes_NT[row_M]
     attention_MS = mean_attention(jax.device_get(looks(variables, batch, codes_MT[None])))
-    drops.append(_drops(scorer, variables, batch, codes_MT, attention_MS, rng))
+    carried = scorer.carried(variables, batch, codes_MT)
+    missed += _missed(carried, every.carried(variables, batch, codes_MT))
+    drops.append(_drops(carried, scorer, variables, batch, codes_MT, attention_MS, rng))
     told(r + 1, len(requests))
-  return _table({name: np.stack([d[name] for d in drops]) for name in drops[0]}, requests.user)
+  found = _table({name: np.stack([d[name] for d in drops]) for name in drops[0]}, requests.user)
+  same = float(np.mean([nats == 0 for nats in missed]))
+  return found | {"asked": {"same": same, "missed": float(max(missed))}}
 
 
 def mean_attention(looks: Any) -> np.ndarray:
@@ -101,7 +109,20 @@ def mean_attention(looks: Any) -> np.ndarray:
   return np.mean(np.broadcast_arrays(*by_block), axis=0)[:, 1:]
 
 
+def _missed(some: Carried, every: Carried) -> list[float]:
+  """For each ad, the most that a slot carries which is told where all slots were asked about, and
+  is not told here; 0: there is none. Nats.
+  """
+  most = []
+  for slot_S, some_S in zip(every.slot_logp_MS, some.slot_logp_MS, strict=True):
+    named = told_slots(slot_S)
+    left = sorted(set(named) - set(told_slots(np.where(some.asked_S, some_S, -np.inf))))
+    most.append(float(slot_S[left].max(initial=0)))
+  return most
+
+
 def _drops(
+  carried: Carried,
   scorer: Scorer,
   variables: Any,
   batch: RequestBatch,
@@ -110,7 +131,6 @@ def _drops(
   rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
   """Mean drop of log p over the ads of one list: {method: [len(COUNTS)]}."""
-  carried = scorer.carried(variables, batch, codes_MT)
   M, S = carried.slot_logp_MS.shape
   real_S = batch.slot_kind_BS[0] != PADDING
   weight = {
@@ -169,4 +189,16 @@ def format_table(found: dict[str, Any]) -> str:
     "(nats) when slots of its context are deleted, the first ones by each order. Means with 95 % "
     "intervals; differences are paired, and bold where the whole interval is above 0."
   )
-  return "\n".join([about, "", *report_tables.aligned(rows), ""])
+  lines = [about, "", *report_tables.aligned(rows), ""]
+  # Figures of before slots were chosen do not tell of it.
+  if "asked" in found:
+    lines += [_asked(found["asked"]), ""]
+  return "\n".join(lines)
+
+
+def _asked(found: dict[str, float]) -> str:
+  return (
+    f"Of {found['same']:.2%} of the ads, reasons name the slots that they would name had the model "
+    f"been asked about every slot. The most that a slot carries which is not named for that: "
+    f"{found['missed']:.2g} nats."
+  )

@@ -19,6 +19,12 @@ _SLOTS = 5  # slots that are told of an ad, those that carry most
 _NEAR = 2  # ads of the history that a sentence names as taken together with the ad
 
 
+def told_slots(slot_S: np.ndarray) -> list[int]:
+  """The slots that are told of an ad, by what each carries, those that carry most first."""
+  # Slots that speak against the ad are no reason for it.
+  return [int(s) for s in np.argsort(-slot_S, kind="stable")[:_SLOTS] if slot_S[s] > 0]
+
+
 class Reasoner:
   """Explains the ads of one request.
 
@@ -118,9 +124,9 @@ class Reasoner:
     row: int,
     codes_T: np.ndarray,
   ) -> dict[str, Any]:
-    slot_S = carried.slot_logp_MS[m]
-    # Slots that speak against the ad are no reason for it.
-    best = [int(s) for s in np.argsort(-slot_S, kind="stable")[:_SLOTS] if slot_S[s] > 0]
+    # An estimate chose the slots that the model was asked about, and is no figure to be told.
+    slot_S = np.where(carried.asked_S, carried.slot_logp_MS[m], -np.inf)
+    best = told_slots(slot_S)
     return {
       "sentence": sentence(self._known(carried, m, best, batch, log, now, row)),
       "slots": [self._slot(carried, m, s, batch) for s in best],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gr4ad_jax.config.presets import PRESETS
 from gr4ad_jax.features.batches import zero_batch
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.layers import Dropout, GatedFFN, Linear, attend, product, rms_norm
+from gr4ad_jax.models.layers import NEG, Dropout, GatedFFN, Linear, attend, product, rms_norm
 from tests.models import tiny
 
 
@@ -52,6 +52,17 @@ def test_attend_ignores_what_is_hidden():
   before = attend(q, k, v, mask)
   k[:, 1], v[:, 1] = 1e4, -1e4
   np.testing.assert_array_equal(attend(q, k, v, mask), before)
+
+
+def test_attend_takes_weights_of_keys_as_logarithms():
+  rng = np.random.default_rng(0)
+  q, k, v = (
+    rng.normal(size=s).astype(np.float32) for s in ((1, 2, 2, 4), (1, 3, 2, 4), (1, 3, 2, 4))
+  )
+  # A key of weight 2 is a key that stands twice, and one of NEG is hidden.
+  weighted = attend(q, k, v, jnp.array([[[0, np.log(2), NEG]]], jnp.float32))
+  twice = attend(q, k[:, [0, 1, 1]], v[:, [0, 1, 1]], jnp.ones((1, 1, 3), bool))
+  np.testing.assert_allclose(weighted, twice, rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)

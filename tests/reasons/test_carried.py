@@ -12,7 +12,7 @@ import pytest
 from gr4ad_jax.config import ItemConfig
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.features.batches import PADDING
-from gr4ad_jax.reasons import deletion
+from gr4ad_jax.reasons import carried, deletion
 from gr4ad_jax.reasons.carried import Scorer
 from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.zoo.sasrec import SASRec
@@ -29,6 +29,8 @@ def make_model(kind):
     return GR4ADItems(config, tiny.CODEBOOKS, "none", ItemConfig(), tiny.NUM_ADS)
   if kind == "biased":
     return tiny.make_model(layers=1, lazy_layers=0, history_bias=True)
+  if kind == "split":
+    return tiny.make_model(layers=2, lazy_layers=2, kv_split=2, kv_layers=2, copy="history")
   return tiny.make_model(layers=2, lazy_layers=1, copy=kind)
 
 
@@ -73,7 +75,7 @@ class System:
 make_system = functools.lru_cache(System)
 
 
-LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("off", "items", "biased")]
+LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("off", "items", "biased", "split")]
 
 
 @pytest.mark.parametrize("kind", ["context", *LONG])
@@ -94,6 +96,35 @@ def test_each_slot_carries_what_the_model_loses_without_it(kind):
   real = system.batch.slot_kind_BS[0] != PADDING
   assert real.any() and not real.all()
   assert (found.slot_logp_MS[:, ~real] == 0).all() and (found.slot_logp_MS[:, real] != 0).all()
+
+
+@pytest.mark.parametrize("kind", ["context", LONG[3], LONG[2]])
+def test_slots_that_may_carry_most_are_asked_about(kind):
+  system = make_system(kind)
+  every = system.found
+  some = Scorer(system.model, ECPM, asked=4).carried(
+    {"params": system.params}, system.batch, system.codes_MT
+  )
+  real = system.batch.slot_kind_BS[0] != PADDING
+  assert every.asked_S.tolist() == real.tolist() and some.asked_S.sum() == 4 < real.sum()
+  # What was asked is exact, and was worth asking: the ads' strongest slots are among it.
+  asked = some.asked_S
+  np.testing.assert_allclose(some.slot_logp_MS[:, asked], every.slot_logp_MS[:, asked], atol=2e-5)
+  np.testing.assert_allclose(some.slot_value_MS[:, asked], every.slot_value_MS[:, asked], atol=2e-5)
+  assert asked[every.slot_logp_MS.argmax(axis=1)].all()
+  # Of the others there is an estimate, which is not exact, and no value.
+  others = real & ~asked
+  assert (some.slot_value_MS[:, ~asked] == 0).all() and (some.slot_logp_MS[:, ~real] == 0).all()
+  assert (some.slot_logp_MS[:, others] != 0).all()
+  np.testing.assert_allclose(some.logp_M, every.logp_M, atol=1e-5)
+  np.testing.assert_allclose(some.bare_logp_M, every.bare_logp_M, atol=1e-5)
+
+
+def test_ads_name_slots_in_turn():
+  estimate_MS = np.array([[5.0, 1, 4, 3, -np.inf], [0, 9, 0.5, 8, -np.inf]])
+  # The firsts of both ads, then their seconds; no slot twice.
+  named = carried._first_slots(estimate_MS, 4).tolist()
+  assert sorted(named[:2]) == [0, 1] and sorted(named[2:]) == [2, 3]
 
 
 @pytest.mark.parametrize("kind", ["context", LONG[0], LONG[2]])

@@ -120,6 +120,8 @@ def test_deletion_by_the_binary(small_run, tmp_path):
   assert found["lists"] == 4 and found["counts"] == [1, 2, 4, 8, 16]
   first = found["drop"]["reasons"]
   assert set(found["drop"]) == {"reasons", "attention", "copy attention", "random"}
+  # No context here has more slots than are asked about.
+  assert found["asked"] == {"same": 1.0, "missed": 0.0} and "Of 100.00% of the ads" in done.out
   # One slot: the one that carries most by leave-one-out is the most that one deletion can take.
   assert all(row[0]["mean"] <= first[0]["mean"] + 1e-6 for row in found["drop"].values())
   # Sixteen slots are all that there are, so the order is of no matter.
