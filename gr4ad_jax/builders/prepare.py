@@ -14,12 +14,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gr4ad_jax.builders import sales
+from gr4ad_jax.builders import held_out, reports, sales
 from gr4ad_jax.checksums import DamagedError
 from gr4ad_jax.config import DataConfig
 from gr4ad_jax.data import visits
 from gr4ad_jax.data.promotions import Promotions
-from gr4ad_jax.data.schema import SPLITS, AdTable, DataError, Dataset, EventLog, Report
+from gr4ad_jax.data.schema import AdTable, DataError, Dataset, EventLog, Report
 from gr4ad_jax.locks import Lock
 
 _log = logging.getLogger(__name__)
@@ -75,7 +75,9 @@ def load_dataset(config: DataConfig) -> Dataset:
   )  # fmt: skip
   if config.promotions:
     found = dataclasses.replace(found, promotions=_promotions(make, config, root, found))
-  return until(found, config.until) if config.until else found
+  if config.until:
+    found = until(found, config.until)
+  return held_out.without(found, config.held_out_ads) if config.held_out_ads else found
 
 
 def _promotions(make: type, config: DataConfig, root: str, dataset: Dataset) -> Promotions:
@@ -141,25 +143,8 @@ def until(dataset: Dataset, date: str) -> Dataset:
   known = ads.take(kept_N)
   if dataset.priced_by_sales:
     known = sales.with_sales(known, log)
-  report = dataset.report and _reported(dataset, log, len(known), date)
+  report = reports.of_rest(dataset, log, len(known), f"of {date} or later")
   return dataclasses.replace(dataset, ads=known, events=log, report=report)
-
-
-def _reported(dataset: Dataset, log: EventLog, ads: int, date: str) -> Report:
-  """The report of what is left."""
-  of_request = visits.split_of_requests(log)
-  # The first event of each request.
-  opening = np.append(True, np.diff(log.request) > 0)
-  return dataclasses.replace(
-    dataset.report,
-    ads=ads,
-    users=len(log.user_id),
-    events={name: int((of_request == number).sum()) for number, name in enumerate(SPLITS)},
-    requests={
-      name: int((of_request[opening] == number).sum()) for number, name in enumerate(SPLITS)
-    },
-    dropped=dataset.report.dropped | {f"of {date} or later": len(dataset.events) - len(log)},
-  )
 
 
 def prepared_folders(config: DataConfig) -> dict[str, str]:

@@ -47,6 +47,15 @@ class DataConfig:
     "Only what had happened before a day (YYYY-MM-DD, UTC) is known, and the ads of then; empty: "
     "all. For a run that goes on with what came later.",
   )
+  held_out_ads: float = knob(
+    0.0,
+    (
+      "Share of the ads, drawn, of which nobody knows an event before test, and which get their "
+      "UA-SIDs as new ads do: for experiments.risks --study=new_ads. 0: none."
+    ),
+    low=0,
+    high=0.9,
+  )
   behaviors: tuple[str, ...] = knob(
     ("click", "cart", "purchase"), "ad_log: behaviours, shallowest first."
   )

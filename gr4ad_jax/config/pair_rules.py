@@ -51,6 +51,7 @@ def of_requests(config: Any) -> Rules:
   return (
     *_of_data(data),
     *_of_examples(config),
+    *_of_held_out(config),
     (levels >= 2, "codebooks", "2 levels or more: the last is hashed"),
     (
       not (config.sid.append and config.sid.refresh),
@@ -140,6 +141,40 @@ def _of_data(data: DataConfig) -> Rules:
       data.on_unknown_ad == "error" or data.dataset == "ad_log",
       "on_unknown_ad",
       f"only 'error', as --dataset={data.dataset}",
+    ),
+  )
+
+
+def _of_held_out(config: Any) -> Rules:
+  """Rules of runs that must not know some ads."""
+  share = config.data.held_out_ads
+  sid = config.sid
+  published = sid.append or sid.refresh
+  return (
+    (
+      not share or not published,
+      "held_out_ads",
+      f"only 0, as the UA-SIDs of {published} may know those ads' events",
+    ),
+    (
+      not share or not sid.swing_path,
+      "held_out_ads",
+      f"only 0, as --swing_path={sid.swing_path} may know those ads' events",
+    ),
+    (
+      not share or not sid.encoder.endswith(".npy"),
+      "held_out_ads",
+      f"only 0, as --encoder={sid.encoder} has the ads in table order",
+    ),
+    (
+      not share or "test" not in config.training.fit_splits,
+      "held_out_ads",
+      f"only 0, as --fit_splits={config.training.fit_splits} learns from those ads' events in test",
+    ),
+    (
+      not share or not config.data.examples_path,
+      "held_out_ads",
+      f"only 0, as --examples_path={config.data.examples_path} was made of all ads' events",
     ),
   )
 

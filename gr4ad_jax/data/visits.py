@@ -23,6 +23,7 @@ def ordered_log(
   quantity: np.ndarray,
   request: np.ndarray | None = None,
   gap_seconds: float = 0.0,
+  split: np.ndarray | None = None,
 ) -> EventLog:
   """Sorts E >= 1 events by user, visit, time and position, and gives each visit its split.
 
@@ -32,6 +33,7 @@ def ordered_log(
     request: [E] integers; events of one user that share it are one visit. None: a pause of
       `gap_seconds` or more between two events of a user starts a new visit.
     gap_seconds: used without `request` only.
+    split: [E] of events that were split before; None: by `split_of_visits`.
 
   Returns:
     The log. A user's visits stand in order of their first moment, then of their first row. An event
@@ -43,9 +45,13 @@ def ordered_log(
   # Stable, so that equal times keep the log's order.
   order = np.lexsort((time, request))
   user_R = user[order][_first_of_run(request[order])]
-  # An event that comes late is of the split in which it happened. Else training would know what
-  # came after a held-out visit had begun.
-  period = periods(user[order], request[order], time[order])
+  if split is None:
+    # An event that comes late is of the split in which it happened. Else training would know what
+    # came after a held-out visit had begun.
+    period = periods(user[order], request[order], time[order])
+    split_E = split_of_visits(user_R)[period]
+  else:
+    split_E = split[order].astype(np.int8)
   return EventLog(
     user_id=user_id[present],
     user=user[order].astype(np.int32),
@@ -55,7 +61,7 @@ def ordered_log(
     behavior=behavior[order].astype(np.int8),
     value=value[order].astype(np.float32),
     quantity=quantity[order].astype(np.float32),
-    split=split_of_visits(user_R)[period],
+    split=split_E,
   )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax import files
+from gr4ad_jax.builders import held_out
 from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import Config, ConfigError, is_published, is_trained, load_config
 from gr4ad_jax.data import ad_store
@@ -30,7 +31,6 @@ from gr4ad_jax.features.neighbors import CoVisitNeighbors, NeighborFolds
 from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.requests import known_events, renewal
-from gr4ad_jax.sid import tokenizer as tokenizer_lib
 from gr4ad_jax.sid.tokenizer import Tokenizer
 from gr4ad_jax.swing.swing import Told
 
@@ -156,6 +156,7 @@ def tokenizer_of(
   if not source and _renews(config):
     return renewal.renewed(config, dataset, told)
   source = source or source_of(config)
+  held_out.check_source(config, source)
   # UA-SIDs belong to an ad table. With another one, rows would name other ads.
   if source:
     tokenizer_dir, index_dir = (os.path.join(source, name) for name in ("tokenizer", "index"))
@@ -165,9 +166,9 @@ def tokenizer_of(
         f"--{flag}={source} is not allowed: its run was trained on another ad table"
       )
     return Tokenizer.load(tokenizer_dir), SidIndex.load(index_dir)
-  seed = config.training.seed
-  tokenizer, codes_NT = tokenizer_lib.fit(
-    dataset.ads, dataset.events, config.sid, seed=seed, log=_log, told=told
+  known_N = held_out.known_ads(dataset, config.data.held_out_ads)
+  tokenizer, codes_NT = renewal.fitted(
+    dataset, known_N, config.sid, config.training.seed, log=_log, told=told
   )
   return tokenizer, SidIndex.build(codes_NT, tokenizer.codebooks)
 

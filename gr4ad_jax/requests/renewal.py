@@ -8,6 +8,7 @@ ads. So a model trained on the old codes goes on.
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ import numpy as np
 import scipy.optimize
 
 from gr4ad_jax.config import Config, ConfigError, SidConfig
-from gr4ad_jax.data import ad_store
+from gr4ad_jax.data import ad_store, visits
 from gr4ad_jax.data.schema import AdTable, Dataset
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.sid import last_level
@@ -91,6 +92,34 @@ def _check_settings(sid: SidConfig, old: SidConfig, flag: str) -> None:
         f"--{name}={ours} is not allowed: the UA-SIDs in --{flag}={getattr(sid, flag)} were made "
         f"with {theirs}"
       )
+
+
+def fitted(
+  dataset: Dataset,
+  known_N: np.ndarray,
+  sid: SidConfig,
+  seed: int,
+  log: logging.Logger | None = None,
+  told: Told | None = None,
+) -> tuple[Tokenizer, np.ndarray]:
+  """A tokenizer that is fitted on some of the ads, and the UA-SIDs of all, [N, T].
+
+  Args:
+    dataset: ads and events.
+    known_N: bool, the ads that it is fitted on, with their events. The others get their codes
+      afterwards, by content alone, as ads do that are appended.
+    sid, seed, log, told: as `tokenizer.fit` takes them; it also says what is raised.
+  """
+  if known_N.all():
+    return tokenizer_lib.fit(dataset.ads, dataset.events, sid, seed=seed, log=log, told=told)
+  events = dataset.events.take(known_N[dataset.events.ad])
+  # The row of each known ad among the known ones: how many stand before it.
+  row_N = np.cumsum(known_N) - 1
+  request = visits.renumbered(events.user, events.request)
+  events = dataclasses.replace(events, ad=row_N[events.ad].astype(np.int32), request=request)
+  known = dataset.ads.take(known_N)
+  tokenizer, codes_NT = tokenizer_lib.fit(known, events, sid, seed=seed, log=log, told=told)
+  return tokenizer, append(Published(known, codes_NT, tokenizer), dataset.ads)
 
 
 def append(published: Published, ads: AdTable) -> np.ndarray:
