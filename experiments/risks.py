@@ -12,7 +12,13 @@ from absl import flags
 from gr4ad_jax.config import Config, ConfigError, check_trained
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
-from gr4ad_jax.ranking import basket_study, new_user_study, renewal_study, steering_study
+from gr4ad_jax.ranking import (
+  basket_study,
+  new_ad_study,
+  new_user_study,
+  renewal_study,
+  steering_study,
+)
 from gr4ad_jax.reasons import deletion
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests.inputs import Inputs
@@ -23,13 +29,16 @@ from . import progress
 _STUDY = flags.DEFINE_enum(
   "study",
   "reasons",
-  ["reasons", "steering", "renewal", "baskets", "new_users"],
+  ["reasons", "steering", "renewal", "baskets", "new_users", "new_ads"],
   "What is measured: whether log p falls further without the slots that reasons name; what "
   "--diversity and a quota for small accounts cost and bring; what is left of recall after UA-SIDs "
   "were appended or refreshed; how much of a visit's hidden half is found; recall by how many "
-  "events are known of a user.",
+  "events are known of a user; recall of ads that nobody had taken before (--held_out_ads).",
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which requests are looked at.")
+_BESIDE = flags.DEFINE_list(
+  "beside", [], "Runs that --study=new_ads asks too, trained with the same --held_out_ads."
+)
 _LISTS = flags.DEFINE_integer("lists", 500, "Lists that --study=reasons looks at.", lower_bound=2)
 
 
@@ -71,12 +80,19 @@ def new_users(config: Config, inputs: Inputs) -> tuple[dict, str]:
   return found, new_user_study.format_table(found)
 
 
+def new_ads(config: Config, inputs: Inputs) -> tuple[dict, str]:
+  """Recall of ads that nobody had taken before, see `ranking/new_ad_study`."""
+  found = new_ad_study.measure(config, inputs, _SPLIT.value, _BESIDE.value)
+  return found, new_ad_study.format_table(found)
+
+
 STUDIES: dict[str, Callable[[Config, Inputs], tuple[dict, str]]] = {
   "reasons": reasons,
   "steering": steering,
   "renewal": renewal,
   "baskets": baskets,
   "new_users": new_users,
+  "new_ads": new_ads,
 }
 
 

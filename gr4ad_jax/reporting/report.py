@@ -10,7 +10,14 @@ from gr4ad_jax.answering.contexts import UserHistories
 from gr4ad_jax.answering.recommender import Recommender
 from gr4ad_jax.config import Config
 from gr4ad_jax.evaluation import plots, report_tables
-from gr4ad_jax.ranking import basket_study, new_user_study, renewal_study, scoring, steering_study
+from gr4ad_jax.ranking import (
+  basket_study,
+  new_ad_study,
+  new_user_study,
+  renewal_study,
+  scoring,
+  steering_study,
+)
 from gr4ad_jax.reasons import deletion
 from gr4ad_jax.reporting import customers as customers_lib
 from gr4ad_jax.reporting import page
@@ -24,6 +31,7 @@ _STUDIES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
   ("renewal", "When UA-SIDs are renewed", renewal_study.format_table),
   ("baskets", "Baskets completed", basket_study.format_table),
   ("new_users", "Users of whom little is known", new_user_study.format_table),
+  ("new_ads", "Ads that nobody had taken before", new_ad_study.format_table),
 )
 
 
