@@ -190,14 +190,20 @@ def evaluate_run(
   found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
   folder = os.path.join(published.output_dir(config), "eval")
   report_tables.write_json(os.path.join(folder, "metrics.json"), found)
+  _plot(config, found, folder)
+  return found, next(iter(rankings.values()))[0]
+
+
+def _plot(config: Config, found: dict, folder: str) -> None:
+  """The pictures of an evaluation and, where the run tells of it, of its training."""
   try:
     plots.plot_comparison(found, os.path.join(folder, "comparison.png"))
     curve = os.path.join(config.workdir, "metrics.jsonl")
     if os.path.exists(curve):
       plots.plot_training(curve, os.path.join(folder, "training.png"))
-  except ImportError as error:  # nobody asked for them by name, and the figures are there
+  # Nobody asked for them by name, and the figures are there.
+  except ImportError as error:
     _log.warning("no pictures in %s: %s", folder, error)
-  return found, next(iter(rankings.values()))[0]
 
 
 def table(

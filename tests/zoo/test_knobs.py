@@ -272,22 +272,6 @@ def test_a_knob_that_is_not_read_is_refused(model):
       registry.validate(changed, base)
 
 
-def test_what_a_model_lacks_may_be_said_to_be_absent():
-  """A flagfile for several models may say "no lazy layers" to one that never has any."""
-  none = ("lazy_layers", "feature_bins", "encoder_layers", "lambda_ecpm", "lambda_mtp",
-          "lambda_item", "item_weight", "depth_weight")  # fmt: skip
-  absent = dict.fromkeys(none, 0) | dict.fromkeys(("guided", "behavior_features"), False)
-  absent |= {"copy": "off", "value_weight": "none"}
-  assert set(absent) == set(knobs.ABSENT)
-  tried = set()
-  for model in registry.MODELS:
-    base = with_knobs(Config(), {"model": model})
-    for knob in registry.unread(base) & set(absent):
-      registry.validate(with_knobs(base, {knob: absent[knob]}), base)
-      tried.add(knob)
-  assert tried == set(absent)
-
-
 @pytest.mark.parametrize("model", registry.MODELS)
 def test_a_knob_that_a_model_claims_to_read_is_read_as_it_was_given(model):
   reads = registry.find(config_of(model)).reads - knobs.LISTS - knobs.FEATURES

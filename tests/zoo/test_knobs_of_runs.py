@@ -55,3 +55,19 @@ def test_a_model_that_says_nothing_is_refused_nothing(monkeypatch):
   monkeypatch.setattr(registry.find(config_of("tiger")), "reads", knobs.ALL)
   config = config_of("tiger", copy="history")
   assert registry.validate(config, Config()) == config
+
+
+def test_what_a_model_lacks_may_be_said_to_be_absent():
+  """A flagfile for several models may say "no lazy layers" to one that never has any."""
+  none = ("lazy_layers", "feature_bins", "encoder_layers", "lambda_ecpm", "lambda_mtp",
+          "lambda_item", "item_weight", "depth_weight")  # fmt: skip
+  absent = dict.fromkeys(none, 0) | dict.fromkeys(("guided", "behavior_features"), False)
+  absent |= {"copy": "off", "value_weight": "none"}
+  assert set(absent) == set(knobs.ABSENT)
+  tried = set()
+  for model in registry.MODELS:
+    base = with_knobs(Config(), {"model": model})
+    for knob in registry.unread(base) & set(absent):
+      registry.validate(with_knobs(base, {knob: absent[knob]}), base)
+      tried.add(knob)
+  assert tried == set(absent)
