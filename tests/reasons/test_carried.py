@@ -30,20 +30,22 @@ def make_model(kind):
   if kind == "biased":
     return tiny.make_model(layers=1, lazy_layers=0, history_bias=True)
   if kind == "split":
-    return tiny.make_model(layers=2, lazy_layers=2, kv_split=2, kv_layers=2, copy="history")
+    return tiny.make_model(layers=3, lazy_layers=2, kv_split=2, kv_layers=2, copy="history")
   return tiny.make_model(layers=2, lazy_layers=1, copy=kind)
 
 
 class System:
-  """A model with drawn weights, the first of the tiny requests, and ads of its slots and others."""
+  """A model with drawn weights, the first of the tiny requests, and ads of its slots and others;
+  and what is carried, by a scorer that asks about some slots.
+  """
 
-  def __init__(self, kind):
+  def __init__(self, kind, asked):
     self.model = make_model(kind)
     self.params = tiny.make_params(self.model, bias=-1.5 if kind == "biased" else 0.0)
     self.batch = jax.tree.map(lambda x: x[:1], tiny.make_batch())
     codes_ST = self.batch.slot_codes_BST[0]
     self.codes_MT = np.stack([codes_ST[0], codes_ST[6], [6, 4, 3]]).astype(np.int32)
-    scorer = Scorer(self.model, ECPM)
+    scorer = Scorer(self.model, ECPM, asked)
     self.found = scorer.carried({"params": self.params}, self.batch, self.codes_MT)
     self._forward = tiny.jit(
       lambda batch: self.model.apply(
@@ -72,15 +74,20 @@ class System:
     )
 
 
-make_system = functools.lru_cache(System)
+_made = functools.lru_cache(System)
+
+
+def make_system(kind, asked=4):
+  return _made(kind, asked)
 
 
 LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in ("off", "items", "biased", "split")]
 
 
+@pytest.mark.parametrize("asked", [4, pytest.param(None, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["context", *LONG])
-def test_each_slot_carries_what_the_model_loses_without_it(kind):
-  system = make_system(kind)
+def test_each_slot_carries_what_the_model_loses_without_it(kind, asked):
+  system = make_system(kind, asked)
   slots = range(system.batch.slot_kind_BS.shape[1])
   everything = list(slots)
   logp, value, _, _ = system.asked([[], everything, *([s] for s in slots)])
@@ -90,34 +97,21 @@ def test_each_slot_carries_what_the_model_loses_without_it(kind):
   found = system.found
   np.testing.assert_allclose(found.logp_M, logp[0, at], atol=2e-5)
   np.testing.assert_allclose(found.bare_logp_M, logp[1, at], atol=2e-5)
-  np.testing.assert_allclose(found.slot_logp_MS, (logp[0] - logp[2:]).T[at], atol=4e-5)
   np.testing.assert_allclose(found.value_M, value[0, at], rtol=1e-4)
-  np.testing.assert_allclose(found.slot_value_MS, (value[0] - value[2:]).T[at], atol=1e-3)
-  real = system.batch.slot_kind_BS[0] != PADDING
-  assert real.any() and not real.all()
-  assert (found.slot_logp_MS[:, ~real] == 0).all() and (found.slot_logp_MS[:, real] != 0).all()
-
-
-@pytest.mark.parametrize("kind", ["context", LONG[3], LONG[2]])
-def test_slots_that_may_carry_most_are_asked_about(kind):
-  system = make_system(kind)
-  every = system.found
-  some = Scorer(system.model, ECPM, asked=4).carried(
-    {"params": system.params}, system.batch, system.codes_MT
-  )
-  real = system.batch.slot_kind_BS[0] != PADDING
-  assert every.asked_S.tolist() == real.tolist() and some.asked_S.sum() == 4 < real.sum()
-  # What was asked is exact, and was worth asking: the ads' strongest slots are among it.
-  asked = some.asked_S
-  np.testing.assert_allclose(some.slot_logp_MS[:, asked], every.slot_logp_MS[:, asked], atol=2e-5)
-  np.testing.assert_allclose(some.slot_value_MS[:, asked], every.slot_value_MS[:, asked], atol=2e-5)
-  assert asked[every.slot_logp_MS.argmax(axis=1)].all()
-  # Of the others there is an estimate, which is not exact, and no value.
-  others = real & ~asked
-  assert (some.slot_value_MS[:, ~asked] == 0).all() and (some.slot_logp_MS[:, ~real] == 0).all()
-  assert (some.slot_logp_MS[:, others] != 0).all()
-  np.testing.assert_allclose(some.logp_M, every.logp_M, atol=1e-5)
-  np.testing.assert_allclose(some.bare_logp_M, every.bare_logp_M, atol=1e-5)
+  real_S = system.batch.slot_kind_BS[0] != PADDING
+  some_S = found.asked_S
+  # An encoder mixes slots, so all of them are asked about.
+  assert some_S.sum() == (4 if asked and kind != "items" else real_S.sum())
+  assert real_S.any() and not real_S.all() and (some_S <= real_S).all()
+  loss_MS = (logp[0] - logp[2:]).T[at]
+  np.testing.assert_allclose(found.slot_logp_MS[:, some_S], loss_MS[:, some_S], atol=4e-5)
+  value_MS = (value[0] - value[2:]).T[at]
+  np.testing.assert_allclose(found.slot_value_MS[:, some_S], value_MS[:, some_S], atol=1e-3)
+  # What was asked about was worth it: each ad's strongest slot is among it.
+  assert some_S[np.where(real_S, loss_MS, -np.inf).argmax(axis=1)].all()
+  # Of the other slots there is an estimate, and no value.
+  assert (found.slot_logp_MS[:, ~real_S] == 0).all() and (found.slot_logp_MS[:, real_S] != 0).all()
+  assert (found.slot_value_MS[:, ~some_S] == 0).all()
 
 
 def test_ads_name_slots_in_turn():
