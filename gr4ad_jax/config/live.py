@@ -24,6 +24,18 @@ class LearnConfig:
     low=0,
     free=True,
   )
+  list_weight: float = knob(
+    0.0,
+    (
+      "Weight of the lists with rewards that the reward system writes, by VSL and RSPO under the "
+      "unified weights, beside VSL on visits; 0: they are not read."
+    ),
+    low=0,
+    free=True,
+  )
+  list_rows: int = knob(
+    16, "Lists that a step on new visits learns from, once so many are there.", low=1, free=True
+  )
   round_groups: int = knob(
     4,
     "Groups of visits between two checkpoints, each judged by what comes next.",

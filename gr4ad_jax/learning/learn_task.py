@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import os
 
+import jax
+
 from gr4ad_jax.config import Config, ConfigError, is_trained
 from gr4ad_jax.evaluation import protocols
 from gr4ad_jax.features.histories import Histories
@@ -16,11 +18,15 @@ from gr4ad_jax.learning.known_ads import KnownAds
 from gr4ad_jax.learning.promotions import LEARNER
 from gr4ad_jax.learning.stream_source import StreamSource
 from gr4ad_jax.learning.visits import Visits
+from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.preference.preference_task import make_preference_loss, with_lists
+from gr4ad_jax.preference.waiting_lists import WaitingLists
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.requests.request_task import RequestTask
 from gr4ad_jax.runs import run
 from gr4ad_jax.streams.stream import Stream
+from gr4ad_jax.training.step import LossFn
 from gr4ad_jax.training.task import Evaluate, Told
 from gr4ad_jax.zoo import registry
 from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
@@ -30,7 +36,8 @@ ENDLESS = 2**31 - 1  # steps: the largest that a state counts
 
 
 class LearnTask(RequestTask):
-  """Goes on from a trained run with the visits of a stream, by VSL.
+  """Goes on from a trained run with the visits of a stream, by VSL, and with --list_weight from the
+  lists with rewards in it, by VSL and RSPO under the unified weights.
 
   Its checkpoints and metrics lie in a folder of their own; the run's stay as they are.
 
@@ -93,6 +100,8 @@ class LearnTask(RequestTask):
       raise ConfigError(
         f"--model={config.model.model} is not allowed: it has a row for each ad, and new ones come"
       )
+    if config.learn.list_weight:
+      _check_lists(config)
 
   @classmethod
   def over(
@@ -117,8 +126,26 @@ class LearnTask(RequestTask):
     # Old requests are replayed beside new visits, so that what was learned is not forgotten.
     old = self.inputs.contexts(config, "train"), self.inputs.learned(config)
     t = self.training
-    first = self.first_step
-    return StreamSource(feed, self.known, *old, config.learn, t.batch_size, t.seed, first)
+    about = config.learn, t.batch_size, t.seed, self.first_step
+    lists = None
+    if config.learn.list_weight:
+      lists = WaitingLists(self._stream, self.ads, self.inputs.tokenizer.codebooks)
+    p = config.preference
+    # As many candidates as a proposer with the same settings makes.
+    width = config.data.targets + p.policy_candidates + len(p.pipelines) * p.other_candidates
+    return StreamSource(feed, self.known, *old, *about, lists, width)
+
+  def make_loss(self) -> LossFn:
+    """VSL; with --list_weight also the unified objective of lists, where a batch has some."""
+    config = self.config
+    loss = super().make_loss()
+    if not config.learn.list_weight:
+      return loss
+    unified = dataclasses.replace(config.objective, objective="unified")
+    of_lists = make_preference_loss(
+      self.model, unified, config.preference, self.inputs.ecpm, config.data.targets
+    )
+    return with_lists(loss, of_lists, config.learn.list_weight)
 
   @property
   def total_steps(self) -> int:
@@ -132,3 +159,19 @@ class LearnTask(RequestTask):
 
   def save(self) -> None:
     """Nothing: the run's files are there."""
+
+
+def _check_lists(config: Config) -> None:
+  """Raises ConfigError where lists cannot be learned from."""
+  refused = f"--list_weight={config.learn.list_weight:g} is not allowed"
+  if not registry.find(config).learns_lists:
+    raise ConfigError(f"{refused}: --model={config.model.model} learns no lists")
+  # The search's log p, the reference, lacks the bias' normaliser.
+  if config.model.history_bias:
+    raise ConfigError(f"{refused}: with --history_bias log-probabilities cannot be compared")
+  sizes = mesh_lib.parse(config.training.mesh, jax.device_count())
+  parts = sizes[mesh_lib.DATA] * sizes[mesh_lib.FSDP] * config.training.accumulate
+  if config.learn.list_rows % parts:
+    raise ConfigError(
+      f"--list_rows={config.learn.list_rows} is not allowed: a multiple of {parts}, as --batch_size"
+    )

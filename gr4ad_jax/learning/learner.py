@@ -201,7 +201,9 @@ class Learner:
     trainer = self._trainer
     source = task.source
     try:
-      trainer.compile(state)
+      # With lists a batch has one of two forms, and each is compiled when it first comes.
+      if not task.config.learn.list_weight:
+        trainer.compile(state)
       schedule = loop.Schedule(task.total_steps, task.training.log_every, 0, end, end)
       result = loop.fit(
         state, trainer.step, trainer.make_batch, schedule,
@@ -233,7 +235,7 @@ class Learner:
       del params[guard.START]  # it is the candidate
     found = [self._predicted(group, params) for group in groups]
     lists = {name: np.concatenate([one.ad_RK[name] for one in found]) for name in params}
-    requests = _joined([one.requests for one in found])
+    requests = prequential.joined([one.requests for one in found])
     bound = task.config.learn.guard_bound
     verdict = guard.judge(lists, requests, len(task.ads), bound)
     if verdict.requests:
@@ -310,7 +312,9 @@ class Learner:
         batch, first.logp_RK[guard.CANDIDATE], *ours, verdict.recall[guard.CANDIDATE]
       )
       scalars |= {f"drift/{name}": value for name, value in measured.items()}
-    scalars["stream/lag"] = self._task.source.feed.lag
+    source = self._task.source
+    scalars |= {f"lists/{name}": float(many) for name, many in source.list_counts.items()}
+    scalars["stream/lag"] = source.feed.lag
     writer.write(step, scalars)
 
   def _tell(self, step: int, groups: int, verdict) -> None:
@@ -318,25 +322,6 @@ class Learner:
     rate = self._groups_done * rows / self._seconds if self._seconds else 0.0
     lag = self._task.source.feed.lag
     self._on_round(Round(step, groups * rows, rate, lag, verdict))
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-  """Requests of several groups as those of one."""
-  first = parts[0]
-  starts = [part.target_start for part in parts]
-  # Starts count from 0 in each part; as one list they go on.
-  offsets = np.cumsum([0, *(start[-1] for start in starts[:-1])])
-  start = [at[:-1] + offset for at, offset in zip(starts, offsets, strict=True)]
-  total = sum(int(at[-1]) for at in starts)
-  rows = [len(part) for part in parts]
-  return type(first)(
-    first.split,
-    np.arange(sum(rows), dtype=np.int32),
-    np.concatenate([part.user for part in parts]),
-    np.append(np.concatenate(start), total),
-    np.concatenate([part.target_ad for part in parts]),
-    np.concatenate([part.target_value for part in parts]),
-  )
 
 
 @contextlib.contextmanager

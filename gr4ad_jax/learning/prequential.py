@@ -1,6 +1,6 @@
 """How well visits were predicted before any of them was learned from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -32,3 +32,22 @@ def scalars(
       if metric in ratios:
         found[f"prequential/{name}_{metric}"] = float(ratios[metric].value)
   return found
+
+
+def joined(parts: Sequence[EvalRequests]) -> EvalRequests:
+  """Requests of several groups as those of one, numbered from 0 on."""
+  first = parts[0]
+  starts = [part.target_start for part in parts]
+  # Starts count from 0 in each part; as one list they go on.
+  offsets = np.cumsum([0, *(start[-1] for start in starts[:-1])])
+  start = [at[:-1] + offset for at, offset in zip(starts, offsets, strict=True)]
+  total = sum(int(at[-1]) for at in starts)
+  rows = [len(part) for part in parts]
+  return EvalRequests(
+    first.split,
+    np.arange(sum(rows), dtype=np.int32),
+    np.concatenate([part.user for part in parts]),
+    np.append(np.concatenate(start), total),
+    np.concatenate([part.target_ad for part in parts]),
+    np.concatenate([part.target_value for part in parts]),
+  )

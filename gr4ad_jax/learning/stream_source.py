@@ -16,6 +16,9 @@ from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.learning.examples import Examples, Known
 from gr4ad_jax.learning.feed import Feed
 from gr4ad_jax.learning.visits import Visit
+from gr4ad_jax.preference import waiting_lists
+from gr4ad_jax.preference.preference_task import Listed, listed, taken_first
+from gr4ad_jax.preference.waiting_lists import Due, WaitingLists
 
 Memory = tuple[tuple[int, Sequence[Visit]], ...]
 _log = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ class Group:
     offset: of the last event that was taken when the group was whole.
     taken: how many events that were.
     digest: a checksum of them.
+    lists: lists with rewards that are learned from beside the visits, batches of them.
   """
 
   def __init__(
@@ -46,6 +50,7 @@ class Group:
     offset: int,
     taken: int,
     digest: int,
+    lists: Sequence[Due] = (),
   ):
     self.number = number
     self.visits = visits
@@ -54,6 +59,7 @@ class Group:
     self.offset = offset
     self.taken = taken
     self.digest = digest
+    self.lists = lists
     self._known = known
 
   @functools.cached_property
@@ -78,6 +84,8 @@ class StreamSource:
     batch_size: requests a batch.
     seed: of what is drawn.
     first_step: number of the first step.
+    lists: where lists with rewards come from; None: there are none.
+    list_width: candidates of a list, the rest is cut off.
 
   Attributes:
     steps_per_group: steps that are taken on a group.
@@ -94,6 +102,8 @@ class StreamSource:
     batch_size: int,
     seed: int,
     first_step: int = 0,
+    lists: WaitingLists | None = None,
+    list_width: int = 0,
   ):
     self.feed = feed
     self._known = known
@@ -103,6 +113,10 @@ class StreamSource:
     self._rows = batch_size
     self._seed = seed
     self._first_step = first_step
+    self._lists = lists
+    self._list_width = list_width
+    # Where the lists stood when a group was whole, by its number.
+    self._lists_after: dict[int, dict] = {}
     self._new_steps = config.day_steps if config.learn_from == "day" else 1
     # Each step on new visits is followed by so many on old ones.
     self.steps_per_group = self._new_steps * (1 + config.replay_steps)
@@ -149,8 +163,14 @@ class StreamSource:
     """Groups that are learned from no more: not as old visits either."""
     self._forgotten |= set(range(first, first + number))
 
-  def batch(self, step: int, process: int = 0, processes: int = 1) -> RequestBatch:
-    """The rows of a step. Its group must have been gathered.
+  @property
+  def list_counts(self) -> dict[str, int]:
+    """Lists with rewards, by what became of them; empty where none are read."""
+    return self._lists.counts if self._lists else {}
+
+  def batch(self, step: int, process: int = 0, processes: int = 1) -> RequestBatch | Listed:
+    """The rows of a step, and lists beside them where some are due. Its group must have been
+    gathered.
 
     Raises:
       ValueError: a job of several processes: a stream is learned from by one.
@@ -165,7 +185,8 @@ class StreamSource:
     replayed = at % (1 + self._config.replay_steps)
     if replayed:
       return self._old_batch(group, step)
-    return self._new_batch(group, at // (1 + self._config.replay_steps))
+    number = at // (1 + self._config.replay_steps)
+    return self._with_lists(group, number, self._new_batch(group, number))
 
   def state(self, step: int) -> dict:
     """Groups taken, the offset that they end at, and the groups that were forgotten: the rest is in
@@ -175,6 +196,7 @@ class StreamSource:
     with self._lock:
       # The group that the step belongs to is not whole yet; the one before it was.
       group = self._groups.get(number - 1)
+      lists = self._lists_after.get(number - 1)
       return {
         "next_step": step,
         "groups": number,
@@ -182,6 +204,7 @@ class StreamSource:
         "taken": group.taken if group else 0,
         "digest": group.digest if group else 0,
         "forgotten": sorted(self._forgotten),
+        **({} if lists is None else {"lists": lists}),
       }
 
   def restore(self, state: dict) -> None:
@@ -213,6 +236,10 @@ class StreamSource:
       _log.warning("%d events that were learned from are gone", state["taken"] - feed.taken)
     # Groups of which visits are gone keep their numbers, so that steps mean what they meant.
     self._made = state["groups"]
+    # A checkpoint of a learner that read no lists has none: they are read from the first on.
+    if self._lists and "lists" in state:
+      self._lists.restore(state["lists"])
+      self._lists_after[self._made - 1] = state["lists"]
 
   def _next_group(self) -> list[Visit] | None:
     """The visits of the next group; None: it is not whole."""
@@ -237,19 +264,49 @@ class StreamSource:
       popularity = feed.visits.state.popularity(max(visit.begin for visit in visits))
     memory = tuple(self._memory)
     about = visits, self._known, popularity, memory
-    group = Group(self._made, *about, feed.offset, feed.taken, feed.digest)
+    lists = self._due_lists(visits, memory)
+    group = Group(self._made, *about, feed.offset, feed.taken, feed.digest, lists)
     with self._lock:
       self._groups[self._made] = group
+      # While groups are made again, lists stay as they are: the state says where they stood.
+      if self._lists and not self._restoring:
+        self._lists_after[self._made] = self._lists.state()
       # Steps ahead may still ask for the last groups, and a round may be judged again; older ones
       # never.
-      for old in [n for n in self._groups if n < self._made - 4 * self._config.round_groups]:
-        del self._groups[old]
+      for by_number in (self._groups, self._lists_after):
+        for old in [n for n in by_number if n < self._made - 4 * self._config.round_groups]:
+          del by_number[old]
     # Forgotten groups have their place here too. So what a restored source remembers does not
     # depend on when they were forgotten.
     self._memory.append((self._made, visits))
     while sum(len(some) for _, some in self._memory) > self._config.replay_visits:
       self._memory.popleft()
     self._made += 1
+
+  def _due_lists(self, visits: Sequence[Visit], memory: Memory) -> tuple[Due, ...]:
+    """The lists that are learned from with a group: of its visits, or of those before it."""
+    if not self._lists or self._restoring:
+      return ()
+    # By the moments of the records, as with ads: not by when this process comes to read them.
+    self._lists.read(self.feed.newest)
+    remembered = (*memory, (self._made, visits))
+    return self._lists.due(remembered, self._config.list_rows, self._new_steps)
+
+  def _with_lists(self, group: Group, number: int, batch: RequestBatch) -> RequestBatch | Listed:
+    """A batch of new visits with the lists of its place in the group, where there are any."""
+    rows = self._config.list_rows
+    due = group.lists[number * rows : (number + 1) * rows]
+    # Visits that were refused teach nothing by their lists either.
+    kept = [one.group not in self._forgotten for one in due]
+    if not any(kept):
+      return batch
+    examples = Examples.of([one.visit for one in due], self._known, group.popularity)
+    columns = waiting_lists.columns_of([one.of for one in due], self._known.ads, self._list_width)
+    made = taken_first(listed(examples.contexts, examples.rows, *columns), self._list_width)
+    kept_B1 = np.array(kept)[:, None]
+    # Rows stay, so that the batch keeps its shape; what is masked has no part in the loss.
+    requests = made.requests._replace(target_mask_BM=made.requests.target_mask_BM & kept_B1)
+    return Listed(batch, made._replace(requests=requests, mask_BC=made.mask_BC & kept_B1))
 
   def _new_batch(self, group: Group, number: int) -> RequestBatch:
     """The group's visits in turn. Where they are fewer than a batch holds, some are there twice."""

@@ -15,6 +15,7 @@ import numpy as np
 from gr4ad_jax.config import Config, SearchConfig
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.live.grown import GrownLog, all_known
+from gr4ad_jax.preference.waiting_lists import LISTS
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.candidates import NO_REFERENCE, CandidateMaker
 from gr4ad_jax.requests.inputs import Inputs
@@ -23,7 +24,6 @@ from gr4ad_jax.value.reward_model import RewardModel
 from gr4ad_jax.value.rewards import Rewarder
 
 IMPRESSIONS = "impressions"
-LISTS = "lists"
 CONSUMER = "proposer"
 FOLDER = os.path.join("live", "proposer")  # of a workdir
 _log_of_zero = 1e-12
@@ -199,11 +199,14 @@ def _value(inputs: Inputs, answer: Mapping[str, Any], made: Any, row: int) -> di
     logp = float(made.reference_logp_RC[row, at])
     entries.append({
       "ad": str(inputs.dataset.ads.ad_id[ad_C[at]]),
+      "codes": inputs.index.codes_NT[ad_C[at]].tolist(),
       "reward": float(made.reward_RC[row, at]),
       "log_p": None if logp <= NO_REFERENCE else logp,
       "taken": bool(taken_C[at]),
     })  # fmt: skip
   about = {name: answer[name] for name in ("request", "user", "moment", "arm", "checkpoint")}
+  # The visit that followed, so that whoever learns from the list finds it.
+  about["began"] = int(inputs.lines.request_time[made.request_R[row]])
   return about | {"list": entries}
 
 

@@ -20,11 +20,10 @@ from gr4ad_jax import checksums
 from gr4ad_jax.config import Config, SearchConfig, load_config
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
-from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.parallel import distributed
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.preference import collapse
-from gr4ad_jax.preference.preference_task import PreferenceBatch, make_preference_loss
+from gr4ad_jax.preference.preference_task import PreferenceBatch, listed, make_preference_loss
 from gr4ad_jax.requests.candidates import CandidateMaker, Candidates, RewardOf, digest
 from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.requests.request_task import RequestTask
@@ -213,27 +212,11 @@ class PreferenceTask(RequestTask):
     """The requests' contexts, their candidates as sequences, and which of these were taken, with
     their money.
     """
-    outcomes = self.inputs.lines.outcomes
     row = made.rows_of(requests)
     ad_BC = made.ad_RC[row]
-    context = self.contexts.batch(requests)
-    own_BM = self.contexts.targets(requests)
-    # -2 differs from the -1 of padding among the candidates: padding matches nothing.
-    target_BM = np.where(own_BM >= 0, outcomes.ad[np.maximum(own_BM, 0)], -2)
-    # M targets stand among the C candidates, once each.
-    match_BCM = ad_BC[:, :, None] == target_BM[:, None]
-    taken_BC = match_BCM.any(-1)
-    # The outcome behind each candidate, for its money and depth; where none matches, 0 is masked
-    # below.
-    own_BC = np.maximum(np.take_along_axis(own_BM, match_BCM.argmax(-1), axis=1), 0)
-    # Candidates stand in the targets' place, so that VSL reads them as its sequences.
-    batch: RequestBatch = context._replace(
-      target_codes_BMT=self.inputs.index.codes_NT[np.maximum(ad_BC, 0)],
-      target_mask_BM=taken_BC,
-      target_value_BM=np.where(taken_BC, outcomes.value[own_BC], 0),
-      target_depth_BM=np.where(taken_BC, outcomes.depth[own_BC], 0).astype(np.int32),
-    )
-    return PreferenceBatch(batch, ad_BC >= 0, made.reference_logp_RC[row], made.reward_RC[row])
+    codes_BCT = self.inputs.index.codes_NT[np.maximum(ad_BC, 0)]
+    worth = made.reference_logp_RC[row], made.reward_RC[row]
+    return listed(self.contexts, requests, ad_BC, codes_BCT, *worth)
 
 
 _SHAPES_CANDIDATES = (

@@ -148,6 +148,11 @@ def test_lists_of_live_requests(run, stream, fitted):
   for record in records:
     ads = [entry["ad"] for entry in record["list"]]
     assert len(set(ads)) == len(ads) >= 4
+    assert record["began"] == record["moment"] + 60
+    assert all(
+      entry["codes"] == inputs.index.codes_NT[int(entry["ad"][2:])].tolist()
+      for entry in record["list"]
+    )
     # What was taken stands among the candidates, and rewards are in order.
     assert {entry["ad"] for entry in record["list"] if entry["taken"]} == {"ad01", "ad07"}
     rewards = [entry["reward"] for entry in record["list"]]
