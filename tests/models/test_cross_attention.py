@@ -1,5 +1,7 @@
 """The fused cross-attention, interpreted, against `layers.attend`; lowered for accelerators."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,6 +168,14 @@ def test_a_model_with_the_kernel_is_the_model():
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def device_of(platform):
+  """Says for which GPU a kernel is lowered: since JAX 0.11 one must be there, or be named."""
+  if platform != "cuda":
+    return contextlib.nullcontext()
+  device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
 # Heads of 64 in two, thirteen and one groups, and of 128: what a TPU's program takes differs.
 @pytest.mark.parametrize(
   ("groups", "width"),
@@ -182,7 +192,8 @@ def test_it_lowers_for_accelerators(platform, groups, width):
   # Triton's form is not promised to last, so that such a module cannot be kept in a file.
   lasting = [export.DisabledSafetyCheck.custom_call(name)]
   gradient = jax.jit(jax.grad(loss, (0, 1)))
-  module = export.export(gradient, platforms=[platform], disabled_checks=lasting)(q, kv)
+  with device_of(platform):
+    module = export.export(gradient, platforms=[platform], disabled_checks=lasting)(q, kv)
   text = module.mlir_module()
   assert text.count(f"@{name}(") == 1  # the mean itself is not asked for
   assert "stablehlo.dot_general" not in text  # all products are in the kernel
