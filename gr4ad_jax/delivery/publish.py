@@ -164,8 +164,8 @@ def compare(config: Config, made: Config, inputs: inputs_lib.Inputs, told: Told)
   Returns:
     `figures` and `of_the_run`, each {metric: {mean, low, high}}; `requests`; `same_lists`, the
     share of requests whose first ten ads are the same in the same order; `same_ads`, the mean
-    share of a list's ten ads that the other has, too; `largest_log_p`, the largest difference of an
-    ad's log p. Empty where test has nothing to predict.
+    share of a list's first ten ads that the other has, too; `largest_log_p`, the largest difference
+    of an ad's log p. Empty where test has nothing to predict.
   """
   if not inputs.has_targets(config, "test"):
     return {}
@@ -184,15 +184,18 @@ def compare(config: Config, made: Config, inputs: inputs_lib.Inputs, told: Told)
   ours_RK = ours.ad_RK[:, :_K]
   theirs_RK = theirs.ad_RK[:, :_K]
   same_RK = ours_RK == theirs_RK
-  # Order aside: how many of the ten ads both lists have.
-  common = [len(np.intersect1d(*lists)) for lists in zip(ours_RK, theirs_RK, strict=True)]
+  # Order aside; places that few beams left empty are no ads.
+  common = [
+    np.isin(own_K[own_K >= 0], other_K).mean()
+    for own_K, other_K in zip(theirs_RK, ours_RK, strict=True)
+  ]
   # log p is compared where both have the same ad in the same place.
   both_RK = same_RK & (ours_RK >= 0)
   apart = np.abs(ours.logp_RK[:, :_K][both_RK] - theirs.logp_RK[:, :_K][both_RK])
   return {name: found["systems"][name]["all"] for name in systems} | {
     "requests": len(requests),
     "same_lists": float(same_RK.all(axis=1).mean()),
-    "same_ads": float(np.mean(common) / _K),
+    "same_ads": float(np.mean(common)),
     "largest_log_p": float(apart.max(initial=0)),
   }
 
