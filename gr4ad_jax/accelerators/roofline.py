@@ -28,6 +28,7 @@ from gr4ad_jax.data.extras import optional
 from gr4ad_jax.decoding.beam import beam_search
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.index.index import SidIndex
+from gr4ad_jax.models import level_heads
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.training import flops
 from gr4ad_jax.zoo import registry
@@ -124,7 +125,7 @@ def as_on_accelerator(config: Config) -> Config:
   if "cross_attention" in read and model.cross_attention == "auto":
     changes["cross_attention"] = "fused" if model.kv_split == 1 else "plain"
   if "head_piece" in read and not model.head_piece:
-    changes["head_piece"] = 1024
+    changes["head_piece"] = level_heads.PIECE
   return dataclasses.replace(config, model=dataclasses.replace(model, **changes))
 
 

@@ -21,6 +21,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from gr4ad_jax.knobs import ConfigError
 from gr4ad_jax.models.layers import NEG, attend
+from gr4ad_jax.models.remat import RECOMPUTED
 
 # Most scores of a program, queries times slots: 64 KiB in float32, and there are a few such arrays.
 # With more queries the products have enough to do for each slot that they read.
@@ -153,8 +154,7 @@ def _backward_kernel(
     q_Xd = q_ref[group]
     dread_Xd = dread_ref[group]
     kv_Sd = _load(kv_ref, slots, group, d)
-    # By this name `training/flops` knows what is computed again, and is no work of the model.
-    with jax.named_scope("rematted_computation"):
+    with jax.named_scope(RECOMPUTED):
       score_XS = _scores(q_Xd, kv_Sd, hidden_ref, slots)
     weight_XS, total_X1 = _softmax(score_XS)
     p_XS = weight_XS / total_X1

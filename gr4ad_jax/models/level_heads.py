@@ -13,17 +13,18 @@ import jax.numpy as jnp
 
 from gr4ad_jax.models.layers import NEG, Linear, product
 from gr4ad_jax.models.outputs import next_code_logp
+from gr4ad_jax.models.remat import RECOMPUTED
 
 # Codes of a piece on accelerators, where --head_piece leaves it open. With 16,384 rows its scores
 # are 64 MiB of float32. Its speed is not measured.
-_PIECE = 1024
+PIECE = 1024
 
 
 def piece_of(asked: int) -> int:
   """Codes of a piece by --head_piece; 0: no pieces, all codes at once."""
   if asked:
     return asked
-  return 0 if jax.default_backend() == "cpu" else _PIECE
+  return 0 if jax.default_backend() == "cpu" else PIECE
 
 
 class LevelHead(Linear):
@@ -152,8 +153,7 @@ def _backward(piece, kept, cotangent_RC):
 
   def add(dx_RD, one):
     number, kernel_DK, bias_K = one
-    # By this name `training/flops` knows what is computed again, and is no work of the model.
-    with jax.named_scope("rematted_computation"):
+    with jax.named_scope(RECOMPUTED):
       score_RK = _scores(x_RD, kernel_DK, bias_K)
     p_RK = jnp.exp(score_RK - log_total_R[:, None])
     # (R, C, 1) where named -> (R, K): what the row's own codes get.

@@ -9,6 +9,11 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+RECOMPUTED = "rematted_computation"
+"""What JAX names the scope of values that are computed again. Whoever computes some again by
+itself names them so too, and `training/flops` does not count them as work of the model.
+"""
+
 POLICIES = {
   "none": None,
   # Products with weights are 2-D here (`layers.Linear`), those of attention have batch axes. The

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gr4ad_jax.models.remat import RECOMPUTED
+
 Matmul = tuple[int, int, int, int, str]  # batch, rows, contraction, columns, dtype
 
 PEAK_TFLOPS = {
@@ -37,9 +39,6 @@ The longest part that fits counts.
 From the vendors: NVIDIA's data sheets, halved where they count 2:4 sparsity; Google Cloud's page
 of each TPU, for one chip.
 """
-
-# In the name stack of what a rematerialised part computes again.
-_RECOMPUTED = "rematted_computation"
 
 
 def peak_of(device_kind: str) -> float | None:
@@ -108,7 +107,7 @@ def matmuls_in(jaxpr: Any, recomputed: bool = True) -> collections.Counter:
   """
 
   def again(eqn):
-    return not recomputed and _RECOMPUTED in str(eqn.source_info.name_stack)
+    return not recomputed and RECOMPUTED in str(eqn.source_info.name_stack)
 
   found: collections.Counter = collections.Counter()
   for eqn, times in equations(jaxpr, skipped=again):
