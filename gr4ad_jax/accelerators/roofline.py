@@ -208,7 +208,7 @@ def roof_of(jaxpr: Any, device: Device) -> dict:
       cost = eqn.params["cost_estimate"]
       times_of["kernel", (_name(eqn), cost.flops, cost.bytes_accessed)] += times
     # What holds an inner program writes what that writes.
-    if name == "pallas_call" or not _holds_programs(eqn):
+    if name == "pallas_call" or not list(flops.programs_in(eqn)):
       written[name] += times * sum(_bytes(out.aval) for out in eqn.outvars)
   products = [_least(kind, about, times, device) for (kind, about), times in times_of.items()]
   products.sort(key=lambda one: -one["seconds"])
@@ -250,15 +250,6 @@ def _name(eqn: Any) -> str:
   """Of a kernel, with the shapes that it reads."""
   shapes = ", ".join(str(list(v.aval.shape)) for v in eqn.invars)
   return f"kernel {eqn.params['name']} of {shapes}"
-
-
-def _holds_programs(eqn: Any) -> bool:
-  values = [
-    sub
-    for value in eqn.params.values()
-    for sub in (value if isinstance(value, (tuple, list)) else (value,))
-  ]
-  return any(hasattr(getattr(value, "jaxpr", value), "eqns") for value in values)
 
 
 def _bytes(aval: Any) -> int:

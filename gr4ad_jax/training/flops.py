@@ -61,8 +61,6 @@ def equations(
 ) -> Iterator[tuple[Any, int]]:
   """Every equation of a program and of those inside of it, with how often it runs: loops unrolled.
 
-  Of what is chosen by platform, the first form counts, which is that of TPUs in this package.
-
   Args:
     jaxpr: of a traced function.
     times: how often the program itself runs.
@@ -81,17 +79,25 @@ def equations(
     inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
     if kernel:
       inner *= math.prod(eqn.params["grid_mapping"].grid)
-    for value in eqn.params.values():
-      # Inner programs stand among the parameters of an equation, alone or in lists.
-      subs = value if isinstance(value, (tuple, list)) else (value,)
-      if eqn.params.get("branches_platforms") and value is eqn.params["branches"]:
-        subs = subs[:1]
-      for sub in subs:
-        # A closed program holds the open one, whose equations are wanted.
-        if hasattr(sub, "jaxpr"):
-          sub = sub.jaxpr
-        if hasattr(sub, "eqns"):
-          yield from equations(sub, times=inner, skipped=skipped, into_kernels=into_kernels)
+    for sub in programs_in(eqn):
+      yield from equations(sub, times=inner, skipped=skipped, into_kernels=into_kernels)
+
+
+def programs_in(eqn: Any) -> Iterator[Any]:
+  """The programs that an equation runs, such as the body of a loop.
+
+  Of what is chosen by platform it is the first form, which is that of TPUs in this package.
+  """
+  for value in eqn.params.values():
+    # They stand among the parameters, alone or in lists.
+    subs = value if isinstance(value, (tuple, list)) else (value,)
+    if eqn.params.get("branches_platforms") and value is eqn.params["branches"]:
+      subs = subs[:1]
+    for sub in subs:
+      # A closed program holds the open one, whose equations are wanted.
+      sub = getattr(sub, "jaxpr", sub)
+      if hasattr(sub, "eqns"):
+        yield sub
 
 
 def matmuls_in(jaxpr: Any, recomputed: bool = True) -> collections.Counter:
