@@ -12,6 +12,7 @@
   python -m experiments.benchmark --suite=prepare --events=5000000 --ads=200000 --out=prepare.json
   python -m experiments.benchmark --suite=serve --workdir=runs/online_retail --out=serve.json
   python -m experiments.benchmark --suite=events --users=1000000 --out=events.json
+  python -m experiments.benchmark --suite=live --workdir=runs/online_retail --minutes=1
   python -m experiments.benchmark --suite=kmeans --ads=1000000 --repetitions=3 --out=kmeans.json
   XLA_FLAGS=--xla_force_host_platform_device_count=8
   python -m experiments.benchmark --suite=table --ads=50000000
@@ -41,6 +42,9 @@ serve: a server under steady load, at three times its capacity, and after, with 
   on and off.
 events: appends to --stream (an empty one; left out: a file that goes again) and following them,
   without HTTP; made-up users of 50 events each on disk, in memory and at a start.
+live: from an event to its effect over HTTP, at 500 events/s in batches of 50 beside 50
+  recommendations/s, --minutes without a learner and --minutes beside one; with --stream=redis://…
+  (an empty one) events are posted to one server and another is asked.
 kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitions iterations of
   either in turn, 61 ads or more a cluster; needs the extra 'peer'; tells of each iteration.
 """
@@ -65,7 +69,7 @@ from gr4ad_jax.benchmarks import (
 )
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import report_tables
-from gr4ad_jax.load import serve_load  # fmt: skip
+from gr4ad_jax.load import live_load, serve_load
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 
 from . import flags as flags_lib
@@ -86,6 +90,7 @@ _SUITES = [
   "kmeans",
   "swing",
   "events",
+  "live",
 ]
 _SUITE = flags.DEFINE_enum("suite", "train", _SUITES, "What to measure.")
 _OUT = flags.DEFINE_string("out", "", "JSON file for the figures; empty: they are only printed.")
@@ -113,7 +118,9 @@ _COMPILE = flags.DEFINE_boolean(
   "roofline: compile for a TPU ahead of time, too; minutes at the large presets. Needs the extra "
   "'roofline'.",
 )
-_MINUTES = flags.DEFINE_float("minutes", 10.0, "serve: minutes of steady load.", lower_bound=0.05)
+_MINUTES = flags.DEFINE_float(
+  "minutes", 10.0, "serve: minutes of steady load; live: of each load.", lower_bound=0.05
+)
 
 
 def _numbers(name: str, given) -> tuple[int, ...]:
@@ -123,6 +130,18 @@ def _numbers(name: str, given) -> tuple[int, ...]:
       f"--{name}={','.join(map(str, given))} is not allowed: whole numbers, at least 1"
     )
   return tuple(map(int, given))
+
+
+def _live() -> int:
+  """Prints the figures of a run's servers under events and recommendations."""
+  config = flags_lib.config_from_workdir()
+  parts = {name: (sys.executable, "-m", f"{__package__}.{name}") for name in ("serve", "learn")}
+  minutes = _MINUTES.value
+  found = live_load.run_suite(
+    config.workdir, 60 * minutes, config.serving.stream, _OUT.value, told=tell, **parts
+  )
+  print(live_load.in_words(found))
+  return 0
 
 
 def main(argv):
@@ -137,6 +156,8 @@ def main(argv):
     found = serve_load.run_suite(workdir, _MINUTES.value, _OUT.value, command=server, told=tell)
     print(serve_load.in_words(found))
     return 0
+  if _SUITE.value == "live":  # likewise
+    return _live()
 
   def ads() -> int:
     return _numbers("ads", _ADS.value or ["1000000"])[0]

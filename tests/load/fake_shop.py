@@ -1,0 +1,45 @@
+"""A server that knows whoever an event was posted of, at once.
+
+python fake_shop.py --workdir=ANY --port=0
+"""
+
+import asyncio
+import json
+import signal
+
+import fake_server
+
+
+class Shop:
+  """Answers for u0 and for users of events."""
+
+  def __init__(self):
+    self._known = {"u0"}
+
+  async def __call__(
+    self, method: str, path: str, body: bytes
+  ) -> tuple[int, dict[str, str], bytes]:
+    """An answer."""
+    if path.startswith("/v1/users"):
+      return 200, {}, json.dumps({"users": ["u0"]}).encode()
+    assert method == "POST"
+    content = json.loads(body)
+    if path == "/v1/events":
+      self._known |= {event["user_id"] for event in content["events"]}
+      return 202, {}, b"{}"
+    if content["user"] not in self._known:
+      return 404, {}, b"{}"
+    return 200, {}, json.dumps({"source": "model", "beams": [8], "ads": []}).encode()
+
+
+async def main() -> None:
+  """Serves until SIGTERM."""
+  server = await fake_server.start(Shop())
+  end = asyncio.Event()
+  asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
+  print(f"serving on {fake_server.address_of(server)}/", flush=True)
+  await end.wait()
+
+
+if __name__ == "__main__":
+  asyncio.run(main())
