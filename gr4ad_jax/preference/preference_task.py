@@ -169,7 +169,7 @@ def with_lists(loss: LossFn, of_lists: LossFn, weight: float) -> LossFn:
     own, metrics = loss(params, batch.requests, key)
     told = {"lists": lists, "lists_vsl": found["vsl"], "lists_preference": found["preference"]}
     total = own + weight * lists
-    return total, {**metrics, **told, "loss": total}
+    return total, {**metrics, **told, "vsl": own, "loss": total}
 
   return loss_fn
 

@@ -9,7 +9,14 @@ import pytest
 from gr4ad_jax.config import ObjectiveConfig, PreferenceConfig
 from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.objectives import rspo, unified, vsl
-from gr4ad_jax.preference.preference_task import PreferenceBatch, list_loss, make_preference_loss
+from gr4ad_jax.preference.preference_task import (
+  Listed,
+  PreferenceBatch,
+  list_loss,
+  make_preference_loss,
+  taken_first,
+  with_lists,
+)
 from gr4ad_jax.requests.candidates import NO_REFERENCE
 from tests.models import tiny
 from tests.objectives import loops
@@ -161,3 +168,44 @@ def test_the_unified_sum_is_a_mean_over_all_candidates_that_contribute():
       total += explore[i] * term
       count += 1
   assert count > 6 and found == pytest.approx(total / count, rel=1e-4)
+
+
+def test_lists_beside_requests_add_their_weighted_loss():
+  """Requests go to the one loss, lists to the other with a key of their own; a plain batch is as
+  without lists.
+  """
+  keys = []
+
+  def own(params, batch, key):
+    keys.append(key)
+    return params * batch, {"sid": batch, "loss": params * batch}
+
+  def of_lists(params, lists, key):
+    keys.append(key)
+    return params + lists, {"vsl": lists, "preference": 10 * lists, "sid": -1.0}
+
+  key = jax.random.key(0)
+  loss = with_lists(own, of_lists, 0.5)
+  assert loss(3.0, 4.0, key) == own(3.0, 4.0, key)
+  total, metrics = loss(3.0, Listed(4.0, 7.0), key)
+  assert total == 3 * 4 + 0.5 * (3 + 7)
+  lists = {"lists": 10.0, "lists_vsl": 7.0, "lists_preference": 70.0}
+  assert metrics == {"sid": 4.0, "vsl": 12.0, "loss": total} | lists
+  drawn = {tuple(jax.random.key_data(one).tolist()) for one in keys[-2:]}
+  assert len(drawn) == 2
+
+
+def test_what_was_taken_stands_first_and_the_rest_is_cut(parts):
+  requests, mask, reference, reward = parts[2]
+  taken = np.array([[0, 0, 1, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0] * 6, [0, 1, 0, 0, 0, 0]], bool)
+  given = requests._replace(target_mask_BM=taken)
+  found = taken_first(PreferenceBatch(given, mask, reference, reward), 4)
+  for b, order in enumerate([[2, 4, 0, 1], [0, 1, 2, 3], [0, 1, 2, 3], [1, 0, 2, 3]]):
+    for name in ("target_codes_BMT", "target_mask_BM", "target_value_BM", "target_depth_BM"):
+      np.testing.assert_array_equal(
+        getattr(found.requests, name)[b], getattr(given, name)[b][order]
+      )
+    np.testing.assert_array_equal(found.mask_BC[b], mask[b][order])
+    np.testing.assert_array_equal(found.reference_logp_BC[b], reference[b][order])
+    np.testing.assert_array_equal(found.reward_BC[b], reward[b][order])
+  np.testing.assert_array_equal(found.requests.slot_ad_BS, given.slot_ad_BS)
