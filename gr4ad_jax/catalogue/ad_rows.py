@@ -44,3 +44,8 @@ class AdRows:
     """Gives a new ad the next row."""
     row = self._later[ad_id] = len(self)
     return row
+
+  @property
+  def later(self) -> list[str]:
+    """Ids that were added, in order of their rows."""
+    return list(self._later)

@@ -24,6 +24,12 @@ class LearnConfig:
     low=0,
     free=True,
   )
+  neighbor_visits: int = knob(
+    0,
+    "Visits of the stream after which co-visit neighbours are fitted again; 0: those of the run.",
+    low=0,
+    free=True,
+  )
   list_weight: float = knob(
     0.0,
     (

@@ -39,6 +39,7 @@ class BatchRunner:
     self._searcher = opened.searcher
     self._computer = opened.computer
     self._loaded = opened.loaded
+    self._neighbors = opened.neighbors
     self._cache = cache
     self._metrics = metrics
     # Whoever computes holds it: the batcher's thread, and what times searches behind it.
@@ -64,6 +65,11 @@ class BatchRunner:
     return self._loaded.step
 
   @property
+  def neighbor_visits(self) -> int:
+    """Visits of the stream that the co-visit neighbours in use know."""
+    return self._neighbors.visits
+
+  @property
   def schedules(self) -> tuple[tuple[int, ...], ...]:
     """Widths of the searches in use, narrowest first."""
     return self._plan.searches.schedules
@@ -86,9 +92,15 @@ class BatchRunner:
     return self._widener is not None and self._widener.is_alive()
 
   def use(self, step: int, params: Any) -> None:
-    """Swaps the parameters, between two batches."""
-    # One assignment, so that a batch reads step and parameters of one checkpoint.
-    self._loaded = Loaded(step, self._searcher.variables(params))
+    """Swaps the parameters, and the neighbours that belong to them, between two batches. Raises as
+    `NeighborsInUse.read`; then all stays as it was.
+    """
+    neighbors = self._neighbors.read(step)
+    loaded = Loaded(step, self._searcher.variables(params))
+    # Whoever computes holds the turn, so a batch reads contexts and parameters of one checkpoint.
+    with self._turn:
+      self._neighbors.use(neighbors)
+      self._loaded = loaded
     _log.info("checkpoint %d is in use", step)
 
   def widen(self, told: Callable[[int, int, float], None]) -> None:

@@ -304,4 +304,8 @@ class ServingEngine(Changes):
         lambda: float(self.compiling),
       ),
       "checkpoint_step": ("Step of the parameters in use.", lambda: self.step),
+      "neighbor_visits": (
+        "Visits of the stream that the co-visit neighbours in use know.",
+        lambda: self._runner.neighbor_visits,
+      ),
     }

@@ -21,6 +21,7 @@ from gr4ad_jax.data.ecpm import EcpmBins
 from gr4ad_jax.data.schema import AdTable, Dataset
 from gr4ad_jax.decoding import exclusion
 from gr4ad_jax.decoding.searcher import Searcher, scaled
+from gr4ad_jax.engine.neighbors_in_use import NeighborsInUse
 from gr4ad_jax.engine.reload import CheckpointSource
 from gr4ad_jax.features import feature_names
 from gr4ad_jax.features.neighbors import CoVisitNeighbors
@@ -63,6 +64,7 @@ class Opened:
   computer: Computer
   searches: Searches
   source: CheckpointSource
+  neighbors: NeighborsInUse
   loaded: Loaded
   accounts: Accounts
 
@@ -83,8 +85,7 @@ def open_run(
 
   Raises:
     FileNotFoundError: no run, no such checkpoint, or the event log's source is gone.
-    ConfigError: a setting that is not allowed, or the event log is another one than the run was
-      trained on.
+    ConfigError: a setting that is not allowed, or an event log that is not the training's.
     DataError: the `live` folder belongs to another index or log.
     OSError: the stream cannot be reached.
   """
@@ -113,6 +114,7 @@ def open_run(
     computer = Computer(config, catalog, living.state, searcher, wanted, behaviors, ledger, why)
     source = CheckpointSource(config, model, checkpoint)
     step = source.newest()
+    in_use = _neighbors_in_use(neighbors, source, step, catalog, living, why)
     loaded = Loaded(step, searcher.variables(source.load(step)))
     searches = wanted.first(config.search.beams) if only_first else wanted
     computer.prepare(loaded.variables, searches, told)
@@ -125,7 +127,7 @@ def open_run(
     catalog.close()
     raise
   return Opened(
-    config, catalog, living, popular, searcher, computer, searches, source, loaded, accounts
+    config, catalog, living, popular, searcher, computer, searches, source, in_use, loaded, accounts
   )
 
 
@@ -140,6 +142,17 @@ def _reasoner(
     return ad.ad_id, ad.text
 
   return Reasoner(model, ecpm, neighbors, behaviors, about) if isinstance(model, GR4AD) else None
+
+
+def _neighbors_in_use(
+  own: CoVisitNeighbors, source: CheckpointSource, step: int, catalog: AdCatalog, living: Living,
+  why: Reasoner | None,
+) -> NeighborsInUse:  # fmt: skip
+  """Those of a checkpoint, given to all who read contexts."""
+  takers = [living.state.use_neighbors, *([why.use_neighbors] if why else [])]
+  found = NeighborsInUse(own, source, catalog.row, takers)
+  found.use(found.read(step))
+  return found
 
 
 def _catalog(config: Config, folder: Mapping[str, str], ads: AdTable) -> AdCatalog:

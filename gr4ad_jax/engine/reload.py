@@ -61,12 +61,19 @@ class CheckpointSource:
       FileNotFoundError: no such checkpoint.
       ConfigError: it holds another model, numbers that are not finite, or files that were damaged.
     """
-    # A learner counts on from its run's step: no two of their checkpoints have one number.
-    is_promoted = self._which == PROMOTED and step in self._promotions.kept
     folder = self._promotions.checkpoints
+    is_promoted = self._is_promoted(step)
     opened = Checkpointer(folder, read_only=True) if is_promoted else self._open()
     with opened as checkpointer:
       return checkpointer.restore_params(self._target, step)
+
+  def neighbors(self, step: int) -> str | None:
+    """Folder of the co-visit neighbours that belong to a checkpoint; None: they are the run's."""
+    return self._promotions.neighbors(step) if self._is_promoted(step) else None
+
+  def _is_promoted(self, step: int) -> bool:
+    # A learner counts on from its run's step: no two of their checkpoints have one number.
+    return self._which == PROMOTED and step in self._promotions.kept
 
   def listing(self) -> frozenset[str]:
     """Names in the checkpoints' folder, and what is promoted; changes when there is something to

@@ -1,7 +1,8 @@
 """Visits as requests: contexts of the moment at which they opened, and what they brought."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from gr4ad_jax.features.lines import build_lines
 from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.learning.visits import Visit, with_visit
+from gr4ad_jax.preference.waiting_lists import Due
+
+Memory = tuple[tuple[int, Sequence[Visit]], ...]  # groups and their visits
 
 SPLIT = "live"  # of requests that are of no split
 
@@ -105,3 +109,46 @@ class Examples:
     return places, EvalRequests(
       SPLIT, places.astype(np.int32), user, start, outcomes.ad[flat].astype(np.int32), values
     )
+
+
+class Group:
+  """Visits that are learned from together.
+
+  Args:
+    number: groups are numbered from 0.
+    visits: the visits, in the order in which they ended.
+    known: what contexts read beside the users' histories, by the number of the group.
+    popularity: as it was known when the group was whole; None: nobody will ask for its examples.
+    memory: (group, its visits) of earlier groups that old ones are drawn from.
+    offset: of the last event that was taken when the group was whole.
+    taken: how many events that were.
+    digest: a checksum of them.
+    lists: lists with rewards that are learned from beside the visits, batches of them.
+  """
+
+  def __init__(
+    self,
+    number: int,
+    visits: Sequence[Visit],
+    known: Callable[[int], Known],
+    popularity: Trends | None,
+    memory: Memory,
+    offset: int,
+    taken: int,
+    digest: int,
+    lists: Sequence[Due] = (),
+  ):
+    self.number = number
+    self.visits = visits
+    self.popularity = popularity
+    self.memory = memory
+    self.offset = offset
+    self.taken = taken
+    self.digest = digest
+    self.lists = lists
+    self._known = known
+
+  @functools.cached_property
+  def examples(self) -> Examples:
+    """The visits as requests."""
+    return Examples.of(self.visits, self._known(self.number), self.popularity)

@@ -59,6 +59,10 @@ class KnownAds:
     """The row of an ad, None where there is none."""
     return self._rows.row(ad_id)
 
+  def later(self, size: int) -> list[str]:
+    """Ids of those of the first `size` rows that the run does not know, in order."""
+    return self._rows.later[: size - len(self._base)]
+
   def put(self, ad_id: str, fields: Mapping[str, Any]) -> int:
     """Adds or changes an ad.
 

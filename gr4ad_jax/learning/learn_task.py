@@ -5,6 +5,7 @@ import functools
 import os
 
 import jax
+import numpy as np
 
 from gr4ad_jax.config import Config, ConfigError, is_trained
 from gr4ad_jax.evaluation import protocols
@@ -19,6 +20,7 @@ from gr4ad_jax.learning.promotions import LEARNER
 from gr4ad_jax.learning.stream_source import StreamSource
 from gr4ad_jax.learning.visits import Visits
 from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.people.neighbors import GrowingNeighbors
 from gr4ad_jax.preference.preference_task import make_preference_loss, with_lists
 from gr4ad_jax.preference.waiting_lists import WaitingLists
 from gr4ad_jax.requests import inputs as inputs_lib
@@ -127,13 +129,19 @@ class LearnTask(RequestTask):
     old = self.inputs.contexts(config, "train"), self.inputs.learned(config)
     t = self.training
     about = config.learn, t.batch_size, t.seed, self.first_step
+    every = config.learn.neighbor_visits
+    # What the run learned from, which its neighbours know. Without the knob nobody asks for it.
+    (request_L, _, ad_L) = (
+      self.inputs.learned_lines(config) if every else np.zeros((3, 0), np.int32)
+    )
+    neighbors = GrowingNeighbors(self.known.neighbors, request_L, ad_L, every)
     lists = None
     if config.learn.list_weight:
       lists = WaitingLists(self._stream, self.ads, self.inputs.tokenizer.codebooks)
     p = config.preference
     # As many candidates as a proposer with the same settings makes.
     width = config.data.targets + p.policy_candidates + len(p.pipelines) * p.other_candidates
-    return StreamSource(feed, self.known, *old, *about, lists, width)
+    return StreamSource(feed, self.known, *old, *about, neighbors, lists, width)
 
   def make_loss(self) -> LossFn:
     """VSL; with --list_weight also the unified objective of lists, where a batch has some."""

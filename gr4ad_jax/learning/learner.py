@@ -21,10 +21,10 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.features.batches import slot_features
 from gr4ad_jax.learning import guard, prequential
 from gr4ad_jax.learning.drift import Drift
+from gr4ad_jax.learning.examples import Group
 from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.learning.lists import Lists
 from gr4ad_jax.learning.promotions import Promotions
-from gr4ad_jax.learning.stream_source import Group
 from gr4ad_jax.learning.visits import Visit
 from gr4ad_jax.locks import InUseError, Lock
 from gr4ad_jax.requests import request_task
@@ -248,7 +248,8 @@ class Learner:
     if not verdict.requests:
       return state, verdict
     if verdict.promote:
-      self.promotions.promote(step)
+      # With the neighbours by which it was judged.
+      self.promotions.promote(step, task.source.keep_neighbors(groups[0].number))
       self._in_use = None, None
       return state, verdict
     place = self.promotions.put_aside(step)
@@ -313,7 +314,7 @@ class Learner:
       )
       scalars |= {f"drift/{name}": value for name, value in measured.items()}
     source = self._task.source
-    scalars |= {f"lists/{name}": float(many) for name, many in source.list_counts.items()}
+    scalars |= source.told
     scalars["stream/lag"] = source.feed.lag
     writer.write(step, scalars)
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Callable
 
 from gr4ad_jax import checksums, files
 from gr4ad_jax.config import CHECKPOINTS, ConfigError, is_step
@@ -12,6 +13,7 @@ POINTER = "promoted.json"
 HELD = "held.json"
 PROMOTED = "promoted"
 REFUSED = "refused"
+NEIGHBORS = "neighbors"
 _KEPT = {PROMOTED: 10, REFUSED: 3}  # the latest of each, beside the one in use
 
 
@@ -50,9 +52,24 @@ class Promotions:
     """Steps that a rollback may name, ascending."""
     return _steps(self.checkpoints)
 
-  def promote(self, step: int) -> None:
-    """Puts a checkpoint of the learner into use; keeps it alone where another one is held."""
+  def neighbors(self, step: int) -> str | None:
+    """Folder of the co-visit neighbours that belong to a promoted checkpoint; None: they are the
+    run's.
+    """
+    folder = self._neighbors_of(step)
+    return folder if os.path.isdir(folder) else None
+
+  def promote(self, step: int, keep_neighbors: Callable[[str], None] | None = None) -> None:
+    """Puts a checkpoint of the learner into use; keeps it alone where another one is held.
+
+    Args:
+      step: of the checkpoint.
+      keep_neighbors: writes the neighbours that belong to it into a new folder; None: the run's.
+    """
     self._copy(step, PROMOTED)
+    # Before the pointer: who follows it finds both.
+    if keep_neighbors and not self.neighbors(step):
+      keep_neighbors(self._neighbors_of(step))
     # A hold may come between these lines, so it is asked for once more after the write.
     if not self.is_held:
       self.use(step)
@@ -119,6 +136,11 @@ class Promotions:
       # What a server may still read is never deleted.
       if kind == REFUSED or step != self.in_use:
         shutil.rmtree(os.path.join(folder, str(step)))
+        if kind == PROMOTED:
+          shutil.rmtree(self._neighbors_of(step), ignore_errors=True)
+
+  def _neighbors_of(self, step: int) -> str:
+    return os.path.join(self._folder, NEIGHBORS, str(step))
 
 
 def _linked(source: str, place: str) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 from gr4ad_jax import files
 from gr4ad_jax.data.schema import DAY, DataError, Dataset
 from gr4ad_jax.learning import guard
+from gr4ad_jax.learning.examples import Group
 from gr4ad_jax.learning.feed import ADS, EVENTS
 from gr4ad_jax.learning.learner import Prediction
-from gr4ad_jax.learning.stream_source import Group
 from gr4ad_jax.live import player
 from gr4ad_jax.streams.stream import Stream
 

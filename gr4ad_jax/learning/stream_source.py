@@ -1,10 +1,12 @@
 """A stream as a source of batches: groups of new visits, and old ones beside them."""
 
 import collections
-import functools
+import dataclasses
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,60 +14,17 @@ import numpy as np
 from gr4ad_jax.config import LearnConfig
 from gr4ad_jax.data.schema import DAY, DataError
 from gr4ad_jax.features.batches import RequestBatch, RequestContexts
-from gr4ad_jax.features.trends import Trends
-from gr4ad_jax.learning.examples import Examples, Known
+from gr4ad_jax.learning.examples import Examples, Group, Known, Memory
 from gr4ad_jax.learning.feed import Feed
 from gr4ad_jax.learning.visits import Visit
+from gr4ad_jax.people import neighbors as neighbors_lib
+from gr4ad_jax.people.neighbors import GrowingNeighbors
 from gr4ad_jax.preference import waiting_lists
 from gr4ad_jax.preference.preference_task import Listed, listed, taken_first
 from gr4ad_jax.preference.waiting_lists import Due, WaitingLists
 
-Memory = tuple[tuple[int, Sequence[Visit]], ...]
 _log = logging.getLogger(__name__)
 _WAIT = 0.5  # seconds between two looks whether to stop
-
-
-class Group:
-  """Visits that are learned from together.
-
-  Args:
-    number: groups are numbered from 0.
-    visits: the visits, in the order in which they ended.
-    known: what contexts read beside the users' histories.
-    popularity: as it was known when the group was whole; None: nobody will ask for its examples.
-    memory: (group, its visits) of earlier groups that old ones are drawn from.
-    offset: of the last event that was taken when the group was whole.
-    taken: how many events that were.
-    digest: a checksum of them.
-    lists: lists with rewards that are learned from beside the visits, batches of them.
-  """
-
-  def __init__(
-    self,
-    number: int,
-    visits: Sequence[Visit],
-    known: Known,
-    popularity: Trends | None,
-    memory: Memory,
-    offset: int,
-    taken: int,
-    digest: int,
-    lists: Sequence[Due] = (),
-  ):
-    self.number = number
-    self.visits = visits
-    self.popularity = popularity
-    self.memory = memory
-    self.offset = offset
-    self.taken = taken
-    self.digest = digest
-    self.lists = lists
-    self._known = known
-
-  @functools.cached_property
-  def examples(self) -> Examples:
-    """The visits as requests."""
-    return Examples.of(self.visits, self._known, self.popularity)
 
 
 class StreamSource:
@@ -84,6 +43,7 @@ class StreamSource:
     batch_size: requests a batch.
     seed: of what is drawn.
     first_step: number of the first step.
+    neighbors: co-visit neighbours that follow the visits.
     lists: where lists with rewards come from; None: there are none.
     list_width: candidates of a list, the rest is cut off.
 
@@ -101,7 +61,8 @@ class StreamSource:
     config: LearnConfig,
     batch_size: int,
     seed: int,
-    first_step: int = 0,
+    first_step: int,
+    neighbors: GrowingNeighbors,
     lists: WaitingLists | None = None,
     list_width: int = 0,
   ):
@@ -117,6 +78,7 @@ class StreamSource:
     self._list_width = list_width
     # Where the lists stood when a group was whole, by its number.
     self._lists_after: dict[int, dict] = {}
+    self._neighbors = neighbors
     self._new_steps = config.day_steps if config.learn_from == "day" else 1
     # Each step on new visits is followed by so many on old ones.
     self.steps_per_group = self._new_steps * (1 + config.replay_steps)
@@ -164,9 +126,11 @@ class StreamSource:
     self._forgotten |= set(range(first, first + number))
 
   @property
-  def list_counts(self) -> dict[str, int]:
-    """Lists with rewards, by what became of them; empty where none are read."""
-    return self._lists.counts if self._lists else {}
+  def told(self) -> dict[str, float]:
+    """Metrics: lists with rewards by what became of them, and visits that the neighbours know."""
+    counts = self._lists.counts if self._lists else {}
+    found = {f"lists/{name}": float(number) for name, number in counts.items()}
+    return found | {"neighbors/visits": float(self._neighbors.version)}
 
   def batch(self, step: int, process: int = 0, processes: int = 1) -> RequestBatch | Listed:
     """The rows of a step, and lists beside them where some are due. Its group must have been
@@ -263,7 +227,8 @@ class StreamSource:
     if not self._restoring:
       popularity = feed.visits.state.popularity(max(visit.begin for visit in visits))
     memory = tuple(self._memory)
-    about = visits, self._known, popularity, memory
+    self._neighbors.add(self._made, [[event.ad for event in visit.events] for visit in visits])
+    about = visits, self._known_of, popularity, memory
     lists = self._due_lists(visits, memory)
     group = Group(self._made, *about, feed.offset, feed.taken, feed.digest, lists)
     with self._lock:
@@ -282,6 +247,31 @@ class StreamSource:
     while sum(len(some) for _, some in self._memory) > self._config.replay_visits:
       self._memory.popleft()
     self._made += 1
+    # What the oldest group that is kept remembers is the oldest that a batch may ask for.
+    first = next(iter(self._groups.values()))
+    self._neighbors.forget(first.memory[0][0] if first.memory else first.number)
+
+  def _known_of(self, number: int) -> Known:
+    """What the contexts of a group's visits read. Of old visits it is what was known when they were
+    new: neighbours that were fitted on a visit would know its answer.
+    """
+    neighbors = self._neighbors.at(self._neighbors.version_of(number))
+    return dataclasses.replace(self._known, neighbors=neighbors)
+
+  def _by_version(self, entries: Iterable[tuple[int, Any]]) -> Iterator[tuple[Known, list[Any]]]:
+    """Entries of groups, in order of version, as runs of those that know the same neighbours."""
+    for _, some in itertools.groupby(entries, lambda one: self._neighbors.version_of(one[0])):
+      run = list(some)
+      yield self._known_of(run[0][0]), [entry for _, entry in run]
+
+  def keep_neighbors(self, number: int) -> Callable[[str], None] | None:
+    """What writes the neighbours that a group knows into a new folder; None: they are the run's."""
+    version = self._neighbors.version_of(number)
+    if not version:
+      return None
+    made = self._neighbors.at(version).part(-1)
+    later = self._known.ads.later(len(made.ids))
+    return lambda folder: neighbors_lib.save(folder, made, version, later)
 
   def _due_lists(self, visits: Sequence[Visit], memory: Memory) -> tuple[Due, ...]:
     """The lists that are learned from with a group: of its visits, or of those before it."""
@@ -297,16 +287,21 @@ class StreamSource:
     rows = self._config.list_rows
     due = group.lists[number * rows : (number + 1) * rows]
     # Visits that were refused teach nothing by their lists either.
-    kept = [one.group not in self._forgotten for one in due]
-    if not any(kept):
+    if all(one.group in self._forgotten for one in due):
       return batch
-    examples = Examples.of([one.visit for one in due], self._known, group.popularity)
-    columns = waiting_lists.columns_of([one.of for one in due], self._known.ads, self._list_width)
-    made = taken_first(listed(examples.contexts, examples.rows, *columns), self._list_width)
-    kept_B1 = np.array(kept)[:, None]
+    # Groups ascend, and so do the versions that they know. The order of a batch's rows is free.
+    due = sorted(due, key=lambda one: one.group)
+    parts = []
+    for known, some in self._by_version((one.group, one) for one in due):
+      examples = Examples.of([one.visit for one in some], known, group.popularity)
+      columns = waiting_lists.columns_of([one.of for one in some], known.ads, self._list_width)
+      made = listed(examples.contexts, examples.rows, *columns)
+      parts.append(taken_first(made, self._list_width))
+    lists = jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+    kept_B1 = np.array([[one.group not in self._forgotten] for one in due])
     # Rows stay, so that the batch keeps its shape; what is masked has no part in the loss.
-    requests = made.requests._replace(target_mask_BM=made.requests.target_mask_BM & kept_B1)
-    return Listed(batch, made._replace(requests=requests, mask_BC=made.mask_BC & kept_B1))
+    requests = lists.requests._replace(target_mask_BM=lists.requests.target_mask_BM & kept_B1)
+    return Listed(batch, lists._replace(requests=requests, mask_BC=lists.mask_BC & kept_B1))
 
   def _new_batch(self, group: Group, number: int) -> RequestBatch:
     """The group's visits in turn. Where they are fewer than a batch holds, some are there twice."""
@@ -323,16 +318,20 @@ class StreamSource:
   def _old_batch(self, group: Group, step: int) -> RequestBatch:
     """Requests of before the stream, and visits of earlier groups, all equally likely."""
     before = len(self._old_requests)
-    memory = [v for number, some in group.memory if number not in self._forgotten for v in some]
+    memory = [
+      (number, visit)
+      for number, some in group.memory
+      if number not in self._forgotten
+      for visit in some
+    ]
     # In order: rows may stand in any order in a batch, and so those of before come first.
     drawn = np.sort(self._random(step).choice(before + len(memory), self._rows))
     parts = []
     if (drawn < before).any():
       parts.append(self._old.batch(self._old_requests[drawn[drawn < before]], step))
-    if (drawn >= before).any():
-      visits = [memory[at - before] for at in drawn[drawn >= before]]
+    for known, visits in self._by_version(memory[at - before] for at in drawn[drawn >= before]):
       # With the popularity of the group that is learned from: what is known now, not then.
-      parts.append(Examples.of(visits, self._known, group.popularity).batch(draw=step))
+      parts.append(Examples.of(visits, known, group.popularity).batch(draw=step))
     return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
   def _random(self, number: int) -> np.random.Generator:

@@ -73,6 +73,10 @@ class Reasoner:
     except TypeError as error:
       raise ConfigError(f"--model={name} is not allowed here: {error}") from error
 
+  def use_neighbors(self, neighbors: CoVisitNeighbors) -> None:
+    """Takes other neighbours, from the next request on."""
+    self._neighbors = neighbors
+
   def prepare(self, variables: Any, batch: RequestBatch) -> None:
     """Compiles the program that `reasons` runs, for contexts of the shapes of `batch`, one row."""
     levels = batch.slot_codes_BST.shape[2]
@@ -200,18 +204,19 @@ class Reasoner:
 
   def _taken_with(self, row: int, log: EventLog) -> list[int]:
     """Ads of the history that are near the ad, nearest first. Either may name the other."""
-    ids_NK = self._neighbors.ids
+    neighbors = self._neighbors  # read once: others may come
+    ids_NK = neighbors.ids
     past = np.unique(log.ad)
     # Ads that came after the fit have no row there.
     past = past[(past != row) & (past < len(ids_NK))]
     cosine = {}
     if row < len(ids_NK):
-      its = dict(zip(ids_NK[row].tolist(), self._neighbors.cosine[row].tolist(), strict=True))
+      its = dict(zip(ids_NK[row].tolist(), neighbors.cosine[row].tolist(), strict=True))
       cosine |= {ad: its[ad] for ad in past.tolist() if ad in its}
     # The ad among the neighbours of a past one.
     past_at, place = np.nonzero(ids_NK[past] == row)
     cosine |= {
-      int(past[at]): float(self._neighbors.cosine[past[at], k])
+      int(past[at]): float(neighbors.cosine[past[at], k])
       for at, k in zip(past_at, place, strict=True)
     }
     return sorted((ad for ad in cosine if cosine[ad] > 0), key=lambda ad: (-cosine[ad], ad))[:_NEAR]

@@ -71,3 +71,23 @@ def test_only_the_latest_are_kept_beside_the_one_in_use(folder):
   for step in range(30, 36):
     assert promotions.put_aside(step).endswith(f"refused/{step}")
   assert sorted(path.name for path in (folder / "refused").iterdir()) == ["33", "34", "35"]
+
+
+def test_neighbors_come_and_go_with_their_checkpoint(folder):
+  """They are there before the pointer is, and are written once."""
+  promotions = Promotions(str(folder))
+  written = []
+
+  def keep(place):
+    assert promotions.in_use != 11
+    written.append(place)
+    (folder / "neighbors" / "11").mkdir(parents=True)
+
+  promotions.promote(10)
+  assert promotions.neighbors(10) is None
+  promotions.promote(11, keep)
+  promotions.promote(11, keep)  # as after a kill right behind the first
+  assert written == [promotions.neighbors(11)] == [str(folder / "neighbors" / "11")]
+  for step in range(12, 30):
+    promotions.promote(step)
+  assert 11 not in promotions.kept and promotions.neighbors(11) is None

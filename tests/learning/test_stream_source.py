@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.features.batches import NEIGHBOR
 from tests.learning import streams
 
 
@@ -123,3 +124,42 @@ def test_a_day_is_a_group(small_run, tmp_path):
   first = [task.source.batch(task.first_step + 4 + step) for step in (0, 2)]
   asked = np.concatenate([batch.slot_ad_BS for batch in first])
   assert len(np.unique(asked, axis=0)) > 8  # not the same eight twice
+
+
+def near(batch):
+  """Ads of the slots of neighbours."""
+  return np.where(batch.slot_kind_BS == NEIGHBOR, batch.slot_ad_BS, -1)
+
+
+def test_neighbors_follow_the_visits(task, small_run):
+  """After every 16 visits; of old visits they stay those of their time, whoever is restored."""
+  knobs = {"neighbor_visits": 16, "replay_steps": 2}
+  made = streams.task_of(small_run, task._stream, **knobs)
+  source = made.source
+  assert source.gather(0, 6) and source.told["neighbors/visits"] == 48
+  pairs = zip(source.groups(0, 6), task.source.groups(0, 6), strict=True)
+  fresh = [(near(one.examples.batch()), near(other.examples.batch())) for one, other in pairs]
+  assert all((one == other).all() for one, other in fresh[:2])
+  assert any((one != other).any() for one, other in fresh[2:])
+  wanted = {}  # by what a visit brought: the values make it the only one
+  for group in source.groups(0, 6):
+    for row, visit in zip(near(group.examples.batch()), group.visits, strict=True):
+      brought = tuple(sorted((event.ad, np.float32(event.value)) for event in visit.events))
+      wanted[brought] = row.tolist()
+  assert len(wanted) == 48
+  first = made.first_step
+  old = [source.batch(first + step) for step in range(18) if step % 3]
+  seen = 0
+  for batch in old:
+    for row, real in enumerate(batch.target_mask_BM):
+      pairs = zip(batch.target_ad_BM[row][real], batch.target_value_BM[row][real], strict=True)
+      brought = tuple(sorted((int(ad), value) for ad, value in pairs))
+      if brought in wanted:
+        seen += 1
+        assert near(batch)[row].tolist() == wanted[brought]
+  assert seen > 5
+  other = streams.task_of(small_run, task._stream, **knobs).source
+  other.restore(source.state(first + 10))
+  assert other.gather(0, 6)
+  for ahead in range(10, 18):
+    assert_same(other.batch(first + ahead), source.batch(first + ahead))
