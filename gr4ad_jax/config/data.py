@@ -75,6 +75,14 @@ class DataConfig:
   )
   history_slots: int = knob(128, "Context slots for distinct ads of the user's history (S).", low=1)
   neighbor_slots: int = knob(64, "Context slots for unseen ads co-bought with the history.", low=0)
+  retriever: str = knob(
+    "",
+    (
+      "Run of a two_tower whose best unseen ads take the neighbours' slots; empty: co-visit "
+      "neighbours."
+    ),
+    place=True,
+  )
   rising_slots: int = knob(32, "Context slots for ads that rise at request time.", low=0)
   neighbor_folds: int = knob(
     5,

@@ -52,6 +52,7 @@ def of_requests(config: Any) -> Rules:
     *_of_data(data),
     *_of_examples(config),
     *_of_held_out(config),
+    *_of_retriever(config),
     (levels >= 2, "codebooks", "2 levels or more: the last is hashed"),
     (
       not (config.sid.append and config.sid.refresh),
@@ -175,6 +176,28 @@ def _of_held_out(config: Any) -> Rules:
       not share or not config.data.examples_path,
       "held_out_ads",
       f"only 0, as --examples_path={config.data.examples_path} was made of all ads' events",
+    ),
+  )
+
+
+def _of_retriever(config: Any) -> Rules:
+  """Rules of runs whose slots two towers fill."""
+  data = config.data
+  return (
+    (
+      not data.retriever or data.neighbor_slots > 0,
+      "neighbor_slots",
+      f"1 or more, as --retriever={data.retriever} fills them",
+    ),
+    (
+      not data.retriever or not data.examples_path,
+      "retriever",
+      f"only empty, as --examples_path={data.examples_path} holds co-visit neighbours",
+    ),
+    (
+      not data.retriever or not config.training.init_from,
+      "retriever",
+      f"only empty, as the run in --init_from={config.training.init_from} brings its features",
     ),
   )
 

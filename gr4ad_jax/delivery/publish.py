@@ -28,6 +28,7 @@ from gr4ad_jax.evaluation import protocols, report_tables
 from gr4ad_jax.ranking import scoring
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import request_task
+from gr4ad_jax.retrieval.towers import FILE as TOWERS
 from gr4ad_jax.runs import run
 from gr4ad_jax.training import weights
 from gr4ad_jax.zoo import registry
@@ -121,7 +122,10 @@ def write(config: Config, folder: str, precision: str) -> int:
   Raises:
     ConfigError: weights that the precision cannot hold.
   """
-  for name in (*_ARRAYS, *_FEATURES):
+  # A run has towers where it was trained with --retriever.
+  towers = os.path.join("features", TOWERS)
+  there = (towers,) if os.path.exists(os.path.join(config.workdir, towers)) else ()
+  for name in (*_ARRAYS, *_FEATURES, *there):
     arrays = files.load_all(os.path.join(config.workdir, name))
     files.save_arrays(os.path.join(folder, name), compressed=True, **arrays)
   for name in _JSON:

@@ -2,6 +2,9 @@
 in memory.
 """
 
+import copy
+import dataclasses
+import functools
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -127,7 +130,24 @@ class RequestContexts:
       rows = history.history_rows(self.lines, some, self.config.history_slots)
       self._neighbors_of(some, rows)
 
+  @functools.cached_property
+  def _past(self) -> "RequestContexts":
+    """The same requests with their histories alone in the slots: what a retriever reads."""
+    past = copy.copy(self)
+    past.config = dataclasses.replace(self.config, neighbor_slots=0, rising_slots=0)
+    past._neighbor_scores = self._neighbor_scores[:, :0]
+    return past
+
   def _neighbors_of(self, requests, rows_BS):
+    retriever = self.pairs.neighbors.retriever
+    if retriever:
+      past = self._past.batch(requests)
+      read = past.slot_ad_BS, past.slot_features_BSF, past.user_features_BF
+      ids, scores = retriever.unseen(*read, self.config.neighbor_slots)
+      with self._lock:
+        self._neighbor_ids[requests] = ids
+        self._neighbor_scores[requests] = scores
+      return
     ads = history.ads_of(self.lines, rows_BS)
     decay = history.decayed_counts(self.lines, requests, rows_BS)
     neighbors = self.pairs.neighbors

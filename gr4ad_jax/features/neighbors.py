@@ -13,16 +13,22 @@ import numpy as np
 import scipy.sparse
 
 from gr4ad_jax import files
+from gr4ad_jax.retrieval.towers import Retriever
 
 _CHUNK = 16  # histories scored at a time: their candidates stay in the cache
 
 
 @dataclasses.dataclass(frozen=True)
 class CoVisitNeighbors:
-  """The nearest ads of each ad: ids [N, k] int32 (-1 where fewer) and cosines [N, k] float32."""
+  """The nearest ads of each ad: ids [N, k] int32 (-1 where fewer) and cosines [N, k] float32.
+
+  With a `retriever` the neighbours' slots of a context are filled by it; the cosines remain
+  features.
+  """
 
   ids: np.ndarray
   cosine: np.ndarray
+  retriever: Retriever | None = None
 
   @classmethod
   def fit(
@@ -107,13 +113,16 @@ class CoVisitNeighbors:
     return row_C[first[near]], ad_C[first[near]], score[near]
 
   def save(self, directory: str) -> None:
-    """Writes `neighbors.npz`."""
+    """Writes `neighbors.npz`, and what `Retriever.save` does where there is one."""
     files.save_arrays(os.path.join(directory, "neighbors.npz"), ids=self.ids, cosine=self.cosine)
+    if self.retriever:
+      self.retriever.save(directory)
 
   @classmethod
   def load(cls, directory: str) -> "CoVisitNeighbors":
     """Reads what `save` wrote. Raises as `files.load_arrays` does."""
-    return cls(*files.load_arrays(os.path.join(directory, "neighbors.npz"), "ids", "cosine"))
+    arrays = files.load_arrays(os.path.join(directory, "neighbors.npz"), "ids", "cosine")
+    return cls(*arrays, Retriever.load(directory))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,10 +255,12 @@ class NeighborFolds:
     ids: [K + 1, N, k] int32; those of fold f < K leave the users with `user % K == f` out, the last
       leaves none out.
     cosine: [K + 1, N, k] float32.
+    retriever: as that of `CoVisitNeighbors`, one for all folds.
   """
 
   ids: np.ndarray
   cosine: np.ndarray
+  retriever: Retriever | None = None
 
   @classmethod
   def fit(
@@ -269,7 +280,8 @@ class NeighborFolds:
   @classmethod
   def of(cls, *parts: CoVisitNeighbors) -> "NeighborFolds":
     """The folds and, last, what leaves nobody out."""
-    return cls(np.stack([part.ids for part in parts]), np.stack([part.cosine for part in parts]))
+    ids = np.stack([part.ids for part in parts])
+    return cls(ids, np.stack([part.cosine for part in parts]), parts[-1].retriever)
 
   def fold_of(self, user_B: np.ndarray, held_out: bool) -> np.ndarray:
     """[B] the fold of each user: his own where he was fitted on, the last where `held_out`."""
@@ -278,7 +290,7 @@ class NeighborFolds:
 
   def part(self, fold: int) -> CoVisitNeighbors:
     """The neighbours of a fold; -1: of all users."""
-    return CoVisitNeighbors(self.ids[fold], self.cosine[fold])
+    return CoVisitNeighbors(self.ids[fold], self.cosine[fold], self.retriever)
 
   def save(self, directory: str) -> None:
     """Writes `folds.npz`, then `neighbors.npz` with those of all users, which is what a server
@@ -294,7 +306,8 @@ class NeighborFolds:
     """Reads what `save` wrote. Raises as `files.load_arrays` does."""
     whole = CoVisitNeighbors.load(directory)
     ids, cosine = files.load_arrays(os.path.join(directory, "folds.npz"), "ids", "cosine")
-    return cls(np.concatenate([ids, whole.ids[None]]), np.concatenate([cosine, whole.cosine[None]]))
+    ids = np.concatenate([ids, whole.ids[None]])
+    return cls(ids, np.concatenate([cosine, whole.cosine[None]]), whole.retriever)
 
 
 def _table(

@@ -214,6 +214,13 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
     from gr4ad_jax.requests import example_inputs
 
     return example_inputs.prepare(config, source, told)
+  # Before any work, since the fits below take long.
+  retrieves = bool(config.data.retriever) and not (source or is_trained(config.workdir))
+  if retrieves:
+    # Imported here, as it is made of this module's parts.
+    from gr4ad_jax.requests import retriever
+
+    retriever.check(config)
   dataset = load_dataset(config.data)
   # Features are by row of the ad table, which a renewal changes.
   if not (source or _renews(config)):
@@ -231,6 +238,9 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
     user_L = lines.request_user[request_L]
     folds = config.data.neighbor_folds
     neighbors = NeighborFolds.fit(request_L, user_L, ad_L, len(dataset.ads), folds)
+    if retrieves:
+      towers = retriever.load(config, dataset.ads)
+      neighbors = dataclasses.replace(neighbors, retriever=towers)
     outcomes = lines.outcomes
     learned_P = np.isin(outcomes.request, learned_requests(lines, config))
     ecpm = EcpmBins.fit(outcomes.value[learned_P], config.model.ecpm_bins)

@@ -103,8 +103,11 @@ class RequestTask(Task):
 
   @classmethod
   def free(cls, config: Config) -> frozenset[str]:
-    """What --model does not read; once the run has its codes, also where they came from."""
-    return registry.unread(config) | ({"swing_path"} if is_trained(config.workdir) else set())
+    """What --model does not read; once the run has its codes and features, also where these came
+    from.
+    """
+    kept = {"swing_path", "retriever"} if is_trained(config.workdir) else set()
+    return registry.unread(config) | kept
 
   @classmethod
   def divided(cls, config: Config) -> Sequence[tuple[str, str, int]]:

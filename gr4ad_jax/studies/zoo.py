@@ -36,7 +36,7 @@ class Zoo:
   Args:
     folder: where the runs lie, as <folder>/<name>/seed<n>, with each row's rankings, and the table.
     configs: name of a row -> its config; workdir and seed are set here. The first is what the
-      others are compared with.
+      others are compared with. --retriever may name an earlier row.
     seeds: of every row.
     train: how a run is trained: (task, on_progress) -> fit result.
   """
@@ -98,7 +98,12 @@ class Zoo:
 
   def _of_seed(self, name: str, config: Config, seed: int) -> Config:
     folder = os.path.join(self._folder, name, f"seed{seed}")
-    return dataclasses.replace(with_knobs(config, {"seed": seed}), workdir=folder)
+    knobs = {"seed": seed}
+    towers = config.data.retriever
+    if towers in self._configs:
+      # A row in place of a run: its own of the same seed, which stands earlier in the table.
+      knobs["retriever"] = os.path.join(self._folder, self._trained_as(towers), f"seed{seed}")
+    return dataclasses.replace(with_knobs(config, knobs), workdir=folder)
 
   def _trained_as(self, name: str) -> str:
     """The first row whose training is this row's."""
