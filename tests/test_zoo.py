@@ -160,3 +160,33 @@ def test_rows_that_treat_seen_ads_otherwise_are_refused(arguments, tmp_path):
   done = tiny.run("zoo", *given)
   assert done.status == 2 and not (tmp_path / "new").exists()
   assert "it has --seen_ads=masked --seen_days=0, the first row --seen_ads=left" in done.err
+
+
+@pytest.fixture
+def towers_rows(arguments, tmp_path):
+  """Flags of the zoo but --models; and a function from rows to --models."""
+  _, given = arguments
+  (tmp_path / "towers.flags").write_text("--model=two_tower\n")
+  (tmp_path / "found.flags").write_text("--model=gr4ad\n--retriever=towers\n")
+  others = [flag for flag in given if not flag.startswith(("--models=", "--workdir=", "--seeds="))]
+  rest = (*others, "--seeds=1", f"--workdir={tmp_path}/zoo")
+  return rest, lambda *rows: "--models=" + ",".join(f"{tmp_path}/{row}.flags" for row in rows)
+
+
+def test_a_row_whose_towers_stand_later_is_refused(towers_rows, tmp_path):
+  rest, models = towers_rows
+  done = tiny.run("zoo", *rest, models("found", "towers"))
+  assert done.status == 2
+  # The other row's own run of the same seed was looked for.
+  wanted = f"--retriever={tmp_path}/zoo/towers/seed1 is not allowed: it holds no whole checkpoint"
+  assert wanted in done.err
+
+
+@pytest.mark.long
+def test_a_row_takes_the_towers_of_an_earlier_one(towers_rows, tmp_path):
+  rest, models = towers_rows
+  done = tiny.run("zoo", *rest, models("towers", "found"))
+  assert done.status == 0, done.err
+  kept = np.load(tmp_path / "zoo/found/seed1/features/retriever.npz")
+  assert len(kept["ads"]) == 24 and kept["ads"].any()
+  assert not (tmp_path / "zoo/towers/seed1/features/retriever.npz").exists()
