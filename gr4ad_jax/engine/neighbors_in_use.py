@@ -2,6 +2,7 @@
 than the run's.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -43,7 +44,12 @@ class NeighborsInUse:
   def read(self, step: int) -> Version:
     """Those of a checkpoint. Raises FileNotFoundError, DamagedError where they cannot be read."""
     folder = self._source.neighbors(step)
-    return Version(*neighbors.load(folder, self._row_of)) if folder else self._own
+    if not folder:
+      return self._own
+    fitted, visits = neighbors.load(folder, self._row_of)
+    # What follows the visits are the counts. The run's towers, if it has some, stay.
+    kept = dataclasses.replace(fitted, retriever=self._own.neighbors.retriever)
+    return Version(kept, visits)
 
   def use(self, version: Version) -> None:
     """Gives them to all who read contexts. Call it between two batches."""

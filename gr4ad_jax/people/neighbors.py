@@ -4,6 +4,7 @@ A *version* is how many visits of the stream a fit knows, beside the run's own. 
 give the same versions, whenever they come to be read.
 """
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -80,7 +81,9 @@ class GrowingNeighbors:
     start = self._fits[0].part(-1)
     num_ads = max(len(start.ids), int(ad.max(initial=-1)) + 1)
     request = np.concatenate([self._request_L, request])
-    return CoVisitNeighbors.fit(request, ad, num_ads, start.ids.shape[1])
+    made = CoVisitNeighbors.fit(request, ad, num_ads, start.ids.shape[1])
+    # Towers are the run's: they are trained, not counted, so they stay.
+    return dataclasses.replace(made, retriever=start.retriever)
 
 
 def save(folder: str, neighbors: CoVisitNeighbors, version: int, later: Sequence[str]) -> None:
@@ -107,7 +110,7 @@ def load(folder: str, row_of: Callable[[str], int | None]) -> tuple[CoVisitNeigh
     row_of: the row of an ad here; None: it is not known here, and nobody's neighbour.
 
   Returns:
-    The neighbours by the rows of this process, and their version.
+    The neighbours by the rows of this process, without the run's towers, and their version.
 
   Raises:
     FileNotFoundError, DamagedError: as `files.load_arrays`.

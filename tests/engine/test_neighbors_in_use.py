@@ -23,7 +23,7 @@ def of(ad, other, ads=3):
 
 
 def test_they_are_those_of_the_checkpoint_else_the_runs(tmp_path):
-  own = of(0, 1)
+  own = dataclasses.replace(of(0, 1), retriever="the run's towers")
   neighbors.save(str(tmp_path / "8"), of(1, 2), 640, [])
 
   class Source:
@@ -37,6 +37,7 @@ def test_they_are_those_of_the_checkpoint_else_the_runs(tmp_path):
   in_use.use(in_use.read(8))
   np.testing.assert_array_equal(given[-1].ids, of(1, 2).ids)
   assert in_use.visits == 640 and also == given
+  assert given[-1].retriever == "the run's towers"  # no count, so it stays
   in_use.use(in_use.read(4))  # a rollback
   assert given[-1] is own and in_use.visits == 0
 

@@ -2,6 +2,7 @@
 other processes.
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -44,6 +45,7 @@ def growing(every):
   request = np.repeat([number for number, _ in OLD], [len(ads) for _, ads in OLD])
   ad = np.concatenate([ads for _, ads in OLD]).astype(np.int32)
   start = CoVisitNeighbors.fit(request, ad, 3, neighbors=4)
+  start = dataclasses.replace(start, retriever="the run's towers")
   return GrowingNeighbors(NeighborFolds.of(start), request, ad, every)
 
 
@@ -57,6 +59,7 @@ def test_a_group_knows_the_newest_version_before_it():
   known = [[0, 1], [1, 2], [3, 0], [2, 0], [1, 3]]  # an ad stands in a visit once
   assert as_dict(made.at(3).part(-1)) == pytest.approx(by_loops(known))
   assert made.at(3).part(-1).ids.shape == (4, 4)  # a row for the new ad
+  assert made.at(3).part(-1).retriever == "the run's towers"  # no count, so it stays
 
 
 def test_versions_that_nobody_knows_are_let_go():
