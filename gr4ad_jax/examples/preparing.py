@@ -66,9 +66,7 @@ def check(config: Config, options: Options) -> None:
   if data.ad_age:
     raise ConfigError("--ad_age=True is not allowed: examples hold no ages")
   if data.retriever:
-    raise ConfigError(
-      f"--retriever={data.retriever} is not allowed: examples hold co-visit neighbours"
-    )
+    raise ConfigError(f"--retriever={data.retriever} is not allowed: examples hold co-visits")
   if data.until or config.training.period != (0.0, 1.0):
     name = "until" if data.until else "period"
     value = data.until or shown(config.training.period)

@@ -139,27 +139,25 @@ class RequestContexts:
     return past
 
   def _neighbors_of(self, requests, rows_BS):
-    retriever = self.pairs.neighbors.retriever
-    if retriever:
+    slots = self.config.neighbor_slots
+    neighbors = self.pairs.neighbors
+    if neighbors.retriever:
       past = self._past.batch(requests)
       read = past.slot_ad_BS, past.slot_features_BSF, past.user_features_BF
-      ids, scores = retriever.unseen(*read, self.config.neighbor_slots)
-      with self._lock:
-        self._neighbor_ids[requests] = ids
-        self._neighbor_scores[requests] = scores
+      self._keep(requests, *neighbors.retriever.unseen(*read, slots))
       return
     ads = history.ads_of(self.lines, rows_BS)
     decay = history.decayed_counts(self.lines, requests, rows_BS)
-    neighbors = self.pairs.neighbors
-    slots = self.config.neighbor_slots
     # A user's own visits are in the sums of all folds but his own, so users go fold by fold.
     fold = neighbors.fold_of(self.lines.request_user[requests], self.pairs.held_out)
     for number in np.unique(fold):
       some = fold == number
-      ids, scores = neighbors.part(number).unseen(ads[some], decay[some], slots)
-      with self._lock:
-        self._neighbor_ids[requests[some]] = ids
-        self._neighbor_scores[requests[some]] = scores
+      self._keep(requests[some], *neighbors.part(number).unseen(ads[some], decay[some], slots))
+
+  def _keep(self, requests, ids, scores):
+    with self._lock:
+      self._neighbor_ids[requests] = ids
+      self._neighbor_scores[requests] = scores
 
   def slots(self, requests: np.ndarray):
     """Ads of the context slots.

@@ -4,7 +4,7 @@ bins.
 tokenizer/  tokenizer.npz
 index/      codes.npz, ads.npz
 features/   neighbors.npz, folds.npz, trends.npz, ecpm.json, events.npz, names.json, log.json,
-            with --promotions promotions.npz
+            with --promotions promotions.npz, with --retriever retriever.npz
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gr4ad_jax import files
+from gr4ad_jax import families, files
 from gr4ad_jax.builders import held_out
 from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import Config, ConfigError, is_published, is_trained, load_config
@@ -35,6 +35,7 @@ from gr4ad_jax.sid.tokenizer import Tokenizer
 from gr4ad_jax.swing.swing import Told
 
 _log = logging.getLogger(__name__)
+_TOWERS = "gr4ad_jax.requests.retriever"  # by name: it is made of this module's parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +56,7 @@ class Inputs:
     )
 
   def learned(self, config: Config) -> np.ndarray:
-    """Request numbers that a run learns from, ascending; in order of time with
-    --data_order=time.
-    """
+    """Request numbers that a run learns from, ascending; by time with --data_order=time."""
     requests = learned_requests(self.lines, config)
     if config.training.data_order == "time":
       return requests[np.argsort(self.lines.request_time[requests], kind="stable")]
@@ -196,9 +195,8 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
   learned from.
 
   Nothing is written in the workdir (see `save_inputs`), so input that is refused leaves nothing
-  there. Tokenizer and
-  features are taken from a trained run only: before its first checkpoint they follow data, settings
-    and seed.
+  there. Only a trained run's tokenizer and features are taken: before its first checkpoint they
+  follow data, settings and seed.
 
   Args:
     config: of the run.
@@ -207,20 +205,17 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
 
   Raises:
     DataError: bad data.
-    ConfigError: the workdir's run was trained on another ad table.
+    ConfigError: the workdir's run, or --retriever's, does not suit the data.
   """
   if config.data.examples_path:
     # Imported here, as it is made of this module's parts.
     from gr4ad_jax.requests import example_inputs
 
     return example_inputs.prepare(config, source, told)
-  # Before any work, since the fits below take long.
+  # The fits below take long, so what is refused is refused here.
   retrieves = bool(config.data.retriever) and not (source or is_trained(config.workdir))
   if retrieves:
-    # Imported here, as it is made of this module's parts.
-    from gr4ad_jax.requests import retriever
-
-    retriever.check(config)
+    families.part(f"{_TOWERS}:check")(config)
   dataset = load_dataset(config.data)
   # Features are by row of the ad table, which a renewal changes.
   if not (source or _renews(config)):
@@ -239,7 +234,7 @@ def prepare_inputs(config: Config, source: str = "", told: Told | None = None) -
     folds = config.data.neighbor_folds
     neighbors = NeighborFolds.fit(request_L, user_L, ad_L, len(dataset.ads), folds)
     if retrieves:
-      towers = retriever.load(config, dataset.ads)
+      towers = families.part(f"{_TOWERS}:load")(config, dataset.ads)
       neighbors = dataclasses.replace(neighbors, retriever=towers)
     outcomes = lines.outcomes
     learned_P = np.isin(outcomes.request, learned_requests(lines, config))

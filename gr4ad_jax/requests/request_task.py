@@ -103,9 +103,7 @@ class RequestTask(Task):
 
   @classmethod
   def free(cls, config: Config) -> frozenset[str]:
-    """What --model does not read; once the run has its codes and features, also where these came
-    from.
-    """
+    """What --model does not read; of a trained run also where codes and features came from."""
     kept = {"swing_path", "retriever"} if is_trained(config.workdir) else set()
     return registry.unread(config) | kept
 
@@ -348,6 +346,5 @@ def _check_start(config: Config, start: str) -> None:
   free += ["swing_memory_mb", "swing_path", "append", "refresh", *registry.unread(config)]
   saved = load_config(start)
   for knob, ours, theirs in workdir_lib.changes(config, saved, RequestTask.shaping, but=free):
-    raise ConfigError(
-      f"--{knob}={ours} is not allowed: the run in --init_from={start} has {theirs}"
-    )
+    refused = f"--{knob}={ours} is not allowed"
+    raise ConfigError(f"{refused}: the run in --init_from={start} has {theirs}")
