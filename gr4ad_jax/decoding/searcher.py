@@ -4,6 +4,7 @@ Parameters and trie are arguments of the programs: a new checkpoint or a changed
 compilation. With the persistent compilation cache a second start only reads them.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -38,6 +39,24 @@ def scaled(beams: Schedule, factors: Iterable[float]) -> tuple[Schedule, ...]:
 
 def _shapes(tree: Any) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
+
+
+@functools.lru_cache(maxsize=32)
+def _search_of(model: GR4AD, search: SearchConfig) -> Callable[..., Beams]:
+  """The search of a model as one compiled function: equal models with equal settings share it.
+
+  So the arms of a server that differ by their parameters, and a second recommender in a process,
+  trace and compile nothing. Those asked for last are kept.
+  """
+
+  def run(variables, batch, trie, means, excluded, widths, guide=None, thin=None):
+    return beam_search(
+      model, variables, batch, trie, means,
+      widths=widths, search=search, guide=guide, excluded=excluded, thin=thin,
+    )  # fmt: skip
+
+  # Widths shape the program, so another schedule is another program.
+  return jax.jit(run, static_argnames="widths")
 
 
 class TrieFeed:
@@ -88,15 +107,7 @@ class Searcher:
     self._means = np.asarray(ecpm.means, np.float32)
     self._quantize = search.quantize
     self._programs: dict[tuple, Any] = {}
-
-    def run(variables, batch, trie, means, excluded, widths, guide=None, thin=None):
-      return beam_search(
-        model, variables, batch, trie, means,
-        widths=widths, search=search, guide=guide, excluded=excluded, thin=thin,
-      )  # fmt: skip
-
-    # Widths shape the program, so another schedule is another program.
-    self._run = jax.jit(run, static_argnames="widths")
+    self._run = _search_of(model, search)
 
   def variables(self, params: Any) -> dict:
     """What `search` takes: the parameters on the device, in the precision of `--quantize`."""

@@ -80,6 +80,37 @@ class Carried(NamedTuple):
   copy_attention_S: np.ndarray
 
 
+@functools.lru_cache(maxsize=8)
+def _programs(model: GR4AD, asked: int | None) -> tuple[Callable, Callable]:
+  """What `Scorer.scores` and `Scorer.carried` run, compiled; scorers of equal models share them."""
+
+  def score(variables, batch, codes_MT, kept_RS):
+    begun = model.apply(variables, batch, method="start")
+    # Only `kept` is mapped over. What does not depend on it, such as the states of the slots, is
+    # computed once for all R versions, and keys and values are not repeated.
+    return jax.vmap(
+      lambda kept_S: model.apply(variables, batch, begun, codes_MT, kept_S, method=_score)
+    )(kept_RS)
+
+  def carried(variables, batch, codes_MT):
+    real_S = batch.slot_kind_BS[0] != PADDING
+    S = len(real_S)
+    begun = model.apply(variables, batch, method="start")
+    # An encoder runs over the history, and the estimate does not see through it.
+    if asked is None or asked >= S or begun.skip_BD is not None:
+      chosen_K = jnp.arange(S)
+      estimate_MS = jnp.zeros((len(codes_MT), S))
+    else:
+      estimate_MS = _estimate(functools.partial(model.apply, variables, begun, codes_MT), S)
+      chosen_K = _first_slots(jnp.where(real_S, estimate_MS, -jnp.inf), asked)
+    # Row 0 keeps all slots, row 1 none, and each of the others all but one.
+    one_KS = jax.nn.one_hot(chosen_K, S, dtype=bool)
+    kept_RS = jnp.concatenate([jnp.ones((1, S), bool), jnp.zeros((1, S), bool), ~one_KS])
+    return score(variables, batch, codes_MT, kept_RS), chosen_K, estimate_MS
+
+  return jax.jit(score), jax.jit(carried)
+
+
 class Scorer:
   """Scores ads under contexts with some slots taken out. One shape is compiled once.
 
@@ -96,33 +127,7 @@ class Scorer:
     if not isinstance(model, GR4AD):
       raise TypeError(f"{type(model).__name__} has no slots to take out: it gives no reasons")
     self._means_V = np.asarray(ecpm.means, np.float32)
-
-    def score(variables, batch, codes_MT, kept_RS):
-      begun = model.apply(variables, batch, method="start")
-      # Only `kept` is mapped over. What does not depend on it, such as the states of the slots, is
-      # computed once for all R versions, and keys and values are not repeated.
-      return jax.vmap(
-        lambda kept_S: model.apply(variables, batch, begun, codes_MT, kept_S, method=_score)
-      )(kept_RS)
-
-    def carried(variables, batch, codes_MT):
-      real_S = batch.slot_kind_BS[0] != PADDING
-      S = len(real_S)
-      begun = model.apply(variables, batch, method="start")
-      # An encoder runs over the history, and the estimate does not see through it.
-      if asked is None or asked >= S or begun.skip_BD is not None:
-        chosen_K = jnp.arange(S)
-        estimate_MS = jnp.zeros((len(codes_MT), S))
-      else:
-        estimate_MS = _estimate(functools.partial(model.apply, variables, begun, codes_MT), S)
-        chosen_K = _first_slots(jnp.where(real_S, estimate_MS, -jnp.inf), asked)
-      # Row 0 keeps all slots, row 1 none, and each of the others all but one.
-      one_KS = jax.nn.one_hot(chosen_K, S, dtype=bool)
-      kept_RS = jnp.concatenate([jnp.ones((1, S), bool), jnp.zeros((1, S), bool), ~one_KS])
-      return score(variables, batch, codes_MT, kept_RS), chosen_K, estimate_MS
-
-    self._scored = jax.jit(score)
-    self._carried = jax.jit(carried)
+    self._scored, self._carried = _programs(model, asked)
 
   def scores(
     self, variables: Any, batch: RequestBatch, codes_MT: np.ndarray, kept_RS: np.ndarray

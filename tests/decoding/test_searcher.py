@@ -16,6 +16,7 @@ from gr4ad_jax.decoding.searcher import Searcher, TrieFeed, scaled
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.index.live_index import LiveIndex
 from tests.decoding.table_model import CODEBOOKS, CODES, MONEY, TableModel, loop_search, make_batch
+from tests.models import tiny
 
 BATCH = make_batch(4)
 ECPM = EcpmBins(np.arange(2, dtype=np.float32), MONEY, 9.0)
@@ -68,6 +69,18 @@ def test_each_bucket_and_schedule_is_compiled_once_and_told(monkeypatch):
     all(searcher._programs[key] is program for key, program in programs.items())
     and len(programs) == 4
   )
+
+
+def test_equal_models_with_equal_settings_share_their_programs():
+  """As the arms of a server do, whose parameters differ; what shapes a program is never shared."""
+  first, second = (Searcher(tiny.make_model(), ECPM, SearchConfig()) for _ in range(2))
+  assert first._run is second._run
+  for model, search in (
+    (tiny.make_model(lazy_layers=1), SearchConfig()),
+    (tiny.make_model(), SearchConfig(order="ecpm")),
+    (tiny.make_model(), SearchConfig(ecpm_beams=4)),
+  ):
+    assert Searcher(model, ECPM, search)._run is not first._run
 
 
 def test_another_shape_of_the_trie_is_another_program():
