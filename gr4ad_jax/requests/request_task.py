@@ -25,7 +25,7 @@ from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.examples.loading import GrainSource
 from gr4ad_jax.examples.order import OrderedSource, TrainingOrder
-from gr4ad_jax.features.batches import PADDING, RequestContexts, zero_batch
+from gr4ad_jax.features.batches import PADDING, RequestContexts
 from gr4ad_jax.index.index import SidIndex
 from gr4ad_jax.models import context, piecewise
 from gr4ad_jax.models.gr4ad import GR4AD
@@ -43,7 +43,7 @@ from gr4ad_jax.swing import cooccurrence
 from gr4ad_jax.training.state import Optimizer, TrainState
 from gr4ad_jax.training.step import LossFn, Metrics, Step
 from gr4ad_jax.training.task import Evaluate, Task, Told
-from gr4ad_jax.zoo import registry
+from gr4ad_jax.zoo import fresh, registry
 from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
 from gr4ad_jax.zoo.items import ItemHead, ItemModel
 
@@ -56,9 +56,7 @@ _LISTS = "gr4ad_jax.preference.preference_run:PreferenceTask"
 def init_params(model: nn.Module, config: Config, key: jax.Array | None = None) -> Any:
   """Fresh parameters, boxed with their logical axes; the same for the same seed."""
   key = jax.random.key(config.training.seed) if key is None else key
-  batch = zero_batch(config.data, len(config.sid.codebooks))
-  sequences = () if isinstance(model, ItemModel) else (batch.target_codes_BMT,)
-  return model.init(key, batch, *sequences)["params"]
+  return fresh.params(model, config.data, len(config.sid.codebooks), key)
 
 
 def load_params(config: Config, model: nn.Module, which: int | str = "best") -> Any:
