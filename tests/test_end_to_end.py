@@ -26,7 +26,7 @@ from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_SETTINGS = (*tiny.SETTINGS, "--tower_steps=3", "--tower_width=8")
+_SETTINGS = (*tiny.SETTINGS, "--tower_steps=3", "--tower_width=8", "--layers=1", "--lazy_layers=0")
 _CADENCE = ("--epochs=4", "--eval_every=6", "--save_every=5")
 _LONG = ("--epochs=100", "--max_steps=150", "--save_every=20", "--eval_every=0", "--noevaluate")
 

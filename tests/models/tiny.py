@@ -41,15 +41,28 @@ def make_model(remat="none", **settings):
 
 def make_params(model, seed=0, bias=0.0):
   """Random parameters, with no gate, bias or scale at a neutral value; `bias` is the history's."""
-  batch = zero_batch(DATA, len(CODEBOOKS))
-  return draw_params(model, batch, batch.target_codes_BMT, seed=seed, bias=bias)
+  return _drawn(_shapes_of(model), seed, bias)
 
 
 def draw_params(module, *inputs, seed=0, bias=0.0, **settings):
   """As `make_params`, for any module; nothing is compiled."""
-  shapes = jax.eval_shape(
+  return _drawn(_fresh_shapes(module, *inputs, **settings), seed, bias)
+
+
+def _fresh_shapes(module, *inputs, **settings):
+  return jax.eval_shape(
     lambda: nn.meta.unbox(module.init(jax.random.key(0), *inputs, **settings)["params"])
   )
+
+
+@functools.cache
+def _shapes_of(model):
+  """Shapes of a model's parameters; equal models are traced once."""
+  batch = zero_batch(DATA, len(CODEBOOKS))
+  return _fresh_shapes(model, batch, batch.target_codes_BMT)
+
+
+def _drawn(shapes, seed, bias):
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
