@@ -82,7 +82,8 @@ class Retriever:
     """Vectors of users, [B, D] float32 of length 1. Arguments as of `unseen`."""
     w = self.weights
     user_BE = np.maximum(users_BF @ w["user_in"] + w["user_in_bias"], 0)
-    batch, heads = len(ads_BH), self.heads
+    batch = len(ads_BH)
+    heads = self.heads
     width = w["query"].shape[1]
     # Work is done for the ads that are there alone: most histories are short.
     b, h = (ads_BH >= 0).nonzero()
@@ -91,19 +92,23 @@ class Retriever:
     key, value = np.split(slots @ w["slot_kv"], 2, axis=1)
     query = (user_BE @ w["query"]).reshape(batch, heads, -1)
     logit = (query[b] * key.reshape(len(b), heads, -1)).sum(axis=2) / np.sqrt(width / heads)
-    # A softmax over the ads of each request: rows of one request stand together, by `nonzero`.
-    top = np.full((batch, heads), -np.inf, np.float32)
-    np.maximum.at(top, b, logit)
-    weight = np.exp(logit - top[b])
-    total = np.zeros((batch, heads), np.float32)
-    np.add.at(total, b, weight)
+    # Ads of one request stand together, so that sums run over runs of rows. `filled` are the
+    # requests that have some, `first` is where their runs begin, and `own` the run of each ad.
+    filled, first, own = np.unique(b, return_index=True, return_inverse=True)
+
+    def by_request(operation, x):
+      return operation.reduceat(x, first) if len(b) else x
+
+    # A softmax over the ads of each request; the largest logit is taken off, so exp is at most 1.
+    weight = np.exp(logit - by_request(np.maximum, logit)[own])
     # (n, heads, 1) * (n, heads, d): each head weighs its own part of the value.
-    share = (weight / total[b])[:, :, None] * value.reshape(len(b), heads, -1)
+    share = (weight / by_request(np.add, weight)[own])[:, :, None] * value.reshape(
+      len(b), heads, -1
+    )
     read_BD = np.zeros((batch, width), np.float32)
     mean_BD = np.zeros((batch, width), np.float32)
-    np.add.at(read_BD, b, share.reshape(len(b), width))
-    np.add.at(mean_BD, b, value)
-    mean_BD /= np.maximum(np.bincount(b, minlength=batch), 1)[:, None]
+    read_BD[filled] = by_request(np.add, share.reshape(len(b), width))
+    mean_BD[filled] = by_request(np.add, value) / np.bincount(own)[:, None]
     both = np.concatenate([user_BE, read_BD, mean_BD], axis=1)
     hidden = np.maximum(both @ w["user_hidden"] + w["user_hidden_bias"], 0)
     out_BD = hidden @ w["user_out"]

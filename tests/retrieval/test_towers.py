@@ -99,3 +99,13 @@ def test_they_are_kept_with_a_run(tmp_path):
   found, expected = (x.unseen(*read(), 5) for x in (kept, towers()))
   np.testing.assert_array_equal(found[0], expected[0])
   np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_a_batch_without_any_history_has_states():
+  ads_BS, features_BSF, users_BF = read()
+  none_BS = np.full_like(ads_BS, -1)
+  empty = int(np.flatnonzero((ads_BS < 0).all(axis=1))[0])
+  found = towers().states(none_BS, features_BSF, users_BF)
+  beside = towers().states(ads_BS, features_BSF, users_BF)
+  np.testing.assert_allclose(found[empty], beside[empty], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose((found**2).sum(axis=1), 1, rtol=1e-5)
