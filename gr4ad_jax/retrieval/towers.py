@@ -85,13 +85,14 @@ class Retriever:
     batch = len(ads_BH)
     heads = self.heads
     width = w["query"].shape[1]
+    head = width // heads
     # Work is done for the ads that are there alone: most histories are short.
     b, h = (ads_BH >= 0).nonzero()
     about = np.concatenate([self.read_ND[ads_BH[b, h]], features_BHF[b, h]], axis=1)
     slots = np.maximum(about @ w["slot_in"] + w["slot_in_bias"], 0)
     key, value = np.split(slots @ w["slot_kv"], 2, axis=1)
-    query = (user_BE @ w["query"]).reshape(batch, heads, -1)
-    logit = (query[b] * key.reshape(len(b), heads, -1)).sum(axis=2) / np.sqrt(width / heads)
+    query = (user_BE @ w["query"]).reshape(batch, heads, head)
+    logit = (query[b] * key.reshape(len(b), heads, head)).sum(axis=2) / np.sqrt(head)
     # Ads of one request stand together, so that sums run over runs of rows. `filled` are the
     # requests that have some, `first` is where their runs begin, and `own` the run of each ad.
     filled, first, own = np.unique(b, return_index=True, return_inverse=True)
