@@ -90,9 +90,9 @@ class Retriever:
     b, h = (ads_BH >= 0).nonzero()
     about = np.concatenate([self.read_ND[ads_BH[b, h]], features_BHF[b, h]], axis=1)
     slots = np.maximum(about @ w["slot_in"] + w["slot_in_bias"], 0)
-    key, value = np.split(slots @ w["slot_kv"], 2, axis=1)
+    key, value = (x.reshape(len(b), heads, head) for x in np.split(slots @ w["slot_kv"], 2, axis=1))
     query = (user_BE @ w["query"]).reshape(batch, heads, head)
-    logit = (query[b] * key.reshape(len(b), heads, head)).sum(axis=2) / np.sqrt(head)
+    logit = (query[b] * key).sum(axis=2) / np.sqrt(head)
     # Ads of one request stand together, so that sums run over runs of rows. `filled` are the
     # requests that have some, `first` is where their runs begin, and `own` the run of each ad.
     filled, first, own = np.unique(b, return_index=True, return_inverse=True)
@@ -103,13 +103,12 @@ class Retriever:
     # A softmax over the ads of each request; the largest logit is taken off, so exp is at most 1.
     weight = np.exp(logit - by_request(np.maximum, logit)[own])
     # (n, heads, 1) * (n, heads, d): each head weighs its own part of the value.
-    share = (weight / by_request(np.add, weight)[own])[:, :, None] * value.reshape(
-      len(b), heads, -1
-    )
+    share = (weight / by_request(np.add, weight)[own])[:, :, None] * value
     read_BD = np.zeros((batch, width), np.float32)
     mean_BD = np.zeros((batch, width), np.float32)
     read_BD[filled] = by_request(np.add, share.reshape(len(b), width))
-    mean_BD[filled] = by_request(np.add, value) / np.bincount(own)[:, None]
+    sums = by_request(np.add, value.reshape(len(b), width))
+    mean_BD[filled] = sums / np.bincount(own)[:, None]
     both = np.concatenate([user_BE, read_BD, mean_BD], axis=1)
     hidden = np.maximum(both @ w["user_hidden"] + w["user_hidden_bias"], 0)
     out_BD = hidden @ w["user_out"]
