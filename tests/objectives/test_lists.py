@@ -228,17 +228,16 @@ def test_unified_weights_equal_the_loop_and_have_no_gradient():
   policy[:8], reward[:8] = np.random.default_rng(1).normal(-5, 2, (2, 8, 6))
   with jax.enable_x64(True):
     for given, expected in (({"w0": 1.5, "z_max": 2.0}, (1.5, 2.0)), ({}, (1.0, 1.0))):
-      found = jax.jit(functools.partial(unified.unified_weights, **given))(
-        policy, reward, mask_BM=mask
-      )
+      compute = jax.jit(functools.partial(unified.unified_weights, **given))
+      found = jax.device_get(compute(policy, reward, mask_BM=mask))
       for b in range(30):
         pair = loops.unified(policy[b][mask[b]].tolist(), reward[b][mask[b]].tolist(), *expected)
         for ours, loop in zip(found, pair, strict=True):
           np.testing.assert_allclose(ours[b][mask[b]], loop, rtol=1e-9, atol=1e-12)
-          assert (np.asarray(ours[b])[~mask[b]] == 0).all()
-  gradients = jax.grad(
-    lambda p, v: sum(x.sum() for x in unified.unified_weights(p, v, mask_BM=mask)), argnums=(0, 1)
-  )(jnp.where(mask, policy, 0), jnp.where(mask, reward, 0))
+          assert (ours[b][~mask[b]] == 0).all()
+  total = lambda p, v: sum(x.sum() for x in unified.unified_weights(p, v, mask_BM=mask))  # noqa: E731
+  gradient_of = jax.jit(jax.grad(total, argnums=(0, 1)))
+  gradients = gradient_of(np.where(mask, policy, 0), np.where(mask, reward, 0))
   assert all((gradient == 0).all() for gradient in gradients)
 
 

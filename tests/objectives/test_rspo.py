@@ -78,7 +78,8 @@ def test_lists_worked_on_some_at_a_time_have_the_same_terms_and_gradients(
 def test_pairs_worked_on_at_once_take_64_mib_an_array_and_are_not_kept_for_the_backward_pass():
   assert rspo._PAIRS * np.dtype(np.float32).itemsize == 64 << 20
   x = np.arange(24, dtype=np.float32).reshape(2, 12)
-  _, backward = jax.vjp(lambda policy: rspo.rspo_loss(policy, x, x, **SETTINGS), -x)
+  loss = functools.partial(rspo.rspo_loss, **SETTINGS)
+  backward = jax.jit(lambda policy: jax.vjp(lambda policy: loss(policy, x, x), policy)[1])(-x)
   kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.size >= 2 * 12 * 12]
   assert not kept
 
@@ -96,7 +97,8 @@ def test_pair_weights_by_the_models_ranks_are_scaled_back_to_one():
   for ranks, total in (("model", 1.0), ("reward", 1 - 1 / np.log2(1 + n))):
     settings = {**SETTINGS, "ranks": ranks}
     with jax.enable_x64(True):
-      loss = rspo.rspo_loss(policy[None], policy[None], reward[None], **settings)
+      compute = jax.jit(functools.partial(rspo.rspo_loss, **settings))
+      loss = compute(policy[None], policy[None], reward[None])
     assert loops.weights(policy, reward, ranks=ranks).sum(1).max() == pytest.approx(total)
     assert loss[0] == pytest.approx(loops.rspo(policy, policy, reward, **settings), rel=1e-9)
 
@@ -111,10 +113,11 @@ def test_the_reference_counts_where_the_mean_log_ratio_is_below_delta():
     np.log2(1 + weight[0, 1] * np.exp(-1) + weight[0, 2] * np.exp(-3)),
     np.log2(1 + weight[1, 2] * np.exp(-2)),
   ])  # fmt: skip
+  loss_of, cost_of = jax.jit(functools.partial(rspo.rspo_loss, beta=1.0)), jax.jit(rspo.ndcg_cost)
   for delta, expected in ((0.5 + 1e-9, with_reference), (0.5, alone), (0.4, alone)):
     with jax.enable_x64(True):
-      found = rspo.rspo_loss(policy, reference, reward, beta=1.0, delta=delta)
-      cost = rspo.ndcg_cost(policy + 2 * (reward == 2), reference, reward, delta=delta)
+      found = loss_of(policy, reference, reward, delta=delta)
+      cost = cost_of(policy + 2 * (reward == 2), reference, reward, delta=delta)
     assert found[0] == pytest.approx(expected, rel=1e-9)
     # the second candidate is now the likeliest, and its log-ratio 2.5: one pair stands the wrong
     # way round
@@ -138,9 +141,10 @@ def test_a_sharpness_of_zero_leaves_the_weights_alone():
   assert not mask.all(1).all()  # padding follows the last candidates of some lists
 
   def loss(policy):
-    return rspo.rspo_loss(policy, reference, reward, mask_BM=mask, beta=0.0, delta=0.5)
+    loss_B = rspo.rspo_loss(policy, reference, reward, mask_BM=mask, beta=0.0, delta=0.5)
+    return loss_B.sum(), loss_B
 
-  found, slope = loss(policy), jax.grad(lambda x: loss(x).sum())(policy)
+  slope, found = jax.jit(jax.grad(loss, has_aux=True))(policy)
   for b in range(9):
     real = (x[b][mask[b]].tolist() for x in (policy, reference, reward))
     expected = list(loops.rspo_terms(*real, beta=0.0, delta=0.5).values())

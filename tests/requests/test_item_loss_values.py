@@ -144,7 +144,7 @@ def drawn_by(loss_fn, kind):
   """Rows of the ads that a step draws; of bce by place."""
   if kind not in ("sampled", "bce"):
     return None
-  touched = jax.device_get(loss_fn.touch(BATCH, KEY))
+  touched = jax.device_get(jax.jit(loss_fn.touch)(BATCH, KEY))
   rows = touched.row_U[touched.drawn]
   if kind == "sampled":
     return rows
