@@ -34,16 +34,20 @@ def first(k):
   return lambda entries: entries[:k]
 
 
-@pytest.mark.parametrize("even", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_a_day_of_ten_thousand_requests_keeps_to_budgets_and_plan(even):
+@pytest.mark.parametrize(
+  ("requests", "even"),
+  [(2_500, False), *(pytest.param(10_000, x, marks=pytest.mark.long) for x in (False, True))],
+)
+def test_a_day_of_requests_keeps_to_budgets_and_plan(requests, even):
   """Users come as the traffic does; five accounts have budgets that demand would exceed."""
   rng, clock, k = np.random.default_rng(0), Clock(), 3
   share = np.full(24, 1 / 24) if even else PEAK / PEAK.sum()
-  hours = np.sort(rng.choice(24, 10_000, p=share))
-  moments = np.sort(hours * HOUR + rng.uniform(0, HOUR, 10_000))
+  hours = np.sort(rng.choice(24, requests, p=share))
+  moments = np.sort(hours * HOUR + rng.uniform(0, HOUR, requests))
   plan = DayPlan.of(moments)
   ledger = ledger_of(clock, plan, cap_times=2, cap_days=0.25)
   budgets = {"a0": 900.0, "a1": 300.0, "a2": 1500.0, "a3": 50.0, "a4": 2000.0}
+  budgets = {account: budget * requests / 10_000 for account, budget in budgets.items()}
   for account, budget in budgets.items():
     ledger.set_budget(account, budget)
   midnight, shown, spent = clock.now, {}, dict.fromkeys(budgets, 0.0)
@@ -52,7 +56,7 @@ def test_a_day_of_ten_thousand_requests_keeps_to_budgets_and_plan(even):
     while len(by_hour) < int(moment // HOUR):
       by_hour.append(dict(spent))
     clock.now = midnight + moment
-    user = f"u{rng.integers(400)}"
+    user = f"u{rng.integers(requests // 25)}"
     chosen, receipt = ledger.take(user, entries_of(rng), first(k))
     assert len(chosen) == k and receipt.user == user
     cost = dict.fromkeys(budgets, 0.0)
