@@ -32,8 +32,10 @@ _EIGHT = """
 import sys
 import jax, numpy as np
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.training import inputs, request_task, run, trainer
+from gr4ad_jax.requests import inputs, request_task
+from gr4ad_jax.runs import run
 from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training import trainer
 from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import tiny
 from tests.multi_device.test_meshes import MESHES
