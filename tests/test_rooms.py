@@ -78,9 +78,9 @@ def _names_of(module: str) -> set[str] | None:
 def test_scripts_inside_of_texts_import_what_is_there():
   """Programs that tests and launchers start stand in strings, where no linter looks."""
   asked = set()
-  for folder in ("tests", "launch", "docs"):
+  for folder in ("tests", "launch", "docs", "experiments"):
     for path in (_ROOT / folder).rglob("*"):
-      if path.suffix in (".py", ".sh", ".md", ".yaml"):
+      if path.suffix in (".py", ".sh", ".md", ".yaml", ".ipynb"):
         text = path.read_text(encoding="utf-8").replace("\\n", "\n")
         lines = re.findall(r"from (gr4ad_jax[\w.]*) import ([\w ,]+)", text)
         asked |= {(module, name.split()[0]) for module, names in lines
