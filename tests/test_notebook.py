@@ -294,7 +294,7 @@ def test_bring_your_own_data_runs(execute, tmp_path):
   assert "column 'ad_id' is missing" in told["a column is missing:"]
   assert "row 5: 'yesterday' is no time" in told["a time is no time:"]
   assert "'re99' is not in the ad table" in told["an ad is unknown:"]
-  assert "row 5: '-1' is negative" in told["a value is negative:"]
+  assert "row 5: '-1' is negative, and only" in told["a click is taken back:"]
   assert "--lazy_layers=2 is not allowed" in told["settings that contradict each other:"]
   assert _text(found["mine"]) == "no files yet: set ADS and EVENTS\n"
   assert len([line for line in _text(found["mine-test"]).splitlines() if ": " in line]) > 5
