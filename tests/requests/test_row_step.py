@@ -30,7 +30,8 @@ def test_the_touched_rows_make_the_step():
   found = []
   for make in (make_train_step, row_step.make_row_step):
     start = jax.tree.map(jnp.asarray, params)
-    state, losses = TrainState(jnp.int32(0), start, optimizer.init(start)), []
+    # Compiled whole: by itself it would compile an operation at a time.
+    state, losses = TrainState(jnp.int32(0), start, jax.jit(optimizer.init)(start)), []
     step = (
       make(loss_fn, optimizer, 0).lower(state, batch).compile({"xla_backend_optimization_level": 0})
     )
@@ -47,8 +48,8 @@ def test_the_touched_rows_make_the_step():
 
 def read_by(loss_fn, batch):
   """Rows that the first three steps look up."""
-  keys = [row_step.step_key(0, step) for step in range(3)]
-  return np.unique([loss_fn.touch(batch, key).row_U for key in keys])
+  rows = jax.jit(lambda step: loss_fn.touch(batch, row_step.step_key(0, step)).row_U)
+  return np.unique([rows(step) for step in range(3)])
 
 
 @pytest.mark.parametrize("other", [{"table_optimizer": "adamw"}, {"accumulate": 2}])
