@@ -135,7 +135,8 @@ def test_a_change_of_a_trained_run_is_refused(tmp_path, monkeypatch):
       sources["settings"].replace("config_lib.ModelConfig()", "config_lib.ModelConfig(width=64)"),
       {},
     )
-  assert "json" not in sources["data"] and "workdir_lib.save_config(config)" in sources["data"]
+  # The library writes the run's files, not the notebook.
+  assert "json" not in sources["data"] and "run.start(config)" in sources["data"]
 
 
 @pytest.fixture
