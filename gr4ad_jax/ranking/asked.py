@@ -9,7 +9,7 @@ import scipy.sparse
 
 from gr4ad_jax.config import Config, DataConfig
 from gr4ad_jax.data.schema import EventLog
-from gr4ad_jax.evaluation import baselines, metrics, report_tables
+from gr4ad_jax.evaluation import metrics, report_tables
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.features.batches import RequestBatch
 from gr4ad_jax.features.contexts import FixedAds, contexts_at, joined
@@ -18,6 +18,7 @@ from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.retrieval.best import top_k
 from gr4ad_jax.zoo import registry
 
 
@@ -130,7 +131,7 @@ def best_of(
     if left_out:
       out = left_out.take(np.arange(begin, begin + len(score)))
       score[out.request_E, out.row_E] = -np.inf
-    found.append(baselines.top_k(score, k))
+    found.append(top_k(score, k))
   return np.concatenate(found).astype(np.int32)
 
 

@@ -15,12 +15,13 @@ import scipy.sparse
 from gr4ad_jax.builders import held_out
 from gr4ad_jax.config import Config, ConfigError, check_trained, load_config
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.evaluation import baselines, metrics, protocols, report_tables
+from gr4ad_jax.evaluation import metrics, protocols, report_tables
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.ranking import asked, scoring, steering
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.inputs import Inputs
+from gr4ad_jax.retrieval.best import top_k
 from gr4ad_jax.runs import published
 from gr4ad_jax.sid import encoders
 from gr4ad_jax.zoo import registry
@@ -149,7 +150,7 @@ class _Methods:
       score_RN = score_RN + tie_N
       if allowed_N is not None:
         score_RN = np.where(allowed_N, score_RN, -np.inf)
-      lists[name] = baselines.top_k(score_RN, min(CUT, score_RN.shape[1])).astype(np.int32)
+      lists[name] = top_k(score_RN, min(CUT, score_RN.shape[1])).astype(np.int32)
     return lists
 
 

@@ -19,6 +19,7 @@ from gr4ad_jax.decoding.ranker import Ranker, logp_of
 from gr4ad_jax.evaluation import baselines
 from gr4ad_jax.features import history
 from gr4ad_jax.features.batches import HISTORY, NEIGHBOR, RequestContexts
+from gr4ad_jax.retrieval.best import top_k
 
 NO_REFERENCE = np.float32(-1e9)  # stands for log p_ref where no policy proposed the candidate
 
@@ -201,7 +202,7 @@ class CandidateMaker:
 
 def _top(score_BN: np.ndarray, count: int) -> np.ndarray:
   kept = min(count, score_BN.shape[1])
-  top = baselines.top_k(score_BN, kept).astype(np.int32)
+  top = top_k(score_BN, kept).astype(np.int32)
   return np.pad(top, ((0, 0), (0, count - kept)), constant_values=-1)
 
 

@@ -12,6 +12,7 @@ import os
 import numpy as np
 
 from gr4ad_jax import files
+from gr4ad_jax.retrieval.best import top_k
 
 FILE = "retriever.npz"
 _CHUNK = 256  # requests whose scores [B, N] are held at once
@@ -51,7 +52,7 @@ class Retriever:
 
     Returns:
       Ad rows [B, slots] int32 (-1 where the table has fewer) and inner products [B, slots] float32,
-      the largest first.
+      the largest first, and of equal ones the lower row.
     """
     wanted = min(slots, len(self.ads_ND))
     ids = np.full((len(ads_BH), slots), -1, np.int32)
@@ -59,17 +60,12 @@ class Retriever:
     known_BH = np.where(ads_BH < len(self.ads_ND), ads_BH, -1)
     for begin in range(0, len(ads_BH), _CHUNK):
       some = slice(begin, begin + _CHUNK)
-      state_BD = self.states(known_BH[some], features_BHF[some], users_BF[some])
-      score_BN = state_BD @ self.ads_ND.T
-      b, h = (known_BH[some] >= 0).nonzero()
-      score_BN[b, known_BH[some][b, h]] = -np.inf
-      # A partition finds the best in time of N; only they are sorted. Ascending columns and a
-      # stable sort put the lower row first where scores tie.
-      best = np.sort(np.argpartition(-score_BN, wanted - 1, axis=1)[:, :wanted], axis=1)
+      known = known_BH[some]
+      score_BN = self.states(known, features_BHF[some], users_BF[some]) @ self.ads_ND.T
+      b, h = (known >= 0).nonzero()
+      score_BN[b, known[b, h]] = -np.inf
+      best = top_k(score_BN, wanted)
       found = np.take_along_axis(score_BN, best, axis=1)
-      order = np.argsort(-found, axis=1, kind="stable")
-      best = np.take_along_axis(best, order, axis=1)
-      found = np.take_along_axis(found, order, axis=1)
       # Where nearly all ads are in the history, some of it are among the best.
       there = found > -np.inf
       ids[some, :wanted] = np.where(there, best, -1)

@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 import scipy.sparse
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gr4ad_jax import config
 from gr4ad_jax.data import schema
@@ -109,17 +107,6 @@ def test_large_catalogue_skips_ease_with_a_reason(shop, monkeypatch):
 def test_unknown_name(shop):
   with pytest.raises(ValueError, match="'random' is unknown; allowed: popularity"):
     rank(shop, "random")
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-  st.integers(1, 8),
-  st.lists(st.lists(st.integers(0, 3), min_size=8, max_size=8), min_size=1, max_size=5),
-)
-def test_top_k_is_a_stable_sort(k, scores):
-  scores = np.array(scores, np.float32)
-  expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-  np.testing.assert_array_equal(baselines.top_k(scores, k), expected)
 
 
 # Reference test scores of the protocol: recall@10, ndcg@10, recall@50, revenue@10, revenue@50.
