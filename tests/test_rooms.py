@@ -71,8 +71,10 @@ def _names_of(module: str) -> set[str] | None:
         names.add(node.id)
       case ast.Import() | ast.ImportFrom():
         names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-  # The package gives what it has when it is first asked for, by name.
-  return names | {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+  if path.name == "__init__.py":
+    # A package may give what it has when it is first asked for, by name.
+    names |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+  return names
 
 
 def test_scripts_inside_of_texts_import_what_is_there():

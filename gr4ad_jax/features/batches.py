@@ -126,9 +126,7 @@ class RequestContexts:
     missing = requests[unknown] if self.config.neighbor_slots else requests[:0]
     # In pieces, so that the histories of all requests never lie in memory at once.
     for begin in range(0, len(missing), 2048):
-      some = missing[begin : begin + 2048]
-      rows = history.history_rows(self.lines, some, self.config.history_slots)
-      self._neighbors_of(some, rows)
+      self._neighbors_of(missing[begin : begin + 2048])
 
   @functools.cached_property
   def _past(self) -> "RequestContexts":
@@ -138,7 +136,7 @@ class RequestContexts:
     past._neighbor_scores = self._neighbor_scores[:, :0]
     return past
 
-  def _neighbors_of(self, requests, rows_BS):
+  def _neighbors_of(self, requests):
     slots = self.config.neighbor_slots
     neighbors = self.pairs.neighbors
     if neighbors.retriever:
@@ -146,8 +144,9 @@ class RequestContexts:
       read = past.slot_ad_BS, past.slot_features_BSF, past.user_features_BF
       self._keep(requests, *neighbors.retriever.unseen(*read, slots))
       return
-    ads = history.ads_of(self.lines, rows_BS)
-    decay = history.decayed_counts(self.lines, requests, rows_BS)
+    rows = history.history_rows(self.lines, requests, self.config.history_slots)
+    ads = history.ads_of(self.lines, rows)
+    decay = history.decayed_counts(self.lines, requests, rows)
     # A user's own visits are in the sums of all folds but his own, so users go fold by fold.
     fold = neighbors.fold_of(self.lines.request_user[requests], self.pairs.held_out)
     for number in np.unique(fold):

@@ -71,10 +71,9 @@ def address_of(server: asyncio.Server) -> str:
   return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def main() -> None:
-  """Serves until SIGTERM."""
-  fixed = "--tabs=false" in sys.argv
-  server = await start(Busy(SEARCH * (1 + fixed), 128 if fixed else 64))
+async def until_sigterm(answer: Handler) -> None:
+  """Serves until SIGTERM, and says where, as the real server does."""
+  server = await start(answer)
   end = asyncio.Event()
   asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
   print(f"serving on {address_of(server)}/", flush=True)
@@ -82,4 +81,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-  asyncio.run(main())
+  fixed = "--tabs=false" in sys.argv
+  asyncio.run(until_sigterm(Busy(SEARCH * (1 + fixed), 128 if fixed else 64)))

@@ -5,7 +5,6 @@ python fake_shop.py --workdir=ANY --port=0
 
 import asyncio
 import json
-import signal
 
 import fake_server
 
@@ -32,14 +31,5 @@ class Shop:
     return 200, {}, json.dumps({"source": "model", "beams": [8], "ads": []}).encode()
 
 
-async def main() -> None:
-  """Serves until SIGTERM."""
-  server = await fake_server.start(Shop())
-  end = asyncio.Event()
-  asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end.set)
-  print(f"serving on {fake_server.address_of(server)}/", flush=True)
-  await end.wait()
-
-
 if __name__ == "__main__":
-  asyncio.run(main())
+  asyncio.run(fake_server.until_sigterm(Shop()))
