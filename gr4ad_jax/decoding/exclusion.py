@@ -119,17 +119,29 @@ class Excluded:
 def beams_on(parent_BP: jax.Array, node_BW: jax.Array) -> jax.Array:
   """[B, P] the beam that stands on each node; W, past the last, where none does.
 
-  A binary search in the sorted nodes of the beams, which are distinct but for empty ones.
+  Args:
+    parent_BP: nodes. Those that are not -1 ascend, as `Holdings` gives them, so the beams, which
+      are few and in no order, are looked for among them: nothing is sorted.
+    node_BW: where the beams stand, distinct but for empty ones.
   """
   W = node_BW.shape[1]
-  order_BW = jnp.argsort(node_BW, axis=1)
-  sorted_BW = jnp.take_along_axis(node_BW, order_BW, axis=1)
-  # A search in each request's own sorted nodes: (B, W), (B, P) -> (B, P).
-  at_BP = jax.vmap(jnp.searchsorted)(sorted_BW, parent_BP)
-  # It may end past the last beam; equality below tells whether a node was found.
-  at_BP = jnp.minimum(at_BP, W - 1)
-  found_BP = (jnp.take_along_axis(sorted_BW, at_BP, axis=1) == parent_BP) & (parent_BP >= 0)
-  return jnp.where(found_BP, jnp.take_along_axis(order_BW, at_BP, axis=1), W)
+  P = parent_BP.shape[1]
+  rows = jnp.arange(len(parent_BP))[:, None]
+  # Entries of -1 repeat the node before them here, so that the binary search may pass over them.
+  node_BP = jax.lax.cummax(parent_BP, axis=1)
+  # A search in each request's own nodes: (B, P), (B, W) -> (B, W), the first entry of each beam.
+  first_BW = jax.vmap(jnp.searchsorted)(node_BP, node_BW)
+  there_BW = jnp.take_along_axis(node_BP, jnp.minimum(first_BW, P - 1), axis=1) == node_BW
+  # Entry P is past the end, and `drop` leaves it out. Of several beams, of which all but the first
+  # are empty, the first stays.
+  entry_BW = jnp.where(there_BW, first_BW, P)
+  beam_BP = jnp.full(parent_BP.shape, W).at[rows, entry_BW].min(jnp.arange(W)[None], mode="drop")
+  # Entries of one node follow its first: each reads the last entry before it that has a beam. That
+  # beam is its own if the nodes are the same.
+  last_BP = jax.lax.cummax(jnp.where(beam_BP < W, jnp.arange(P), 0), axis=1)
+  same_BP = jnp.take_along_axis(parent_BP, last_BP, axis=1) == parent_BP
+  beam_BP = jnp.take_along_axis(beam_BP, last_BP, axis=1)
+  return jnp.where(same_BP & (parent_BP >= 0), beam_BP, W)
 
 
 def _words(nodes: int) -> int:

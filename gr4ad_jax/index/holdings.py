@@ -41,7 +41,35 @@ class Leaves:
   @functools.cached_property
   def first(self) -> tuple[np.ndarray, ...]:
     """First leaf of each node, an array for each depth 1 … T. The root's would be leaf 0."""
-    return tuple(run_starts(self.leaf_key // place) for place in places(self.codebooks))
+    return tuple(first[:-1] for first in self.bounds)
+
+  @functools.cached_property
+  def bounds(self) -> tuple[np.ndarray, ...]:
+    """`first`, and at the end of each array the number of leaves: node n's are n to n + 1."""
+    starts = (run_starts(self.leaf_key // place) for place in places(self.codebooks))
+    return tuple(np.append(start, len(self.leaf_key)) for start in starts)
+
+  @functools.cached_property
+  def above(self) -> tuple[np.ndarray, ...]:
+    """The node above each leaf, an int32 array for each depth 0 … T. A look-up is no search."""
+    root = np.zeros(len(self.leaf_key), np.int32)
+    sizes = [np.diff(bounds) for bounds in self.bounds]
+    return root, *(np.repeat(np.arange(len(size), dtype=np.int32), size) for size in sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nodes:
+  """Nodes of one depth.
+
+  Attributes:
+    child: their numbers.
+    parent: those of their parents in the main part, -1 for the overlay's own.
+    rows: how many rows that count hang under each.
+  """
+
+  child: np.ndarray
+  parent: np.ndarray
+  rows: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,15 +180,6 @@ class Holdings:
     room = overlay.add_code_TP.shape[1] if overlay is not None and depth else 0
     return self._leaves.capacity[depth] + room
 
-  def count(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """How many rows have a key in [low, high): main part, plus those that came, less those gone."""
-    leaf_key = self._leaves.leaf_key
-    rows = self._start[np.searchsorted(leaf_key, high)]
-    rows = rows - self._start[np.searchsorted(leaf_key, low)]
-    # Both lists of keys are sorted, so two searches each count what lies in the run.
-    rows = rows + np.searchsorted(self._came, high) - np.searchsorted(self._came, low)
-    return rows - np.searchsorted(self._gone, high) + np.searchsorted(self._gone, low)
-
   def dead(self, request_E: np.ndarray, row_E: np.ndarray) -> list[Dead]:
     """The topmost nodes under which nothing is left, a list for each level 0 … T - 1.
 
@@ -181,10 +200,10 @@ class Holdings:
       prefix = prefix_E[first]
       left_out = np.diff(np.append(first, len(key_E)))
       # A row may have moved after this view was taken: then more are left out than there were.
-      dead = left_out >= self.count(prefix * place, (prefix + 1) * place)
+      nodes = self._nodes_of(level + 1, prefix)
+      dead = left_out >= nodes.rows
       listed = dead & ~inside_E[first]
-      child, parent = self.number(level + 1, prefix[listed])
-      found.append(Dead(request_E[first[listed]], parent, child))
+      found.append(Dead(request_E[first[listed]], nodes.parent[listed], nodes.child[listed]))
       inside_E = dead[number_E]
     return found
 
@@ -195,11 +214,10 @@ class Holdings:
     for level, place in enumerate(self._places):
       prefix_E = key_E // place
       first, number_E = _runs(request_E, prefix_E)
-      prefix = prefix_E[first]
+      nodes = self._nodes_of(level + 1, prefix_E[first])
       left_out = np.diff(np.append(first, len(key_E)))
-      left_n = self.count(prefix * place, (prefix + 1) * place) - left_out
-      child, parent = self.number(level + 1, prefix)
-      levels.append(TouchedLevel(Dead(request_E[first], parent, child), left_n, number_E))
+      touched = Dead(request_E[first], nodes.parent, nodes.child)
+      levels.append(TouchedLevel(touched, nodes.rows - left_out, number_E))
     return Touched(request_E, row_E, levels)
 
   @functools.cached_property
@@ -209,34 +227,40 @@ class Holdings:
     uint32 words, node 32·w + b is bit b of word w.
     """
     words = []
-    for depth, (first, place) in enumerate(zip(self._leaves.first, self._places, strict=True), 1):
+    for depth, (bounds, place) in enumerate(zip(self._leaves.bounds, self._places, strict=True), 1):
       count = np.zeros(self.nodes(depth), np.int64)
-      count[: len(first)] = np.diff(self._start[np.append(first, len(self._leaves.leaf_key))])
+      count[: len(bounds) - 1] = np.diff(self._start[bounds])
       for key, step in ((self._came, 1), (self._gone, -1)):
         # `add.at`, as several rows may hang under one node: `count[…] += step` adds once.
-        np.add.at(count, self.number(depth, key // place)[0], step)
+        np.add.at(count, self._nodes_of(depth, key // place).child, step)
       # 8 nodes a byte, the first in the lowest bit; little-endian words keep that order.
       bits = np.packbits(count > 0, bitorder="little")
       words.append(np.pad(bits, (0, -len(bits) % 4)).view("<u4"))
     return words
 
-  def number(self, depth: int, prefix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of existing nodes, and of their parents in the main part, -1 for the overlay's own.
-
-    Args:
-      depth: 1 … T.
-      prefix: their prefixes, packed: a key // the place of level depth - 1.
-    """
+  def _nodes_of(self, depth: int, prefix: np.ndarray) -> "_Nodes":
+    """Existing nodes of a depth 1 … T by their prefixes, a key // the place of level depth - 1."""
     leaf_key = self._leaves.leaf_key
     place = self._places[depth - 1]
-    leaf = np.searchsorted(leaf_key, prefix * place)
-    there = np.minimum(leaf, max(len(leaf_key) - 1, 0))
-    is_main = np.zeros(len(prefix), bool)
+    low = np.searchsorted(leaf_key, prefix * place)
+    child = np.zeros_like(low)
+    parent = np.full_like(low, -1)
+    rows = np.zeros_like(low)
     # The first leaf at or behind the prefix: where the main part has the node, it is below it.
-    if len(leaf_key):
-      is_main = (leaf < len(leaf_key)) & (leaf_key[there] // place == prefix)
-    child = self._node_of_leaf(depth, there)
-    parent = np.where(is_main, self._node_of_leaf(depth - 1, there), -1)
+    is_main = low < len(leaf_key)
+    is_main[is_main] = leaf_key[low[is_main]] // place == prefix[is_main]
+    leaf = low[is_main]
+    child[is_main] = self._leaves.above[depth][leaf]
+    parent[is_main] = self._leaves.above[depth - 1][leaf]
+    # Their rows go on to the next node's first leaf.
+    behind = self._leaves.bounds[depth - 1][child[is_main] + 1]
+    rows[is_main] = self._start[behind] - self._start[leaf]
+    # Those that came and those that left since: both lists of keys are sorted, so two searches
+    # each count what lies in the run. Mostly there are none.
+    for key, step in ((self._came, 1), (self._gone, -1)):
+      if len(key):
+        before = np.searchsorted(key, prefix * place)
+        rows = rows + step * (np.searchsorted(key, (prefix + 1) * place) - before)
     if not is_main.all():
       own_key, entry = self._overlay_entries[depth - 1]
       at = np.minimum(np.searchsorted(own_key, prefix), max(len(own_key) - 1, 0))
@@ -244,13 +268,7 @@ class Holdings:
       # number stands for it then, and the next view is right again.
       came = self._leaves.capacity[depth] + entry[at] if len(own_key) else np.zeros_like(child)
       child = np.where(is_main, child, came)
-    return child, parent
-
-  def _node_of_leaf(self, depth: int, leaf: np.ndarray) -> np.ndarray:
-    """The main node of a depth above each leaf: the last one whose first leaf is not behind it."""
-    if depth == 0:
-      return np.zeros_like(leaf)
-    return np.searchsorted(self._leaves.first[depth - 1], leaf, side="right") - 1
+    return _Nodes(child, parent, rows)
 
   @functools.cached_property
   def _overlay_entries(self) -> list[tuple[np.ndarray, np.ndarray]]:
