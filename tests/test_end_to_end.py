@@ -27,8 +27,16 @@ from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _SETTINGS = (*tiny.SETTINGS, "--tower_steps=3", "--tower_width=8", "--layers=1", "--lazy_layers=0")
-_CADENCE = ("--epochs=4", "--eval_every=6", "--save_every=5")
-_LONG = ("--epochs=100", "--max_steps=150", "--save_every=20", "--eval_every=0", "--noevaluate")
+# As many steps as `small_run` has: the programs of both are in the compilation cache.
+_CADENCE = ("--max_steps=4", "--eval_every=2", "--save_every=3")
+_LONG = (
+  "--epochs=100",
+  "--max_steps=150",
+  "--save_every=20",
+  "--eval_every=0",
+  "--noevaluate",
+  "--remat=dots",
+)
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -42,7 +50,7 @@ def source(tmp_path_factory):
 def trained(source, tmp_path_factory):
   """A finished run with its evaluation: the workdir, and what the binary said."""
   workdir = tmp_path_factory.mktemp("runs") / "tiny"
-  speed = ("--remat=dots", "--peak_tflops=0.001", "--profile_steps=7:9")
+  speed = ("--peak_tflops=0.001", "--profile_steps=1:3")
   done = tiny.run(
     "train", *tiny.source_flags(source), *_SETTINGS, *_CADENCE, *speed, f"--workdir={workdir}"
   )
@@ -68,7 +76,7 @@ def test_train_leaves_a_whole_run(trained):
     "eval",
   } <= set(os.listdir(workdir))
   assert (
-    "24 ads, 10 users" in done.out and "step 15/15" in done.out and "personal_recency" in done.out
+    "24 ads, 10 users" in done.out and "step 4/4" in done.out and "personal_recency" in done.out
   )
   metrics = json.loads((workdir / "eval" / "metrics.json").read_text())
   assert (metrics["dataset"], metrics["split"], metrics["users"]) == ("ad_log", "test", 10)
@@ -92,7 +100,7 @@ def test_train_tells_what_a_step_costs(trained):
     r"a step: \S+ GFLOP of the model, \S+ GFLOP by XLA's count; peak of the devices 0.001 TFLOP/s"
   )
   assert re.fullmatch(counts, said[first + 2])
-  last = next(line for line in said if line.startswith("step 15/15"))
+  last = next(line for line in said if line.startswith("step 4/4"))
   assert re.search(r"steps/s, \S+ requests/s, \S+ tokens/s, MFU \S+ %  ETA 0:00", last)
   shares = [
     json.loads(line).get("train/mfu")
@@ -103,11 +111,11 @@ def test_train_tells_what_a_step_costs(trained):
 
 
 def test_a_trace_beyond_the_end_is_refused(trained, source):
-  arguments = (*tiny.source_flags(source), *_SETTINGS, *_CADENCE, "--profile_steps=14:16")
+  arguments = (*tiny.source_flags(source), *_SETTINGS, *_CADENCE, "--profile_steps=3:5")
   done = tiny.run("train", *arguments, f"--workdir={trained[0]}")
   assert (
     done.status == 2
-    and done.err == "error: --profile_steps=14:16 is not allowed: the run has 15 steps\n"
+    and done.err == "error: --profile_steps=3:5 is not allowed: the run has 4 steps\n"
   )
 
 
@@ -118,7 +126,7 @@ def test_a_finished_run_is_not_trained_again(trained, source):
   again = tiny.run(
     "train", *tiny.source_flags(source), *_SETTINGS, *_CADENCE, f"--workdir={workdir}"
   )
-  assert again.status == 0 and "finished already, at step 15" in again.out
+  assert again.status == 0 and "finished already, at step 4" in again.out
   assert (
     again.out[again.out.index("ad_log, test") :] == first.out[first.out.index("ad_log, test") :]
   )
@@ -134,20 +142,16 @@ def test_a_trained_run_refuses_other_settings(trained, source):
     "--codebooks=4,4,6": "--codebooks=4,4,6 is not allowed",
     "--fit_splits=train+valid": "--fit_splits=train+valid is not allowed",
   }.items():
-    arguments = ("--epochs=4", f"--workdir={workdir}", changed)
+    arguments = (*_CADENCE, f"--workdir={workdir}", changed)
     done = tiny.run("train", *tiny.source_flags(source), *_SETTINGS, *arguments)
     assert (
       done.status == 2 and done.err.startswith(f"error: {message}") and done.err.count("\n") == 1
     )
   other = tiny.write_log(source / "other", seed=1)
-  done = tiny.run(
-    "train", *tiny.source_flags(other), *_SETTINGS, "--epochs=4", f"--workdir={workdir}"
-  )
+  done = tiny.run("train", *tiny.source_flags(other), *_SETTINGS, *_CADENCE, f"--workdir={workdir}")
   assert done.status == 2 and "another ad table" in done.err
   (other / "ads.csv").write_bytes((source / "ads.csv").read_bytes())
-  done = tiny.run(
-    "train", *tiny.source_flags(other), *_SETTINGS, "--epochs=4", f"--workdir={workdir}"
-  )
+  done = tiny.run("train", *tiny.source_flags(other), *_SETTINGS, *_CADENCE, f"--workdir={workdir}")
   assert done.status == 2 and "another event log" in done.err
   assert (workdir / "config.json").read_text() == before
 

@@ -117,7 +117,10 @@ def _by_loops(params, image, tokens, mask, parts):
   )[0]
 
 
-@pytest.mark.parametrize(("bsc", "decoder"), [("both", "twin"), ("words", "shared")])
+@pytest.mark.parametrize(
+  ("bsc", "decoder"),
+  [("both", "twin"), pytest.param("words", "shared", marks=pytest.mark.long)],
+)
 def test_the_whole_forward_equals_loops(bsc, decoder):
   image, tokens, mask = inputs()
   module = model(bsc=bsc, decoder=decoder)
@@ -127,7 +130,7 @@ def test_the_whole_forward_equals_loops(bsc, decoder):
     assert_close(ours[b], _by_loops(params, image[b], tokens[b], mask[b], module.parts))
 
 
-@pytest.mark.parametrize("bsc", ["off", "both"])
+@pytest.mark.parametrize("bsc", [pytest.param("off", marks=pytest.mark.long), "both"])
 def test_the_mask_reads_the_sentence_and_no_padding(bsc):
   image, tokens, mask = inputs()
   module = model(bsc=bsc)
@@ -163,7 +166,11 @@ def test_what_is_computed_again_changes_no_gradient(remat):
 
 
 @pytest.mark.parametrize(
-  ("swin", "bert", "millions"), [("T", "mini", (27.5, 22.6)), ("B", "base", (86.9, 108.9))]
+  ("swin", "bert", "millions"),
+  [
+    ("T", "mini", (27.5, 22.6)),
+    pytest.param("B", "base", (86.9, 108.9), marks=pytest.mark.long),
+  ],
 )
 def test_published_sizes_have_as_many_parameters(swin, bert, millions):
   """Of the towers alone: Swin without its last norm and head, BERT without its pooler."""

@@ -92,6 +92,7 @@ def test_without_flatbuffers_it_is_named(exported):
   assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_its_readme_says_what_lies_there(exported):
   words = (exported / "model" / "README.md").read_text()
   assert "24 ads" in words and "(`gr4ad`, checkpoint 4)" in words and "cpu, cuda, tpu" in words
@@ -149,6 +150,10 @@ def test_a_model_to_take_away_answers_alike(small_run, tmp_path, monkeypatch):
   log = UserHistories.load(recommender.config).take([0, 3, 7, 9])
   now_U = recommender.default_moments(log)
   requests = exporting.arrays_of(recommender.batch(log, now_U))
+  words = (tmp_path / "model" / "README.md").read_text()
+  assert "24 ads" in words and "(`gr4ad`, checkpoint 4)" in words
+  named = {line.split("`")[1] for line in words.splitlines() if line.startswith("| `")}
+  assert {*named, "README.md"} == {path.name for path in (tmp_path / "model").iterdir()}
   found = take_away.Model(tmp_path / "model").recommend(requests, k=6)
   expected = recommender.recommend_log(log, 6, int(now_U[0]))
   assert [[ad[0] for ad in one] for one in found] == [[ad.ad_id for ad in x] for x in expected]

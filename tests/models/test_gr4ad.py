@@ -16,6 +16,8 @@ from gr4ad_jax.models.outputs import compute_dtype, next_code_logp
 from gr4ad_jax.objectives import vsl
 from tests.models import tiny
 
+LOGITS = ("head_0", "head_1", "head_2", "ecpm_head", "score", "gate")
+
 
 def forward(model):
   return tiny.jit(lambda p, b, c: model.apply({"params": p}, b, c))
@@ -103,9 +105,8 @@ def test_lazy_layers_have_no_gradient_from_any_code():
     slot_codes_BST=np.zeros_like(batch.slot_codes_BST)
   )  # only code 0 stands in the context
   params = tiny.make_params(model)
-  grads = tiny.jit(
-    jax.grad(lambda p: (model.apply({"params": p}, batch, method="start").lazy_B1TD ** 2).sum())
-  )(params)
+  size = lambda p: (model.apply({"params": p}, batch, method="start").lazy_B1TD ** 2).sum()  # noqa: E731
+  grads = jax.device_get(tiny.jit(jax.grad(size))(params))
   for level in range(3):
     table = np.asarray(grads[f"codes_{level}"])
     assert (table[1:] == 0).all() and (table[0] != 0).any()
@@ -154,7 +155,7 @@ def test_targets_are_not_read(system, everything):
 
 def test_only_the_history_is_copied_where_so_asked(everything):
   batch = tiny.make_batch()
-  model = tiny.make_model(copy="history", kv_groups=2, kv_layers=2)
+  model = tiny.make_model(layers=1, lazy_layers=0, copy="history")
   out = jax.device_get(forward(model)(tiny.make_params(model), batch, tiny.every_code(batch)))
   for found, kinds in ((out, (1,)), (everything, (1, 2, 3))):
     copied = np.exp(found.logp_BM) - (1 - found.gate_B)[:, None] * np.exp(
@@ -247,16 +248,24 @@ def test_each_policy_keeps_less_than_the_one_before():
   assert dots < 0.8 * none and full < 0.8 * dots, sizes
 
 
-def test_bfloat16_gives_float32_outputs_close_to_float32(everything):
-  batch, model = (
-    tiny.make_batch(),
-    tiny.make_model(kv_groups=2, kv_layers=2, compute_dtype="bfloat16"),
-  )
-  params = tiny.make_params(model)
-  out = jax.device_get(forward(model)(params, batch, tiny.every_code(batch)))
+@pytest.fixture(scope="module")
+def in_bfloat16():
+  """Of a bfloat16 model: outputs, loss, and what the modules named `LOGITS` give."""
+  model = tiny.make_model(kv_groups=2, kv_layers=2, compute_dtype="bfloat16")
+  batch = tiny.make_batch()
+
+  def run(params, batch, codes):
+    how = {"capture_intermediates": lambda module, _: module.name in LOGITS}
+    out, found = model.apply({"params": params}, batch, codes, **how)
+    return out, _loss(model)(params, batch), found["intermediates"]
+
+  return jax.device_get(tiny.jit(run)(tiny.make_params(model), batch, tiny.every_code(batch)))
+
+
+def test_bfloat16_gives_float32_outputs_close_to_float32(everything, in_bfloat16):
+  out, loss, _ = in_bfloat16
   assert {str(x.dtype) for x in out} == {"float32"}
   assert 0 < np.abs(out.logp_BM - everything.logp_BM).mean() < 0.1
-  loss = tiny.jit(_loss(model))(params, batch)
   assert loss.dtype == jnp.float32 and np.isfinite(loss)
 
 
@@ -267,26 +276,13 @@ def test_next_code_logp_is_the_softmax_of_its_level():
   exact = np.take_along_axis(
     exact - np.log(np.exp(exact).sum(-1, keepdims=True)), code[..., None], -1
   )[..., 0]
-  np.testing.assert_allclose(
-    next_code_logp(jnp.asarray(logits), jnp.asarray(code)), exact, rtol=1e-5, atol=1e-5
-  )
+  np.testing.assert_allclose(tiny.jit(next_code_logp)(logits, code), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_logits_of_a_bfloat16_model_are_float32():
-  model, names = (
-    tiny.make_model(compute_dtype="bfloat16"),
-    ("head_0", "head_1", "head_2", "ecpm_head", "score", "gate"),
-  )
-  run = tiny.jit(
-    lambda p, b, c: model.apply(
-      {"params": p}, b, c, capture_intermediates=lambda module, _: module.name in names
-    )[1]
-  )
-  found = run(tiny.make_params(model), tiny.make_batch(), tiny.every_code(tiny.make_batch()))[
-    "intermediates"
-  ]
+def test_logits_of_a_bfloat16_model_are_float32(in_bfloat16):
+  found = dict(in_bfloat16[2])
   found |= found.pop("copier")  # score and gate
-  for name in names:
+  for name in LOGITS:
     logits = found[name]["__call__"][0]
     assert logits.dtype == jnp.float32
     assert (logits != logits.astype(jnp.bfloat16)).any(), name

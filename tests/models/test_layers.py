@@ -106,7 +106,15 @@ def test_linear_sums_and_adds_its_bias_in_the_dtype_asked_for():
   np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
+@pytest.mark.parametrize(
+  # The smaller ones are built from flags in `tests/test_flags.py`.
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name in ("0.03b", "0.08b")))
+    for name in PRESETS
+    if name != "tiny"
+  ],
+)
 def test_preset_has_the_size_of_its_name(name):
   model = GR4AD(PRESETS[name], (16384, 4096, 1024))
   batch = zero_batch(tiny.DATA, 3)

@@ -195,12 +195,12 @@ def test_no_more_negatives_are_drawn_than_there_are_ads():
   loss_fn = item_task.make_item_loss(
     dataclasses.replace(build(), items=ItemConfig(item_loss="sampled")), SHARE
   )
-  touched = loss_fn.touch(BATCH, KEY)
+  touched = jax.jit(loss_fn.touch)(BATCH, KEY)
   assert sorted(np.asarray(touched.row_U[touched.drawn])) == list(range(N))
   np.testing.assert_array_equal(touched.log_weight, np.zeros(N))
 
 
-@pytest.mark.parametrize("kind", ["softmax", "bce"])
+@pytest.mark.parametrize("kind", ["softmax", pytest.param("bce", marks=pytest.mark.long)])
 def test_dropout_is_applied_and_drawn_anew(kind):
   model = build(item_loss=kind)
   model = model.clone(config=dataclasses.replace(model.config, dropout=0.5))

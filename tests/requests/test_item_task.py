@@ -17,10 +17,11 @@ from gr4ad_jax.zoo import registry
 from tests.models import tiny
 
 SHARE = np.full(tiny.NUM_ADS, 1 / tiny.NUM_ADS)
+KEY = jax.random.key(0)
 
 
 def system(**items):
-  model = dataclasses.replace(tiny.CONFIG, model="sasrec", dropout=0.0, history_bias=True)
+  model = dataclasses.replace(tiny.CONFIG, model="sasrec", layers=1, dropout=0.0, history_bias=True)
   module = registry.build(Config(model=model, items=ItemConfig(**items)), tiny.NUM_ADS)
   batch = tiny.make_batch()
   return module, tiny.draw_params(module, batch, bias=-0.7), batch
@@ -28,12 +29,12 @@ def system(**items):
 
 def loss_of(**items):
   model, params, batch = system(**items)
-  return tiny.jit(item_task.make_item_loss(model, SHARE))(params, batch, jax.random.key(0))[0]
+  return tiny.jit(item_task.make_item_loss(model, SHARE))(params, batch, KEY)[0]
 
 
 def test_places_are_the_last_ones_and_all_inner_ones_that_fit():
   batch = tiny.make_batch()  # histories of 3, 6, 0 and 0 ads
-  places = jax.device_get(places_lib.places_of(batch, 3, jax.random.key(0)))
+  places = jax.device_get(jax.jit(places_lib.places_of, static_argnums=1)(batch, 3, KEY))
   assert places.row_P[:4].tolist() == [0, 1, 2, 3] and places.place_P[:4].tolist() == [3, 6, 0, 0]
   np.testing.assert_array_equal(places.target_PM[:4], batch.target_ad_BM)
   inner = {
@@ -56,16 +57,15 @@ def test_places_are_the_last_ones_and_all_inner_ones_that_fit():
 
 def test_more_inner_places_than_fit_are_drawn():
   batch = tiny.make_batch()
-  drawn = [
-    jax.device_get(places_lib.places_of(batch, 1, jax.random.key(seed))) for seed in range(6)
-  ]
+  draw = jax.jit(lambda seed: places_lib.places_of(batch, 1, jax.random.key(seed)))
+  drawn = [jax.device_get(draw(seed)) for seed in range(6)]
   chosen = {
     tuple(sorted(zip(p.row_P[4:].tolist(), p.place_P[4:].tolist(), strict=True))) for p in drawn
   }
   assert all(p.mask_PM[4:, 0].all() for p in drawn) and len(chosen) > 1
 
 
-@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("inner", [pytest.param(False, marks=pytest.mark.long), True])
 def test_sampling_all_ads_is_the_softmax(inner):
   both = {"inner_targets": inner, "inner_positions": 3}
   full, sampled = (
@@ -74,11 +74,11 @@ def test_sampling_all_ads_is_the_softmax(inner):
   np.testing.assert_allclose(full, sampled, rtol=1e-5)
 
 
-def gradients(params, **items):
+def gradients(*params, **items):
+  """The loss's gradient at each of some parameters."""
   model, _, batch = system(**items)
-  return tiny.jit(
-    jax.grad(lambda p: item_task.make_item_loss(model, SHARE)(p, batch, jax.random.key(0))[0])
-  )(params)
+  run = tiny.jit(jax.grad(lambda p: item_task.make_item_loss(model, SHARE)(p, batch, KEY)[0]))
+  return [run(one) for one in params]
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def gradients(params, **items):
 )
 def test_the_model_learns_without_the_bias(name):
   params, items = system()[1], {"item_loss": name, "item_negatives": 8}
-  here, there = (
-    gradients(params | {HISTORY_BIAS: np.float32(bias)}, **items) for bias in (0.0, 0.4)
-  )
+  biases = ({HISTORY_BIAS: np.float32(bias)} for bias in (0.0, 0.4))
+  here, there = gradients(*(params | bias for bias in biases), **items)
   assert abs(here.pop(HISTORY_BIAS) - there.pop(HISTORY_BIAS)) > 1e-3
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), here, there)
 
 
-@pytest.mark.parametrize("name", ["softmax", "sampled"])
+# The slope of the softmax by loops is in `test_item_loss_values.py`.
+@pytest.mark.parametrize("name", [pytest.param("softmax", marks=pytest.mark.long), "sampled"])
 def test_the_bias_learns_under_itself(name):
   """Its gradient is that of -log p of the scores that rank, bias included."""
   model, params, batch = system(item_loss=name, item_negatives=999)
@@ -105,7 +105,7 @@ def test_the_bias_learns_under_itself(name):
     own_BM = jnp.take_along_axis(logp_BN, jnp.maximum(batch.target_ad_BM, 0), axis=1)
     return jnp.where(batch.target_mask_BM, -own_BM, 0).sum() / batch.target_mask_BM.sum()
 
-  found = gradients(params, item_loss=name, item_negatives=999)[HISTORY_BIAS]
+  found = gradients(params, item_loss=name, item_negatives=999)[0][HISTORY_BIAS]
   expected = jax.jit(jax.grad(loss))(jnp.float32(params[HISTORY_BIAS]))
   assert abs(expected) > 1e-2
   np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -117,7 +117,7 @@ def test_each_run_of_rows_gives_one_ad_evenly():
   """
   lengths = [2, 3, 2, 3]  # of 10 ads
   draw = jax.jit(jax.vmap(lambda key: item_task.draw_of_strata(key, 10, 4)))
-  drawn, log_length = jax.device_get(draw(jax.random.split(jax.random.key(0), 6000)))
+  drawn, log_length = jax.device_get(draw(jax.random.split(KEY, 6000)))
   np.testing.assert_allclose(np.exp(log_length[0]), lengths, rtol=1e-6)
   ends = np.cumsum(lengths)
   assert (drawn < ends).all() and (drawn >= ends - lengths).all()
@@ -130,7 +130,7 @@ def test_each_run_of_rows_gives_one_ad_evenly():
 
 def test_runs_of_rows_do_not_overflow():
   """K times N is past 2^31."""
-  drawn, log_length = item_task.draw_of_strata(jax.random.key(0), 2_000_000_011, 4096)
+  drawn, log_length = item_task.draw_of_strata(KEY, 2_000_000_011, 4096)
   assert (np.diff(drawn) > 0).all() and drawn[0] >= 0 and drawn[-1] > 1_999_000_000
   np.testing.assert_allclose(np.exp(np.float64(log_length)).sum(), 2_000_000_011, rtol=1e-6)
 
@@ -156,7 +156,7 @@ def test_rows_that_are_no_ad_change_nothing(loss, name, monkeypatch):
       params = found[0][0] | {
         "items": np.pad(found[0][0]["items"], ((0, row_tables.MULTIPLE - tiny.NUM_ADS), (0, 0)))
       }
-    value = tiny.jit(item_task.make_item_loss(model, SHARE))(params, batch, jax.random.key(0))[0]
+    value = tiny.jit(item_task.make_item_loss(model, SHARE))(params, batch, KEY)[0]
     found.append((params, value, *ItemRanker(model).search(params, batch, 9)))
   for plain, padded in list(zip(*found, strict=True))[1:]:
     np.testing.assert_allclose(plain, padded, rtol=1e-5)
@@ -184,8 +184,9 @@ def test_inbatch_negatives_weigh_by_how_rarely_they_are_targets():
   model, params, batch = system(item_loss="inbatch")
   share = np.random.default_rng(3).random(tiny.NUM_ADS) + 0.1
   share /= share.sum()
-  found = tiny.jit(item_task.make_item_loss(model, share))(params, batch, jax.random.key(0))[0]
-  scores = np.asarray(model.apply({"params": params | {HISTORY_BIAS: np.float32(0)}}, batch))
+  found = tiny.jit(item_task.make_item_loss(model, share))(params, batch, KEY)[0]
+  plain = {"params": params | {HISTORY_BIAS: np.float32(0)}}
+  scores = np.asarray(tiny.jit(lambda v: model.apply(v, batch))(plain))
   real = [(b, m) for b, m in np.ndindex(*batch.target_mask_BM.shape) if batch.target_mask_BM[b, m]]
   ads, losses = [batch.target_ad_BM[b, m] for b, m in real], []
   for b, m in real:

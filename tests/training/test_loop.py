@@ -179,7 +179,7 @@ def test_stop_on_nan_keeps_the_last_good_step(tmp_path):
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -3e38])
 def test_data_that_nothing_can_be_learned_from_are_blamed(number):
-  state, step, batch_at = toy.setup(4)
+  state, step, batch_at = toy.setup(20)
 
   def broken_batch(at):
     batch = batch_at(at)
@@ -194,7 +194,7 @@ def test_data_that_nothing_can_be_learned_from_are_blamed(number):
 
 
 def test_a_learning_rate_that_is_too_high_is_not_blamed_on_the_data():
-  state, step, batch_at = toy.setup(4)
+  state, step, batch_at = toy.setup(20)
   state = state.replace(params=jax.tree.map(lambda p: p * 0 + 1e30, state.params))
   with pytest.raises(
     loop.DivergedError, match="at step 1; no checkpoint was saved before it$"
@@ -205,7 +205,7 @@ def test_a_learning_rate_that_is_too_high_is_not_blamed_on_the_data():
 
 def test_signal_handlers_come_back():
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-  state, step, batch_at = toy.setup(2)
+  state, step, batch_at = toy.setup(20)
   loop.fit(state, step, batch_at, loop.Schedule(2))
   assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
@@ -272,7 +272,7 @@ def test_a_step_is_read_after_the_next_is_dispatched():
 
 
 def test_rates_and_utilisation_follow_from_the_cost(tmp_path):
-  state, step, batch_at = toy.setup(6)
+  state, step, batch_at = toy.setup(20)
   cost = StepCost(
     1,
     1,

@@ -30,7 +30,7 @@ def _steps(folder):
 
 def _run(folder, window, *stages):
   """Trains the toy, from one stage's end to the next, and returns how it ended."""
-  state, step, batch_at = toy.setup(stages[-1])
+  state, step, batch_at = toy.setup(20)
   with StepProfiler(str(folder), *window) as profiler:
     for until in stages:
       result = loop.fit(
@@ -40,14 +40,17 @@ def _run(folder, window, *stages):
   return int(state.step)
 
 
-@pytest.mark.parametrize(("window", "stages"), [((2, 4), (6,)), ((2, 5), (3, 6))])
+@pytest.mark.parametrize(
+  ("window", "stages"),
+  [pytest.param((2, 4), (6,), marks=pytest.mark.long), ((2, 5), (3, 6))],
+)
 def test_the_steps_of_the_window_are_traced_and_no_others(tmp_path, window, stages):
   assert _run(tmp_path, window, *stages) == 6
   assert _steps(tmp_path) == set(range(*window))
 
 
 def test_a_run_that_goes_on_within_the_window_begins_there(tmp_path, caplog):
-  state, step, batch_at = toy.setup(6)
+  state, step, batch_at = toy.setup(20)
   state = loop.fit(state, step, batch_at, loop.Schedule(6, until=3)).state
   with StepProfiler(str(tmp_path / "within"), 2, 5) as profiler:
     state = loop.fit(state, step, batch_at, loop.Schedule(6, until=4), profiler=profiler).state

@@ -4,6 +4,7 @@ kill.
 Usage: toy.py WORKDIR TOTAL_STEPS SAVE_EVERY SECONDS_A_STEP WIDTH
 """
 
+import functools
 import sys
 import time
 
@@ -38,8 +39,25 @@ def make_batch(step: int) -> dict[str, np.ndarray]:
 
 
 def setup(total_steps: int, width: int = 8, accumulate: int = 1, train: bool = True, mesh=None):
-  """State, step and batch maker of the toy."""
-  mesh = mesh or mesh_lib.local_mesh()
+  """State, step and batch maker of the toy; without a mesh, equal ones are compiled once."""
+  if mesh:
+    state, step = _made(total_steps, width, accumulate, train, mesh)
+  else:
+    mesh = mesh_lib.local_mesh()
+    start, shardings, step = _made_once(total_steps, width, accumulate, train)
+    # A copy of its own: the step takes the state that it is given over.
+    state = jax.tree.map(lambda x, sharding: jax.device_put(x.copy(), sharding), start, shardings)
+  return state, step, lambda number: mesh_lib.put_batch(make_batch(number), mesh)
+
+
+@functools.cache
+def _made_once(*settings):
+  state, step = _made(*settings, mesh_lib.local_mesh())
+  start = jax.tree.map(lambda x: np.array(x), state)
+  return start, jax.tree.map(lambda x: x.sharding, state), step
+
+
+def _made(total_steps, width, accumulate, train, mesh):
   net = Net(width)
 
   def loss_fn(params, batch, key):
@@ -52,7 +70,7 @@ def setup(total_steps: int, width: int = 8, accumulate: int = 1, train: bool = T
     lambda: net.init(jax.random.key(0), jnp.zeros((1, 4)), False)["params"], optimizer, mesh
   )
   step = make_train_step(loss_fn, optimizer, CONFIG.seed, accumulate, shardings_of(state))
-  return state, step, lambda number: mesh_lib.put_batch(make_batch(number), mesh)
+  return state, step
 
 
 def train(

@@ -63,7 +63,11 @@ def make_system(name):
   return System(name, **SETTINGS[name])
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+  # onerec_v2 is GR4AD's request, whose own test has all of it.
+  "name",
+  [pytest.param(name, marks=[pytest.mark.long] * (name == "onerec_v2")) for name in SETTINGS],
+)
 def test_forward_and_search_are_the_formulas(name):
   system = make_system(name)
   found, requests = system.run(forwards.everything), system.requests(REQUESTS[name])
@@ -73,7 +77,9 @@ def test_forward_and_search_are_the_formulas(name):
     forwards.assert_close(found["start"].lazy_B1TD[b, 0], request.m)
 
 
-@pytest.mark.parametrize("name", ["parallel_heads", "deepseek_mtp"])
+@pytest.mark.parametrize(
+  "name", [pytest.param("parallel_heads", marks=pytest.mark.long), "deepseek_mtp"]
+)
 def test_training_has_dropout_where_the_formulas_have_it(name):
   system = make_system(name)
   found, requests = system.run(forwards.training), system.requests(REQUESTS[name], drop_known)

@@ -85,7 +85,13 @@ def test_the_chain_has_no_lazy_layers():
 
 
 @pytest.mark.parametrize(
-  ("name", "blocks"), [("gr4ad", 4), ("parallel_heads", 2), ("deepseek_mtp", 3), ("tiger", 4)]
+  ("name", "blocks"),
+  [
+    ("gr4ad", 4),
+    pytest.param("parallel_heads", 2, marks=pytest.mark.long),
+    ("deepseek_mtp", 3),
+    ("tiger", 4),
+  ],
 )
 def test_remat_makes_every_block_again(name, blocks):
   """Traced in training, where a wrong list of arguments that are no arrays would fail."""
