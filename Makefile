@@ -20,8 +20,10 @@ live: WORKDIR := runs/live
 live: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.live --workdir=$(WORKDIR) --replay=$(REPLAY) $(ARGS)
 
-# Without what takes minutes a test (`long`); test-all has everything.
+# Without what takes minutes a test (`long`); test-all has everything. Bytecode is kept whatever the shell says: a
+# test may start processes, and without it each of them would compile the whole package again.
 test: LEFT := -m "not long"
+test test-all: export PYTHONDONTWRITEBYTECODE =
 test test-all: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LEFT) $(ARGS)

@@ -59,7 +59,16 @@ class System:
 make_system = functools.lru_cache(System)
 
 
-@pytest.fixture(params=SYSTEMS, ids=[name.replace(" ", "_") for name in SYSTEMS])
+# The two others have every part of these: shared heads, layers of keys, copies and the bias.
+QUICK = ("deep lazy, context copied, shared heads", "history bias")
+
+
+@pytest.fixture(
+  params=[
+    pytest.param(name, id=name.replace(" ", "_"), marks=[pytest.mark.long] * (name not in QUICK))
+    for name in SYSTEMS
+  ]
+)
 def system(request):
   return make_system(request.param)
 

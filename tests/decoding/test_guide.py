@@ -97,6 +97,7 @@ def test_scores_are_the_same_all_at_once_and_one_by_one(monkeypatch):
   )
 
 
+@pytest.mark.long
 def test_a_wide_guided_search_finds_the_same_log_p(system):
   plain, guided = (search(system, (7, 35, 140), weight) for weight in (None, 5.0))
   np.testing.assert_array_equal(guided.leaf_BW, plain.leaf_BW)

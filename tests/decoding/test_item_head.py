@@ -39,7 +39,13 @@ def known(system):
 
 
 @pytest.mark.parametrize(
-  ("order", "guided"), [("likelihood", False), ("ecpm", False), ("blend", False), ("blend", True)]
+  ("order", "guided"),
+  [
+    pytest.param("likelihood", False, marks=pytest.mark.long),
+    ("ecpm", False),
+    pytest.param("blend", False, marks=pytest.mark.long),
+    ("blend", True),
+  ],
 )
 def test_the_list_is_ordered_by_what_is_asked_for(system, known, order, guided):
   model, params, batch, index = system

@@ -79,7 +79,7 @@ def system(request):
   return make_system(request.param)
 
 
-@pytest.mark.parametrize("bias", [4.0, -4.0])
+@pytest.mark.parametrize("bias", [4.0, pytest.param(-4.0, marks=pytest.mark.long)])
 def test_log_p_is_normalised_at_every_depth_of_the_tree(system, bias):
   found, p_BM = system.search(bias), system.expected(bias)
   assert system.seen_BM.sum(axis=1).tolist() == [
@@ -100,7 +100,7 @@ def test_log_p_is_normalised_at_every_depth_of_the_tree(system, bias):
         )
 
 
-@pytest.mark.parametrize("bias", [4.0, -4.0])
+@pytest.mark.parametrize("bias", [4.0, pytest.param(-4.0, marks=pytest.mark.long)])
 def test_a_prefix_of_the_answers_tree_has_what_its_leaves_have_together(system, bias):
   found = system.search(bias)
   for b in range(4):

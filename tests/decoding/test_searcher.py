@@ -31,6 +31,7 @@ def live_index(overlay=8):
   return LiveIndex(CODES[::2], CODEBOOKS, overlay=overlay)
 
 
+@pytest.mark.long
 def test_each_bucket_and_schedule_is_compiled_once_and_told(monkeypatch):
   clock = iter(np.arange(100.0, 200.0, 2.5))
   monkeypatch.setattr(

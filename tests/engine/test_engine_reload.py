@@ -19,6 +19,7 @@ from tests.serving.runs import EVERYTHING, FIRST, SECOND, add_checkpoint, config
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
+@pytest.mark.long
 def test_a_newer_checkpoint_comes_into_use_and_no_request_is_lost(runs, workdir):
   config = config_of(workdir, reload_seconds=0.1)
   with ServingEngine(str(workdir), config, "last") as engine:
@@ -48,7 +49,16 @@ def test_a_newer_checkpoint_comes_into_use_and_no_request_is_lost(runs, workdir)
     assert_same(answer, second.recommend(["ad03"], k=5))
 
 
-@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_newer_checkpoint_answers_after_a_reload(runs, workdir, engine):
+  before = engine.recommend(Query(history=("ad03",), k=5))
+  add_checkpoint(runs, workdir)
+  engine.reload()
+  after = engine.recommend(Query(history=("ad03",), k=5))
+  assert (before.checkpoint, engine.step, after.checkpoint) == (FIRST, SECOND, SECOND)
+  assert [ad["log_p"] for ad in after.ads] != [ad["log_p"] for ad in before.ads]
+
+
+@pytest.mark.parametrize("damage", ["cut", pytest.param("other", marks=pytest.mark.long)])
 def test_a_damaged_checkpoint_is_left_alone(runs, workdir, engine, damage):
   before = engine.recommend(Query(user="u1"))
   add_checkpoint(runs, workdir)

@@ -185,6 +185,7 @@ def _of_requests(out, batch, edges, objective, factor_BM):
   return total / len(weight)
 
 
+@pytest.mark.long
 def test_the_loss_is_that_of_the_visits_and_the_weighted_unified_one_of_the_lists(task):
   """Against loops: w_VSL times VSL of what was taken, and w_RL times RSPO's term of each."""
   params = request_task.load_params(task.config, task.model)

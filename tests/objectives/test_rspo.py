@@ -75,6 +75,7 @@ def test_lists_worked_on_some_at_a_time_have_the_same_terms_and_gradients(
   assert max(size for size in sizes if size % (M * M) == 0) == max(int(lists_at_once), 1) * M * M
 
 
+@pytest.mark.long
 def test_pairs_worked_on_at_once_take_64_mib_an_array_and_are_not_kept_for_the_backward_pass():
   assert rspo._PAIRS * np.dtype(np.float32).itemsize == 64 << 20
   x = np.arange(24, dtype=np.float32).reshape(2, 12)

@@ -159,7 +159,9 @@ def test_a_file_gives_the_array_s_codes_without_being_read_whole(monkeypatch, tm
   )
 
 
-@pytest.mark.parametrize(("clusters", "bytes_a_point"), [(1024, 210), (64, 400)])
+@pytest.mark.parametrize(
+  ("clusters", "bytes_a_point"), [(1024, 210), pytest.param(64, 400, marks=pytest.mark.long)]
+)
 def test_memory_is_as_stated(clusters, bytes_a_point):
   points = np.random.default_rng(0).normal(size=(30_000, 8)).astype(np.float32)
   kmeans.balanced_kmeans(

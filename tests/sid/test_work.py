@@ -224,6 +224,7 @@ def test_new_ads_are_encoded_with_centroids_shipped_once(monkeypatch, make):
   assert all(isinstance(value, jax.Array) for _, *values, _ in seen for value in values)
 
 
+@pytest.mark.long
 def test_an_rqvae_compiles_no_more_for_more_restarts_and_brings_no_codes_to_the_host(monkeypatch):
   monkeypatch.setattr(rqvae, "RESTART", 3)
   rng = np.random.default_rng(0)
