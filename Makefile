@@ -21,12 +21,13 @@ live: $(INSTALLED)
 	$(VENV)/bin/python -m experiments.live --workdir=$(WORKDIR) --replay=$(REPLAY) $(ARGS)
 
 # Without what takes minutes a test (`long`); test-all has everything. Bytecode is kept whatever the shell says: a
-# test may start processes, and without it each of them would compile the whole package again.
+# test may start processes, and without it each of them would compile the whole package again. Three workers on two
+# cores: tests wait for processes and servers of theirs.
 test: LEFT := -m "not long"
 test test-all: export PYTHONDONTWRITEBYTECODE =
 test test-all: $(INSTALLED)
 	$(VENV)/bin/ruff check .
-	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LEFT) $(ARGS)
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(LEFT) $(ARGS)
 
 # Puts small faults into the code and looks whether the tests notice; goes on where it was stopped.
 mutants: $(INSTALLED)
