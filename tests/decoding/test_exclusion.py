@@ -10,7 +10,7 @@ import pytest
 
 from gr4ad_jax.config import ItemConfig, SearchConfig
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.decoding.exclusion import Excluder
+from gr4ad_jax.decoding.exclusion import Excluder, beams_on
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.decoding.searcher import Searcher, TrieFeed
 from gr4ad_jax.decoding.trie import Trie
@@ -259,3 +259,22 @@ def test_a_changing_index_is_searched_without_the_ads(steps):
     sets = [None, None, None, rng.random(ADS + 20) < 0.3]
     left_out = LeftOut.lists(lists, sets)
     np.testing.assert_array_equal(live.rows(left_out, 12), live.expected(left_out, 12))
+
+
+def test_beams_are_found_among_nodes_that_ascend_but_for_gaps():
+  """By loops: nodes repeat, -1 stands anywhere, a request has none, empty beams stand on node 0."""
+  rng = np.random.default_rng(4)
+  node_BP = np.sort(rng.integers(0, 12, (6, 9)), axis=1).astype(np.int32)
+  node_BP[rng.random((6, 9)) < 0.3] = -1
+  node_BP[0] = -1
+  node_BP[1, :2] = 0
+  beam_BW = np.stack([rng.permutation(12)[:7] for _ in range(6)]).astype(np.int32)
+  beam_BW[1, 0] = 0
+  beam_BW[1, 4:] = 0  # empty ones, behind the beam that stands there
+  beam_BW[2, 5:] = -1
+  found_BP = np.asarray(jax.jit(beams_on)(node_BP, beam_BW))
+  for b in range(6):
+    for p, node in enumerate(node_BP[b]):
+      standing = [w for w, at in enumerate(beam_BW[b]) if at == node and node >= 0]
+      assert found_BP[b, p] == (standing[0] if standing else 7), (b, p)
+  assert (found_BP < 7).any() and (found_BP[node_BP >= 0] == 7).any()
