@@ -92,6 +92,7 @@ def test_an_event_after_now_is_refused(recommender):
     recommender.recommend([], k=0)
 
 
+@pytest.mark.long  # so do the lists of all users: `delivery/test_batch_lists.py`
 def test_many_users_get_what_each_gets_alone(recommender):
   now = 1_800_000_000
   histories = [["ad01"], ["ad02", "ad04"]]
@@ -112,13 +113,17 @@ def test_many_users_get_what_each_gets_alone(recommender):
     np.testing.assert_allclose([ad.score for ad in found], [ad.score for ad in alone], rtol=1e-4)
 
 
+def test_beams_of_a_call_are_checked(small_run):
+  with pytest.raises(ConfigError, match="--beams=2,2 is not allowed"):
+    Recommender.load(str(small_run), search=SearchConfig(beams=(2, 2)))
+
+
+@pytest.mark.long  # other settings of the search are given by call in the tests above and below
 def test_the_search_of_a_call_wins_over_the_runs(small_run):
   narrow = Recommender.load(
     str(small_run), search=SearchConfig(beams=(2, 3, 4)), compute_dtype="float32"
   )
   assert len(narrow.recommend([], k=50)) == 4
-  with pytest.raises(ConfigError, match="--beams=2,2 is not allowed"):
-    Recommender.load(str(small_run), search=SearchConfig(beams=(2, 2)))
 
 
 @pytest.mark.long

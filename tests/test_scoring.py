@@ -75,6 +75,7 @@ def fake_ranks(monkeypatch):
   return ranked
 
 
+@pytest.mark.long  # `test_end_to_end.py` reads the same of its run
 def test_metrics_say_what_was_scored(main, inputs):
   config = load_config(str(main))
   scoring.evaluate_run(config, inputs, "test")
@@ -169,7 +170,13 @@ def test_a_run_that_learned_from_the_split_is_refused(inputs, copied, fake_ranks
   with pytest.raises(ConfigError, match="--split=valid is not allowed"):
     scoring.evaluate_run(load_config(plain), inputs, "valid", [learned])
   assert not fake_ranks
-  scoring.evaluate_run(load_config(learned), inputs, "test", [plain])
+
+
+@pytest.mark.long
+def test_what_a_run_learned_from_may_differ_from_those_beside_it(inputs, copied, fake_ranks):
+  learned, plain = copied("learned", fit_splits="train+valid"), copied("plain")
+  found, _ = scoring.evaluate_run(load_config(learned), inputs, "test", [plain])
+  assert {"gr4ad", "plain"} <= set(found["systems"]) and fake_ranks
 
 
 def test_other_data_are_refused(main, inputs, copied, fake_ranks):

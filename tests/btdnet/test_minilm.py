@@ -9,7 +9,7 @@ import pytest
 
 from gr4ad_jax.btdnet.bert import BertSize
 from gr4ad_jax.btdnet.sentence_encoder import SentenceEncoder, is_model
-from gr4ad_jax.btdnet.word_pieces import SPECIAL
+from gr4ad_jax.btdnet.word_pieces import BEGIN, END, SPECIAL
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.sid import encoders
 from tests.btdnet.published import bert_forward, bert_tensors, save
@@ -35,6 +35,7 @@ def _minilm():
   return os.path.join(spec.submodule_search_locations[0], "model")
 
 
+@pytest.mark.long
 def test_minilm_equals_an_independent_forward_and_its_cosines_make_sense():
   folder = _minilm()
   assert is_model(folder)
@@ -64,7 +65,8 @@ def test_a_folder_that_is_no_such_bert_is_told(tmp_path):
     SentenceEncoder(str(tmp_path))
   words = [*SPECIAL, *"abcdefg"]
   size = dataclasses.replace(TEXT, vocab=len(words))
-  save(tmp_path / "model.safetensors", bert_tensors(size))
+  tensors = bert_tensors(size)
+  save(tmp_path / "model.safetensors", tensors)
   (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
   config = {
     "vocab_size": 13, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -82,6 +84,10 @@ def test_a_folder_that_is_no_such_bert_is_told(tmp_path):
   (tmp_path / "config.json").write_text(good)
   found = SentenceEncoder(str(tmp_path))(["a b", "c", ""])
   np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+  for row, own in ((0, ["a", "b"]), (1, ["c"])):
+    ids = [words.index(word) for word in (BEGIN, *own, END)]
+    mean = bert_forward(tensors, ids, size.layers, size.heads).mean(0)
+    np.testing.assert_allclose(found[row], mean / np.linalg.norm(mean), atol=1e-5)
   # as the encoder of UA-SIDs: an ad without a text has no direction
   of_ads = encoders._model_folder(["a b", "c", " "], str(tmp_path))
   np.testing.assert_array_equal(of_ads[:2], found[:2])

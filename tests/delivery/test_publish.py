@@ -57,7 +57,7 @@ def test_in_float32_nothing_moves(small_run, tmp_path):
   for folder in (small_run, tmp_path):
     config = load_config(str(folder))
     trees.append(request_task.load_params(config, registry.build(config, 24)))
-  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), *trees))
+  assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), *trees))
 
 
 def test_what_lies_there_is_data_without_paths_of_the_machine(folder, small_run):

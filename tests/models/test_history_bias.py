@@ -19,9 +19,15 @@ def biased(logits, number, bias, counted=None):
   """All 12 sequences' log p', the first `number` of them being the history, `counted` of those
   scored.
   """
-  logp = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))[None]
+  return _biased(
+    jnp.asarray(logits, jnp.float32), number, bias, number if counted is None else counted
+  )
+
+
+@jax.jit  # in one program for all numbers
+def _biased(logits, number, bias, counted):
+  logp = jax.nn.log_softmax(logits)[None]
   seen = jnp.arange(WORLD)[None] < number
-  counted = number if counted is None else counted
   history, mask = logp[:, :8], jnp.arange(8)[None] < counted
   with jax.numpy_rank_promotion("raise"):
     return logp, biased_logp(
@@ -76,7 +82,7 @@ def test_a_prefix_has_what_its_sequences_have_together(bias):
       plain[w, t] = np.log(p[below].sum())
       expected[w, t] = np.log(weighted[below].sum() / weighted.sum())
   past_logp = np.where([True, True, True, True, False], np.log(p[past]), -np.inf)
-  found = biased_prefix_logp(
+  found = tiny.jit(biased_prefix_logp)(
     jnp.asarray(plain, jnp.float32)[None],
     jnp.asarray(world)[None],
     jnp.asarray(world[past])[None],

@@ -1,6 +1,5 @@
 """Layers against NumPy, and the sizes of the presets."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,8 @@ from gr4ad_jax.features.batches import zero_batch
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.layers import NEG, Dropout, GatedFFN, Linear, attend, product, rms_norm
 from tests.models import tiny
+
+attend_in_one = jax.jit(attend)  # by itself it would be compiled an operation at a time
 
 
 def naive_attention(q_BQHd, k_BSGd, v_BSGd, mask_BQS):
@@ -39,7 +40,7 @@ def test_attend_equals_a_loop(heads, groups, shared):
   mask[..., 0] = True
   full = np.broadcast_to(mask, (2, 3, 4))
   np.testing.assert_allclose(
-    attend(q, k, v, jnp.asarray(mask)), naive_attention(q, k, v, full), atol=1e-5
+    attend_in_one(q, k, v, jnp.asarray(mask)), naive_attention(q, k, v, full), atol=1e-5
   )
 
 
@@ -49,9 +50,9 @@ def test_attend_ignores_what_is_hidden():
     rng.normal(size=s).astype(np.float32) for s in ((1, 2, 2, 4), (1, 3, 2, 4), (1, 3, 2, 4))
   )
   mask = jnp.asarray([[[True, False, True]]])
-  before = attend(q, k, v, mask)
+  before = attend_in_one(q, k, v, mask)
   k[:, 1], v[:, 1] = 1e4, -1e4
-  np.testing.assert_array_equal(attend(q, k, v, mask), before)
+  np.testing.assert_array_equal(attend_in_one(q, k, v, mask), before)
 
 
 def test_attend_takes_weights_of_keys_as_logarithms():
@@ -60,8 +61,8 @@ def test_attend_takes_weights_of_keys_as_logarithms():
     rng.normal(size=s).astype(np.float32) for s in ((1, 2, 2, 4), (1, 3, 2, 4), (1, 3, 2, 4))
   )
   # A key of weight 2 is a key that stands twice, and one of NEG is hidden.
-  weighted = attend(q, k, v, jnp.array([[[0, np.log(2), NEG]]], jnp.float32))
-  twice = attend(q, k[:, [0, 1, 1]], v[:, [0, 1, 1]], jnp.ones((1, 1, 3), bool))
+  weighted = attend_in_one(q, k, v, jnp.array([[[0, np.log(2), NEG]]], jnp.float32))
+  twice = attend_in_one(q, k[:, [0, 1, 1]], v[:, [0, 1, 1]], jnp.ones((1, 1, 3), bool))
   np.testing.assert_allclose(weighted, twice, rtol=1e-5)
 
 
@@ -84,13 +85,11 @@ def test_rms_norm_keeps_the_dtype_and_squares_in_float32():
 def test_linear_and_gated_ffn_are_their_formulas():
   x = np.random.default_rng(1).normal(size=(2, 3, 4)).astype(np.float32)
   linear = Linear(5, bias=True)
-  params = nn.meta.unbox(linear.init(jax.random.key(0), x))["params"]
-  params["bias"] = params["bias"] + 0.5
-  np.testing.assert_allclose(
-    linear.apply({"params": params}, x), x @ params["kernel"] + 0.5, atol=1e-5
-  )
+  params = tiny.draw_params(linear, x)
+  found = linear.apply({"params": params}, x)
+  np.testing.assert_allclose(found, x @ params["kernel"] + params["bias"], atol=1e-5)
   ffn = GatedFFN(6)
-  params = nn.meta.unbox(ffn.init(jax.random.key(1), x))["params"]
+  params = tiny.draw_params(ffn, x)
   gate, up = np.split(x @ params["in_proj"]["kernel"], 2, axis=-1)
   expected = (gate / (1 + np.exp(-gate)) * up) @ params["out_proj"]["kernel"]
   np.testing.assert_allclose(ffn.apply({"params": params}, x), expected, atol=1e-5)
@@ -209,6 +208,6 @@ def test_a_bfloat16_product_is_float32_and_its_gradients_are_products_in_bfloat1
 def test_softmax_of_bfloat16_attention_is_float32():
   """4,096 equal keys: a sum of weights in bfloat16 would stop at 256."""
   ones = jnp.ones((1, 4096, 1, 2), jnp.bfloat16)
-  out = attend(ones[:, :1], ones, 3 * ones, jnp.ones((1, 1, 4096), bool))
+  out = attend_in_one(ones[:, :1], ones, 3 * ones, jnp.ones((1, 1, 4096), bool))
   assert out.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.asarray(out, np.float32), 3, rtol=1e-2)

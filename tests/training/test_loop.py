@@ -92,6 +92,7 @@ def test_a_finished_run_is_left_alone(uninterrupted):
   assert again.status == "done" and _same(again.state, result.state) and _lines(workdir) == lines
 
 
+@pytest.mark.long  # within this process: the next test
 def test_sigterm_saves_and_the_resumed_run_is_the_same_run(uninterrupted, tmp_path):
   whole, result, _ = uninterrupted
   process = _program(tmp_path, 20, 100, 0.2)
