@@ -46,42 +46,41 @@ def params(opened):
 
 
 def test_each_part_of_the_loss_is_of_its_own_outputs(opened):
-  """With a stand-in for the model, which says what it was asked."""
+  """With a stand-in for the model, whose outputs carry what was hidden from it."""
   batch, key = opened.source.batch(0, 0, 1), jax.random.key(3)
   rng, (B, H, W), N = np.random.default_rng(1), batch.target_BHW.shape, batch.tokens_BN.shape[1]
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
-  levels = (draw(B, 4, 4, 2), draw(B, 8, 8, 2))
-  cells, words = [draw(B, 4, 4, 3) for _ in range(2)], [draw(B, N, 3) for _ in range(2)]
-  out = Outputs(draw(B, H, W, 2), levels, cells[0], words[0], words[1], cells[1])
+  logits, levels = draw(B, H, W, 2), (draw(B, 4, 4, 2), draw(B, 8, 8, 2))
+  cells, words = draw(B, 4, 4, 3), draw(B, N, 3)
   asked = []
+
+  def rebuilt(hidden):
+    return 0.1 * hidden.tokens_BN[..., None] - words, hidden.dropped_BHW[..., None] + cells**2
 
   def apply(variables, image, tokens, mask, *, hidden, train, rngs):
     asked.append((variables, train, set(rngs)))
     np.testing.assert_array_equal(image, batch.image_BHW3)
     np.testing.assert_array_equal(tokens, batch.tokens_BN)
     np.testing.assert_array_equal(mask, batch.mask_BN)
-    return out
+    return Outputs(logits, levels, cells, words, *rebuilt(hidden))
 
   stand_in = copy.copy(opened)
   stand_in.model = types.SimpleNamespace(apply=apply)
   loss, found = jax.jit(lambda key: stand_in.loss({}, batch, key))(key)
   assert asked == [({"params": {}}, True, {"dropout"})]
-  truth, dropped = (
-    batch.target_BHW.astype(np.float32),
-    opened._hidden(batch, jax.random.fold_in(key, 1)),
-  )
+  hidden = opened._hidden(batch, jax.random.fold_in(key, 1))
+  rebuilt_words, rebuilt_cells = rebuilt(hidden)
+  truth = batch.target_BHW.astype(np.float32)
   expected = {
-    "mask_loss": losses.segmentation_loss(
-      out.logits_BHW2, levels, truth, kind="even", background=True
-    ),
-    "text_loss": losses.text_rebuilding_loss(*words, batch.noun_BN),
-    "map_loss": losses.map_rebuilding_loss(*cells, dropped.dropped_BHW),
+    "mask_loss": losses.segmentation_loss(logits, levels, truth, kind="even", background=True),
+    "text_loss": losses.text_rebuilding_loss(words, rebuilt_words, batch.noun_BN),
+    "map_loss": losses.map_rebuilding_loss(cells, rebuilt_cells, hidden.dropped_BHW),
   }
   for name, value in expected.items():
     assert float(found[name]) == pytest.approx(float(value), rel=1e-5), name
   total = expected["mask_loss"] + 0.05 * (expected["text_loss"] + expected["map_loss"])
   assert float(loss) == pytest.approx(float(total), rel=1e-5)
-  mask = out.logits_BHW2[..., 1] > out.logits_BHW2[..., 0]
+  mask = logits[..., 1] > logits[..., 0]
   assert float(found["oIoU"].numerator) == (mask & batch.target_BHW).sum()
   assert float(found["oIoU"].denominator) == (mask | batch.target_BHW).sum()
 
