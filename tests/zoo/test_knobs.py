@@ -73,7 +73,7 @@ TRACED = (
   "hstu",
   "two_tower",
 )  # the others are GR4AD with another decoder, or a head
-OF_GR4AD = ("gr4ad", "onerec_v2", "parallel_heads", "deepseek_mtp")
+OF_GR4AD = ("gr4ad", "onerec_v2", "deepseek_mtp")
 TOGETHER = OTHER | {"encoder_causal": True, "item_loss": "sampled", "guided": True}
 TOGETHER |= {"cross_attention": "plain"}  # of separate values the kernel knows nothing
 """All second values at once, but for what excludes another."""
@@ -274,7 +274,7 @@ def test_a_knob_that_is_not_read_is_refused(model):
 
 
 @pytest.mark.parametrize(
-  # The others read what gr4ad_items reads of GR4AD, or less.
+  # What GR4AD reads is read by gr4ad_items and parallel_heads too.
   "model",
   [pytest.param(m, marks=[pytest.mark.long] * (m in OF_GR4AD)) for m in registry.MODELS],
 )
