@@ -74,7 +74,8 @@ def test_the_cache_saves_its_hits():
 
 def test_the_unconstrained_search_looks_nothing_up(small):
   codes_NT, _ = small
-  free = decode.Decode(setting(widths=(32, 512, 4096)), codes_NT, index.AllCodes.make())
+  one_layer = setting(widths=(32, 512, 4096), layers=1, lazy_layers=0)
+  free = decode.Decode(one_layer, codes_NT, index.AllCodes.make())
   beams = free.over(index.AllCodes.make())
   assert np.isfinite(beams.logp_BW).all()
   assert np.exp(np.asarray(beams.logp_BW)).sum() == pytest.approx(1, abs=1e-4)  # all 4,096 UA-SIDs

@@ -201,8 +201,8 @@ def test_log_sum_exp_is_that_of_the_mask_and_of_nothing_minus_infinity():
   ]
   np.testing.assert_allclose(lists.masked_log_sum_exp(x, mask, 1), expected, rtol=1e-6)
   np.testing.assert_allclose(lists.masked_log_sum_exp(x.T, mask.T, 0), expected, rtol=1e-6)
-  gradient = jax.grad(
-    lambda x: jnp.where(mask.any(1), lists.masked_log_sum_exp(x, mask, 1), 0).sum()
+  gradient = jax.jit(
+    jax.grad(lambda x: jnp.where(mask.any(1), lists.masked_log_sum_exp(x, mask, 1), 0).sum())
   )(x)
   share = np.where(
     mask, np.exp(np.where(mask, x - np.where(mask, x, -np.inf).max(1, keepdims=True), 0)), 0
@@ -226,25 +226,33 @@ def test_unified_weights_equal_the_loop_and_have_no_gradient():
   policy, _, reward, mask = draw(7, 30, 6, signed=True)
   mask[:8] = np.arange(6) < np.array([[1], [2], [2], [3], [3], [6], [6], [0]])
   policy[:8], reward[:8] = np.random.default_rng(1).normal(-5, 2, (2, 8, 6))
+  cases = (({"w0": 1.5, "z_max": 2.0}, (1.5, 2.0)), ({}, (1.0, 1.0)))
+
+  @jax.jit
+  def compute(policy, reward):
+    def total(policy, reward):
+      return sum(x.sum() for x in unified.unified_weights(policy, reward, mask_BM=mask))
+
+    weights = [unified.unified_weights(policy, reward, mask_BM=mask, **given) for given, _ in cases]
+    known = jnp.where(mask, policy, 0), jnp.where(mask, reward, 0)
+    return weights, jax.grad(total, argnums=(0, 1))(*known)
+
   with jax.enable_x64(True):
-    for given, expected in (({"w0": 1.5, "z_max": 2.0}, (1.5, 2.0)), ({}, (1.0, 1.0))):
-      compute = jax.jit(functools.partial(unified.unified_weights, **given))
-      found = jax.device_get(compute(policy, reward, mask_BM=mask))
-      for b in range(30):
-        pair = loops.unified(policy[b][mask[b]].tolist(), reward[b][mask[b]].tolist(), *expected)
-        for ours, loop in zip(found, pair, strict=True):
-          np.testing.assert_allclose(ours[b][mask[b]], loop, rtol=1e-9, atol=1e-12)
-          assert (ours[b][~mask[b]] == 0).all()
-  total = lambda p, v: sum(x.sum() for x in unified.unified_weights(p, v, mask_BM=mask))  # noqa: E731
-  gradient_of = jax.jit(jax.grad(total, argnums=(0, 1)))
-  gradients = gradient_of(np.where(mask, policy, 0), np.where(mask, reward, 0))
+    weights, gradients = jax.device_get(compute(policy, reward))
+  for found, (_, expected) in zip(weights, cases, strict=True):
+    for b in range(30):
+      pair = loops.unified(policy[b][mask[b]].tolist(), reward[b][mask[b]].tolist(), *expected)
+      for ours, loop in zip(found, pair, strict=True):
+        np.testing.assert_allclose(ours[b][mask[b]], loop, rtol=1e-9, atol=1e-12)
+        assert (ours[b][~mask[b]] == 0).all()
   assert all((gradient == 0).all() for gradient in gradients)
 
 
 def test_grpo_scales_small_deviations_up_to_the_smallest_one():
   policy, reference = np.log([[0.5, 0.2, 0.3]]), np.log([[0.4, 0.4, 0.2]])
+  compute = jax.jit(grpo.grpo_loss)
   with jax.enable_x64(True):
     for spread, there in ((1e-6, True), (1.1e-8, True), (0.9e-8, False)):
       reward = np.array([[1.0, 1.0 + spread * 3 / np.sqrt(2), 1.0]])
       expected = loops.grpo(policy[0], reference[0], reward[0] if there else [1.0] * 3, 0.2, 0.1)
-      np.testing.assert_allclose(grpo.grpo_loss(policy, reference, reward), [expected], rtol=1e-4)
+      np.testing.assert_allclose(compute(policy, reference, reward), [expected], rtol=1e-4)

@@ -3,11 +3,14 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gr4ad_jax.objectives import segmentation
+
+
+joint_loss = jax.jit(segmentation.joint_loss, static_argnums=2)
+whole_loss = jax.jit(segmentation.segmentation_loss, static_argnames=("kind", "background"))
 
 
 def _draw(seed, B=3, H=4, W=6):
@@ -63,10 +66,8 @@ def test_joint_losses_equal_loops():
   logits, truth = _draw(0)
   joint = logits[..., 1] - logits[..., 0]
   even = _bce(joint, truth) + _dice(joint, truth)
-  assert segmentation.joint_loss(logits, truth, "even") == pytest.approx(even, rel=1e-5)
-  assert segmentation.joint_loss(logits, truth, "peers") == pytest.approx(
-    _peers(logits, truth), rel=1e-5
-  )
+  assert joint_loss(logits, truth, "even") == pytest.approx(even, rel=1e-5)
+  assert joint_loss(logits, truth, "peers") == pytest.approx(_peers(logits, truth), rel=1e-5)
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -79,9 +80,9 @@ def test_the_whole_loss_equals_a_loop(background):
   inner = [_streams(x, _shares(truth, *x.shape[1:3]), background) for x in levels]
   theirs = _bce(joint, truth) + _dice(joint, truth)
   theirs += 0.5 * (_streams(logits, truth, background) + sum(inner) / 2)
-  ours = segmentation.segmentation_loss(logits, levels, truth, kind="even", background=background)
+  ours = whole_loss(logits, levels, truth, kind="even", background=background)
   assert ours == pytest.approx(theirs, rel=1e-5)
-  single = segmentation.segmentation_loss(logits, (), truth, kind="even", background=background)
+  single = whole_loss(logits, (), truth, kind="even", background=background)
   assert single == pytest.approx(_bce(joint, truth) + _dice(joint, truth), rel=1e-5)
 
 
@@ -91,17 +92,18 @@ def test_without_its_loss_the_backgrounds_stream_learns_from_the_joint_one_alone
   def own(logits, background):
     return segmentation.stream_loss(logits, truth, background)
 
-  gradient = jax.grad(own)(jnp.asarray(logits), False)
+  slope = jax.jit(jax.grad(own), static_argnums=1)
+  gradient = slope(logits, False)
   assert not np.asarray(gradient[..., 0]).any() and np.asarray(gradient[..., 1]).all()
-  assert np.asarray(jax.grad(own)(jnp.asarray(logits), True)[..., 0]).all()
+  assert np.asarray(slope(logits, True)[..., 0]).all()
 
 
 def test_extreme_logits_and_empty_masks_stay_finite():
   logits = np.array([[[[80.0, -80.0], [-80.0, 80.0]]]])
+  slope = jax.jit(jax.grad(segmentation.joint_loss), static_argnums=2)
   for truth in (np.zeros((1, 1, 2)), np.ones((1, 1, 2))):
     for kind in ("even", "peers"):
-      gradient = jax.grad(lambda x, t=truth, k=kind: segmentation.joint_loss(x, t, k))(logits)
-      assert np.isfinite(np.asarray(gradient)).all()
+      assert np.isfinite(np.asarray(slope(logits, truth, kind))).all()
 
 
 def test_shares_refuse_what_does_not_divide():
@@ -117,15 +119,13 @@ def test_rebuilt_words_are_compared_by_their_angle_where_they_were_hidden():
   for b, n in np.argwhere(noun):
     x, y = full[b, n], rebuilt[b, n]
     total += 1 - (x @ y) / math.sqrt((x @ x) * (y @ y))
-  ours = segmentation.text_rebuilding_loss(full, rebuilt, noun)
+  compute = jax.jit(jax.value_and_grad(segmentation.text_rebuilding_loss, argnums=(0, 1)))
+  ours, (to_full, to_rebuilt) = compute(full, rebuilt, noun)
   assert ours == pytest.approx(total / 3, rel=1e-5)
-  to_full, to_rebuilt = jax.grad(segmentation.text_rebuilding_loss, argnums=(0, 1))(
-    full, rebuilt, noun
-  )
   assert not np.asarray(to_full).any()  # sg(full)
   np.testing.assert_array_equal(np.abs(np.asarray(to_rebuilt)).max(-1) > 0, noun)
   nothing = np.zeros_like(noun)
-  assert segmentation.text_rebuilding_loss(full, rebuilt, nothing) == 0
+  assert compute(full, rebuilt, nothing)[0] == 0
 
 
 def test_rebuilt_cells_are_compared_by_smooth_l1_where_they_were_dropped():
@@ -136,11 +136,9 @@ def test_rebuilt_cells_are_compared_by_smooth_l1_where_they_were_dropped():
   for place in np.argwhere(dropped):
     away = np.abs(goal[tuple(place)] - rebuilt[tuple(place)])
     total += np.mean([d * d / 2 if d < 1 else d - 0.5 for d in away])
-  ours = segmentation.map_rebuilding_loss(goal, rebuilt, dropped)
+  compute = jax.jit(jax.value_and_grad(segmentation.map_rebuilding_loss, argnums=(0, 1)))
+  ours, (to_goal, to_rebuilt) = compute(goal, rebuilt, dropped)
   assert ours == pytest.approx(total / dropped.sum(), rel=1e-5)
-  to_goal, to_rebuilt = jax.grad(segmentation.map_rebuilding_loss, argnums=(0, 1))(
-    goal, rebuilt, dropped
-  )
   assert not np.asarray(to_goal).any()
   np.testing.assert_array_equal(np.abs(np.asarray(to_rebuilt)).max(-1) > 0, dropped)
-  assert segmentation.map_rebuilding_loss(goal, rebuilt, np.zeros_like(dropped)) == 0
+  assert compute(goal, rebuilt, np.zeros_like(dropped))[0] == 0

@@ -40,9 +40,8 @@ def by_hand(z_ND, codes):
 def test_losses_and_codes_are_those_of_the_definition():
   rng = np.random.default_rng(0)
   z, codes = rng.normal(size=(40, 5)), [rng.normal(size=(size, 5)) for size in (7, 4, 3)]
-  loss, total, chosen, _ = rqvae.quantize(
-    jnp.asarray(z, jnp.float32), [jnp.asarray(c, jnp.float32) for c in codes]
-  )
+  single = z.astype(np.float32), [table.astype(np.float32) for table in codes]
+  loss, total, chosen, _ = jax.jit(rqvae.quantize)(*single)
   expected = by_hand(z, codes)
   np.testing.assert_allclose(loss, expected[0], rtol=1e-4)
   np.testing.assert_allclose(total, expected[1], atol=1e-5)
@@ -54,17 +53,19 @@ def test_each_gradient_goes_where_it_belongs():
   COMMITMENT, to the latent.
   """
   rng = np.random.default_rng(1)
-  z = jnp.asarray(rng.normal(size=(1, 5)), jnp.float32)
-  codes = [jnp.asarray(rng.normal(size=(size, 5)), jnp.float32) for size in (7, 4)]
-  weight = jnp.asarray(rng.normal(size=5), jnp.float32)
-  through = jax.grad(lambda z, codes: (rqvae.quantize(z, codes)[1] * weight).sum(), argnums=(0, 1))(
-    z, codes
-  )
+  z = rng.normal(size=(1, 5)).astype(np.float32)
+  codes = [rng.normal(size=(size, 5)).astype(np.float32) for size in (7, 4)]
+  weight = rng.normal(size=5).astype(np.float32)
+
+  @jax.jit
+  def slopes(z, codes):
+    of_sum = jax.grad(lambda *both: (rqvae.quantize(*both)[1] * weight).sum(), argnums=(0, 1))
+    of_loss = jax.grad(lambda *both: rqvae.quantize(*both)[0].sum(), argnums=(0, 1))
+    return of_sum(z, codes), of_loss(z, codes)
+
+  through, (to_z, to_codes) = slopes(z, codes)
   np.testing.assert_allclose(through[0][0], weight, rtol=1e-6)
   assert not any(np.asarray(table).any() for table in through[1])
-  to_z, to_codes = jax.grad(lambda z, codes: rqvae.quantize(z, codes)[0].sum(), argnums=(0, 1))(
-    z, codes
-  )
   _, _, numbers = by_hand(np.asarray(z), [np.asarray(table) for table in codes])
   residual, pull = np.asarray(z)[0], np.zeros(5)
   for level, number in enumerate(numbers[0]):
@@ -76,6 +77,8 @@ def test_each_gradient_goes_where_it_belongs():
   np.testing.assert_allclose(to_z[0], pull, rtol=1e-4, atol=1e-6)
 
 
+# Its steps are held exactly by `test_rqvae_formulas`, and what a fit is good for by the tokenizer.
+@pytest.mark.long
 def test_it_finds_clusters_and_uses_its_codes(monkeypatch):
   monkeypatch.setattr(rqvae, "BATCH", 256)
   rng = np.random.default_rng(2)

@@ -254,9 +254,9 @@ def test_a_batch_is_256_anchors_where_there_are_as_many_ads(monkeypatch, make, t
   )
   prices = np.full(num, 5, np.float32)
   fitted = tower.fit_tower(
-    text, make[0](num, price=prices), pairs, width=2, steps=1, temperature=0.2, seed=0
+    text, make[0](num, price=prices), pairs, width=WIDTH, steps=1, temperature=0.2, seed=0
   )
-  assert seen == [(256 + 256 + 128, 2)]
+  assert seen == [(256 + 256 + 128, WIDTH)]
   np.testing.assert_allclose(fitted.price, [math.log1p(5), 1])  # all alike: no division by nothing
 
 
@@ -264,7 +264,7 @@ def test_every_hundredth_step_and_the_last_are_told(make, text_ND):
   told, unknown = Told(), make[0](2, price=np.full(2, np.nan, np.float32))
   pairs = swing.Neighbors(np.array([[1], [0]], np.int32), np.ones((2, 1), np.float32))
   fitted = tower.fit_tower(
-    text_ND[:2], unknown, pairs, width=2, steps=102, temperature=0.2, seed=0, log=told
+    text_ND[:2], unknown, pairs, width=WIDTH, steps=102, temperature=0.2, seed=0, log=told
   )
   assert [line.split(":")[0] for line in told.lines] == [
     f"tower step {n} of 102" for n in (1, 101, 102)
@@ -288,7 +288,7 @@ def test_the_loss_counts_candidates_alone():
     below = sum(odds[j] for j in range(5) if candidate[i, j])
     if positive[i].any():
       terms.append(-math.log(above / below))
-  found = tower.multi_positive_info_nce(*map(jnp.asarray, (z, positive, candidate)), 0.3)
+  found = jax.jit(tower.multi_positive_info_nce)(z, positive, candidate, 0.3)
   np.testing.assert_allclose(found, np.mean(terms), rtol=1e-5)
   with pytest.raises(AssertionError):
     tower.multi_positive_info_nce(

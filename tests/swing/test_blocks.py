@@ -171,8 +171,8 @@ def test_any_type_of_whole_numbers_will_do(kind):
   [
     (300_000, 3_000, 16, 2),
     (300_000, 200_000, 32, 2),
-    (300_000, 2_000_000, 16, 16),
-    (300_000, 3_000, 256, 16),
+    pytest.param(300_000, 2_000_000, 16, 16, marks=pytest.mark.long),
+    pytest.param(300_000, 3_000, 256, 16, marks=pytest.mark.long),
   ],
 )
 def test_memory_stays_within_the_setting(events, ads, memory_mb, workers):
