@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parents[1]
+_SMALL = (*tiny.SETTINGS, "--layers=1", "--lazy_layers=0", "--max_steps=4")  # of `small_run`
 _SETTINGS = (*tiny.SETTINGS, "--tower_steps=3", "--tower_width=8", "--layers=1", "--lazy_layers=0")
 # As many steps as `small_run` has: the programs of both are in the compilation cache.
 _CADENCE = ("--max_steps=4", "--eval_every=2", "--save_every=3")
@@ -58,14 +60,31 @@ def trained(source, tmp_path_factory):
   return workdir, done
 
 
+@pytest.fixture(scope="module")
+def small_log(small_run, shared_folder):
+  """The log that the small run is of."""
+  return shared_folder / "small_log"
+
+
+@pytest.fixture(scope="module")
+def finished(small_run, small_log, tmp_path_factory):
+  """A copy of the small run that `train` was called for again, so that it is evaluated: the
+  workdir, and what the binary said.
+  """
+  workdir = shutil.copytree(small_run, tmp_path_factory.mktemp("runs") / "small")
+  done = tiny.run("train", *tiny.source_flags(small_log), *_SMALL, f"--workdir={workdir}")
+  assert (done.status, done.err) == (0, "")
+  return workdir, done
+
+
 def _found(workdir, *arguments):
   done = tiny.run("recommend", f"--workdir={workdir}", "--json", *arguments)
   assert (done.status, done.err) == (0, "")
   return json.loads(done.out)
 
 
-def test_train_leaves_a_whole_run(trained):
-  workdir, done = trained
+def assert_whole(workdir, out):
+  """The files of a run that is trained and evaluated, and what is said of its data and scores."""
   assert {
     "config.json",
     "tokenizer",
@@ -75,9 +94,7 @@ def test_train_leaves_a_whole_run(trained):
     "metrics.jsonl",
     "eval",
   } <= set(os.listdir(workdir))
-  assert (
-    "24 ads, 10 users" in done.out and "step 4/4" in done.out and "personal_recency" in done.out
-  )
+  assert "24 ads, 10 users" in out and "personal_recency" in out
   metrics = json.loads((workdir / "eval" / "metrics.json").read_text())
   assert (metrics["dataset"], metrics["split"], metrics["users"]) == ("ad_log", "test", 10)
   assert metrics["checkpoint"] in (2, 4)
@@ -100,6 +117,21 @@ def test_train_leaves_a_whole_run(trained):
   assert not [name for _, _, names in os.walk(workdir) for name in names if ".part" in name]
 
 
+@pytest.mark.long
+def test_train_leaves_a_whole_run(trained):
+  workdir, done = trained
+  assert_whole(workdir, done.out)
+  assert "step 4/4" in done.out
+
+
+def test_a_finished_run_is_whole_and_evaluated(finished, small_run):
+  workdir, done = finished
+  assert_whole(workdir, done.out)
+  assert "finished already, at step 4" in done.out
+  assert (workdir / "metrics.jsonl").read_bytes() == (small_run / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.long
 def test_train_tells_what_a_step_costs(trained):
   workdir, done = trained
   said = done.out.splitlines()
@@ -122,9 +154,9 @@ def test_train_tells_what_a_step_costs(trained):
   assert list((workdir / "profile").glob("plugins/profile/*/*.xplane.pb"))
 
 
-def test_a_trace_beyond_the_end_is_refused(trained, source):
-  arguments = (*tiny.source_flags(source), *_SETTINGS, *_CADENCE, "--profile_steps=3:5")
-  done = tiny.run("train", *arguments, f"--workdir={trained[0]}")
+def test_a_trace_beyond_the_end_is_refused(finished, small_log):
+  arguments = (*tiny.source_flags(small_log), *_SMALL, "--profile_steps=3:5")
+  done = tiny.run("train", *arguments, f"--workdir={finished[0]}")
   assert (
     done.status == 2
     and done.err == "error: --profile_steps=3:5 is not allowed: the run has 4 steps\n"
@@ -145,8 +177,8 @@ def test_a_finished_run_is_not_trained_again(trained, source):
   assert (workdir / "metrics.jsonl").read_text() == lines
 
 
-def test_a_trained_run_refuses_other_settings(trained, source):
-  workdir, _ = trained
+def test_a_trained_run_refuses_other_settings(finished, small_log, tmp_path):
+  workdir, _ = finished
   before = (workdir / "config.json").read_text()
   for changed, message in {
     "--learning_rate=0.1": "--learning_rate=0.1 is not allowed",
@@ -154,16 +186,16 @@ def test_a_trained_run_refuses_other_settings(trained, source):
     "--codebooks=4,4,6": "--codebooks=4,4,6 is not allowed",
     "--fit_splits=train+valid": "--fit_splits=train+valid is not allowed",
   }.items():
-    arguments = (*_CADENCE, f"--workdir={workdir}", changed)
-    done = tiny.run("train", *tiny.source_flags(source), *_SETTINGS, *arguments)
+    arguments = (*_SMALL, f"--workdir={workdir}", changed)
+    done = tiny.run("train", *tiny.source_flags(small_log), *arguments)
     assert (
       done.status == 2 and done.err.startswith(f"error: {message}") and done.err.count("\n") == 1
     )
-  other = tiny.write_log(source / "other", seed=1)
-  done = tiny.run("train", *tiny.source_flags(other), *_SETTINGS, *_CADENCE, f"--workdir={workdir}")
+  other = tiny.write_log(tmp_path / "other", seed=1)
+  done = tiny.run("train", *tiny.source_flags(other), *_SMALL, f"--workdir={workdir}")
   assert done.status == 2 and "another ad table" in done.err
-  (other / "ads.csv").write_bytes((source / "ads.csv").read_bytes())
-  done = tiny.run("train", *tiny.source_flags(other), *_SETTINGS, *_CADENCE, f"--workdir={workdir}")
+  (other / "ads.csv").write_bytes((small_log / "ads.csv").read_bytes())
+  done = tiny.run("train", *tiny.source_flags(other), *_SMALL, f"--workdir={workdir}")
   assert done.status == 2 and "another event log" in done.err
   assert (workdir / "config.json").read_text() == before
 
@@ -222,13 +254,13 @@ def test_recommend_says_the_same_in_every_way(trained, source, tmp_path):
     (("--user=u1", "--k=0"), "k"),
   ],
 )
-def test_recommend_tells_mistakes_in_one_line(trained, arguments, message):
-  done = tiny.run("recommend", f"--workdir={trained[0]}", *arguments)
+def test_recommend_tells_mistakes_in_one_line(small_run, arguments, message):
+  done = tiny.run("recommend", f"--workdir={small_run}", *arguments)
   assert (done.status, done.out) == (2, "")
   assert done.err.startswith("error: ") and message in done.err and done.err.count("\n") == 1
 
 
-def test_a_history_file_is_checked(trained, tmp_path):
+def test_a_history_file_is_checked(small_run, tmp_path):
   path = tmp_path / "history.csv"
   for header, row, message in (
     (("ad_id", "time"), ("ad99", 1_700_000_000), "'ad99' is not in the ad table"),
@@ -236,14 +268,14 @@ def test_a_history_file_is_checked(trained, tmp_path):
     (("ad_id", "time"), ("ad01", "soon"), "'soon' is no time"),
   ):
     tiny.write_csv(path, header, [row])
-    done = tiny.run("recommend", f"--workdir={trained[0]}", f"--history={path}")
+    done = tiny.run("recommend", f"--workdir={small_run}", f"--history={path}")
     assert done.status == 2 and message in done.err and done.err.count("\n") == 1
   tiny.write_csv(
     path, ("user_id", "ad_id", "time"), [("a", "ad01", 1_700_000_000), ("b", "ad02", 1_700_000_000)]
   )
   assert (
     "a history is of one"
-    in tiny.run("recommend", f"--workdir={trained[0]}", f"--history={path}").err
+    in tiny.run("recommend", f"--workdir={small_run}", f"--history={path}").err
   )
 
 

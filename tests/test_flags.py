@@ -12,6 +12,7 @@ from absl import flags as absl_flags
 from experiments import flags
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.config import presets
+from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.runs import workdir as workdir_lib
@@ -169,11 +170,11 @@ def _run(*arguments: str) -> subprocess.CompletedProcess:
   ("arguments", "message"),
   [
     (["--layer=3"], "Did you mean: layers"),
-    (["--ads_path=ads.csv"], "ads.csv, row 3"),
     # Each starts a process.
     *(
       pytest.param(*case, marks=pytest.mark.long)
       for case in (
+        (["--ads_path=ads.csv"], "ads.csv, row 3"),
         (["--layers=three"], "a whole number, at least 1"),
         (["--layers=3", "--lazy_layers=3"], "--lazy_layers=3 is not allowed: 0 to 2, as --layers"),
         (["--dataset=movies"], "'online_retail' or"),
@@ -204,6 +205,7 @@ def test_mistakes_end_with_one_line_and_status_2(arguments, message):
     (FileNotFoundError("runs/a holds no whole checkpoint"), 2),
     (config_lib.ConfigError("--x is not allowed"), 2),
     (ImportError("no such extra"), 2),
+    (DataError("ads.csv, row 3"), 2),
   ],
 )
 def test_trouble_with_the_disk_is_no_mistake(error, status, monkeypatch, capsys):

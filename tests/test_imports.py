@@ -4,6 +4,10 @@ import pathlib
 import subprocess
 import sys
 
+import gr4ad_jax
+from gr4ad_jax.answering import recommender
+from tests import tiny
+
 _ROOT = pathlib.Path(__file__).parents[1]
 _OPTIONAL = (
   "tensorflow_datasets", "array_record", "grain", "wordllama", "pandas", "pyarrow", "matplotlib",
@@ -87,17 +91,12 @@ def test_a_missing_extra_is_named():
   assert done.stdout.splitlines() == [f"ImportError: {message}" for _, message in _NEEDS]
 
 
-def test_a_binary_says_it_in_one_line(tmp_path):
-  done = _python(
-    _BLOCK
-    + f"""
-import runpy
-sys.argv = ["train", "--workdir={tmp_path}/run", "--data_dir={tmp_path}/data"]
-runpy.run_module("experiments.train", run_name="__main__")
-"""
-  )
-  assert done.returncode == 2 and not (tmp_path / "run").exists()
-  assert done.stderr == "error: tensorflow_datasets is missing: pip install 'gr4ad_jax[data]'\n"
+def test_a_binary_says_it_in_one_line(tmp_path, monkeypatch):
+  for name in _OPTIONAL:  # as if none were installed, and none imported before
+    monkeypatch.setitem(sys.modules, name, None)
+  done = tiny.run("train", f"--workdir={tmp_path}/run", f"--data_dir={tmp_path}/data")
+  assert done.status == 2 and not (tmp_path / "run").exists()
+  assert done.err == "error: tensorflow_datasets is missing: pip install 'gr4ad_jax[data]'\n"
 
 
 def test_preparing_data_does_not_import_tensorflow():
@@ -109,8 +108,8 @@ def test_preparing_data_does_not_import_tensorflow():
 
 def test_the_package_is_light_until_something_is_asked_of_it():
   done = _python(
-    "import sys, gr4ad_jax; assert 'jax' not in sys.modules and 'Recommender' in dir(gr4ad_jax)\n"
-    "from gr4ad_jax import Recommender; from gr4ad_jax.answering import recommender\n"
-    "assert Recommender is recommender.Recommender and not hasattr(gr4ad_jax, 'Recomender')"
+    "import sys, gr4ad_jax; assert 'jax' not in sys.modules and 'Recommender' in dir(gr4ad_jax)"
   )
   assert done.returncode == 0, done.stderr
+  assert gr4ad_jax.Recommender is recommender.Recommender
+  assert not hasattr(gr4ad_jax, "Recomender")

@@ -59,6 +59,12 @@ def copied(main, tmp_path):
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+  """Draws nothing: of an evaluation the figures alone are looked at."""
+  monkeypatch.setattr(scoring, "_plot", lambda *_: None)
+
+
+@pytest.fixture
 def fake_ranks(monkeypatch):
   """Replaces the models by a list of ads that starts with the run's seed; returns the configs
   that were ranked.
@@ -75,8 +81,7 @@ def fake_ranks(monkeypatch):
   return ranked
 
 
-@pytest.mark.long  # `test_end_to_end.py` reads the same of its run
-def test_metrics_say_what_was_scored(main, inputs):
+def test_metrics_say_what_was_scored(main, inputs, fake_ranks, no_pictures):
   config = load_config(str(main))
   scoring.evaluate_run(config, inputs, "test")
   found = json.loads((main / "eval" / "metrics.json").read_text())
@@ -107,7 +112,7 @@ def test_without_matplotlib_there_are_figures_and_a_word(
   assert caplog.messages[-1:] == [f"no pictures in {main / 'eval'}: {missing}"]
 
 
-def test_runs_named_alike_are_seeds_of_one_system(main, inputs, copied, fake_ranks):
+def test_runs_named_alike_are_seeds_of_one_system(main, inputs, copied, fake_ranks, no_pictures):
   config = load_config(str(main))
   config = dataclasses.replace(config, search=dataclasses.replace(config.search, order="blend"))
   beside = [
@@ -172,8 +177,9 @@ def test_a_run_that_learned_from_the_split_is_refused(inputs, copied, fake_ranks
   assert not fake_ranks
 
 
-@pytest.mark.long
-def test_what_a_run_learned_from_may_differ_from_those_beside_it(inputs, copied, fake_ranks):
+def test_what_a_run_learned_from_may_differ_from_those_beside_it(
+  inputs, copied, fake_ranks, no_pictures
+):
   learned, plain = copied("learned", fit_splits="train+valid"), copied("plain")
   found, _ = scoring.evaluate_run(load_config(learned), inputs, "test", [plain])
   assert {"gr4ad", "plain"} <= set(found["systems"]) and fake_ranks

@@ -1,6 +1,7 @@
 """Beams chosen with an item-level head's help."""
 
 import dataclasses
+import functools
 import gc
 import types
 import weakref
@@ -34,29 +35,45 @@ def make_index():
   return SidIndex.build(codes, tiny.CODEBOOKS)
 
 
-@pytest.fixture(scope="module")
-def system():
+@functools.cache
+def make_system():
   config = dataclasses.replace(tiny.CONFIG, model="gr4ad_items", copy="off")
   model = GR4ADItems(config, tiny.CODEBOOKS, "none", ItemConfig(), TABLE)
   return model, tiny.make_params(model), tiny.make_batch(), make_index()
 
 
-def search(system, widths, weight=None):
-  """Beams of the tiny batch; guided where there is a weight."""
-  model, params, batch, index = system
-  trie = Trie.of(index)
+@pytest.fixture(scope="module")
+def system():
+  return make_system()
 
-  def run(params):
-    guide = (
-      None
-      if weight is None
-      else Guide.of(params[row_tables.NAME], NodeAds.of(index, TABLE), weight)
-    )
+
+@functools.cache
+def _program(widths, guided):
+  """Compiled once for all weights of the guide."""
+  model, _, batch, index = make_system()
+  trie, ads = Trie.of(index), NodeAds.of(index, TABLE)
+
+  def run(params, weight):
+    guide = Guide.of(params[row_tables.NAME], ads, weight) if guided else None
     return beam_search(
       model, {"params": params}, batch, trie, ECPM.means, widths=widths, guide=guide
     )
 
-  return tiny.jit(run)(params)
+  return tiny.jit(run)
+
+
+def search(system, widths, weight=None):
+  """Beams of the tiny batch; guided where there is a weight."""
+  return _program(widths, weight is not None)(system[1], weight or 0.0)
+
+
+@functools.cache
+def forward():
+  """What the model makes of the UA-SIDs of all ads, for each request."""
+  model, params, batch, index = make_system()
+  codes_BNT = np.repeat(index.codes_NT[None], len(batch.slot_ad_BS), 0)
+  run = tiny.jit(lambda params: model.apply({"params": params}, batch, codes_BNT))
+  return jax.device_get(run(params))
 
 
 def vectors_by_hand(index, table_ND, depth):
@@ -108,9 +125,7 @@ def test_each_level_keeps_the_prefixes_of_the_largest_sum(system):
   model, params, batch, index = system
   widths = 3, 6, 5
   found = search(system, widths, 4.0)
-  codes_BNT = np.repeat(index.codes_NT[None], len(batch.slot_ad_BS), 0)
-  logp = tiny.jit(lambda params: model.apply({"params": params}, batch, codes_BNT))(params)
-  logp_BNT = np.asarray(logp.generated_logp_BMT)
+  logp_BNT = forward().generated_logp_BMT
   state_BD = np.asarray(
     tiny.jit(lambda params: model.apply({"params": params}, batch, method="last_state"))(params)
   )

@@ -8,9 +8,8 @@ import pytest
 
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.decoding.ranker import Ranker
-from tests.decoding.test_guide import ADS, ECPM, TABLE, search
+from tests.decoding.test_guide import ADS, ECPM, TABLE, forward, search
 from tests.decoding.test_guide import system as system  # noqa: PLC0414  a fixture
-from tests.models import tiny
 from tests.zoo import item_reference as reference
 
 WEIGHT, POWER, K = 0.6, 0.7, ADS + 3
@@ -21,9 +20,8 @@ def known(system):
   """log p, eCPM and the head's score of every ad for each request, [4, ADS] each, no search
   asked.
   """
-  model, params, batch, index = system
-  codes = np.repeat(index.codes_NT[None], 4, 0)
-  out = jax.device_get(tiny.jit(lambda p: model.apply({"params": p}, batch, codes))(params))
+  model, params, batch, _ = system
+  out = forward()
   p_BNV = np.exp(out.ecpm_logits_BMV - out.ecpm_logits_BMV.max(-1, keepdims=True))
   value = (p_BNV * ECPM.means).sum(-1) / p_BNV.sum(-1)
   head = np.zeros((4, ADS))  # 0 of ads that came after the training

@@ -111,7 +111,9 @@ def test_before_all_events_of_a_user_there_is_no_history(steady):
 
 def test_ads_come_and_go_with_the_next_batch(engine):
   query = Query(user="u1", k=100)
+  late = dataclasses.replace(query, deadline_ms=1e-3, cache=False)
   before = ids(engine.recommend(query))
+  assert "ad05" in ids(engine.recommend(late))
   assert len(before) == 24 and engine.recommend(query).source == "cache"
   assert (
     engine.put_ad("new", {"text": "green tea mug", "account_id": "shop1", "price": 3.0})
@@ -121,6 +123,8 @@ def test_ads_come_and_go_with_the_next_batch(engine):
   assert engine.delete_ad("ad05") and not engine.delete_ad("nope")
   after = engine.recommend(query)  # the kept answer named ad05
   assert after.source == "model" and set(ids(after)) == {*before, "new"} - {"ad05"}
+  popular = engine.recommend(late)
+  assert popular.source == "fallback" and popular.ads and "ad05" not in ids(popular)
   engine.put_ad("ad06", {"status": "paused"})
   assert set(ids(engine.recommend(query))) == {*before, "new"} - {"ad05", "ad06"}
   engine.put_ad("ad06", {"status": "active"})
@@ -218,6 +222,7 @@ def test_past_the_deadline_there_is_a_popular_list(steady, monkeypatch):
       steady.recommend(dataclasses.replace(query, fallback=False))
 
 
+@pytest.mark.long
 def test_overload_is_refused_unless_the_list_will_do(workdir, monkeypatch):
   config = config_of(workdir, queue_size=2)
   with ServingEngine(str(workdir), config, "last") as engine:
@@ -256,6 +261,7 @@ def test_a_model_that_fails_is_replaced_by_the_list(steady, monkeypatch):
   assert steady.recommend(dataclasses.replace(query, fallback=True)).source == "fallback"
 
 
+@pytest.mark.long
 def test_the_fallback_shows_active_ads_only(engine, monkeypatch):
   popular = ids(engine.recommend(Query(user="u1", k=24, deadline_ms=1e-3, cache=False)))
   engine.delete_ad(popular[0])

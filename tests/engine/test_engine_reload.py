@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import shutil
 import threading
 import time
 
@@ -58,11 +59,28 @@ def test_a_newer_checkpoint_answers_after_a_reload(runs, workdir, engine):
   assert [ad["log_p"] for ad in after.ads] != [ad["log_p"] for ad in before.ads]
 
 
-@pytest.mark.parametrize("damage", ["cut", pytest.param("other", marks=pytest.mark.long)])
-def test_a_damaged_checkpoint_is_left_alone(runs, workdir, engine, damage):
-  before = engine.recommend(Query(user="u1"))
+@pytest.fixture(scope="module")
+def first(runs, tmp_path_factory):
+  """A workdir with the first checkpoint, and an engine on it that never gets another one."""
+  workdir = shutil.copytree(runs / "first", tmp_path_factory.mktemp("first") / "run")
+  with ServingEngine(str(workdir), config_of(workdir), "last") as engine:
+    yield workdir, engine
+
+
+@pytest.fixture
+def added(runs, first):
+  """The second checkpoint, beside the first until the test is over."""
+  workdir, _ = first
   add_checkpoint(runs, workdir)
-  files = [path for path in (workdir / "checkpoints" / str(SECOND)).rglob("*") if path.is_file()]
+  yield workdir / "checkpoints" / str(SECOND)
+  shutil.rmtree(workdir / "checkpoints" / str(SECOND))
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_checkpoint_is_left_alone(first, added, damage):
+  _, engine = first
+  before = engine.recommend(Query(user="u1"))
+  files = [path for path in added.rglob("*") if path.is_file()]
   for path in files:
     if damage == "cut":
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -74,8 +92,8 @@ def test_a_damaged_checkpoint_is_left_alone(runs, workdir, engine, damage):
   assert ids(engine.recommend(Query(user="u1", cache=False))) == ids(before)
 
 
-def test_numbers_that_are_not_finite_are_a_damage(runs, workdir, engine, monkeypatch):
-  add_checkpoint(runs, workdir)
+def test_numbers_that_are_not_finite_are_a_damage(first, added, monkeypatch):
+  _, engine = first
   monkeypatch.setattr(checkpoint, "_is_finite", lambda params: False)
   with pytest.raises(ValueError, match="not finite"):
     engine.reload()

@@ -1,6 +1,7 @@
 """Caps, budgets and the place for trying, by the engine on a tiny trained run."""
 
 import dataclasses
+import shutil
 import time
 
 import numpy as np
@@ -18,26 +19,34 @@ from tests.serving.runs import config_of
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
-def test_no_user_is_shown_an_ad_more_often_than_the_cap(workdir):
+@pytest.fixture(scope="module")
+def capped(runs, tmp_path_factory):
+  """An engine that shows an ad to a user once in two days."""
+  workdir = shutil.copytree(runs / "first", tmp_path_factory.mktemp("capped") / "run")
   config = config_of(workdir, cap_times=1, cap_days=2.0)
   with ServingEngine(str(workdir), config, "last") as engine:
-    engine._ledger._clock = clock = Clock()
-    shown = ids(engine.recommend(Query(user="u1", k=4)))
-    late = engine.recommend(Query(user="u1", k=4, deadline_ms=1e-3, cache=False))
-    assert late.source == "fallback"
-    shown += ids(late)
-    # What is kept may not be shown again, and of one batch no two answers may share an ad.
-    queries = [Query(user="u1", k=3, cache=number < 2) for number in range(4)]
-    for future in [engine.submit(query) for query in queries]:
-      shown += ids(future.result(20))
-    assert len(shown) == 20 == len(set(shown))
-    assert len(ids(engine.recommend(Query(user="u1", k=24)))) == 4  # all 24 by now
-    assert not engine.recommend(Query(user="u1", k=24)).ads
-    assert len(ids(engine.recommend(Query(user="u2", k=24)))) == 24
-    free = ids(engine.recommend(Query(history=(), k=5)))
-    assert free == ids(engine.recommend(Query(history=(), k=5)))  # nobody knows whose it is
-    clock.now += 2 * 86_400 + 1
-    assert len(ids(engine.recommend(Query(user="u1", k=24, cache=False)))) == 24
+    yield engine
+
+
+def test_no_user_is_shown_an_ad_more_often_than_the_cap(capped, monkeypatch):
+  engine, clock = capped, Clock()
+  monkeypatch.setattr(engine._ledger, "_clock", clock)
+  shown = ids(engine.recommend(Query(user="u1", k=4)))
+  late = engine.recommend(Query(user="u1", k=4, deadline_ms=1e-3, cache=False))
+  assert late.source == "fallback"
+  shown += ids(late)
+  # What is kept may not be shown again, and of one batch no two answers may share an ad.
+  queries = [Query(user="u1", k=3, cache=number < 2) for number in range(4)]
+  for future in [engine.submit(query) for query in queries]:
+    shown += ids(future.result(20))
+  assert len(shown) == 20 == len(set(shown))
+  assert len(ids(engine.recommend(Query(user="u1", k=24)))) == 4  # all 24 by now
+  assert not engine.recommend(Query(user="u1", k=24)).ads
+  assert len(ids(engine.recommend(Query(user="u2", k=24)))) == 24
+  free = ids(engine.recommend(Query(history=(), k=5)))
+  assert free == ids(engine.recommend(Query(history=(), k=5)))  # nobody knows whose it is
+  clock.now += 2 * 86_400 + 1
+  assert len(ids(engine.recommend(Query(user="u1", k=24, cache=False)))) == 24
 
 
 @pytest.mark.long
@@ -76,19 +85,19 @@ def test_an_account_that_has_spent_its_budget_is_left_out(workdir):
     assert engine.account(account)["daily_budget"] is None
 
 
-def test_an_answer_that_comes_too_late_is_not_counted(workdir, monkeypatch):
-  with ServingEngine(str(workdir), config_of(workdir, cap_times=1), "last") as engine:
-    query = Query(user="u1", k=4, deadline_ms=50, cache=False)
-    with held(engine, monkeypatch) as begun:
-      with pytest.raises(DeadlinePassed):
-        engine.recommend(dataclasses.replace(query, fallback=False))
-      assert begun.is_set()
-    for _ in range(200):  # until the held batch has been counted, and taken back
-      if not engine._batcher.load().queued and len(engine._ledger.capped("u1")) == 0:
-        break
-      time.sleep(0.01)
-    engine.recommend(Query(user="u2", k=1))  # after it in the queue
-    assert engine._ledger.capped("u1").tolist() == []
+def test_an_answer_that_comes_too_late_is_not_counted(capped, monkeypatch):
+  engine = capped
+  query = Query(user="u7", k=4, deadline_ms=50, cache=False)
+  with held(engine, monkeypatch) as begun:
+    with pytest.raises(DeadlinePassed):
+      engine.recommend(dataclasses.replace(query, fallback=False))
+    assert begun.is_set()
+  for _ in range(200):  # until the held batch has been counted, and taken back
+    if not engine._batcher.load().queued and len(engine._ledger.capped("u7")) == 0:
+      break
+    time.sleep(0.01)
+  engine.recommend(Query(user="u8", k=1))  # after it in the queue
+  assert engine._ledger.capped("u7").tolist() == []
 
 
 def test_the_last_place_is_drawn_and_its_propensity_told(workdir):

@@ -48,8 +48,17 @@ def test_terms_are_those_of_each_candidate_and_their_mean_is_the_loss():
     assert loss[b] == (pytest.approx(np.mean(list(expected.values())), rel=1e-9) if expected else 0)
 
 
-@pytest.mark.parametrize("pairs", [{}, {"ranks": "model"}])
-@pytest.mark.parametrize("lists_at_once", [0.5, 1, 3])
+@pytest.mark.parametrize(
+  ("lists_at_once", "pairs"),
+  [
+    (0.5, {}),
+    (3, {"ranks": "model"}),
+    *(
+      pytest.param(*case, marks=pytest.mark.long)
+      for case in ((0.5, {"ranks": "model"}), (1, {}), (1, {"ranks": "model"}), (3, {}))
+    ),
+  ],
+)
 def test_lists_worked_on_some_at_a_time_have_the_same_terms_and_gradients(
   monkeypatch, pairs, lists_at_once
 ):

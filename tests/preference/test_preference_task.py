@@ -29,7 +29,7 @@ C = 6
 @pytest.fixture(scope="module")
 def parts():
   """A model and a batch of four requests with up to six candidates, the first two of them taken."""
-  model, rng = tiny.make_model(), np.random.default_rng(1)
+  model, rng = tiny.make_model(layers=1, lazy_layers=0), np.random.default_rng(1)
   batch = tiny.make_batch()
   codes = np.stack([rng.integers(0, v, (4, C)) for v in tiny.CODEBOOKS], axis=-1).astype(np.int32)
   mask = np.arange(C) < np.array([[6], [5], [3], [2]])

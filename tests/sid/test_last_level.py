@@ -123,7 +123,11 @@ def shop_of_one_text(make, num, codebooks, mode="probe", **more):
   return ads, events, *tokenizer.fit(ads, events, sid, seed=0)
 
 
-@pytest.mark.parametrize("more", [{}, {"quantizer": "rqvae", "rqvae_width": 3, "rqvae_steps": 2}])
+RQVAE = {"quantizer": "rqvae", "rqvae_width": 3, "rqvae_steps": 2}
+
+
+# That equal vectors go through an RQ-VAE is held by `test_rqvae_formulas`, moves by the test below.
+@pytest.mark.parametrize("more", [{}, pytest.param(RQVAE, marks=pytest.mark.long)])
 def test_one_text_for_all_ads_gives_each_a_uasid(make, more):
   ads, _, fitted, codes_NT = shop_of_one_text(make, 100, (4, 4, 8), **more)
   assert len(np.unique(codes_NT, axis=0)) == 100
