@@ -6,7 +6,6 @@ import sys
 
 import gr4ad_jax
 from gr4ad_jax.answering import recommender
-from tests import tiny
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _OPTIONAL = (
@@ -91,12 +90,17 @@ def test_a_missing_extra_is_named():
   assert done.stdout.splitlines() == [f"ImportError: {message}" for _, message in _NEEDS]
 
 
-def test_a_binary_says_it_in_one_line(tmp_path, monkeypatch):
-  for name in _OPTIONAL:  # as if none were installed, and none imported before
-    monkeypatch.setitem(sys.modules, name, None)
-  done = tiny.run("train", f"--workdir={tmp_path}/run", f"--data_dir={tmp_path}/data")
-  assert done.status == 2 and not (tmp_path / "run").exists()
-  assert done.err == "error: tensorflow_datasets is missing: pip install 'gr4ad_jax[data]'\n"
+def test_a_binary_says_it_in_one_line(tmp_path):
+  done = _python(
+    _BLOCK
+    + f"""
+import runpy
+sys.argv = ["train", "--workdir={tmp_path}/run", "--data_dir={tmp_path}/data"]
+runpy.run_module("experiments.train", run_name="__main__")
+"""
+  )
+  assert done.returncode == 2 and not (tmp_path / "run").exists()
+  assert done.stderr == "error: tensorflow_datasets is missing: pip install 'gr4ad_jax[data]'\n"
 
 
 def test_preparing_data_does_not_import_tensorflow():

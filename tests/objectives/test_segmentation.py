@@ -8,7 +8,6 @@ import pytest
 
 from gr4ad_jax.objectives import segmentation
 
-
 joint_loss = jax.jit(segmentation.joint_loss, static_argnums=2)
 whole_loss = jax.jit(segmentation.segmentation_loss, static_argnames=("kind", "background"))
 
