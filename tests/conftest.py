@@ -7,7 +7,7 @@ import os
 # fusion emitters, two thirds of the rest. A program is compiled in one piece: the workers have the
 # other cores, and cutting it up is a tenth of the work. All of it holds for what the tests start.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Programs do not say which lines their operations come from: noting it is a twentieth of the work.
+# Programs do not say which lines their operations come from: noting it takes time.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 _FLAGS = (
   "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",

@@ -98,17 +98,7 @@ def assert_whole(workdir, out):
   metrics = json.loads((workdir / "eval" / "metrics.json").read_text())
   assert (metrics["dataset"], metrics["split"], metrics["users"]) == ("ad_log", "test", 10)
   assert metrics["checkpoint"] in (2, 4)
-  expected = {
-    "seed": 0,
-    "fit_splits": "train",
-    "beams": [8, 8, 8],
-    "order": "likelihood",
-    "lazy_layers": 0,
-    "copy": "context",
-    "history_bias": False,
-  }
-  assert expected.items() <= metrics["settings"].items()
-  assert not {"ads_path", "port"} & set(metrics["settings"])
+  tiny.assert_settings_told(metrics)
   assert metrics["protocol"] and {"gr4ad", "popularity", "ease"} <= set(metrics["systems"])
   for score in metrics["systems"]["gr4ad"]["all"].values():
     assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1

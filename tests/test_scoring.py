@@ -21,6 +21,7 @@ from gr4ad_jax.ranking import scoring
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import known_events, request_task
 from gr4ad_jax.training import trainer
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -86,18 +87,7 @@ def test_metrics_say_what_was_scored(main, inputs, fake_ranks, no_pictures):
   scoring.evaluate_run(config, inputs, "test")
   found = json.loads((main / "eval" / "metrics.json").read_text())
   assert found["checkpoint"] == 4
-  expected = {
-    "seed": 0,
-    "fit_splits": "train",
-    "beams": [8, 8, 8],
-    "order": "likelihood",
-    "lazy_layers": 0,
-    "copy": "context",
-    "history_bias": False,
-  }
-  assert expected.items() <= found["settings"].items() and not {"ads_path", "port"} & set(
-    found["settings"]
-  )
+  tiny.assert_settings_told(found)
 
 
 def test_without_matplotlib_there_are_figures_and_a_word(

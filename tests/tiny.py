@@ -127,6 +127,21 @@ def run(binary: str, *arguments: str) -> Done:
   return Done(status, out.getvalue(), err.getvalue())
 
 
+def assert_settings_told(metrics: dict) -> None:
+  """That metrics of `small_run`, or of a run like it, name the settings that make a difference."""
+  expected = {
+    "seed": 0,
+    "fit_splits": "train",
+    "beams": [8, 8, 8],
+    "order": "likelihood",
+    "lazy_layers": 0,
+    "copy": "context",
+    "history_bias": False,
+  }
+  assert expected.items() <= metrics["settings"].items()
+  assert not {"ads_path", "port"} & set(metrics["settings"])
+
+
 def free_port() -> int:
   """A port that nobody listens on now."""
   with socket.create_server(("127.0.0.1", 0)) as found:

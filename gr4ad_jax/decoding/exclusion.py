@@ -30,7 +30,7 @@ class Excluded:
 
   Attributes:
     parent_TBP: int32 [T, B, P]; the main node of depth t that a dead node hangs under; -1 where
-      the entry is unused, or the node is the overlay's.
+      the entry is unused, or the node is the overlay's. The others ascend (`beams_on`).
     child_TBP: the dead node, of depth t + 1; -1 where unused.
     sparse_B: bool, the requests that have bits.
     bits: T uint32 arrays [B, words]; bit of each node of depth t + 1: whether an allowed ad hangs

@@ -76,7 +76,8 @@ class Thinned:
   """Nodes whose mean is another one for a request, since it does without some of their ads.
 
   Attributes:
-    parent_TBP: int32 node of depth t that the node hangs under; -1 where the entry is unused.
+    parent_TBP: int32 node of depth t that the node hangs under; -1 where the entry is unused. The
+      others ascend (`exclusion.beams_on`).
     child_TBP: the node, of depth t + 1.
     left_TBP: float32 ads that are left below it; it is never entered where none is.
     ad_BE: int32 rows of the ads that the request does without; -1 for padding, and for ads

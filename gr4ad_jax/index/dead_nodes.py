@@ -13,6 +13,7 @@ class Dead:
   Attributes:
     request_n: number of the request, ascending.
     parent_n: the main node of depth t that the dead one hangs under; -1 for a node of the overlay.
+      Those of the main part ascend within a request: a search among them relies on it.
     child_n: the dead node, of depth t + 1.
   """
 

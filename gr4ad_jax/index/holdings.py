@@ -238,7 +238,7 @@ class Holdings:
       words.append(np.pad(bits, (0, -len(bits) % 4)).view("<u4"))
     return words
 
-  def _nodes_of(self, depth: int, prefix: np.ndarray) -> "_Nodes":
+  def _nodes_of(self, depth: int, prefix: np.ndarray) -> _Nodes:
     """Existing nodes of a depth 1 … T by their prefixes, a key // the place of level depth - 1."""
     leaf_key = self._leaves.leaf_key
     place = self._places[depth - 1]

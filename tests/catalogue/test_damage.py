@@ -130,7 +130,7 @@ def flip_and_read(workdir, target, whole, path, bit):
   return "equal"
 
 
-@pytest.mark.parametrize("count", [5, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [9, pytest.param(30, marks=pytest.mark.long)])
 def test_a_flipped_bit_in_any_kind_of_file_is_refused_by_name(workdir, target, count):
   whole, rng, refused = everything(workdir, target), random.Random(0), 0
   chosen = kinds(workdir)

@@ -92,13 +92,18 @@ def test_without_flatbuffers_it_is_named(exported):
   assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.long
-def test_its_readme_says_what_lies_there(exported):
-  words = (exported / "model" / "README.md").read_text()
-  assert "24 ads" in words and "(`gr4ad`, checkpoint 4)" in words and "cpu, cuda, tpu" in words
+def assert_readme(model, platforms):
+  """That the folder's README says what lies there."""
+  words = (model / "README.md").read_text()
+  assert "24 ads" in words and "(`gr4ad`, checkpoint 4)" in words and platforms in words
   assert "pip install jax numpy flatbuffers\n" in words
   named = {line.split("`")[1] for line in words.splitlines() if line.startswith("| `")}
-  assert {*named, "README.md"} == {path.name for path in (exported / "model").iterdir()}
+  assert {*named, "README.md"} == {path.name for path in model.iterdir()}
+
+
+@pytest.mark.long
+def test_its_readme_says_what_lies_there(exported):
+  assert_readme(exported / "model", "cpu, cuda, tpu")
 
 
 @pytest.mark.long
@@ -150,10 +155,7 @@ def test_a_model_to_take_away_answers_alike(small_run, tmp_path, monkeypatch):
   log = UserHistories.load(recommender.config).take([0, 3, 7, 9])
   now_U = recommender.default_moments(log)
   requests = exporting.arrays_of(recommender.batch(log, now_U))
-  words = (tmp_path / "model" / "README.md").read_text()
-  assert "24 ads" in words and "(`gr4ad`, checkpoint 4)" in words
-  named = {line.split("`")[1] for line in words.splitlines() if line.startswith("| `")}
-  assert {*named, "README.md"} == {path.name for path in (tmp_path / "model").iterdir()}
+  assert_readme(tmp_path / "model", "cpu")
   found = take_away.Model(tmp_path / "model").recommend(requests, k=6)
   expected = recommender.recommend_log(log, 6, int(now_U[0]))
   assert [[ad[0] for ad in one] for one in found] == [[ad.ad_id for ad in x] for x in expected]

@@ -65,7 +65,7 @@ few, many = (
   settings(
     max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck)
   )  # of each operation
-  for examples in (8, 500)
+  for examples in (20, 500)
 )
 
 

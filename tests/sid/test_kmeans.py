@@ -9,7 +9,7 @@ from scipy import optimize
 from gr4ad_jax.sid import assignment, kmeans, nearest, rows
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
   num_points=st.integers(1, 120),
   num_clusters=st.integers(1, 40),
