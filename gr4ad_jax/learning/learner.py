@@ -7,6 +7,7 @@ and goes back to the one in use. Then the round is learned from, and saved.
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -133,11 +134,16 @@ class Learner:
       DataError: the stream is not the one that was learned from.
     """
     task = self._task
-    with _alone(task.folder), Checkpointer(task.checkpoints) as checkpointer:
+    # Around all of it: what asks for a stop while visits are gathered or judged is heard as well.
+    with (
+      _alone(task.folder),
+      Preemption() as preemption,
+      Checkpointer(task.checkpoints) as checkpointer,
+    ):
       state = self._started(checkpointer)
       writer = open_writers(task.folder, int(state.step))
       try:
-        return self._rounds(state, checkpointer, writer, follow)
+        return self._rounds(state, checkpointer, writer, preemption, follow)
       finally:
         writer.close()
 
@@ -169,7 +175,9 @@ class Learner:
     number = jax.device_put(jnp.asarray(step, state.step.dtype), state.step.sharding)
     return TrainState(number, placed, opt_state)
 
-  def _rounds(self, state, checkpointer: Checkpointer, writer, follow: bool) -> Learned:
+  def _rounds(
+    self, state, checkpointer: Checkpointer, writer, preemption: Preemption, follow: bool
+  ) -> Learned:
     task = self._task
     source = task.source
     length = task.config.learn.round_groups
@@ -179,10 +187,13 @@ class Learner:
       first = source.group_of(step) // length * length
       begin = task.first_step + first * source.steps_per_group
       end = begin + length * source.steps_per_group
-      with Preemption() as asked:
-        stopped = lambda asked=asked, step=step: not follow or asked.asked(step)  # noqa: E731
-        if not source.gather(first, length, stopped):
-          return Learned(state, "stopped" if follow else "ended")
+      stopped = functools.partial(preemption.asked, step)
+      whole = source.gather(first, length, stopped if follow else lambda: True)
+      # All up to here is saved, so this is the place to stop: the round need not be judged first.
+      if stopped():
+        return Learned(state, "stopped")
+      if not whole:
+        return Learned(state, "ended")
       began = time.monotonic()
       verdict = None
       # A learner that was stopped inside a round goes on with it, and does not judge it twice.

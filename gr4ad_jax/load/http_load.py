@@ -137,6 +137,26 @@ async def target_of(client: Client) -> float:
   return await _told(client, "/v1/stats", "target_ms")
 
 
+async def until_compiled(client: Client, patience: float = 600.0) -> None:
+  """Waits for the searches that a server compiles behind the first one: until they are there it
+  has one width alone, and shares its cores with the compiler.
+
+  Raises:
+    RuntimeError: it still compiled after `patience` seconds.
+    ValueError: the server tells no stats.
+  """
+  clock = asyncio.get_running_loop().time
+  end = clock() + patience
+  while clock() < end:
+    reply = await client.request("GET", "/v1/stats")
+    if reply.status != 200:
+      raise ValueError(f"GET /v1/stats: status {reply.status}")
+    if not json.loads(reply.body).get("compiling"):
+      return
+    await asyncio.sleep(0.2)
+  raise RuntimeError(f"the server still compiled searches after {patience:.0f} s")
+
+
 async def _told(client: Client, path: str, field: str):
   """A field, neither empty nor 0, of a JSON answer."""
   reply = await client.request("GET", path)

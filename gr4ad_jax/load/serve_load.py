@@ -238,6 +238,7 @@ async def _requests(address: str, seed: int):
   client = Client(address)
   try:
     try:
+      await http_load.until_compiled(client)
       users = await http_load.users_of(client)
     except (OSError, ValueError) as error:
       raise RuntimeError(f"{address} is no server of this library: {error}") from error

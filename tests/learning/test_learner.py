@@ -1,5 +1,6 @@
 """A learner over a stream: what it learns from, and that being killed changes nothing."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +55,25 @@ def test_a_killed_learner_ends_with_the_parameters_of_one_that_was_not(small_run
   assert int(ended.state.step) == int(whole.state.step) == task.first_step + 12
   for one, other in zip(leaves(ended.state), leaves(whole.state), strict=True):
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", ["gather", "groups"])
+def test_a_learner_that_is_behind_stops_when_it_is_asked(small_run, tmp_path, monkeypatch, moment):
+  """Asked while visits are gathered, or while the checkpoint is judged: neither is waiting."""
+  stream = streams.filled(tmp_path / "stream.sqlite", streams.visits())
+  task = streams.task_of(streams.copied(small_run, tmp_path / "run"), stream)
+  call = getattr(task.source, moment)
+
+  def asked(*arguments):
+    signal.raise_signal(signal.SIGTERM)
+    return call(*arguments)
+
+  monkeypatch.setattr(task.source, moment, asked)
+  ended = Learner(task).run(follow=True)
+  assert ended.status == "stopped"
+  # A round that was judged is begun, and saved inside.
+  assert int(ended.state.step) == task.first_step + {"gather": 0, "groups": 1}[moment]
 
 
 @pytest.mark.long

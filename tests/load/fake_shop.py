@@ -21,6 +21,8 @@ class Shop:
     """An answer."""
     if path.startswith("/v1/users"):
       return 200, {}, json.dumps({"users": ["u0"]}).encode()
+    if path == "/v1/stats":
+      return 200, {}, b'{"compiling": false}'
     assert method == "POST"
     content = json.loads(body)
     if path == "/v1/events":

@@ -159,3 +159,20 @@ def test_users_and_target_come_from_the_server():
   assert users[:2] == ["u0", "u1"] and target == 40.0
   with pytest.raises(ValueError, match="GET /v1/users.*: no 'users' in the answer, status 401"):
     _with_server(_always(401, b"{}"), use)
+
+
+def test_a_server_that_compiles_is_waited_for():
+  left = [True, True, False]
+
+  async def handler(method, path, body_sent):
+    del body_sent
+    assert (method, path) == ("GET", "/v1/stats")
+    return 200, {}, json.dumps({"compiling": left.pop(0)}).encode()
+
+  _with_server(handler, http_load.until_compiled)
+  assert not left
+  always = _always(body=b'{"compiling": true}')
+  with pytest.raises(RuntimeError, match="the server still compiled searches after 0 s"):
+    _with_server(always, lambda client: http_load.until_compiled(client, patience=0.01))
+  with pytest.raises(ValueError, match="GET /v1/stats: status 404"):
+    _with_server(_always(404), http_load.until_compiled)

@@ -17,6 +17,7 @@ import pytest
 from gr4ad_jax.training import loop
 from gr4ad_jax.training.checkpoint import Checkpointer
 from gr4ad_jax.training.cost import StepCost
+from gr4ad_jax.training.preemption import Preemption
 from gr4ad_jax.training.writers import JsonlWriter
 from tests.training import toy
 
@@ -209,6 +210,27 @@ def test_signal_handlers_come_back():
   state, step, batch_at = toy.setup(20)
   loop.fit(state, step, batch_at, loop.Schedule(2))
   assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_what_is_asked_in_the_last_step_is_for_who_called_the_loop():
+  """The loop itself is done; a caller with loops of its own would else go on with the next."""
+  state, step, batch_at = toy.setup(20)
+
+  def last(number):
+    signal.raise_signal(signal.SIGTERM)
+    return batch_at(number)
+
+  with Preemption() as caller:
+    assert not caller.asked(0)
+    done = loop.fit(state, step, last, loop.Schedule(1))
+    assert (done.status, caller.asked(1)) == ("done", True)
+    # And a loop that begins after the request saves and ends with its first step.
+    begun = loop.fit(done.state, step, batch_at, loop.Schedule(20))
+    assert (begun.status, int(begun.state.step)) == ("preempted", 2)
+    # After one request a Ctrl-C is the second, and ends the process.
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_run_in_parts_is_the_run_in_one(uninterrupted, tmp_path):
