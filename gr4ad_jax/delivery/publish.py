@@ -74,14 +74,20 @@ def publish(
     The card, as `card.json` has it.
 
   Raises:
-    ConfigError: a run that is published already, a folder that is in the way, or weights that the
-      precision cannot hold.
+    ConfigError: a run that is published already or has --promotions, a folder that is in the way,
+      or weights that the precision cannot hold.
     FileNotFoundError: a run without a checkpoint.
     DataError: the run's data are gone, or are no longer what it was trained on.
   """
   if is_published(config.workdir):
     raise ConfigError(f"--workdir={config.workdir} is not allowed: it is published already")
   config_lib.check_trained(config.workdir)
+  # Lists need the table of what was displayed and mailed, which is not the run's to hand on.
+  if config.data.promotions:
+    raise ConfigError(
+      f"--workdir={config.workdir} is not allowed: its run has --promotions, and reads a table of "
+      "the data set that may not be handed on"
+    )
   if os.path.lexists(out):
     raise ConfigError(f"--out={out} is not allowed: it is there already")
   inputs = inputs_lib.prepare_inputs(config)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gr4ad_jax.load import http_load
-from gr4ad_jax.load.http_load import Client, Outcome, Phase
+from gr4ad_jax.load.http_load import Client, Outcome, Phase, spread
 
 PAUSE = 0.02  # seconds between two questions for a user who is not known yet
 _PATIENCE = 30.0  # seconds after which an event counts as lost
@@ -154,8 +154,8 @@ def report(measured: Measured, rates: Rates, seconds: float) -> dict[str, Any]:
   Returns:
     events_per_s, acknowledged; posts, refused, lost: batches, those that were not acknowledged, and
     those of which no recommendation knew in time; asks_per_s and answered, their share with an
-    answer; post_ms, effect_ms and ask_ms: p50, p99 and max, milliseconds, None where there are
-    none. An effect counts from the POST's answer to the recommendation's.
+    answer; post_ms, effect_ms and ask_ms: as `http_load.spread` gives them. An effect counts from
+    the POST's answer to the recommendation's.
   """
   effects = measured.effects
   good = [one for one in effects if one.status == 202]
@@ -168,23 +168,15 @@ def report(measured: Measured, rates: Rates, seconds: float) -> dict[str, Any]:
     "lost": sum(bool(np.isnan(one.effect)) for one in good),
     "asks_per_s": asks / seconds,
     "answered": len(answered) / max(len(measured.asked), 1),
-    "post_ms": _spread([one.acknowledged for one in good]),
-    "effect_ms": _spread([one.effect for one in good if not np.isnan(one.effect)]),
-    "ask_ms": _spread([one.seconds for one in answered]),
+    "post_ms": spread([one.acknowledged for one in good]),
+    "effect_ms": spread([one.effect for one in good if not np.isnan(one.effect)]),
+    "ask_ms": spread([one.seconds for one in answered]),
   }
-
-
-def _spread(seconds: Sequence[float]) -> dict[str, float] | None:
-  if not seconds:
-    return None
-  p50, p99 = np.percentile(seconds, [50, 99])
-  found = {"p50": p50, "p99": p99, "max": max(seconds)}
-  return {name: round(1e3 * float(value), 1) for name, value in found.items()}
 
 
 def in_words(figures: Mapping[str, Any]) -> str:
   """The figures of `report` in a line."""
-  none = {"p50": float("nan"), "p99": float("nan"), "max": float("nan")}
+  none = {"p50": float("nan"), "p99": float("nan"), "most": float("nan")}
   effect = figures["effect_ms"] or none
   post = figures["post_ms"] or none
   ask = figures["ask_ms"] or none
@@ -193,6 +185,6 @@ def in_words(figures: Mapping[str, Any]) -> str:
     f"{figures['posts']} batches refused), {figures['asks_per_s']:.0f} recommendations/s asked "
     f"({100 * figures['answered']:.1f} % answered); acknowledged after p50 {post['p50']:.0f}, p99 "
     f"{post['p99']:.0f} ms; from there to its effect p50 {effect['p50']:.0f}, p99 "
-    f"{effect['p99']:.0f}, at most {effect['max']:.0f} ms, {figures['lost']} lost; recommendations "
-    f"p50 {ask['p50']:.0f}, p99 {ask['p99']:.0f} ms"
+    f"{effect['p99']:.0f}, at most {effect['most']:.0f} ms, {figures['lost']} lost; "
+    f"recommendations p50 {ask['p50']:.0f}, p99 {ask['p99']:.0f} ms"
   )

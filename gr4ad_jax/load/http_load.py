@@ -260,3 +260,12 @@ async def _ask(client: Client, body: bytes, begin: float, due: float) -> Outcome
   except (OSError, TimeoutError, ValueError, LookupError, TypeError):
     status = 0
   return Outcome(due, late, clock() - begin - due, status, source, width, retry_after)
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float] | None:
+  """The quantiles p50, p90 and p99 of latencies, and the most, in ms; of none: None."""
+  if not len(seconds):
+    return None
+  values = 1e3 * np.asarray(seconds)
+  p50, p90, p99 = np.quantile(values, [0.5, 0.9, 0.99]).tolist()
+  return {"p50": p50, "p90": p90, "p99": p99, "most": float(values.max())}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gr4ad_jax.evaluation.plots import COLORS, MUTED, STYLE
-from gr4ad_jax.load.http_load import Outcome, Phase
+from gr4ad_jax.load.http_load import Outcome, Phase, spread
 
 NAMES = {"tabs": "TABS on", "fixed": "TABS off"}
 _POINTS = 120  # of a curve, about
@@ -68,8 +68,8 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     "refused": len(refused),
     "refused_without_retry_after": sum(not o.retry_after for o in refused),
     "errors": len(outcomes) - len(accepted) - len(refused) - fallback,
-    "accepted_ms": _latencies(accepted),
-    "refused_ms": _latencies(refused),
+    "accepted_ms": spread([o.seconds for o in accepted]),
+    "refused_ms": spread([o.seconds for o in refused]),
     "mean_width": float(np.mean([o.width for o in accepted])) if accepted else None,
     "generator_late_ms": float(1e3 * np.quantile([o.late for o in outcomes], 0.99))
     if outcomes
@@ -94,14 +94,6 @@ def holds(figures: Mapping[str, Mapping[str, Any]], target: float) -> dict[str, 
     # Five per cent are what an allocator may keep without a leak.
     kept["memory_flat"] = long["memory_mib"]["last"] <= 1.05 * long["memory_mib"]["first"]
   return kept
-
-
-def _latencies(outcomes: Sequence[Outcome]) -> dict[str, float] | None:
-  if not outcomes:
-    return None
-  values = 1e3 * np.array([o.seconds for o in outcomes])
-  p50, p90, p99 = np.quantile(values, [0.5, 0.9, 0.99]).tolist()
-  return {"p50": p50, "p90": p90, "p99": p99, "most": float(values.max())}
 
 
 def _ends(resident: np.ndarray) -> dict[str, float] | None:

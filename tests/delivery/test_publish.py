@@ -10,7 +10,7 @@ import pytest
 
 from gr4ad_jax.answering.recommender import Recommender
 from gr4ad_jax.checksums import DamagedError
-from gr4ad_jax.config import ConfigError, load_config
+from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.delivery import publish
@@ -170,6 +170,9 @@ def test_what_cannot_be_published_leaves_nothing(folder, small_run, tmp_path):
   with pytest.raises(DataError, match="no.csv: no such file"):
     moved = dataclasses.replace(gone.data, ads_path="no.csv", events_path="no.csv")
     publish.publish(dataclasses.replace(gone, data=moved), str(tmp_path / "x"), publish.About("x"))
+  promoted = with_knobs(config, {"promotions": True})
+  with pytest.raises(ConfigError, match="a table of the data set that may not be handed on"):
+    publish.publish(promoted, str(tmp_path / "x"), publish.About("x"))
   assert list(tmp_path.iterdir()) == []
 
 
