@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 
 # Most of a test's time is compilation: LLVM's optimisations are left out, and so are the CPU's new
 # fusion emitters, two thirds of the rest. A program is compiled in one piece: the workers have the
@@ -16,7 +17,10 @@ _FLAGS = (
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS)).strip()
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from flax.core import meta  # noqa: E402
+from flax.core.scope import Scope  # noqa: E402
 
 from gr4ad_jax.locks import Lock  # noqa: E402
 from tests import tiny  # noqa: E402
@@ -24,6 +28,25 @@ from tests import tiny  # noqa: E402
 # JAX's traces are millions of small objects that live on in its caches. Looking through them each
 # time that 700 more have come takes a seventh of the tests' time.
 gc.set_threshold(100_000, 50, 1000)
+
+_checked = Scope.param
+
+
+def _param(scope, name, init_fn, *asked, unbox=True, **more):
+  """`Scope.param`. Each time that a module reads a parameter, Flax traces its initialiser to see
+  whether the shapes agree: a quarter of a forward's trace. An initialiser gives the shape that it
+  is asked for, so where the parameter has this shape, that is known without.
+  """
+  if asked and scope.has_variable("params", name):
+    boxed = scope.get_variable("params", name)
+    value = meta.unbox(boxed)
+    if isinstance(asked[0], tuple) and np.shape(value) == asked[0]:
+      scope.reserve(name, "params")
+      return value if unbox else boxed
+  return _checked(scope, name, init_fn, *asked, unbox=unbox, **more)
+
+
+Scope.param = _param
 
 
 @pytest.fixture(scope="session")
@@ -57,17 +80,30 @@ def compile_cache(shared_folder):
 
 
 @pytest.fixture(scope="session")
-def small_run(shared_folder, compile_cache):
-  """The working directory of a finished run of four steps. Read it; copy it before you change it.
+def trained_run(shared_folder, compile_cache):
+  """The working directory of a finished run of four steps, saved half-way and at the end. Read it;
+  copy it before you change it.
 
-  Whichever worker asks first trains it, and the others wait.
+  Whichever worker asks first trains it, and the others wait. It is the one training of all tests
+  that want a run and do not say which: their programs are most of what it costs.
   """
-  folder = shared_folder / "small_run"
+  folder = shared_folder / "trained_run"
   with Lock(f"{folder}.lock", wait=True):
     if not folder.exists():
       log = tiny.write_log(shared_folder / "small_log")
-      once = ("--max_steps=4", "--noevaluate", "--layers=1", "--lazy_layers=0")
+      once = ("--max_steps=4", "--save_every=2", "--noevaluate", "--layers=1", "--lazy_layers=0")
       arguments = (*tiny.source_flags(log), *tiny.SETTINGS, *once)
       done = tiny.run("train", *arguments, f"--workdir={folder}")
       assert (done.status, done.err) == (0, "")
+  return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(shared_folder, trained_run):
+  """`trained_run` with its last checkpoint alone. Read it; copy it before you change it."""
+  folder = shared_folder / "small_run"
+  with Lock(f"{folder}.lock", wait=True):
+    if not folder.exists():
+      shutil.copytree(trained_run, folder)
+      shutil.rmtree(folder / "checkpoints" / "2")
   return folder

@@ -23,8 +23,13 @@ from tests.timing import quickest
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
-def test_a_history_gets_what_the_recommender_gives(steady, runs):
-  recommender = Recommender.load(str(runs / "first"), "last", steady.config.search)
+@pytest.fixture(scope="module")
+def recommender(steady, runs):
+  """The run of `steady`, searched as it does: its programs are traced once for all tests."""
+  return Recommender.load(str(runs / "first"), "last", steady.config.search)
+
+
+def test_a_history_gets_what_the_recommender_gives(steady, recommender):
   for events in ([], ["ad03", "ad05"], [{"ad_id": "ad07", "value": 3.0, "behavior": "cart"}]):
     answer = steady.recommend(Query(history=tuple(events), k=5, cache=False))
     assert_same(answer, recommender.recommend(events, k=5))
@@ -177,8 +182,7 @@ def test_seen_ads_are_masked_by_the_model_and_in_the_fallback(workdir, runs):
     assert late.source == "fallback" and late.ads and not seen & set(ids(late))
 
 
-def test_each_request_of_a_batch_leaves_out_what_it_names(steady, runs):
-  recommender = Recommender.load(str(runs / "first"), "last", steady.config.search)
+def test_each_request_of_a_batch_leaves_out_what_it_names(steady, recommender):
   free = steady.recommend(Query(history=("ad03",), k=24, cache=False))
   account = free.ads[-1]["account_id"]
   choices = [

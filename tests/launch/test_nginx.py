@@ -15,7 +15,7 @@ import pytest
 from gr4ad_jax.streams.opening import open_stream
 from tests import tiny
 from tests.launch import fakes
-from tests.serving.runs import FIRST, SECOND, add_checkpoint, train
+from tests.serving.runs import FIRST, SECOND, add_checkpoint, make
 from tests.streams import redis_server
 from tests.test_serve import Server
 
@@ -118,8 +118,8 @@ def statuses(answers):
 
 
 @pytest.mark.long
-def test_neither_a_kill_nor_rolling_costs_an_answer(shared_folder, compile_cache, tmp_path):
-  runs = train(shared_folder / "served")
+def test_neither_a_kill_nor_rolling_costs_an_answer(shared_folder, trained_run, tmp_path):
+  runs = make(trained_run, shared_folder / "served")
   workdir = shutil.copytree(runs / "first", tmp_path / "run")
   ports = [tiny.free_port() for _ in range(3)]
   path = configured(tmp_path, ports)

@@ -1,4 +1,4 @@
-"""What the tests of the whole server share: one training, and engines on copies of it."""
+"""What the tests of the whole server share: one run, and engines on copies of it."""
 
 import shutil
 
@@ -10,9 +10,9 @@ from tests.serving.runs import config_of
 
 
 @pytest.fixture(scope="session")
-def runs(shared_folder, compile_cache):
-  """See `runs.train`."""
-  return runs_lib.train(shared_folder / "served")
+def runs(shared_folder, trained_run):
+  """See `runs.make`."""
+  return runs_lib.make(trained_run, shared_folder / "served")
 
 
 @pytest.fixture

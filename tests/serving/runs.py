@@ -1,5 +1,5 @@
-"""A tiny run with two checkpoints, and settings to serve it: every ad in every answer, so that
-none can hide.
+"""The tiny run with both its checkpoints, and settings to serve it: every ad in every answer, so
+that none can hide.
 """
 
 import dataclasses
@@ -9,32 +9,21 @@ import shutil
 
 from gr4ad_jax.config import Config, load_config
 from gr4ad_jax.locks import Lock
-from tests import tiny
 
 EVERYTHING = (4, 12, 72)  # beams that hold every UA-SID of the tiny codebooks
-FIRST, SECOND = 4, 8  # steps of the checkpoints
+FIRST, SECOND = 2, 4  # steps of the checkpoints
 
 
-def train(folder: pathlib.Path) -> pathlib.Path:
-  """Trains on a log of its own, in a folder; whichever worker asks first does it, the others wait.
+def make(trained: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """Copies `trained_run` twice into a folder; whichever worker asks first does it, the others wait.
 
   Returns the folder: `second` in it is the run, `first` as it was half-way.
   """
   with Lock(f"{folder}.lock", wait=True):
     if (folder / "whole").exists():
       return folder
-    tiny.write_log(folder)
-    cadence = (
-      f"--max_steps={SECOND}",
-      "--epochs=99",
-      f"--save_every={FIRST}",
-      "--eval_every=0",
-      "--noevaluate",
-    )
-    settings = (*tiny.SETTINGS, *cadence, "--layers=1", "--lazy_layers=0", "--ad_age")
-    done = tiny.run("train", *tiny.source_flags(folder), *settings, f"--workdir={folder}/second")
-    assert (done.status, done.err) == (0, "")
-    shutil.copytree(folder / "second", folder / "first")
+    shutil.copytree(trained, folder / "second")
+    shutil.copytree(trained, folder / "first")
     shutil.rmtree(folder / "first" / "checkpoints" / str(SECOND))
     (folder / "whole").touch()
   return folder

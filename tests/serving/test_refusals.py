@@ -135,9 +135,7 @@ def test_garbage_in_the_metrics_does_not_keep_a_run_from_going_on(workdir):
     *tiny.SETTINGS,
     "--layers=1",
     "--lazy_layers=0",
-    "--ad_age",  # as the shared run has it
     f"--max_steps={SECOND}",
-    "--epochs=99",
   )
   data = ("--dataset=ad_log", f"--data_dir={config.data.data_dir}", "--noevaluate")
   command = (*source, *data, *settings, f"--workdir={workdir}")
