@@ -24,6 +24,13 @@ class ModelConfig:
   )
   ffn_multiple: int = knob(4, "Feed-forward width over model width.", low=1)
   dropout: float = knob(0.3, "Dropout rate.", low=0, high=0.9)
+  feature_dropout: float = knob(
+    0.0,
+    "Share of the context's slots, drawn at each step, whose features training hides: what is left "
+    "is known of a new ad too.",
+    low=0,
+    high=0.9,
+  )
   copy: str = knob(
     "context",
     (

@@ -88,6 +88,13 @@ class ContextProcessor(nn.Module):
       self._numbers("user_edges", user_features_BF).astype(dtype)
     )
     kind_BSF = jax.nn.one_hot(slot_kind_BS, self.num_kinds, dtype=dtype)
+    if train and c.feature_dropout:
+      # A slot keeps all of its features or none, (B, S, 1). Numbers of 0 are those of an ad that
+      # nothing is known of, so nothing is scaled up for what is kept.
+      keep_BS1 = jax.random.bernoulli(
+        self.make_rng("dropout"), 1 - c.feature_dropout, (*slot_kind_BS.shape, 1)
+      )
+      slot_features_BSF = jnp.where(keep_BS1, slot_features_BSF, 0)
     features = self._numbers("slot_edges", slot_features_BSF).astype(dtype)
     about = jnp.concatenate([slot_codes_BSD, features, kind_BSF], axis=-1)
     hidden = Linear(2 * D, name="slots_in")(about) + user[:, None]

@@ -39,7 +39,7 @@ ALL = (
 ABSENT = {
   "lazy_layers": 0, "feature_bins": 0, "copy": "off", "encoder_layers": 0, "lambda_ecpm": 0,
   "lambda_mtp": 0, "lambda_item": 0, "item_weight": 0, "guided": False, "value_weight": "none",
-  "depth_weight": 0, "behavior_features": False,
+  "depth_weight": 0, "behavior_features": False, "feature_dropout": 0,
 }  # fmt: skip
 """Values that say "no such part", by knob.
 

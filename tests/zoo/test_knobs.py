@@ -53,7 +53,7 @@ OTHER = {
   "lambda_item": 0.7, "value_weight": "sqrt", "depth_weight": 0.3, "user_weight": 0.4,
   "beams": (2, 2), "order": "blend", "value_power": 0.9, "item_weight": 3.0, "guided": False,
   "ecpm_beams": 2, "precut": "beams", "quantize": "int8", "table_optimizer": "adagrad",
-  "table_learning_rate": 0.3, "behavior_features": False,
+  "table_learning_rate": 0.3, "behavior_features": False, "feature_dropout": 0.5,
 }  # fmt: skip
 WITH = {
   "cross_attention": {"width": 32},  # heads of 16, the least that the kernel takes
