@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from absl import flags
 
+from gr4ad_jax.answering import trying_study
 from gr4ad_jax.config import Config, ConfigError, check_trained
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
@@ -29,11 +30,12 @@ from . import progress
 _STUDY = flags.DEFINE_enum(
   "study",
   "reasons",
-  ["reasons", "steering", "renewal", "baskets", "new_users", "new_ads"],
+  ["reasons", "steering", "renewal", "baskets", "new_users", "new_ads", "trying"],
   "What is measured: whether log p falls further without the slots that reasons name; what "
   "--diversity and a quota for small accounts cost and bring; what is left of recall after UA-SIDs "
   "were appended or refreshed; how much of a visit's hidden half is found; recall by how many "
-  "events are known of a user; recall of ads that nobody had taken before (--held_out_ads).",
+  "events are known of a user; recall of ads that nobody had taken before (--held_out_ads); what "
+  "a drawn last place costs, by --explore_spread.",
 )
 _SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "Which requests are looked at.")
 _BESIDE = flags.DEFINE_list(
@@ -86,6 +88,12 @@ def new_ads(config: Config, inputs: Inputs) -> tuple[dict, str]:
   return found, new_ad_study.format_table(found)
 
 
+def trying(config: Config, inputs: Inputs) -> tuple[dict, str]:
+  """What the place for trying costs and brings, see `answering/trying_study`."""
+  found = trying_study.measure(config, inputs, _SPLIT.value)
+  return found, steering_study.format_table(found)
+
+
 STUDIES: dict[str, Callable[[Config, Inputs], tuple[dict, str]]] = {
   "reasons": reasons,
   "steering": steering,
@@ -93,6 +101,7 @@ STUDIES: dict[str, Callable[[Config, Inputs], tuple[dict, str]]] = {
   "baskets": baskets,
   "new_users": new_users,
   "new_ads": new_ads,
+  "trying": trying,
 }
 
 

@@ -85,6 +85,12 @@ def test_defaults_and_presets_are_allowed(preset):
       "--order=blend",
       "only 'likelihood', as --lambda_ecpm=0",
     ),
+    ({"explore_spread": 1.0}, "--explore_spread=1.0", "only 0, as --noexplore"),
+    (
+      {"explore_spread": 1.0, "explore": True, "lambda_ecpm": 0.0},
+      "--explore_spread=1.0",
+      "only 0, as --lambda_ecpm=0",
+    ),
     ({"held_out_ads": 0.1, "append": "r"}, "--held_out_ads=0.1", "UA-SIDs of r may know"),
     ({"held_out_ads": 0.1, "refresh": "r"}, "--held_out_ads=0.1", "UA-SIDs of r may know"),
     ({"held_out_ads": 0.1, "swing_path": "s.npz"}, "--held_out_ads=0.1", "--swing_path=s.npz"),

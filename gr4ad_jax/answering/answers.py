@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gr4ad_jax.answering import explore
 from gr4ad_jax.decoding.beam import Beams
 
 
@@ -58,6 +59,23 @@ def ranked_rows(
   # `at` is the request's row; (k,) beams of it are gathered.
   numbers = (x_BW[at, beam_K[kept]] for x_BW in (beams.logp_BW, beams.score_BW, beams.value_BW))
   return list(zip(row_K[kept].tolist(), *(x.astype(float).tolist() for x in numbers), strict=True))
+
+
+def optimism(
+  beams: Beams, at: int, row_K: np.ndarray, beam_K: np.ndarray, weight: float
+) -> dict[int, float]:
+  """By the rows of a request's ads what `explore.optimism` gives them; {} without a weight.
+
+  Arguments as of `ranked_rows`.
+  """
+  if not weight:
+    return {}
+  kept = row_K >= 0
+  value_K, spread_K = (
+    x_BW[at, beam_K[kept]].astype(float) for x_BW in (beams.value_BW, beams.spread_BW)
+  )
+  bonus_K = explore.optimism(value_K, spread_K, weight)
+  return dict(zip(row_K[kept].tolist(), bonus_K.tolist(), strict=True))
 
 
 def beam_tree(beams: Beams, at: int) -> tuple[tuple[Mapping[str, Any], ...], ...]:

@@ -254,19 +254,13 @@ class Computer:
     return beams
 
   def _answers(
-    self,
-    queries: Sequence[Query],
-    logs: Sequence[EventLog],
-    now_B: np.ndarray,
-    left_out: LeftOut,
-    beams: Any,
-    step: int,
-    widths: tuple[int, ...],
-    shown: bool,
-  ) -> list[Computed]:
+    self, queries: Sequence[Query], logs: Sequence[EventLog], now_B: np.ndarray,
+    left_out: LeftOut, beams: Any, step: int, widths: tuple[int, ...], shown: bool,
+  ) -> list[Computed]:  # fmt: skip
+    serving = self._config.serving
     most = max(query.k for query in queries)
     # More ads than asked for, since some of them may not be shown any more.
-    if self.ledger.counts or self._config.serving.explore:
+    if self.ledger.counts or serving.explore:
       # Of one batch the earlier answers may use up what the later ones would begin with.
       most = max(most + explore.NEXT, widths[-1])
     found_BW = beams.leaf_BW >= 0
@@ -277,7 +271,8 @@ class Computer:
     # One answer after the other: each is counted before the next is chosen.
     for at, (query, log) in enumerate(zip(queries, logs, strict=True)):
       ranked = answers.ranked_rows(beams, at, row_BK[at], beam_BK[at])
-      ranked, chances, receipt, trial = self._chosen(query, ranked, shown)
+      bonus = answers.optimism(beams, at, row_BK[at], beam_BK[at], serving.explore_spread)
+      ranked, chances, receipt, trial = self._chosen(query, ranked, bonus, shown)
       seen = set(log.ad.tolist())
       ads = [answers.ad_entry(self._catalog, seen, *entry) for entry in ranked]
       for ad, chance in zip(ads, chances, strict=False):
@@ -288,7 +283,7 @@ class Computer:
     return found
 
   def _chosen(
-    self, query: Query, ranked: list[Entry], shown: bool
+    self, query: Query, ranked: list[Entry], bonus: Mapping[int, float], shown: bool
   ) -> tuple[list[Entry], list[float], Receipt | None, Mapping[str, Any] | None]:
     """The k ads of an answer; with --explore their propensities, and what is noted of the draw; and
     what was counted.
@@ -296,13 +291,15 @@ class Computer:
     chances: list[float] = []
     trial: Mapping[str, Any] | None = None
 
+    name = lambda row: self._catalog.ad(row).ad_id  # noqa: E731
+
     def choose(entries: list[Entry]) -> list[Entry]:
       nonlocal trial
       if not self._config.serving.explore:
         return entries[: query.k]
       # Into the same list: `choose` is called inside the ledger, which returns the ads alone.
-      chosen, chances[:] = explore.drawn(entries, query.k, self._rng)
-      trial = explore.trial(entries, query.k, chosen, lambda row: self._catalog.ad(row).ad_id)
+      chosen, chances[:] = explore.drawn(entries, query.k, self._rng, bonus)
+      trial = explore.trial(entries, query.k, chosen, name, bonus)
       return chosen
 
     if not (shown and self.ledger.counts):

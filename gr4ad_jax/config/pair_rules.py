@@ -95,6 +95,18 @@ def of_requests(config: Any) -> Rules:
       "order",
       "only 'likelihood', as --lambda_ecpm=0: the eCPM is not learned",
     ),
+    (
+      not config.serving.explore_spread or config.serving.explore,
+      "explore_spread",
+      "only 0, as --noexplore: no place is drawn",
+    ),
+    (
+      not config.serving.explore_spread
+      or bool(config.objective.lambda_ecpm)
+      or bool(config.training.init_from),
+      "explore_spread",
+      "only 0, as --lambda_ecpm=0: the eCPM is not learned",
+    ),
   )
 
 

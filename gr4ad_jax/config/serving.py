@@ -197,6 +197,12 @@ class ServeConfig:
     "The last place of a list is drawn from the next 50 by a softmax of their scores, and the "
     "answer tells the propensity.",
   )
+  explore_spread: float = knob(
+    0.0,
+    "--explore: the draw takes an ad's value for this many standard deviations above its mean, by "
+    "the distribution that the eCPM head predicts.",
+    low=0,
+  )
   state_dir: str = knob(
     "",
     "Where a server and an evaluation write (live/, eval/); empty: the run's directory, or, of a "

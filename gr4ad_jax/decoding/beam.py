@@ -33,6 +33,7 @@ class Beams:
     score_BW: what the beams are ordered by, float32: by likelihood log p, up to a constant of the
       request; by eCPM its logarithm; or their blend. -inf where the beam is empty.
     value_BW: expected eCPM of the ad given the context, money.
+    spread_BW: standard deviation of the eCPM under the head's distribution, money.
     codes_BWT: int32 UA-SIDs.
     prefix_logp_BWT: log p of every prefix of the UA-SID, normalised; the last is `logp_BW`.
   """
@@ -41,6 +42,7 @@ class Beams:
   logp_BW: jax.Array
   score_BW: jax.Array
   value_BW: jax.Array
+  spread_BW: jax.Array
   codes_BWT: jax.Array
   prefix_logp_BWT: jax.Array
 
@@ -232,7 +234,7 @@ def _ordered(state: _State, caches, likely_BW, value_of, search: SearchConfig):
     best_BW = jax.lax.top_k(likely_BW, search.ecpm_beams)[1]
     # A cut by likelihood first: an eCPM costs one more level of the decoder a beam.
     state, likely_BW, caches = _take((state, likely_BW, caches), best_BW)
-  value_BW = value_of(state, caches)
+  value_BW, spread_BW = value_of(state, caches)
   score_BW = order_scores(likely_BW, value_BW, search)
   leaf_BW = jnp.where(state.node_BW == NO_NODE, -1, state.node_BW)
   found = (
@@ -240,6 +242,7 @@ def _ordered(state: _State, caches, likely_BW, value_of, search: SearchConfig):
     state.prefix_BWT[..., -1],
     score_BW,
     value_BW,
+    spread_BW,
     state.codes_BWT,
     state.prefix_BWT,
   )
@@ -295,7 +298,8 @@ def beam_search(
       any.
     batch: requests (`RequestBatch`); targets are not read.
     trie: what exists.
-    bin_value_V: mean money of each eCPM bin; None: no eCPM is predicted, all values are 0.
+    bin_value_V: mean money of each eCPM bin; None: no eCPM is predicted, all values and spreads
+      are 0.
     widths: beams kept after each level, in place of `search.beams`; a level with fewer prefixes
       keeps them all.
     search: final order, eCPM and pre-cut.
@@ -328,11 +332,16 @@ def beam_search(
   def value_of(state, caches):
     # Called for the beams that a pre-cut has left, so that the others cost nothing.
     if bin_value_V is None:
-      return jnp.zeros_like(state.generated_BW)
+      nothing = jnp.zeros_like(state.generated_BW)
+      return nothing, nothing
     T = len(widths)  # the level of the eCPM token, after those of the codes
     h_BWD, _, _ = model.apply(variables, start, state.last_BW, T, caches, method="step")
     ecpm_BWV = model.apply(variables, start, h_BWD, state.codes_BWT, method="value_logits")
-    # (B, W, V) @ (V,) -> (B, W): the mean of the bins' values under the predicted distribution.
-    return jax.nn.softmax(ecpm_BWV) @ bin_value_V
+    # (B, W, V) @ (V,) -> (B, W): the mean of the bins' values under the predicted distribution, and
+    # how far they lie from it.
+    chance_BWV = jax.nn.softmax(ecpm_BWV)
+    mean_BW = chance_BWV @ bin_value_V
+    away_BWV = bin_value_V - mean_BW[..., None]
+    return mean_BW, jnp.sqrt((chance_BWV * away_BWV**2).sum(axis=-1))
 
   return _ordered(state, caches, likely_BW, value_of, search)

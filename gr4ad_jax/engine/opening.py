@@ -102,6 +102,11 @@ def open_run(
     trends = Trends.load(folder["features"])
     neighbors = CoVisitNeighbors.load(folder["features"])
     model = registry.build(config, len(ads))
+    if config.serving.explore_spread and not model.predicts_value:
+      raise ConfigError(
+        f"--explore_spread={config.serving.explore_spread:g} is not allowed: --model="
+        f"{config.model.model} predicts no value"
+      )
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))

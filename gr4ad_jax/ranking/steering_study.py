@@ -48,19 +48,28 @@ def measure(config: Config, inputs: Inputs, split: str = "test") -> dict[str, An
     "small_accounts": [(one, Steering(share=one, group_N=small_N)) for one in SHARES],
   }
   return {"split": split, "requests": len(requests), "candidates": deep} | {
-    name: _curve(
+    name: curve(
       [(one, steering.steer(found, how, CUT).ad_RK) for one, how in those], requests, facts
     )
     for name, those in settings.items()
   }
 
 
-def _curve(
-  lists: Sequence[tuple[float, np.ndarray]],
+def curve(
+  lists: Sequence[tuple[float | str, np.ndarray]],
   requests: protocols.EvalRequests,
   facts: exposure.Facts,
 ) -> list[dict[str, Any]]:
-  """A row for each setting; the first one is what the others are compared with."""
+  """What becomes of each setting's lists.
+
+  Args:
+    lists: settings, each with ad rows [R, CUT]; the first one is what the others are compared with.
+    requests: R requests.
+    facts: what exposure is told by.
+
+  Returns:
+    A row for each setting, as in `measure`.
+  """
   ratios = [metrics.per_request(ad_RK, requests, (CUT,)) for _, ad_RK in lists]
   names = [name for name in ratios[0] if not name.startswith("ndcg")]
   # All settings are resampled together: sample s draws the same users for each, so that their
@@ -96,7 +105,9 @@ def format_table(found: dict[str, Any]) -> str:
     for row in rows:
       cells = [report_tables.cell(row[m]) for m in metric_names]
       cells += [_percent(row["lost"][m]) for m in metric_names]
-      table.append([f"{row['setting']:g}", *cells, *(f"{row[key]:.3f}" for key in shown)])
+      setting = row["setting"]
+      shown_as = setting if isinstance(setting, str) else f"{setting:g}"
+      table.append([shown_as, *cells, *(f"{row[key]:.3f}" for key in shown)])
     lines += ["", *report_tables.aligned(table)]
   return "\n".join(lines) + "\n"
 

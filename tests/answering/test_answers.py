@@ -18,10 +18,20 @@ def make_beams(**changes):
     "logp_BW": np.array([[-3.0, -1.0, -2.5, -np.inf]]),
     "score_BW": np.array([[5.0, 4.0, -1.0, -np.inf]]),
     "value_BW": np.array([[9.0, 2.0, 0.5, 0.0]]),
+    "spread_BW": np.array([[3.0, 4.0, 0.0, 0.0]]),
     "codes_BWT": np.array([[[1, 0], [0, 0], [1, 2], [0, 0]]], np.int32),
     "prefix_logp_BWT": np.array([[[-2.0, -3.0], [-0.5, -1.0], [-2.0, -2.5], [-np.inf, -np.inf]]]),
   }
   return Beams(**columns | changes)
+
+
+def test_only_ads_that_are_there_gain_by_their_spread():
+  row_K, beam_K = np.array([8, 3, 8, -1]), np.array([0, 1, 0, 3])
+  row_K[2] = 5  # another ad of the first UA-SID
+  found = answers.optimism(make_beams(), 0, row_K, beam_K, 2.0)
+  expected = {8: np.log(1 + 2 * 3 / 9), 3: np.log(1 + 2 * 4 / 2), 5: np.log(1 + 2 * 3 / 9)}
+  assert found == pytest.approx(expected)
+  assert answers.optimism(make_beams(), 0, row_K, beam_K, 0.0) == {}
 
 
 def test_the_tree_tells_log_p_and_at_its_leaves_the_score():

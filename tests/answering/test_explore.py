@@ -33,6 +33,22 @@ def test_propensities_are_a_softmax_of_the_scores():
   assert chance.sum() == pytest.approx(1)
 
 
+def test_what_is_uncertain_is_drawn_more_often():
+  """Of two ads of one score the one of the wider spread, by its upper bound over its mean."""
+  value, spread, weight = np.array([2.0, 2.0, 0.0]), np.array([0.0, 3.0, 0.5]), 1.5
+  gain = explore.optimism(value, spread, weight)
+  np.testing.assert_allclose(gain[:2], [0, np.log((2 + 1.5 * 3) / 2)], rtol=1e-12)
+  assert np.isfinite(gain[2])  # a mean of 0 has no logarithm
+  entries = [(7, -1.0, 0.5, 2.0), (9, -1.0, 0.5, 2.0), (4, -2.0, 0.1, 1.0)]
+  bonus = {7: gain[0], 9: gain[1]}
+  chance = explore.propensities(entries, 1, bonus)
+  weights = [np.exp(0.5), np.exp(0.5) * 3.25, np.exp(0.1)]
+  np.testing.assert_allclose(chance, np.array(weights) / sum(weights), rtol=1e-12)
+  found, chances = explore.drawn(entries, 1, np.random.default_rng(0), bonus)
+  told = explore.trial(entries, 1, found, str, bonus)
+  assert told["propensity"] == chance.tolist() and chances == [chance[told["at"]]]
+
+
 def test_short_lists_are_drawn_from_what_there_is():
   rng = np.random.default_rng(0)
   found, chances = explore.drawn(ENTRIES[:3], 3, rng)

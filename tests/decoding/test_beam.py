@@ -171,6 +171,10 @@ def test_value_is_that_of_the_training_forward_and_reorders(plain):
   value_BM = np.asarray(jax.nn.softmax(plain.out.ecpm_logits_BMV) @ BIN_VALUES)
   expected = np.take_along_axis(value_BM, tiny.code_id(plainly.codes_BWT), axis=1)
   np.testing.assert_allclose(plainly.value_BW[filled], expected[filled], rtol=2e-5)
+  square_BM = np.asarray(jax.nn.softmax(plain.out.ecpm_logits_BMV) @ BIN_VALUES**2)
+  spread_BM = np.sqrt(square_BM - value_BM**2)
+  expected = np.take_along_axis(spread_BM, tiny.code_id(plainly.codes_BWT), axis=1)
+  np.testing.assert_allclose(plainly.spread_BW[filled], expected[filled], rtol=1e-3)
   with np.errstate(invalid="ignore"):
     score = valued.logp_BW + 0.8 * np.log(valued.value_BW)
   assert (np.diff(score[:, : index.num_leaves], axis=1) <= 0).all()

@@ -113,7 +113,7 @@ def test_without_money_no_value_is_predicted():
   index = make_index()
   beams = run(TableModel(), BATCH, Trie.of(index), (3, 4, 5), money=None)
   check(beams, BATCH, tuples(index.codes_NT), (3, 4, 5), SearchConfig(), valued=False)
-  assert (beams.value_BW == 0).all()
+  assert (beams.value_BW == 0).all() and (beams.spread_BW == 0).all()
 
 
 def test_narrow_beams_of_an_index_that_changes_are_those_of_the_loops():

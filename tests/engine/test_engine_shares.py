@@ -100,6 +100,18 @@ def test_an_answer_that_comes_too_late_is_not_counted(capped, monkeypatch):
   assert engine._ledger.capped("u7").tolist() == []
 
 
+def test_a_spread_moves_the_chances(workdir):
+  config = config_of(workdir, explore=True, explore_spread=4.0)
+  with ServingEngine(str(workdir), config, "last") as engine:
+    plain = engine.recommend(Query(user="u1", k=3)).trial
+    scores = {ad["ad_id"]: ad["score"] for ad in engine.recommend(Query(user="u1", k=24)).ads}
+  by_score = np.exp([scores[ad] for ad in plain["ads"] if ad in scores])
+  chance = np.array([c for ad, c in zip(plain["ads"], plain["propensity"], strict=True)
+                     if ad in scores])  # fmt: skip
+  gain = np.log(chance / by_score)
+  assert gain.max() - gain.min() > 0.01  # an even gain would move nothing
+
+
 def test_the_last_place_is_drawn_and_its_propensity_told(workdir):
   config = config_of(workdir, explore=True)
   with ServingEngine(str(workdir), config, "last") as engine:
