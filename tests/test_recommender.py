@@ -207,9 +207,12 @@ def test_lists_are_steered_as_asked(recommender, small_run):
   _, events = tiny.rows()
   taken = {(row[5], row[1]) for row in events}
   assert lines.tolist() == [sum(ad == f"ad{n:02d}" for _, ad in taken) for n in range(24)]
-  plain = recommender.recommend(["ad01"], k=8)
+  plain = recommender.recommend(["ad01"], k=24)
   found = steered.recommend(["ad01"], k=4)
   tail = {f"ad{n:02d}" for n in np.flatnonzero(exposure.tail_ads(lines))}
-  least = min(2, len([ad for ad in plain if ad.ad_id in tail]))
-  assert least and sum(ad.ad_id in tail for ad in found) >= least
-  assert {ad.ad_id for ad in found} <= {ad.ad_id for ad in plain}
+  # The beams are too narrow for two of the tail, which has a search of its own then.
+  assert sum(ad.ad_id in tail for ad in plain) < 2 <= sum(ad.ad_id in tail for ad in found)
+  score = {ad.ad_id: ad.score for ad in plain}
+  both = [ad for ad in found if ad.ad_id in score]
+  assert len(both) >= 2
+  assert all(ad.score == pytest.approx(score[ad.ad_id], abs=1e-4) for ad in both)

@@ -209,9 +209,9 @@ class Recommender:
       for user in range(users)
     ]
     left_out = LeftOut.lists(rows, [self._sets.allowed(choice)] * users)
-    deep = steering.depth(self.config, k)
-    found = self._ranker.rank(self._params, asked, np.arange(users), deep, size, left_out=left_out)
-    return steering.steer(found, self._steering, k)
+    ask = functools.partial(self._ranker.rank, self._params, asked, np.arange(users))
+    rank = lambda most, without: ask(most, size, left_out=without)  # noqa: E731
+    return steering.search(rank, self._steering, self.config, k, users, left_out)
 
   def default_moments(self, events: EventLog) -> np.ndarray:
     """[U] int64, the moment at which each user of a log asks where none is named, unix seconds."""

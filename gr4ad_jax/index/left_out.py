@@ -66,6 +66,17 @@ class LeftOut:
     rows = np.concatenate([part.row_E for part in parts])
     return cls(int(size.sum()), np.concatenate(request_E), rows, tuple(only))
 
+  def inside(self, group_N: np.ndarray) -> "LeftOut":
+    """The same, and all ads that are not of a group, [N] bool."""
+    both: dict[int, np.ndarray] = {id(None): np.asarray(group_N, bool)}
+    for one in self.sets:
+      # Rows past the end of either are in neither.
+      shared = min(len(one), len(group_N))
+      both[id(one)] = np.asarray(one[:shared], bool) & group_N[:shared]
+    only = self.only or (None,) * self.requests
+    # One array for each set that there was: what is made of it is made once.
+    return LeftOut(self.requests, self.request_E, self.row_E, tuple(both[id(one)] for one in only))
+
   def __bool__(self):
     """Whether anything is left out at all."""
     return bool(len(self.row_E) or self.sets)

@@ -15,10 +15,12 @@ import scipy.sparse
 from gr4ad_jax.builders import held_out
 from gr4ad_jax.config import Config, ConfigError, check_trained, load_config
 from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import metrics, protocols, report_tables
 from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.ranking import asked, scoring, steering
+from gr4ad_jax.ranking.steering import Steering
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.retrieval.best import top_k
@@ -29,6 +31,8 @@ from gr4ad_jax.zoo import registry
 CUT = 10
 HELD_OUT, UNSOLD = "held out", "first sold in test"
 ALL_ADS, NEW_ADS = "all ads", "new ads"
+KEPT = "a place for new ads"
+_PLAIN = Steering()
 _PENALTY = 10.0  # of the ridge regression below; not tuned
 
 
@@ -78,6 +82,12 @@ def measure(
     methods = _Methods(inputs, requests)
     for among, allowed_N in ((ALL_ADS, None), (NEW_ADS, held_N | unsold_N)):
       lists = {name: _ranked(*run, requests, allowed_N) for name, run in runs.items()}
+      if allowed_N is None:
+        # One place of ten is kept for ads that nobody has taken.
+        kept = Steering(share=1 / CUT, group_N=held_N | unsold_N)
+        lists |= {
+          f"{name}, {KEPT}": _ranked(*run, requests, None, kept) for name, run in runs.items()
+        }
       lists |= methods.lists(allowed_N)
       ratios = {
         name: {f"recall@{CUT}": metrics.per_request(ad_RK, requests, (CUT,))[f"recall@{CUT}"]}
@@ -107,9 +117,10 @@ def targets_among(requests: EvalRequests, ads_N: np.ndarray) -> EvalRequests:
 
 
 def _ranked(
-  config: Config, inputs: Inputs, requests: EvalRequests, allowed_N: np.ndarray | None
-) -> np.ndarray:
-  """Lists of a run, [R, CUT] ad rows, by its search alone."""
+  config: Config, inputs: Inputs, requests: EvalRequests, allowed_N: np.ndarray | None,
+  how: Steering = _PLAIN,
+) -> np.ndarray:  # fmt: skip
+  """Lists of a run, [R, CUT] ad rows, by its search alone, steered as wanted."""
   model = registry.build(config, len(inputs.dataset.ads))
   params = request_task.load_params(config, model)
   ranker = request_task.make_ranker(model, inputs.index, inputs.ecpm, config.search)
@@ -118,7 +129,11 @@ def _ranked(
     # One array for all requests, of which the search makes one index.
     left_out = LeftOut.lists([()] * len(requests), [allowed_N] * len(requests))
   contexts = inputs.contexts(config, requests.split)
-  return ranker.rank(params, contexts, requests.request, CUT, left_out=left_out).ad_RK
+
+  def rank(candidates: int, left_out: LeftOut | None) -> Ranking:
+    return ranker.rank(params, contexts, requests.request, candidates, left_out=left_out)
+
+  return steering.search(rank, how, config, CUT, len(requests), left_out).ad_RK
 
 
 class _Methods:

@@ -12,6 +12,7 @@ from gr4ad_jax.config import SECTIONS, Config, ConfigError, check_trained, load_
 from gr4ad_jax.data.schema import DataError, Dataset
 from gr4ad_jax.decoding.ranker import Ranker, Ranking
 from gr4ad_jax.evaluation import baselines, exposure, parts, plots, protocols, report_tables
+from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.ranking import reranking, seen_ads, steering
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import request_task
@@ -44,13 +45,16 @@ def rank_run(config: Config, inputs: Inputs, requests: protocols.EvalRequests, k
   also = (
     {"also_RC": reranking.proposed(config, inputs, requests)} if isinstance(ranker, Ranker) else {}
   )
-  # The chain runs backwards here: each stage says how many candidates it needs of the one before.
   contexts = inputs.contexts(config, requests.split)
-  candidates = steering.depth(config, k)
-  deep = reranking.depth(config, candidates)
-  found = ranker.rank(params, contexts, requests.request, deep, left_out=left_out, **also)
-  found = reranking.rerank(config, inputs, requests, found, candidates, left_out)
-  return steering.steered(config, inputs, requests, found, k)
+
+  def rank(candidates: int, left_out: LeftOut | None) -> Ranking:
+    # The chain runs backwards here: each stage says how many candidates it needs of the one before.
+    deep = reranking.depth(config, candidates)
+    found = ranker.rank(params, contexts, requests.request, deep, left_out=left_out, **also)
+    return reranking.rerank(config, inputs, requests, found, candidates, left_out)
+
+  how = steering.steering_of(config, inputs, requests.split)
+  return steering.search(rank, how, config, k, len(requests), left_out)
 
 
 def group_runs(config: Config, beside: Sequence[str]) -> dict[str, list[Config]]:

@@ -3,23 +3,26 @@
 One greedy pass, place by place. *Apart* is maximal marginal relevance (MMR; Carbonell and
 Goldstein, SIGIR 1998): an ad loses as much of its score as it is like an ad that stands above it.
 A *quota* holds at every depth, as in FA*IR (Zehlike et al., CIKM 2017): of the first m places the
-group has the quota's share, rounded down, as long as candidates of it are left.
+group has the quota's share, rounded down, as long as candidates of it are left. The group has a
+search of its own, since its best ads may stand far down among all ads.
 """
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 import numpy as np
 
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.schema import AdTable
-from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.decoding.ranker import Ranking, distinct
 from gr4ad_jax.evaluation import exposure, protocols
-from gr4ad_jax.evaluation.protocols import EvalRequests
 from gr4ad_jax.features.trends import Trends
+from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.sid.tokenizer import Tokenizer
 
+_TINY = 1e-9  # keeps rounding from asking for one place too few
 _ROWS = 256  # lists whose candidates' vectors are held at a time
 
 
@@ -91,9 +94,48 @@ def depth(config: Config, k: int) -> int:
   return max(k, search.rerank_candidates) if steered else k
 
 
-def steered(config: Config, inputs: Inputs, requests: EvalRequests, found: Ranking, k: int):
-  """The first k ads of each list, as the config asks for; the same lists where it asks nothing."""
-  return steer(found, steering_of(config, inputs, requests.split), k)
+def search(
+  rank: Callable[[int, LeftOut | None], Ranking], steering: Steering, config: Config, k: int,
+  requests: int, left_out: LeftOut | None = None,
+) -> Ranking:  # fmt: skip
+  """The k ads of each list, found and steered.
+
+  Args:
+    rank: (candidates, what the requests do without) -> the best candidates, [R, C].
+    steering: how lists are steered.
+    config: of the run.
+    k: ads a request.
+    requests: R.
+    left_out: what they do without; None: nothing.
+  """
+  candidates = depth(config, k)
+  found = rank(candidates, left_out)
+  if steering.share:
+    places = int(np.floor(steering.share * k + _TINY))
+    # Ads that are to differ are chosen from more than there are places.
+    places = candidates if steering.diversity else max(places, 1)
+    inside = (left_out or LeftOut.lists([()] * requests)).inside(steering.group_N)
+    found = together(found, rank(places, inside))
+  return steer(found, steering, k)
+
+
+def together(found: Ranking, more: Ranking) -> Ranking:
+  """The candidates of two searches, each ad once, best first; [R, C + M]."""
+  ad_RC = distinct(np.concatenate([found.ad_RK, more.ad_RK], axis=1))
+  nothing = {"ad_RK": np.int32(-1), "value_RK": np.float32(0)}
+  columns = {
+    name: np.where(
+      ad_RC >= 0,
+      np.concatenate([column, getattr(more, name)], axis=1),
+      nothing.get(name, np.float32(-np.inf)),
+    )
+    for name, column in vars(found).items()
+  }
+  # Stable: of equal scores the first search's ad stands first. Padding has -inf, so it goes last.
+  order_RC = np.argsort(-columns["score_RK"], axis=1, kind="stable")
+  return Ranking(
+    **{name: np.take_along_axis(column, order_RC, axis=1) for name, column in columns.items()}
+  )
 
 
 def steer(found: Ranking, steering: Steering, k: int) -> Ranking:
@@ -149,8 +191,7 @@ def _places(ad_RC: np.ndarray, score_RC: np.ndarray, steering: Steering, k: int)
   chosen = []
   for place in range(1, k + 1):
     worth_RC = np.where(left_RC, score_RC - steering.diversity * like_RC, -np.inf)
-    # The tiny number keeps rounding from asking for one place too few.
-    due_R = placed_R < np.floor(steering.share * place + 1e-9)
+    due_R = placed_R < np.floor(steering.share * place + _TINY)
     # Where the group is due and has a candidate left, only its candidates stand for the place.
     held_R = due_R & (left_RC & member_RC).any(axis=1)
     worth_RC = np.where(held_R[:, None] & ~member_RC, -np.inf, worth_RC)

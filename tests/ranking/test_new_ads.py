@@ -84,13 +84,15 @@ def test_recall_counts_new_ads_alone(config, inputs, requests, monkeypatch):
   held_N, unsold_N = held_out.new_ads(inputs.dataset, SHARE)
   asked = []
 
-  def ranked(config, inputs, some, allowed_N):
+  def ranked(config, inputs, some, allowed_N, how=None):
     asked.append(None if allowed_N is None else allowed_N.tolist())
+    if how is not None:
+      assert how.share == 0.1 and how.group_N.tolist() == (held_N | unsold_N).tolist()
     return np.stack([np.arange(10, dtype=np.int32)] * len(some))
 
   monkeypatch.setattr(new_ad_study, "_ranked", ranked)
   found = new_ad_study.measure(config, inputs)
-  assert asked[:2] == [None, (held_N | unsold_N).tolist()]
+  assert asked[:3] == [None, None, (held_N | unsold_N).tolist()]
   first, second = found["groups"][:2]
   assert (first["ads"], first["among"], second["among"]) == ("held out", "all ads", "new ads")
   shares = []
@@ -102,6 +104,8 @@ def test_recall_counts_new_ads_alone(config, inputs, requests, monkeypatch):
   recall = first["systems"]["gr4ad"]["recall@10"]
   assert recall["mean"] == pytest.approx(np.mean(shares)) and first["requests"] == len(shares)
   assert {"popularity", "content", "content, two linear towers"} <= set(first["systems"])
+  assert "gr4ad, a place for new ads" in first["systems"]
+  assert "gr4ad, a place for new ads" not in second["systems"]
   # Ten places hold the six new ads and four others, so lists of new ads miss nothing.
   assert (held_N | unsold_N).sum() <= 10
   assert second["systems"]["content"]["recall@10"]["mean"] == 1

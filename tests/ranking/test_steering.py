@@ -1,11 +1,15 @@
 """Steered lists against the greedy rule as a loop, one list and one place at a time."""
 
+import dataclasses
 import math
+import types
 
 import numpy as np
 import pytest
 
+from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.decoding.ranker import Ranking
+from gr4ad_jax.index.left_out import LeftOut
 from gr4ad_jax.ranking import steering
 from gr4ad_jax.ranking.steering import Steering
 
@@ -88,6 +92,62 @@ def test_alike_ads_come_apart():
   for diversity, expected in ((0.8, [0, 1]), (1.0, [0, 2])):
     got = steering.steer(ranking, Steering(diversity=diversity, vector_ND=vectors), 2)
     assert got.ad_RK.tolist() == [expected]
+
+
+def _ranking(ads, scores):
+  ad_RK, score_RK = np.array(ads, np.int32), np.array(scores, np.float32)
+  return Ranking(ad_RK, score_RK - 1, np.where(ad_RK >= 0, 3.0, 0.0), score_RK)
+
+
+def test_two_searches_come_together():
+  first = _ranking([[4, 2, 9], [1, -1, -1]], [[-1, -2, -3], [-5, -np.inf, -np.inf]])
+  second = _ranking([[2, 7], [-1, -1]], [[-2, -2.5], [-np.inf, -np.inf]])
+  both = steering.together(first, second)
+  assert both.ad_RK.tolist() == [[4, 2, 7, 9, -1], [1, -1, -1, -1, -1]]
+  assert both.score_RK[0, :4].tolist() == [-1, -2, -2.5, -3]
+  assert both.logp_RK[0, :4].tolist() == [-2, -3, -3.5, -4]
+  assert (both.value_RK == np.where(both.ad_RK >= 0, 3, 0)).all()
+
+
+def test_the_group_is_searched_for_where_places_are_kept_for_it():
+  """Its best ads stand behind all candidates of the first search."""
+  score_N = -np.arange(12.0)
+  group_N = np.arange(12) >= 8
+  asked = []
+
+  def rank(most, left_out):
+    asked.append((most, bool(left_out)))
+    ads = np.arange(12)
+    kept = ads if left_out is None else ads[left_out.kept(np.tile(ads, (2, 1)))[0]]
+    found = np.tile(kept[:most], (2, 1))
+    return _ranking(found, score_N[found])
+
+  search = dataclasses.replace(SearchConfig(), rerank_candidates=6)
+  config = types.SimpleNamespace(search=dataclasses.replace(search, quota_share=0.4))
+  how = Steering(share=0.4, group_N=group_N)
+  # Ad 8 is one that the requests do without anyway, and none beyond ad 10 is allowed.
+  without = LeftOut.lists([[8], [8]], [np.arange(11) < 11] * 2)
+  found = steering.search(rank, how, config, 5, 2, without)
+  assert found.ad_RK.tolist() == [[0, 1, 9, 2, 10]] * 2
+  assert asked == [(6, True), (2, True)]
+  asked.clear()
+  plain = types.SimpleNamespace(search=search)
+  assert steering.search(rank, Steering(), plain, 3, 2).ad_RK.tolist() == [[0, 1, 2]] * 2
+  assert asked == [(3, False)]
+
+
+def test_a_group_within_each_set():
+  group_N = np.array([True, False, True, True])
+  small = np.array([True, True])
+  left_out = LeftOut.lists([[], [3], []], [small, None, small]).inside(group_N)
+  kept = left_out.kept(np.tile(np.arange(5), (3, 1)))
+  assert kept.tolist() == [
+    [True, False, False, False, False],
+    [True, False, True, False, False],
+    [True, False, False, False, False],
+  ]
+  assert len(left_out.sets) == 2  # what is made of a set is made once
+  assert LeftOut.lists([()]).inside(group_N).kept(np.arange(4)[None]).tolist() == [group_N.tolist()]
 
 
 def test_groups_by_name():
