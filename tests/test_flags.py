@@ -143,7 +143,7 @@ def test_of_a_trained_run_only_the_search_and_the_free_knobs_differ(tmp_path):
   )
 
 
-@pytest.mark.parametrize("size", ["0.03b", "0.08b"])
+@pytest.mark.parametrize("size", ["0.03b", pytest.param("0.08b", marks=pytest.mark.long)])
 def test_a_large_preset_has_its_size(size):
   config = flags.config_from_flags(_parsed(f"--preset={size}"))
   assert (config.sid.codebooks, config.search.beams) == ((16384, 4096, 1024), (512, 512, 512))
@@ -226,6 +226,7 @@ def _parsed_with_verbosity() -> absl_flags.FlagValues:
   return values
 
 
+@pytest.mark.long  # so do those of every binary that a test runs
 def test_a_good_command_line_runs_main():
   done = _run("--preset=0.08b")
   assert (done.returncode, done.stdout) == (0, "width 576\n")

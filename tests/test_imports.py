@@ -4,6 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import gr4ad_jax
 from gr4ad_jax.answering import recommender
 
@@ -90,6 +92,7 @@ def test_a_missing_extra_is_named():
   assert done.stdout.splitlines() == [f"ImportError: {message}" for _, message in _NEEDS]
 
 
+@pytest.mark.long  # the line of any ImportError, and its status: `test_flags.py`
 def test_a_binary_says_it_in_one_line(tmp_path):
   done = _python(
     _BLOCK

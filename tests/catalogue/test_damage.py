@@ -50,7 +50,7 @@ def target(runs):
   model = registry.build(config, 24)
   optimizer = state_lib.make_optimizer(config.training, 8)
   init = lambda: request_task.init_params(model, config)  # noqa: E731
-  return state_lib.abstract(state_lib.init_state(init, optimizer, mesh_lib.local_mesh()))
+  return state_lib.abstract_state(init, optimizer, mesh_lib.local_mesh())
 
 
 def everything(workdir, target):

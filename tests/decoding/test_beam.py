@@ -134,6 +134,7 @@ def test_full_search_expands_to_every_ad_in_order(plain):
     assert (np.diff(row)[np.diff(leaf) == 0] > 0).all()
 
 
+@pytest.mark.long  # so do those of the table in `test_beam_loops.py`, in every order
 def test_narrow_beams_keep_the_best_of_what_they_see(plain):
   index = some_index()
   widths = (3, 4, 6)
@@ -150,6 +151,7 @@ def test_narrow_beams_keep_the_best_of_what_they_see(plain):
     assert [tuple(code) for code in beams.codes_BWT[b, filled].tolist()] == kept
 
 
+@pytest.mark.long  # `test_log_p.py` has every prefix's probability from NumPy
 def test_prefix_probabilities_add_up(plain):
   beams = plain.search(SidIndex.build(tiny.ALL_CODES, tiny.CODEBOOKS))
   assert (beams.leaf_BW >= 0).all()
@@ -164,17 +166,23 @@ def test_prefix_probabilities_add_up(plain):
   assert (p_BWT[:, :, :, :, 0] == first[:, :, None, None]).all()
 
 
-def test_value_is_that_of_the_training_forward_and_reorders(plain):
+def test_value_is_that_of_the_training_forward(plain):
+  beams = plain.search(some_index())
+  filled = beams.leaf_BW >= 0
+  p_BMV = np.exp(plain.out.ecpm_logits_BMV.astype(np.float64))
+  value_BM = p_BMV @ np.asarray(BIN_VALUES) / p_BMV.sum(-1)
+  expected = np.take_along_axis(value_BM, tiny.code_id(beams.codes_BWT), axis=1)
+  np.testing.assert_allclose(beams.value_BW[filled], expected[filled], rtol=2e-5)
+  square_BM = p_BMV @ np.asarray(BIN_VALUES) ** 2 / p_BMV.sum(-1)
+  spread_BM = np.sqrt(square_BM - value_BM**2)
+  expected = np.take_along_axis(spread_BM, tiny.code_id(beams.codes_BWT), axis=1)
+  np.testing.assert_allclose(beams.spread_BW[filled], expected[filled], rtol=1e-3)
+
+
+@pytest.mark.long  # blended scores: `test_log_p.py`; orders by value: `test_beam_loops.py`
+def test_value_reorders(plain):
   index = some_index()
   plainly, valued = plain.search(index), plain.search(index, FULL, order="blend", value_power=0.8)
-  filled = plainly.leaf_BW >= 0
-  value_BM = np.asarray(jax.nn.softmax(plain.out.ecpm_logits_BMV) @ BIN_VALUES)
-  expected = np.take_along_axis(value_BM, tiny.code_id(plainly.codes_BWT), axis=1)
-  np.testing.assert_allclose(plainly.value_BW[filled], expected[filled], rtol=2e-5)
-  square_BM = np.asarray(jax.nn.softmax(plain.out.ecpm_logits_BMV) @ BIN_VALUES**2)
-  spread_BM = np.sqrt(square_BM - value_BM**2)
-  expected = np.take_along_axis(spread_BM, tiny.code_id(plainly.codes_BWT), axis=1)
-  np.testing.assert_allclose(plainly.spread_BW[filled], expected[filled], rtol=1e-3)
   with np.errstate(invalid="ignore"):
     score = valued.logp_BW + 0.8 * np.log(valued.value_BW)
   assert (np.diff(score[:, : index.num_leaves], axis=1) <= 0).all()
@@ -188,6 +196,7 @@ def test_value_is_that_of_the_training_forward_and_reorders(plain):
     assert pair[0] == pytest.approx(pair[1], abs=1e-6)
 
 
+@pytest.mark.long  # three ads in wider beams: `test_beam_loops.py`
 def test_one_ad_in_a_wide_beam_stands_once(plain):
   beams = plain.search(SidIndex.build(tiny.ALL_CODES[[17]], tiny.CODEBOOKS), (8, 8, 8))
   assert (beams.leaf_BW == 0).tolist() == [[True]] * 4 and np.isfinite(beams.logp_BW).all()

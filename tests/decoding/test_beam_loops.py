@@ -215,10 +215,13 @@ def test_children_of_each_node_are_those_of_the_index_and_its_overlay():
     live.set(500 + row, codes)
   active = (active - set(gone)) | set(came)
   trie, level_nodes = Trie.of(live.view()[0]).with_overlay(live.view()[1]), {(): 0}
+  # By themselves they would be compiled an operation at a time.
+  children = jax.jit(Trie.children, static_argnums=1)
+  overlay_node = jax.jit(Trie.overlay_node, static_argnums=1)
   for level in range(3):
     beams = [*level_nodes, None]  # the last beam is empty
     node_BW = np.array([[*level_nodes.values(), NO_NODE]], np.int32)
-    found = jax.device_get(trie.children(level, node_BW))
+    found = jax.device_get(children(trie, level, node_BW))
     grown = {}
     for w, prefix in enumerate(beams):
       there = np.flatnonzero(found.valid_BWC[0, w])
@@ -226,7 +229,7 @@ def test_children_of_each_node_are_those_of_the_index_and_its_overlay():
       extra = np.flatnonzero(found.beam_BP[0] == w)
       for entry in extra:
         assert int(found.code_P[entry]) not in here
-        here[int(found.code_P[entry])] = int(trie.overlay_node(level, jnp.asarray(entry)))
+        here[int(found.code_P[entry])] = int(overlay_node(trie, level, entry))
       expected = (
         {codes[level] for codes in active if codes[:level] == prefix}
         if prefix is not None

@@ -109,7 +109,7 @@ def test_linear_sums_and_adds_its_bias_in_the_dtype_asked_for():
   # The smaller ones are built from flags in `tests/test_flags.py`.
   "name",
   [
-    pytest.param(name, marks=[pytest.mark.long] * (name in ("0.03b", "0.08b")))
+    pytest.param(name, marks=[pytest.mark.long] * (name in ("0.03b", "0.08b", "0.16b_832")))
     for name in PRESETS
     if name != "tiny"
   ],

@@ -96,7 +96,7 @@ def test_as_trained_nothing_changes():
   ("kind", "bound"), [("int8", 0.1), pytest.param("fp8", 1.0, marks=pytest.mark.long)]
 )
 def test_the_whole_model_runs_on_them(kind, bound):
-  model, batch = tiny.make_model(), tiny.make_batch()
+  model, batch = tiny.make_model(layers=2, lazy_layers=1), tiny.make_batch()
   params = tiny.make_params(model)
   codes = tiny.every_code(batch)
   forward = tiny.jit(lambda v: model.apply(v, batch, codes).logp_BM)

@@ -8,6 +8,7 @@ import pytest
 
 from gr4ad_jax.config import ObjectiveConfig, PreferenceConfig
 from gr4ad_jax.data.ecpm import EcpmBins
+from gr4ad_jax.models.outputs import Outputs
 from gr4ad_jax.objectives import rspo, unified, vsl
 from gr4ad_jax.preference.preference_task import (
   Listed,
@@ -45,6 +46,25 @@ def parts():
   return model, tiny.make_params(model), PreferenceBatch(batch, mask, reference, reward)
 
 
+class Said:
+  """A model that says its parameters: what is differentiated is the loss alone."""
+
+  def apply(self, variables, requests, codes_BMT, *, train=False, valued=None, rngs=None):
+    del requests, train, valued, rngs
+    assert variables["params"]["logp_BM"].shape == codes_BMT.shape[:2]
+    return Outputs(**variables["params"])
+
+
+@pytest.fixture(scope="module")
+def numbers(parts):
+  """`parts` with a model that costs nothing."""
+  B, T, V, rng = 4, len(tiny.CODEBOOKS), len(ECPM.means), np.random.default_rng(5)
+  shapes = {"logp_BM": (B, C), "generated_logp_BMT": (B, C, T), "ecpm_logits_BMV": (B, C, V)}
+  shapes |= {"mtp_logp_BMT": (B, C, T), "gate_B": (B,)}
+  said = {name: rng.normal(-3, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+  return Said(), said, parts[2]
+
+
 def found(parts, objective, **settings):
   model, params, batch = parts
   loss_fn = make_preference_loss(
@@ -73,14 +93,18 @@ def vsl_of(parts, factor_BC=1.0):
 
 
 @pytest.mark.parametrize(
-  "objective",
-  # Four more compilations of the whole step; their values alone are compared below.
+  ("of", "objective"),
+  # Five compilations of the whole step; the objectives' values are compared below.
   [
-    "rspo",
-    *(pytest.param(name, marks=pytest.mark.long) for name in ("xent", "dpo", "sdpo", "grpo")),
+    ("numbers", "rspo"),
+    *(
+      pytest.param("parts", name, marks=pytest.mark.long)
+      for name in ("rspo", "xent", "dpo", "sdpo", "grpo")
+    ),
   ],
 )
-def test_loss_is_vsl_plus_the_weighted_list_objective(parts, objective):
+def test_loss_is_vsl_plus_the_weighted_list_objective(of, objective, request):
+  parts = request.getfixturevalue(of)
   loss, metrics, grads = found(parts, objective, preference_weight=3.0)
   assert metrics["vsl"] == pytest.approx(vsl_of(parts)[0], rel=1e-5)
   assert loss == pytest.approx(metrics["vsl"] + 3 * metrics["preference"], rel=1e-5)

@@ -69,6 +69,7 @@ few, many = (
 )
 
 
+@pytest.mark.long  # the same requests come to a real engine below
 @schema.parametrize()
 @few
 def test_no_request_breaks_the_interface(interface, case):

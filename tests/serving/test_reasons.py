@@ -47,6 +47,7 @@ def numbers(reasons):
   return [*slots, *codes, *value, reasons["copied"], reasons["log_p_without_context"]]
 
 
+@pytest.mark.long  # some of the server below, the recommender's in `reasons/test_reasoner.py`
 def test_the_servers_reasons_are_the_recommenders(steady, client, runs, explaining):
   first = ask(client, user="u1", **ASKED)
   assert len(first["ads"]) == 4  # whether or not the compiler was quicker
