@@ -200,6 +200,7 @@ def test_a_guide_is_built_once_a_table_and_compiled_once_a_shape(monkeypatch):
 
 
 def test_a_guide_goes_with_its_table():
+  gc.freeze()  # what other tests have left is not looked through
   table = jnp.asarray(np.random.default_rng(1).normal(size=(TABLE, 8)), jnp.float32)
   guides = Guides(make_index(), TABLE, 2.0)
   held = [weakref.ref(table), *map(weakref.ref, guides.of(table).vectors)]

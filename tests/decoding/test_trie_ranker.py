@@ -25,10 +25,12 @@ def index():
 
 def test_children_walk_to_every_leaf_and_no_further(index):
   trie, found = Trie.of(index), [((), 0)]
+  # By itself it would be compiled an operation at a time.
+  children = jax.jit(Trie.children, static_argnums=1)
   for level in range(3):
     grown = []
     for prefix, node in found:
-      c = trie.children(level, np.array([[node]]))
+      c = children(trie, level, np.array([[node]]))
       child, code, valid = (np.asarray(x)[0, 0] for x in (c.node_BWC, c.code_BWC, c.valid_BWC))
       grown += [
         ((*prefix, int(c)), int(n)) for n, c, ok in zip(child, code, valid, strict=True) if ok
