@@ -60,7 +60,7 @@ def test_a_model_that_says_nothing_is_refused_nothing(monkeypatch):
 def test_what_a_model_lacks_may_be_said_to_be_absent():
   """A flagfile for several models may say "no lazy layers" to one that never has any."""
   none = ("lazy_layers", "feature_bins", "encoder_layers", "lambda_ecpm", "lambda_mtp",
-          "lambda_item", "item_weight", "depth_weight")  # fmt: skip
+          "lambda_item", "item_weight", "depth_weight", "feature_dropout")  # fmt: skip
   absent = dict.fromkeys(none, 0) | dict.fromkeys(("guided", "behavior_features"), False)
   absent |= {"copy": "off", "value_weight": "none"}
   assert set(absent) == set(knobs.ABSENT)
