@@ -5,6 +5,7 @@ UA-SIDs from content, after the fit. Nor has any simple method here seen one. Tw
 are told apart: those that were held out, and those whose first sale in truth is in test.
 """
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ from gr4ad_jax.zoo import registry
 CUT = 10
 HELD_OUT, UNSOLD = "held out", "first sold in test"
 ALL_ADS, NEW_ADS = "all ads", "new ads"
-KEPT = "a place for new ads"
+A_PLACE = "all ads, one place of ten kept for new ones"
 _PLAIN = Steering()
 _PENALTY = 10.0  # of the ridge regression below; not tuned
 
@@ -49,8 +50,8 @@ def measure(
 
   Returns:
     For JSON: `groups`, a list: `ads` (which new ads are looked for), `among` (whether a list may
-    hold all ads, or the new ones alone), `requests`, `targets`, and `systems` and `ahead` as
-    `asked.intervals` gives them.
+    hold all ads, must hold a new one, or holds new ones alone), `requests`, `targets`, and
+    `systems` and `ahead` as `asked.intervals` gives them.
 
   Raises:
     ConfigError: a run that knows all ads, another split, or a run beside that is of other data.
@@ -80,15 +81,13 @@ def measure(
     if not len(requests):
       continue
     methods = _Methods(inputs, requests)
-    for among, allowed_N in ((ALL_ADS, None), (NEW_ADS, held_N | unsold_N)):
-      lists = {name: _ranked(*run, requests, allowed_N) for name, run in runs.items()}
-      if allowed_N is None:
-        # One place of ten is kept for ads that nobody has taken.
-        kept = Steering(share=1 / CUT, group_N=held_N | unsold_N)
-        lists |= {
-          f"{name}, {KEPT}": _ranked(*run, requests, None, kept) for name, run in runs.items()
-        }
-      lists |= methods.lists(allowed_N)
+    new_N = held_N | unsold_N
+    kept = Steering(share=1 / CUT, group_N=new_N)
+    for among, allowed_N, how in (
+      (ALL_ADS, None, _PLAIN), (A_PLACE, None, kept), (NEW_ADS, new_N, _PLAIN)
+    ):  # fmt: skip
+      lists = {name: _ranked(*run, requests, allowed_N, how) for name, run in runs.items()}
+      lists |= methods.lists(config, allowed_N, how)
       ratios = {
         name: {f"recall@{CUT}": metrics.per_request(ad_RK, requests, (CUT,))[f"recall@{CUT}"]}
         for name, ad_RK in lists.items()
@@ -118,16 +117,13 @@ def targets_among(requests: EvalRequests, ads_N: np.ndarray) -> EvalRequests:
 
 def _ranked(
   config: Config, inputs: Inputs, requests: EvalRequests, allowed_N: np.ndarray | None,
-  how: Steering = _PLAIN,
+  how: Steering,
 ) -> np.ndarray:  # fmt: skip
   """Lists of a run, [R, CUT] ad rows, by its search alone, steered as wanted."""
   model = registry.build(config, len(inputs.dataset.ads))
   params = request_task.load_params(config, model)
   ranker = request_task.make_ranker(model, inputs.index, inputs.ecpm, config.search)
-  left_out = None
-  if allowed_N is not None:
-    # One array for all requests, of which the search makes one index.
-    left_out = LeftOut.lists([()] * len(requests), [allowed_N] * len(requests))
+  left_out = _outside(allowed_N, len(requests))
   contexts = inputs.contexts(config, requests.split)
 
   def rank(candidates: int, left_out: LeftOut | None) -> Ranking:
@@ -157,16 +153,36 @@ class _Methods:
       map_DD = ridge(*visit_pairs(inputs, requests.split, unit_ND))
       self._scores[f"{name}, two linear towers"] = mean_RD @ map_DD @ unit_ND.T
 
-  def lists(self, allowed_N: np.ndarray | None) -> dict[str, np.ndarray]:
+  def lists(
+    self, config: Config, allowed_N: np.ndarray | None, how: Steering
+  ) -> dict[str, np.ndarray]:
     """[R, CUT] ad rows of each method; popularity, then the ad's row, breaks ties."""
     tie_N = 1e-9 * self._lines_N / max(self._lines_N.max(), 1.0)
     lists = {}
     for name, score_RN in self._scores.items():
-      score_RN = score_RN + tie_N
-      if allowed_N is not None:
-        score_RN = np.where(allowed_N, score_RN, -np.inf)
-      lists[name] = top_k(score_RN, min(CUT, score_RN.shape[1])).astype(np.int32)
+      rank = functools.partial(_best, score_RN + tie_N)
+      left_out = _outside(allowed_N, len(score_RN))
+      lists[name] = steering.search(rank, how, config, CUT, len(score_RN), left_out).ad_RK
     return lists
+
+
+def _outside(allowed_N: np.ndarray | None, requests: int) -> LeftOut | None:
+  """All ads but the allowed ones; None: none."""
+  if allowed_N is None:
+    return None
+  # One array for all requests, of which a search makes one index.
+  return LeftOut.lists([()] * requests, [allowed_N] * requests)
+
+
+def _best(score_RN: np.ndarray, candidates: int, left_out: LeftOut | None) -> Ranking:
+  """The best candidates by scores of all ads; all requests do without the same ones."""
+  if left_out:
+    score_RN = np.where(left_out.only[0], score_RN, -np.inf)
+  ad_RK = top_k(score_RN, min(candidates, score_RN.shape[1])).astype(np.int32)
+  score_RK = np.take_along_axis(score_RN, ad_RK, axis=1).astype(np.float32)
+  # Where fewer are allowed than there are places, the rest is padding.
+  ad_RK = np.where(np.isneginf(score_RK), -1, ad_RK)
+  return Ranking(ad_RK, score_RK, np.zeros_like(score_RK), score_RK)
 
 
 def visit_pairs(inputs: Inputs, split: str, unit_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from gr4ad_jax.data import visits
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.evaluation import protocols
 from gr4ad_jax.ranking import new_ad_study
+from gr4ad_jax.ranking.steering import Steering
 from gr4ad_jax.requests import inputs as inputs_lib
 from tests import tiny
 
@@ -82,18 +83,20 @@ def test_visits_teach_a_map_from_what_was_taken_before(inputs):
 
 def test_recall_counts_new_ads_alone(config, inputs, requests, monkeypatch):
   held_N, unsold_N = held_out.new_ads(inputs.dataset, SHARE)
-  asked = []
+  asked, kept = [], []
 
-  def ranked(config, inputs, some, allowed_N, how=None):
+  def ranked(config, inputs, some, allowed_N, how):
     asked.append(None if allowed_N is None else allowed_N.tolist())
-    if how is not None:
+    if how:
       assert how.share == 0.1 and how.group_N.tolist() == (held_N | unsold_N).tolist()
+      kept.append(len(asked))
     return np.stack([np.arange(10, dtype=np.int32)] * len(some))
 
   monkeypatch.setattr(new_ad_study, "_ranked", ranked)
   found = new_ad_study.measure(config, inputs)
   assert asked[:3] == [None, None, (held_N | unsold_N).tolist()]
-  first, second = found["groups"][:2]
+  first, place, second = found["groups"][:3]
+  assert kept[0] == 2 and place["among"] == "all ads, one place of ten kept for new ones"
   assert (first["ads"], first["among"], second["among"]) == ("held out", "all ads", "new ads")
   shares = []
   for r in range(len(requests)):
@@ -104,8 +107,6 @@ def test_recall_counts_new_ads_alone(config, inputs, requests, monkeypatch):
   recall = first["systems"]["gr4ad"]["recall@10"]
   assert recall["mean"] == pytest.approx(np.mean(shares)) and first["requests"] == len(shares)
   assert {"popularity", "content", "content, two linear towers"} <= set(first["systems"])
-  assert "gr4ad, a place for new ads" in first["systems"]
-  assert "gr4ad, a place for new ads" not in second["systems"]
   # Ten places hold the six new ads and four others, so lists of new ads miss nothing.
   assert (held_N | unsold_N).sum() <= 10
   assert second["systems"]["content"]["recall@10"]["mean"] == 1
@@ -113,18 +114,26 @@ def test_recall_counts_new_ads_alone(config, inputs, requests, monkeypatch):
   assert "held out (6 ads, " in new_ad_study.format_table(found)
 
 
-def test_methods_rank_by_cosine_to_what_was_taken(inputs, requests):
+def test_methods_rank_by_cosine_to_what_was_taken(config, inputs, requests):
   methods = new_ad_study._Methods(inputs, requests)
   vectors = inputs.tokenizer.embed(inputs.dataset.ads).astype(np.float64)
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   events = inputs.dataset.events
-  lists = methods.lists(None)
+  lists = methods.lists(config, None, Steering())
   for r, request in enumerate(requests.request):
     own = (events.user == requests.user[r]) & (events.request < request)
     score = np.mean([vectors @ vectors[ad] for ad in events.ad[own]], axis=0)
     expected = np.sort(score)[::-1][:10]
     np.testing.assert_allclose(score[lists["content"][r]], expected, atol=1e-5)
   assert (np.diff(methods._lines_N[lists["popularity"][0]]) <= 0).all()
+  # A place of ten for two ads: the better one takes it where neither stands in the list anyway.
+  group_N = np.isin(np.arange(len(methods._lines_N)), np.argsort(methods._lines_N)[:2])
+  placed = methods.lists(config, None, Steering(share=0.1, group_N=group_N))["content"]
+  alone = methods.lists(config, group_N, Steering())["content"]
+  for plain, row, best in zip(lists["content"], placed, alone, strict=True):
+    there = group_N[plain].any()
+    assert row.tolist() == (plain.tolist() if there else [*plain[:9].tolist(), best[0]])
+    assert (best[:2] >= 0).all() and (best[2:] == -1).all()
 
 
 def test_a_run_that_knows_all_ads_is_refused(config, inputs, small_run):
