@@ -5,6 +5,7 @@ report's figures.
 import dataclasses
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -179,6 +180,31 @@ def recall_by_loops(vectors, truth, known, queries, cut):
     if wanted:
       recalls.append(len(set(ranked[:cut]) & wanted) / min(cut, len(wanted)))
   return np.mean(recalls), len(recalls)
+
+
+def test_a_second_tower_is_fitted_without_the_unseen_ads(shop, monkeypatch):
+  ads, events = shop
+  text = np.random.default_rng(5).normal(size=(120, 24)).astype(np.float32)
+  text /= np.linalg.norm(text, axis=1, keepdims=True)
+  whole = swing.fit_swing(events, 120, seed=2)
+  seen = []
+
+  def fit_tower(text_ND, some, neighbors, **options):
+    seen.append((text_ND, len(some), neighbors.ads_NK, options["seed"]))
+    return types.SimpleNamespace(embed=lambda text_ND, ads: -text_ND)
+
+  monkeypatch.setattr(report.tower, "fit_tower", fit_tower)
+  fitted = types.SimpleNamespace(seed=2, config=config.SidConfig(tower_width=16))
+  found = report._unseen_recall(fitted, ads, whole, text)
+  hidden = np.random.default_rng(2).random(120) < 0.1
+  shown = np.flatnonzero(~hidden)
+  ((some, number, near, seed),) = seen
+  np.testing.assert_array_equal(some, text[shown])
+  np.testing.assert_array_equal(near, whole.among(shown).ads_NK)
+  assert (number, seed) == (len(shown), 2)
+  recall, queries = recall_by_loops(text, whole.ads_NK, None, np.flatnonzero(hidden), 5)
+  assert found["content"]["recall@5"] == pytest.approx(recall)
+  assert found["content"]["queries"] == found["trained"]["queries"] == queries > 0
 
 
 @pytest.mark.long
