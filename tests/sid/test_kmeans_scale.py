@@ -84,6 +84,21 @@ def test_equal_on_many_devices_and_processes(tmp_path, points, alone, processes,
     np.testing.assert_array_equal(one["centroids"], alone[0])
 
 
+def test_only_processes_that_share_ask_each_other(monkeypatch):
+  asked = []
+
+  def gathered(value):
+    asked.append(np.asarray(value).tolist())
+    return np.stack([value, np.asarray(value) + [0, 3]])
+
+  monkeypatch.setattr(rows.multihost_utils, "process_allgather", gathered)
+  alone = rows.Rows(np.zeros((5, 2), np.float32))
+  most = np.array([4, 2], np.int32)
+  assert alone.most(most).tolist() == [4, 2] and not asked
+  alone._shared = True
+  assert alone.most(most).tolist() == [4, 5] and asked == [[4, 2]]
+
+
 class FewRows:
   """Points that may only be read a few rows at a time."""
 
