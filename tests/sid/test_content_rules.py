@@ -1,5 +1,6 @@
 """Templates word for word, and what vectors of files must be like."""
 
+import pathlib
 import sys
 import types
 
@@ -185,3 +186,12 @@ def test_a_missing_package_is_named(make, tmp_path, monkeypatch, module, encoder
   (tmp_path / "v.parquet").write_bytes(b"")
   with pytest.raises(ImportError, match=words):
     encoders.encode(make[0](1), path)
+
+
+def test_the_encoder_is_read_from_the_package_and_never_from_the_network(monkeypatch):
+  wordllama = pytest.importorskip("wordllama")
+  asked = []
+  monkeypatch.setattr(wordllama.WordLlama, "load", lambda **how: asked.append(how))
+  encoders._wordllama_model.__wrapped__()
+  folder = str(pathlib.Path(wordllama.__file__).parent)
+  assert asked == [{"cache_dir": folder, "disable_download": True}]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import types
 
 import jax
 import numpy as np
@@ -97,6 +98,17 @@ def test_only_processes_that_share_ask_each_other(monkeypatch):
   assert alone.most(most).tolist() == [4, 2] and not asked
   alone._shared = True
   assert alone.most(most).tolist() == [4, 5] and asked == [[4, 2]]
+
+
+def test_shards_are_put_in_the_order_of_their_rows():
+  values = np.arange(8).reshape(4, 2)
+  # A shard that begins with the first row names no beginning.
+  parts = ((slice(2, 4), values[2:]), (slice(None), values[:2]))
+  shards = [types.SimpleNamespace(index=(run, slice(None)), data=data) for run, data in parts]
+  answer = types.SimpleNamespace(addressable_shards=shards)
+  found = np.zeros((5, 2), int)
+  rows._take((found,), 1, 3, (answer,))
+  assert found.tolist() == [[0, 0], [0, 1], [2, 3], [4, 5], [0, 0]]
 
 
 class FewRows:
