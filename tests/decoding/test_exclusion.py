@@ -10,7 +10,7 @@ import pytest
 
 from gr4ad_jax.config import ItemConfig, SearchConfig
 from gr4ad_jax.data.ecpm import EcpmBins
-from gr4ad_jax.decoding.exclusion import Excluder, beams_on
+from gr4ad_jax.decoding.exclusion import Excluded, Excluder, beams_on
 from gr4ad_jax.decoding.ranker import Ranker
 from gr4ad_jax.decoding.searcher import Searcher, TrieFeed
 from gr4ad_jax.decoding.trie import Trie
@@ -55,6 +55,19 @@ def system(kind):
     slot_codes_BST=index.codes_NT[ads],
   )
   return model, tiny.make_params(model, bias=-1.0), batch, index
+
+
+def test_dead_entries_of_an_overlay_lose_their_beams_the_first_one_too():
+  """Four entries behind ten main nodes: dead are entries 0 and 2 in the first request, 3 in the
+  second. What is dead in the main part, and the unused rest of a list, strikes no entry.
+  """
+  child_BP = np.array([[10, 12, 3], [13, 9, -1]], np.int32)
+  unused = np.zeros((1, 2, 3), np.int32)
+  bits = (np.zeros((2, 0), np.uint32),)
+  excluded = Excluded(unused, child_BP[None], np.zeros(2, bool), bits)
+  beam_BP = np.array([[0, 1, 2, 0], [2, 2, 1, 0]], np.int32)
+  found = excluded.strike_overlay(0, jax.numpy.asarray(beam_BP), 10, 9)
+  assert found.tolist() == [[9, 1, 9, 0], [2, 2, 1, 9]]
 
 
 def contexts(batch):
