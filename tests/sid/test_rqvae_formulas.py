@@ -3,12 +3,13 @@ that end in time.
 """
 
 import math
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr4ad_jax.sid import rqvae
+from gr4ad_jax.sid import kmeans, rqvae
 
 NUM, CONTENT, WIDTH, BOOKS = 14, 4, 3, (6, 5)
 
@@ -225,3 +226,17 @@ def test_quantising_weighs_the_two_pulls():
   np.testing.assert_allclose(loss, [1.25 * 1 + 1.25 * 0.5])
   np.testing.assert_allclose(coded, [[0.5, 0.5]])
   np.testing.assert_allclose(residuals[1], [[1.0, 0.0]])
+
+
+def test_codes_start_from_sixteen_batches_of_ads(monkeypatch):
+  monkeypatch.setattr(rqvae, "BATCH", 2)
+  given = []
+
+  def recorded(points, size, **how):
+    given.append(len(points))
+    return kmeans.balanced_kmeans(points, size, **how)
+
+  monkeypatch.setattr(rqvae, "kmeans", types.SimpleNamespace(balanced_kmeans=recorded))
+  points = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+  rqvae._start(jnp.asarray(points), (3, 2), 4, 0, np.random.default_rng(1))
+  assert given == [32, 32]

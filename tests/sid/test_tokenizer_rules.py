@@ -48,6 +48,17 @@ def test_each_level_codes_what_the_levels_before_leave(parted):
   assert fitted.seed == 3 and fitted.codebooks == (5, 4, 3, 16) and fitted.width == 6
 
 
+def test_the_log_counts_codes_that_are_used(parted, monkeypatch):
+  def one_code(rest, size, **_):
+    return np.zeros((size, 6), np.float32), np.full(len(rest), 2)
+
+  monkeypatch.setattr(kmeans, "balanced_kmeans", one_code)
+  said = []
+  log = type("Log", (), {"info": staticmethod(lambda text, *values: said.append(text % values))})
+  tokenizer.fit(*parted, SETTINGS, seed=3, log=log)
+  assert said[1] == "level 2: 1 of 4 codes used, 40 ads in the largest"
+
+
 def test_the_tower_learns_nine_tenths_of_the_pairs_of_training(parted, monkeypatch):
   ads, events = parted
   sid = dataclasses.replace(
