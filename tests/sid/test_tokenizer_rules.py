@@ -50,7 +50,7 @@ def test_each_level_codes_what_the_levels_before_leave(parted):
 
 def test_the_log_counts_codes_that_are_used(parted, monkeypatch):
   def one_code(rest, size, **_):
-    return np.zeros((size, 6), np.float32), np.full(len(rest), 2)
+    return np.zeros((size, 6), np.float32), np.full(rest.shape[0], 2)
 
   monkeypatch.setattr(kmeans, "balanced_kmeans", one_code)
   said = []
