@@ -11,6 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from gr4ad_jax.knobs import ConfigError
+from gr4ad_jax.models import cross_attention
 from gr4ad_jax.models.cross_attention import cross_attend, fused_attend, is_fused
 from gr4ad_jax.models.layers import attend
 from gr4ad_jax.training import flops
@@ -217,3 +218,11 @@ def test_it_compiles_for_a_tpu(slice_, groups, width, monkeypatch):
 
   program = jax.jit(run).lower(*shapes).compile()
   assert program.as_text().count('custom_call_target="tpu_custom_call"') == 2
+
+
+@pytest.mark.parametrize(
+  "groups, width, expected",
+  [(8, 64, 2), (8, 32, 4), (4, 128, 1), (3, 64, 3), (6, 64, 2), (9, 32, 9), (1, 64, 1)],
+)
+def test_a_program_takes_the_fewest_groups_that_fill_the_lanes(groups, width, expected):
+  assert cross_attention._groups_a_program(groups, width) == expected
