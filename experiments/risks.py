@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from absl import flags
 
-from gr4ad_jax.answering import trying_study
 from gr4ad_jax.config import Config, ConfigError, check_trained
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
@@ -21,6 +20,7 @@ from gr4ad_jax.ranking import (
   steering_study,
 )
 from gr4ad_jax.reasons import deletion
+from gr4ad_jax.reporting import trying_study
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests.inputs import Inputs
 
@@ -89,7 +89,7 @@ def new_ads(config: Config, inputs: Inputs) -> tuple[dict, str]:
 
 
 def trying(config: Config, inputs: Inputs) -> tuple[dict, str]:
-  """What the place for trying costs and brings, see `answering/trying_study`."""
+  """What the place for trying costs and brings, see `reporting/trying_study`."""
   found = trying_study.measure(config, inputs, _SPLIT.value)
   return found, steering_study.format_table(found)
 

@@ -50,6 +50,7 @@ def of_requests(config: Any) -> Rules:
   # A run that starts from another one has that one's eCPM head.
   return (
     *_of_data(data),
+    *_of_trying(config),
     *_of_examples(config),
     *_of_held_out(config),
     *_of_retriever(config),
@@ -95,6 +96,12 @@ def of_requests(config: Any) -> Rules:
       "order",
       "only 'likelihood', as --lambda_ecpm=0: the eCPM is not learned",
     ),
+  )
+
+
+def _of_trying(config: Any) -> Rules:
+  """Rules of the place for trying."""
+  return (
     (
       not config.serving.explore_spread or config.serving.explore,
       "explore_spread",

@@ -102,11 +102,6 @@ def open_run(
     trends = Trends.load(folder["features"])
     neighbors = CoVisitNeighbors.load(folder["features"])
     model = registry.build(config, len(ads))
-    if config.serving.explore_spread and not model.predicts_value:
-      raise ConfigError(
-        f"--explore_spread={config.serving.explore_spread:g} is not allowed: --model="
-        f"{config.model.model} predicts no value"
-      )
     ecpm = EcpmBins.load(folder["features"])
     searcher = Searcher(model, ecpm, config.search, room=exclusion.ROOM)
     wanted = Searches(beam_schedules(config), tuple(sorted(config.serving.buckets)))
@@ -189,6 +184,11 @@ def _served_config(workdir: str, config: Config | None) -> Config:
   if issubclass(registry.find(config), ItemModel):
     raise ConfigError(
       f"--workdir={workdir} is not allowed: its model, {config.model.model}, generates no UA-SIDs"
+    )
+  if config.serving.explore_spread and not registry.find(config).predicts_value:
+    raise ConfigError(
+      f"--explore_spread={config.serving.explore_spread:g} is not allowed: --model="
+      f"{config.model.model} predicts no value"
     )
   return config
 

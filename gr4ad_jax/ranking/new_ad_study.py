@@ -65,14 +65,7 @@ def measure(
     )
   if split != "test":
     raise ConfigError(f"--split={split} is not allowed: new ads have events in test alone")
-  runs = {config.model.model: (config, inputs)}
-  for workdir in map(published.locate, beside):
-    name = os.path.basename(os.path.normpath(workdir))
-    if name in runs:
-      raise ConfigError(f"--beside={workdir} is not allowed: the table has a run {name!r} already")
-    check_trained(workdir)
-    other = load_config(workdir)
-    runs[name] = (other, scoring.view_through(other, inputs))
+  runs = _runs(config, inputs, beside)
   held_N, unsold_N = held_out.new_ads(inputs.dataset, share)
   whole = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
   found = []
@@ -98,6 +91,21 @@ def measure(
   if not found:
     raise DataError(f"--study=new_ads is not allowed: no new ad of {share:g} was taken in test")
   return {"split": split, "groups": found}
+
+
+def _runs(
+  config: Config, inputs: Inputs, beside: Sequence[str]
+) -> dict[str, tuple[Config, Inputs]]:
+  """The run and those beside it, by name, each with the data as it sees them."""
+  runs = {config.model.model: (config, inputs)}
+  for workdir in map(published.locate, beside):
+    name = os.path.basename(os.path.normpath(workdir))
+    if name in runs:
+      raise ConfigError(f"--beside={workdir} is not allowed: the table has a run {name!r} already")
+    check_trained(workdir)
+    other = load_config(workdir)
+    runs[name] = (other, scoring.view_through(other, inputs))
+  return runs
 
 
 def targets_among(requests: EvalRequests, ads_N: np.ndarray) -> EvalRequests:

@@ -10,9 +10,11 @@ import pytest
 from gr4ad_jax.answering import explore
 from gr4ad_jax.answering.messages import Query
 from gr4ad_jax.answering.terms import DayPlan
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.engine.batcher import DeadlinePassed
 from gr4ad_jax.engine.engine import ServingEngine
+from gr4ad_jax.models.gr4ad import GR4AD
 from tests.engine.engines import Clock, held, ids
 from tests.serving.runs import config_of
 
@@ -130,3 +132,12 @@ def test_the_last_place_is_drawn_and_its_propensity_told(workdir):
       assert last["propensity"] == pytest.approx(chance[place[last["ad_id"]] - 2], rel=1e-3)
       drawn.add(last["ad_id"])
     assert len(drawn) > 3
+
+
+def test_a_spread_of_a_model_without_values_is_refused(workdir, monkeypatch):
+  monkeypatch.setattr(GR4AD, "predicts_value", False)
+  config = config_of(workdir, explore=True, explore_spread=1.0)
+  with pytest.raises(
+    ConfigError, match="--explore_spread=1 is not allowed: --model=gr4ad"
+  ):
+    ServingEngine(str(workdir), config, "last")

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gr4ad_jax.answering import explore, trying_study
+from gr4ad_jax.answering import explore
 from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.evaluation import metrics, protocols
 from gr4ad_jax.ranking import scoring, steering_study
+from gr4ad_jax.reporting import trying_study
 from gr4ad_jax.requests import inputs as inputs_lib
 
 
