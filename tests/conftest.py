@@ -118,3 +118,10 @@ def small_run(shared_folder, trained_run):
       shutil.copytree(trained_run, folder)
       shutil.rmtree(folder / "checkpoints" / "2")
   return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+  """Draws nothing: of an evaluation the figures alone are looked at."""
+  # By name: most tests do without what it imports.
+  monkeypatch.setattr("gr4ad_jax.ranking.scoring._plot", lambda *_: None)

@@ -60,12 +60,6 @@ def copied(main, tmp_path):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-  """Draws nothing: of an evaluation the figures alone are looked at."""
-  monkeypatch.setattr(scoring, "_plot", lambda *_: None)
-
-
-@pytest.fixture
 def fake_ranks(monkeypatch):
   """Replaces the models by a list of ads that starts with the run's seed; returns the configs
   that were ranked.

@@ -47,7 +47,6 @@ def of_requests(config: Any) -> Rules:
   data = config.data
   model = config.model
   levels = len(config.sid.codebooks)
-  # A run that starts from another one has that one's eCPM head.
   return (
     *_of_data(data),
     *_of_trying(config),
@@ -90,13 +89,16 @@ def of_requests(config: Any) -> Rules:
       "only 'likelihood', as --reranker=neighbors",
     ),
     (
-      config.search.order == "likelihood"
-      or bool(config.objective.lambda_ecpm)
-      or bool(config.training.init_from),
+      config.search.order == "likelihood" or _has_values(config),
       "order",
       "only 'likelihood', as --lambda_ecpm=0: the eCPM is not learned",
     ),
   )
+
+
+def _has_values(config: Any) -> bool:
+  """Whether the eCPM is learned. A run that starts from another one has that one's head."""
+  return bool(config.objective.lambda_ecpm or config.training.init_from)
 
 
 def _of_trying(config: Any) -> Rules:
@@ -108,9 +110,7 @@ def _of_trying(config: Any) -> Rules:
       "only 0, as --noexplore: no place is drawn",
     ),
     (
-      not config.serving.explore_spread
-      or bool(config.objective.lambda_ecpm)
-      or bool(config.training.init_from),
+      not config.serving.explore_spread or _has_values(config),
       "explore_spread",
       "only 0, as --lambda_ecpm=0: the eCPM is not learned",
     ),

@@ -63,11 +63,25 @@ class Ranking:
     kept_RK = left_out.kept(self.ad_RK)
     # A stable sort on "left out" moves what is kept to the front, and keeps its order.
     first_RK = np.argsort(~kept_RK, axis=1, kind="stable")[:, :k]
+    return self.at(np.where(np.take_along_axis(kept_RK, first_RK, axis=1), first_RK, -1))
+
+  def at(self, place_RK: np.ndarray) -> "Ranking":
+    """The ads at some places of each list, in this order.
+
+    Args:
+      place_RK: [R, k] places; -1: none.
+
+    Returns:
+      [R, k]; at a place -1 the ad is -1, log p and score are -inf, and the value is 0.
+    """
     nothing = {"ad_RK": np.int32(-1), "value_RK": np.float32(0)}
     return Ranking(
       **{
-        name: np.take_along_axis(
-          np.where(kept_RK, column, nothing.get(name, np.float32(-np.inf))), first_RK, axis=1
+        name: np.where(
+          place_RK < 0,
+          nothing.get(name, np.float32(-np.inf)),
+          # -1 is no place to take from: place 0 is read instead, and `where` passes it over.
+          np.take_along_axis(column, np.maximum(place_RK, 0), axis=1),
         )
         for name, column in vars(self).items()
       }
@@ -94,6 +108,17 @@ def distinct(ad_RC: np.ndarray) -> np.ndarray:
   again = np.zeros(ad_RC.shape, bool)
   np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
   return np.where(again, -1, ad_RC)
+
+
+def beams_of(index: SidIndex, leaf_BW: np.ndarray, ad_BK: np.ndarray) -> np.ndarray:
+  """The beam that each ad [B, K] hangs below, by the beams' leaves; any one for padding, -1."""
+  leaf_BK = np.where(ad_BK >= 0, index.ad_leaf[ad_BK], -1)
+  # From leaves back to beams: the beams' leaves are sorted, and the ads' are looked up in them.
+  order = np.argsort(leaf_BW, axis=1, kind="stable")
+  ranked = np.take_along_axis(leaf_BW, order, axis=1)
+  at = np.stack([np.searchsorted(row, leaves) for row, leaves in zip(ranked, leaf_BK, strict=True)])
+  # Padding ads have leaf -1: the cut keeps the gather in range.
+  return np.take_along_axis(order, np.minimum(at, order.shape[1] - 1), axis=1)
 
 
 def _joined(
@@ -278,17 +303,8 @@ class Ranker:
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Ads, log p, values and scores of the beams' ads."""
     ad_RK = self.index.expand(beams.leaf_BW, k, without)
-    leaf_RK = np.where(ad_RK >= 0, self.index.ad_leaf[ad_RK], -1)
-    # From leaves back to beams: the beams' leaves are sorted, and each ad's leaf is looked up in
-    # them.
-    order = np.argsort(beams.leaf_BW, axis=1, kind="stable")
-    ranked = np.take_along_axis(beams.leaf_BW, order, axis=1)
-    at = np.stack(
-      [np.searchsorted(row, leaves) for row, leaves in zip(ranked, leaf_RK, strict=True)]
-    )
-    # Padding ads have leaf -1. The cut keeps the gather in range, and their numbers are masked
-    # below.
-    beam_RK = np.take_along_axis(order, np.minimum(at, order.shape[1] - 1), axis=1)
+    # Padding has any beam, and its numbers are masked below.
+    beam_RK = beams_of(self.index, beams.leaf_BW, ad_RK)
     found = (beams.logp_BW, beams.value_BW, beams.score_BW)
     logp_RK, value_RK, score_RK = (np.take_along_axis(x, beam_RK, axis=1) for x in found)
     logp_RK, score_RK = (np.where(ad_RK >= 0, x, -np.inf) for x in (logp_RK, score_RK))

@@ -32,7 +32,8 @@ Told = Callable[[str], None]
 
 
 class Server:
-  """A server process, for a `with` statement: ready inside, told to end (SIGTERM) after.
+  """A server process, for a `with` statement: inside it is ready and compiles nothing more; it is
+  told to end (SIGTERM) after.
 
   Args:
     workdir: of the run that it serves.
@@ -45,7 +46,8 @@ class Server:
     status: how the process ended.
 
   Raises:
-    RuntimeError: it ended, or was not ready in time. The message has the last line that it wrote.
+    RuntimeError: it ended, or was not ready in time: the message has the last line that it wrote;
+      or it is no server of this library.
   """
 
   def __init__(
@@ -67,6 +69,7 @@ class Server:
     self._process = subprocess.Popen(self._arguments, stdout=self._log, stderr=subprocess.STDOUT)
     try:
       self.address = self._wait_for_address()
+      asyncio.run(self._wait_for_searches())
     except BaseException:
       # `with` does not call `__exit__` where this raises.
       self.__exit__()
@@ -100,6 +103,15 @@ class Server:
     # The last line that it wrote is most often the reason.
     last = (self._written().strip().splitlines() or ["it wrote nothing"])[-1]
     raise RuntimeError(f"the server did not start: {last}")
+
+  async def _wait_for_searches(self) -> None:
+    client = Client(self.address)
+    try:
+      await http_load.until_compiled(client, self._patience)
+    except (OSError, ValueError) as error:
+      raise RuntimeError(f"{self.address} is no server of this library: {error}") from error
+    finally:
+      client.close()
 
   def _written(self) -> str:
     # No seek: the server writes at the same offset.
@@ -238,7 +250,6 @@ async def _requests(address: str, seed: int):
   client = Client(address)
   try:
     try:
-      await http_load.until_compiled(client)
       users = await http_load.users_of(client)
     except (OSError, ValueError) as error:
       raise RuntimeError(f"{address} is no server of this library: {error}") from error

@@ -5,7 +5,6 @@ UA-SIDs from content, after the fit. Nor has any simple method here seen one. Tw
 are told apart: those that were held out, and those whose first sale in truth is in test.
 """
 
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +32,7 @@ CUT = 10
 HELD_OUT, UNSOLD = "held out", "first sold in test"
 ALL_ADS, NEW_ADS = "all ads", "new ads"
 A_PLACE = "all ads, one place of ten kept for new ones"
-_PLAIN = Steering()
+_RECALL = f"recall@{CUT}"
 _PENALTY = 10.0  # of the ridge regression below; not tuned
 
 
@@ -68,29 +67,30 @@ def measure(
   runs = _runs(config, inputs, beside)
   held_N, unsold_N = held_out.new_ads(inputs.dataset, share)
   whole = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
-  found = []
+  groups = []
   for ads, group_N in ((HELD_OUT, held_N), (UNSOLD, unsold_N)):
     requests = targets_among(whole, group_N)
     if not len(requests):
       continue
     methods = _Methods(inputs, requests)
     new_N = held_N | unsold_N
-    kept = Steering(share=1 / CUT, group_N=new_N)
-    for among, allowed_N, how in (
-      (ALL_ADS, None, _PLAIN), (A_PLACE, None, kept), (NEW_ADS, new_N, _PLAIN)
-    ):  # fmt: skip
-      lists = {name: _ranked(*run, requests, allowed_N, how) for name, run in runs.items()}
-      lists |= methods.lists(config, allowed_N, how)
+    of_all, of_new = (
+      {name: _ranked(*run, requests, allowed_N) for name, run in runs.items()}
+      | methods.rankings(allowed_N)
+      for allowed_N in (None, new_N)
+    )
+    placed = {name: with_place(found, of_new[name], new_N) for name, found in of_all.items()}
+    for among, rankings in ((ALL_ADS, of_all), (A_PLACE, placed), (NEW_ADS, of_new)):
       ratios = {
-        name: {f"recall@{CUT}": metrics.per_request(ad_RK, requests, (CUT,))[f"recall@{CUT}"]}
-        for name, ad_RK in lists.items()
+        name: {_RECALL: metrics.per_request(ranking.ad_RK, requests, (CUT,))[_RECALL]}
+        for name, ranking in rankings.items()
       }
       about = {"requests": len(requests), "targets": len(requests.target_ad)}
       about |= {"ads": ads, "among": among, "new_ads": int(group_N.sum())}
-      found.append(about | asked.intervals(ratios, requests.user))
-  if not found:
+      groups.append(about | asked.intervals(ratios, requests.user))
+  if not groups:
     raise DataError(f"--study=new_ads is not allowed: no new ad of {share:g} was taken in test")
-  return {"split": split, "groups": found}
+  return {"split": split, "groups": groups}
 
 
 def _runs(
@@ -123,21 +123,26 @@ def targets_among(requests: EvalRequests, ads_N: np.ndarray) -> EvalRequests:
   )
 
 
+def with_place(of_all: Ranking, of_new: Ranking, new_N: np.ndarray) -> Ranking:
+  """The lists of all ads, with one place of ten kept for the best of the new ones, [N] bool."""
+  first_R1 = np.zeros((len(of_new.ad_RK), 1), int)
+  both = steering.together(of_all, of_new.at(first_R1))
+  return steering.steer(both, Steering(share=1 / CUT, group_N=new_N), CUT)
+
+
 def _ranked(
-  config: Config, inputs: Inputs, requests: EvalRequests, allowed_N: np.ndarray | None,
-  how: Steering,
-) -> np.ndarray:  # fmt: skip
-  """Lists of a run, [R, CUT] ad rows, by its search alone, steered as wanted."""
+  config: Config, inputs: Inputs, requests: EvalRequests, allowed_N: np.ndarray | None
+) -> Ranking:
+  """Lists of a run, [R, CUT], by its search alone."""
   model = registry.build(config, len(inputs.dataset.ads))
   params = request_task.load_params(config, model)
   ranker = request_task.make_ranker(model, inputs.index, inputs.ecpm, config.search)
-  left_out = _outside(allowed_N, len(requests))
+  left_out = None
+  if allowed_N is not None:
+    # One array for all requests, of which the search makes one index.
+    left_out = LeftOut.lists([()] * len(requests), [allowed_N] * len(requests))
   contexts = inputs.contexts(config, requests.split)
-
-  def rank(candidates: int, left_out: LeftOut | None) -> Ranking:
-    return ranker.rank(params, contexts, requests.request, candidates, left_out=left_out)
-
-  return steering.search(rank, how, config, CUT, len(requests), left_out).ad_RK
+  return ranker.rank(params, contexts, requests.request, CUT, left_out=left_out)
 
 
 class _Methods:
@@ -161,36 +166,20 @@ class _Methods:
       map_DD = ridge(*visit_pairs(inputs, requests.split, unit_ND))
       self._scores[f"{name}, two linear towers"] = mean_RD @ map_DD @ unit_ND.T
 
-  def lists(
-    self, config: Config, allowed_N: np.ndarray | None, how: Steering
-  ) -> dict[str, np.ndarray]:
-    """[R, CUT] ad rows of each method; popularity, then the ad's row, breaks ties."""
+  def rankings(self, allowed_N: np.ndarray | None) -> dict[str, Ranking]:
+    """Lists of each method, [R, CUT]; popularity, then the ad's row, breaks ties."""
     tie_N = 1e-9 * self._lines_N / max(self._lines_N.max(), 1.0)
-    lists = {}
+    rankings = {}
     for name, score_RN in self._scores.items():
-      rank = functools.partial(_best, score_RN + tie_N)
-      left_out = _outside(allowed_N, len(score_RN))
-      lists[name] = steering.search(rank, how, config, CUT, len(score_RN), left_out).ad_RK
-    return lists
-
-
-def _outside(allowed_N: np.ndarray | None, requests: int) -> LeftOut | None:
-  """All ads but the allowed ones; None: none."""
-  if allowed_N is None:
-    return None
-  # One array for all requests, of which a search makes one index.
-  return LeftOut.lists([()] * requests, [allowed_N] * requests)
-
-
-def _best(score_RN: np.ndarray, candidates: int, left_out: LeftOut | None) -> Ranking:
-  """The best candidates by scores of all ads; all requests do without the same ones."""
-  if left_out:
-    score_RN = np.where(left_out.only[0], score_RN, -np.inf)
-  ad_RK = top_k(score_RN, min(candidates, score_RN.shape[1])).astype(np.int32)
-  score_RK = np.take_along_axis(score_RN, ad_RK, axis=1).astype(np.float32)
-  # Where fewer are allowed than there are places, the rest is padding.
-  ad_RK = np.where(np.isneginf(score_RK), -1, ad_RK)
-  return Ranking(ad_RK, score_RK, np.zeros_like(score_RK), score_RK)
+      score_RN = score_RN + tie_N
+      if allowed_N is not None:
+        score_RN = np.where(allowed_N, score_RN, -np.inf)
+      ad_RK = top_k(score_RN, min(CUT, score_RN.shape[1])).astype(np.int32)
+      score_RK = np.take_along_axis(score_RN, ad_RK, axis=1).astype(np.float32)
+      # Where fewer are allowed than there are places, the rest is padding.
+      ad_RK = np.where(np.isneginf(score_RK), -1, ad_RK)
+      rankings[name] = Ranking(ad_RK, score_RK, np.zeros_like(score_RK), score_RK)
+    return rankings
 
 
 def visit_pairs(inputs: Inputs, split: str, unit_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

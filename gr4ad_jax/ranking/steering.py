@@ -87,13 +87,6 @@ def unit(vector_ND: np.ndarray) -> np.ndarray:
   return vector_ND / np.maximum(np.linalg.norm(vector_ND, axis=1, keepdims=True), 1e-12)
 
 
-def depth(config: Config, k: int) -> int:
-  """Candidates that steering has to choose from, for a list of k."""
-  search = config.search
-  steered = search.diversity or search.quota_share
-  return max(k, search.rerank_candidates) if steered else k
-
-
 def search(
   rank: Callable[[int, LeftOut | None], Ranking], steering: Steering, config: Config, k: int,
   requests: int, left_out: LeftOut | None = None,
@@ -108,7 +101,8 @@ def search(
     requests: R.
     left_out: what they do without; None: nothing.
   """
-  candidates = depth(config, k)
+  # Whoever steers needs some to choose from.
+  candidates = max(k, config.search.rerank_candidates) if steering else k
   found = rank(candidates, left_out)
   if steering.share:
     places = int(np.floor(steering.share * k + _TINY))
@@ -121,21 +115,12 @@ def search(
 
 def together(found: Ranking, more: Ranking) -> Ranking:
   """The candidates of two searches, each ad once, best first; [R, C + M]."""
-  ad_RC = distinct(np.concatenate([found.ad_RK, more.ad_RK], axis=1))
-  nothing = {"ad_RK": np.int32(-1), "value_RK": np.float32(0)}
-  columns = {
-    name: np.where(
-      ad_RC >= 0,
-      np.concatenate([column, getattr(more, name)], axis=1),
-      nothing.get(name, np.float32(-np.inf)),
-    )
-    for name, column in vars(found).items()
-  }
-  # Stable: of equal scores the first search's ad stands first. Padding has -inf, so it goes last.
-  order_RC = np.argsort(-columns["score_RK"], axis=1, kind="stable")
-  return Ranking(
-    **{name: np.take_along_axis(column, order_RC, axis=1) for name, column in columns.items()}
-  )
+  columns = zip(vars(found).values(), vars(more).values(), strict=True)
+  both = Ranking(*(np.concatenate(pair, axis=1) for pair in columns))
+  once_RC = distinct(both.ad_RK) >= 0
+  # Stable: of equal scores the first search's ad stands first, and what is not kept goes last.
+  order_RC = np.argsort(-np.where(once_RC, both.score_RK, -np.inf), axis=1, kind="stable")
+  return both.at(np.where(np.take_along_axis(once_RC, order_RC, axis=1), order_RC, -1))
 
 
 def steer(found: Ranking, steering: Steering, k: int) -> Ranking:
@@ -158,19 +143,7 @@ def steer(found: Ranking, steering: Steering, k: int) -> Ranking:
   ]
   place_RK = np.concatenate(places) if places else np.zeros((0, k), np.int64)
   # Whoever has fewer candidates than places: the last column is padding then.
-  gone_RK = place_RK < 0
-  nothing = {"ad_RK": np.int32(-1), "value_RK": np.float32(0)}
-  return Ranking(
-    **{
-      name: np.where(
-        gone_RK,
-        nothing.get(name, np.float32(-np.inf)),
-        # -1 is no place to take from: place 0 is read instead, and `where` passes it over.
-        np.take_along_axis(column, np.maximum(place_RK, 0), axis=1),
-      )
-      for name, column in vars(found).items()
-    }
-  )
+  return found.at(place_RK)
 
 
 def _places(ad_RC: np.ndarray, score_RC: np.ndarray, steering: Steering, k: int) -> np.ndarray:

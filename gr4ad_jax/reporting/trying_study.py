@@ -12,6 +12,7 @@ import numpy as np
 from gr4ad_jax.answering import answers, explore
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.decoding.beam import Beams
+from gr4ad_jax.decoding.ranker import beams_of
 from gr4ad_jax.decoding.searcher import Searcher
 from gr4ad_jax.decoding.trie import Trie
 from gr4ad_jax.evaluation import exposure, protocols
@@ -75,19 +76,17 @@ def measure(config: Config, inputs: Inputs, split: str = "test") -> dict[str, An
 def _lists(beams: Beams, index: SidIndex, uniform_R: np.ndarray, begin: int, count: int):
   """Yields (setting, the ads of a list) for each request of a batch."""
   ad_BK = index.expand(beams.leaf_BW, CUT - 1 + explore.NEXT)
-  leaf_BK = np.where(ad_BK >= 0, index.ad_leaf[ad_BK], -1)
-  # (B, K, 1) == (B, 1, W) -> (B, K): the beam that each ad hangs below. Of -1 it is any empty one.
-  beam_BK = (leaf_BK[:, :, None] == beams.leaf_BW[:, None]).argmax(axis=2)
+  beam_BK = beams_of(index, beams.leaf_BW, ad_BK)
   for at in range(count):
     entries = answers.ranked_rows(beams, at, ad_BK[at], beam_BK[at])
     yield "off", _padded([row for row, *_ in entries[:CUT]])
     for weight in WEIGHTS:
       bonus = answers.optimism(beams, at, ad_BK[at], beam_BK[at], weight)
       chance_C = explore.propensities(entries, CUT, bonus)
-      # The first candidate whose chances, summed up to it, pass the random number.
-      drawn = int(np.searchsorted(np.cumsum(chance_C), uniform_R[begin + at]))
-      last = entries[CUT - 1 :][min(drawn, max(len(chance_C) - 1, 0)) :][:1]
-      yield f"{weight:g}", _padded([row for row, *_ in (*entries[: CUT - 1], *last)])
+      # The first candidate whose chances, summed up to it, pass the random number; else the last.
+      drawn = CUT - 1 + int(np.searchsorted(np.cumsum(chance_C)[:-1], uniform_R[begin + at]))
+      shown = (*entries[: CUT - 1], *entries[drawn : drawn + 1])
+      yield f"{weight:g}", _padded([row for row, *_ in shown])
 
 
 def _padded(rows: list[int]) -> list[int]:

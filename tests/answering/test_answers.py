@@ -26,8 +26,8 @@ def make_beams(**changes):
 
 
 def test_only_ads_that_are_there_gain_by_their_spread():
-  row_K, beam_K = np.array([8, 3, 8, -1]), np.array([0, 1, 0, 3])
-  row_K[2] = 5  # another ad of the first UA-SID
+  # Ad 5 is another one of the first UA-SID.
+  row_K, beam_K = np.array([8, 3, 5, -1]), np.array([0, 1, 0, 3])
   found = answers.optimism(make_beams(), 0, row_K, beam_K, 2.0)
   expected = {8: np.log(1 + 2 * 3 / 9), 3: np.log(1 + 2 * 4 / 2), 5: np.log(1 + 2 * 3 / 9)}
   assert found == pytest.approx(expected)

@@ -137,7 +137,5 @@ def test_the_last_place_is_drawn_and_its_propensity_told(workdir):
 def test_a_spread_of_a_model_without_values_is_refused(workdir, monkeypatch):
   monkeypatch.setattr(GR4AD, "predicts_value", False)
   config = config_of(workdir, explore=True, explore_spread=1.0)
-  with pytest.raises(
-    ConfigError, match="--explore_spread=1 is not allowed: --model=gr4ad"
-  ):
+  with pytest.raises(ConfigError, match="--explore_spread=1 is not allowed: --model=gr4ad"):
     ServingEngine(str(workdir), config, "last")

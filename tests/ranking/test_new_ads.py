@@ -10,9 +10,9 @@ from gr4ad_jax.builders import held_out
 from gr4ad_jax.config import ConfigError, load_config
 from gr4ad_jax.data import visits
 from gr4ad_jax.data.schema import DataError
+from gr4ad_jax.decoding.ranker import Ranking
 from gr4ad_jax.evaluation import protocols
-from gr4ad_jax.ranking import new_ad_study
-from gr4ad_jax.ranking.steering import Steering
+from gr4ad_jax.ranking import new_ad_study, steering
 from gr4ad_jax.requests import inputs as inputs_lib
 from tests import tiny
 
@@ -85,18 +85,26 @@ def test_recall_counts_new_ads_alone(config, inputs, requests, monkeypatch):
   held_N, unsold_N = held_out.new_ads(inputs.dataset, SHARE)
   asked, kept = [], []
 
-  def ranked(config, inputs, some, allowed_N, how):
+  def ranked(config, inputs, some, allowed_N):
     asked.append(None if allowed_N is None else allowed_N.tolist())
-    if how:
-      assert how.share == 0.1 and how.group_N.tolist() == (held_N | unsold_N).tolist()
-      kept.append(len(asked))
-    return np.stack([np.arange(10, dtype=np.int32)] * len(some))
+    ad_RK = np.stack([np.arange(10, dtype=np.int32)] * len(some))
+    score_RK = -ad_RK.astype(np.float32)
+    return Ranking(ad_RK, score_RK, np.zeros_like(score_RK), score_RK)
+
+  steer = steering.steer
+
+  def steered(found, how, k):
+    assert how.share == 0.1 and how.group_N.tolist() == (held_N | unsold_N).tolist()
+    kept.append(k)
+    return steer(found, how, k)
 
   monkeypatch.setattr(new_ad_study, "_ranked", ranked)
+  monkeypatch.setattr(steering, "steer", steered)
   found = new_ad_study.measure(config, inputs)
-  assert asked[:3] == [None, None, (held_N | unsold_N).tolist()]
+  assert asked[:2] == [None, (held_N | unsold_N).tolist()]
   first, place, second = found["groups"][:3]
-  assert kept[0] == 2 and place["among"] == "all ads, one place of ten kept for new ones"
+  assert kept and set(kept) == {10}
+  assert place["among"] == "all ads, one place of ten kept for new ones"
   assert (first["ads"], first["among"], second["among"]) == ("held out", "all ads", "new ads")
   shares = []
   for r in range(len(requests)):
@@ -114,12 +122,13 @@ def test_recall_counts_new_ads_alone(config, inputs, requests, monkeypatch):
   assert "held out (6 ads, " in new_ad_study.format_table(found)
 
 
-def test_methods_rank_by_cosine_to_what_was_taken(config, inputs, requests):
+def test_methods_rank_by_cosine_to_what_was_taken(inputs, requests):
   methods = new_ad_study._Methods(inputs, requests)
   vectors = inputs.tokenizer.embed(inputs.dataset.ads).astype(np.float64)
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
   events = inputs.dataset.events
-  lists = methods.lists(config, None, Steering())
+  rankings = methods.rankings(None)
+  lists = {name: ranking.ad_RK for name, ranking in rankings.items()}
   for r, request in enumerate(requests.request):
     own = (events.user == requests.user[r]) & (events.request < request)
     score = np.mean([vectors @ vectors[ad] for ad in events.ad[own]], axis=0)
@@ -128,9 +137,9 @@ def test_methods_rank_by_cosine_to_what_was_taken(config, inputs, requests):
   assert (np.diff(methods._lines_N[lists["popularity"][0]]) <= 0).all()
   # A place of ten for two ads: the better one takes it where neither stands in the list anyway.
   group_N = np.isin(np.arange(len(methods._lines_N)), np.argsort(methods._lines_N)[:2])
-  placed = methods.lists(config, None, Steering(share=0.1, group_N=group_N))["content"]
-  alone = methods.lists(config, group_N, Steering())["content"]
-  for plain, row, best in zip(lists["content"], placed, alone, strict=True):
+  alone = methods.rankings(group_N)["content"]
+  placed = new_ad_study.with_place(rankings["content"], alone, group_N)
+  for plain, row, best in zip(lists["content"], placed.ad_RK, alone.ad_RK, strict=True):
     there = group_N[plain].any()
     assert row.tolist() == (plain.tolist() if there else [*plain[:9].tolist(), best[0]])
     assert (best[:2] >= 0).all() and (best[2:] == -1).all()
