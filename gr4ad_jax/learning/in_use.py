@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from gr4ad_jax.config import Config
+from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.learning.promotions import LEARNER, Promotions
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.requests import request_task
@@ -31,8 +31,15 @@ class ParamsInUse:
     """The parameters. Raises ConfigError, FileNotFoundError as `Checkpointer.restore_params`."""
     step = self._promotions.in_use
     # None is a step, too: that of the run itself.
-    if self._known is None or self._known[0] != step:
-      self._known = step, self._read(step)
+    while self._known is None or self._known[0] != step:
+      try:
+        self._known = step, self._read(step)
+      except (ConfigError, FileNotFoundError):
+        newest = self._promotions.in_use
+        if newest == step:
+          raise
+        # A learner that is fast has deleted it meanwhile: then another one is in use.
+        step = newest
     return self._known[1]
 
   def _read(self, step: int | None) -> Any:

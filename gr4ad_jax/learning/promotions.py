@@ -14,6 +14,7 @@ HELD = "held.json"
 PROMOTED = "promoted"
 REFUSED = "refused"
 NEIGHBORS = "neighbors"
+_GONE = "_deleted"  # behind the name of a folder: where that goes which makes room
 _KEPT = {PROMOTED: 10, REFUSED: 3}  # the latest of each, beside the one in use
 
 
@@ -132,12 +133,18 @@ class Promotions:
 
   def _clear(self, kind: str) -> None:
     folder = os.path.join(self._folder, kind)
+    gone = os.path.join(self._folder, f"{kind}{_GONE}")
+    # What a kill has left.
+    shutil.rmtree(gone, ignore_errors=True)
     for step in _steps(folder)[: -_KEPT[kind]]:
       # What a server may still read is never deleted.
       if kind == REFUSED or step != self.in_use:
-        shutil.rmtree(os.path.join(folder, str(step)))
+        # Moved first: whoever lists the folder meanwhile, or after a kill, meets no half of one.
+        os.makedirs(gone, exist_ok=True)
+        os.rename(os.path.join(folder, str(step)), os.path.join(gone, str(step)))
         if kind == PROMOTED:
           shutil.rmtree(self._neighbors_of(step), ignore_errors=True)
+    shutil.rmtree(gone, ignore_errors=True)
 
   def _neighbors_of(self, step: int) -> str:
     return os.path.join(self._folder, NEIGHBORS, str(step))

@@ -11,11 +11,11 @@ import errno
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.path import (
   atomicity,
@@ -26,13 +26,14 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from gr4ad_jax import checksums
 from gr4ad_jax.checksums import DamagedError
 from gr4ad_jax.config import ConfigError, is_step
-from gr4ad_jax.training.state import TrainState, abstract
+from gr4ad_jax.training.state import TrainState, abstract, is_finite
 
 # The second one back serves where the last turns out to be damaged.
 _KEEP = 2
 # The large items of a checkpoint; the small ones are read when it is looked at.
 _ARRAYS = ("params", "opt_state")
 _MARK = "_CHECKPOINT_METADATA"  # of every whole checkpoint
+_GONE = "deleted"  # where checkpoints go that make room, at once and whole
 _ORBAX_LOG = logging.getLogger("absl")  # Orbax logs by absl
 # Words of what a full or broken disk says, by the libraries below.
 _NO_ROOM = (
@@ -145,6 +146,7 @@ class Checkpointer:
   def __init__(self, directory: str, *, best_metric: str | None = None, read_only: bool = False):
     self._directory = os.path.abspath(directory)
     self._best_metric = best_metric
+    self._read_only = read_only
     if read_only and not os.path.isdir(directory):
       raise FileNotFoundError(f"{directory} is missing: no checkpoint was saved there")
     self._check_small()
@@ -167,6 +169,8 @@ class Checkpointer:
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
+        # Moved first and deleted then: no reader, and no start after a kill, meets half of one.
+        todelete_subdir=None if read_only else _GONE,
         temporary_path_class=_Summed,
         multiprocessing_options=multi,
       ),
@@ -193,6 +197,11 @@ class Checkpointer:
       # One that is gone made room for a newer one.
       with contextlib.suppress(FileNotFoundError):
         checksums.check_tree(folder, lambda file: not file.startswith(_ARRAYS))
+
+  def _delete_gone(self) -> None:
+    """Deletes what made room. What a kill leaves of it is deleted the next time."""
+    if not self._read_only and jax.process_index() == 0:
+      shutil.rmtree(os.path.join(self._directory, _GONE), ignore_errors=True)
 
   def _score(self, metrics: dict) -> float:
     # NaN compares as neither more nor less: it counts as the worst.
@@ -244,6 +253,8 @@ class Checkpointer:
       self._manager.save(
         step, args=items, metrics=(metrics or {}) if self._best_metric else None, force=True
       )
+    # Of the save before this one: it is on disk by now.
+    self._delete_gone()
 
   def restore(self, target: TrainState, which: int | str = "last") -> Restored:
     """Reads a whole checkpoint.
@@ -299,7 +310,7 @@ class Checkpointer:
       if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         raise
       raise ConfigError(f"{folder} holds another model than the one asked for: {reason}") from error
-    if not _is_finite(found["params"]):
+    if not is_finite(found["params"]):
       raise ConfigError(f"{folder} holds numbers that are not finite")
     return found
 
@@ -325,6 +336,7 @@ class Checkpointer:
     """Returns when all saves are on disk; raises what a background save raised."""
     with _saving(self._directory):
       self._manager.wait_until_finished()
+    self._delete_gone()
 
   def close(self) -> None:
     """Waits, then lets go of the background threads."""
@@ -336,14 +348,3 @@ class Checkpointer:
 
   def __exit__(self, *_):
     self.close()
-
-
-def _is_finite(params: Any) -> bool:
-  """Whether all numbers are finite that this process has of parameters; a job's other processes
-  look at theirs.
-  """
-  return all(
-    bool(np.isfinite(np.asarray(shard.data)).all())
-    for leaf in jax.tree.leaves(params)
-    for shard in leaf.addressable_shards
-  )

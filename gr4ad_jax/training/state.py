@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -194,3 +195,14 @@ def _placed(boxed: Any, mesh: Mesh) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   return jax.tree.map(place, nn.meta.unbox(boxed), mesh_lib.param_shardings(boxed, mesh))
+
+
+def is_finite(params: Any) -> bool:
+  """Whether all numbers are finite that this process has of parameters; a job's other processes
+  look at theirs.
+  """
+  return all(
+    bool(np.isfinite(np.asarray(shard.data)).all())
+    for leaf in jax.tree.leaves(params)
+    for shard in leaf.addressable_shards
+  )

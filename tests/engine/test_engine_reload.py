@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_is_left_alone(first, added, damage):
 
 def test_numbers_that_are_not_finite_are_a_damage(first, added, monkeypatch):
   _, engine = first
-  monkeypatch.setattr(checkpoint, "_is_finite", lambda params: False)
+  monkeypatch.setattr(checkpoint, "is_finite", lambda params: False)
   with pytest.raises(ValueError, match="not finite"):
     engine.reload()
   assert engine.step == FIRST

@@ -1,6 +1,7 @@
 """Promotions: a pointer and copies that outlive the learner's own checkpoints."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -91,3 +92,27 @@ def test_neighbors_come_and_go_with_their_checkpoint(folder):
   for step in range(12, 30):
     promotions.promote(step)
   assert 11 not in promotions.kept and promotions.neighbors(11) is None
+
+
+@pytest.mark.parametrize("kind", ["promoted", "refused"])
+def test_a_kill_while_old_ones_are_deleted_leaves_no_half_one(folder, monkeypatch, kind):
+  promotions = Promotions(str(folder))
+  keep = promotions.promote if kind == "promoted" else promotions.put_aside
+  for step in range(10, 20):
+    keep(step)
+  whole = set((folder / kind).iterdir())
+
+  def killed(path, **_):
+    # Of what was moved away; nothing of it where a clean-up finds no such folder.
+    if (pathlib.Path(path) / "10").exists() or (pathlib.Path(path) / "17").exists():
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+      keep(20)
+  left = set((folder / kind).iterdir())
+  assert left < whole | {folder / kind / "20"} and len(left) == len(whole)
+  assert all((place / "params" / "array").exists() for place in left)
+  keep(21)
+  assert not (folder / f"{kind}_deleted").exists() and len(promotions.kept or left) == len(whole)

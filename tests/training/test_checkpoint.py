@@ -49,6 +49,24 @@ def test_last_two_and_best_are_kept(tmp_path, state):
     assert _same(reader.restore_params(state.params, 4), _at(state, 4, 4).params)
 
 
+def test_what_makes_room_goes_at_once_and_is_deleted_then(tmp_path, state, monkeypatch):
+  """A kill while files are deleted leaves no half checkpoint, and the next start goes on."""
+  with monkeypatch.context() as patch:
+    # Nothing is deleted, as where the process dies then.
+    patch.setattr("shutil.rmtree", lambda *_, **__: None)
+    with Checkpointer(str(tmp_path)) as checkpointer:
+      for step in (1, 2, 3):
+        checkpointer.save(_at(state, step, step), data={})
+  (tmp_path / "deleted" / "1" / "_CHECKPOINT_METADATA").unlink()
+  with Checkpointer(str(tmp_path), read_only=True) as reader:
+    assert reader.steps == [2, 3]
+  assert (tmp_path / "deleted" / "1").is_dir()  # a reader deletes nothing
+  with Checkpointer(str(tmp_path)) as checkpointer:
+    checkpointer.save(_at(state, 4, 4), data={})
+    checkpointer.wait()
+    assert checkpointer.steps == [3, 4] and not (tmp_path / "deleted").exists()
+
+
 def test_best_is_the_last_where_none_was_evaluated(tmp_path, state):
   with Checkpointer(str(tmp_path), best_metric="recall") as checkpointer:
     for step in (1, 2):
