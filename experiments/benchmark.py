@@ -49,6 +49,7 @@ kmeans: balanced k-means against faiss-cpu's, which is not balanced, --repetitio
   either in turn, 61 ads or more a cluster; needs the extra 'peer'; tells of each iteration.
 """
 
+import signal
 import sys
 
 from absl import flags
@@ -147,6 +148,8 @@ def _live() -> int:
 def main(argv):
   """Prints the figures of a suite."""
   del argv
+  # Raised like Ctrl-C, so that a suite ends the server and the learner that it has started.
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
   enable_compilation_cache()
   repetitions = _REPETITIONS.value
   config = flags_lib.config_from_flags

@@ -1,9 +1,11 @@
 """The benchmark of training, on a log of ten users."""
 
 import json
+import signal
 
 import pytest
 
+from gr4ad_jax.load import serve_load
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
@@ -31,3 +33,21 @@ def test_figures_are_printed_and_written(tmp_path):
   assert figures["cost"]["model_flops"] == pytest.approx(1e9 * figures["matmul_gflop_per_step"])
   assert f"{figures['share_of_plain_dot']['median']:.2f} of the plain rate" in done.out
   assert not (tmp_path / "runs").exists()
+
+
+def test_sigterm_ends_what_a_suite_has_started(small_run, monkeypatch):
+  ended = []
+
+  def suite(*_, **__):
+    try:
+      signal.raise_signal(signal.SIGTERM)
+    finally:
+      ended.append("the server")
+
+  monkeypatch.setattr(serve_load, "run_suite", suite)
+  before = signal.getsignal(signal.SIGTERM)
+  try:
+    done = tiny.run("benchmark", "--suite=serve", f"--workdir={small_run}")
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert ended == ["the server"] and done.status == 143
