@@ -33,18 +33,19 @@ _LEARN = flags.DEFINE_boolean("learn", True, "Whether a learner runs.")
 _PROPOSE = flags.DEFINE_boolean("propose", True, "Whether the reward system runs.")
 _FLAGFILE = flags.DEFINE_string(
   "train_flagfile",
-  os.path.join(os.path.dirname(__file__), "flagfiles", "online_retail.flags"),
+  os.path.join(os.path.dirname(__file__), "flagfiles", "online_retail_until_december.flags"),
   "How a run is trained where there is none.",
 )
 
 
 def train(workdir: str, day: str, flagfile: str) -> int:
-  """Trains a run that knows what had happened before a day. Returns the exit status."""
+  """Trains a run that knows what had happened before a day; all, where it is empty. Returns the
+  exit status.
+  """
   command = [
     sys.executable, "-m", f"{__package__}.train", f"--flagfile={flagfile}", f"--workdir={workdir}",
-    "--fit_splits=train+valid+test", "--noevaluate",
+    "--fit_splits=train+valid+test", "--noevaluate", f"--until={day}",
   ]  # fmt: skip
-  command += [f"--until={day}"] if day else []
   print(f"no trained run lies in {workdir}: training one first", flush=True)
   return subprocess.run(command, check=False).returncode
 

@@ -2,7 +2,9 @@
 
 python -m experiments.replay --workdir=runs/november --name=online
 python -m experiments.replay --workdir=runs/november --name=daily --learn_from=day --day_steps=2
-python -m experiments.replay --workdir=runs/november --report=online,daily
+python -m experiments.replay --workdir=runs/november --name=weekly --learn_from=day \\
+  --round_groups=7 --refit_steps=385
+python -m experiments.replay --workdir=runs/november --report=online,daily,weekly
 
 The run knows the log up to its --until. What is stopped goes on with the same command.
 """
@@ -77,10 +79,11 @@ def main(argv):
     whole = load_dataset(dataclasses.replace(config.data, until=""))
     visits = replay.fill(stream, whole, moment(until), end)
     print(f"{visits} visits from {until} to {_LAST.value}", flush=True)
-    # Every group is predicted: a round is a group.
-    learn = dataclasses.replace(config.learn, round_groups=1)
+    if not config.learn.refit_steps:
+      # As fresh as can be: a round, which is predicted by the parameters before it, is a group.
+      learn = dataclasses.replace(config.learn, round_groups=1)
+      config = dataclasses.replace(config, learn=learn)
     folder = os.path.join(root, _NAME.value)
-    config = dataclasses.replace(config, learn=learn)
     task = LearnTask.over(config, stream, folder=folder)
     recorder = replay.Recorder(folder, len(task.inputs.dataset.ads))
     learner = Learner(

@@ -24,6 +24,13 @@ class LearnConfig:
     low=0,
     free=True,
   )
+  refit_steps: int = knob(
+    0,
+    "Steps on old and new visits alike by which a round learns anew, from fresh parameters and by "
+    "the run's own rate; 0: it goes on from the parameters that are there.",
+    low=0,
+    free=True,
+  )
   neighbor_visits: int = knob(
     0,
     "Visits of the stream after which co-visit neighbours are fitted again; 0: those of the run.",

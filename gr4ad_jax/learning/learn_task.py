@@ -28,7 +28,8 @@ from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.requests.request_task import RequestTask
 from gr4ad_jax.runs import run
 from gr4ad_jax.streams.stream import Stream
-from gr4ad_jax.training.step import LossFn
+from gr4ad_jax.training.state import Optimizer, TrainState
+from gr4ad_jax.training.step import LossFn, Step
 from gr4ad_jax.training.task import Evaluate, Told
 from gr4ad_jax.zoo import registry
 from gr4ad_jax.zoo.gr4ad_items import GR4ADItems
@@ -58,14 +59,13 @@ class LearnTask(RequestTask):
   """
 
   def __init__(self, config: Config, inputs: Inputs, stream: Stream, folder: str = ""):
-    # The run's schedule has come to its end. A stream has none: the rate stays.
-    training = dataclasses.replace(
-      config.training,
-      learning_rate=config.learn.learn_rate,
-      schedule="constant",
-      eval_every=0,
-      init_from="",
-    )
+    training = dataclasses.replace(config.training, eval_every=0, init_from="")
+    # The run's schedule has come to its end. A stream has none: the rate stays. A refit is a short
+    # run, by the run's own schedule.
+    if not config.learn.refit_steps:
+      training = dataclasses.replace(
+        training, learning_rate=config.learn.learn_rate, schedule="constant"
+      )
     super().__init__(dataclasses.replace(config, training=training), inputs)
     # After `super`, which takes the run's own directory.
     self.folder = folder or os.path.join(config.workdir, LEARNER)
@@ -104,6 +104,11 @@ class LearnTask(RequestTask):
       )
     if config.learn.list_weight:
       _check_lists(config)
+    if config.learn.refit_steps % config.learn.round_groups:
+      raise ConfigError(
+        f"--refit_steps={config.learn.refit_steps} is not allowed: a multiple of "
+        f"--round_groups={config.learn.round_groups}"
+      )
 
   @classmethod
   def over(
@@ -157,8 +162,19 @@ class LearnTask(RequestTask):
 
   @property
   def total_steps(self) -> int:
-    """As many as there can be: a stream has no end."""
-    return ENDLESS
+    """Over which the rate falls: a refit's. Else as many as there can be: a stream has no end."""
+    return self.config.learn.refit_steps or ENDLESS
+
+  def make_step(self, optimizer: Optimizer, shardings: TrainState) -> Step:
+    """The step of any run. The rate that it tells is that of the refit which it is of."""
+    steps = self.config.learn.refit_steps
+    if steps:
+      told = optimizer.learning_rate
+      # The optimiser counts from its own beginning, the state from the run's.
+      optimizer = optimizer._replace(
+        learning_rate=lambda step: told((step - self.first_step) % steps)
+      )
+    return super().make_step(optimizer, shardings)
 
   def evaluation(self, split: str) -> Evaluate | None:
     """None: what comes next judges (`guard`)."""
@@ -172,6 +188,8 @@ class LearnTask(RequestTask):
 def _check_lists(config: Config) -> None:
   """Raises ConfigError where lists cannot be learned from."""
   refused = f"--list_weight={config.learn.list_weight:g} is not allowed"
+  if config.learn.refit_steps:
+    raise ConfigError(f"{refused}: --refit_steps learns from visits alone")
   if not registry.find(config).learns_lists:
     raise ConfigError(f"{refused}: --model={config.model.model} learns no lists")
   # The search's log p, the reference, lacks the bias' normaliser.

@@ -23,7 +23,7 @@ from gr4ad_jax.features.batches import slot_features
 from gr4ad_jax.learning import guard, prequential
 from gr4ad_jax.learning.drift import Drift
 from gr4ad_jax.learning.examples import Group
-from gr4ad_jax.learning.learn_task import LearnTask
+from gr4ad_jax.learning.learn_task import ENDLESS, LearnTask
 from gr4ad_jax.learning.lists import Lists
 from gr4ad_jax.learning.promotions import Promotions
 from gr4ad_jax.learning.visits import Visit
@@ -199,6 +199,9 @@ class Learner:
       # A learner that was stopped inside a round goes on with it, and does not judge it twice.
       if step == begin:  # else it was judged before the learner was stopped
         state, verdict = self._judged(state, source.groups(first, length), writer)
+        if task.config.learn.refit_steps:
+          # As a new run begins.
+          state = self._at(state, step, self._trainer.state.params)
       state, status = self._learned(state, first, end, checkpointer, writer)
       if status == "preempted":
         return Learned(state, "stopped")
@@ -215,7 +218,7 @@ class Learner:
       # With lists a batch has one of two forms, and each is compiled when it first comes.
       if not task.config.learn.list_weight:
         trainer.compile(state)
-      schedule = loop.Schedule(task.total_steps, task.training.log_every, 0, end, end)
+      schedule = loop.Schedule(ENDLESS, task.training.log_every, 0, end, end)
       result = loop.fit(
         state, trainer.step, trainer.make_batch, schedule,
         checkpointer=checkpointer, writer=writer, cost=trainer.cost, position=source.state,

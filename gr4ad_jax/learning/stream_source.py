@@ -14,6 +14,7 @@ import numpy as np
 from gr4ad_jax.config import LearnConfig
 from gr4ad_jax.data.schema import DAY, DataError
 from gr4ad_jax.features.batches import RequestBatch, RequestContexts
+from gr4ad_jax.features.trends import Trends
 from gr4ad_jax.learning.examples import Examples, Group, Known, Memory
 from gr4ad_jax.learning.feed import Feed
 from gr4ad_jax.learning.visits import Visit
@@ -80,8 +81,9 @@ class StreamSource:
     self._lists_after: dict[int, dict] = {}
     self._neighbors = neighbors
     self._new_steps = config.day_steps if config.learn_from == "day" else 1
-    # Each step on new visits is followed by so many on old ones.
-    self.steps_per_group = self._new_steps * (1 + config.replay_steps)
+    # Each step on new visits is followed by so many on old ones. A refit has one kind of step.
+    going_on = self._new_steps * (1 + config.replay_steps)
+    self.steps_per_group = config.refit_steps // config.round_groups or going_on
     self.steps_per_epoch = float(self.steps_per_group)
     self._groups: dict[int, Group] = {}  # those that steps may still ask for
     self._made = 0
@@ -143,12 +145,20 @@ class StreamSource:
       raise ValueError("a stream is learned from by one process")
     # Steps of a group: a new one, its replayed ones, the next new one, and so on.
     number, at = divmod(step - self._first_step, self.steps_per_group)
+    length = self._config.round_groups
+    if self._config.refit_steps:
+      # The last group of the round: it remembers all that came before it.
+      number = number // length * length + length - 1
     with self._lock:
       group = self._groups[number]
+    if self._config.refit_steps:
+      # All visits up to the round's end, those of the round among them.
+      memory = (*group.memory, (group.number, group.visits))
+      return self._old_batch(memory, group.popularity, step)
     # 0 is the new step of each such run.
     replayed = at % (1 + self._config.replay_steps)
     if replayed:
-      return self._old_batch(group, step)
+      return self._old_batch(group.memory, group.popularity, step)
     number = at // (1 + self._config.replay_steps)
     return self._with_lists(group, number, self._new_batch(group, number))
 
@@ -315,23 +325,19 @@ class StreamSource:
     places = order[(number * self._rows + np.arange(self._rows)) % size]
     return examples.batch(places, draw=number)
 
-  def _old_batch(self, group: Group, step: int) -> RequestBatch:
-    """Requests of before the stream, and visits of earlier groups, all equally likely."""
+  def _old_batch(self, memory: Memory, popularity: Trends, step: int) -> RequestBatch:
+    """Requests of before the stream, and visits of `memory`, all equally likely."""
     before = len(self._old_requests)
-    memory = [
-      (number, visit)
-      for number, some in group.memory
-      if number not in self._forgotten
-      for visit in some
-    ]
+    kept = [(number, some) for number, some in memory if number not in self._forgotten]
+    entries = [(number, visit) for number, some in kept for visit in some]
     # In order: rows may stand in any order in a batch, and so those of before come first.
-    drawn = np.sort(self._random(step).choice(before + len(memory), self._rows))
+    drawn = np.sort(self._random(step).choice(before + len(entries), self._rows))
     parts = []
     if (drawn < before).any():
       parts.append(self._old.batch(self._old_requests[drawn[drawn < before]], step))
-    for known, visits in self._by_version(memory[at - before] for at in drawn[drawn >= before]):
+    for known, visits in self._by_version(entries[at - before] for at in drawn[drawn >= before]):
       # With the popularity of the group that is learned from: what is known now, not then.
-      parts.append(Examples.of(visits, known, group.popularity).batch(draw=step))
+      parts.append(Examples.of(visits, known, popularity).batch(draw=step))
     return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
   def _random(self, number: int) -> np.random.Generator:

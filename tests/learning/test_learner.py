@@ -13,6 +13,7 @@ from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.evaluation import metrics
 from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.learning.learner import Learner
+from gr4ad_jax.training.trainer import Trainer
 from tests.learning import streams
 
 
@@ -55,6 +56,47 @@ def test_a_killed_learner_ends_with_the_parameters_of_one_that_was_not(small_run
   assert int(ended.state.step) == int(whole.state.step) == task.first_step + 12
   for one, other in zip(leaves(ended.state), leaves(whole.state), strict=True):
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.long
+def test_a_refit_begins_anew_and_being_killed_changes_nothing(small_run, tmp_path):
+  """The parameters after a round are those of a run of its own: fresh ones, by the run's schedule,
+  on the round's batches alone. It dies after each round.
+  """
+  stream = streams.filled(tmp_path / "stream.sqlite", streams.visits())
+  knobs = {"refit_steps": 6, "round_groups": 2}
+  workdir = streams.copied(small_run, tmp_path / "run")
+
+  def killed(_):
+    raise Killed
+
+  ends = []
+  for _ in range(5):
+    learner = Learner(streams.task_of(workdir, stream, **knobs), on_round=killed, guarded=False)
+    try:
+      ended = learner.run(follow=False)
+      break
+    except Killed:
+      ends.append(learner)
+  assert len(ends) == 3
+  task = streams.task_of(workdir, stream, **knobs)
+  assert int(ended.state.step) == task.first_step + 18
+  assert task.source.gather(0, 6)
+  trainer = Trainer(task)
+  begin = task.first_step + 12
+  state = trainer.state.replace(step=trainer.state.step + begin)
+  rates = []
+  for step in range(begin, begin + 6):
+    state, metrics_of = trainer.step(state, trainer.make_batch(step))
+    rates.append(float(metrics_of["learning_rate"]))
+  for one, other in zip(leaves(ended.state), leaves(state), strict=True):
+    np.testing.assert_array_equal(one, other)
+  # It rises and falls within the refit, as in a run of six steps.
+  steps = np.arange(6)
+  warmup = min(task.training.warmup_steps, 3)
+  wanted = task.training.learning_rate * np.minimum(1, (steps + 1) / warmup)
+  wanted *= (1 + np.cos(np.pi * np.clip((steps - warmup) / (6 - warmup), 0, 1))) / 2
+  np.testing.assert_allclose(rates, wanted, rtol=1e-5)
 
 
 @pytest.mark.long

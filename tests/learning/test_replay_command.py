@@ -46,7 +46,7 @@ def test_what_cannot_be_replayed_is_told_and_leaves_nothing(knows, until, flags,
 
 @pytest.mark.long
 @pytest.mark.usefixtures("compile_cache")
-def test_two_ways_to_learn_are_replayed_and_stand_in_one_table(tmp_path):
+def test_ways_to_learn_are_replayed_and_stand_in_one_table(tmp_path):
   log = tiny.write_log(tmp_path / "log")
   run = tmp_path / "run"
   done = tiny.run(
@@ -64,11 +64,14 @@ def test_two_ways_to_learn_are_replayed_and_stand_in_one_table(tmp_path):
   assert (run / "replay" / "results.md").read_text() == table
   daily = tiny.run(*replayed, "--name=daily", "--learn_from=day", "--day_steps=2")
   assert daily.status == 0, daily.err
-  done = tiny.run("replay", f"--workdir={run}", "--report=online,daily")
+  refit = ("--learn_from=day", "--round_groups=3", "--refit_steps=6")
+  weekly = tiny.run(*replayed, "--name=weekly", *refit)
+  assert weekly.status == 0, weekly.err
+  done = tiny.run("replay", f"--workdir={run}", "--report=online,daily,weekly")
   assert (done.status, done.err) == (0, "")
   folder = run / "replay"
   assert done.out.rstrip() == (folder / "results.md").read_text().rstrip()
-  for name in ("frozen", "online", "daily"):
+  for name in ("frozen", "online", "daily", "weekly"):
     assert f"| {name} " in done.out and name in (folder / "results.json").read_text()
   assert json.loads((folder / "results.json").read_text())
   assert (folder / "by_month.png").stat().st_size > 1000

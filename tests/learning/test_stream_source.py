@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from gr4ad_jax.config import ConfigError, load_config, with_knobs
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.features.batches import NEIGHBOR
+from gr4ad_jax.learning.learn_task import LearnTask
 from tests.learning import streams
 
 
@@ -124,6 +126,49 @@ def test_a_day_is_a_group(small_run, tmp_path):
   first = [task.source.batch(task.first_step + 4 + step) for step in (0, 2)]
   asked = np.concatenate([batch.slot_ad_BS for batch in first])
   assert len(np.unique(asked, axis=0)) > 8  # not the same eight twice
+
+
+def brought(batch, row):
+  """What a visit brought, which tells it from all others: its ads and their values."""
+  real = batch.target_mask_BM[row]
+  ads = batch.target_ad_BM[row][real].tolist()
+  return tuple(sorted(zip(ads, batch.target_value_BM[row][real].tolist(), strict=True)))
+
+
+def test_a_refit_draws_from_all_visits_up_to_the_end_of_its_round(task, small_run):
+  knobs = {"refit_steps": 80, "round_groups": 2}
+  made = streams.task_of(small_run, task._stream, **knobs)
+  source = made.source
+  assert source.steps_per_group == 40 and source.gather(0, 6)
+  group_of = {}
+  for group in source.groups(0, 6):
+    batch = group.examples.batch()
+    group_of |= {brought(batch, row): group.number for row in range(8)}
+  assert len(group_of) == 48
+  for turn in range(2):
+    steps = made.first_step + 80 * turn + np.arange(80)
+    batches = [source.batch(int(step)) for step in steps]
+    rows = [group_of.get(brought(batch, row), -1) for batch in batches for row in range(8)]
+    # -1: of the run's own. From the first step on, the round's last group is learned from too.
+    assert set(rows) == {-1, *range(2 * turn + 2)}
+    assert set(rows[:320]) == set(rows[320:])
+    own = len(source._old_requests)
+    # All alike: the share of the stream's is what they are among all.
+    share = 16 * (turn + 1) / (own + 16 * (turn + 1))
+    assert np.mean(np.array(rows) >= 0) == pytest.approx(share, abs=0.08)
+
+
+@pytest.mark.parametrize(
+  ("knobs", "words"),
+  [
+    ({"refit_steps": 9, "round_groups": 2}, "--refit_steps=9 is not allowed: a multiple of --rou"),
+    ({"refit_steps": 8, "list_weight": 0.5}, "--list_weight=0.5 is not allowed: --refit_steps lea"),
+  ],
+)
+def test_what_a_refit_cannot_do_is_refused(small_run, knobs, words):
+  config = with_knobs(load_config(str(small_run)), knobs)
+  with pytest.raises(ConfigError, match=words):
+    LearnTask.check(config)
 
 
 def near(batch):
