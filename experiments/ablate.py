@@ -67,4 +67,4 @@ def main(argv):
 
 if __name__ == "__main__":
   flags_lib.define_flags()
-  flags_lib.run(main)
+  flags_lib.run(main, local="it holds several runs")

@@ -81,4 +81,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags_lib.run(main)
+  flags_lib.run(main, local="its log alone is read")

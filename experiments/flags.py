@@ -22,7 +22,7 @@ from gr4ad_jax.parallel.roll_call import StartError
 from gr4ad_jax.runs import published
 from gr4ad_jax.runs import workdir as workdir_lib
 
-from . import jobs, log_lines, shipped
+from . import buckets, jobs, log_lines, shipped
 
 _MISTAKES = (config_lib.ConfigError, schema.DataError, ImportError)
 _PATHS = (
@@ -43,7 +43,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     "workdir",
     "",
     "The run's directory: all that it reads back lies here. pretrained:<name> is a run that is "
-    "shipped, hf:<owner>/<name> one of the Hugging Face Hub.",
+    "shipped, hf:<owner>/<name> one of the Hugging Face Hub, s3://<bucket>/<name> or "
+    "gs://<bucket>/<name> lies in a bucket.",
     flag_values=flag_values,
   )
   flags.DEFINE_enum(
@@ -128,7 +129,7 @@ def config_from_flags(
     size = dataclasses.replace(
       start, training=training, objective=size.objective, serving=size.serving
     )
-  workdir = published.locate(flag_values.workdir)
+  workdir = published.locate(flag_values.workdir, new=True)
   return _with_given(dataclasses.replace(size, workdir=workdir), flag_values)
 
 
@@ -165,7 +166,8 @@ def config_from_flags_or_workdir(flag_values: flags.FlagValues = flags.FLAGS) ->
   """`config_from_workdir` where a run lies in the workdir, else `config_from_flags`, the workdir
   checked.
   """
-  if os.path.exists(os.path.join(flag_values.workdir, config_lib.CONFIG_FILE)):
+  folder = published.locate(flag_values.workdir, new=True)
+  if os.path.exists(os.path.join(folder, config_lib.CONFIG_FILE)):
     return config_from_workdir(flag_values)
   config = config_from_flags(flag_values)
   workdir_lib.check_workdir(config)
@@ -210,7 +212,7 @@ def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> con
   return families.task_of(config.family).validate(config_lib.with_knobs(config, given), config)
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(main: Callable[[Sequence[str]], int | None], local: str = "") -> None:
   """`app.run(main)`, with the user's mistakes told in one line: `error: …`, exit status 2; 130
   after Ctrl-C.
 
@@ -221,6 +223,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
   Where `jobs.define_flags` was called, the process first joins the job of several that its flags
   name: status 1 where a process is missing or lost.
+
+  Args:
+    main: the binary.
+    local: why its --workdir may not lie in a bucket; empty: it may.
   """
   joined = False
   _define_format()
@@ -236,7 +242,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
       fields = config_lib.all_fields()
       places = {name for name, field in fields.items() if field.metadata["place"]}
       joined = jobs.join(knob_names() - places | {"workdir"})
-      return main(argv)
+      buckets.check(local)
+      buckets.listen()
+      status = main(argv)
+      buckets.finish()
+      return status
     except KeyboardInterrupt:
       print(
         "\ninterrupted; the same command starts over, or goes on from the last checkpoint",

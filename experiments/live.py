@@ -79,4 +79,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags_lib.run(main)
+  flags_lib.run(main, local="its services write as they go")

@@ -104,4 +104,4 @@ def propose(proposer: Proposer, refits: Refits, params: ParamsInUse, writer, sto
 
 if __name__ == "__main__":
   flags_lib.define_flags()
-  flags_lib.run(main)
+  flags_lib.run(main, local="the reward system writes as it goes")

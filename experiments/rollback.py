@@ -61,4 +61,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  flags_lib.run(main)
+  flags_lib.run(main, local="a learner's checkpoints lie in no bucket")

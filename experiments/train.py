@@ -12,6 +12,7 @@ from absl import flags
 from gr4ad_jax import families
 from gr4ad_jax.answering import printed
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.remote import mirrors
 from gr4ad_jax.runs import run
 from gr4ad_jax.runs import workdir as workdir_lib
 from gr4ad_jax.training import loop, trainer
@@ -34,7 +35,7 @@ def main(argv):
   trainer.check_mesh(config)
   enable_compilation_cache()
   began = time.monotonic()
-  print(f"run directory: {config.workdir}", flush=True)
+  print(f"run directory: {mirrors.shown(config.workdir)}", flush=True)
   stepped = False
 
   def on_progress(progress: loop.Progress) -> None:
@@ -64,7 +65,7 @@ def main(argv):
   elif _EVALUATE.value:
     report = families.part(families.find(config.family).report)
     print(report(task, "test", width=printed.terminal_width()), flush=True)
-  print(f"the run lies in {config.workdir}", flush=True)
+  print(f"the run lies in {mirrors.shown(config.workdir)}", flush=True)
   return 0
 
 

@@ -14,7 +14,7 @@ _OPTIONAL = (
   "tensorflow_datasets", "array_record", "grain", "wordllama", "pandas", "pyarrow", "matplotlib",
   "tensorboardX", "sentence_transformers", "fastapi", "uvicorn", "starlette", "pydantic",
   "prometheus_client", "httpx", "PIL", "pycocotools", "safetensors", "tokenizers",
-  "torch", "transformers", "lightgbm", "apache_beam", "redis",
+  "torch", "transformers", "lightgbm", "apache_beam", "redis", "s3fs", "gcsfs",
 )  # fmt: skip
 _BLOCK = f"""
 import sys

@@ -251,7 +251,7 @@ class Living:
 
 def live_folder(config: Config) -> str:
   """Where a server of a run keeps what it writes."""
-  return os.path.join(published.output_dir(config), LIVE)
+  return os.path.join(published.state_dir(config), LIVE)
 
 
 def stream_url(config: Config, folder: str) -> str:

@@ -21,6 +21,7 @@ from gr4ad_jax.data import visits
 from gr4ad_jax.data.promotions import Promotions
 from gr4ad_jax.data.schema import AdTable, DataError, Dataset, EventLog, Report
 from gr4ad_jax.locks import Lock
+from gr4ad_jax.remote import inputs as remote_inputs
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def load_dataset(config: DataConfig) -> Dataset:
   from gr4ad_jax.builders.base import PARTS
   from gr4ad_jax.builders.registry import BUILDERS
 
+  config = remote_inputs.local_sources(config)
   make = BUILDERS[config.dataset]
   root = os.path.join(config.data_dir or default_data_dir(), make.fingerprint(config))
   parts = _stored(make, config, root)
@@ -157,6 +159,7 @@ def prepared_folders(config: DataConfig) -> dict[str, str]:
   from gr4ad_jax.builders.base import PARTS
   from gr4ad_jax.builders.registry import BUILDERS
 
+  config = remote_inputs.local_sources(config)
   make = BUILDERS[config.dataset]
   root = os.path.join(config.data_dir or default_data_dir(), make.fingerprint(config))
   folders = {part: make(data=config, config=part, data_dir=root).data_dir for part in PARTS}

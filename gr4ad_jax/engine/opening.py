@@ -77,7 +77,7 @@ def open_run(
 
   Args:
     workdir: the run's directory, or a name that `published.locate` knows. Changes of ads are kept
-      in the `live` folder of `published.output_dir`.
+      in the `live` folder of `published.state_dir`.
     config: of the run, its search and serving sections as wanted; None: the run's own.
     checkpoint: 'best', 'last' or a step.
     told: hears of the compilation: programs ready, programs in all, seconds so far.

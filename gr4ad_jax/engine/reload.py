@@ -16,6 +16,7 @@ from gr4ad_jax.learning import promotions
 from gr4ad_jax.learning.promotions import PROMOTED, Promotions
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.parallel import mesh as mesh_lib
+from gr4ad_jax.remote import mirrors
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.runs import run
 from gr4ad_jax.training import state as state_lib
@@ -79,6 +80,7 @@ class CheckpointSource:
     """Names in the checkpoints' folder, and what is promoted; changes when there is something to
     look at.
     """
+    mirrors.refresh(self._config.workdir)  # of a run in a bucket
     folder = run.checkpoint_dir(self._config)
     names = frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset()
     # A promotion changes no name in the folder, so it is part of what is compared.

@@ -29,6 +29,7 @@ from gr4ad_jax.examples.stages import OUTCOMES, Job, count, place, summed
 from gr4ad_jax.knobs import shown
 from gr4ad_jax.locks import Lock
 from gr4ad_jax.reading import column_files, tables
+from gr4ad_jax.remote import inputs as remote_inputs
 
 Told = Callable[[str, int, int], None]  # of what, how much is done, of how much
 _EVENT_BYTES = 400  # memory that an event of a partition takes while it is worked on
@@ -77,7 +78,8 @@ def check(config: Config, options: Options) -> None:
     value = getattr(options, name)
     if value < low:
       raise ConfigError(f"--{name}={value} is not allowed: a whole number, at least {low}")
-  tables.source_files(data)
+  # Those in a bucket are fetched when all flags are known to be right.
+  tables.source_files(remote_inputs.local_sources(data))
 
 
 def prepare(
@@ -98,7 +100,8 @@ def prepare(
     OSError: the disk refuses, or workers die again and again.
   """
   check(config, options)
-  data = config.data
+  data = remote_inputs.local_sources(config.data)
+  config = dataclasses.replace(config, data=data)
   ads = tables.ad_table(
     column_files.read_file(data.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL)
   )

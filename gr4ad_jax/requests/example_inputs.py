@@ -14,6 +14,7 @@ from gr4ad_jax.examples.stages import OUTCOMES
 from gr4ad_jax.features.lines import Outcomes
 from gr4ad_jax.features.neighbors import NeighborFolds
 from gr4ad_jax.features.trends import Trends
+from gr4ad_jax.remote import inputs as remote_inputs
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.swing.swing import Told
@@ -80,7 +81,8 @@ def prepare(config: Config, source: str = "", told: Told | None = None) -> Examp
     DataError: no whole folder of examples.
     DamagedError: a part of it is missing.
   """
-  folder = ExampleFolder.open(config.data.examples_path)
+  path = remote_inputs.local_path("examples_path", config.data.examples_path)
+  folder = ExampleFolder.open(path)
   folder.check(config)
   dataset = folder.dataset()
   source = source or inputs_lib.source_of(config)

@@ -1,16 +1,21 @@
 """Published runs: folders to take away, which nobody trains further, and where they are found.
 
 `pretrained:online_retail` is shipped with the package, `hf:<owner>/<name>` lies on the Hugging Face
-Hub, and any other text is a directory. `delivery/publish` makes such a folder.
+Hub, and any other text is a directory. `delivery/publish` makes such a folder. A run that is no
+published one may lie in a bucket, `s3://…` or `gs://…`: it is found through a local directory.
 """
 
+import hashlib
 import os
 import pathlib
 import re
 
+import jax
+
 from gr4ad_jax import checksums
 from gr4ad_jax.config import WEIGHTS, Config, ConfigError, is_published
 from gr4ad_jax.data.extras import optional
+from gr4ad_jax.remote import mirrors, urls
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "pretrained"
 _SHIPPED = "pretrained:"
@@ -23,18 +28,30 @@ def names() -> list[str]:
   return sorted(path.name for path in SHIPPED.iterdir() if is_published(str(path)))
 
 
-def locate(workdir: str) -> str:
+def locate(workdir: str, new: bool = False) -> str:
   """The directory of a run.
 
   Args:
     workdir: a directory, `pretrained:<name>`, or `hf:<owner>/<name>`, with `@<revision>` as wanted;
-      what is not yet in the hub's cache is fetched.
+      what is not yet in the hub's cache is fetched. Or an address in a bucket: what is newer there
+      than in the run's local directory is fetched.
+    new: whether a run in a bucket may be one that is only begun.
 
   Raises:
-    ConfigError: no such run is shipped, or there is no such repository.
-    ImportError: huggingface_hub is missing.
-    OSError: the hub cannot be reached.
+    ConfigError: no such run is shipped, or there is no such repository; or a bucket in a job of
+      several processes.
+    FileNotFoundError: no run lies in the bucket, and `new` is not set.
+    ImportError: huggingface_hub, or what speaks to the bucket, is missing.
+    OSError: the hub or the bucket cannot be reached.
   """
+  if urls.is_url(workdir):
+    # Each process writes its part of a checkpoint into one directory, which is renamed when whole.
+    if jax.process_count() > 1:
+      raise ConfigError(
+        f"--workdir={workdir} is not allowed in a job of {jax.process_count()} processes: they "
+        "write one checkpoint together; name a directory on a disk that all of them see"
+      )
+    return mirrors.local_folder(workdir, new)
   if workdir.startswith(_SHIPPED):
     name = workdir.removeprefix(_SHIPPED)
     if name not in names():
@@ -65,6 +82,18 @@ def _fetched(workdir: str) -> str:
     raise OSError(f"{workdir} cannot be fetched: {reason}") from error
 
 
+def state_dir(config: Config) -> str:
+  """Where a server of a run keeps its state: `output_dir`, but for a run in a bucket, whose local
+  directory is a copy. Then it is a folder of the user's, as for a published run.
+  """
+  url = mirrors.url_of(config.workdir)
+  if config.serving.state_dir or not url:
+    return output_dir(config)
+  return os.path.join(
+    _home(), f"{urls.last_part(url)}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+  )
+
+
 def output_dir(config: Config) -> str:
   """Where a server or an evaluation of a run writes: --state_dir, else the run's own directory.
 
@@ -75,7 +104,11 @@ def output_dir(config: Config) -> str:
     return config.serving.state_dir
   if not is_published(config.workdir):
     return config.workdir
-  home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
   known = (checksums.listed(config.workdir) or {}).get(WEIGHTS) or {"unknown"}
   name = os.path.basename(os.path.abspath(config.workdir))
-  return os.path.join(home, "gr4ad_jax", f"{name}-{min(known)[:8]}")
+  return os.path.join(_home(), f"{name}-{min(known)[:8]}")
+
+
+def _home() -> str:
+  home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+  return os.path.join(home, "gr4ad_jax")

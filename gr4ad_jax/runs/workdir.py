@@ -12,6 +12,7 @@ from gr4ad_jax import checksums, families, files
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.locks import InUseError, Lock
+from gr4ad_jax.remote import mirrors
 
 LOCK = "lock"  # of a workdir
 # What a run writes, by what it must be.
@@ -147,14 +148,14 @@ _held: dict[str, _Held] = {}
 @contextlib.contextmanager
 def alone(config: Config) -> Iterator[None]:
   """A block in which no other process writes to the run: process 0 of a job holds a lock on its
-  directory.
+  directory. A run in a bucket is this job's there, too, and all that it wrote is sent by the end.
 
   Blocks may be nested. A directory that is made for the lock, and to which nothing else was
   written, goes with it.
 
   Raises:
     ConfigError: another process trains the run.
-    OSError: the directory cannot be made or locked.
+    OSError: the directory cannot be made or locked, or the bucket does not take what was written.
   """
   if jax.process_index():
     yield
@@ -163,7 +164,8 @@ def alone(config: Config) -> Iterator[None]:
   # Blocks may stand in one another; the last one lets go.
   held.users += 1
   try:
-    yield
+    with mirrors.claimed(config.workdir) if held.users == 1 else contextlib.nullcontext():
+      yield
   finally:
     held.users -= 1
     if not held.users:

@@ -11,7 +11,7 @@ from gr4ad_jax.btdnet.word_pieces import WordPieces
 from gr4ad_jax.config import Config, ConfigError, load_config
 from gr4ad_jax.data.extras import optional
 from gr4ad_jax.data.schema import DataError
-from gr4ad_jax.runs import run
+from gr4ad_jax.runs import published, run
 from gr4ad_jax.scenes import pictures
 from gr4ad_jax.segmentation import task as task_lib
 from gr4ad_jax.segmentation.predict import Predictor
@@ -59,7 +59,7 @@ class Segmenter:
     """A trained run.
 
     Args:
-      workdir: of the run.
+      workdir: of the run: a directory, or an address in a bucket.
       checkpoint: 'best' on valid, 'last', or a step.
 
     Raises:
@@ -67,7 +67,7 @@ class Segmenter:
       ConfigError: a run of another family.
       ImportError: the `segmentation` extra is missing.
     """
-    config = load_config(workdir)
+    config = load_config(published.locate(workdir))
     if config.family != FAMILY:
       raise ConfigError(f"--family={config.family} is not allowed: this is for {FAMILY} alone")
     pieces = task_lib.read_vocabulary(config)

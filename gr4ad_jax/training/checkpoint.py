@@ -26,6 +26,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from gr4ad_jax import checksums
 from gr4ad_jax.checksums import DamagedError
 from gr4ad_jax.config import ConfigError, is_step
+from gr4ad_jax.remote import mirrors
 from gr4ad_jax.training.state import TrainState, abstract, is_finite
 
 # The second one back serves where the last turns out to be damaged.
@@ -61,6 +62,7 @@ class _Renamed:
     # The list comes first: whatever has a checkpoint's name has its list, too.
     checksums.write_tree(self._temporary)
     os.rename(self._temporary, self._final)
+    mirrors.saved(self._final)
 
 
 class _Summed(atomicity.AtomicRenameTemporaryPath):
@@ -301,6 +303,7 @@ class Checkpointer:
   def _read(self, step: int, **items: Any) -> ocp.args.Composite:
     folder = os.path.join(self._directory, str(step))
     self.wait()  # it may be being written by this very object
+    mirrors.bring(folder, tuple(items))  # of a run in a bucket
     checksums.check_tree(folder, lambda file: file.startswith(tuple(f"{item}/" for item in items)))
     try:
       found = self._manager.restore(step, args=ocp.args.Composite(**items))
