@@ -138,7 +138,7 @@ install() {
  rm -rf ../gr4ad_jax.new && mkdir ../gr4ad_jax.new && tar -xzf ../gr4ad_jax.tgz -C ../gr4ad_jax.new &&\
  ls -A ../gr4ad_jax.new | while IFS= read -r each; do rm -rf \"./\$each\" && mv \"../gr4ad_jax.new/\$each\" . || exit 1; done &&\
  python3 -m pip install --quiet --user --upgrade uv && python3 -m uv venv --quiet --clear --python=3.12 .venv &&\
- python3 -m uv pip install --quiet --python=.venv -e '.[data,text,plots,log]' 'jax[tpu]>=0.10.2,<0.12'"
+ python3 -m uv pip install --quiet --python=.venv -e '.[data,text,plots,log,gs]' 'jax[tpu]>=0.10.2,<0.12'"
   if [ -n "$nfs" ]; then
     printf -v mount '%q' "$nfs"
     on_workers all "sudo apt-get install -y -qq nfs-common && sudo mkdir -p /mnt/runs &&\
@@ -150,7 +150,7 @@ install() {
 run() {
   local shared=
   case $workdir in
-    /mnt/runs/?*) ;;
+    /mnt/runs/?* | gs://?*) ;; # a bucket needs no disk; the training itself refuses one for several workers
     *)
       shared=" if mountpoint -q /mnt/runs; then"
       shared="$shared echo 'error: --workdir is not below /mnt/runs, where the shared disk is mounted' >&2; exit 2; fi;"

@@ -27,7 +27,7 @@ rm -rf ../gr4ad_jax.new && mkdir ../gr4ad_jax.new && tar -xzf ../gr4ad_jax.tgz -
 ls -A ../gr4ad_jax.new | while IFS= read -r each; do \
 rm -rf "./$each" && mv "../gr4ad_jax.new/$each" . || exit 1; done && \
 python3 -m pip install --quiet --user --upgrade uv && python3 -m uv venv --quiet --clear --python=3.12 .venv && \
-python3 -m uv pip install --quiet --python=.venv -e '\\''.[data,text,plots,log]'\\'' \
+python3 -m uv pip install --quiet --python=.venv -e '\\''.[data,text,plots,log,gs]'\\'' \
 '\\''jax[tpu]>=0.10.2,<0.12'\\''' {_WHERE}
 """
 _NFS = f"""\
