@@ -39,12 +39,14 @@ class Synced:
   pending: Pointer | None = None
   known: dict[str, Known] = dataclasses.field(default_factory=dict)
 
-  def has_own(self) -> bool:
-    """Whether anything lies here that the bucket did not have when the two were the same."""
+  def own(self) -> list[str]:
+    """Names of what lies here and the bucket did not have when the two were the same."""
     base = self.base.files
-    return any(
-      name not in base or base[name].digest != one.digest for name, one in self.known.items()
-    )
+    return [
+      name
+      for name, one in self.known.items()
+      if name not in base or base[name].digest != one.digest
+    ]
 
 
 class Directory:

@@ -53,6 +53,7 @@ class Mirror:
     self.folder = self._directory.path
     self._training: Lock | None = None
     self._signs: claims.Signs | None = None
+    self._seen = -1  # number of the pointer whose state was last taken over
 
   def pull(self) -> bool:
     """Fetches what is newer in the bucket, but for the arrays of checkpoints: see `bring`.
@@ -70,6 +71,8 @@ class Mirror:
     with self._directory.alone() as synced:
       if self.claim or self._directory.is_trained():
         return True
+      if pointer.number(self._store) == self._seen:  # looked at often, and nothing is new
+        return bool(synced.base.files)
       return bool(self._pull(synced).files)
 
   def _pull(self, synced: Synced) -> Pointer:
@@ -77,6 +80,7 @@ class Mirror:
       there = pointer.latest(self._store)
       try:
         self._take_over(synced, there)
+        self._seen = there.number
         return there
       except FileNotFoundError as error:
         # Its objects made room for those of a newer state, which is read next.
@@ -90,7 +94,7 @@ class Mirror:
     synced.known = snapshot.look(folder.path, synced.known)
     if synced.pending == there:  # it was written, and the process was killed before it knew
       synced.base = there
-    if there.claim != synced.base.claim and synced.has_own():
+    if there.claim != synced.base.claim and synced.own():
       folder.set_aside()
       synced.base = Pointer()
       synced.known = {}
@@ -160,21 +164,25 @@ class Mirror:
     """
     # Whoever has the claim is the only one to write here.
     if self.claim:
-      return self._push(self._directory.load(), keep=True)
+      return self._push(self._directory.load(), self.claim, keep=True)
     with self._directory.alone() as synced:
-      return self._push(synced, keep=not self._directory.is_trained())
+      synced.known = snapshot.look(self.folder, synced.known)
+      # A server that ends, say, has nothing to send, and does not wait for a bucket that is away.
+      if not any(name.startswith(_REPORTS) for name in synced.own()):
+        return False
+      return self._push(synced, "", keep=not self._directory.is_trained())
 
-  def _push(self, synced: Synced, keep: bool) -> bool:
-    """`keep`: whether to note what was sent."""
+  def _push(self, synced: Synced, claim: str, keep: bool) -> bool:
+    """Sends as the job of a claim, or as none; `keep`: whether to note what was sent."""
     for _ in range(_LOOKS):
       before = pointer.latest(self._store)
-      if self.claim and before.claim != self.claim:
+      if claim and before.claim != claim:
         raise ConfigError(
           f"--workdir={self.url} is this job's no longer: another one took it over, or it was "
           f"deleted; what was made lies in {self.folder}"
         )
       with self._directory.staging() as staging:
-        after = self._send(synced, before, staging, keep)
+        after = self._send(synced, before, claim, staging, keep)
       if after is None:
         # Another writer came first, such as an evaluation, or a file is just being changed.
         time.sleep(_PAUSE)
@@ -187,18 +195,20 @@ class Mirror:
       return after is not before
     raise OSError(f"{self.folder} or {self.url} changes faster than it can be sent")
 
-  def _send(self, synced: Synced, before: Pointer, staging: str, keep: bool) -> Pointer | None:
+  def _send(
+    self, synced: Synced, before: Pointer, claim: str, staging: str, keep: bool
+  ) -> Pointer | None:
     """The pointer that was written; `before` where nothing is new; None: to be tried again."""
 
     def changed(name: str, digest: str) -> bool:
-      mine = bool(self.claim) or name.startswith(_REPORTS)
+      mine = bool(claim) or name.startswith(_REPORTS)
       return mine and (name not in before.files or before.files[name].digest != digest)
 
     found, sources = snapshot.stage(self.folder, staging, synced.known, changed)
-    if self.claim and self._is_torn(found, sources, before):
+    if claim and self._is_torn(found, sources, before):
       return None
     # A name of its own for each writer: nobody deletes what another is about to point to.
-    writer = self.claim or f"{_REPORT}{uuid.uuid4().hex}"
+    writer = claim or f"{_REPORT}{uuid.uuid4().hex}"
     sent = {}
     for name in sources:
       one = found[name]
@@ -210,7 +220,9 @@ class Mirror:
       if all(map(os.path.exists, sources.values())):
         raise  # the bucket is missing
       return None  # a checkpoint made room for a newer one meanwhile
-    kept = {name: file for name, file in before.files.items() if not self._is_dropped(name)}
+    kept = {
+      name: file for name, file in before.files.items() if not (claim and self._is_dropped(name))
+    }
     after = before
     if kept | sent != before.files:
       after = pointer.following(before, files=kept | sent)
@@ -238,9 +250,9 @@ class Mirror:
     return bool(wrong)
 
   def _is_dropped(self, name: str) -> bool:
-    """Whether a file belongs to a checkpoint that this job has deleted."""
+    """Whether a file belongs to a checkpoint that was deleted here."""
     step = snapshot.step_of(name)
-    return bool(self.claim and step) and not os.path.isdir(self._directory.at(step))
+    return bool(step) and not os.path.isdir(self._directory.at(step))
 
   def take(self) -> None:
     """Claims the run for this job, which alone sends states from then on, and fetches what is

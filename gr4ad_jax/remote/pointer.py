@@ -64,6 +64,11 @@ class Pointer:
     return cls(saved["number"], saved["claim"], saved["owner"], files)
 
 
+def number(store: Store) -> int:
+  """Number of the pointer that counts; 0: there is none. It is asked in one request."""
+  return max(_numbers(store), default=0)
+
+
 def latest(store: Store) -> Pointer:
   """The state that counts.
 

@@ -187,10 +187,14 @@ def _callback(told: Callable[[int], None]) -> Any:
   import fsspec
 
   class Callback(fsspec.Callback):
-    """Hears of bytes."""
+    """Hears of bytes, more of them or all so far: stores differ."""
 
     def relative_update(self, inc: int = 1) -> None:
+      self.value += inc
       told(inc)
+
+    def absolute_update(self, value: int) -> None:
+      self.relative_update(value - self.value)
 
   return Callback()
 

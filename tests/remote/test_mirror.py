@@ -256,6 +256,22 @@ def test_a_run_that_was_deleted_in_the_bucket_is_gone_here_too(machines, in_memo
   assert buckets.content(reader.folder) == {}
 
 
+def test_a_job_that_only_reads_asks_the_bucket_nothing_at_its_end(machines, monkeypatch):
+  _begun(machines)
+  reader = machines.mirror("b")
+  reader.pull()
+  pathlib.Path(reader.folder, "metrics.jsonl").write_text("not its own\n")
+
+  def away(*_):
+    raise OSError("away")
+
+  monkeypatch.setattr(Store, "entries", away)
+  assert not reader.push()
+  files.write_json(f"{reader.folder}/eval/metrics.json", {}, summed=False)
+  with pytest.raises(OSError, match="away"):
+    reader.push()
+
+
 def test_a_checkpoint_that_made_room_meanwhile_is_told(machines):
   _begun(machines)
   reader = machines.mirror("b")

@@ -113,7 +113,7 @@ def killed(server, tmp_path_factory):
   rng = np.random.default_rng(0)
   begun = []
   for kill in range(_KILLS):
-    # A machine of its own each time, but for the last: of the others' kills the bucket alone is left.
+    # The last two on one machine; of the others nothing is left but what the bucket has.
     process = _train(folder / f"machine{min(kill, _KILLS - 2)}", *flags)
     begun.append(_first_step(process, 20 * (kill + 1)))
     time.sleep(0.5 * rng.random())  # anywhere in a save or a transfer
