@@ -117,8 +117,8 @@ def check_free(
   if sign is None or _ended_here(pointer.owner):
     return
   told(
-    f"{store.url}: a job claimed this run ({in_words(pointer.owner)}); it is looked at for "
-    f"{dead:.0f} s at most whether it lives"
+    f"{store.url}: a job claimed this run ({in_words(pointer.owner)}); waiting up to "
+    f"{dead:.0f} s to see whether it lives"
   )
   until = time.monotonic() + dead
   while time.monotonic() < until:

@@ -53,6 +53,7 @@ class Mirror:
     self.folder = self._directory.path
     self._training: Lock | None = None
     self._signs: claims.Signs | None = None
+    self._sent: set[str] = set()  # objects that no pointer of this job has listed yet
     self._seen = -1  # number of the pointer whose state was last taken over
 
   def pull(self) -> bool:
@@ -187,9 +188,11 @@ class Mirror:
         # Another writer came first, such as an evaluation, or a file is just being changed.
         time.sleep(_PAUSE)
         continue
-      replaced = {file.object for file in before.files.values()}
-      replaced -= {file.object for file in after.files.values()}
-      self._store.delete(sorted(replaced))
+      listed = {file.object for file in after.files.values()}
+      # What the former state had, and what was sent in vain since.
+      replaced = {file.object for file in before.files.values()} | self._sent
+      self._store.delete(sorted(replaced - listed))
+      self._sent.clear()
       if after is not before:
         pointer.forget_older(self._store, after)
       return after is not before
@@ -213,15 +216,15 @@ class Mirror:
     for name in sources:
       one = found[name]
       sent[name] = File(one.digest, one.size, f"{_FILES}/{name}.{one.digest[:16]}.{writer}")
-    try:
-      uploads = {sent[name].object: path for name, path in sources.items()}
-      transfers.upload(self._store, uploads, f"sending to {self.url}")
-    except FileNotFoundError:
-      if all(map(os.path.exists, sources.values())):
-        raise  # the bucket is missing
-      return None  # a checkpoint made room for a newer one meanwhile
+    uploads = {sent[name].object: path for name, path in sources.items()}
+    self._sent |= set(uploads)
+    transfers.upload(self._store, uploads, f"sending to {self.url}")
+    steps = {snapshot.step_of(name) for name in found}
     kept = {
-      name: file for name, file in before.files.items() if not (claim and self._is_dropped(name))
+      name: file
+      for name, file in before.files.items()
+      # A checkpoint that was deleted here goes in the bucket, too.
+      if not claim or snapshot.step_of(name) in steps | {""}
     }
     after = before
     if kept | sent != before.files:
@@ -248,11 +251,6 @@ class Mirror:
     elif wrong and os.path.exists(self._directory.at(wrong)):
       checksums.check_tree(self._directory.at(snapshot.step_of(wrong)), wrong.endswith)
     return bool(wrong)
-
-  def _is_dropped(self, name: str) -> bool:
-    """Whether a file belongs to a checkpoint that was deleted here."""
-    step = snapshot.step_of(name)
-    return bool(step) and not os.path.isdir(self._directory.at(step))
 
   def take(self) -> None:
     """Claims the run for this job, which alone sends states from then on, and fetches what is
@@ -312,6 +310,10 @@ class Mirror:
       sorted(name for name in unlisted if not name.rpartition(".")[2].startswith(_REPORT))
     )
 
+  def hurry(self) -> None:
+    """From now on a bucket that does not answer is not waited for."""
+    self._store.hurry()
+
   def release(self) -> None:
     """Gives the run free. What was not sent stays here."""
     if not self.claim:
@@ -322,8 +324,11 @@ class Mirror:
       mine = pointer.latest(self._store)
       if mine.claim == claim and not mine.files:
         pointer.forget(self._store, mine)  # a job that wrote nothing leaves nothing
+    except OSError as error:
+      _log.debug("%s: an empty state may be left (%s)", self.url, error)
+    try:
+      self._signs.close()
+    except OSError as error:  # without further signs it counts as dead in a while
+      _log.debug("%s: the sign of life stays (%s)", self.url, error)
     finally:
-      try:
-        self._signs.close()
-      finally:
-        self._training.close()
+      self._training.close()

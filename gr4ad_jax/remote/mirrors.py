@@ -94,7 +94,8 @@ def claimed(folder: str) -> Iterator[None]:
         sender.close()
         mirror.push()
       raise
-    sender.close()
+    if not sender.close():
+      mirror.hurry()  # it was waited for just now
     _push(mirror)
   finally:
     del _senders[folder]
@@ -130,6 +131,7 @@ def _push(mirror: Mirror) -> bool:
   try:
     return mirror.push()
   except OSError as error:
+    mirror.hurry()
     raise OSError(
       f"{error}; nothing is lost: it lies in {mirror.folder}, and the same command sends it once "
       "the bucket answers"
@@ -163,6 +165,7 @@ class _Sender:
     self._wanted = threading.Event()
     self._over = False
     self._refused: ConfigError | None = None
+    self._failed = False
     self._thread = threading.Thread(target=self._go_on, name="sender", daemon=True)
     self._thread.start()
 
@@ -177,10 +180,11 @@ class _Sender:
     self._over = True
     self._wanted.set()
 
-  def close(self) -> None:
-    """Ends the thread; waits for what is being sent."""
+  def close(self) -> bool:
+    """Ends the thread; waits for what is being sent. Returns whether the bucket took the last."""
     self.stop()
     self._thread.join()
+    return not self._failed
 
   def _go_on(self) -> None:
     while True:
@@ -188,9 +192,11 @@ class _Sender:
       self._wanted.clear()
       if self._over:
         return
+      self._failed = False
       try:
         self._mirror.push()
       except ConfigError as error:
         self._refused = error
       except Exception as error:  # training goes on, and the next state is sent with all of this
+        self._failed = True
         _log.warning("%s; it is sent with the next checkpoint", error)

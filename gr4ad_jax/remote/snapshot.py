@@ -81,8 +81,8 @@ def stage(
 ) -> tuple[dict[str, Known], dict[str, str]]:
   """What is to be sent: files that stay as they are until it is done.
 
-  A checkpoint's files never change, and are sent from where they lie. All others are copied first,
-  since a training may go on writing them.
+  A checkpoint's files never change, but it may be deleted meanwhile: they are sent from links of
+  their own. All others are copied, since a training may go on writing them.
 
   Args:
     folder: of the run.
@@ -99,20 +99,31 @@ def stage(
     path = os.path.join(folder, name)
     if not changed(name, one.digest):
       continue
+    copied = os.path.join(staging, name)
+    os.makedirs(os.path.dirname(copied), exist_ok=True)
+    try:
+      _link_or_copy(path, copied, link=bool(step_of(name)))
+    except (FileNotFoundError, NotADirectoryError):
+      del found[name]
+      continue
     if not step_of(name):
-      copied = os.path.join(staging, name)
-      os.makedirs(os.path.dirname(copied), exist_ok=True)
-      try:
-        shutil.copy2(path, copied)
-      except FileNotFoundError:
-        del found[name]
-        continue
-      found[name] = Known(
-        checksums.digest(copied), os.path.getsize(copied), os.stat(copied).st_mtime_ns
-      )
-      path = copied
-    sources[name] = path
+      about = os.stat(copied)
+      found[name] = Known(checksums.digest(copied), about.st_size, about.st_mtime_ns)
+    sources[name] = copied
   return found, sources
+
+
+def _link_or_copy(path: str, copied: str, link: bool) -> None:
+  """`link`: whether another name of the same file will do."""
+  if link:
+    try:
+      os.link(path, copied)
+      return
+    except (FileNotFoundError, NotADirectoryError):
+      raise
+    except OSError:  # a file system without links
+      pass
+  shutil.copy2(path, copied)
 
 
 def disagreement(

@@ -66,6 +66,7 @@ class Store:
   def __init__(self, url: str, patience: float = PATIENCE):
     self.url = url
     self._patience = patience
+    self._told = False  # that it does not answer, since it last did
     scheme = urls.scheme_of(url)
     optional(*urls.SCHEMES[scheme])
     # Each store has its own: listings that are kept would hide what others write.
@@ -73,6 +74,10 @@ class Store:
       scheme, use_listings_cache=False, skip_instance_cache=True
     )
     self._root = self._system._strip_protocol(url).rstrip("/")
+
+  def hurry(self) -> None:
+    """From now on what does not answer is asked no second time; other threads' calls included."""
+    self._patience = 0.0
 
   def entries(self, below: str = "") -> dict[str, Entry]:
     """Name -> entry of all objects in a folder, and in those below it; empty: there is none."""
@@ -158,12 +163,13 @@ class Store:
       OSError: it does not answer, or refuses.
     """
     where = f"{self.url}/{name}" if name else self.url
-    until = time.monotonic() + self._patience
-    told = False
+    began = time.monotonic()
     tries = 0
     while True:
       try:
-        return call()
+        answer = call()
+        self._told = False
+        return answer
       except Exception as error:
         reason = " ".join(str(error).split())[:200] or repr(error)
         if type(error).__name__ in _NO_CREDENTIALS:
@@ -171,10 +177,10 @@ class Store:
         invalid = isinstance(error, OSError) and error.errno == errno.EINVAL
         if invalid or isinstance(error, _FINAL):
           raise _final(error, where, done, reason) from error
-        if time.monotonic() >= until:
+        if time.monotonic() >= began + self._patience:
           raise OSError(f"{where} cannot be {done}: {reason}") from error
-        if not told and tries:  # the first one passes often
-          told = True
+        if tries and not self._told:  # the first refusal passes often
+          self._told = True
           _log.warning(
             "%s cannot be %s (%s); trying again for %.0f s", where, done, reason, self._patience
           )

@@ -189,7 +189,8 @@ def _hold(workdir: str) -> _Held:
     try:
       lock = Lock(os.path.join(workdir, LOCK))
     except InUseError as error:
-      message = f"--workdir={workdir} is not allowed: another process is training the run in it"
+      shown = mirrors.url_of(workdir) or workdir
+      message = f"--workdir={shown} is not allowed: another process is training the run in it"
       raise ConfigError(message) from error
     _held[os.path.realpath(workdir)] = _Held(lock, made)
   # Held until the last `alone` block ends, or, without one, until the process does.

@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import threading
 
 import pytest
 
@@ -254,6 +255,52 @@ def test_a_run_that_was_deleted_in_the_bucket_is_gone_here_too(machines, in_memo
   in_memory.store.clear()
   assert not reader.pull()
   assert buckets.content(reader.folder) == {}
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_sent_is_sent_whole(machines, monkeypatch):
+  _begun(machines)
+  job = machines.mirror("a")
+  job.take()
+  buckets.write_step(job.folder, 4, "slow")
+  true = Store.put
+  lock = threading.Lock()
+  done = []
+
+  def put(self, path, name, told):
+    with lock:
+      if not done:
+        done.append(buckets.remove_step(job.folder, 4))  # training was faster
+        buckets.write_step(job.folder, 6, "newer")
+    true(self, path, name, told)
+
+  monkeypatch.setattr(Store, "put", put)
+  assert job.push()
+  steps = {name.split("/")[1] for name in buckets.seen(machines, "b") if "checkpoints/" in name}
+  assert steps == {"2", "4"}
+  assert job.push()
+  steps = {name.split("/")[1] for name in buckets.seen(machines, "c") if "checkpoints/" in name}
+  assert steps == {"2", "6"} and buckets.objects() == buckets.listed()
+  job.release()
+
+
+def test_what_was_sent_in_vain_goes_with_the_next_state(machines, monkeypatch):
+  _begun(machines)
+  job = machines.mirror("a")
+  job.take()
+  buckets.second(job.folder)
+
+  def away(*_):
+    raise OSError("away")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pointer, "write", away)
+    with pytest.raises(OSError, match="away"):
+      job.push()
+  assert buckets.objects() - buckets.listed()
+  pathlib.Path(job.folder, "metrics.jsonl").write_text("2\n4\n6\n")
+  assert job.push()
+  assert buckets.objects() == buckets.listed()
+  job.release()
 
 
 def test_a_job_that_only_reads_asks_the_bucket_nothing_at_its_end(machines, monkeypatch):
