@@ -128,7 +128,9 @@ class Directory:
     os.rename(self.path, aside)
     os.makedirs(self.path)
     _log.warning(
-      "%s: another job went on with this run; what lay here alone is now in %s", self._url, aside
+      "%s: another job went on with this run, or it was deleted; what lay here alone is now in %s",
+      self._url,
+      aside,
     )
 
   def fetch(self, store: Store, wanted: Mapping[str, File], what: str) -> None:

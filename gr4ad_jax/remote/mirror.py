@@ -322,8 +322,9 @@ class Mirror:
     self.claim = ""
     try:
       mine = pointer.latest(self._store)
-      if mine.claim == claim and not mine.files:
-        pointer.forget(self._store, mine)  # a job that wrote nothing leaves nothing
+      # A job that wrote nothing leaves nothing. What could not be sent is known by its claim.
+      if mine.claim == claim and not mine.files and not snapshot.names(self.folder):
+        pointer.forget(self._store, mine)
     except OSError as error:
       _log.debug("%s: an empty state may be left (%s)", self.url, error)
     try:

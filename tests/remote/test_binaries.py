@@ -127,16 +127,22 @@ def test_a_bucket_that_is_away_loses_nothing(machines, monkeypatch, small_run, c
   def away(*_):
     raise OSError("the network is down")
 
-  with pytest.raises(OSError, match=r"nothing is lost: it lies in .*the same command sends it"):
-    with workdir_lib.alone(config):
+  with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+    patch.setattr(Mirror, "push", away)
+    words = r"nothing is lost: it lies in .*the same command sends it"
+    with pytest.raises(OSError, match=words), workdir_lib.alone(config):
       (folder / "metrics.jsonl").write_text("{}\n")
-      monkeypatch.setattr(Mirror, "push", away)
-      with caplog.at_level(logging.WARNING):
-        mirrors.saved(str(folder / "checkpoints" / "2"))
-        # The thread tells; the training goes on.
-        for _ in range(500):
-          if "it is sent with the next checkpoint" in caplog.text:
-            break
-          time.sleep(0.01)
+      mirrors.saved(str(folder / "checkpoints" / "2"))
+      # The thread tells; the training goes on.
+      for _ in range(500):
+        if "it is sent with the next checkpoint" in caplog.text:
+          break
+        time.sleep(0.01)
   assert "the network is down; it is sent with the next checkpoint" in caplog.text
   assert (folder / "metrics.jsonl").read_text() == "{}\n"
+  # The same command, when the bucket answers again.
+  _machine(machines, monkeypatch, "a")
+  assert published.locate(URL, new=True) == str(folder)
+  with workdir_lib.alone(config):
+    pass
+  assert set(pointer.latest(Store(URL)).files) == {"metrics.jsonl"}

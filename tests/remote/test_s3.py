@@ -127,8 +127,11 @@ def killed(server, tmp_path_factory):
   return log, flags, begun
 
 
-def test_killed_five_times_a_run_in_a_bucket_ends_as_a_local_one(killed, tmp_path, monkeypatch):
+def test_killed_five_times_a_run_in_a_bucket_ends_as_a_local_one(
+  killed, tmp_path, monkeypatch, record_property
+):
   log, _, begun = killed
+  record_property("first_steps", begun)
   local = str(tmp_path / "local")
   assert tiny.run("train", *tiny.source_flags(log), *_SETTINGS, f"--workdir={local}").status == 0
   monkeypatch.setenv("GR4AD_CACHE", str(tmp_path / "reader"))
