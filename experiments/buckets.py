@@ -16,8 +16,9 @@ _QUIET = 5.0  # seconds of a transfer that nothing is said of
 _EVERY = 10.0  # seconds between two lines, where no terminal is
 
 
-def check(local: str, given: flags.FlagValues = flags.FLAGS) -> None:
-  """Refuses addresses where the binary reads or writes a local path.
+def begin(local: str, given: flags.FlagValues = flags.FLAGS) -> None:
+  """Refuses addresses where the binary reads or writes a local path; tells of transfers from now
+  on.
 
   Args:
     local: why --workdir may not be one, of this binary; empty: it may.
@@ -38,6 +39,7 @@ def check(local: str, given: flags.FlagValues = flags.FLAGS) -> None:
         raise ConfigError(
           f"--{name}={value} is not allowed: name a local path; {in_buckets} may lie in a bucket"
         )
+  transfers.listen(TransferProgress())
 
 
 def finish() -> None:
@@ -71,8 +73,3 @@ class TransferProgress:
     eta = duration((total - done) / rate if rate else float("inf"))
     line = f"{what}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  {rate / 1e6:.1f} MB/s  ETA {eta}"
     print(line, file=sys.stderr, flush=True)
-
-
-def listen() -> None:
-  """Tells of this process' transfers."""
-  transfers.listen(TransferProgress())

@@ -214,10 +214,8 @@ def _with_given(config: config_lib.Config, flag_values: flags.FlagValues) -> con
 
 def run(main: Callable[[Sequence[str]], int | None], local: str = "") -> None:
   """`app.run(main)`, with the user's mistakes told in one line: `error: …`, exit status 2; 130
-  after Ctrl-C.
-
-  What the disk or the network refuses, such as a write to a full disk, is told likewise, with 3: it
-  is no mistake, and a launcher may try again.
+  after Ctrl-C. What the disk or the network refuses is told likewise, with 3: it is no mistake, and
+  a launcher may try again.
 
   With --log_format=json all that it says is a JSON object a line (`log_lines`).
 
@@ -238,12 +236,8 @@ def run(main: Callable[[Sequence[str]], int | None], local: str = "") -> None:
     _quieten()
     nonlocal joined
     try:
-      # Where things lie may differ from machine to machine; their content is compared later.
-      fields = config_lib.all_fields()
-      places = {name for name, field in fields.items() if field.metadata["place"]}
-      joined = jobs.join(knob_names() - places | {"workdir"})
-      buckets.check(local)
-      buckets.listen()
+      joined = _join()
+      buckets.begin(local)
       status = main(argv)
       buckets.finish()
       return status
@@ -267,11 +261,8 @@ def run(main: Callable[[Sequence[str]], int | None], local: str = "") -> None:
     except Exception:
       if not joined:
         raise
-      time.sleep(
-        3
-        # a lost process shows as an error of the next collective operation; `jobs` tells it in one
-        # line
-      )
+      # A lost process shows as an error of the next collective operation; `jobs` tells it.
+      time.sleep(3)
       sys.excepthook(*sys.exc_info())
       status = 1
     log_lines.end()  # an exception that is raised instead is told as an object, too
@@ -280,6 +271,14 @@ def run(main: Callable[[Sequence[str]], int | None], local: str = "") -> None:
     return status
 
   app.run(left, flags_parser=_parse)
+
+
+def _join() -> bool:
+  """Joins the job that the flags name; see `jobs.join`."""
+  # Where things lie may differ from machine to machine; their content is compared later.
+  fields = config_lib.all_fields()
+  places = {name for name, field in fields.items() if field.metadata["place"]}
+  return jobs.join(knob_names() - places | {"workdir"})
 
 
 def _define_format() -> None:

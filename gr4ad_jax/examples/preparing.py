@@ -59,8 +59,8 @@ class Options:
   beam: tuple[str, ...] | None = None
 
 
-def check(config: Config, options: Options) -> None:
-  """Raises ConfigError, naming a flag, for what is not allowed; and DataError for missing files."""
+def check(config: Config, options: Options) -> Config:
+  """The config with local paths; raises ConfigError, naming a flag, or DataError: missing files."""
   data = config.data
   if data.dataset != "ad_log":
     raise ConfigError(f"--dataset={data.dataset} is not allowed: examples are made of an ad_log")
@@ -78,8 +78,9 @@ def check(config: Config, options: Options) -> None:
     value = getattr(options, name)
     if value < low:
       raise ConfigError(f"--{name}={value} is not allowed: a whole number, at least {low}")
-  # Those in a bucket are fetched when all flags are known to be right.
-  tables.source_files(remote_inputs.local_sources(data))
+  config = dataclasses.replace(config, data=remote_inputs.local_sources(data))
+  tables.source_files(config.data)
+  return config
 
 
 def prepare(
@@ -99,12 +100,10 @@ def prepare(
     InUseError: another process is at it.
     OSError: the disk refuses, or workers die again and again.
   """
-  check(config, options)
-  data = remote_inputs.local_sources(config.data)
-  config = dataclasses.replace(config, data=data)
-  ads = tables.ad_table(
-    column_files.read_file(data.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL)
-  )
+  config = check(config, options)
+  data = config.data
+  cells = column_files.read_file(data.ads_path, tables.AD_COLUMNS, tables.AD_OPTIONAL)
+  ads = tables.ad_table(cells)
   os.makedirs(out, exist_ok=True)
   with Lock(os.path.join(out, ".lock")):
     known = ExampleFolder.open(out) if os.path.exists(os.path.join(out, MANIFEST)) else None
@@ -115,9 +114,8 @@ def prepare(
       return known
     if not sum(piece.events for piece in pieces):
       rows = sum(piece.rows for piece in pieces)
-      raise DataError(
-        f"{data.events_path}: no event is left, the ad table lacks the ads of all {rows} rows"
-      )
+      reason = f"no event is left, the ad table lacks the ads of all {rows} rows"
+      raise DataError(f"{data.events_path}: {reason}")
     folder.save_ads(out, ads)
     return _made(out, config, options, begun, ads, pieces, known, told)
 
@@ -270,10 +268,8 @@ def _stages(
     """Does a task of every partition."""
     arguments = [(job, partition) for partition in range(job.partitions)]
     told(words, 0, job.partitions)
-    if by_beam and options.beam is not None:
-      results = beam.run(task, arguments, options.beam)
-    else:
-      results = pool.run(task, arguments)
+    by_beam = by_beam and options.beam is not None
+    results = beam.run(task, arguments, options.beam) if by_beam else pool.run(task, arguments)
     for done, _ in enumerate(results, 1):
       told(words, done, job.partitions)
 

@@ -20,6 +20,8 @@ from gr4ad_jax.remote import urls
 PATIENCE = 120.0
 """Seconds that a store which does not answer is asked again."""
 
+_SECONDS = 30.0  # that a write of nothing may take
+_SLOWEST = 250_000.0  # bytes a second that a write must make beside
 _PAUSES = (0.2, 1.0, 3.0, 10.0)  # seconds between two tries; the last one from then on
 # What an answer says for good. All else may be the network, or a store that is overloaded.
 _FINAL = (
@@ -31,6 +33,8 @@ _FINAL = (
   ValueError,
   ImportError,
 )
+# s3fs asks five times by itself, 15 seconds each; botocore below it would five times as often.
+_OPTIONS = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}}
 # Names, since the packages that have them may be missing.
 _NO_CREDENTIALS = (
   "NoCredentialsError",
@@ -71,7 +75,7 @@ class Store:
     optional(*urls.SCHEMES[scheme])
     # Each store has its own: listings that are kept would hide what others write.
     self._system = optional("fsspec", urls.SCHEMES[scheme][1]).filesystem(
-      scheme, use_listings_cache=False, skip_instance_cache=True
+      scheme, use_listings_cache=False, skip_instance_cache=True, **_OPTIONS.get(scheme, {})
     )
     self._root = self._system._strip_protocol(url).rstrip("/")
 
@@ -116,15 +120,19 @@ class Store:
 
   def write(self, name: str, content: bytes) -> None:
     """Writes a small object, in place of one of that name."""
-    self._tried("written", name, lambda: self._system.pipe_file(self._path(name), content))
+    path = self._path(name)
+    self._tried("written", name, lambda: self._system.pipe_file(path, content, **self._limit()))
 
   def create(self, name: str, content: bytes) -> bool:
     """Writes a small object where none of that name is there; False: there is one, of another
     content. Of two writers one succeeds.
     """
     path = self._path(name)
+    limit = self._limit()
     try:
-      self._tried("written", name, lambda: self._system.pipe_file(path, content, mode="create"))
+      self._tried(
+        "written", name, lambda: self._system.pipe_file(path, content, mode="create", **limit)
+      )
       return True
     except FileExistsError:
       # A try whose answer was lost may have been this very one.
@@ -140,10 +148,19 @@ class Store:
 
   def put(self, path: str, name: str, told: Callable[[int], None]) -> None:
     """Copies a local file to an object; `told` hears of bytes."""
-    os.stat(path)  # a file that is gone is no trouble of the store's
+    limit = self._limit(os.path.getsize(path))
     callback = _callback(told)
     there = self._path(name)
-    self._tried("written", name, lambda: self._system.put_file(path, there, callback=callback))
+    self._tried(
+      "written", name, lambda: self._system.put_file(path, there, callback=callback, **limit)
+    )
+
+  def _limit(self, size: int = 0) -> dict[str, float]:
+    """How long a write may take. Before the first byte the client below waits for the store's leave
+    (`Expect: 100-continue`), and would wait for good where it hangs.
+    """
+    is_async = getattr(self._system, "async_impl", False)
+    return {"timeout": _SECONDS + size / _SLOWEST} if is_async else {}
 
   def delete(self, names: Sequence[str]) -> None:
     """Deletes objects; one that is gone already is no mistake."""

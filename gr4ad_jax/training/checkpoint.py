@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.path import (
-  atomicity,
-)  # what the public `temporary_path_class` takes has no public name
+
+# What the public `temporary_path_class` takes has no public name.
+from orbax.checkpoint._src.path import atomicity
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 from orbax.checkpoint.options import MultiprocessingOptions
 
@@ -71,9 +71,8 @@ class _Summed(atomicity.AtomicRenameTemporaryPath):
   async def finalize(self) -> None:
     # The parent class writes its last files, then hands over to a snapshot, where there is one,
     # instead of renaming.
-    if is_step(
-      self.get_final().name
-    ):  # the items of a checkpoint are renamed before it, and lie in it
+    # The items of a checkpoint are renamed before it, and lie in it.
+    if is_step(self.get_final().name):
       self._snapshot = _Renamed(os.fspath(self.get()), os.fspath(self.get_final()))
     await super().finalize()
 
@@ -219,11 +218,8 @@ class Checkpointer:
   def best_step(self) -> int | None:
     """Step of the checkpoint with the highest `best_metric`; None where no checkpoint has it."""
     best = self._manager.best_step() if self._best_metric else None
-    return (
-      best
-      if best is not None and self._best_metric in (self._manager.metrics(best) or {})
-      else None
-    )
+    has_one = best is not None and self._best_metric in (self._manager.metrics(best) or {})
+    return best if has_one else None
 
   def save(
     self,
