@@ -19,9 +19,15 @@ import pytest
 
 from gr4ad_jax import checksums
 from gr4ad_jax import config as config_lib
+from gr4ad_jax.learning.in_use import ParamsInUse
 from gr4ad_jax.learning.learner import Learner
 from gr4ad_jax.live import proposer as proposer_lib
+from gr4ad_jax.live.refits import Refits
+from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.streams.opening import open_stream
+from gr4ad_jax.training import state as state_lib
+from gr4ad_jax.training.checkpoint import Checkpointer
+from gr4ad_jax.training.trainer import Trainer
 from tests import tiny
 from tests.learning import streams
 from tests.streams import redis_server
@@ -30,6 +36,7 @@ from tests.test_serve import SETTINGS, serving
 KILLS = int(os.environ.get("GR4AD_KILLS", "2"))  # of each
 _ROOT = pathlib.Path(__file__).parents[1]
 _PATIENCE = 180  # seconds
+_SAMPLE, _PART, _HOURS = 4, 8, 2  # of the reward system
 _USERS = 5  # of each writer, none of whom the run knows
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compile_cache")]
 
@@ -167,6 +174,10 @@ def has_got_on(progress, load):
   return lambda: load.refused or progress() != before
 
 
+class Reached(BaseException):
+  """Ends a learner where it is compared."""
+
+
 def leaves(state):
   return [np.asarray(x) for x in jax.tree.leaves((state.params, state.opt_state))]
 
@@ -183,7 +194,8 @@ def under_kills(workdir, logs, redis, rng):
     ),
     "learner": Service(logs / "learner", "learn", *about),
     "rewards": Service(
-      logs / "rewards", "propose", *about, "--part=8", "--sample=4", "--hours=2", "--refit_events=0"
+      logs / "rewards", "propose", *about, f"--part={_PART}", f"--sample={_SAMPLE}",
+      f"--hours={_HOURS}", "--refit_events=0",
     ),
   }  # fmt: skip
   load = Load(port)
@@ -231,14 +243,9 @@ def test_nothing_is_lost_and_nothing_counts_twice(small_run, tmp_path):
     put = {record.value["ad_id"] for record in stream.read("ads", 0, 10**6)}
     assert load.ads and set(load.ads) <= put
     check_server(workdir, redis, load, kept)
-    check_lists(workdir, redis, stream)
-    # The learner goes on to the end. Beside it one that nothing has disturbed.
-    ended = Learner(streams.task_of(workdir, stream)).run(follow=False)
-    alone = Learner(streams.task_of(whole, stream)).run(follow=False)
+    check_lists(workdir, stream)
+    check_learner(workdir, whole, stream)
     stream.close()
-  assert int(ended.state.step) == int(alone.state.step)
-  for one, other in zip(leaves(ended.state), leaves(alone.state), strict=True):
-    np.testing.assert_array_equal(one, other)
 
 
 def check_server(workdir, redis, load, kept):
@@ -252,18 +259,43 @@ def check_server(workdir, redis, load, kept):
       assert server.ask("GET", f"/v1/ads/{ad}")[0] == 200
 
 
-def check_lists(workdir, redis, stream):
-  """Each answer has one list at most; read once more from the first on, no list is missing."""
+def check_lists(workdir, stream):
+  """Each answer has one list at most; some of the last parts, read once more, lack no list."""
   lists = [record.key for record in stream.read("lists", 0, 10**6)]
   assert lists and len(set(lists)) == len(lists)
+  config = config_lib.load_config(str(workdir))
+  inputs = inputs_lib.prepare_inputs(config, config.workdir)
+  terms = proposer_lib.Terms(sample=_SAMPLE, part=_PART, hours=_HOURS, seed=config.training.seed)
+  proposer = proposer_lib.Proposer(config, inputs, stream, terms)
+  params = ParamsInUse(config, proposer.model).latest()
+  reward, _ = Refits(config, str(workdir / proposer_lib.FOLDER), 0).newest()
   at = stream.position(proposer_lib.IMPRESSIONS, proposer_lib.CONSUMER)
-  stream.commit(proposer_lib.IMPRESSIONS, proposer_lib.CONSUMER, 0)
-  done = tiny.run(
-    "propose", f"--workdir={workdir}", f"--stream={redis.url}/shop", "--part=8", "--sample=4",
-    "--hours=2", "--refit_events=0", "--once",
-  )  # fmt: skip
-  assert done.status == 0, done.err
-  # What had come after the last part may have made further ones; those of before are the same.
-  again = [record.key for record in stream.read("lists", 0, 10**6)]
-  assert again[: len(lists)] == lists
-  assert stream.position(proposer_lib.IMPRESSIONS, proposer_lib.CONSUMER) >= at
+  again = min(10, at // _PART)
+  stream.commit(proposer_lib.IMPRESSIONS, proposer_lib.CONSUMER, at - again * _PART)
+  made = [proposer.propose(params, reward) for _ in range(again)]
+  assert sum(cycle.lists for cycle in made) > 0
+  assert stream.position(proposer_lib.IMPRESSIONS, proposer_lib.CONSUMER) == at
+  assert [record.key for record in stream.read("lists", 0, 10**6)] == lists
+
+
+def check_learner(workdir, whole, stream):
+  """The last checkpoint is the one of a learner that nothing has disturbed, bit for bit."""
+  folder = str(workdir / "live" / "learner" / "checkpoints")
+  task = streams.task_of(whole, stream)
+  target = state_lib.abstract(Trainer(task).state)
+  with Checkpointer(folder, read_only=True) as kept:
+    found = kept.restore(target)
+  last = int(found.state.step)
+  assert last > task.first_step
+
+  def told(one):
+    if one.step >= last:
+      raise Reached
+
+  with pytest.raises(Reached):
+    Learner(task, on_round=told).run(follow=False)
+  with Checkpointer(task.checkpoints, read_only=True) as kept:
+    alone = kept.restore(target, last)
+  assert found.data == alone.data
+  for one, other in zip(leaves(found.state), leaves(alone.state), strict=True):
+    np.testing.assert_array_equal(one, other)

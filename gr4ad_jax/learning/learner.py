@@ -25,8 +25,8 @@ from gr4ad_jax.learning.drift import Drift
 from gr4ad_jax.learning.examples import Group
 from gr4ad_jax.learning.learn_task import ENDLESS, LearnTask
 from gr4ad_jax.learning.lists import Lists
+from gr4ad_jax.learning.prequential import Prediction
 from gr4ad_jax.learning.promotions import Promotions
-from gr4ad_jax.learning.visits import Visit
 from gr4ad_jax.locks import InUseError, Lock
 from gr4ad_jax.requests import request_task
 from gr4ad_jax.training import loop
@@ -39,25 +39,6 @@ from gr4ad_jax.training.writers import open_writers
 
 _LEARNED = 256  # requests of before the stream that features are compared with
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-  """Lists of a group's visits, made before any of them was learned from.
-
-  Attributes:
-    visits: B visits.
-    places: [R] those of them that have a target.
-    requests: the R requests.
-    ad_RK: lists by the name of the parameters.
-    logp_RK: their log p, likewise.
-  """
-
-  visits: Sequence[Visit]
-  places: np.ndarray
-  requests: Any
-  ad_RK: Mapping[str, np.ndarray]
-  logp_RK: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +179,11 @@ class Learner:
       verdict = None
       # A learner that was stopped inside a round goes on with it, and does not judge it twice.
       if step == begin:  # else it was judged before the learner was stopped
-        state, verdict = self._judged(state, source.groups(first, length), writer)
+        groups = source.groups(first, length)
+        judged = self._judged(state, groups, writer, stopped)
+        if judged is None:
+          return Learned(state, "stopped")
+        state, verdict = judged
         if task.config.learn.refit_steps:
           # As a new run begins.
           state = self._at(state, step, self._trainer.state.params)
@@ -236,8 +221,12 @@ class Learner:
     checkpointer.wait()
     return state, "done"
 
-  def _judged(self, state, groups: Sequence[Group], writer) -> tuple[TrainState, Any]:
-    """The state to learn the groups from, and what the guard found of the one that came."""
+  def _judged(
+    self, state, groups: Sequence[Group], writer, stopped: Callable[[], bool]
+  ) -> tuple[TrainState, Any] | None:
+    """The state to learn the groups from, and what the guard found of the one that came; None: it
+    was asked to stop meanwhile, and nothing is changed.
+    """
     task = self._task
     step = int(state.step)
     is_start = step == task.first_step
@@ -247,7 +236,12 @@ class Learner:
       params[guard.IN_USE] = self._params_in_use(state)
     if is_start:
       del params[guard.START]  # it is the candidate
-    found = [self._predicted(group, params) for group in groups]
+    found = []
+    for group in groups:
+      found.append(self._predicted(group, params))
+      # A list takes long beside a busy server, and whoever waits would wait for all of them.
+      if stopped():
+        return None
     lists = {name: np.concatenate([one.ad_RK[name] for one in found]) for name in params}
     requests = prequential.joined([one.requests for one in found])
     bound = task.config.learn.guard_bound

@@ -1,13 +1,34 @@
 """How well visits were predicted before any of them was learned from."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from gr4ad_jax.evaluation import metrics
 from gr4ad_jax.evaluation.protocols import EvalRequests
+from gr4ad_jax.learning.visits import Visit
 
 AT = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """Lists of a group's visits, made before any of them was learned from.
+
+  Attributes:
+    visits: B visits.
+    places: [R] those of them that have a target.
+    requests: the R requests.
+    ad_RK: lists by the name of the parameters.
+    logp_RK: their log p, likewise.
+  """
+
+  visits: Sequence[Visit]
+  places: np.ndarray
+  requests: EvalRequests
+  ad_RK: Mapping[str, np.ndarray]
+  logp_RK: Mapping[str, np.ndarray]
 
 
 def scalars(

@@ -16,7 +16,7 @@ from gr4ad_jax.data.schema import DAY, DataError, Dataset
 from gr4ad_jax.learning import guard
 from gr4ad_jax.learning.examples import Group
 from gr4ad_jax.learning.feed import ADS, EVENTS
-from gr4ad_jax.learning.learner import Prediction
+from gr4ad_jax.learning.prequential import Prediction
 from gr4ad_jax.live import player
 from gr4ad_jax.streams.stream import Stream
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 _FIRST_PAUSE = 1.0  # seconds
 _LONGEST_PAUSE = 60.0
 _GOOD = 60.0  # seconds after which a process counts as one that works
-_GRACE = 30.0  # seconds that a process has to stop
+_GRACE = 60.0  # seconds that a process has to stop: a learner may be compiling
 _LOOK = 0.1  # seconds between two looks
 _MISTAKE = 2  # exit status of the binaries for what the user has to mend
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -185,8 +185,10 @@ class Supervisor:
     one.pause = min(2 * one.pause, _LONGEST_PAUSE)
 
   def _stop_all(self) -> None:
-    # Those that need others stop before them.
-    for one in reversed(self._running):
+    # Those that need others stop before them. First of all what comes to an end by itself: it keeps
+    # the others busy.
+    order = sorted(reversed(self._running), key=lambda one: not one.service.once)
+    for one in order:
       if one.process is None:
         continue
       if one.process.poll() is None:

@@ -119,6 +119,23 @@ def test_a_learner_that_is_behind_stops_when_it_is_asked(small_run, tmp_path, mo
 
 
 @pytest.mark.long
+def test_a_learner_that_judges_stops_after_a_group(small_run, tmp_path):
+  """Nothing is learned from what was judged in part, and nothing is told of it."""
+  stream = streams.filled(tmp_path / "stream.sqlite", streams.visits())
+  task = streams.task_of(streams.copied(small_run, tmp_path / "run"), stream)
+  predicted = []
+
+  def asked(group, _):
+    predicted.append(group.number)
+    signal.raise_signal(signal.SIGTERM)
+
+  ended = Learner(task, on_predicted=asked).run(follow=True)
+  assert ended.status == "stopped" and predicted == [0]
+  assert int(ended.state.step) == task.first_step
+  assert not (tmp_path / "run" / "live" / "learner" / "metrics.jsonl").exists()
+
+
+@pytest.mark.long
 def test_kill_9_in_the_middle_changes_no_bit(small_run, tmp_path):
   """The binary, killed at moments that it does not choose, over a stream that grows meanwhile."""
   events = streams.visits(number=90)

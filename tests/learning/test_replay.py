@@ -9,7 +9,7 @@ from gr4ad_jax.builders.prepare import first_times, load_dataset, moment
 from gr4ad_jax.config import load_config
 from gr4ad_jax.data.schema import DataError
 from gr4ad_jax.learning import guard, replay
-from gr4ad_jax.learning.learner import Prediction
+from gr4ad_jax.learning.prequential import Prediction
 from gr4ad_jax.studies import replay_table
 from tests.learning import streams
 from tests.learning.test_guard import requests_of

@@ -54,17 +54,19 @@ def running(*services):
 
 
 def test_starts_in_order_and_stops_in_the_other():
+  """What has an end stops before all others: it is what keeps them busy."""
   is_open = threading.Event()
   first = Service("first", python(FOREVER), is_open.is_set)
-  said, made, status, thread = running(first, Service("second", python(FOREVER)))
+  load = Service("load", python(FOREVER), once=True)
+  said, made, status, thread = running(first, load, Service("second", python(FOREVER)))
   said.until("first: up")
   assert not any(line.startswith("second") for line in said)  # it waits for the first
   is_open.set()
   said.until("second: up")
   made.stop()
   thread.join()
-  assert status == [0] and made.restarts == {"first": 0, "second": 0}
-  assert said[-2:] == ["second: stopped", "first: stopped"]
+  assert status == [0] and made.restarts == {"first": 0, "load": 0, "second": 0}
+  assert said[-3:] == ["load: stopped", "second: stopped", "first: stopped"]
 
 
 def test_what_dies_is_started_again_with_longer_pauses(tmp_path):
