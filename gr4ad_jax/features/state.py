@@ -28,7 +28,9 @@ class State:
   """Histories and popularity, behind `observe` and `features`. Safe to use from several threads.
 
   Popularity at a moment counts the days before it. So events of today wait, and are counted when
-  somebody asks at a later day: once a day, and once more after events that came days late.
+  somebody asks at a later day: once a day, and once more after events that came days late. A share
+  of popularity is one among the ads that were known when the day of the latest event began. So what
+  is answered depends on what was observed and put, and not on what was asked before.
 
   Args:
     config: numbers of slots, as in training.
@@ -58,6 +60,7 @@ class State:
     self._waiting: list[Counts] = []
     self._num_waiting = 0
     self._latest = popularity.end - 1  # the latest moment at which something is known to be
+    self._num_ads = popularity.num_ads  # that were known when its day began
     self._lock = threading.RLock()  # of the histories, the counts, and those that wait
 
   def observe(self, events: Events) -> None:
@@ -65,8 +68,11 @@ class State:
     # Under one lock: a reader must not see a user's events without their counts.
     with self._lock:
       self._add(self.histories.observe(events))
+      newest = int(np.max(events.time, initial=0))
+      if newest // DAY > self._latest // DAY:
+        self._num_ads = len(self._ads.codes_NT)
       # Never goes back: an event that comes late moves no moment.
-      self._latest = max(self._latest, int(np.max(events.time, initial=0)))
+      self._latest = max(self._latest, newest)
 
   @property
   def end(self) -> int:
@@ -136,6 +142,7 @@ class State:
     with self._lock:
       self._add(waiting)
       self._latest = latest
+      self._num_ads = len(self._ads.codes_NT)
 
   def use_neighbors(self, neighbors: CoVisitNeighbors) -> None:
     """Takes other neighbours, from the next batch on."""
@@ -175,9 +182,13 @@ class State:
       if self._popularity.width != 1:
         # An older run's buckets of several days begin with its log: earlier events go to the first.
         counts = counts._replace(time=np.maximum(counts.time, self._popularity.origin))
-      # Ads may have come since the counts were made.
-      num_ads = max(self._popularity.num_ads, int(counts.ad.max(initial=-1)) + 1)
-      self._popularity = self._popularity.adding(counts, num_ads)
-      self._waiting = []
-      self._num_waiting = 0
+      is_over = counts.time < midnight
+      over, today = (Counts(*(x[some] for x in counts)) for some in (is_over, ~is_over))
+      # One that was put today may have sold before, by an event that came late.
+      sold = int(over.ad.max(initial=-1)) + 1
+      num_ads = max(self._popularity.num_ads, self._num_ads, sold)
+      self._popularity = self._popularity.adding(over, num_ads)
+      # Of ads, it may be, that are no part of the shares yet.
+      self._waiting = [today]
+      self._num_waiting = len(today.ad)
     return self._popularity

@@ -235,7 +235,9 @@ class StreamSource:
     feed.visits.flush()
     popularity = None
     if not self._restoring:
-      popularity = feed.visits.state.popularity(max(visit.begin for visit in visits))
+      # By the clock, which never goes back, as a visit's beginning may: what is asked for then
+      # depends on no other group.
+      popularity = feed.visits.state.popularity(feed.visits.clock)
     memory = tuple(self._memory)
     self._neighbors.add(self._made, [[event.ad for event in visit.events] for visit in visits])
     about = visits, self._known_of, popularity, memory

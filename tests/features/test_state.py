@@ -200,6 +200,33 @@ def test_counts_grow_with_the_table_of_ads():
   assert state.popularity(3 * DAY).num_ads == ADS + 2
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_was_asked_before_changes_no_answer(late):
+  """Ads come, and sell, in the middle of a day. One state is asked at each step, one at the end."""
+  answers = []
+  for asked in (True, False):
+    state = empty_state()
+
+    def step(ad, time, known, state=state, asked=asked):
+      none = np.full(known, -1)
+      state._ads = FixedAds(np.zeros((known, 3), np.int32), np.zeros(known, np.float32), none)
+      state.observe(one_event(ad=ad, time=time))
+      if asked:
+        state.popularity(state.end)
+
+    step(1, DAY, ADS)
+    step(ADS, 2 * DAY + 60, ADS + 2)
+    step(ADS + 4, 2 * DAY + 120, ADS + 5)
+    if late:
+      step(ADS + 3, DAY + 30, ADS + 6)
+    now = 2 * DAY + 600
+    answers.append(state.features(["a"], np.array([now])))
+    # Those that were known when the day began, and one more that has sold before it.
+    assert state.popularity(now).num_ads == (ADS + 4 if late else ADS + 2)
+    assert state.popularity(3 * DAY).num_ads == ADS + 5
+  assert_same(*answers)
+
+
 def test_what_is_in_both_counts_is_in_neither():
   ad, time = np.array([3, 3, 1]), np.array([5, 5, 9])
   one = Counts(ad, time, np.array([1, 2, 1]), np.array([0, 1, 0]), np.array([7, 8, 9]))

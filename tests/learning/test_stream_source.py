@@ -81,6 +81,26 @@ def test_a_restored_source_gives_the_same_batches(task, small_run):
   )
 
 
+def test_a_restored_source_knows_as_many_ads_by_day(small_run, tmp_path):
+  """New ads come and sell all the time: what is popular does not depend on when one was killed."""
+  stream = streams.filled(tmp_path / "s", [])
+  for number, visit in enumerate(np.reshape(streams.visits(), (60, 3)).tolist()):
+    if number % 3 == 1:
+      new = {"ad_id": f"new{number}", "text": "red tea cup", "account_id": "shop1"}
+      stream.append("ads", [new])
+      visit.append(visit[0] | {"ad_id": new["ad_id"], "event_id": f"of {number}"})
+    stream.append("events", visit)
+  whole = streams.task_of(small_run, stream).source
+  assert whole.gather(0, 1)
+  for number in range(1, 6):
+    first = whole._first_step + 2 * number
+    other = streams.task_of(small_run, stream).source
+    other.restore(whole.state(first))
+    assert whole.gather(number, 1) and other.gather(number, 1)
+    for step in range(2):
+      assert_same(other.batch(first + step), whole.batch(first + step))
+
+
 def test_another_stream_is_refused(task, small_run, tmp_path):
   state = task.source.state(task.first_step + 8)
   assert state["groups"] == 4 and state["offset"] > 0
