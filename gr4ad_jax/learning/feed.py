@@ -78,8 +78,9 @@ class Feed:
       raise DataError(f"the stream no longer holds what a learner starts from: {error}") from error
     # Taken before it is looked at: an event that is refused is passed over, and not met again.
     record = self._read.pop()
-    # Ads before events of the same moment: whoever posts both posts the ad first.
-    while self._read_ads and self._read_ads[-1].time <= record.time:
+    # Of ads of the same moment more may come, and would be read too late: they wait, and so do
+    # their events. Then what is read again is in the same order.
+    while self._read_ads and self._read_ads[-1].time < record.time:
       self._put(self._read_ads.pop())
     self._event(record.value, record.offset)
     text = json.dumps(record.value, sort_keys=True)

@@ -31,14 +31,18 @@ _SECONDS = 30.0  # until a server that does not answer counts as gone
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _log = logging.getLogger(__name__)
 
-# KEYS: stream, keys, state. ARGV: clock, then key, value and checksum of each record. Returns how
-# far the clock went back, then each record's offset, 0 for a repeat.
+# KEYS: stream, keys, state. ARGV: clock ('' the server's), then key, value and checksum of each
+# record. Returns how far the clock went back, then each record's offset, 0 for a repeat.
 _APPEND = """
 local state = redis.call('HMGET', KEYS[3], 'last', 'time', 'bytes')
 local last = tonumber(state[1] or '0')
 local latest = state[2] or '0'
 local bytes = tonumber(state[3] or '0')
 local now = ARGV[1]
+if now == '' then
+  local time = redis.call('TIME')
+  now = time[1] .. '.' .. string.format('%06d', time[2])
+end
 local back = tonumber(latest) - tonumber(now)
 if back > 0 then now = latest end
 local offsets = {tostring(back)}
@@ -104,7 +108,9 @@ class RedisStream:
 
   Args:
     url: `redis://[:password@]host:port/<prefix>`, or `rediss://…` for TLS.
-    clock: seconds since 1970.
+    clock: seconds since 1970; None: the server's. That one is read when a record is written, so
+      that records of all clients, and of all topics, have their times in the order in which they
+      came.
 
   Raises:
     ConfigError: the URL is of another form, or the server keeps nothing on disk.
@@ -112,7 +118,7 @@ class RedisStream:
     ImportError: the `redis` extra is missing.
   """
 
-  def __init__(self, url: str, clock: stream.Clock = stream.CLOCK):
+  def __init__(self, url: str, clock: stream.Clock | None = None):
     self._redis = redis = extras.optional("redis", "redis")
     parts = urllib.parse.urlsplit(url)
     prefix = parts.path.removeprefix("/")
@@ -146,7 +152,7 @@ class RedisStream:
     names = self._names(topic)
     if not records:
       return []
-    arguments: list[Any] = [repr(self._clock())]
+    arguments: list[Any] = [repr(self._clock()) if self._clock else ""]
     for key, text in records:
       arguments += [key, text, stream.checksum(key, text)]
     # With keys a second try does no harm: what the first one wrote is a repeat.
@@ -223,7 +229,7 @@ class RedisStream:
 
   def retain(self, topic: str, seconds: float | None = None, size: int | None = None) -> int:
     """See `Stream.retain`."""
-    before = "" if seconds is None else repr(self._clock() - seconds)
+    before = "" if seconds is None else repr(self._now() - seconds)
     arguments = [before, "" if size is None else size, _PART]
     names = self._names(topic)
     removed = 0
@@ -265,6 +271,12 @@ class RedisStream:
 
     self._traces = not self._asked(ask)
     return not self._traces
+
+  def _now(self) -> float:
+    if self._clock:
+      return self._clock()
+    second, microsecond = self._asked(self._client.time)
+    return second + 1e-6 * microsecond
 
   def close(self) -> None:
     """See `Stream.close`."""

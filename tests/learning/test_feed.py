@@ -80,6 +80,28 @@ def test_ads_come_before_the_events_that_were_appended_after_them(made):
   assert ads.price_N[3] == 3 and np.isnan(ads.price_N[2])
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_an_ad_of_the_same_moment_comes_after_the_event(tmp_path, together):
+  """Whether it was read with the event, or a moment later: the order is the same."""
+  now = [1.0]
+  stream = open_stream(f"sqlite:{tmp_path}/s", lambda: now[0])
+  taken = Taken()
+  ads = known_ads()
+  known = []  # ads at each event
+  taken.add = lambda event: (taken.events.append(event), known.append(len(ads)))
+  feed = Feed(stream, taken, ads, ("click", "purchase"))
+  stream.append("events", [event(time=1), event(ad="new", time=2)])
+  assert together or feed.take()
+  stream.append("ads", [{"ad_id": "new", "text": "new", "account_id": "shop"}])
+  now[0] = 2.0
+  stream.append("events", [event(time=3)])
+  while feed.take():
+    pass
+  assert [(e.ad, e.time) for e in taken.events] == [(0, 1), (2, 2), (0, 3)]
+  assert known == [2, 3, 3] and feed.waiting == 0
+  stream.close()
+
+
 @pytest.mark.parametrize("bad", [
   {"user_id": 5}, {"ad_id": 5}, {"ad_id": None}, {"time": None}, {"time": "now"}, {"time": -1},
   {"value": 1e300}, {"quantity": True}, {"behavior": "sale"},

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 
 import pytest
 
@@ -56,6 +57,26 @@ def test_a_damaged_record_is_named(redis_url):
   with pytest.raises(DataError, match="record 2 of topic 'events' is damaged: its checksum"):
     stream.read("events", 1)
   stream.close()
+
+
+def test_a_slow_client_gives_no_earlier_time(redis_url, monkeypatch):
+  """The time is that of the writing: an ad that came after an event has none before it."""
+  slow = open_stream(f"{redis_url}/slow")
+  other = open_stream(f"{redis_url}/slow")
+  write = slow._append
+
+  def later(*arguments):
+    other.append("events", [{"n": 1}])
+    return write(*arguments)
+
+  monkeypatch.setattr(slow, "_append", later)
+  slow.append("ads", [{"n": 1}])
+  (event,) = slow.read("events", 0)
+  (ad,) = slow.read("ads", 0)
+  assert ad.time > event.time and abs(ad.time - time.time()) < 60
+  assert slow.retain("ads", seconds=3600) == 0 and slow.retain("ads", seconds=-3600) == 1
+  slow.close()
+  other.close()
 
 
 def test_consumers_are_groups_that_redis_shows(redis_url):

@@ -26,6 +26,19 @@ def test_every_commit_is_synced_and_a_batch_is_one(tmp_path):
   stream.close()
 
 
+def test_times_stand_in_the_order_of_all_topics(tmp_path):
+  """Also where the clock has jumped back: what came later has no earlier time."""
+  now = [100.0]
+  stream = SqliteStream(str(tmp_path / "s.sqlite"), lambda: now[0])
+  stream.append("ads", [{"n": 1}])
+  now[0] = 120.0
+  stream.append("events", [{"n": 1}])
+  now[0] = 50.0
+  stream.append("ads", [{"n": 2}])
+  assert [record.time for record in stream.read("ads", 0)] == [100.0, 120.0]
+  stream.close()
+
+
 def test_a_full_disk_is_told_and_loses_nothing(tmp_path):
   stream = SqliteStream(str(tmp_path / "s.sqlite"))
   fill(stream, 3)
