@@ -20,7 +20,6 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax.answering.recommender import Recommender
 from gr4ad_jax.requests import inputs as inputs_lib
 from gr4ad_jax.requests import request_task
-from gr4ad_jax.runs import run as run_lib
 from gr4ad_jax.training import state as state_lib
 from gr4ad_jax.training import trainer
 from gr4ad_jax.training.checkpoint import Checkpointer
@@ -296,7 +295,7 @@ def _last_state(workdir):
   config = config_lib.load_config(str(workdir))
   target = trainer.Trainer(request_task.make(config, inputs_lib.prepare_inputs(config))).state
   with Checkpointer(
-    str(workdir / "checkpoints"), best_metric=run_lib.BEST_METRIC, read_only=True
+    str(workdir / "checkpoints"), best_metric=request_task.BEST_METRIC, read_only=True
   ) as checkpointer:
     return checkpointer.restore(state_lib.abstract(target)).state
 
