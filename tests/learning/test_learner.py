@@ -130,7 +130,7 @@ def test_a_learner_that_judges_stops_after_a_group(small_run, tmp_path):
   ended = Learner(task, on_predicted=asked).run(follow=True)
   assert ended.status == "stopped" and predicted == [0]
   assert int(ended.state.step) == task.first_step
-  assert not (tmp_path / "run" / "live" / "learner" / "metrics.jsonl").exists()
+  assert not (tmp_path / "run" / "live" / "learner" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.long
