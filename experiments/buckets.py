@@ -6,12 +6,12 @@ import time
 from absl import flags
 
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.remote import mirrors, transfers, urls
+from gr4ad_jax.remote import inputs, mirrors, transfers, urls
 
 from . import log_lines
-from .progress import duration
+from .progress import remaining
 
-_INPUTS = ("ads_path", "events_path", "examples_path", "journey_path")
+_INPUTS = (*inputs.SOURCES, "examples_path")
 _QUIET = 5.0  # seconds of a transfer that nothing is said of
 _EVERY = 10.0  # seconds between two lines, where no terminal is
 
@@ -70,6 +70,6 @@ class TransferProgress:
       return
     self._told = now
     rate = done / max(now - self._began, 1e-9)
-    eta = duration((total - done) / rate if rate else float("inf"))
+    eta = remaining(total - done, rate)
     line = f"{what}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  {rate / 1e6:.1f} MB/s  ETA {eta}"
     print(line, file=sys.stderr, flush=True)

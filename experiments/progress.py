@@ -15,6 +15,11 @@ def duration(seconds: float) -> str:
   return "unknown" if seconds == float("inf") else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def remaining(left: float, rate: float) -> str:
+  """How long what is left takes, at so much a second."""
+  return duration(left / rate if rate else float("inf"))
+
+
 def tell(line: str) -> None:
   """A line of what a job is at, on standard error: absl's handler of the log leaves out what is
   no warning.
@@ -91,10 +96,7 @@ class RoundProgress:
     if now - since >= self._quiet and (tty or last or now - self._told >= self._every):
       self._told = now
       rate = (done - first) / max(now - since, 1e-9)
-      line = (
-        f"{what} {done}/{total}  {rate:.0f}/s  ETA "
-        f"{duration((total - done) / rate if rate else float('inf'))}"
-      )
+      line = f"{what} {done}/{total}  {rate:.0f}/s  ETA {remaining(total - done, rate)}"
       if tty:
         print(f"\r\033[K{line}", end="\n" if last else "", flush=True)
       else:

@@ -65,6 +65,12 @@ def new_folder(path: str) -> Iterator[str]:
     shutil.rmtree(part, ignore_errors=True)
 
 
+def user_cache(*below: str) -> str:
+  """A folder of this package in the user's cache ($XDG_CACHE_HOME, else ~/.cache); not made."""
+  root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return os.path.join(root, "gr4ad_jax", *below)
+
+
 def write_text(path: str, text: str, *, summed: bool = True) -> None:
   """Writes UTF-8 text, as `replacing` does."""
   with replacing(path, summed=summed) as part, open(part, "w", encoding="utf-8") as file:

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -178,10 +177,6 @@ class Reached(BaseException):
   """Ends a learner where it is compared."""
 
 
-def leaves(state):
-  return [np.asarray(x) for x in jax.tree.leaves((state.params, state.opt_state))]
-
-
 def under_kills(workdir, logs, redis, rng):
   """Runs all of it, kills each `KILLS` times, stops it, and returns the load."""
   port = tiny.free_port()
@@ -297,5 +292,5 @@ def check_learner(workdir, whole, stream):
   with Checkpointer(task.checkpoints, read_only=True) as kept:
     alone = kept.restore(target, last)
   assert found.data == alone.data
-  for one, other in zip(leaves(found.state), leaves(alone.state), strict=True):
+  for one, other in zip(streams.leaves(found.state), streams.leaves(alone.state), strict=True):
     np.testing.assert_array_equal(one, other)

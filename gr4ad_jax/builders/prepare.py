@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gr4ad_jax import files
 from gr4ad_jax.builders import held_out, reports, sales
 from gr4ad_jax.checksums import DamagedError
 from gr4ad_jax.config import DataConfig
@@ -28,9 +29,7 @@ _log = logging.getLogger(__name__)
 
 def default_data_dir() -> str:
   """The folder of prepared data sets in the user's cache."""
-  return os.path.join(
-    os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "gr4ad_jax", "data"
-  )
+  return files.user_cache("data")
 
 
 def load_dataset(config: DataConfig) -> Dataset:

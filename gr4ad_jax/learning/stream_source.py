@@ -145,16 +145,10 @@ class StreamSource:
       raise ValueError("a stream is learned from by one process")
     # Steps of a group: a new one, its replayed ones, the next new one, and so on.
     number, at = divmod(step - self._first_step, self.steps_per_group)
-    length = self._config.round_groups
     if self._config.refit_steps:
-      # The last group of the round: it remembers all that came before it.
-      number = number // length * length + length - 1
+      return self._refit_batch(number, step)
     with self._lock:
       group = self._groups[number]
-    if self._config.refit_steps:
-      # All visits up to the round's end, those of the round among them.
-      memory = (*group.memory, (group.number, group.visits))
-      return self._old_batch(memory, group.popularity, step)
     # 0 is the new step of each such run.
     replayed = at % (1 + self._config.replay_steps)
     if replayed:
@@ -326,6 +320,14 @@ class StreamSource:
     # Modulo: where they are fewer than the batch, they come again from the start.
     places = order[(number * self._rows + np.arange(self._rows)) % size]
     return examples.batch(places, draw=number)
+
+  def _refit_batch(self, number: int, step: int) -> RequestBatch:
+    """Of all visits up to the end of a group's round, those of the round among them."""
+    length = self._config.round_groups
+    with self._lock:
+      # The last group of the round remembers all that came before it.
+      last = self._groups[number // length * length + length - 1]
+    return self._old_batch((*last.memory, (last.number, last.visits)), last.popularity, step)
 
   def _old_batch(self, memory: Memory, popularity: Trends, step: int) -> RequestBatch:
     """Requests of before the stream, and visits of `memory`, all equally likely."""

@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from gr4ad_jax import files
+
 
 def enable_compilation_cache(directory: str = "") -> str:
   """Turns JAX's persistent compilation cache on.
@@ -15,13 +17,8 @@ def enable_compilation_cache(directory: str = "") -> str:
   Returns:
     The directory.
   """
-  user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
   # The first that is set: argument, environment, the user's cache.
-  directory = (
-    directory
-    or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    or os.path.join(user_cache, "gr4ad_jax", "xla")
-  )
+  directory = directory or os.environ.get("JAX_COMPILATION_CACHE_DIR") or files.user_cache("xla")
   os.makedirs(directory, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", directory)
   return directory

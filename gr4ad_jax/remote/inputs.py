@@ -17,7 +17,9 @@ from gr4ad_jax.remote import transfers, urls
 from gr4ad_jax.remote.store import Entry, Store
 
 _NOTE = "source.json"
-_SOURCES = ("ads_path", "events_path", "journey_path")
+SOURCES = ("ads_path", "events_path", "journey_path")
+"""Flags of a log's files."""
+
 _asked: dict[str, str] = {}  # address -> path, of this process: asked of the bucket once
 
 
@@ -44,7 +46,7 @@ def local_path(flag: str, path: str) -> str:
 
 def local_sources(data: DataConfig) -> DataConfig:
   """The config with local paths of its files, those in a bucket fetched. Raises as `local_path`."""
-  paths = {flag: local_path(flag, getattr(data, flag)) for flag in _SOURCES}
+  paths = {flag: local_path(flag, getattr(data, flag)) for flag in SOURCES}
   return dataclasses.replace(data, **paths)
 
 

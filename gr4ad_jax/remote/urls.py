@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 
+from gr4ad_jax import files
 from gr4ad_jax.knobs import ConfigError
 
 SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs")}
@@ -45,8 +46,7 @@ def cache_folder(kind: str, url: str) -> str:
 
   The cache is $GR4AD_CACHE, else `gr4ad_jax` in the user's ($XDG_CACHE_HOME, else ~/.cache).
   """
-  user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  root = os.environ.get("GR4AD_CACHE") or os.path.join(user, "gr4ad_jax")
+  root = os.environ.get("GR4AD_CACHE") or files.user_cache()
   digest = hashlib.sha256(url.encode()).hexdigest()[:16]
   return os.path.join(os.path.abspath(root), kind, digest)
 

@@ -23,7 +23,7 @@ from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.zoo import registry
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # of --explore_spread
-CUT = 10
+CUT = steering_study.CUT
 _BATCH = 64  # requests that are searched at once
 
 

@@ -49,6 +49,11 @@ _NO_ROOM = (
 )
 
 
+def _delete_gone(directory: str) -> None:
+  """Deletes what made room. What a kill leaves of it is deleted the next time."""
+  shutil.rmtree(os.path.join(directory, _GONE), ignore_errors=True)
+
+
 class _Renamed:
   """The last thing done to a checkpoint: its list of checksums is written, then it gets its
   name.
@@ -62,6 +67,8 @@ class _Renamed:
     # The list comes first: whatever has a checkpoint's name has its list, too.
     checksums.write_tree(self._temporary)
     os.rename(self._temporary, self._final)
+    # Here it is behind the training, and before Orbax moves the next one there.
+    _delete_gone(os.path.dirname(self._final))
     mirrors.saved(self._final)
 
 
@@ -199,11 +206,6 @@ class Checkpointer:
       with contextlib.suppress(FileNotFoundError):
         checksums.check_tree(folder, lambda file: not file.startswith(_ARRAYS))
 
-  def _delete_gone(self) -> None:
-    """Deletes what made room. What a kill leaves of it is deleted the next time."""
-    if not self._read_only and jax.process_index() == 0:
-      shutil.rmtree(os.path.join(self._directory, _GONE), ignore_errors=True)
-
   def _score(self, metrics: dict) -> float:
     # NaN compares as neither more nor less: it counts as the worst.
     value = metrics.get(self._best_metric, -math.inf)
@@ -251,8 +253,6 @@ class Checkpointer:
       self._manager.save(
         step, args=items, metrics=(metrics or {}) if self._best_metric else None, force=True
       )
-    # Of the save before this one: it is on disk by now.
-    self._delete_gone()
 
   def restore(self, target: TrainState, which: int | str = "last") -> Restored:
     """Reads a whole checkpoint.
@@ -335,7 +335,8 @@ class Checkpointer:
     """Returns when all saves are on disk; raises what a background save raised."""
     with _saving(self._directory):
       self._manager.wait_until_finished()
-    self._delete_gone()
+    if not self._read_only and jax.process_index() == 0:
+      _delete_gone(self._directory)
 
   def close(self) -> None:
     """Waits, then lets go of the background threads."""

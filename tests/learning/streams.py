@@ -4,6 +4,9 @@ import dataclasses
 import random
 import shutil
 
+import jax
+import numpy as np
+
 from gr4ad_jax.config import load_config, with_knobs
 from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.streams.opening import open_stream
@@ -51,3 +54,8 @@ def task_of(workdir, stream, **knobs):
   """The task of learning on."""
   config = dataclasses.replace(load_config(str(workdir)), workdir=str(workdir))
   return LearnTask.over(with_knobs(config, LEARN | knobs), stream)
+
+
+def leaves(state):
+  """All arrays of a state: parameters, and those of the optimiser."""
+  return [np.asarray(x) for x in jax.tree.leaves((state.params, state.opt_state))]

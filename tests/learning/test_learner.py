@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,10 +14,6 @@ from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.learning.learner import Learner
 from gr4ad_jax.training.trainer import Trainer
 from tests.learning import streams
-
-
-def leaves(state):
-  return [np.asarray(x) for x in jax.tree.leaves((state.params, state.opt_state))]
 
 
 def test_a_run_with_promotions_is_refused(small_run):
@@ -54,7 +49,7 @@ def test_a_killed_learner_ends_with_the_parameters_of_one_that_was_not(small_run
       rounds += 1
   assert rounds == 3  # of 59 visits that are over, 48
   assert int(ended.state.step) == int(whole.state.step) == task.first_step + 12
-  for one, other in zip(leaves(ended.state), leaves(whole.state), strict=True):
+  for one, other in zip(streams.leaves(ended.state), streams.leaves(whole.state), strict=True):
     np.testing.assert_array_equal(one, other)
 
 
@@ -89,7 +84,7 @@ def test_a_refit_begins_anew_and_being_killed_changes_nothing(small_run, tmp_pat
   for step in range(begin, begin + 6):
     state, metrics_of = trainer.step(state, trainer.make_batch(step))
     rates.append(float(metrics_of["learning_rate"]))
-  for one, other in zip(leaves(ended.state), leaves(state), strict=True):
+  for one, other in zip(streams.leaves(ended.state), streams.leaves(state), strict=True):
     np.testing.assert_array_equal(one, other)
   # It rises and falls within the refit, as in a run of six steps.
   steps = np.arange(6)
@@ -159,7 +154,7 @@ def test_kill_9_in_the_middle_changes_no_bit(small_run, tmp_path):
   task = streams.task_of(workdir, growing)
   found = Learner(task).run(follow=False)
   assert int(found.state.step) == int(ended.state.step) == task.first_step + 20
-  for one, other in zip(leaves(found.state), leaves(ended.state), strict=True):
+  for one, other in zip(streams.leaves(found.state), streams.leaves(ended.state), strict=True):
     np.testing.assert_array_equal(one, other)
 
 

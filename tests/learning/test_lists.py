@@ -229,12 +229,8 @@ def test_what_cannot_learn_lists_is_refused(small_run):
     LearnTask.check(with_knobs(config, {"list_rows": 5, "accumulate": 2}))
 
 
-def leaves(state):
-  return [np.asarray(x) for x in jax.tree.leaves((state.params, state.opt_state))]
-
-
 def assert_same(one, other):
-  for x, y in zip(leaves(one), leaves(other), strict=True):
+  for x, y in zip(streams.leaves(one), streams.leaves(other), strict=True):
     np.testing.assert_array_equal(x, y)
 
 
@@ -273,7 +269,9 @@ def test_kill_9_in_the_middle_changes_no_bit(small_run, tmp_path, task):
   ended = Learner(streams.task_of(workdirs["a"], whole, **knobs)).run(follow=False).state
   off = streams.task_of(workdirs["off"], whole, neighbor_visits=24)
   without = Learner(off).run(follow=False).state
-  assert any((x != y).any() for x, y in zip(leaves(ended), leaves(without), strict=True))
+  assert any(
+    (x != y).any() for x, y in zip(streams.leaves(ended), streams.leaves(without), strict=True)
+  )
   command = [
     sys.executable, "-m", "experiments.learn", f"--workdir={workdirs['b']}", "--round_groups=2",
     f"--stream=sqlite:{tmp_path}/growing.sqlite",
