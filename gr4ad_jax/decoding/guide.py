@@ -218,7 +218,8 @@ class Guides:
     each.
     """
     if not isinstance(table_ND, jax.Array):
-      return _build(table_ND, self._ads, self._weight)
+      # A copy: on CPU the program may still read the caller's memory after it was called.
+      return _build(np.array(table_ND), self._ads, self._weight)
     # Identity, not equality: comparing tables would cost more than building the guide.
     if self._table() is not table_ND:
       # The list is this table's own: should the one before it go meanwhile, it empties another.
