@@ -192,7 +192,8 @@ def test_a_file_of_before_is_read(tmp_path, log, width):
     time_B = moments(plain)
     ads = np.tile(np.arange(ADS), (len(time_B), 1))
     now = Trends.fit(lines, ADS).features(time_B, ads)
-    np.testing.assert_allclose(found.features(time_B, ads), now, atol=1e-6)
+    # Sums of a whole log in float32 are rounded by an ulp or two more.
+    np.testing.assert_allclose(found.features(time_B, ads), now, atol=1e-5)
 
 
 def test_the_file_is_replaced_whole(tmp_path, log):
