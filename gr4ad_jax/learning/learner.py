@@ -47,8 +47,8 @@ class Round:
 
   Attributes:
     step: steps done.
-    visits: visits that were learned from, in all rounds.
-    rate: visits a second of this process' rounds, waiting left out; 0 before the first.
+    visits: that this process has learned from.
+    rate: of them a second, waiting left out.
     lag: events of the stream that were not read.
     verdict: on the checkpoint that the round began with; None: it began with the run's own.
   """
@@ -102,7 +102,7 @@ class Learner:
     self.promotions = Promotions(task.folder)
     self._in_use: tuple[int | None, Any] = None, None  # a step and its parameters
     self._seconds = 0.0
-    self._groups_done = 0
+    self._visits = 0
 
   def run(self, follow: bool = True) -> Learned:
     """Learns until it is asked to stop (SIGTERM, Ctrl-C).
@@ -191,8 +191,9 @@ class Learner:
       if status == "preempted":
         return Learned(state, "stopped")
       self._seconds += time.monotonic() - began
-      self._groups_done += length
-      self._tell(end, first + length, verdict)
+      # Groups of a day have as many as came on that day.
+      self._visits += sum(len(group.visits) for group in source.groups(first, length))
+      self._tell(end, verdict)
 
   def _learned(self, state, first: int, end: int, checkpointer, writer) -> tuple[TrainState, str]:
     """Takes the steps of a round, up to `end`. A round that the learner cannot bear is left out."""
@@ -326,11 +327,10 @@ class Learner:
     scalars["stream/lag"] = source.feed.lag
     writer.write(step, scalars)
 
-  def _tell(self, step: int, groups: int, verdict) -> None:
-    rows = self._task.training.batch_size
-    rate = self._groups_done * rows / self._seconds if self._seconds else 0.0
+  def _tell(self, step: int, verdict) -> None:
+    rate = self._visits / self._seconds if self._seconds else 0.0
     lag = self._task.source.feed.lag
-    self._on_round(Round(step, groups * rows, rate, lag, verdict))
+    self._on_round(Round(step, self._visits, rate, lag, verdict))
 
 
 @contextlib.contextmanager

@@ -54,6 +54,22 @@ def test_a_killed_learner_ends_with_the_parameters_of_one_that_was_not(small_run
 
 
 @pytest.mark.long
+def test_a_round_tells_its_visits_and_not_its_batches(small_run, tmp_path):
+  """Groups of a day hold as many visits as the day had: here 24, an hour apart; a batch has 8."""
+  stream = streams.filled(tmp_path / "stream.sqlite", streams.visits(80))
+  task = streams.task_of(
+    streams.copied(small_run, tmp_path / "run"), stream, learn_from="day", round_groups=1
+  )
+  told = []
+  Learner(task, on_round=told.append).run(follow=False)
+  times = [event["time"] // 86_400 for event in streams.visits(80)[::3]]
+  days = [times.count(day) for day in sorted(set(times))]
+  # The last day is not over.
+  assert [one.visits for one in told] == np.cumsum(days)[:-1].tolist()
+  assert all(one.rate > 0 for one in told)
+
+
+@pytest.mark.long
 def test_a_refit_begins_anew_and_being_killed_changes_nothing(small_run, tmp_path):
   """The parameters after a round are those of a run of its own: fresh ones, by the run's schedule,
   on the round's batches alone. It dies after each round.
