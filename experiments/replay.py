@@ -5,6 +5,7 @@ python -m experiments.replay --workdir=runs/november --name=daily --learn_from=d
 python -m experiments.replay --workdir=runs/november --name=weekly --learn_from=day \\
   --round_groups=7 --refit_steps=385
 python -m experiments.replay --workdir=runs/november --report=online,daily,weekly
+python -m experiments.replay --workdir=runs/november --report=daily --beside=runs/seed1,runs/seed2
 
 The run knows the log up to its --until. What is stopped goes on with the same command.
 """
@@ -33,6 +34,9 @@ _LAST = flags.DEFINE_string("before", "2011-06-01", "Day at which the replay end
 _REPORT = flags.DEFINE_list(
   "report", [], "Tell of these names instead, beside the run's own parameters; nothing is learned."
 )
+_BESIDE = flags.DEFINE_list(
+  "beside", [], "With --report: runs of other seeds with replays of the same names; means are told."
+)
 
 
 def _day(name: str, text: str) -> int:
@@ -42,17 +46,24 @@ def _day(name: str, text: str) -> int:
     raise ConfigError(f"--{name}={text} is not allowed: a day as 2010-12-01") from error
 
 
-def report(root: str, names: list[str]) -> None:
-  """Writes and prints the table of some arms, and draws them by month."""
-  found = {name: replay_table.Replayed.of(replay.recorded(os.path.join(root, name)))
-           for name in names}  # fmt: skip
-  arms = {"frozen": (found[names[0]], replay.FROZEN)}
-  arms |= {name: (one, replay.LEARNING) for name, one in found.items()}
+def report(roots: list[str], names: list[str]) -> None:
+  """Writes and prints the table of some arms, and draws them by month.
+
+  Args:
+    roots: folder of replays of each seed; the table lies in the first.
+    names: of the arms.
+  """
+  found = {
+    name: [replay_table.Replayed.of(replay.recorded(os.path.join(root, name))) for root in roots]
+    for name in names
+  }
+  arms = {"frozen": [(one, replay.FROZEN) for one in found[names[0]]]}
+  arms |= {name: [(one, replay.LEARNING) for one in seeds] for name, seeds in found.items()}
   results = replay_table.results(replay_table.joined(arms))
   text = replay_table.format_markdown(results)
-  report_tables.write_json(os.path.join(root, "results.json"), results)
-  report_tables.write_text(os.path.join(root, "results.md"), text)
-  replay_table.plot(results, os.path.join(root, "by_month.png"))
+  report_tables.write_json(os.path.join(roots[0], "results.json"), results)
+  report_tables.write_text(os.path.join(roots[0], "results.md"), text)
+  replay_table.plot(results, os.path.join(roots[0], "by_month.png"))
   print(text, flush=True)
 
 
@@ -61,8 +72,10 @@ def main(argv):
   del argv
   config = flags_lib.config_from_workdir()
   root = os.path.join(config.workdir, replay.FOLDER)
+  if _BESIDE.value and not _REPORT.value:
+    raise ConfigError(f"--beside={','.join(_BESIDE.value)} is not allowed: without --report")
   if _REPORT.value:
-    report(root, _REPORT.value)
+    report([root, *(os.path.join(one, replay.FOLDER) for one in _BESIDE.value)], _REPORT.value)
     return 0
   end = _day("before", _LAST.value)
   until = config.data.until
@@ -95,7 +108,7 @@ def main(argv):
   if ended.status == "stopped":
     print("stopped; the same command goes on from there", file=sys.stderr, flush=True)
     return 0
-  report(root, [_NAME.value])
+  report([root], [_NAME.value])
   return 0
 
 

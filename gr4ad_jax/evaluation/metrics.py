@@ -8,7 +8,7 @@ alike. docs/reference/metrics.md has the formulas, docs/design/evaluation.md the
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -213,6 +213,17 @@ def resample(
   return np.divide(
     numerator_SF, denominator_SF, out=np.full_like(numerator_SF, np.nan), where=denominator_SF > 0
   )
+
+
+def mean_ratios(runs: Sequence[Mapping[str, Ratio]]) -> dict[str, Ratio]:
+  """Averages the metrics of several seeds, request by request.
+
+  Only numerators differ between seeds: denominators are those of the requests.
+  """
+  return {
+    metric: Ratio(np.mean([run[metric].numerator_R for run in runs], axis=0), ratio.denominator_R)
+    for metric, ratio in runs[0].items()
+  }
 
 
 def interval(value: float, samples_S: np.ndarray) -> Interval:

@@ -115,7 +115,7 @@ def _ratios(
       # What the user knows already may stand in no list, whatever the system does about it.
       if part == parts.NEW:
         runs = without.get(name) or [parts.left_of(run, before) for run in runs]
-      mean = _mean_ratios([_of_part(run, requests, part_P, ks) for run in runs])
+      mean = metrics.mean_ratios([_of_part(run, requests, part_P, ks) for run in runs])
       ratios[name] |= {(part, metric): ratio for metric, ratio in mean.items()}
   return ratios
 
@@ -217,16 +217,6 @@ def _shares(requests: protocols.EvalRequests, part_P: np.ndarray) -> dict[str, f
   # 0 of a log without values; the heading then leaves the value out.
   value = float(value_P[part_P].sum() / value_P.sum()) if value_P.any() else 0.0
   return {"count": float(part_P.mean()), "value": value}
-
-
-def _mean_ratios(runs: Sequence[Mapping[str, metrics.Ratio]]) -> dict[str, metrics.Ratio]:
-  """Averages the numerators over seeds. Denominators do not depend on the ranking."""
-  return {
-    metric: metrics.Ratio(
-      np.mean([run[metric].numerator_R for run in runs], axis=0), ratio.denominator_R
-    )
-    for metric, ratio in runs[0].items()
-  }
 
 
 def _mean_dict(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:

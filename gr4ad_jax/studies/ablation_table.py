@@ -98,13 +98,7 @@ def _scored(
       own = metrics.per_request(run[at], some, KS) | metrics.value_ndcg(run[at], some, KS)
       found.append(parts_lib.spread(own, at, len(requests)))
     by_seed[name] = {metric: [one[metric].value for one in found] for metric in found[0]}
-    # Only numerators differ between seeds: denominators are those of the requests.
-    ratios[name] = {
-      metric: metrics.Ratio(
-        np.mean([one[metric].numerator_R for one in found], axis=0), ratio.denominator_R
-      )
-      for metric, ratio in found[0].items()
-    }
+    ratios[name] = metrics.mean_ratios(found)
     rows[name] = {}
   # One call for all rows, so that all see the same draws and a step is a paired difference.
   flat = [(name, metric) for name, found in ratios.items() for metric in found]

@@ -30,7 +30,7 @@ class Replayed:
     time: [R] int64, unix seconds.
     requests: what was taken.
     seen: ads that the user had taken before.
-    lists: [R, K] rows by the name of an arm.
+    lists: rows of ads by the name of an arm, [R, K] for each seed.
     known_ads: ads that were there at the start: the rows behind them are young.
   """
 
@@ -38,7 +38,7 @@ class Replayed:
   time: np.ndarray
   requests: EvalRequests
   seen: LeftOut
-  lists: dict[str, np.ndarray]
+  lists: dict[str, tuple[np.ndarray, ...]]
   known_ads: int
 
   @classmethod
@@ -71,7 +71,7 @@ class Replayed:
     seen = LeftOut.of(len(rows), np.repeat(rows, seen_R), together["seen"])
     names = [name for name in found[0] if name.startswith("list_")]
     lists = {
-      name.removeprefix("list_"): np.concatenate([one[name] for one in found])[kept]
+      name.removeprefix("list_"): (np.concatenate([one[name] for one in found])[kept],)
       for name in names
     }
     requests = dataclasses.replace(whole.take(kept), request=np.arange(len(kept), dtype=np.int32))
@@ -82,35 +82,38 @@ class Replayed:
 
   def take(self, rows: np.ndarray) -> "Replayed":
     """Some of the visits, in that order."""
-    lists = {name: ad_RK[rows] for name, ad_RK in self.lists.items()}
+    lists = {name: tuple(ad_RK[rows] for ad_RK in seeds) for name, seeds in self.lists.items()}
     return dataclasses.replace(
       self, visit=self.visit[rows], time=self.time[rows], requests=self.requests.take(rows),
       seen=self.seen.take(rows), lists=lists,
     )  # fmt: skip
 
 
-def joined(arms: Mapping[str, tuple[Replayed, str]]) -> Replayed:
-  """The visits that all arms have predicted, with a list of each.
+def joined(arms: Mapping[str, Sequence[tuple[Replayed, str]]]) -> Replayed:
+  """The visits that all arms have predicted, with their lists.
 
   Args:
-    arms: name -> what was replayed to a learner, and which of its lists is meant.
+    arms: name -> for each seed, what was replayed to a learner, and which of its lists is meant.
 
   Raises:
     DataError: there is no such visit.
   """
+  every = [one for seeds in arms.values() for one, _ in seeds]
   # In one order for all arms, so that their rows are the same visits.
-  common = sorted(set.intersection(*(set(one.visit.tolist()) for one, _ in arms.values())))
+  common = sorted(set.intersection(*(set(one.visit.tolist()) for one in every)))
   if not common:
     raise DataError("the arms have no visit in common: they are of other replays")
-  lists = {}
-  for name, (one, which) in arms.items():
-    place = {visit: row for row, visit in enumerate(one.visit.tolist())}
-    # Rows of an arm's own order, gathered into the common one.
-    rows = np.array([place[visit] for visit in common])
-    lists[name] = one.lists[which][rows]
-  first, _ = next(iter(arms.values()))
-  place = {visit: row for row, visit in enumerate(first.visit.tolist())}
-  return dataclasses.replace(first.take(np.array([place[v] for v in common])), lists=lists)
+  lists = {
+    name: tuple(ad_RK for one, which in seeds for ad_RK in _taken(one, common).lists[which])
+    for name, seeds in arms.items()
+  }
+  return dataclasses.replace(_taken(every[0], common), lists=lists)
+
+
+def _taken(one: Replayed, visits: Sequence[str]) -> Replayed:
+  """These visits, in this order."""
+  place = {visit: row for row, visit in enumerate(one.visit.tolist())}
+  return one.take(np.array([place[visit] for visit in visits]))
 
 
 def ratios(found: Replayed, ad_RK: np.ndarray) -> dict[str, Ratio]:
@@ -133,13 +136,17 @@ def ratios(found: Replayed, ad_RK: np.ndarray) -> dict[str, Ratio]:
 
 
 def results(found: Replayed, seed: int = 0) -> dict:
-  """Each arm's metrics with intervals, and those of every arm less the first, paired by user.
+  """Each arm's metrics with intervals, and those of every arm less the first, paired by user. Those
+  of several seeds are averaged visit by visit.
 
   Returns:
-    {"visits", "users", "scores": [arm][metric], "ahead": [arm][metric], "months": [month][arm]
-    [metric]}; scores and leads are mean, low and high.
+    {"visits", "users", "seeds", "scores": [arm][metric], "ahead": [arm][metric], "months": [month]
+    [arm][metric]}; scores and leads are mean, low and high.
   """
-  of_arm = {name: ratios(found, ad_RK) for name, ad_RK in found.lists.items()}
+  of_arm = {
+    name: metrics.mean_ratios([ratios(found, ad_RK) for ad_RK in seeds])
+    for name, seeds in found.lists.items()
+  }
   shown = list(next(iter(of_arm.values())))
   flat = [of_arm[name][metric] for name in of_arm for metric in shown]
   samples_SF = metrics.resample(flat, found.requests.user, seed=seed)
@@ -160,6 +167,7 @@ def results(found: Replayed, seed: int = 0) -> dict:
   return {
     "visits": len(found.visit),
     "users": len(np.unique(found.requests.user)),
+    "seeds": len(next(iter(found.lists.values()))),
     "scores": scores,
     "ahead": ahead,
     "months": _by_month(found, of_arm),
@@ -196,9 +204,10 @@ def format_markdown(found: Mapping) -> str:
     cells = [report_tables.cell(found["ahead"][name][metric], signed=True) for metric in shown]
     lead.append([name, *cells])
   words = "; ".join(f"{name}: {SHOWN[name]}" for name in shown if SHOWN[name] != name)
+  seeds = f"Means of {found['seeds']} seeds; " if found["seeds"] > 1 else ""
   about = (
     f"{found['visits']} visits of {found['users']} users with a history, each predicted before it "
-    "is learned from; 95 % intervals by a paired bootstrap over users, 1,000 resamples."
+    f"is learned from. {seeds}95 % intervals by a paired bootstrap over users, 1,000 resamples."
   )
   lines = [about, "", *report_tables.aligned(rows), ""]
   if len(lead) > 1:

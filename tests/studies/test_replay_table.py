@@ -67,7 +67,7 @@ def test_metrics_and_leads_are_those_of_a_loop():
   found = list(groups(0))
   one = replay_table.Replayed.of(found)
   results = replay_table.results(
-    replay_table.joined({"frozen": (one, "frozen"), "online": (one, "learning")})
+    replay_table.joined({"frozen": [(one, "frozen")], "online": [(one, "learning")]})
   )
   assert results["visits"] == 48
   frozen, online = (told(found, name) for name in ("frozen", "learning"))
@@ -92,15 +92,46 @@ def test_a_month_is_that_of_its_visits_alone():
 def test_arms_are_compared_on_the_visits_that_all_have():
   one = replay_table.Replayed.of(groups(0))
   other = replay_table.Replayed.of(groups(0)).take(np.arange(40)[::-1])
-  both = replay_table.joined({"a": (one, "learning"), "b": (other, "learning")})
+  both = replay_table.joined({"a": [(one, "learning")], "b": [(other, "learning")]})
   assert len(both.visit) == 40
-  np.testing.assert_array_equal(both.lists["a"], both.lists["b"])
+  np.testing.assert_array_equal(both.lists["a"][0], both.lists["b"][0])
   text = replay_table.format_markdown(replay_table.results(both))
   assert "40 visits of" in text and "| less a" in text and "+.0000 [+.0000, +.0000]" in text
   with pytest.raises(DataError, match="no visit in common"):
     replay_table.joined(
-      {"a": (one, "learning"), "b": (replay_table.Replayed.of(groups(0, first=999)), "learning")}
+      {
+        "a": [(one, "learning")],
+        "b": [(replay_table.Replayed.of(groups(0, first=999)), "learning")],
+      }
     )
+
+
+def test_seeds_are_averaged_visit_by_visit():
+  """Two learners of the same visits, which came to the second one in another order."""
+  found = list(groups(0))
+  others = []
+  for one in found:
+    # Turned round, but for the padding at the end.
+    turned = {
+      name: np.hstack([one[name][:, 69::-1], one[name][:, 70:]])
+      for name in ("list_frozen", "list_learning")
+    }
+    others.append(one | turned)
+  first, second = (replay_table.Replayed.of(some) for some in (found, others))
+  second = second.take(np.arange(len(second.visit))[::-1])
+  arms = {
+    name: [(one, which) for one in (first, second)]
+    for name, which in (("frozen", "frozen"), ("online", "learning"))
+  }
+  results = replay_table.results(replay_table.joined(arms))
+  assert results["seeds"] == 2
+  for name, which in (("frozen", "frozen"), ("online", "learning")):
+    seeds = [told(some, which) for some in (found, others)]
+    for metric in seeds[0]:
+      mean = np.mean([one[metric] for one in seeds])
+      assert results["scores"][name][metric]["mean"] == pytest.approx(mean), metric
+      assert seeds[0][metric] != seeds[1][metric], metric
+  assert "Means of 2 seeds" in replay_table.format_markdown(results)
 
 
 def test_the_picture_has_a_line_an_arm(tmp_path):
