@@ -39,10 +39,19 @@ def measure(config: Config, repetitions: int) -> dict:
   """
   data = config.data
   levels = len(config.sid.codebooks)
-  # A lazy layer's queries are the levels with the eCPM token; a late one's are the later levels of
-  # all targets.
-  counts = sorted({levels + 1, data.targets * (levels - 1)})
-  found = {str(count): _compared(config, count, repetitions) for count in counts}
+  B = config.training.batch_size
+  # Queries of a request -> requests. A lazy layer's are the levels with the eCPM token. A late
+  # one's are the first level, all later ones of all targets, and those of the branch without codes.
+  # A search's are its beams, of fewer requests.
+  counts = {
+    levels + 1: B,
+    1 + data.targets * levels + levels + 1: B,
+    max(config.search.beams): max(1, B // 16),
+  }
+  found = {
+    str(queries): _compared(config, queries, counts[queries], repetitions)
+    for queries in sorted(counts)
+  }
   return {
     "machine": timing.machine(),
     "dtype": str(compute_dtype(config.model)),
@@ -51,14 +60,14 @@ def measure(config: Config, repetitions: int) -> dict:
   }
 
 
-def _compared(config: Config, queries: int, repetitions: int) -> dict:
-  """The figures of one number of queries a request."""
+def _compared(config: Config, queries: int, requests: int, repetitions: int) -> dict:
+  """The figures of one number of queries a request, of so many requests."""
   c = config.model
   data = config.data
   slots = 1 + data.history_slots + data.neighbor_slots + data.rising_slots
   d = c.width // c.heads
-  shapes = {"B": config.training.batch_size, "Q": queries, "S": slots, "H": c.heads, "d": d}
-  if c.kv_split == 2 or not is_fused("fused", queries * (c.heads // c.kv_groups), slots, d):
+  shapes = {"B": requests, "Q": queries, "S": slots, "H": c.heads, "d": d}
+  if c.kv_split == 2 or not is_fused("fused", d):
     raise ConfigError(f"--width={c.width} is not allowed: the kernel does not take {shapes}")
   dtype = compute_dtype(c)
   rng = np.random.default_rng(0)
@@ -66,7 +75,7 @@ def _compared(config: Config, queries: int, repetitions: int) -> dict:
   def draw(*shape):
     return jnp.asarray(rng.normal(size=shape), dtype)
 
-  B = config.training.batch_size
+  B = requests
   q = draw(B, queries, c.heads, d)
   kv = draw(B, slots, c.kv_groups, d)
   cotangent = draw(B, queries, c.width)

@@ -16,12 +16,14 @@ def choose(precut: str, candidates: int, k: int) -> str:
   """The method that `--precut` means for a shape: 'off', 'blocks' or 'beams'.
 
   On a CPU, of 131,072 candidates with k = 256: plain .17 ms, blocks .12 ms, beams 6 ms; of 262,144
-  with k = 512: .43, .29 and 27 ms (2 cores, `benchmark --suite=decode` measures it again). On an
-  accelerator nothing is measured yet.
+  with k = 512: .43, .29 and 27 ms (2 cores, `benchmark --suite=decode` measures it again). A TPU
+  has an operation for the plain one that reads the candidates once and sorts none; blocks would be
+  two sorts (as compiled for v5e). On CUDA the plain one sorts all candidates where k is large;
+  blocks sort a sixteenth of them, and then 16 · k. No accelerator has timed either.
   """
   if precut != "auto":
     return precut
-  return "blocks" if jax.default_backend() == "cpu" and candidates >= 4 * BLOCK * k else "off"
+  return "blocks" if jax.default_backend() != "tpu" and candidates >= 4 * BLOCK * k else "off"
 
 
 def top_k(x_BWC: jax.Array, k: int, method: str) -> tuple[jax.Array, jax.Array]:

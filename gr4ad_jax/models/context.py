@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.config import ModelConfig
-from gr4ad_jax.models.layers import Linear, RMSNorm
+from gr4ad_jax.models.layers import Linear, RMSNorm, relu
 from gr4ad_jax.models.piecewise import encode
 
 # Parameters that are fitted to the data before the first step. No step changes them.
@@ -98,10 +98,10 @@ class ContextProcessor(nn.Module):
     features = self._numbers("slot_edges", slot_features_BSF).astype(dtype)
     about = jnp.concatenate([slot_codes_BSD, features, kind_BSF], axis=-1)
     hidden = Linear(2 * D, name="slots_in")(about) + user[:, None]
-    slots = Linear(D, ("mlp", "embed"), name="slots_out")(nn.relu(hidden))
+    slots = Linear(D, ("mlp", "embed"), name="slots_out")(relu(hidden))
     # One dropout mask a request, (B, 1, D), for all of its slots.
     read = nn.Dropout(c.dropout, broadcast_dims=(1,))(slots, deterministic=not train)
-    profile = Linear(D, ("mlp", "embed"), name="user_out")(nn.relu(user))
+    profile = Linear(D, ("mlp", "embed"), name="user_out")(relu(user))
     both = jnp.concatenate([profile[:, None], read], axis=1)  # (B, 1 + S, D)
     head = D // c.heads
     # One map makes all L_kv · S_kv blocks. Each is normed over all of its G · d numbers at once,

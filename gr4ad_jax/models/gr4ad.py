@@ -239,9 +239,15 @@ class GR4AD(nn.Module):
     Arguments as of `__call__`, with what `start` returned in place of the batch.
     """
     B, M, T = codes_BMT.shape
-    states, last_BVD = self._states(start, codes_BMT, valued, train)
-    # L_MTP (§3.1): the late layers run on m^(K) itself, with no code fused in.
-    free_B1TD, _ = self.decoder.late(start.lazy_B1TD, start.context, train=train)
+    bos_B11D = jnp.broadcast_to(self.bos.astype(self.dtype), (B, 1, 1, self.config.width))
+    # The code of level t is what level t + 1 reads: tokens 0 to T - 1 belong to levels 1 to T.
+    tokens_BMTD = jnp.stack([self.embed(t, codes_BMT[..., t]) for t in range(T)], axis=2)
+    # The first level has seen no code, so a request computes it once for all of its sequences. The
+    # free states, of L_MTP (§3.1), have seen none at any level.
+    first_BD, later_BMTD, last_BVD, free_B1TD = self.decoder.together(
+      start.lazy_B1TD, bos_B11D, tokens_BMTD, valued, start.context, train=train
+    )
+    states = [first_BD, *(later_BMTD[:, :, t] for t in range(T - 1))]
     free_B1TD = _skipped(start, free_B1TD)
     generated = []
     mtp = []
@@ -266,39 +272,6 @@ class GR4AD(nn.Module):
     return Outputs(
       logp_BM, generated_logp_BMT, ecpm, jnp.stack(mtp, axis=-1), jnp.exp(copy.log_gate_B)
     )
-
-  def _states(
-    self, start: Start, codes_BMT: jax.Array, valued: int, train: bool
-  ) -> tuple[list[jax.Array], jax.Array]:
-    """States of the T levels, and those of the eCPM token, [B, valued, D].
-
-    The first level has seen no code, so a request computes it once for all of its sequences: its
-    state is [B, D]. Those of the other levels are [B, M, D].
-    """
-    B, M, T = codes_BMT.shape
-
-    def decode(begin, tokens_BMTD, caches):
-      m_B1TD = start.lazy_B1TD[:, :, begin : begin + tokens_BMTD.shape[2]]
-      return self.decoder(m_B1TD, tokens_BMTD, start.context, train=train, caches=caches)
-
-    bos_B11D = jnp.broadcast_to(self.bos.astype(self.dtype), (B, 1, 1, self.config.width))
-    # The code of level t is what level t + 1 reads: tokens 0 to T - 1 belong to levels 1 to T.
-    tokens_BMTD = jnp.stack([self.embed(t, codes_BMT[..., t]) for t in range(T)], axis=2)
-    first_B11D, caches = decode(0, bos_B11D, None)
-    # The one first level is what every sequence attends to: (B, 1, 1, H, d) -> (B, M, 1, H, d).
-    caches = jax.tree.map(lambda x: jnp.broadcast_to(x, (B, M, *x.shape[2:])), caches)
-    if valued == M:
-      h_BMTD, _ = decode(1, tokens_BMTD, caches)
-      last_BVD = h_BMTD[:, :, -1]
-    else:
-      # All M run through levels 1 to T - 1 (T is 2 or more), then the first `valued` of them
-      # through level T. Level T sees the levels before it by the caches.
-      h_BMTD, caches = decode(1, tokens_BMTD[:, :, :-1], caches)
-      last_BV1D, _ = decode(
-        T, tokens_BMTD[:, :valued, -1:], jax.tree.map(lambda x: x[:, :valued], caches)
-      )
-      last_BVD = last_BV1D[:, :, 0]
-    return [first_B11D[:, 0, 0], *(h_BMTD[:, :, t] for t in range(T - 1))], last_BVD
 
 
 def _skipped(start: Start, h: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.models.layers import NEG, Linear, product
+from gr4ad_jax.models.layers import NEG, Linear, product, relu
 
 
 @flax.struct.dataclass
@@ -41,7 +41,7 @@ class HistoryCopy(nn.Module):
     """
     D = slots_BSD.shape[-1]
     query = Linear(D, bias=True, name="query")(first_BD)
-    hidden = nn.relu(Linear(D, name="slot")(slots_BSD) + query[:, None])
+    hidden = relu(Linear(D, name="slot")(slots_BSD) + query[:, None])
     dot_BD = Linear(D, name="dot")(first_BD)
     # Two terms: what a slot and the state have in common, and what a hidden layer makes of both.
     # Both are float32, for the softmax below.
@@ -77,7 +77,7 @@ class ValueReader(nn.Module):
     # The mean of the slots that match; the maximum keeps 0 / 0 away where none does.
     share_BMS = match_BMS / jnp.maximum(match_BMS.sum(-1, keepdims=True), 1)
     read_BMD = product("bms,bsd->bmd", share_BMS.astype(dtype), slots_BSD).astype(dtype)
-    hidden = nn.relu(Linear(D, bias=True, name="state")(h_BMD) + Linear(D, name="slot")(read_BMD))
+    hidden = relu(Linear(D, bias=True, name="state")(h_BMD) + Linear(D, name="slot")(read_BMD))
     return h_BMD + Linear(D, ("mlp", "embed"), name="out")(hidden)
 
 

@@ -64,6 +64,29 @@ def _product_backward(spec, operands, cotangent):
 product.defvjp(_product_forward, _product_backward)
 
 
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+  """max(x, 0), whose backward pass asks the result alone.
+
+  The layer that reads the result keeps it anyway. So x, as large as the context's hidden layer,
+  need not be kept beside it.
+  """
+  return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+  y = jnp.maximum(x, 0)
+  return y, y
+
+
+def _relu_backward(y, cotangent):
+  # Not `y > 0`: of that XLA makes `x > 0`, and keeps x.
+  return (jnp.where(y == 0, 0, cotangent),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
 def attend(q_BQHd: jax.Array, k_BSGd: jax.Array, v_BSGd: jax.Array, mask: jax.Array) -> jax.Array:
   """Grouped-query attention: H / G query heads share one head of keys and values.
 

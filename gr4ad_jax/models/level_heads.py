@@ -6,7 +6,10 @@ the codes some at a time and keeps a running maximum and a running sum (the onli
 Milakov and Gimelshein, arXiv:1805.02867). Its backward pass makes each piece's scores again.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +18,18 @@ from gr4ad_jax.models.layers import NEG, Linear, product
 from gr4ad_jax.models.outputs import next_code_logp
 from gr4ad_jax.models.remat import RECOMPUTED
 
-# Codes of a piece on accelerators, where --head_piece leaves it open. With 16,384 rows its scores
-# are 64 MiB of float32. Its speed is not measured.
-PIECE = 1024
+BY_ROWS = -1  # a piece: as many codes as have `_SCORES` scores
+# Where --head_piece leaves it open, on accelerators: 64 MiB of float32, which are 1,024 codes of
+# 16,384 rows, and all codes of few rows. Its speed is not measured.
+_SCORES = 2**24
+_LANES = 128  # a TPU's arrays are kept in so many columns
 
 
 def piece_of(asked: int) -> int:
   """Codes of a piece by --head_piece; 0: no pieces, all codes at once."""
   if asked:
     return asked
-  return 0 if jax.default_backend() == "cpu" else PIECE
+  return 0 if jax.default_backend() == "cpu" else BY_ROWS
 
 
 class LevelHead(Linear):
@@ -33,7 +38,7 @@ class LevelHead(Linear):
   The scores are float32 because bfloat16 ones lose the tail of a softmax over 16k codes.
 
   Attributes:
-    piece: most codes whose scores `logp` holds at once; 0: all.
+    piece: most codes whose scores `logp` holds at once; 0: all; or BY_ROWS.
   """
 
   bias: bool = True
@@ -42,8 +47,8 @@ class LevelHead(Linear):
 
   @property
   def in_pieces(self) -> bool:
-    """Whether `logp` makes its scores in pieces, where the parameters are there to be cut."""
-    return 0 < self.piece < self.features
+    """Whether `logp` keeps no scores, where the parameters are there to be cut."""
+    return self.piece == BY_ROWS or 0 < self.piece < self.features
 
   def logp(self, h: jax.Array, code_BM: jax.Array) -> jax.Array:
     """Log-probability of codes under the softmax over all codes of the level: [B, M] float32.
@@ -61,7 +66,10 @@ class LevelHead(Linear):
     x_RD = h.reshape(-1, h.shape[-1])
     kernel_DV = self.get_variable("params", "kernel").astype(h.dtype)
     bias_V = self.get_variable("params", "bias").astype(jnp.float32)
-    return code_logp(self.piece, x_RD, kernel_DV, bias_V, code_RC).reshape(code_BM.shape)
+    piece = self.piece
+    if piece == BY_ROWS:
+      piece = max(_LANES, _SCORES // len(x_RD) // _LANES * _LANES)
+    return code_logp(piece, x_RD, kernel_DV, bias_V, code_RC).reshape(code_BM.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -83,26 +91,72 @@ def code_logp(
   return _forward(piece, x_RD, kernel_DV, bias_V, code_RC)[0]
 
 
-def _cut(piece: int, kernel_DV: jax.Array, bias_V: jax.Array):
-  """Kernel and bias as P pieces of K codes: numbers [P], kernels [P, D, K], biases [P, K].
+@dataclasses.dataclass(frozen=True)
+class _Pieces:
+  """V codes as P pieces of K.
 
-  Piece p holds the codes p, p + P, p + 2P and so on. A kernel whose columns are cut over devices
-  thus gives each device a share of every piece; runs of neighbouring codes would leave all but one
-  device idle. Codes that there are not, at the end, have a bias of NEG, and so a probability of 0.
+  On one device a piece is a run of codes, so that it is read, and its gradient written, where it
+  lies. Over several, piece p holds the codes p, p + P, p + 2P and so on: a kernel whose columns are
+  cut over devices thus gives each device a share of every piece, where runs would leave all but one
+  idle.
+
+  Attributes:
+    codes: V.
+    number: P.
+    size: K.
+    apart: whether a piece's codes stand apart.
   """
-  D, V = kernel_DV.shape
-  P = -(-V // piece)
-  K = -(-V // P)
-  missing = P * K - V
-  kernel_DKP = jnp.pad(kernel_DV, ((0, 0), (0, missing))).reshape(D, K, P)
-  bias_KP = jnp.pad(bias_V, (0, missing), constant_values=NEG).reshape(K, P)
-  return jnp.arange(P), kernel_DKP.transpose(2, 0, 1), bias_KP.T
 
+  codes: int
+  number: int
+  size: int
+  apart: bool
 
-def _whole(pieces_PXK: jax.Array, codes: int) -> jax.Array:
-  """Pieces [P, ..., K] as the columns that `_cut` took them from: [..., V]."""
-  joined = jnp.moveaxis(pieces_PXK, 0, -1)  # (..., K, P): code k · P + p
-  return joined.reshape(*joined.shape[:-2], -1)[..., :codes]
+  @classmethod
+  def of(cls, piece: int, codes: int) -> "_Pieces":
+    number = -(-codes // piece)
+    return cls(codes, number, -(-codes // number), number > 1 and jax.device_count() > 1)
+
+  def cut(self, x: jax.Array, fill: float = 0.0) -> jax.Array:
+    """Columns [..., V] as `take` wants them, filled up to P · K."""
+    missing = self.number * self.size - self.codes
+    x = jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, missing)), constant_values=fill)
+    if not self.apart:
+      return x
+    # (..., K, P): code k · P + p
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], self.size, self.number), -1, 0)
+
+  def whole(self, x: jax.Array) -> jax.Array:
+    """Undoes `cut`."""
+    if self.apart:
+      x = jnp.moveaxis(x, 0, -1)
+      x = x.reshape(*x.shape[:-2], -1)
+    return x[..., : self.codes]
+
+  def take(self, x: jax.Array, number: jax.Array | int) -> jax.Array:
+    """The columns of a piece, [..., K]."""
+    if self.apart:
+      return x[number]
+    return jax.lax.dynamic_slice_in_dim(x, number * self.size, self.size, axis=-1)
+
+  def put(self, x: jax.Array, part: jax.Array, number: jax.Array | int) -> jax.Array:
+    """What was cut, with these columns of a piece."""
+    if self.apart:
+      return x.at[number].set(part)
+    return jax.lax.dynamic_update_slice_in_dim(x, part, number * self.size, axis=-1)
+
+  def named(self, code_RC: jax.Array, number: jax.Array | int) -> jax.Array:
+    """Which code of a piece each code is, [R, C, K] bool; none where it is of another."""
+    own_K = jnp.arange(self.size)
+    own_K = own_K * self.number + number if self.apart else own_K + number * self.size
+    # (R, C, 1) == (K,) -> (R, C, K)
+    return code_RC[..., None] == own_K
+
+  def over(self, add: Callable, carry: Any) -> Any:
+    """What `add`, (carry, number) -> carry, makes of all pieces."""
+    if self.number == 1:
+      return add(carry, 0)
+    return jax.lax.fori_loop(0, self.number, lambda number, carry: add(carry, number), carry)
 
 
 def _scores(x_RD: jax.Array, kernel_DK: jax.Array, bias_K: jax.Array) -> jax.Array:
@@ -110,28 +164,23 @@ def _scores(x_RD: jax.Array, kernel_DK: jax.Array, bias_K: jax.Array) -> jax.Arr
   return product("rd,dk->rk", x_RD, kernel_DK) + bias_K
 
 
-def _named(code_RC: jax.Array, number: jax.Array, P: int, K: int) -> jax.Array:
-  """Which code of piece `number` each code is, [R, C, K] bool; none where it is of another."""
-  # (R, C, 1) == (K,) -> (R, C, K)
-  return code_RC[..., None] == jnp.arange(K) * P + number
-
-
 def _forward(piece, x_RD, kernel_DV, bias_V, code_RC):
-  pieces = _cut(piece, kernel_DV, bias_V)
-  P, _, K = pieces[1].shape
+  pieces = _Pieces.of(piece, kernel_DV.shape[1])
+  kernel = pieces.cut(kernel_DV)
+  # Codes that there are not, at the end, have a probability of 0.
+  bias = pieces.cut(bias_V, NEG)
 
-  def add(carry, one):
+  def add(carry, number):
     top_R, total_R, own_RC = carry
-    number, kernel_DK, bias_K = one
-    score_RK = _scores(x_RD, kernel_DK, bias_K)
+    score_RK = _scores(x_RD, pieces.take(kernel, number), pieces.take(bias, number))
     # What was summed so far is brought under the new maximum. The first one is -inf: exp gives 0.
     higher_R = jnp.maximum(top_R, score_RK.max(-1))
     total_R = total_R * jnp.exp(top_R - higher_R)
     total_R += jnp.exp(score_RK - higher_R[:, None]).sum(-1)
     # A masked sum finds a code's own score, as in `next_code_logp`: (R, 1, K) -> (R, C).
-    named_RCK = _named(code_RC, number, P, K)
+    named_RCK = pieces.named(code_RC, number)
     own_RC += jnp.where(named_RCK, score_RK[:, None], 0.0).sum(-1)
-    return (higher_R, total_R, own_RC), None
+    return higher_R, total_R, own_RC
 
   rows = len(x_RD)
   begin = (
@@ -139,38 +188,39 @@ def _forward(piece, x_RD, kernel_DV, bias_V, code_RC):
     jnp.zeros(rows, jnp.float32),
     jnp.zeros(code_RC.shape, jnp.float32),
   )
-  (top_R, total_R, own_RC), _ = jax.lax.scan(add, begin, pieces)
+  top_R, total_R, own_RC = pieces.over(add, begin)
   log_total_R = top_R + jnp.log(total_R)
   return own_RC - log_total_R[:, None], (x_RD, kernel_DV, bias_V, code_RC, log_total_R)
 
 
 def _backward(piece, kept, cotangent_RC):
   x_RD, kernel_DV, bias_V, code_RC, log_total_R = kept
-  pieces = _cut(piece, kernel_DV, bias_V)
-  P, _, K = pieces[1].shape
+  pieces = _Pieces.of(piece, kernel_DV.shape[1])
+  kernel = pieces.cut(kernel_DV)
+  bias = pieces.cut(bias_V, NEG)
   # Each of a row's C codes takes the same log-sum off.
   of_total_R1 = cotangent_RC.sum(-1, keepdims=True)
 
-  def add(dx_RD, one):
-    number, kernel_DK, bias_K = one
+  def add(carry, number):
+    dx_RD, dkernel, dbias = carry
+    kernel_DK = pieces.take(kernel, number)
     with jax.named_scope(RECOMPUTED):
-      score_RK = _scores(x_RD, kernel_DK, bias_K)
+      score_RK = _scores(x_RD, kernel_DK, pieces.take(bias, number))
     p_RK = jnp.exp(score_RK - log_total_R[:, None])
     # (R, C, 1) where named -> (R, K): what the row's own codes get.
-    named_RCK = _named(code_RC, number, P, K)
+    named_RCK = pieces.named(code_RC, number)
     own_RK = jnp.where(named_RCK, cotangent_RC[..., None], 0.0).sum(1)
     dscore_RK = own_RK - p_RK * of_total_R1
     # Rounded before the products, as `layers.product` does and for its reason.
     rounded_RK = dscore_RK.astype(x_RD.dtype)
     dx_RD += product("rk,dk->rd", rounded_RK, kernel_DK)
-    dkernel_DK = jnp.einsum("rd,rk->dk", x_RD, rounded_RK)
-    return dx_RD, (dkernel_DK, dscore_RK.sum(0))
+    dkernel = pieces.put(dkernel, jnp.einsum("rd,rk->dk", x_RD, rounded_RK), number)
+    return dx_RD, dkernel, pieces.put(dbias, dscore_RK.sum(0), number)
 
-  zeros_RD = jnp.zeros(x_RD.shape, jnp.float32)
-  dx_RD, (dkernel_PDK, dbias_PK) = jax.lax.scan(add, zeros_RD, pieces)
-  V = kernel_DV.shape[1]
+  begin = (jnp.zeros(x_RD.shape, jnp.float32), jnp.zeros_like(kernel), jnp.zeros_like(bias))
+  dx_RD, dkernel, dbias = pieces.over(add, begin)
   # Codes are whole numbers: there is no gradient of them.
-  return dx_RD.astype(x_RD.dtype), _whole(dkernel_PDK, V), _whole(dbias_PK, V), None
+  return dx_RD.astype(x_RD.dtype), pieces.whole(dkernel), pieces.whole(dbias), None
 
 
 code_logp.defvjp(_forward, _backward)

@@ -17,7 +17,7 @@ from gr4ad_jax.config import Config, ConfigError, ModelConfig
 from gr4ad_jax.models.context import Context
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.layers import Linear, RMSNorm
-from gr4ad_jax.models.lazy_decoder import Cache, DecoderBlock
+from gr4ad_jax.models.lazy_decoder import Cache, DecoderBlock, one_by_one
 from gr4ad_jax.models.remat import rematerialized
 
 
@@ -91,6 +91,9 @@ class ChainDecoder(nn.Module):
       states.append(h)
       out.append(self.out_norm(h))
     return jnp.concatenate(out, axis=2), [(h,) for h in states]
+
+  # The states of all that training asks for.
+  together = one_by_one
 
   def _module(
     self, level: int, h: jax.Array, token: jax.Array, context: Context, train: bool

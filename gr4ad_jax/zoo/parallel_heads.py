@@ -15,7 +15,7 @@ from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.models.context import Context
 from gr4ad_jax.models.gr4ad import GR4AD
 from gr4ad_jax.models.layers import RMSNorm
-from gr4ad_jax.models.lazy_decoder import Cache, DecoderBlock
+from gr4ad_jax.models.lazy_decoder import Cache, DecoderBlock, one_by_one
 from gr4ad_jax.models.remat import rematerialized
 
 
@@ -66,6 +66,9 @@ class ParallelDecoder(nn.Module):
     del context, train, caches
     # (B, 1, T, D) -> (B, M, T, D)
     return jnp.broadcast_to(m_B1TD, tokens_BMTD.shape), []
+
+  # The states of all that training asks for.
+  together = one_by_one
 
 
 class ParallelHeads(GR4AD):

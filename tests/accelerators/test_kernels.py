@@ -6,18 +6,28 @@ import jax.numpy as jnp
 import pytest
 
 from gr4ad_jax.accelerators import kernels
-from gr4ad_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
+from gr4ad_jax.config import (
+  Config,
+  ConfigError,
+  DataConfig,
+  ModelConfig,
+  SearchConfig,
+  TrainConfig,
+)
 
 CONFIG = Config(
   data=DataConfig(history_slots=5, neighbor_slots=1, rising_slots=0, targets=2),
   model=ModelConfig(width=32, heads=2, kv_groups=1, compute_dtype="float32"),
+  search=SearchConfig(beams=(4, 8, 200)),
   training=TrainConfig(batch_size=2),
 )
 
 
 def test_figures_of_the_kernel():
   found = kernels.measure(CONFIG, 2)
-  assert list(found["queries"]) == ["4"]  # of lazy layers, and of 2 targets' 2 later levels
+  # Of lazy layers; of late ones, with 2 targets on 3 levels; and of a search, of a request alone.
+  assert list(found["queries"]) == ["4", "11", "200"]
+  assert found["queries"]["200"]["shapes"]["B"] == 1
   one = found["queries"]["4"]
   assert one["shapes"] == {"B": 2, "Q": 4, "S": 7, "H": 2, "d": 16}
   assert set(one["apart"]) == {"read", "dq", "dkv"}

@@ -79,9 +79,10 @@ def test_of_equal_values_those_found_first_stand_before_those_merged_in():
   assert value.tolist() == [[9, 5, 5, 3, 3]] and at.tolist() == [[22, 7, 21, 1, 4]]
 
 
-def test_auto_cuts_long_rows_on_a_cpu_and_leaves_short_ones():
-  assert jax.default_backend() != "cpu" or topk.choose("auto", 128 * 1024, 256) == "blocks"
+@pytest.mark.parametrize(("backend", "cut"), [("cpu", "blocks"), ("gpu", "blocks"), ("tpu", "off")])
+def test_auto_cuts_long_rows_where_they_would_be_sorted(backend, cut, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  assert topk.choose("auto", 128 * 1024, 256) == cut
   assert topk.choose("auto", 512, 512) == "off"
-  cut = "blocks" if jax.default_backend() == "cpu" else "off"
   assert [topk.choose("auto", 64 * 3 + more, 3) for more in (-1, 0, 1)] == ["off", cut, cut]
   assert topk.choose("beams", 512, 512) == "beams"

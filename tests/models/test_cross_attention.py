@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from gr4ad_jax.knobs import ConfigError
-from gr4ad_jax.models import cross_attention
+from gr4ad_jax.models import attention_kernels
 from gr4ad_jax.models.cross_attention import cross_attend, fused_attend, is_fused
 from gr4ad_jax.models.layers import attend
 from gr4ad_jax.training import flops
@@ -47,7 +47,12 @@ def drawn(seed):
   heads = groups * int(rng.integers(1, 4))
   slots = int(rng.choice([1, 3, 15, 16, 17, 31, 32, 40]))
   width = int(rng.choice([16, 32]))
-  return inputs(rng, int(rng.integers(1, 4)), int(rng.integers(1, 6)), heads, groups, slots, width)
+  queries = int(rng.integers(1, 6))
+  # Of every fourth so many that a program takes some of the queries, and slots in pieces.
+  if seed % 4 == 3:
+    queries = int(rng.choice([129, 200, 256]))
+    slots = int(rng.choice([64, 100, 129, 200]))
+  return inputs(rng, int(rng.integers(1, 4)), queries, heads, groups, slots, width)
 
 
 @pytest.mark.parametrize(
@@ -81,23 +86,39 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_reference_is():
     assert 0 < off < 1.1 * usual
 
 
-def test_which_sizes_the_kernel_takes():
-  assert is_fused("fused", 32, 225, 64)
-  assert not is_fused("plain", 32, 225, 64)
-  assert not is_fused("auto", 32, 225, 64)  # on a CPU
-  assert not is_fused("fused", 32, 225, 48)  # no power of two
-  assert not is_fused("fused", 32, 225, 8)  # a product of Triton's takes 16
-  assert is_fused("fused", 64, 256, 64) and not is_fused("fused", 65, 256, 64)
+def test_which_widths_the_kernel_takes():
+  assert is_fused("fused", 64)
+  assert not is_fused("plain", 64)
+  assert not is_fused("auto", 64)  # on a CPU
+  assert not is_fused("fused", 48)  # no power of two
+  assert not is_fused("fused", 8)  # a product of Triton's takes 16
+
+
+def test_no_scores_of_many_queries_are_held():
+  """512 beams on 513 slots: forward, nothing is as large as the scores of one head."""
+  q, kv, mask, _ = inputs(np.random.default_rng(5), 1, 512, 2, 2, 513, 16)
+  jaxpr = jax.make_jaxpr(lambda q, kv: fused_attend(q, kv, mask)[0])(q, kv).jaxpr
+  made = [out.aval.size for eqn, _ in flops.equations(jaxpr, into_kernels=False)
+          for out in eqn.outvars]  # fmt: skip
+  assert max(made) == kv.size < 512 * 513
+
+
+def test_a_piece_of_hidden_slots_is_not_read():
+  """Also the first piece: what was summed of hidden slots falls to 0 at the first real one."""
+  q, kv, _, _ = inputs(np.random.default_rng(6), 1, 300, 1, 1, 200, 16)
+  seen = jnp.arange(200)[None] == 150
+  found, _ = fused_attend(q, kv, seen)
+  np.testing.assert_allclose(found[0], np.broadcast_to(kv[0, 150], (300, 16)), atol=1e-6)
 
 
 def test_several_accelerators_have_no_kernel(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   monkeypatch.setattr(jax, "device_count", lambda: 1)
-  assert is_fused("auto", 32, 225, 64) and not is_fused("auto", 32, 225, 48)
+  assert is_fused("auto", 64) and not is_fused("auto", 48)
   monkeypatch.setattr(jax, "device_count", lambda: 4)
-  assert not is_fused("auto", 32, 225, 64)
+  assert not is_fused("auto", 64)
   with pytest.raises(ConfigError, match="--cross_attention=fused is not allowed: .* there are 4"):
-    is_fused("fused", 32, 225, 64)
+    is_fused("fused", 64)
 
 
 def test_values_of_their_own_are_not_taken_for_keys():
@@ -200,16 +221,34 @@ def test_it_lowers_for_accelerators(platform, groups, width):
   assert "stablehlo.dot_general" not in text  # all products are in the kernel
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_many_queries_lower_for_accelerators(platform):
+  """The beams of a search: 512 queries on 513 slots."""
+  q, kv, mask, _ = inputs(np.random.default_rng(0), 2, 512, 6, 6, 513, 128, jnp.bfloat16)
+  name = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}[platform]
+  lasting = [export.DisabledSafetyCheck.custom_call(name)]
+  read = jax.jit(lambda q, kv: fused_attend(q, kv, mask)[0])
+  with device_of(platform):
+    module = export.export(read, platforms=[platform], disabled_checks=lasting)(q, kv)
+  text = module.mlir_module()
+  assert text.count(f"@{name}(") == 1 and "stablehlo.dot_general" not in text
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("slice_", ["v5e:2x2", "v6e:2x2"])
-@pytest.mark.parametrize(("groups", "width"), [(13, 64), (6, 128)])
-def test_it_compiles_for_a_tpu(slice_, groups, width, monkeypatch):
-  """By libtpu, of the extra `roofline`, for a TPU that is not here: Mosaic takes both kernels."""
+@pytest.mark.parametrize(
+  ("groups", "width", "queries", "slots", "kernels"),
+  # Of many queries the backward pass is products.
+  [(13, 64, 4, 225, 2), (6, 128, 53, 225, 2), (6, 128, 512, 513, 1), (13, 64, 130, 513, 1)],
+)
+def test_it_compiles_for_a_tpu(slice_, groups, width, queries, slots, kernels, monkeypatch):
+  """By libtpu, of the extra `roofline`, for a TPU that is not here: Mosaic takes the kernels."""
   pytest.importorskip("libtpu")
   monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
   topology = topologies.get_topology_desc(platform="tpu", topology_name=slice_)
   place = SingleDeviceSharding(topology.devices[0])
-  arrays = inputs(np.random.default_rng(0), 2, 4, groups, groups, 225, width, jnp.bfloat16)
+  rng = np.random.default_rng(0)
+  arrays = inputs(rng, 2, queries, groups, groups, slots, width, jnp.bfloat16)
   shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for x in arrays]
 
   def run(q, kv, mask, cotangent):
@@ -217,7 +256,7 @@ def test_it_compiles_for_a_tpu(slice_, groups, width, monkeypatch):
     return read, *back(cotangent)
 
   program = jax.jit(run).lower(*shapes).compile()
-  assert program.as_text().count('custom_call_target="tpu_custom_call"') == 2
+  assert program.as_text().count('custom_call_target="tpu_custom_call"') == kernels
 
 
 @pytest.mark.parametrize(
@@ -225,4 +264,4 @@ def test_it_compiles_for_a_tpu(slice_, groups, width, monkeypatch):
   [(8, 64, 2), (8, 32, 4), (4, 128, 1), (3, 64, 3), (6, 64, 2), (9, 32, 9), (1, 64, 1)],
 )
 def test_a_program_takes_the_fewest_groups_that_fill_the_lanes(groups, width, expected):
-  assert cross_attention._groups_a_program(groups, width) == expected
+  assert attention_kernels._groups_a_program(groups, width) == expected

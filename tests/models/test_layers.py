@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gr4ad_jax.config.presets import PRESETS
 from gr4ad_jax.features.batches import zero_batch
 from gr4ad_jax.models.gr4ad import GR4AD
-from gr4ad_jax.models.layers import NEG, Dropout, GatedFFN, Linear, attend, product, rms_norm
+from gr4ad_jax.models.layers import NEG, Dropout, GatedFFN, Linear, attend, product, relu, rms_norm
 from tests.models import tiny
 
 attend_in_one = jax.jit(attend)  # by itself it would be compiled an operation at a time
@@ -211,3 +211,12 @@ def test_softmax_of_bfloat16_attention_is_float32():
   out = attend_in_one(ones[:, :1], ones, 3 * ones, jnp.ones((1, 1, 4096), bool))
   assert out.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.asarray(out, np.float32), 3, rtol=1e-2)
+
+
+def test_relu_keeps_its_result_alone():
+  x = jnp.asarray([-2.0, -0.0, 0.0, 1e-30, 3.0])
+  y, back = jax.vjp(relu, x)
+  np.testing.assert_array_equal(y, np.maximum(x, 0))
+  np.testing.assert_array_equal(back(jnp.full(5, 7.0))[0], [0, 0, 0, 7, 7])
+  kept = [leaf for leaf in jax.tree.leaves(back) if getattr(leaf, "shape", None) == (5,)]
+  assert len(kept) == 1 and np.array_equal(kept[0], y)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr4ad_jax.models import level_heads
 from gr4ad_jax.models.level_heads import LevelHead, code_logp, piece_of
 from gr4ad_jax.models.outputs import next_code_logp
 from gr4ad_jax.models.quantized import quantize
@@ -34,7 +35,9 @@ def by_hand(x, kernel, bias, code):
 # Pieces that do and do not divide the codes; one code a piece; one piece of all.
 @pytest.mark.parametrize(("codes", "piece"), [(12, 4), (11, 4), (7, 3), (5, 1), (6, 100)])
 @pytest.mark.parametrize("shared", [1, 3])
-def test_pieces_give_the_log_softmax(codes, piece, shared):
+def test_pieces_give_the_log_softmax(codes, piece, shared, monkeypatch):
+  # Over several devices the codes of a piece stand apart: with one code a row that is tried.
+  monkeypatch.setattr(jax, "device_count", lambda: 2 if shared == 1 else 1)
   x, kernel, bias, code = inputs(6, codes, shared)
   code[0] = codes - 1  # the last piece is the one that is filled up
   code[1] = 0
@@ -43,8 +46,11 @@ def test_pieces_give_the_log_softmax(codes, piece, shared):
   np.testing.assert_allclose(found, by_hand(x, kernel, bias, code), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("codes", "piece", "shared"), [(11, 4, 3), (12, 5, 1)])
-def test_gradients_are_those_of_all_scores_at_once(codes, piece, shared):
+@pytest.mark.parametrize(
+  ("codes", "piece", "shared", "devices"), [(11, 4, 3, 1), (12, 5, 1, 2), (6, 8, 1, 1)]
+)
+def test_gradients_are_those_of_all_scores_at_once(codes, piece, shared, devices, monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: devices)
   x, kernel, bias, code = inputs(6, codes, shared)
   x /= 20
   code[0] = code[0, 0]  # one code named thrice: its gradients add up
@@ -165,3 +171,16 @@ def test_a_head_in_pieces_has_the_parameters_of_a_whole_one():
 def test_nothing_changes_on_a_cpu_unless_it_is_asked_for():
   assert (piece_of(0), piece_of(7)) == (0, 7)
   assert not LevelHead(6, piece=6).in_pieces and LevelHead(7, piece=6).in_pieces
+
+
+def test_few_rows_have_all_codes_in_one_piece(monkeypatch):
+  """On an accelerator a piece has as many scores as are held at once, whatever the rows."""
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  monkeypatch.setattr(level_heads, "_SCORES", 4 * 128)
+  asked = []
+  monkeypatch.setattr(level_heads, "code_logp", lambda piece, *_: asked.append(piece) or _[-1])
+  params = {"kernel": np.ones((4, 300), np.float32), "bias": np.ones(300, np.float32)}
+  for rows in (2, 4, 100):
+    head = LevelHead(300, piece=piece_of(0))
+    head.apply({"params": params}, np.ones((rows, 1, 4)), np.zeros((rows, 1), int), method="logp")
+  assert asked == [256, 128, 128]
