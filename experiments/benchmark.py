@@ -37,7 +37,8 @@ table: a table of ads cut by rows over all devices: training steps, and what eac
   them.
 swing: Swing over 100 million made-up events of a million ads: time and peak memory; what its caps
   change.
-prepare: examples of a made-up log: time, bytes, and the memory of each process, from outside.
+prepare: examples of a made-up log, 500 steps of a small run on them, and its evaluation by 10,000
+  users: time, bytes, and the memory of each process, from outside.
 serve: a server under steady load, at three times its capacity, and after, with traffic-aware beams
   on and off.
 events: appends to --stream (an empty one; left out: a file that goes again) and following them,
@@ -133,10 +134,15 @@ def _numbers(name: str, given) -> tuple[int, ...]:
   return tuple(map(int, given))
 
 
+def _binaries(*names: str) -> dict[str, tuple[str, ...]]:
+  """The commands that run some of these binaries, by name."""
+  return {name: (sys.executable, "-m", f"{__package__}.{name}") for name in names}
+
+
 def _live() -> int:
   """Prints the figures of a run's servers under events and recommendations."""
   config = flags_lib.config_from_workdir()
-  parts = {name: (sys.executable, "-m", f"{__package__}.{name}") for name in ("serve", "learn")}
+  parts = _binaries("serve", "learn")
   minutes = _MINUTES.value
   found = live_load.run_suite(
     config.workdir, 60 * minutes, config.serving.stream, _OUT.value, told=tell, **parts
@@ -188,7 +194,7 @@ def main(argv):
     "prepare": (
       preparing,
       lambda: preparing.measure(
-        (sys.executable, "-m", f"{__package__}.prepare"), _EVENTS.value, ads()
+        _binaries("prepare", "train", "evaluate"), _EVENTS.value, ads(), tell
       ),
     ),
     "table": (table, lambda: table.measure(config(), ads())),

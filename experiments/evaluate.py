@@ -9,7 +9,7 @@ import os
 from absl import flags
 
 from gr4ad_jax import families
-from gr4ad_jax.config import check_trained
+from gr4ad_jax.config import ConfigError, check_trained
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.runs import published
 
@@ -22,6 +22,9 @@ _BESIDE = flags.DEFINE_list(
   "Workdirs of other runs on the same data, for the same table; folders that differ by _seed<n> "
   "alone, that of --workdir among them, are averaged.",
 )
+_USERS = flags.DEFINE_integer(
+  "users", 0, "Score so many users, evenly spread over the split; 0: all.", lower_bound=0
+)
 
 
 def main(argv):
@@ -31,8 +34,13 @@ def main(argv):
   enable_compilation_cache()
   check_trained(config.workdir)
   family = families.find(config.family)
+  more = {}
+  if _USERS.value:
+    if config.family != families.REQUESTS:
+      raise ConfigError(f"--users={_USERS.value} is not allowed: the run is no model of requests")
+    more["users"] = _USERS.value
   task = families.part(family.task).open(config, started=True)
-  print(families.part(family.report)(task, _SPLIT.value, _BESIDE.value))
+  print(families.part(family.report)(task, _SPLIT.value, _BESIDE.value, **more))
   print(f"written to {os.path.join(published.output_dir(config), 'eval')}")
   return 0
 

@@ -1,10 +1,10 @@
-"""Examples of a made-up log of any size (`experiments.prepare`): time, bytes, and the memory of
-each process, watched from outside.
+"""A made-up log of any size: examples of it, a run on them, its evaluation; time, bytes, and the
+memory of each process, watched from outside.
 """
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +18,14 @@ _START = 19_500 * DAY
 _FILES = 30  # of the log, each of some days
 _PER_USER = 50  # events, in the mean
 _LARGEST = 200  # events of a visit
+_USERS = 10_000  # that are evaluated
+# A run that is small in all but the log: what is measured is what grows with the log.
+_VECTOR = 16  # numbers of an ad's made-up vector
+_RUN = (
+  "--tower_steps=0", "--codebooks=64,64,64", "--kmeans_iterations=1", "--width=32", "--heads=1",
+  "--layers=2", "--lazy_layers=1", "--targets=4", "--max_steps=500", "--eval_every=0",
+  "--eval_requests=64", "--save_every=500", "--loader_processes=1", "--beams=16,16,16",
+)  # fmt: skip
 
 
 def write_log(folder: str, events: int, ads: int, seed: int = 0) -> tuple[str, str]:
@@ -79,25 +87,39 @@ def _ranks(rng: np.random.Generator, count: int, most: int) -> np.ndarray:
   return np.minimum((most + 1) ** rng.random(count), most).astype(np.int64)
 
 
-def measure(command: Sequence[str], events: int, ads: int, more: Sequence[str] = ()) -> dict:
-  """Makes a log, and runs `prepare` on it once.
+def measure(
+  commands: Mapping[str, Sequence[str]], events: int, ads: int, told: Callable[[str], None],
+  more: Sequence[str] = (),
+) -> dict:  # fmt: skip
+  """Makes a log, and runs `prepare`, `train` (500 steps) and `evaluate` (10,000 users) on it.
 
   Args:
-    command: that runs `experiments.prepare`.
+    commands: that run these parts, by name, in this order; a part without one is left out.
     events: of the log.
     ads: of its table.
-    more: flags of the command.
+    told: hears what each part took, once it has ended.
+    more: flags of `prepare`.
 
   Raises:
-    RuntimeError: the command failed.
+    RuntimeError: a command failed.
   """
   with tempfile.TemporaryDirectory() as folder:
     path, log = write_log(folder, events, ads)
+    vectors = os.path.join(folder, "vectors.npy")
+    np.save(vectors, np.random.default_rng(0).normal(size=(ads, _VECTOR)).astype(np.float32))
     out = os.path.join(folder, "examples")
-    flags = ["--dataset=ad_log", f"--ads_path={path}", f"--events_path={log}", f"--out={out}"]
-    watched = Watched([*command, *flags, *more])
-    if watched.status:
-      raise RuntimeError(f"prepare ended with {watched.status}")
+    workdir = f"--workdir={os.path.join(folder, 'run')}"
+    on_log = "--dataset=ad_log", f"--ads_path={path}", f"--events_path={log}", f"--out={out}"
+    on_examples = "--dataset=ad_log", f"--examples_path={out}", f"--encoder={vectors}"
+    flags = {
+      "prepare": (*on_log, *more),
+      "train": (*on_examples, workdir, *_RUN),
+      "evaluate": (workdir, f"--users={_USERS}"),
+    }
+    parts = {}
+    for name, command in commands.items():
+      parts[name] = _run([*command, *flags[name]])
+      told("\n".join(_in_words(name, parts[name])))
     made = ExampleFolder.open(out)
     shards = made.manifest["shards"]
     return {
@@ -107,13 +129,23 @@ def measure(command: Sequence[str], events: int, ads: int, more: Sequence[str] =
       "requests": made.manifest["requests"],
       "cores": os.cpu_count(),
       "load": os.getloadavg()[0],
-      "seconds": watched.seconds,
-      "cpu_seconds": watched.cpu_seconds,
-      "peaks_mib": watched.peaks[:8],
+      "parts": parts,
       "log_bytes": _size(log),
       "bytes": {name: _size(os.path.join(out, name)) for name in sorted(os.listdir(out))},
       "bytes_a_request": sum(shard["bytes"] for shard in shards) / made.manifest["requests"],
     }
+
+
+def _run(command: Sequence[str]) -> dict:
+  """What a command took. Raises RuntimeError where it failed."""
+  watched = Watched(command)
+  if watched.status:
+    raise RuntimeError(f"{' '.join(command)} ended with {watched.status}")
+  return {
+    "seconds": watched.seconds,
+    "cpu_seconds": watched.cpu_seconds,
+    "peaks_mib": watched.peaks[:8],
+  }
 
 
 def _size(path: str) -> int:
@@ -129,15 +161,20 @@ def summary(figures: dict) -> str:
   """The figures in words."""
   lines = [
     f"{figures['events']:,} events of {figures['users']:,} users and {figures['ads']:,} ads: "
-    f"{figures['requests']:,} requests",
-    f"{figures['seconds']:.0f} s, {figures['cpu_seconds']:.0f} s of CPU, on {figures['cores']} "
-    f"cores (load {figures['load']:.1f})",
+    f"{figures['requests']:,} requests; {figures['cores']} cores (load {figures['load']:.1f})",
     f"{figures['bytes_a_request']:.0f} bytes of shards a request; the log had "
     f"{figures['log_bytes'] / 1e6:.1f} MB",
   ]
   lines += [f"  {name}: {size / 1e6:.1f} MB" for name, size in figures["bytes"].items()]
-  lines += [
-    f"process {number}: peak {peak['rss']:.0f} MiB, {peak['own']:.0f} MiB of them its own"
-    for number, peak in enumerate(figures["peaks_mib"])
-  ]
+  for name, part in figures["parts"].items():
+    lines += _in_words(name, part)
   return "\n".join(lines)
+
+
+def _in_words(name: str, part: dict) -> list[str]:
+  """What a part took."""
+  peaks = [
+    f"  process {number}: peak {peak['rss']:.0f} MiB, {peak['own']:.0f} MiB of them its own"
+    for number, peak in enumerate(part["peaks_mib"])
+  ]
+  return [f"{name}: {part['seconds']:.0f} s, {part['cpu_seconds']:.0f} s of CPU", *peaks]

@@ -43,6 +43,11 @@ class AdTable:
     return AdTable(**{name: None if x is None else x[rows] for name, x in columns.items()})
 
   @functools.cached_property
+  def row_of(self) -> dict[str, int]:
+    """Row of each ad by its id."""
+    return {ad: row for row, ad in enumerate(self.ad_id)}
+
+  @functools.cached_property
   def account_N(self) -> np.ndarray:
     """[N] the advertiser of each ad, as a number from 0."""
     # Numbered by a dict: np.unique of NumPy's strings would pad every id to the longest.

@@ -15,7 +15,9 @@ from gr4ad_jax.ranking import scoring
 from gr4ad_jax.requests.request_task import RequestTask
 
 
-def report(task: RequestTask, split: str, beside: Sequence[str] = (), width: int = 0) -> str:
+def report(
+  task: RequestTask, split: str, beside: Sequence[str] = (), width: int = 0, users: int = 0
+) -> str:
   """Scores a trained run of the request models, and writes eval/ in its workdir.
 
   Args:
@@ -23,6 +25,7 @@ def report(task: RequestTask, split: str, beside: Sequence[str] = (), width: int
     split: 'valid' or 'test'.
     beside: workdirs of other runs for the same table; see `scoring.group_runs`.
     width: columns of a terminal that examples are shown on; 0: none are shown.
+    users: how many users are scored; 0: all. Only without examples.
 
   Returns:
     The table, then the examples; empty on all processes of a job but the first.
@@ -34,7 +37,7 @@ def report(task: RequestTask, split: str, beside: Sequence[str] = (), width: int
     return ""
   if width and not task.inputs.has_targets(task.config, split):
     return "nothing to evaluate on: no user has the three visits that it takes"
-  found, ranking = scoring.evaluate_run(task.config, task.inputs, split, beside)
+  found, ranking = scoring.evaluate_run(task.config, task.inputs, split, beside, users)
   table = report_tables.format_table(found)
   if not width:
     return table

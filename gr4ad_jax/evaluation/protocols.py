@@ -129,6 +129,14 @@ class EvalRequests:
       self.target_value[picked],
     )
 
+  def of_users(self, count: int) -> "EvalRequests":
+    """The requests of so many users, evenly spread over those that there are; of all users where
+    they are no more.
+    """
+    user_U = np.unique(self.user)
+    spread = np.linspace(0, len(user_U) - 1, min(count, len(user_U))).round().astype(int)
+    return self.take(np.isin(self.user, user_U[spread]).nonzero()[0])
+
 
 def eval_requests(dataset: schema.Dataset, split: str, target_behavior: str = "") -> EvalRequests:
   """Collects the requests of a split and their targets.

@@ -23,6 +23,7 @@ def results(
   seed: int = 0,
   unseen: Mapping[str, Rankings] | None = None,
   memory_RK: np.ndarray | None = None,
+  requests: protocols.EvalRequests | None = None,
 ) -> dict:
   """Scores systems on the requests of a split, all on the same resamples of the users.
 
@@ -36,15 +37,14 @@ def results(
     skipped: systems that could not be run -> reason.
     seen: systems that do not leave ads seen before as they are -> 'masked' or 'biased'.
     seed: seed of the resamples.
+    requests: those that the systems ranked, one or more; None: all of the split.
     unseen: the same systems' rankings, seeds in the same order, without ads seen before: what the
       part 'new' is scored by. A system that is missing is scored by what is left of its list.
-    memory_RK: lists of the memory that parts the targets into 'memory' and 'beyond'. None: there
-      are no such parts.
+    memory_RK: lists of the memory, by which targets are 'memory' or 'beyond'; None: no such parts.
 
   Returns:
     A dict for JSON. It has
-    systems[name][part][metric]: {mean, low, high}. A part is one of `parts.SAYS`; those without a
-    target are left out;
+    systems[name][part][metric]: {mean, low, high}, of each of `parts.SAYS` that has a target;
     ahead[name][part][metric]: likewise, the first system minus this one;
     targets[part]: {count, value}, shares of all targets;
     catalogue[name], seeds[name] and seen[name];
@@ -56,13 +56,13 @@ def results(
   if not systems:
     raise ValueError("there is no system to score")
   protocol = protocols.protocol_of(dataset.name)
-  requests = protocols.eval_requests(dataset, split, target_behavior)
+  requests = requests or protocols.eval_requests(dataset, split, target_behavior)
   # All is checked before anything is scored: an error names its system at once.
-  by_seed = _checked(systems, requests, max(protocol.ks), len(dataset.ads))
-  without = _checked(unseen or {}, requests, max(protocol.ks), len(dataset.ads))
+  given = systems, unseen or {}
+  by_seed, without = (_checked(x, requests, max(protocol.ks), len(dataset.ads)) for x in given)
   targets = parts.split(dataset, requests, memory_RK)
-  before = parts.seen_before(dataset, requests)
-  ratios = _ratios(by_seed, without, requests, targets, before, protocol.ks)
+  about = requests, targets, parts.seen_before(dataset, requests), protocol.ks
+  ratios = _ratios(by_seed, without, *about)
   scores, ahead = _intervals(ratios, requests.user, seed)
   return _about(dataset, split, target_behavior, requests) | {
     "systems": scores,

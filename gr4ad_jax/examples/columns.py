@@ -27,7 +27,9 @@ def save(folder: str, name: str, column: np.ndarray) -> None:
 def load(folder: str, name: str, write: bool = False) -> np.ndarray:
   """A column, mapped."""
   # Never a pickle, which could run code when it is read.
-  return np.load(_path(folder, name), mmap_mode="r+" if write else "r", allow_pickle=False)
+  mode = "r+" if write else "r"
+  # As a plain array: `memmap` does more at each look, and its parts are maps again.
+  return np.load(_path(folder, name), mmap_mode=mode, allow_pickle=False).view(np.ndarray)
 
 
 def write_note(path: str, content: Any) -> None:

@@ -109,6 +109,8 @@ def fit_trends(job: Job, told) -> None:
     if waiting:
       trends = trends.adding(_joined(waiting))
     if level in levels:
+      if level < ALL and job.config.rising_slots:
+        mapped.save_rising(job.tables, level, trends, job.config.rising_slots)
       mapped.save_trends(job.tables, level, trends)
   told("partitions merged", ALL * job.partitions, ALL * job.partitions)
 

@@ -20,7 +20,7 @@ from gr4ad_jax.config import Config, ConfigError, DataConfig
 from gr4ad_jax.data import ad_store
 from gr4ad_jax.data.schema import AdTable, DataError, Dataset, EventLog, Report
 from gr4ad_jax.examples import columns
-from gr4ad_jax.examples.records import KEPT, Codec
+from gr4ad_jax.examples.records import KEPT, LAYOUT, Codec
 from gr4ad_jax.examples.stages import EVENTS
 from gr4ad_jax.features.batches import USER_FEATURES
 from gr4ad_jax.knobs import shown
@@ -37,9 +37,9 @@ READING = ("on_unknown_ad", "session_gap_minutes")
 """Knobs that say how the log was read."""
 
 
-def features() -> dict[str, list[str]]:
-  """Names of the features that an example holds, in their order."""
-  return {"slots": list(KEPT), "users": list(USER_FEATURES)}
+def features() -> dict[str, Any]:
+  """Names of the features that an example holds, in their order, and how a record is laid out."""
+  return {"slots": list(KEPT), "users": list(USER_FEATURES), "layout": LAYOUT}
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -87,7 +87,10 @@ class ExampleFolder:
     folder = cls(path, files.load_json(name))
     # Columns are known by their place, so names in another order are refused too.
     if folder.manifest["features"] != features():
-      raise DataError(f"{path}: the examples have other features than this code: prepare them anew")
+      raise DataError(
+        f"{path}: the examples have other features, or another layout, than this code reads: "
+        "prepare them anew"
+      )
     for shard in folder.manifest["shards"]:
       where = folder.shard_path(shard)
       # The size is cheap to ask for at each opening; contents are looked at when they are read.

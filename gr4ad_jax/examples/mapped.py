@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from gr4ad_jax.data.schema import SPLITS
+from gr4ad_jax.data.schema import DAY, SPLITS
 from gr4ad_jax.examples import bundles, columns
 from gr4ad_jax.examples.records import Codec
 from gr4ad_jax.examples.stages import Job
@@ -38,12 +38,24 @@ def load_tables(job: Job) -> bundles.Tables:
   """What bundles read, mapped."""
   levels = {bundles.shown(split, job.fitted) for split in range(len(SPLITS))}
   trends = {level: load_trends(job.tables, level) for level in levels}
+  for level, counts in trends.items():
+    if job.config.rising_slots:
+      counts.keep_rising(columns.load(job.tables, f"trends/{level}/rising"))
   ids, cosine = (columns.load(job.tables, f"neighbors/{name}") for name in ("ids", "cosine"))
   price_N = columns.load(job.tables, "ads/price")
   return bundles.Tables(price_N, trends, NeighborFolds(ids, cosine), job.config, job.fitted)
 
 
 _CELLS = ("ad", "bucket", "seen", "repeats", "units")
+
+
+def save_rising(tables: str, level: int, trends: Trends, slots: int) -> None:
+  """Writes the ads that rise in each bucket, so that they are looked up once, and not by each
+  process.
+  """
+  # Four weeks after the last event nothing rises any more.
+  last = trends.bucket_of(np.array(trends.end + 29 * DAY))
+  columns.save(tables, f"trends/{level}/rising", trends.rising(np.arange(int(last)), slots))
 
 
 def save_trends(tables: str, level: int, trends: Trends) -> None:

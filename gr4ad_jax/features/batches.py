@@ -25,6 +25,12 @@ PADDING, HISTORY, NEIGHBOR, RISING = range(4)  # slot kinds
 SLOT_FEATURES = (*pair_features.AD_FEATURES, "neighbor_score")
 USER_FEATURES = pair_features.USER_FEATURES
 _PRICE = SLOT_FEATURES.index("price")
+_DECAYED = SLOT_FEATURES.index("decayed_count")
+# The features by codes stand side by side.
+_CODED = slice(
+  SLOT_FEATURES.index(pair_features.CODE_FEATURES[0]),
+  SLOT_FEATURES.index(pair_features.CODE_FEATURES[-1]) + 1,
+)
 
 
 def slot_features(config: DataConfig) -> tuple[str, ...]:
@@ -215,9 +221,8 @@ class RequestContexts:
     decays = history.decayed_counts(self.lines, requests, rows)
     # Without behaviour a model sees which ads there were and what they cost, and nothing else.
     if self.config.behavior_features:
-      own = self._own_lines(requests, ads, rows)
       # With a column more, which is the neighbours' scores here.
-      features = self.pairs.ad_features(requests, ads, rows, users, False, own, decays)
+      features = self.pairs.ad_features(requests, ads, rows, users, False, decays)
     else:
       users = np.zeros_like(users)
       features = np.zeros((*ads.shape, len(SLOT_FEATURES)), np.float32)
@@ -233,24 +238,6 @@ class RequestContexts:
     if self.config.ad_age:
       features = np.concatenate([features, self.pairs.ages(requests, ads)[..., None]], axis=-1)
     return Known(ads.astype(np.int32), features, users, spent, decays)
-
-  def _own_lines(self, requests, ads_BS, rows_BH) -> np.ndarray:
-    """`PairFeatures.last_lines` of the slots: those of the history are known. Of the others, ads
-    may have a line where they rise, and where the history has no slot left for them.
-    """
-    past = rows_BH.shape[1]
-    # [B, S] lines, -1 where the user has none with the ad.
-    own_BS = np.full(ads_BS.shape, -1, np.int64)
-    own_BS[:, :past] = rows_BH
-    maybe_BS = ads_BS[:, past:] >= 0
-    # A history whose last slot is empty holds all of the user's ads. Its neighbours are unseen ads,
-    # so they have no line and need no search.
-    maybe_BS[:, : self.config.neighbor_slots] &= rows_BH[:, -1:] >= 0
-    # Only what may have a line is searched: (b, s) are the cells of the slots behind the history.
-    b, s = maybe_BS.nonzero()
-    s = s + past
-    own_BS[b, s] = self.pairs.last_lines(requests[b], ads_BS[b, s, None])[:, 0]
-    return own_BS
 
   def batch(self, requests: np.ndarray, draw: np.ndarray | int = 0) -> RequestBatch:
     """Assembles the batch of `requests` ([B]); `draw` picks their targets (see `targets`)."""
@@ -283,13 +270,13 @@ def assembled(
   slot = np.maximum(known.slot_ad_BS, 0)
   features = known.slot_features_BSF
   if config.behavior_features:
-    # Made of the n cells that hold an ad, and put back: (n,) -> (B, S, F) at one column.
+    # Made of the n cells that hold an ad, and put back: (n, 3) -> (B, S, F) at some columns.
     past = known.slot_ad_BS[:, : config.history_slots]
-    b, s = (known.slot_ad_BS >= 0).nonzero()
-    own = pair_features.own_decays(features)[b, s]
-    made = pair_features.code_features(codes_NT, slot[b, s], b, past, known.decay_BH, own)
-    for name, column in zip(pair_features.CODE_FEATURES, made, strict=True):
-      features[b, s, SLOT_FEATURES.index(name)] = column
+    cell = (known.slot_ad_BS >= 0).ravel().nonzero()[0]
+    of_cell = features.reshape(-1, features.shape[-1])
+    own = history.own_decays(of_cell[cell, _DECAYED])
+    about = codes_NT, slot.ravel().take(cell), cell // slot.shape[1], past, known.decay_BH, own
+    of_cell[cell, _CODED] = np.stack(history.code_features(*about), axis=1)
   place_BM = drawn(followed, draw, config.targets, min_depth)
   mask = place_BM >= 0
 
@@ -302,7 +289,7 @@ def assembled(
   return RequestBatch(
     slot_kind_BS=kinds,
     slot_ad_BS=known.slot_ad_BS,
-    slot_codes_BST=codes_NT[slot],
+    slot_codes_BST=codes_NT.take(slot, axis=0),
     slot_features_BSF=features,
     user_features_BF=known.user_features_BF,
     target_ad_BM=np.where(mask, ad, -1).astype(np.int32),
@@ -318,8 +305,8 @@ def slot_kinds(ads_BS: np.ndarray, config: DataConfig) -> np.ndarray:
   """[B, S] int32 kinds of slots: they follow from the place, and from whether there is an ad."""
   sizes = config.history_slots, config.neighbor_slots, config.rising_slots
   # The order of the context: `slots` joins its parts in the same one.
-  kinds_S = np.repeat((HISTORY, NEIGHBOR, RISING), sizes)
-  return np.where(ads_BS >= 0, kinds_S, PADDING).astype(np.int32)
+  kinds_S = np.repeat(np.array((HISTORY, NEIGHBOR, RISING), np.int32), sizes)
+  return np.where(ads_BS >= 0, kinds_S, np.int32(PADDING))
 
 
 def zero_batch(config: DataConfig, levels: int, rows: int = 1) -> RequestBatch:

@@ -12,11 +12,12 @@ the state before any request is a gather: no pass over the history, no object a 
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
 from gr4ad_jax.data import visits
-from gr4ad_jax.data.schema import ATTRIBUTION_DAYS, EventLog
+from gr4ad_jax.data.schema import ATTRIBUTION_DAYS, DAY, EventLog
 
 DECAY = 0.9  # weight of a visit against the next one (docs/design/evaluation.md's personal recency)
 NEVER = np.iinfo(np.int32).max
@@ -31,6 +32,14 @@ class Steps:
   line: np.ndarray  # [S] int64
   time: np.ndarray  # [S] int64, unix seconds
   value: np.ndarray  # [S] float32, money of the line up to and with this moment
+
+
+class Told(NamedTuple):
+  """What features say of a line whatever request asks, so that it is computed once a line."""
+
+  names: tuple[str, ...]  # features of `history.FEATURES`, and `own_mean_value`
+  columns: np.ndarray  # [L, len(names)] float32
+  interval: np.ndarray  # [L] float64, mean days between two takings so far; 0 of the first one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +103,29 @@ class Lines:
   user_first: np.ndarray  # [R] first line of the request's user
   steps: Steps
   outcomes: Outcomes
+
+  @functools.cached_property
+  def told(self) -> Told:
+    """Features that follow from a line alone; money and times on a log scale."""
+    # Below 0, more was given back than was taken.
+    value = np.maximum(self.value, 0)
+    quantity = np.maximum(self.quantity, 0)
+    total = np.maximum(self.total_value, 0)
+    interval = (self.time - self.first_time) / DAY / np.maximum(self.count - 1, 1)
+    columns = {
+      "depth": self.depth,
+      "count": np.log1p(self.count),
+      "last_value": np.log1p(value),
+      "total_value": np.log1p(total),
+      "unit_price": np.log1p(value / np.maximum(quantity, 1)),
+      "quantity": np.log1p(quantity),
+      "interval_days": np.log1p(interval) / 2,
+      "own_mean_value": np.log1p(total / self.count),
+    }
+    made = np.empty((len(self.ad), len(columns)), np.float32)
+    for place, column in enumerate(columns.values()):
+      made[:, place] = column
+    return Told(tuple(columns), made, interval)
 
   @functools.cached_property
   def spent(self) -> np.ndarray:

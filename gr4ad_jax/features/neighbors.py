@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse
 
 from gr4ad_jax import files
+from gr4ad_jax.features.sparse_rows import COLUMN, sorted_keys
 from gr4ad_jax.retrieval.towers import Retriever
 
 _CHUNK = 16  # histories scored at a time: their candidates stay in the cache
@@ -96,21 +97,17 @@ class CoVisitNeighbors:
     ad_C = np.concatenate([ad_C, own])
     weight_C = np.concatenate([weight_C, np.full(len(own), -np.inf)])
     row_C = np.concatenate([np.repeat(b, self.ids.shape[1]), b])
-    if not (ad_C >= 0).any():
+    # Ads with few neighbours have padding among them.
+    real = (ad_C >= 0).nonzero()[0]
+    if not len(real):
       return row_C[:0], ad_C[:0], weight_C[:0]
-    # A row fits into 16 bits because `_CHUNK` bounds it. Ads take two keys.
-    low = (ad_C & 0xFFFF).astype(np.uint16)
-    high = (ad_C >> 16).astype(np.int16)
-    # 16-bit keys: NumPy sorts them by radix.
-    order = np.lexsort((low, high, row_C.astype(np.uint16)))
-    ad_C = ad_C[order]
-    row_C = row_C[order]
-    # True where a new (row, ad) begins; `reduceat` sums up to the next one.
-    first = np.flatnonzero(np.append(True, (ad_C[1:] != ad_C[:-1]) | (row_C[1:] != row_C[:-1])))
-    score = np.add.reduceat(weight_C[order], first)
-    # Padding ads are -1 and sort first.
-    near = (score > 0) & (ad_C[first] >= 0)
-    return row_C[first[near]], ad_C[first[near]], score[near]
+    order, key = sorted_keys((row_C.take(real) << COLUMN) + ad_C.take(real))
+    # Where a new (row, ad) begins; `reduceat` sums up to the next one.
+    first = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
+    score = np.add.reduceat(weight_C.take(real.take(order)), first)
+    near = (score > 0).nonzero()[0]
+    key = key.take(first.take(near))
+    return key >> COLUMN, key & ((1 << COLUMN) - 1), score.take(near)
 
   def save(self, directory: str) -> None:
     """Writes `neighbors.npz`, and what `Retriever.save` does where there is one."""
@@ -319,8 +316,9 @@ def _table(
   ids = np.full((rows, width), -1, np.int32)
   scores = np.zeros((rows, width), np.float32)
   row, ad, score = _best(row, ad, score, width)
-  # The place of each ad in its row: rows ascend, so the search gives where a row begins.
-  rank = np.arange(len(row)) - np.searchsorted(row, row)
+  # The place of each ad in its row: rows ascend.
+  first = np.append(True, row[1:] != row[:-1])[: len(row)]
+  rank = np.arange(len(row)) - first.nonzero()[0][np.cumsum(first) - 1]
   kept = rank < width
   ids[row[kept], rank[kept]] = ad[kept]
   scores[row[kept], rank[kept]] = score[kept]
@@ -333,12 +331,14 @@ def _best(
   """At least the `slots` best of each row, where it has as many; by row, the best first, then
   the lower ad.
   """
-  end = np.cumsum(np.bincount(row))
+  size = np.bincount(row)
+  end = np.cumsum(size)
   cut = np.zeros(len(end))
+  # Most rows may be short, and are kept whole.
+  many = (size > slots).nonzero()[0]
   # A partition finds the value at the cut in linear time; ties with it are sorted and cut after.
-  for r, of_row in enumerate(np.split(score, end[:-1])):
-    if len(of_row) > slots:
-      cut[r] = np.partition(of_row, len(of_row) - slots)[len(of_row) - slots]
+  for r, length, past in np.stack([many, size[many], end[many]], axis=1).tolist():
+    cut[r] = np.partition(score[past - length : past], length - slots)[length - slots]
   good = score >= cut[row]
   row = row[good]
   ad = ad[good]

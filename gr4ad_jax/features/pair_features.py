@@ -14,7 +14,7 @@ from gr4ad_jax.data.schema import DAY
 from gr4ad_jax.features import ages, history, trends
 from gr4ad_jax.features.lines import Lines
 from gr4ad_jax.features.neighbors import NeighborFolds
-from gr4ad_jax.features.sparse_rows import SparseRows
+from gr4ad_jax.features.sparse_rows import Places, SparseRows
 from gr4ad_jax.features.trends import Trends
 
 CROSSES = (
@@ -23,7 +23,7 @@ CROSSES = (
 )  # fmt: skip
 AD_FEATURES = history.FEATURES + trends.FEATURES + CROSSES
 FEATURES = (*AD_FEATURES, "group_share")  # with --ad_age, `ages.FEATURES` follow
-CODE_FEATURES = ("code_1_share", "code_1_count", "code_2_share")  # of CROSSES: by UA-SIDs
+CODE_FEATURES = history.CODE_FEATURES  # of CROSSES: by UA-SIDs
 USER_FEATURES = history.USER_FEATURES + (
   "last_visit_lines", "last_visit_repeats", "late_repeats", "late_lines", "mean_price",
   "price_spread", "mean_quantity", "last_visit_value", "same_day",
@@ -50,58 +50,6 @@ class PairBatch(NamedTuple):
   slot_codes_BST: np.ndarray
   slot_row_BS: np.ndarray
   slot_features_BSF: np.ndarray
-
-
-def own_decays(features: np.ndarray) -> np.ndarray:
-  """[...] decayed counts of (request, ad) pairs by their features [..., F], of which the first are
-  `history.FEATURES`.
-  """
-  return np.expm1(features[..., history.FEATURES.index("decayed_count")])
-
-
-def total_decays(decay_BS: np.ndarray) -> np.ndarray:
-  """[B, 1] sums of the decayed counts of a history's ads, above 0."""
-  return np.maximum(decay_BS.sum(axis=1, keepdims=True), 1e-6)
-
-
-def code_features(codes_NT, ad, of, slot_BS, decay_BS, own_decay) -> tuple[np.ndarray, ...]:
-  """How much of a history shares an ad's first UA-SID code, or its first two: CODE_FEATURES.
-
-  They alone of all features depend on UA-SIDs. So they are made when a batch is, and examples on
-  disk outlive a change of codes.
-
-  Args:
-    codes_NT: UA-SID of each ad.
-    ad: [n] rows of the ad table.
-    of: [n] the row of the batch that each is of.
-    slot_BS: rows of the history's ads, -1 in padding.
-    decay_BS: their decayed counts (`history.decayed_counts`).
-    own_decay: [n] of the ads themselves (`own_decays`).
-
-  Returns:
-    Three [n] columns, in the order of CODE_FEATURES.
-  """
-  total = total_decays(decay_BS)[of, 0]
-  first, both = (
-    _others(groups, ad, of, slot_BS, decay_BS, own_decay)
-    for groups in (codes_NT[:, 0], codes_NT[:, :2])
-  )
-  return np.log1p(100 * first / total), np.log1p(first), np.log1p(100 * both / total)
-
-
-def _others(groups: np.ndarray, ad, of, slot_BS, decay_BS, own_decay) -> np.ndarray:
-  """Decayed count of the history's other ads of an ad's group, [n]; `groups` [N], or [N, 2] for a
-  pair's.
-  """
-  b, s = (slot_BS >= 0).nonzero()
-  wanted = groups[ad].astype(np.int64)
-  held = groups[slot_BS[b, s]].astype(np.int64)
-  if groups.ndim == 2:
-    # A pair as one number, as small as those of this batch allow.
-    span = 1 + max(wanted[:, 1].max(initial=0), held[:, 1].max(initial=0))
-    wanted, held = (pair[:, 0] * span + pair[:, 1] for pair in (wanted, held))
-  of_group = SparseRows(b, held, wanted, of)
-  return np.maximum(of_group.sum(decay_BS[b, s]) - own_decay, 0)
 
 
 class PairFeatures:
@@ -260,7 +208,6 @@ class PairFeatures:
     rows_BS: np.ndarray,
     users_BF: np.ndarray,
     coded: bool = True,
-    own_BC: np.ndarray | None = None,
     decay_BS: np.ndarray | None = None,
   ) -> np.ndarray:
     """What a user and everyone had to do with ads, as in AD_FEATURES; counts, money and times on a
@@ -272,56 +219,58 @@ class PairFeatures:
       rows_BS: lines of the history, see `history.history_rows`.
       users_BF: of `user_features`.
       coded: whether CODE_FEATURES are made too; else they are 0.
-      own_BC: `last_lines` of these requests and ads, where they are known.
       decay_BS: `history.decayed_counts` of these lines, where they are known.
 
     Returns:
       [B, C, len(FEATURES)] float32: AD_FEATURES, and after them a column of 0. Padding is 0.
     """
-    about = requests, ads_BC, rows_BS, users_BF, None, coded
-    return self._features(*about, own_BC, decay_BS)
+    return self._features(requests, ads_BC, rows_BS, users_BF, None, coded, decay_BS)
 
   def _features(
-    self, requests, ads_BC, rows_BS, users_BF, group_N, coded: bool, own_BC=None, decay_BS=None
+    self, requests, ads_BC, rows_BS, users_BF, group_N, coded: bool, decay_BS=None
   ) -> np.ndarray:
     """As `ad_features`; `group_share` is 0 without groups.
 
     All is computed of the n cells that hold an ad: padding costs nothing.
     """
     lines = self.lines
-    b, c = (ads_BC >= 0).nonzero()
-    ad = ads_BC[b, c]
-    own = (self.last_lines(requests, ads_BC) if own_BC is None else own_BC)[b, c]
-    made = np.zeros((len(b), len(FEATURES)), np.float32)
-    column = dict(zip(FEATURES, made.T, strict=True))  # views
+    cell = (ads_BC >= 0).ravel().nonzero()[0]
+    b = cell // ads_BC.shape[1]
+    ad = ads_BC.ravel().take(cell)
+    slot_BS = history.ads_of(lines, rows_BS)
+    # Each of the history's ads will look for its neighbours among the cells.
+    asked = self.neighbors.ids.shape[2] * int((slot_BS >= 0).sum())
+    places = Places(b, ad, len(requests), len(self.price_N), asked)
+    made = np.zeros((len(FEATURES), len(b)), np.float32)
+    column = dict(zip(FEATURES, made, strict=True))  # views
+    own = self._own_lines(places, requests, rows_BS, slot_BS)
     known = (own >= 0).nonzero()[0]
     row = own[known]
     split = len(history.FEATURES)
-    of_known = history.history_features(lines, requests[b[known]], row[:, None])[:, 0]
-    made[known, :split] = of_known
-    trend = self.popularity.features(lines.request_time[requests[b]], ad[:, None])[:, 0]
-    made[:, split : split + trend.shape[1]] = trend
+    made[:split, known] = history.line_features(lines, requests[b[known]], row)
+    trend = self.popularity.features_of(lines.request_time[requests], ad, b)
+    made[split : split + trend.shape[1]] = trend.T
 
     here = lines.request_first[requests[b[known]]]
     column["lines_since"][known] = 4 / np.sqrt(1.0 + here - row)
-    mean = np.log1p(np.maximum(lines.total_value[row], 0) / lines.count[row])
+    mean = lines.told.columns[row, lines.told.names.index("own_mean_value")]
     column["own_mean_value"][known] = mean
-    above = mean - column["mean_value"][known]
-    column["value_above_ad"][known] = above
+    column["value_above_ad"][known] = mean - column["mean_value"][known]
 
-    slot_BS = history.ads_of(lines, rows_BS)
     if decay_BS is None:
       decay_BS = history.decayed_counts(lines, requests, rows_BS)
-    own_decay = own_decays(made)
-    total = total_decays(decay_BS)[b, 0]
+    own_decay = history.own_decays(column["decayed_count"])
+    total = history.total_decays(decay_BS)[b, 0]
     column["decayed_share"][:] = np.log1p(100 * own_decay / total)
-    self._near(column, requests, ad, slot_BS, decay_BS, rows_BS, b)
+    self._near(column, requests, places, slot_BS, decay_BS, rows_BS)
     if coded:
-      of_codes = code_features(self.codes_NT, ad, b, slot_BS, decay_BS, own_decay)
+      of_codes = history.code_features(self.codes_NT, ad, b, slot_BS, decay_BS, own_decay)
       for name, values in zip(CODE_FEATURES, of_codes, strict=True):
         column[name][:] = values
     if group_N is not None:
-      others = _others(group_N, ad, b, slot_BS, decay_BS, own_decay)
+      of_slot, s = (slot_BS >= 0).nonzero()
+      groups = group_N[ad], group_N[slot_BS[of_slot, s]]
+      others = history.others_of_group(*groups, b, of_slot, decay_BS[of_slot, s], own_decay)
       column["group_share"][:] = np.log1p(100 * others / total)
 
     price = self.log_price(ad)
@@ -330,20 +279,43 @@ class PairFeatures:
     above = price - users_BF[b, USER_FEATURES.index("mean_price")]
     column["price_above_user"][:] = np.where(users_BF[b, 0] > 0, above, 0)
     out = np.zeros((*ads_BC.shape, len(FEATURES)), np.float32)
-    out[b, c] = made
+    out.reshape(-1, len(FEATURES))[cell] = np.ascontiguousarray(made.T)
     return out
 
-  def _near(self, column, requests, ad, slot_BS, decay_BS, rows_BS, of) -> None:
-    """How near ads [n], of the rows `of` [n], lie to the ads of the history."""
+  def _own_lines(self, places: Places, requests, rows_BS, slot_BS) -> np.ndarray:
+    """`last_lines` of the n cells: found from the users' lines, of which there are few, and not
+    among those of all users.
+    """
+    row, s = (slot_BS >= 0).nonzero()
+    line = rows_BS[row, s]
+    ad = slot_BS[row, s]
+    # Where all slots are taken, the user may have older lines than those.
+    full = (slot_BS[:, -1] >= 0).nonzero()[0]
+    if len(full):
+      of_full, older = history.latest_lines(self.lines, requests[full])
+      row = np.concatenate([row, full[of_full]])
+      line = np.concatenate([line, older])
+      ad = np.concatenate([ad, self.lines.ad[older]])
+    found = places.find(row, ad)
+    own = np.full(places.size, -1)
+    some = found >= 0
+    own[found[some]] = line[some]
+    return own.take(places.at)
+
+  def _near(self, column, requests, places: Places, slot_BS, decay_BS, rows_BS) -> None:
+    """How near the ads of the cells lie to the ads of the history."""
     neighbors = self.neighbors
     lines = self.lines
+    _, ads, width = neighbors.ids.shape
     fold_B = neighbors.fold_of(lines.request_user[requests], self.held_out)
-    b, s = ((slot_BS >= 0) & (slot_BS < neighbors.ids.shape[1])).nonzero()
-    ids, cosine = (x[fold_B[b], slot_BS[b, s]] for x in (neighbors.ids, neighbors.cosine))
-    decay = decay_BS[b, s, None]
+    b, s = ((slot_BS >= 0) & (slot_BS < ads)).nonzero()
+    of = fold_B[b] * ads + slot_BS[b, s]
+    near = SparseRows(places, b[:, None], neighbors.ids.reshape(-1, width).take(of, axis=0))
+    # Of the weights that count: the history's ad that each is of, and its cosine.
+    m = near.kept // width
+    cosine = neighbors.cosine.reshape(-1).take(near.kept + ((of - np.arange(len(of))) * width)[m])
     visit = lines.request_visit[lines.request[rows_BS[b, s]]]
-    late = (lines.request_visit[requests][b] - visit == 1)[:, None]
-    near = SparseRows(np.repeat(b, ids.shape[1]), ids.ravel(), ad, of)
-    column["near"][:] = np.log1p(4 * near.sum((cosine * decay).ravel()))
-    column["near_last_visit"][:] = np.log1p(4 * near.sum((cosine * late).ravel()))
-    column["near_best"][:] = 4 * near.max(cosine.ravel())
+    late = lines.request_visit[requests][b] - visit == 1
+    column["near"][:] = np.log1p(4 * near.sum(cosine * decay_BS[b, s].take(m)))
+    column["near_last_visit"][:] = np.log1p(4 * near.sum(cosine * late.take(m)))
+    column["near_best"][:] = 4 * near.max(cosine)

@@ -13,7 +13,7 @@ import numpy as np
 
 from gr4ad_jax import files
 from gr4ad_jax.data.schema import DAY
-from gr4ad_jax.features.counts import UNIT, Counts
+from gr4ad_jax.features.counts import CELL, UNIT, Cells, Counts
 from gr4ad_jax.features.lines import Lines
 
 WINDOWS = (7, 28, 91)  # days
@@ -25,7 +25,6 @@ FEATURES = (
   "share_7", "share_28", "share_91", "trend", "repeat_share", "mean_value", "days_unsold",
   "days_known", "last_year", "last_year_share",
 )  # fmt: skip
-_TABLE_CELLS = 20_000_000  # 80 MB of int32: with fewer (day, ad) pairs a table finds an ad's count
 _PRIOR_LINES, _PRIOR_REPEATS = 4.0, 1.0  # what an ad without lines is taken to have had
 _UNSOLD = 7.0  # days_unsold of an ad that was never sold: log(1 + days) of three years
 
@@ -121,48 +120,24 @@ class Trends:
     return self.origin + int(np.ceil(self.buckets * self.width * DAY))
 
   @functools.cached_property
-  def _table(self) -> np.ndarray | None:
-    """[buckets + 1, N] int32, what `_cells` gives; None where it would be too large."""
-    if (self.buckets + 1) * self.num_ads > _TABLE_CELLS:
-      return None
-    table = np.zeros((self.buckets + 1, self.num_ads), np.int32)
-    table[self.bucket + 1, self.ad] = np.arange(1, len(self.ad) + 1)
-    # An ad's cells ascend with their buckets: the largest number so far is the latest cell.
-    return np.maximum.accumulate(table, axis=0, out=table)
-
-  def _cells(self, bucket: np.ndarray, ad: np.ndarray) -> np.ndarray:
-    """1 + the last cell of each ad before each bucket, as columns with a 0 in front are indexed;
-    0: there is none. Arguments broadcast.
-    """
-    bucket = np.minimum(bucket, self.buckets)
-    if self._table is not None:
-      return self._table[bucket, ad]
-    span = self.buckets + 1
-    at = np.searchsorted(self._keys, ad.astype(np.int64) * span + bucket)
-    if not len(self.ad):
-      return at
-    return np.where((at > 0) & (self.ad[np.maximum(at, 1) - 1] == ad), at, 0)
+  def _cells(self) -> Cells:
+    """Where an ad's counts before a bucket stand."""
+    return Cells(self.ad, self.bucket, self.num_ads, self.buckets)
 
   @functools.cached_property
-  def _keys(self) -> np.ndarray:
-    """[C] int64, ad and bucket of each cell as one ascending number."""
-    return self.ad.astype(np.int64) * (self.buckets + 1) + self.bucket
-
-  @functools.cached_property
-  def _columns(self) -> dict[str, np.ndarray]:
-    """[C + 1] the cells' columns by name, with a 0 in front for ads without a cell."""
+  def _columns(self) -> np.ndarray:
+    """[C + 1] what is read of a cell, with a row of 0 in front for ads without a cell."""
     sold = np.where(self._changes("seen") > 0, np.arange(1, len(self.ad) + 1), 0)
     # The last cell of any ad so far in which a line began; its own, where that lies in its run.
     sold = np.maximum.accumulate(sold)
-    own = (sold > 0) & (self.ad[np.maximum(sold, 1) - 1] == self.ad) if len(sold) else sold > 0
-    last = np.where(own, self.bucket[np.maximum(sold, 1) - 1], -1) if len(sold) else sold
-    columns = {
-      "seen": self.seen.astype(np.int32),
-      "repeats": self.repeats.astype(np.int32),
-      "value": (self.units / UNIT).astype(np.float32),
-    }
-    columns = {name: np.append(x.dtype.type(0), x) for name, x in columns.items()}
-    return columns | {"last": np.append(-1, last).astype(np.int32)}
+    columns = np.zeros(len(self.ad) + 1, CELL)
+    columns["seen"][1:] = self.seen
+    columns["repeats"][1:] = self.repeats
+    columns["value"][1:] = self.units / UNIT
+    columns["last"] = -1
+    own = ((sold > 0) & (self.ad[np.maximum(sold, 1) - 1] == self.ad)).nonzero()[0]
+    columns["last"][1 + own] = self.bucket[sold[own] - 1]
+    return columns
 
   @functools.cached_property
   def _total(self) -> np.ndarray:
@@ -190,8 +165,8 @@ class Trends:
     return sums / np.maximum(self._total, 1)
 
   def bucket_of(self, time: np.ndarray) -> np.ndarray:
-    """The bucket in which each moment lies: only earlier buckets count for it. A moment after the
-    last event has a bucket of its own: windows leave old events behind, and ads grow older.
+    """The bucket of each moment: only earlier ones count for it. A moment after the last event has
+    one of its own: windows leave old events behind, and ads grow older.
     """
     return np.maximum((time - self.origin) / (self.width * DAY), 0).astype(np.int64)
 
@@ -199,53 +174,66 @@ class Trends:
     return np.maximum(bucket - max(1, round(days / self.width)), 0)
 
   def features(self, time_B: np.ndarray, ad_BS: np.ndarray) -> np.ndarray:
+    """`features_of` ads [B, S], each of its row's moment: [B, S, len(FEATURES)]."""
+    of = np.repeat(np.arange(len(ad_BS)), ad_BS.shape[1])
+    return self.features_of(time_B, ad_BS.ravel(), of).reshape(*ad_BS.shape, len(FEATURES))
+
+  def features_of(self, time_B: np.ndarray, ad_n: np.ndarray, of_n: np.ndarray) -> np.ndarray:
     """Trailing popularity and character of ads at request time, as in FEATURES.
 
     Ads that the counts do not have, with rows from N on, are taken to have had no line.
 
+    Args:
+      time_B: unix seconds of requests.
+      ad_n: rows of the ad table.
+      of_n: the request of each.
+
     Returns:
-      [B, S, len(FEATURES)] float32: log of each window's share against a uniform share; the change
+      [n, len(FEATURES)] float32: log of each window's share against a uniform share; the change
       between the two shortest windows; 4 x the share of repeats and mean log(1 + value), both drawn
       towards a prior; log(1 + days) since the last sale, and since the first; whether the counts
       reach back to this season a year ago, and the log of the share in it.
     """
     bucket = self.bucket_of(time_B)
-    known_BS = ad_BS < self.num_ads
-    ad_BS = np.where(known_BS, ad_BS, 0)
-    now_BS = self._cells(bucket[:, None], ad_BS)
-    column = self._columns
+    known_n = ad_n < self.num_ads
+    ad_n = np.where(known_n, ad_n, 0)
+    asked = self._cells.asked(ad_n)
 
-    def lines_of_all(before_B):
-      return self._total[np.minimum(before_B, self.buckets)]
+    def change(name, then):
+      return (now[name] - then[name]) * known_n
 
-    def change(name, then_BS):
-      return (column[name][now_BS] - column[name][then_BS]) * known_BS
+    def before(then_B):
+      return self._columns.take(self._cells.before(then_B, asked, of_n))
 
+    now = before(bucket)
     logs = []
     for days in WINDOWS:
       then = self._window(bucket, days)
-      count = change("seen", self._cells(then[:, None], ad_BS))
-      total = lines_of_all(bucket) - lines_of_all(then)
+      count = change("seen", before(then))
+      total = self._total[np.minimum(bucket, self.buckets)]
+      total = total - self._total[np.minimum(then, self.buckets)]
       # The share of an ad against an even share. Half a line more keeps the log finite at no line.
-      logs.append(np.log((count + 0.5) / (total[:, None] + 0.5 * self.num_ads) * self.num_ads))
-    then_BS = self._cells(self._window(bucket, CHARACTER)[:, None], ad_BS)
-    count = change("seen", then_BS) + _PRIOR_LINES
+      even = (total + 0.5 * self.num_ads)[of_n]
+      logs.append(np.log((count + 0.5) / even * self.num_ads))
+    then = before(self._window(bucket, CHARACTER))
+    count = change("seen", then) + _PRIOR_LINES
     # Repeats a line, by a prior of one in four lines; so an ad without lines has the value 1.
-    repeat = 4 * (change("repeats", then_BS) + _PRIOR_REPEATS) / count
+    repeat = 4 * (change("repeats", then) + _PRIOR_REPEATS) / count
     mean_B = self._mean_value[np.minimum(bucket, self.buckets)]
-    value = (change("value", then_BS) + _PRIOR_LINES * mean_B[:, None]) / count
-    about = [*logs, logs[0] - logs[1], repeat, value, *self._ages(bucket, ad_BS, now_BS, known_BS)]
-    return np.stack([*about, *self._last_year(time_B, ad_BS, known_BS)], axis=-1).astype(np.float32)
+    value = (change("value", then) + (_PRIOR_LINES * mean_B)[of_n]) / count
+    ages = self._ages(bucket[of_n], ad_n, np.where(known_n, now["last"], -1))
+    season = self._last_year(time_B, ad_n, known_n, of_n)
+    about = *logs, logs[0] - logs[1], repeat, value, *ages, *season
+    return np.stack(about, dtype=np.float32, casting="unsafe").T
 
-  def _ages(self, bucket_B, ad_BS, now_BS, known_BS) -> tuple[np.ndarray, np.ndarray]:
-    """log(1 + days) since the last and the first sale, [B, S] each."""
-    last_BS = np.where(known_BS, self._columns["last"][now_BS], -1)
-    age_BS = (bucket_B[:, None] - self._first[ad_BS]) * self.width
-    sold = last_BS >= 0
+  def _ages(self, bucket_n, ad_n, last_n) -> tuple[np.ndarray, np.ndarray]:
+    """log(1 + days) since the last and the first sale, [n] each; `last_n` is -1 without one."""
+    age_n = (bucket_n - self._first.take(ad_n)) * self.width
+    sold = last_n >= 0
     # Bucket `b` sees sales up to `b - 1`: a sale of yesterday was 0 days ago.
-    since = np.maximum((bucket_B[:, None] - 1 - last_BS) * self.width, 0)
+    since = np.maximum((bucket_n - 1 - last_n) * self.width, 0)
     unsold = np.where(sold, np.log1p(since), _UNSOLD)
-    return unsold, np.where(sold & (age_BS > 0), np.log1p(np.maximum(age_BS, 0)), 0)
+    return unsold, np.where(sold & (age_n > 0), np.log1p(np.maximum(age_n, 0)), 0)
 
   @functools.cached_property
   def _first(self) -> np.ndarray:
@@ -255,30 +243,37 @@ class Trends:
     first_N[self.ad[sold]] = self.bucket[sold]  # from the last to the first, which stays
     return first_N
 
-  def _last_year(self, time_B, ad_BS, known_BS) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the counts reach back to this season a year ago, and each ad's share in it."""
+  def _last_year(self, time_B, ad_n, known_n, of_n) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the counts reach back to this season a year ago, and each ad's share in it; [n]."""
     begin = time_B - (YEAR + SEASON[0]) * DAY
     # Counts of nothing reach back to no season, wherever their bucket 0 lies.
-    there_B1 = ((begin >= self.origin) & (len(self.ad) > 0))[:, None]
+    there_B = (begin >= self.origin) & (len(self.ad) > 0)
+    there_n = there_B[of_n]
+    log_share = np.zeros(len(ad_n))
+    # Of the others nothing is looked up.
+    some = there_n.nonzero()[0]
+    asked = self._cells.asked(ad_n[some])
+    of_n = of_n[some]
     begin = self.bucket_of(begin)
     end = self.bucket_of(time_B - (YEAR - SEASON[1]) * DAY)
-    seen = self._columns["seen"]
-    count = seen[self._cells(end[:, None], ad_BS)] - seen[self._cells(begin[:, None], ad_BS)]
+    count = self._columns.take(self._cells.before(end, asked, of_n))["seen"]
+    count = count - self._columns.take(self._cells.before(begin, asked, of_n))["seen"]
     total = self._total[np.minimum(end, self.buckets)]
     total = np.maximum(total - self._total[np.minimum(begin, self.buckets)], 1)
-    share = (count * known_BS + 0.5) / (total[:, None] + 0.5 * self.num_ads)
-    log_share = np.where(there_B1, np.log(share * self.num_ads), 0)
-    return np.broadcast_to(there_B1, ad_BS.shape), log_share
+    share = (count * known_n[some] + 0.5) / (total + 0.5 * self.num_ads)[of_n]
+    log_share[some] = np.log(share * self.num_ads)
+    return there_n, log_share
 
   def seen_before(self, bucket: np.ndarray) -> np.ndarray:
     """Lines of every ad before buckets of any shape: [..., N] int32."""
-    cells = self._cells(np.asarray(bucket)[..., None], np.arange(self.num_ads))
-    return self._columns["seen"][cells]
+    asked = self._cells.asked(np.arange(self.num_ads))
+    cells = self._cells.before(np.asarray(bucket)[..., None], asked)
+    return self._columns.take(cells)["seen"]
 
   def lately(self, time_B: np.ndarray, days: int = 28) -> np.ndarray:
     """[B, N] int32, lines of every ad in the last `days` before the day of each moment."""
-    bucket = self.bucket_of(time_B)
-    return self.seen_before(bucket) - self.seen_before(self._window(bucket, days))
+    now = self.bucket_of(time_B)
+    return self.seen_before(now) - self.seen_before(self._window(now, days))
 
   def rising(self, bucket_B: np.ndarray, slots: int) -> np.ndarray:
     """Ads whose last week stands highest above their last four weeks. A bucket's are looked up
@@ -291,18 +286,22 @@ class Trends:
     bucket_B = np.minimum(bucket_B, self.buckets + max(1, round(28 / self.width)))
     here, inverse = np.unique(bucket_B, return_inverse=True)
     made = self._risen
+    # Neighbouring buckets look back at the same days.
+    seen = functools.lru_cache(maxsize=32)(self.seen_before)
     for bucket in here.tolist():
       if (bucket, slots) not in made:
-        made[bucket, slots] = self._rising(bucket, slots)
+        made[bucket, slots] = self._rising(bucket, slots, seen)
     return np.stack([made[bucket, slots] for bucket in here.tolist()])[inverse]
 
-  def _rising(self, bucket: int, slots: int) -> np.ndarray:
-    """[slots] int32, as `rising`."""
+  def keep_rising(self, ads_PR: np.ndarray) -> None:
+    """Takes over what `rising` gave of the buckets 0 … P - 1, in this process or another one."""
+    self._risen.update(((bucket, len(ads)), ads) for bucket, ads in enumerate(ads_PR))
+
+  def _rising(self, bucket: int, slots: int, seen) -> np.ndarray:
+    """[slots] int32, as `rising`; `seen` is `seen_before`."""
     out = np.full(slots, -1, np.int32)
-    now = np.array(bucket)
-    seen = self.seen_before(now)
-    week = seen - self.seen_before(self._window(now, 7))
-    base = (seen - self.seen_before(self._window(now, 28))) / 4
+    week = seen(bucket) - seen(int(self._window(bucket, 7)))
+    base = (seen(bucket) - seen(int(self._window(bucket, 28)))) / 4
     # In units of a Poisson count's standard deviation, plus 1 for ads that hardly sell.
     rise = (week - base) / np.sqrt(base + 1)
     kept = min(slots, len(rise))

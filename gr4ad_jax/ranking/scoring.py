@@ -140,7 +140,7 @@ def shaping(config: Config) -> dict:
 
 
 def evaluate_run(
-  config: Config, inputs: Inputs, split: str, beside: Sequence[str] = ()
+  config: Config, inputs: Inputs, split: str, beside: Sequence[str] = (), users: int = 0
 ) -> tuple[dict, Ranking]:
   """Scores a run, writes eval/metrics.json and its plots (see `published.output_dir`), these where
   matplotlib is installed.
@@ -150,6 +150,7 @@ def evaluate_run(
     inputs: its data, tokenizer and features.
     split: 'valid' or 'test'.
     beside: workdirs of other runs for the same table; see `group_runs`.
+    users: how many users are scored (`EvalRequests.of_users`); 0: all.
 
   Returns:
     What `report_tables.results` found, with the checkpoint and the settings of the run; and its
@@ -172,6 +173,8 @@ def evaluate_run(
   # The run itself needs no other view. It comes last, so that its own inputs win.
   views = {seed.workdir: view_through(seed, inputs) for seed in runs[1:]} | {config.workdir: inputs}
   requests = protocols.eval_requests(inputs.dataset, split, config.data.target_behavior)
+  if users:
+    requests = requests.of_users(users)
   k = max(protocols.protocol_of(inputs.dataset.name).ks)
   rankings = {
     name: [rank_run(seed, views[seed.workdir], requests, k) for seed in seeds]
@@ -239,6 +242,7 @@ def table(
   found = report_tables.results(
     dataset, requests.split, {**ranked, **simple}, config.data.target_behavior, skipped,
     {**seen, **alike}, unseen={**unseen, **fresh}, memory_RK=simple[parts.MEMORY_OF],
+    requests=requests,
   )  # fmt: skip
   lists = {**ranked, **{name: [run] for name, run in simple.items()}}
   facts = exposure.Facts.of(dataset, requests, vector_ND)

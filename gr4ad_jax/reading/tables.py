@@ -183,7 +183,7 @@ def rows_of(ad_cells: Cells, ads: AdTable, allow_unknown: bool = False) -> np.nd
   """
   codes, values = ad_cells.ids()
   # Ids are looked up once each, and rows take their answers.
-  row_of = {ad: row for row, ad in enumerate(ads.ad_id)}
+  row_of = ads.row_of
   row_E = np.fromiter((row_of.get(value, -1) for value in values), np.int32, len(values))[codes]
   if not allow_unknown and (row_E < 0).any():
     row = int(np.argmax(row_E < 0))

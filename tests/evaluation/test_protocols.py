@@ -128,3 +128,16 @@ def test_what_several_systems_share_cannot_be_changed():
     calibration.Calibration,
   ):
     assert kind.__dataclass_params__.frozen
+
+
+def test_requests_of_some_users_are_spread_over_all(bazaar):
+  requests = protocols.eval_requests(bazaar, "test")
+  everyone = np.unique(requests.user).tolist()
+  some = requests.of_users(3)
+  users = set(some.user.tolist())
+  assert len(users) == 3 < len(everyone) and {everyone[0], everyone[-1]} < users
+  rows = [row for row, user in enumerate(requests.user.tolist()) if user in users]
+  for found, wanted in ((some, requests.take(rows)), (requests.of_users(10**6), requests)):
+    np.testing.assert_array_equal(found.request, wanted.request)
+    np.testing.assert_array_equal(found.target_start, wanted.target_start)
+    np.testing.assert_array_equal(found.target_ad, wanted.target_ad)

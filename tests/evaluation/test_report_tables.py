@@ -295,3 +295,11 @@ def test_all_systems_that_are_best_stand_in_bold():
   )
   lines = report_tables.format_table(found).splitlines()
   assert [line.count("**") for line in lines if line.startswith(("| a  ", "| b  "))] == [4, 4, 2, 2]
+
+
+def test_some_requests_are_scored_as_they_are_among_all(shop):
+  one = protocols.eval_requests(shop, "test").take([0])
+  found = report_tables.results(shop, "test", {"mine": GOOD[:1]}, requests=one)
+  assert (found["users"], found["requests"]) == (1, 1)
+  with pytest.raises(ValueError):
+    report_tables.results(shop, "test", {"mine": GOOD}, requests=one)

@@ -1,12 +1,18 @@
 """Which requests a loader gives, and that it gives memory's batches."""
 
+import os
+import signal
+import subprocess
+import sys
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from gr4ad_jax.examples import loading
+from gr4ad_jax.examples import loading, preparing
 from gr4ad_jax.examples.order import TrainingOrder
+from gr4ad_jax.examples.preparing import Options
+from tests.examples import drawn, made
 
 
 class Drawn(NamedTuple):
@@ -67,3 +73,37 @@ def test_steps_may_be_asked_for_out_of_order_again_and_far_ahead():
   assert source.begun == [5, 2000]
   assert source.state(2002) == {"next_step": 2002}
   source.close()
+
+
+def lines_of(path, first, processes, count):
+  """What `count` steps of a process gave that was then killed, with its loader, by SIGKILL."""
+  command = [sys.executable, "-m", "tests.examples.drawn", path, str(first), str(processes)]
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, text=True, start_new_session=True
+  ) as process:
+    try:
+      return [process.stdout.readline().rstrip("\n") for _ in range(count)]
+    finally:
+      os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.long  # processes are started, which takes seconds
+def test_killed_and_gone_on_with_by_other_processes_all_batches_are_given_once(tmp_path):
+  pytest.importorskip("grain")
+  made.write_ads(tmp_path / "ads.csv")
+  made.write_files(tmp_path / "log", made.rows(), ())
+  config = made.config_of(tmp_path)
+  out = str(tmp_path / "out")
+  preparing.prepare(out, config, Options(form="bytes", partitions=2))
+  contexts, order = drawn.contexts_of(out)
+  requests = len(order.examples)
+  steps = int(np.ceil(2 * requests / drawn.BATCH))
+  found = []
+  for processes, until in ((2, 7), (3, 12), (1, steps)):
+    found += lines_of(out, len(found), processes, until - len(found))
+  wanted = [order.step(step) for step in range(steps)]
+  assert found == [drawn.said_of(contexts.batch(*some), some[0]) for some in wanted]
+  # Of two epochs every request stands in each once.
+  given = [int(word) for line in found for word in line.split()[:-1]][: 2 * requests]
+  for epoch in (given[:requests], given[requests:]):
+    assert sorted(epoch) == list(range(requests))

@@ -57,7 +57,7 @@ def test_smaller_forms_round_features_and_keep_all_else(form, error):
   levels = records.fit_levels(known) if form == "bytes" else None
   codec = Codec(CONFIG, form, levels)
   back, after, _, _ = codec.decode(codec.encode(known, followed, time, hashes))
-  assert codec.fixed_bytes < Codec(CONFIG).fixed_bytes / (3 if form == "bytes" else 1.5)
+  assert codec.bytes_of(7, 2) < Codec(CONFIG).bytes_of(7, 2) / (2.9 if form == "bytes" else 1.5)
   for name in ("slot_ad_BS", "user_features_BF", "user_value_B"):
     np.testing.assert_array_equal(getattr(known, name), getattr(back, name))
   for name in ("size_B", "ad_P", "depth_P", "value_P"):
@@ -82,7 +82,9 @@ def test_a_byte_holds_each_of_few_values_and_the_nearest_of_many():
   assert sorted(set(levels[few].tolist())) == [0, 1, 2]
   codec = Codec(CONFIG, "bytes", levels)
   column = features[..., SLOT_FEATURES.index("price")]
-  code = codec._bytes_of(features[..., [SLOT_FEATURES.index(name) for name in KEPT]])[..., many]
+  places = [SLOT_FEATURES.index(name) for name in KEPT]
+  code = codec._nearest(features.reshape(-1, len(SLOT_FEATURES)).T[places])[many]
+  code = code.reshape(column.shape)
   nearest = np.abs(column[..., None] - levels[many]).min(axis=-1)
   np.testing.assert_allclose(np.abs(levels[many][code] - column), nearest, atol=1e-6)
 
@@ -91,3 +93,30 @@ def test_no_feature_by_codes_is_kept():
   assert not set(KEPT) & set(CODE_FEATURES)
   assert set(KEPT) | set(CODE_FEATURES) == set(SLOT_FEATURES)
   assert dataclasses.astuple(Codec(CONFIG))[1] == "exact"
+
+
+def test_the_nearest_level_is_that_of_a_search():
+  """Levels that crowd, levels that are one, values on the halves and far from all."""
+  rng = np.random.default_rng(3)
+  levels_FV = np.zeros((5, LEVELS), np.float32)
+  levels_FV[0] = np.sort(rng.normal(size=LEVELS))
+  levels_FV[1] = np.sort(rng.pareto(0.3, LEVELS))  # nearly all in one of the table's bins
+  levels_FV[2, 100:] = 1
+  levels_FV[3] = np.sort(rng.integers(-3, 3, LEVELS))
+  # The last feature has one value, 0, alone.
+  middle_FV = (levels_FV[:, 1:] + levels_FV[:, :-1]) / 2
+  value_Fn = np.concatenate(
+    [middle_FV, np.nextafter(middle_FV, np.float32(9)), levels_FV, np.full((5, 2), (-1e30, 1e30))],
+    axis=1, dtype=np.float32,
+  )  # fmt: skip
+  found = records._Nearest(levels_FV)(value_Fn)
+  for middle_V, value_n, code_n in zip(middle_FV, value_Fn, found, strict=True):
+    np.testing.assert_array_equal(code_n, np.searchsorted(middle_V, value_n))
+
+
+def test_a_slot_without_an_ad_takes_a_bit():
+  known, followed, time, hashes = some(requests=4)
+  codec = Codec(CONFIG)
+  written = codec.encode(known, followed, time, hashes)
+  for record, ads, outcomes in zip(written, known.slot_ad_BS, followed.size_B, strict=True):
+    assert len(record) == codec.bytes_of(int((ads >= 0).sum()), int(outcomes))

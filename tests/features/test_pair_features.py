@@ -129,13 +129,21 @@ def test_without_folds_everyone_sees_all_visits():
   np.testing.assert_array_equal(folds.fold_of(np.array([0, 1, 5]), False), [0, 0, 0])
 
 
+def sums_of(row, column, places, of, columns=60):
+  """Sums and largest of weights, read at some places."""
+  read = sparse_rows.Places(of, places, 1 + int(max(of.max(), row.max())), columns, len(row))
+  rows = SparseRows(read, row, column)
+  return lambda weight: (rows.sum(weight[rows.kept]), rows.max(weight[rows.kept]))
+
+
 def test_sparse_rows_sum_and_take_the_largest():
-  rows = SparseRows(np.array([0, 0, 1, 0]), np.array([3, 3, 1, -1]), np.array([[3, 1], [1, 0]]))
-  weight = np.array([1.0, 2.0, 5.0, 9.0])
-  np.testing.assert_array_equal(rows.sum(weight), [[3, 0], [5, 0]])
-  np.testing.assert_array_equal(rows.max(weight), [[2, 0], [5, 0]])
-  nothing = SparseRows(np.array([0]), np.array([-1]), np.array([[3, 1]]))
-  np.testing.assert_array_equal(nothing.sum(np.ones(1)), [[0, 0]])
+  places, of = np.array([3, 1, 1, 0]), np.array([0, 0, 1, 1])
+  about = np.array([0, 0, 1, 0]), np.array([3, 3, 1, -1]), places, of, 4
+  total, largest = sums_of(*about)(np.array([1.0, 2.0, 5.0, 9.0]))
+  np.testing.assert_array_equal(total, [3, 0, 5, 0])
+  np.testing.assert_array_equal(largest, [2, 0, 5, 0])
+  nothing = sums_of(np.array([0]), np.array([-1]), places, of, 4)
+  np.testing.assert_array_equal(nothing(np.ones(1)), np.zeros((2, 4)))
 
 
 @pytest.mark.parametrize("columns", [7, 1 << 41])  # packed with the number, and too wide for it
@@ -144,7 +152,7 @@ def test_keys_are_sorted_stably(columns, number):
   rng = np.random.default_rng(0)
   key = (rng.integers(0, 1 << 20, number).astype(np.int64) << 42) + rng.integers(0, columns, number)
   key[number // 2 :] = key[: number - number // 2]
-  order, ordered = sparse_rows._sorted(key)
+  order, ordered = sparse_rows.sorted_keys(key)
   np.testing.assert_array_equal(order, np.argsort(key, kind="stable"))
   np.testing.assert_array_equal(ordered, np.sort(key))
 
@@ -200,7 +208,7 @@ def test_keys_at_the_edge_of_what_one_integer_packs_are_sorted(row_bits, column_
   """
   row, column = (1 << row_bits) - 1, (1 << column_bits) - 1
   key = np.array([(row << 42) + column, (row << 42) + 5, (row << 42) + column], np.int64)
-  order, ordered = sparse_rows._sorted(key)
+  order, ordered = sparse_rows.sorted_keys(key)
   assert order.tolist() == [1, 0, 2] and ordered.tolist() == [key[1], key[0], key[2]]
 
 
@@ -225,22 +233,44 @@ def test_a_pause_of_less_than_half_a_day_is_the_same_day():
 
 
 @pytest.mark.parametrize("rows", [3, 400])  # with places that 16 bits number, and with more
-def test_sums_are_the_same_by_a_table_of_cells_and_by_a_search(monkeypatch, rows):
+@pytest.mark.parametrize("columns", [60, 1 << 17])  # few for a table of all, and too many
+def test_sums_are_the_same_by_tables_of_cells_and_by_a_search(monkeypatch, rows, columns):
   """Weights that no order of adding but theirs rounds alike; columns that a row reads twice."""
   rng = np.random.default_rng(0)
   row = rng.integers(0, rows, 9000)
-  column = rng.integers(-1, 60, 9000)
-  places = rng.integers(0, 60, (rows, 200))
+  some = rng.integers(0, columns, 60)  # of which others may be none that are read
+  column = np.append(-1, some)[rng.integers(0, 61, 9000)]
+  of = np.repeat(np.arange(rows), 200)
+  places = some[rng.integers(0, 50, len(of))]
   weight = 10.0 ** rng.uniform(-9, 9, 9000)
-  by_table = SparseRows(row, column, places)
-  some = rng.integers(0, rows, 50), rng.integers(0, 200, 50)
-  flat = SparseRows(row, column, places[some], some[0])
+  found = sums_of(row, column, places, of, columns)(weight)
+  few = rng.integers(0, len(of), 50)
+  flat = sums_of(row, column, places[few], of[few], columns)(weight)
   monkeypatch.setattr(sparse_rows, "_CELLS", 0)
-  by_search = SparseRows(row, column, places)
-  for read in ("sum", "max"):
-    found = getattr(by_table, read)(weight)
-    assert (found > 0).any() and (found == getattr(by_search, read)(weight)).all()
-    assert (getattr(flat, read)(weight) == found[some]).all()
+  searched = sums_of(row, column, places, of, columns)(weight)
+  for read in range(2):
+    assert (found[read] > 0).any() and (found[read] == searched[read]).all()
+    assert (flat[read] == found[read][few]).all()
+  # The loop that they stand for: weights of a cell one after another, in float64 here.
+  total = {}
+  for cell in zip(row.tolist(), column.tolist(), weight.tolist(), strict=True):
+    total[cell[:2]] = total.get(cell[:2], 0) + cell[2]
+  wanted = [total.get(cell, 0) for cell in zip(of.tolist(), places.tolist(), strict=True)]
+  np.testing.assert_allclose(found[0], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("most", [0, 1 << 22])  # by a search, by a table
+def test_places_find_cells(monkeypatch, most):
+  monkeypatch.setattr(sparse_rows, "_CELLS", most)
+  of, column = np.array([0, 2, 2, 0]), np.array([5, 0, 6, 5])
+  places = sparse_rows.Places(of, column, 4, 7, 9)
+  assert places.by_table == bool(most)
+  row = np.arange(4)[:, None]
+  found = places.find(row, np.tile(np.arange(-1, 7), (4, 1)))
+  wanted = np.full((4, 8), -1)
+  wanted[0, 6], wanted[2, 1], wanted[2, 7] = places.at[0], 1, 2
+  np.testing.assert_array_equal(found, wanted)
+  assert places.at[0] == places.at[3] and places.at[0] in (0, 3)
 
 
 def test_lines_of_slots_are_those_that_a_search_finds():
@@ -256,4 +286,8 @@ def test_lines_of_slots_are_those_that_a_search_finds():
     ads, _, rows = contexts.slots(everyone)
     wanted = contexts.pairs.last_lines(everyone, ads)
     assert (wanted[:, slots:] >= 0).any()
-    np.testing.assert_array_equal(contexts._own_lines(everyone, ads, rows), wanted)
+    b, s = (ads >= 0).nonzero()
+    places = sparse_rows.Places(b, ads[b, s], len(ads), logs.ADS, 9)
+    slot_BS = history.ads_of(lines, rows)
+    found = contexts.pairs._own_lines(places, everyone, rows, slot_BS)
+    np.testing.assert_array_equal(found, wanted[b, s])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data.schema import DAY
-from gr4ad_jax.features import trends
+from gr4ad_jax.features import counts, trends
 from gr4ad_jax.features.lines import build_lines
 from gr4ad_jax.features.trends import WINDOWS, Trends
 from tests.features import logs
@@ -35,9 +35,9 @@ def fit(events):
 def fitted(request, monkeypatch):
   events = one_event_a_line(logs.make_log(3, users=20))
   if request.param == "search":
-    monkeypatch.setattr(trends, "_TABLE_CELLS", 150)
+    monkeypatch.setattr(counts, "_WORDS", 0)
   found = fit(events)
-  assert (found._table is None) == (request.param == "search")
+  assert found._cells._few == (request.param == "table")
   return events, found
 
 
