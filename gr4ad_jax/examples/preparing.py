@@ -24,7 +24,7 @@ from gr4ad_jax.examples import beam, columns, fitting, folder, spool
 from gr4ad_jax.examples.folder import MANIFEST, READING, SHAPING, ExampleFolder
 from gr4ad_jax.examples.making import make
 from gr4ad_jax.examples.pool import Pool
-from gr4ad_jax.examples.records import FORMS
+from gr4ad_jax.examples.records import FORMS, LAYOUT
 from gr4ad_jax.examples.stages import OUTCOMES, Job, count, place, summed
 from gr4ad_jax.knobs import shown
 from gr4ad_jax.locks import Lock
@@ -289,8 +289,9 @@ def _stages(
 
 
 def _token(pieces: Sequence[spool.Piece], ads: AdTable) -> str:
-  """SHA-256 of what the tables are made of, beside settings."""
-  made = hashlib.sha256(json.dumps([dataclasses.asdict(piece) for piece in pieces]).encode())
+  """SHA-256 of what the tables and shards are made of, beside settings."""
+  about = LAYOUT, [dataclasses.asdict(piece) for piece in pieces]
+  made = hashlib.sha256(json.dumps(about).encode())
   made.update(ads.price.tobytes())
   return made.hexdigest()
 
