@@ -24,7 +24,9 @@ from gr4ad_jax.scenes.sections import SegmentationConfig
 from gr4ad_jax.training import step as step_lib
 
 assert jax.device_count() == 8
-size, B = sys.argv[1], 8
+size = sys.argv[1]
+# As few as data and fsdp divide: the step of the base keeps gigabytes for each.
+B = 4 if size == "B" else 8
 if size == "B":
   own = SegmentationConfig(
     swin="B", swin_window=12, stem="patch", coordinates=False, subpixel=False, bert="base",
