@@ -36,11 +36,10 @@ def _plan() -> ablation.Plan:
   config = flags_lib.config_from_flags()
   if not config.workdir:
     raise ConfigError("--workdir= is not allowed: name the folder that the runs are to live in")
-  if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
-    raise ConfigError(f"--seeds={','.join(_SEEDS.value)} is not allowed: whole numbers, as 0,1,2")
+  seeds = flags_lib.whole_numbers("seeds", _SEEDS.value)
   trainer.check_mesh(config)
   rows = ablation.choose_rows(_ROWS.value)
-  return ablation.Plan(config, rows, tuple(map(int, _SEEDS.value)), _EPOCHS.value, _RATE.value)
+  return ablation.Plan(config, rows, seeds, _EPOCHS.value, _RATE.value)
 
 
 def main(argv):

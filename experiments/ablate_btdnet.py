@@ -39,11 +39,12 @@ def main(argv):
   check_family(config, "btdnet")
   if not config.workdir:
     raise ConfigError("--workdir= is not allowed: name the folder that the runs are to live in")
-  if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
-    raise ConfigError(f"--seeds={','.join(_SEEDS.value)} is not allowed: whole numbers, as 0,1,2")
+  if config.training.init_from:
+    refused = f"--init_from={config.training.init_from} is not allowed"
+    raise ConfigError(f"{refused}: no run has the parts of all rows")
+  seeds = flags_lib.whole_numbers("seeds", _SEEDS.value)
   trainer.check_mesh(config)
   rows = btdnet_ablation.choose_rows(_ROWS.value)
-  seeds = tuple(map(int, _SEEDS.value))
   enable_compilation_cache()
 
   def train(task):

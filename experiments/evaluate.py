@@ -23,7 +23,10 @@ _BESIDE = flags.DEFINE_list(
   "alone, that of --workdir among them, are averaged.",
 )
 _USERS = flags.DEFINE_integer(
-  "users", 0, "Score so many users, evenly spread over the split; 0: all.", lower_bound=0
+  "users",
+  0,
+  "Score so many users, evenly spread over the split, into eval/sample.json; 0: all.",
+  lower_bound=0,
 )
 
 

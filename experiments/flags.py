@@ -97,6 +97,15 @@ class _KnobSerializer(flags.ArgumentSerializer):
     return config_lib.shown(value)
 
 
+def whole_numbers(name: str, given: Sequence[str]) -> tuple[int, ...]:
+  """Numbers of a flag that is a list of seeds, say. Raises ConfigError for others, or none."""
+  if not given or not all(one.isascii() and one.isdecimal() for one in given):
+    raise config_lib.ConfigError(
+      f"--{name}={','.join(given)} is not allowed: whole numbers, as 0,1,2"
+    )
+  return tuple(map(int, given))
+
+
 def config_from_flags(
   flag_values: flags.FlagValues = flags.FLAGS, any_family: bool = False
 ) -> config_lib.Config:

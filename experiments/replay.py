@@ -17,12 +17,13 @@ import sys
 from absl import flags
 
 from gr4ad_jax.builders.prepare import load_dataset, moment
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import Config, ConfigError, check_family, load_config
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.learning import replay
 from gr4ad_jax.learning.learn_task import LearnTask
 from gr4ad_jax.learning.learner import Learner
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
+from gr4ad_jax.runs.workdir import FREE, changes
 from gr4ad_jax.streams.opening import open_stream
 from gr4ad_jax.studies import replay_table
 
@@ -44,6 +45,26 @@ def _day(name: str, text: str) -> int:
     return moment(text)
   except ValueError as error:
     raise ConfigError(f"--{name}={text} is not allowed: a day as 2010-12-01") from error
+
+
+_SAME = ("data", "sid", "model", "objective", "training")  # sections that seeds have in common
+
+
+def _roots_beside(config: Config) -> list[str]:
+  """Folders of the replays of --beside. Raises ConfigError for a run that is no other seed of
+  this one.
+  """
+  seeds = {config.training.seed: config.workdir}
+  for workdir in _BESIDE.value:
+    refused = f"--beside={workdir} is not allowed"
+    other = load_config(workdir)
+    if other.training.seed in seeds:
+      raise ConfigError(f"{refused}: {seeds[other.training.seed]} has its seed too")
+    check_family(other, config.family)
+    for knob, ours, theirs in changes(other, config, _SAME, but=("seed", *FREE)):
+      raise ConfigError(f"{refused}: it has --{knob}={ours}, the run {theirs}")
+    seeds[other.training.seed] = workdir
+  return [os.path.join(workdir, replay.FOLDER) for workdir in _BESIDE.value]
 
 
 def report(roots: list[str], names: list[str]) -> None:
@@ -75,7 +96,7 @@ def main(argv):
   if _BESIDE.value and not _REPORT.value:
     raise ConfigError(f"--beside={','.join(_BESIDE.value)} is not allowed: without --report")
   if _REPORT.value:
-    report([root, *(os.path.join(one, replay.FOLDER) for one in _BESIDE.value)], _REPORT.value)
+    report([root, *_roots_beside(config)], _REPORT.value)
     return 0
   end = _day("before", _LAST.value)
   until = config.data.until

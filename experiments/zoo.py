@@ -122,8 +122,7 @@ def main(argv):
     raise ConfigError("--workdir= is not allowed: name the folder that the runs are to live in")
   if not _MODELS.value:
     raise ConfigError("--models= is not allowed: name one or more")
-  if not _SEEDS.value or not all(seed.isdigit() for seed in _SEEDS.value):
-    raise ConfigError(f"--seeds={','.join(_SEEDS.value)} is not allowed: whole numbers, as 0,1,2")
+  seeds = flags_lib.whole_numbers("seeds", _SEEDS.value)
   if _SUITE.value == "scaling" and len(_MODELS.value) != 1:
     raise ConfigError(
       f"--models={','.join(_MODELS.value)} is not allowed: one, with --suite=scaling"
@@ -152,7 +151,6 @@ def main(argv):
 
     return run.train(task, told, RoundProgress())
 
-  seeds = tuple(map(int, _SEEDS.value))
   try:
     if _SUITE.value == "scaling":
       config = dataclasses.replace(next(iter(rows.values())), workdir=folder)

@@ -1,12 +1,16 @@
 """BTDNet's ablation from flags: rows of equal size, made once, taken up where they were left."""
 
+import dataclasses
 import json
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import Config, ConfigError, load_config, with_knobs
+from gr4ad_jax.btdnet import sizes as sizes_lib
+from gr4ad_jax.config import Config, load_config, with_knobs
 from gr4ad_jax.ranking import list_cache
 from gr4ad_jax.runs import run
 from gr4ad_jax.segmentation.task import SegmentationTask
@@ -26,12 +30,13 @@ FLAGS = (
   [
     (("--rows=magic",), "--rows=magic is not allowed: any of base, bsc_vision"),
     (("--seeds=a",), "--seeds=a is not allowed"),
-    (("--family=requests",), "--family=requests is not allowed: this is for btdnet alone"),
+    (("--seeds=²",), "--seeds=² is not allowed"),
+    (("--workdir=",), "--workdir= is not allowed"),
   ],
 )
 def test_what_is_wrong_is_refused_before_anything_is_made(tmp_path, flags, message):
-  flags = tuple(flag for flag in FLAGS if flags != ("--family=requests",)) + flags
-  done = tiny.run("ablate_btdnet", *flags, f"--workdir={tmp_path}/parts")
+  # Of a flag that is given twice the later one counts.
+  done = tiny.run("ablate_btdnet", *FLAGS, f"--workdir={tmp_path}/parts", *flags)
   assert done.status == 2 and message in done.err
   assert not (tmp_path / "parts").exists()
 
@@ -41,22 +46,33 @@ def test_the_base_is_always_there():
   assert names == ["base", "t_btd", "all"]
 
 
-def test_rows_have_about_as_many_parameters(tmp_path):
+def test_a_run_of_another_family_is_refused(tmp_path):
+  done = tiny.run("ablate_btdnet", "--family=requests", f"--workdir={tmp_path}/parts")
+  assert done.status == 2
+  assert "--family=requests is not allowed: this is for btdnet alone" in done.err
+
+
+def test_rows_have_about_as_many_parameters(tmp_path, monkeypatch):
   config = with_knobs(
     Config(workdir=str(tmp_path), family="btdnet"),
-    {"train_scenes": 12, "eval_scenes": 4, "scenes_dir": str(tmp_path), "decoder_width": 32},
+    {"train_scenes": 12, "eval_scenes": 4, "scenes_dir": str(tmp_path), "decoder_width": 20},
   )
-  first = SegmentationTask.open(config)
-  ablation = Ablation(config, btdnet_ablation.ROWS)
-  widths = ablation._widths(first)
   rows = {row.name: row for row in btdnet_ablation.ROWS}
-  sizes = {
-    name: ablation._parameters(first, ablation._row_config(rows[name], 0, width))
-    for name, width in widths.items()
-  }
-  assert widths["all"] == 32 and widths["base"] > 32
+  ablation = Ablation(config)
+  ablation._first = SegmentationTask.open(config)
+  widths = {name: ablation._width(rows[name]) for name in ("base", "bsc", "t_btd", "d_mols", "all")}
+  sizes = {name: ablation._parameters(rows[name], width) for name, width in widths.items()}
+  # Those of the model itself, counted apart.
+  for name in ("base", "all"):
+    own = ablation._row_config(dataclasses.replace(rows[name], dmols="off"), 0, widths[name]).own
+    model = sizes_lib.make(own, len(ablation._first.pieces.words))
+    image = jnp.zeros((1, 64, 64, 3), jnp.uint8)
+    tokens = jnp.zeros((1, own.max_pieces), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image, tokens, tokens == 0)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == sizes[name]
+  assert widths["all"] == 20 and widths["base"] > 20
   # One channel more or less is the finest step there is.
-  wider = ablation._parameters(first, ablation._row_config(rows["base"], 0, widths["base"] + 1))
+  wider = ablation._parameters(rows["base"], widths["base"] + 1)
   for name, size in sizes.items():
     assert abs(size - sizes["all"]) <= wider - sizes["base"], name
   # What rebuilds in training is not counted.
@@ -99,8 +115,9 @@ def test_a_table_is_made_once_and_grows_by_seeds(tmp_path, compile_cache, monkey
   ]  # fmt: skip
   later = json.loads((folder / "ablation.json").read_text())
   assert later["by_seed"]["t_btd"].keys() == {"0", "1"} and "d_mols" not in later["rows"]
-  # A longer run is another one.
-  longer = tiny.run("ablate_btdnet", *flags, "--rows=base", "--max_steps=4")
-  assert longer.status == 0 and trained[-1].endswith("seed0/base") and len(trained) == 3
-  with pytest.raises(ConfigError):
-    btdnet_ablation.choose_rows(["magic"])
+  assert found["trained_steps"] == 2
+  # Rows of one table have one length, and are judged alike.
+  for other in ("--max_steps=4", "--max_steps=1", "--eval_sentences=5"):
+    refused = tiny.run("ablate_btdnet", *flags, "--rows=t_btd", other)
+    assert refused.status == 2 and f"{other} is not allowed: the run in" in refused.err
+  assert len(trained) == 2

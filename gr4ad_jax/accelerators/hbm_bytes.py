@@ -71,7 +71,7 @@ def by_scope(text: str) -> collections.Counter:
 
 
 def _parsed(text: str) -> tuple[_Program, str]:
-  """The computations of a program, and which of them is run."""
+  """The computations of a program, and which of them is run. Raises ValueError for other text."""
   program: _Program = {}
   entry = ""
   here: dict[str, _Operation] = {}
@@ -84,6 +84,8 @@ def _parsed(text: str) -> tuple[_Program, str]:
     elif begins and not line.startswith("HloModule"):
       here = program.setdefault(begins[2], {})
       entry = begins[2] if begins[1] else entry
+  if not entry:
+    raise ValueError("the text is no compiled program: it has no ENTRY")
   return program, entry
 
 
@@ -133,8 +135,20 @@ def _running(
       yield from _running(program, operation.attribute("body"), times * _trips(operation, program))
     elif operation.kind == "call":
       yield from _running(program, operation.attribute("to_apply"), times)
+    elif operation.kind == "conditional":
+      # One branch runs, and nothing says which: all count, rather too much than too little.
+      for branch in _branches(operation.words[1]):
+        yield from _running(program, branch, times)
     elif operation.kind not in _NOTHING:
       yield operation, within, times
+
+
+def _branches(words: str) -> list[str]:
+  """The computations of a conditional: two of a truth value, or a list of them."""
+  listed = re.search(r"\bbranch_computations=\{([^}]*)\}", words)
+  if listed:
+    return re.findall(r"[\w.\-]+", listed[1])
+  return re.findall(r"\b(?:true|false)_computation=%?([\w.\-]+)", words)
 
 
 def _trips(loop: _Operation, program: _Program) -> int:

@@ -109,8 +109,10 @@ def measure(
       "codebooks": config.sid.codebooks, "beams": config.search.beams, "ads": ads,
     },
     "model": {
-      name: getattr(config.model, name)
-      for name in ("compute_dtype", "cross_attention", "head_piece")
+      "compute_dtype": config.model.compute_dtype,
+      "cross_attention": config.model.cross_attention,
+      # As the knob says it: what stands in the config is no value of the knob.
+      "head_piece": max(config.model.head_piece, 0),
     },
     "programs": programs,
   }  # fmt: skip

@@ -94,7 +94,7 @@ def measure(
   """Makes a log, and runs `prepare`, `train` (500 steps) and `evaluate` (10,000 users) on it.
 
   Args:
-    commands: that run these parts, by name, in this order; a part without one is left out.
+    commands: that run these parts, by name, in this order: `prepare` first, the others may lack.
     events: of the log.
     ads: of its table.
     told: hears what each part took, once it has ended.

@@ -61,7 +61,7 @@ class ModelConfig:
   head_piece: int = knob(
     0,
     "Most codes of a level that are scored at a time where sequences are given, as in training; "
-    "0: all on CPU, 1024 on accelerators.",
+    "0: all on CPU, 64 MiB of scores on accelerators.",
     low=0,
     free=True,
   )

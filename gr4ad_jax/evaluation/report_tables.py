@@ -56,7 +56,8 @@ def results(
   if not systems:
     raise ValueError("there is no system to score")
   protocol = protocols.protocol_of(dataset.name)
-  requests = requests or protocols.eval_requests(dataset, split, target_behavior)
+  if requests is None:
+    requests = protocols.eval_requests(dataset, split, target_behavior)
   # All is checked before anything is scored: an error names its system at once.
   given = systems, unseen or {}
   by_seed, without = (_checked(x, requests, max(protocol.ks), len(dataset.ads)) for x in given)

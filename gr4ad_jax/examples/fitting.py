@@ -89,7 +89,8 @@ def fit_trends(job: Job, told) -> None:
   # This file is the last one of the last level.
   if os.path.exists(os.path.join(job.tables, "trends", str(ALL), "about.json")):
     return
-  levels = sorted({bundles.shown(split, job.fitted) for split in range(len(SPLITS))} | {ALL})
+  # What requests see; of all splits the counts are kept for the next days.
+  seen = {bundles.shown(split, job.fitted) for split in range(len(SPLITS))}
   trends = Trends.empty(job.num_ads)
   # Counts of a level hold those of all levels before it, so each is added to what there is.
   for level in range(1, ALL + 1):
@@ -108,8 +109,8 @@ def fit_trends(job: Job, told) -> None:
     # What is left below the limit.
     if waiting:
       trends = trends.adding(_joined(waiting))
-    if level in levels:
-      if level < ALL and job.config.rising_slots:
+    if level in seen | {ALL}:
+      if level in seen and job.config.rising_slots:
         mapped.save_rising(job.tables, level, trends, job.config.rising_slots)
       mapped.save_trends(job.tables, level, trends)
   told("partitions merged", ALL * job.partitions, ALL * job.partitions)

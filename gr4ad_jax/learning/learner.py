@@ -38,6 +38,7 @@ from gr4ad_jax.training.trainer import Trainer
 from gr4ad_jax.training.writers import open_writers
 
 _LEARNED = 256  # requests of before the stream that features are compared with
+_LEFT_OUT = "left out"  # how a round ended that taught nothing
 _log = logging.getLogger(__name__)
 
 
@@ -192,7 +193,8 @@ class Learner:
         return Learned(state, "stopped")
       self._seconds += time.monotonic() - began
       # Groups of a day have as many as came on that day.
-      self._visits += sum(len(group.visits) for group in source.groups(first, length))
+      if status != _LEFT_OUT:
+        self._visits += sum(len(group.visits) for group in source.groups(first, length))
       self._tell(end, verdict)
 
   def _learned(self, state, first: int, end: int, checkpointer, writer) -> tuple[TrainState, str]:
@@ -220,7 +222,7 @@ class Learner:
     # Saved at the round's end, so that a kill now does not meet the same round again.
     checkpointer.save(state, data=source.state(end))
     checkpointer.wait()
-    return state, "done"
+    return state, _LEFT_OUT
 
   def _judged(
     self, state, groups: Sequence[Group], writer, stopped: Callable[[], bool]

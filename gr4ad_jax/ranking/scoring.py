@@ -143,7 +143,8 @@ def evaluate_run(
   config: Config, inputs: Inputs, split: str, beside: Sequence[str] = (), users: int = 0
 ) -> tuple[dict, Ranking]:
   """Scores a run, writes eval/metrics.json and its plots (see `published.output_dir`), these where
-  matplotlib is installed.
+  matplotlib is installed. Of some users alone eval/sample.json is written, and nothing drawn: who
+  reads the other file takes it for the whole split.
 
   Args:
     config: of the run.
@@ -196,8 +197,11 @@ def evaluate_run(
   )  # fmt: skip
   found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
   folder = os.path.join(published.output_dir(config), "eval")
-  report_tables.write_json(os.path.join(folder, "metrics.json"), found)
-  _plot(config, found, folder)
+  if users:
+    report_tables.write_json(os.path.join(folder, "sample.json"), found)
+  else:
+    report_tables.write_json(os.path.join(folder, "metrics.json"), found)
+    _plot(config, found, folder)
   return found, next(iter(rankings.values()))[0]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from gr4ad_jax.scenes.referring import Referring, unpacked
 from gr4ad_jax.segmentation.metrics import Counts, count
 
+WITHOUT_PLACE = "without position and relation"  # of the controls, the one that cuts PLACED
 PLACED = ("position", "relation", "comparison")  # kinds that go on after the object's noun
 
 
@@ -76,5 +77,5 @@ def named(split: Referring) -> dict[str, Referring]:
   # One sentence without a noun leaves the whole control out: its score would be of other sentences.
   if (split.noun[:, 1] > 0).all():
     found["noun alone"] = noun_only(split)
-    found["without position and relation"] = without_place(split)
+    found[WITHOUT_PLACE] = without_place(split)
   return found

@@ -6,6 +6,7 @@ with is not counted, as it is used in training alone.
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -16,10 +17,18 @@ import jax
 import numpy as np
 
 from gr4ad_jax import files
-from gr4ad_jax.config import Config, ConfigError, fields_of, with_knobs
+from gr4ad_jax.config import (
+  Config,
+  ConfigError,
+  fields_of,
+  is_trained,
+  load_config,
+  with_knobs,
+)
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.ranking import list_cache
 from gr4ad_jax.runs import run
+from gr4ad_jax.runs import workdir as workdir_lib
 from gr4ad_jax.segmentation import controls
 from gr4ad_jax.segmentation.metrics import Counts
 from gr4ad_jax.segmentation.predict import Predictor
@@ -28,12 +37,10 @@ from gr4ad_jax.studies import btdnet_table
 from gr4ad_jax.training.loop import FitResult
 
 SPLIT = "test"
-RUN = "run"  # the sentences as they are, beside the names of the controls
 _COUNTS = "counts.npz"  # in a run's folder eval
-_IN_TRAINING = ("text_rebuilder", "vision_rebuilder")
-_WIDEST = 512  # channels of a decoder that are tried
-# A trained run may change these, but they shape what comes out.
-_LENGTH = ("epochs", "max_steps", "eval_every")
+# Free for a trained run, as none of them shapes its parameters. Here they must be what they were:
+# rows of one table have one length, and are judged by the same sample.
+_FIXED = ("epochs", "max_steps", "eval_every", "eval_sentences")
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +65,8 @@ class Row:
     return {name: value for name, value in vars(self).items() if name != "name"}
 
 
-BASE, ALL = "base", "all"
+BASE = "base"
+ALL = "all"
 ROWS = (
   Row(BASE),
   Row("bsc_vision", bsc="vision"),
@@ -110,6 +118,7 @@ class Ablation:
     self._seeds = seeds
     self._train = train
     self._told = told
+    self._counted: dict[tuple, int] = {}
 
   def run(self) -> dict:
     """Runs all rows of a seed, then those of the next; writes ablation.json and ablation.md.
@@ -119,37 +128,40 @@ class Ablation:
 
     Raises:
       Stopped: asked to stop; the same call goes on.
-      ConfigError, DataError: settings or data that a row would refuse; before anything is trained.
+      ConfigError, DataError: settings or data that a row would refuse, or a run of other settings
+        in its place; before anything is trained.
     """
-    folder = self._config.workdir
     # Any row's data and vocabulary are those of all.
-    first = SegmentationTask.open(self._config)
-    widths = self._widths(first)
+    self._first = first = SegmentationTask.open(self._config)
+    self._told("matching the rows' parameters")
+    widths = {row.name: self._width(row) for row in self._rows}
     configs = {
       (row.name, seed): self._row_config(row, seed, widths[row.name])
       for seed in self._seeds
       for row in self._rows
     }
+    for config in configs.values():
+      self._check(config)
     for (name, seed), config in configs.items():
       counts = self._kept(config)
       if counts is None:
         counts = self._made(config)
-      value = counts[RUN].both.sum() / counts[RUN].either.sum()
+      value = counts[btdnet_table.RUN].both.sum() / counts[btdnet_table.RUN].either.sum()
       self._told(f"{name}, seed {seed}: oIoU {value:.3f}")
     counts = {row.name: self._all_seeds(row, widths[row.name]) for row in self._rows}
     found = btdnet_table.results(first.splits[SPLIT], counts)
     found["about"] = {
       row.name: {
-        "parameters": self._parameters(first, self._row_config(row, 0, widths[row.name])),
+        "parameters": self._parameters(row, widths[row.name]),
         "decoder_width": widths[row.name],
       }
       for row in self._rows
     }
-    found |= {"split": SPLIT, "trained_steps": self._config.training.max_steps}
+    found |= {"split": SPLIT, "trained_steps": first.total_steps}
+    folder = self._config.workdir
     report_tables.write_json(os.path.join(folder, "ablation.json"), found)
-    report_tables.write_text(
-      os.path.join(folder, "ablation.md"), btdnet_table.format_markdown(found)
-    )
+    text = btdnet_table.format_markdown(found)
+    report_tables.write_text(os.path.join(folder, "ablation.md"), text)
     return found
 
   def _row_config(self, row: Row, seed: int, width: int) -> Config:
@@ -158,37 +170,51 @@ class Ablation:
     config = with_knobs(self._config, {**row.knobs, "seed": seed, "decoder_width": width})
     return SegmentationTask.validate(dataclasses.replace(config, workdir=folder))
 
-  def _widths(self, first: SegmentationTask) -> dict[str, int]:
-    """The decoder's width of each row, by which its parameters come nearest to those of all parts
-    at the width that was asked for.
+  def _check(self, config: Config) -> None:
+    """Raises ConfigError where a run of other settings lies in the place of this one."""
+    if not is_trained(config.workdir):
+      return
+    workdir_lib.check_workdir(config)
+    saved = load_config(config.workdir)
+    for name, ours, theirs in workdir_lib.changes(config, saved, ("training", "own")):
+      if name in _FIXED:
+        raise ConfigError(
+          f"--{name}={ours} is not allowed: the run in {config.workdir} has {theirs}; other "
+          "settings need another --workdir"
+        )
+
+  def _width(self, row: Row) -> int:
+    """The decoder's width by which a row's parameters come nearest to those of all parts at the
+    width that was asked for.
     """
-    whole = next(row for row in ROWS if row.name == ALL)
     width = self._config.own.decoder_width
-    target = self._parameters(first, self._row_config(whole, 0, width))
-    found = {}
-    for row in self._rows:
+    if row.name == ALL:
+      return width
+    target = self._parameters(next(one for one in ROWS if one.name == ALL), width)
+    # Parameters grow with the width: one is found that has too many, then the first that has.
+    low = 1
+    high = width
+    while self._parameters(row, high) < target:
+      high *= 2
+    while low < high:
+      middle = (low + high) // 2
+      if self._parameters(row, middle) < target:
+        low = middle + 1
+      else:
+        high = middle
+    near = max(1, low - 1), low
+    return min(near, key=lambda one: abs(self._parameters(row, one) - target))
 
-      def parameters(width: int, row: Row = row) -> int:
-        return self._parameters(first, self._row_config(row, 0, width))
-
-      # Parameters grow with the width, so the first width of too many is found by bisection.
-      low = 1
-      high = _WIDEST
-      while low < high:
-        middle = (low + high) // 2
-        if parameters(middle) < target:
-          low = middle + 1
-        else:
-          high = middle
-      near = (max(1, low - 1), low)
-      found[row.name] = min(near, key=lambda one: abs(parameters(one) - target))
-    return found
-
-  def _parameters(self, first: SegmentationTask, config: Config) -> int:
-    """Parameters that a run's masks need."""
-    shapes = jax.eval_shape(lambda: fresh(config, first.pieces))
-    kept = {name: part for name, part in shapes.items() if name not in _IN_TRAINING}
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(kept))
+  def _parameters(self, row: Row, width: int) -> int:
+    """Parameters that a row's masks need."""
+    # What D-MOLS rebuilds with is not counted, nor does a loss have parameters.
+    key = row.bsc, row.decoder, width
+    if key not in self._counted:
+      plain = dataclasses.replace(row, dmols="off")
+      config = self._row_config(plain, 0, width)
+      shapes = jax.eval_shape(lambda: fresh(config, self._first.pieces))
+      self._counted[key] = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    return self._counted[key]
 
   def _all_seeds(self, row: Row, width: int) -> dict[int, dict[str, Counts]]:
     """What there is of a row in the folder, by seed: runs of other calls count too."""
@@ -210,7 +236,7 @@ class Ablation:
     predictor = Predictor(task.model)
     data = task.splits[SPLIT]
     found = {}
-    for name, sentences in {RUN: data, **controls.named(data)}.items():
+    for name, sentences in {btdnet_table.RUN: data, **controls.named(data)}.items():
       encoded = sentences.encoded(task.pieces, task.own.max_pieces)
       found[name] = predictor.counts(params, encoded, np.arange(len(data)))
     arrays = {
@@ -218,16 +244,16 @@ class Ablation:
       for name, counts in found.items()
       for part, column in vars(counts).items()
     }
-    files.save_arrays(self._path(config), settings=_settings(config), **arrays)
+    files.save_arrays(self._path(config), of=self._of(config), **arrays)
     return found
 
   def _kept(self, config: Config) -> dict[str, Counts] | None:
-    """The counts of a run that was scored with these settings; None: there are none."""
+    """The counts of a run that was scored on these data; None: there are none."""
     path = self._path(config)
     if not os.path.exists(path):
       return None
     saved = files.load_all(path)
-    if str(saved.pop("settings")) != _settings(config):
+    if str(saved.pop("of")) != self._of(config):
       return None
     parts: dict[str, dict] = {}
     for key, column in saved.items():
@@ -236,15 +262,20 @@ class Ablation:
       parts.setdefault(name, {})[part] = column
     return {name: Counts(**columns) for name, columns in parts.items()}
 
+  def _of(self, config: Config) -> str:
+    """What a run's counts follow from, as text: its settings, and the sentences with their masks.
+
+    A run of other settings is refused before (`_check`); this is for runs of seeds that were not
+    asked for.
+    """
+    data = self._first.splits[SPLIT]
+    digest = hashlib.sha256("\n".join(data.text).encode() + data.mask.tobytes()).hexdigest()
+    settings = {
+      name: getattr(getattr(config, section), name)
+      for name, (section, field) in fields_of(config).items()
+      if not field.metadata["free"] or name in _FIXED
+    }
+    return json.dumps(settings | {"sentences": digest}, sort_keys=True)
+
   def _path(self, config: Config) -> str:
     return os.path.join(config.workdir, "eval", _COUNTS)
-
-
-def _settings(config: Config) -> str:
-  """What a run's counts follow from, as text."""
-  found = {
-    name: getattr(getattr(config, section), name)
-    for name, (section, field) in fields_of(config).items()
-    if not field.metadata["free"] or name in _LENGTH
-  }
-  return json.dumps(found, sort_keys=True)

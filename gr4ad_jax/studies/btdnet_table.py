@@ -9,14 +9,13 @@ from gr4ad_jax.evaluation.metrics import Ratio, interval, resample
 from gr4ad_jax.evaluation.report_tables import aligned, cell
 from gr4ad_jax.scenes.referring import Referring
 from gr4ad_jax.segmentation import metrics, report
-from gr4ad_jax.segmentation.controls import PLACED
+from gr4ad_jax.segmentation.controls import PLACED, WITHOUT_PLACE
 from gr4ad_jax.segmentation.metrics import Counts
 
-ALL = "all sentences"
+WHOLE = "all sentences"
 PLACED_KINDS = "kinds with a place"  # what the control without place and relation cuts
-WITHOUT_PLACE = "without position and relation"  # a name of `controls.named`
 SHOWN = ("oIoU", "Pr@0.7", "Pr@0.9", "F")
-RUN = "run"
+RUN = "run"  # the sentences as they are, beside the names of the controls
 
 # Of one row: seed -> name of a control, or RUN -> counts by sentence.
 Seeds = Mapping[int, Mapping[str, Counts]]
@@ -36,11 +35,11 @@ def results(data: Referring, rows: Mapping[str, Seeds]) -> dict:
     A dict for JSON. It has
     rows[name][group][metric]: {mean, low, high} of RUN, and steps[name] likewise: the row minus the
     base;
-    controls[name][control][metric]: likewise, of ALL and of PLACED_KINDS by oIoU;
+    controls[name][control][group]: oIoU of RUN and of each control, of WHOLE and of PLACED_KINDS;
     by_seed[name][seed]: oIoU;
     sentences[group].
   """
-  groups = {ALL: np.ones(len(data), bool), PLACED_KINDS: np.isin(data.kind, PLACED)}
+  groups = {WHOLE: np.ones(len(data), bool), PLACED_KINDS: np.isin(data.kind, PLACED)}
   groups |= report.groups(data)
   groups = {name: rows_L for name, rows_L in groups.items() if rows_L.any()}
   base = next(iter(rows.values()))
@@ -68,26 +67,16 @@ def results(data: Referring, rows: Mapping[str, Seeds]) -> dict:
   for name, seeds in rows.items():
     found["controls"][name] = {
       control: {
-        group: metrics.values(
-          _joined([one[control].take(groups[group]) for one in seeds.values()])
-        )["oIoU"]
-        for group in (ALL, PLACED_KINDS)
+        group: _ratios([one[control].take(groups[group]) for one in seeds.values()])["oIoU"].value
+        for group in (WHOLE, PLACED_KINDS)
         if group in groups
       }
       for control in next(iter(seeds.values()))
     }
     found["by_seed"][name] = {
-      str(seed): metrics.values(one[RUN])["oIoU"] for seed, one in seeds.items()
+      str(seed): _ratios([one[RUN]])["oIoU"].value for seed, one in seeds.items()
     }
   return found | {"sentences": {name: int(rows_L.sum()) for name, rows_L in groups.items()}}
-
-
-def _joined(seeds: Sequence[Counts]) -> Counts:
-  """Sums of the seeds, sentence by sentence; the boundary's F is their mean."""
-  both, either, boundary = (
-    np.sum([getattr(one, part) for one in seeds], axis=0) for part in ("both", "either", "boundary")
-  )
-  return Counts(both, either, boundary / len(seeds))
 
 
 def _ratios(seeds: Sequence[Counts]) -> dict[str, Ratio]:
@@ -113,7 +102,7 @@ def _told(ratios: Mapping[str, Ratio], samples_SF: np.ndarray) -> dict:
 def format_markdown(found: Mapping) -> str:
   """What `results` found, with the "about", "split" and "trained_steps" that the ablation adds."""
   names = list(found["rows"])
-  total = found["sentences"][ALL]
+  total = found["sentences"][WHOLE]
   lines = [
     f"BTDNet rebuilt from the abstract; {found['split']}, {total:,} sentences. 95 % intervals by "
     f"bootstrap over images; {found['trained_steps']:,} steps a run.",
@@ -122,11 +111,11 @@ def format_markdown(found: Mapping) -> str:
   table = [["row", "parameters", "decoder width", "seeds", *SHOWN, "oIoU less the base's"]]
   for name in names:
     about = found["about"][name]
-    scores = found["rows"][name][ALL]
+    scores = found["rows"][name][WHOLE]
     table.append([
       name, f"{about['parameters']:,}", str(about["decoder_width"]),
       str(len(found["by_seed"][name])), *(cell(scores[metric]) for metric in SHOWN),
-      _step(found, name, ALL, "oIoU"),
+      _step(found, name, WHOLE, "oIoU"),
     ])  # fmt: skip
   lines += [*aligned(table), "", "oIoU by group, less the base's; bold where 0 is outside.", ""]
   table = [["group", "sentences", f"{names[0]} itself", *names[1:]]]
@@ -141,7 +130,7 @@ def format_markdown(found: Mapping) -> str:
   table = [["row", *controls, *(f"{PLACED_KINDS}: {one}" for one in placed)]]
   for name in names:
     scores = found["controls"][name]
-    cells = [scores[one][ALL] for one in controls]
+    cells = [scores[one][WHOLE] for one in controls]
     cells += [scores[one][PLACED_KINDS] for one in placed]
     table.append([name, *(f"{value:.3f}" for value in cells)])
   return "\n".join([*lines, *aligned(table)]) + "\n"

@@ -21,6 +21,16 @@ PROGRAM = """HloModule jit_run, is_scheduled=true
   ROOT %update.1 = f32[4,1024]{1,0} dynamic-update-slice(%param_0, %param_1, %zero, %zero)
 }
 
+%once (one: f32[1024]) -> f32[1024] {
+  %one = f32[1024]{0} parameter(0)
+  ROOT %negated = f32[1024]{0} negate(%one), metadata={op_name="branch"}
+}
+
+%again (other: f32[1024]) -> f32[1024] {
+  %other = f32[1024]{0} parameter(0)
+  ROOT %rooted = f32[1024]{0} sqrt(%other), metadata={op_name="branch"}
+}
+
 %condition (arg: (s32[], f32[1024])) -> pred[] {
   %arg = (s32[], f32[1024]{0}) parameter(0)
   %limit = s32[]{:T(128)} constant(5)
@@ -47,6 +57,7 @@ ENTRY %main (a: f32[4,1024], b: bf16[1024]) -> f32[1024] {
   %slice-done = bf16[256]{0:S(1)} slice-done(%slice-start)
   %side = bf16[256]{0:S(1)} custom-call(%slice-done), custom_call_target="ConcatBitcast"
   %kernel = f32[1024]{0} custom-call(%copy-done, %b, /*index=2*/%side), custom_call_target="tpu_custom_call", metadata={op_name="kernel"}
+  %either = f32[1024]{0} conditional(%number, %kernel, %kernel), branch_computations={%once, %again}
   %start = (s32[], f32[1024]{0}) tuple(%number, %kernel)
   %loop = (s32[], f32[1024]{0}) while(%start), condition=%condition, body=%body
   ROOT %out = f32[1024]{0} get-tuple-element(%loop), index=1
@@ -61,6 +72,7 @@ ENTRY %main (a: f32[4,1024], b: bf16[1024]) -> f32[1024] {
     ("put", 4096),  # a row of a, changed in place
     ("fetch", 2048 + 512),  # all of b, and a quarter of it
     ("kernel", 2048 + 4096),  # b once from memory, and what it gives
+    ("branch", 2 * 2 * 4096),  # one of two that are read, and its result; both count
     ("loop", 5 * 3 * 4096),  # two operands and a result, five times
   ],
 )
@@ -68,7 +80,12 @@ def test_bytes_of_an_operation(scope, expected):
   assert hbm_bytes.by_scope(PROGRAM)[scope] == expected
 
 
+def test_other_text_is_refused():
+  with pytest.raises(ValueError, match="no ENTRY"):
+    hbm_bytes.by_scope("HloModule jit_run\n")
+
+
 def test_what_only_names_arrays_moves_nothing():
   moved = hbm_bytes.by_scope(PROGRAM)
-  assert set(moved) - {"take", "put", "fetch", "kernel", "loop"} <= {""}
+  assert set(moved) - {"take", "put", "fetch", "kernel", "branch", "loop"} <= {""}
   assert moved[""] == 0

@@ -89,7 +89,7 @@ def test_a_kernel_is_one_product_that_reads_and_writes_once():
 def test_a_step_and_its_words():
   found = roofline.measure(CONFIG, "v5e", (), ads=30)
   assert found["model"] == {
-    "compute_dtype": "bfloat16", "cross_attention": "fused", "head_piece": -1,
+    "compute_dtype": "bfloat16", "cross_attention": "fused", "head_piece": 0,
   }  # fmt: skip
   step = found["programs"]["step"]
   assert step["compiled"] is None

@@ -12,7 +12,7 @@ import pytest
 from gr4ad_jax.builders.prepare import load_dataset
 from gr4ad_jax.config import Config, ConfigError, DataConfig
 from gr4ad_jax.data.schema import SPLITS, DataError, EventLog
-from gr4ad_jax.examples import beam, making, preparing, stages
+from gr4ad_jax.examples import beam, making, mapped, preparing, stages
 from gr4ad_jax.examples.folder import ExampleFolder
 from gr4ad_jax.examples.preparing import Options
 from gr4ad_jax.examples.reading import ExampleContexts
@@ -56,6 +56,30 @@ def assert_same_batches(folder, config, inputs):
 
 def test_examples_are_the_batches_of_memory_to_the_bit(log, examples):
   assert_same_batches(examples, *log)
+
+
+@pytest.mark.parametrize("fitted", ["train+valid", "train+valid+test"])
+def test_splits_that_are_learned_from_see_one_another(tmp_path, monkeypatch, fitted):
+  """Also where all are learned from. What rises on a day is looked up once, for all partitions."""
+  made.write_ads(tmp_path / "ads.csv")
+  made.write_files(tmp_path / "log", made.rows(), CUTS)
+  config = made.config_of(tmp_path)
+  training = dataclasses.replace(config.training, fit_splits=fitted)
+  config = dataclasses.replace(config, training=training)
+  inputs = made.in_memory(config)
+  asked = []
+  look_up = mapped.Trends._rising
+
+  def counted(trends, bucket, *given):
+    asked.append((len(trends.ad), bucket))
+    return look_up(trends, bucket, *given)
+
+  monkeypatch.setattr(mapped.Trends, "_rising", counted)
+  folder = preparing.prepare(str(tmp_path / "out"), config, EXACT)
+  # Of as many counts, each day once.
+  assert len(asked) == len(set(asked)) > 10
+  monkeypatch.undo()
+  assert_same_batches(folder, config, inputs)
 
 
 def test_the_columns_of_the_log_are_those_of_memory(log, examples):

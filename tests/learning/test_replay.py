@@ -72,9 +72,9 @@ def test_what_is_recorded_is_what_the_table_reads(tmp_path):
   assert found.requests.target_ad.tolist() == [1, 31, 2, 31] * 2
   assert found.seen.row_E.tolist() == [0, 1, 0, 1, 2] * 2
   learned = np.concatenate([kept[n][guard.CANDIDATE][1:] for n in range(2)])
-  np.testing.assert_array_equal(found.lists["learning"], learned)
+  np.testing.assert_array_equal(found.lists["learning"][0], learned)
   frozen = np.concatenate([kept[0][guard.CANDIDATE][1:], kept[1][guard.START][1:]])
-  np.testing.assert_array_equal(found.lists["frozen"], frozen)
+  np.testing.assert_array_equal(found.lists["frozen"][0], frozen)
   assert found.known_ads == 30
 
 

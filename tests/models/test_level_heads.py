@@ -178,9 +178,14 @@ def test_few_rows_have_all_codes_in_one_piece(monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   monkeypatch.setattr(level_heads, "_SCORES", 4 * 128)
   asked = []
-  monkeypatch.setattr(level_heads, "code_logp", lambda piece, *_: asked.append(piece) or _[-1])
+
+  def code_logp(piece, *given):
+    asked.append(piece)
+    return given[-1]
+
+  monkeypatch.setattr(level_heads, "code_logp", code_logp)
   params = {"kernel": np.ones((4, 300), np.float32), "bias": np.ones(300, np.float32)}
-  for rows in (2, 4, 100):
+  for rows in (1, 2, 4, 100):
     head = LevelHead(300, piece=piece_of(0))
     head.apply({"params": params}, np.ones((rows, 1, 4)), np.zeros((rows, 1), int), method="logp")
-  assert asked == [256, 128, 128]
+  assert asked == [512, 256, 128, 128]

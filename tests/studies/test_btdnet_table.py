@@ -6,7 +6,7 @@ import pytest
 from gr4ad_jax.scenes import dataset
 from gr4ad_jax.segmentation.metrics import Counts
 from gr4ad_jax.studies import btdnet_table
-from gr4ad_jax.studies.btdnet_table import ALL, PLACED_KINDS, RUN, WITHOUT_PLACE
+from gr4ad_jax.studies.btdnet_table import PLACED_KINDS, RUN, WHOLE, WITHOUT_PLACE
 
 CONTROLS = (RUN, "shuffled sentences", WITHOUT_PLACE)
 
@@ -51,7 +51,11 @@ def overlap(runs, keep):
 def test_rows_add_up_their_seeds_and_steps_are_of_common_ones(data, rows, found):
   relation = data.kind == "relation"
   small = data.facts["pixels"] >= 100
-  groups = {ALL: relation | True, "kind relation": relation, "target of 100 or more pixels": small}
+  groups = {
+    WHOLE: relation | True,
+    "kind relation": relation,
+    "target of 100 or more pixels": small,
+  }
   for group, keep in groups.items():
     for name, seeds in rows.items():
       expected = overlap([one[RUN] for one in seeds.values()], keep)
@@ -78,8 +82,8 @@ def test_a_step_is_paired_by_images(data, rows):
   counts = base[0][RUN]
   better = Counts(counts.both + 1, counts.either + 1, counts.boundary)
   found = btdnet_table.results(data, {"base": base, "next": {0: base[0] | {RUN: better}}})
-  step = found["steps"]["next"][ALL]["oIoU"]
-  row = found["rows"]["next"][ALL]["oIoU"]
+  step = found["steps"]["next"][WHOLE]["oIoU"]
+  row = found["rows"]["next"][WHOLE]["oIoU"]
   assert 0 < step["low"] < step["high"]
   assert step["high"] - step["low"] < (row["high"] - row["low"]) / 5
 
@@ -90,7 +94,7 @@ def test_controls_are_told_by_all_and_by_kinds_with_a_place(data, rows, found):
     for control in CONTROLS:
       runs = [one[control] for one in seeds.values()]
       told = found["controls"][name][control]
-      assert told[ALL] == pytest.approx(overlap(runs, placed | True)[0])
+      assert told[WHOLE] == pytest.approx(overlap(runs, placed | True)[0])
       assert told[PLACED_KINDS] == pytest.approx(overlap(runs, placed)[0])
   assert found["by_seed"]["bsc"].keys() == {"1", "2"}
   one = overlap([rows["bsc"][2][RUN]], placed | True)[0]
@@ -104,5 +108,5 @@ def test_the_page_has_every_row_group_and_control(data, found):
   )
   assert f"test, {len(data)} sentences" in text and "450 steps a run" in text
   lines = {line.split(" | ")[0].removeprefix("| ").strip() for line in text.splitlines()}
-  assert {"base", "bsc", "all", "kind relation", ALL, PLACED_KINDS} <= lines
+  assert {"base", "bsc", "all", "kind relation", WHOLE, PLACED_KINDS} <= lines
   assert "| 1,234,567  |" in text and f"{PLACED_KINDS}: {WITHOUT_PLACE}" in text
