@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax, jax.numpy as jnp, numpy as np
 from gr4ad_jax.config import Config
 from gr4ad_jax.btdnet import sizes
+from gr4ad_jax.models import remat
 from gr4ad_jax.parallel import mesh as mesh_lib
 from gr4ad_jax.segmentation import task as task_lib
 from gr4ad_jax.scenes.referring import SegmentationBatch
@@ -27,6 +28,8 @@ assert jax.device_count() == 8
 size = sys.argv[1]
 # As few as data and fsdp divide: the step of the base keeps gigabytes for each.
 B = 4 if size == "B" else 8
+# The base's maps of all layers would take more than 16 GB.
+REMAT = "full" if size == "B" else "none"
 if size == "B":
   own = SegmentationConfig(
     swin="B", swin_window=12, stem="patch", coordinates=False, subpixel=False, bert="base",
@@ -48,7 +51,7 @@ class Words:
 class Alone(task_lib.SegmentationTask):
   def __init__(self):
     self.own, self.pieces = own, Words
-    self.model = sizes.make(own, len(Words.words))
+    self.model = sizes.make(own, len(Words.words), REMAT)
 
 
 config = Config(family="btdnet", own=own)
@@ -73,7 +76,10 @@ for name, count in (("data:1", 1), ("data:2,fsdp:2,tensor:2", 8)):
     here = jax.device_put(params, shardings)
     rows = mesh_lib.put_batch(batch, mesh)
     loss = step_lib.gathering(task.loss, shardings)
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), out_shardings=(None, shardings))
+    gradient = jax.jit(
+      jax.value_and_grad(loss, has_aux=True), out_shardings=(None, shardings),
+      compiler_options=remat.compiler_options(REMAT),
+    )
     (value, metrics), grads = gradient(here, rows, jax.random.key(1, impl="rbg"))
     found[name] = float(value), jax.device_get((grads, metrics))
     cut = [leaf for leaf in jax.tree.leaves(here) if not leaf.sharding.is_fully_replicated]
