@@ -137,9 +137,11 @@ def test_a_killed_supervisor_leaves_nobody_behind(tmp_path):
   )
   parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
   with parent.stdout:
-    assert "child: " in parent.stdout.readline()
-    while "up" not in parent.stdout.readline():
-      pass
+    line = ""
+    # On a busy machine the child may be up before the supervisor says that it was started.
+    while "up" not in line:
+      line = parent.stdout.readline()
+      assert line.startswith("child: "), line
     parent.send_signal(signal.SIGKILL)
     parent.wait()
   until = time.monotonic() + 60
