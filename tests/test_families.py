@@ -12,6 +12,7 @@ import pytest
 
 from gr4ad_jax import families
 from gr4ad_jax.config import Config, ConfigError, load_config
+from gr4ad_jax.examples import order
 from gr4ad_jax.runs import run
 from gr4ad_jax.training.checkpoint import Checkpointer
 from tests import devices, tiny, toy_family
@@ -55,6 +56,25 @@ def test_it_trains_with_cost_progress_profile_and_checkpoints(whole):
   lines = _lines(workdir)
   assert [line["step"] for line in lines] == [4, 6, 8, 12]
   assert lines[-1]["valid/iou"] > lines[0]["train/iou"] + 0.1
+
+
+def test_what_reads_beside_the_training_is_ended_with_it(tmp_path, monkeypatch, compile_cache):
+  """Also where the training is stopped."""
+  closed = []
+  source = order.OrderedSource
+  monkeypatch.setattr(source, "close", lambda self: closed.append(1), raising=False)
+  take = source.batch
+
+  def stopped(self, step, *part):
+    if step == 3:
+      signal.raise_signal(signal.SIGTERM)
+    return take(self, step, *part)
+
+  monkeypatch.setattr(source, "batch", stopped)
+  done = tiny.run("train", "--family=toy", *_FLAGS, f"--workdir={tmp_path}/run")
+  assert done.status == 0 and "stopped and saved" in done.out and closed == [1]
+  assert tiny.run("train", "--family=toy", *_FLAGS, f"--workdir={tmp_path}/run").status == 0
+  assert closed == [1, 1]
 
 
 def test_its_config_holds_what_it_reads_alone(whole):

@@ -24,7 +24,8 @@ _VECTOR = 16  # numbers of an ad's made-up vector
 _RUN = (
   "--tower_steps=0", "--codebooks=64,64,64", "--kmeans_iterations=1", "--width=32", "--heads=1",
   "--layers=2", "--lazy_layers=1", "--targets=4", "--max_steps=500", "--eval_every=0",
-  "--eval_requests=64", "--noevaluate", "--save_every=500", "--loader_processes=1", "--beams=16,16,16",
+  "--eval_requests=64", "--noevaluate", "--save_every=500", "--loader_processes=1",
+  "--beams=16,16,16",
 )  # fmt: skip
 
 

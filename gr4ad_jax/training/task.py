@@ -201,6 +201,14 @@ class Task(abc.ABC):
     """What follows the last step, such as a calibration; on every process."""
     del params
 
+  def close(self) -> None:
+    """Ends what the source runs beside the training, such as processes that read; called when the
+    training has ended, however it did. A source that holds nothing has no `close`.
+    """
+    end = getattr(self.source, "close", None)
+    if end:
+      end()
+
   @property
   def checkpoints(self) -> str:
     """Where the run's checkpoints lie."""
