@@ -52,6 +52,26 @@ def test_a_run_of_another_family_is_refused(tmp_path):
   assert "--family=requests is not allowed: this is for btdnet alone" in done.err
 
 
+@pytest.mark.parametrize("asked", [3, 40, 700])
+def test_a_row_gets_the_width_whose_parameters_are_nearest(monkeypatch, asked):
+  """Against a look at all widths; also beyond the width that was asked for, and far above."""
+
+  def parameters(_, row, width):
+    streams = {"single": 1, "shared": 1, "twin": 2}[row.decoder]
+    return 900 + (80 if row.bsc == "both" else 0) + streams * (18 * width**2 + 31 * width)
+
+  monkeypatch.setattr(Ablation, "_parameters", parameters)
+  config = with_knobs(Config(family="btdnet"), {"decoder_width": asked})
+  ablation = Ablation(config)
+  rows = {row.name: row for row in btdnet_ablation.ROWS}
+  target = parameters(None, rows["all"], asked)
+  for name, row in rows.items():
+    away = [abs(parameters(None, row, width) - target) for width in range(1, 3 * asked)]
+    assert ablation._width(row) == 1 + int(np.argmin(away)), name
+  assert ablation._width(rows["all"]) == asked < ablation._width(rows["base"])
+
+
+@pytest.mark.long
 def test_rows_have_about_as_many_parameters(tmp_path, monkeypatch):
   config = with_knobs(
     Config(workdir=str(tmp_path), family="btdnet"),
