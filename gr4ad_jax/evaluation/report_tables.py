@@ -47,8 +47,7 @@ def results(
     systems[name][part][metric]: {mean, low, high}, of each of `parts.SAYS` that has a target;
     ahead[name][part][metric]: likewise, the first system minus this one;
     targets[part]: {count, value}, shares of all targets;
-    catalogue[name], seeds[name] and seen[name];
-    dataset, split, protocol, target_behavior, users, requests and skipped.
+    catalogue[name], seeds[name], seen[name]; dataset, split, protocol and the like.
 
   Raises:
     ValueError: no system, rankings that do not fit the requests, or an unknown name.

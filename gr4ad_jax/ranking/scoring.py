@@ -196,13 +196,17 @@ def evaluate_run(
     _vectors(inputs),
   )  # fmt: skip
   found |= {"checkpoint": run.scored_step(config), "settings": settings_of(config)}
-  folder = os.path.join(published.output_dir(config), "eval")
-  if users:
-    report_tables.write_json(os.path.join(folder, "sample.json"), found)
-  else:
-    report_tables.write_json(os.path.join(folder, "metrics.json"), found)
-    _plot(config, found, folder)
+  _write(config, found, sample=users > 0)
   return found, next(iter(rankings.values()))[0]
+
+
+def _write(config: Config, found: dict, sample: bool) -> None:
+  """Writes what was found. A sample has no pictures, and a file of its own."""
+  folder = os.path.join(published.output_dir(config), "eval")
+  name = "sample.json" if sample else "metrics.json"
+  report_tables.write_json(os.path.join(folder, name), found)
+  if not sample:
+    _plot(config, found, folder)
 
 
 def _plot(config: Config, found: dict, folder: str) -> None:

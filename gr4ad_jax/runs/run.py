@@ -225,7 +225,6 @@ def _train(
           task.finish(state.params)
           return result
     finally:
-      # Else the processes of a loader would outlive the training.
       task.close()
       writer.close()
       preemption.release()

@@ -202,8 +202,9 @@ class Task(abc.ABC):
     del params
 
   def close(self) -> None:
-    """Ends what the source runs beside the training, such as processes that read; called when the
-    training has ended, however it did. A source that holds nothing has no `close`.
+    """Ends what the source runs beside the training, such as processes that read, which would
+    outlive it; called when the training has ended, however it did. A source that holds nothing has
+    no `close`.
     """
     end = getattr(self.source, "close", None)
     if end:
