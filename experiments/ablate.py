@@ -11,7 +11,6 @@ import os
 
 from absl import flags
 
-from gr4ad_jax.config import ConfigError
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
 from gr4ad_jax.ranking import list_cache
 from gr4ad_jax.runs import run
@@ -34,8 +33,7 @@ _RATE = flags.DEFINE_float("preference_learning_rate", 1e-3, "Its learning rate.
 
 def _plan() -> ablation.Plan:
   config = flags_lib.config_from_flags()
-  if not config.workdir:
-    raise ConfigError("--workdir= is not allowed: name the folder that the runs are to live in")
+  flags_lib.check_folder_of_runs(config.workdir)
   seeds = flags_lib.whole_numbers("seeds", _SEEDS.value)
   trainer.check_mesh(config)
   rows = ablation.choose_rows(_ROWS.value)

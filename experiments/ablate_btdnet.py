@@ -37,8 +37,7 @@ def main(argv):
   del argv
   config = flags_lib.config_from_flags(any_family=True)
   check_family(config, "btdnet")
-  if not config.workdir:
-    raise ConfigError("--workdir= is not allowed: name the folder that the runs are to live in")
+  flags_lib.check_folder_of_runs(config.workdir)
   if config.training.init_from:
     refused = f"--init_from={config.training.init_from} is not allowed"
     raise ConfigError(f"{refused}: no run has the parts of all rows")

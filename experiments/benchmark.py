@@ -69,7 +69,6 @@ from gr4ad_jax.benchmarks import (
   throughput,
   training,
 )
-from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.load import live_load, serve_load
 from gr4ad_jax.parallel.compilation_cache import enable_compilation_cache
@@ -126,12 +125,8 @@ _MINUTES = flags.DEFINE_float(
 
 
 def _numbers(name: str, given) -> tuple[int, ...]:
-  """Whole numbers of a flag, at least 1. Raises ConfigError."""
-  if not given or not all(str(number).isdigit() and int(number) for number in given):
-    raise ConfigError(
-      f"--{name}={','.join(map(str, given))} is not allowed: whole numbers, at least 1"
-    )
-  return tuple(map(int, given))
+  """Sizes of a flag. Raises ConfigError."""
+  return flags_lib.whole_numbers(name, given, 1, "at least 1")
 
 
 def _binaries(*names: str) -> dict[str, tuple[str, ...]]:

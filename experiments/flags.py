@@ -97,13 +97,32 @@ class _KnobSerializer(flags.ArgumentSerializer):
     return config_lib.shown(value)
 
 
-def whole_numbers(name: str, given: Sequence[str]) -> tuple[int, ...]:
-  """Numbers of a flag that is a list of seeds, say. Raises ConfigError for others, or none."""
-  if not given or not all(one.isascii() and one.isdecimal() for one in given):
+def whole_numbers(
+  name: str, given: Sequence[str | int], least: int = 0, words: str = "as 0,1,2"
+) -> tuple[int, ...]:
+  """Numbers of a flag that is a list of seeds, say. Raises ConfigError for others, or none.
+
+  Args:
+    name: of the flag.
+    given: what it is.
+    least: the smallest that is allowed.
+    words: which whole numbers are meant.
+  """
+  texts = [str(one) for one in given]
+  numbers = [int(one) for one in texts if one.isascii() and one.isdecimal()]
+  if not texts or len(numbers) < len(texts) or min(numbers) < least:
     raise config_lib.ConfigError(
-      f"--{name}={','.join(given)} is not allowed: whole numbers, as 0,1,2"
+      f"--{name}={','.join(texts)} is not allowed: whole numbers, {words}"
     )
-  return tuple(map(int, given))
+  return tuple(numbers)
+
+
+def check_folder_of_runs(folder: str) -> None:
+  """Raises ConfigError where a job of several runs has no folder for them."""
+  if not folder:
+    raise config_lib.ConfigError(
+      "--workdir= is not allowed: name the folder that the runs are to live in"
+    )
 
 
 def config_from_flags(

@@ -38,6 +38,7 @@ _REPORT = flags.DEFINE_list(
 _BESIDE = flags.DEFINE_list(
   "beside", [], "With --report: runs of other seeds with replays of the same names; means are told."
 )
+_SAME = ("data", "sid", "model", "objective", "training")  # sections that seeds have in common
 
 
 def _day(name: str, text: str) -> int:
@@ -45,9 +46,6 @@ def _day(name: str, text: str) -> int:
     return moment(text)
   except ValueError as error:
     raise ConfigError(f"--{name}={text} is not allowed: a day as 2010-12-01") from error
-
-
-_SAME = ("data", "sid", "model", "objective", "training")  # sections that seeds have in common
 
 
 def _roots_beside(config: Config) -> list[str]:

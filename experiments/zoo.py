@@ -118,8 +118,7 @@ def main(argv):
   """Runs the zoo from flags."""
   del argv
   folder = flags.FLAGS.workdir
-  if not folder:
-    raise ConfigError("--workdir= is not allowed: name the folder that the runs are to live in")
+  flags_lib.check_folder_of_runs(folder)
   if not _MODELS.value:
     raise ConfigError("--models= is not allowed: name one or more")
   seeds = flags_lib.whole_numbers("seeds", _SEEDS.value)
@@ -127,10 +126,7 @@ def main(argv):
     raise ConfigError(
       f"--models={','.join(_MODELS.value)} is not allowed: one, with --suite=scaling"
     )
-  if not _WIDTHS.value or not all(width.isdigit() for width in _WIDTHS.value):
-    raise ConfigError(
-      f"--widths={','.join(_WIDTHS.value)} is not allowed: whole numbers, ascending"
-    )
+  widths = flags_lib.whole_numbers("widths", _WIDTHS.value, words="ascending")
   rows = configs()
   for config in rows.values() if _SUITE.value == "scaling" else ():
     if "beams" in registry.unread(config):
@@ -154,7 +150,6 @@ def main(argv):
   try:
     if _SUITE.value == "scaling":
       config = dataclasses.replace(next(iter(rows.values())), workdir=folder)
-      widths = tuple(map(int, _WIDTHS.value))
       found = scaling.Scaling(config, seeds, train, widths).run()
       print(scaling_table.format_markdown(found))
     else:

@@ -13,7 +13,6 @@ from gr4ad_jax.btdnet import sizes as sizes_lib
 from gr4ad_jax.config import Config, load_config, with_knobs
 from gr4ad_jax.ranking import list_cache
 from gr4ad_jax.runs import run
-from gr4ad_jax.segmentation.task import SegmentationTask
 from gr4ad_jax.studies import btdnet_ablation
 from gr4ad_jax.studies.btdnet_ablation import Ablation
 from tests import tiny
@@ -79,7 +78,6 @@ def test_rows_have_about_as_many_parameters(tmp_path, monkeypatch):
   )
   rows = {row.name: row for row in btdnet_ablation.ROWS}
   ablation = Ablation(config)
-  ablation._first = SegmentationTask.open(config)
   widths = {name: ablation._width(rows[name]) for name in ("base", "bsc", "t_btd", "d_mols", "all")}
   sizes = {name: ablation._parameters(rows[name], width) for name, width in widths.items()}
   # Those of the model itself, counted apart.

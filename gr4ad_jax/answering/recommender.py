@@ -67,7 +67,7 @@ class Recommender:
     self._trends, self._neighbors = features
     fixed = FixedAds(codes_NT, ads.price, ads.created)
     self._builder = ContextBuilder(config.data, *features, fixed, inputs.load_promotions(config))
-    self._row = {str(ad): row for row, ad in enumerate(ads.ad_id)}
+    self._row = ads.row_of
 
   @classmethod
   def load(

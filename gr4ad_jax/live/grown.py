@@ -38,7 +38,7 @@ class GrownLog:
     self._inputs = inputs
     self._gap = gap_seconds
     ads = inputs.dataset.ads
-    self._row = {str(ad_id): row for row, ad_id in enumerate(ads.ad_id)}
+    self._row = ads.row_of
     self._depth = {name: depth for depth, name in enumerate(inputs.dataset.behaviors)}
     self._events: list[Mapping[str, Any]] = []
     self.offset = 0

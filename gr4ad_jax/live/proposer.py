@@ -225,7 +225,7 @@ def calibration(
     pairs; expected and taken, numbers of purchases; ratio, the one over the other; log_loss, nats a
     pair; expected_value and value, money. Empty where nothing of it is known.
   """
-  row = {str(ad_id): at for at, ad_id in enumerate(inputs.dataset.ads.ad_id)}
+  row = inputs.dataset.ads.row_of
   shown = [[row.get(entry["ad"], -1) for entry in answer["list"]] for answer in answers]
   width = max(map(len, shown), default=0)
   if not width:

@@ -220,5 +220,4 @@ def matched(
 
 def _rows(old: AdTable, ads: AdTable) -> np.ndarray:
   """Row of each ad in an older table, [N]; -1 where that has no ad of its id."""
-  row = {str(ad): n for n, ad in enumerate(old.ad_id)}
-  return np.array([row.get(str(ad), -1) for ad in ads.ad_id], np.int64)
+  return np.array([old.row_of.get(str(ad), -1) for ad in ads.ad_id], np.int64)

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from gr4ad_jax.config import Config, ConfigError, PreferenceConfig, with_knobs
+from gr4ad_jax.config import Config, PreferenceConfig, with_knobs
 from gr4ad_jax.evaluation import report_tables
 from gr4ad_jax.ranking import list_cache, seen_ads
 from gr4ad_jax.requests.inputs import Inputs
 from gr4ad_jax.requests.request_task import RequestTask
 from gr4ad_jax.runs import run
 from gr4ad_jax.studies import ablation_table
+from gr4ad_jax.studies import rows as rows_lib
 from gr4ad_jax.studies.runner import Runner, Train
 from gr4ad_jax.training.loop import FitResult
 from gr4ad_jax.value import reward_run, rewards
@@ -104,12 +105,7 @@ def choose_rows(names: Iterable[str]) -> tuple[Row, ...]:
   """Rows by name, in the table's order; VSL, from which the others start, is always there.
   Raises ConfigError.
   """
-  names = set(names) | {VSL}
-  unknown = names - {row.name for row in ROWS}
-  if unknown:
-    known = ", ".join(row.name for row in ROWS)
-    raise ConfigError(f"--rows={sorted(unknown)[0]} is not allowed: any of {known}")
-  return tuple(row for row in ROWS if row.name in names)
+  return rows_lib.chosen(ROWS, names, VSL)
 
 
 class Ablation:

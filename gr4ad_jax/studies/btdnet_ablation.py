@@ -6,6 +6,7 @@ with is not counted, as it is used in training alone.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -34,6 +35,7 @@ from gr4ad_jax.segmentation.metrics import Counts
 from gr4ad_jax.segmentation.predict import Predictor
 from gr4ad_jax.segmentation.task import SegmentationTask, fresh
 from gr4ad_jax.studies import btdnet_table
+from gr4ad_jax.studies import rows as rows_lib
 from gr4ad_jax.training.loop import FitResult
 
 SPLIT = "test"
@@ -86,12 +88,7 @@ def choose_rows(names: Iterable[str]) -> tuple[Row, ...]:
   """Rows by name, in the table's order; the base, which all are compared with, is always there.
   Raises ConfigError.
   """
-  names = set(names) | {BASE}
-  unknown = names - {row.name for row in ROWS}
-  if unknown:
-    known = ", ".join(row.name for row in ROWS)
-    raise ConfigError(f"--rows={sorted(unknown)[0]} is not allowed: any of {known}")
-  return tuple(row for row in ROWS if row.name in names)
+  return rows_lib.chosen(ROWS, names, BASE)
 
 
 class Ablation:
@@ -120,6 +117,11 @@ class Ablation:
     self._told = told
     self._counted: dict[tuple, int] = {}
 
+  @functools.cached_property
+  def _first(self) -> SegmentationTask:
+    """Whose data and vocabulary are those of every row."""
+    return SegmentationTask.open(self._config)
+
   def run(self) -> dict:
     """Runs all rows of a seed, then those of the next; writes ablation.json and ablation.md.
 
@@ -131,8 +133,7 @@ class Ablation:
       ConfigError, DataError: settings or data that a row would refuse, or a run of other settings
         in its place; before anything is trained.
     """
-    # Any row's data and vocabulary are those of all.
-    self._first = first = SegmentationTask.open(self._config)
+    first = self._first
     self._told("matching the rows' parameters")
     widths = {row.name: self._width(row) for row in self._rows}
     configs = {

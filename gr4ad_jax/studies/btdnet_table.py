@@ -1,6 +1,7 @@
 """The table of BTDNet's ablation: rows beside the base, by what makes sentences and scenes hard."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -42,25 +43,22 @@ def results(data: Referring, rows: Mapping[str, Seeds]) -> dict:
   groups = {WHOLE: np.ones(len(data), bool), PLACED_KINDS: np.isin(data.kind, PLACED)}
   groups |= report.groups(data)
   groups = {name: rows_L for name, rows_L in groups.items() if rows_L.any()}
-  base = next(iter(rows.values()))
+  first = next(iter(rows))
   found: dict = {"rows": {}, "steps": {}, "controls": {}, "by_seed": {}}
   for group, rows_L in groups.items():
-    image = data.row[rows_L]
+    # Most rows have the base's seeds, and it is drawn once for all of these.
+    drawn = functools.cache(functools.partial(_drawn, rows, rows_L, data.row[rows_L]))
     for name, seeds in rows.items():
-      own = _ratios([one[RUN].take(rows_L) for one in seeds.values()])
-      samples = resample(list(own.values()), image)
-      found["rows"].setdefault(name, {})[group] = _told(own, samples)
-      if seeds is base:
+      own, samples_SF = drawn(name, tuple(sorted(seeds)))
+      found["rows"].setdefault(name, {})[group] = _told(own, samples_SF)
+      if name == first:
         continue
-      common = sorted(set(seeds) & set(base))
-      ours, theirs = (
-        _ratios([one[seed][RUN].take(rows_L) for seed in common]) for one in (seeds, base)
-      )
+      common = tuple(sorted(set(seeds) & set(rows[first])))
       # The same images are drawn for both, so a difference is taken draw by draw.
-      drawn = [resample(list(one.values()), image) for one in (ours, theirs)]
+      (ours, our_SF), (theirs, their_SF) = (drawn(one, common) for one in (name, first))
       found["steps"].setdefault(name, {})[group] = {
         metric: dataclasses.asdict(
-          interval(ours[metric].value - theirs[metric].value, drawn[0][:, m] - drawn[1][:, m])
+          interval(ours[metric].value - theirs[metric].value, our_SF[:, m] - their_SF[:, m])
         )
         for m, metric in enumerate(SHOWN)
       }
@@ -77,6 +75,14 @@ def results(data: Referring, rows: Mapping[str, Seeds]) -> dict:
       str(seed): _ratios([one[RUN]])["oIoU"].value for seed, one in seeds.items()
     }
   return found | {"sentences": {name: int(rows_L.sum()) for name, rows_L in groups.items()}}
+
+
+def _drawn(
+  rows: Mapping[str, Seeds], rows_L: np.ndarray, image: np.ndarray, name: str, seeds: Sequence[int]
+) -> tuple[dict[str, Ratio], np.ndarray]:
+  """SHOWN of a row's seeds on some sentences, whose images are given, and their samples [S, F]."""
+  found = _ratios([rows[name][seed][RUN].take(rows_L) for seed in seeds])
+  return found, resample(list(found.values()), image)
 
 
 def _ratios(seeds: Sequence[Counts]) -> dict[str, Ratio]:
